@@ -1,0 +1,1 @@
+"""The guard's decisions: pure, synchronous, without I/O or a clock."""

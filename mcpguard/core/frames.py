@@ -1,0 +1,443 @@
+"""Bytes to JSON-RPC messages, strictly.
+
+The guard must never judge one message while the server runs another. So a line is understood the one way that every JSON
+parser shares, or it is refused: no key that two parsers would read differently (repeated, differing in case alone, or cut
+at a U+0000), no encoding that one repairs and another rejects, no second value on a line.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from json.scanner import make_scanner as _make_scanner
+from typing import Final, NamedTuple
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+INVALID_PARAMS: Final = -32602
+"""Codes of JSON-RPC 2.0, section 5.1."""
+
+MAX_DEPTH: Final = 512
+"""Arrays and objects within one another. Deeper lines are refused: they could exhaust a recursive parser's stack."""
+
+MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
+"""The longest line accepted from a client by default; TypeScript SDK servers close the connection on a longer one."""
+
+TOOLS_CALL: Final = "tools/call"
+"""The one method of MCP that invokes a tool."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """One message from the client that strict parsing understood.
+
+    Attributes:
+        raw: The bytes to forward, without a newline at the end.
+        method: None for a response.
+        id: The request's id as JSON text (`7`, `"a"`); None for a notification or a response.
+        params: As parsed; None if absent.
+    """
+
+    raw: bytes
+    method: str | None
+    id: str | None
+    params: object
+
+    @property
+    def is_call(self) -> bool:
+        """Whether this is a `tools/call`; its `params` are then an object with a `name` that is text."""
+        return self.method == TOOLS_CALL
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A line, or a member of a batch, that must not reach the server.
+
+    Attributes:
+        code: The JSON-RPC error code.
+        message: What is wrong with it, without quoting it.
+        id: The id to answer with as JSON text, `null` if it has none that can be told.
+        answered: Whether it is answered at all; responses and notifications are not.
+        tool: The tool's name if it was a call that named one.
+    """
+
+    code: int
+    message: str
+    id: str = "null"
+    answered: bool = True
+    tool: str | None = None
+
+
+class LongInteger(str):
+    """An integer with more digits than Python converts (4,300), kept as its text."""
+
+    __slots__ = ()
+
+
+class _Repeated(dict[str, object]):
+    """An object in which a key came twice: the last value, as most parsers have it, and the key."""
+
+    __slots__ = ("key",)
+    key: str
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    plain = dict(pairs)
+    if len(plain) == len(pairs):
+        return plain
+    repeated = _Repeated(plain)
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            repeated.key = key
+            break
+        seen.add(key)
+    return repeated
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int | LongInteger:
+    try:
+        return int(digits)
+    except ValueError:
+        return LongInteger(digits)
+
+
+_scan = _make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant))
+# A hook for integers costs a call each, so it is used only where the line above has met one that is too long.
+_scan_long = _make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer))
+_space = re.compile(r"[ \t\n\r]*").match
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+_RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
+_RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
+
+
+def parse(line: bytes) -> Sequence[Frame | Refusal]:
+    """Judge one line from the client.
+
+    Args:
+        line: The line without its newline; not blank.
+
+    Returns:
+        One element, or for a batch one for each member, in order.
+    """
+    try:
+        text = line.decode()
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+            return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
+        value, end = _value(text, _end_of_space(text, 0))
+        if _end_of_space(text, end) != len(text):
+            return (Refusal(PARSE_ERROR, "more than one JSON value on a line"),)
+    except UnicodeDecodeError:
+        return (Refusal(PARSE_ERROR, "not valid UTF-8"),)
+    except ValueError:
+        return (Refusal(PARSE_ERROR, "not valid JSON"),)
+    if isinstance(value, dict):
+        return (_judge(value, line),)
+    if not isinstance(value, list):
+        return (Refusal(INVALID_REQUEST, "neither an object nor a batch"),)
+    if not value:
+        return (Refusal(INVALID_REQUEST, "an empty batch"),)
+    return [
+        _judge(member, raw.encode()) if isinstance(member, dict) else Refusal(INVALID_REQUEST, "a batch of other than objects")
+        for member, raw in zip(value, _members(text), strict=True)
+    ]
+
+
+def _end_of_space(text: str, start: int) -> int:
+    match = _space(text, start)
+    return match.end() if match else start
+
+
+def _value(text: str, start: int) -> tuple[object, int]:
+    """The JSON value at `start`, and where it ends.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return _scan(text, start)
+    except StopIteration as end:
+        raise ValueError("no value") from end
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        pass  # NaN and its kin, or an integer of too many digits: the second scan tells which
+    try:
+        return _scan_long(text, start)
+    except StopIteration as end:
+        raise ValueError("no value") from end
+
+
+def _members(text: str) -> Iterator[str]:
+    """The text of each member of a non-empty batch that has been parsed already."""
+    position = text.index("[") + 1
+    while True:
+        start = _end_of_space(text, position)
+        end = _value(text, start)[1]
+        yield text[start:end]
+        position = _end_of_space(text, end)
+        if text[position] == "]":
+            return
+        position += 1
+
+
+def _depth(line: bytes) -> int:
+    deepest = depth = 0
+    for match in _BRACKETS.finditer(line):
+        token = match.group()
+        if token in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
+    """One JSON object, as a message or a refusal."""
+    method = message.get("method")
+    request_id = None
+    if "id" in message:
+        request_id = _id_text(message["id"])
+    fault = _fault_in_keys(message, _RESERVED)
+    if fault:
+        if isinstance(message, _Repeated) and message.key == "id":
+            request_id = None
+        return _refuse(message, INVALID_REQUEST, fault, request_id)
+    if method is None:
+        request_id = None
+    elif not isinstance(method, str):
+        return _refuse(message, INVALID_REQUEST, "a method that is not a string", request_id)
+    elif "\0" in method:
+        return _refuse(message, INVALID_REQUEST, "U+0000 in the method", request_id)
+    elif request_id is None and "id" in message:
+        return _refuse(message, INVALID_REQUEST, "an id that is neither a string nor an integer", None)
+    params = message.get("params")
+    if isinstance(params, dict):
+        fault = _fault_in_keys(params, _RESERVED_PARAMS)
+        if fault:
+            return _refuse(message, INVALID_PARAMS, f"{fault} in params", request_id)
+    if method == TOOLS_CALL:
+        if request_id is None:
+            return _refuse(message, INVALID_REQUEST, "a tools/call without an id", None)
+        fault = _fault_in_name(params)
+        if fault:
+            return _refuse(message, INVALID_PARAMS, fault, request_id)
+    return Frame(one_line_for_all(raw), method, request_id, params)
+
+
+def _refuse(message: dict[str, object], code: int, fault: str, request_id: str | None) -> Refusal:
+    params = message.get("params")
+    name = params.get("name") if isinstance(params, dict) else None
+    return Refusal(
+        code,
+        fault,
+        "null" if request_id is None else request_id,
+        answered=message.get("method") is not None and "id" in message,
+        tool=name if isinstance(name, str) and message.get("method") == TOOLS_CALL else None,
+    )
+
+
+def _id_text(value: object) -> str | None:
+    """A request's id as JSON text; None if it is neither a string nor an integer."""
+    if type(value) is int or type(value) is LongInteger:
+        return str(value)
+    if type(value) is str:
+        return json.dumps(value)
+    return None
+
+
+def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | None:
+    """What could make two parsers read these keys differently; None if nothing could."""
+    if isinstance(obj, _Repeated):
+        return "a key that comes twice"
+    if obj.keys() <= reserved:
+        return None
+    folded_reserved = {key.casefold() for key in reserved}
+    seen = set()
+    for key in obj:
+        if "\0" in key:
+            return "U+0000 in a key"
+        folded = key.casefold()
+        if folded in seen:
+            return "two keys that differ in case alone"
+        if folded in folded_reserved and key not in reserved:
+            return "a key that is a reserved one in other letters"
+        seen.add(folded)
+    return None
+
+
+def _fault_in_name(params: object) -> str | None:
+    name = params.get("name") if isinstance(params, dict) else None
+    if not isinstance(name, str) or isinstance(name, LongInteger):
+        return "a tools/call whose name is not a string"
+    if "\0" in name:
+        return "U+0000 in the tool's name"
+    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+        return "a lone surrogate in the tool's name"
+    return None
+
+
+def one_line_for_all(raw: bytes) -> bytes:
+    r"""The same JSON value in bytes that no line splitter would take for more than one line.
+
+    A raw CR, which strict JSON has between tokens only, becomes a space; raw U+0085, U+2028 and U+2029, which it has in
+    strings only, become escapes. Python SDK servers split their input at a lone CR, Node's `readline` at U+2028, Python's
+    `splitlines` at all four.
+
+    >>> one_line_for_all('["\u2028"]\r'.encode())
+    b'["\\u2028"] '
+    """
+    if b"\r" in raw:
+        raw = raw.replace(b"\r", b" ")
+    if raw.isascii():
+        return raw
+    for char in ("\u0085", "\u2028", "\u2029"):
+        raw = raw.replace(char.encode(), b"\\u%04x" % ord(char))
+    return raw
+
+
+class LineSplitter:
+    """Cuts a stream into lines, discarding one that is too long as it streams in.
+
+    Args:
+        max_frame_bytes: The longest line, without its newline.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max = max_frame_bytes
+        self._parts: list[bytes] = []
+        self._held = 0
+
+    def feed(self, chunk: bytes) -> list[bytes | Refusal]:
+        """The lines that `chunk` completes, without newlines; a `Refusal` stands for a line that was too long."""
+        *complete, rest = chunk.split(b"\n")
+        lines = [self._end(line) for line in complete]
+        self._hold(rest)
+        return [line for line in lines if line]
+
+    def finish(self) -> list[bytes | Refusal]:
+        """The unterminated last line, if there is one; the stream has ended."""
+        line = self._end(b"")
+        return [line] if line else []
+
+    def _hold(self, part: bytes) -> None:
+        self._held += len(part)
+        if self._held > self._max:
+            self._parts.clear()
+        elif part:
+            self._parts.append(part)
+
+    def _end(self, last: bytes) -> bytes | Refusal:
+        if self._held or len(last) > self._max:
+            self._hold(last)
+            line = b"".join(self._parts)
+            too_long = self._held > self._max
+            self._parts.clear()
+            self._held = 0
+            if too_long:
+                return Refusal(PARSE_ERROR, f"longer than {self._max} bytes")
+        else:
+            line = last
+        return line if line.strip(b" \t\r") else b""
+
+
+class Answer(NamedTuple):
+    """A server's response to a request.
+
+    Attributes:
+        id: The request's id as JSON text.
+        outcome: `ok`, `tool_error`, `rpc_error`, or `unparsed` if it was too large to tell.
+        asks: For a result of type `input_required`, what the retry will carry; else None.
+    """
+
+    id: str
+    outcome: str
+    asks: "Asks | None" = None
+
+
+class Asks(NamedTuple):
+    """What a server asks for before it goes on with a call.
+
+    Attributes:
+        state: The `requestState` that the retry has to carry; None if there is none.
+        inputs: The keys of `inputRequests`.
+    """
+
+    state: str | None
+    inputs: frozenset[str]
+
+
+_ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
+# The two orders in which the SDKs of today write a response. Each matches at one place of the object's own level only.
+_ID_FIRST = re.compile(rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
+_RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
+_ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
+_IS_ERROR = re.compile(rb'(?<!\\)"isError"\s*:\s*true')
+
+_LOOK_BYTES: Final = 64 * 1024
+MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
+"""Larger answers are looked at from both ends only."""
+
+
+def read_answer(frame: bytes) -> Answer | None:
+    """What one line from the server answers.
+
+    Args:
+        frame: The whole line; of one over `MAX_PARSED_ANSWER_BYTES` its beginning and end will do.
+
+    Returns:
+        None for a request, a notification, or what is not a response at all.
+    """
+    found = _shape(frame)
+    whole = len(frame) <= MAX_PARSED_ANSWER_BYTES
+    if found:
+        request_id, kind = found
+        if kind == b"error":
+            return Answer(request_id, "rpc_error")
+        # Telling words without quotes: a key or value that is spelled with escapes is caught by the parser, if at all
+        if b'"input_required"' not in frame and not _IS_ERROR.search(frame):
+            return Answer(request_id, "ok" if whole else "unparsed")
+        if not whole:
+            return Answer(request_id, "unparsed")
+    elif not whole or b'"id"' not in frame:
+        return None
+    try:
+        message = json.loads(frame)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or message.get("method") is not None:
+        return None
+    answer_id = _id_text(message.get("id"))
+    return None if answer_id is None else _answer(answer_id, message)
+
+
+def _shape(frame: bytes) -> tuple[str, bytes] | None:
+    match = _ID_FIRST.match(frame)
+    if match:
+        return match[1].decode(), match[2]
+    first = _RESULT_FIRST.match(frame)
+    last = _ID_LAST.search(frame, max(0, len(frame) - 512)) if first else None
+    return (last[1].decode(), first[1]) if first and last else None
+
+
+def _answer(request_id: str, message: dict[str, object]) -> Answer:
+    if message.get("error") is not None:
+        return Answer(request_id, "rpc_error")
+    result = message.get("result")
+    if not isinstance(result, dict):
+        return Answer(request_id, "ok")
+    asks = None
+    if result.get("resultType") == "input_required":
+        state, inputs = result.get("requestState"), result.get("inputRequests")
+        asks = Asks(
+            state if isinstance(state, str) else None,
+            frozenset(inputs) if isinstance(inputs, dict) else frozenset(),
+        )
+    return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", asks)
