@@ -9,8 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from json.scanner import make_scanner as _make_scanner
-from typing import Final, NamedTuple
+from typing import Final
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -106,9 +105,9 @@ def _integer(digits: str) -> int | LongInteger:
         return LongInteger(digits)
 
 
-_scan = _make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant))
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).raw_decode
 # A hook for integers costs a call each, so it is used only where the line above has met one that is too long.
-_scan_long = _make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer))
+_decode_long = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer).raw_decode
 _space = re.compile(r"[ \t\n\r]*").match
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
@@ -144,7 +143,9 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     if not value:
         return (Refusal(INVALID_REQUEST, "an empty batch"),)
     return [
-        _judge(member, raw.encode()) if isinstance(member, dict) else Refusal(INVALID_REQUEST, "a batch of other than objects")
+        _judge(member, raw.encode())
+        if isinstance(member, dict)
+        else Refusal(INVALID_REQUEST, "a batch of other than objects")
         for member, raw in zip(value, _members(text), strict=True)
     ]
 
@@ -161,17 +162,11 @@ def _value(text: str, start: int) -> tuple[object, int]:
         ValueError: There is none.
     """
     try:
-        return _scan(text, start)
-    except StopIteration as end:
-        raise ValueError("no value") from end
+        return _decode(text, start)
     except json.JSONDecodeError:
         raise
-    except ValueError:
-        pass  # NaN and its kin, or an integer of too many digits: the second scan tells which
-    try:
-        return _scan_long(text, start)
-    except StopIteration as end:
-        raise ValueError("no value") from end
+    except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
+        return _decode_long(text, start)
 
 
 def _members(text: str) -> Iterator[str]:
@@ -201,15 +196,12 @@ def _depth(line: bytes) -> int:
 
 def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     """One JSON object, as a message or a refusal."""
-    method = message.get("method")
-    request_id = None
-    if "id" in message:
-        request_id = _id_text(message["id"])
+    method, params = message.get("method"), message.get("params")
+    request_id = id_text(message["id"]) if "id" in message else None
     fault = _fault_in_keys(message, _RESERVED)
     if fault:
-        if isinstance(message, _Repeated) and message.key == "id":
-            request_id = None
-        return _refuse(message, INVALID_REQUEST, fault, request_id)
+        told = None if isinstance(message, _Repeated) and message.key == "id" else request_id
+        return _refuse(message, INVALID_REQUEST, fault, told)
     if method is None:
         request_id = None
     elif not isinstance(method, str):
@@ -218,17 +210,11 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         return _refuse(message, INVALID_REQUEST, "U+0000 in the method", request_id)
     elif request_id is None and "id" in message:
         return _refuse(message, INVALID_REQUEST, "an id that is neither a string nor an integer", None)
-    params = message.get("params")
-    if isinstance(params, dict):
-        fault = _fault_in_keys(params, _RESERVED_PARAMS)
-        if fault:
-            return _refuse(message, INVALID_PARAMS, f"{fault} in params", request_id)
-    if method == TOOLS_CALL:
-        if request_id is None:
-            return _refuse(message, INVALID_REQUEST, "a tools/call without an id", None)
-        fault = _fault_in_name(params)
-        if fault:
-            return _refuse(message, INVALID_PARAMS, fault, request_id)
+    elif request_id is None and method == TOOLS_CALL:
+        return _refuse(message, INVALID_REQUEST, "a tools/call without an id", None)
+    fault = _fault_in_params(method, params)
+    if fault:
+        return _refuse(message, INVALID_PARAMS, fault, request_id)
     return Frame(one_line_for_all(raw), method, request_id, params)
 
 
@@ -244,7 +230,7 @@ def _refuse(message: dict[str, object], code: int, fault: str, request_id: str |
     )
 
 
-def _id_text(value: object) -> str | None:
+def id_text(value: object) -> str | None:
     """A request's id as JSON text; None if it is neither a string nor an integer."""
     if type(value) is int or type(value) is LongInteger:
         return str(value)
@@ -273,9 +259,15 @@ def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | No
     return None
 
 
-def _fault_in_name(params: object) -> str | None:
+def _fault_in_params(method: str | None, params: object) -> str | None:
+    if isinstance(params, dict):
+        fault = _fault_in_keys(params, _RESERVED_PARAMS)
+        if fault:
+            return f"{fault} in params"
+    if method != TOOLS_CALL:
+        return None
     name = params.get("name") if isinstance(params, dict) else None
-    if not isinstance(name, str) or isinstance(name, LongInteger):
+    if type(name) is not str:
         return "a tools/call whose name is not a string"
     if "\0" in name:
         return "U+0000 in the tool's name"
@@ -346,98 +338,3 @@ class LineSplitter:
         else:
             line = last
         return line if line.strip(b" \t\r") else b""
-
-
-class Answer(NamedTuple):
-    """A server's response to a request.
-
-    Attributes:
-        id: The request's id as JSON text.
-        outcome: `ok`, `tool_error`, `rpc_error`, or `unparsed` if it was too large to tell.
-        asks: For a result of type `input_required`, what the retry will carry; else None.
-    """
-
-    id: str
-    outcome: str
-    asks: "Asks | None" = None
-
-
-class Asks(NamedTuple):
-    """What a server asks for before it goes on with a call.
-
-    Attributes:
-        state: The `requestState` that the retry has to carry; None if there is none.
-        inputs: The keys of `inputRequests`.
-    """
-
-    state: str | None
-    inputs: frozenset[str]
-
-
-_ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
-# The two orders in which the SDKs of today write a response. Each matches at one place of the object's own level only.
-_ID_FIRST = re.compile(rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
-_RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
-_ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
-_IS_ERROR = re.compile(rb'(?<!\\)"isError"\s*:\s*true')
-
-_LOOK_BYTES: Final = 64 * 1024
-MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
-"""Larger answers are looked at from both ends only."""
-
-
-def read_answer(frame: bytes) -> Answer | None:
-    """What one line from the server answers.
-
-    Args:
-        frame: The whole line; of one over `MAX_PARSED_ANSWER_BYTES` its beginning and end will do.
-
-    Returns:
-        None for a request, a notification, or what is not a response at all.
-    """
-    found = _shape(frame)
-    whole = len(frame) <= MAX_PARSED_ANSWER_BYTES
-    if found:
-        request_id, kind = found
-        if kind == b"error":
-            return Answer(request_id, "rpc_error")
-        # Telling words without quotes: a key or value that is spelled with escapes is caught by the parser, if at all
-        if b'"input_required"' not in frame and not _IS_ERROR.search(frame):
-            return Answer(request_id, "ok" if whole else "unparsed")
-        if not whole:
-            return Answer(request_id, "unparsed")
-    elif not whole or b'"id"' not in frame:
-        return None
-    try:
-        message = json.loads(frame)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(message, dict) or message.get("method") is not None:
-        return None
-    answer_id = _id_text(message.get("id"))
-    return None if answer_id is None else _answer(answer_id, message)
-
-
-def _shape(frame: bytes) -> tuple[str, bytes] | None:
-    match = _ID_FIRST.match(frame)
-    if match:
-        return match[1].decode(), match[2]
-    first = _RESULT_FIRST.match(frame)
-    last = _ID_LAST.search(frame, max(0, len(frame) - 512)) if first else None
-    return (last[1].decode(), first[1]) if first and last else None
-
-
-def _answer(request_id: str, message: dict[str, object]) -> Answer:
-    if message.get("error") is not None:
-        return Answer(request_id, "rpc_error")
-    result = message.get("result")
-    if not isinstance(result, dict):
-        return Answer(request_id, "ok")
-    asks = None
-    if result.get("resultType") == "input_required":
-        state, inputs = result.get("requestState"), result.get("inputRequests")
-        asks = Asks(
-            state if isinstance(state, str) else None,
-            frozenset(inputs) if isinstance(inputs, dict) else frozenset(),
-        )
-    return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", asks)

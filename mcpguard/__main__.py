@@ -1,0 +1,5 @@
+"""`python -m mcpguard`."""
+
+from mcpguard.cli import main
+
+main()

@@ -1,0 +1,294 @@
+"""Files and settings: where they lie, what they may say, and the policy file as it changes under a running wrapper."""
+
+import os
+import re
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from mcpguard.core.frames import MAX_FRAME_BYTES
+from mcpguard.core.policy import Policy
+from mcpguard.core.policy_parse import STARTER, UNIT_SECONDS, parse
+from mcpguard.errors import ConfigError, PolicyError
+
+SETTLING_NS: Final = 50_000_000
+"""A file younger than this is read again at the next call: two edits can fall into one tick of the file system's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `config.toml`, the environment and the options come to.
+
+    Attributes:
+        policy: The policy file.
+        policy_named: Whether somebody named it: then it must exist.
+        store: The store's URL.
+        namespace: Counters and audit are per namespace.
+        timeout_ms: How long a call waits for the store.
+        on_unavailable: `local`, `deny` or `allow`.
+        durability: `normal` or `full`.
+        user: The configured user; None for the account's.
+        agent: The configured agent; None if there is none.
+        denials: `error` or `result`.
+        arguments: `hash`, `none` or `full`.
+    """
+
+    policy: Path
+    policy_named: bool
+    store: str
+    namespace: str = "default"
+    timeout_ms: int = 250
+    on_unavailable: str = "local"
+    durability: str = "normal"
+    user: str | None = None
+    agent: str | None = None
+    trust_client_info: bool = True
+    trust_meta: bool = False
+    denials: str = "error"
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    keep_us: int = 30 * 86400 * 1_000_000
+    max_mb: int = 256
+    arguments: str = "hash"
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The store's file.
+
+        Raises:
+            ConfigError: The store is not a file.
+        """
+        match = re.fullmatch(r"sqlite://(/.+)", self.store)
+        if not match:
+            raise ConfigError(
+                f"store: {self.store.split('@')[-1]!r} is not a store", 'url = "sqlite:///absolute/path.db"'
+            )
+        path = unquote(match[1])
+        return Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path)
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where the account's files are: `config` has what people edit, `state` what the program keeps."""
+
+    config: Path
+    state: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Settings of this machine."""
+        return self.config / "config.toml"
+
+    @property
+    def policy_file(self) -> Path:
+        """The policy."""
+        return self.config / "policy.toml"
+
+    @property
+    def database(self) -> Path:
+        """Counters and audit."""
+        return self.state / "mcpguard.db"
+
+
+def folders(environ: Mapping[str, str]) -> Folders:
+    """The account's places, or all in the one folder that `MCPGUARD_HOME` names.
+
+    XDG variables do not count: MCP clients do not pass them on, and one account must have one policy.
+    """
+    home = environ.get("MCPGUARD_HOME")
+    if home:
+        place = Path(home).expanduser().absolute()
+        return Folders(place, place)
+    from platformdirs import PlatformDirs
+
+    hidden = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("XDG_")}
+    try:
+        places = PlatformDirs("mcpguard", appauthor=False)
+        return Folders(Path(places.user_config_dir), Path(places.user_state_dir))
+    finally:
+        os.environ.update(hidden)
+
+
+_TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "": ("denials", "max_frame_bytes"),
+    "store": ("url", "namespace", "timeout_ms", "on_unavailable", "durability"),
+    "identity": ("user", "agent", "trust_client_info", "trust_meta"),
+    "audit": ("keep", "max_mb", "arguments"),
+}
+_CHOICES: Final = {
+    "denials": ("error", "result"),
+    "on_unavailable": ("local", "deny", "allow"),
+    "durability": ("normal", "full"),
+    "arguments": ("hash", "none", "full"),
+}
+_RANGES: Final = {"timeout_ms": (1, 60_000), "max_mb": (1, 1_000_000), "max_frame_bytes": (1024, 1 << 30)}
+
+
+def load(environ: Mapping[str, str], **options: str | None) -> Settings:
+    """Settings from options, the environment and `config.toml`, the first that has one.
+
+    Args:
+        environ: The environment.
+        options: `config`, `policy`, `store`, `user`, `agent`, `denials`, as the command line has them.
+
+    Raises:
+        ConfigError: One of them cannot be.
+    """
+    places = folders(environ)
+    named = options.get("config") or environ.get("MCPGUARD_CONFIG")
+    file = Path(named).expanduser().absolute() if named else places.config_file
+    values = _read(file, must_exist=bool(named))
+    for key in ("store", "user", "agent", "denials", "policy", "namespace"):
+        given = options.get(key) or environ.get(f"MCPGUARD_{key.upper()}")
+        if given:
+            values[key] = given
+    if values.get("denials") not in (None, *_CHOICES["denials"]):
+        raise ConfigError(f"denials: {values['denials']!r} is neither", "error or result")
+    policy = values.pop("policy", None)
+    return Settings(
+        policy=Path(str(policy)).expanduser().absolute() if policy else places.policy_file,
+        policy_named=policy is not None,
+        **({"store": f"sqlite://{places.database.as_posix()}"} | values),  # type: ignore[arg-type]
+    )
+
+
+def _read(file: Path, *, must_exist: bool) -> dict[str, object]:
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it is a file in TOML") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}", "text stands in quotes, tables in [brackets]") from error
+    values: dict[str, object] = {}
+    for name, known in _TABLES.items():
+        table = data.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
+        for key, value in table.items():
+            where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
+            if key not in known:
+                raise ConfigError(f"{where}: unknown setting", _nearest(key, known))
+            values |= _setting(key, value, where)
+    for key in data:
+        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*_TABLES, *_TABLES[""]]))
+    return values
+
+
+def _setting(key: str, value: object, where: str) -> dict[str, object]:
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise ConfigError(
+            f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", _nearest(str(value), _CHOICES[key])
+        )
+    if key in _RANGES:
+        low, high = _RANGES[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"{key} = {low * 2}")
+    elif key.startswith("trust_"):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
+    elif not isinstance(value, str) or not value:
+        raise ConfigError(f"{where}: {value!r} is not text", f'{key} = "…"')
+    if key == "keep":
+        return {"keep_us": span_us(str(value), where=where)}
+    return {"store" if key == "url" else key: value}
+
+
+def span_us(text: str, *, where: str) -> int:
+    """A span of time such as `30d` in microseconds.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if not match or not int(match[1]):
+        raise ConfigError(f"{where}: {text!r} is not a span of time", "a number and one of s m h d w: 30d")
+    return int(match[1]) * UNIT_SECONDS[match[2]] * 1_000_000
+
+
+def _nearest(word: str, known: "tuple[str, ...] | list[str]") -> str:
+    import difflib  # on the way to an error only
+
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else f"known: {' '.join(key for key in known if key)}"
+
+
+def account() -> str:
+    """The name of the account that we run under; empty if the system has none."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""
+
+
+class PolicyFile:
+    """The policy file, followed while it changes.
+
+    Args:
+        path: The file.
+        named: Whether somebody named it. Then it must exist; else the starter policy is in force until it does.
+        observe: Report only, whatever it says.
+    """
+
+    def __init__(self, path: Path, *, named: bool = False, observe: bool = False) -> None:
+        self.path = path
+        self.is_starter = False
+        self._named = named
+        self._observe = observe
+        self._stamp: tuple[int, ...] | None = None
+        self._settled = False
+        self._content: bytes | str | None = None
+        self._existed = False
+
+    def begin(self) -> Policy | PolicyError:
+        """The policy to start with; an error if there is none, which closes every tool until it is mended."""
+        self._look()
+        return self._understand()
+
+    def poll(self) -> Policy | PolicyError | None:
+        """What is new since the last look: a policy, or why the file's new content cannot be taken up. Usually None."""
+        before = self._content
+        return self._understand() if self._look() and self._content != before else None
+
+    def _look(self) -> bool:
+        """Read the file if it may have changed; whether it was read."""
+        try:
+            stat = os.stat(self.path)  # noqa: PTH116 - on every call's path, and twice as quick
+        except OSError:
+            changed = self._stamp is not None
+            self._stamp, self._content = None, None
+            return changed
+        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if stamp == self._stamp and self._settled:
+            return False
+        self._stamp = stamp
+        self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
+        self._existed = True
+        try:
+            self._content = self.path.read_bytes()
+        except OSError as error:
+            self._content = error.strerror or str(error)
+        return True
+
+    def _understand(self) -> Policy | PolicyError:
+        self.is_starter = self._content is None and not self._named and not self._existed
+        try:
+            if self.is_starter:
+                return parse(STARTER, source="starter policy", observe=self._observe)
+            if self._content is None:
+                return PolicyError(f"{self.path}: no such file", "make one: mcpguard policy init")
+            if isinstance(self._content, str):
+                return PolicyError(f"{self.path}: cannot be read: {self._content}", "a policy is a file in TOML")
+            return parse(self._content.decode(), source=str(self.path), observe=self._observe)
+        except UnicodeDecodeError:
+            return PolicyError(f"{self.path}: line 1: not UTF-8", "a policy is a file in TOML")
+        except PolicyError as error:
+            return error

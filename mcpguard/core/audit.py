@@ -1,0 +1,311 @@
+"""The audit: what a row holds, when equal ones share one, and the forms in which it is shown."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from mcpguard.core.policy import Reported
+from mcpguard.core.verdict import Charge, Verdict
+
+MAX_NAME_BYTES: Final = 256
+"""A longer name is cut in the audit, with a hash in place of the rest."""
+
+STORM_US: Final = 1_000_000
+"""Equal denials within this time share a row."""
+
+_REFUSED: Final = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
+_KEPT: Final = 4096
+
+MEMBERS: Final = (
+    "id", "time", "time_us", "session", "seq", "namespace", "server", "request_id", "user", "user_source", "agent",
+    "agent_source", "email", "roles", "tool", "args_hash", "arguments", "trace_id", "act", "decision", "axis", "rule",
+    "limit", "window", "count", "remaining", "retry_after_ms", "exceeded", "repeats", "reason", "policy", "outcome",
+    "duration_ms",
+)  # fmt: skip
+"""The members of a record, in the order in which they are shown."""
+
+
+class Row(NamedTuple):
+    """What a store keeps of a decision. `context`, `reported` and `detail` are JSON objects as text, many rows alike."""
+
+    time_us: int
+    seq: int
+    decision: str
+    context: str
+    reported: str | None = None
+    request_id: str | None = None
+    args_hash: bytes | None = None
+    trace_id: str | None = None
+    counted: int | None = None
+    remaining: int | None = None
+    retry_after_ms: int | None = None
+    repeats: int | None = None
+    detail: str | None = None
+
+
+class Outcome(NamedTuple):
+    """How a forwarded call ended: `row` is the store's handle on its row."""
+
+    row: int
+    outcome: str
+    duration_us: int
+
+
+@dataclass(slots=True)
+class _Storm:
+    since_us: int
+    audit_id: str
+    waiting: int = 0
+    last: Row | None = None
+
+
+class Journal:
+    """What one session remembers to write its audit: its sequence, its storms of equal denials, and its loops.
+
+    Args:
+        session: 16 hex digits that no other session has.
+    """
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self.seq = 0
+        self.tally: Counter[tuple[str, str]] = Counter()
+        self._storms: dict[tuple[str, str, str | None], _Storm] = {}
+        self._denials: dict[int, int] = {}
+
+    def rows(self, charges: Sequence[Charge], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
+        """The rows to write for charges that were just decided; completes the verdicts.
+
+        Args:
+            charges: What was asked.
+            verdicts: What became of each. `audit_id`, `news` and a denial's `count` are set here.
+            time_us: Wall-clock time.
+        """
+        rows: list[Row] = []
+        for charge, verdict in zip(charges, verdicts, strict=True):
+            self._count(charge, verdict)
+            one = row(charge, verdict, time_us)
+            if verdict.decision in _REFUSED and not self._is_news(one, verdict):
+                continue
+            rows.append(self._numbered(one))
+            verdict.news = True
+            verdict.audit_id = f"{self.session}-{self.seq}"
+            if verdict.decision in _REFUSED:
+                self._storms[one.context, one.decision, one.reported] = _Storm(time_us, verdict.audit_id)
+        if len(self._storms) > _KEPT:
+            rows += self.flush(time_us, all_of_them=True)
+        return rows
+
+    def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
+        """The rows of the storms that have waited for a second, or of all."""
+        rows = []
+        for key, storm in list(self._storms.items()):
+            if not all_of_them and time_us - storm.since_us < STORM_US:
+                continue
+            if storm.last is None:
+                del self._storms[key]
+                continue
+            rows.append(self._numbered(storm.last._replace(time_us=time_us, repeats=storm.waiting)))
+            self._storms[key] = _Storm(time_us, f"{self.session}-{self.seq}")
+        return rows
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are denials that no row tells of yet, or storms to be forgotten."""
+        return bool(self._storms)
+
+    def _numbered(self, row: Row) -> Row:
+        self.seq += 1
+        return row._replace(seq=self.seq)
+
+    def _is_news(self, one: Row, verdict: Verdict) -> bool:
+        storm = self._storms.get((one.context, one.decision, one.reported))
+        if storm is None or (storm.waiting == 0 and one.time_us - storm.since_us >= STORM_US):
+            return True
+        storm.waiting += 1
+        storm.last = one
+        verdict.audit_id = storm.audit_id
+        return False
+
+    def _count(self, charge: Charge, verdict: Verdict) -> None:
+        axis = verdict.reported.axis if verdict.reported and verdict.decision != "allowed" else ""
+        self.tally[verdict.decision, axis] += 1
+        if verdict.decision == "rate_limited":
+            if len(self._denials) > _KEPT:
+                self._denials.clear()
+            refusing = {reported for reported, _ in verdict.exceeded}
+            for limit, reported in zip(charge.plan.limits, charge.plan.reported, strict=True):
+                if reported in refusing and limit.n:
+                    counter = charge.plan.counters[limit.counter].id
+                    self._denials[counter] = self._denials.get(counter, 0) + 1
+                    if reported == verdict.reported and verdict.count is not None:
+                        verdict.count += self._denials[counter]
+        elif self._denials and verdict.decision in {"allowed", "would_deny"}:
+            for counter_of_plan in charge.plan.counters:
+                self._denials.pop(counter_of_plan.id, None)
+
+
+def row(charge: Charge, verdict: Verdict, time_us: int) -> Row:
+    """The row for a charge, without its number in the session."""
+    detail = charge.detail
+    if len(verdict.exceeded) > 1:
+        exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
+        detail = detail | {"exceeded": exceeded}
+    return Row(
+        time_us,
+        0,
+        verdict.decision,
+        charge.context,
+        _fragment(verdict.reported) if verdict.reported else None,
+        charge.request_id,
+        charge.args_hash,
+        charge.trace_id,
+        verdict.count,
+        verdict.remaining,
+        None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us),
+        None,
+        compact(detail) if detail else None,
+    )
+
+
+def _wait(wait_us: int | None) -> dict[str, object]:
+    return {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}
+
+
+def ms_up(us: int) -> int:
+    """Whole milliseconds, rounded up: waiting that long is enough."""
+    return -(-us // 1000)
+
+
+def compact(value: object) -> str:
+    """JSON without spaces, in ASCII."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+@lru_cache(maxsize=512)
+def _fragment(reported: Reported) -> str:
+    return compact(reported.members())
+
+
+def cut(name: str) -> str:
+    """A name as the audit keeps it: whole up to `MAX_NAME_BYTES`, else its beginning and a hash of all of it."""
+    if len(name) <= MAX_NAME_BYTES // 4:
+        return name
+    data = name.encode(errors="surrogatepass")
+    if len(data) <= MAX_NAME_BYTES:
+        return name
+    digest = blake2b(data, digest_size=8).hexdigest()
+    return f"{data[: MAX_NAME_BYTES - 20].decode(errors='ignore')}…#{digest}"
+
+
+def args_hash(arguments: object, key: bytes) -> bytes:
+    """A keyed BLAKE2b of a call's arguments: equal for equal ones, and no way back to them without the key."""
+    text = json.dumps(arguments, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), key=key, digest_size=12).digest()
+
+
+def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:
+    """A row as `audit tail --json` shows it, without the members that do not apply."""
+    context = json.loads(row.context)
+    session = context.get("session", "")
+    values: dict[str, object] = {
+        **context,
+        **(json.loads(row.reported) if row.reported else {}),
+        **(json.loads(row.detail) if row.detail else {}),
+        "id": f"{session}-{row.seq}",
+        "time": rfc3339(row.time_us),
+        "time_us": row.time_us,
+        "seq": row.seq,
+        "request_id": _id_value(row.request_id),
+        "args_hash": row.args_hash.hex() if row.args_hash else None,
+        "decision": row.decision,
+        "count": row.counted,
+        "remaining": row.remaining,
+        "retry_after_ms": row.retry_after_ms,
+        "repeats": row.repeats,
+        "outcome": outcome,
+        "duration_ms": None if duration_us is None else duration_us / 1000,
+    }
+    if "tool" in context:
+        values["trace_id"] = row.trace_id or f"{session}{row.seq:016x}"
+    if row.decision in {"rate_limited", "would_deny", "denied"} and "exceeded" not in values:
+        one = {key: values[key] for key in ("axis", "rule", "limit", "window") if key in values}
+        values["exceeded"] = [one | ({} if row.retry_after_ms is None else {"retry_after_ms": row.retry_after_ms})]
+    return {key: values[key] for key in MEMBERS if values.get(key) is not None}
+
+
+def _id_value(text: str | None) -> object:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # an integer of more digits than Python converts, or one that was cut
+
+
+def rfc3339(time_us: int) -> str:
+    """Wall-clock time in UTC, to the microsecond; exact for any integer that a date can have."""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat().replace("+00:00", "Z")
+
+
+def printable(text: str) -> str:
+    r"""Text without what could steer a terminal: controls, line separators and lone surrogates become escapes.
+
+    >>> printable("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
+    )
+
+
+def _word(value: object) -> str:
+    text = printable(str(value))
+    if text and not any(char in text for char in ' "=\\'):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def line(entry: Mapping[str, object]) -> str:
+    """A record on one line of `key=value`, for stderr and for a pipe."""
+    words = [str(entry["decision"])]
+    for key in ("axis", "user", "agent", "server", "tool"):
+        if key in entry and not (key == "server" and entry["decision"] != "policy"):
+            words.append(f"{key}={_word(entry[key])}")
+    if "limit" in entry:
+        words.append(f"limit={entry['limit']}/{entry['window']}")
+    elif "rule" in entry:
+        words.append(f"rule={_word(entry['rule'])}")
+    for key in ("count", "repeats"):
+        if key in entry:
+            words.append(f"{key}={entry[key]}")
+    wait = entry.get("retry_after_ms")
+    if isinstance(wait, int):
+        words.append(f"retry_after={-(-wait // 1000)}s")
+    for key in ("reason", "outcome"):
+        if key in entry:
+            words.append(f"{key}={_word(entry[key])}")
+    return " ".join(words)
+
+
+def summary(tally: Mapping[tuple[str, str], int]) -> str:
+    """What a session's calls came to, by decision and axis, on one line."""
+    totals: Counter[str] = Counter()
+    axes: dict[str, list[str]] = {}
+    for (word, axis), n in sorted(tally.items(), key=lambda item: -item[1]):
+        if word == "policy":
+            continue
+        totals[word] += n
+        if axis:
+            axes.setdefault(word, []).append(f"{axis} {n}")
+    parts = [
+        f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()
+    ]
+    return f"{totals.total()} calls: {', '.join(parts)}" if parts else "no calls"

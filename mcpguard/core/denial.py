@@ -1,0 +1,113 @@
+"""A denial as the client gets it: a JSON-RPC error or a tool result, whose message alone tells the whole story."""
+
+from typing import Final
+
+from mcpguard.core.audit import compact, cut, ms_up, printable
+from mcpguard.core.policy import Call
+from mcpguard.core.verdict import Verdict
+
+RATE_LIMITED: Final = 429
+DENIED: Final = 403
+UNAUTHENTICATED: Final = 401
+UNAVAILABLE: Final = 503
+"""HTTP's numbers for the same things. JSON-RPC demands an integer, and MCP closes -32768…-32000 to applications."""
+
+SERVER_GONE: Final = -32000
+"""`Connection closed` in both SDKs."""
+
+
+def error(request_id: str, code: int, message: str, data: dict[str, object] | None = None) -> bytes:
+    """A JSON-RPC error response as one line.
+
+    Args:
+        request_id: The id as JSON text.
+        code: The error's code.
+        message: What happened.
+        data: More of it, for programs.
+    """
+    body: dict[str, object] = {"code": code, "message": message}
+    if data is not None:
+        body["data"] = data
+    return f'{{"jsonrpc":"2.0","id":{request_id},"error":{compact(body)}}}\n'.encode()
+
+
+def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
+    """The same as a tool result with `isError`, which every host shows to the model.
+
+    Clients of 2026-07-28 reject a result without `resultType`; older ones ignore it.
+    """
+    body = {
+        "content": [{"type": "text", "text": message}],
+        "isError": True,
+        "resultType": "complete",
+        "_meta": {"mcpguard/denial": data},
+    }
+    return f'{{"jsonrpc":"2.0","id":{request_id},"result":{compact(body)}}}\n'.encode()
+
+
+def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> tuple[int, str, dict[str, object]]:
+    """The code, the message and the data of a denial.
+
+    Args:
+        call: Who called what.
+        verdict: A verdict that does not forward it.
+        reason: For a denial that no rule made, the word for it: `store_unavailable`, `policy_invalid`, `unauthenticated`.
+        why: Likewise, a sentence that says what is the matter and what to do.
+    """
+    tool = printable(cut(call.tool))
+    who = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
+    audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
+    if verdict.decision == "rate_limited" and verdict.reported and verdict.retry_after_us is not None:
+        reported = verdict.reported
+        wait_ms = ms_up(verdict.retry_after_us)
+        seconds = -(-wait_ms // 1000)
+        message = (
+            f"Tool {tool} rate limit exceeded for {_whose(call, reported.axis)}: {_plural(reported.limit or 0, 'call')} per "
+            f"{reported.window}. Retry in {_plural(seconds, 'second')}."
+        )
+        return (
+            RATE_LIMITED,
+            message,
+            {
+                "reason": "rate_limited",
+                "axis": reported.axis,
+                "limit": reported.limit,
+                "window": reported.window,
+                "retry_after_seconds": seconds,
+                "retry_after_ms": wait_ms,
+                **who,
+                "rule": reported.rule,
+                **audit,
+                "exceeded": _exceeded(verdict),
+            },
+        )
+    if verdict.decision == "denied" and verdict.reported:
+        axis = verdict.reported.axis
+        message = f"Tool {tool} is denied by policy for {_whose(call, axis)}. Waiting does not help."
+        data = {"reason": "denied", "axis": axis, **who, "rule": verdict.reported.rule, **audit}
+        return DENIED, message, data | {"exceeded": _exceeded(verdict)}
+    code = UNAUTHENTICATED if verdict.decision == "unauthenticated" else UNAVAILABLE
+    axis_of = {"axis": "user"} if code == UNAUTHENTICATED else {}
+    return code, f"Tool {tool} was not called: {why}", {"reason": reason, **axis_of, **who, **audit}
+
+
+def _whose(call: Call, axis: str) -> str:
+    if axis == "user":
+        return f"user {printable(cut(call.user))}" if call.user else "a user without a name"
+    return f"agent {printable(cut(call.agent))}" if axis == "agent" else "everybody together"
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _exceeded(verdict: Verdict) -> list[dict[str, object]]:
+    return [
+        {
+            "axis": reported.axis,
+            **({} if reported.limit is None else {"limit": reported.limit, "window": reported.window}),
+            **({} if wait is None else {"retry_after_ms": ms_up(wait)}),
+            "rule": reported.rule,
+        }
+        for reported, wait in verdict.exceeded
+    ]

@@ -1,0 +1,330 @@
+"""The state machine of one session: a frame or a verdict in, actions out.
+
+The shell reads lines and hands them to `client_lines`; it carries out what comes back, in order. A `Charge` it takes to the
+store, all charges of one reading together, and hands the verdicts to `charged`. What the server says it passes on untouched
+and, later, to `server_frames`, so that outcomes cost a call nothing.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from mcpguard.core import answers, denial, frames
+from mcpguard.core.answers import Asks
+from mcpguard.core.audit import Outcome, args_hash, compact, cut
+from mcpguard.core.frames import Frame, Refusal
+from mcpguard.core.identity import Identity
+from mcpguard.core.policy import Call, Plan, Policy
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import PolicyError
+
+MAX_ROUNDS: Final = 10
+"""Retries of a multi-round-trip request that one charge pays for; SDK clients do up to ten on their own."""
+
+MAX_IN_FLIGHT: Final = 65_536
+"""Requests remembered until they are answered. Beyond it the oldest is forgotten: some are never answered at all."""
+
+_MAX_TICKETS: Final = 1024
+_MAX_CALLERS: Final = 1024
+_CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Forward(NamedTuple):
+    """A command to the shell: write this to the server."""
+
+    data: bytes
+
+
+class Reply(NamedTuple):
+    """A command to the shell: write this to the client, between two frames of the server's."""
+
+    data: bytes
+
+
+Action = Forward | Reply | Charge
+
+
+class InFlight(NamedTuple):
+    """A request that the server has and has not answered. `row` is None for what is not a call."""
+
+    row: int | None
+    since_us: int
+    tool: str = ""
+    rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What the calls of one agent to one tool have in common."""
+
+    call: Call
+    plan: Plan
+    context: str
+
+
+class Guard:
+    """One client's session with one server.
+
+    Args:
+        identity: What is configured of who is calling.
+        policy: The policy in force, or why there is none: then every call is denied.
+        session: 16 hex digits that no other session has.
+        namespace: Counters and audit of one namespace know nothing of another's.
+        denials: `error` or `result`.
+        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        args_key: The key of the arguments' hash.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy | PolicyError,
+        *,
+        session: str,
+        namespace: str = "default",
+        denials: str = "error",
+        arguments: str = "hash",
+        args_key: bytes = b"",
+    ) -> None:
+        self.identity = identity
+        self.session = session
+        self._policy = policy
+        self._namespace = namespace
+        self._denials = denials
+        self._arguments = arguments
+        self._args_key = args_key
+        self._client_name: str | None = None
+        self._in_flight: dict[str, InFlight] = {}
+        self._tickets: dict[tuple[str, Asks], int] = {}
+        self._callers: dict[tuple[str | None, str | None, str], Caller] = {}
+        self._lost: list[Outcome] = []
+
+    def take_up(self, policy: Policy | PolicyError) -> None:
+        """From the next call on, this policy decides. One that is none leaves the last good one in force."""
+        if isinstance(policy, Policy) or isinstance(self._policy, PolicyError):
+            self._policy = policy
+            self._callers.clear()
+
+    def policy_note(self, *, reason: str) -> Charge:
+        """A row for the audit: this policy was taken up, or could not be."""
+        policy = self._policy
+        detail: dict[str, object] = {"policy": policy.digest} if isinstance(policy, Policy) else {}
+        detail["reason"] = reason
+        call = Call("", "", self.identity.server, "")
+        return Charge(call, Plan(), self._context({"server": call.server}), detail=detail, decided="policy")
+
+    def client_lines(self, lines: Iterable[bytes | Refusal], *, now_us: int) -> list[Action]:
+        """Judge what the client wrote.
+
+        Args:
+            lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
+            now_us: A monotone clock's reading, for durations.
+
+        Returns:
+            What is to be done, in the order of the lines.
+        """
+        actions: list[Action] = []
+        for line in lines:
+            for message in (line,) if isinstance(line, Refusal) else frames.parse(line):
+                if isinstance(message, Refusal):
+                    self._refused(message, actions)
+                elif message.is_call:
+                    actions.append(self._call(message))
+                else:
+                    actions.append(self._passing(message, now_us))
+        return actions
+
+    def charged(self, charge: Charge, verdict: Verdict, *, now_us: int) -> Forward | Reply | None:
+        """What a verdict leads to: the call goes on, or its denial goes back. None for what needs neither."""
+        if charge.frame is None or charge.request_id is None:
+            return None
+        if verdict.forwards:
+            flight = InFlight(verdict.row, now_us, charge.call.tool, charge.rounds)
+            self._sent(charge.request_id, flight, now_us)
+            return Forward(charge.frame.raw + b"\n")
+        reason = str(charge.detail.get("reason", ""))
+        code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
+        params = charge.frame.params
+        if self._denials == "result" and not (isinstance(params, dict) and params.get("task") is not None):
+            return Reply(denial.result(charge.request_id, message, data))
+        return Reply(denial.error(charge.request_id, code, message, data))
+
+    def server_frames(self, lines: Iterable[bytes], *, now_us: int) -> list[Outcome]:
+        """Outcomes that the server's frames tell of, and of those whose answer will never be known.
+
+        Args:
+            lines: Frames of the server's; of a very long one its two ends will do.
+            now_us: The reading of the same clock when they came.
+        """
+        outcomes, self._lost = self._lost, []
+        for line in lines:
+            if not self._in_flight:
+                break
+            answer = answers.read_answer(line)
+            flight = self._in_flight.pop(answer.id, None) if answer else None
+            if answer and flight and flight.row is not None:
+                outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
+                if answer.asks and flight.rounds < MAX_ROUNDS:
+                    self._issue(flight.tool, answer.asks, flight.rounds + 1)
+        return outcomes
+
+    def server_exited(self, how: str, *, now_us: int) -> tuple[list[Reply], list[Outcome]]:
+        """Answers for every request that will have no other, because the server is gone.
+
+        Args:
+            how: What became of it, as a clause: `server exited with status 7`.
+            now_us: The reading of the clock.
+        """
+        outcomes, self._lost = self._lost, []
+        replies = []
+        for request_id, flight in self._in_flight.items():
+            replies.append(Reply(denial.error(request_id, denial.SERVER_GONE, how)))
+            if flight.row is not None:
+                outcomes.append(Outcome(flight.row, "no_answer", now_us - flight.since_us))
+        self._in_flight.clear()
+        return replies, outcomes
+
+    def undelivered(self, lines: Iterable[bytes], *, now_us: int) -> list[Reply]:
+        """Answers for requests that the server did not take: these lines were written after it had closed its input."""
+        replies = []
+        for line in lines:
+            for message in frames.parse(line) if line else ():
+                if isinstance(message, Frame) and message.id is not None and message.id in self._in_flight:
+                    self._lose(message.id, "no_answer", now_us)
+                    replies.append(
+                        Reply(denial.error(message.id, denial.SERVER_GONE, "the server has closed its input"))
+                    )
+        return replies
+
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether anything that the server says could be an answer."""
+        return bool(self._in_flight or self._lost)
+
+    @property
+    def agent(self) -> str:
+        """The agent of a call that says nothing of itself."""
+        return self.identity.agent(self._client_name)[0]
+
+    def _refused(self, refusal: Refusal, actions: list[Action]) -> None:
+        members: dict[str, object] = {"server": self.identity.server} | self._user_members()
+        if refusal.tool is not None:
+            members["tool"] = cut(refusal.tool)
+        call = Call(self.identity.user, "", self.identity.server, refusal.tool or "")
+        actions.append(
+            Charge(
+                call,
+                Plan(),
+                self._context(members),
+                request_id=cut(refusal.id) if refusal.id != "null" else None,
+                detail={"reason": refusal.message},
+                decided="invalid",
+            )
+        )
+        if refusal.answered:
+            actions.append(Reply(denial.error(refusal.id, refusal.code, f"Refused: {refusal.message}")))
+
+    def _passing(self, frame: Frame, now_us: int) -> Forward:
+        """What is not a call goes on; what can be learnt from it is."""
+        if frame.id is not None:
+            self._sent(frame.id, InFlight(None, now_us), now_us)
+        params = frame.params
+        if isinstance(params, dict):
+            if frame.method == "initialize":
+                self._client_name = _name_in(params.get("clientInfo"))
+            elif frame.method == "notifications/cancelled":
+                self._cancelled(params.get("requestId"), now_us)
+        return Forward(frame.raw + b"\n")
+
+    def _call(self, frame: Frame) -> Charge:
+        params = frame.params
+        assert isinstance(params, dict)  # noqa: S101 - what `Frame.is_call` promises
+        meta = params.get("_meta")
+        meta = meta if isinstance(meta, dict) else {}
+        tool = params["name"]
+        caller = self._caller(_name_in(meta.get(_CLIENT_INFO)) or self._client_name, meta.get("mcpguard/agent"), tool)
+        charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
+        if self._arguments == "hash":
+            charge.args_hash = args_hash(params.get("arguments"), self._args_key)
+        elif self._arguments == "full":
+            charge.detail = {"arguments": params.get("arguments")}
+        trace = meta.get("traceparent")
+        if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
+            charge.trace_id = match[1]
+        if isinstance(self._policy, PolicyError):
+            charge.decided = "unavailable"
+            charge.detail = {**charge.detail, "reason": "policy_invalid"}
+            charge.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
+        elif "requestState" in params or "inputResponses" in params:
+            rounds = self._redeem(tool, params)
+            if rounds:
+                charge.decided, charge.rounds = "continued", rounds
+        return charge
+
+    def _caller(self, client_name: str | None, meta_agent: object, tool: str) -> Caller:
+        named = meta_agent if isinstance(meta_agent, str) else None
+        key = (client_name, named, tool)
+        caller = self._callers.get(key)
+        if caller is None:
+            who = self.identity
+            agent, source = who.agent(client_name, named)
+            call = Call(who.user, agent, who.server, tool, who.roles, who.scopes)
+            plan = self._policy.plan(call, self._namespace) if isinstance(self._policy, Policy) else Plan()
+            members: dict[str, object] = {"server": who.server} | self._user_members()
+            members |= {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
+            if who.roles:
+                members["roles"] = list(who.roles)
+            caller = Caller(call, plan, self._context(members))
+            if len(self._callers) >= _MAX_CALLERS:
+                self._callers.clear()
+            self._callers[key] = caller
+        return caller
+
+    def _user_members(self) -> dict[str, object]:
+        return {"user": cut(self.identity.user), "user_source": self.identity.user_source}
+
+    def _context(self, members: dict[str, object]) -> str:
+        return compact({"session": self.session, "namespace": self._namespace} | members)
+
+    def _sent(self, request_id: str, flight: InFlight, now_us: int) -> None:
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            self._lose(next(iter(self._in_flight)), "no_answer", now_us)
+        self._in_flight[request_id] = flight
+
+    def _lose(self, request_id: str, outcome: str, now_us: int) -> None:
+        flight = self._in_flight.pop(request_id, None)
+        if flight and flight.row is not None:
+            self._lost.append(Outcome(flight.row, outcome, now_us - flight.since_us))
+
+    def _cancelled(self, request_id: object, now_us: int) -> None:
+        if isinstance(request_id, str | int) and not isinstance(request_id, bool):
+            self._lose(json.dumps(request_id), "cancelled", now_us)
+
+    def _issue(self, tool: str, asks: Asks, rounds: int) -> None:
+        if len(self._tickets) >= _MAX_TICKETS:
+            self._tickets.pop(next(iter(self._tickets)))
+        self._tickets[tool, asks] = rounds
+
+    def _redeem(self, tool: str, params: dict[str, object]) -> int:
+        """The number of this retry if the server asked for it and nobody gave it yet, else 0."""
+        state, inputs = params.get("requestState"), params.get("inputResponses")
+        keys = frozenset(inputs) if isinstance(inputs, dict) else frozenset()
+        carried = state if isinstance(state, str) else None
+        for (asked_tool, asks), rounds in self._tickets.items():
+            if asked_tool == tool and asks.state == carried and (asks.state is not None or asks.inputs == keys):
+                del self._tickets[asked_tool, asks]
+                return rounds
+        return 0
+
+
+def _name_in(client_info: object) -> str | None:
+    name = client_info.get("name") if isinstance(client_info, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def awaiting(actions: Sequence[Action]) -> list[Charge]:
+    """The charges among the actions."""
+    return [action for action in actions if isinstance(action, Charge)]

@@ -1,0 +1,171 @@
+"""The limiter: a coalesced log of a sliding window, as pure functions on integer microseconds.
+
+A counter's state is the log of what it admitted: when, and how much. An entry counts while it lies less than a window
+back, so that no window of that length, wherever it starts, ever holds more than the limit. Up to `EXACT` per window each
+admission has an entry of its own. Above, admissions within a 64th of the window share one and count as if all of them had
+come with the last: the log stays short, and what is admitted is at most a 64th of a window late, never over.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+State = tuple[int, ...]
+"""A counter's log: `(open_first_us, time_us, cost, time_us, cost, …)`, oldest first.
+
+`open_first_us` is when the newest entry was opened. An empty tuple is a counter that has never admitted anything.
+"""
+
+EMPTY: Final[State] = ()
+
+EXACT: Final = 64
+"""Limits up to this many per window are exact; of larger ones the window's grain is a 64th of it."""
+
+MAX_ENTRIES: Final = EXACT + 2
+"""Entries that a log can hold: 65 grains can begin within a window, and one before it can end within it."""
+
+
+class Limit(NamedTuple):
+    """At most `n` in any window, as one rule has it.
+
+    Attributes:
+        n: 1 or more; 0 admits nothing, ever, and has no counter.
+        window_us: The window's length; a counter belongs to one window.
+        counter: The index of its counter among the call's; -1 if it has none.
+        rule: The index of its rule among the call's; an observed rule has room if each of its limits has.
+        observe: Whether it reports only.
+    """
+
+    n: int
+    window_us: int
+    counter: int
+    rule: int = 0
+    observe: bool = False
+
+
+class Exceeded(NamedTuple):
+    """A limit without room.
+
+    Attributes:
+        limit: Its index among the call's limits.
+        retry_after_us: The shortest wait that is enough if nothing else comes in; None: no wait is.
+    """
+
+    limit: int
+    retry_after_us: int | None
+
+
+class Decision(NamedTuple):
+    """What becomes of one call.
+
+    Attributes:
+        admitted: Whether every enforced limit had room.
+        used: What each counter held before the call.
+        states: The counters' logs afterwards; the very objects that came in where nothing was charged.
+        exceeded: The enforced limits without room if not admitted, else the observed ones.
+    """
+
+    admitted: bool
+    used: tuple[int, ...]
+    states: tuple[State, ...]
+    exceeded: tuple[Exceeded, ...]
+
+
+def live(state: State, window_us: int, now_us: int) -> State:
+    """The log without the entries that no longer count at `now_us`."""
+    if len(state) < 3 or state[1] > now_us - window_us:
+        return state
+    horizon = now_us - window_us
+    first = 3
+    while first < len(state) and state[first] <= horizon:
+        first += 2
+    return state[:1] + state[first:] if first < len(state) else EMPTY
+
+
+def used(log: State) -> int:
+    """What a live log holds."""
+    return sum(log[2::2])
+
+
+def retry_after(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> int | None:
+    """The shortest wait in microseconds after which a live log has room for `cost`.
+
+    Returns:
+        0 if it has room now, None if it never will. Waiting that long is enough if nothing else is admitted meanwhile, and
+        a microsecond less is not.
+    """
+    if cost > n:
+        return None
+    over = used(log) + cost - n
+    wait = 0
+    for at in range(1, len(log), 2):
+        if over <= 0:
+            break
+        over -= log[at + 1]
+        wait = log[at] + window_us - now_us
+    return wait
+
+
+def charge(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
+    """A live log with `cost` more in it, admitted at `now_us`, which must not lie before its newest entry."""
+    if not log:
+        return (now_us, now_us, cost)
+    grain = 0 if n <= EXACT else -(-window_us // EXACT)
+    if now_us - log[0] < grain:
+        return (*log[:-2], now_us, log[-1] + cost)
+    if len(log) > 2 * MAX_ENTRIES - 1:
+        log = _coalesce(log, grain)
+    return (now_us, *log[1:], now_us, cost)
+
+
+def _coalesce(log: State, grain: int) -> State:
+    """A log that a smaller limit filled entry by entry, in grains. An entry may only move later, so this cannot admit more."""
+    entries: list[int] = []
+    opened = -1
+    for at in range(1, len(log), 2):
+        if entries and log[at] - opened < grain:
+            entries[-2] = log[at]
+            entries[-1] += log[at + 1]
+        else:
+            opened = log[at]
+            entries += (log[at], log[at + 1])
+    return (opened, *entries)
+
+
+def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: int = 1) -> Decision:
+    """Decide one call against all its limits: every counter is charged, or none.
+
+    Args:
+        limits: What applies to the call. Limits with the same counter have the same window.
+        states: The log of each counter that `limits` name.
+        now_us: The store's time. Where a log holds a later entry that counts instead: time does not run backwards.
+        cost: What the call costs on each counter, 1 or more.
+
+    Returns:
+        The decision. An observed rule is charged if the call is admitted and each of its limits has room.
+    """
+    for state in states:
+        if state and state[-2] > now_us:
+            now_us = state[-2]
+    windows = {limit.counter: limit.window_us for limit in limits}
+    logs = [live(state, windows[at], now_us) if at in windows else state for at, state in enumerate(states)]
+    held = [used(log) for log in logs]
+    full = [at for at, limit in enumerate(limits) if limit.n == 0 or held[limit.counter] + cost > limit.n]
+    enforced = [at for at in full if not limits[at].observe]
+    exceeded = tuple(Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in (enforced or full))
+    if enforced:
+        return Decision(False, tuple(held), tuple(states), exceeded)
+    without_room = {limits[at].rule for at in full}
+    smallest: dict[int, int] = {}
+    for limit in limits:
+        if limit.n and limit.rule not in without_room:
+            smallest[limit.counter] = min(limit.n, smallest.get(limit.counter, limit.n))
+    charged = list(states)
+    for at, n in smallest.items():
+        charged[at] = charge(logs[at], n, windows[at], now_us, cost)
+    return Decision(True, tuple(held), tuple(charged), exceeded)
+
+
+def _wait(limit: Limit, logs: Sequence[State], now_us: int, cost: int) -> int | None:
+    if limit.n == 0:
+        return None
+    return retry_after(logs[limit.counter], limit.n, limit.window_us, now_us, cost)

@@ -1,0 +1,299 @@
+"""Rules, and which of them apply to a call.
+
+A rule selects calls and says how many. Of the rules that match a call some yield to a more particular one; what remains is
+the call's plan: the limits that must have room, and the counters that they look at. `policy_parse` reads rules from a file,
+`policy_explain` puts them in words.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from mcpguard.core.limiter import Limit
+
+SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
+"""What a rule can select on, in the order in which its text names them."""
+
+AXES: Final = ("user", "agent", "tool", "server")
+"""What a rule's allowance can be split by."""
+
+_AGENT_PARTS: Final = 3
+_PLANS_KEPT: Final = 1024
+
+
+class Call(NamedTuple):
+    """What the policy sees of a `tools/call`.
+
+    Attributes:
+        user: Who calls; empty if that is not known.
+        agent: `client::tier::name`.
+        server: The server's configured name.
+        tool: The tool's name as the server knows it.
+        roles: The verified token's roles.
+        scopes: The verified token's scopes.
+    """
+
+    user: str
+    agent: str
+    server: str
+    tool: str
+    roles: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+
+
+class Rate(NamedTuple):
+    """`n` per window. `text` is the window as it was written (`90m`)."""
+
+    n: int
+    window_us: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `[[rule]]`.
+
+    Attributes:
+        selectors: Patterns by selector; only `role` and `scope` have more than one, and want all of them.
+        per: What the allowance is split by. A split by tool is one by server and tool.
+        per_text: As the file gives it; empty if it does not.
+        rates: The limits. None of them with `deny`; nor with `unlimited`.
+        deny: Whether the rule closes what it selects.
+        observe: Whether it reports only.
+        name: What its author calls it.
+        line: Where it stands in its file, from 1; 0 if that is not known.
+    """
+
+    selectors: dict[str, tuple[str, ...]]
+    per: frozenset[str]
+    per_text: str = ""
+    rates: tuple[Rate, ...] = ()
+    deny: bool = False
+    observe: bool = False
+    name: str = ""
+    line: int = 0
+
+    @property
+    def text(self) -> str:
+        """The rule as it is reported: its selectors, and `per=` where the file gives one."""
+        words = [f"{key}={','.join(self.selectors[key])}" for key in SELECTORS if key in self.selectors]
+        if self.per_text:
+            words.append(f"per={self.per_text}")
+        return " ".join(words) or "every call"
+
+    @property
+    def limit_text(self) -> str:
+        """What it allows, as a policy file has it: `20/1m 100/1h`, `deny` or `unlimited`."""
+        if self.deny:
+            return "deny"
+        return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or "unlimited"
+
+    @property
+    def axis(self) -> str:
+        """The axis that its limits are reported under."""
+        for axis in ("agent", "user", "tool"):
+            if axis in self.per:
+                return axis
+        return next((axis for axis in ("tool", "agent", "user") if axis in self.selectors), "tool")
+
+    def matches(self, call: Call) -> bool:
+        """Whether every selector of the rule matches the call."""
+        for key, patterns in self.selectors.items():
+            if key in {"role", "scope"}:
+                values = call.roles if key == "role" else call.scopes
+                if not all(any(glob(pattern, value) for value in values) for pattern in patterns):
+                    return False
+            elif not _MATCH[key](patterns[0], getattr(call, key)):
+                return False
+        return True
+
+    def covers(self, other: "Rule", selector: str) -> bool:
+        """Whether it is at least as wide as `other` in one selector.
+
+        A selector covers one whose text it matches; none covers all; fewer roles or scopes cover more of the same.
+        """
+        mine, theirs = self.selectors.get(selector), other.selectors.get(selector)
+        if mine is None or theirs is None:
+            return mine is None
+        match = _MATCH.get(selector, glob)
+        return all(any(match(pattern, text) for text in theirs) for pattern in mine)
+
+    def competes_with(self, other: "Rule") -> bool:
+        """Whether one of the two could be an override of the other."""
+        return self.per == other.per and all(
+            (key in self.selectors) == (key in other.selectors) for key in ("user", "agent", "tool")
+        )
+
+    def yields_to(self, other: "Rule") -> bool:
+        """Whether `other`, where it matches too, takes this one's place.
+
+        It does if it is narrower in at least one selector and no less narrow in the rest. Of two patterns neither of which
+        covers the other neither is narrower, so that both apply.
+        """
+        return (
+            self.competes_with(other)
+            and all(self.covers(other, key) for key in SELECTORS)
+            and not all(other.covers(self, key) for key in SELECTORS)
+        )
+
+    def differs_in_role_or_scope_only(self, other: "Rule") -> bool:
+        """Whether the two select the same users, agents, tools and servers, and count alike."""
+        return self.per == other.per and all(self.selectors.get(key) == other.selectors.get(key) for key in AXES)
+
+
+class Counter(NamedTuple):
+    """Where admissions are counted.
+
+    Attributes:
+        id: 63 bits of a hash of `label`; the counter's key in every store.
+        label: JSON: the namespace, the values that it is split by, the rule's other selectors, the window in µs.
+        window_us: The window's length.
+    """
+
+    id: int
+    label: str
+    window_us: int
+
+
+class Reported(NamedTuple):
+    """How a limit is named in a denial and in the audit.
+
+    Attributes:
+        axis: `user`, `tool` or `agent`.
+        rule: The rule's text.
+        limit: Calls per window; None for `deny`.
+        window: The window as it was written; None for `deny`.
+    """
+
+    axis: str
+    rule: str
+    limit: int | None
+    window: str | None
+
+    def members(self) -> dict[str, object]:
+        """As JSON has it, without what does not apply."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one call has to pass: limits, how each is reported, and the counters they name by index."""
+
+    limits: tuple[Limit, ...] = ()
+    reported: tuple[Reported, ...] = ()
+    counters: tuple[Counter, ...] = ()
+
+
+@dataclass(slots=True)
+class Policy:
+    """A policy in force.
+
+    Attributes:
+        rules: In the order of the file.
+        digest: A hash of the text that it was read from, for the audit.
+        observe: Whether everything is reported only.
+    """
+
+    rules: tuple[Rule, ...]
+    digest: str = ""
+    observe: bool = False
+    _yields: list[tuple[int, ...]] = field(init=False, repr=False)
+    _plans: dict[tuple[str, Call], Plan] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._yields = [
+            tuple(at for at, other in enumerate(self.rules) if rule.yields_to(other)) for rule in self.rules
+        ]
+
+    def plan(self, call: Call, namespace: str = "default") -> Plan:
+        """What `call` has to pass. Remembered for calls alike."""
+        key = (namespace, call)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def applying(self, call: Call) -> list[tuple[Rule, int]]:
+        """The rules that apply to `call`, with their places in the file."""
+        return [(self.rules[at], at) for at, winner in self.matching(call) if winner is None]
+
+    def matching(self, call: Call) -> list[tuple[int, int | None]]:
+        """The places of the rules that match `call`, each with the place of the rule it yields to, if it does."""
+        matched = [at for at, rule in enumerate(self.rules) if rule.matches(call)]
+        narrower = {at: next((w for w in self._yields[at] if w in matched), None) for at in matched}
+        standing = [at for at in matched if narrower[at] is None]
+        result: list[tuple[int, int | None]] = []
+        for at in matched:
+            winner = narrower[at]
+            if winner is None:
+                rule = self.rules[at]
+                winner = next(
+                    (w for w in standing if w < at and rule.differs_in_role_or_scope_only(self.rules[w])), None
+                )
+            result.append((at, winner))
+        return result
+
+
+def _plan(rules: Sequence[Rule], call: Call, namespace: str, observe: bool) -> Plan:
+    limits: list[Limit] = []
+    reported: list[Reported] = []
+    counters: dict[str, tuple[int, Counter]] = {}
+    for place, rule in enumerate(rules):
+        observed = observe or rule.observe
+        if rule.deny:
+            limits.append(Limit(0, 0, -1, place, observed))
+            reported.append(Reported(rule.axis, rule.text, None, None))
+        for rate in rule.rates:
+            label = _label(rule, call, namespace, rate.window_us)
+            if label not in counters:
+                counters[label] = (len(counters), Counter(counter_id(label), label, rate.window_us))
+            limits.append(Limit(rate.n, rate.window_us, counters[label][0], place, observed))
+            reported.append(Reported(rule.axis, rule.text, rate.n, rate.text))
+    return Plan(tuple(limits), tuple(reported), tuple(counter for _, counter in counters.values()))
+
+
+def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
+    values = {axis: getattr(call, axis) for axis in AXES if axis in rule.per}
+    others = {key: sorted(set(texts)) for key, texts in sorted(rule.selectors.items()) if key not in rule.per}
+    return json.dumps([namespace, values, others, window_us], separators=(",", ":"))
+
+
+def counter_id(label: str) -> int:
+    """The key of a counter. 63 bits: an SQLite integer, and of a million counters two meet once in 18 million stores."""
+    return int.from_bytes(blake2b(label.encode(), digest_size=8).digest()) >> 1
+
+
+def glob(pattern: str, text: str) -> bool:
+    """Whether `text` is matched by `pattern`, in which `*` stands for any text, also none. Time is linear in both.
+
+    >>> glob("crm_*", "crm_read"), glob("crm_*", "crm"), glob("*", "")
+    (True, False, True)
+    """
+    first, *middle = pattern.split("*")
+    if not middle:
+        return pattern == text
+    last = middle.pop()
+    end = len(text) - len(last)
+    position = len(first)
+    if position > end or not text.startswith(first) or not text.endswith(last):
+        return False
+    for piece in middle:
+        found = text.find(piece, position, end)
+        if found < 0:
+            return False
+        position = found + len(piece)
+    return True
+
+
+def glob_agent(pattern: str, text: str) -> bool:
+    """`glob` for each of an agent's three parts, so that `*` does not cross `::`."""
+    patterns, parts = pattern.split("::"), text.split("::")
+    return len(patterns) == len(parts) == _AGENT_PARTS and all(map(glob, patterns, parts))
+
+
+_MATCH: Final = {"user": glob, "agent": glob_agent, "tool": glob, "server": glob}

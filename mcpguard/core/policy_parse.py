@@ -1,0 +1,259 @@
+"""A policy file's text to rules, with errors that say where, what, and what would be right."""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Final
+
+from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
+from mcpguard.errors import PolicyError
+
+STARTER: Final = """\
+# mcpguard: how often which tools may be called, by whom. `mcpguard policy show` says it in words.
+# These are the starter rules: each user has one allowance for all agents of a tier together.
+
+[[rule]]
+user = "*"
+agent = "*::interactive::*"
+per = ["user"]
+limit = "100/1m"
+
+[[rule]]
+user = "*"
+agent = "*::subagent::*"
+per = ["user"]
+limit = "60/1m"
+
+[[rule]]
+user = "*"
+agent = "*::background::*"
+per = ["user"]
+limit = "30/1m"
+
+[[rule]]
+user = "*"
+agent = "*::api::*"
+per = ["user"]
+limit = "30/1m"
+"""
+"""The policy in force where there is no file."""
+
+MAX_N: Final = 1_000_000_000
+"""The largest limit; above it nothing is limited in practice, and `unlimited` says so."""
+
+UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+MAX_WINDOW_SECONDS: Final = 3650 * 86400
+"""The longest window, ten years: store times stay exact in the doubles of a Redis script."""
+
+_RULE_KEYS: Final = (*SELECTORS, "per", "limit", "mode", "name")
+_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
+_RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
+_LOOSE_RATE = re.compile(r"\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*([a-z]+?)s?\s*", re.IGNORECASE)
+_UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
+
+
+def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> Policy:
+    """The policy that a file's text holds.
+
+    Args:
+        text: The file's content.
+        source: How errors name the file.
+        observe: Report only, whatever the file says.
+
+    Raises:
+        PolicyError: The text is not TOML, or a rule cannot be. The message names file, line, rule and field.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(*_not_toml(error, source, text)) from error
+    if not data:
+        raise PolicyError(
+            f"{source}: line 1: the file is empty", "write rules into it, or remove it for the starter policy"
+        )
+    for key in data:
+        if key not in {"mode", "rule"}:
+            raise PolicyError(f"{source}: unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")))
+    whole = _mode(data.get("mode", "enforce"), source)
+    tables = data.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise PolicyError(f"{source}: 'rule' is not a list of tables", "begin each rule with a line [[rule]]")
+    lines = [text.count("\n", 0, match.start()) + 1 for match in _HEADER.finditer(text)]
+    rules: list[Rule] = []
+    for at, table in enumerate(tables):
+        line = lines[at] if len(lines) == len(tables) else 0
+        where = f"{source}: line {line}: rule {at + 1}" if line else f"{source}: rule {at + 1}"
+        rule = parse_rule(table, where=where, line=line)
+        twin = next((n for n, other in enumerate(rules, 1) if _same(rule, other)), None)
+        if twin:
+            raise PolicyError(
+                f"{where}: the same selectors and per as rule {twin}: {rule.text}",
+                'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]',
+            )
+        rules.append(rule)
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return Policy(tuple(rules), digest, observe or whole == "observe")
+
+
+def _same(rule: Rule, other: Rule) -> bool:
+    return rule.per == other.per and {k: set(v) for k, v in rule.selectors.items()} == {
+        k: set(v) for k, v in other.selectors.items()
+    }
+
+
+def _not_toml(error: tomllib.TOMLDecodeError, source: str, text: str) -> tuple[str, str]:
+    words = str(error)
+    found = re.search(r"\(at line (\d+), column (\d+)\)", words)
+    line = int(found[1]) if found else text.count("\n") + 1
+    reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
+    return f"{source}: line {line}: not TOML: {reason}", 'text stands in quotes: tool = "search", limit = "100/1h"'
+
+
+def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
+    """One rule.
+
+    Args:
+        table: Its keys as a policy file has them.
+        where: How errors name it.
+        line: Where it stands in its file.
+
+    Raises:
+        PolicyError: It cannot be; the message begins with `where`.
+    """
+    for key in table:
+        if key not in _RULE_KEYS:
+            raise PolicyError(f"{where}: unknown key {key!r}", _nearest(key, _RULE_KEYS))
+    selectors: dict[str, tuple[str, ...]] = {
+        key: _selector(key, table[key], where) for key in SELECTORS if key in table
+    }
+    if "limit" not in table:
+        raise PolicyError(f"{where}: no limit", 'add one: limit = "100/1h", "deny" or "unlimited"')
+    rates, word = parse_limits(table["limit"], where=f"{where}: limit")
+    given = "per" in table
+    per = _per(table["per"], where) if given else tuple(axis for axis in AXES if axis in selectors)
+    name = table.get("name", "")
+    if not isinstance(name, str):
+        raise PolicyError(f"{where}: name: {name!r} is not text", 'name = "search, everybody"')
+    return Rule(
+        selectors=selectors,
+        per=frozenset(per) | ({"server"} if "tool" in per else frozenset()),
+        per_text=(",".join(per) or "none") if given else "",
+        rates=rates,
+        deny=word == "deny",
+        observe=_mode(table.get("mode", "enforce"), where) == "observe",
+        name=name,
+        line=line,
+    )
+
+
+def parse_limits(value: object, *, where: str) -> tuple[tuple[Rate, ...], str]:
+    """A rule's `limit`: rates, or else the word `deny` or `unlimited`.
+
+    Raises:
+        PolicyError: It is none of these; the message begins with `where`.
+    """
+    if value in ("deny", "unlimited"):
+        return (), str(value)
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise PolicyError(f"{where}: an empty list", 'limit = "100/1h", "deny" or "unlimited"')
+    rates = tuple(parse_rate(item, where=where) for item in values)
+    windows: dict[int, Rate] = {}
+    for rate in rates:
+        if rate.window_us in windows:
+            both = f"{windows[rate.window_us].n}/{windows[rate.window_us].text} and {rate.n}/{rate.text}"
+            raise PolicyError(f"{where}: two limits for one window: {both}", "keep the one that is meant")
+        windows[rate.window_us] = rate
+    return rates, ""
+
+
+def parse_rate(value: object, *, where: str = "limit") -> Rate:
+    """One `N/W`.
+
+    >>> parse_rate("100/90m")
+    Rate(n=100, window_us=5400000000, text='90m')
+
+    Raises:
+        PolicyError: It is not of that form, or out of bounds; the message begins with `where`.
+    """
+    if not isinstance(value, str):
+        raise PolicyError(f"{where}: {value!r} is not text", 'a limit is text in quotes: "100/1h"')
+    if value in ("deny", "unlimited"):
+        raise PolicyError(f"{where}: {value!r} stands alone", f'limit = "{value}", without other limits')
+    match = _RATE.fullmatch(value)
+    if not match or len(value) > 32:
+        raise PolicyError(f"{where}: {value[:60]!r} is not a limit", _nearest_rate(value))
+    n, count, unit = int(match[1]), int(match[2]), match[3]
+    seconds = count * UNIT_SECONDS[unit]
+    if n == 0:
+        raise PolicyError(f"{where}: {value!r} admits nothing", 'to close a tool write limit = "deny"')
+    if n > MAX_N:
+        raise PolicyError(f"{where}: {value!r} is over {MAX_N} calls", 'for no limit write limit = "unlimited"')
+    if not 0 < seconds <= MAX_WINDOW_SECONDS:
+        raise PolicyError(f"{where}: {value!r} has a window out of bounds", "a window is from 1s to 3650d")
+    return Rate(n, seconds * 1_000_000, f"{count}{unit}")
+
+
+def _nearest_rate(text: str) -> str:
+    match = _LOOSE_RATE.fullmatch(text)
+    if match:
+        word = match[3].lower()
+        unit = word if word in UNIT_SECONDS else _UNITS.get(word)
+        if unit:
+            return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
+    return 'a limit is calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
+
+
+def _selector(key: str, value: object, where: str) -> tuple[str, ...]:
+    several = key in {"role", "scope"}
+    values = value if several and isinstance(value, list) else [value]
+    if not values:
+        raise PolicyError(f"{where}: {key}: an empty list", f"leave {key} out to match any")
+    return tuple(_pattern(key, item, where) for item in values)
+
+
+def _pattern(key: str, value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise PolicyError(f"{where}: {key}: {value!r} is not text", f'{key} = "…", with * for any text')
+    if not value:
+        raise PolicyError(f"{where}: {key}: empty text matches nothing", f'leave {key} out to match any, or write "*"')
+    if key == "agent":
+        parts = value.split("::")
+        if len(parts) != 3 or not all(parts):
+            raise PolicyError(
+                f"{where}: agent: {value!r} does not have three parts",
+                f'an agent is client::tier::name; did you mean "{_three_parts(value)}"?',
+            )
+    return value
+
+
+def _three_parts(text: str) -> str:
+    parts = [part or "*" for part in text.split("::")]
+    if parts[0] in {"interactive", "subagent", "background", "api"}:
+        parts.insert(0, "*")
+    return "::".join([*parts[:3], "*", "*"][:3])
+
+
+def _per(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        hint = "per = []" if value in ("", "none") else f'per = ["{value}"]'
+        raise PolicyError(f"{where}: per: {value!r} is not a list", f"write {hint}")
+    for axis in value:
+        if axis not in AXES:
+            raise PolicyError(f"{where}: per: unknown axis {axis!r}", _nearest(str(axis), AXES))
+    return tuple(axis for axis in AXES if axis in value)
+
+
+def _mode(value: object, where: str) -> str:
+    if value not in ("enforce", "observe"):
+        raise PolicyError(f"{where}: mode: {value!r} is neither", 'mode = "enforce" or mode = "observe"')
+    return str(value)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    import difflib  # on the way to an error only
+
+    names = list(known)
+    near = difflib.get_close_matches(word, names, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {' '.join(names)}"

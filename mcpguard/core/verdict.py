@@ -1,0 +1,123 @@
+"""What the guard asks of a store, and what it gets back."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mcpguard.core.frames import Frame
+from mcpguard.core.limiter import Decision
+from mcpguard.core.policy import Call, Plan, Reported
+
+Word = Literal[
+    "allowed",
+    "rate_limited",
+    "denied",
+    "would_deny",
+    "continued",
+    "unauthenticated",
+    "invalid",
+    "unavailable",
+    "allowed_unavailable",
+    "policy",
+]
+"""What the audit says became of something."""
+
+FORWARDED: frozenset[Word] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
+"""The decisions after which a call goes on to the server."""
+
+
+@dataclass(slots=True)
+class Charge:
+    """A command to the shell: decide this in the store and write its audit row; then tell the guard.
+
+    Attributes:
+        call: Who calls what.
+        plan: What it has to pass.
+        context: What the audit says of who called what, as a JSON object.
+        frame: What is forwarded if it is admitted.
+        request_id: The request's id as JSON text.
+        args_hash: A keyed hash of the call's arguments.
+        trace_id: 32 hex digits from the call's `traceparent`.
+        detail: What else the audit says, as members of a JSON object.
+        decided: Set if it is decided already and has only to be written.
+        why: Then, if it is a denial, the sentence that the client gets.
+        rounds: For a retry of a multi-round-trip request, how many its one charge has had.
+    """
+
+    call: Call
+    plan: Plan
+    context: str
+    frame: Frame | None = None
+    request_id: str | None = None
+    args_hash: bytes | None = None
+    trace_id: str | None = None
+    detail: dict[str, object] = field(default_factory=dict)
+    decided: Word | None = None
+    why: str = ""
+    rounds: int = 0
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a charge.
+
+    Attributes:
+        decision: The decision, as the audit has it.
+        reported: The limit that decided: of those that said no the one with the longest wait, else the tightest.
+        count: What its counter holds, and with a denial the denials since.
+        remaining: Calls that it still admits.
+        retry_after_us: The wait that is enough for all limits; None if waiting does not help, or need not.
+        exceeded: Every limit that said no, with its wait.
+        audit_id: The id of the audit row that tells of it.
+        row: The store's own handle on that row, for its outcome.
+        news: Whether a row was written for it; equal denials share one.
+    """
+
+    decision: Word
+    reported: Reported | None = None
+    count: int | None = None
+    remaining: int | None = None
+    retry_after_us: int | None = None
+    exceeded: tuple[tuple[Reported, int | None], ...] = ()
+    audit_id: str = ""
+    row: int | None = None
+    news: bool = False
+
+    @property
+    def forwards(self) -> bool:
+        """Whether the call goes on to the server."""
+        return self.decision in FORWARDED
+
+
+def verdict(plan: Plan, decision: Decision) -> Verdict:
+    """What a decision on a plan's limits means."""
+    if not decision.exceeded:
+        return _allowed(plan, decision)
+    exceeded = tuple((plan.reported[at], wait) for at, wait in decision.exceeded)
+    longest, wait = max(decision.exceeded, key=lambda one: float("inf") if one[1] is None else one[1])
+    limit = plan.limits[longest]
+    held = decision.used[limit.counter] if limit.n else None
+    word: Word = "would_deny" if decision.admitted else "denied" if wait is None else "rate_limited"
+    return Verdict(
+        word,
+        plan.reported[longest],
+        count=held,
+        remaining=None if held is None else max(0, limit.n - held),
+        retry_after_us=wait,
+        exceeded=exceeded,
+    )
+
+
+def _allowed(plan: Plan, decision: Decision) -> Verdict:
+    tightest, remaining = -1, 0
+    for at, limit in enumerate(plan.limits):
+        left = limit.n - decision.used[limit.counter] - 1
+        if tightest < 0 or left < remaining:
+            tightest, remaining = at, left
+    if tightest < 0:
+        return Verdict("allowed")
+    return Verdict(
+        "allowed",
+        plan.reported[tightest],
+        count=decision.used[plan.limits[tightest].counter] + 1,
+        remaining=remaining,
+    )

@@ -1,0 +1,150 @@
+"""Where the demo happens: a temporary folder, and real guards and servers that are started in it."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
+
+from mcpguard.demo.crm import CALL_LOG_VARIABLE
+from mcpguard.errors import McpguardError
+
+_CALL_TIMEOUT_S = 30.0
+"""A call takes about a millisecond; one that takes this long is never going to be answered."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody in front of a client.
+
+    Args:
+        name: What the story calls them.
+        client: What their client says it is (`clientInfo.name`).
+        options: Who they are, for `mcpguard run`.
+    """
+
+    name: str
+    client: str
+    options: Sequence[str]
+
+
+@dataclass
+class Tally:
+    """What became of one person's calls of one tool, as the client saw it."""
+
+    person: Person
+    tool: str
+    answered: int = 0
+    denied: Counter[str] = field(default_factory=Counter)
+    slowest_s: float = 0.0
+    first_denial: MCPError | None = None
+
+    @property
+    def made(self) -> int:
+        """The number of calls made."""
+        return self.answered + self.denied.total()
+
+    async def call(self, client: Client, **arguments: str) -> None:
+        """Calls the tool once and counts how it went.
+
+        Raises:
+            MCPError: The call failed for another reason than a rate limit.
+        """
+        begin = anyio.current_time()
+        try:
+            await client.call_tool(self.tool, arguments)
+        except MCPError as error:
+            if not isinstance(error.data, dict) or error.data.get("reason") != "rate_limited":
+                raise
+            self.denied[str(error.data.get("axis"))] += 1
+            self.first_denial = self.first_denial or error
+        else:
+            self.answered += 1
+        self.slowest_s = max(self.slowest_s, anyio.current_time() - begin)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The folder, which is the `MCPGUARD_HOME` of all that is started here."""
+
+    folder: Path
+
+    @property
+    def stderr(self) -> Path:
+        """Where the guards and the servers write their stderr."""
+        return self.folder / "stderr.txt"
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with no trace of the account's own mcpguard settings."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MCPGUARD_")}
+        return environment | {"MCPGUARD_HOME": str(self.folder)}
+
+    @asynccontextmanager
+    async def connect(self, person: Person) -> AsyncIterator[Client]:
+        """Starts a guard with a server of its own behind it, as the person's client would.
+
+        Yields:
+            The client, connected, and knowing the tools.
+        """
+        guard = ["-m", "mcpguard", "run", "--server", "crm", *person.options]
+        command = StdioServerParameters(
+            command=sys.executable,
+            args=[*guard, "--", sys.executable, "-m", "mcpguard.demo.crm"],
+            env=self.environment() | {CALL_LOG_VARIABLE: str(self._calls_of(person))},
+        )
+        info = Implementation(name=person.client, version="1.0")
+        with self.stderr.open("a") as errlog:
+            transport = stdio_client(command, errlog=errlog)
+            async with Client(transport, client_info=info, read_timeout_seconds=_CALL_TIMEOUT_S) as client:
+                await client.list_tools()
+                yield client
+
+    def reached(self, tally: Tally) -> int:
+        """How many of the calls the server noted when they came in."""
+        log = self._calls_of(tally.person)
+        calls = log.read_text("utf-8").splitlines() if log.exists() else []
+        return sum(json.loads(call)["tool"] == tally.tool for call in calls)
+
+    async def audit_tail(self, rows: int, width: int) -> str:
+        """The audit log's last rows as `mcpguard audit tail` shows them.
+
+        Raises:
+            McpguardError: The command failed.
+        """
+        command = [sys.executable, "-m", "mcpguard", "audit", "tail", "-n", str(rows)]
+        done = await anyio.run_process(command, env=self.environment() | {"COLUMNS": str(width)}, check=False)
+        if done.returncode != 0:
+            reason = last_line(done.stderr.decode(errors="replace"))
+            raise McpguardError(f"the demo failed: mcpguard audit tail ended with status {done.returncode}", reason)
+        return done.stdout.decode()
+
+    def _calls_of(self, person: Person) -> Path:
+        return self.folder / f"calls-{person.name}.jsonl"
+
+
+@contextmanager
+def temporary_stage(*, keep: bool) -> Iterator[Stage]:
+    """A stage in a new folder that only this account can read.
+
+    Args:
+        keep: The folder stays when all is over; otherwise nothing of it does.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mcpguard-demo-"))
+    try:
+        yield Stage(folder)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_line(text: str) -> str:
+    """The last line of a text that is not blank, or an empty string."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

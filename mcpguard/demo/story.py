@@ -1,0 +1,220 @@
+"""The demo's story: Alice's agent loops, and neither Bob nor the server notices.
+
+All of it is real: `mcpguard run` processes with the bundled CRM server behind them, driven by the MCP SDK's client,
+with their policy, counters and audit log in a temporary folder. Only the people and their clients' names are made up.
+"""
+
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from mcp import Client, MCPError
+
+from mcpguard.demo.page import Page, ReaderGone
+from mcpguard.demo.stage import Person, Stage, Tally, last_line, temporary_stage
+from mcpguard.errors import ExitStatus, McpguardError
+
+POLICY = """\
+# Every user may search 100 times an hour.
+[[rule]]
+user  = "*"
+tool  = "search_customers"
+limit = "100/1h"
+
+# Bob may search 10 times.
+[[rule]]
+user  = "bob@acme.com"
+tool  = "search_customers"
+limit = "10/1h"
+
+# Five reports a minute, by everybody together.
+[[rule]]
+tool  = "generate_report"
+limit = "5/1m"
+
+# The Explore subagent of Claude Code: 20 calls an hour, whatever it calls.
+[[rule]]
+agent = "Claude Code::subagent::Explore"
+limit = "20/1h"
+"""
+
+ALICE = Person("alice", "claude-ai", ("--user", "alice@acme.com"))
+BOB = Person("bob", "cursor-vscode", ("--user", "bob@acme.com"))
+CAROL = Person("carol", "claude-code", ("--user", "carol@acme.com", "--agent", "Claude Code::subagent::Explore"))
+
+LOOP_CALLS = 3_000
+BOB_CALLS = 10
+SUBAGENT_CALLS = 30
+BOB_REPORTS = 2
+ALICE_REPORTS = 4
+AUDIT_ROWS = 8
+
+_STORY_TIMEOUT_S = 120.0
+"""The story takes some seconds; where something is badly wrong, it gives up rather than hangs."""
+
+
+def run_demo(*, keep: bool) -> int:
+    """Shows the demo on stdout.
+
+    Args:
+        keep: Leave the temporary folder where it is, and say where that is.
+
+    Returns:
+        The exit status: 0; 128 + n after the signal n (130 for Ctrl-C); 1 if nobody reads stdout any more.
+
+    Raises:
+        McpguardError: Something in it failed.
+    """
+    page = Page()
+    with temporary_stage(keep=keep) as stage:
+        (stage.folder / "policy.toml").write_text(POLICY, "utf-8")
+        try:
+            return anyio.run(_tell_until_signal, page, stage)
+        except Exception as error:
+            cause = _first_cause(error)
+            if isinstance(cause, ReaderGone):
+                return ExitStatus.FAILURE  # quietly, as `| head` has it
+            raise _explained(cause, stage) from error
+        finally:
+            if keep:
+                page.heading("The folder with the policy, the counters and the audit log is kept")
+                page.verbatim(str(stage.folder))
+
+
+async def _tell_until_signal(page: Page, stage: Stage) -> int:
+    """Tells the story; a signal ends it, and all that it started, before its time."""
+    received = 0
+    story = anyio.CancelScope()
+
+    async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal received
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                # Goes on listening: a second Ctrl-C must not cut short the end of the processes.
+                received = received or number
+                story.cancel()
+
+    async with anyio.create_task_group() as watching:
+        await watching.start(watch)
+        with story, anyio.fail_after(_STORY_TIMEOUT_S):
+            await _tell(page, stage)
+        watching.cancel_scope.cancel()
+    return 128 + received if received else 0
+
+
+async def _tell(page: Page, stage: Stage) -> None:
+    page.title("mcpguard demo: an agent loops")
+    page.heading("The policy")
+    page.verbatim(POLICY)
+    page.heading("Everybody's client starts the CRM server behind a guard")
+    for person in (ALICE, BOB, CAROL):
+        page.verbatim(_command_line(person))
+    tallies = await _act(page, stage)
+    _check(tallies, stage)
+    page.heading("What happened")
+    page.table(*_summary(tallies, stage))
+    loop = tallies[0]
+    page.say("")
+    page.say(
+        f"Of Alice's {loop.made:,} searches, {stage.reached(loop):,} reached the server and "
+        f"{loop.denied.total():,} were denied."
+    )
+    if loop.first_denial:
+        page.heading("What Alice's client got for the first call too many")
+        page.denial(loop.first_denial.code, loop.first_denial.message, loop.first_denial.data)
+    page.heading(f"The last rows of the audit log: mcpguard audit tail -n {AUDIT_ROWS}")
+    page.verbatim(await stage.audit_tail(AUDIT_ROWS, page.width - 2))
+    page.heading("Next: put mcpguard in front of a server of yours, in your client's configuration")
+    page.verbatim('"NAME": {"command": "mcpguard",')
+    page.verbatim('         "args": ["run", "--server", "NAME", "--", "COMMAND", "ARGUMENT"]}')
+
+
+async def _act(page: Page, stage: Stage) -> list[Tally]:
+    """Makes all the calls; returns what became of them, Alice's loop first."""
+    loop, searches, subagent = (Tally(person, "search_customers") for person in (ALICE, BOB, CAROL))
+    bob_reports, alice_reports = (Tally(person, "generate_report") for person in (BOB, ALICE))
+    async with _connected(stage, ALICE, BOB, CAROL) as (alice, bob, carol):
+        page.heading(f"Alice's agent is caught in a loop: {LOOP_CALLS:,} searches, while Bob makes {BOB_CALLS}")
+        with page.progress("Alice's loop", LOOP_CALLS, every=LOOP_CALLS // 3) as show:
+            async with anyio.create_task_group() as together:
+                turns = [anyio.Event() for _ in range(BOB_CALLS)]
+                together.start_soon(_search_in_turn, bob, searches, turns)
+                for done in range(LOOP_CALLS):
+                    if done % (LOOP_CALLS // BOB_CALLS) == 0:
+                        turns[done * BOB_CALLS // LOOP_CALLS].set()
+                    await loop.call(alice, query="solar")
+                    show(done + 1, f"{loop.answered} answered, {loop.denied.total():,} denied")
+        page.say(
+            f"Bob's {searches.made} searches meanwhile: {searches.answered} answered, "
+            f"{searches.denied.total()} denied; the slowest took {searches.slowest_s * 1000:,.0f} ms."
+        )
+        for _ in range(SUBAGENT_CALLS):
+            await subagent.call(carol, query="enterprise")
+        for tally, client, calls in ((bob_reports, bob, BOB_REPORTS), (alice_reports, alice, ALICE_REPORTS)):
+            for _ in range(calls):
+                await tally.call(client, month="2026-09")
+    return [loop, searches, subagent, bob_reports, alice_reports]
+
+
+async def _search_in_turn(client: Client, tally: Tally, turns: Sequence[anyio.Event]) -> None:
+    """One search at each turn: spread over the loop by its progress, not by the clock."""
+    for turn in turns:
+        await turn.wait()
+        await tally.call(client, query="lagos")
+
+
+@asynccontextmanager
+async def _connected(stage: Stage, *people: Person) -> AsyncIterator[list[Client]]:
+    """Everybody's client, connected."""
+    if not people:
+        yield []
+        return
+    async with stage.connect(people[0]) as client, _connected(stage, *people[1:]) as others:
+        yield [client, *others]
+
+
+def _check(tallies: Sequence[Tally], stage: Stage) -> None:
+    """Compares what the clients were told with what the server saw.
+
+    Raises:
+        McpguardError: They differ.
+    """
+    for tally in tallies:
+        if (reached := stage.reached(tally)) != tally.answered:
+            raise McpguardError(
+                f"the demo failed: {tally.answered} calls of {tally.tool} by {tally.person.name} were answered, "
+                f"but {reached} reached the server"
+            )
+
+
+def _summary(tallies: Sequence[Tally], stage: Stage) -> tuple[list[str], list[list[str]], int]:
+    """The table of all calls: its header, its rows, and how many of its columns are words."""
+    header = ["who", "tool", "calls", "reached", "denied by user", "by tool", "by agent"]
+    rows = []
+    for tally in tallies:
+        denied = [f"{tally.denied[axis]:,}" if tally.denied[axis] else "-" for axis in ("user", "tool", "agent")]
+        rows.append([tally.person.name, tally.tool, f"{tally.made:,}", f"{stage.reached(tally):,}", *denied])
+    return header, rows, 2
+
+
+def _command_line(person: Person) -> str:
+    options = " ".join(f'"{option}"' if " " in option else option for option in person.options)
+    line = f"mcpguard run --server crm {options} -- python -m mcpguard.demo.crm"
+    return line if len(line) < 78 else line.replace(" -- ", " \\\n    -- ").replace(" --agent", " \\\n    --agent")
+
+
+def _first_cause(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _explained(error: Exception, stage: Stage) -> Exception:
+    """What to tell the user about a failure; a bug stays what it is."""
+    if isinstance(error, McpguardError) or not isinstance(error, MCPError | OSError | anyio.BrokenResourceError):
+        return error
+    reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
+    said = last_line(stage.stderr.read_text("utf-8", "replace")) if stage.stderr.exists() else ""
+    return McpguardError(f"the demo failed: {reason}", said)

@@ -1,0 +1,147 @@
+"""The server's process: found, started before anything slow is loaded, and ended with all that it started."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import CommandError, ExitStatus
+
+SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE"})
+"""Variables of ours that are none of the server's business: a token, and an address that may hold a password."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the server gets of the guard's environment: all but the guard's own secrets."""
+    return {key: value for key, value in environ.items() if key not in SECRETS}
+
+
+def find_program(command: str, environ: Mapping[str, str]) -> str:
+    """The file that a command names.
+
+    Raises:
+        CommandError: There is none, or it may not be executed.
+    """
+    found = shutil.which(command, path=environ.get("PATH"))
+    if found:
+        return found
+    if os.path.dirname(command) and os.path.exists(command):  # noqa: PTH110, PTH120 - a Path drops a leading ./
+        kind = "a folder" if Path(command).is_dir() else "not executable"
+        raise CommandError(
+            f"cannot run {command}: it is {kind}",
+            "name a program, or an interpreter and a script",
+            ExitStatus.NOT_EXECUTABLE,
+        )
+    hint = "check the path" if os.path.dirname(command) else "give its full path: clients start us with a short PATH"  # noqa: PTH120
+    raise CommandError(f"cannot run {command}: no such command", hint, ExitStatus.NOT_FOUND)
+
+
+class Child:
+    """The server's process, its group, and the pipes to it.
+
+    Args:
+        pid: The process; on POSIX also the number of its group.
+        stdin: Our end of its standard input.
+        stdout: Our end of its standard output.
+    """
+
+    def __init__(self, pid: int, stdin: int, stdout: int) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self.status: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status if it has ended, as a shell has it: 128 + n for signal n."""
+        if self.status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self.status = ExitStatus.FAILURE
+                return self.status
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self.status = code if code >= 0 else 128 - code
+        return self.status
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and all that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def close_stdin(self) -> None:
+        """End its input."""
+        if self.stdin >= 0:
+            fd, self.stdin = self.stdin, -1
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
+    """Start a server in a process group of its own, with pipes for input and output and our own stderr.
+
+    To be called while this process has one thread. Where the system can, the server is killed when we are.
+
+    Args:
+        argv: Its command; the first word is looked up in `PATH`.
+        environ: Its environment.
+
+    Raises:
+        CommandError: It cannot be started.
+    """
+    program = find_program(argv[0], environ)
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
+    failed_read, failed_write = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become(program, argv, environ, stdin_read, stdout_write, failed_write, parent)
+    for fd in (stdin_read, stdout_write, failed_write):
+        os.close(fd)
+    failure = os.read(failed_read, 16)  # nothing, once the program runs: the pipe's end closes with exec
+    os.close(failed_read)
+    if failure:
+        os.waitpid(pid, 0)
+        os.close(stdin_write)
+        os.close(stdout_read)
+        what = "not a program for this system" if int(failure) == errno.ENOEXEC else os.strerror(int(failure))
+        raise CommandError(
+            f"cannot run {argv[0]}: {what}", "a script needs a first line like #!/bin/sh", ExitStatus.NOT_EXECUTABLE
+        )
+    return Child(pid, stdin_write, stdout_read)
+
+
+def _become(
+    program: str, argv: Sequence[str], environ: Mapping[str, str], stdin: int, stdout: int, failed: int, parent: int
+) -> None:
+    """In the new process: turn into the server. Does not return."""
+    try:
+        os.setpgid(0, 0)
+        if sys.platform == "linux":
+            _die_with(parent)
+        os.dup2(stdin, 0)
+        os.dup2(stdout, 1)
+        for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(program, list(argv), dict(environ))  # noqa: S606 - starting a program without a shell is the point
+    except OSError as error:
+        os.write(failed, str(error.errno).encode())
+    finally:
+        os._exit(ExitStatus.NOT_EXECUTABLE)
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to kill us when the parent is gone, however it went. SIGKILL: a server may ignore all else."""
+    import ctypes  # in the new process only: it would cost the guard memory
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(ExitStatus.FAILURE)

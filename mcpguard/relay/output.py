@@ -1,0 +1,137 @@
+"""The client's side of the relay: the server's stream and the guard's own replies, which never tear a frame."""
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
+"""Replies that may wait for the client to read before we stop reading from it."""
+
+_AT_ONCE_BYTES: Final = 4096
+"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF)."""
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, waiting as long as it takes.
+
+    Raises:
+        OSError: The other side is gone.
+    """
+    written = os.write(fd, data)
+    while written < len(data):
+        data = data[written:]
+        written = os.write(fd, data)
+
+
+class ClientOutput:
+    """Writes to the client, from several threads.
+
+    Args:
+        fd: The client's end.
+        gone: Called once when the client does not take anything any more.
+    """
+
+    def __init__(self, fd: int, gone: Callable[[], None]) -> None:
+        self._fd = fd
+        self._gone = gone
+        self._writing = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._in_frame = False
+        self._broken = False
+        self._replier: threading.Thread | None = None
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def relay(self, chunk: bytes) -> None:
+        """Pass on what the server wrote. Waits for the client; waiting replies are written where a frame ends."""
+        with self._writing:
+            if self._queue and not chunk.endswith(b"\n"):
+                end = chunk.rfind(b"\n") + 1
+                self._write(chunk[:end])
+                self._in_frame = self._in_frame and not end
+                self._write_queued()
+                chunk = chunk[end:]
+            self._write(chunk)
+            self._in_frame = not chunk.endswith(b"\n") if chunk else self._in_frame
+            self._write_queued()
+        if self._queue:
+            self._wake()
+
+    def reply(self, data: bytes) -> None:
+        """Write a whole frame of our own as soon as may be.
+
+        Does not wait for the client, unless `MAX_QUEUED_BYTES` wait for it already.
+        """
+        if not self._queue and self._writing.acquire(blocking=False):
+            try:
+                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._poll.poll(0):
+                    self._write(data)
+                    return
+            finally:
+                self._writing.release()
+        with self._changed:
+            self._queue.append(data)
+            self._queued_bytes += len(data)
+            if self._replier is None:
+                self._replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
+                self._replier.start()
+            self._changed.notify_all()
+            while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
+                self._changed.wait()
+
+    def finish(self, replies: bytes, timeout_s: float) -> None:
+        """End the stream: a frame that the server left unfinished ends here, then come all replies.
+
+        The server's stream must have ended. Gives up after the timeout if the client does not read.
+        """
+        ended = threading.Thread(target=self._finish, args=(replies,), name="mcpguard-finish", daemon=True)
+        ended.start()
+        ended.join(timeout_s)
+
+    def _finish(self, replies: bytes) -> None:
+        with self._writing:
+            if self._in_frame and (replies or self._queue):
+                self._write(b"\n")
+            self._in_frame = False
+            self._write_queued()
+            self._write(replies)
+
+    def _write(self, data: bytes) -> None:
+        """Write, or drop it if the client is gone. The caller holds `_writing`."""
+        if self._broken or not data:
+            return
+        try:
+            write_all(self._fd, data)
+        except OSError:
+            self._broken = True
+            self._wake()
+            self._gone()
+
+    def _write_queued(self) -> None:
+        """Write what waits, if no frame is open. The caller holds `_writing`."""
+        while self._queue and not self._in_frame:
+            with self._changed:
+                batch = b"".join(self._queue)
+                self._queue.clear()
+            self._write(batch)
+            with self._changed:
+                self._queued_bytes -= len(batch)
+                self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _reply_queued(self) -> None:
+        """The thread that writes replies while the server is silent."""
+        while True:
+            with self._changed:
+                while not self._queue or self._in_frame:
+                    self._changed.wait()
+            with self._writing:
+                self._write_queued()

@@ -1,0 +1,286 @@
+"""The two pumps between client and server, and the bookkeeper behind them.
+
+Each pump is a blocking loop in a thread of its own: a byte that hops through an event loop costs several times the whole
+decision. What a call can do without is left to the bookkeeper, some tenths of a second later: outcomes, storms of denials,
+the store's upkeep.
+"""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from mcpguard.core import audit, denial, frames
+from mcpguard.core.answers import AnswerLines
+from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.frames import Frame, LineSplitter, Refusal
+from mcpguard.core.guard import Forward, Guard, Reply, awaiting
+from mcpguard.core.policy import Policy
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.relay.child import Child
+from mcpguard.relay.console import Console
+from mcpguard.relay.output import ClientOutput, write_all
+from mcpguard.stores.base import Store, monotonic_us, wall_us
+
+CHUNK_BYTES: Final = 64 * 1024
+"""What a pipe holds."""
+
+TICK_S: Final = 0.2
+"""How long the bookkeeper lets work gather."""
+
+_MAX_UNREAD_BYTES: Final = 1024 * 1024
+_OUTCOMES_AT_ONCE: Final = 100
+
+
+class PolicySource(Protocol):
+    """Where the policy in force comes from."""
+
+    def poll(self) -> Policy | PolicyError | None:
+        """What is to be taken up, if anything is new."""
+
+
+class Pumps:
+    """One session's traffic.
+
+    Args:
+        child: The server.
+        guard: Decides.
+        store: Counts. It may raise `StoreUnavailable`; calls are then denied.
+        journal: The session's audit.
+        policy: Where the guard's policy comes from.
+        output: The client's side.
+        console: Where lines for people go.
+        ended: Called from a pump's thread when its stream has ended, with `client` or `server`.
+        source: The descriptor that the client writes to.
+        max_frame_bytes: The longest line that is accepted from the client.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        guard: Guard,
+        store: Store,
+        journal: Journal,
+        policy: PolicySource,
+        output: ClientOutput,
+        console: Console,
+        ended: Callable[[str], None],
+        *,
+        source: int = 0,
+        max_frame_bytes: int = frames.MAX_FRAME_BYTES,
+    ) -> None:
+        self._child = child
+        self._guard = guard
+        self._store = store
+        self._journal = journal
+        self._policy = policy
+        self._output = output
+        self._console = console
+        self._ended = ended
+        self._source = source
+        self._splitter = LineSplitter(max_frame_bytes)
+        # Held while guard, journal or store are used; never while a pipe is written
+        self._deciding = threading.Lock()
+        self._unread: deque[tuple[bytes, int]] = deque()
+        self._unread_bytes = 0
+        self._reading = threading.Lock()
+        self._answers = AnswerLines()
+        self._outcomes: list[Outcome] = []
+        self._work = threading.Event()
+        self._stop = threading.Event()
+        self.down_thread = threading.Thread(target=self._pump_down, name="mcpguard-down", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._pump_up, name="mcpguard-up", daemon=True),
+            self.down_thread,
+            threading.Thread(target=self._keep_books, name="mcpguard-books", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin to move bytes."""
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self, how: str, timeout_s: float) -> None:
+        """The server is gone, and its stream read to the end: answer what it left open, and close the books.
+
+        Args:
+            how: What became of it, for the client.
+            timeout_s: How long the client has to take the last answers.
+        """
+        self._stop.set()
+        self._work.set()
+        if self._deciding.acquire(timeout=timeout_s):
+            try:
+                self._read_answers()
+                replies, outcomes = self._guard.server_exited(how, now_us=monotonic_us())
+                self._outcomes += outcomes
+            finally:
+                self._deciding.release()
+            self._output.finish(b"".join(reply.data for reply in replies), timeout_s)
+        with contextlib.suppress(StoreUnavailable):
+            self._write_books(all_of_them=True)
+
+    # client → server
+
+    def _pump_up(self) -> None:
+        try:
+            while chunk := os.read(self._source, CHUNK_BYTES):
+                self._take(self._splitter.feed(chunk))
+            self._take(self._splitter.finish())
+        except OSError:
+            pass  # the client's end is broken: that is an end, too
+        finally:
+            self._child.close_stdin()
+            self._ended("client")
+
+    def _take(self, lines: Sequence[bytes | Refusal]) -> None:
+        if not lines:
+            return
+        try:
+            forwards, replies = self._judge(lines)
+        except Exception as error:  # noqa: BLE001 - a pump that dies in silence would hang the client
+            self._console.line(f"internal error, please report it: {error!r}")
+            forwards, replies = b"", _unjudged(lines)
+        if forwards and not self._send(forwards):
+            replies += self._undelivered(forwards)
+        if replies:
+            self._output.reply(replies)
+
+    def _judge(self, lines: Sequence[bytes | Refusal]) -> tuple[bytes, bytes]:
+        """What goes on to the server, and what goes back to the client."""
+        forwards: list[bytes] = []
+        replies: list[bytes] = []
+        with self._deciding:
+            if any(
+                isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line) for line in lines
+            ):
+                self._read_answers()
+            notes = self._new_policy()
+            actions = self._guard.client_lines(lines, now_us=monotonic_us())
+            charges = notes + awaiting(actions)
+            verdicts = self._decide(charges) if charges else []
+            now_us = monotonic_us()
+            pending = iter(zip(charges, verdicts, strict=True))
+            for _ in notes:
+                next(pending)
+            for action in actions:
+                result = self._guard.charged(*next(pending), now_us=now_us) if isinstance(action, Charge) else action
+                if isinstance(result, Forward):
+                    forwards.append(result.data)
+                elif isinstance(result, Reply):
+                    replies.append(result.data)
+        return b"".join(forwards), b"".join(replies)
+
+    def _new_policy(self) -> list[Charge]:
+        found = self._policy.poll()
+        if found is None:
+            return []
+        self._guard.take_up(found)
+        reason = f"not taken up: {found.message}" if isinstance(found, PolicyError) else "taken up"
+        self._console.line(f"policy {reason}")
+        return [self._guard.policy_note(reason=reason)]
+
+    def _decide(self, charges: Sequence[Charge]) -> list[Verdict]:
+        try:
+            verdicts = self._store.decide(charges, self._journal)
+        except StoreUnavailable as error:
+            for charge in charges:
+                charge.detail = {**charge.detail, "reason": "store_unavailable"}
+                charge.why = f"the store of counters is unavailable ({error.message})."
+            self._console.line(f"store unavailable: {error.message}")
+            return [Verdict("unavailable") for _ in charges]
+        for charge, verdict in zip(charges, verdicts, strict=True):
+            if verdict.news and not verdict.forwards and verdict.decision != "policy":
+                self._tell(charge, verdict)
+        self._work.set()
+        return verdicts
+
+    def _tell(self, charge: Charge, verdict: Verdict) -> None:
+        self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
+
+    def _send(self, data: bytes) -> bool:
+        try:
+            write_all(self._child.stdin, data)
+        except OSError:
+            return False
+        return True
+
+    def _undelivered(self, forwards: bytes) -> bytes:
+        """Answers for requests that the server did not take, since it has closed its input."""
+        with self._deciding:
+            replies = self._guard.undelivered(forwards.split(b"\n"), now_us=monotonic_us())
+        return b"".join(reply.data for reply in replies)
+
+    # server → client
+
+    def _pump_down(self) -> None:
+        try:
+            while chunk := os.read(self._child.stdout, CHUNK_BYTES):
+                self._output.relay(chunk)
+                self._observe(chunk)
+        except OSError:
+            pass
+        finally:
+            self._ended("server")
+
+    def _observe(self, chunk: bytes) -> None:
+        if not (self._unread or self._guard.awaits_answers) and self._answers.is_between_frames and chunk[-1:] == b"\n":
+            return
+        self._unread.append((chunk, monotonic_us()))
+        self._unread_bytes += len(chunk)
+        if self._unread_bytes > _MAX_UNREAD_BYTES:
+            with self._deciding:
+                self._read_answers()
+        elif not self._work.is_set():
+            self._work.set()
+
+    def _read_answers(self) -> None:
+        """Read outcomes off what has passed. The caller holds `_deciding`."""
+        while self._unread:
+            chunk, now_us = self._unread.popleft()
+            self._unread_bytes -= len(chunk)
+            self._outcomes += self._guard.server_frames(self._answers.feed(chunk), now_us=now_us)
+
+    # behind them
+
+    def _keep_books(self) -> None:
+        while not self._stop.is_set():
+            self._work.wait()
+            self._stop.wait(TICK_S)
+            self._work.clear()
+            try:
+                self._write_books()
+                self._store.tend()
+            except StoreUnavailable:
+                self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
+            if self._journal.is_waiting:
+                self._work.set()
+
+    def _write_books(self, *, all_of_them: bool = False) -> None:
+        while True:
+            with self._deciding:
+                self._read_answers()
+                outcomes, self._outcomes = self._outcomes[:_OUTCOMES_AT_ONCE], self._outcomes[_OUTCOMES_AT_ONCE:]
+                rows = self._journal.flush(wall_us(), all_of_them=all_of_them)
+                if outcomes:
+                    self._store.record(outcomes)
+                if rows:
+                    self._store.append(rows)
+            for row in rows:
+                self._console.line(audit.line(audit.record(row)))
+            if not outcomes:
+                return
+
+
+def _unjudged(lines: Sequence[bytes | Refusal]) -> bytes:
+    """Answers for what could not be judged, so that nobody waits for it."""
+    replies = []
+    for line in lines:
+        for message in frames.parse(line) if isinstance(line, bytes) else ():
+            if isinstance(message, Frame) and message.id is not None:
+                why = "mcpguard failed to judge this request; it was not forwarded"
+                replies.append(denial.error(message.id, denial.UNAVAILABLE, why, {"reason": "internal_error"}))
+    return b"".join(replies)

@@ -1,0 +1,108 @@
+"""The life of one `mcpguard run`: from the server's start to everybody's end.
+
+However it ends (the client closes its side, the server exits, a signal comes), every wait is bounded and named here, every
+request in flight is answered, nothing that the server started is left behind, and the exit status is the server's.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from mcpguard.relay.child import Child
+from mcpguard.relay.console import Console
+from mcpguard.relay.pumps import Pumps
+
+GRACE_AFTER_EOF_S: Final = 2.0
+"""After the client has closed its side: for the server's last answers and its own exit. What both SDKs' clients wait."""
+
+GRACE_AFTER_TERM_S: Final = 2.0
+"""After SIGTERM, before SIGKILL."""
+
+GRACE_AFTER_SIGNAL_S: Final = 1.0
+"""After a signal to us that was passed on: clients kill a wrapper that is not gone in two seconds."""
+
+DRAIN_S: Final = 0.5
+"""After the server's exit: for what it wrote last. Only a process that left its group could keep the pipe open longer."""
+
+_ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+
+class Life:
+    """Supervises the server and the pumps.
+
+    Make it in the main thread before the server is started, so that no signal finds us without a handler.
+    """
+
+    def __init__(self) -> None:
+        self._events: set[str] = set()
+        self._signals: list[int] = []
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGCHLD, self._on_signal)
+
+    def ended(self, side: str) -> None:
+        """Note that a stream has ended: `client` or `server`. From any thread."""
+        self._events.add(side)
+        self._wake()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number != signal.SIGCHLD:
+            self._signals.append(number)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"!")
+
+    def supervise(self, child: Child, pumps: Pumps, console: Console) -> int:
+        """Wait for the end, and bring it about in order.
+
+        Returns:
+            The exit status: the server's.
+        """
+        return anyio.run(self._supervise, child, pumps, console)
+
+    async def _supervise(self, child: Child, pumps: Pumps, console: Console) -> int:
+        await self._until(lambda: child.poll() is not None or bool(self._events or self._signals))
+        if self._signals:
+            await self._end(child, self._signals[0], GRACE_AFTER_SIGNAL_S)
+        elif child.poll() is None:
+            await self._end_of_stream(child)
+        how = f"server exited with status {child.status}"
+        child.signal(signal.SIGKILL)
+        with anyio.move_on_after(DRAIN_S):
+            await self._until(lambda: "server" in self._events)
+        if self._events != {"client", "server"} and not self._signals:
+            console.line(f"{how}; requests in flight are answered with an error")
+        await anyio.to_thread.run_sync(pumps.finish, how, DRAIN_S, abandon_on_cancel=True)
+        return child.status or 0
+
+    async def _end_of_stream(self, child: Child) -> None:
+        """One side has ended and the server lives: give it time, then end it. A signal cuts that short."""
+        with anyio.move_on_after(GRACE_AFTER_EOF_S):
+            await self._until(lambda: child.poll() is not None or bool(self._signals))
+        if child.poll() is None:
+            first = self._signals[0] if self._signals else signal.SIGTERM
+            await self._end(child, first, GRACE_AFTER_SIGNAL_S if self._signals else GRACE_AFTER_TERM_S)
+
+    async def _end(self, child: Child, number: int, grace_s: float) -> None:
+        """Ask the server's group to end; kill it if it does not."""
+        child.signal(number)
+        with anyio.move_on_after(grace_s):
+            await self._until(lambda: child.poll() is not None)
+        if child.poll() is None:
+            child.signal(signal.SIGKILL)
+            await self._until(lambda: child.poll() is not None)
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Wait until something is true that only a signal or the end of a stream can make true."""
+        while not done():
+            await anyio.wait_readable(self._wake_read)
+            os.read(self._wake_read, 4096)

@@ -1,0 +1,1 @@
+"""Where counters and audit are kept: memory, one SQLite file."""

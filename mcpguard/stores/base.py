@@ -1,0 +1,202 @@
+"""What every store does, and the reference that does it in memory."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from mcpguard.core import limiter
+from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy import Counter
+from mcpguard.core.verdict import Charge, Verdict, verdict
+
+Clock = Callable[[], int]
+"""Reads microseconds."""
+
+
+class Entry(NamedTuple):
+    """A row of the audit as it is read: its place, which only grows, and its record."""
+
+    place: int
+    record: dict[str, object]
+
+
+class Held(NamedTuple):
+    """A counter that holds something.
+
+    Attributes:
+        label: As `policy.Counter` has it.
+        used: What it holds now.
+    """
+
+    label: str
+    used: int
+
+
+class Store(Protocol):
+    """Counters and audit. One thread at a time, but for `tend`, which may run beside the others.
+
+    Every method raises `StoreUnavailable` where it cannot do what it promises; then it has done nothing.
+    """
+
+    args_key: bytes
+    """The key of the hash of arguments; the store's own, and the same for all who use it."""
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """Decide charges in order, in one transaction with their audit rows.
+
+        When this returns, the admitted calls are counted for every user of the store, and their rows are in it.
+        """
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write audit rows that no decision is made for."""
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Join outcomes to their rows."""
+
+    def tend(self) -> None:
+        """Do what keeps the store small and quick. To be called now and then, away from a call's path."""
+
+    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+        """The audit's rows after a place, oldest first."""
+
+    def newest(self) -> Iterator[Entry]:
+        """The audit's rows, newest first."""
+
+    def held(self) -> list[Held]:
+        """The counters that hold something."""
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """Empty these counters, for everybody who uses the store, from the next decision on; how many there were."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def decide_all(
+    charges: Sequence[Charge], states: MutableMapping[int, State], now_us: int
+) -> tuple[list[Verdict], dict[int, Counter]]:
+    """Decide charges in order against the logs in `states`, which is kept up.
+
+    Args:
+        charges: What is asked.
+        states: The logs by counter id; one that is missing is empty.
+        now_us: The store's time.
+
+    Returns:
+        The verdicts, and the counters whose logs have changed.
+    """
+    verdicts: list[Verdict] = []
+    changed: dict[int, Counter] = {}
+    for charge in charges:
+        if charge.decided is not None:
+            verdicts.append(Verdict(charge.decided))
+            continue
+        counters = charge.plan.counters
+        before = [states.get(counter.id, EMPTY) for counter in counters]
+        decision = limiter.decide(charge.plan.limits, before, now_us)
+        for counter, old, new in zip(counters, before, decision.states, strict=True):
+            if new is not old:
+                states[counter.id] = new
+                changed[counter.id] = counter
+        verdicts.append(verdict(charge.plan, decision))
+    return verdicts, changed
+
+
+def wall_us() -> int:
+    """Wall-clock time."""
+    return time.time_ns() // 1000
+
+
+def monotonic_us() -> int:
+    """A monotone clock, for one process."""
+    return time.monotonic_ns() // 1000
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the memory stores of one process share."""
+
+    args_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    states: dict[int, State] = field(default_factory=dict)
+    counters: dict[int, Counter] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """The reference: counters and audit of one process, gone with it.
+
+    Args:
+        memory: What it shares with other stores.
+        clock: The store's time.
+        wall: Wall-clock time, for the audit.
+    """
+
+    def __init__(self, memory: Memory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
+        self._memory = memory or Memory()
+        self._clock = clock
+        self._wall = wall
+        self.args_key = self._memory.args_key
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """See `Store`."""
+        verdicts, changed = decide_all(charges, self._memory.states, self._clock())
+        self._memory.counters.update(changed)
+        rows = iter(journal.rows(charges, verdicts, self._wall()))
+        for one in verdicts:
+            if one.news:
+                one.row = len(self._memory.rows)
+                self._memory.rows.append(next(rows))
+        self._memory.rows.extend(rows)
+        return verdicts
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """See `Store`."""
+        self._memory.rows.extend(rows)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Store`."""
+        for outcome in outcomes:
+            self._memory.outcomes.setdefault(outcome.row, outcome)
+
+    def tend(self) -> None:
+        """See `Store`. Forgets the counters whose windows have passed."""
+        now_us = self._clock()
+        for key, state in list(self._memory.states.items()):
+            if not limiter.live(state, self._memory.counters[key].window_us, now_us):
+                del self._memory.states[key]
+
+    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+        """See `Store`."""
+        for place in range(after, len(self._memory.rows)):
+            yield self._entry(place)
+
+    def newest(self) -> Iterator[Entry]:
+        """See `Store`."""
+        for place in reversed(range(len(self._memory.rows))):
+            yield self._entry(place)
+
+    def _entry(self, place: int) -> Entry:
+        _, outcome, duration_us = self._memory.outcomes.get(place, (place, None, None))
+        return Entry(place + 1, record(self._memory.rows[place], outcome=outcome, duration_us=duration_us))
+
+    def held(self) -> list[Held]:
+        """See `Store`."""
+        now_us = self._clock()
+        held = [
+            Held(counter.label, limiter.used(limiter.live(self._memory.states[key], counter.window_us, now_us)))
+            for key, counter in self._memory.counters.items()
+            if key in self._memory.states
+        ]
+        return [one for one in held if one.used]
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """See `Store`."""
+        keys = [key for key, counter in self._memory.counters.items() if counter.label in set(labels)]
+        return sum(self._memory.states.pop(key, None) is not None for key in keys)
+
+    def close(self) -> None:
+        """See `Store`."""

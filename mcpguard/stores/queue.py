@@ -1,0 +1,150 @@
+"""The queue before a database: a file lock that is fair, is freed by the kernel when its holder dies, and can be given up.
+
+SQLite's own waiting backs off up to 100 ms, so that of many writers some wait for seconds. Blocking on `flock` is first come,
+first served, but cannot be bounded in time; so it is done in a helper thread, and only if the lock is not free at once.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+if os.name == "nt":  # pragma: no cover - not run in CI
+    import msvcrt
+    import time
+
+    def _try_lock(fd: int) -> bool:
+        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _lock(fd: int) -> None:
+        while not _try_lock(fd):
+            time.sleep(0.001)
+
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def _unlock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def open_private(path: Path) -> int:
+    """A file descriptor for reading and writing; a new file has mode 0600 whatever the umask."""
+    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        fd = os.open(path, flags | os.O_CREAT, 0o600)
+        if os.name != "nt":
+            os.fchmod(fd, 0o600)
+        return fd
+
+
+class QueueLock:
+    """A lock on a file, between processes. One thread at a time asks for it.
+
+    Args:
+        path: The file; made if it is missing.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = open_private(path)
+        self._mutex = threading.Lock()
+        self._wanted = False
+        self._helper_busy = False
+        self._asked = threading.Semaphore(0)
+        self._granted = threading.Semaphore(0)
+        self._helper: threading.Thread | None = None
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Wait for the lock; False if it has not come in time. A request that is given up takes nothing."""
+        with self._mutex:
+            if not self._helper_busy:
+                if _try_lock(self._fd):
+                    return True
+                self._helper_busy = True
+                self._ask()
+            self._wanted = True
+        if self._granted.acquire(timeout=timeout_s):
+            return True
+        with self._mutex:
+            if self._wanted:
+                self._wanted = False
+                return False
+        return self._granted.acquire()  # it came between the timeout and the mutex
+
+    def release(self) -> None:
+        """Let the next one go."""
+        _unlock(self._fd)
+
+    def close(self) -> None:
+        """Close the file, which frees the lock. A helper that still waits on it ends with the process."""
+        with self._mutex:
+            if not self._helper_busy:
+                os.close(self._fd)
+
+    def _ask(self) -> None:
+        if self._helper is None:
+            self._helper = threading.Thread(target=self._help, name="mcpguard-queue", daemon=True)
+            self._helper.start()
+        self._asked.release()
+
+    def _help(self) -> None:
+        while self._asked.acquire():
+            _lock(self._fd)
+            with self._mutex:
+                self._helper_busy = False
+                if self._wanted:
+                    self._wanted = False
+                    self._granted.release()
+                else:
+                    _unlock(self._fd)
+
+
+class SharedHold:
+    """A shared lock on a file, held until it is closed, that one process may try to have alone.
+
+    Args:
+        path: The file; made if it is missing.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = open_private(path)
+
+    def alone(self) -> bool:
+        """Whether nobody else holds it; the caller must hold the queue lock. Always true where locks cannot be shared."""
+        if os.name == "nt":  # pragma: no cover - not run in CI
+            return True
+        return _try_lock(self._fd)
+
+    def share(self) -> None:
+        """Hold it together with others. The caller holds the queue lock, so that nobody is `alone` meanwhile."""
+        if os.name != "nt":
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._fd)

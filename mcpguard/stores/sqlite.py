@@ -1,0 +1,472 @@
+"""Counters and audit in one SQLite file, shared by every wrapper of an account.
+
+One decision is one transaction: `BEGIN IMMEDIATE` behind a fair queue, the clock read inside it, all counters and the audit
+row written together. What this process wrote last it remembers, and reads again only if `PRAGMA data_version` says that
+another has written since.
+"""
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+from mcpguard.core import limiter
+from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.limiter import State
+from mcpguard.core.policy import Counter
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import clock
+from mcpguard.stores.base import Clock, Entry, Held, decide_all, wall_us
+from mcpguard.stores.migrations import migrate
+from mcpguard.stores.queue import QueueLock, SharedHold, open_private
+
+PAGE_BYTES: Final = 1024
+"""Small pages: a decision touches few bytes of many pages, and each page touched goes to the log whole."""
+
+CHECKPOINT_BYTES: Final = 2 * 1024 * 1024
+TRUNCATE_BYTES: Final = 64 * 1024 * 1024
+"""Sizes of the write-ahead log: above the first it is copied back beside the writers, above the second in their queue."""
+
+OPEN_TIMEOUT_S: Final = 2.0
+"""How long opening waits for other wrappers that create or migrate the file; no call waits for it."""
+
+_NETWORK: Final = frozenset(
+    [
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "drvfs",
+        "fuse.glusterfs",
+        "fuse.sshfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "smb3",
+        "smbfs",
+    ]
+)
+_BATCH: Final = 500
+_AUDIT: Final = (
+    "time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining,"
+    " retry_after_ms, repeats, detail"
+)
+_INSERT: Final = f"INSERT INTO audit ({_AUDIT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_SELECT: Final = """
+    SELECT a.id, a.time_us, a.seq, a.decision, c.json, r.json, a.request_id, a.args_hash, a.trace_id, a.counted,
+        a.remaining, a.retry_after_ms, a.repeats, a.detail, o.outcome, o.duration_us
+    FROM audit a JOIN fragment c ON c.id = a.context LEFT JOIN fragment r ON r.id = a.reported
+    LEFT JOIN outcome o ON o.id = a.id
+"""
+
+
+class SqliteStore:
+    """A store in one file.
+
+    Args:
+        path: The file; it and its folder are made if they are missing, with modes 0600 and 0700.
+        timeout_ms: How long a decision waits for its turn.
+        durability: `full` forces each decision to the disk before the call is forwarded; `normal` leaves that to the system,
+            so that a power cut can lose the last ones.
+        keep_us: How long audit rows are kept.
+        max_bytes: How large the file may grow before the oldest audit rows go.
+        clock: The store's time, instead of the machine's own.
+        wall: Wall-clock time, for the audit.
+
+    Raises:
+        StoreUnavailable: The file cannot be made, is no database, lies on a network file system, was written by a later
+            program, or another machine has it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        timeout_ms: int = 250,
+        durability: str = "normal",
+        keep_us: int = 30 * 86400 * 1_000_000,
+        max_bytes: int = 256 * 1024 * 1024,
+        clock: Clock | None = None,
+        wall: Clock = wall_us,
+    ) -> None:
+        self.path = path
+        self._timeout_s = timeout_ms / 1000
+        self._keep_us = keep_us
+        self._max_bytes = max_bytes
+        self._wall = wall
+        self._states: dict[int, State] = {}
+        self._fragments: set[int] = set()
+        self._version = -1
+        self._tending = threading.Lock()
+        self._tended_us = 0
+        with contextlib.ExitStack() as undo, _reported(path):
+            _private_folder(path.parent)
+            _refuse_network(path.parent)
+            self._queue = QueueLock(path.with_name(path.name + "-queue"))
+            undo.callback(self._queue.close)
+            self._hold = SharedHold(path.with_name(path.name + "-clock"))
+            undo.callback(self._hold.close)
+            if not self._queue.acquire(OPEN_TIMEOUT_S):
+                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+            try:
+                self._db = self._connect(durability)
+                undo.callback(self._db.close)
+                migrate(self._db, path=str(path))
+                self.args_key = self._own_key()
+                self._clock = clock or self._time_base()
+                self._hold.share()
+            finally:
+                self._queue.release()
+            undo.pop_all()
+
+    def _connect(self, durability: str) -> sqlite3.Connection:
+        os.close(open_private(self.path))  # the log and the shared memory take their modes from it
+        db = sqlite3.connect(
+            self.path, timeout=self._timeout_s / 5, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        return db
+
+    def _own_key(self) -> bytes:
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('args_key', ?)", (secrets.token_bytes(32),))
+        return bytes(self._db.execute("SELECT value FROM meta WHERE key = 'args_key'").fetchone()[0])
+
+    def _time_base(self) -> Clock:
+        """The machine's clock plus an offset that all who share the file agree on, and that never lets it run backwards."""
+        mine = clock.base_id()
+        found = dict(
+            self._db.execute("SELECT key, value FROM meta WHERE key IN ('time_base', 'time_offset_us')").fetchall()
+        )
+        if found.get("time_base") != mine:
+            if not self._hold.alone():
+                raise StoreUnavailable(
+                    f"{self.path} is in use by another machine, or by a container with a clock of its own",
+                    "counters that machines share belong into Redis; here, name a file of its own with --store",
+                )
+            latest = self._db.execute("SELECT max(last_us) FROM state").fetchone()[0] or 0
+            offset_us = max(self._wall(), latest) - clock.boot_us()
+            found = {"time_base": mine, "time_offset_us": offset_us}
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(found.items()))
+        offset = int(found["time_offset_us"])
+        return lambda: clock.boot_us() + offset
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """See `Store`."""
+        seq = journal.seq
+        try:
+            with self._transaction():
+                self._read(charges)
+                verdicts, changed = decide_all(charges, self._states, self._clock())
+                rows = journal.rows(charges, verdicts, self._wall())
+                if changed:
+                    self._write(changed)
+                places = iter([self._insert(row) for row in rows])
+                for one in verdicts:
+                    if one.news:
+                        one.row = next(places)
+        except BaseException:
+            journal.seq = seq
+            raise
+        return verdicts
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """See `Store`."""
+        with self._transaction():
+            for row in rows:
+                self._insert(row)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Store`."""
+        for at in range(0, len(outcomes), _BATCH):
+            with self._transaction():
+                self._db.executemany("INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)", outcomes[at : at + _BATCH])
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _reported(self.path):
+            if not self._queue.acquire(self._timeout_s * 0.8):
+                raise StoreUnavailable(f"{self.path} did not come free in time", "another process holds its lock")
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    version = self._db.execute("PRAGMA data_version").fetchone()[0]
+                    if version != self._version:
+                        self._forget()
+                        self._version = version
+                    yield
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    self._forget()
+                    with contextlib.suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                    raise
+            finally:
+                self._queue.release()
+
+    def _forget(self) -> None:
+        self._states.clear()
+        self._fragments.clear()
+
+    def _read(self, charges: Sequence[Charge]) -> None:
+        unknown = {
+            counter.id for charge in charges for counter in charge.plan.counters if counter.id not in self._states
+        }
+        if not unknown:
+            return None
+        if len(self._states) > 4096:
+            self._forget()
+            return self._read(charges)
+        self._states.update(dict.fromkeys(unknown, limiter.EMPTY))
+        ids = list(unknown)
+        for at in range(0, len(ids), _BATCH):
+            some = ids[at : at + _BATCH]
+            marks = ",".join("?" * len(some))
+            for key, log in self._db.execute(f"SELECT id, log FROM state WHERE id IN ({marks})", some):  # noqa: S608
+                self._states[key] = unpack(log)
+        return None
+
+    def _write(self, changed: dict[int, Counter]) -> None:
+        for counter in changed.values():
+            if counter.id not in self._fragments:
+                self._fragments.add(counter.id)
+                self._db.execute("INSERT OR IGNORE INTO counter VALUES (?, ?, ?)", counter)
+        values: list[object] = []
+        for key in changed:
+            state = self._states[key]
+            values += (key, state[-2], pack(state))
+        if len(values) <= 3 * _BATCH // 10:
+            self._db.execute(_upsert(len(changed)), values)
+        else:
+            self._db.executemany(_upsert(1), list(zip(*[iter(values)] * 3, strict=True)))
+
+    def _insert(self, row: Row) -> int:
+        context = self._fragment(row.context)
+        reported = None if row.reported is None else self._fragment(row.reported)
+        place = self._db.execute(_INSERT, (*row[:3], context, reported, *row[5:])).lastrowid
+        return place or 0
+
+    def _fragment(self, text: str) -> int:
+        key = _fragment_id(text)
+        if key not in self._fragments:
+            self._db.execute("INSERT OR IGNORE INTO fragment VALUES (?, ?)", (key, text))
+            self._fragments.add(key)
+        return key
+
+    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+        """See `Store`."""
+        while True:
+            with _reported(self.path):
+                found = self._db.execute(f"{_SELECT} WHERE a.id > ? ORDER BY a.id LIMIT {_BATCH}", (after,)).fetchall()
+            yield from map(_entry, found)
+            if not found:
+                return
+            after = found[-1][0]
+
+    def newest(self) -> Iterator[Entry]:
+        """See `Store`."""
+        before = 1 << 62
+        while True:
+            with _reported(self.path):
+                found = self._db.execute(
+                    f"{_SELECT} WHERE a.id < ? ORDER BY a.id DESC LIMIT {_BATCH}", (before,)
+                ).fetchall()
+            yield from map(_entry, found)
+            if not found:
+                return
+            before = found[-1][0]
+
+    def held(self) -> list[Held]:
+        """See `Store`."""
+        now_us = self._clock()
+        with _reported(self.path):
+            found = self._db.execute("SELECT label, window_us, log FROM state JOIN counter USING (id)").fetchall()
+        logs = [(label, limiter.live(unpack(log), window_us, now_us)) for label, window_us, log in found]
+        return [Held(label, limiter.used(log)) for label, log in logs if log]
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """See `Store`."""
+        gone = 0
+        with self._transaction():
+            for label in labels:
+                key = self._db.execute("SELECT id FROM counter WHERE label = ?", (label,)).fetchone()
+                gone += self._db.execute("DELETE FROM state WHERE id = ?", key).rowcount if key else 0
+            self._forget()
+        return gone
+
+    def tend(self) -> None:
+        """See `Store`. Copies the log back, and once a minute lets go of what is too old or too much."""
+        if not self._tending.acquire(blocking=False):
+            return
+        try:
+            with _reported(self.path), contextlib.closing(self._beside()) as db:
+                self._checkpoint(db)
+                if self._clock() - self._tended_us > 60_000_000:
+                    self._tended_us = self._clock()
+                    self._prune(db)
+        finally:
+            self._tending.release()
+
+    def _beside(self) -> sqlite3.Connection:
+        """A connection for the thread that tends."""
+        db = sqlite3.connect(self.path, timeout=self._timeout_s, isolation_level=None)
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        return db
+
+    def _checkpoint(self, db: sqlite3.Connection) -> None:
+        try:
+            size = self.path.with_name(self.path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            return
+        if size > CHECKPOINT_BYTES:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        if size > TRUNCATE_BYTES:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _prune(self, db: sqlite3.Connection) -> None:
+        horizon_us = self._wall() - self._keep_us
+        pruned = False
+        while self._is_too_large(db) or self._has_older(db, horizon_us):
+            last = db.execute(f"SELECT max(id) FROM (SELECT id FROM audit ORDER BY id LIMIT {_BATCH})").fetchone()[0]
+            if last is None:
+                break
+            if not self._is_too_large(db):
+                young = db.execute(
+                    "SELECT min(id) FROM audit WHERE id <= ? AND time_us >= ?", (last, horizon_us)
+                ).fetchone()[0]
+                last = last if young is None else young - 1
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("DELETE FROM audit WHERE id <= ?", (last,))
+            db.execute("DELETE FROM outcome WHERE id <= ?", (last,))
+            db.execute("COMMIT")
+            pruned = True
+        if pruned:
+            self._prune_fragments(db)
+        db.execute(
+            "DELETE FROM state WHERE id IN (SELECT s.id FROM state s JOIN counter c USING (id)"
+            " WHERE s.last_us + c.window_us <= ? LIMIT 1000)",
+            (self._clock(),),
+        )
+
+    def _is_too_large(self, db: sqlite3.Connection) -> bool:
+        pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        return bool((pages - free) * PAGE_BYTES > self._max_bytes)
+
+    def _has_older(self, db: sqlite3.Connection, horizon_us: int) -> bool:
+        oldest = db.execute("SELECT time_us FROM audit ORDER BY id LIMIT 1").fetchone()
+        return oldest is not None and oldest[0] < horizon_us
+
+    def _prune_fragments(self, db: sqlite3.Connection) -> None:
+        """Drop the fragments that no row uses. The slow search is outside the transaction, which looks at new rows only."""
+        newest = db.execute("SELECT max(id) FROM audit").fetchone()[0] or 0
+        idle = db.execute(
+            "SELECT id FROM fragment EXCEPT SELECT context FROM audit EXCEPT SELECT reported FROM audit"
+        ).fetchall()
+        db.execute("BEGIN IMMEDIATE")
+        used = {key for row in db.execute("SELECT context, reported FROM audit WHERE id > ?", (newest,)) for key in row}
+        db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used])
+        db.execute("COMMIT")
+
+    def close(self) -> None:
+        """See `Store`."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        self._queue.close()
+        self._hold.close()
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Failures of the database and the system, as what the user can be told."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        words = str(error)
+        if "malformed" in words or "not a database" in words:
+            raise StoreUnavailable(
+                f"{path} is damaged: {words}", "move it away: a new one is made, with new counters"
+            ) from error
+        raise StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?") from error
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise StoreUnavailable(
+            f"{error.filename or path} cannot be used: {what}", "name another place with MCPGUARD_HOME or --store"
+        ) from error
+
+
+def _private_folder(folder: Path) -> None:
+    """Make a folder, and those above it, of mode 0700 whatever the umask; one that exists is left as it is."""
+    if folder.is_dir():
+        return
+    _private_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)
+
+
+def _refuse_network(folder: Path) -> None:
+    """Raise if the folder lies on a file system whose locks and shared memory are not those of one machine."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return  # not Linux: SQLite's own locks will have to tell
+    inside = str(folder.resolve())
+    kind, longest = "", -1
+    for mount in table:
+        left, _, right = mount.partition(" - ")
+        point = left.split(" ")[4].encode().decode("unicode_escape", "replace")
+        if len(point) > longest and (inside + "/").startswith(point.rstrip("/") + "/"):
+            kind, longest = right.split(" ")[0], len(point)
+    if kind in _NETWORK:
+        raise StoreUnavailable(
+            f"{folder} lies on a network file system ({kind})",
+            "counters that machines share belong into Redis; here, name a local file with --store",
+        )
+
+
+def pack(state: State) -> bytes:
+    """A log as it is stored: little-endian, 8 bytes for when its newest entry was opened, 12 for each entry."""
+    return _layout(len(state) // 2).pack(*state)
+
+
+def unpack(log: bytes) -> State:
+    """A log from its stored form.
+
+    >>> unpack(pack((5, 1, 2, 5, 9)))
+    (5, 1, 2, 5, 9)
+    """
+    return _layout((len(log) - 8) // 12).unpack(log)
+
+
+@lru_cache(maxsize=256)
+def _layout(entries: int) -> struct.Struct:
+    return struct.Struct("<q" + "qI" * entries)
+
+
+@lru_cache(maxsize=64)
+def _upsert(rows: int) -> str:
+    return f"INSERT OR REPLACE INTO state VALUES {','.join(['(?, ?, ?)'] * rows)}"  # noqa: S608 - marks only
+
+
+@lru_cache(maxsize=4096)
+def _fragment_id(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def _entry(found: tuple[object, ...]) -> Entry:
+    place, *values, outcome, duration_us = found
+    return Entry(place, record(Row(*values), outcome=outcome, duration_us=duration_us))  # type: ignore[arg-type]
