@@ -1,8 +1,7 @@
-"""Files and settings: where they lie, what they may say, and the policy file as it changes under a running wrapper."""
+"""Files and settings: where they lie, and what they may say."""
 
 import os
 import re
-import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from mcpguard.core.frames import MAX_FRAME_BYTES
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_parse import STARTER, UNIT_SECONDS, parse
-from mcpguard.errors import ConfigError, PolicyError
-
-SETTLING_NS: Final = 50_000_000
-"""A file younger than this is read again at the next call: two edits can fall into one tick of the file system's clock."""
+from mcpguard.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ class Settings:
     trust_client_info: bool = True
     trust_meta: bool = False
     denials: str = "error"
-    max_frame_bytes: int = MAX_FRAME_BYTES
+    max_frame_bytes: int = 10 * 1024 * 1024
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
     arguments: str = "hash"
@@ -200,6 +193,9 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
     return {"store" if key == "url" else key: value}
 
 
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
 def span_us(text: str, *, where: str) -> int:
     """A span of time such as `30d` in microseconds.
 
@@ -209,7 +205,7 @@ def span_us(text: str, *, where: str) -> int:
     match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if not match or not int(match[1]):
         raise ConfigError(f"{where}: {text!r} is not a span of time", "a number and one of s m h d w: 30d")
-    return int(match[1]) * UNIT_SECONDS[match[2]] * 1_000_000
+    return int(match[1]) * _UNIT_SECONDS[match[2]] * 1_000_000
 
 
 def _nearest(word: str, known: "tuple[str, ...] | list[str]") -> str:
@@ -227,68 +223,3 @@ def account() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
         return ""
-
-
-class PolicyFile:
-    """The policy file, followed while it changes.
-
-    Args:
-        path: The file.
-        named: Whether somebody named it. Then it must exist; else the starter policy is in force until it does.
-        observe: Report only, whatever it says.
-    """
-
-    def __init__(self, path: Path, *, named: bool = False, observe: bool = False) -> None:
-        self.path = path
-        self.is_starter = False
-        self._named = named
-        self._observe = observe
-        self._stamp: tuple[int, ...] | None = None
-        self._settled = False
-        self._content: bytes | str | None = None
-        self._existed = False
-
-    def begin(self) -> Policy | PolicyError:
-        """The policy to start with; an error if there is none, which closes every tool until it is mended."""
-        self._look()
-        return self._understand()
-
-    def poll(self) -> Policy | PolicyError | None:
-        """What is new since the last look: a policy, or why the file's new content cannot be taken up. Usually None."""
-        before = self._content
-        return self._understand() if self._look() and self._content != before else None
-
-    def _look(self) -> bool:
-        """Read the file if it may have changed; whether it was read."""
-        try:
-            stat = os.stat(self.path)  # noqa: PTH116 - on every call's path, and twice as quick
-        except OSError:
-            changed = self._stamp is not None
-            self._stamp, self._content = None, None
-            return changed
-        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if stamp == self._stamp and self._settled:
-            return False
-        self._stamp = stamp
-        self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
-        self._existed = True
-        try:
-            self._content = self.path.read_bytes()
-        except OSError as error:
-            self._content = error.strerror or str(error)
-        return True
-
-    def _understand(self) -> Policy | PolicyError:
-        self.is_starter = self._content is None and not self._named and not self._existed
-        try:
-            if self.is_starter:
-                return parse(STARTER, source="starter policy", observe=self._observe)
-            if self._content is None:
-                return PolicyError(f"{self.path}: no such file", "make one: mcpguard policy init")
-            if isinstance(self._content, str):
-                return PolicyError(f"{self.path}: cannot be read: {self._content}", "a policy is a file in TOML")
-            return parse(self._content.decode(), source=str(self.path), observe=self._observe)
-        except UnicodeDecodeError:
-            return PolicyError(f"{self.path}: line 1: not UTF-8", "a policy is a file in TOML")
-        except PolicyError as error:
-            return error

@@ -89,10 +89,11 @@ class Journal:
         rows: list[Row] = []
         for charge, verdict in zip(charges, verdicts, strict=True):
             self._count(charge, verdict)
-            one = row(charge, verdict, time_us)
+            one = row(charge, verdict, time_us, self.seq + 1)
             if verdict.decision in _REFUSED and not self._is_news(one, verdict):
                 continue
-            rows.append(self._numbered(one))
+            self.seq += 1
+            rows.append(one)
             verdict.news = True
             verdict.audit_id = f"{self.session}-{self.seq}"
             if verdict.decision in _REFUSED:
@@ -110,7 +111,8 @@ class Journal:
             if storm.last is None:
                 del self._storms[key]
                 continue
-            rows.append(self._numbered(storm.last._replace(time_us=time_us, repeats=storm.waiting)))
+            self.seq += 1
+            rows.append(storm.last._replace(time_us=time_us, seq=self.seq, repeats=storm.waiting))
             self._storms[key] = _Storm(time_us, f"{self.session}-{self.seq}")
         return rows
 
@@ -118,10 +120,6 @@ class Journal:
     def is_waiting(self) -> bool:
         """Whether there are denials that no row tells of yet, or storms to be forgotten."""
         return bool(self._storms)
-
-    def _numbered(self, row: Row) -> Row:
-        self.seq += 1
-        return row._replace(seq=self.seq)
 
     def _is_news(self, one: Row, verdict: Verdict) -> bool:
         storm = self._storms.get((one.context, one.decision, one.reported))
@@ -150,15 +148,15 @@ class Journal:
                 self._denials.pop(counter_of_plan.id, None)
 
 
-def row(charge: Charge, verdict: Verdict, time_us: int) -> Row:
-    """The row for a charge, without its number in the session."""
+def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
+    """The row for a charge, by its number in the session."""
     detail = charge.detail
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
         detail = detail | {"exceeded": exceeded}
     return Row(
         time_us,
-        0,
+        seq,
         verdict.decision,
         charge.context,
         _fragment(verdict.reported) if verdict.reported else None,
@@ -182,9 +180,10 @@ def ms_up(us: int) -> int:
     return -(-us // 1000)
 
 
-def compact(value: object) -> str:
-    """JSON without spaces, in ASCII."""
-    return json.dumps(value, separators=(",", ":"))
+compact = json.JSONEncoder(separators=(",", ":")).encode
+"""JSON without spaces, in ASCII."""
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @lru_cache(maxsize=512)
@@ -205,8 +204,7 @@ def cut(name: str) -> str:
 
 def args_hash(arguments: object, key: bytes) -> bytes:
     """A keyed BLAKE2b of a call's arguments: equal for equal ones, and no way back to them without the key."""
-    text = json.dumps(arguments, sort_keys=True, separators=(",", ":"))
-    return blake2b(text.encode(), key=key, digest_size=12).digest()
+    return blake2b(_canonical(arguments).encode(), key=key, digest_size=12).digest()
 
 
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:

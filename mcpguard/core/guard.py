@@ -7,7 +7,7 @@ and, later, to `server_frames`, so that outcomes cost a call nothing.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -323,8 +323,3 @@ class Guard:
 def _name_in(client_info: object) -> str | None:
     name = client_info.get("name") if isinstance(client_info, dict) else None
     return name if isinstance(name, str) and name else None
-
-
-def awaiting(actions: Sequence[Action]) -> list[Charge]:
-    """The charges among the actions."""
-    return [action for action in actions if isinstance(action, Charge)]

@@ -143,26 +143,40 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     Returns:
         The decision. An observed rule is charged if the call is admitted and each of its limits has room.
     """
+    windows = [0] * len(states)
+    for limit in limits:
+        if limit.n:
+            windows[limit.counter] = limit.window_us
     for state in states:
         if state and state[-2] > now_us:
             now_us = state[-2]
-    windows = {limit.counter: limit.window_us for limit in limits}
-    logs = [live(state, windows[at], now_us) if at in windows else state for at, state in enumerate(states)]
-    held = [used(log) for log in logs]
-    full = [at for at, limit in enumerate(limits) if limit.n == 0 or held[limit.counter] + cost > limit.n]
+    logs = [live(state, windows[at], now_us) for at, state in enumerate(states)]
+    held = tuple([sum(log[2::2]) for log in logs])
+    full = [at for at, limit in enumerate(limits) if not limit.n or held[limit.counter] + cost > limit.n]
+    if not full:
+        return Decision(True, held, _charged(limits, states, logs, now_us, cost), ())
     enforced = [at for at in full if not limits[at].observe]
-    exceeded = tuple(Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in (enforced or full))
+    exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
     if enforced:
-        return Decision(False, tuple(held), tuple(states), exceeded)
+        return Decision(False, held, tuple(states), exceeded)
     without_room = {limits[at].rule for at in full}
-    smallest: dict[int, int] = {}
-    for limit in limits:
-        if limit.n and limit.rule not in without_room:
-            smallest[limit.counter] = min(limit.n, smallest.get(limit.counter, limit.n))
+    roomy = [limit for limit in limits if limit.rule not in without_room]
+    return Decision(True, held, _charged(roomy, states, logs, now_us, cost), exceeded)
+
+
+def _charged(
+    limits: Sequence[Limit], states: Sequence[State], logs: Sequence[State], now_us: int, cost: int
+) -> tuple[State, ...]:
+    """The states after a charge on each counter that `limits` name, by the smallest of its limits."""
     charged = list(states)
-    for at, n in smallest.items():
-        charged[at] = charge(logs[at], n, windows[at], now_us, cost)
-    return Decision(True, tuple(held), tuple(charged), exceeded)
+    smallest: dict[int, Limit] = {}
+    for limit in limits:
+        other = smallest.get(limit.counter)
+        if limit.n and (other is None or limit.n < other.n):
+            smallest[limit.counter] = limit
+    for at, limit in smallest.items():
+        charged[at] = charge(logs[at], limit.n, limit.window_us, now_us, cost)
+    return tuple(charged)
 
 
 def _wait(limit: Limit, logs: Sequence[State], now_us: int, cost: int) -> int | None:

@@ -7,6 +7,7 @@ with their policy, counters and audit log in a temporary folder. Only the people
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from statistics import median
 
 import anyio
 from mcp import Client, MCPError
@@ -148,7 +149,7 @@ async def _act(page: Page, stage: Stage) -> list[Tally]:
                     show(done + 1, f"{loop.answered} answered, {loop.denied.total():,} denied")
         page.say(
             f"Bob's {searches.made} searches meanwhile: {searches.answered} answered, "
-            f"{searches.denied.total()} denied; the slowest took {searches.slowest_s * 1000:,.0f} ms."
+            f"{searches.denied.total()} denied; {median(searches.took_s) * 1000:.0f} ms each (median)."
         )
         for _ in range(SUBAGENT_CALLS):
             await subagent.call(carol, query="enterprise")

@@ -16,7 +16,7 @@ from mcpguard.core import audit, denial, frames
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Journal, Outcome
 from mcpguard.core.frames import Frame, LineSplitter, Refusal
-from mcpguard.core.guard import Forward, Guard, Reply, awaiting
+from mcpguard.core.guard import Action, Forward, Guard, Reply
 from mcpguard.core.policy import Policy
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
@@ -154,27 +154,24 @@ class Pumps:
         forwards: list[bytes] = []
         replies: list[bytes] = []
         with self._deciding:
-            if any(
-                isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line) for line in lines
-            ):
-                self._read_answers()
-            notes = self._new_policy()
-            actions = self._guard.client_lines(lines, now_us=monotonic_us())
-            charges = notes + awaiting(actions)
-            verdicts = self._decide(charges) if charges else []
+            for line in lines:
+                if isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line):
+                    self._read_answers()
             now_us = monotonic_us()
-            pending = iter(zip(charges, verdicts, strict=True))
-            for _ in notes:
-                next(pending)
+            actions = self._new_policy() + self._guard.client_lines(lines, now_us=now_us)
+            charges = [action for action in actions if isinstance(action, Charge)]
+            verdicts = iter(self._decide(charges) if charges else ())
             for action in actions:
-                result = self._guard.charged(*next(pending), now_us=now_us) if isinstance(action, Charge) else action
-                if isinstance(result, Forward):
-                    forwards.append(result.data)
-                elif isinstance(result, Reply):
-                    replies.append(result.data)
+                done = (
+                    self._guard.charged(action, next(verdicts), now_us=now_us) if isinstance(action, Charge) else action
+                )
+                if isinstance(done, Forward):
+                    forwards.append(done.data)
+                elif isinstance(done, Reply):
+                    replies.append(done.data)
         return b"".join(forwards), b"".join(replies)
 
-    def _new_policy(self) -> list[Charge]:
+    def _new_policy(self) -> list[Action]:
         found = self._policy.poll()
         if found is None:
             return []
@@ -195,7 +192,8 @@ class Pumps:
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.news and not verdict.forwards and verdict.decision != "policy":
                 self._tell(charge, verdict)
-        self._work.set()
+        if not self._work.is_set():
+            self._work.set()
         return verdicts
 
     def _tell(self, charge: Charge, verdict: Verdict) -> None:

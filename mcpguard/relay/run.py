@@ -1,19 +1,12 @@
 """Puts one session together: the server first, then all that the guard needs, while the server boots."""
 
 import os
-import secrets
 from collections.abc import Sequence
 
 from mcpguard import __version__
-from mcpguard.config import PolicyFile, Settings, account
-from mcpguard.core.audit import Journal, summary
-from mcpguard.core.guard import Guard
+from mcpguard.config import Settings, account
 from mcpguard.core.identity import Identity, parse_agent, server_name
-from mcpguard.core.policy import Policy
 from mcpguard.relay.child import environment, spawn
-from mcpguard.relay.console import Console
-from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.pumps import Pumps
 from mcpguard.relay.session import Life
 
 
@@ -37,7 +30,15 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     path = settings.sqlite_path
     life = Life()
     child = spawn(argv, environment(os.environ))
-    from mcpguard.stores.sqlite import SqliteStore  # from here on the server boots beside us
+    # From here on the server boots beside us
+    from mcpguard.core.audit import Journal, summary
+    from mcpguard.core.guard import Guard
+    from mcpguard.core.policy import Policy
+    from mcpguard.policy_file import PolicyFile
+    from mcpguard.relay.console import Console
+    from mcpguard.relay.output import ClientOutput
+    from mcpguard.relay.pumps import Pumps
+    from mcpguard.stores.sqlite import SqliteStore
 
     console = Console()
     identity = Identity(
@@ -57,7 +58,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         keep_us=settings.keep_us,
         max_bytes=settings.max_mb * 1024 * 1024,
     )
-    session = secrets.token_hex(8)
+    session = os.urandom(8).hex()
     journal = Journal(session)
     guard = Guard(
         identity,

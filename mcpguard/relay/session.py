@@ -6,15 +6,17 @@ request in flight is answered, nothing that the server started is left behind, a
 
 import contextlib
 import os
+import select
 import signal
+import time
 from collections.abc import Callable
-from typing import Final
-
-import anyio
+from typing import TYPE_CHECKING, Final
 
 from mcpguard.relay.child import Child
-from mcpguard.relay.console import Console
-from mcpguard.relay.pumps import Pumps
+
+if TYPE_CHECKING:  # loaded while the server boots; we are needed before it starts
+    from mcpguard.relay.console import Console
+    from mcpguard.relay.pumps import Pumps
 
 GRACE_AFTER_EOF_S: Final = 2.0
 """After the client has closed its side: for the server's last answers and its own exit. What both SDKs' clients wait."""
@@ -61,48 +63,47 @@ class Life:
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b"!")
 
-    def supervise(self, child: Child, pumps: Pumps, console: Console) -> int:
+    def supervise(self, child: Child, pumps: "Pumps", console: "Console") -> int:
         """Wait for the end, and bring it about in order.
 
         Returns:
             The exit status: the server's.
         """
-        return anyio.run(self._supervise, child, pumps, console)
-
-    async def _supervise(self, child: Child, pumps: Pumps, console: Console) -> int:
-        await self._until(lambda: child.poll() is not None or bool(self._events or self._signals))
+        self._wait(lambda: child.poll() is not None or bool(self._events or self._signals))
         if self._signals:
-            await self._end(child, self._signals[0], GRACE_AFTER_SIGNAL_S)
+            self._end(child, self._signals[0], GRACE_AFTER_SIGNAL_S)
         elif child.poll() is None:
-            await self._end_of_stream(child)
+            self._end_of_stream(child)
         how = f"server exited with status {child.status}"
         child.signal(signal.SIGKILL)
-        with anyio.move_on_after(DRAIN_S):
-            await self._until(lambda: "server" in self._events)
-        if self._events != {"client", "server"} and not self._signals:
-            console.line(f"{how}; requests in flight are answered with an error")
-        await anyio.to_thread.run_sync(pumps.finish, how, DRAIN_S, abandon_on_cancel=True)
+        self._wait(lambda: "server" in self._events, DRAIN_S)
+        if not (self._signals or "client" in self._events):
+            console.line(how)
+        pumps.finish(how, DRAIN_S)
         return child.status or 0
 
-    async def _end_of_stream(self, child: Child) -> None:
+    def _end_of_stream(self, child: Child) -> None:
         """One side has ended and the server lives: give it time, then end it. A signal cuts that short."""
-        with anyio.move_on_after(GRACE_AFTER_EOF_S):
-            await self._until(lambda: child.poll() is not None or bool(self._signals))
+        self._wait(lambda: child.poll() is not None or bool(self._signals), GRACE_AFTER_EOF_S)
         if child.poll() is None:
             first = self._signals[0] if self._signals else signal.SIGTERM
-            await self._end(child, first, GRACE_AFTER_SIGNAL_S if self._signals else GRACE_AFTER_TERM_S)
+            self._end(child, first, GRACE_AFTER_SIGNAL_S if self._signals else GRACE_AFTER_TERM_S)
 
-    async def _end(self, child: Child, number: int, grace_s: float) -> None:
+    def _end(self, child: Child, number: int, grace_s: float) -> None:
         """Ask the server's group to end; kill it if it does not."""
         child.signal(number)
-        with anyio.move_on_after(grace_s):
-            await self._until(lambda: child.poll() is not None)
-        if child.poll() is None:
+        if not self._wait(lambda: child.poll() is not None, grace_s):
             child.signal(signal.SIGKILL)
-            await self._until(lambda: child.poll() is not None)
+            self._wait(lambda: child.poll() is not None)
 
-    async def _until(self, done: Callable[[], bool]) -> None:
-        """Wait until something is true that only a signal or the end of a stream can make true."""
+    def _wait(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until something is true that a signal or the end of a stream makes true; False if it took too long."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
         while not done():
-            await anyio.wait_readable(self._wake_read)
+            left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
+            if not poll.poll(left_ms):
+                return done()
             os.read(self._wake_read, 4096)
+        return True

@@ -1,6 +1,6 @@
 """What every store does, and the reference that does it in memory."""
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -119,7 +119,7 @@ def monotonic_us() -> int:
 class Memory:
     """What the memory stores of one process share."""
 
-    args_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    args_key: bytes = field(default_factory=lambda: os.urandom(32))
     states: dict[int, State] = field(default_factory=dict)
     counters: dict[int, Counter] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)

@@ -1,7 +1,6 @@
 """The time of one machine: a clock that never runs backwards, counts sleep, and ignores steps of the wall clock."""
 
 import contextlib
-import ctypes.util
 import os
 import sys
 import time
@@ -32,6 +31,8 @@ def base_id() -> str:
             boot += " " + os.readlink("/proc/self/ns/time")  # noqa: PTH115 - not a path but a name
         return boot
     if sys.platform == "darwin":
+        import ctypes.util
+
         size = ctypes.c_size_t(64)
         buffer = ctypes.create_string_buffer(size.value)
         libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)

@@ -7,7 +7,6 @@ another has written since.
 
 import contextlib
 import os
-import secrets
 import sqlite3
 import struct
 import threading
@@ -59,6 +58,7 @@ _NETWORK: Final = frozenset(
     ]
 )
 _BATCH: Final = 500
+_REMEMBERED: Final = 4096
 _AUDIT: Final = (
     "time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining,"
     " retry_after_ms, repeats, detail"
@@ -122,6 +122,7 @@ class SqliteStore:
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
                 self._db = self._connect(durability)
+                self._execute = self._db.execute
                 undo.callback(self._db.close)
                 migrate(self._db, path=str(path))
                 self.args_key = self._own_key()
@@ -143,7 +144,7 @@ class SqliteStore:
         return db
 
     def _own_key(self) -> bytes:
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('args_key', ?)", (secrets.token_bytes(32),))
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('args_key', ?)", (os.urandom(32),))
         return bytes(self._db.execute("SELECT value FROM meta WHERE key = 'args_key'").fetchone()[0])
 
     def _time_base(self) -> Clock:
@@ -168,8 +169,8 @@ class SqliteStore:
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         seq = journal.seq
-        try:
-            with self._transaction():
+        with _Transaction(self):
+            try:
                 self._read(charges)
                 verdicts, changed = decide_all(charges, self._states, self._clock())
                 rows = journal.rows(charges, verdicts, self._wall())
@@ -179,44 +180,54 @@ class SqliteStore:
                 for one in verdicts:
                     if one.news:
                         one.row = next(places)
-        except BaseException:
-            journal.seq = seq
-            raise
+            except BaseException:
+                journal.seq = seq
+                raise
         return verdicts
 
     def append(self, rows: Sequence[Row]) -> None:
         """See `Store`."""
-        with self._transaction():
+        with _Transaction(self):
             for row in rows:
                 self._insert(row)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
         for at in range(0, len(outcomes), _BATCH):
-            with self._transaction():
+            with _Transaction(self):
                 self._db.executemany("INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)", outcomes[at : at + _BATCH])
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _reported(self.path):
-            if not self._queue.acquire(self._timeout_s * 0.8):
-                raise StoreUnavailable(f"{self.path} did not come free in time", "another process holds its lock")
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    version = self._db.execute("PRAGMA data_version").fetchone()[0]
-                    if version != self._version:
-                        self._forget()
-                        self._version = version
-                    yield
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    self._forget()
-                    with contextlib.suppress(sqlite3.Error):
-                        self._db.execute("ROLLBACK")
-                    raise
-            finally:
-                self._queue.release()
+    def begin(self) -> None:
+        """Take a turn and begin a transaction; what others have written since is then no longer remembered."""
+        if not self._queue.acquire(self._timeout_s * 0.8):
+            raise StoreUnavailable(f"{self.path} did not come free in time", "another process holds its lock")
+        try:
+            self._execute("BEGIN IMMEDIATE")
+            version = self._execute("PRAGMA data_version").fetchone()[0]
+        except BaseException:
+            self._queue.release()
+            raise
+        if version != self._version:
+            self._forget()
+            self._version = version
+
+    def end(self, *, commit: bool) -> None:
+        """Commit, or undo, and let the next one go."""
+        try:
+            if commit:
+                self._execute("COMMIT")
+                return
+        except BaseException:
+            self._undo()
+            raise
+        finally:
+            self._queue.release()
+        self._undo()
+
+    def _undo(self) -> None:
+        self._forget()
+        with contextlib.suppress(sqlite3.Error):
+            self._execute("ROLLBACK")
 
     def _forget(self) -> None:
         self._states.clear()
@@ -228,9 +239,10 @@ class SqliteStore:
         }
         if not unknown:
             return None
-        if len(self._states) > 4096:
+        if len(self._states) > _REMEMBERED:
             self._forget()
-            return self._read(charges)
+            self._read(charges)
+            return
         self._states.update(dict.fromkeys(unknown, limiter.EMPTY))
         ids = list(unknown)
         for at in range(0, len(ids), _BATCH):
@@ -238,7 +250,6 @@ class SqliteStore:
             marks = ",".join("?" * len(some))
             for key, log in self._db.execute(f"SELECT id, log FROM state WHERE id IN ({marks})", some):  # noqa: S608
                 self._states[key] = unpack(log)
-        return None
 
     def _write(self, changed: dict[int, Counter]) -> None:
         for counter in changed.values():
@@ -250,14 +261,14 @@ class SqliteStore:
             state = self._states[key]
             values += (key, state[-2], pack(state))
         if len(values) <= 3 * _BATCH // 10:
-            self._db.execute(_upsert(len(changed)), values)
+            self._execute(_upsert(len(changed)), values)
         else:
             self._db.executemany(_upsert(1), list(zip(*[iter(values)] * 3, strict=True)))
 
     def _insert(self, row: Row) -> int:
         context = self._fragment(row.context)
         reported = None if row.reported is None else self._fragment(row.reported)
-        place = self._db.execute(_INSERT, (*row[:3], context, reported, *row[5:])).lastrowid
+        place = self._execute(_INSERT, (*row[:3], context, reported, *row[5:])).lastrowid
         return place or 0
 
     def _fragment(self, text: str) -> int:
@@ -301,7 +312,7 @@ class SqliteStore:
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         gone = 0
-        with self._transaction():
+        with _Transaction(self):
             for label in labels:
                 key = self._db.execute("SELECT id FROM counter WHERE label = ?", (label,)).fetchone()
                 gone += self._db.execute("DELETE FROM state WHERE id = ?", key).rowcount if key else 0
@@ -389,23 +400,46 @@ class SqliteStore:
         self._hold.close()
 
 
+class _Transaction:
+    """A turn in the queue and a transaction in it. A class, since a generator costs a call two microseconds more."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> None:
+        try:
+            self._store.begin()
+        except (sqlite3.Error, OSError) as error:
+            raise _unavailable(self._store.path, error) from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            self._store.end(commit=kind is None)
+        except (sqlite3.Error, OSError) as failure:
+            raise _unavailable(self._store.path, failure) from failure
+        if isinstance(error, sqlite3.Error | OSError):
+            raise _unavailable(self._store.path, error) from error
+
+
 @contextlib.contextmanager
 def _reported(path: Path) -> Iterator[None]:
     """Failures of the database and the system, as what the user can be told."""
     try:
         yield
-    except sqlite3.Error as error:
-        words = str(error)
-        if "malformed" in words or "not a database" in words:
-            raise StoreUnavailable(
-                f"{path} is damaged: {words}", "move it away: a new one is made, with new counters"
-            ) from error
-        raise StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?") from error
-    except OSError as error:
-        what = error.strerror or str(error)
-        raise StoreUnavailable(
-            f"{error.filename or path} cannot be used: {what}", "name another place with MCPGUARD_HOME or --store"
-        ) from error
+    except (sqlite3.Error, OSError) as error:
+        raise _unavailable(path, error) from error
+
+
+def _unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
+    if isinstance(error, OSError):
+        what = f"{error.filename or path} cannot be used: {error.strerror or error}"
+        return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
+    words = str(error)
+    if "malformed" in words or "not a database" in words:
+        return StoreUnavailable(f"{path} is damaged: {words}", "move it away: a new one is made, with new counters")
+    return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")
 
 
 def _private_folder(folder: Path) -> None:
