@@ -56,9 +56,7 @@ class Settings:
         """
         match = re.fullmatch(r"sqlite://(/.+)", self.store)
         if not match:
-            raise ConfigError(
-                f"store: {self.store.split('@')[-1]!r} is not a store", 'url = "sqlite:///absolute/path.db"'
-            )
+            raise ConfigError(f"store: {self.store.split('@')[-1]!r} is not a store", 'url = "sqlite:///absolute/path.db"')
         path = unquote(match[1])
         return Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path)
 
@@ -176,9 +174,7 @@ def _read(file: Path, *, must_exist: bool) -> dict[str, object]:
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:
     if key in _CHOICES and value not in _CHOICES[key]:
-        raise ConfigError(
-            f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", _nearest(str(value), _CHOICES[key])
-        )
+        raise ConfigError(f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", _nearest(str(value), _CHOICES[key]))
     if key in _RANGES:
         low, high = _RANGES[key]
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

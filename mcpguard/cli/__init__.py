@@ -33,9 +33,7 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)  # noqa: S101 - ours
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -52,7 +50,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mcpguard", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Limit how often MCP tools are called, by user, tool and agent.
+    r"""Limit how often MCP tools are called, by user, tool and agent.
 
     In a client's config, put `mcpguard run --` before the server's command.
 
@@ -74,8 +72,8 @@ def main() -> None:
         status = _complain(error.format_message(), "", ExitStatus.USAGE)
     except McpguardError as error:
         status = _complain(error.message, error.hint, error.exit_status)
-    except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment] - the reader is gone; do not flush into its absence
+    except BrokenPipeError:  # the reader is gone: nothing is left to say, or to flush
+        sys.stdout = None  # type: ignore[assignment]
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -259,9 +259,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
 
 
 def _word(value: object) -> str:
@@ -273,23 +271,17 @@ def _word(value: object) -> str:
 
 def line(entry: Mapping[str, object]) -> str:
     """A record on one line of `key=value`, for stderr and for a pipe."""
-    words = [str(entry["decision"])]
-    for key in ("axis", "user", "agent", "server", "tool"):
-        if key in entry and not (key == "server" and entry["decision"] != "policy"):
-            words.append(f"{key}={_word(entry[key])}")
+    names = ["axis", "user", "agent", "tool"]
+    words = [str(entry["decision"]), *(f"{key}={_word(entry[key])}" for key in names if key in entry)]
     if "limit" in entry:
         words.append(f"limit={entry['limit']}/{entry['window']}")
     elif "rule" in entry:
         words.append(f"rule={_word(entry['rule'])}")
-    for key in ("count", "repeats"):
-        if key in entry:
-            words.append(f"{key}={entry[key]}")
+    words += [f"{key}={entry[key]}" for key in ("count", "repeats") if key in entry]
     wait = entry.get("retry_after_ms")
     if isinstance(wait, int):
         words.append(f"retry_after={-(-wait // 1000)}s")
-    for key in ("reason", "outcome"):
-        if key in entry:
-            words.append(f"{key}={_word(entry[key])}")
+    words += [f"{key}={_word(entry[key])}" for key in ("reason", "outcome") if key in entry]
     return " ".join(words)
 
 
@@ -303,7 +295,5 @@ def summary(tally: Mapping[tuple[str, str], int]) -> str:
         totals[word] += n
         if axis:
             axes.setdefault(word, []).append(f"{axis} {n}")
-    parts = [
-        f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()
-    ]
+    parts = [f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()]
     return f"{totals.total()} calls: {', '.join(parts)}" if parts else "no calls"

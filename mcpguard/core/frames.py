@@ -143,9 +143,7 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     if not value:
         return (Refusal(INVALID_REQUEST, "an empty batch"),)
     return [
-        _judge(member, raw.encode())
-        if isinstance(member, dict)
-        else Refusal(INVALID_REQUEST, "a batch of other than objects")
+        _judge(member, raw.encode()) if isinstance(member, dict) else Refusal(INVALID_REQUEST, "a batch of other than objects")
         for member, raw in zip(value, _members(text), strict=True)
     ]
 

@@ -194,9 +194,7 @@ class Guard:
             for message in frames.parse(line) if line else ():
                 if isinstance(message, Frame) and message.id is not None and message.id in self._in_flight:
                     self._lose(message.id, "no_answer", now_us)
-                    replies.append(
-                        Reply(denial.error(message.id, denial.SERVER_GONE, "the server has closed its input"))
-                    )
+                    replies.append(Reply(denial.error(message.id, denial.SERVER_GONE, "the server has closed its input")))
         return replies
 
     @property

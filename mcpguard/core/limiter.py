@@ -131,6 +131,18 @@ def _coalesce(log: State, grain: int) -> State:
     return (opened, *entries)
 
 
+def shift(log: State, by_us: int) -> State:
+    """The same log by a clock that reads `by_us` more."""
+    return tuple([value + by_us if at == 0 or at % 2 else value for at, value in enumerate(log)])
+
+
+def merge(log: State, other: State, window_us: int) -> State:
+    """One log of what two logs of a counter admitted, in grains of the window if it would be too long otherwise."""
+    pairs = sorted([*zip(log[1::2], log[2::2], strict=True), *zip(other[1::2], other[2::2], strict=True)])
+    merged = (pairs[-1][0], *[value for pair in pairs for value in pair]) if pairs else EMPTY
+    return merged if len(pairs) <= EXACT else _coalesce(merged, -(-window_us // EXACT))
+
+
 def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: int = 1) -> Decision:
     """Decide one call against all its limits: every counter is charged, or none.
 

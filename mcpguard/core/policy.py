@@ -203,9 +203,7 @@ class Policy:
     _plans: dict[tuple[str, Call], Plan] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._yields = [
-            tuple(at for at, other in enumerate(self.rules) if rule.yields_to(other)) for rule in self.rules
-        ]
+        self._yields = [tuple(at for at, other in enumerate(self.rules) if rule.yields_to(other)) for rule in self.rules]
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
         """What `call` has to pass. Remembered for calls alike."""
@@ -232,9 +230,7 @@ class Policy:
             winner = narrower[at]
             if winner is None:
                 rule = self.rules[at]
-                winner = next(
-                    (w for w in standing if w < at and rule.differs_in_role_or_scope_only(self.rules[w])), None
-                )
+                winner = next((w for w in standing if w < at and rule.differs_in_role_or_scope_only(self.rules[w])), None)
             result.append((at, winner))
         return result
 

@@ -69,9 +69,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(*_not_toml(error, source, text)) from error
     if not data:
-        raise PolicyError(
-            f"{source}: line 1: the file is empty", "write rules into it, or remove it for the starter policy"
-        )
+        raise PolicyError(f"{source}: line 1: the file is empty", "write rules into it, or remove it for the starter policy")
     for key in data:
         if key not in {"mode", "rule"}:
             raise PolicyError(f"{source}: unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")))
@@ -124,9 +122,7 @@ def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
     for key in table:
         if key not in _RULE_KEYS:
             raise PolicyError(f"{where}: unknown key {key!r}", _nearest(key, _RULE_KEYS))
-    selectors: dict[str, tuple[str, ...]] = {
-        key: _selector(key, table[key], where) for key in SELECTORS if key in table
-    }
+    selectors: dict[str, tuple[str, ...]] = {key: _selector(key, table[key], where) for key in SELECTORS if key in table}
     if "limit" not in table:
         raise PolicyError(f"{where}: no limit", 'add one: limit = "100/1h", "deny" or "unlimited"')
     rates, word = parse_limits(table["limit"], where=f"{where}: limit")

@@ -48,7 +48,7 @@ class Pumps:
     Args:
         child: The server.
         guard: Decides.
-        store: Counts. It may raise `StoreUnavailable`; calls are then denied.
+        store: Counts. Calls are denied if it raises `StoreUnavailable`.
         journal: The session's audit.
         policy: Where the guard's policy comes from.
         output: The client's side.
@@ -141,7 +141,7 @@ class Pumps:
             return
         try:
             forwards, replies = self._judge(lines)
-        except Exception as error:  # noqa: BLE001 - a pump that dies in silence would hang the client
+        except Exception as error:  # a pump that dies in silence would hang the client
             self._console.line(f"internal error, please report it: {error!r}")
             forwards, replies = b"", _unjudged(lines)
         if forwards and not self._send(forwards):
@@ -162,9 +162,7 @@ class Pumps:
             charges = [action for action in actions if isinstance(action, Charge)]
             verdicts = iter(self._decide(charges) if charges else ())
             for action in actions:
-                done = (
-                    self._guard.charged(action, next(verdicts), now_us=now_us) if isinstance(action, Charge) else action
-                )
+                done = self._guard.charged(action, next(verdicts), now_us=now_us) if isinstance(action, Charge) else action
                 if isinstance(done, Forward):
                     forwards.append(done.data)
                 elif isinstance(done, Reply):
@@ -254,7 +252,7 @@ class Pumps:
                 self._store.tend()
             except StoreUnavailable:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
-            if self._journal.is_waiting:
+            if self._journal.is_waiting or self._store.restless:
                 self._work.set()
 
     def _write_books(self, *, all_of_them: bool = False) -> None:

@@ -38,6 +38,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     from mcpguard.relay.console import Console
     from mcpguard.relay.output import ClientOutput
     from mcpguard.relay.pumps import Pumps
+    from mcpguard.stores.failover import FailoverStore
     from mcpguard.stores.sqlite import SqliteStore
 
     console = Console()
@@ -51,12 +52,16 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     )
     policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=observe)
     policy = policy_file.begin()
-    store = SqliteStore(
-        path,
-        timeout_ms=settings.timeout_ms,
-        durability=settings.durability,
-        keep_us=settings.keep_us,
-        max_bytes=settings.max_mb * 1024 * 1024,
+    store = FailoverStore(
+        lambda: SqliteStore(
+            path,
+            timeout_ms=settings.timeout_ms,
+            durability=settings.durability,
+            keep_us=settings.keep_us,
+            max_bytes=settings.max_mb * 1024 * 1024,
+        ),
+        mode=settings.on_unavailable,
+        notify=console.line,
     )
     session = os.urandom(8).hex()
     journal = Journal(session)

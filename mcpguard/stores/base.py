@@ -59,6 +59,16 @@ class Store(Protocol):
     def tend(self) -> None:
         """Do what keeps the store small and quick. To be called now and then, away from a call's path."""
 
+    @property
+    def restless(self) -> bool:
+        """Whether `tend` has to be called soon though nothing happens."""
+
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail."""
+
+    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+        """Count what was admitted elsewhere. The logs' times are relative to now, and not positive."""
+
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
         """The audit's rows after a place, oldest first."""
 
@@ -141,6 +151,8 @@ class MemoryStore:
         self._wall = wall
         self.args_key = self._memory.args_key
 
+    restless = False
+
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         verdicts, changed = decide_all(charges, self._memory.states, self._clock())
@@ -168,6 +180,18 @@ class MemoryStore:
         for key, state in list(self._memory.states.items()):
             if not limiter.live(state, self._memory.counters[key].window_us, now_us):
                 del self._memory.states[key]
+
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        """See `Store`."""
+        return dict(self._memory.states), self._clock()
+
+    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+        """See `Store`."""
+        now_us = self._clock()
+        for counter, log in logs:
+            self._memory.counters[counter.id] = counter
+            before = self._memory.states.get(counter.id, EMPTY)
+            self._memory.states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
 
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
         """See `Store`."""

@@ -5,10 +5,13 @@ first served, but cannot be bounded in time; so it is done in a helper thread, a
 """
 
 import os
+import sys
 import threading
 from pathlib import Path
 
-if os.name == "nt":  # pragma: no cover - not run in CI
+from mcpguard.stores.files import open_private
+
+if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt
     import time
 
@@ -43,18 +46,6 @@ else:
 
     def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def open_private(path: Path) -> int:
-    """A file descriptor for reading and writing; a new file has mode 0600 whatever the umask."""
-    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
-    try:
-        return os.open(path, flags)
-    except FileNotFoundError:
-        fd = os.open(path, flags | os.O_CREAT, 0o600)
-        if os.name != "nt":
-            os.fchmod(fd, 0o600)
-        return fd
 
 
 class QueueLock:
@@ -136,13 +127,13 @@ class SharedHold:
 
     def alone(self) -> bool:
         """Whether nobody else holds it; the caller must hold the queue lock. Always true where locks cannot be shared."""
-        if os.name == "nt":  # pragma: no cover - not run in CI
+        if sys.platform == "win32":  # pragma: no cover - not run in CI
             return True
         return _try_lock(self._fd)
 
     def share(self) -> None:
         """Hold it together with others. The caller holds the queue lock, so that nobody is `alone` meanwhile."""
-        if os.name != "nt":
+        if sys.platform != "win32":
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import sqlite3
 import struct
-import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -24,39 +23,14 @@ from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
 from mcpguard.stores.base import Clock, Entry, Held, decide_all, wall_us
+from mcpguard.stores.files import open_private, private_folder, refuse_network
 from mcpguard.stores.migrations import migrate
-from mcpguard.stores.queue import QueueLock, SharedHold, open_private
-
-PAGE_BYTES: Final = 1024
-"""Small pages: a decision touches few bytes of many pages, and each page touched goes to the log whole."""
-
-CHECKPOINT_BYTES: Final = 2 * 1024 * 1024
-TRUNCATE_BYTES: Final = 64 * 1024 * 1024
-"""Sizes of the write-ahead log: above the first it is copied back beside the writers, above the second in their queue."""
+from mcpguard.stores.queue import QueueLock, SharedHold
+from mcpguard.stores.upkeep import PAGE_BYTES, Upkeep
 
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening waits for other wrappers that create or migrate the file; no call waits for it."""
 
-_NETWORK: Final = frozenset(
-    [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "drvfs",
-        "fuse.glusterfs",
-        "fuse.sshfs",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "smb3",
-        "smbfs",
-    ]
-)
 _BATCH: Final = 500
 _REMEMBERED: Final = 4096
 _AUDIT: Final = (
@@ -90,6 +64,8 @@ class SqliteStore:
             program, or another machine has it.
     """
 
+    restless = False
+
     def __init__(
         self,
         path: Path,
@@ -103,17 +79,15 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self._timeout_s = timeout_ms / 1000
-        self._keep_us = keep_us
-        self._max_bytes = max_bytes
+        self._upkeep = Upkeep(path, keep_us=keep_us, max_bytes=max_bytes)
         self._wall = wall
         self._states: dict[int, State] = {}
+        self._seen: dict[int, State] = {}
         self._fragments: set[int] = set()
         self._version = -1
-        self._tending = threading.Lock()
-        self._tended_us = 0
         with contextlib.ExitStack() as undo, _reported(path):
-            _private_folder(path.parent)
-            _refuse_network(path.parent)
+            private_folder(path.parent)
+            refuse_network(path.parent)
             self._queue = QueueLock(path.with_name(path.name + "-queue"))
             undo.callback(self._queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))
@@ -150,9 +124,7 @@ class SqliteStore:
     def _time_base(self) -> Clock:
         """The machine's clock plus an offset that all who share the file agree on, and that never lets it run backwards."""
         mine = clock.base_id()
-        found = dict(
-            self._db.execute("SELECT key, value FROM meta WHERE key IN ('time_base', 'time_offset_us')").fetchall()
-        )
+        found = dict(self._db.execute("SELECT key, value FROM meta WHERE key IN ('time_base', 'time_offset_us')").fetchall())
         if found.get("time_base") != mine:
             if not self._hold.alone():
                 raise StoreUnavailable(
@@ -230,15 +202,16 @@ class SqliteStore:
             self._execute("ROLLBACK")
 
     def _forget(self) -> None:
+        if len(self._seen) > _REMEMBERED:
+            self._seen.clear()
+        self._seen |= self._states
         self._states.clear()
         self._fragments.clear()
 
     def _read(self, charges: Sequence[Charge]) -> None:
-        unknown = {
-            counter.id for charge in charges for counter in charge.plan.counters if counter.id not in self._states
-        }
+        unknown = {counter.id for charge in charges for counter in charge.plan.counters if counter.id not in self._states}
         if not unknown:
-            return None
+            return
         if len(self._states) > _REMEMBERED:
             self._forget()
             self._read(charges)
@@ -278,6 +251,20 @@ class SqliteStore:
             self._fragments.add(key)
         return key
 
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        """See `Store`."""
+        return self._seen | self._states, self._clock()
+
+    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+        """See `Store`."""
+        with _Transaction(self):
+            now_us = self._clock()
+            for counter, log in logs:
+                found = self._execute("SELECT log FROM state WHERE id = ?", (counter.id,)).fetchone()
+                before = unpack(found[0]) if found else limiter.EMPTY
+                self._states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
+                self._write({counter.id: counter})
+
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
         """See `Store`."""
         while True:
@@ -293,9 +280,7 @@ class SqliteStore:
         before = 1 << 62
         while True:
             with _reported(self.path):
-                found = self._db.execute(
-                    f"{_SELECT} WHERE a.id < ? ORDER BY a.id DESC LIMIT {_BATCH}", (before,)
-                ).fetchall()
+                found = self._db.execute(f"{_SELECT} WHERE a.id < ? ORDER BY a.id DESC LIMIT {_BATCH}", (before,)).fetchall()
             yield from map(_entry, found)
             if not found:
                 return
@@ -321,76 +306,8 @@ class SqliteStore:
 
     def tend(self) -> None:
         """See `Store`. Copies the log back, and once a minute lets go of what is too old or too much."""
-        if not self._tending.acquire(blocking=False):
-            return
-        try:
-            with _reported(self.path), contextlib.closing(self._beside()) as db:
-                self._checkpoint(db)
-                if self._clock() - self._tended_us > 60_000_000:
-                    self._tended_us = self._clock()
-                    self._prune(db)
-        finally:
-            self._tending.release()
-
-    def _beside(self) -> sqlite3.Connection:
-        """A connection for the thread that tends."""
-        db = sqlite3.connect(self.path, timeout=self._timeout_s, isolation_level=None)
-        db.execute("PRAGMA wal_autocheckpoint = 0")
-        return db
-
-    def _checkpoint(self, db: sqlite3.Connection) -> None:
-        try:
-            size = self.path.with_name(self.path.name + "-wal").stat().st_size
-        except FileNotFoundError:
-            return
-        if size > CHECKPOINT_BYTES:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        if size > TRUNCATE_BYTES:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _prune(self, db: sqlite3.Connection) -> None:
-        horizon_us = self._wall() - self._keep_us
-        pruned = False
-        while self._is_too_large(db) or self._has_older(db, horizon_us):
-            last = db.execute(f"SELECT max(id) FROM (SELECT id FROM audit ORDER BY id LIMIT {_BATCH})").fetchone()[0]
-            if last is None:
-                break
-            if not self._is_too_large(db):
-                young = db.execute(
-                    "SELECT min(id) FROM audit WHERE id <= ? AND time_us >= ?", (last, horizon_us)
-                ).fetchone()[0]
-                last = last if young is None else young - 1
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("DELETE FROM audit WHERE id <= ?", (last,))
-            db.execute("DELETE FROM outcome WHERE id <= ?", (last,))
-            db.execute("COMMIT")
-            pruned = True
-        if pruned:
-            self._prune_fragments(db)
-        db.execute(
-            "DELETE FROM state WHERE id IN (SELECT s.id FROM state s JOIN counter c USING (id)"
-            " WHERE s.last_us + c.window_us <= ? LIMIT 1000)",
-            (self._clock(),),
-        )
-
-    def _is_too_large(self, db: sqlite3.Connection) -> bool:
-        pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        return bool((pages - free) * PAGE_BYTES > self._max_bytes)
-
-    def _has_older(self, db: sqlite3.Connection, horizon_us: int) -> bool:
-        oldest = db.execute("SELECT time_us FROM audit ORDER BY id LIMIT 1").fetchone()
-        return oldest is not None and oldest[0] < horizon_us
-
-    def _prune_fragments(self, db: sqlite3.Connection) -> None:
-        """Drop the fragments that no row uses. The slow search is outside the transaction, which looks at new rows only."""
-        newest = db.execute("SELECT max(id) FROM audit").fetchone()[0] or 0
-        idle = db.execute(
-            "SELECT id FROM fragment EXCEPT SELECT context FROM audit EXCEPT SELECT reported FROM audit"
-        ).fetchall()
-        db.execute("BEGIN IMMEDIATE")
-        used = {key for row in db.execute("SELECT context, reported FROM audit WHERE id > ?", (newest,)) for key in row}
-        db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used])
-        db.execute("COMMIT")
+        with _reported(self.path):
+            self._upkeep.tend(now_us=self._clock(), wall_us=self._wall())
 
     def close(self) -> None:
         """See `Store`."""
@@ -440,36 +357,6 @@ def _unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable
     if "malformed" in words or "not a database" in words:
         return StoreUnavailable(f"{path} is damaged: {words}", "move it away: a new one is made, with new counters")
     return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")
-
-
-def _private_folder(folder: Path) -> None:
-    """Make a folder, and those above it, of mode 0700 whatever the umask; one that exists is left as it is."""
-    if folder.is_dir():
-        return
-    _private_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-        folder.chmod(0o700)
-
-
-def _refuse_network(folder: Path) -> None:
-    """Raise if the folder lies on a file system whose locks and shared memory are not those of one machine."""
-    try:
-        table = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return  # not Linux: SQLite's own locks will have to tell
-    inside = str(folder.resolve())
-    kind, longest = "", -1
-    for mount in table:
-        left, _, right = mount.partition(" - ")
-        point = left.split(" ")[4].encode().decode("unicode_escape", "replace")
-        if len(point) > longest and (inside + "/").startswith(point.rstrip("/") + "/"):
-            kind, longest = right.split(" ")[0], len(point)
-    if kind in _NETWORK:
-        raise StoreUnavailable(
-            f"{folder} lies on a network file system ({kind})",
-            "counters that machines share belong into Redis; here, name a local file with --store",
-        )
 
 
 def pack(state: State) -> bytes:

@@ -1,0 +1,62 @@
+"""Files and folders that are nobody else's business, on a disk of this machine."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import StoreUnavailable
+
+_NETWORK: Final = frozenset(
+    "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
+)
+
+
+def open_private(path: Path) -> int:
+    """A file descriptor for reading and writing; a new file has mode 0600 whatever the umask."""
+    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        fd = os.open(path, flags | os.O_CREAT, 0o600)
+        if os.name != "nt":
+            os.fchmod(fd, 0o600)
+        return fd
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder, and those above it, of mode 0700 whatever the umask; one that exists is left as it is."""
+    if folder.is_dir():
+        return
+    private_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)
+
+
+def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> None:
+    """Refuse a folder on a file system whose locks and shared memory are not those of one machine.
+
+    Args:
+        folder: It exists.
+        table: Linux's table of mounts; elsewhere there is none, and SQLite's own locks have to tell.
+
+    Raises:
+        StoreUnavailable: It is on such a file system.
+    """
+    try:
+        mounts = table.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    inside = f"{folder.resolve()}/"
+    kind, longest = "", -1
+    for mount in mounts:
+        left, _, right = mount.partition(" - ")
+        point = left.split(" ")[4].encode().decode("unicode_escape", "replace")
+        if len(point) > longest and inside.startswith(point.rstrip("/") + "/"):
+            kind, longest = right.split(" ")[0], len(point)
+    if kind in _NETWORK:
+        raise StoreUnavailable(
+            f"{folder} lies on a network file system ({kind})",
+            "counters that machines share belong into Redis; here, name a local file with --store",
+        )

@@ -1,0 +1,137 @@
+"""What keeps an SQLite store small and quick, away from every call's path and on a connection of its own."""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.queue import QueueLock
+
+PAGE_BYTES: Final = 1024
+"""Small pages: a decision touches few bytes of many pages, and each page touched goes to the log whole."""
+
+CHECKPOINT_BYTES: Final = 2 * 1024 * 1024
+TRUNCATE_BYTES: Final = 64 * 1024 * 1024
+"""Sizes of the write-ahead log: above the first it is copied back beside the writers, above the second in their queue."""
+
+PRUNE_EVERY_US: Final = 60_000_000
+
+TURN_TIMEOUT_S: Final = 2.0
+
+_BATCH: Final = 500
+"""Rows that go in one turn: some milliseconds, so that no decision waits long behind them."""
+
+
+class Upkeep:
+    """Checkpoints and pruning of one file.
+
+    Args:
+        path: The file.
+        keep_us: How long audit rows are kept.
+        max_bytes: How large the file may grow before the oldest audit rows go.
+    """
+
+    def __init__(self, path: Path, *, keep_us: int, max_bytes: int) -> None:
+        self._path = path
+        self._keep_us = keep_us
+        self._max_bytes = max_bytes
+        self._tending = threading.Lock()
+        self._pruned_us: int | None = None
+
+    def tend(self, *, now_us: int, wall_us: int) -> None:
+        """Copy the log back if it has grown, and once a minute let go of what is too old or too much.
+
+        Args:
+            now_us: The store's time.
+            wall_us: Wall-clock time.
+
+        Raises:
+            StoreUnavailable: It did not get a turn.
+            sqlite3.Error: The file cannot be written.
+        """
+        if not self._tending.acquire(blocking=False):
+            return
+        try:
+            prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
+            if prune or self._log_bytes() > CHECKPOINT_BYTES:
+                with contextlib.closing(sqlite3.connect(self._path, timeout=TURN_TIMEOUT_S, isolation_level=None)) as db:
+                    db.execute("PRAGMA wal_autocheckpoint = 0")
+                    self._checkpoint(db)
+                    if prune:
+                        self._pruned_us = now_us
+                        self._prune(db, now_us, wall_us)
+        finally:
+            self._tending.release()
+
+    def _log_bytes(self) -> int:
+        try:
+            return self._path.with_name(self._path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    def _checkpoint(self, db: sqlite3.Connection) -> None:
+        if self._log_bytes() > TRUNCATE_BYTES:
+            with self._turn():
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        elif self._log_bytes() > CHECKPOINT_BYTES:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A turn in the queue; by a lock of our own, since another thread may be deciding."""
+        queue = QueueLock(self._path.with_name(self._path.name + "-queue"))
+        try:
+            if not queue.acquire(TURN_TIMEOUT_S):
+                raise StoreUnavailable(f"{self._path} did not come free in time", "another process holds its lock")
+            try:
+                yield
+            finally:
+                queue.release()
+        finally:
+            queue.close()
+
+    def _prune(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
+        horizon_us = wall_us - self._keep_us
+        pruned = False
+        while last := self._last_to_go(db, horizon_us):
+            with self._turn(), db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("DELETE FROM audit WHERE id <= ?", (last,))
+                db.execute("DELETE FROM outcome WHERE id <= ?", (last,))
+            pruned = True
+        if pruned:
+            self._prune_fragments(db)
+        with self._turn():
+            db.execute(
+                "DELETE FROM state WHERE id IN (SELECT s.id FROM state s JOIN counter c USING (id)"
+                " WHERE s.last_us + c.window_us <= ? LIMIT ?)",
+                (now_us, _BATCH),
+            )
+
+    def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
+        """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many."""
+        rows = db.execute("SELECT id, time_us FROM audit ORDER BY id LIMIT ?", (_BATCH,)).fetchall()
+        pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        if (pages - free) * PAGE_BYTES > self._max_bytes:
+            return rows[-1][0] if rows else 0
+        last = 0
+        for place, time_us in rows:
+            if time_us >= horizon_us:
+                break
+            last = place
+        return last
+
+    def _prune_fragments(self, db: sqlite3.Connection) -> None:
+        """Drop the fragments that no row uses. The slow search is outside the turn, which looks at new rows only."""
+        newest = db.execute("SELECT max(id) FROM audit").fetchone()[0] or 0
+        idle = db.execute(
+            "SELECT id FROM fragment EXCEPT SELECT context FROM audit EXCEPT SELECT reported FROM audit"
+        ).fetchall()
+        with self._turn(), db:
+            db.execute("BEGIN IMMEDIATE")
+            recent = db.execute("SELECT context, reported FROM audit WHERE id > ?", (newest,)).fetchall()
+            used = {key for row in recent for key in row}
+            db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used])
