@@ -41,34 +41,35 @@ _ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
 _ID_FIRST = re.compile(rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
 _RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
 _ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
-_IS_ERROR = re.compile(rb'(?<!\\)"isError"\s*:\s*true')
+# Requests and notifications, as every SDK writes them: their id, if they have one, is the server's
+_NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
+_TELLING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
 
-_LOOK_BYTES: Final = 64 * 1024
 MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
 """Larger answers are looked at from both ends only."""
 
 
-def read_answer(frame: bytes) -> Answer | None:
+def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
     """What one line from the server answers.
 
     Args:
-        frame: The whole line; of one over `MAX_PARSED_ANSWER_BYTES` its beginning and end will do.
+        frame: The line.
+        whole: Whether that is all of it, or its two ends only.
 
     Returns:
         None for a request, a notification, or what is not a response at all.
     """
     found = _shape(frame)
-    whole = len(frame) <= MAX_PARSED_ANSWER_BYTES
     if found:
         request_id, kind = found
         if kind == b"error":
             return Answer(request_id, "rpc_error")
-        # Neither word, so neither meaning: no SDK spells its own keys with escapes
-        if b'"input_required"' not in frame and not (b'"isError"' in frame and _IS_ERROR.search(frame)):
-            return Answer(request_id, "ok" if whole else "unparsed")
         if not whole:
             return Answer(request_id, "unparsed")
-    elif not whole or b'"id"' not in frame:
+        # Neither word, so neither meaning: no SDK spells its own keys with escapes
+        if not _TELLING.search(frame):
+            return Answer(request_id, "ok")
+    elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):
         return None
     try:
         message = json.loads(frame)
@@ -105,21 +106,27 @@ def _answer(request_id: str, message: dict[str, object]) -> Answer:
     return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", asks)
 
 
-class AnswerLines:
-    """Cuts the server's stream into the lines that may be answers, in bounded memory.
+class Line(NamedTuple):
+    """A line of the server's that may be an answer: all of it, or its two ends if it is over `MAX_PARSED_ANSWER_BYTES`."""
 
-    Of a line over `MAX_PARSED_ANSWER_BYTES` only its two ends are kept.
-    """
+    frame: bytes
+    whole: bool
+
+
+class AnswerLines:
+    """Cuts the server's stream into the lines that may be answers, in bounded memory and with few looks at each byte."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._skipping = False
 
     @property
     def is_between_frames(self) -> bool:
         """Whether the stream so far ended with a newline."""
-        return not self._held
+        return not (self._held or self._skipping)
 
-    def feed(self, chunk: bytes) -> list[bytes]:
+    def feed(self, chunk: bytes) -> list[Line]:
         """The lines that `chunk` completes, without those that have no id."""
         end = chunk.find(b"\n") + 1
         if not end:
@@ -127,20 +134,36 @@ class AnswerLines:
             return []
         lines = []
         start = 0
-        if self._held:
+        if not self.is_between_frames:
             self._hold(chunk[:end])
-            lines.append(bytes(self._held))
-            self._held.clear()
+            lines = self._finish()
             start = end
         last = chunk.rfind(b"\n") + 1
         if last > start and chunk.find(b'"id"', start, last) >= 0:
-            lines += chunk[start:last].split(b"\n")
+            lines += [Line(line, True) for line in chunk[start:last].split(b"\n") if b'"id"' in line]
         if last < len(chunk):
             self._hold(chunk[last:])
-        return [line for line in lines if b'"id"' in line]
+        return lines
+
+    def _finish(self) -> list[Line]:
+        whole = self._held <= MAX_PARSED_ANSWER_BYTES
+        frame = b"".join(self._parts)
+        self._parts.clear()
+        self._held = 0
+        skipped, self._skipping = self._skipping, False
+        return [] if skipped else [Line(frame, whole)]
 
     def _hold(self, part: bytes) -> None:
-        self._held += part
-        if len(self._held) > 2 * MAX_PARSED_ANSWER_BYTES + _LOOK_BYTES:
-            # its beginning stays, its middle goes; what is left is still longer than a line that is parsed
-            del self._held[_LOOK_BYTES:-MAX_PARSED_ANSWER_BYTES]
+        if self._skipping:
+            return
+        self._held += len(part)
+        self._parts.append(part)
+        if len(self._parts) == 1 and _NO_ANSWER.match(part):
+            self._skipping = True
+            self._parts.clear()
+        elif self._held > MAX_PARSED_ANSWER_BYTES:
+            self._parts[1:] = [b"".join(self._parts[1:])[-_LOOK_BYTES:]]
+
+
+_LOOK_BYTES: Final = 1024
+"""What is kept of the end of a very long line: its id, if that comes last."""

@@ -2,7 +2,7 @@
 
 The shell reads lines and hands them to `client_lines`; it carries out what comes back, in order. A `Charge` it takes to the
 store, all charges of one reading together, and hands the verdicts to `charged`. What the server says it passes on untouched
-and, later, to `server_frames`, so that outcomes cost a call nothing.
+and, later, to `server_lines`, so that outcomes cost a call nothing.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames
-from mcpguard.core.answers import Asks
+from mcpguard.core.answers import Asks, Line
 from mcpguard.core.audit import Outcome, args_hash, compact, cut
 from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
@@ -152,18 +152,18 @@ class Guard:
             return Reply(denial.result(charge.request_id, message, data))
         return Reply(denial.error(charge.request_id, code, message, data))
 
-    def server_frames(self, lines: Iterable[bytes], *, now_us: int) -> list[Outcome]:
+    def server_lines(self, lines: Iterable[Line], *, now_us: int) -> list[Outcome]:
         """Outcomes that the server's frames tell of, and of those whose answer will never be known.
 
         Args:
-            lines: Frames of the server's; of a very long one its two ends will do.
+            lines: Of the server's, those that may be answers.
             now_us: The reading of the same clock when they came.
         """
         outcomes, self._lost = self._lost, []
         for line in lines:
             if not self._in_flight:
                 break
-            answer = answers.read_answer(line)
+            answer = answers.read_answer(line.frame, whole=line.whole)
             flight = self._in_flight.pop(answer.id, None) if answer else None
             if answer and flight and flight.row is not None:
                 outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))

@@ -31,7 +31,9 @@ CHUNK_BYTES: Final = 64 * 1024
 TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
 
-_MAX_UNREAD_BYTES: Final = 1024 * 1024
+_MAX_UNREAD_BYTES: Final = 32 * 1024
+"""What the server wrote is read for answers at once when it streams, while it is in the cache; else by the bookkeeper."""
+
 _OUTCOMES_AT_ONCE: Final = 100
 
 
@@ -238,7 +240,7 @@ class Pumps:
         while self._unread:
             chunk, now_us = self._unread.popleft()
             self._unread_bytes -= len(chunk)
-            self._outcomes += self._guard.server_frames(self._answers.feed(chunk), now_us=now_us)
+            self._outcomes += self._guard.server_lines(self._answers.feed(chunk), now_us=now_us)
 
     # behind them
 

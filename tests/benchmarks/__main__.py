@@ -1,0 +1,116 @@
+"""Measure mcpguard side by side with the bare server, the least relay, `cat` and other programs of its kind.
+
+All figures of one table come from one run on one machine, the variants taking turns; only ratios are worth comparing
+between machines.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from . import calls, first_answer, pipelined, streams
+from .effort import FULL, QUICK
+from .report import Section, table
+from .session import BenchmarkError
+from .variants import BARE, CAT, GUARD, LEAST, Variant, peer
+
+MOST_PEERS = 2
+
+EPILOG = """\
+"mcpguard / this" is mcpguard's figure divided by the column's: times and memory should be small, rates large.
+
+variants: bare = the server alone; least = two blocking loops in Python, nothing read; cat = SERVER | cat;
+mcpguard = three limits a call and its audit row in SQLite; peers = whatever --peer names, for example
+  --peer 'warden=VENV/bin/mcp-warden both --max-calls-per-minute 1000000000 --per-tool-limit echo:1000000000 --'
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    if sys.platform != "linux":
+        print("error: the benchmarks read /proc and run on Linux only", file=sys.stderr)
+        return 1
+    options = _options(argv)
+    effort = QUICK if options.quick else FULL
+    with_cat = [variant for variant in (BARE, LEAST, CAT, GUARD, *options.peer) if variant.name not in options.skip]
+    relays = [variant for variant in with_cat if variant is not CAT]
+    measures: Mapping[str, Callable[[Path], list[Section]]] = {
+        "calls": lambda folder: [
+            calls.measure(relays, effort, folder / place, place, options.pause_us)
+            for place in options.place or ("split", "one")
+        ],
+        "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
+        "streams": lambda folder: streams.measure(with_cat, effort, folder),
+        "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
+    }
+    started = time.monotonic()
+    sections: list[Section] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="mcpguard-bench-", dir=options.dir) as root:
+            for name in options.only or measures:
+                print(f"{name} ...", file=sys.stderr, flush=True)
+                folder = Path(root) / name
+                folder.mkdir(exist_ok=True)
+                sections += measures[name](folder)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    took = time.monotonic() - started
+    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s\n")
+    print(table(sections, [variant.name for variant in with_cat]))
+    return 0
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = ("calls", "pipelined", "streams", "first-answer")
+    parser.add_argument("--quick", action="store_true", help="a rough look in under 30 seconds")
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        type=_peer,
+        metavar="NAME=PREFIX",
+        help="another program to measure, at most two; PREFIX stands before the server's command",
+    )
+    places = "; ".join(f"{name}: {what}" for name, what in calls.PLACES.items())
+    parser.add_argument(
+        "--place",
+        action="append",
+        choices=calls.PLACES,
+        metavar="PLACE",
+        help=f"where the processes of 'calls' run (default: split, then one): {places}",
+    )
+    parser.add_argument("--pause-us", type=int, default=0, metavar="N", help="sleep before each call of 'calls'")
+    parser.add_argument("--dir", metavar="DIR", help="where the stores lie (default: the system's temporary folder)")
+    options = parser.parse_args(argv)
+    names_of_all = [variant.name for variant in (BARE, LEAST, CAT, GUARD, *options.peer)]
+    if len(options.peer) > MOST_PEERS:
+        parser.error("at most two peers fit the table")
+    if taken := {name for name in names_of_all if names_of_all.count(name) > 1}:
+        parser.error(f"two variants have the name {taken.pop()}")
+    if unknown := set(options.skip) - set(names_of_all):
+        parser.error(f"no variant to skip has the name {unknown.pop()}")
+    return options
+
+
+def _peer(text: str) -> Variant:
+    try:
+        return peer(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected NAME=PREFIX, NAME of at most 8 letters") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

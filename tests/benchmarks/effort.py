@@ -1,0 +1,42 @@
+"""How much to measure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Rounds are interleaved: each goes once through all variants. The rest is of one variant in one round.
+
+    Seconds are aimed at: each variant gets as much to do as takes it about so long, by a first try that is not counted.
+    """
+
+    call_rounds: int
+    calls: int
+    pipelined_rounds: int
+    pipelined_seconds: float
+    stream_rounds: int
+    stream_seconds: float
+    tiny_starts: int
+    sdk_starts: int
+
+
+FULL = Effort(
+    call_rounds=40,
+    calls=500,
+    pipelined_rounds=5,
+    pipelined_seconds=0.5,
+    stream_rounds=5,
+    stream_seconds=0.5,
+    tiny_starts=21,
+    sdk_starts=9,
+)
+QUICK = Effort(
+    call_rounds=6,
+    calls=300,
+    pipelined_rounds=3,
+    pipelined_seconds=0.2,
+    stream_rounds=2,
+    stream_seconds=0.15,
+    tiny_starts=7,
+    sdk_starts=3,
+)

@@ -1,0 +1,38 @@
+"""How long a client waits from starting the command to the answer to `initialize`."""
+
+import importlib.util
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .effort import Effort
+from .report import Row, Section, added, medians
+from .session import INITIALIZE
+from .variants import BARE, GUARD, SDK_SERVER, TINY_SERVER, Variant
+
+
+def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
+    sections = [_section("tiny server", variants, TINY_SERVER, effort.tiny_starts, folder)]
+    if importlib.util.find_spec("mcp"):
+        few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
+        sections.append(_section("SDK server", few, SDK_SERVER, effort.sdk_starts, folder))
+    return sections
+
+
+def _section(what: str, variants: Sequence[Variant], server: Sequence[str], starts: int, folder: Path) -> Section:
+    times_ms: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for start in range(1 + starts):
+        for variant in variants:
+            time_ms = first_answer_ms(variant, server, folder)
+            if start:  # the first finds cold caches and makes the store
+                times_ms[variant.name].append(time_ms)
+    rows = [Row("p50, ms", medians(times_ms), 1), Row("added, ms", added(times_ms, BARE.name), 1, compared=True)]
+    return Section(f"start to first answer, {what}", rows)
+
+
+def first_answer_ms(variant: Variant, server: Sequence[str], folder: Path) -> float:
+    before = time.perf_counter()
+    with variant.start(server, folder) as session:
+        session.write(INITIALIZE)
+        session.read_answer(0)
+        return (time.perf_counter() - before) * 1000

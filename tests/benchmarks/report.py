@@ -1,0 +1,85 @@
+"""Figures, and the one table they are printed in."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .session import Memory
+
+WIDTH = 80
+COLUMN = 9
+SUBJECT = "mcpguard"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of several variants. If `compared`, a line below says what part of each other mcpguard's is."""
+
+    label: str
+    values: Mapping[str, float]
+    decimals: int = 0
+    compared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Rows that were measured together."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The nearest-rank percentile.
+
+    >>> percentile([4, 1, 3, 2], 50)
+    2
+    """
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)]
+
+
+def medians(rounds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def added(rounds: Mapping[str, Sequence[float]], over: str) -> dict[str, float]:
+    """What each has more than `over`: the median of the differences within a round, which drift does not touch."""
+    base = rounds.get(over, ())
+    return {
+        name: statistics.median(value - bare for value, bare in zip(values, base, strict=True))
+        for name, values in rounds.items()
+        if name != over and base
+    }
+
+
+def memory_rows(memory: Mapping[str, Memory]) -> list[Row]:
+    return [
+        Row("peak memory, MiB", {name: of.peak_kib / 1024 for name, of in memory.items()}, 1, compared=True),
+        Row("memory at the end, MiB", {name: of.resident_kib / 1024 for name, of in memory.items()}, 1),
+    ]
+
+
+def table(sections: Sequence[Section], variants: Sequence[str]) -> str:
+    """Lay the sections out, a column for each variant, `-` where nothing was measured."""
+    lines = [_line("", variants)]
+    for section in sections:
+        lines += ["", section.title]
+        for row in section.rows:
+            cells = [f"{row.values[name]:,.{row.decimals}f}" if name in row.values else "-" for name in variants]
+            lines.append(_line(f"  {row.label}", cells))
+            if row.compared and SUBJECT in row.values and any(ratios := _ratios(row.values, variants)):
+                lines.append(_line(f"    {SUBJECT} / this", ratios))
+    return "\n".join(lines)
+
+
+def _ratios(values: Mapping[str, float], variants: Sequence[str]) -> list[str]:
+    return [
+        f"{values[SUBJECT] / value:.2f}" if name != SUBJECT and (value := values.get(name, 0)) > 0 else ""
+        for name in variants
+    ]
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    return (f"{label:<{WIDTH - COLUMN * len(cells)}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)).rstrip()

@@ -1,0 +1,145 @@
+"""One started command, spoken to as an MCP client would: newline-delimited JSON-RPC on its stdin and stdout."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+READ_BYTES = 65536  # what a Linux pipe holds
+
+INITIALIZE = (
+    b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'
+    b'"clientInfo":{"name":"bench","version":"1"}}}\n'
+)
+INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
+
+
+def echo_call(request_id: int) -> bytes:
+    """The call whose cost is measured, a little over 200 bytes."""
+    return (
+        b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"echo","arguments":{"query":"customers in '
+        b'Lyon with an open invoice","limit":50,"newest_first":true},"_meta":{"progressToken":%d}}}\n'
+    ) % (request_id, request_id)
+
+
+class BenchmarkError(Exception):
+    """A command under test did not do what it must; the message is for the reader of the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process: the most it ever had in memory, and what it has now."""
+
+    peak_kib: int
+    resident_kib: int
+
+
+class Session:
+    """A command under test and the two ends of its pipes.
+
+    A command that does not finish within `deadline_s` seconds is killed, which shows as its output's end.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], deadline_s: float = 150
+    ) -> None:
+        self.name = name
+        self._stderr_file = cwd / "stderr"
+        with self._stderr_file.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                bufsize=0,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+            )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise AssertionError("both were asked for")
+        self.stdin_fd = self._process.stdin.fileno()
+        self.stdout_fd = self._process.stdout.fileno()
+        self._watchdog = threading.Timer(deadline_s, self._kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._watchdog.cancel()
+        with self._process:  # closes the pipes, then waits
+            if self._process.stdin:
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.stdin.close()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._kill()
+
+    def handshake(self) -> None:
+        self.write(INITIALIZE)
+        self.read_answer(0)
+        self.write(INITIALIZED)
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.stdin_fd, view) :]
+        except BrokenPipeError:
+            raise self.failure("reads no more") from None
+
+    def read(self) -> bytes:
+        """What has come since, at least one byte."""
+        data = os.read(self.stdout_fd, READ_BYTES)
+        if not data:
+            raise self.failure("ended its output too early")
+        return data
+
+    def read_answer(self, request_id: int) -> None:
+        """Wait for the answer to a request, past notifications.
+
+        Raises:
+            BenchmarkError: the next response is another request's, or an error.
+        """
+        rest = b""
+        while True:
+            *lines, rest = (rest + self.read()).split(b"\n")
+            for line in lines:
+                if b'"method"' not in line:
+                    self.check_answer(line, request_id)
+                    return
+
+    def check_answer(self, line: bytes, request_id: int) -> None:
+        compact = line.replace(b" ", b"")
+        if b'"result":' not in compact or b'"id":%d' % request_id not in compact:
+            raise self.failure(f"answered request {request_id} with {line[:300].decode(errors='replace')}")
+
+    def widen_pipes(self) -> None:
+        """Let both pipes hold 1 MiB, some 5,000 calls."""
+        for fd in (self.stdin_fd, self.stdout_fd):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+    def memory(self) -> Memory:
+        """Of the started process alone, without the server it started."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return Memory(*(int(fields[key].split()[0]) for key in ("VmHWM", "VmRSS")))
+
+    def failure(self, what: str) -> BenchmarkError:
+        said = self._stderr_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+        return BenchmarkError("\n  ".join([f"{self.name} {what}", *said]))
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)

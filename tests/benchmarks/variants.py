@@ -1,0 +1,78 @@
+"""What can stand between the client and the server, and how each is started."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .session import Session
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+
+# Without `site`, and out of reach of the environment: what is measured is not how Python starts.
+_BARE_PYTHON = (sys.executable, "-I", "-S")
+BENCH_SERVER = (*_BARE_PYTHON, str(PROGRAMS / "bench_server.py"))
+TINY_SERVER = ("/bin/sh", str(PROGRAMS / "tiny_server.sh"))
+SDK_SERVER = (sys.executable, str(PROGRAMS / "sdk_server.py"))
+
+# Three limits a call, one of each axis. N is over 64, so that each counter is a coalesced log, and out of reach.
+POLICY = """\
+[[rule]]
+user = "*"
+tool = "echo"
+limit = "100000000/1h"
+
+[[rule]]
+tool = "echo"
+limit = "100000000/1h"
+
+[[rule]]
+user = "*"
+agent = "*::interactive::*"
+limit = "100000000/1h"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A command that takes the server's command as its last arguments."""
+
+    name: str
+    prefix: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, server: Sequence[str], folder: Path) -> Session:
+        """Start it before a server; its files go into a subfolder of `folder`, mcpguard's into `folder/home`."""
+        cwd = folder / self.name
+        cwd.mkdir(parents=True, exist_ok=True)
+        home = folder / "home"
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / "policy.toml").write_text(POLICY, encoding="utf-8")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
+        env = {**inherited, **self.env, "MCPGUARD_HOME": str(home)}
+        return Session(self.name, [*self.prefix, *server], cwd=cwd, env=env)
+
+
+BARE = Variant("bare", ())
+LEAST = Variant("least", (*_BARE_PYTHON, str(PROGRAMS / "least_relay.py")))
+CAT = Variant("cat", ("/bin/sh", "-c", '"$@" | cat', "sh"))
+GUARD = Variant(
+    "mcpguard",
+    (sys.executable, "-m", "mcpguard", "run", "--server", "bench", "--"),
+    {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
+)
+
+
+def peer(text: str) -> Variant:
+    """Read `name=command prefix`.
+
+    Raises:
+        ValueError: one of the two is missing, or the name does not fit a column.
+    """
+    name, _, command = text.partition("=")
+    if not name.isidentifier() or len(name) > 8 or not command.strip():
+        raise ValueError(text)
+    return Variant(name, tuple(shlex.split(command)))
