@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from mcpguard.core.digest import blake2b
 from mcpguard.core.policy import Reported
 from mcpguard.core.verdict import Charge, Verdict
 

@@ -8,9 +8,9 @@ the call's plan: the limits that must have room, and the counters that they look
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import Limit
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")

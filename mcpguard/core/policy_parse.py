@@ -3,9 +3,9 @@
 import re
 import tomllib
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Final
 
+from mcpguard.core.digest import blake2b
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 from mcpguard.errors import PolicyError
 

@@ -16,7 +16,7 @@ WIDTH = 80
 _INDENT = "  "
 
 
-class ReaderGone(Exception):  # noqa: N818 - an end like `| head`, not an error
+class ReaderGone(Exception):
     """Nobody reads stdout any more."""
 
 

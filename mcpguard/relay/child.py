@@ -50,13 +50,33 @@ class Child:
         pid: The process; on POSIX also the number of its group.
         stdin: Our end of its standard input.
         stdout: Our end of its standard output.
+        failed: Where the new process says why it could not become the server; it ends when it has.
+        command: How an error names it.
     """
 
-    def __init__(self, pid: int, stdin: int, stdout: int) -> None:
+    def __init__(self, pid: int, stdin: int, stdout: int, failed: int, command: str) -> None:
         self.pid = pid
+        self._failed = failed
+        self._command = command
         self.stdin = stdin
         self.stdout = stdout
         self.status: int | None = None
+
+    def confirm(self) -> None:
+        """Wait until the program runs: some milliseconds, in which we had better things to do.
+
+        Raises:
+            CommandError: It does not.
+        """
+        failure = os.read(self._failed, 16)
+        os.close(self._failed)
+        if failure:
+            os.waitpid(self.pid, 0)
+            number = int(failure)
+            what = "not a program for this system" if number == errno.ENOEXEC else os.strerror(number)
+            raise CommandError(
+                f"cannot run {self._command}: {what}", "a script needs a first line like #!/bin/sh", ExitStatus.NOT_EXECUTABLE
+            )
 
     def poll(self) -> int | None:
         """Its exit status if it has ended, as a shell has it: 128 + n for signal n."""
@@ -94,7 +114,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
         environ: Its environment.
 
     Raises:
-        CommandError: It cannot be started.
+        CommandError: There is no such program. That the system cannot run it is for `Child.confirm` to say.
     """
     program = find_program(argv[0], environ)
     stdin_read, stdin_write = os.pipe()
@@ -106,17 +126,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
         _become(program, argv, environ, stdin_read, stdout_write, failed_write, parent)
     for fd in (stdin_read, stdout_write, failed_write):
         os.close(fd)
-    failure = os.read(failed_read, 16)  # nothing, once the program runs: the pipe's end closes with exec
-    os.close(failed_read)
-    if failure:
-        os.waitpid(pid, 0)
-        os.close(stdin_write)
-        os.close(stdout_read)
-        what = "not a program for this system" if int(failure) == errno.ENOEXEC else os.strerror(int(failure))
-        raise CommandError(
-            f"cannot run {argv[0]}: {what}", "a script needs a first line like #!/bin/sh", ExitStatus.NOT_EXECUTABLE
-        )
-    return Child(pid, stdin_write, stdout_read)
+    return Child(pid, stdin_write, stdout_read, failed_read, argv[0])
 
 
 def _become(

@@ -83,6 +83,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     console.line(
         f"{__version__} server={identity.server} user={identity.user} agent={guard.agent} policy={where} ({rules}) store={path}"
     )
+    child.confirm()
     pumps.start()
     status = life.supervise(child, pumps, console)
     console.line(summary(journal.tally))

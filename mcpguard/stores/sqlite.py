@@ -11,12 +11,12 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict

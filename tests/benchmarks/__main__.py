@@ -5,6 +5,7 @@ between machines.
 """
 
 import argparse
+import compileall
 import os
 import platform
 import sys
@@ -12,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import mcpguard
 
 from . import calls, first_answer, pipelined, streams
 from .effort import FULL, QUICK
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: the benchmarks read /proc and run on Linux only", file=sys.stderr)
         return 1
     options = _options(argv)
+    compileall.compile_dir(Path(mcpguard.__file__).parent, quiet=1)  # as an installation does
     effort = QUICK if options.quick else FULL
     with_cat = [variant for variant in (BARE, LEAST, CAT, GUARD, *options.peer) if variant.name not in options.skip]
     relays = [variant for variant in with_cat if variant is not CAT]

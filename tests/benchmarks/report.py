@@ -76,8 +76,7 @@ def table(sections: Sequence[Section], variants: Sequence[str]) -> str:
 
 def _ratios(values: Mapping[str, float], variants: Sequence[str]) -> list[str]:
     return [
-        f"{values[SUBJECT] / value:.2f}" if name != SUBJECT and (value := values.get(name, 0)) > 0 else ""
-        for name in variants
+        f"{values[SUBJECT] / value:.2f}" if name != SUBJECT and (value := values.get(name, 0)) > 0 else "" for name in variants
     ]
 
 
