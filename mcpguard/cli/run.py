@@ -1,7 +1,6 @@
 """`mcpguard run`: what a client starts instead of the server."""
 
 import os
-import sys
 
 import click
 
@@ -33,11 +32,20 @@ def command(argv: tuple[str, ...], server: str | None, config_file: str | None, 
       "command": "mcpguard",
       "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm-server"]
     """
+    _open_standard_streams()
     if not argv:
         raise click.UsageError("no command to run\nhint: mcpguard run -- npx -y @acme/crm-server")
     settings = config.load(os.environ, config=config_file, **options)
     from mcpguard.relay.run import run
 
     status = run(list(argv), settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
-    sys.stderr.flush()
     os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: pumps may still wait for a client
+
+
+def _open_standard_streams() -> None:
+    """Open what the client has left closed; else the next file that is opened, such as the store, would be our stderr."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

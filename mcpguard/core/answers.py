@@ -162,8 +162,9 @@ class AnswerLines:
             self._skipping = True
             self._parts.clear()
         elif self._held > MAX_PARSED_ANSWER_BYTES:
-            self._parts[1:] = [b"".join(self._parts[1:])[-_LOOK_BYTES:]]
+            kept = b"".join(self._parts)
+            self._parts = [kept[:_LOOK_BYTES], kept[-_LOOK_BYTES:]]
 
 
 _LOOK_BYTES: Final = 1024
-"""What is kept of the end of a very long line: its id, if that comes last."""
+"""What is kept of either end of a very long line: its id is in one of them."""

@@ -137,12 +137,15 @@ class Journal:
             if len(self._denials) > _KEPT:
                 self._denials.clear()
             refusing = {reported for reported, _ in verdict.exceeded}
+            counters: dict[int, bool] = {}  # whether it is the one that is reported
             for limit, reported in zip(charge.plan.limits, charge.plan.reported, strict=True):
                 if reported in refusing and limit.n:
                     counter = charge.plan.counters[limit.counter].id
-                    self._denials[counter] = self._denials.get(counter, 0) + 1
-                    if reported == verdict.reported and verdict.count is not None:
-                        verdict.count += self._denials[counter]
+                    counters[counter] = counters.get(counter, False) or reported == verdict.reported
+            for counter, is_reported in counters.items():
+                self._denials[counter] = self._denials.get(counter, 0) + 1
+                if is_reported and verdict.count is not None:
+                    verdict.count += self._denials[counter]
         elif self._denials and verdict.decision in {"allowed", "would_deny"}:
             for counter_of_plan in charge.plan.counters:
                 self._denials.pop(counter_of_plan.id, None)

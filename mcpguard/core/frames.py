@@ -110,7 +110,8 @@ _decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).
 _decode_long = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer).raw_decode
 _space = re.compile(r"[ \t\n\r]*").match
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+# Possessive, and without a need for the closing quote: a line that does not parse takes linear time, too
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 _RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 _RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})

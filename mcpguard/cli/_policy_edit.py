@@ -1,0 +1,256 @@
+"""Changes to a policy file that keep what a person wrote into it: comments, order, mode, and the file itself if we fail."""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import tomlkit
+
+from mcpguard.core.policy import SELECTORS, Policy, Rule
+from mcpguard.core.policy_parse import STARTER, parse, parse_rule
+from mcpguard.errors import McpguardError, PolicyError
+from mcpguard.stores.files import private_folder
+
+LOCK_TIMEOUT_S: Final = 10.0
+"""How long to wait for another command that edits the same file; each takes some milliseconds."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[Path]:
+    """Hold others off a policy file.
+
+    The lock is on its folder, so that no lock file lies about in what may be somebody's repository; where folders cannot be
+    locked, nobody is held off.
+
+    Yields:
+        The file itself, if `path` is a link to it. Its folder exists.
+
+    Raises:
+        McpguardError: Its folder cannot be used, or another process keeps it locked.
+    """
+    target = Path(os.path.realpath(path))
+    with _reported(target), contextlib.ExitStack() as undo:
+        private_folder(target.parent)
+        try:
+            import fcntl
+
+            fd = os.open(target.parent, os.O_RDONLY)
+        except (ImportError, OSError):
+            fd = -1
+        if fd >= 0:
+            undo.callback(os.close, fd)
+            deadline = time.monotonic() + LOCK_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise McpguardError(f"{target}: locked by another process", "end the process that holds it") from None
+                    time.sleep(0.01)
+                except OSError:
+                    break  # not on this file system
+                else:
+                    break
+        yield target
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise McpguardError(
+            f"{path}: cannot be written: {error.strerror or error}", "the file is as it was; is its folder writable, and the disk not full?"
+        ) from error
+
+
+def read(path: Path) -> str | None:
+    """A policy file's text; None if there is none.
+
+    Raises:
+        PolicyError: It cannot be read.
+    """
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read: {error.strerror or error}", "a policy is a file in TOML") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: line 1: not UTF-8", "a policy is a file in TOML") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Put a text in a file's place, all of it or nothing. An existing file's mode and owner stay; a new one has mode 0600.
+
+    Raises:
+        McpguardError: It cannot be written; the file is as it was.
+    """
+    with _reported(path):
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(text.encode())
+                file.flush()
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    with contextlib.suppress(OSError, AttributeError):
+                        os.fchown(file.fileno(), stat.st_uid, stat.st_gid)
+                    Path(name).chmod(stat.st_mode & 0o7777)
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(OSError):  # some file systems do not sync folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def place_of(policy: Policy, rule: Rule) -> int | None:
+    """Where a policy has a rule with the same selectors and `per`."""
+    return next((at for at, other in enumerate(policy.rules) if _key(other) == _key(rule)), None)
+
+
+def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
+    """Set a rule in a policy file: in the place of the one with the same selectors and `per`, else at the end.
+
+    Args:
+        path: The file. If it is missing it begins with the starter rules.
+        table: The rule as the file is to have it.
+
+    Returns:
+        The policy before, the policy now, and where the rule is in it.
+
+    Raises:
+        PolicyError: The file holds no policy; it is as it was.
+        McpguardError: It cannot be written; it is as it was.
+    """
+    with locked(path) as target:
+        text = read(target)
+        before = parse(STARTER if text is None else text, source=str(path))
+        rule = parse_rule(table, where=str(path))
+        at = place_of(before, rule)
+        new = _appended(text or STARTER, table) if at is None else _replaced(text or STARTER, before.rules[at], at, table)
+        rules = list(before.rules)
+        if at is None:
+            rules.append(rule)
+        else:
+            rules[at] = _with_limit(rules[at], rule)
+        after = _checked(path, new, rules)
+        write(target, new)
+    return before, after, len(rules) - 1 if at is None else at
+
+
+def take_out(path: Path, rule: Rule) -> Rule | None:
+    """Remove the rule with these selectors and `per` from a policy file.
+
+    Returns:
+        The rule that was there; None if there was none, and then nothing is written.
+
+    Raises:
+        PolicyError: There is no file, or it holds no policy; it is as it was.
+        McpguardError: It cannot be written; it is as it was.
+    """
+    with locked(path) as target:
+        text = read(target)
+        if text is None:
+            raise PolicyError(f"{path}: no such file", "make one: mcpguard policy init")
+        before = parse(text, source=str(path))
+        at = place_of(before, rule)
+        if at is None:
+            return None
+        new = _removed(text, before, at)
+        _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
+        write(target, new)
+        return before.rules[at]
+
+
+def _key(rule: Rule) -> tuple[object, ...]:
+    return rule.per, *(frozenset(rule.selectors.get(key, ())) for key in SELECTORS)
+
+
+def _with_limit(old: Rule, new: Rule) -> Rule:
+    return Rule(old.selectors, old.per, old.per_text, new.rates, new.deny, old.observe, new.name or old.name, old.line)
+
+
+def _checked(path: Path, text: str, rules: Sequence[Rule]) -> Policy:
+    """The policy that a new text holds, if it is the one that was meant."""
+    policy = parse(text, source=str(path))
+    if [_content(rule) for rule in policy.rules] != [_content(rule) for rule in rules]:
+        raise McpguardError(f"{path}: this edit would change more than its rule", "edit the file by hand: mcpguard policy edit")
+    return policy
+
+
+def _content(rule: Rule) -> tuple[object, ...]:
+    return rule.selectors, rule.per, rule.per_text, rule.rates, rule.deny, rule.observe, rule.name
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _appended(text: str, table: dict[str, Any]) -> str:
+    document = tomlkit.parse(text)
+    if isinstance(document.get("rule"), tomlkit.items.Array):  # rule = [{…}]
+        inline = tomlkit.inline_table()
+        inline.update(table)
+        document["rule"].append(inline)  # type: ignore[union-attr]
+        return tomlkit.dumps(document)
+    newline = _newline(text)
+    body = [f"{key} = {tomlkit.item(value).as_string()}" for key, value in table.items()]
+    return text.rstrip() + newline * 2 + newline.join(["[[rule]]", *body, ""])
+
+
+def _replaced(text: str, rule: Rule, at: int, table: dict[str, Any]) -> str:
+    document: Any = tomlkit.parse(text)
+    found = document["rule"][at]
+    found["limit"] = table["limit"]
+    if "name" not in table:
+        return tomlkit.dumps(document)
+    if "name" in found or not rule.line:
+        found["name"] = table["name"]
+        return tomlkit.dumps(document)
+    lines = tomlkit.dumps(document).splitlines(keepends=True)  # a new key would go after the comments of the next rule
+    lines.insert(rule.line, f"name = {tomlkit.item(table['name']).as_string()}{_newline(text)}")
+    return "".join(lines)
+
+
+def _removed(text: str, policy: Policy, at: int) -> str:
+    if not policy.rules[at].line:
+        document: Any = tomlkit.parse(text)
+        del document["rule"][at]
+        return tomlkit.dumps(document)
+    lines = text.split("\n")
+    begin = policy.rules[at].line - 1
+    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
+    while end > begin + 1 and _is_aside(lines[end - 1]):  # what stands before the next rule is that one's
+        end -= 1
+    while end < len(lines) - 1 and not lines[end].strip():
+        end += 1
+    above = begin
+    while above and lines[above - 1].lstrip().startswith("#"):
+        above -= 1
+    if above:  # a comment right above a rule goes with it, one that opens the file does not
+        begin = above
+    new = "\n".join([*lines[:begin], *lines[end:]])
+    return new if len(policy.rules) > 1 else _without_rules(new)
+
+
+def _is_aside(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
+def _without_rules(text: str) -> str:
+    """A file without content would not be a policy."""
+    if tomlkit.parse(text):
+        return text
+    newline = _newline(text)
+    return (text.rstrip() + newline * 2 if text.strip() else "") + f'mode = "enforce"{newline}'

@@ -1,0 +1,56 @@
+"""The store and its filters, for commands that read or empty it."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from mcpguard.config import Settings
+from mcpguard.core.policy import glob, glob_agent
+from mcpguard.stores.sqlite import SqliteStore
+
+PATIENCE_MS = 5000
+"""How long a command waits for the store's lock. Nobody's call waits for a command."""
+
+
+def exists(settings: Settings) -> bool:
+    """Whether there is a store yet: the first wrapper makes it.
+
+    Raises:
+        ConfigError: The store's URL cannot be.
+    """
+    return settings.sqlite_path.exists()
+
+
+@contextlib.contextmanager
+def opened(settings: Settings) -> Iterator[SqliteStore]:
+    """The store that the settings name; it is made if it is missing.
+
+    Raises:
+        ConfigError: The store's URL cannot be.
+        StoreUnavailable: It cannot be used.
+    """
+    store = SqliteStore(
+        settings.sqlite_path,
+        timeout_ms=max(settings.timeout_ms, PATIENCE_MS),
+        durability=settings.durability,
+        keep_us=settings.keep_us,
+        max_bytes=settings.max_mb * 1024 * 1024,
+    )
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def selects(key: str, pattern: str, text: str) -> bool:
+    """Whether a filter's pattern matches a name: an agent's part by part if the pattern has all three, else as a whole."""
+    if key == "agent" and pattern.count("::") == text.count("::"):
+        return glob_agent(pattern, text)
+    return glob(pattern, text)
+
+
+def tolerant_output() -> None:
+    """Let stdout write characters that its encoding does not have as escapes."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="backslashreplace")

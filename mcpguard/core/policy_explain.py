@@ -1,0 +1,244 @@
+"""Rules in words, and what is odd about a policy though it can be taken up."""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule, glob
+
+_UNITS_US: Final = {
+    "w": 604_800_000_000,
+    "d": 86_400_000_000,
+    "h": 3_600_000_000,
+    "m": 60_000_000,
+    "s": 1_000_000,
+}
+_UNIT_WORDS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
+_CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
+
+
+def sentence(rule: Rule) -> str:
+    """What a rule limits, as one sentence that says how it is counted.
+
+    Args:
+        rule: The rule.
+
+    Returns:
+        English text. Names and patterns stand in it as they are: what shows it has to make them printable.
+    """
+    if rule.deny:
+        text = _denying(rule)
+    elif not rule.rates:
+        text = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)} without limit, other rules aside"
+    elif "tool" in rule.selectors or "tool" in rule.per:
+        times = _series([_times(rate) for rate in rule.rates])
+        text = f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
+    else:
+        first, *more = rule.rates
+        calls = [f"{first.n:,} call{'' if first.n == 1 else 's'} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
+        target = {"one": " to server ", "each": " to each server", "all": " to servers", "any": ""}[_spread(rule, "server")]
+        target += _matching(rule, "server") if not target.endswith(" ") else rule.selectors["server"][0]
+        text = f"{_who(rule)} may make {_series(calls)}{target}{_through(rule)}{_together(rule)}"
+    return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
+
+
+def span(rate: Rate) -> str:
+    """A rate's window in words.
+
+    >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
+    ('an hour', 'in any 90 minutes')
+    """
+    unit = next(unit for unit, us in _UNITS_US.items() if rate.window_us % us == 0)
+    count = rate.window_us // _UNITS_US[unit]
+    if count > 1:
+        return f"in any {count} {_UNIT_WORDS[unit]}s"
+    return f"{'an' if unit == 'h' else 'a'} {_UNIT_WORDS[unit]}"
+
+
+def _times(rate: Rate) -> str:
+    return f"once {span(rate)}" if rate.n == 1 else f"{rate.n:,} times {span(rate)}"
+
+
+def _series(words: list[str]) -> str:
+    """Joins words as English does.
+
+    >>> _series(["a"]), _series(["a", "b"]), _series(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _matching(rule: Rule, selector: str) -> str:
+    """` matching PATTERN`, but for a pattern that matches all."""
+    pattern = rule.selectors.get(selector, ("*",))[0]
+    return "" if pattern in ("*", "*::*::*") else f" matching {pattern}"
+
+
+def _spread(rule: Rule, axis: str) -> str:
+    """How a rule counts along an axis: `one` value, `each` of several apart, `all` selected together, or `any` of them."""
+    patterns = rule.selectors.get(axis)
+    if patterns and "*" not in patterns[0]:
+        return "one"
+    if axis in rule.per:
+        return "each"
+    return "all" if patterns else "any"
+
+
+def _who(rule: Rule, *, together: bool = True) -> str:
+    users = _spread(rule, "user")
+    badges = _badges(rule)
+    if users == "one":
+        user = rule.selectors["user"][0] + badges
+    elif users == "each":
+        user = f"each user{_matching(rule, 'user')}{badges}"
+    elif together:
+        narrowing = f"{_matching(rule, 'user')}{badges}"
+        user = f"all users{narrowing} together" if narrowing else "everybody together"
+    else:
+        narrowing = f"{_matching(rule, 'user')}{badges}"
+        user = f"each user{narrowing}" if narrowing else "everybody"
+    if together and _spread(rule, "agent") == "each":
+        agent = f"Each agent{_matching(rule, 'agent')}"
+        return f"{agent}, all its users together," if user == "everybody together" else f"{agent} of {user}"
+    return user if users == "one" else user[0].upper() + user[1:]
+
+
+def _badges(rule: Rule) -> str:
+    """The roles and scopes that the caller has to have."""
+    words = []
+    for key in ("role", "scope"):
+        names = rule.selectors.get(key, ())
+        plain = [name for name in names if "*" not in name]
+        if plain:
+            words.append(f"{key}{'s' if len(plain) > 1 else ''} {_series(plain)}")
+        words += [f"a {key} matching {name}" for name in names if "*" in name]
+    return f" with {_series(words)}" if words else ""
+
+
+def _what(rule: Rule) -> str:
+    counted = bool(rule.rates)
+    tools, servers = _spread(rule, "tool"), _spread(rule, "server")
+    if tools == "one":
+        text = rule.selectors["tool"][0]
+    elif tools == "each" and counted:
+        text = f"each tool{_matching(rule, 'tool')}"
+    elif "tool" in rule.selectors and _matching(rule, "tool"):
+        text = f"tools{_matching(rule, 'tool')}"
+    else:
+        text = "tools" if counted else "any tool"
+    if servers == "one":
+        return f"{text} of {rule.selectors['server'][0]}"
+    if servers == "each" and counted and (tools != "one" or "server" in rule.selectors):
+        return f"{text} of each server{_matching(rule, 'server')}"
+    if "server" in rule.selectors and _matching(rule, "server"):
+        return f"{text} of servers{_matching(rule, 'server')}"
+    return text
+
+
+def _through(rule: Rule) -> str:
+    if rule.rates and _spread(rule, "agent") == "each":
+        return ""  # it is the subject
+    patterns = rule.selectors.get("agent")
+    if not patterns:
+        return ""
+    return f" through {'agent' if '*' not in patterns[0] else 'agents'} {patterns[0]}"
+
+
+def _together(rule: Rule) -> str:
+    """What has one allowance together, users apart: they are the subject."""
+    tools, servers = _spread(rule, "tool"), _spread(rule, "server")
+    words = []
+    if tools in ("all", "any"):
+        words.append("all tools" if not _matching(rule, "tool") else "these tools")
+    if servers == "all" and _matching(rule, "server"):
+        words.append("these servers")
+    elif servers == "all" or (servers == "any" and tools != "any"):
+        words.append("all servers")
+    if _spread(rule, "agent") == "all":
+        words.append("these agents")
+    return f", {_series(words)} together" if words else ""
+
+
+def _denying(rule: Rule) -> str:
+    what = f"{_what(rule)}{_through(rule)}"
+    badges = _badges(rule)
+    if _spread(rule, "user") == "one":
+        return f"{rule.selectors['user'][0]}{badges} may not call {what}"
+    narrowing = f"{_matching(rule, 'user')}{badges}"
+    return f"No user{narrowing} may call {what}" if narrowing else f"Nobody may call {what}"
+
+
+def warnings(policy: Policy) -> list[str]:
+    """What a policy says that its author can hardly mean, one line each.
+
+    Args:
+        policy: A policy.
+
+    Returns:
+        A line for each rule that can never admit because another denies all that it selects, and for each tool that is
+        named as Claude Code shows it.
+    """
+    return [*_never_admitting(policy), *_foreign_names(policy)]
+
+
+def label(policy: Policy, at: int) -> str:
+    """How a warning names a rule: its number, its text, and its line if that is known."""
+    rule = policy.rules[at]
+    return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
+
+
+def _never_admitting(policy: Policy) -> Iterator[str]:
+    if policy.observe:
+        return
+    closing = [at for at, rule in enumerate(policy.rules) if rule.deny and not rule.observe]
+    for at, rule in enumerate(policy.rules):
+        shutter = None if rule.deny else next((other for other in closing if _closes(policy, other, at)), None)
+        if shutter is not None:
+            yield (
+                f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all that it selects;"
+                " an exception has the same of user, agent and tool, and the same per"
+            )
+
+
+def _closes(policy: Policy, closing: int, at: int) -> bool:
+    """Whether one rule denies every call that another matches, and nothing takes its place for any of them."""
+    deny, rule = policy.rules[closing], policy.rules[at]
+    if not all(deny.covers(rule, key) for key in SELECTORS):
+        return False
+    return not any(
+        _overlap(rule, other)
+        for place, other in enumerate(policy.rules)
+        if deny.yields_to(other) or (place < closing and deny.differs_in_role_or_scope_only(other))
+    )
+
+
+def _overlap(rule: Rule, other: Rule) -> bool:
+    """Whether a call can match both; in doubt, yes."""
+    for key in AXES:
+        mine, theirs = rule.selectors.get(key), other.selectors.get(key)
+        if mine and theirs and not _meet(key, mine[0], theirs[0]):
+            return False
+    return True
+
+
+def _meet(key: str, one: str, two: str) -> bool:
+    if key == "agent":
+        return all(_meet("", mine, theirs) for mine, theirs in zip(one.split("::"), two.split("::"), strict=True))
+    if "*" not in one:
+        return glob(two, one)
+    if "*" not in two:
+        return glob(one, two)
+    (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
+    begin = mine.startswith(theirs) or theirs.startswith(mine)
+    return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
+
+
+def _foreign_names(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
+        if match:
+            yield (
+                f'{label(policy, at)} names a tool as Claude Code shows it; did you mean tool = "{match[2]}", server = "{match[1]}"?'
+            )
+
