@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Final
 
 from mcpguard.core.policy import Policy
@@ -56,6 +57,9 @@ class PolicyFile:
         self._stamp = stamp
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
         self._existed = True
+        if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+            self._content = "not a regular file"  # reading a pipe could wait for ever
+            return True
         try:
             self._content = self.path.read_bytes()
         except OSError as error:

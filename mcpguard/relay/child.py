@@ -97,11 +97,10 @@ class Child:
             os.killpg(self.pid, number)
 
     def close_stdin(self) -> None:
-        """End its input."""
-        if self.stdin >= 0:
-            fd, self.stdin = self.stdin, -1
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stdin, inheritable=False)
+        os.close(null)
 
 
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
@@ -139,7 +138,7 @@ def _become(
             _die_with(parent)
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
-        for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would be inherited
             signal.signal(number, signal.SIG_DFL)
         os.execve(program, list(argv), dict(environ))  # noqa: S606 - starting a program without a shell is the point
     except OSError as error:

@@ -34,6 +34,9 @@ TICK_S: Final = 0.2
 _MAX_UNREAD_BYTES: Final = 32 * 1024
 """What the server wrote is read for answers at once when it streams, while it is in the cache; else by the bookkeeper."""
 
+_AT_ONCE: Final = 256
+"""Decisions in one transaction: some milliseconds, so that other wrappers get their turn."""
+
 _OUTCOMES_AT_ONCE: Final = 100
 
 
@@ -181,14 +184,17 @@ class Pumps:
         return [self._guard.policy_note(reason=reason)]
 
     def _decide(self, charges: Sequence[Charge]) -> list[Verdict]:
-        try:
-            verdicts = self._store.decide(charges, self._journal)
-        except StoreUnavailable as error:
-            for charge in charges:
-                charge.detail = {**charge.detail, "reason": "store_unavailable"}
-                charge.why = f"the store of counters is unavailable ({error.message})."
-            self._console.line(f"store unavailable: {error.message}")
-            return [Verdict("unavailable") for _ in charges]
+        verdicts: list[Verdict] = []
+        for at in range(0, len(charges), _AT_ONCE):
+            some = charges[at : at + _AT_ONCE]
+            try:
+                verdicts += self._store.decide(some, self._journal)
+            except StoreUnavailable as error:
+                self._console.line(f"store unavailable: {error.message}")
+                for charge in some:
+                    charge.detail = {**charge.detail, "reason": "store_unavailable"}
+                    charge.why = f"the store of counters is unavailable ({error.message})."
+                verdicts += [Verdict("unavailable") for _ in some]
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.news and not verdict.forwards and verdict.decision != "policy":
                 self._tell(charge, verdict)

@@ -27,8 +27,9 @@ GRACE_AFTER_TERM_S: Final = 2.0
 GRACE_AFTER_SIGNAL_S: Final = 1.0
 """After a signal to us that was passed on: clients kill a wrapper that is not gone in two seconds."""
 
-DRAIN_S: Final = 0.5
-"""After the server's exit: for what it wrote last. Only a process that left its group could keep the pipe open longer."""
+DRAIN_S: Final = 2.0
+DRAIN_AFTER_SIGNAL_S: Final = 0.4
+"""After the server's exit: for the client to read what it wrote last, and then our last answers."""
 
 _ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
@@ -76,14 +77,16 @@ class Life:
             self._end_of_stream(child)
         how = f"server exited with status {child.status}"
         child.signal(signal.SIGKILL)
-        self._wait(lambda: "server" in self._events, DRAIN_S)
+        drain_s = DRAIN_AFTER_SIGNAL_S if self._signals else DRAIN_S
+        self._wait(lambda: "server" in self._events, drain_s)
         if not (self._signals or "client" in self._events):
             console.line(how)
-        pumps.finish(how, DRAIN_S)
+        pumps.finish(how, drain_s)
         return child.status or 0
 
     def _end_of_stream(self, child: Child) -> None:
         """One side has ended and the server lives: give it time, then end it. A signal cuts that short."""
+        child.close_stdin()
         self._wait(lambda: child.poll() is not None or bool(self._signals), GRACE_AFTER_EOF_S)
         if child.poll() is None:
             first = self._signals[0] if self._signals else signal.SIGTERM

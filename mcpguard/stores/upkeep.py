@@ -110,6 +110,9 @@ class Upkeep:
                 " WHERE s.last_us + c.window_us <= ? LIMIT ?)",
                 (now_us, _BATCH),
             )
+            db.execute(
+                "DELETE FROM counter WHERE id IN (SELECT id FROM counter EXCEPT SELECT id FROM state LIMIT ?)", (_BATCH,)
+            )
 
     def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
         """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many."""

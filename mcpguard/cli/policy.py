@@ -1,0 +1,368 @@
+"""`mcpguard policy`: show, check and edit limits."""
+
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from mcpguard import config
+from mcpguard.cli._store import exists, opened, tolerant_output
+from mcpguard.config import Settings
+from mcpguard.core.audit import printable
+from mcpguard.core.policy import AXES, Call, Policy, Rule
+from mcpguard.core.policy_explain import label, sentence, warnings
+from mcpguard.core.policy_parse import STARTER, parse, parse_rule
+from mcpguard.errors import ExitStatus, McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.policy_file import PolicyFile
+
+WIDTH: Final = 80
+"""Of plain text."""
+
+CALLS_LOOKED_AT: Final = 20_000
+"""How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_COMMAND_LINE: Final = "command line"
+_file_option = click.option("--policy", metavar="F", help="The policy file. Default: MCPGUARD_POLICY, the account's.")
+_SELECTORS: Final = (
+    click.option("--user", metavar="G", help="A user, or a pattern with *."),
+    click.option("--agent", metavar="G", help="client::tier::name, each a text or a pattern."),
+    click.option("--tool", metavar="G", help="A tool, or a pattern."),
+    click.option("--server", metavar="G", help="A server's configured name, or a pattern."),
+    click.option("--role", metavar="G", multiple=True, help="A role of the verified token; again for more, all needed."),
+    click.option("--scope", metavar="G", multiple=True, help="A scope of the verified token; likewise."),
+    click.option("--per", metavar="AXES", help="Split by, such as user,tool; or none. Default: what is selected on."),
+    _file_option,
+)
+
+
+def _selectors(function: _F) -> _F:
+    for option in reversed(_SELECTORS):
+        function = option(function)
+    return function
+
+
+@click.group("policy", short_help="Show, check and edit limits.")
+def command() -> None:
+    r"""Show, check and edit the policy: how often which tools may be called, by whom.
+
+    A running wrapper obeys an edit from its next call on.
+
+    \b
+    Examples:
+      mcpguard policy show
+      mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
+    """
+    tolerant_output()
+
+
+@command.command("set", short_help="Set a limit.")
+@_selectors
+@click.option("--name", metavar="TEXT", help="What you call the rule.")
+@click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
+def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **selectors: Any) -> None:
+    r"""Limit the calls that all the given selectors match; without any, all calls.
+
+    A LIMIT is calls per window, such as 5/1m or 100/90m (s m h d w), or deny, or unlimited. The rule with the same
+    selectors gets the new limit, else a rule is added. The file keeps its comments and order.
+
+    \b
+    Examples:
+      mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
+      mcpguard policy set --user bob@acme.com --tool search_customers 10/1h
+      mcpguard policy set --user '*' --agent '*::subagent::*' --per user 60/1m
+      mcpguard policy set --tool delete_user deny
+    """
+    table = _table(selectors)
+    table["limit"] = limits[0] if len(limits) == 1 else list(limits)
+    if name is not None:
+        table["name"] = name
+    _rule(table)
+    from mcpguard.cli._policy_edit import put
+
+    settings = config.load(os.environ, policy=policy)
+    before, after, at = put(settings.policy, table)
+    replaced = at < len(before.rules)
+    what = f"rule {at + 1}, which was {before.rules[at].limit_text}" if replaced else f"new rule {at + 1}"
+    click.echo(printable(f"{settings.policy}: {what}"))
+    click.echo(printable(sentence(after.rules[at])))
+    _warn(before, after)
+
+
+def _warn(before: Policy, after: Policy) -> None:
+    """Say on stderr what is odd about a policy and was not before."""
+    known = warnings(before)
+    for warning in warnings(after):
+        if warning not in known:
+            click.echo(printable(f"warning: {warning}"), err=True)
+
+
+@command.command(short_help="Remove a rule.")
+@_selectors
+def unset(policy: str | None, **selectors: Any) -> None:
+    r"""Remove the rule with exactly these selectors.
+
+    \b
+    Example:
+      mcpguard policy unset --user bob@acme.com --tool search_customers
+    """
+    rule = _rule(_table(selectors) | {"limit": "unlimited"})
+    from mcpguard.cli._policy_edit import take_out
+
+    settings = config.load(os.environ, policy=policy)
+    gone = take_out(settings.policy, rule)
+    if gone is None:
+        rules = _policy_in(settings.policy).rules
+        raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, rules))
+    click.echo(printable(f"{settings.policy}: removed {gone.text}, which was {gone.limit_text}"))
+
+
+def _nearest(rule: Rule, rules: tuple[Rule, ...]) -> str:
+    import difflib  # on the way to an error only
+
+    texts = [other.text for other in rules]
+    near = difflib.get_close_matches(rule.text, texts, 3, 0.3) or texts[:3]
+    return f"the nearest: {'; '.join(near)}" if near else "the file has no rules"
+
+
+def _table(selectors: dict[str, Any]) -> dict[str, Any]:
+    """A rule's table but for its limit, as the options give it."""
+    table: dict[str, Any] = {}
+    for key, value in selectors.items():
+        if key in {"role", "scope"}:
+            if value:
+                table[key] = value[0] if len(value) == 1 else list(value)
+        elif value is not None and key != "per":
+            table[key] = value
+    per = selectors["per"]
+    if per is not None:
+        axes = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
+        unknown = next((axis for axis in axes if axis not in AXES), None)
+        if unknown is not None:
+            raise UsageError(f"--per: unknown axis {unknown!r}", f"some of {' '.join(AXES)} with commas, or none")
+        table["per"] = axes
+    return table
+
+
+def _rule(table: dict[str, Any]) -> Rule:
+    """The rule of a command line.
+
+    Raises:
+        UsageError: It cannot be.
+    """
+    try:
+        return parse_rule(table, where=_COMMAND_LINE)
+    except PolicyError as error:
+        raise UsageError(error.message.removeprefix(f"{_COMMAND_LINE}: "), error.hint) from error
+
+
+def _policy_in(path: Path, *, named: bool = True) -> Policy:
+    """The policy in a file.
+
+    Raises:
+        PolicyError: It holds none.
+    """
+    policy = PolicyFile(path, named=named).begin()
+    if isinstance(policy, PolicyError):
+        raise policy
+    return policy
+
+
+@command.command(short_help="Show the policy in words.")
+@_file_option
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def show(policy: str | None, as_json: bool) -> None:
+    r"""Show where the policy comes from, and each rule with a sentence that says what it means.
+
+    \b
+    Examples:
+      mcpguard policy show
+      mcpguard policy show --json
+    """
+    settings = config.load(os.environ, policy=policy)
+    found = _policy_in(settings.policy, named=settings.policy_named)
+    is_starter = not settings.policy.exists()
+    if as_json:
+        click.echo(json.dumps(_as_json(found, settings.policy, is_starter=is_starter), indent=2))
+        return
+    source = f"starter policy: no file at {settings.policy}" if is_starter else f"policy: {settings.policy}"
+    click.echo(printable(source))
+    if found.observe:
+        click.echo("mode: observe (all rules report only, nothing is denied)")
+    click.echo()
+    if sys.stdout.isatty():
+        _print_table(found)
+    else:
+        _print_plain(found)
+
+
+def _as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
+    return {
+        "file": None if is_starter else str(path),
+        "starter": is_starter,
+        "mode": "observe" if policy.observe else "enforce",
+        "policy": policy.digest,
+        "rules": [
+            {
+                "rule": rule.text,
+                "limit": rule.limit_text.split(" "),
+                "mode": "observe" if rule.observe else "enforce",
+                "axis": rule.axis,
+                "per": [axis for axis in AXES if axis in rule.per],
+                "line": None if is_starter or not rule.line else rule.line,
+                "name": rule.name or None,
+                "sentence": sentence(rule),
+            }
+            for rule in policy.rules
+        ],
+    }
+
+
+def _print_plain(policy: Policy) -> None:
+    for rule in policy.rules:
+        for indent, text in (("", f"{rule.limit_text}  {_named(rule)}"), ("    ", sentence(rule))):
+            lines = textwrap.wrap(
+                printable(text),
+                WIDTH,
+                initial_indent=indent,
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+            )
+            click.echo("\n".join(lines))
+
+
+def _named(rule: Rule) -> str:
+    return f"{rule.text} ({rule.name})" if rule.name else rule.text
+
+
+def _print_table(policy: Policy) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("LIMIT", overflow="fold", max_width=16)
+    table.add_column("RULE", overflow="fold", ratio=2)
+    table.add_column("IN WORDS", overflow="fold", ratio=3)
+    for rule in policy.rules:
+        limit = Text(printable(rule.limit_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
+        words = Text(printable(_named(rule)).replace(" ", "\n")) if False else Text(printable(_named(rule)))
+        table.add_row(limit, words, Text(printable(sentence(rule))))
+    console.print(table)
+
+
+@command.command(short_help="Check a policy file.")
+@click.argument("file", required=False, metavar="[FILE]")
+@_file_option
+def check(file: str | None, policy: str | None) -> None:
+    r"""Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
+
+    The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
+    matched none of its newest calls are told too.
+
+    \b
+    Example:
+      mcpguard policy check examples/policy.toml
+    """
+    settings = config.load(os.environ, policy=policy)
+    path = settings.policy if file is None else Path(file)
+    found = _policy_in(path, named=settings.policy_named or file is not None)
+    source = str(path) if path.exists() else f"starter policy (no file at {path})"
+    count = f"{len(found.rules)} rule{'' if len(found.rules) == 1 else 's'}"
+    click.echo(printable(f"{source}: OK, {count}"))
+    unmatched = _never_matched(found, settings) if file is None else []
+    for warning in [*warnings(found), *unmatched]:
+        click.echo(printable(f"warning: {warning}"))
+
+
+def _never_matched(policy: Policy, settings: Settings) -> list[str]:
+    """Warnings of rules that matched no call in the audit, if there is one; scopes are not in it."""
+    calls: set[Call] = set()
+    rows = 0
+    try:
+        if not exists(settings):
+            return []
+        with opened(settings) as store:
+            for _, record in store.newest():
+                rows += 1
+                if record["namespace"] == settings.namespace and "tool" in record and "user" in record:
+                    roles = record.get("roles")
+                    names = [str(record[key]) for key in ("user", "agent", "server", "tool")]
+                    calls.add(Call(*names, tuple(map(str, roles)) if isinstance(roles, list) else ()))
+                if rows == CALLS_LOOKED_AT:
+                    break
+    except StoreUnavailable:
+        return []
+    since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
+    return [
+        f"{label(policy, at)} has matched none of {since} calls in the audit"
+        for at, rule in enumerate(policy.rules)
+        if calls and "scope" not in rule.selectors and not any(map(rule.matches, calls))
+    ]
+
+
+@command.command(short_help="Write the starter policy to a file.")
+@_file_option
+def init(policy: str | None) -> None:
+    r"""Write a policy file with the starter rules, which are in force where there is no file.
+
+    \b
+    Example:
+      mcpguard policy init
+    """
+    path = config.load(os.environ, policy=policy).policy
+    if not _begin(path):
+        raise McpguardError(f"{path} exists already", "change it with mcpguard policy set, or mcpguard policy edit")
+    click.echo(printable(f"{path}: {len(parse(STARTER).rules)} starter rules"))
+
+
+def _begin(path: Path) -> bool:
+    """Write the starter policy to a file, unless there is something already."""
+    from mcpguard.cli._policy_edit import locked, write
+
+    with locked(path) as target:
+        if target.exists():
+            return False
+        write(target, STARTER)
+        return True
+
+
+@command.command("path", short_help="Print where the policy file is.")
+@_file_option
+def path_(policy: str | None) -> None:
+    r"""Print where the policy file is, or would be.
+
+    \b
+    Example:
+      cat "$(mcpguard policy path)"
+    """
+    click.echo(str(config.load(os.environ, policy=policy).policy))
+
+
+@command.command(short_help="Open the policy file in your editor.")
+@_file_option
+def edit(policy: str | None) -> None:
+    r"""Open the policy file in VISUAL or EDITOR, and check it afterwards. A missing file begins with the starter rules.
+
+    \b
+    Example:
+      EDITOR=nano mcpguard policy edit
+    """
+    path = config.load(os.environ, policy=policy).policy
+    _begin(path)
+    try:
+        click.edit(filename=str(path))
+    except click.ClickException as error:
+        raise McpguardError(f"the editor: {error.format_message()}", "name one with VISUAL or EDITOR") from error
+    found = _policy_in(path)
+    click.echo(printable(f"{path}: OK, {len(found.rules)} rules"))
+    for warning in warnings(found):
+        click.echo(printable(f"warning: {warning}"), err=True)

@@ -1,0 +1,186 @@
+"""What happens to calls while a store does not answer, and what the store gets when it does again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.guard import Reply
+from mcpguard.core.verdict import Verdict
+from mcpguard.stores.failover import MAX_SPOOLED, PROBE_US, FailoverStore
+from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import Session, Time
+
+LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
+
+
+class Broken:
+    """A store file whose queue somebody else can hold, and a wrapper that uses it."""
+
+    def __init__(self, path: Path, mode: str, policy: str = LIMIT_3) -> None:
+        self.path = path
+        self.time = Time()
+        self.opened = 0
+        self.said: list[str] = []
+        self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, clock=self.time)
+        self.session = Session(self.store, policy)
+        self.lock = QueueLock(path.with_name(path.name + "-queue"))
+
+    def open(self) -> SqliteStore:
+        self.opened += 1
+        return SqliteStore(self.path, timeout_ms=20, clock=self.time)
+
+    def call(self, times: int = 1) -> list[str]:
+        return [verdict.decision for verdict in self.decide(times)]
+
+    def decide(self, times: int = 1) -> list[Verdict]:
+        return [self.session.one("search") for _ in range(times)]
+
+    def probe(self) -> None:
+        self.time.now_us += PROBE_US[1]
+        self.store.tend()
+
+    def records(self) -> list[dict[str, object]]:
+        store = SqliteStore(self.path, clock=self.time)
+        try:
+            return [entry.record for entry in store.entries()]
+        finally:
+            store.close()
+
+    def close(self) -> None:
+        self.lock.release()
+        self.lock.close()
+        self.store.close()
+
+
+@pytest.fixture
+def broken(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Broken]:
+    one = Broken(tmp_path / "state" / "mcpguard.db", *getattr(request, "param", ("local",)))
+    yield one
+    one.close()
+
+
+def test_local_counting_starts_from_the_counters_that_were_last_seen(broken: Broken) -> None:
+    assert broken.call(2) == ["allowed", "allowed"]
+    assert broken.lock.acquire(1)
+    assert broken.call(2) == ["allowed", "rate_limited"]
+
+
+def test_what_was_admitted_locally_is_counted_when_the_store_is_back(broken: Broken) -> None:
+    broken.call()
+    assert broken.lock.acquire(1)
+    assert broken.call(2) == ["allowed", "allowed"]
+    broken.lock.release()
+    broken.probe()
+    assert not broken.store.restless
+    assert [held.used for held in broken.store.held()] == [3]
+    assert broken.call() == ["rate_limited"]
+
+
+def test_a_place_that_was_taken_locally_comes_free_a_window_after_it_was_taken(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    broken.call(3)
+    broken.lock.release()
+    broken.probe()
+    passed_us = broken.time.now_us - Time().now_us
+    broken.time.now_us += 3600_000_000 - passed_us - 1
+    assert broken.call() == ["rate_limited"]
+    broken.time.now_us += 1
+    assert broken.call() == ["allowed"]
+
+
+def test_audit_rows_of_the_meantime_are_written_in_order_and_without_a_gap(broken: Broken) -> None:
+    broken.call()
+    assert broken.lock.acquire(1)
+    broken.call(3)
+    broken.lock.release()
+    broken.probe()
+    broken.call()
+    records = broken.records()
+    assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
+    assert [record["decision"] for record in records].count("allowed") == 3
+    assert "store is back" in broken.said[-1]
+
+
+@pytest.mark.parametrize("broken", [("deny",)], indirect=True)
+def test_deny_answers_that_the_store_is_unavailable(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    (charge,) = broken.session.charges("search")
+    (verdict,) = broken.store.decide([charge], broken.session.journal)
+    done = broken.session.guard.charged(charge, verdict, now_us=0)
+    assert isinstance(done, Reply)
+    reply = json.loads(done.data)
+    assert reply["error"]["code"] == 503
+    assert reply["error"]["data"]["reason"] == "store_unavailable"
+    assert "store of counters is unavailable" in reply["error"]["message"]
+
+
+@pytest.mark.parametrize("broken", [("allow",)], indirect=True)
+def test_allow_lets_calls_through_and_the_audit_says_so(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    assert broken.call(5) == ["allowed_unavailable"] * 5
+    broken.lock.release()
+    broken.probe()
+    assert [record["decision"] for record in broken.records()] == ["allowed_unavailable"] * 5
+
+
+def test_after_the_first_failure_no_call_asks_the_store_until_the_probe(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    broken.call()
+    opened = broken.opened
+    broken.lock.release()
+    broken.call(5)
+    broken.time.now_us += PROBE_US[0] - 1
+    broken.store.tend()
+    assert broken.opened == opened
+    assert broken.store.restless
+
+
+def test_each_change_of_state_is_one_line(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    broken.call(10)
+    broken.probe()
+    broken.call(10)
+    broken.lock.release()
+    broken.probe()
+    assert [line.split(":")[0] for line in broken.said] == ["store unavailable", "store is back"]
+
+
+def test_a_store_that_is_dead_at_the_start_is_taken_up_when_it_lives(tmp_path: Path) -> None:
+    place = tmp_path / "state"
+    place.write_text("in the way")
+    time = Time()
+    store = FailoverStore(
+        lambda: SqliteStore(place / "mcpguard.db", clock=time), mode="local", notify=lambda _: None, clock=time
+    )
+    session = Session(store, LIMIT_3)
+    assert [session.one("search").decision for _ in range(4)] == ["allowed"] * 3 + ["rate_limited"]
+    place.unlink()
+    time.now_us += PROBE_US[1]
+    store.tend()
+    assert [held.used for held in store.held()] == [3]
+    store.close()
+
+
+def test_the_spool_is_bounded_and_what_is_lost_is_said(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    broken.session = Session(broken.store, '[[rule]]\ntool = "other"\nlimit = "1/1h"\n')
+    broken.call(MAX_SPOOLED + 5)
+    broken.lock.release()
+    broken.probe()
+    assert len(broken.records()) == MAX_SPOOLED
+    assert "5 older ones are lost" in broken.said[-1]
+
+
+def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> None:
+    broken.call()
+    broken.store.close()
+    for file in broken.path.parent.glob("mcpguard.db*"):
+        file.write_bytes(b"not a database at all" * 100)
+    broken.store = FailoverStore(broken.open, mode="local", notify=broken.said.append, clock=broken.time)
+    broken.probe()
+    assert "damaged" in broken.said[-1]
+    assert broken.store.restless
+    assert broken.path.read_bytes().startswith(b"not a database")
