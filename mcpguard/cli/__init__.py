@@ -50,7 +50,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mcpguard", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Limit how often MCP tools are called, by user, tool and agent.
+    """Limit how often MCP tools are called, by user, tool and agent.
 
     In a client's config, put `mcpguard run --` before the server's command.
 
@@ -73,7 +73,7 @@ def main() -> None:
     except McpguardError as error:
         status = _complain(error.message, error.hint, error.exit_status)
     except BrokenPipeError:  # the reader is gone: nothing is left to say, or to flush
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
 

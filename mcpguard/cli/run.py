@@ -23,7 +23,7 @@ from mcpguard.errors import ExitStatus
 @click.option("--denials", type=click.Choice(["error", "result"]), help="How a denial is sent: as error or tool result.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
 def command(argv: tuple[str, ...], server: str | None, config_file: str | None, observe: bool, **options: str | None) -> None:
-    r"""Start COMMAND, a stdio MCP server, and limit its tool calls.
+    """Start COMMAND, a stdio MCP server, and limit its tool calls.
 
     Its stderr and exit status pass through, and so does everything on stdin and stdout that is not a call over a limit.
 

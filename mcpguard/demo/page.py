@@ -57,11 +57,11 @@ class Page:
         """A paragraph."""
         self._console.print(Text(text))
 
-    def verbatim(self, text: str) -> None:
-        """What a file or a command holds, indented, its lines neither wrapped nor cut."""
+    def verbatim(self, text: str, indent: str = _INDENT) -> None:
+        """What a file holds or a command prints, its lines neither wrapped nor cut."""
         for line in text.splitlines():
             style = "dim" if line.lstrip().startswith("#") else ""
-            self._print_line(Text(_INDENT + line if line else "", style=style))
+            self._print_line(Text((indent + line).rstrip(), style=style))
 
     def denial(self, code: int, message: str, data: Any) -> None:
         """An error as a client gets it."""

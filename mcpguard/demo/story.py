@@ -126,7 +126,7 @@ async def _tell(page: Page, stage: Stage) -> None:
         page.heading("What Alice's client got for the first call too many")
         page.denial(loop.first_denial.code, loop.first_denial.message, loop.first_denial.data)
     page.heading(f"The last rows of the audit log: mcpguard audit tail -n {AUDIT_ROWS}")
-    page.verbatim(await stage.audit_tail(AUDIT_ROWS, page.width - 2))
+    page.verbatim(await stage.audit_tail(AUDIT_ROWS, page.width), indent="")
     page.heading("Next: put mcpguard in front of a server of yours, in your client's configuration")
     page.verbatim('"NAME": {"command": "mcpguard",')
     page.verbatim('         "args": ["run", "--server", "NAME", "--", "COMMAND", "ARGUMENT"]}')

@@ -1,0 +1,62 @@
+"""A client that obeys its limits: it calls a tool in a loop, and after a denial it waits as long as it was told.
+
+Run it as `python examples/client.py [CALLS]`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+from mcp import Client, MCPError, StdioServerParameters
+
+EXAMPLES = Path(__file__).parent
+LONGEST_WAIT_MS = 10_000
+
+CRM = StdioServerParameters(
+    command="mcpguard",
+    args=[
+        *("run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--"),
+        *(sys.executable, str(EXAMPLES / "crm_server.py")),
+    ],
+    # The SDK passes on little of the environment; what is meant for mcpguard has to be named.
+    env={name: value for name, value in os.environ.items() if name.startswith("MCPGUARD_")},
+)
+
+
+def wait_ms(error: MCPError) -> int:
+    """How long a denial asks to wait; any other error is raised again, since waiting does not mend it."""
+    if isinstance(error.data, dict) and error.data.get("reason") == "rate_limited":
+        return int(error.data["retry_after_ms"])
+    raise error
+
+
+async def search(client: Client, query: str) -> tuple[int, int]:
+    """Searches, as often as it takes; returns how many customers there are and how many denials there were."""
+    denials = 0
+    while True:
+        try:
+            result = await client.call_tool("search_customers", {"query": query})
+        except MCPError as error:
+            wait = wait_ms(error)
+            denials += 1
+            print(f"  denied: {error.message}")
+            if wait > LONGEST_WAIT_MS:
+                sys.exit("Too long to wait; try again later.")
+            await anyio.sleep(wait / 1000)
+        else:
+            return len((result.structured_content or {})["result"]), denials
+
+
+async def main(calls: int) -> None:
+    worst = 0
+    async with Client(CRM) as client:
+        for number in range(1, calls + 1):
+            found, denials = await search(client, "enterprise")
+            print(f"call {number}: {found} customers" + (" after a wait" if denials else ""))
+            worst = max(worst, denials)
+    print(f"{calls} calls answered; at most {worst} denial(s) for one call.")
+
+
+if __name__ == "__main__":
+    anyio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else 12)

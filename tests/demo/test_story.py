@@ -1,0 +1,172 @@
+"""The demo as a user starts it: a process of its own, with real guards and servers behind it."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mcpguard.demo import story
+from mcpguard.errors import McpguardError
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "mcpguard", "demo"]
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MCPGUARD_")}
+    return kept | {"TMPDIR": str(temporary), "HOME": str(temporary), "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Run:
+    status: int
+    out: str
+    err: str
+    left_behind: list[str]
+
+    def row(self, *words: str) -> list[str]:
+        """The row of the summary that begins with these words, without them."""
+        rows = [line.split() for line in self.out.splitlines()]
+        return next(row[len(words) :] for row in rows if row[: len(words)] == list(words))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(DEMO, env=environment(folder), cwd=ROOT, capture_output=True, text=True, check=False)
+    return Run(done.returncode, done.stdout, done.stderr, [path.name for path in folder.iterdir()])
+
+
+def test_it_ends_well_and_has_nothing_to_say_on_stderr(run: Run) -> None:
+    assert (run.status, run.err) == (0, "")
+
+
+def test_exactly_a_hundred_of_alices_three_thousand_calls_reach_the_server(run: Run) -> None:
+    assert "Of Alice's 3,000 searches, 100 reached the server and 2,900 were denied." in run.out
+    assert run.row("alice", "search_customers") == ["3,000", "100", "2,900", "-", "-"]
+
+
+def test_bob_is_never_denied(run: Run) -> None:
+    assert "Bob's 10 searches meanwhile: 10 answered, 0 denied" in run.out
+    assert run.row("bob", "search_customers") == ["10", "10", "-", "-", "-"]
+    assert run.row("bob", "generate_report") == ["2", "2", "-", "-", "-"]
+
+
+def test_everybody_shares_the_five_reports_a_minute(run: Run) -> None:
+    assert run.row("alice", "generate_report") == ["4", "3", "-", "1", "-"]
+
+
+def test_the_subagent_is_held_by_the_agent_axis(run: Run) -> None:
+    assert run.row("carol", "search_customers") == ["30", "20", "-", "-", "10"]
+
+
+def test_it_shows_the_policy_that_is_in_force(run: Run) -> None:
+    policy = "".join(f"  {line}\n" if line else "\n" for line in story.POLICY.splitlines())
+    assert policy in run.out
+
+
+def test_it_shows_a_denial_as_the_client_got_it(run: Run) -> None:
+    assert "code     429" in run.out
+    assert '"axis": "user",' in run.out
+    assert '"retry_after_ms": ' in run.out
+    assert "rate limit exceeded for user alice@acme.com" in " ".join(run.out.split())
+
+
+def test_it_shows_the_last_rows_of_the_audit_log(run: Run) -> None:
+    rows = run.out.partition("mcpguard audit tail -n")[2].partition("Next:")[0]
+    assert "generate_report" in rows
+    assert "rate_limited" in rows
+
+
+def test_it_ends_with_what_to_do_next(run: Run) -> None:
+    assert run.out.splitlines()[-1].strip().startswith('"args": ["run", "--server"')
+
+
+def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
+    assert "\x1b" not in run.out
+    assert [line for line in run.out.splitlines() if len(line) > 80] == []
+
+
+def test_it_leaves_nothing_behind(run: Run) -> None:
+    assert run.left_behind == []
+
+
+def test_it_keeps_its_folder_if_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(story, "LOOP_CALLS", 30)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert story.run_demo(keep=True) == 0
+    (folder,) = tmp_path.iterdir()
+    assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
+    assert (folder / "policy.toml").read_text("utf-8") == story.POLICY
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
+def test_ctrl_c_ends_it_quietly_and_all_that_it_started(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any("caught in a loop" in line for line in process.stdout)
+        assert len(processes_with(tmp_path)) == 1 + 2 * 3  # the demo; a guard and a server for each of three people
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+    assert processes_with(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guard_that_does_not_start_is_one_clear_line_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'no guard today' >&2\nexit 3\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(McpguardError, match=r"^the demo failed: .+$") as failure:
+        story.run_demo(keep=False)
+    assert failure.value.hint == "no guard today"
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
+
+
+def test_a_python_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(McpguardError, match=r"^the demo failed: .*nowhere"):
+        story.run_demo(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def processes_with(folder: Path) -> list[int]:
+    """The processes that have this folder as their place for temporary files."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = environ.read_bytes().split(b"\0")
+        except OSError:
+            continue  # ended meanwhile, or another account's
+        if f"TMPDIR={folder}".encode() in variables:
+            found.append(int(environ.parent.name))
+    return found

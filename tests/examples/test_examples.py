@@ -1,0 +1,136 @@
+"""The examples run as they are, with `mcpguard` and `python` found on the PATH as a client would find them."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client, MCPError, StdioServerParameters
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+ENTRIES = [
+    pytest.param(entry, id=f"{path.stem}-{name}")
+    for path in sorted(EXAMPLES.glob("*.json"))
+    for name, entry in json.loads(path.read_text("utf-8"))["mcpServers"].items()
+]
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """The environment of an account of its own, with this checkout's mcpguard installed."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in (("python", ""), ("mcpguard", " -m mcpguard")):
+        script = f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}'{arguments} \"$@\"\n"
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o700)
+    return {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "MCPGUARD_HOME": str(tmp_path / "mcpguard"),
+    }
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_entry_of_a_client_starts_a_server_whose_tools_work(
+    entry: dict[str, Any], installed: dict[str, str], tmp_path: Path
+) -> None:
+    assert entry["command"] == "mcpguard"
+    command = StdioServerParameters(
+        # The SDK looks up the command in this process's PATH, not in the one that it passes on.
+        command=str(tmp_path / "bin" / entry["command"]),
+        args=entry["args"],
+        env=installed | entry.get("env", {}),
+        cwd=tmp_path,
+    )
+
+    async def run() -> Any:
+        async with Client(command) as client:
+            return await client.call_tool("search_customers", {"query": "oslo"})
+
+    assert anyio.run(run).structured_content["result"][0]["company"] == "Halden Freight"
+
+
+def test_there_is_an_entry_for_two_clients() -> None:
+    assert len(ENTRIES) == 2
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_a_policy_is_valid_toml_and_passes_the_check(path: Path, installed: dict[str, str]) -> None:
+    assert tomllib.loads(path.read_text("utf-8"))["rule"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"mcpguard policy check '{path}'"], env=installed, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_client_is_never_denied_twice_for_one_call_after_obeying_a_denial(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"python '{EXAMPLES / 'client.py'}' 12"],
+        env=installed,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] in {f"12 calls answered; at most {worst} denial(s) for one call." for worst in (0, 1)}
+    assert sum(line.startswith("call ") for line in lines) == 12
+
+
+@pytest.fixture(scope="module")
+def example_client() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example_client", EXAMPLES / "client.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class DeniedOnce:
+    """A client whose first call is denied."""
+
+    def __init__(self, denial: MCPError) -> None:
+        self.answers: list[Any] = [denial, type("Result", (), {"structured_content": {"result": [{}, {}]}})]
+
+    async def call_tool(self, name: str, arguments: dict[str, str]) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, MCPError):
+            raise answer
+        return answer
+
+
+def test_the_client_waits_exactly_as_long_as_a_denial_says(example_client: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    denied = DeniedOnce(MCPError(429, "too fast", {"reason": "rate_limited", "retry_after_ms": 846}))
+    assert anyio.run(example_client.search, denied, "x") == (2, 1)
+    assert waits == [0.846]
+
+
+def test_the_client_gives_up_when_the_wait_is_long(example_client: ModuleType) -> None:
+    denied = DeniedOnce(MCPError(429, "too many", {"reason": "rate_limited", "retry_after_ms": 3_600_000}))
+    with pytest.raises(SystemExit, match="try again later"):
+        anyio.run(example_client.search, denied, "x")
+
+
+def test_the_client_does_not_wait_for_what_waiting_does_not_mend(example_client: ModuleType) -> None:
+    denied = DeniedOnce(MCPError(403, "closed", {"reason": "denied"}))
+    with pytest.raises(MCPError, match="closed"):
+        anyio.run(example_client.search, denied, "x")
