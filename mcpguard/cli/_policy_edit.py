@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from mcpguard.core.policy import SELECTORS, Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
@@ -35,27 +41,26 @@ def locked(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     with _reported(target), contextlib.ExitStack() as undo:
         private_folder(target.parent)
-        try:
-            import fcntl
-
-            fd = os.open(target.parent, os.O_RDONLY)
-        except (ImportError, OSError):
-            fd = -1
-        if fd >= 0:
-            undo.callback(os.close, fd)
+        if fcntl is not None:
+            folder = os.open(target.parent, os.O_RDONLY)
+            undo.callback(os.close, folder)
             deadline = time.monotonic() + LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise McpguardError(f"{target}: locked by another process", "end the process that holds it") from None
-                    time.sleep(0.01)
-                except OSError:
-                    break  # not on this file system
-                else:
-                    break
+            while not _locks(folder):
+                if time.monotonic() > deadline:
+                    raise McpguardError(f"{target}: locked by another process", "end the process that holds it")
+                time.sleep(0.01)
         yield target
+
+
+def _locks(fd: int) -> bool:
+    """Take the lock if nobody has it, or if there is none to be had on this file system."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -64,7 +69,8 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise McpguardError(
-            f"{path}: cannot be written: {error.strerror or error}", "the file is as it was; is its folder writable, and the disk not full?"
+            f"{path}: cannot be written: {error.strerror or error}",
+            "the file is as it was; is its folder writable, and the disk not full?",
         ) from error
 
 
@@ -193,16 +199,25 @@ def _content(rule: Rule) -> tuple[object, ...]:
     return rule.selectors, rule.per, rule.per_text, rule.rates, rule.deny, rule.observe, rule.name
 
 
+def _document(text: str) -> Any:
+    """A text that tomlkit can change; it is stricter than tomllib here and there."""
+    try:
+        return tomlkit.parse(text)
+    except (TOMLKitError, ValueError, RecursionError) as error:
+        what = f"this file holds what only a person can edit: {error}"
+        raise McpguardError(what, "edit it by hand: mcpguard policy edit") from error
+
+
 def _newline(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
 def _appended(text: str, table: dict[str, Any]) -> str:
-    document = tomlkit.parse(text)
+    document = _document(text)
     if isinstance(document.get("rule"), tomlkit.items.Array):  # rule = [{…}]
         inline = tomlkit.inline_table()
         inline.update(table)
-        document["rule"].append(inline)  # type: ignore[union-attr]
+        document["rule"].append(inline)
         return tomlkit.dumps(document)
     newline = _newline(text)
     body = [f"{key} = {tomlkit.item(value).as_string()}" for key, value in table.items()]
@@ -210,7 +225,7 @@ def _appended(text: str, table: dict[str, Any]) -> str:
 
 
 def _replaced(text: str, rule: Rule, at: int, table: dict[str, Any]) -> str:
-    document: Any = tomlkit.parse(text)
+    document = _document(text)
     found = document["rule"][at]
     found["limit"] = table["limit"]
     if "name" not in table:
@@ -225,7 +240,7 @@ def _replaced(text: str, rule: Rule, at: int, table: dict[str, Any]) -> str:
 
 def _removed(text: str, policy: Policy, at: int) -> str:
     if not policy.rules[at].line:
-        document: Any = tomlkit.parse(text)
+        document = _document(text)
         del document["rule"][at]
         return tomlkit.dumps(document)
     lines = text.split("\n")
@@ -250,7 +265,7 @@ def _is_aside(line: str) -> bool:
 
 def _without_rules(text: str) -> str:
     """A file without content would not be a policy."""
-    if tomlkit.parse(text):
+    if _document(text):
         return text
     newline = _newline(text)
     return (text.rstrip() + newline * 2 if text.strip() else "") + f'mode = "enforce"{newline}'

@@ -1,8 +1,10 @@
 """The store and its filters, for commands that read or empty it."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from mcpguard.config import Settings
 from mcpguard.core.policy import glob, glob_agent
@@ -18,7 +20,13 @@ def exists(settings: Settings) -> bool:
     Raises:
         ConfigError: The store's URL cannot be.
     """
-    return settings.sqlite_path.exists()
+    try:
+        settings.sqlite_path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # opening it will say what is the matter
+    return True
 
 
 @contextlib.contextmanager
@@ -50,7 +58,9 @@ def selects(key: str, pattern: str, text: str) -> bool:
 
 
 def tolerant_output() -> None:
-    """Let stdout write characters that its encoding does not have as escapes."""
+    """Let stdout write characters that its encoding does not have as escapes, and be nowhere if it is closed."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until we end
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="backslashreplace")

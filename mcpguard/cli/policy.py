@@ -17,7 +17,7 @@ from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES, Call, Policy, Rule
 from mcpguard.core.policy_explain import label, sentence, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
-from mcpguard.errors import ExitStatus, McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.errors import McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
 
 WIDTH: Final = 80
@@ -117,8 +117,8 @@ def unset(policy: str | None, **selectors: Any) -> None:
     settings = config.load(os.environ, policy=policy)
     gone = take_out(settings.policy, rule)
     if gone is None:
-        rules = _policy_in(settings.policy).rules
-        raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, rules))
+        policy_now, _ = _policy_in(settings.policy)
+        raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, policy_now.rules))
     click.echo(printable(f"{settings.policy}: removed {gone.text}, which was {gone.limit_text}"))
 
 
@@ -161,16 +161,17 @@ def _rule(table: dict[str, Any]) -> Rule:
         raise UsageError(error.message.removeprefix(f"{_COMMAND_LINE}: "), error.hint) from error
 
 
-def _policy_in(path: Path, *, named: bool = True) -> Policy:
-    """The policy in a file.
+def _policy_in(path: Path, *, named: bool = True) -> tuple[Policy, bool]:
+    """The policy in a file, and whether it is the starter policy since there is no file.
 
     Raises:
         PolicyError: It holds none.
     """
-    policy = PolicyFile(path, named=named).begin()
+    file = PolicyFile(path, named=named)
+    policy = file.begin()
     if isinstance(policy, PolicyError):
         raise policy
-    return policy
+    return policy, file.is_starter
 
 
 @command.command(short_help="Show the policy in words.")
@@ -185,8 +186,7 @@ def show(policy: str | None, as_json: bool) -> None:
       mcpguard policy show --json
     """
     settings = config.load(os.environ, policy=policy)
-    found = _policy_in(settings.policy, named=settings.policy_named)
-    is_starter = not settings.policy.exists()
+    found, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     if as_json:
         click.echo(json.dumps(_as_json(found, settings.policy, is_starter=is_starter), indent=2))
         return
@@ -254,8 +254,7 @@ def _print_table(policy: Policy) -> None:
     table.add_column("IN WORDS", overflow="fold", ratio=3)
     for rule in policy.rules:
         limit = Text(printable(rule.limit_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
-        words = Text(printable(_named(rule)).replace(" ", "\n")) if False else Text(printable(_named(rule)))
-        table.add_row(limit, words, Text(printable(sentence(rule))))
+        table.add_row(limit, Text(printable(_named(rule))), Text(printable(sentence(rule))))
     console.print(table)
 
 
@@ -274,13 +273,16 @@ def check(file: str | None, policy: str | None) -> None:
     """
     settings = config.load(os.environ, policy=policy)
     path = settings.policy if file is None else Path(file)
-    found = _policy_in(path, named=settings.policy_named or file is not None)
-    source = str(path) if path.exists() else f"starter policy (no file at {path})"
-    count = f"{len(found.rules)} rule{'' if len(found.rules) == 1 else 's'}"
-    click.echo(printable(f"{source}: OK, {count}"))
-    unmatched = _never_matched(found, settings) if file is None else []
+    found, is_starter = _policy_in(path, named=settings.policy_named or file is not None)
+    source = f"starter policy (no file at {path})" if is_starter else str(path)
+    click.echo(printable(f"{source}: OK, {_count(found)}"))
+    unmatched = _never_matched(found, settings) if file is None and not is_starter else []
     for warning in [*warnings(found), *unmatched]:
         click.echo(printable(f"warning: {warning}"))
+
+
+def _count(policy: Policy) -> str:
+    return f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
 
 
 def _never_matched(policy: Policy, settings: Settings) -> list[str]:
@@ -295,8 +297,8 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
                 rows += 1
                 if record["namespace"] == settings.namespace and "tool" in record and "user" in record:
                     roles = record.get("roles")
-                    names = [str(record[key]) for key in ("user", "agent", "server", "tool")]
-                    calls.add(Call(*names, tuple(map(str, roles)) if isinstance(roles, list) else ()))
+                    user, agent, server, tool = (str(record[key]) for key in ("user", "agent", "server", "tool"))
+                    calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))
                 if rows == CALLS_LOOKED_AT:
                     break
     except StoreUnavailable:
@@ -362,7 +364,7 @@ def edit(policy: str | None) -> None:
         click.edit(filename=str(path))
     except click.ClickException as error:
         raise McpguardError(f"the editor: {error.format_message()}", "name one with VISUAL or EDITOR") from error
-    found = _policy_in(path)
-    click.echo(printable(f"{path}: OK, {len(found.rules)} rules"))
+    found, _ = _policy_in(path)
+    click.echo(printable(f"{path}: OK, {_count(found)}"))
     for warning in warnings(found):
         click.echo(printable(f"warning: {warning}"), err=True)

@@ -10,9 +10,9 @@ import click
 from mcpguard import config
 from mcpguard.cli._store import exists, opened, selects, tolerant_output
 from mcpguard.core.audit import printable
-from mcpguard.core.policy import AXES, SELECTORS, Rate
-from mcpguard.core.policy_explain import span
-from mcpguard.errors import UsageError
+from mcpguard.core.policy import AXES, SELECTORS
+from mcpguard.core.policy_explain import window
+from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.base import Held
 
 
@@ -34,7 +34,10 @@ class _Counter(NamedTuple):
     def is_selected(self, patterns: dict[str, str]) -> bool:
         """Whether every pattern matches what it counts for, or the text of the selector that it counts together."""
         return all(
-            any(selects(key, pattern, text) for text in [*([self.values[key]] if key in self.values else []), *self.others.get(key, [])])
+            any(
+                selects(key, pattern, text)
+                for text in [*([self.values[key]] if key in self.values else []), *self.others.get(key, [])]
+            )
             for key, pattern in patterns.items()
         )
 
@@ -46,7 +49,8 @@ class _Counter(NamedTuple):
                 parts.append(f"{key}={_word(self.values[key])}")
             elif key in self.others:
                 parts.append(f"{key}={_word(','.join(self.others[key]))} together")
-        return f"{' '.join(parts) or 'every call'}: {used:,} {span(Rate(used, self.window_us, ''))}"
+        calls = f"{used:,} call{'' if used == 1 else 's'}"
+        return f"{' '.join(parts) or 'every call'}: {calls} in the last {window(self.window_us)}"
 
 
 def _word(text: str) -> str:
@@ -60,7 +64,7 @@ def _word(text: str) -> str:
 @click.option("--tool", metavar="G", help="Counters of this tool.")
 @click.option("--store", metavar="URL", help="Where the counters are. Default: MCPGUARD_STORE, config.toml, the account's.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def command(store: str | None, yes: bool, **selectors: str | None) -> None:
+def command(store: str | None, yes: bool, **selectors: str | None) -> int:
     r"""Empty the counters that all selectors match, or all of them; running wrappers obey from their next call on.
 
     A counter that several share, such as a tool's, is selected by what it counts for, not by who has used it. Limits and
@@ -78,19 +82,21 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> None:
     settings = config.load(os.environ, store=store)
     if not exists(settings):
         click.echo(printable(f"no counters: there is no store at {settings.sqlite_path}"))
-        return
+        return ExitStatus.OK
     with opened(settings) as opened_store:
         found = [(held, counter) for held in opened_store.held() if (counter := _of(held)).namespace == settings.namespace]
         found = [(held, counter) for held, counter in found if counter.is_selected(patterns)]
         if not found:
             click.echo("no counter that holds anything matches")
-            return
-        if not yes:
-            _ask(found)
+            return ExitStatus.OK
+        if not (yes or _agreed(found)):
+            click.echo("nothing was reset", err=True)
+            return ExitStatus.FAILURE
         opened_store.reset([held.label for held, _ in found])
     for held, counter in found:
         click.echo(printable(counter.words(held.used)))
     click.echo(f"{_count(found)} reset")
+    return ExitStatus.OK
 
 
 def _of(held: Held) -> _Counter:
@@ -101,11 +107,11 @@ def _count(found: list[tuple[Held, _Counter]]) -> str:
     return f"{len(found):,} counter{'' if len(found) == 1 else 's'}"
 
 
-def _ask(found: list[tuple[Held, _Counter]]) -> None:
-    """Name them, the first ones if they are many, and go on only after a yes."""
+def _agreed(found: list[tuple[Held, _Counter]]) -> bool:
+    """Name them, the first ones if they are many, and ask."""
     shown = 10
     for held, counter in found[:shown]:
         click.echo(printable(counter.words(held.used)), err=True)
     if len(found) > shown:
         click.echo(f"and {len(found) - shown:,} more", err=True)
-    click.confirm(f"Reset {_count(found)}?", abort=True, err=True)
+    return click.confirm(f"Reset {_count(found)}?", err=True)

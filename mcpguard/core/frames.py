@@ -1,12 +1,13 @@
 """Bytes to JSON-RPC messages, strictly.
 
 The guard must never judge one message while the server runs another. So a line is understood the one way that every JSON
-parser shares, or it is refused: no key that two parsers would read differently (repeated, differing in case alone, or cut
-at a U+0000), no encoding that one repairs and another rejects, no second value on a line.
+parser shares, or it is refused: no key that two parsers would read differently (repeated, differing in case alone, cut at a
+U+0000, or without its lone surrogates), no encoding that one repairs and another rejects, no second value on a line.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -74,10 +75,10 @@ class LongInteger(str):
 
 
 class _Repeated(dict[str, object]):
-    """An object in which a key came twice: the last value, as most parsers have it, and the key."""
+    """An object in which a key came twice: the last value, as most parsers have it, and all such keys."""
 
-    __slots__ = ("key",)
-    key: str
+    __slots__ = ("twice",)
+    twice: frozenset[str]
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -85,12 +86,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(plain) == len(pairs):
         return plain
     repeated = _Repeated(plain)
-    seen = set()
-    for key, _ in pairs:
-        if key in seen:
-            repeated.key = key
-            break
-        seen.add(key)
+    times = Counter(key for key, _ in pairs)
+    repeated.twice = frozenset(key for key in times if times[key] > 1)
     return repeated
 
 
@@ -112,6 +109,9 @@ _space = re.compile(r"[ \t\n\r]*").match
 
 # Possessive, and without a need for the closing quote: a line that does not parse takes linear time, too
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+# C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method".
+_unequal = re.compile("[\0\ud800-\udfff]").search
 
 _RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 _RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
@@ -199,14 +199,14 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     request_id = id_text(message["id"]) if "id" in message else None
     fault = _fault_in_keys(message, _RESERVED)
     if fault:
-        told = None if isinstance(message, _Repeated) and message.key == "id" else request_id
+        told = None if isinstance(message, _Repeated) and "id" in message.twice else request_id
         return _refuse(message, INVALID_REQUEST, fault, told)
     if method is None:
         request_id = None
     elif not isinstance(method, str):
         return _refuse(message, INVALID_REQUEST, "a method that is not a string", request_id)
-    elif "\0" in method:
-        return _refuse(message, INVALID_REQUEST, "U+0000 in the method", request_id)
+    elif _unequal(method):
+        return _refuse(message, INVALID_REQUEST, "U+0000 or a lone surrogate in the method", request_id)
     elif request_id is None and "id" in message:
         return _refuse(message, INVALID_REQUEST, "an id that is neither a string nor an integer", None)
     elif request_id is None and method == TOOLS_CALL:
@@ -247,8 +247,8 @@ def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | No
     folded_reserved = {key.casefold() for key in reserved}
     seen = set()
     for key in obj:
-        if "\0" in key:
-            return "U+0000 in a key"
+        if _unequal(key):
+            return "U+0000 or a lone surrogate in a key"
         folded = key.casefold()
         if folded in seen:
             return "two keys that differ in case alone"
@@ -268,10 +268,8 @@ def _fault_in_params(method: str | None, params: object) -> str | None:
     name = params.get("name") if isinstance(params, dict) else None
     if type(name) is not str:
         return "a tools/call whose name is not a string"
-    if "\0" in name:
-        return "U+0000 in the tool's name"
-    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
-        return "a lone surrogate in the tool's name"
+    if _unequal(name):
+        return "U+0000 or a lone surrogate in the tool's name"
     return None
 
 

@@ -5,7 +5,6 @@ store, all charges of one reading together, and hands the verdicts to `charged`.
 and, later, to `server_lines`, so that outcomes cost a call nothing.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -298,8 +297,9 @@ class Guard:
             self._lost.append(Outcome(flight.row, outcome, now_us - flight.since_us))
 
     def _cancelled(self, request_id: object, now_us: int) -> None:
-        if isinstance(request_id, str | int) and not isinstance(request_id, bool):
-            self._lose(json.dumps(request_id), "cancelled", now_us)
+        told = frames.id_text(request_id)
+        if told is not None:
+            self._lose(told, "cancelled", now_us)
 
     def _issue(self, tool: str, asks: Asks, rounds: int) -> None:
         if len(self._tickets) >= _MAX_TICKETS:

@@ -80,13 +80,13 @@ class Identity:
 
 
 def escape_part(text: str) -> str:
-    r"""One part of an agent, with what would read as a separator escaped. No two texts have one form.
+    r"""One part of an agent, with what would read as a separator escaped. No two texts have one form, and none ends in `:`.
 
     >>> escape_part("a::subagent"), escape_part("a:b")
-    ('a\\:\\:subagent', 'a:b')
+    ('a:\\:\\subagent', 'a:b')
     """
     if "::" in text or "\\" in text or text.startswith(":") or text.endswith(":"):
-        return text.replace("\\", "\\\\").replace(":", "\\:")
+        return text.replace("\\", "\\\\").replace(":", ":\\")
     return text
 
 

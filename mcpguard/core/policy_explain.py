@@ -7,13 +7,12 @@ from typing import Final
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule, glob
 
 _UNITS_US: Final = {
-    "w": 604_800_000_000,
-    "d": 86_400_000_000,
-    "h": 3_600_000_000,
-    "m": 60_000_000,
-    "s": 1_000_000,
+    "week": 604_800_000_000,
+    "day": 86_400_000_000,
+    "hour": 3_600_000_000,
+    "minute": 60_000_000,
+    "second": 1_000_000,
 }
-_UNIT_WORDS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
 
@@ -48,11 +47,21 @@ def span(rate: Rate) -> str:
     >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
     ('an hour', 'in any 90 minutes')
     """
-    unit = next(unit for unit, us in _UNITS_US.items() if rate.window_us % us == 0)
-    count = rate.window_us // _UNITS_US[unit]
-    if count > 1:
-        return f"in any {count} {_UNIT_WORDS[unit]}s"
-    return f"{'an' if unit == 'h' else 'a'} {_UNIT_WORDS[unit]}"
+    text = window(rate.window_us)
+    if text[0].isdigit():
+        return f"in any {text}"
+    return f"{'an' if text == 'hour' else 'a'} {text}"
+
+
+def window(window_us: int) -> str:
+    """A window's length in words.
+
+    >>> window(3_600_000_000), window(5_400_000_000)
+    ('hour', '90 minutes')
+    """
+    word, us = next((word, us) for word, us in _UNITS_US.items() if window_us % us == 0)
+    count = window_us // us
+    return f"{count:,} {word}s" if count > 1 else word
 
 
 def _times(rate: Rate) -> str:
@@ -238,7 +247,5 @@ def _foreign_names(policy: Policy) -> Iterator[str]:
     for at, rule in enumerate(policy.rules):
         match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
         if match:
-            yield (
-                f'{label(policy, at)} names a tool as Claude Code shows it; did you mean tool = "{match[2]}", server = "{match[1]}"?'
-            )
-
+            names = f'tool = "{match[2]}", server = "{match[1]}"'
+            yield f"{label(policy, at)} names a tool as Claude Code shows it; did you mean {names}?"

@@ -66,7 +66,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
         raise PolicyError(*_not_toml(error, source, text)) from error
     if not data:
         raise PolicyError(f"{source}: line 1: the file is empty", "write rules into it, or remove it for the starter policy")
@@ -100,7 +100,7 @@ def _same(rule: Rule, other: Rule) -> bool:
     }
 
 
-def _not_toml(error: tomllib.TOMLDecodeError, source: str, text: str) -> tuple[str, str]:
+def _not_toml(error: Exception, source: str, text: str) -> tuple[str, str]:
     words = str(error)
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
     line = int(found[1]) if found else text.count("\n") + 1
@@ -193,7 +193,7 @@ def parse_rate(value: object, *, where: str = "limit") -> Rate:
 
 def _nearest_rate(text: str) -> str:
     match = _LOOSE_RATE.fullmatch(text)
-    if match:
+    if match and len(text) <= 64:
         word = match[3].lower()
         unit = word if word in UNIT_SECONDS else _UNITS.get(word)
         if unit:

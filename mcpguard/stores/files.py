@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -52,8 +53,8 @@ def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> 
     kind, longest = "", -1
     for mount in mounts:
         left, _, right = mount.partition(" - ")
-        point = left.split(" ")[4].encode().decode("unicode_escape", "replace")
-        if len(point) > longest and inside.startswith(point.rstrip("/") + "/"):
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), left.split(" ")[4])
+        if len(point) >= longest and inside.startswith(point.rstrip("/") + "/"):
             kind, longest = right.split(" ")[0], len(point)
     if kind in _NETWORK:
         raise StoreUnavailable(

@@ -18,7 +18,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row, record
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import State
-from mcpguard.core.policy import Counter
+from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
@@ -141,8 +141,8 @@ class SqliteStore:
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         seq = journal.seq
-        with _Transaction(self):
-            try:
+        try:
+            with _Transaction(self):
                 self._read(charges)
                 verdicts, changed = decide_all(charges, self._states, self._clock())
                 rows = journal.rows(charges, verdicts, self._wall())
@@ -152,9 +152,9 @@ class SqliteStore:
                 for one in verdicts:
                     if one.news:
                         one.row = next(places)
-            except BaseException:
-                journal.seq = seq
-                raise
+        except BaseException:  # a commit can fail, too
+            journal.seq = seq
+            raise
         return verdicts
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -299,8 +299,7 @@ class SqliteStore:
         gone = 0
         with _Transaction(self):
             for label in labels:
-                key = self._db.execute("SELECT id FROM counter WHERE label = ?", (label,)).fetchone()
-                gone += self._db.execute("DELETE FROM state WHERE id = ?", key).rowcount if key else 0
+                gone += self._execute("DELETE FROM state WHERE id = ?", (counter_id(label),)).rowcount
             self._forget()
         return gone
 

@@ -115,8 +115,13 @@ class Upkeep:
             )
 
     def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
-        """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many."""
-        rows = db.execute("SELECT id, time_us FROM audit ORDER BY id LIMIT ?", (_BATCH,)).fetchall()
+        """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many.
+
+        Never the newest of all: row numbers must not be used twice.
+        """
+        rows = db.execute(
+            "SELECT id, time_us FROM audit WHERE id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?", (_BATCH,)
+        ).fetchall()
         pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
         if (pages - free) * PAGE_BYTES > self._max_bytes:
             return rows[-1][0] if rows else 0

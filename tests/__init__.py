@@ -1,0 +1,1 @@
+"""Tests: mirrors of the packages, and suites that cut across them."""

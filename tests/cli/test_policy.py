@@ -1,0 +1,397 @@
+import json
+import os
+import resource
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.policy_parse import STARTER, parse
+from tests.cli.command import ALICE, OBEDIENT, calls, command, mcpguard, on_terminal
+from tests.end_to_end.host import DEADLINE_S, Host, environment
+
+BY_HAND = """\
+# Our policy. Ask Ines before you change it.
+
+mode = "enforce"  # for real
+
+# Searches are dear.
+[[rule]]
+tool  = "search"      # the slow one
+user  = "*"
+limit = "100/1h"      # agreed in May
+
+# Reports
+[[rule]]
+tool = "report"
+limit = [ "5/1m" ]
+# last words
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "policy.toml"
+    file.write_text(BY_HAND)
+    return file
+
+
+def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path / "new", "policy", "set", "--user", "*", "--tool", "search", "20/1m", "100/1h")
+    file = tmp_path / "new" / "policy.toml"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (f"{file}: new rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
+    assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "50/1h")
+    assert "rule 1, which was 100/1h" in done.stdout
+    assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
+
+
+def test_set_puts_a_new_rule_at_the_end_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--tool", "search", "--per", "none", "--role", "a", "--role", "b", "deny")
+    rule = '\n[[rule]]\ntool = "search"\nrole = ["a", "b"]\nper = []\nlimit = "deny"\n'
+    assert file.read_text() == BY_HAND + rule
+
+
+def test_the_same_selectors_split_otherwise_are_another_rule(tmp_path: Path, file: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--per", "user,tool", "1/1h")
+    assert len(parse(file.read_text()).rules) == 2
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--per", "tool", "1/1h")
+    assert len(parse(file.read_text()).rules) == 3
+
+
+def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--name", 'the "dear" one', "50/1h")
+    changed = BY_HAND.replace('"100/1h"', '"50/1h"').replace("[[rule]]\n", "[[rule]]\nname = 'the \"dear\" one'\n", 1)
+    assert tomllib.loads(file.read_text()) == tomllib.loads(changed)
+    assert "# Reports\n[[rule]]" in file.read_text()
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--name", "renamed", "50/1h")
+    assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
+
+
+def test_line_ends_of_windows_stay(tmp_path: Path, file: Path) -> None:
+    file.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
+    mcpguard(tmp_path, "policy", "set", "--tool", "x", "--name", "n", "5/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "report", "--name", "n", "6/1m")
+    content = file.read_bytes()
+    assert content.count(b"\n") == content.count(b"\r\n") == BY_HAND.count("\n") + 6
+
+
+def test_rules_in_an_inline_list_can_be_edited_too(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('rule = [{tool = "a", limit = "5/1m"}, {tool = "b", limit = "5/1m"}]  # terse\n')
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "--name", "n", "6/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "c", "7/1m")
+    mcpguard(tmp_path, "policy", "unset", "--tool", "a")
+    assert [(rule.text, rule.limit_text) for rule in parse(file.read_text()).rules] == [("tool=b", "6/1m"), ("tool=c", "7/1m")]
+    assert "# terse" in file.read_text()
+
+
+def test_unset_removes_the_rule_with_the_comment_right_above_it_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "*", "--tool", "search")
+    assert done.stdout == f"{file}: removed user=* tool=search, which was 100/1h\n"
+    begin, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
+    assert file.read_text() == BY_HAND[:begin] + BY_HAND[end:]
+
+
+def test_unset_of_the_last_rule_leaves_a_policy_that_allows_all(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('# ours\n[[rule]]\ntool = "a"\nlimit = "5/1m"\n')
+    assert mcpguard(tmp_path, "policy", "unset", "--tool", "a").returncode == 0
+    assert parse(file.read_text()).rules == ()
+    assert file.read_text() == '# ours\n\nmode = "enforce"\n'
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "5/1m")
+    assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").returncode == 0
+
+
+def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule tool=search"
+    assert "hint: the nearest:" in done.stderr
+    assert "user=* tool=search" in done.stderr
+    assert file.read_text() == BY_HAND
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "hint"),
+    [
+        (["--tool", "x", "5"], "'5' is not a limit", "5/1m"),
+        (["--tool", "x", "5/min"], "'5/min' is not a limit", 'did you mean "5/1m"?'),
+        (["--tool", "x", "0/1m"], "admits nothing", "deny"),
+        (["--tool", "x", "deny", "5/1m"], "stands alone", "deny"),
+        (["--tool", "x", "5/1m", "6/60s"], "two limits for one window", "keep"),
+        (["--agent", "subagent", "5/1m"], "does not have three parts", "client::tier::name"),
+        (["--tool", "", "5/1m"], "empty text", "*"),
+        (["--per", "users", "5/1m"], "unknown axis 'users'", "user agent tool server"),
+        (["--per", "", "5/1m"], "unknown axis ''", "none"),
+    ],
+)
+def test_a_bad_limit_or_pattern_is_told_in_one_line_and_a_hint(
+    tmp_path: Path, argv: list[str], message: str, hint: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", "set", *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert message in first
+    assert "command line" not in first
+    assert second.startswith("hint: ")
+    assert hint in second
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_set_without_a_limit_is_a_usage_error(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "x").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"# nothing\n", b'[[rule]]\ntool = "a\n', b"\xff\xfe", b"[[rule]]\ntool = 'a'\nlimt = '5/1m'\n"]
+)
+@pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"]])
+def test_a_file_that_is_no_policy_is_told_and_left_alone(tmp_path: Path, content: bytes, argv: list[str]) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(content)
+    done = mcpguard(tmp_path, "policy", *argv)
+    assert (done.returncode, done.stdout) == (78, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"mcpguard: {file}: ")
+    assert "line 1" in first or "line 2" in first
+    assert second.startswith("hint: ")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"], ["edit"]])
+def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path, argv: list[str]) -> None:
+    (tmp_path / "policy.toml").mkdir()
+    done = mcpguard(tmp_path, "policy", *argv, EDITOR="true")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "cannot be read: Is a directory" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
+def test_an_unreadable_file_and_an_unwritable_folder_are_told(tmp_path: Path, file: Path) -> None:
+    file.chmod(0)
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
+    assert (done.returncode, len(done.stderr.splitlines())) == (78, 2)
+    file.chmod(0o600)
+    tmp_path.chmod(0o500)
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
+    tmp_path.chmod(0o700)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)
+    assert file.read_text() == BY_HAND
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(tmp_path / "file" / "policy.toml"), "--tool", "x", "5/1m")
+    assert done.returncode in {1, 78}
+    assert len(done.stderr.splitlines()) == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: Path, file: Path) -> None:
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be written: File too large" in done.stderr
+    assert file.read_text() == BY_HAND
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, file: Path) -> None:
+    with file.open() as old:
+        mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
+        assert old.read() == BY_HAND
+    assert "tool=x" in [rule.text for rule in parse(file.read_text()).rules]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_mode_of_a_file_stays(tmp_path: Path, file: Path) -> None:
+    file.chmod(0o644)
+    mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+def test_a_link_stays_and_its_target_is_edited(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    target = tmp_path / "team" / "limits.toml"
+    target.write_text(BY_HAND)
+    (tmp_path / "policy.toml").symlink_to("team/limits.toml")
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m").returncode == 0
+    assert (tmp_path / "policy.toml").is_symlink()
+    assert target.read_text() == BY_HAND + '\n[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
+    target.unlink()
+    assert mcpguard(tmp_path, "policy", "init").returncode == 0
+    assert target.read_text() == STARTER
+
+
+def test_sets_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    tools = [f"tool_{number}" for number in range(8)]
+    argv = [command("policy", "set", "--tool", tool, "5/1m") for tool in tools]
+    running = [subprocess.Popen(one, env=environment(tmp_path), stdout=subprocess.DEVNULL) for one in argv]
+    assert [process.wait(DEADLINE_S) for process in running] == [0] * len(tools)
+    texts = {rule.text for rule in parse((tmp_path / "policy.toml").read_text()).rules}
+    assert {f"tool={tool}" for tool in tools} <= texts
+    assert len(texts) == 4 + len(tools)
+
+
+def test_set_warns_of_a_rule_that_can_never_admit(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "x", "deny").stderr == ""
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "x", "5/1m")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: ")
+    assert "rule 6 (user=* tool=x) can never admit" in done.stderr
+
+
+def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "show")
+    assert done.stdout.splitlines()[0] == f"starter policy: no file at {tmp_path / 'policy.toml'}"
+    assert "Each user may make 60 calls a minute" in done.stdout
+    shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    assert (shown["starter"], shown["file"], len(shown["rules"])) == (True, None, 4)
+
+
+def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "show")
+    assert done.stdout == (
+        f"policy: {file}\n\n"
+        "100/1h  user=* tool=search\n    Each user may call search 100 times an hour.\n"
+        "5/1m  tool=report\n    Everybody together may call report 5 times a minute.\n"
+    )
+
+
+def test_show_as_json_has_all_of_it(tmp_path: Path, file: Path) -> None:
+    file.write_text(BY_HAND.replace("enforce", "observe"))
+    shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
+    assert shown["rules"][1] == {
+        "rule": "tool=report",
+        "limit": ["5/1m"],
+        "mode": "enforce",
+        "axis": "tool",
+        "per": ["tool", "server"],
+        "line": 12,
+        "name": None,
+        "sentence": "Everybody together may call report 5 times a minute.",
+    }
+
+
+def test_show_fits_a_terminal_of_eighty_columns_and_needs_no_colour(tmp_path: Path, file: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*@a-company.example", "--agent", "Claude Code::subagent::Explore", "7/1h")
+    mcpguard(tmp_path, "policy", "set", "--tool", "a_name_without_any_place_to_break_" * 4, "10000/1d")
+    status, plain = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
+    assert status == 0
+    assert "\x1b" not in plain
+    assert [line for line in plain.splitlines()[1:] if len(line) > 80] == []
+    assert "IN WORDS" in plain
+    assert "\x1b[" in on_terminal(tmp_path, "policy", "show")[1]
+    assert "\x1b" not in mcpguard(tmp_path, "policy", "show").stdout
+
+
+def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\ntool = "\\u001b]0;owned\\u0007"\nuser = "\\u009b2J"\nname = "\\r"\nlimit = "5/1m"\n')
+    _, shown = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
+    assert "\\x1b]0;owned" in shown.replace("\n", "")
+    for text in (shown, mcpguard(tmp_path, "policy", "show").stdout, mcpguard(tmp_path, "policy", "show", "--json").stdout):
+        assert not {"\x1b", "\x07", "\x9b", "\r"} & set(text)
+
+
+def test_characters_that_the_terminal_does_not_have_are_escaped(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n')
+    done = mcpguard(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u043f" in done.stdout
+
+
+def test_check_says_ok_and_how_many_rules(tmp_path: Path, file: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 2 rules\n"
+    other = tmp_path / "other.toml"
+    other.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "5/1m"\n')
+    done = mcpguard(tmp_path, "policy", "check", str(other))
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first == f"{other}: OK, 1 rule"
+    assert second.startswith("warning: line 1: rule 1 ")
+    assert second.endswith('did you mean tool = "search", server = "crm"?')
+
+
+def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "check", "nowhere.toml")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("mcpguard: nowhere.toml: no such file\nhint: ")
+    assert mcpguard(tmp_path, "policy", "check").stdout.startswith("starter policy (no file at ")
+
+
+def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: Path, file: Path) -> None:
+    assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
+    calls(tmp_path, "report", 1)
+    done = mcpguard(tmp_path, "policy", "check")
+    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit" in done.stdout
+    assert "rule 2" not in done.stdout
+
+
+def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "policy.toml"
+    done = mcpguard(tmp_path, "policy", "init", "--policy", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file}: 4 starter rules\n")
+    assert file.read_text() == STARTER
+    file.write_text(BY_HAND)
+    done = mcpguard(tmp_path, "policy", "init", MCPGUARD_POLICY=str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "exists already" in done.stderr
+    assert file.read_text() == BY_HAND
+
+
+def test_path_prints_the_path(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "path").stdout == f"{tmp_path / 'policy.toml'}\n"
+    assert mcpguard(tmp_path, "policy", "path", MCPGUARD_POLICY="/a/b.toml").stdout == "/a/b.toml\n"
+
+
+def test_edit_checks_what_the_editor_leaves(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
+    assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
+    assert file.read_text() == BY_HAND.replace("100", "200")
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL='sed -i s/report\\"/report/')
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "line 13: not TOML" in done.stderr
+
+
+def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR="true").returncode == 0
+    assert (tmp_path / "policy.toml").read_text() == STARTER
+
+
+def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL="no-such-editor")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1] == "hint: name one with VISUAL or EDITOR"
+
+
+def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
+        assert "result" in host.call(1, "echo")
+        mcpguard(tmp_path, "policy", "set", "--tool", "echo", "deny")
+        assert host.call(2, "echo")["error"]["code"] == 403
+        mcpguard(tmp_path, "policy", "set", "--tool", "echo", "1/1h")
+        assert "result" in host.call(3, "echo")
+        assert host.call(4, "echo")["error"]["code"] == 429
+        mcpguard(tmp_path, "policy", "unset", "--tool", "echo")
+        assert "result" in host.call(5, "echo")
+        host.end()
+
+
+@pytest.mark.parametrize("argv", [[], ["set"], ["unset"], ["show"], ["check"], ["init"], ["path"], ["edit"]])
+def test_every_command_has_an_example_in_its_help(tmp_path: Path, argv: list[str]) -> None:
+    done = mcpguard(tmp_path, "policy", *argv, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout

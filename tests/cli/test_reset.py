@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+
+from mcpguard.stores.sqlite import SqliteStore
+from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
+from tests.end_to_end.host import Host, policy, rule
+
+RULES = (
+    rule("5/1h", user="*", tool="*")
+    + rule("50/90m", tool="echo")
+    + '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nper = ["user"]\nlimit = "100/1m"\n'
+)
+BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    policy(tmp_path, RULES)
+    calls(tmp_path, "echo", 2)
+    calls(tmp_path, "plain", 1, *BOB)
+    return tmp_path
+
+
+def held(home: Path) -> int:
+    store = SqliteStore(home / "mcpguard.db")
+    try:
+        return len(store.held())
+    finally:
+        store.close()
+
+
+def test_it_empties_all_counters_and_prints_them(home: Path) -> None:
+    done = mcpguard(home, "reset", "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == sorted(
+        [
+            "user=alice@acme.com tool=echo server=crm: 2 calls in the last hour",
+            "user=bob tool=plain server=files: 1 call in the last hour",
+            "tool=echo server=crm: 2 calls in the last 90 minutes",
+            "user=alice@acme.com agent=*::interactive::* together: 2 calls in the last minute",
+            "4 counters reset",
+        ]
+    )
+    assert held(home) == 0
+    assert mcpguard(home, "reset", "--yes").stdout == "no counter that holds anything matches\n"
+
+
+@pytest.mark.parametrize(
+    ("selectors", "reset"),
+    [
+        (["--user", "alice@acme.com"], 2),
+        (["--user", "*"], 3),
+        (["--tool", "e*"], 2),
+        (["--tool", "echo", "--user", "*"], 1),
+        (["--server", "files"], 1),
+        (["--agent", "*::interactive::*"], 1),
+        (["--agent", "*interactive*"], 1),
+        (["--user", "bob", "--agent", "*"], 0),
+        (["--user", "nobody"], 0),
+    ],
+)
+def test_selectors_choose_counters_by_what_they_count_for(home: Path, selectors: list[str], reset: int) -> None:
+    done = mcpguard(home, "reset", "--yes", *selectors)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == reset + 1
+    assert held(home) == 4 - reset
+
+
+def test_counters_of_other_namespaces_stay(home: Path) -> None:
+    assert "no counter" in mcpguard(home, "reset", "--yes", MCPGUARD_NAMESPACE="other").stdout
+    assert held(home) == 4
+
+
+def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="echo"))
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
+        assert "result" in host.call(1, "echo")
+        assert host.call(2, "echo")["error"]["code"] == 429
+        assert mcpguard(tmp_path, "reset", "--user", "alice@acme.com", "--yes").returncode == 0
+        assert "result" in host.call(3, "echo")
+        assert host.call(4, "echo")["error"]["code"] == 429
+        host.end()
+
+
+def test_without_a_terminal_it_refuses_to_go_on_without_yes(home: Path) -> None:
+    done = mcpguard(home, "reset")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[1] == "hint: add --yes"
+    assert held(home) == 4
+
+
+def test_on_a_terminal_it_asks(home: Path) -> None:
+    status, shown = on_terminal(home, "reset", typed=b"n\n")
+    assert status == 1
+    assert "Reset 4 counters? [y/N]" in shown
+    assert held(home) == 4
+    status, shown = on_terminal(home, "reset", "--user", "bob", typed=b"y\n")
+    assert status == 0
+    assert "1 counter reset" in shown
+    assert held(home) == 3
+
+
+def test_an_end_of_input_instead_of_an_answer_resets_nothing(home: Path) -> None:
+    assert on_terminal(home, "reset", typed=b"\x04")[0] == 130
+    assert held(home) == 4
+
+
+def test_control_characters_in_names_do_not_reach_a_terminal(tmp_path: Path) -> None:
+    policy(tmp_path, RULES)
+    calls(tmp_path, "x\x1b[2J\x9b", 1)
+    shown = on_terminal(tmp_path, "reset", typed=b"y\n")[1]
+    assert "x\\x1b[2J" in shown
+    assert not {"\x1b", "\x9b"} & set(shown)
+
+
+def test_without_a_store_there_is_nothing_to_reset(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "reset", "--yes")
+    assert (done.returncode, done.stdout) == (0, f"no counters: there is no store at {tmp_path / 'mcpguard.db'}\n")
+
+
+def test_a_damaged_store_is_told_with_status_69(tmp_path: Path) -> None:
+    (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
+    assert mcpguard(tmp_path, "reset", "--yes").returncode == 69
+
+
+def test_help_has_an_example(tmp_path: Path) -> None:
+    assert "Example" in mcpguard(tmp_path, "reset", "--help").stdout
