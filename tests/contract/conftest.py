@@ -1,0 +1,76 @@
+"""Each kind of store, as something of which one can open several handles."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import WALL_US, Time
+
+
+class Place:
+    """Where a store is: every handle that is opened here shares it. Its time stands still until it is moved."""
+
+    def __init__(self, make: Callable[[Time, Time], Store]) -> None:
+        self.time = Time()
+        self.wall = Time(WALL_US)
+        self._make = make
+        self._opened: list[Store] = []
+
+    def open(self) -> Store:
+        store = self._make(self.time, self.wall)
+        self._opened.append(store)
+        return store
+
+    def pass_ms(self, ms: int) -> None:
+        self.time.pass_ms(ms)
+        self.wall.pass_ms(ms)
+
+    def pass_us(self, us: int) -> None:
+        self.time.now_us += us
+        self.wall.now_us += us
+
+    def close(self) -> None:
+        for store in self._opened:
+            store.close()
+
+
+def _memory(_: Path) -> Callable[[Time, Time], Store]:
+    memory = Memory()
+    return lambda time, wall: MemoryStore(memory, clock=time, wall=wall)
+
+
+def _sqlite(folder: Path) -> Callable[[Time, Time], Store]:
+    return lambda time, wall: SqliteStore(folder / "state" / "mcpguard.db", clock=time, wall=wall)
+
+
+STORES: dict[str, Callable[[Path], Callable[[Time, Time], Store]]] = {"memory": _memory, "sqlite": _sqlite}
+"""How to make each kind of store in an empty folder."""
+
+
+@pytest.fixture(params=sorted(STORES))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def new_place(kind: str, tmp_path: Path) -> Iterator[Callable[[], Place]]:
+    """Makes empty stores of one kind."""
+    places: list[Place] = []
+
+    def make() -> Place:
+        folder = tmp_path / str(len(places))
+        folder.mkdir()
+        places.append(Place(STORES[kind](folder)))
+        return places[-1]
+
+    yield make
+    for place in places:
+        place.close()
+
+
+@pytest.fixture
+def place(new_place: Callable[[], Place]) -> Place:
+    return new_place()

@@ -1,0 +1,199 @@
+"""The audit: a row for every decision, in order, without gaps, and few for a storm."""
+
+from collections import Counter
+
+from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.verdict import Verdict
+from tests.contract.conftest import Place
+from tests.core.build import Session, call_line, identity
+
+POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
+
+
+def records(place: Place) -> list[dict[str, object]]:
+    return [entry.record for entry in place.open().entries()]
+
+
+def test_every_decision_has_its_row_in_order_with_who_what_and_how(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    for tool in ("report", "free", "closed"):
+        session.call(tool)
+        place.pass_ms(1500)
+    told = [(one["tool"], one["decision"], one["seq"], one["time_us"]) for one in records(place)]
+    start = place.wall() - 4_500_000
+    assert told == [
+        ("report", "allowed", 1, start),
+        ("free", "allowed", 2, start + 1_500_000),
+        ("closed", "denied", 3, start + 3_000_000),
+    ]
+    first = records(place)[0]
+    assert first["user"] == "alice@acme.com"
+    assert first["agent"] == "Claude Code::interactive::default"
+    assert (first["axis"], first["limit"], first["window"], first["rule"]) == ("tool", 5, "1m", "tool=report")
+    assert (first["count"], first["remaining"], first["request_id"]) == (1, 4, 1)
+
+
+def test_the_id_in_a_verdict_is_that_of_its_row(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    verdicts = session.call("report", 5)
+    assert [verdict.audit_id for verdict in verdicts] == [one["id"] for one in records(place)]
+
+
+def test_each_session_counts_its_rows_without_gaps(place: Place) -> None:
+    sessions = [Session(place.open(), POLICY, session=f"{at:016x}") for at in range(3)]
+    for session in [*sessions, *reversed(sessions)] * 3:
+        session.call("report", 2)
+        session.call("closed", 2)
+    place.pass_ms(1000)
+    for session in sessions:
+        session.store.append(session.journal.flush(place.wall()))
+    for session in sessions:
+        seqs = [one["seq"] for one in records(place) if one["session"] == session.journal.session]
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert session.journal.seq == len(seqs) > 2
+
+
+def test_an_outcome_is_joined_to_its_row_and_the_first_one_stands(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    first, second = session.call("report", 2)
+    assert first.row is not None
+    assert second.row is not None
+    session.store.record([Outcome(second.row, "tool_error", 1500), Outcome(first.row, "ok", 250)])
+    session.store.record([Outcome(second.row, "ok", 9)])
+    told = [(one["outcome"], one["duration_ms"]) for one in records(place)]
+    assert told == [("ok", 0.25), ("tool_error", 1.5)]
+
+
+def test_no_outcomes_and_many_outcomes_are_recorded_alike(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.store.record([])
+    rows = [verdict.row for verdict in session.call("free", 1100)]
+    session.store.record([Outcome(row, "ok", 0) for row in rows if row is not None])
+    assert Counter(one.get("outcome") for one in records(place)) == {"ok": 1100}
+
+
+def test_a_storm_of_equal_denials_becomes_a_row_a_second_that_tells_how_many(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 5)
+    denials = 0
+    for _ in range(40):
+        place.pass_ms(100)
+        denials += session.decisions("report", 7).count("rate_limited")
+        session.store.append(session.journal.flush(place.wall()))
+    session.store.append(session.journal.flush(place.wall(), all_of_them=True))
+    rows = [one for one in records(place) if one["decision"] == "rate_limited"]
+    assert denials == 280
+    assert sum(int(str(one.get("repeats", 1))) for one in rows) == denials
+    assert "repeats" not in rows[0]
+    assert 4 <= len(rows) <= 6
+    assert not session.journal.flush(place.wall(), all_of_them=True)
+
+
+def test_every_denial_of_a_storm_names_the_row_that_tells_of_it(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 5)
+    verdicts = session.call("report", 4)
+    assert [verdict.news for verdict in verdicts] == [True, False, False, False]
+    assert {verdict.audit_id for verdict in verdicts} == {records(place)[5]["id"]}
+    assert [verdict.row is None for verdict in verdicts] == [False, True, True, True]
+
+
+def test_denials_that_differ_do_not_share_a_row(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 6)
+    other = Session(place.open(), POLICY, session="b" * 16, who=identity("bob@acme.com"))
+    other.call("report")
+    session.call("closed", 2)
+    told = [(one["user"], one["tool"]) for one in records(place) if one["decision"] != "allowed"]
+    assert told == [("alice@acme.com", "report"), ("bob@acme.com", "report"), ("alice@acme.com", "closed")]
+
+
+def test_a_denial_after_a_quiet_second_has_a_row_of_its_own_at_once(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 6)
+    place.pass_ms(1000)
+    assert session.one("report").news
+    assert len(records(place)) == 7
+
+
+def test_count_goes_on_with_the_denials_until_a_call_is_admitted(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    assert [verdict.count for verdict in session.call("report", 8)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [verdict.remaining for verdict in session.call("report", 1)] == [0]
+    place.pass_ms(60_000)
+    assert [verdict.count for verdict in session.call("report", 7)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_count_adds_only_the_denials_of_this_session(place: Place) -> None:
+    one, two = (Session(place.open(), POLICY, session=f"{at:016x}") for at in range(2))
+    one.call("report", 9)
+    assert two.one("report").count == 6
+
+
+def test_count_adds_a_denial_once_though_two_limits_meet_in_one_counter(place: Place) -> None:
+    meeting = '[[rule]]\nuser = "a*"\nlimit = "2/1m"\n[[rule]]\nuser = "*m"\nlimit = "2/1m"\n'
+    session = Session(place.open(), meeting)
+    verdicts = session.call("report", 5)
+    assert [len(verdict.exceeded) for verdict in verdicts] == [0, 0, 2, 2, 2]
+    assert [verdict.count for verdict in verdicts] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_decided_already_is_written_and_consumes_nothing(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    note = session.guard.policy_note(reason="taken up")
+    refused, _ = session.guard.client_lines([b'{"jsonrpc":"2.0","id":4,"method":7}'], now_us=0)
+    retry = session.charges("report")[0]
+    retry.decided = "continued"
+    assert not isinstance(refused, tuple)
+    verdicts = session.store.decide([note, refused, retry], session.journal)
+    assert [(one.decision, one.forwards, one.count) for one in verdicts] == [
+        ("policy", False, None),
+        ("invalid", False, None),
+        ("continued", True, None),
+    ]
+    assert place.open().held() == []
+    policy_row, invalid_row, retry_row = records(place)
+    assert (policy_row["decision"], policy_row["reason"]) == ("policy", "taken up")
+    assert len(str(policy_row["policy"])) == 32
+    assert (invalid_row["reason"], invalid_row["request_id"]) == ("a method that is not a string", 4)
+    assert (retry_row["decision"], retry_row["tool"]) == ("continued", "report")
+
+
+def test_rows_can_be_written_without_a_decision(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    charge = session.charges("free")[0]
+    rows = Journal("c" * 16).rows([charge], [Verdict("allowed_unavailable")], place.wall())
+    session.store.append(rows)
+    (one,) = records(place)
+    assert (one["decision"], one["time_us"]) == ("allowed_unavailable", place.wall())
+    session.store.append([])
+    assert len(records(place)) == 1
+
+
+def test_the_audit_is_read_from_a_place_on_and_from_its_end(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("free", 1203)
+    reader = place.open()
+    entries = list(reader.entries())
+    assert [entry.record["seq"] for entry in entries] == list(range(1, 1204))
+    assert [entry.place for entry in entries] == sorted({entry.place for entry in entries})
+    assert list(reader.newest()) == entries[::-1]
+    assert list(reader.entries(after=entries[700].place)) == entries[701:]
+    assert list(reader.entries(after=entries[-1].place)) == []
+    session.call("free")
+    assert [entry.record["seq"] for entry in reader.entries(after=entries[-1].place)] == [1204]
+
+
+def test_all_handles_hash_arguments_with_one_key_and_other_stores_with_another(place: Place) -> None:
+    keys = {place.open().args_key for _ in range(3)}
+    assert len(keys) == 1
+    assert len(keys.pop()) == 32
+
+
+def test_names_of_any_kind_come_back_as_they_were(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    names = ["", "-- drop", "\x1b[2J", "é" * 100, "\U0001f600", 'a"b\\c', "%s {0}"]
+    lines = [call_line(name, name) for name in names]
+    charges = session.guard.client_lines(lines, now_us=0)
+    session.store.decide([charge for charge in charges if not isinstance(charge, tuple)], session.journal)
+    assert [(one["tool"], one["request_id"]) for one in records(place)] == [(name, name) for name in names]

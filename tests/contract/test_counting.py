@@ -1,0 +1,239 @@
+"""Counters: never over, all or nothing, exact to the millisecond, shared by every handle."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mcpguard.core.policy import Counter
+from tests.contract.conftest import Place
+from tests.core.build import Session, identity
+
+FIVE_A_MINUTE = '[[rule]]\ntool = "report"\nlimit = "5/1m"\n'
+THREE_AXES = """
+[[rule]]
+tool = "report"
+limit = "4/1m"
+[[rule]]
+user = "*"
+limit = "3/1m"
+[[rule]]
+agent = "*::*::*"
+limit = "2/1m"
+"""
+
+
+def used(place: Place) -> dict[str, int]:
+    return dict(place.open().held())
+
+
+def test_several_handles_together_never_exceed_a_limit(place: Place) -> None:
+    sessions = [Session(place.open(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(4)]
+    decisions = [session.decisions("report") for _ in range(3) for session in sessions]
+    assert decisions == [["allowed"]] * 5 + [["rate_limited"]] * 7
+
+
+def test_what_one_handle_admits_every_other_counts_at_once(place: Place) -> None:
+    first, second = (Session(place.open(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(2))
+    first.call("report", 3)
+    second.call("report", 1)
+    assert first.one("report").count == 5
+    assert second.one("report").decision == "rate_limited"
+
+
+def test_a_large_limit_is_never_exceeded_in_any_window(place: Place) -> None:
+    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "100/1s"\n')
+    admitted: list[int] = []
+    for _ in range(300):
+        place.pass_ms(7)
+        admitted += [place.time()] * session.decisions("report", 2).count("allowed")
+    assert len(admitted) > 150
+    for last in admitted:
+        assert sum(last - 1_000_000 < at <= last for at in admitted) <= 100
+
+
+def test_a_call_is_charged_on_all_its_counters(place: Place) -> None:
+    Session(place.open(), THREE_AXES).call("report", 2)
+    assert sorted(used(place).values()) == [2, 2, 2]
+
+
+def test_a_denied_call_consumes_nothing_anywhere(place: Place) -> None:
+    session = Session(place.open(), THREE_AXES)
+    session.call("report", 2)
+    before = used(place)
+    assert session.decisions("report", 5) == ["rate_limited"] * 5
+    assert used(place) == before
+    other_agent = Session(place.open(), THREE_AXES, session="b" * 16, who=identity(agent="Cursor::interactive::x"))
+    assert other_agent.decisions("report", 2) == ["allowed", "rate_limited"]
+    assert sorted(used(place).values()) == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("us_past_the_millisecond", [0, 1, 499, 999])
+def test_retry_after_is_enough_and_a_millisecond_less_is_not(place: Place, us_past_the_millisecond: int) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    session.call("report", 5)
+    place.pass_us(12_345_000 + us_past_the_millisecond)
+    denied = session.one("report")
+    assert denied.retry_after_us == 60_000_000 - 12_345_000 - us_past_the_millisecond
+    wait_ms = -(-denied.retry_after_us // 1000)
+    place.pass_ms(wait_ms - 1)
+    assert session.one("report").decision == "rate_limited"
+    place.pass_ms(1)
+    assert session.one("report").decision == "allowed"
+
+
+def test_retry_after_is_that_of_the_limit_with_the_longest_wait(place: Place) -> None:
+    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["2/1m", "3/1h"]\n')
+    session.call("report", 2)
+    place.pass_ms(60_000)
+    session.call("report", 1)
+    place.pass_ms(59_999)
+    denied = session.one("report")
+    assert denied.reported is not None
+    assert (denied.reported.limit, denied.reported.window) == (3, "1h")
+    assert denied.retry_after_us == 3_600_000_000 - 119_999_000
+    assert [wait for _, wait in denied.exceeded] == [denied.retry_after_us]
+
+
+def test_a_clock_that_steps_back_admits_no_more(place: Place) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    session.call("report", 4)
+    place.pass_ms(-3_600_000)
+    assert session.decisions("report", 2) == ["allowed", "rate_limited"]
+    denied = session.one("report")
+    assert denied.retry_after_us is not None
+    assert denied.retry_after_us <= 60_000_000
+    place.pass_ms(3_600_000 + 59_999)
+    assert session.decisions("report") == ["rate_limited"]
+    place.pass_ms(1)
+    assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Callable[[], Place]) -> None:
+    tools = ["report", "search", "report", "report", "other", "search", "report", "report"] * 6
+
+    def told(at_once: int) -> list[object]:
+        place = new_place()
+        session = Session(place.open(), THREE_AXES + '[[rule]]\ntool = "search"\nlimit = "deny"\n')
+        verdicts = []
+        for start in range(0, len(tools), 24):
+            charges = [charge for tool in tools[start : start + 24] for charge in session.charges(tool)]
+            for at in range(0, len(charges), at_once):
+                verdicts += session.store.decide(charges[at : at + at_once], session.journal)
+            place.pass_ms(60_000)
+        rows = [entry.record | {"args_hash": None} for entry in session.store.entries()]
+        return [[(one.decision, one.count, one.remaining, one.exceeded, one.audit_id) for one in verdicts], rows]
+
+    assert told(1) == told(24) == told(5)
+
+
+def test_an_observed_rule_is_charged_only_when_the_call_goes_through(place: Place) -> None:
+    policy = (
+        '[[rule]]\ntool = "report"\nlimit = "2/1m"\n'
+        '[[rule]]\nuser = "*"\nlimit = "9/1m"\nmode = "observe"\n'
+        '[[rule]]\nagent = "*::*::*"\nlimit = "1/1m"\nmode = "observe"\n'
+    )
+    session = Session(place.open(), policy)
+    assert session.decisions("report", 4) == ["allowed", "would_deny", "rate_limited", "rate_limited"]
+    assert sorted(used(place).values()) == [1, 2, 2]
+
+
+def test_a_call_that_no_rule_matches_is_allowed_and_counted_nowhere(place: Place) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    verdict = session.one("free")
+    assert (verdict.decision, verdict.reported, verdict.count) == ("allowed", None, None)
+    assert place.open().held() == []
+
+
+def test_namespaces_share_nothing(place: Place) -> None:
+    one = Session(place.open(), FIVE_A_MINUTE, session="a" * 16, namespace="one")
+    two = Session(place.open(), FIVE_A_MINUTE, session="b" * 16, namespace="two")
+    assert one.decisions("report", 6) == two.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
+    assert {entry.record["namespace"] for entry in one.store.entries()} == {"one", "two"}
+
+
+def test_held_tells_what_counts_now_and_no_more(place: Place) -> None:
+    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "9/1h"]\n')
+    session.call("report", 3)
+    place.pass_ms(30_000)
+    session.call("report", 1)
+    assert sorted(used(place).values()) == [4, 4]
+    place.pass_ms(30_000)
+    assert sorted(used(place).values()) == [1, 4]
+    place.pass_ms(3_600_000)
+    assert used(place) == {}
+
+
+def test_reset_empties_the_counters_it_names_for_every_handle(place: Place) -> None:
+    session = Session(place.open(), THREE_AXES)
+    session.call("report", 2)
+    other = Session(place.open(), THREE_AXES, session="b" * 16)
+    assert other.decisions("report") == ["rate_limited"]
+    (agents,) = [label for label in used(place) if '"agent"' in label]
+    assert place.open().reset([agents, "no such counter"]) == 1
+    assert sorted(used(place).values()) == [2, 2]
+    assert other.decisions("report") == ["allowed"]
+    assert session.one("report").exceeded[0][0].axis == "user"
+    assert place.open().reset(list(used(place))) == 3
+    assert used(place) == {}
+
+
+def test_resetting_what_is_empty_already_counts_for_nothing(place: Place) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    session.call("report")
+    labels = list(used(place))
+    assert [session.store.reset(labels), session.store.reset(labels)] == [1, 0]
+
+
+def test_upkeep_changes_no_decision(place: Place) -> None:
+    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "7/1h"]\n')
+    session.call("report", 5)
+    place.pass_ms(59_999)
+    session.store.tend()
+    assert session.decisions("report") == ["rate_limited"]
+    place.pass_ms(120_000)
+    session.store.tend()
+    assert list(used(place).values()) == [5]
+    assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
+    assert session.store.restless is False
+
+
+def test_a_store_tells_what_it_saw_last(place: Place) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    (charge,) = session.charges("report")
+    session.store.decide([charge], session.journal)
+    seen, now_us = session.store.last_seen()
+    assert now_us == place.time()
+    assert seen[charge.plan.counters[0].id][-2:] == (place.time(), 1)
+
+
+def test_what_was_admitted_elsewhere_is_counted_once_it_is_adopted(place: Place) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    session.call("report", 2)
+    place.pass_ms(10_000)
+    (label,) = used(place)
+    counter = Counter(session.charges("report")[0].plan.counters[0].id, label, 60_000_000)
+    place.open().adopt([(counter, (-5_000_000, -5_000_000, 2))])
+    assert session.decisions("report", 2) == ["allowed", "rate_limited"]
+    place.pass_ms(50_000)
+    assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
+    place.pass_ms(5_000)
+    assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
+
+
+def test_a_counter_that_was_unknown_can_be_adopted(place: Place) -> None:
+    session = Session(place.open(), FIVE_A_MINUTE)
+    (counter,) = session.charges("report")[0].plan.counters
+    place.open().adopt([(counter, (-1, -1, 5))])
+    assert session.decisions("report") == ["rate_limited"]
+    assert used(place) == {counter.label: 5}
+
+
+def test_many_counters_in_one_transaction_are_all_counted(place: Place) -> None:
+    session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
+    charges = [charge for at in range(700) for charge in session.charges(f"tool{at}")]
+    for decision in ("allowed", "rate_limited"):
+        verdicts = session.store.decide(charges, session.journal)
+        assert {verdict.decision for verdict in verdicts} == {decision}
+    other = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n', session="b" * 16)
+    assert {verdict.decision for verdict in other.store.decide(charges, other.journal)} == {"rate_limited"}
+    assert len(used(place)) == 700

@@ -1,0 +1,139 @@
+"""What the tests build policies, sessions and frames from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mcpguard.core.answers import AnswerLines
+from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.frames import Refusal
+from mcpguard.core.guard import Forward, Guard, Reply
+from mcpguard.core.identity import Identity
+from mcpguard.core.policy import Policy
+from mcpguard.core.policy_parse import parse
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import PolicyError
+from mcpguard.stores.base import MemoryStore, Store
+
+TESTS = Path(__file__).parent.parent
+START_US = 1_000_000_000_000
+"""Where the tests' store time begins: not at 0, which a clock that was never set would show."""
+
+WALL_US = 1_767_225_600_000_000
+"""2026-01-01T00:00:00Z."""
+
+
+class Time:
+    """A clock that moves when it is told to."""
+
+    def __init__(self, now_us: int = START_US) -> None:
+        self.now_us = now_us
+
+    def __call__(self) -> int:
+        return self.now_us
+
+    def pass_ms(self, ms: int) -> None:
+        self.now_us += 1000 * ms
+
+    def pass_s(self, seconds: int) -> None:
+        self.now_us += 1_000_000 * seconds
+
+
+def identity(
+    user: str = "alice@acme.com",
+    agent: str = "Claude Code::interactive::default",
+    server: str = "crm",
+    roles: tuple[str, ...] = (),
+    scopes: tuple[str, ...] = (),
+) -> Identity:
+    client, tier, name = agent.split("::")
+    return Identity(
+        user, "config", server, client=client, tier=tier, name=name, agent_source="config", roles=roles, scopes=scopes
+    )
+
+
+def request(method: str, request_id: object = 1, **params: object) -> bytes:
+    message: dict[str, object] = {"jsonrpc": "2.0", "id": request_id, "method": method}
+    return json.dumps(message | ({"params": params} if params else {})).encode()
+
+
+def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
+    return request("tools/call", request_id, name=tool, **params)
+
+
+class Session:
+    """A guard and its journal on a store: what a wrapper is, without its pipes."""
+
+    def __init__(
+        self,
+        store: Store,
+        policy: str | Policy | PolicyError,
+        *,
+        session: str = "00000000000000aa",
+        who: Identity | None = None,
+        **options: Any,
+    ) -> None:
+        self.store = store
+        taken = parse(policy) if isinstance(policy, str) else policy
+        self.guard = Guard(who or identity(), taken, session=session, **options)
+        self.journal = Journal(session)
+        self.calls = 0
+
+    def charges(self, tool: str, times: int = 1, **params: object) -> list[Charge]:
+        """The charges of `times` calls that the client makes at once."""
+        lines = []
+        for _ in range(times):
+            self.calls += 1
+            lines.append(call_line(tool, self.calls, **params))
+        return [action for action in self.guard.client_lines(lines, now_us=0) if isinstance(action, Charge)]
+
+    def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
+        """The verdicts on `times` calls, decided in one transaction."""
+        return self.store.decide(self.charges(tool, times, **params), self.journal)
+
+    def decisions(self, tool: str, times: int = 1) -> list[str]:
+        return [verdict.decision for verdict in self.call(tool, times)]
+
+    def one(self, tool: str) -> Verdict:
+        (verdict,) = self.call(tool)
+        return verdict
+
+
+class Talk(Session):
+    """A conversation: what the client and the server write, and what reaches the other side."""
+
+    def __init__(self, policy: str | Policy | PolicyError = "mode = 'enforce'", **options: Any) -> None:
+        self.time = Time()
+        super().__init__(MemoryStore(clock=self.time, wall=Time(WALL_US)), policy, **options)
+        self.answers = AnswerLines()
+        self.to_server: list[Any] = []
+        self.to_client: list[Any] = []
+        self.outcomes: list[Outcome] = []
+        self.verdicts: list[Verdict] = []
+
+    def client(self, *lines: bytes | Refusal) -> None:
+        """The client writes lines, all read at once."""
+        actions = self.guard.client_lines(lines, now_us=self.time())
+        charges = [action for action in actions if isinstance(action, Charge)]
+        verdicts = iter(self.store.decide(charges, self.journal))
+        for action in actions:
+            done: Any = action
+            if isinstance(action, Charge):
+                self.verdicts.append(next(verdicts))
+                done = self.guard.charged(action, self.verdicts[-1], now_us=self.time())
+            if isinstance(done, Forward):
+                self.to_server.append(json.loads(done.data))
+            elif isinstance(done, Reply):
+                self.to_client.append(json.loads(done.data))
+
+    def server(self, *messages: object) -> None:
+        """The server writes messages."""
+        stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+        self.outcomes += self.guard.server_lines(self.answers.feed(stream), now_us=self.time())
+
+    def answer(self, request_id: object, **result: object) -> None:
+        self.server({"jsonrpc": "2.0", "id": request_id, "result": result})
+
+    @property
+    def records(self) -> list[dict[str, object]]:
+        return [entry.record for entry in self.store.entries()]

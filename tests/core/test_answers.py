@@ -1,0 +1,207 @@
+"""Answers: what the server's frames say of requests, however they are cut, and in bounded memory."""
+
+import itertools
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, Asks, read_answer
+from tests.core.test_frames import CORPUS, LONG
+
+
+def read(message: object) -> Answer | None:
+    return read_answer(json.dumps(message).encode())
+
+
+def orders(request_id: object, **body: object) -> list[bytes]:
+    """One response in the orders that SDKs write, and one that none does."""
+    head: dict[str, object] = {"jsonrpc": "2.0", "id": request_id}
+    odd = {"id": request_id} | body | {"jsonrpc": "2.0"}
+    return [
+        json.dumps(message, separators=between).encode()
+        for message in (head | body, body | head, odd)
+        for between in ((",", ":"), (" , ", " : "))
+    ]
+
+
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ({"result": {}}, "ok"),
+        ({"result": None}, "ok"),
+        ({"result": {"content": []}}, "ok"),
+        ({"result": {"content": [], "isError": False}}, "ok"),
+        ({"result": {"content": [], "isError": True}}, "tool_error"),
+        ({"result": {"isError": True, "content": []}}, "tool_error"),
+        ({"result": {"isError": 1}}, "ok"),
+        ({"result": {"content": [{"isError": True}]}}, "ok"),
+        ({"result": {"content": [{"text": '"isError": true'}]}}, "ok"),
+        ({"result": {"structuredContent": {"isError": True, "resultType": "input_required"}}}, "ok"),
+        ({"result": [{"isError": True}]}, "ok"),
+        ({"error": {"code": 1, "message": "m"}}, "rpc_error"),
+        ({"error": {"code": 1, "message": "m", "data": {"result": {}}}}, "rpc_error"),
+        ({"result": {"text": ',"jsonrpc":"2.0","id":9}'}}, "ok"),
+    ],
+)
+def test_an_outcome_is_read_off_whatever_the_order_of_keys(body: dict[str, object], outcome: str, at: int) -> None:
+    assert read_answer(orders(7, **body)[at]) == Answer("7", outcome)
+
+
+@pytest.mark.parametrize("request_id", [0, -1, 12345678901234567890, "a", "", "a b", "é", 'q"\\', "\x7f"])
+@pytest.mark.parametrize("at", range(6))
+def test_an_id_is_read_as_the_client_wrote_it(request_id: object, at: int) -> None:
+    assert read_answer(orders(request_id, result={})[at]) == Answer(json.dumps(request_id), "ok")
+    raw = orders(request_id, result={})[at].decode()
+    unescaped = json.dumps(json.loads(raw), ensure_ascii=False).encode()
+    assert read_answer(unescaped) == Answer(json.dumps(request_id), "ok")
+
+
+def test_keys_spelled_with_escapes_are_the_keys_that_they_spell() -> None:
+    assert read_answer(b'{"jsonrpc":"2.0","\\u0069d":7,"result":{}}') is None  # no id in sight: not looked into
+    assert read_answer(b'{"id":7,"\\u0072esult":{"isError":true}}') == Answer("7", "tool_error")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc":"2.0","id":7,"method":"sampling/createMessage","params":{}}',
+        b'{"jsonrpc":"2.0","method":"roots/list","id":7}',
+        b'{"method":"x","id":7}',
+        b'{"id":7,"params":{},"method":"x"}',
+        b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"id":7}}',
+        b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"m"}}',
+        b'{"jsonrpc":"2.0","id":1.5,"result":{}}',
+        b'{"jsonrpc":"2.0","id":true,"result":{}}',
+        b'{"jsonrpc":"2.0","result":{}}',
+        b'[{"jsonrpc":"2.0","id":7,"result":{}}]',
+        b'"id"',
+        b'log: "id" is 7',
+        b'{"id":7,"result":' + b"[" * 100_000,
+        b'{"id":7,"result":\xff}',
+        b'{"id":' + LONG.encode() + b',"result":{}}',
+        b"",
+        b"\n",
+    ],
+)
+def test_what_answers_nothing_is_no_answer(line: bytes) -> None:
+    assert read_answer(line) is None
+
+
+def test_a_result_that_asks_for_more_tells_what_its_retry_will_carry() -> None:
+    asks = {"resultType": "input_required", "requestState": "s", "inputRequests": {"who": {}, "why": {}}}
+    assert read({"id": 1, "result": asks}) == Answer("1", "ok", Asks("s", frozenset({"who", "why"})))
+    for line in orders(1, result={"resultType": "input_required"}):
+        assert read_answer(line) == Answer("1", "ok", Asks(None, frozenset()))
+    odd = {"resultType": "input_required", "requestState": 5, "inputRequests": ["who"]}
+    assert read({"id": 1, "result": odd}) == Answer("1", "ok", Asks(None, frozenset()))
+
+
+def test_of_a_line_that_is_not_whole_only_the_id_and_an_error_are_told() -> None:
+    ok, ok_id_last = orders(7, result={"isError": True})[0], orders(7, result={"isError": True})[2]
+    assert read_answer(ok, whole=False) == read_answer(ok_id_last, whole=False) == Answer("7", "unparsed")
+    assert read_answer(orders(7, error={})[0], whole=False) == Answer("7", "rpc_error")
+    assert read_answer(orders(7, error={})[2], whole=False) == Answer("7", "rpc_error")
+    assert read_answer(orders(7, result={})[4], whole=False) is None
+
+
+@pytest.mark.parametrize("file", sorted({entry["file"] for entry in CORPUS}))
+def test_recorded_servers_are_understood_as_a_parser_would(file: str) -> None:
+    lines = [entry["frame"].encode() for entry in CORPUS if entry["file"] == file and entry["from"] == "server"]
+    assert lines
+    for line in lines:
+        message: dict[str, Any] = json.loads(line)
+        answer = read_answer(line)
+        if "method" in message:
+            assert answer is None
+            continue
+        assert answer is not None
+        assert json.loads(answer.id) == message["id"]
+        result = message.get("result", {})
+        wanted = "rpc_error" if "error" in message else "tool_error" if result.get("isError") else "ok"
+        assert answer.outcome == wanted
+        assert (answer.asks is None) == (result.get("resultType") != "input_required")
+
+
+def feed_cut(stream: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
+    reader = AnswerLines()
+    found = [line for start, end in itertools.pairwise(places) for line in reader.feed(stream[start:end])]
+    assert all(line.whole for line in found)
+    assert reader.is_between_frames == stream.endswith(b"\n") or not stream
+    return [line.frame for line in found]
+
+
+answers_and_others = st.lists(
+    st.sampled_from(
+        [
+            *orders(1, result={"x": "y"}),
+            *orders("a", error={"code": 1}),
+            b'{"method":"n"}',
+            b'{"method":"r","id":4}',
+            b"noise",
+            b"",
+        ]
+    ),
+    max_size=6,
+)
+
+
+@given(answers_and_others, st.booleans(), st.lists(st.integers(0, 400), max_size=10))
+def test_answers_are_found_however_the_stream_is_cut(lines: list[bytes], ended: bool, cuts: list[int]) -> None:
+    stream = b"\n".join(lines) + (b"\n" if ended else b"")
+    complete = lines if ended else lines[:-1]
+    found = [answer for line in feed_cut(stream, cuts) if (answer := read_answer(line))]
+    assert found == [answer for answer in map(read_answer, complete) if answer]
+
+
+def big(kind: str, size: int, **head: object) -> bytes:
+    return next(iter(orders(7, **{kind: head | {"text": "x" * size}})))
+
+
+@pytest.mark.parametrize("first", [1, 10, 25, 60, 65_536])
+@pytest.mark.parametrize(("at", "wanted"), [(0, Answer("7", "unparsed")), (2, Answer("7", "unparsed"))])
+def test_a_frame_too_large_to_parse_is_answered_however_its_first_bytes_came(at: int, wanted: Answer, first: int) -> None:
+    line = orders(7, result={"text": "x" * (MAX_PARSED_ANSWER_BYTES + 500_000)})[at] + b"\n"
+    reader = AnswerLines()
+    chunks = [line[:first], *(line[start : start + 65_536] for start in range(first, len(line), 65_536))]
+    found = [found for chunk in chunks for found in reader.feed(chunk)]
+    assert [read_answer(one.frame, whole=one.whole) for one in found] == [wanted]
+    assert reader.is_between_frames
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_line_is_kept_whole_up_to_the_bound_and_cut_above(more: int) -> None:
+    line = b'{"id":7,"result":"' + b"x" * (MAX_PARSED_ANSWER_BYTES - 21 + more) + b'"}\n'
+    assert len(line) == MAX_PARSED_ANSWER_BYTES + more
+    reader = AnswerLines()
+    found = [one for start in range(0, len(line), 1000) for one in reader.feed(line[start : start + 1000])]
+    assert [(one.whole, one.frame == line) for one in found] == [(not more, not more)]
+
+
+@pytest.mark.parametrize("start", [b'{"jsonrpc":"2.0","id":7,"result":"', b'{"method":"notifications/message","params":"'])
+def test_an_endless_frame_takes_bounded_memory(start: bytes) -> None:
+    reader = AnswerLines()
+    chunk = b"x" * 65_536
+    tracemalloc.start()
+    try:
+        reader.feed(start)
+        for _ in range(500):
+            assert reader.feed(chunk) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MAX_PARSED_ANSWER_BYTES
+    assert not reader.is_between_frames
+
+
+def test_a_long_notification_is_skipped_and_what_follows_it_is_not() -> None:
+    reader = AnswerLines()
+    assert reader.feed(b'{"jsonrpc":"2.0","method":"n","params":{"id":1,') == []
+    assert not reader.is_between_frames
+    assert reader.feed(b'"id":7}}\n{"id":8,"result":{}}\n{"id"') == [(b'{"id":8,"result":{}}', True)]
+    assert reader.feed(b':9,"result":{}}\n') == [(b'{"id":9,"result":{}}\n', True)]

@@ -1,0 +1,335 @@
+"""The audit's record, its forms, and when equal denials share a row."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.audit import MEMBERS, Journal, Row, args_hash, cut, line, ms_up, printable, record, rfc3339, row, summary
+from mcpguard.core.limiter import Limit
+from mcpguard.core.policy import Call, Counter, Plan, Reported
+from mcpguard.core.verdict import Charge, Verdict
+from tests.core.build import WALL_US, Talk
+
+HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
+CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
+
+
+def test_a_record_has_its_members_in_their_order_and_none_that_does_not_apply() -> None:
+    full = Row(
+        WALL_US,
+        7,
+        "rate_limited",
+        json.dumps(
+            {
+                "session": "00000000000000aa",
+                "namespace": "default",
+                "server": "crm",
+                "user": "alice",
+                "user_source": "jwt",
+                "agent": "a::b::c",
+                "agent_source": "config",
+                "email": "a@b",
+                "roles": ["r"],
+                "tool": "search",
+                "act": [{"sub": "x"}],
+            }
+        ),
+        reported=json.dumps(HOURLY.members()),
+        request_id="4",
+        args_hash=b"\x01\x02",
+        trace_id="ab" * 16,
+        counted=150,
+        remaining=0,
+        retry_after_ms=847,
+        repeats=3,
+        detail='{"reason":"why","arguments":{},"policy":"d"}',
+    )
+    told = record(full, outcome="ok", duration_us=1500)
+    assert list(told) == list(MEMBERS)
+    assert told["id"] == "00000000000000aa-7"
+    assert told["time"] == "2026-01-01T00:00:00Z"
+    assert (told["args_hash"], told["request_id"], told["duration_ms"]) == ("0102", 4, 1.5)
+    assert told["exceeded"] == [HOURLY.members() | {"retry_after_ms": 847}]
+    assert record(Row(WALL_US, 1, "policy", '{"session":"x"}')) == {
+        "id": "x-1",
+        "time": "2026-01-01T00:00:00Z",
+        "time_us": WALL_US,
+        "session": "x",
+        "seq": 1,
+        "decision": "policy",
+    }
+
+
+def test_the_members_that_are_documented_are_those_there_are() -> None:
+    documented = (
+        "id time time_us session seq namespace server request_id user user_source agent agent_source email roles tool"
+        " args_hash trace_id act decision axis rule limit window count remaining retry_after_ms exceeded repeats outcome"
+        " duration_ms"
+    )
+    assert set(documented.split()) <= set(MEMBERS)
+    assert [name for name in MEMBERS if name in documented.split()][:5] == documented.split()[:5]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("7", 7), ('"a"', "a"), ('"\\u00e9"', "é"), ("9" * 5000, "9" * 5000), ('"cut…#12', '"cut…#12'), (None, None)],
+)
+def test_a_request_id_is_shown_as_the_client_sent_it(text: str | None, value: object) -> None:
+    assert record(Row(WALL_US, 1, "allowed", CONTEXT, request_id=text)).get("request_id") == value
+
+
+def test_a_call_without_a_trace_gets_one_of_its_own() -> None:
+    told = [record(Row(WALL_US, seq, "allowed", CONTEXT))["trace_id"] for seq in (1, 255)]
+    assert told == ["00000000000000aa0000000000000001", "00000000000000aa00000000000000ff"]
+    assert "trace_id" not in record(Row(WALL_US, 1, "policy", '{"session":"x"}'))
+
+
+def test_several_limits_without_room_are_each_told_with_their_wait() -> None:
+    exceeded = ((HOURLY, 1500), (Reported("tool", "tool=x", None, None), None))
+    charge = Charge(Call("alice", "a::b::c", "crm", "search"), Plan(), CONTEXT, detail={"x": 1})
+    written = row(charge, Verdict("denied", exceeded[1][0], exceeded=exceeded), WALL_US)
+    assert record(written)["exceeded"] == [HOURLY.members() | {"retry_after_ms": 2}, {"axis": "tool", "rule": "tool=x"}]
+    assert charge.detail == {"x": 1}
+
+
+def test_a_denial_by_one_limit_tells_it_as_the_only_one() -> None:
+    told = record(Row(WALL_US, 1, "denied", CONTEXT, reported='{"axis":"tool","rule":"tool=x"}'))
+    assert told["exceeded"] == [{"axis": "tool", "rule": "tool=x"}]
+    assert "exceeded" not in record(Row(WALL_US, 1, "allowed", CONTEXT, reported=json.dumps(HOURLY.members())))
+
+
+@pytest.mark.parametrize(("us", "ms"), [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2)])
+def test_milliseconds_are_rounded_up(us: int, ms: int) -> None:
+    assert ms_up(us) == ms
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (1, "1970-01-01T00:00:00.000001Z"),
+        (WALL_US + 123_456, "2026-01-01T00:00:00.123456Z"),
+        (-1, "1969-12-31T23:59:59.999999Z"),
+        (9_999_999_999_999_999, "2286-11-20T17:46:39.999999Z"),
+    ],
+)
+def test_times_are_exact_to_the_microsecond(us: int, text: str) -> None:
+    assert rfc3339(us) == text
+
+
+# Names
+
+
+def test_a_name_is_whole_up_to_256_bytes_and_cut_with_a_hash_above() -> None:
+    for whole in ("", "a" * 256, "é" * 128, "\U0001f600" * 64):
+        assert cut(whole) == whole
+    for long in ("a" * 257, "é" * 129, "\U0001f600" * 65, "a" * 100_000, "\ud800" * 100):
+        short = cut(long)
+        assert len(short.encode()) <= 256
+        assert long.startswith(short[: short.index("…")])
+        assert len(short.split("…#")[1]) == 16
+
+
+def test_names_that_differ_at_the_end_only_are_cut_to_different_ones() -> None:
+    assert cut("a" * 300 + "b") != cut("a" * 300 + "c")
+
+
+@given(st.text(max_size=30))
+def test_printable_text_holds_nothing_that_could_steer_a_terminal(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 😀", "plain é 😀"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\nb\r\t", "a\\nb\\r\\t"),
+        ("\x9b", "\\x9b"),
+        ("\u2028\u202e\u200b", "\\u2028\\u202e\\u200b"),
+        ("\ud800", "\\ud800"),
+        ("\U000e0001", "\\U000e0001"),
+    ],
+)
+def test_controls_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+# Arguments
+
+
+def test_equal_arguments_have_one_hash_whatever_their_order_and_spelling() -> None:
+    one = json.loads('{"a":1,"b":{"c":"\\u00e9","d":[1,2]}}')
+    other = json.loads('{"b":{"d":[1,2],"c":"é"},"a":1}')
+    assert args_hash(one, b"k") == args_hash(other, b"k")
+    assert args_hash(one, b"k") == hashlib.blake2b(b'{"a":1,"b":{"c":"\\u00e9","d":[1,2]}}', key=b"k", digest_size=12).digest()
+
+
+def test_arguments_that_differ_or_another_key_give_another_hash() -> None:
+    values: list[Any] = [None, {}, {"a": 1}, {"a": "1"}, {"a": True}, {"a": None}, {"a": [1]}, {"a": {"b": 1}}, "\ud800"]
+    assert len({args_hash(value, b"k") for value in values}) == len(values)
+    assert args_hash({}, b"k") != args_hash({}, b"l")
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (
+            {
+                "decision": "rate_limited",
+                "axis": "user",
+                "user": "alice@acme.com",
+                "agent": "Claude Code::interactive::default",
+                "server": "crm",
+                "tool": "search",
+                "limit": 100,
+                "window": "1h",
+                "rule": "user=*",
+                "count": 150,
+                "retry_after_ms": 846_213,
+            },
+            'rate_limited axis=user user=alice@acme.com agent="Claude Code::interactive::default" tool=search'
+            " limit=100/1h count=150 retry_after=847s",
+        ),
+        (
+            {"decision": "denied", "axis": "tool", "tool": 'a"\\=', "rule": "tool=a b", "repeats": 3},
+            'denied axis=tool tool="a\\"\\\\=" rule="tool=a b" repeats=3',
+        ),
+        (
+            {"decision": "invalid", "user": "", "reason": "not valid JSON", "outcome": "ok"},
+            'invalid user="" reason="not valid JSON" outcome=ok',
+        ),
+        ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\\\x1b[2J\\\\n"'),
+    ],
+)
+def test_a_record_on_a_line(entry: dict[str, object], text: str) -> None:
+    assert line(entry) == text
+
+
+@given(st.dictionaries(st.sampled_from(["axis", "user", "agent", "tool", "rule", "reason", "outcome"]), st.text(max_size=6)))
+def test_a_line_is_one_printable_line_whatever_anybody_is_called(entry: dict[str, object]) -> None:
+    assert line(entry | {"decision": "allowed"}).isprintable()
+
+
+def test_a_summary_tells_each_decision_and_the_axes_of_denials_most_first() -> None:
+    tally = {
+        ("allowed", ""): 9,
+        ("rate_limited", "tool"): 2,
+        ("rate_limited", "user"): 3,
+        ("denied", "tool"): 1,
+        ("policy", ""): 4,
+    }
+    assert summary(tally) == "15 calls: 9 allowed, 5 rate_limited (user 3, tool 2), 1 denied (tool 1)"
+    assert summary({("policy", ""): 4}) == summary({}) == "no calls"
+
+
+def test_a_journal_tallies_decisions_by_axis() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
+    talk.call("x", 3)
+    assert talk.journal.tally == {("allowed", ""): 2, ("rate_limited", "tool"): 1}
+
+
+# Storms
+
+
+def denial(journal: Journal, at_us: int, counter: int = 0, context: str = CONTEXT) -> tuple[list[Row], Verdict]:
+    charge = Charge(Call("alice", "a::b::c", "crm", "search"), Plan(), context, request_id=str(counter))
+    verdict = Verdict("denied", HOURLY, exceeded=((HOURLY, None),))
+    return journal.rows([charge], [verdict], at_us), verdict
+
+
+def test_a_storm_is_told_at_once_then_once_a_second_then_forgotten() -> None:
+    journal = Journal("00000000000000aa")
+    rows, first = denial(journal, WALL_US)
+    assert ([one.seq for one in rows], first.news, first.audit_id) == ([1], True, "00000000000000aa-1")
+    for at in range(1, 4):
+        rows, verdict = denial(journal, WALL_US + at * 100_000, counter=at)
+        assert (rows, verdict.news, verdict.audit_id) == ([], False, first.audit_id)
+    assert journal.flush(WALL_US + 999_999) == []
+    (told,) = journal.flush(WALL_US + 1_000_000)
+    assert (told.repeats, told.seq, told.request_id, told.time_us) == (3, 2, "3", WALL_US + 1_000_000)
+    rows, verdict = denial(journal, WALL_US + 1_500_000)
+    assert (rows, verdict.audit_id) == ([], "00000000000000aa-2")
+    assert [one.repeats for one in journal.flush(WALL_US + 2_000_000)] == [1]
+    assert journal.is_waiting
+    assert journal.flush(WALL_US + 3_000_000) == []
+    assert not journal.is_waiting
+
+
+def test_a_denial_that_comes_late_is_news_though_nobody_flushed() -> None:
+    journal = Journal("s")
+    denial(journal, WALL_US)
+    rows, verdict = denial(journal, WALL_US + 1_000_000)
+    assert (len(rows), verdict.news) == (1, True)
+    denial(journal, WALL_US + 1_500_000)
+    rows, verdict = denial(journal, WALL_US + 9_000_000)
+    assert (rows, verdict.news) == ([], False)
+    assert [one.repeats for one in journal.flush(WALL_US + 9_000_000)] == [2]
+
+
+def test_many_storms_at_once_take_bounded_memory_and_lose_no_denial() -> None:
+    journal = Journal("s")
+    rows: list[Row] = []
+    for at in range(10_000):
+        context = CONTEXT.replace("alice", f"user{at}")
+        for _ in range(2):
+            rows += denial(journal, WALL_US + at, context=context)[0]
+        assert len(journal._storms) <= 4097 + 4096
+    rows += journal.flush(WALL_US, all_of_them=True)
+    assert sum(one.repeats or 1 for one in rows) == 20_000
+    assert [one.seq for one in rows] == list(range(1, len(rows) + 1))
+
+
+def test_counts_of_many_loops_take_bounded_memory() -> None:
+    journal = Journal("s")
+    for at in range(9000):
+        plan = Plan((Limit(1, 1, 0),), (HOURLY,), (Counter(at, "", 1),))
+        verdict = Verdict("rate_limited", HOURLY, count=1, retry_after_us=1, exceeded=((HOURLY, 1),))
+        journal.rows([Charge(Call("a", "b", "c", "d"), plan, CONTEXT)], [verdict], WALL_US)
+        assert verdict.count == 2
+    assert len(journal._denials) <= 4097
+
+
+def test_an_admission_ends_the_count_of_denials_and_a_would_be_denial_does_too() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n')
+    assert [verdict.count for verdict in talk.call("x", 3)] == [1, 2, 3]
+    talk.call("y")
+    assert talk.one("x").count == 4
+    talk.time.pass_s(60)
+    assert [verdict.count for verdict in talk.call("x", 2)] == [1, 2]
+
+
+def test_a_denial_by_a_closed_tool_has_no_count() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
+    assert talk.one("x").count is None
+    assert "count" not in talk.records[0]
+
+
+def test_of_a_rate_and_a_closed_tool_the_denial_is_final() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n[[rule]]\nuser = "*"\ntool = "x"\nlimit = "1/1h"\n')
+    talk.one("x")
+    verdict = talk.one("x")
+    assert verdict.reported is not None
+    assert (verdict.reported.window, verdict.count, len(verdict.exceeded)) == ("1h", 2, 2)
+
+
+def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:
+    policy = "mode = 'enforce'"
+    hashed, none, full = (Talk(policy, arguments=kept, args_key=b"k") for kept in ("hash", "none", "full"))
+    for talk in (hashed, none, full):
+        talk.call("x", arguments={"secret": 7})
+        talk.call("x", arguments={"secret": 8})
+    assert hashed.records[0]["args_hash"] == args_hash({"secret": 7}, b"k").hex()
+    assert "arguments" not in hashed.records[0]
+    assert not {"args_hash", "arguments"} & none.records[0].keys()
+    assert full.records[0]["arguments"] == {"secret": 7}
+    assert full.records[1]["arguments"] == {"secret": 8}

@@ -1,0 +1,194 @@
+"""Denials as the client gets them, to the letter."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mcpguard.core import denial
+from mcpguard.core.policy import Call, Reported
+from mcpguard.core.verdict import Verdict
+from mcpguard.errors import PolicyError
+from tests.core.build import Talk, call_line, identity
+
+ALICE = Call("alice@acme.com", "Claude Code::interactive::default", "crm", "search_customers")
+HUNDRED = Reported("user", "user=alice@acme.com tool=search_customers", 100, "1h")
+
+
+def limited(wait_us: int, reported: Reported = HUNDRED, *others: tuple[Reported, int | None]) -> Verdict:
+    exceeded = ((reported, wait_us), *others)
+    return Verdict("rate_limited", reported, count=101, remaining=0, retry_after_us=wait_us, exceeded=exceeded, audit_id="s-1")
+
+
+def test_an_error_has_the_documented_form() -> None:
+    code, message, data = denial.describe(ALICE, limited(846_212_001))
+    assert json.loads(denial.error("7", code, message, data)) == {
+        "jsonrpc": "2.0",
+        "id": 7,
+        "error": {
+            "code": 429,
+            "message": "Tool search_customers rate limit exceeded for user alice@acme.com: 100 calls per 1h. "
+            "Retry in 847 seconds.",
+            "data": {
+                "reason": "rate_limited",
+                "axis": "user",
+                "limit": 100,
+                "window": "1h",
+                "retry_after_seconds": 847,
+                "retry_after_ms": 846213,
+                "tool": "search_customers",
+                "user": "alice@acme.com",
+                "agent": "Claude Code::interactive::default",
+                "rule": "user=alice@acme.com tool=search_customers",
+                "audit_id": "s-1",
+                "exceeded": [
+                    {
+                        "axis": "user",
+                        "limit": 100,
+                        "window": "1h",
+                        "retry_after_ms": 846213,
+                        "rule": "user=alice@acme.com tool=search_customers",
+                    }
+                ],
+            },
+        },
+    }
+
+
+def test_members_come_in_the_documented_order_on_one_line() -> None:
+    line = denial.error("7", *denial.describe(ALICE, limited(1)))
+    assert line.startswith(b'{"jsonrpc":"2.0","id":7,"error":{"code":429,"message":"Tool search')
+    assert line.index(b"\n") == len(line) - 1
+    assert list(json.loads(line)["error"]["data"]) == [
+        *("reason", "axis", "limit", "window", "retry_after_seconds", "retry_after_ms"),
+        *("tool", "user", "agent", "rule", "audit_id", "exceeded"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wait_us", "ms", "seconds", "words"),
+    [
+        (1, 1, 1, "Retry in 1 second."),
+        (1_000_000, 1000, 1, "Retry in 1 second."),
+        (1_000_001, 1001, 2, "Retry in 2 seconds."),
+        (3_600_000_000, 3_600_000, 3600, "Retry in 3600 seconds."),
+    ],
+)
+def test_waits_are_rounded_up_and_up_again(wait_us: int, ms: int, seconds: int, words: str) -> None:
+    _, message, data = denial.describe(ALICE, limited(wait_us))
+    assert (data["retry_after_ms"], data["retry_after_seconds"]) == (ms, seconds)
+    assert message.endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("reported", "words"),
+    [
+        (Reported("tool", "tool=x", 1, "1m"), "exceeded for everybody together: 1 call per 1m."),
+        (Reported("agent", "agent=x", 5, "1m"), "for agent Claude Code::interactive::default: 5 calls per 1m."),
+        (Reported("user", "user=x", 5, "1m"), "for user alice@acme.com: 5 calls per 1m."),
+    ],
+)
+def test_a_message_tells_whose_allowance_is_used_up(reported: Reported, words: str) -> None:
+    assert words in denial.describe(ALICE, limited(1, reported))[1]
+
+
+def test_a_user_without_a_name_is_told_as_such() -> None:
+    assert "for a user without a name:" in denial.describe(ALICE._replace(user=""), limited(1))[1]
+
+
+def test_every_limit_that_said_no_is_told() -> None:
+    other = Reported("tool", "tool=x", 5, "1m")
+    data = denial.describe(ALICE, limited(2_000_000, HUNDRED, (other, 1000)))[2]
+    assert [one["retry_after_ms"] for one in _list(data["exceeded"])] == [2000, 1]
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    assert isinstance(value, list)
+    return value
+
+
+def test_a_closed_tool_is_403_and_speaks_of_no_time() -> None:
+    closed = Reported("tool", "tool=search_customers", None, None)
+    verdict = Verdict("denied", closed, exceeded=((HUNDRED, 1500), (closed, None)), audit_id="s-2")
+    code, message, data = denial.describe(ALICE, verdict)
+    assert code == 403
+    assert message == "Tool search_customers is denied by policy for everybody together. Waiting does not help."
+    assert data == {
+        "reason": "denied",
+        "axis": "tool",
+        "tool": "search_customers",
+        "user": "alice@acme.com",
+        "agent": "Claude Code::interactive::default",
+        "rule": "tool=search_customers",
+        "audit_id": "s-2",
+        "exceeded": [
+            {"axis": "user", "limit": 100, "window": "1h", "retry_after_ms": 2, "rule": HUNDRED.rule},
+            {"axis": "tool", "rule": "tool=search_customers"},
+        ],
+    }
+
+
+def test_other_refusals_are_401_and_503_with_their_reasons() -> None:
+    code, message, data = denial.describe(ALICE, Verdict("unauthenticated"), "unauthenticated", "the token has expired.")
+    assert (code, data["axis"], data["reason"]) == (401, "user", "unauthenticated")
+    assert message == "Tool search_customers was not called: the token has expired."
+    code, message, data = denial.describe(ALICE, Verdict("unavailable"), "store_unavailable", "the store is gone.")
+    assert (code, data["reason"]) == (503, "store_unavailable")
+    assert not {"axis", "audit_id", "exceeded"} & data.keys()
+
+
+def test_names_reach_the_message_without_their_control_characters_and_cut() -> None:
+    odd = ALICE._replace(tool="\x1b[2J" + "x" * 300, user="a\nb")
+    _, message, data = denial.describe(odd, limited(1))
+    assert message.startswith("Tool \\x1b[2Jxxx")
+    assert message.isprintable()
+    assert "for user a\\nb:" in message
+    assert len(message) < 700
+    assert str(data["tool"]).startswith("\x1b[2J")
+
+
+def test_an_error_without_data_has_none() -> None:
+    assert denial.error('"a"', -32600, "no") == b'{"jsonrpc":"2.0","id":"a","error":{"code":-32600,"message":"no"}}\n'
+
+
+POLICY = '[[rule]]\ntool = "search"\nlimit = "1/1m"\n'
+
+
+def test_as_a_result_a_denial_is_a_tool_result_with_the_same_message_and_data() -> None:
+    error, result = Talk(POLICY), Talk(POLICY, denials="result")
+    for talk in (error, result):
+        talk.client(call_line("search", 1), call_line("search", 2))
+    (as_error,), (as_result,) = error.to_client, result.to_client
+    assert as_result == {
+        "jsonrpc": "2.0",
+        "id": 2,
+        "result": {
+            "content": [{"type": "text", "text": as_error["error"]["message"]}],
+            "isError": True,
+            "resultType": "complete",
+            "_meta": {"mcpguard/denial": as_error["error"]["data"]},
+        },
+    }
+
+
+def test_a_call_that_is_to_become_a_task_gets_the_error_either_way() -> None:
+    talk = Talk(POLICY, denials="result")
+    talk.client(call_line("search", 1), call_line("search", 2, task={"ttl": 1}), call_line("search", 3, task=None))
+    assert [set(reply) - {"jsonrpc", "id"} for reply in talk.to_client] == [{"error"}, {"result"}]
+
+
+def test_the_user_and_the_agent_of_the_call_are_those_in_the_denial() -> None:
+    talk = Talk(POLICY, who=identity("bob", "Cursor::background::job"))
+    talk.client(call_line("search", 1), call_line("search", 2))
+    data = talk.to_client[0]["error"]["data"]
+    assert (data["user"], data["agent"], data["tool"]) == ("bob", "Cursor::background::job", "search")
+    assert data["audit_id"] == talk.records[1]["id"]
+
+
+def test_a_policy_that_is_none_is_told_with_its_place() -> None:
+    talk = Talk(PolicyError("policy.toml: line 3: not TOML", "a hint"))
+    talk.client(call_line("search"))
+    error = talk.to_client[0]["error"]
+    assert (error["code"], error["data"]["reason"]) == (503, "policy_invalid")
+    assert "policy.toml: line 3: not TOML" in error["message"]
+    assert "a hint" not in error["message"]

@@ -1,0 +1,432 @@
+"""Rules: which match, which yield, what they count by. The vectors have most of it; here is what they leave out."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.policy import Call, Plan, Policy, Rate, Rule, glob, glob_agent
+from mcpguard.core.policy_parse import STARTER, parse, parse_limits, parse_rate, parse_rule
+from mcpguard.errors import ExitStatus, PolicyError
+
+ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
+
+
+def policy(*rules: str) -> Policy:
+    """A policy of rules in short: `user=* tool=search limit=5/1m`; a comma makes a list."""
+    lines = []
+    for text in rules:
+        lines.append("[[rule]]")
+        for word in text.split():
+            key, value = word.split("=", 1)
+            values = [one for one in value.split(",") if one]
+            lines.append(f"{key} = {json.dumps(values if len(values) > 1 or key == 'per' else value)}")
+    return parse("\n".join(lines))
+
+
+def applying(*rules: str, call: Call = ALICE) -> list[int]:
+    return [place for _, place in policy(*rules).applying(call)]
+
+
+def label(plan: Plan, at: int = 0) -> list[object]:
+    return list(json.loads(plan.counters[at].label))
+
+
+# Patterns
+
+
+@given(st.text("ab*", max_size=7), st.text("ab", max_size=9))
+def test_a_star_stands_for_any_text_and_nothing_else_is_special(pattern: str, text: str) -> None:
+    model = ".*".join(map(re.escape, pattern.split("*")))
+    assert glob(pattern, text) == bool(re.fullmatch(model, text))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "matches"),
+    [
+        ("*", "", True),
+        ("", "", True),
+        ("", "a", False),
+        ("a*a", "a", False),
+        ("a*a", "aa", True),
+        ("ab*ba", "aba", False),
+        ("*ab*ab*", "abb", False),
+        ("a?c", "abc", False),
+        ("[ab]", "a", False),
+        ("a.c", "abc", False),
+        ("a*\nb", "a\n\nb", True),
+        ("É*", "É", True),
+        ("É*", "é", False),
+        ("**", "x", True),
+    ],
+)
+def test_patterns(pattern: str, text: str, matches: bool) -> None:
+    assert glob(pattern, text) is matches
+
+
+def test_patterns_that_make_backtracking_matchers_hang_are_matched() -> None:
+    text = "a" * 20_000
+    assert not glob("a*" * 2_000 + "b", text)
+    assert not glob("*a" * 2_000 + "b*", text)
+    assert glob("*a" * 2_000 + "*", text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "agent", "matches"),
+    [
+        ("*::*::*", "a::b::c", True),
+        ("*::b::*", "a::b::c", True),
+        ("a*::b::c", "abc::b::c", True),
+        ("*::c", "a::b::c", False),
+        ("*", "a::b::c", False),
+        ("a::*", "a::b::c", False),
+        ("*::b::c", "a:\\:\\b::b::c", True),
+        ("a::b::*", "a::b::c::d", False),
+    ],
+)
+def test_a_star_in_an_agent_pattern_stays_within_its_part(pattern: str, agent: str, matches: bool) -> None:
+    assert glob_agent(pattern, agent) is matches
+
+
+# Matching and yielding
+
+
+@pytest.mark.parametrize(
+    ("rule", "matches"),
+    [
+        ("limit=1/1s", True),
+        ("user=alice limit=1/1s", True),
+        ("user=ali* limit=1/1s", True),
+        ("user=bob limit=1/1s", False),
+        ("server=crm tool=search limit=1/1s", True),
+        ("server=other tool=search limit=1/1s", False),
+        ("agent=*::interactive::* limit=1/1s", True),
+        ("role=admin limit=1/1s", True),
+        ("role=admin,dev limit=1/1s", True),
+        ("role=admin,ops limit=1/1s", False),
+        ("role=* limit=1/1s", True),
+        ("scope=crm.* limit=1/1s", True),
+        ("scope=mail.* limit=1/1s", False),
+        ("scope=admin limit=1/1s", False),
+    ],
+)
+def test_a_rule_matches_if_every_selector_does(rule: str, matches: bool) -> None:
+    call = ALICE._replace(roles=("admin", "dev"), scopes=("crm.read",))
+    assert bool(applying(rule, call=call)) is matches
+
+
+def test_a_call_without_roles_matches_no_rule_on_roles() -> None:
+    assert applying("role=* limit=1/1s") == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "apply"),
+    [
+        (("user=* limit=1/1s", "user=alice limit=2/1s"), [1]),
+        (("user=alice limit=2/1s", "user=* limit=1/1s"), [0]),
+        (("user=* limit=1/1s", "user=a* limit=2/1s", "user=al* limit=3/1s"), [2]),
+        (("user=a* limit=1/1s", "user=*e limit=2/1s"), [0, 1]),
+        (("user=a* limit=1/1s", "user=*e limit=2/1s", "user=alice limit=3/1s"), [2]),
+        (("user=* limit=1/1s", "user=alice tool=* limit=2/1s"), [0, 1]),
+        (("tool=search limit=1/1s", "server=crm tool=search limit=2/1s"), [1]),
+        (("user=* limit=1/1s", "user=alice per= limit=2/1s"), [0, 1]),
+        (("user=* limit=1/1s", "user=* role=admin limit=2/1s"), [1]),
+        (("user=* role=admin limit=1/1s", "user=* role=admin,dev limit=2/1s"), [1]),
+        (("user=* role=admin limit=1/1s", "user=* role=dev limit=2/1s"), [0]),
+        (("user=* role=dev limit=1/1s", "user=* role=admin limit=2/1s"), [0]),
+        (("user=* role=admin limit=1/1s", "user=* scope=crm limit=2/1s"), [0]),
+        (("user=alice limit=1/1s", "user=* role=admin limit=2/1s"), [0, 1]),
+        (("role=admin limit=1/1s", "scope=crm limit=2/1s", "role=dev limit=3/1s"), [0]),
+        (("user=* limit=1/1s", "user=bob limit=2/1s"), [0]),
+        (("user=a* role=admin limit=1/1s", "user=*e role=admin limit=2/1s"), [0, 1]),
+    ],
+)
+def test_of_competing_rules_the_narrower_applies_and_of_others_all(rules: tuple[str, ...], apply: list[int]) -> None:
+    call = ALICE._replace(roles=("admin", "dev"), scopes=("crm",))
+    assert applying(*rules, call=call) == apply
+
+
+def test_matching_tells_which_rule_each_yields_to() -> None:
+    chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
+    assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
+
+
+# Counters
+
+
+def test_a_counter_is_the_values_it_is_split_by_the_other_selectors_and_the_window() -> None:
+    plan = policy("user=* tool=sea* role=dev limit=5/1m,9/1h").plan(ALICE._replace(roles=("dev",)), "team")
+    expected = ["team", {"server": "crm", "tool": "search", "user": "alice"}, {"role": ["dev"]}]
+    assert [label(plan, 0), label(plan, 1)] == [[*expected, 60_000_000], [*expected, 3_600_000_000]]
+    assert all(0 < counter.id < 1 << 63 for counter in plan.counters)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("user=* limit=5/1m", "user=alice limit=9/1m", True),
+        ("user=* limit=5/1m", "user=* limit=9/60s", True),
+        ("user=* limit=5/1m", "user=* limit=5/2m", False),
+        ("user=* limit=5/1m", "tool=* limit=5/1m", False),
+        ("tool=search limit=5/1m", "tool=search server=crm limit=5/1m", True),
+        ("user=* per= limit=5/1m", "user=a* per= limit=5/1m", False),
+        ("user=* role=a,b limit=5/1m", "user=* role=b,a limit=5/1m", True),
+        ("user=* role=a limit=5/1m", "user=* limit=5/1m", False),
+    ],
+)
+def test_rules_meet_in_one_counter_if_they_count_the_same(one: str, other: str, same: bool) -> None:
+    call = ALICE._replace(roles=("a", "b"))
+    first, second = (policy(rule).plan(call).counters[0] for rule in (one, other))
+    assert (first.id == second.id) is same is (first.label == second.label)
+
+
+def test_two_rules_that_meet_in_one_counter_have_two_limits_on_it() -> None:
+    plan = policy("user=a* limit=1/1s", "user=*e limit=2/1s").plan(ALICE)
+    assert ([limit.counter for limit in plan.limits], len(plan.counters)) == ([0, 0], 1)
+
+
+def test_names_cannot_forge_another_counter() -> None:
+    rule = policy("user=* tool=* limit=1/1s")
+    names = ["a", 'a","tool":"b', "a\\", "", "*", "é", "\ud800"]
+    counters = {rule.plan(Call(user, "x::y::z", "s", tool)).counters[0].id for user in names for tool in names}
+    assert len(counters) == len(names) ** 2
+
+
+def test_calls_alike_have_one_plan_and_memory_for_them_is_bounded() -> None:
+    chosen = policy("user=* limit=1/1s")
+    assert chosen.plan(ALICE) is chosen.plan(ALICE)
+    assert chosen.plan(ALICE) is not chosen.plan(ALICE, "other")
+    for at in range(3000):
+        chosen.plan(ALICE._replace(tool=f"tool{at}"))
+    assert len(chosen._plans) <= 1024
+    assert chosen.plan(ALICE) == policy("user=* limit=1/1s").plan(ALICE)
+
+
+@pytest.mark.parametrize(
+    ("rule", "axis"),
+    [
+        ("user=* tool=x agent=*::*::* limit=1/1s", "agent"),
+        ("user=* tool=x limit=1/1s", "user"),
+        ("tool=x limit=1/1s", "tool"),
+        ("server=x limit=1/1s", "tool"),
+        ("limit=1/1s", "tool"),
+        ("user=* agent=*::*::* per=user limit=1/1s", "user"),
+        ("user=* tool=* agent=*::*::* per= limit=1/1s", "tool"),
+        ("user=* agent=*::*::* per= limit=1/1s", "agent"),
+        ("user=* per= limit=1/1s", "user"),
+        ("user=* per=server limit=1/1s", "user"),
+    ],
+)
+def test_the_axis_of_a_limit(rule: str, axis: str) -> None:
+    assert policy(rule).rules[0].axis == axis
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "limit_text"),
+    [
+        ("tool=x user=* limit=5/1m,9/1h", "user=* tool=x", "5/1m 9/1h"),
+        ("scope=a,b role=c limit=deny", "role=c scope=a,b", "deny"),
+        ("per= limit=unlimited", "per=none", "unlimited"),
+        ("tool=x per=tool,user limit=1/1s", "tool=x per=user,tool", "1/1s"),
+        ("limit=1/1s", "every call", "1/1s"),
+    ],
+)
+def test_a_rule_is_reported_by_its_selectors_and_its_per(rule: str, text: str, limit_text: str) -> None:
+    parsed = policy(rule).rules[0]
+    assert (parsed.text, parsed.limit_text) == (text, limit_text)
+
+
+def test_unlimited_counts_nothing_and_deny_has_no_counter() -> None:
+    assert policy("limit=unlimited").plan(ALICE) == Plan()
+    plan = policy("limit=deny").plan(ALICE)
+    assert (plan.limits[0].n, plan.counters) == (0, ())
+    assert plan.reported[0].members() == {"axis": "tool", "rule": "every call"}
+
+
+def test_observing_is_a_matter_of_the_rule_or_of_the_whole() -> None:
+    text = '[[rule]]\nlimit = "1/1s"\nmode = "observe"\n[[rule]]\ntool = "*"\nlimit = "1/1s"\n'
+    assert [limit.observe for limit in parse(text).plan(ALICE).limits] == [True, False]
+    assert [limit.observe for limit in parse('mode = "observe"\n' + text).plan(ALICE).limits] == [True, True]
+    assert [limit.observe for limit in parse(text, observe=True).plan(ALICE).limits] == [True, True]
+
+
+# Reading
+
+
+def test_a_rule_is_read_with_all_that_it_can_have() -> None:
+    text = """
+# a comment
+mode = "enforce"
+
+[[rule]]
+user = "*"
+tool = "search"
+server = "crm"
+role = ["a", "b"]
+scope = "c"
+per = ["user", "user"]
+limit = ["20/1m", "100/90m"]
+mode = "observe"
+name = "search"
+"""
+    (rule,) = parse(text).rules
+    assert rule == Rule(
+        selectors={"user": ("*",), "tool": ("search",), "server": ("crm",), "role": ("a", "b"), "scope": ("c",)},
+        per=frozenset({"user"}),
+        per_text="user",
+        rates=(Rate(20, 60_000_000, "1m"), Rate(100, 5_400_000_000, "90m")),
+        observe=True,
+        name="search",
+        line=5,
+    )
+
+
+def test_the_digest_is_of_the_text() -> None:
+    text = '[[rule]]\nlimit = "1/1s"\n'
+    assert parse(text).digest == parse(text).digest != parse(text + " ").digest
+
+
+def test_a_policy_may_have_a_mode_and_no_rules() -> None:
+    assert parse('mode = "observe"').plan(ALICE) == Plan()
+
+
+def test_the_starter_policy_limits_each_user_by_tier() -> None:
+    starter = parse(STARTER)
+    for tier, limit in (("interactive", 100), ("subagent", 60), ("background", 30), ("api", 30)):
+        plan = starter.plan(ALICE._replace(agent=f"X::{tier}::y"))
+        assert [reported.limit for reported in plan.reported] == [limit]
+        assert label(plan)[1] == {"user": "alice"}
+    assert starter.plan(ALICE._replace(agent="X::custom::y")) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1/1s", Rate(1, 1_000_000, "1s")),
+        ("5/1m", Rate(5, 60_000_000, "1m")),
+        ("007/01h", Rate(7, 3_600_000_000, "1h")),
+        ("1/1d", Rate(1, 86_400_000_000, "1d")),
+        ("1/2w", Rate(1, 1_209_600_000_000, "2w")),
+        ("1000000000/3650d", Rate(10**9, 315_360_000_000_000, "3650d")),
+    ],
+)
+def test_a_limit_is_calls_per_window(text: str, rate: Rate) -> None:
+    assert parse_rate(text) == rate
+    assert parse_limits(text, where="limit") == ((rate,), "")
+    assert parse_limits([text], where="limit") == ((rate,), "")
+
+
+HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("", "p.toml: line 1: the file is empty", "remove it"),
+        ("# only a comment", "p.toml: line 1: the file is empty", "write rules"),
+        ("mode = 'observe'\nx y", "p.toml: line 2: not TOML: Expected '='", "in quotes"),
+        ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
+        ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "in quotes"),
+        ("rules = []", "p.toml: unknown key 'rules'", "'[[rule]]'"),
+        ("moed = 'enforce'", "p.toml: unknown key 'moed'", "'mode'"),
+        ("zzzz = 1", "p.toml: unknown key 'zzzz'", "known: mode [[rule]]"),
+        ("mode = 'on'", "p.toml: mode: 'on' is neither", 'mode = "enforce" or mode = "observe"'),
+        ("rule = 7", "p.toml: 'rule' is not a list of tables", "[[rule]]"),
+        ("rule = [7]", "p.toml: 'rule' is not a list of tables", "[[rule]]"),
+        ("[rule]\nlimit = '1/1s'", "p.toml: 'rule' is not a list of tables", "[[rule]]"),
+        ("rule = [{tool = 'x'}]", "p.toml: rule 1: no limit", "100/1h"),
+        (HEAD + "[[rule]]\ntool = 'y'", "p.toml: line 5: rule 2: no limit", "100/1h"),
+        (HEAD + "[[rule]]\ntol = 'y'\nlimit = 'deny'", "p.toml: line 5: rule 2: unknown key 'tol'", "'tool'"),
+        (HEAD + "[[rule]]\nqqq = 'y'\nlimit = 'deny'", "p.toml: line 5: rule 2: unknown key 'qqq'", "known: user agent tool"),
+        (HEAD + HEAD, "p.toml: line 5: rule 2: the same selectors and per as rule 1: tool=x", "several limits"),
+        ("[[rule]]\nlimit = 'deny'\nname = 7", "p.toml: line 1: rule 1: name: 7 is not text", "name ="),
+        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 1: rule 1: mode: 'off' is neither", "observe"),
+        ("[[rule]]\nlimit = 'deny'\nuser = 7", "p.toml: line 1: rule 1: user: 7 is not text", 'user = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nuser = ['a']", "p.toml: line 1: rule 1: user: ['a'] is not text", 'user = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 1: rule 1: role: 7 is not text", 'role = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nrole = []", "p.toml: line 1: rule 1: role: an empty list", "leave role out"),
+        ("[[rule]]\nlimit = 'deny'\ntool = ''", "p.toml: line 1: rule 1: tool: empty text", "leave tool out"),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'x'", "p.toml: line 1: rule 1: agent: 'x' does not have three", '"x::*::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'a::::b'", "agent: 'a::::b' does not have three parts", '"a::*::b"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'subagent'", "does not have three parts", '"*::subagent::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'api::x'", "does not have three parts", '"*::api::x"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'a::b::c::d'", "does not have three parts", '"a::b::c"'),
+        ("[[rule]]\nlimit = 'deny'\nper = 'user'", "p.toml: line 1: rule 1: per: 'user' is not a list", 'per = ["user"]'),
+        ("[[rule]]\nlimit = 'deny'\nper = 'none'", "per: 'none' is not a list", "write per = []"),
+        ("[[rule]]\nlimit = 'deny'\nper = ''", "per: '' is not a list", "write per = []"),
+        ("[[rule]]\nlimit = 'deny'\nper = ['usr']", "rule 1: per: unknown axis 'usr'", "'user'"),
+        ("[[rule]]\nlimit = 'deny'\nper = ['role']", "rule 1: per: unknown axis 'role'", "did you mean"),
+        ("[[rule]]\nlimit = 'deny'\nper = [[]]", "rule 1: per: unknown axis []", "known: user agent tool server"),
+        ("a = 1\nb = " + "9" * 5000, "p.toml: line 2: not TOML", "in quotes"),
+        ("a = " + "[" * 5000, "p.toml: line 1: not TOML", "in quotes"),
+        ("[[rule]]\nlimit = 7", "p.toml: line 1: rule 1: limit: 7 is not text", '"100/1h"'),
+        ("[[rule]]\nlimit = []", "p.toml: line 1: rule 1: limit: an empty list", '"unlimited"'),
+        ("[[rule]]\nlimit = {}", "p.toml: line 1: rule 1: limit: {} is not text", '"100/1h"'),
+        ("[[rule]]\nlimit = ['deny']", "rule 1: limit: 'deny' stands alone", 'limit = "deny", without'),
+        ("[[rule]]\nlimit = ['5/1m', 'unlimited']", "limit: 'unlimited' stands alone", 'limit = "unlimited"'),
+        ("[[rule]]\nlimit = ['5/1m', '9/60s']", "rule 1: limit: two limits for one window: 5/1m and 9/60s", "keep the one"),
+        ("[[rule]]\nlimit = '0/1m'", "rule 1: limit: '0/1m' admits nothing", '"deny"'),
+        ("[[rule]]\nlimit = '1000000001/1m'", "'1000000001/1m' is over 1000000000 calls", '"unlimited"'),
+        ("[[rule]]\nlimit = '5/0m'", "'5/0m' has a window out of bounds", "from 1s to 3650d"),
+        ("[[rule]]\nlimit = '5/3651d'", "'5/3651d' has a window out of bounds", "from 1s to 3650d"),
+        ("[[rule]]\nlimit = '5/m'", "'5/m' is not a limit", 'did you mean "5/1m"?'),
+        ("[[rule]]\nlimit = '5 per hour'", "'5 per hour' is not a limit", 'did you mean "5/1h"?'),
+        ("[[rule]]\nlimit = '5 every 10 Minutes'", "is not a limit", 'did you mean "5/10m"?'),
+        ("[[rule]]\nlimit = '5/1M'", "'5/1M' is not a limit", 'did you mean "5/1m"?'),
+        ("[[rule]]\nlimit = '5/1y'", "'5/1y' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = 'five/1m'", "'five/1m' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = '-5/1m'", "'-5/1m' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = '٥/1m'", "'٥/1m' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = '5/1m\\n'", "is not a limit", "calls per window"),
+        (f"[[rule]]\nlimit = '{'1' * 40}/1m'", "is not a limit", ""),
+        (f"[[rule]]\nlimit = '5/{'1' * 5000}m'", "is not a limit", ""),
+    ],
+)
+def test_an_error_names_file_rule_and_field_and_says_what_would_be_right(text: str, message: str, hint: str) -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse(text, source="p.toml")
+    assert raised.value.message.startswith("p.toml: ")
+    assert message in raised.value.message
+    assert hint in raised.value.hint
+    assert "\n" not in raised.value.message + raised.value.hint
+    assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("role = ['a', 'b']", "role = ['b', 'a']"),
+        ("role = 'a'", "role = ['a', 'a']"),
+        ("tool = 'x'", "tool = 'x'\nper = ['tool']"),
+        ("tool = 'x'\nname = 'one'", "tool = 'x'\nname = 'two'\nmode = 'observe'"),
+    ],
+)
+def test_rules_that_select_and_count_the_same_are_twins(first: str, second: str) -> None:
+    with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
+        parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
+
+
+def test_a_rule_of_its_own_is_named_as_its_caller_says() -> None:
+    with pytest.raises(PolicyError, match=r"^policy set: limit: '5' is not a limit$"):
+        parse_rule({"limit": "5"}, where="policy set")
+    assert parse_rule({"limit": "5/1m"}, where="policy set").line == 0
+    with pytest.raises(PolicyError, match=r"^limit: 5 is not text$"):
+        parse_rate(5)
+
+
+def test_where_tables_and_headers_cannot_be_paired_no_line_is_claimed() -> None:
+    text = "note = '''\n[[rule]]\n'''\n"
+    with pytest.raises(PolicyError, match=r"^p.toml: unknown key 'note'$"):
+        parse(text, source="p.toml")
+    with pytest.raises(PolicyError, match=r"^p.toml: rule 1: no limit$"):
+        parse("[[rule]]\nname = '''\n[[rule]]\n'''", source="p.toml")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
+    try:
+        parse(text)
+    except PolicyError as error:
+        assert error.message  # noqa: PT017 - what else it is, is not told

@@ -1,0 +1,218 @@
+import re
+
+import pytest
+
+from mcpguard.core.policy_explain import sentence, warnings
+from mcpguard.core.policy_parse import STARTER, parse
+
+
+def keys(text: str) -> list[str]:
+    """The lines of a rule that stands on one."""
+    return re.split(r"(?<=['\]]) ", text)
+
+
+def said(*lines: str) -> str:
+    (rule,) = parse("\n".join(["[[rule]]", *lines])).rules
+    return sentence(rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("user='*' tool='search'", "Each user may call search 20 times a minute and 100 times an hour."),
+        ("user='bob' tool='search'", "bob may call search 20 times a minute and 100 times an hour."),
+        ("tool='search'", "Everybody together may call search 20 times a minute and 100 times an hour."),
+        ("user='*'", "Each user may make 20 calls a minute and 100 an hour, all tools together."),
+        ("", "Everybody together may make 20 calls a minute and 100 an hour, all tools together."),
+        ("per=['user']", "Each user may make 20 calls a minute and 100 an hour, all tools together."),
+        ("user='*' agent='*::*::*'", "Each agent of each user may make 20 calls a minute and 100 an hour, all tools together."),
+        (
+            "user='*' agent='A::subagent::B'",
+            "Each user may make 20 calls a minute and 100 an hour through agent A::subagent::B, all tools together.",
+        ),
+        (
+            "user='*' agent='*::api::*' per=['user']",
+            "Each user may make 20 calls a minute and 100 an hour through agents *::api::*,"
+            " all tools and these agents together.",
+        ),
+        (
+            "agent='*::api::*'",
+            "Each agent matching *::api::*, all its users together, may make 20 calls a minute and 100 an hour,"
+            " all tools together.",
+        ),
+        (
+            "user='*@acme.com' per=[]",
+            "All users matching *@acme.com together may make 20 calls a minute and 100 an hour, all tools together.",
+        ),
+        (
+            "user='*@acme.com' tool='crm_*'",
+            "Each user matching *@acme.com may call each tool matching crm_* of each server"
+            " 20 times a minute and 100 times an hour.",
+        ),
+        ("tool='*'", "Everybody together may call each tool of each server 20 times a minute and 100 times an hour."),
+        (
+            "tool='crm_*' per=[]",
+            "Everybody together may call tools matching crm_* 20 times a minute and 100 times an hour,"
+            " these tools and all servers together.",
+        ),
+        (
+            "tool='*' server='s*' per=[]",
+            "Everybody together may call tools of servers matching s* 20 times a minute and 100 times an hour,"
+            " all tools and these servers together.",
+        ),
+        (
+            "tool='*' server='*' per=[]",
+            "Everybody together may call tools 20 times a minute and 100 times an hour, all tools and all servers together.",
+        ),
+        (
+            "tool='search' per=['user']",
+            "Each user may call search 20 times a minute and 100 times an hour, all servers together.",
+        ),
+        ("tool='search' server='crm'", "Everybody together may call search of crm 20 times a minute and 100 times an hour."),
+        (
+            "tool='search' server='c*'",
+            "Everybody together may call search of each server matching c* 20 times a minute and 100 times an hour.",
+        ),
+        (
+            "user='*' server='crm'",
+            "Each user may make 20 calls a minute and 100 an hour to server crm, all tools together.",
+        ),
+        (
+            "server='c*'",
+            "Everybody together may make 20 calls a minute and 100 an hour to each server matching c*, all tools together.",
+        ),
+        (
+            "server='c*' per=[]",
+            "Everybody together may make 20 calls a minute and 100 an hour to servers matching c*,"
+            " all tools and these servers together.",
+        ),
+        (
+            "user='*' role='support' tool='t'",
+            "Each user with role support may call t 20 times a minute and 100 times an hour.",
+        ),
+        (
+            "role=['a', 'b', 'c*'] scope='s' tool='t'",
+            "All users with roles a and b, a role matching c* and scope s together may call t"
+            " 20 times a minute and 100 times an hour.",
+        ),
+    ],
+)
+def test_a_sentence_says_who_may_call_what_and_who_shares(rule: str, words: str) -> None:
+    assert said(*keys(rule), "limit=['20/1m', '100/1h']") == words
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("'1/1s'", "once a second"),
+        ("'10000/1d'", "10,000 times a day"),
+        ("['1/7d', '3/90m', '5/36h']", "once a week, 3 times in any 90 minutes and 5 times in any 36 hours"),
+        ("'2/14d'", "2 times in any 2 weeks"),
+    ],
+)
+def test_windows_are_said_as_people_say_them(limit: str, words: str) -> None:
+    assert said("user='bob'", "tool='t'", f"limit={limit}") == f"bob may call t {words}."
+
+
+def test_one_call_is_not_several() -> None:
+    assert said("user='bob'", "limit='1/1m'") == "bob may make 1 call a minute, all tools together."
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("tool='delete_user'", "Nobody may call delete_user."),
+        ("user='*' tool='delete_user'", "Nobody may call delete_user."),
+        ("user='bob' tool='delete_*'", "bob may not call tools matching delete_*."),
+        ("user='*@x' server='crm'", "No user matching *@x may call any tool of crm."),
+        ("role='guest' agent='*::api::*'", "No user with role guest may call any tool through agents *::api::*."),
+        ("", "Nobody may call any tool."),
+    ],
+)
+def test_a_closed_tool_is_said_to_be_closed(rule: str, words: str) -> None:
+    assert said(*keys(rule), "limit='deny'") == words
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("user='bob' tool='t'", "bob may call t without limit, other rules aside."),
+        ("tool='t' server='s*'", "Everybody may call t of servers matching s* without limit, other rules aside."),
+        (
+            "user='*@x' agent='A::b::c'",
+            "Each user matching *@x may call any tool through agent A::b::c without limit, other rules aside.",
+        ),
+    ],
+)
+def test_an_exception_is_said_to_be_one(rule: str, words: str) -> None:
+    assert said(*keys(rule), "limit='unlimited'") == words
+
+
+def test_an_observed_rule_is_said_to_report_only() -> None:
+    assert said("tool='t'", "limit='deny'", "mode='observe'") == "Nobody may call t (reported only, not denied)."
+
+
+def rules(*texts: str, head: str = "") -> list[str]:
+    return warnings(parse(head + "".join("\n".join(["[[rule]]", *keys(text), ""]) for text in texts)))
+
+
+def test_ordinary_policies_have_no_warnings() -> None:
+    assert warnings(parse(STARTER)) == []
+    assert rules("tool='t' limit='deny'", "tool='u' limit='5/1m'") == []
+
+
+def test_a_rule_that_another_covers_and_closes_is_told() -> None:
+    (warning,) = rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'")
+    assert warning.startswith("line 4: rule 2 (user=* tool=t) can never admit: line 1: rule 1 (tool=t) denies all")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("tool='*' limit='deny'", "tool='t' limit='5/1m'"),  # it yields to the exception
+        ("tool='t' limit='deny'", "tool='t' scope='admin' limit='5/1m'"),
+        ("tool='t*' limit='deny'", "user='*' tool='t' limit='5/1m'", "tool='t' limit='9/1m'"),  # and there to a third
+        ("tool='t*' limit='deny'", "user='*' tool='*x' limit='5/1m'"),  # it covers a part
+        ("tool='t' limit='deny' mode='observe'", "user='*' tool='t' limit='5/1m'"),
+        ("tool='t' limit='deny'", "user='*' tool='t' limit='deny'"),
+        # the first of two that differ in roles only applies
+        ("tool='t' role='b' limit='1/1m'", "tool='t' role='a' limit='deny'", "user='*' tool='t' role=['a', 'b'] limit='5/1m'"),
+    ],
+)
+def test_a_rule_that_can_admit_is_not_told(texts: tuple[str, ...]) -> None:
+    assert rules(*texts) == []
+
+
+def test_an_exception_that_is_split_otherwise_is_none() -> None:
+    (warning,) = rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['user']")
+    assert warning.endswith("an exception has the same of user, agent and tool, and the same per")
+
+
+def test_a_rule_on_any_tool_is_closed_by_one_on_any_tool() -> None:
+    assert len(rules("server='s' limit='deny'", "user='*' server='s' limit='5/1m'", "user='*' tool='t' limit='5/1m'")) == 1
+    assert rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='s' limit='5/1m'") == []
+    assert len(rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='t' limit='5/1m'")) == 1
+
+
+def test_exceptions_for_other_calls_do_not_hide_the_warning() -> None:
+    closed, other = "agent='A*::*::*' tool='t*' limit='deny'", "user='*' agent='A::x::y' tool='t1' limit='5/1m'"
+    assert len(rules(closed, other)) == 1
+    assert len(rules(closed, other, "agent='A::z::*' tool='t*' limit='5/1m'")) == 1
+    assert len(rules(closed, other, "agent='A*::x::*' tool='t2*' limit='5/1m'")) == 1
+    assert rules(closed, other, "agent='A*::*x::*' tool='t*' limit='5/1m'") == []
+    some = "user='*' agent='A*::*::*' tool='t1*' limit='5/1m'"
+    assert len(rules(closed, some, "agent='A*::*::*' tool='t2' limit='5/1m'")) == 1
+    assert rules(closed, some, "agent='A*::*::*' tool='t12' limit='5/1m'") == []
+    wide = "user='*' agent='A*::*::*' tool='t*2' limit='5/1m'"
+    assert len(rules(closed, wide, "agent='A*::*::*' tool='t*3' limit='5/1m'")) == 1
+    assert rules(closed, wide, "agent='A*::*::*' tool='t3*' limit='5/1m'") == []
+
+
+def test_nothing_is_closed_where_all_is_observed() -> None:
+    assert rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'", head="mode='observe'\n") == []
+
+
+def test_a_tool_named_as_claude_code_shows_it_is_told_with_the_name_that_is_meant() -> None:
+    (warning,) = rules("tool='mcp__crm__search_*' limit='5/1m'")
+    assert warning.endswith('did you mean tool = "search_*", server = "crm"?')
+    assert rules("tool='mcp__' limit='5/1m'", "tool='mcp_crm' limit='5/1m'") == []

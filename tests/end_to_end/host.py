@@ -1,0 +1,243 @@
+"""A client of the guard: it starts `mcpguard run` as a process and speaks JSON-RPC lines with it."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mcpguard.stores.sqlite import SqliteStore
+
+ROOT = Path(__file__).parents[2]
+SERVERS = Path(__file__).parent / "servers"
+DEADLINE_S = 30.0
+"""Only what hangs takes this long."""
+
+Message = dict[str, Any]
+
+
+def script(name: str, *arguments: object) -> list[str]:
+    """The command of one of the servers in `servers/`."""
+    return [sys.executable, "-S", str(SERVERS / f"{name}.py"), *map(str, arguments)]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
+    return kept | {"MCPGUARD_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
+
+
+def call(request_id: int | str, tool: str, arguments: Message | None = None, **params: Any) -> Message:
+    params = {"name": tool, "arguments": arguments or {}, **params}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+
+
+def request(request_id: int | str, method: str, params: Message | None = None) -> Message:
+    return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
+
+
+def lines(messages: Sequence[Message]) -> bytes:
+    return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    """Look again and again, for what nothing can be read from that would block."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        threading.Event().wait(0.005)
+
+
+class Host:
+    """One client and its guarded server.
+
+    Args:
+        home: The guard's folder.
+        command: The server's command.
+        options: Of `mcpguard run`.
+        env: Variables beside those of this process.
+        dashes: Whether `--` stands before the command.
+        stderr: Where the guard's stderr goes; None for a file that `err` reads.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *command: str,
+        options: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        dashes: bool = True,
+        stderr: int | None = None,
+    ) -> None:
+        home.mkdir(exist_ok=True, parents=True)
+        self.home = home
+        self._err = home / f"stderr-{time.monotonic_ns()}"
+        self._held, held = os.pipe()
+        with self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mcpguard", "run", *options, *(["--"] if dashes else []), *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err if stderr is None else stderr,
+                bufsize=0,
+                env=environment(home, **(env or {})),
+                pass_fds=(held,),  # held open by every process of the session
+            )
+        os.close(held)
+        assert self.process.stdin
+        assert self.process.stdout
+        self.stdin = self.process.stdin
+        self.stdout = self.process.stdout
+        self._buffer = bytearray()
+        self._messages: list[Message] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.stdout.close()
+        try:
+            self.process.wait(DEADLINE_S if kind is None else 5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            if kind is None:
+                raise
+        finally:
+            os.close(self._held)
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text(errors="replace")
+
+    def send(self, *messages: Message | bytes) -> None:
+        for message in messages:
+            data = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n"
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self.stdin.fileno(), view) :]
+
+    @contextlib.contextmanager
+    def sending(self, data: bytes) -> Iterator[None]:
+        """Write meanwhile, for more than a pipe holds."""
+        thread = threading.Thread(target=self.send, args=(data,))
+        thread.start()
+        yield
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive(), "the guard does not read what is written to it"
+
+    def read(self, size: int = 1 << 16) -> bytes:
+        """What the guard has written; empty at the end."""
+        if not select.select([self.stdout], [], [], DEADLINE_S)[0]:
+            raise AssertionError(f"nothing came; stderr: {self.err}")
+        return os.read(self.stdout.fileno(), size)
+
+    def line(self) -> bytes:
+        """The next line, without its end; at the end of the stream what is left."""
+        while True:
+            end = self._buffer.find(b"\n")
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                return line
+            data = self.read()
+            if not data:
+                line = bytes(self._buffer)
+                self._buffer.clear()
+                return line
+            self._buffer += data
+
+    def rest(self) -> bytes:
+        """All until the end of the stream."""
+        while data := self.read():
+            self._buffer += data
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def message(self) -> Message:
+        """The next message."""
+        line = self.line()
+        assert line, f"the stream has ended; stderr: {self.err}"
+        message: Message = json.loads(line)
+        return message
+
+    def answer(self, request_id: int | str | None) -> Message:
+        """The answer to a request; other messages wait."""
+        for at, message in enumerate(self._messages):
+            if message.get("id") == request_id and "method" not in message:
+                return self._messages.pop(at)
+        while (message := self.message()).get("id") != request_id or "method" in message:
+            self._messages.append(message)
+        return message
+
+    def notification(self, method: str) -> Message:
+        """The next notification of a kind; what comes before it is dropped."""
+        while (message := self.message()).get("method") != method:
+            pass
+        return message
+
+    def call(self, request_id: int | str, tool: str, arguments: Message | None = None, **params: Any) -> Message:
+        """Call a tool; its answer."""
+        self.send(call(request_id, tool, arguments, **params))
+        return self.answer(request_id)
+
+    def ask(self, request_id: int | str, method: str, params: Message | None = None) -> Message:
+        """Send a request; its answer."""
+        self.send(request(request_id, method, params))
+        return self.answer(request_id)
+
+    def end(self) -> int:
+        """Close our side, read all that comes and wait; the exit status."""
+        self.stdin.close()
+        self.rest()
+        return self.wait()
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def nobody_is_left(self) -> bool:
+        """Whether all processes of the session end."""
+        return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
+
+    def audit(self) -> list[Message]:
+        """The rows of the shared audit."""
+        return audit(self.home)
+
+
+def audit(home: Path) -> list[Message]:
+    store = SqliteStore(home / "mcpguard.db", timeout_ms=10_000)
+    try:
+        return [entry.record for entry in store.entries()]
+    finally:
+        store.close()
+
+
+def total(rows: Sequence[Message], decision: str) -> int:
+    """How many calls the rows of a decision tell of."""
+    return sum(int(row.get("repeats", 1)) for row in rows if row["decision"] == decision)
+
+
+def policy(home: Path, text: str) -> Path:
+    """Write the policy file."""
+    home.mkdir(exist_ok=True, parents=True)
+    file = home / "policy.toml"
+    file.write_text(text)
+    return file
+
+
+def rule(limit: str, **selectors: str) -> str:
+    body = "".join(f"{key} = {json.dumps(value)}\n" for key, value in selectors.items())
+    return f'[[rule]]\n{body}limit = "{limit}"\n\n'

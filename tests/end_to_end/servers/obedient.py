@@ -1,0 +1,117 @@
+"""A server that does what the names of its tools say, well or badly.
+
+With a file's name as its argument it appends each call's id and tool there before it does anything about it.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if len(sys.argv) > 1 else -1
+
+
+def write(data: bytes, fd: int = 1) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def send(message: dict[str, Any]) -> None:
+    write(json.dumps({"jsonrpc": "2.0"} | message).encode() + b"\n")
+
+
+def answer(request_id: Any, value: Any) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    send({"id": request_id, "result": {"content": [{"type": "text", "text": text}]}})
+
+
+def leave(_: Any, arguments: dict[str, Any]) -> None:
+    os._exit(arguments["status"])
+
+
+def die(_: Any, arguments: dict[str, Any]) -> None:
+    os.kill(os.getpid(), getattr(signal, arguments["signal"]))
+
+
+def hang(request_id: Any, _: dict[str, Any]) -> None:
+    send({"method": "notifications/hanging", "params": {"id": request_id}})
+
+
+def half(request_id: Any, arguments: dict[str, Any]) -> None:
+    write(b'{"jsonrpc":"2.0","id":%d,"resu' % request_id)
+    os._exit(arguments["status"])
+
+
+def close_stdout(_: Any, __: dict[str, Any]) -> None:
+    os.close(1)
+
+
+def close_stdin(request_id: Any, _: dict[str, Any]) -> None:
+    os.close(0)
+    answer(request_id, "closed")
+    while True:
+        signal.pause()
+
+
+def fail(request_id: Any, _: dict[str, Any]) -> None:
+    send({"id": request_id, "error": {"code": -32603, "message": "it failed"}})
+
+
+def fail_softly(request_id: Any, _: dict[str, Any]) -> None:
+    send({"id": request_id, "result": {"content": [], "isError": True}})
+
+
+def flood_stderr(request_id: Any, arguments: dict[str, Any]) -> None:
+    write(b"e" * arguments["bytes"] + b"\n", 2)
+    answer(request_id, "flooded")
+
+
+def big(request_id: Any, arguments: dict[str, Any]) -> None:
+    write(b'{"jsonrpc":"2.0","id":%d,"result":{"text":"' % request_id)
+    for number in range(arguments["mib"]):
+        write(bytes([97 + number % 26]) * (1 << 20))
+    write(b'"}}\n')
+
+
+def variables(request_id: Any, _: dict[str, Any]) -> None:
+    answer(request_id, dict(os.environ))
+
+
+def session(request_id: Any, _: dict[str, Any]) -> None:
+    answer(request_id, {"pid": os.getpid(), "group": os.getpgrp(), "parent": os.getppid()})
+
+
+TOOLS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    tool.__name__: tool
+    for tool in (
+        leave, die, hang, half, close_stdout, close_stdin, fail, fail_softly, flood_stderr, big, variables, session,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        request_id, params = message.get("id"), message.get("params", {})
+        if message.get("method") == "tools/call":
+            if log >= 0:
+                os.write(log, json.dumps([request_id, params["name"]]).encode() + b"\n")
+            tool = TOOLS.get(params["name"])
+            if tool:
+                tool(request_id, params.get("arguments", {}))
+            else:
+                answer(request_id, line.decode())
+        elif request_id is not None:
+            answer(request_id, line.decode())
+        else:
+            send({"method": "notifications/seen", "params": {"line": line.decode()}})
+    with contextlib.suppress(OSError):
+        answer("last", "words")
+
+
+main()

@@ -1,0 +1,267 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from .host import Host, call, lines, policy, rule, script, until
+
+POLICY_INVALID = "policy_invalid"
+
+
+def complaint(host: Host) -> str:
+    """What the guard says of a session that cannot begin: a line, and perhaps a hint."""
+    assert host.rest() == b""
+    first, *hints = host.err.splitlines()
+    assert first.startswith("mcpguard: ")
+    assert all(line.startswith("hint: ") for line in hints)
+    assert len(hints) <= 1
+    return host.err
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        (["no-such-command"], 127, "cannot run no-such-command: no such command"),
+        (["./no/such/file"], 127, "cannot run ./no/such/file: no such command"),
+        ([""], 127, "no such command"),
+        (["/"], 126, "cannot run /: it is a folder"),
+        (["/etc/hostname"], 126, "cannot run /etc/hostname: it is not executable"),
+    ],
+)
+def test_a_command_that_cannot_be_run_is_named_with_a_shells_status(
+    tmp_path: Path, command: list[str], status: int, words: str
+) -> None:
+    with Host(tmp_path, *command) as host:
+        assert words in complaint(host)
+        assert host.wait() == status
+
+
+def test_a_script_without_a_first_line_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "server"
+    program.write_text("echo hello\n")
+    program.chmod(0o700)
+    with Host(tmp_path, str(program)) as host:
+        assert host.rest() == b""
+        assert host.wait() == 126
+        assert f"cannot run {program}: not a program for this system" in host.err
+        assert "#!/bin/sh" in host.err
+        assert "Traceback" not in host.err
+
+
+def test_no_command_is_an_error_of_usage_with_an_example(tmp_path: Path) -> None:
+    with Host(tmp_path) as host:
+        assert "no command to run" in complaint(host)
+        assert host.wait() == 2
+
+
+def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--polcy", "x"]) as host:
+        assert "--polcy" in complaint(host)
+        assert host.wait() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "words"),
+    [
+        (["--agent", "Explore"], {}, "'Explore' does not have three parts"),
+        ([], {"MCPGUARD_AGENT": "a::*::b"}, "'a::*::b' is a pattern"),
+        (["--store", "redis//x"], {}, "'redis//x' is not a store"),
+        ([], {"MCPGUARD_DENIALS": "both"}, "denials: 'both' is neither"),
+        (["--config", "/no/such/config.toml"], {}, "/no/such/config.toml: no such file"),
+        (["--config", "/"], {}, "/: cannot be read: Is a directory"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_and_no_server_starts(
+    tmp_path: Path, options: list[str], env: dict[str, str], words: str
+) -> None:
+    log = tmp_path / "calls"
+    with Host(tmp_path, *script("obedient", log), options=options, env=env) as host:
+        assert words in complaint(host)
+        assert host.wait() == 78
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[store", "[store]\ntimeout = 5", 'denials = "x"', "[audit]\nkeep = 30", "a = " + "9" * 5000, "a = " + "[" * 100_000],
+    ids=range(6),
+)
+def test_a_config_file_that_cannot_be_is_named_and_no_server_starts(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    log = tmp_path / "calls"
+    with Host(tmp_path, *script("obedient", log)) as host:
+        assert f"{tmp_path}/config.toml: " in complaint(host)
+        assert host.wait() == 78
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "why"),
+    [
+        ("", "line 1", "the file is empty"),
+        ("[[rule]\n", "line 1", "not TOML"),
+        ('[[rule]]\ntool = "a"\nlimit = 5/1m\n', "line 3", "not TOML"),
+        ('\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n', "line 2: rule 1", "'0/1h' admits nothing"),
+        ('[[rule]]\ntool = "a"\nlimit = "-5/1h"\n', "line 1: rule 1", "'-5/1h' is not a limit"),
+        ('[[rule]]\ntool = "a"\nlimit = "5 per hour"\n', "line 1: rule 1", "is not a limit"),
+        ('[[rule]]\ntool = "a"\nlimit = "5/99999d"\n', "line 1: rule 1", "out of bounds"),
+        ('[[rule]]\ntool = "a"\nlimit = 5\n', "line 1: rule 1", "5 is not text"),
+        ('[[rule]]\ntool = "a"\n', "line 1: rule 1", "no limit"),
+        ('[[rule]]\ntoll = "a"\nlimit = "5/1h"\n', "line 1: rule 1", "unknown key 'toll'"),
+        ('[[rule]]\nagent = "Explore"\nlimit = "5/1h"\n', "line 1: rule 1", "does not have three parts"),
+        ('[[rule]]\ntool = "a"\nlimit = "' + "9" * 5000 + '/1h"\n', "line 1: rule 1", "is not a limit"),
+        ("limit = " + "9" * 5000, "line 1", "not TOML"),
+        ("a = " + "[" * 100_000, "line 1", "not TOML"),
+        ('[[rule]]\nlimit = "5/1h"\n[[rule]]\nlimit = "6/1h"\n', "line 3: rule 2", "the same selectors"),
+    ],
+    ids=range(15),
+)
+def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(
+    tmp_path: Path, text: str, where: str, why: str
+) -> None:
+    file = policy(tmp_path, text)
+    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+        assert "result" in host.ask("list", "tools/list")
+        error = host.call(1, "search")["error"]
+        assert (error["code"], error["data"]["reason"]) == (503, POLICY_INVALID)
+        assert f"{file}: {where}: " in error["message"]
+        assert why in error["message"]
+        assert f"{file}: {where}: " in host.err
+        assert host.end() == 0
+        assert "Traceback" not in host.err
+        assert [row["decision"] for row in host.audit()] == ["unavailable"]
+    assert (tmp_path / "calls").read_text() == ""
+
+
+def test_a_policy_that_is_no_text_closes_every_tool(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_bytes(b'[[rule]]\nlimit = "\xff/1h"\n')
+    with Host(tmp_path, *script("obedient")) as host:
+        assert "not UTF-8" in host.call(1, "search")["error"]["message"]
+        assert host.end() == 0
+
+
+def test_a_policy_that_is_a_folder_closes_every_tool_and_mends_when_it_is_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "policy.toml"
+    folder.mkdir()
+    with Host(tmp_path, *script("obedient")) as host:
+        error = host.call(1, "search")["error"]
+        assert (error["code"], error["data"]["reason"]) == (503, POLICY_INVALID)
+        assert f"{folder}: cannot be read: Is a directory" in error["message"]
+        folder.rmdir()
+        policy(tmp_path, rule("1/1h", tool="search"))
+        assert "result" in host.call(2, "search")
+        assert host.call(3, "search")["error"]["code"] == 429
+        assert host.end() == 0
+
+
+def test_a_policy_that_is_named_but_missing_closes_every_tool_until_it_is_there(tmp_path: Path) -> None:
+    named = tmp_path / "team.toml"
+    with Host(tmp_path, *script("obedient"), options=["--policy", str(named)]) as host:
+        error = host.call(1, "search")["error"]
+        assert error["code"] == 503
+        assert f"{named}: no such file" in error["message"]
+        named.write_text(rule("1/1h", tool="search"))
+        assert "result" in host.call(2, "search")
+        assert host.end() == 0
+
+
+@pytest.mark.parametrize("place", ["a file", "/proc"])
+@pytest.mark.parametrize("mode", ["local", "deny", "allow"])
+def test_a_store_that_cannot_be_made_is_named_and_does_what_is_configured(tmp_path: Path, place: str, mode: str) -> None:
+    policy(tmp_path, rule("1/1h", tool="search"))
+    (tmp_path / "config.toml").write_text(f'[store]\non_unavailable = "{mode}"\n')
+    (tmp_path / "file").write_text("")
+    folder = str(tmp_path / "file") if place == "a file" else "/proc"
+    with Host(tmp_path, *script("obedient"), options=["--store", f"sqlite://{folder}/mcpguard.db"]) as host:
+        answers = [host.call(number, "search") for number in range(3)]
+        codes = [answer["error"]["code"] if "error" in answer else 200 for answer in answers]
+        assert codes == {"local": [200, 429, 429], "deny": [503] * 3, "allow": [200] * 3}[mode]
+        assert host.end() == 0
+        assert "store unavailable" in host.err
+        assert folder in host.err
+        assert "Traceback" not in host.err
+
+
+def test_a_store_that_is_no_database_is_reported_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mcpguard.db").write_text("my holiday pictures " * 100)
+    with Host(tmp_path, *script("obedient")) as host:
+        assert "result" in host.call(1, "search")
+        assert host.end() == 0
+        assert f"{tmp_path}/mcpguard.db is damaged" in host.err
+        assert "Traceback" not in host.err
+    assert (tmp_path / "mcpguard.db").read_text() == "my holiday pictures " * 100
+
+
+def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="search"))
+    with Host(tmp_path, *script("obedient")) as host:
+        assert "result" in host.call(1, "search")
+        assert "error" in host.call(2, "search")
+        for n in range(2, 12):  # the history is kept
+            policy(tmp_path, rule(f"{n}/1h", tool="search"))
+            assert "result" in host.call(f"{n} a", "search")
+            assert host.call(f"{n} b", "search")["error"]["data"]["limit"] == n
+        policy(tmp_path, rule("deny", tool="search"))
+        assert host.call(3, "search")["error"]["code"] == 403
+        policy(tmp_path, rule("unlimited", tool="search"))
+        assert "result" in host.call(4, "search")
+        assert host.end() == 0
+        notes = [row for row in host.audit() if row["decision"] == "policy"]
+    assert len(notes) == len({row["policy"] for row in notes}) == 12
+    assert {row["reason"] for row in notes} == {"taken up"}
+
+
+def test_an_edit_is_obeyed_by_calls_that_were_written_together_with_others(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="search"))
+    with Host(tmp_path, *script("obedient")) as host:
+        host.call(0, "search")
+        policy(tmp_path, rule("11/1h", tool="search"))
+        host.send(lines([call(number, "search") for number in range(1, 13)]))
+        assert ["result" in host.answer(number) for number in range(1, 13)] == [True] * 10 + [False] * 2
+        assert host.end() == 0
+
+
+@pytest.mark.parametrize("broken", ["", "[[rule]\n", None], ids=["empty", "not TOML", "gone"])
+def test_a_running_policy_that_is_broken_stays_in_force_and_is_reported_once(tmp_path: Path, broken: str | None) -> None:
+    file = policy(tmp_path, rule("2/1h", tool="search"))
+    with Host(tmp_path, *script("obedient")) as host:
+        assert "result" in host.call(1, "search")
+        if broken is None:
+            file.unlink()
+        else:
+            file.write_text(broken)
+        assert "result" in host.call(2, "search")
+        assert all(host.call(number, "search")["error"]["code"] == 429 for number in (3, 4, 5))
+        policy(tmp_path, rule("3/1h", tool="search"))
+        assert "result" in host.call(6, "search")
+        assert host.end() == 0
+        assert host.err.count("policy not taken up: ") == 1
+        assert host.err.count("policy taken up") == 1
+        reasons = [row["reason"] for row in host.audit() if row["decision"] == "policy"]
+    assert reasons[0].startswith(f"not taken up: {file}: ")
+    assert reasons[1:] == ["taken up"]
+
+
+def test_a_policy_that_is_mended_opens_the_tools_without_a_restart(tmp_path: Path) -> None:
+    policy(tmp_path, "[[rule]")
+    with Host(tmp_path, *script("obedient")) as host:
+        assert host.call(1, "search")["error"]["code"] == 503
+        policy(tmp_path, "[[rule]]")
+        assert "no limit" in host.call(2, "search")["error"]["message"]
+        policy(tmp_path, rule("1/1h", tool="search"))
+        assert "result" in host.call(3, "search")
+        assert host.call(4, "search")["error"]["code"] == 429
+        assert host.end() == 0
+
+
+def test_without_a_policy_the_starter_policy_is_in_force_until_there_is_one(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        until(lambda: "policy=the starter policy (4 rules)" in host.err, "the guard says what it goes by")
+        host.send(lines([call(number, "search") for number in range(101)]))
+        answers = [host.answer(number) for number in range(101)]
+        assert ["result" in answer for answer in answers] == [True] * 100 + [False]
+        assert answers[100]["error"]["data"]["rule"] == "user=* agent=*::interactive::* per=user"
+        policy(tmp_path, rule("1/1h", tool="search"))
+        assert "result" in host.call("new", "search")
+        assert host.end() == 0
+    assert json.loads(json.dumps(answers[100]))["error"]["data"]["limit"] == 100

@@ -1,0 +1,251 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .host import Host, audit, call, environment, lines, policy, request, rule, script, until
+
+GONE = -32000
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill $$", 143)])
+def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, status: int) -> None:
+    with Host(tmp_path, "sh", "-c", command) as host:
+        assert host.rest() == b""
+        assert host.wait() == status
+        assert f"server exited with status {status}" in host.err
+        assert "Traceback" not in host.err
+
+
+@pytest.mark.parametrize("status", [0, 7])
+def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp_path: Path, status: int) -> None:
+    with Host(tmp_path, "sh", "-c", f"cat >/dev/null; exit {status}") as host:
+        assert host.end() == status
+        assert "server exited" not in host.err
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "status"),
+    [("leave", {"status": 0}, 0), ("leave", {"status": 7}, 7), ("die", {"signal": "SIGSEGV"}, 139)],
+)
+def test_requests_in_flight_are_answered_when_the_server_is_gone(
+    tmp_path: Path, tool: str, arguments: dict[str, object], status: int
+) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "hang"), call("two", "hang"), call(3, tool, arguments))
+        for request_id in (1, "two", 3):
+            error = host.answer(request_id)["error"]
+            assert (error["code"], error["message"]) == (GONE, f"server exited with status {status}")
+        assert host.line() == b""
+        assert host.wait() == status
+    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"] * 3
+
+
+def test_a_frame_that_the_server_left_unfinished_does_not_swallow_the_last_answers(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "half", {"status": 3}))
+        assert host.line() == b'{"jsonrpc":"2.0","id":1,"resu'
+        assert host.message()["error"]["code"] == GONE
+        assert host.rest() == b""
+        assert host.wait() == 3
+
+
+def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are_answered(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "close_stdout"))
+        assert host.answer(1)["error"]["code"] == GONE
+        assert host.rest() == b""
+        assert host.wait() == 0
+        assert host.nobody_is_left()
+
+
+def test_a_server_that_closes_its_output_and_does_not_listen_is_killed(tmp_path: Path) -> None:
+    with Host(tmp_path, "sh", "-c", "exec >&-; sleep 1000") as host:
+        assert host.rest() == b""
+        assert host.wait() == 128 + signal.SIGTERM
+        assert host.nobody_is_left()
+
+
+def test_a_call_to_a_server_that_has_closed_its_input_is_answered_at_once(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.call(1, "close_stdin")
+        for request_id in (2, 3):
+            error = host.call(request_id, "search")["error"]
+            assert (error["code"], error["message"]) == (GONE, "the server has closed its input")
+        assert host.ask(4, "tools/list")["error"]["code"] == GONE
+        host.kill(signal.SIGTERM)
+        assert host.wait() == 128 + signal.SIGTERM
+    assert [row["outcome"] for row in audit(tmp_path)] == ["ok", "no_answer", "no_answer"]
+
+
+def test_a_client_that_has_ended_its_input_still_gets_every_answer(tmp_path: Path) -> None:
+    requests = [call(number, "search") for number in range(50)]
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(lines(requests))
+        host.stdin.close()
+        for number in range(50):
+            assert "result" in host.answer(number)
+        assert host.answer("last")["result"]["content"][0]["text"] == "words"
+        assert host.rest() == b""
+        assert host.wait() == 0
+
+
+def test_a_last_line_without_an_end_is_judged_and_answered(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="search"))
+    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+        host.send(call(1, "search"), lines([call(2, "search")])[:-1])
+        host.stdin.close()
+        assert "result" in host.answer(1)
+        assert host.answer(2)["error"]["code"] == 429
+        host.rest()
+        assert host.wait() == 0
+    assert (tmp_path / "calls").read_text().splitlines() == ['[1, "search"]']
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_guard_ends_the_server_answers_its_calls_and_is_the_status(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "hang"))
+        host.notification("notifications/hanging")
+        host.kill(number)
+        assert host.answer(1)["error"]["code"] == GONE
+        assert host.rest() == b""
+        assert host.wait() == 128 + number
+        assert host.nobody_is_left()
+        assert "Traceback" not in host.err
+
+
+def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Path) -> None:
+    with Host(tmp_path, "sh", "-c", "kill -TERM $PPID; cat >/dev/null; sleep 1000") as host:
+        assert host.rest() == b""
+        assert host.wait() == 128 + signal.SIGTERM
+        assert host.nobody_is_left()
+
+
+def test_a_signal_reaches_a_server_that_ends_in_its_own_way(tmp_path: Path) -> None:
+    command = "trap 'echo bye; exit 5' TERM; echo ready; while :; do read line || :; done"
+    with Host(tmp_path, "sh", "-c", command) as host:
+        assert host.line() == b"ready"
+        host.kill(signal.SIGTERM)
+        assert host.line() == b"bye"
+        assert host.wait() == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_server_that_heeds_nothing_and_all_that_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    with Host(tmp_path, *script("stubborn")) as host:
+        host.notification("notifications/ready")
+        host.kill(number)
+        assert host.wait() == 128 + signal.SIGKILL
+        assert host.nobody_is_left()
+
+
+def test_the_end_of_the_clients_input_ends_a_server_that_heeds_nothing_and_all_that_it_started(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("stubborn")) as host:
+        host.notification("notifications/ready")
+        assert host.end() == 128 + signal.SIGKILL
+        assert host.nobody_is_left()
+
+
+def test_what_a_server_leaves_behind_when_it_exits_is_ended(tmp_path: Path) -> None:
+    with Host(tmp_path, "sh", "-c", "trap '' TERM HUP; sleep 1000 & echo started; exit 4") as host:
+        assert host.line() == b"started"
+        assert host.wait() == 4
+        assert host.nobody_is_left()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
+def test_the_death_of_the_guard_is_the_death_of_a_server_that_heeds_nothing(tmp_path: Path) -> None:
+    command = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    with Host(tmp_path, sys.executable, "-c", command) as host:
+        assert host.line() == b"ready"
+        host.kill(signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
+def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(tmp_path: Path) -> None:
+    with Host(tmp_path, "sh", "-c", "cat >/dev/null & cat >/dev/null; wait") as host:
+        until(lambda: " store=" in host.err, "the guard is up")
+        host.kill(signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
+def test_a_client_that_reads_no_more_ends_the_session(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.stdout.close()
+        host.send(call(1, "search"))
+        host.wait()
+        assert host.nobody_is_left()
+        assert "Traceback" not in host.err
+
+
+def test_a_client_that_dies_while_the_server_writes_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "big", {"mib": 50}))
+        host.read(10)
+        host.stdout.close()
+        host.stdin.close()
+        host.wait()
+        assert host.nobody_is_left()
+
+
+def test_a_client_that_does_not_read_and_ends_its_input_does_not_keep_the_guard_from_ending(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "big", {"mib": 50}))
+        host.stdin.close()
+        host.wait()
+        assert host.nobody_is_left()
+
+
+def test_a_signal_ends_a_session_whose_client_does_not_read(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "big", {"mib": 50}))
+        host.read(10)
+        host.kill(signal.SIGTERM)
+        host.wait()
+        assert host.nobody_is_left()
+
+
+def test_nothing_is_left_of_a_session_that_could_not_begin(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--store", f"sqlite://{os.devnull}/mcpguard.db"]) as host:
+        host.end()
+        assert host.nobody_is_left()
+        assert "Traceback" not in host.err
+
+
+def test_the_server_is_the_guards_child_in_a_process_group_of_its_own(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        found = json.loads(host.call(1, "session")["result"]["content"][0]["text"])
+        assert found["group"] == found["pid"]
+        assert found["parent"] == host.process.pid
+        assert host.end() == 0
+
+
+def test_requests_that_come_while_the_server_ends_do_not_outlast_it(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "leave", {"status": 9}))
+        with contextlib.suppress(BrokenPipeError):
+            for number in range(2, 1000):
+                host.send(request(number, "ping"))
+        assert host.answer(1)["error"]["code"] == GONE
+        host.rest()
+        assert host.wait() == 9
+
+
+def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mcpguard", "run", "--", *script("obedient")],
+        input=lines([call(number, "search") for number in range(20)]),
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]

@@ -1,0 +1,186 @@
+import json
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from .host import Host, Message, audit, call, lines, policy, rule, script, total
+
+SEARCHES = rule("100/1h", user="*", tool="search_customers")
+
+
+def reached(log: Path) -> list[list[str | int]]:
+    """Id and tool of each call that a server has had."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def call_them_all(host: Host, requests: list[Message]) -> list[Message]:
+    """Write all requests without waiting, and read all answers."""
+    with host.sending(lines(requests)):
+        return [host.message() for _ in requests]
+
+
+def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_each_other_one_is_told_when_to_come_back(
+    tmp_path: Path,
+) -> None:
+    policy(tmp_path, SEARCHES)
+    log = tmp_path / "calls"
+    with Host(tmp_path, *script("obedient", log), options=["--user", "alice@acme.com"]) as host:
+        host.ask("hello", "ping")
+        began = time.monotonic()
+        answers = call_them_all(host, [call(number, "search_customers") for number in range(3000)])
+        took_ms = (time.monotonic() - began) * 1000
+        status = host.end()
+
+    assert status == 0
+    assert reached(log) == [[number, "search_customers"] for number in range(100)]
+    assert sorted(answer["id"] for answer in answers) == list(range(3000))
+    assert {answer["id"] for answer in answers if "result" in answer} == set(range(100))
+    for error in (answer["error"] for answer in answers if "error" in answer):
+        data = error["data"]
+        assert (error["code"], data["axis"], data["limit"], data["window"]) == (429, "user", 100, "1h")
+        assert (data["user"], data["tool"]) == ("alice@acme.com", "search_customers")
+        assert 3_600_000 - took_ms - 1 <= data["retry_after_ms"] <= 3_600_000 * 65 / 64
+        assert data["retry_after_seconds"] == -(-data["retry_after_ms"] // 1000)
+        assert error["message"] == (
+            "Tool search_customers rate limit exceeded for user alice@acme.com: 100 calls per 1h. "
+            f"Retry in {data['retry_after_seconds']} seconds."
+        )
+
+    rows = audit(tmp_path)
+    assert total(rows, "rate_limited") == 2900
+    assert Counter((row["decision"], row.get("outcome")) for row in rows if row["decision"] == "allowed") == {
+        ("allowed", "ok"): 100
+    }
+    assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+    assert sum(file.stat().st_size for file in tmp_path.glob("mcpguard.db*")) < 500_000
+
+
+def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path) -> None:
+    policy(tmp_path, SEARCHES)
+    log = tmp_path / "calls"
+
+    def loop(name: int) -> list[Message]:
+        requests = [call(f"{name}-{number}", "search_customers") for number in range(1000)]
+        with Host(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
+            answers = call_them_all(host, requests)
+            assert host.end() == 0
+        return answers
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = [answer for some in pool.map(loop, range(3)) for answer in some]
+
+    admitted = {answer["id"] for answer in answers if "result" in answer}
+    assert {str(request_id) for request_id, _ in reached(log)} == admitted
+    assert len(admitted) == len(reached(log)) == 100
+    assert Counter(answer["error"]["code"] for answer in answers if "error" in answer) == {429: 2900}
+    rows = audit(tmp_path)
+    assert (total(rows, "allowed"), total(rows, "rate_limited")) == (100, 2900)
+
+
+@pytest.mark.timeout(180)
+def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row_of_a_call_that_went_on(
+    tmp_path: Path,
+) -> None:
+    policy(tmp_path, rule("40/2s", user="*", tool="short") + rule("150/1h", user="*", tool="long"))
+    log = tmp_path / "calls"
+    started = threading.Barrier(8)
+    began = time.monotonic()
+
+    def survivor(name: int) -> None:
+        with Host(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
+            started.wait(60)
+            number = 0
+            while time.monotonic() - began < 5 or number < 100:
+                host.call(f"{name}-{number}", "short" if number % 2 else "long")
+                number += 1
+            assert host.end() == 0
+
+    def victim(name: int) -> None:
+        dice = random.Random(name)  # noqa: S311 - a seed, not a secret
+        for life in range(6):
+            with Host(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
+                if life == 0:
+                    started.wait(60)
+                for number in range(dice.randrange(100)):
+                    host.call(f"{name}-{life}-{number}", "short" if number % 2 else "long")
+                host.send(*(call(f"{name}-{life}-last-{number}", "short") for number in range(20)))
+                host.kill(signal.SIGKILL)
+                assert host.nobody_is_left()
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(victim if name % 2 else survivor, name) for name in range(8)]:
+            done.result()
+
+    took_s = time.monotonic() - began
+    rows = [row for row in audit(tmp_path) if row["decision"] == "allowed"]
+    calls = reached(log)
+    assert {request_id for request_id, _ in calls} <= {row["request_id"] for row in rows}
+    assert len(calls) == len({request_id for request_id, _ in calls})
+    assert sum(row["tool"] == "long" for row in rows) == 150
+    short = sorted(row["time_us"] for row in rows if row["tool"] == "short")
+    assert 40 <= len(short) <= 40 * (took_s // 2 + 1)
+    # The wall clock is read a little after the store's, so a window that it sees may be somewhat short of two seconds.
+    assert all(after - before > 1_500_000 for before, after in zip(short, short[40:], strict=False))
+
+
+def test_a_client_that_waits_as_long_as_it_is_told_is_never_denied_twice(tmp_path: Path) -> None:
+    policy(tmp_path, rule("5/1s", user="*", tool="*"))
+    denials = 0
+    with Host(tmp_path, *script("obedient")) as host:
+        for number in range(18):
+            answer = host.call(number, "search")
+            if "error" in answer:
+                denials += 1
+                time.sleep(answer["error"]["data"]["retry_after_ms"] / 1000)
+                assert "result" in host.call(f"{number} again", "search")
+        assert host.end() == 0
+    assert denials
+
+
+def test_a_denied_call_consumes_nothing_of_any_limit(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", user="*", tool="narrow") + rule("4/1h", user="*"))
+    with Host(tmp_path, *script("obedient")) as host:
+        narrow = [host.call(number, "narrow") for number in range(20)]
+        wide = [host.call(f"w{number}", "other") for number in range(3)]
+        assert host.end() == 0
+    assert ["result" in answer for answer in narrow] == [True, True] + [False] * 18
+    assert ["result" in answer for answer in wide] == [True, True, False]
+    assert {answer["error"]["data"]["rule"] for answer in narrow[2:]} == {"user=* tool=narrow"}
+
+
+def test_two_clients_at_once_share_what_is_meant_to_be_shared_and_nothing_else(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="mine") + rule("1/1h", tool="ours"))
+    alice = Host(tmp_path, *script("obedient"), options=["--user", "alice", "--server", "crm"])
+    bob = Host(tmp_path, *script("obedient"), options=["--user", "bob", "--server", "crm"])
+    with alice, bob:
+        assert "result" in alice.call(1, "mine")
+        assert "result" in bob.call(1, "mine")
+        assert alice.call(2, "mine")["error"]["data"]["axis"] == "user"
+        assert "result" in alice.call(3, "ours")
+        denied = bob.call(3, "ours")["error"]
+        assert (denied["code"], denied["data"]["axis"]) == (429, "tool")
+        assert "everybody together" in denied["message"]
+        assert (alice.end(), bob.end()) == (0, 0)
+
+
+def test_observing_denies_nothing_and_reports_what_it_would_have_denied(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="search"))
+    with Host(tmp_path, *script("obedient"), options=["--observe"]) as host:
+        assert all("result" in host.call(number, "search") for number in range(3))
+        assert host.end() == 0
+    assert [row["decision"] for row in audit(tmp_path)] == ["allowed", "would_deny", "would_deny"]
+
+
+def test_what_is_not_a_tool_call_is_never_limited(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny"))
+    with Host(tmp_path, *script("obedient")) as host:
+        for method in ("ping", "tools/list", "resources/read", "prompts/get", "tasks/get", "tools/Call"):
+            assert "result" in host.ask(method, method, {"name": "search"})
+        assert host.call("call", "search")["error"]["code"] == 403
+        assert host.end() == 0

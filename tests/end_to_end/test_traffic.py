@@ -1,0 +1,311 @@
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from .host import Host, call, environment, lines, policy, request, rule, script, total, until
+
+
+def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
+    sent = [
+        b'{ "jsonrpc" : "2.0",\t"method":"notifications/x" , "params":{"z":1,"a":[1.0,1e3,-0,"\\u0041\\/"],"k":"\xc3\xa9"} }',
+        b'{"jsonrpc":"2.0","id":123456789012345678901234567890,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"arguments":{"a":1,"A":2,"a":3},"name":"search"}}',
+        b'{"jsonrpc":"2.0","id":7,"result":{"roots":[]}}',
+        b'{"id":8,"jsonrpc":"2.0","error":{"code":-1,"message":"no"}}',
+    ]
+    with Host(tmp_path, "cat") as host:  # it says what it is told
+        for line in sent:
+            host.send(line + b"\n")
+            assert host.line() == line
+        assert host.end() == 0
+
+
+def test_lines_may_end_with_cr_lf_and_blank_ones_are_dropped(tmp_path: Path) -> None:
+    with Host(tmp_path, "cat") as host:
+        host.send(b'\n\r\n  \n{"jsonrpc":"2.0","method":"x"}\r\n\n{"method":"y"}\r\n')
+        assert json.loads(host.line()) == {"jsonrpc": "2.0", "method": "x"}
+        assert json.loads(host.line()) == {"method": "y"}
+        host.stdin.close()
+        assert host.rest() == b""
+        assert host.wait() == 0
+
+
+def test_a_line_that_comes_in_pieces_is_one_line(tmp_path: Path) -> None:
+    line = lines([call(1, "search", {"text": "é" * 500})])
+    with Host(tmp_path, "cat") as host:
+        for at in range(0, len(line), 7):
+            host.send(line[at : at + 7])
+        assert host.line() + b"\n" == line
+        assert host.end() == 0
+
+
+def test_the_servers_bytes_need_not_be_json_lines(tmp_path: Path) -> None:
+    with Host(tmp_path, "sh", "-c", r"printf 'hello \377\000\r\n\n\n{broken'") as host:
+        assert host.rest() == b"hello \xff\x00\r\n\n\n{broken"
+        assert host.wait() == 0
+
+
+def test_a_refused_line_is_answered_and_never_reaches_the_server(tmp_path: Path) -> None:
+    refused = {
+        b"{not json": (-32700, None),
+        b'\xef\xbb\xbf{"jsonrpc":"2.0","id":1,"method":"ping"}': (-32700, None),
+        b'{"jsonrpc":"2.0","id":2,"method":"tools/call","METHOD":"x","params":{"name":"a"}}': (-32600, 2),
+        b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"a","Name":"b"}}': (-32602, 3),
+        b'{"jsonrpc":"2.0","id":4,"method":"tools/call","params":{"name":7}}': (-32602, 4),
+        b"[]": (-32600, None),
+        b"[" * 600 + b"]" * 600: (-32700, None),
+    }
+    with Host(tmp_path, "cat") as host:
+        for line, (code, request_id) in refused.items():
+            host.send(line + b"\n")
+            answer = host.message()
+            assert (answer["error"]["code"], answer["id"]) == (code, request_id), line
+        host.send(b'{"jsonrpc":"2.0","method":"tools/call","params":{"name":"a"}}\n')  # a notification: no answer
+        host.send(lines([request("last", "ping")]))
+        assert host.message() == request("last", "ping")
+        assert host.end() == 0
+        assert total(host.audit(), "invalid") == len(refused) + 1
+
+
+def test_a_batch_is_taken_apart_and_each_call_in_it_is_charged(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="search"))
+    with Host(tmp_path, "cat") as host:
+        host.send(json.dumps([call(1, "search"), request(2, "ping"), call(3, "search")]).encode() + b"\n")
+        messages = [host.message() for _ in range(3)]
+        assert call(1, "search") in messages
+        assert request(2, "ping") in messages
+        assert [message["error"]["code"] for message in messages if "error" in message] == [429]
+        assert host.end() == 0
+
+
+def test_a_line_that_is_too_long_is_refused_and_the_next_one_passes(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("max_frame_bytes = 2048\n")
+    with Host(tmp_path, "cat") as host:
+        with host.sending(lines([call(1, "search", {"text": "x" * 3_000_000}), request(2, "ping")])):
+            assert host.message()["error"] == {"code": -32700, "message": "Refused: longer than 2048 bytes"}
+            assert host.message() == request(2, "ping")
+        assert host.end() == 0
+
+
+def test_a_request_of_five_megabytes_passes(tmp_path: Path) -> None:
+    line = lines([call(1, "search", {"text": "x" * 5_000_000})])
+    with Host(tmp_path, "cat") as host:
+        with host.sending(line):
+            assert host.line() + b"\n" == line
+        assert host.end() == 0
+
+
+def test_thousands_of_denied_calls_written_before_the_first_answer_is_read_are_all_answered(tmp_path: Path) -> None:
+    policy(tmp_path, rule("100/1h", user="*", tool="search"))
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(lines([call(number, "search") for number in range(20_000)]))
+        answers = [host.message() for _ in range(20_000)]
+        assert host.end() == 0
+    assert sorted(answer["id"] for answer in answers) == list(range(20_000))
+    assert sum("result" in answer for answer in answers) == 100
+
+
+def test_denials_are_in_the_order_of_the_calls(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="search"))
+    with Host(tmp_path, *script("obedient")) as host:
+        with host.sending(lines([call(number, "search") for number in range(5000)])):
+            assert [host.message()["id"] for _ in range(5000)] == list(range(5000))
+        assert host.end() == 0
+
+
+def test_denials_between_large_answers_tear_none(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="search"))
+    requests = [call(number, "search") if number % 5 else call(number, "big", {"mib": 1}) for number in range(100)]
+    with Host(tmp_path, *script("obedient")) as host:
+        with host.sending(lines(requests)):
+            answers = {message["id"]: message for message in (host.message() for _ in requests)}
+        assert host.end() == 0
+    assert [number for number in range(100) if "result" in answers[number]] == list(range(0, 100, 5))
+    assert {len(answers[number]["result"]["text"]) for number in range(0, 100, 5)} == {1 << 20}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_an_answer_of_a_hundred_mebibytes_passes_unchanged_in_little_memory(tmp_path: Path) -> None:
+    expected = hashlib.sha256(b'{"jsonrpc":"2.0","id":2,"result":{"text":"')
+    for number in range(100):
+        expected.update(bytes([97 + number % 26]) * (1 << 20))
+    expected.update(b'"}}\n')
+    size = 100 * (1 << 20) + len(b'{"jsonrpc":"2.0","id":2,"result":{"text":""}}\n')
+
+    with Host(tmp_path, *script("obedient")) as host:
+
+        def peak_mib() -> float:
+            status = Path(f"/proc/{host.process.pid}/status").read_text().split()
+            return int(status[status.index("VmHWM:") + 1]) / 1024
+
+        host.call(1, "search")
+        before = peak_mib()
+        host.send(call(2, "big", {"mib": 100}))
+        found = hashlib.sha256()
+        while size:
+            data = host.read(min(size, 1 << 16))
+            size -= len(data)
+            found.update(data)
+        assert host.call(3, "search")["id"] == 3
+        assert peak_mib() - before < 16
+        assert host.end() == 0
+        rows = host.audit()
+    assert found.digest() == expected.digest()
+    assert [row["outcome"] for row in rows] == ["ok", "unparsed", "ok"]
+
+
+def test_the_servers_stderr_passes_through(tmp_path: Path) -> None:
+    with Host(tmp_path, "sh", "-c", r"printf 'line\n\033[31mred\033[0m half' >&2") as host:
+        host.rest()
+        assert host.wait() == 0
+        assert "line\n\x1b[31mred\x1b[0m half" in host.err
+
+
+def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(tmp_path: Path) -> None:
+    policy(tmp_path, "".join(rule("1/1h", tool=f"tool-{number}") for number in range(300)))
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"f" * 4096)
+    os.set_blocking(write, True)
+    with Host(tmp_path, *script("obedient"), stderr=write) as host:
+        os.close(write)
+        for number in range(300):
+            assert "result" in host.call(number, f"tool-{number}")
+            assert host.call(f"{number} again", f"tool-{number}")["error"]["code"] == 429
+        assert host.end() == 0
+    os.close(read)
+
+
+def test_a_flood_of_the_servers_stderr_stops_nothing(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    flood: list[int] = []
+
+    def drain() -> None:
+        while data := os.read(read, 1 << 16):
+            flood.append(data.count(b"e"))
+
+    reader = threading.Thread(target=drain)
+    with Host(tmp_path, *script("obedient"), stderr=write) as host:
+        os.close(write)
+        reader.start()
+        for number in range(3):
+            host.send(call(number, "flood_stderr", {"bytes": 5_000_000}))
+            assert "result" in host.answer(number)
+        assert host.end() == 0
+    reader.join()
+    os.close(read)
+    assert sum(flood) >= 15_000_000
+
+
+def test_a_closed_stderr_stops_nothing(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="search"))
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "mcpguard", "run", "--", *script("obedient")],
+        input=lines([call(1, "search"), call(2, "search"), call(3, "flood_stderr", {"bytes": 10})]),
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == 0
+    answers = {message["id"]: message for message in map(json.loads, done.stdout.splitlines())}
+    assert answers[2].pop("error")["code"] == 429
+    assert all("result" in answers[request_id] for request_id in (1, 3, "last"))
+
+
+def test_a_closed_stdin_is_the_end_of_the_clients_input(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "mcpguard", "run", "--", *script("obedient")],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["id"] == "last"
+
+
+def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happened(tmp_path: Path) -> None:
+    file = policy(tmp_path, rule("1/1h", user="*", tool="search"))
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice", "--server", "crm"]) as host:
+        for number in range(3):
+            host.call(number, "search")
+        assert host.end() == 0
+        first, *others = [line for line in host.err.splitlines() if line.startswith("mcpguard: ")]
+    assert " server=crm user=alice agent=unknown::interactive::default " in first
+    assert f" policy={file} (1 rules) store={tmp_path}/mcpguard.db" in first
+    assert others[0].startswith("mcpguard: rate_limited axis=user user=alice ")
+    assert " tool=search limit=1/1h count=2 retry_after=3600s" in others[0]
+    assert others[-1] == "mcpguard: 3 calls: 2 rate_limited (user 2), 1 allowed"
+
+
+def test_names_reach_neither_stderr_nor_a_denial_with_their_control_characters(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="*"))
+    with Host(tmp_path, *script("obedient"), options=["--user", "al\x1b[2Jice"]) as host:
+        error = host.call(1, "a\x1b]0;owned\x07\u202eb\n c")["error"]
+        assert host.end() == 0
+        assert not {char for char in host.err if not char.isprintable()} - {"\n"}
+    assert error["message"].isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a::b", "with space", " ", "", "naïve ☃", "🦊🦊", "a\tb\nc\x1b[2J\x7f", "mcp__crm__search", "x" * 10_000, "é" * 5_000,
+     "*", "..", "%s{}", '"quoted\\"', "\u2028", "user=* tool=*"],
+    ids=repr,
+)  # fmt: skip
+def test_any_text_may_name_a_tool(tmp_path: Path, name: str) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="*"))
+    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+        assert "result" in host.call(1, name)
+        error = host.call(2, name)["error"]
+        assert error["code"] == 429
+        assert len(error["data"]["tool"].encode()) <= 256
+        if len(name) < 100:
+            assert error["data"]["tool"] == name
+        assert "result" in host.call(3, name + "other")
+        assert host.end() == 0
+        assert "Traceback" not in host.err
+        assert "internal error" not in host.err
+        assert [row["decision"] for row in host.audit()] == ["allowed", "rate_limited", "allowed"]
+    assert [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()] == [[1, name], [3, name + "other"]]
+
+
+def test_a_name_that_two_parsers_would_read_differently_is_refused(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+        assert host.call(1, "a\0b")["error"]["code"] == -32602
+        assert host.call(2, "\ud800")["error"]["code"] == -32602
+        assert host.end() == 0
+        assert total(host.audit(), "invalid") == 2
+    assert (tmp_path / "calls").read_text() == ""
+
+
+def test_outcomes_and_durations_are_in_the_audit(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.call(1, "search")
+        host.call(2, "fail")
+        host.call(3, "fail_softly")
+        host.send(call(4, "hang"))
+        host.notification("notifications/hanging")
+        host.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 4}})
+        host.notification("notifications/seen")
+        host.send(call(5, "hang"))
+        host.notification("notifications/hanging")
+        assert host.end() == 0
+        rows = host.audit()
+    assert [row["outcome"] for row in rows] == ["ok", "rpc_error", "tool_error", "cancelled", "no_answer"]
+    assert all(0 <= row["duration_ms"] < 60_000 for row in rows)
+
+
+def test_outcomes_are_written_while_the_session_lives(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.call(1, "search")
+        until(lambda: [row.get("outcome") for row in host.audit()] == ["ok"], "the outcome is in the audit")
+        assert host.end() == 0

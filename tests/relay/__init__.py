@@ -1,0 +1,1 @@
+"""The parts that move bytes, each with real pipes and processes."""

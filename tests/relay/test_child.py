@@ -1,0 +1,226 @@
+import contextlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import CommandError
+from mcpguard.relay.child import SECRETS, Child, environment, find_program, spawn
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+Start = Callable[..., Child]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts children, and ends them with the test."""
+    children: list[Child] = []
+
+    def start(*argv: str, environ: Mapping[str, str] | None = None) -> Child:
+        child = spawn(argv, os.environ if environ is None else environ)
+        children.append(child)
+        child.confirm()
+        return child
+
+    yield start
+    for child in children:
+        if child.status is None:
+            child.signal(signal.SIGKILL)
+            ended(child)
+        os.close(child.stdin)
+        os.close(child.stdout)
+
+
+def ended(child: Child) -> int:
+    """Wait for its end; its status."""
+    if child.status is None:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    status = child.poll()
+    assert status is not None
+    return status
+
+
+def said(child: Child) -> str:
+    """All that it writes until it closes its output."""
+    data = b""
+    while more := os.read(child.stdout, 1 << 16):
+        data += more
+    return data.decode(errors="surrogateescape")
+
+
+def refusal(argv: Sequence[str], environ: Mapping[str, str]) -> CommandError:
+    with pytest.raises(CommandError) as caught:
+        find_program(argv[0], environ)
+    return caught.value
+
+
+def script(folder: Path, text: str, mode: int = 0o700) -> str:
+    file = folder / "server"
+    file.write_text(text)
+    file.chmod(mode)
+    return str(file)
+
+
+def test_a_command_that_is_missing_from_the_path_is_127_and_the_hint_is_a_full_path(tmp_path: Path) -> None:
+    error = refusal(["no-such-command"], {"PATH": str(tmp_path)})
+    assert (error.exit_status, error.message) == (127, "cannot run no-such-command: no such command")
+    assert "full path" in error.hint
+
+
+def test_a_path_that_is_not_there_is_127_and_the_hint_is_the_path(tmp_path: Path) -> None:
+    error = refusal([str(tmp_path / "server")], {})
+    assert (error.exit_status, error.hint) == (127, "check the path")
+
+
+def test_a_file_that_is_not_executable_is_126(tmp_path: Path) -> None:
+    error = refusal([script(tmp_path, "#!/bin/sh\n", 0o600)], {})
+    assert error.exit_status == 126
+    assert error.message.endswith("it is not executable")
+
+
+def test_a_folder_is_126(tmp_path: Path) -> None:
+    error = refusal([str(tmp_path)], {})
+    assert error.exit_status == 126
+    assert error.message.endswith("it is a folder")
+
+
+def test_a_file_in_the_working_folder_is_run_only_if_the_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path, "#!/bin/sh\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_program("./server", {"PATH": "/nowhere"}) == "./server"
+    assert refusal(["server"], {"PATH": "/nowhere"}).exit_status == 127
+
+
+def test_the_servers_path_is_the_one_that_is_searched(tmp_path: Path, start: Start) -> None:
+    script(tmp_path, "#!/bin/sh\necho found\n")
+    child = start("server", environ={"PATH": str(tmp_path)})
+    assert said(child) == "found\n"
+    assert ended(child) == 0
+
+
+@pytest.mark.parametrize("text", ["echo hello\n", "#!/no/such/interpreter\n"])
+def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(tmp_path: Path, text: str) -> None:
+    child = spawn([script(tmp_path, text)], os.environ)
+    with pytest.raises(CommandError) as caught:
+        child.confirm()
+    os.close(child.stdin)
+    os.close(child.stdout)
+    assert caught.value.exit_status == 126
+    assert "#!/bin/sh" in caught.value.hint
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.pid, 0)
+
+
+def test_it_is_given_its_arguments_as_they_are_and_no_shell_sees_them(start: Start) -> None:
+    words = ["a b", "", "$HOME", "*", "ü\udcff", "-c"]
+    program = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    assert json.loads(said(start(sys.executable, "-c", program, *words))) == words
+
+
+def test_it_reads_what_we_write_and_its_input_ends_when_we_close_it(start: Start) -> None:
+    child = start("cat")
+    os.write(child.stdin, b"hello\n")
+    assert os.read(child.stdout, 100) == b"hello\n"
+    assert child.poll() is None
+    child.close_stdin()
+    child.close_stdin()
+    assert said(child) == ""
+    assert ended(child) == 0
+
+
+def test_a_thread_that_still_writes_after_its_input_has_ended_finds_no_other_file_there(start: Start, tmp_path: Path) -> None:
+    child = start("cat")
+    child.close_stdin()
+    with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
+        os.write(child.stdin, b"frame\n")
+    assert (tmp_path / "database").read_bytes() == b""
+    assert said(child) == ""
+
+
+def test_it_holds_no_end_of_its_own_pipes_and_no_file_of_ours(start: Start, tmp_path: Path) -> None:
+    given = {fd for fd in range(3, 256) if Path(f"/dev/fd/{fd}").exists() and os.get_inheritable(fd)}
+    with (tmp_path / "ours").open("w"):
+        program = "import os; print([fd for fd in range(3, 256) if os.path.exists(f'/dev/fd/{fd}')])"
+        found = set(json.loads(said(start(sys.executable, "-S", "-c", program))))
+    assert found <= given
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143)])
+def test_its_status_is_what_a_shell_would_say(start: Start, command: str, status: int) -> None:
+    child = start("sh", "-c", command)
+    assert ended(child) == status
+    assert child.poll() == status
+
+
+def test_it_leads_a_process_group_of_its_own(start: Start) -> None:
+    child = start("cat")
+    assert os.getpgid(child.pid) == child.pid != os.getpgrp()
+
+
+def test_a_signal_reaches_all_that_it_started(start: Start) -> None:
+    child = start("sh", "-c", "sleep 1000 & echo started; wait")
+    assert os.read(child.stdout, 100) == b"started\n"
+    child.signal(signal.SIGTERM)
+    assert said(child) == ""  # both have let go of its output
+    assert ended(child) == 143
+
+
+def test_a_signal_to_what_is_gone_already_does_nothing(start: Start) -> None:
+    child = start("true")
+    ended(child)
+    child.signal(signal.SIGTERM)
+
+
+def test_it_starts_with_the_usual_answers_to_signals(start: Start) -> None:
+    command = "kill -PIPE $$; echo still here"
+    assert said(start("sh", "-c", command)) == ""
+
+
+def test_a_process_that_somebody_else_waited_for_has_failed(start: Start) -> None:
+    child = start("true")
+    os.waitpid(child.pid, 0)
+    assert child.poll() == 1
+
+
+def test_its_environment_is_ours_but_for_our_secrets() -> None:
+    ours = {"PATH": "/bin", "MCPGUARD_TOKEN": "s3cret", "MCPGUARD_STORE": "redis://:pw@h", "MCPGUARD_HOME": "/h"}
+    assert environment(ours) == {"PATH": "/bin", "MCPGUARD_HOME": "/h"}
+    assert {"MCPGUARD_TOKEN", "MCPGUARD_STORE"} <= SECRETS
+
+
+def test_its_environment_is_what_it_is_given_and_nothing_else(start: Start) -> None:
+    child = start("/usr/bin/env", environ={"ONE": "1", "TWO": "ü\udcff"})
+    assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
+def test_it_dies_with_its_parent_even_if_it_heeds_nothing(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.write({write}, b'up'); signal.pause()"
+    parent = (
+        "import os, signal, sys; from mcpguard.relay.child import spawn;"
+        f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ).confirm(); signal.pause()"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", parent], pass_fds=(write,), env=env) as process:
+        os.close(write)
+        assert os.read(read, 2) == b"up"
+        process.kill()
+        assert os.read(read, 1) == b""  # nobody holds the other end any more
+    os.close(read)
+
+
+def test_our_ends_of_its_pipes_are_pipes_that_its_children_do_not_get(start: Start) -> None:
+    child = start("cat")
+    for fd in (child.stdin, child.stdout):
+        assert stat.S_ISFIFO(os.fstat(fd).st_mode)
+        assert not os.get_inheritable(fd)

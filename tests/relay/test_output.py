@@ -1,0 +1,274 @@
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.relay import output
+from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput, write_all
+
+MIB = 1 << 20
+NEVER = 30.0
+"""Seconds that only what hangs takes."""
+
+
+class Client:
+    """The two ends of a pipe, with a `ClientOutput` on the one."""
+
+    def __init__(self) -> None:
+        self.fd, self.write_fd = os.pipe()
+        self.losses = 0
+        self.output = ClientOutput(self.write_fd, self._lost)
+
+    def _lost(self) -> None:
+        self.losses += 1
+
+    def read(self, size: int) -> bytes:
+        """That many bytes."""
+        data = b""
+        while len(data) < size:
+            more = os.read(self.fd, size - len(data))
+            assert more
+            data += more
+        return data
+
+    def ended(self, replies: bytes = b"") -> bytes:
+        """End the stream; all that is still in it."""
+        found: list[bytes] = []
+
+        def drain() -> None:
+            while data := os.read(self.fd, 1 << 16):
+                found.append(data)
+
+        reader = threading.Thread(target=drain)
+        reader.start()
+        self.output.finish(replies, NEVER)
+        self.close_writer()
+        reader.join()
+        return b"".join(found)
+
+    def close_writer(self) -> None:
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
+            self.write_fd = -1
+
+    def close_reader(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    one = Client()
+    yield one
+    one.close_reader()
+    one.close_writer()
+
+
+def in_thread(work: object, *arguments: object) -> threading.Thread:
+    assert callable(work)
+    thread = threading.Thread(target=work, args=arguments)
+    thread.start()
+    return thread
+
+
+def joined(thread: threading.Thread) -> bool:
+    thread.join(NEVER)
+    return not thread.is_alive()
+
+
+frames_and_cuts = st.lists(st.integers(0, 9000), max_size=12).flatmap(
+    lambda sizes: st.tuples(
+        st.just([b"s%d" % number + b"." * size + b"\n" for number, size in enumerate(sizes)]),
+        st.lists(st.integers(0, sum(sizes) + 4 * len(sizes)), max_size=10).map(sorted),
+    )
+)
+replies_between = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 9000)), max_size=12)
+
+
+@given(frames_and_cuts, replies_between)
+@settings(max_examples=150, deadline=None)
+def test_a_reply_tears_no_frame_and_comes_no_later_than_the_end_of_what_was_open(
+    stream: tuple[list[bytes], list[int]], replies: list[tuple[int, int]]
+) -> None:
+    frames, cuts = stream
+    data = b"".join(frames)
+    chunks = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    client = Client()
+    expected_replies: list[bytes] = []
+    bounds: list[tuple[int, int]] = []  # between which numbers of the server's frames each must come
+    complete = 0
+    received: list[bytes] = []
+    reader = in_thread(lambda: received.extend(iter(lambda: os.read(client.fd, 1 << 16), b"")))
+    for at, chunk in enumerate(chunks):
+        for _, size in [one for one in replies if one[0] == at]:
+            reply = b"r%d" % len(expected_replies) + b"," * size + b"\n"
+            expected_replies.append(reply)
+            after = complete
+            for later in chunks[at:]:
+                after += later.count(b"\n")
+                if b"\n" in later:
+                    break
+            else:
+                after = len(frames)
+            bounds.append((complete, after))
+            client.output.reply(reply)
+        client.output.relay(chunk)
+        complete += chunk.count(b"\n")
+    client.output.finish(b"", NEVER)
+    client.close_writer()
+    assert joined(reader)
+    client.close_reader()
+
+    lines = b"".join(received).splitlines(keepends=True)
+    assert [line for line in lines if line[:1] == b"s"] == frames
+    assert [line for line in lines if line[:1] == b"r"] == expected_replies
+    before = [sum(line[:1] == b"s" for line in lines[: lines.index(reply)]) for reply in expected_replies]
+    assert all(low <= number <= high for number, (low, high) in zip(before, bounds, strict=True)), (before, bounds)
+    assert client.losses == 0
+
+
+def test_frames_and_replies_of_several_threads_are_whole_and_each_in_order(client: Client) -> None:
+    frames = [b"s%d" % number + b"." * (number * 7919 % 200_000) + b"\n" for number in range(200)]
+    replies = [[b"%d r%d" % (name, number) + b"," * (number * 31 % 6000) + b"\n" for number in range(300)] for name in (1, 2)]
+    data = b"".join(frames)
+
+    def relay() -> None:
+        start = 0
+        while start < len(data):
+            size = 1 + start * 7 % 65536
+            client.output.relay(data[start : start + size])
+            start += size
+
+    def reply(some: list[bytes]) -> None:
+        for one in some:
+            client.output.reply(one)
+
+    received: list[bytes] = []
+    reader = in_thread(lambda: received.extend(iter(lambda: os.read(client.fd, 1 << 16), b"")))
+    writers = [in_thread(relay), *(in_thread(reply, some) for some in replies)]
+    assert all(joined(writer) for writer in writers)
+    client.output.finish(b"", NEVER)
+    client.close_writer()
+    assert joined(reader)
+    lines = b"".join(received).splitlines(keepends=True)
+    assert [line for line in lines if line[:1] == b"s"] == frames
+    assert [[line for line in lines if line[:1] == b"%d" % name] for name in (1, 2)] == replies
+
+
+def test_a_reply_between_frames_is_written_at_once(client: Client) -> None:
+    client.output.reply(b"first\n")
+    assert client.read(6) == b"first\n"
+    client.output.relay(b"frame\n")
+    client.output.reply(b"second\n")
+    assert client.read(13) == b"frame\nsecond\n"
+
+
+def test_a_large_reply_is_written_while_the_server_is_silent(client: Client) -> None:
+    client.output.reply(b"r" * MIB + b"\n")
+    assert client.read(MIB + 1)[-2:] == b"r\n"
+
+
+def test_replies_that_wait_for_a_frame_come_right_after_it(client: Client) -> None:
+    client.output.relay(b"one, ")
+    client.output.reply(b"r1\n")
+    client.output.reply(b"r2\n")
+    client.output.relay(b"still one, ")
+    client.output.relay(b"end of one\ntwo\nthree, ")
+    client.output.relay(b"end of three\n")
+    assert client.ended() == b"one, still one, end of one\ntwo\nr1\nr2\nthree, end of three\n"
+
+
+def test_replies_that_wait_for_a_frame_come_after_it_though_nothing_follows(client: Client) -> None:
+    client.output.relay(b"one, ")
+    client.output.reply(b"r1\n")
+    client.output.relay(b"end of one\n")
+    expected = b"one, end of one\nr1\n"
+    assert client.read(len(expected)) == expected
+
+
+def test_who_replies_does_not_wait_for_a_client_that_does_not_read(client: Client) -> None:
+    relaying = in_thread(client.output.relay, b"s" * MIB + b"\n")  # more than the pipe takes: waits
+    assert client.read(1) == b"s"
+    for _ in range(MAX_QUEUED_BYTES // MIB - 1):
+        client.output.reply(b"r" * (MIB - 1) + b"\n")
+    assert relaying.is_alive()
+    data = client.ended()
+    assert joined(relaying)
+    assert data.count(b"\n") == MAX_QUEUED_BYTES // MIB
+    assert data[: MIB + 1] == b"s" * (MIB - 1) + b"\nr"
+
+
+def test_who_replies_waits_when_too_much_waits_already_and_goes_on_when_the_client_reads(client: Client) -> None:
+    client.output.relay(b"open, ")
+    for _ in range(MAX_QUEUED_BYTES // MIB):
+        client.output.reply(b"r" * (MIB - 1) + b"\n")
+    one_too_many = in_thread(client.output.reply, b"last\n")
+    one_too_many.join(0.2)
+    assert one_too_many.is_alive()
+    relaying = in_thread(client.output.relay, b"end\n")
+    size = len(b"open, end\n") + MAX_QUEUED_BYTES + len(b"last\n")
+    assert client.read(size).endswith(b"r\nlast\n")
+    assert joined(one_too_many)
+    assert joined(relaying)
+
+
+def test_a_client_that_is_gone_is_reported_once_and_nobody_waits_for_it(client: Client) -> None:
+    client.close_reader()
+    client.output.relay(b"frame\n")
+    client.output.relay(b"frame\n")
+    for _ in range(100):
+        client.output.reply(b"r" * MIB + b"\n")
+    client.output.finish(b"last\n", NEVER)
+    assert client.losses == 1
+
+
+def test_a_client_that_goes_while_replies_wait_lets_everybody_go(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+    relaying = in_thread(client.output.relay, b"s" * MIB)
+    assert client.read(1) == b"s"
+    replying = in_thread(client.output.reply, b"r" * 2000 + b"\n")
+    client.close_reader()
+    assert joined(relaying)
+    assert joined(replying)
+    assert client.losses == 1
+
+
+def test_a_reply_to_a_client_that_is_gone_reports_it(client: Client) -> None:
+    client.close_reader()
+    client.output.reply(b"small\n")
+    assert client.losses == 1
+
+
+def test_the_end_closes_an_open_frame_before_the_last_replies(client: Client) -> None:
+    client.output.relay(b"half")
+    client.output.reply(b"waiting\n")
+    assert client.ended(b"last\n") == b"half\nwaiting\nlast\n"
+
+
+def test_the_end_adds_nothing_to_a_stream_that_nothing_waits_for(client: Client) -> None:
+    client.output.relay(b"half")
+    assert client.ended() == b"half"
+
+
+def test_the_end_waits_no_longer_than_it_may_for_a_client_that_does_not_read() -> None:
+    client = Client()
+    relaying = in_thread(client.output.relay, b"s" * MIB)
+    assert client.read(1) == b"s"
+    client.output.finish(b"last\n", 0.05)
+    assert relaying.is_alive()
+    client.read(MIB - 1)
+    assert joined(relaying)
+    assert client.read(6) == b"\nlast\n"
+    client.close_reader()
+    client.close_writer()
+
+
+def test_all_of_it_is_written_though_the_pipe_takes_it_in_pieces(client: Client) -> None:
+    data = bytes(range(256)) * 4096
+    writing = in_thread(write_all, client.write_fd, data)
+    assert client.read(len(data)) == data
+    assert joined(writing)

@@ -1,0 +1,138 @@
+import json
+import os
+import select
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from mcpguard.core.audit import Journal
+from mcpguard.core.guard import Guard
+from mcpguard.core.identity import Identity
+from mcpguard.core.policy import Policy
+from mcpguard.core.policy_parse import parse
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.relay.child import Child
+from mcpguard.relay.console import Console
+from mcpguard.relay.output import ClientOutput
+from mcpguard.relay.pumps import Pumps
+from mcpguard.stores.base import MemoryStore
+
+TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
+
+
+class Silent:
+    """A policy file that does not change."""
+
+    def poll(self) -> Policy | PolicyError | None:
+        return None
+
+
+class Store(MemoryStore):
+    """A memory store that sees what the server has when it decides, and fails when it is told to."""
+
+    def __init__(self, server_reads: int) -> None:
+        super().__init__()
+        self._server_reads = server_reads
+        self.failure: Exception | None = None
+        self.early: list[bool] = []
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
+        if self.failure:
+            raise self.failure
+        return super().decide(charges, journal)
+
+
+class Line:
+    """The pumps, with the test at all ends: the client's, the server's and the console's."""
+
+    def __init__(self) -> None:
+        source, self.to_guard = os.pipe()
+        self.from_guard, client_write = os.pipe()
+        self.server_reads, server_stdin = os.pipe()
+        server_stdout, self.server_writes = os.pipe()
+        self.console, console = os.pipe()
+        self.client_ended, self.server_ended = threading.Event(), threading.Event()
+        self.store = Store(self.server_reads)
+        self._fds = [
+            source, self.to_guard, self.from_guard, client_write, self.server_reads, server_stdout, self.server_writes,
+            self.console, console,
+        ]  # fmt: skip
+        self.child = Child(0, server_stdin, server_stdout, -1, "server")
+        self.pumps = Pumps(
+            self.child,
+            Guard(Identity("alice", "config", "crm"), TWO_AN_HOUR, session="0" * 16),
+            self.store,
+            Journal("0" * 16),
+            Silent(),
+            ClientOutput(client_write, self.client_ended.set),
+            Console(console),
+            lambda side: (self.client_ended if side == "client" else self.server_ended).set(),
+            source=source,
+        )
+        self.pumps.start()
+
+    def send(self, *messages: dict[str, Any]) -> None:
+        os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+
+    def server_has(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in os.read(self.server_reads, 1 << 16).splitlines()]
+
+    def client_has(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in os.read(self.from_guard, 1 << 16).splitlines()]
+
+    def close(self) -> None:
+        for end in (self.to_guard, self.server_writes):
+            os.close(end)
+            self._fds.remove(end)
+        assert self.client_ended.wait(30)
+        assert self.server_ended.wait(30)
+        self.pumps.finish("over", 1.0)
+        for fd in (*self._fds, self.child.stdin):
+            os.close(fd)
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    one = Line()
+    yield one
+    one.close()
+
+
+def call(request_id: int) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": {"name": "search"}}
+
+
+PING = {"jsonrpc": "2.0", "id": "ping", "method": "ping"}
+
+
+def test_the_store_has_decided_before_the_server_has_one_byte(line: Line) -> None:
+    line.send(PING, call(1), call(2), call(3))
+    assert line.server_has() == [PING, call(1), call(2)]
+    assert line.store.early == [False]
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
+
+
+def test_a_store_that_does_not_answer_denies_calls_and_lets_the_rest_pass(line: Line) -> None:
+    line.store.failure = StoreUnavailable("the disk is full")
+    line.send(call(1), PING)
+    assert line.server_has() == [PING]
+    (message,) = line.client_has()
+    assert (message["error"]["code"], message["error"]["data"]["reason"]) == (503, "store_unavailable")
+    assert "the disk is full" in message["error"]["message"]
+    line.store.failure = None
+    line.send(call(2))
+    assert line.server_has() == [call(2)]
+
+
+def test_what_could_not_be_judged_for_a_fault_of_ours_is_answered_and_reported_and_never_forwarded(line: Line) -> None:
+    line.store.failure = ZeroDivisionError("a bug")
+    line.send(PING, call(1), {"jsonrpc": "2.0", "method": "notifications/x"})
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [("ping", 503), (1, 503)]
+    assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(line.console, 4096)
+    line.store.failure = None
+    line.send(call(2))
+    assert line.server_has() == [call(2)]

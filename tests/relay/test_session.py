@@ -1,0 +1,184 @@
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from mcpguard.relay import session
+from mcpguard.relay.child import Child, spawn
+from mcpguard.relay.console import Console
+from mcpguard.relay.pumps import Pumps
+from mcpguard.relay.session import Life
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
+
+
+class Books:
+    """Stands for the pumps: notes how they are told to finish."""
+
+    def __init__(self) -> None:
+        self.finished: list[str] = []
+
+    def finish(self, how: str, timeout_s: float) -> None:
+        assert timeout_s in (session.DRAIN_S, session.DRAIN_AFTER_SIGNAL_S)
+        self.finished.append(how)
+
+
+class Scene:
+    """One life, with a real server, and what the guard says of it."""
+
+    def __init__(self) -> None:
+        self.life = Life()
+        self.books = Books()
+        self.read, self.write = os.pipe()
+        self.children: list[Child] = []
+
+    def server(self, *argv: str) -> Child:
+        child = spawn(argv, os.environ)
+        self.children.append(child)
+        child.confirm()
+        return child
+
+    def supervise(self) -> int:
+        return self.life.supervise(self.children[0], cast(Pumps, self.books), Console(self.write))
+
+    def stream_ends_with(self, child: Child) -> threading.Thread:
+        """Does what the pump of the server's stream does."""
+
+        def pump() -> None:
+            while os.read(child.stdout, 1 << 16):
+                pass
+            self.life.ended("server")
+
+        thread = threading.Thread(target=pump)
+        thread.start()
+        return thread
+
+    def said(self) -> str:
+        os.close(self.write)
+        self.write = -1
+        return os.read(self.read, 1 << 16).decode()
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    for name in ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S"):
+        monkeypatch.setattr(session, name, 0.1)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    one = Scene()
+    yield one
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    for child in one.children:
+        child.signal(signal.SIGKILL)
+        os.close(child.stdin)
+        os.close(child.stdout)
+    for fd in (one.life._wake_read, one.life._wake_write, one.read, one.write):
+        if fd >= 0:
+            os.close(fd)
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)])
+def test_a_server_that_exits_ends_it_with_its_status(scene: Scene, command: str, status: int) -> None:
+    pump = scene.stream_ends_with(scene.server("sh", "-c", command))
+    assert scene.supervise() == status
+    assert scene.books.finished == [f"server exited with status {status}"]
+    assert scene.said() == f"mcpguard: server exited with status {status}\n"
+    pump.join()
+
+
+def test_a_client_that_ends_first_is_no_news(scene: Scene) -> None:
+    child = scene.server("cat")
+    pump = scene.stream_ends_with(child)
+    child.close_stdin()
+    scene.life.ended("client")
+    assert scene.supervise() == 0
+    assert scene.books.finished == ["server exited with status 0"]
+    assert scene.said() == ""
+    pump.join()
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_server_that_outlives_a_stream_is_asked_to_end(scene: Scene, side: str) -> None:
+    scene.server("sleep", "1000")
+    scene.life.ended(side)
+    assert scene.supervise() == 128 + signal.SIGTERM
+
+
+def test_a_server_whose_stream_has_ended_may_end_in_its_own_way(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "GRACE_AFTER_EOF_S", 30.0)
+    scene.server("sh", "-c", "exec >&-; cat; exit 6")
+    scene.life.ended("server")
+    assert scene.supervise() == 6
+
+
+def test_a_server_that_outlives_a_stream_and_does_not_listen_is_killed(scene: Scene) -> None:
+    child = scene.server(sys.executable, "-S", "-c", IGNORING)
+    assert os.read(child.stdout, 2) == b"up"
+    scene.life.ended("client")
+    assert scene.supervise() == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_passed_on(scene: Scene, number: signal.Signals) -> None:
+    pump = scene.stream_ends_with(scene.server("cat"))
+    os.kill(os.getpid(), number)
+    assert scene.supervise() == 128 + number
+    assert scene.said() == ""
+    pump.join()
+
+
+def test_a_signal_that_the_server_does_not_heed_is_followed_by_its_end(scene: Scene) -> None:
+    child = scene.server(sys.executable, "-S", "-c", IGNORING)
+    assert os.read(child.stdout, 2) == b"up"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert scene.supervise() == 128 + signal.SIGKILL
+
+
+def test_a_signal_cuts_short_the_time_that_a_server_has_after_the_clients_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "GRACE_AFTER_EOF_S", 1000.0)
+    child = scene.server("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
+    assert os.read(child.stdout, 3) == b"up\n"
+    scene.life.ended("client")
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    assert scene.supervise() == 5
+    timer.join()
+
+
+def test_what_the_server_leaves_behind_is_killed(scene: Scene) -> None:
+    child = scene.server("sh", "-c", "sleep 1000 & exit 3")
+    pump = scene.stream_ends_with(child)  # ends when nobody holds the server's output
+    assert scene.supervise() == 3
+    pump.join(30)
+    assert not pump.is_alive()
+
+
+def test_a_stream_that_somebody_else_holds_open_does_not_keep_it(scene: Scene) -> None:
+    scene.server("true")
+    assert scene.supervise() == 0
+    assert scene.books.finished == ["server exited with status 0"]
+
+
+def test_a_signal_that_is_ignored_when_it_begins_stays_ignored(scene: Scene) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    other = Life()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    os.close(other._wake_read)
+    os.close(other._wake_write)
+
+
+def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> None:
+    for _ in range(100_000):
+        scene.life.ended("client")
+    child = scene.server("cat")
+    child.close_stdin()
+    assert scene.supervise() == 0

@@ -1,0 +1,45 @@
+"""Processes of their own on one store."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.core.build import TESTS
+
+Worker = subprocess.Popen[str]
+
+ENOUGH_S = 60
+"""Longer than anything here takes; a test that waits so long has failed."""
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str, Path], Worker]]:
+    """Starts workers. What is left of them at the end is killed."""
+    workers: list[Worker] = []
+
+    def begin(what: str, path: Path) -> Worker:
+        command = [sys.executable, "-m", "tests.stores.worker", what, str(path)]
+        pipe = subprocess.PIPE
+        workers.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, cwd=TESTS.parent))
+        return workers[-1]
+
+    yield begin
+    for worker in workers:
+        worker.kill()
+        worker.communicate(timeout=ENOUGH_S)
+
+
+def heard(worker: Worker) -> str:
+    """The next line that a worker says."""
+    assert worker.stdout is not None
+    return worker.stdout.readline().rstrip("\n")
+
+
+def tell(worker: Worker) -> None:
+    """Let a worker go on."""
+    assert worker.stdin is not None
+    worker.stdin.write("\n")
+    worker.stdin.flush()

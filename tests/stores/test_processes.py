@@ -1,0 +1,125 @@
+"""Many processes on one file: they make it together, share it fairly, and die at any moment."""
+
+import random
+import selectors
+import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import Session
+from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
+
+Start = Callable[[str, Path], Worker]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "mcpguard.db"
+
+
+def test_eight_processes_may_make_the_file_at_once(path: Path, start: Start) -> None:
+    workers = [start("make", path) for _ in range(8)]
+    for worker in workers:
+        tell(worker)
+    keys = {heard(worker) for worker in workers}
+    assert len(keys) == 1
+    assert len(keys.pop()) == 64
+    for worker in workers:
+        tell(worker)
+    assert [worker.wait(ENOUGH_S) for worker in workers] == [0] * 8
+
+
+def test_of_many_processes_each_gets_its_share(path: Path, start: Start) -> None:
+    SqliteStore(path).close()
+    workers = [start("call_a_share", path) for _ in range(6)]
+    for worker in workers:
+        tell(worker)
+    assert [heard(worker) for worker in workers] == ["done"] * 6
+    store = SqliteStore(path)
+    assert [held.used for held in store.held()] == [600]
+    store.close()
+
+
+def test_processes_killed_at_any_moment_leave_no_window_over_and_no_admission_without_its_row(path: Path, start: Start) -> None:
+    SqliteStore(path).close()
+    chance = random.Random(20260101)  # noqa: S311 - it only chooses whom to kill, and when
+    reported: list[str] = []
+    to_go = 16
+    selector = selectors.DefaultSelector()
+
+    def launch() -> None:
+        worker = start("call_until_told", path)
+        selector.register(worker.stdout or 0, selectors.EVENT_READ, (worker, chance.randint(5, 60)))
+
+    for _ in range(8):
+        launch()
+    said: dict[int, int] = {}
+    while selector.get_map():
+        for key, _ in selector.select(ENOUGH_S):
+            worker, enough = key.data
+            line = heard(worker)
+            assert line
+            reported.append(line)
+            said[worker.pid] = said.get(worker.pid, 0) + 1
+            if said[worker.pid] == enough:
+                worker.send_signal(signal.SIGKILL)
+                selector.unregister(worker.stdout)
+                assert worker.stdout is not None
+                rest, _ = worker.communicate(timeout=ENOUGH_S)
+                reported += rest.split("\n")[:-1]
+                if to_go:
+                    to_go -= 1
+                    launch()
+    selector.close()
+    store = SqliteStore(path)
+    records = [entry.record for entry in store.entries()]
+    store.close()
+    admitted = [record for record in records if record["decision"] == "allowed"]
+    assert set(reported) <= {record["id"] for record in admitted}
+    times = sorted(int(str(record["time_us"])) for record in admitted)
+    assert len(times) >= len(reported) > 300
+    first = 0
+    for nth, at_us in enumerate(times):
+        while times[first] <= at_us - 1_000_000:
+            first += 1
+        assert nth - first + 1 <= 30
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("what", ["hold", "hold_transaction"])
+def test_a_stopped_holder_of_the_lock_costs_a_call_its_budget_and_consumes_nothing(path: Path, start: Start, what: str) -> None:
+    store = SqliteStore(path, timeout_ms=50)
+    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "2/1h"\n')
+    assert session.decisions("x") == ["allowed"]
+    holder = start(what, path.with_name(path.name + "-queue") if what == "hold" else path)
+    assert heard(holder) in {"True", "begun"}
+    holder.send_signal(signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="did not come free in time"):
+            session.call("x")
+    holder.send_signal(signal.SIGCONT)
+    tell(holder)
+    assert heard(holder) in {"released", "ended"}
+    holder.wait(ENOUGH_S)
+    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3]
+    store.close()
+
+
+def test_a_full_disk_is_reported_and_leaves_counters_and_audit_as_they_were(path: Path, start: Start) -> None:
+    worker = start("fill_the_disk", path)
+    output, _ = worker.communicate(timeout=ENOUGH_S)
+    assert worker.returncode == 0
+    *failures, sums, seqs = output.splitlines()
+    assert len(failures) == 3
+    assert all(str(path) in failure and "cannot be used" in failure for failure in failures)
+    admitted, held, written = map(int, sums.split())
+    assert admitted == held == written > 15
+    assert seqs == " ".join(map(str, range(1, written + 1)))

@@ -1,0 +1,144 @@
+"""The queue before a database."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.stores.queue import QueueLock, SharedHold
+from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> Iterator[list[QueueLock]]:
+    """Three who ask for one lock."""
+    made = [QueueLock(tmp_path / "queue") for _ in range(3)]
+    yield made
+    for lock in made:
+        lock.close()
+
+
+def test_one_at_a_time_has_the_lock(locks: list[QueueLock]) -> None:
+    first, second, third = locks
+    assert first.acquire(0)
+    assert not second.acquire(0.01)
+    assert not third.acquire(0)
+    first.release()
+    assert second.acquire(ENOUGH_S)
+    second.release()
+
+
+def test_a_request_that_was_given_up_takes_nothing(locks: list[QueueLock]) -> None:
+    first, second, third = locks
+    assert first.acquire(0)
+    assert not second.acquire(0.01)
+    first.release()
+    assert third.acquire(ENOUGH_S)
+    third.release()
+    assert first.acquire(ENOUGH_S)
+    first.release()
+
+
+def test_one_that_gave_up_may_ask_again(locks: list[QueueLock]) -> None:
+    first, second, _ = locks
+    assert first.acquire(0)
+    for _ in range(3):
+        assert not second.acquire(0.01)
+    first.release()
+    assert second.acquire(ENOUGH_S)
+    assert not first.acquire(0.01)
+    second.release()
+    assert first.acquire(ENOUGH_S)
+    first.release()
+
+
+def test_one_that_waits_gets_it_when_it_comes_free(locks: list[QueueLock]) -> None:
+    first, second, third = locks
+    assert first.acquire(0)
+    got: list[bool] = []
+
+    def wait(lock: QueueLock) -> None:
+        got.append(lock.acquire(ENOUGH_S))
+        lock.release()
+
+    threads = [threading.Thread(target=wait, args=(lock,)) for lock in (second, third)]
+    for thread in threads:
+        thread.start()
+    first.release()
+    for thread in threads:
+        thread.join(ENOUGH_S)
+    assert got == [True, True]
+
+
+def test_many_who_take_turns_never_have_it_together(tmp_path: Path) -> None:
+    inside = threading.Semaphore(1)
+    together: list[str] = []
+
+    def take_turns() -> None:
+        lock = QueueLock(tmp_path / "queue")
+        for at in range(100):
+            if lock.acquire(ENOUGH_S if at % 3 else 0.0001):
+                if not inside.acquire(blocking=False):
+                    together.append("two had the lock")
+                else:
+                    inside.release()
+                lock.release()
+        lock.close()
+
+    threads = [threading.Thread(target=take_turns) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(ENOUGH_S)
+    assert together == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_the_lock_of_a_process_that_was_killed_comes_free(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
+    holder = start("hold", tmp_path / "queue")
+    assert heard(holder) == "True"
+    lock = QueueLock(tmp_path / "queue")
+    assert not lock.acquire(0.01)
+    holder.kill()
+    assert lock.acquire(ENOUGH_S)
+    lock.release()
+    lock.close()
+
+
+def test_processes_exclude_one_another(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
+    holder = start("hold", tmp_path / "queue")
+    assert heard(holder) == "True"
+    lock = QueueLock(tmp_path / "queue")
+    assert not lock.acquire(0)
+    tell(holder)
+    assert heard(holder) == "released"
+    assert lock.acquire(ENOUGH_S)
+    lock.close()
+
+
+def test_closing_frees_the_lock_also_while_a_helper_waits_for_another(locks: list[QueueLock], tmp_path: Path) -> None:
+    first, second, third = locks
+    assert first.acquire(0)
+    assert not second.acquire(0.01)
+    second.close()
+    first.close()
+    assert third.acquire(ENOUGH_S)
+    third.release()
+    locks[:] = [third]
+    assert (tmp_path / "queue").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_hold_is_shared_and_nobody_is_alone_beside_it(tmp_path: Path) -> None:
+    one, two = SharedHold(tmp_path / "hold"), SharedHold(tmp_path / "hold")
+    assert one.alone()
+    one.share()
+    assert not two.alone()
+    two.share()
+    assert not one.alone()
+    one.share()
+    one.close()
+    assert two.alone()
+    two.close()
+    assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - names are what is compared

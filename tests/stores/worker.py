@@ -1,0 +1,113 @@
+"""A process of its own on a store: `python -m tests.stores.worker WHAT PATH`. The tests talk to it through pipes."""
+
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import clock
+from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import Session, Time
+
+QUICK = 20
+"""How many times quicker the workers' time passes, so that a test of seconds sees a minute of windows."""
+
+MANY = '[[rule]]\ntool = "x"\nlimit = "40/1s"\n[[rule]]\nuser = "*"\nlimit = "30/1s"\n'
+FOREVER = '[[rule]]\ntool = "x"\nlimit = "1000000/1d"\n'
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def session_name() -> str:
+    return os.urandom(8).hex()
+
+
+def make(path: Path) -> None:
+    """Open the store, once told to."""
+    sys.stdin.readline()
+    store = SqliteStore(path)
+    say(store.args_key.hex())
+    sys.stdin.readline()
+    store.close()
+
+
+def call_until_told(path: Path) -> None:
+    """Call without pause; say the id of each admitted call. The audit's times are those that the decisions were made at."""
+    last = Time()
+
+    def time() -> int:
+        last.now_us = clock.boot_us() * QUICK
+        return last.now_us
+
+    session = Session(SqliteStore(path, timeout_ms=20_000, clock=time, wall=last), MANY, session=session_name())
+    while True:
+        verdict = session.one("x")
+        if verdict.forwards:
+            say(verdict.audit_id)
+
+
+def call_a_share(path: Path) -> None:
+    """Make a fixed number of calls."""
+    session = Session(SqliteStore(path, timeout_ms=20_000), FOREVER, session=session_name())
+    sys.stdin.readline()
+    for _ in range(100):
+        session.one("x")
+    say("done")
+    session.store.close()
+
+
+def hold(path: Path) -> None:
+    """Hold the queue's lock until told to let it go."""
+    lock = QueueLock(path)
+    say(str(lock.acquire(10)))
+    sys.stdin.readline()
+    lock.release()
+    lock.close()
+    say("released")
+
+
+def hold_transaction(path: Path) -> None:
+    """Begin a decision and do not end it until told to."""
+    store = SqliteStore(path)
+    store.begin()
+    say("begun")
+    sys.stdin.readline()
+    store.end(commit=True)
+    say("ended")
+    store.close()
+
+
+def fill_the_disk(path: Path) -> None:
+    """Decide until no file may grow any more; then let them grow again and see what is there."""
+    session = Session(SqliteStore(path), FOREVER, session=session_name())
+    admitted = session.call("x", 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(path.name + "-wal").stat().st_size + 40_000, hard))
+    failures = 0
+    while failures < 3:
+        try:
+            admitted += session.call("x", 3)
+        except StoreUnavailable as error:
+            failures += 1
+            say(error.message)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    admitted += session.call("x", 5)
+    (held,) = session.store.held()
+    entries = list(session.store.entries())
+    say(f"{len(admitted)} {held.used} {len(entries)}")
+    say(" ".join(str(entry.record["seq"]) for entry in entries))
+    session.store.close()
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    work.__name__: work for work in (make, call_until_told, call_a_share, hold, hold_transaction, fill_the_disk)
+}
+
+if __name__ == "__main__":
+    WORK[sys.argv[1]](Path(sys.argv[2]))

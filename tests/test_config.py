@@ -1,0 +1,271 @@
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from mcpguard import config
+from mcpguard.config import Settings, account, folders, load, span_us
+from mcpguard.errors import ConfigError
+
+DAY_US = 86_400_000_000
+
+
+def loaded(home: Path, text: str = "", environ: Mapping[str, str] | None = None, **options: str | None) -> Settings:
+    """Settings of an account whose `config.toml` has this text."""
+    (home / "config.toml").write_text(text)
+    return load({"MCPGUARD_HOME": str(home)} | dict(environ or {}), **options)
+
+
+def refusal(home: Path, text: str = "", environ: Mapping[str, str] | None = None, **options: str | None) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        loaded(home, text, environ, **options)
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_status == 78
+    return caught.value
+
+
+def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path) -> None:
+    assert load({"MCPGUARD_HOME": str(tmp_path)}) == Settings(
+        policy=tmp_path / "policy.toml",
+        policy_named=False,
+        store=f"sqlite://{tmp_path}/mcpguard.db",
+        namespace="default",
+        timeout_ms=250,
+        on_unavailable="local",
+        durability="normal",
+        user=None,
+        agent=None,
+        trust_client_info=True,
+        trust_meta=False,
+        denials="error",
+        max_frame_bytes=10 * 1024 * 1024,
+        keep_us=30 * DAY_US,
+        max_mb=256,
+        arguments="hash",
+    )
+
+
+def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
+    text = """
+        denials = "result"
+        max_frame_bytes = 4096
+        [store]
+        url = "sqlite:///elsewhere/x.db"
+        namespace = "team"
+        timeout_ms = 100
+        on_unavailable = "deny"
+        durability = "full"
+        [identity]
+        user = "alice@acme.com"
+        agent = "Claude Desktop::interactive::default"
+        trust_client_info = false
+        trust_meta = true
+        [audit]
+        keep = "2w"
+        max_mb = 10
+        arguments = "none"
+    """
+    assert loaded(tmp_path, text) == Settings(
+        policy=tmp_path / "policy.toml",
+        policy_named=False,
+        store="sqlite:///elsewhere/x.db",
+        namespace="team",
+        timeout_ms=100,
+        on_unavailable="deny",
+        durability="full",
+        user="alice@acme.com",
+        agent="Claude Desktop::interactive::default",
+        trust_client_info=False,
+        trust_meta=True,
+        denials="result",
+        max_frame_bytes=4096,
+        keep_us=14 * DAY_US,
+        max_mb=10,
+        arguments="none",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "table", "name"),
+    [
+        ("user", "identity", "user"),
+        ("agent", "identity", "agent"),
+        ("store", "store", "url"),
+        ("namespace", "store", "namespace"),
+    ],
+)
+def test_an_option_comes_before_a_variable_and_that_before_the_file(tmp_path: Path, key: str, table: str, name: str) -> None:
+    text = f'[{table}]\n{name} = "file"\n'
+    variable = {f"MCPGUARD_{key.upper()}": "variable"}
+    assert getattr(loaded(tmp_path, text), key) == "file"
+    assert getattr(loaded(tmp_path, text, variable), key) == "variable"
+    assert getattr(loaded(tmp_path, text, variable, **{key: "option"}), key) == "option"
+    assert getattr(loaded(tmp_path, text, variable, **{key: None}), key) == "variable"
+
+
+@pytest.mark.parametrize("key", ["USER", "AGENT", "STORE", "DENIALS", "POLICY", "CONFIG", "NAMESPACE"])
+def test_an_empty_variable_is_one_that_is_not_set(tmp_path: Path, key: str) -> None:
+    assert loaded(tmp_path, environ={f"MCPGUARD_{key}": ""}) == loaded(tmp_path)
+
+
+def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> None:
+    assert loaded(tmp_path, 'denials = "error"', {"MCPGUARD_DENIALS": "result"}).denials == "result"
+    assert loaded(tmp_path, denials="result").denials == "result"
+    error = refusal(tmp_path, environ={"MCPGUARD_DENIALS": "both"})
+    assert (error.message, error.hint) == ("denials: 'both' is neither", "error or result")
+
+
+def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_option = loaded(tmp_path, environ={"MCPGUARD_POLICY": "/other.toml"}, policy="team.toml")
+    assert (by_option.policy, by_option.policy_named) == (tmp_path / "team.toml", True)
+    by_variable = loaded(tmp_path, environ={"MCPGUARD_POLICY": "/other.toml"})
+    assert (by_variable.policy, by_variable.policy_named) == (Path("/other.toml"), True)
+
+
+def test_a_tilde_is_the_accounts_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folders({"MCPGUARD_HOME": "~/guard"}).config == tmp_path / "guard"
+    assert load({"MCPGUARD_HOME": "~/guard", "MCPGUARD_POLICY": "~/p.toml"}).policy == tmp_path / "p.toml"
+
+
+def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:
+    for name in ("option", "variable"):
+        (tmp_path / name).write_text(f'[identity]\nuser = "{name}"\n')
+    variable = {"MCPGUARD_CONFIG": str(tmp_path / "variable")}
+    assert loaded(tmp_path, '[identity]\nuser = "usual"', variable).user == "variable"
+    assert loaded(tmp_path, "", variable, config=str(tmp_path / "option")).user == "option"
+
+
+def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
+    error = refusal(tmp_path, config=str(tmp_path / "none.toml"))
+    assert (error.message, error.hint) == (f"{tmp_path}/none.toml: no such file", "check --config or MCPGUARD_CONFIG")
+
+
+def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
+    error = refusal(tmp_path, config=str(tmp_path))
+    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it is a file in TOML")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[store", b"user = alice", b"\xff\xfe", b"a = 1\na = 2", b"a = " + b"9" * 5000, b"a = " + b"[" * 100_000],
+    ids=range(6),
+)
+def test_a_file_of_settings_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    error = refusal(tmp_path, config=str(tmp_path / "bad.toml"))
+    assert error.message.startswith(f"{tmp_path}/bad.toml: not TOML: ")
+    assert error.hint == "text stands in quotes, tables in [brackets]"
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what", "hint"),
+    [
+        ("denial = 1", "denial", "unknown setting", "did you mean denials?"),
+        ("[stor]", "stor", "unknown setting", "did you mean store?"),
+        ("zzz = 1", "zzz", "unknown setting", "known: store identity audit denials max_frame_bytes"),
+        ("[store]\ntimeout = 1", "store.timeout", "unknown setting", "did you mean timeout_ms?"),
+        ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "known: keep max_mb arguments"),
+        ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),
+        ("denials = 'x'", "denials", "'x' is none of error, result", "known: error result"),
+        ("denials = ['error']", "denials", "['error'] is none of error, result", "did you mean error?"),
+        ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", "known: local deny allow"),
+        ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "known: normal full"),
+        ("[audit]\narguments = 'hashed'", "audit.arguments", "'hashed' is none of hash, none, full", "did you mean hash?"),
+        ("[store]\ntimeout_ms = 0", "store.timeout_ms", "0 is not a number from 1 to 60000", "timeout_ms = 2"),
+        ("[store]\ntimeout_ms = 60001", "store.timeout_ms", "60001 is not a number from 1 to 60000", "timeout_ms = 2"),
+        ("[store]\ntimeout_ms = '5'", "store.timeout_ms", "'5' is not a number from 1 to 60000", "timeout_ms = 2"),
+        ("[store]\ntimeout_ms = true", "store.timeout_ms", "True is not a number from 1 to 60000", "timeout_ms = 2"),
+        ("[store]\ntimeout_ms = 1.5", "store.timeout_ms", "1.5 is not a number from 1 to 60000", "timeout_ms = 2"),
+        ("[audit]\nmax_mb = -1", "audit.max_mb", "-1 is not a number from 1 to 1000000", "max_mb = 2"),
+        ("max_frame_bytes = 10", "max_frame_bytes", "10 is not a number from 1024 to 1073741824", "max_frame_bytes = 2048"),
+        ("[identity]\ntrust_meta = 1", "identity.trust_meta", "1 is neither true nor false", "trust_meta = false"),
+        ("[identity]\nuser = ''", "identity.user", "'' is not text", 'user = "…"'),
+        ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
+        ("[store]\nurl = []", "store.url", "[] is not text", 'url = "…"'),
+        ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
+        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", "a number and one of s m h d w: 30d"),
+        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", "a number and one of s m h d w: 30d"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named_with_what_would_be_right(
+    tmp_path: Path, text: str, where: str, what: str, hint: str
+) -> None:
+    error = refusal(tmp_path, text)
+    assert error.message == ": ".join(part for part in (f"{tmp_path}/config.toml", where, what) if part)
+    assert error.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [("1s", 1_000_000), ("90m", 5_400_000_000), ("3h", 10_800_000_000), ("30d", 30 * DAY_US), ("2w", 14 * DAY_US)],
+)
+def test_a_span_of_time_is_a_number_and_a_unit(text: str, us: int) -> None:
+    assert span_us(text, where="keep") == us
+
+
+@pytest.mark.parametrize("text", ["", "d", "1", "1y", "-1d", "1.5h", "1d ", "1234567d", "１d"])
+def test_anything_else_is_no_span_of_time(text: str) -> None:
+    with pytest.raises(ConfigError):
+        span_us(text, where="keep")
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///var/lib/x.db", "/var/lib/x.db"),
+        ("sqlite:///with%20space/%C3%BC.db", "/with space/ü.db"),
+        ("sqlite:///C:/Users/x.db", "C:/Users/x.db"),
+    ],
+)
+def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None:
+    assert loaded(tmp_path, store=url).sqlite_path == Path(path)
+
+
+@pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///", "/var/x.db", "postgres://user:s3cret@host/db", ""])
+def test_an_address_of_no_store_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+    settings = loaded(tmp_path, store=url or "x")
+    with pytest.raises(ConfigError) as caught:
+        _ = settings.sqlite_path
+    assert "is not a store" in caught.value.message
+    assert "s3cret" not in caught.value.message
+
+
+def test_a_path_with_odd_characters_survives_its_way_through_the_address(tmp_path: Path) -> None:
+    home = tmp_path / "a b%20c ü#?"
+    home.mkdir()
+    assert loaded(home).sqlite_path == home / "mcpguard.db"
+
+
+def test_xdg_variables_move_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in list(os.environ):
+        if name.startswith("XDG_"):
+            monkeypatch.delenv(name)
+    plain = folders({})
+    for name in ("CONFIG_HOME", "STATE_HOME", "DATA_HOME", "CACHE_HOME", "RUNTIME_DIR", "CONFIG_DIRS"):
+        monkeypatch.setenv(f"XDG_{name}", "/elsewhere")
+    assert folders(os.environ) == plain
+    assert os.environ["XDG_CONFIG_HOME"] == "/elsewhere"
+    assert plain.config.is_relative_to(tmp_path)
+    assert plain.database.is_relative_to(tmp_path)
+
+
+def test_one_variable_moves_everything_to_one_folder(tmp_path: Path) -> None:
+    places = folders({"MCPGUARD_HOME": str(tmp_path)})
+    assert {places.config_file.parent, places.policy_file.parent, places.database.parent} == {tmp_path}
+
+
+def test_an_account_without_a_name_is_empty_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert account() == ""
+
+
+def test_the_account_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "alice")
+    assert config.account() == "alice"
