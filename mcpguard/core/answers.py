@@ -74,7 +74,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
     try:
         message = json.loads(frame)
     except (ValueError, RecursionError):
-        return None
+        return Answer(found[0], "unparsed") if found else None
     if not isinstance(message, dict) or message.get("method") is not None:
         return None
     answer_id = id_text(message.get("id"))

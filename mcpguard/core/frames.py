@@ -247,8 +247,8 @@ def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | No
     folded_reserved = {key.casefold() for key in reserved}
     seen = set()
     for key in obj:
-        if _unequal(key):
-            return "U+0000 or a lone surrogate in a key"
+        if _unequal(key) or key == "__proto__":  # JavaScript's Object.assign takes that one's members for its own
+            return "U+0000, a lone surrogate or __proto__ in a key"
         folded = key.casefold()
         if folded in seen:
             return "two keys that differ in case alone"
