@@ -155,7 +155,7 @@ def _read(file: Path, *, must_exist: bool) -> dict[str, object]:
         return {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it is a file in TOML") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
         raise ConfigError(f"{file}: not TOML: {error}", "text stands in quotes, tables in [brackets]") from error
     values: dict[str, object] = {}
     for name, known in _TABLES.items():

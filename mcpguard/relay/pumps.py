@@ -138,8 +138,8 @@ class Pumps:
         except OSError:
             pass  # the client's end is broken: that is an end, too
         finally:
+            self._ended("client")  # first: the server's exit that follows is then no surprise
             self._child.close_stdin()
-            self._ended("client")
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         if not lines:

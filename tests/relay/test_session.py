@@ -70,7 +70,7 @@ class Scene:
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     for name in ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S"):
         monkeypatch.setattr(session, name, 0.1)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # a shell may have had some ignored
     one = Scene()
     yield one
     for number, handler in before.items():
