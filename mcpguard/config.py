@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from mcpguard.errors import ConfigError
 
@@ -56,7 +56,9 @@ class Settings:
         """
         match = re.fullmatch(r"sqlite://(/.+)", self.store)
         if not match:
-            raise ConfigError(f"store: {self.store.split('@')[-1]!r} is not a store", 'url = "sqlite:///absolute/path.db"')
+            scheme, url, _ = self.store.partition("://")  # no more of it: the rest may hold a password
+            what = f"{scheme}:// is not the URL of a file" if url else "this is not a URL"
+            raise ConfigError(f"store: {what}", 'url = "sqlite:///absolute/path.db"')
         path = unquote(match[1])
         return Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path)
 
@@ -142,7 +144,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     return Settings(
         policy=Path(str(policy)).expanduser().absolute() if policy else places.policy_file,
         policy_named=policy is not None,
-        **({"store": f"sqlite://{places.database.as_posix()}"} | values),  # type: ignore[arg-type]
+        **({"store": f"sqlite:///{quote(places.database.as_posix().lstrip('/'), safe='/:')}"} | values),  # type: ignore[arg-type]
     )
 
 

@@ -229,7 +229,7 @@ def test_an_address_of_no_store_is_refused_without_its_password(tmp_path: Path, 
     settings = loaded(tmp_path, store=url or "x")
     with pytest.raises(ConfigError) as caught:
         _ = settings.sqlite_path
-    assert "is not a store" in caught.value.message
+    assert "URL" in caught.value.message
     assert "s3cret" not in caught.value.message
 
 

@@ -203,7 +203,7 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         return _refuse(message, INVALID_REQUEST, fault, told)
     if method is None:
         request_id = None
-    elif not isinstance(method, str):
+    elif type(method) is not str:
         return _refuse(message, INVALID_REQUEST, "a method that is not a string", request_id)
     elif _unequal(method):
         return _refuse(message, INVALID_REQUEST, "U+0000 or a lone surrogate in the method", request_id)

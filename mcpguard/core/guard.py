@@ -310,7 +310,7 @@ class Guard:
         """The number of this retry if the server asked for it and nobody gave it yet, else 0."""
         state, inputs = params.get("requestState"), params.get("inputResponses")
         keys = frozenset(inputs) if isinstance(inputs, dict) else frozenset()
-        carried = state if isinstance(state, str) else None
+        carried = state if type(state) is str else None
         for (asked_tool, asks), rounds in self._tickets.items():
             if asked_tool == tool and asks.state == carried and (asks.state is not None or asks.inputs == keys):
                 del self._tickets[asked_tool, asks]

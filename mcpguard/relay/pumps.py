@@ -22,7 +22,7 @@ from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
-from mcpguard.relay.output import ClientOutput, write_all
+from mcpguard.relay.output import ClientOutput
 from mcpguard.stores.base import Store, monotonic_us, wall_us
 
 CHUNK_BYTES: Final = 64 * 1024
@@ -91,7 +91,6 @@ class Pumps:
         self._deciding = threading.Lock()
         self._unread: deque[tuple[bytes, int]] = deque()
         self._unread_bytes = 0
-        self._reading = threading.Lock()
         self._answers = AnswerLines()
         self._outcomes: list[Outcome] = []
         self._work = threading.Event()
@@ -119,6 +118,7 @@ class Pumps:
         self._work.set()
         if self._deciding.acquire(timeout=timeout_s):
             try:
+                self._unread.append((b"\n", monotonic_us()))  # a last answer without its newline is an answer, too
                 self._read_answers()
                 replies, outcomes = self._guard.server_exited(how, now_us=monotonic_us())
                 self._outcomes += outcomes
@@ -149,8 +149,8 @@ class Pumps:
         except Exception as error:  # a pump that dies in silence would hang the client
             self._console.line(f"internal error, please report it: {error!r}")
             forwards, replies = b"", _unjudged(lines)
-        if forwards and not self._send(forwards):
-            replies += self._undelivered(forwards)
+        if forwards:
+            replies += self._undelivered(self._send(forwards))
         if replies:
             self._output.reply(replies)
 
@@ -205,17 +205,22 @@ class Pumps:
     def _tell(self, charge: Charge, verdict: Verdict) -> None:
         self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, data: bytes) -> bytes:
+        """Write frames to the server; those that it did not take whole, since it has closed its input."""
+        written = 0
         try:
-            write_all(self._child.stdin, data)
+            while written < len(data):
+                written += os.write(self._child.stdin, data[written:] if written else data)
         except OSError:
-            return False
-        return True
+            return data[data.rfind(b"\n", 0, written) + 1 :]
+        return b""
 
-    def _undelivered(self, forwards: bytes) -> bytes:
-        """Answers for requests that the server did not take, since it has closed its input."""
+    def _undelivered(self, frames_left: bytes) -> bytes:
+        """Answers for the requests among frames that the server did not take."""
+        if not frames_left:
+            return b""
         with self._deciding:
-            replies = self._guard.undelivered(forwards.split(b"\n"), now_us=monotonic_us())
+            replies = self._guard.undelivered(frames_left.split(b"\n"), now_us=monotonic_us())
         return b"".join(reply.data for reply in replies)
 
     # server → client
@@ -283,8 +288,9 @@ def _unjudged(lines: Sequence[bytes | Refusal]) -> bytes:
     """Answers for what could not be judged, so that nobody waits for it."""
     replies = []
     for line in lines:
-        for message in frames.parse(line) if isinstance(line, bytes) else ():
-            if isinstance(message, Frame) and message.id is not None:
-                why = "mcpguard failed to judge this request; it was not forwarded"
-                replies.append(denial.error(message.id, denial.UNAVAILABLE, why, {"reason": "internal_error"}))
+        with contextlib.suppress(Exception):  # what failed may be the parser itself
+            for message in frames.parse(line) if isinstance(line, bytes) else ():
+                if isinstance(message, Frame) and message.id is not None:
+                    why = "mcpguard failed to judge this request; it was not forwarded"
+                    replies.append(denial.error(message.id, denial.UNAVAILABLE, why, {"reason": "internal_error"}))
     return b"".join(replies)

@@ -41,6 +41,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     from mcpguard.stores.failover import FailoverStore
     from mcpguard.stores.sqlite import SqliteStore
 
+    child.confirm()
     console = Console()
     identity = Identity(
         user=account() if settings.user is None else settings.user,
@@ -83,7 +84,6 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     console.line(
         f"{__version__} server={identity.server} user={identity.user} agent={guard.agent} policy={where} ({rules}) store={path}"
     )
-    child.confirm()
     pumps.start()
     status = life.supervise(child, pumps, console)
     console.line(summary(journal.tally))

@@ -28,7 +28,7 @@ GRACE_AFTER_SIGNAL_S: Final = 1.0
 """After a signal to us that was passed on: clients kill a wrapper that is not gone in two seconds."""
 
 DRAIN_S: Final = 2.0
-DRAIN_AFTER_SIGNAL_S: Final = 0.4
+DRAIN_AFTER_SIGNAL_S: Final = 0.3
 """After the server's exit: for the client to read what it wrote last, and then our last answers."""
 
 _ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))

@@ -247,6 +247,14 @@ def test_of_two_limits_on_one_counter_both_hold_and_the_counter_is_charged_once(
     assert [exceeded.limit for exceeded in decide(limits, states, 0).exceeded] == [1]
 
 
+@pytest.mark.parametrize("ns", [(2, 100), (100, 2)])
+def test_of_two_limits_on_one_counter_the_smaller_says_how_exactly_is_counted(ns: tuple[int, int]) -> None:
+    limits = [Limit(n, 6400, 0, rule=at) for at, n in enumerate(ns)]
+    states = decide(limits, decide(limits, [EMPTY], 0).states, 99).states
+    assert states == ((99, 0, 1, 99, 1),)
+    assert decide(limits, states, 6399).exceeded[0].retry_after_us == 1
+
+
 def test_a_limit_of_nothing_denies_forever_and_needs_no_counter() -> None:
     decision = decide([Limit(0, 0, -1)], [], 0)
     assert (decision.admitted, decision.exceeded) == (False, (limiter.Exceeded(0, None),))

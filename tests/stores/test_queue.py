@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.stores import queue
 from mcpguard.stores.queue import QueueLock, SharedHold
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
@@ -30,12 +31,21 @@ def test_one_at_a_time_has_the_lock(locks: list[QueueLock]) -> None:
     second.release()
 
 
-def test_a_request_that_was_given_up_takes_nothing(locks: list[QueueLock]) -> None:
+def test_a_request_that_was_given_up_takes_nothing(locks: list[QueueLock], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = locks
+    came = threading.Event()
+    lock_file = queue._lock
+
+    def lock_and_tell(fd: int) -> None:
+        lock_file(fd)
+        came.set()
+
+    monkeypatch.setattr(queue, "_lock", lock_and_tell)
     assert first.acquire(0)
     assert not second.acquire(0.01)
     first.release()
-    assert third.acquire(ENOUGH_S)
+    assert came.wait(ENOUGH_S)
+    assert third.acquire(10)
     third.release()
     assert first.acquire(ENOUGH_S)
     first.release()

@@ -339,6 +339,29 @@ def test_rows_older_than_they_are_kept_are_pruned_with_their_outcomes_and_words(
     assert [entry.record["tool"] for entry in store.entries()] == ["free"] * 9
 
 
+def test_words_that_come_into_use_again_while_rows_are_pruned_stay(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = Time(WALL_US)
+    store = open_store(keep_us=1_000_000, clock=Time(), wall=wall)
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("free", 3)
+    wall.pass_s(2)
+    turns: list[int] = []
+    turn = upkeep.Upkeep._turn
+
+    def call_before_the_second_turn(self: upkeep.Upkeep) -> contextlib.AbstractContextManager[None]:
+        turns.append(rows(path, "audit"))
+        if len(turns) == 2:
+            session.call("free")
+        return turn(self)
+
+    monkeypatch.setattr(upkeep.Upkeep, "_turn", call_before_the_second_turn)
+    store.tend()
+    assert turns[:2] == [3, 0]
+    assert [entry.record["tool"] for entry in store.entries()] == ["free"]
+
+
 def test_above_its_size_the_oldest_rows_go_and_the_counters_stay(path: Path, open_store: Open) -> None:
     time = Time()
     store = open_store(max_bytes=200_000, clock=time, wall=Time(WALL_US))
