@@ -106,7 +106,7 @@ class Journal:
         """The rows of the storms that have waited for a second, or of all."""
         rows = []
         for key, storm in list(self._storms.items()):
-            if not all_of_them and time_us - storm.since_us < STORM_US:
+            if not all_of_them and 0 <= time_us - storm.since_us < STORM_US:
                 continue
             if storm.last is None:
                 del self._storms[key]

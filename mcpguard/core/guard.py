@@ -97,7 +97,7 @@ class Guard:
         self._args_key = args_key
         self._client_name: str | None = None
         self._in_flight: dict[str, InFlight] = {}
-        self._tickets: dict[tuple[str, Asks], int] = {}
+        self._tickets: dict[tuple[str, Asks], list[int]] = {}
         self._callers: dict[tuple[str | None, str | None, str], Caller] = {}
         self._lost: list[Outcome] = []
 
@@ -304,16 +304,20 @@ class Guard:
     def _issue(self, tool: str, asks: Asks, rounds: int) -> None:
         if len(self._tickets) >= _MAX_TICKETS:
             self._tickets.pop(next(iter(self._tickets)))
-        self._tickets[tool, asks] = rounds
+        waiting = self._tickets.setdefault((tool, asks), [])
+        waiting.append(rounds)
+        del waiting[:-_MAX_TICKETS]
 
     def _redeem(self, tool: str, params: dict[str, object]) -> int:
         """The number of this retry if the server asked for it and nobody gave it yet, else 0."""
         state, inputs = params.get("requestState"), params.get("inputResponses")
         keys = frozenset(inputs) if isinstance(inputs, dict) else frozenset()
         carried = state if type(state) is str else None
-        for (asked_tool, asks), rounds in self._tickets.items():
+        for (asked_tool, asks), waiting in self._tickets.items():
             if asked_tool == tool and asks.state == carried and (asks.state is not None or asks.inputs == keys):
-                del self._tickets[asked_tool, asks]
+                rounds = waiting.pop()
+                if not waiting:
+                    del self._tickets[asked_tool, asks]
                 return rounds
         return 0
 

@@ -91,8 +91,9 @@ class QueueLock:
     def close(self) -> None:
         """Close the file, which frees the lock. A helper that still waits on it ends with the process."""
         with self._mutex:
-            if not self._helper_busy:
+            if not self._helper_busy and self._fd >= 0:
                 os.close(self._fd)
+                self._fd = -1
 
     def _ask(self) -> None:
         if self._helper is None:
@@ -138,4 +139,6 @@ class SharedHold:
 
     def close(self) -> None:
         """Let go."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -111,10 +111,14 @@ class SqliteStore:
         db = sqlite3.connect(
             self.path, timeout=self._timeout_s / 5, isolation_level=None, check_same_thread=False, cached_statements=64
         )
-        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-        db.execute("PRAGMA wal_autocheckpoint = 0")
+        try:
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            db.close()
+            raise
         return db
 
     def _own_key(self) -> bytes:

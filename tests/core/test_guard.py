@@ -441,3 +441,13 @@ def test_what_the_server_did_not_take_is_answered() -> None:
     assert {json.loads(reply.data)["error"]["code"] for reply in replies} == {-32000}
     assert talk.guard.server_lines([], now_us=talk.time()) == [Outcome(0, "no_answer", 0)]
     assert not talk.guard.awaits_answers
+
+
+def test_two_calls_that_are_asked_for_the_same_have_a_free_retry_each() -> None:
+    talk = Talk()
+    talk.client(call_line("greet", 1), call_line("greet", 2))
+    for request_id in (1, 2):
+        talk.answer(request_id, resultType="input_required", inputRequests={"who": {}})
+    for request_id in (3, 4, 5):
+        talk.client(call_line("greet", request_id, inputResponses={"who": {}}))
+    assert [verdict.decision for verdict in talk.verdicts[2:]] == ["continued", "continued", "allowed"]

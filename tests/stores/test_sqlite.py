@@ -347,6 +347,7 @@ def test_words_that_come_into_use_again_while_rows_are_pruned_stay(
     session = Session(store, FIVE_A_MINUTE)
     session.call("free", 3)
     wall.pass_s(2)
+    Session(store, FIVE_A_MINUTE, session="b" * 16).call("free")
     turns: list[int] = []
     turn = upkeep.Upkeep._turn
 
@@ -358,8 +359,8 @@ def test_words_that_come_into_use_again_while_rows_are_pruned_stay(
 
     monkeypatch.setattr(upkeep.Upkeep, "_turn", call_before_the_second_turn)
     store.tend()
-    assert turns[:2] == [3, 0]
-    assert [entry.record["tool"] for entry in store.entries()] == ["free"]
+    assert turns[:2] == [4, 1]
+    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16, session.journal.session]
 
 
 def test_above_its_size_the_oldest_rows_go_and_the_counters_stay(path: Path, open_store: Open) -> None:
