@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -11,15 +12,13 @@ from typing import Any, Final
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 from mcpguard.core.policy import SELECTORS, Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.stores.files import private_folder
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
 """How long to wait for another command that edits the same file; each takes some milliseconds."""
@@ -41,7 +40,7 @@ def locked(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     with _reported(target), contextlib.ExitStack() as undo:
         private_folder(target.parent)
-        if fcntl is not None:
+        if sys.platform != "win32":
             folder = os.open(target.parent, os.O_RDONLY)
             undo.callback(os.close, folder)
             deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -54,12 +53,13 @@ def locked(path: Path) -> Iterator[Path]:
 
 def _locks(fd: int) -> bool:
     """Take the lock if nobody has it, or if there is none to be had on this file system."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
     return True
 
 
@@ -104,8 +104,9 @@ def write(path: Path, text: str) -> None:
                 file.flush()
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()
-                    with contextlib.suppress(OSError, AttributeError):
-                        os.fchown(file.fileno(), stat.st_uid, stat.st_gid)
+                    if sys.platform != "win32":
+                        with contextlib.suppress(OSError):
+                            os.fchown(file.fileno(), stat.st_uid, stat.st_gid)
                     Path(name).chmod(stat.st_mode & 0o7777)
                 os.fsync(file.fileno())
             Path(name).replace(path)

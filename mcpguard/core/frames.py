@@ -23,6 +23,9 @@ MAX_DEPTH: Final = 512
 MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 """The longest line accepted from a client by default; TypeScript SDK servers close the connection on a longer one."""
 
+MAX_BATCH: Final = 1024
+"""Messages in a batch. Each of 5 million that fit into a line would cost an answer and an audit row: gigabytes at once."""
+
 TOOLS_CALL: Final = "tools/call"
 """The one method of MCP that invokes a tool."""
 
@@ -141,8 +144,8 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
         return (_judge(value, line),)
     if not isinstance(value, list):
         return (Refusal(INVALID_REQUEST, "neither an object nor a batch"),)
-    if not value:
-        return (Refusal(INVALID_REQUEST, "an empty batch"),)
+    if not 0 < len(value) <= MAX_BATCH:
+        return (Refusal(INVALID_REQUEST, f"a batch of none, or of more than {MAX_BATCH}"),)
     return [
         _judge(member, raw.encode()) if isinstance(member, dict) else Refusal(INVALID_REQUEST, "a batch of other than objects")
         for member, raw in zip(value, _members(text), strict=True)

@@ -312,9 +312,9 @@ class Guard:
         """The number of this retry if the server asked for it and nobody gave it yet, else 0."""
         state, inputs = params.get("requestState"), params.get("inputResponses")
         keys = frozenset(inputs) if isinstance(inputs, dict) else frozenset()
-        carried = state if type(state) is str else None
         for (asked_tool, asks), waiting in self._tickets.items():
-            if asked_tool == tool and asks.state == carried and (asks.state is not None or asks.inputs == keys):
+            same = asks.state == state and type(asks.state) is type(state)  # a long integer is not the text of its digits
+            if asked_tool == tool and same and (state is not None or asks.inputs == keys):
                 rounds = waiting.pop()
                 if not waiting:
                     del self._tickets[asked_tool, asks]

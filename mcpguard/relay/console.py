@@ -1,10 +1,11 @@
 """Our lines on stderr, which may be a pipe that nobody reads."""
 
 import os
-import select
+import sys
 import threading
 
 from mcpguard.core.audit import printable
+from mcpguard.relay.readiness import Readiness
 
 
 class Console:
@@ -18,14 +19,13 @@ class Console:
         self._fd = fd
         self._lock = threading.Lock()
         self._dropped = 0
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
+        self._is_ready = Readiness(fd)
 
     def line(self, text: str) -> None:
         """Write `mcpguard: text`, or count it as dropped if the other side does not take it now."""
         with self._lock:
             try:
-                if not any(event & select.POLLOUT for _, event in self._poll.poll(0)):
+                if sys.platform != "win32" and not self._is_ready():
                     self._dropped += 1
                     return
                 if self._dropped:

@@ -1,11 +1,12 @@
 """The client's side of the relay: the server's stream and the guard's own replies, which never tear a frame."""
 
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+from mcpguard.relay.readiness import Readiness
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """Replies that may wait for the client to read before we stop reading from it."""
@@ -44,8 +45,7 @@ class ClientOutput:
         self._in_frame = False
         self._broken = False
         self._replier: threading.Thread | None = None
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
+        self._is_ready = Readiness(fd)
 
     def relay(self, chunk: bytes) -> None:
         """Pass on what the server wrote. Waits for the client; waiting replies are written where a frame ends."""
@@ -69,7 +69,7 @@ class ClientOutput:
         """
         if not self._queue and self._writing.acquire(blocking=False):
             try:
-                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._poll.poll(0):
+                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._is_ready():
                     self._write(data)
                     return
             finally:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from mcpguard import __version__
 from mcpguard.config import Settings, account
 from mcpguard.core.identity import Identity, parse_agent, server_name
-from mcpguard.relay.child import environment, spawn
+from mcpguard.relay.child import spawn
+from mcpguard.relay.command import environment
 from mcpguard.relay.session import Life
 
 

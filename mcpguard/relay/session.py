@@ -5,11 +5,12 @@ request in flight is answered, nothing that the server started is left behind, a
 """
 
 import contextlib
-import os
-import select
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.relay.child import Child
@@ -31,7 +32,10 @@ DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
 """After the server's exit: for the client to read what it wrote last, and then our last answers."""
 
-_ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+_TICK_S: Final = 0.2
+
+_NAMES: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+_ENDING: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Life:
@@ -43,26 +47,24 @@ class Life:
     def __init__(self) -> None:
         self._events: set[str] = set()
         self._signals: list[int] = []
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
+        self._woken: SimpleQueue[None] = SimpleQueue()
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCHLD, self._on_signal)
+        if sys.platform != "win32":
+            signal.signal(signal.SIGCHLD, self._on_exit)
 
     def ended(self, side: str) -> None:
         """Note that a stream has ended: `client` or `server`. From any thread."""
         self._events.add(side)
-        self._wake()
+        self._woken.put(None)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number != signal.SIGCHLD:
-            self._signals.append(number)
-        self._wake()
+        self._signals.append(number)
+        self._woken.put(None)  # which, of all queues, a signal handler may call
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"!")
+    def _on_exit(self, *_: object) -> None:
+        self._woken.put(None)
 
     def supervise(self, child: Child, pumps: "Pumps", console: "Console") -> int:
         """Wait for the end, and bring it about in order.
@@ -70,13 +72,15 @@ class Life:
         Returns:
             The exit status: the server's.
         """
+        if sys.platform == "win32":
+            threading.Thread(target=child.wait, args=(self._on_exit,), daemon=True).start()
         self._wait(lambda: child.poll() is not None or bool(self._events or self._signals))
         if self._signals:
             self._end(child, self._signals[0], GRACE_AFTER_SIGNAL_S)
         elif child.poll() is None:
             self._end_of_stream(child)
         how = f"server exited with status {child.status}"
-        child.signal(signal.SIGKILL)
+        child.kill()
         drain_s = DRAIN_AFTER_SIGNAL_S if self._signals else DRAIN_S
         self._wait(lambda: "server" in self._events, drain_s)
         if not (self._signals or "client" in self._events):
@@ -96,17 +100,19 @@ class Life:
         """Ask the server's group to end; kill it if it does not."""
         child.signal(number)
         if not self._wait(lambda: child.poll() is not None, grace_s):
-            child.signal(signal.SIGKILL)
+            child.kill()
             self._wait(lambda: child.poll() is not None)
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until something is true that a signal or the end of a stream makes true; False if it took too long."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
         while not done():
-            left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
-            if not poll.poll(left_ms):
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if sys.platform == "win32":  # where a signal does not end the wait for a lock
+                left_s = _TICK_S if left_s is None else min(left_s, _TICK_S)
+            with contextlib.suppress(Empty):
+                self._woken.get(timeout=left_s)
+                continue
+            if deadline is not None and time.monotonic() >= deadline:
                 return done()
-            os.read(self._wake_read, 4096)
         return True

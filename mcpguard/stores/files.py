@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ def open_private(path: Path) -> int:
         return os.open(path, flags)
     except FileNotFoundError:
         fd = os.open(path, flags | os.O_CREAT, 0o600)
-        if os.name != "nt":
+        if sys.platform != "win32":
             os.fchmod(fd, 0o600)
         return fd
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import CommandError
-from mcpguard.relay.child import SECRETS, Child, environment, find_program, spawn
+from mcpguard.relay.child import Child, spawn
+from mcpguard.relay.command import SECRETS, environment, find_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 

@@ -79,7 +79,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         child.signal(signal.SIGKILL)
         os.close(child.stdin)
         os.close(child.stdout)
-    for fd in (one.life._wake_read, one.life._wake_write, one.read, one.write):
+    for fd in (one.read, one.write):
         if fd >= 0:
             os.close(fd)
 
@@ -170,10 +170,8 @@ def test_a_stream_that_somebody_else_holds_open_does_not_keep_it(scene: Scene) -
 
 def test_a_signal_that_is_ignored_when_it_begins_stays_ignored(scene: Scene) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    other = Life()
+    Life()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    os.close(other._wake_read)
-    os.close(other._wake_write)
 
 
 def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> None:

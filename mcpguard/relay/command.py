@@ -1,0 +1,37 @@
+"""The server's command: the program that it names, and the environment that it gets."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import CommandError, ExitStatus
+
+SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE"})
+"""Variables of ours that are none of the server's business: a token, and an address that may hold a password."""
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the server gets of the guard's environment: all but the guard's own secrets."""
+    return {key: value for key, value in environ.items() if key not in SECRETS}
+
+
+def find_program(command: str, environ: Mapping[str, str]) -> str:
+    """The file that a command names.
+
+    Raises:
+        CommandError: There is none, or it may not be executed.
+    """
+    found = shutil.which(command, path=environ.get("PATH"))
+    if found:
+        return found
+    if os.path.dirname(command) and os.path.exists(command):  # noqa: PTH110, PTH120 - a Path drops a leading ./
+        kind = "a folder" if Path(command).is_dir() else "not executable"
+        raise CommandError(
+            f"cannot run {command}: it is {kind}",
+            "name a program, or an interpreter and a script",
+            ExitStatus.NOT_EXECUTABLE,
+        )
+    hint = "check the path" if os.path.dirname(command) else "give its full path: clients start us with a short PATH"  # noqa: PTH120
+    raise CommandError(f"cannot run {command}: no such command", hint, ExitStatus.NOT_FOUND)

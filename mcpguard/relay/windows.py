@@ -1,0 +1,95 @@
+"""A server's process on Windows, with the same interface as on POSIX. Type-checked, but not run by its authors."""
+
+import sys
+
+if sys.platform != "win32":
+    raise ImportError("elsewhere this is mcpguard.relay.posix")
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+
+from mcpguard.errors import CommandError, ExitStatus
+from mcpguard.relay.command import find_program
+
+
+class Child:
+    """The server's process, its group, and the pipes to it.
+
+    Args:
+        process: As it was started, in a process group of its own.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - we asked for pipes
+        self._process = process
+        self.pid = process.pid
+        self.stdin = process.stdin.fileno()
+        self.stdout = process.stdout.fileno()
+        self.status: int | None = None
+
+    def confirm(self) -> None:
+        """Nothing to wait for: Windows says at once whether a program can run."""
+
+    def poll(self) -> int | None:
+        """Its exit status if it has ended."""
+        if self.status is None:
+            self.status = self._process.poll()
+        return self.status
+
+    def wait(self, ended: Callable[[], None]) -> None:
+        """Wait until it has ended, and tell."""
+        self._process.wait()
+        ended()
+
+    def signal(self, number: int) -> None:
+        """Ask its group to end: a Ctrl-Break, which is the one signal that a group can get."""
+        del number
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.CTRL_BREAK_EVENT)
+
+    def kill(self) -> None:
+        """End it and all that it started, whatever they heed."""
+        taskkill = ["taskkill", "/T", "/F", "/PID", str(self.pid)]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(taskkill, capture_output=True, timeout=2, check=False)
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def close_stdin(self) -> None:
+        """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stdin, inheritable=False)
+        os.close(null)
+
+
+def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
+    """Start a server in a process group of its own, with pipes for input and output and our own stderr.
+
+    Args:
+        argv: Its command; the first word is looked up in `PATH`, with the endings of `PATHEXT` (`npx` is `npx.cmd`).
+        environ: Its environment.
+
+    Raises:
+        CommandError: It cannot be started.
+    """
+    program = find_program(argv[0], environ)
+    flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+    try:
+        process = subprocess.Popen(
+            [program, *argv[1:]],
+            env=dict(environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            creationflags=flags,
+        )
+    except OSError as error:
+        raise CommandError(
+            f"cannot run {argv[0]}: {error.strerror}",
+            "name a program, or an interpreter and a script",
+            ExitStatus.NOT_EXECUTABLE,
+        ) from error
+    return Child(process)
