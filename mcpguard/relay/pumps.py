@@ -228,8 +228,9 @@ class Pumps:
     def _pump_down(self) -> None:
         try:
             while chunk := os.read(self._child.stdout, CHUNK_BYTES):
+                self._observe(chunk)  # first: the client may send a retry that it asks for before the next line here has run
                 self._output.relay(chunk)
-                self._observe(chunk)
+                self._keep_up()
         except OSError:
             pass
         finally:
@@ -240,11 +241,13 @@ class Pumps:
             return
         self._unread.append((chunk, monotonic_us()))
         self._unread_bytes += len(chunk)
+        if not self._work.is_set():
+            self._work.set()
+
+    def _keep_up(self) -> None:
         if self._unread_bytes > _MAX_UNREAD_BYTES:
             with self._deciding:
                 self._read_answers()
-        elif not self._work.is_set():
-            self._work.set()
 
     def _read_answers(self) -> None:
         """Read outcomes off what has passed. The caller holds `_deciding`."""

@@ -2,7 +2,7 @@ import json
 import os
 import select
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +46,19 @@ class Store(MemoryStore):
         return super().decide(charges, journal)
 
 
+class Output(ClientOutput):
+    """The client's side, with a pump that can be held when the client has what the server wrote."""
+
+    def __init__(self, fd: int, gone: Callable[[], None]) -> None:
+        super().__init__(fd, gone)
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def relay(self, chunk: bytes) -> None:
+        super().relay(chunk)
+        assert self.go_on.wait(30)
+
+
 class Line:
     """The pumps, with the test at all ends: the client's, the server's and the console's."""
 
@@ -61,6 +74,7 @@ class Line:
             source, self.to_guard, self.from_guard, client_write, self.server_reads, server_stdout, self.server_writes,
             self.console, console,
         ]  # fmt: skip
+        self.output = Output(client_write, self.client_ended.set)
         self.child = Child(0, server_stdin, server_stdout, -1, "server")
         self.pumps = Pumps(
             self.child,
@@ -68,7 +82,7 @@ class Line:
             self.store,
             Journal("0" * 16),
             Silent(),
-            ClientOutput(client_write, self.client_ended.set),
+            self.output,
             Console(console),
             lambda side: (self.client_ended if side == "client" else self.server_ended).set(),
             source=source,
@@ -79,12 +93,14 @@ class Line:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
     def server_has(self) -> list[dict[str, Any]]:
+        assert select.select([self.server_reads], [], [], 10)[0], "nothing came"
         return [json.loads(line) for line in os.read(self.server_reads, 1 << 16).splitlines()]
 
     def client_has(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in os.read(self.from_guard, 1 << 16).splitlines()]
 
     def close(self) -> None:
+        self.output.go_on.set()
         for end in (self.to_guard, self.server_writes):
             os.close(end)
             self._fds.remove(end)
@@ -136,3 +152,19 @@ def test_what_could_not_be_judged_for_a_fault_of_ours_is_answered_and_reported_a
     line.store.failure = None
     line.send(call(2))
     assert line.server_has() == [call(2)]
+
+
+def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_comes(line: Line) -> None:
+    line.output.go_on.clear()
+    line.send(call(1))
+    line.server_has()
+    asks = {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s"}}
+    os.write(line.server_writes, json.dumps(asks).encode() + b"\n")
+    assert line.client_has() == [asks]
+    retry = call(2) | {"params": {"name": "search", "requestState": "s"}}
+    line.send(retry)
+    assert line.server_has() == [retry]
+    line.output.go_on.set()
+    line.send(call(3), call(4))
+    assert line.server_has() == [call(3)]
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(4, 429)]
