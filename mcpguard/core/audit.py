@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.core.digest import blake2b
 from mcpguard.core.policy import Reported
+from mcpguard.core.skim import Unbuilt
 from mcpguard.core.verdict import Charge, Verdict
 
 MAX_NAME_BYTES: Final = 256
@@ -207,7 +208,8 @@ def cut(name: str) -> str:
 
 def args_hash(arguments: object, key: bytes) -> bytes:
     """A keyed BLAKE2b of a call's arguments: equal for equal ones, and no way back to them without the key."""
-    return blake2b(_canonical(arguments).encode(), key=key, digest_size=12).digest()
+    text = arguments.text if isinstance(arguments, Unbuilt) else _canonical(arguments)
+    return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()
 
 
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mcpguard.core.skim import elements, is_heavy, skim
+
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
 INVALID_PARAMS: Final = -32602
@@ -133,7 +135,8 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
         text = line.decode()
         if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
             return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
-        value, end = _value(text, _end_of_space(text, 0))
+        start = _end_of_space(text, 0)
+        value, end = skim(text, start, _value, _object, most=MAX_BATCH) if is_heavy(line) else _value(text, start)
         if _end_of_space(text, end) != len(text):
             return (Refusal(PARSE_ERROR, "more than one JSON value on a line"),)
     except UnicodeDecodeError:
@@ -173,15 +176,9 @@ def _value(text: str, start: int) -> tuple[object, int]:
 
 def _members(text: str) -> Iterator[str]:
     """The text of each member of a non-empty batch that has been parsed already."""
-    position = text.index("[") + 1
-    while True:
-        start = _end_of_space(text, position)
-        end = _value(text, start)[1]
-        yield text[start:end]
-        position = _end_of_space(text, end)
-        if text[position] == "]":
-            return
-        position += 1
+    for start, end in elements(text, 0):
+        if start < end:
+            yield text[start:end]
 
 
 def _depth(line: bytes) -> int:

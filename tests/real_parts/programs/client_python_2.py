@@ -1,0 +1,142 @@
+"""The client of the Python SDK 2.x."""
+
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import anyio
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
+from mcp.types import (
+    CallToolResult,
+    CreateMessageRequestParams,
+    CreateMessageResult,
+    ElicitRequestParams,
+    ElicitResult,
+    Implementation,
+    ListRootsResult,
+    LoggingMessageNotificationParams,
+    Result,
+    Root,
+    TextContent,
+)
+
+from .steps import Answer, Seen, main
+
+warnings.simplefilter("ignore")  # what 2026-07-28 deprecates is used on purpose, in the older eras
+
+
+class TaskResult(Result):
+    result_type: Literal["task"] = "task"
+    task_id: str
+
+
+class Tasks(ClientExtension):
+    """Results of the type `task` are waited for, as an extension of 2026-07-28 may have it."""
+
+    identifier = "io.modelcontextprotocol/tasks"
+
+    def claims(self) -> list[ResultClaim[TaskResult]]:
+        async def resolve(result: TaskResult, context: ClaimContext) -> CallToolResult:
+            content = TextContent(type="text", text=f"task {result.task_id}")
+            return CallToolResult(content=[content])
+
+        return [ResultClaim(result_type="task", model=TaskResult, resolve=resolve)]
+
+
+def told(result: Any) -> Answer:
+    text = "\n".join(block.text for block in result.content if block.type == "text")
+    return {"text": text, "is_error": result.is_error, "denial": (result.meta or {}).get("mcpguard/denial")}
+
+
+class OnSdk2:
+    def __init__(self, client: Client, seen: Seen) -> None:
+        self.client = client
+        self.seen = seen
+
+    @property
+    def version(self) -> str:
+        return self.client.protocol_version
+
+    async def tools(self) -> list[str]:
+        return [tool.name for tool in (await self.client.list_tools()).tools]
+
+    async def note(self, progress: float, total: float | None, message: str | None) -> None:
+        self.seen.note("progress", progress)
+
+    async def call(self, tool: str, arguments: Answer) -> Answer:
+        try:
+            return told(await self.client.call_tool(tool, arguments, progress_callback=self.note))
+        except MCPError as error:
+            return {"code": error.code, "message": error.message, "data": error.data}
+
+    async def cancel(self, tool: str, arguments: Answer) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.call, tool, arguments)
+            await self.seen.until("progress")
+            tasks.cancel_scope.cancel()
+
+    async def set_level(self, level: Any) -> None:
+        if self.version < "2026":
+            await self.client.set_logging_level(level)
+
+    @asynccontextmanager
+    async def subscribed(self, uri: str) -> AsyncIterator[None]:
+        if self.version < "2026":
+            await self.client.subscribe_resource(uri)
+            yield
+            return
+        async with self.client.listen(resource_subscriptions=[uri]) as changes, anyio.create_task_group() as tasks:
+
+            async def hear() -> None:
+                async for change in changes:
+                    self.seen.note("updated", getattr(change, "uri", ""))
+
+            tasks.start_soon(hear)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def task(self, tool: str, arguments: Answer) -> Answer:
+        return await self.call(tool, arguments)
+
+
+@asynccontextmanager
+async def connect(spec: Answer, name: str, seen: Seen) -> AsyncIterator[OnSdk2]:
+    async def elicit(context: object, params: ElicitRequestParams) -> ElicitResult:
+        seen.note("asked", "elicitation/create")
+        return ElicitResult(action="accept", content={"name": "Ann"})
+
+    async def sample(context: object, params: CreateMessageRequestParams) -> CreateMessageResult:
+        seen.note("asked", "sampling/createMessage")
+        return CreateMessageResult(role="assistant", content=TextContent(type="text", text="sampled"), model="none")
+
+    async def roots(context: object) -> ListRootsResult:
+        seen.note("asked", "roots/list")
+        return ListRootsResult(roots=[Root.model_validate({"uri": f"file://{seen.root}"})])
+
+    async def log(params: LoggingMessageNotificationParams) -> None:
+        seen.note("logged", str(params.data))
+
+    async def hear(message: Any) -> None:
+        if getattr(message, "method", "") == "notifications/resources/updated":
+            seen.note("updated", str(message.params.uri))
+
+    client = Client(
+        StdioServerParameters(command=spec["command"], args=spec["args"], env=spec["env"]),
+        mode=spec["mode"],
+        client_info=Implementation(name=name, version="1"),
+        elicitation_callback=elicit,
+        sampling_callback=sample,
+        list_roots_callback=roots,
+        logging_callback=log,
+        log_level="debug",
+        message_handler=hear,
+        extensions=[Tasks()],
+    )
+    async with client:
+        yield OnSdk2(client, seen)
+
+
+if __name__ == "__main__":
+    main(connect)

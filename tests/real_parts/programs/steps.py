@@ -1,0 +1,136 @@
+"""What every Python client here does: the steps of a job, each with what was seen meanwhile, written to stdout as JSON.
+
+A job is `{"client": name, "root": path, "sessions": [{"command", "args", "env", "mode", "steps": [...]}]}`. It runs in
+environments with different SDKs, so nothing of them is imported here.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+
+Answer = dict[str, Any]
+STEP_S = 30.0
+"""Only what hangs takes this long."""
+
+
+class Seen:
+    """What the server sent of its own accord since the last step began."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.clear()
+
+    def clear(self) -> None:
+        self.progress: list[float] = []
+        self.asked: list[str] = []
+        self.logged: list[str] = []
+        self.updated: list[str] = []
+        self._news = anyio.Event()
+
+    def note(self, kind: str, value: object) -> None:
+        getattr(self, kind).append(value)
+        self._news.set()
+
+    async def until(self, kind: str, times: int = 1) -> None:
+        while len(getattr(self, kind)) < times:
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def report(self) -> Answer:
+        return {kind: getattr(self, kind) for kind in ("progress", "asked", "logged", "updated") if getattr(self, kind)}
+
+
+class Session(Protocol):
+    """A connected client of some SDK."""
+
+    @property
+    def version(self) -> str: ...
+
+    async def tools(self) -> list[str]: ...
+
+    async def call(self, tool: str, arguments: Answer) -> Answer: ...
+
+    async def cancel(self, tool: str, arguments: Answer) -> None:
+        """Call, and give it up once it has reported progress."""
+
+    async def set_level(self, level: str) -> None: ...
+
+    def subscribed(self, uri: str) -> AbstractAsyncContextManager[None]: ...
+
+    async def task(self, tool: str, arguments: Answer) -> Answer: ...
+
+
+Connect = Callable[[Answer, str, Seen], AbstractAsyncContextManager[Session]]
+
+
+async def _held(session: Session, seen: Seen, step: Answer) -> Answer:
+    """Call a tool that reports progress and then waits until another is called."""
+    answers: list[Answer] = []
+
+    async def call() -> None:
+        answers.append(await session.call(step["tool"], step["arguments"]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await seen.until("progress", step["arguments"]["steps"])
+        await session.call(step["then"], {})
+    return answers[0]
+
+
+async def _step(session: Session, seen: Seen, step: Answer) -> Answer:
+    tool, arguments = step.get("tool", ""), step.get("arguments", {})
+    match step["do"]:
+        case "list":
+            return {"tools": await session.tools()}
+        case "call":
+            return await session.call(tool, arguments)
+        case "hold":
+            return await _held(session, seen, step)
+        case "cancel":
+            await session.cancel(tool, arguments)
+            return {"cancelled": True}
+        case "log":
+            if "level" in step:
+                await session.set_level(step["level"])
+            answer = await session.call(tool, arguments)
+            await seen.until("logged")
+            return answer
+        case "subscribe":
+            async with session.subscribed(step["uri"]):
+                answer = await session.call(tool, arguments)
+                await seen.until("updated")
+            return answer
+        case "task":
+            return await session.task(tool, arguments)
+        case other:
+            raise ValueError(other)
+
+
+async def _session(connect: Connect, spec: Answer, client: str, root: str) -> Answer:
+    seen = Seen(root)
+    answers: list[Answer] = []
+    async with connect(spec, client, seen) as session:
+        for step in spec["steps"]:
+            seen.clear()
+            try:
+                with anyio.fail_after(STEP_S):
+                    answer = await _step(session, seen, step)
+            except Exception as error:
+                answer = {"failed": repr(error)}
+            answers.append(answer | seen.report())
+        return {"version": session.version, "answers": answers}
+
+
+def main(connect: Connect) -> None:
+    """Run the job in the file that the first argument names."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+
+    async def run() -> list[Answer]:
+        return [await _session(connect, spec, job["client"], job["root"]) for spec in job["sessions"]]
+
+    sys.stdout.write(json.dumps(anyio.run(run)) + "\n")
