@@ -101,6 +101,8 @@ def folders(environ: Mapping[str, str]) -> Folders:
     try:
         places = PlatformDirs("mcpguard", appauthor=False)
         return Folders(Path(places.user_config_dir), Path(places.user_state_dir))
+    except RuntimeError as error:  # no HOME, and no entry for this account
+        raise ConfigError("this account has no home folder", "name a folder for its files with MCPGUARD_HOME") from error
     finally:
         os.environ.update(hidden)
 

@@ -31,7 +31,7 @@ class PolicyFile:
         self._stamp: tuple[int, ...] | None = None
         self._settled = False
         self._content: bytes | str | None = None
-        self._existed = False
+        self._taken_up = False
 
     def begin(self) -> Policy | PolicyError:
         """The policy to start with; an error if there is none, which closes every tool until it is mended."""
@@ -56,7 +56,6 @@ class PolicyFile:
             return False
         self._stamp = stamp
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
-        self._existed = True
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
             self._content = "not a regular file"  # reading a pipe could wait for ever
             return True
@@ -67,7 +66,7 @@ class PolicyFile:
         return True
 
     def _understand(self) -> Policy | PolicyError:
-        self.is_starter = self._content is None and not self._named and not self._existed
+        self.is_starter = self._content is None and not self._named and not self._taken_up
         try:
             if self.is_starter:
                 return parse(STARTER, source="starter policy", observe=self._observe)
@@ -75,8 +74,10 @@ class PolicyFile:
                 return PolicyError(f"{self.path}: no such file", "make one: mcpguard policy init")
             if isinstance(self._content, str):
                 return PolicyError(f"{self.path}: cannot be read: {self._content}", "a policy is a file in TOML")
-            return parse(self._content.decode(), source=str(self.path), observe=self._observe)
+            policy = parse(self._content.decode(), source=str(self.path), observe=self._observe)
         except UnicodeDecodeError:
             return PolicyError(f"{self.path}: line 1: not UTF-8", "a policy is a file in TOML")
         except PolicyError as error:
             return error
+        self._taken_up = True  # from now on a file that is gone leaves this one in force
+        return policy

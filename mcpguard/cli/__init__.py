@@ -1,6 +1,7 @@
 """The command line: one module a command group, loaded when it is asked for."""
 
 import importlib
+import os
 import sys
 from typing import Final
 
@@ -72,10 +73,21 @@ def main() -> None:
         status = _complain(error.format_message(), "", ExitStatus.USAGE)
     except McpguardError as error:
         status = _complain(error.message, error.hint, error.exit_status)
-    except BrokenPipeError:  # the reader is gone: nothing is left to say, or to flush
-        sys.stdout = None
-        status = 0
-    sys.exit(status if isinstance(status, int) else 0)
+    except KeyboardInterrupt:
+        status = ExitStatus.INTERRUPTED
+    except OSError as error:
+        status = _complain(f"cannot write: {error.strerror or error}", "", ExitStatus.FAILURE)
+    _leave(status if isinstance(status, int) else 0)
+
+
+def _leave(status: int) -> None:
+    """End with a status. What is still to be written may have nowhere to go: that is no reason for a traceback."""
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the interpreter's own flush
+        status = status or ExitStatus.FAILURE
+    sys.exit(status)
 
 
 def _complain(message: str, hint: str, status: ExitStatus) -> ExitStatus:

@@ -62,7 +62,7 @@ class _Filter(NamedTuple):
 
 @click.group("audit", short_help="What happened.")
 def command() -> None:
-    r"""What the guard decided.
+    """What the guard decided.
 
     \b
     Example:
@@ -86,7 +86,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--store", metavar="URL", help="Where the audit is. Default: MCPGUARD_STORE, config.toml, the account's.")
 def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **filters: Any) -> int:
-    r"""Show the newest rows of the audit, oldest first: a table on a terminal, key=value lines in a pipe.
+    """Show the newest rows of the audit, oldest first: a table on a terminal, key=value lines in a pipe.
 
     \b
     Examples:

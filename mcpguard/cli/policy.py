@@ -49,7 +49,7 @@ def _selectors(function: _F) -> _F:
 
 @click.group("policy", short_help="Show, check and edit limits.")
 def command() -> None:
-    r"""Show, check and edit the policy: how often which tools may be called, by whom.
+    """Show, check and edit the policy: how often which tools may be called, by whom.
 
     A running wrapper obeys an edit from its next call on.
 
@@ -66,7 +66,7 @@ def command() -> None:
 @click.option("--name", metavar="TEXT", help="What you call the rule.")
 @click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
 def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **selectors: Any) -> None:
-    r"""Limit the calls that all the given selectors match; without any, all calls.
+    """Limit the calls that all the given selectors match; without any, all calls.
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (s m h d w), or deny, or unlimited. The rule with the same
     selectors gets the new limit, else a rule is added. The file keeps its comments and order.
@@ -105,7 +105,7 @@ def _warn(before: Policy, after: Policy) -> None:
 @command.command(short_help="Remove a rule.")
 @_selectors
 def unset(policy: str | None, **selectors: Any) -> None:
-    r"""Remove the rule with exactly these selectors.
+    """Remove the rule with exactly these selectors.
 
     \b
     Example:
@@ -178,7 +178,7 @@ def _policy_in(path: Path, *, named: bool = True) -> tuple[Policy, bool]:
 @_file_option
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(policy: str | None, as_json: bool) -> None:
-    r"""Show where the policy comes from, and each rule with a sentence that says what it means.
+    """Show where the policy comes from, and each rule with a sentence that says what it means.
 
     \b
     Examples:
@@ -262,7 +262,7 @@ def _print_table(policy: Policy) -> None:
 @click.argument("file", required=False, metavar="[FILE]")
 @_file_option
 def check(file: str | None, policy: str | None) -> None:
-    r"""Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
+    """Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
 
     The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
     matched none of its newest calls are told too.
@@ -314,7 +314,7 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
 @command.command(short_help="Write the starter policy to a file.")
 @_file_option
 def init(policy: str | None) -> None:
-    r"""Write a policy file with the starter rules, which are in force where there is no file.
+    """Write a policy file with the starter rules, which are in force where there is no file.
 
     \b
     Example:
@@ -340,7 +340,7 @@ def _begin(path: Path) -> bool:
 @command.command("path", short_help="Print where the policy file is.")
 @_file_option
 def path_(policy: str | None) -> None:
-    r"""Print where the policy file is, or would be.
+    """Print where the policy file is, or would be.
 
     \b
     Example:
@@ -352,7 +352,7 @@ def path_(policy: str | None) -> None:
 @command.command(short_help="Open the policy file in your editor.")
 @_file_option
 def edit(policy: str | None) -> None:
-    r"""Open the policy file in VISUAL or EDITOR, and check it afterwards. A missing file begins with the starter rules.
+    """Open the policy file in VISUAL or EDITOR, and check it afterwards. A missing file begins with the starter rules.
 
     \b
     Example:

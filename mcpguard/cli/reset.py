@@ -65,7 +65,7 @@ def _word(text: str) -> str:
 @click.option("--store", metavar="URL", help="Where the counters are. Default: MCPGUARD_STORE, config.toml, the account's.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def command(store: str | None, yes: bool, **selectors: str | None) -> int:
-    r"""Empty the counters that all selectors match, or all of them; running wrappers obey from their next call on.
+    """Empty the counters that all selectors match, or all of them; running wrappers obey from their next call on.
 
     A counter that several share, such as a tool's, is selected by what it counts for, not by who has used it. Limits and
     the audit stay.
@@ -77,7 +77,7 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
     """
     tolerant_output()
     patterns = {key: pattern for key in AXES if (pattern := selectors[key]) is not None}
-    if not yes and not sys.stdin.isatty():
+    if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("reset asks first, and there is no terminal to ask at", "add --yes")
     settings = config.load(os.environ, store=store)
     if not exists(settings):

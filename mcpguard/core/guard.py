@@ -101,6 +101,7 @@ class Guard:
         self._tickets: dict[tuple[str, Asks], list[int]] = {}
         self._callers: dict[tuple[str | None, str | None, str], Caller] = {}
         self._lost: list[Outcome] = []
+        self._withdrawn: set[str] = set()
 
     def take_up(self, policy: Policy | PolicyError) -> None:
         """From the next call on, this policy decides. One that is none leaves the last good one in force."""
@@ -108,8 +109,8 @@ class Guard:
             self._policy = policy
             self._callers.clear()
 
-    def policy_note(self, *, reason: str) -> Charge:
-        """A row for the audit: this policy was taken up, or could not be."""
+    def policy_note(self, *, reason: str = "in force at the start") -> Charge:
+        """A row for the audit: this policy is in force, was taken up, or could not be."""
         policy = self._policy
         detail: dict[str, object] = {"policy": policy.digest} if isinstance(policy, Policy) else {}
         detail["reason"] = reason
@@ -127,6 +128,7 @@ class Guard:
             What is to be done, in the order of the lines.
         """
         actions: list[Action] = []
+        self._withdrawn.clear()
         for line in lines:
             for message in (line,) if isinstance(line, Refusal) else frames.parse(line):
                 if isinstance(message, Refusal):
@@ -144,6 +146,8 @@ class Guard:
         if verdict.forwards:
             flight = InFlight(verdict.row, now_us, charge.call.tool, charge.rounds)
             self._sent(charge.request_id, flight, now_us)
+            if charge.request_id in self._withdrawn:  # cancelled in the same reading, before it was decided
+                self._lose(charge.request_id, "cancelled", now_us)
             return Forward(charge.frame.raw + b"\n")
         reason = str(charge.detail.get("reason", ""))
         code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
@@ -300,8 +304,10 @@ class Guard:
 
     def _cancelled(self, request_id: object, now_us: int) -> None:
         told = frames.id_text(request_id)
-        if told is not None:
+        if told is not None and told in self._in_flight:
             self._lose(told, "cancelled", now_us)
+        elif told is not None:
+            self._withdrawn.add(told)
 
     def _issue(self, tool: str, asks: Asks, rounds: int) -> None:
         if len(self._tickets) >= _MAX_TICKETS:

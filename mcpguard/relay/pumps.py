@@ -23,6 +23,7 @@ from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
+from mcpguard.relay.readiness import Takes
 from mcpguard.stores.base import Store, monotonic_us, wall_us
 
 CHUNK_BYTES: Final = 64 * 1024
@@ -87,6 +88,7 @@ class Pumps:
         self._ended = ended
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
+        self._takes = Takes(child.stdin)
         # Held while guard, journal or store are used; never while a pipe is written
         self._deciding = threading.Lock()
         self._unread: deque[tuple[bytes, int]] = deque()
@@ -103,7 +105,8 @@ class Pumps:
         ]
 
     def start(self) -> None:
-        """Begin to move bytes."""
+        """Note the policy that is in force, and begin to move bytes."""
+        self._decide([self._guard.policy_note()])
         for thread in self._threads:
             thread.start()
 
@@ -208,11 +211,13 @@ class Pumps:
     def _send(self, data: bytes) -> bytes:
         """Write frames to the server; those that it did not take whole, since it has closed its input."""
         written = 0
-        try:
-            while written < len(data):
+        while written < len(data):
+            try:
                 written += os.write(self._child.stdin, data[written:] if written else data)
-        except OSError:
-            return data[data.rfind(b"\n", 0, written) + 1 :]
+            except BlockingIOError:
+                self._takes.wait(self._child.stdin, self._source)
+            except OSError:
+                return data[data.rfind(b"\n", 0, written) + 1 :]
         return b""
 
     def _undelivered(self, frames_left: bytes) -> bytes:

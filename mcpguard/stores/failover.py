@@ -7,14 +7,14 @@ store answers again it gets what happened meanwhile, and decides again.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy import Counter
-from mcpguard.core.verdict import Charge, Verdict, Word
+from mcpguard.core.policy import Counter, Plan
+from mcpguard.core.verdict import Charge, Verdict, verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.base import Clock, Entry, Held, Store, decide_all, monotonic_us, wall_us
 
@@ -79,23 +79,34 @@ class FailoverStore:
     def _decide_without(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         now_us = self._clock()
         if self._mode == "local":
-            verdicts, _ = decide_all(charges, self._local, now_us)
-            for charge, verdict in zip(charges, verdicts, strict=True):
-                if verdict.forwards and charge.decided is None:
-                    self._owe(charge, now_us)
+            verdicts = []
+            for charge in charges:
+                one, charged = decide_all([charge], self._local, now_us)
+                verdicts += one
+                self._owe(charged.values(), now_us)
         else:
-            meanwhile: Word = "unavailable" if self._mode == "deny" else "allowed_unavailable"
-            verdicts = [Verdict(charge.decided or meanwhile) for charge in charges]
-        for charge, verdict in zip(charges, verdicts, strict=True):
-            if verdict.decision == "unavailable" and charge.decided is None:
+            verdicts = [self._without_counters(charge, now_us) for charge in charges]
+        for charge, one_of_them in zip(charges, verdicts, strict=True):
+            if one_of_them.decision == "unavailable" and charge.decided is None:
                 charge.detail = charge.detail | {"reason": "store_unavailable"}
                 charge.why = f"the store of counters is unavailable ({self._failure}). Try again in some seconds."
         self._keep(journal.rows(charges, verdicts, self._wall()))
         return verdicts
 
-    def _owe(self, charge: Charge, now_us: int) -> None:
+    def _without_counters(self, charge: Charge, now_us: int) -> Verdict:
+        """What can be said of a call without any counter: a closed tool is closed, and where nothing counts all is as ever."""
+        if charge.decided:
+            return Verdict(charge.decided)
+        uncounted = [at for at, limit in enumerate(charge.plan.limits) if not limit.n]
+        plan = Plan(tuple(charge.plan.limits[at] for at in uncounted), tuple(charge.plan.reported[at] for at in uncounted))
+        found = verdict(plan, limiter.decide(plan.limits, (), now_us))
+        if not found.forwards or not charge.plan.counters:
+            return found
+        return Verdict("unavailable" if self._mode == "deny" else "allowed_unavailable")
+
+    def _owe(self, charged: Iterable[Counter], now_us: int) -> None:
         """Note an admission that the store does not know of yet, in grains of the window."""
-        for counter in charge.plan.counters:
+        for counter in charged:
             log = self._owed.get(counter.id, (counter, EMPTY))[1]
             log = limiter.charge(limiter.live(log, counter.window_us, now_us), limiter.EXACT + 1, counter.window_us, now_us)
             self._owed[counter.id] = (counter, log)
@@ -216,8 +227,9 @@ class FailoverStore:
 
     def close(self) -> None:
         """See `Store`."""
-        if self._store is not None:
-            self._store.close()
+        with self._switching:
+            if self._store is not None:
+                self._store.close()
 
     def _up(self) -> Store:
         if self._store is None:

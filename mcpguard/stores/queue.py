@@ -62,6 +62,7 @@ class QueueLock:
         self._fd = open_private(path)
         self._mutex = threading.Lock()
         self._wanted = False
+        self._closed = False
         self._helper_busy = False
         self._asked = threading.Semaphore(0)
         self._granted = threading.Semaphore(0)
@@ -89,11 +90,13 @@ class QueueLock:
         _unlock(self._fd)
 
     def close(self) -> None:
-        """Close the file, which frees the lock. A helper that still waits on it ends with the process."""
+        """Close the file, which frees the lock. A helper that still waits for it does so, and goes, when it has it."""
         with self._mutex:
-            if not self._helper_busy and self._fd >= 0:
+            if not self._closed and not self._helper_busy:
                 os.close(self._fd)
-                self._fd = -1
+            self._closed = True
+            if self._helper is not None and not self._helper_busy:
+                self._asked.release()
 
     def _ask(self) -> None:
         if self._helper is None:
@@ -102,10 +105,13 @@ class QueueLock:
         self._asked.release()
 
     def _help(self) -> None:
-        while self._asked.acquire():
+        while self._asked.acquire() and not (self._closed and not self._helper_busy):
             _lock(self._fd)
             with self._mutex:
                 self._helper_busy = False
+                if self._closed:
+                    os.close(self._fd)
+                    return
                 if self._wanted:
                     self._wanted = False
                     self._granted.release()

@@ -201,7 +201,8 @@ class SqliteStore:
         self._undo()
 
     def _undo(self) -> None:
-        self._forget()
+        self._states.clear()  # they never were: what was seen before stays what was seen last
+        self._fragments.clear()
         with contextlib.suppress(sqlite3.Error):
             self._execute("ROLLBACK")
 

@@ -15,7 +15,8 @@ BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nig
 
 def tools(done: subprocess.CompletedProcess[str]) -> list[str]:
     assert (done.returncode, done.stderr) == (0, "")
-    return [json.loads(line)["tool"] for line in done.stdout.splitlines()]
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    return [record["tool"] for record in records if record["decision"] != "policy"]
 
 
 def followed(home: Path, *argv: str) -> subprocess.Popen[bytes]:
@@ -44,7 +45,8 @@ def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     time = r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
     alice = r'user=alice@acme\.com agent="Claude Code::interactive::default"'
-    first, second, third, fourth = done.stdout.splitlines()
+    note, first, second, *_, third, _, fourth = done.stdout.splitlines()
+    assert re.fullmatch(rf'{time} policy reason="in force at the start"', note)
     assert re.fullmatch(rf"{time} allowed axis=user {alice} tool=echo limit=1/1h count=1 outcome=ok", first)
     assert re.fullmatch(rf"{time} rate_limited axis=user {alice} tool=echo limit=1/1h count=2 retry_after=\d+s", second)
     assert re.fullmatch(rf'{time} denied axis=tool user=bob agent=\S+ tool=closed rule="tool=closed"', third)
@@ -54,14 +56,15 @@ def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
 def test_json_is_the_record_of_each_row_oldest_first(home: Path) -> None:
     done = mcpguard(home, "audit", "tail", "--json")
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert records == audit(home)
+    assert [record for record in records if record["decision"] != "policy"] == audit(home)
+    assert [record for record in records if record["decision"] == "policy"] == audit(home, policies=True)
     assert all(list(record) == [member for member in MEMBERS if member in record] for record in records)
 
 
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        (["-n", "2"], ["closed", "watched"]),
+        (["-n", "2", "--tool", "*"], ["closed", "watched"]),
         (["-n", "0"], []),
         (["-n", "1", "--tool", "echo"], ["echo"]),
         (["--user", "alice@acme.com"], ["echo", "echo"]),
@@ -120,7 +123,7 @@ def test_rows_of_other_namespaces_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> None:
-    status, shown = on_terminal(home, "audit", "tail", NO_COLOR="1")
+    status, shown = on_terminal(home, "audit", "tail", "--tool", "*", NO_COLOR="1")
     assert status == 0
     assert "\x1b" not in shown
     heading, who, first, *_ = shown.splitlines()
@@ -129,11 +132,11 @@ def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> 
     assert re.fullmatch(r"\d\d:\d\d:\d\d allowed      user  echo +1 1/1h +ok", first)
     assert shown.count("- ") == 2
     assert [line for line in shown.splitlines() if len(line) >= 80] == []
-    assert "\x1b[31mdenied" in on_terminal(home, "audit", "tail")[1]
+    assert "\x1b[31mdenied" in on_terminal(home, "audit", "tail", "--tool", "*")[1]
 
 
 def test_on_a_wide_terminal_user_and_agent_stand_in_the_row(home: Path) -> None:
-    shown = on_terminal(home, "audit", "tail", columns=150)[1].splitlines()
+    shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
     assert shown[0].split()[3:6] == ["USER", "AGENT", "TOOL"]
     assert re.search(r"user  alice@acme.com +Claude Code::interactive::default +echo ", shown[1])
     assert [line for line in shown if len(line) >= 150 + len("\x1b[31m\x1b[0m")] == []
@@ -151,7 +154,7 @@ def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:
     options = ("--server", "s" * 40, "--user", "客" * 60, "--agent", f"{'c' * 40}::{'t' * 40}::n")
     calls(tmp_path, "検索" * 30, 1, *options)
     for columns in (80, 140):
-        shown = on_terminal(tmp_path, "audit", "tail", columns=columns, NO_COLOR="1")[1].splitlines()
+        shown = on_terminal(tmp_path, "audit", "tail", "--tool", "*", columns=columns, NO_COLOR="1")[1].splitlines()
         assert "…" in shown[1]
         cells = [sum(2 if ord(char) > 0x2E80 else 1 for char in line) for line in shown]
         assert max(cells) < columns
@@ -160,7 +163,7 @@ def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:
 def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path: Path) -> None:
     evil = "x\x1b[2J\x1b]0;owned\x07\x9b31m\r\n\u2028\u202e"
     calls(tmp_path, evil, 1, "--user", "\x1b[31mroot", "--server", "crm\x08", "--agent", "a\x07::b\x1b::c")
-    shown = on_terminal(tmp_path, "audit", "tail", NO_COLOR="1", columns=200)[1]
+    shown = on_terminal(tmp_path, "audit", "tail", "--tool", "*", NO_COLOR="1", columns=200)[1]
     assert "x\\x1b[2J" in shown
     for text in (shown, mcpguard(tmp_path, "audit", "tail").stdout, mcpguard(tmp_path, "audit", "tail", "--json").stdout):
         assert [char for char in text if char != "\n" and not char.isprintable()] == []

@@ -213,14 +213,19 @@ class Host:
         return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
 
     def audit(self) -> list[Message]:
-        """The rows of the shared audit."""
+        """The rows of the shared audit that tell of calls."""
         return audit(self.home)
 
+    def notes(self) -> list[Message]:
+        """The rows of the shared audit that tell of policies."""
+        return audit(self.home, policies=True)
 
-def audit(home: Path) -> list[Message]:
+
+def audit(home: Path, *, policies: bool = False) -> list[Message]:
     store = SqliteStore(home / "mcpguard.db", timeout_ms=10_000)
     try:
-        return [entry.record for entry in store.entries()]
+        records = [entry.record for entry in store.entries()]
+        return [record for record in records if (record["decision"] == "policy") == policies]
     finally:
         store.close()
 

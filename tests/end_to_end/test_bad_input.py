@@ -206,9 +206,9 @@ def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -
         policy(tmp_path, rule("unlimited", tool="search"))
         assert "result" in host.call(4, "search")
         assert host.end() == 0
-        notes = [row for row in host.audit() if row["decision"] == "policy"]
-    assert len(notes) == len({row["policy"] for row in notes}) == 12
-    assert {row["reason"] for row in notes} == {"taken up"}
+        notes = host.notes()
+    assert len(notes) == len({row["policy"] for row in notes}) == 13
+    assert [row["reason"] for row in notes] == ["in force at the start"] + ["taken up"] * 12
 
 
 def test_an_edit_is_obeyed_by_calls_that_were_written_together_with_others(tmp_path: Path) -> None:
@@ -237,9 +237,9 @@ def test_a_running_policy_that_is_broken_stays_in_force_and_is_reported_once(tmp
         assert host.end() == 0
         assert host.err.count("policy not taken up: ") == 1
         assert host.err.count("policy taken up") == 1
-        reasons = [row["reason"] for row in host.audit() if row["decision"] == "policy"]
-    assert reasons[0].startswith(f"not taken up: {file}: ")
-    assert reasons[1:] == ["taken up"]
+        reasons = [row["reason"] for row in host.notes()]
+    assert reasons[1].startswith(f"not taken up: {file}: ")
+    assert [reasons[0], *reasons[2:]] == ["in force at the start", "taken up"]
 
 
 def test_a_policy_that_is_mended_opens_the_tools_without_a_restart(tmp_path: Path) -> None:

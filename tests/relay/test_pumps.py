@@ -128,7 +128,7 @@ PING = {"jsonrpc": "2.0", "id": "ping", "method": "ping"}
 def test_the_store_has_decided_before_the_server_has_one_byte(line: Line) -> None:
     line.send(PING, call(1), call(2), call(3))
     assert line.server_has() == [PING, call(1), call(2)]
-    assert line.store.early == [False]
+    assert line.store.early == [False, False]  # the policy at the start, and the calls
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
 
 
