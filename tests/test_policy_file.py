@@ -50,7 +50,7 @@ def test_a_file_that_does_not_change_is_nothing_new(running: PolicyFile) -> None
 def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(path, monkeypatch)
     assert running.poll() is None
-    monkeypatch.delattr(Path, "read_bytes")
+    monkeypatch.setattr(Path, "read_bytes", None)
     assert running.poll() is None
 
 

@@ -8,19 +8,17 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from mcpguard.core.digest import blake2b
+from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.policy import Reported
 from mcpguard.core.skim import Unbuilt
 from mcpguard.core.verdict import Charge, Verdict
-
-MAX_NAME_BYTES: Final = 256
-"""A longer name is cut in the audit, with a hash in place of the rest."""
 
 STORM_US: Final = 1_000_000
 """Equal denials within this time share a row."""
 
 _REFUSED: Final = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
 _KEPT: Final = 4096
+_MAX_ID_CHARS: Final = 2048
 
 MEMBERS: Final = (
     "id", "time", "time_us", "session", "seq", "namespace", "server", "request_id", "user", "user_source", "agent",
@@ -164,7 +162,7 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
         verdict.decision,
         charge.context,
         _fragment(verdict.reported) if verdict.reported else None,
-        charge.request_id,
+        _cut_id(charge.request_id),
         charge.args_hash,
         charge.trace_id,
         verdict.count,
@@ -173,6 +171,10 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
         None,
         compact(detail) if detail else None,
     )
+
+
+def _cut_id(request_id: str | None) -> str | None:
+    return cut(request_id) if request_id and len(request_id) > _MAX_ID_CHARS else request_id
 
 
 def _wait(wait_us: int | None) -> dict[str, object]:
@@ -193,17 +195,6 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 @lru_cache(maxsize=512)
 def _fragment(reported: Reported) -> str:
     return compact(reported.members())
-
-
-def cut(name: str) -> str:
-    """A name as the audit keeps it: whole up to `MAX_NAME_BYTES`, else its beginning and a hash of all of it."""
-    if len(name) <= MAX_NAME_BYTES // 4:
-        return name
-    data = name.encode(errors="surrogatepass")
-    if len(data) <= MAX_NAME_BYTES:
-        return name
-    digest = blake2b(data, digest_size=8).hexdigest()
-    return f"{data[: MAX_NAME_BYTES - 20].decode(errors='ignore')}…#{digest}"
 
 
 def args_hash(arguments: object, key: bytes) -> bytes:
@@ -253,7 +244,11 @@ def _id_value(text: str | None) -> object:
 
 def rfc3339(time_us: int) -> str:
     """Wall-clock time in UTC, to the microsecond; exact for any integer that a date can have."""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat().replace("+00:00", "Z")
+    return (
+        (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us))
+        .isoformat(timespec="microseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def printable(text: str) -> str:
@@ -301,4 +296,5 @@ def summary(tally: Mapping[tuple[str, str], int]) -> str:
         if axis:
             axes.setdefault(word, []).append(f"{axis} {n}")
     parts = [f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()]
-    return f"{totals.total()} calls: {', '.join(parts)}" if parts else "no calls"
+    calls = totals.total()
+    return f"{calls} call{'' if calls == 1 else 's'}: {', '.join(parts)}" if parts else "no calls"

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from mcpguard.core.audit import compact, cut, ms_up, printable
+from mcpguard.core.audit import compact, ms_up, printable
+from mcpguard.core.digest import cut
 from mcpguard.core.policy import Call
 from mcpguard.core.verdict import Verdict
 

@@ -5,6 +5,7 @@ store, all charges of one reading together, and hands the verdicts to `charged`.
 and, later, to `server_lines`, so that outcomes cost a call nothing.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames
 from mcpguard.core.answers import Asks, Line
-from mcpguard.core.audit import Outcome, args_hash, compact, cut
+from mcpguard.core.audit import Outcome, args_hash, compact
+from mcpguard.core.digest import cut
 from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
@@ -28,6 +30,7 @@ MAX_IN_FLIGHT: Final = 65_536
 
 _MAX_TICKETS: Final = 1024
 _MAX_CALLERS: Final = 1024
+_LONG: Final = 1024
 _CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -48,11 +51,11 @@ Action = Forward | Reply | Charge
 
 
 class InFlight(NamedTuple):
-    """A request that the server has and has not answered. `row` is None for what is not a call."""
+    """A request that the server has and has not answered: `tool` if it is a call, and the store's `row` if that has one."""
 
     row: int | None
     since_us: int
-    tool: str = ""
+    tool: str | None = None
     rounds: int = 0
 
 
@@ -169,8 +172,9 @@ class Guard:
                 break
             answer = answers.read_answer(line.frame, whole=line.whole)
             flight = self._in_flight.pop(answer.id, None) if answer else None
-            if answer and flight and flight.row is not None:
-                outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
+            if answer and flight and flight.tool is not None:
+                if flight.row is not None:
+                    outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
                 if answer.asks and flight.rounds < MAX_ROUNDS:
                     self._issue(flight.tool, answer.asks, flight.rounds + 1)
         return outcomes
@@ -253,7 +257,7 @@ class Guard:
             charge.args_hash = args_hash(params.get("arguments"), self._args_key)
         elif self._arguments == "full":
             arguments = params.get("arguments")
-            charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else arguments}
+            charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}
         trace = meta.get("traceparent")
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             charge.trace_id = match[1]
@@ -283,7 +287,8 @@ class Guard:
             caller = Caller(call, plan, self._context(members))
             if len(self._callers) >= _MAX_CALLERS:
                 self._callers.clear()
-            self._callers[key] = caller
+            if len(tool) + len(agent) <= _LONG:  # a long name is not worth its memory
+                self._callers[key] = caller
         return caller
 
     def _user_members(self) -> dict[str, object]:
@@ -328,6 +333,15 @@ class Guard:
                     del self._tickets[asked_tool, asks]
                 return rounds
         return 0
+
+
+def _kept(arguments: object) -> object:
+    """Arguments as the audit keeps them in full: as they are, or as text if they hold a number beyond JSON's usual ones."""
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except ValueError:
+        return json.dumps(arguments)
+    return arguments
 
 
 def _name_in(client_info: object) -> str | None:

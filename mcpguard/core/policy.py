@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mcpguard.core.digest import blake2b
+from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.limiter import Limit
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
@@ -21,6 +21,7 @@ AXES: Final = ("user", "agent", "tool", "server")
 
 _AGENT_PARTS: Final = 3
 _PLANS_KEPT: Final = 1024
+_LONG: Final = 1024
 
 
 class Call(NamedTuple):
@@ -213,7 +214,8 @@ class Policy:
             plan = _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
             if len(self._plans) >= _PLANS_KEPT:
                 self._plans.clear()
-            self._plans[key] = plan
+            if len(call.tool) + len(call.agent) <= _LONG:  # a long name is not worth its memory
+                self._plans[key] = plan
         return plan
 
     def applying(self, call: Call) -> list[tuple[Rule, int]]:
@@ -254,7 +256,7 @@ def _plan(rules: Sequence[Rule], call: Call, namespace: str, observe: bool) -> P
 
 
 def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
-    values = {axis: getattr(call, axis) for axis in AXES if axis in rule.per}
+    values = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
     others = {key: sorted(set(texts)) for key, texts in sorted(rule.selectors.items()) if key not in rule.per}
     return json.dumps([namespace, values, others, window_us], separators=(",", ":"))
 

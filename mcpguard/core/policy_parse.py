@@ -72,16 +72,18 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         raise PolicyError(f"{source}: line 1: the file is empty", "write rules into it, or remove it for the starter policy")
     for key in data:
         if key not in {"mode", "rule"}:
-            raise PolicyError(f"{source}: unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")))
-    whole = _mode(data.get("mode", "enforce"), source)
+            raise PolicyError(f"{source}: line {_line_of(key, text)}: unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")))
+    whole = _mode(data.get("mode", "enforce"), f"{source}: line {_line_of('mode', text)}")
     tables = data.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise PolicyError(f"{source}: 'rule' is not a list of tables", "begin each rule with a line [[rule]]")
+        raise PolicyError(
+            f"{source}: line {_line_of('rule', text)}: 'rule' is not a list of tables", "begin each rule with a line [[rule]]"
+        )
     lines = [text.count("\n", 0, match.start()) + 1 for match in _HEADER.finditer(text)]
     rules: list[Rule] = []
     for at, table in enumerate(tables):
         line = lines[at] if len(lines) == len(tables) else 0
-        where = f"{source}: line {line}: rule {at + 1}" if line else f"{source}: rule {at + 1}"
+        where = f"{source}: line {line or _line_of('rule', text)}: rule {at + 1}"
         rule = parse_rule(table, where=where, line=line)
         twin = next((n for n, other in enumerate(rules, 1) if _same(rule, other)), None)
         if twin:
@@ -92,6 +94,12 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         rules.append(rule)
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return Policy(tuple(rules), digest, observe or whole == "observe")
+
+
+def _line_of(key: str, text: str) -> int:
+    """The first line that sets a key or begins a table of that name, 1 if there is none that can be told."""
+    match = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
+    return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
 def _same(rule: Rule, other: Rule) -> bool:

@@ -29,6 +29,9 @@ from mcpguard.stores.base import Store, monotonic_us, wall_us
 CHUNK_BYTES: Final = 64 * 1024
 """What a pipe holds."""
 
+EXIT_S: Final = 0.3
+"""How long after a server has closed its input we may learn that it has exited."""
+
 TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
 
@@ -152,8 +155,9 @@ class Pumps:
         except Exception as error:  # a pump that dies in silence would hang the client
             self._console.line(f"internal error, please report it: {error!r}")
             forwards, replies = b"", _unjudged(lines)
-        if forwards:
-            replies += self._undelivered(self._send(forwards))
+        left = self._send(forwards) if forwards else b""
+        if left and not self._stop.wait(EXIT_S):  # else the server has exited, and all that it left open is answered so
+            replies += self._undelivered(left)
         if replies:
             self._output.reply(replies)
 
@@ -222,8 +226,6 @@ class Pumps:
 
     def _undelivered(self, frames_left: bytes) -> bytes:
         """Answers for the requests among frames that the server did not take."""
-        if not frames_left:
-            return b""
         with self._deciding:
             replies = self._guard.undelivered(frames_left.split(b"\n"), now_us=monotonic_us())
         return b"".join(reply.data for reply in replies)
@@ -273,6 +275,8 @@ class Pumps:
                 self._store.tend()
             except StoreUnavailable:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
+            except Exception as error:  # the books go on: storms, upkeep and recovery depend on this thread
+                self._console.line(f"internal error, please report it: {error!r}")
             if self._journal.is_waiting or self._store.restless:
                 self._work.set()
 

@@ -4,16 +4,15 @@ However it ends (the client closes its side, the server exits, a signal comes), 
 request in flight is answered, nothing that the server started is left behind, and the exit status is the server's.
 """
 
-import contextlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.relay.child import Child
+from mcpguard.relay.wake import Wake
 
 if TYPE_CHECKING:  # loaded while the server boots; we are needed before it starts
     from mcpguard.relay.console import Console
@@ -32,8 +31,6 @@ DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
 """After the server's exit: for the client to read what it wrote last, and then our last answers."""
 
-_TICK_S: Final = 0.2
-
 _NAMES: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 _ENDING: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
@@ -47,7 +44,7 @@ class Life:
     def __init__(self) -> None:
         self._events: set[str] = set()
         self._signals: list[int] = []
-        self._woken: SimpleQueue[None] = SimpleQueue()
+        self._woken = Wake()
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -57,14 +54,14 @@ class Life:
     def ended(self, side: str) -> None:
         """Note that a stream has ended: `client` or `server`. From any thread."""
         self._events.add(side)
-        self._woken.put(None)
+        self._woken.set()
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signals.append(number)
-        self._woken.put(None)  # which, of all queues, a signal handler may call
+        self._woken.set()
 
     def _on_exit(self, *_: object) -> None:
-        self._woken.put(None)
+        self._woken.set()
 
     def supervise(self, child: Child, pumps: "Pumps", console: "Console") -> int:
         """Wait for the end, and bring it about in order.
@@ -108,11 +105,7 @@ class Life:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not done():
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if sys.platform == "win32":  # where a signal does not end the wait for a lock
-                left_s = _TICK_S if left_s is None else min(left_s, _TICK_S)
-            with contextlib.suppress(Empty):
-                self._woken.get(timeout=left_s)
-                continue
-            if deadline is not None and time.monotonic() >= deadline:
-                return done()
+            if left_s == 0.0:
+                return False
+            self._woken.wait(left_s)
         return True

@@ -102,6 +102,7 @@ class SqliteStore:
                 self.args_key = self._own_key()
                 self._clock = clock or self._time_base()
                 self._hold.share()
+                self._identity = _identity(path)
             finally:
                 self._queue.release()
             undo.pop_all()
@@ -252,6 +253,8 @@ class SqliteStore:
     def _fragment(self, text: str) -> int:
         key = _fragment_id(text)
         if key not in self._fragments:
+            if len(self._fragments) > _REMEMBERED:
+                self._fragments.clear()
             self._db.execute("INSERT OR IGNORE INTO fragment VALUES (?, ?)", (key, text))
             self._fragments.add(key)
         return key
@@ -311,6 +314,8 @@ class SqliteStore:
     def tend(self) -> None:
         """See `Store`. Copies the log back, and once a minute lets go of what is too old or too much."""
         with _reported(self.path):
+            if self._identity != _identity(self.path):
+                raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
             self._upkeep.tend(now_us=self._clock(), wall_us=self._wall())
 
     def close(self) -> None:
@@ -361,6 +366,15 @@ def _unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable
     if "malformed" in words or "not a database" in words:
         return StoreUnavailable(f"{path} is damaged: {words}", "move it away: a new one is made, with new counters")
     return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another that has taken its place."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return (stat.st_dev, stat.st_ino)
 
 
 def pack(state: State) -> bytes:

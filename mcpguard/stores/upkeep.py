@@ -25,6 +25,10 @@ _BATCH: Final = 500
 """Rows that go in one turn: some milliseconds, so that no decision waits long behind them."""
 
 
+_COUNTERS: Final = "SELECT id, last_us, window_us FROM state JOIN counter USING (id) WHERE id > ? ORDER BY id LIMIT ?"
+_DROP_UNUSED: Final = "DELETE FROM counter WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM state WHERE state.id = ?1)"
+
+
 class Upkeep:
     """Checkpoints and pruning of one file.
 
@@ -57,7 +61,11 @@ class Upkeep:
         try:
             prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
             if prune or self._log_bytes() > CHECKPOINT_BYTES:
-                with contextlib.closing(sqlite3.connect(self._path, timeout=TURN_TIMEOUT_S, isolation_level=None)) as db:
+                with contextlib.closing(
+                    sqlite3.connect(
+                        f"{self._path.absolute().as_uri()}?mode=rw", uri=True, timeout=TURN_TIMEOUT_S, isolation_level=None
+                    )
+                ) as db:
                     db.execute("PRAGMA wal_autocheckpoint = 0")
                     self._checkpoint(db)
                     if prune:
@@ -104,15 +112,19 @@ class Upkeep:
             pruned = True
         if pruned:
             self._prune_fragments(db)
-        with self._turn():
-            db.execute(
-                "DELETE FROM state WHERE id IN (SELECT s.id FROM state s JOIN counter c USING (id)"
-                " WHERE s.last_us + c.window_us <= ? LIMIT ?)",
-                (now_us, _BATCH),
-            )
-            db.execute(
-                "DELETE FROM counter WHERE id IN (SELECT id FROM counter EXCEPT SELECT id FROM state LIMIT ?)", (_BATCH,)
-            )
+        self._prune_counters(db, now_us)
+
+    def _prune_counters(self, db: sqlite3.Connection, now_us: int) -> None:
+        """Drop the counters whose windows have passed. They are looked for outside the turns."""
+        last = -1
+        while found := db.execute(_COUNTERS, (last, _BATCH)).fetchall():
+            last = found[-1][0]
+            expired = [(key, last_us) for key, last_us, window_us in found if last_us + window_us <= now_us]
+            if expired:
+                with self._turn(), db:
+                    db.execute("BEGIN IMMEDIATE")
+                    db.executemany("DELETE FROM state WHERE id = ? AND last_us = ?", expired)
+                    db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired])
 
     def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
         """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many.

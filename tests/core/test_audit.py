@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.audit import MEMBERS, Journal, Row, args_hash, cut, line, ms_up, printable, record, rfc3339, row, summary
+from mcpguard.core.audit import MEMBERS, Journal, Row, args_hash, line, ms_up, printable, record, rfc3339, row, summary
+from mcpguard.core.digest import cut
 from mcpguard.core.limiter import Limit
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge, Verdict
@@ -51,12 +52,12 @@ def test_a_record_has_its_members_in_their_order_and_none_that_does_not_apply() 
     told = record(full, outcome="ok", duration_us=1500)
     assert list(told) == list(MEMBERS)
     assert told["id"] == "00000000000000aa-7"
-    assert told["time"] == "2026-01-01T00:00:00Z"
+    assert told["time"] == "2026-01-01T00:00:00.000000Z"
     assert (told["args_hash"], told["request_id"], told["duration_ms"]) == ("0102", 4, 1.5)
     assert told["exceeded"] == [HOURLY.members() | {"retry_after_ms": 847}]
     assert record(Row(WALL_US, 1, "policy", '{"session":"x"}')) == {
         "id": "x-1",
-        "time": "2026-01-01T00:00:00Z",
+        "time": "2026-01-01T00:00:00.000000Z",
         "time_us": WALL_US,
         "session": "x",
         "seq": 1,
@@ -110,7 +111,7 @@ def test_milliseconds_are_rounded_up(us: int, ms: int) -> None:
 @pytest.mark.parametrize(
     ("us", "text"),
     [
-        (0, "1970-01-01T00:00:00Z"),
+        (0, "1970-01-01T00:00:00.000000Z"),
         (1, "1970-01-01T00:00:00.000001Z"),
         (WALL_US + 123_456, "2026-01-01T00:00:00.123456Z"),
         (-1, "1969-12-31T23:59:59.999999Z"),

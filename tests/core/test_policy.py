@@ -329,14 +329,14 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("mode = 'observe'\nx y", "p.toml: line 2: not TOML: Expected '='", "in quotes"),
         ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
         ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "in quotes"),
-        ("rules = []", "p.toml: unknown key 'rules'", "'[[rule]]'"),
-        ("moed = 'enforce'", "p.toml: unknown key 'moed'", "'mode'"),
-        ("zzzz = 1", "p.toml: unknown key 'zzzz'", "known: mode [[rule]]"),
-        ("mode = 'on'", "p.toml: mode: 'on' is neither", 'mode = "enforce" or mode = "observe"'),
-        ("rule = 7", "p.toml: 'rule' is not a list of tables", "[[rule]]"),
-        ("rule = [7]", "p.toml: 'rule' is not a list of tables", "[[rule]]"),
-        ("[rule]\nlimit = '1/1s'", "p.toml: 'rule' is not a list of tables", "[[rule]]"),
-        ("rule = [{tool = 'x'}]", "p.toml: rule 1: no limit", "100/1h"),
+        ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
+        ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
+        ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "known: mode [[rule]]"),
+        ("mode = 'on'", "p.toml: line 1: mode: 'on' is neither", 'mode = "enforce" or mode = "observe"'),
+        ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
+        ("rule = [7]", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
+        ("[rule]\nlimit = '1/1s'", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
+        ("rule = [{tool = 'x'}]", "p.toml: line 1: rule 1: no limit", "100/1h"),
         (HEAD + "[[rule]]\ntool = 'y'", "p.toml: line 5: rule 2: no limit", "100/1h"),
         (HEAD + "[[rule]]\ntol = 'y'\nlimit = 'deny'", "p.toml: line 5: rule 2: unknown key 'tol'", "'tool'"),
         (HEAD + "[[rule]]\nqqq = 'y'\nlimit = 'deny'", "p.toml: line 5: rule 2: unknown key 'qqq'", "known: user agent tool"),
@@ -418,9 +418,9 @@ def test_a_rule_of_its_own_is_named_as_its_caller_says() -> None:
 
 def test_where_tables_and_headers_cannot_be_paired_no_line_is_claimed() -> None:
     text = "note = '''\n[[rule]]\n'''\n"
-    with pytest.raises(PolicyError, match=r"^p.toml: unknown key 'note'$"):
+    with pytest.raises(PolicyError, match=r"^p.toml: line 1: unknown key 'note'$"):
         parse(text, source="p.toml")
-    with pytest.raises(PolicyError, match=r"^p.toml: rule 1: no limit$"):
+    with pytest.raises(PolicyError, match=r"^p.toml: line 1: rule 1: no limit$"):
         parse("[[rule]]\nname = '''\n[[rule]]\n'''", source="p.toml")
 
 

@@ -463,12 +463,12 @@ def test_upkeep_that_is_under_way_is_not_begun_again(open_store: Open) -> None:
 def test_upkeep_that_gets_no_turn_says_so(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "TURN_TIMEOUT_S", 0.01)
     store, other = open_store(keep_us=0), open_store()
-    decisions(store, 1)
+    decisions(store, 2)
     other.begin()
     with pytest.raises(StoreUnavailable, match="did not come free in time"):
         store.tend()
     other.end(commit=True)
-    assert rows(path, "audit") == 1
+    assert rows(path, "audit") == 2
 
 
 # A bad day

@@ -1,0 +1,53 @@
+"""Wakes the main thread: from a signal's handler, or from another thread."""
+
+import sys
+
+if sys.platform == "win32":
+    import contextlib
+    from queue import Empty, SimpleQueue
+
+    TICK_S = 0.2
+
+    class Wake:
+        """A queue, looked at every `TICK_S`: on Windows no signal ends the wait for a lock."""
+
+        def __init__(self) -> None:
+            self._queue: SimpleQueue[None] = SimpleQueue()
+
+        def set(self) -> None:
+            """End the present wait, or the next one."""
+            self._queue.put(None)
+
+        def wait(self, timeout_s: float | None) -> None:
+            """Wait until somebody calls `set`, or a signal comes, or time is up, or for no reason."""
+            with contextlib.suppress(Empty):
+                self._queue.get(timeout=TICK_S if timeout_s is None else min(timeout_s, TICK_S))
+
+else:
+    import contextlib
+    import os
+    import select
+    import signal
+
+    class Wake:
+        """A pipe that signals write to as well: one that comes just before the wait would not end it otherwise."""
+
+        def __init__(self) -> None:
+            self._read, write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(write, False)
+            self._write = write
+            signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+            self._poll = select.poll()
+            self._poll.register(self._read, select.POLLIN)
+
+        def set(self) -> None:
+            """End the present wait, or the next one."""
+            with contextlib.suppress(BlockingIOError):  # full: it is woken already
+                os.write(self._write, b"!")
+
+        def wait(self, timeout_s: float | None) -> None:
+            """Wait until somebody calls `set`, or a signal comes, or time is up, or for no reason."""
+            self._poll.poll(None if timeout_s is None else timeout_s * 1000)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._read, 1 << 16)
