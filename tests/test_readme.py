@@ -103,6 +103,10 @@ def test_every_setting_and_every_variable_is_documented() -> None:
     assert {name for name in variables if name not in README} == set()
 
 
+def test_no_figure_is_left_to_be_filled_in() -> None:
+    assert re.findall(r"\| [A-Z]+_[A-Z0-9]+ ", README) == []
+
+
 def test_every_command_is_documented() -> None:
     for name in cli._COMMANDS:
         assert re.search(rf"\bmcpguard {name}\b", README), name

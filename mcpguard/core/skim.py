@@ -31,14 +31,29 @@ def _with_containers_of(value: str) -> str:
 
 # Two levels at the speed of the pattern; what is deeper is taken level by level
 _SHALLOW: Final = _with_containers_of(_with_containers_of(_SCALAR))
-_shallow = re.compile(rf"{_WS}{_SHALLOW}").match
-_items = re.compile(rf"(?:{_WS}{_SHALLOW}{_WS},)*+").match
-_members = re.compile(rf"(?:{_WS}{_STRING}{_WS}:{_WS}{_SHALLOW}{_WS},)*+").match
-_key = re.compile(rf"{_WS}({_STRING}){_WS}:{_WS}").match
-_opening = re.compile(rf"{_WS}([\[{{])").match
-_after = re.compile(rf"{_WS}([,\]}}])").match
-_empty = re.compile(rf"[\[{{]{_WS}[\]}}]").match
-_space = re.compile(_WS).match
+
+
+class _Lazy:
+    """A pattern's `match`, compiled when it is first needed: most sessions never see a heavy line, and all have a start."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._match: Callable[[str, int], re.Match[str] | None] | None = None
+
+    def __call__(self, text: str, at: int) -> re.Match[str] | None:
+        if self._match is None:
+            self._match = re.compile(self._pattern).match
+        return self._match(text, at)
+
+
+_shallow = _Lazy(rf"{_WS}{_SHALLOW}")
+_items = _Lazy(rf"(?:{_WS}{_SHALLOW}{_WS},)*+")
+_members = _Lazy(rf"(?:{_WS}{_STRING}{_WS}:{_WS}{_SHALLOW}{_WS},)*+")
+_key = _Lazy(rf"{_WS}({_STRING}){_WS}:{_WS}")
+_opening = _Lazy(rf"{_WS}([\[{{])")
+_after = _Lazy(rf"{_WS}([,\]}}])")
+_empty = _Lazy(rf"[\[{{]{_WS}[\]}}]")
+_space = _Lazy(_WS)
 
 
 class Unbuilt(NamedTuple):

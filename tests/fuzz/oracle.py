@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from mcpguard.core import audit
+from mcpguard.core.digest import cut
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal
 from mcpguard.core.guard import Forward, Reply
@@ -133,9 +134,9 @@ def check_far_side(wire: Wire) -> None:
     plain = seen[PLAIN]
     for kind, found in seen.items():
         assert found == plain, f"a parser ({kind}) sees {_first_difference(found, plain)}"
-    calls = Counter(reading.tool for reading in plain if reading.tool is not None)
+    calls = Counter(cut(reading.tool) for reading in plain if reading.tool is not None)  # as counters name them
     assert "closed" not in calls, "a denied call arrived"
-    paid = wire.charged + Counter(wire.continued)
+    paid = wire.charged + Counter(cut(tool) for tool in wire.continued)
     assert calls == paid, f"the server runs {dict(calls)}, charged is {dict(paid)}"
 
 
