@@ -451,3 +451,12 @@ def test_two_calls_that_are_asked_for_the_same_have_a_free_retry_each() -> None:
     for request_id in (3, 4, 5):
         talk.client(call_line("greet", request_id, inputResponses={"who": {}}))
     assert [verdict.decision for verdict in talk.verdicts[2:]] == ["continued", "continued", "allowed"]
+
+
+def test_a_call_that_is_cancelled_in_the_same_reading_is_cancelled() -> None:
+    talk = Talk(ANYTHING)
+    cancel = json.dumps({"method": "notifications/cancelled", "params": {"requestId": 1}}).encode()
+    talk.client(call_line("slow", 1), cancel)
+    talk.server({"id": 9, "result": {}})
+    replies, _ = talk.guard.server_exited("gone", now_us=0)
+    assert replies == []

@@ -249,3 +249,10 @@ def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path
     )
     assert done.returncode == 0
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]
+
+
+def test_a_server_that_reads_nothing_does_not_hide_that_the_client_has_gone(tmp_path: Path) -> None:
+    with Host(tmp_path, "sleep", "1000") as host:
+        with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):
+            pass
+        assert host.end() == 128 + signal.SIGTERM

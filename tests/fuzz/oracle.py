@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from mcpguard.core import audit
-from mcpguard.core.digest import cut
 from mcpguard.core.answers import AnswerLines
+from mcpguard.core.digest import cut
 from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal
 from mcpguard.core.guard import Forward, Reply
 from mcpguard.core.verdict import Charge

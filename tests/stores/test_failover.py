@@ -184,3 +184,40 @@ def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> Non
     assert "damaged" in broken.said[-1]
     assert broken.store.restless
     assert broken.path.read_bytes().startswith(b"not a database")
+
+
+CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n' + LIMIT_3
+
+
+@pytest.mark.parametrize("broken", [("allow", CLOSED), ("deny", CLOSED), ("local", CLOSED)], indirect=True)
+def test_a_closed_tool_stays_closed_without_a_store(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    assert broken.session.one("drop").decision == "denied"
+
+
+@pytest.mark.parametrize("broken", [("deny", '[[rule]]\ntool = "other"\nlimit = "1/1h"\n')], indirect=True)
+def test_a_call_that_nothing_counts_needs_no_store(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    assert broken.call() == ["allowed"]
+
+
+@pytest.mark.parametrize("broken", [("local", LIMIT_3.replace("[[rule]]", '[[rule]]\nmode = "observe"'))], indirect=True)
+def test_an_observed_rule_without_room_is_not_charged_afterwards(broken: Broken) -> None:
+    assert broken.lock.acquire(1)
+    assert broken.call(5) == ["allowed"] * 3 + ["would_deny"] * 2
+    broken.lock.release()
+    broken.probe()
+    assert [held.used for held in broken.store.held()] == [3]
+
+
+def test_a_store_that_is_removed_is_noticed_and_made_anew(broken: Broken) -> None:
+    broken.call(3)
+    broken.store.tend()
+    for file in broken.path.parent.iterdir():
+        file.unlink()
+    broken.store.tend()
+    assert "was removed or replaced" in broken.said[-1]
+    assert broken.call() == ["rate_limited"]
+    broken.probe()
+    assert not broken.store.restless
+    assert broken.path.stat().st_mode & 0o777 == 0o600
