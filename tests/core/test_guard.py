@@ -460,3 +460,28 @@ def test_a_call_that_is_cancelled_in_the_same_reading_is_cancelled() -> None:
     talk.server({"id": 9, "result": {}})
     replies, _ = talk.guard.server_exited("gone", now_us=0)
     assert replies == []
+
+
+def test_a_long_name_is_not_remembered_and_its_counter_has_it_cut() -> None:
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
+    name = "x" * 5000
+    talk.client(call_line(name, 1), call_line(name, 2), call_line(name + "y", 3))
+    assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
+    assert talk.guard._callers == {}
+    assert all(len(held.label) < 600 for held in talk.store.held())
+
+
+def test_a_call_that_no_store_has_a_row_of_is_answered_and_may_be_retried() -> None:
+    talk = Talk(ANYTHING)
+    (charge,) = talk.charges("greet")
+    talk.guard.charged(charge, Verdict("allowed"), now_us=0)
+    talk.answer(1, resultType="input_required", inputRequests={"who": {}})
+    assert talk.outcomes == []
+    talk.client(call_line("greet", 2, inputResponses={"who": {}}))
+    assert talk.verdicts[-1].decision == "continued"
+
+
+def test_arguments_with_a_number_beyond_the_usual_are_kept_in_full_as_text() -> None:
+    talk = Talk(ANYTHING, arguments="full")
+    talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
+    assert talk.records[0]["arguments"] == '{"n": Infinity}'
