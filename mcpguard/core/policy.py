@@ -20,8 +20,6 @@ AXES: Final = ("user", "agent", "tool", "server")
 """What a rule's allowance can be split by."""
 
 _AGENT_PARTS: Final = 3
-_PLANS_KEPT: Final = 1024
-_LONG: Final = 1024
 
 
 class Call(NamedTuple):
@@ -201,22 +199,13 @@ class Policy:
     digest: str = ""
     observe: bool = False
     _yields: list[tuple[int, ...]] = field(init=False, repr=False)
-    _plans: dict[tuple[str, Call], Plan] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._yields = [tuple(at for at, other in enumerate(self.rules) if rule.yields_to(other)) for rule in self.rules]
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
-        """What `call` has to pass. Remembered for calls alike."""
-        key = (namespace, call)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
-            if len(self._plans) >= _PLANS_KEPT:
-                self._plans.clear()
-            if len(call.tool) + len(call.agent) <= _LONG:  # a long name is not worth its memory
-                self._plans[key] = plan
-        return plan
+        """What `call` has to pass. It is worth remembering: a rule costs a comparison with each other that matches."""
+        return _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
 
     def applying(self, call: Call) -> list[tuple[Rule, int]]:
         """The rules that apply to `call`, with their places in the file."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mcpguard.core.digest import blake2b
+from mcpguard.core.identity import TIERS
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 from mcpguard.errors import PolicyError
 
@@ -234,7 +235,7 @@ def _pattern(key: str, value: object, where: str) -> str:
 
 def _three_parts(text: str) -> str:
     parts = [part or "*" for part in text.split("::")]
-    if parts[0] in {"interactive", "subagent", "background", "api"}:
+    if parts[0] in TIERS:
         parts.insert(0, "*")
     return "::".join([*parts[:3], "*", "*"][:3])
 

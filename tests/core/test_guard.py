@@ -485,3 +485,12 @@ def test_arguments_with_a_number_beyond_the_usual_are_kept_in_full_as_text() -> 
     talk = Talk(ANYTHING, arguments="full")
     talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
     assert talk.records[0]["arguments"] == '{"n": Infinity}'
+
+
+def test_calls_alike_have_one_plan_and_memory_for_them_is_bounded() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
+    first, second = talk.charges("search", 2)
+    assert first.plan is second.plan
+    for number in range(3000):
+        talk.charges(f"tool {number}")
+    assert len(talk.guard._callers) <= guard._MAX_CALLERS

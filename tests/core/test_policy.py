@@ -194,16 +194,6 @@ def test_names_cannot_forge_another_counter() -> None:
     assert len(counters) == len(names) ** 2
 
 
-def test_calls_alike_have_one_plan_and_memory_for_them_is_bounded() -> None:
-    chosen = policy("user=* limit=1/1s")
-    assert chosen.plan(ALICE) is chosen.plan(ALICE)
-    assert chosen.plan(ALICE) is not chosen.plan(ALICE, "other")
-    for at in range(3000):
-        chosen.plan(ALICE._replace(tool=f"tool{at}"))
-    assert len(chosen._plans) <= 1024
-    assert chosen.plan(ALICE) == policy("user=* limit=1/1s").plan(ALICE)
-
-
 @pytest.mark.parametrize(
     ("rule", "axis"),
     [
