@@ -14,6 +14,7 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import Pumps
 from mcpguard.relay.session import Life
+from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.failover import FailoverStore
 from mcpguard.stores.sqlite import SqliteStore
 
@@ -49,12 +50,14 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     pumps = Pumps(
         child, guard, store, journal, policy_file, output, console, life.ended, max_frame_bytes=settings.max_frame_bytes
     )
+    watchdog = Watchdog(child.pid)
     rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
     where = "the starter policy" if policy_file.is_starter else str(settings.policy)
     who = f"server={identity.server} user={identity.user} agent={guard.agent}"
     console.line(f"{__version__} {who} policy={where} ({rules}) store={settings.sqlite_path}")
     pumps.start()
     status = life.supervise(child, pumps, console)
+    watchdog.dismiss()
     console.line(summary(journal.tally))
     store.close()
     return status

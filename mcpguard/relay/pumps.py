@@ -8,6 +8,7 @@ the store's upkeep.
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -24,10 +25,8 @@ from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.readiness import Takes
+from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
 from mcpguard.stores.base import Store, monotonic_us, wall_us
-
-CHUNK_BYTES: Final = 64 * 1024
-"""What a pipe holds."""
 
 EXIT_S: Final = 0.3
 """How long after a server has closed its input we may learn that it has exited."""
@@ -92,6 +91,7 @@ class Pumps:
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
         self._takes = Takes(child.stdin)
+        self._stream = ServerStream(child.stdout)
         # Held while guard, journal or store are used; never while a pipe is written
         self._deciding = threading.Lock()
         self._unread: deque[tuple[bytes, int]] = deque()
@@ -113,16 +113,16 @@ class Pumps:
         for thread in self._threads:
             thread.start()
 
-    def finish(self, how: str, timeout_s: float) -> None:
+    def finish(self, how: str, deadline_s: float) -> None:
         """The server is gone, and its stream read to the end: answer what it left open, and close the books.
 
         Args:
             how: What became of it, for the client.
-            timeout_s: How long the client has to take the last answers.
+            deadline_s: Until when, by the monotonic clock, the client has to take the last answers.
         """
         self._stop.set()
         self._work.set()
-        if self._deciding.acquire(timeout=timeout_s):
+        if self._deciding.acquire(timeout=_left_s(deadline_s)):
             try:
                 self._unread.append((b"\n", monotonic_us()))  # a last answer without its newline is an answer, too
                 self._read_answers()
@@ -130,7 +130,7 @@ class Pumps:
                 self._outcomes += outcomes
             finally:
                 self._deciding.release()
-            self._output.finish(b"".join(reply.data for reply in replies), timeout_s)
+            self._output.finish(b"".join(reply.data for reply in replies), _left_s(deadline_s))
         with contextlib.suppress(StoreUnavailable):
             self._write_books(all_of_them=True)
 
@@ -219,7 +219,7 @@ class Pumps:
             try:
                 written += os.write(self._child.stdin, data[written:] if written else data)
             except BlockingIOError:
-                self._takes.wait(self._child.stdin, self._source)
+                self._takes.wait(self._child.stdin, self._source, self._stream.read_ahead)
             except OSError:
                 return data[data.rfind(b"\n", 0, written) + 1 :]
         return b""
@@ -234,7 +234,7 @@ class Pumps:
 
     def _pump_down(self) -> None:
         try:
-            while chunk := os.read(self._child.stdout, CHUNK_BYTES):
+            while chunk := self._stream.read():
                 self._observe(chunk)  # first: the client may send a retry that it asks for before the next line here has run
                 self._output.relay(chunk)
                 self._keep_up()
@@ -294,6 +294,10 @@ class Pumps:
                 self._console.line(audit.line(audit.record(row)))
             if not outcomes:
                 return
+
+
+def _left_s(deadline_s: float) -> float:
+    return max(0.1, deadline_s - time.monotonic())  # a client that reads has taken them by then
 
 
 def _unjudged(lines: Sequence[bytes | Refusal]) -> bytes:

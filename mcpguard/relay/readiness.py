@@ -1,10 +1,14 @@
 """Whether a descriptor takes bytes without waiting."""
 
 import sys
+from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
 """How long a server may take nothing after its client has gone."""
+
+LOOK_S: Final = 0.01
+"""How often whoever waits for a server looks whether there is something else to do."""
 
 if sys.platform == "win32":
 
@@ -24,12 +28,17 @@ if sys.platform == "win32":
         def __init__(self, fd: int) -> None:
             del fd
 
-        def wait(self, fd: int, client: int) -> None:
+        def wait(self, fd: int, client: int, meanwhile: Callable[[], bool]) -> None:
             """Nothing to wait for."""
+
+    def has_bytes(fd: int) -> bool:
+        """Whether a read would not wait: there is no way to tell on Windows."""
+        return False
 
 else:
     import os
     import select
+    import time
 
     class Readiness:
         """Asks the system.
@@ -56,8 +65,13 @@ else:
         def __init__(self, fd: int) -> None:
             os.set_blocking(fd, False)
 
-        def wait(self, fd: int, client: int) -> None:
+        def wait(self, fd: int, client: int, meanwhile: Callable[[], bool]) -> None:
             """Wait until `fd` takes bytes, or its reader is gone.
+
+            Args:
+                fd: The pipe.
+                client: Where the client writes to us.
+                meanwhile: Done while we wait; again at once as long as it says that it did something.
 
             Raises:
                 ConnectionAbortedError: The client's end of `client` is closed, and the reader has not taken a byte for
@@ -66,8 +80,18 @@ else:
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             poll.register(client, 0)  # for its end, which is always told
-            if fd in dict(poll.poll()):
-                return
-            poll.unregister(client)
-            if not poll.poll(STUCK_S * 1000):
-                raise ConnectionAbortedError
+            deadline = float("inf")
+            while time.monotonic() < deadline:
+                told = dict(poll.poll(0 if meanwhile() else LOOK_S * 1000))
+                if fd in told:
+                    return
+                if client in told:
+                    poll.unregister(client)
+                    deadline = time.monotonic() + STUCK_S
+            raise ConnectionAbortedError
+
+    def has_bytes(fd: int) -> bool:
+        """Whether a read would not wait."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))

@@ -79,10 +79,11 @@ class Life:
         how = f"server exited with status {child.status}"
         child.kill()
         drain_s = DRAIN_AFTER_SIGNAL_S if self._signals else DRAIN_S
+        deadline_s = time.monotonic() + drain_s
         self._wait(lambda: "server" in self._events, drain_s)
         if not (self._signals or "client" in self._events):
             console.line(how)
-        pumps.finish(how, drain_s)
+        pumps.finish(how, deadline_s)
         return child.status or 0
 
     def _end_of_stream(self, child: Child) -> None:

@@ -65,6 +65,7 @@ class Host:
         env: Variables beside those of this process.
         dashes: Whether `--` stands before the command.
         stderr: Where the guard's stderr goes; None for a file that `err` reads.
+        own_group: Whether the guard leads a process group of its own.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Host:
         env: dict[str, str] | None = None,
         dashes: bool = True,
         stderr: int | None = None,
+        own_group: bool = False,
     ) -> None:
         home.mkdir(exist_ok=True, parents=True)
         self.home = home
@@ -89,6 +91,7 @@ class Host:
                 bufsize=0,
                 env=environment(home, **(env or {})),
                 pass_fds=(held,),  # held open by every process of the session
+                process_group=0 if own_group else None,
             )
         os.close(held)
         assert self.process.stdin

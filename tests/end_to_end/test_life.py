@@ -170,6 +170,22 @@ def test_the_death_of_the_guard_is_the_death_of_a_server_that_heeds_nothing(tmp_
         assert host.nobody_is_left()
 
 
+def test_the_death_of_the_guard_is_the_death_of_all_that_a_server_started_and_that_heeds_nothing(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("stubborn")) as host:
+        host.notification("notifications/ready")
+        until(lambda: " store=" in host.err, "the guard is up")
+        host.kill(signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
+def test_the_death_of_the_guards_whole_group_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("stubborn"), own_group=True) as host:
+        host.notification("notifications/ready")
+        until(lambda: " store=" in host.err, "the guard is up")
+        os.killpg(host.process.pid, signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
 def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(tmp_path: Path) -> None:
     with Host(tmp_path, "sh", "-c", "cat >/dev/null & cat >/dev/null; wait") as host:
         until(lambda: " store=" in host.err, "the guard is up")

@@ -114,6 +114,14 @@ def test_thousands_of_denied_calls_written_before_the_first_answer_is_read_are_a
     assert sum("result" in answer for answer in answers) == 100
 
 
+def test_thousands_of_admitted_calls_written_before_the_first_answer_is_read_are_all_answered_in_order(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1000000/1h", user="*", tool="search"))
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(lines([call(number, "search", {"text": "x" * 100}) for number in range(20_000)]))
+        assert [host.message()["id"] for _ in range(20_000)] == list(range(20_000))
+        assert host.end() == 0
+
+
 def test_denials_are_in_the_order_of_the_calls(tmp_path: Path) -> None:
     policy(tmp_path, rule("deny", tool="search"))
     with Host(tmp_path, *script("obedient")) as host:

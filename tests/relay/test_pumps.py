@@ -2,6 +2,7 @@ import json
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ class Line:
             self._fds.remove(end)
         assert self.client_ended.wait(30)
         assert self.server_ended.wait(30)
-        self.pumps.finish("over", 1.0)
+        self.pumps.finish("over", time.monotonic() + 1.0)
         for fd in (*self._fds, self.child.stdin):
             os.close(fd)
 

@@ -1,0 +1,75 @@
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mcpguard.relay import server_stream
+from mcpguard.relay.server_stream import ServerStream
+
+
+class Server:
+    """A stream, with the test as the server."""
+
+    def __init__(self) -> None:
+        self.reads, self.writes = os.pipe()
+        self.stream = ServerStream(self.reads)
+
+    def write(self, data: bytes) -> None:
+        os.write(self.writes, data)
+
+    def end(self) -> None:
+        os.close(self.writes)
+        self.writes = -1
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    if one.writes >= 0:
+        one.end()
+    os.close(one.reads)
+
+
+def test_what_was_read_ahead_comes_first_and_in_order(server: Server) -> None:
+    for part in (b"1", b"2"):
+        server.write(part)
+        assert server.stream.read_ahead()
+    server.write(b"3")
+    assert [server.stream.read() for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+def test_there_is_nothing_to_read_ahead_of_a_silent_server(server: Server) -> None:
+    assert not server.stream.read_ahead()
+
+
+def test_the_end_is_left_to_the_pump(server: Server) -> None:
+    server.write(b"last")
+    server.end()
+    assert server.stream.read_ahead()
+    assert not server.stream.read_ahead()
+    assert server.stream.read() == b"last"
+    assert server.stream.read() == b""
+
+
+def test_a_pump_that_reads_is_not_overtaken(server: Server) -> None:
+    found: list[bytes] = []
+    pump = threading.Thread(target=lambda: found.append(server.stream.read()))
+    pump.start()
+    while not server.stream._reading.locked():
+        pass
+    assert not server.stream.read_ahead()
+    server.write(b"for the pump")
+    pump.join()
+    assert found == [b"for the pump"]
+
+
+def test_no_more_is_read_ahead_than_memory_is_meant_to_take(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_stream, "MAX_HELD_BYTES", 10)
+    server.write(b"x" * 10)
+    assert server.stream.read_ahead()
+    server.write(b"y")
+    assert not server.stream.read_ahead()
+    assert server.stream.read() == b"x" * 10
+    assert server.stream.read_ahead()
