@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -145,7 +146,7 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
         before = parse(STARTER if text is None else text, source=str(path))
         rule = parse_rule(table, where=str(path))
         at = place_of(before, rule)
-        new = _appended(text or STARTER, table) if at is None else _replaced(text or STARTER, before.rules[at], at, table)
+        new = _appended(text or STARTER, table) if at is None else _replaced(text or STARTER, before, at, table)
         rules = list(before.rules)
         if at is None:
             rules.append(rule)
@@ -197,7 +198,7 @@ def _checked(path: Path, text: str, rules: Sequence[Rule]) -> Policy:
 
 
 def _content(rule: Rule) -> tuple[object, ...]:
-    return rule.selectors, rule.per, rule.per_text, rule.rates, rule.deny, rule.observe, rule.name
+    return rule.selectors, rule.per, rule.per_text, sorted(rule.rates), rule.deny, rule.observe, rule.name
 
 
 def _document(text: str) -> Any:
@@ -225,18 +226,43 @@ def _appended(text: str, table: dict[str, Any]) -> str:
     return text.rstrip() + newline * 2 + newline.join(["[[rule]]", *body, ""])
 
 
-def _replaced(text: str, rule: Rule, at: int, table: dict[str, Any]) -> str:
-    document = _document(text)
-    found = document["rule"][at]
-    found["limit"] = table["limit"]
-    if "name" not in table:
+def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
+    line = policy.rules[at].line
+    if not line:  # rule = [{…}]
+        document = _document(text)
+        document["rule"][at].update(table)
         return tomlkit.dumps(document)
-    if "name" in found or not rule.line:
-        found["name"] = table["name"]
-        return tomlkit.dumps(document)
-    lines = tomlkit.dumps(document).splitlines(keepends=True)  # a new key would go after the comments of the next rule
-    lines.insert(rule.line, f"name = {tomlkit.item(table['name']).as_string()}{_newline(text)}")
-    return "".join(lines)
+    lines = text.splitlines(keepends=True)
+    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
+    document = _document("".join(lines[line - 1 : end]))  # no other rule is touched, not even the spacing of its header
+    found = document["rule"][0]
+    _set_limit(found, table["limit"])
+    if "name" in found:
+        found.update({"name": table.get("name", found["name"])})
+    new = tomlkit.dumps(document).splitlines(keepends=True)
+    if "name" in table and "name" not in found:  # tomlkit would put it after the comments of the next rule
+        new.insert(1, f"name = {tomlkit.item(table['name']).as_string()}{_newline(text)}")
+    return "".join([*lines[: line - 1], *new, *lines[end:]])
+
+
+def _set_limit(found: Any, limit: str | list[str]) -> None:
+    """Change a limit. Of a list with comments, what stays keeps its place and its comment; without a list they stand behind."""
+    array = found["limit"]
+    if "#" not in array.as_string():  # no limit has one in it
+        found["limit"] = limit
+        return
+    if limit in ("deny", "unlimited"):
+        found["limit"] = limit
+        found["limit"].comment("; ".join(re.findall(r"#[ \t]*(.*\S)", array.as_string() + array.trivia.comment)))
+        return
+    wanted = {text.partition("/")[2]: text for text in ([limit] if isinstance(limit, str) else limit)}
+    for place in reversed(range(len(array))):
+        text = wanted.pop(str(array[place]).partition("/")[2], None)
+        if text is None:
+            del array[place]
+        else:
+            array[place] = text
+    array.extend(wanted.values())
 
 
 def _removed(text: str, policy: Policy, at: int) -> str:

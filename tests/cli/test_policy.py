@@ -76,6 +76,47 @@ def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -
     assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
 
 
+COMMENTED = """\
+[[ rule ]]  # spaced
+tool = "a"
+limit = [
+  "20/1m",   # short bursts
+  # and the long run
+  "100/1h",  # per hour
+]
+
+[[rule]]  # not spaced
+tool = "b"
+limit = "5/1m"  # five
+"""
+
+
+@pytest.mark.parametrize(
+    ("limits", "before", "after"),
+    [
+        (["10/1m", "100/1h"], '"20/1m",', '"10/1m",'),
+        (["20/1m"], '  "100/1h",  # per hour\n', ""),
+        (["90/1h"], '  "20/1m",   # short bursts\n  # and the long run\n  "100', '  # and the long run\n  "90'),
+        (["20/1m", "100/1h", "500/1d"], "# per hour\n", '# per hour\n  "500/1d",\n'),
+        (["deny"], COMMENTED[40:116], '"deny" # short bursts; and the long run; per hour'),
+    ],
+)
+def test_the_comments_in_a_list_of_limits_stay_with_what_they_speak_of(
+    tmp_path: Path, limits: list[str], before: str, after: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(COMMENTED)
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", *limits)
+    assert file.read_text() == COMMENTED.replace(before, after)
+
+
+def test_an_edit_touches_no_other_rule(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(COMMENTED)
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "6/1m")
+    assert file.read_text() == COMMENTED.replace("5/1m", "6/1m")
+
+
 def test_line_ends_of_windows_stay(tmp_path: Path, file: Path) -> None:
     file.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
     mcpguard(tmp_path, "policy", "set", "--tool", "x", "--name", "n", "5/1m")
