@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from mcpguard import cli, config
+from mcpguard import config
+from mcpguard.cli import commands
 from mcpguard.core.audit import Journal
 from mcpguard.core.guard import Guard, Reply
 from mcpguard.core.identity import Identity
@@ -37,7 +38,7 @@ def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
     """What the command line makes of `mcpguard ARGV`, without doing it."""
-    command: click.Command = cli.cli
+    command: click.Command = commands.cli
     context = click.Context(command)
     while isinstance(command, click.Group):
         name, *argv = argv
@@ -108,7 +109,7 @@ def test_no_figure_is_left_to_be_filled_in() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    for name in cli._COMMANDS:
+    for name in commands._COMMANDS:
         assert re.search(rf"\bmcpguard {name}\b", README), name
 
 

@@ -1,28 +1,28 @@
-"""`mcpguard run`: what a client starts instead of the server."""
+"""`mcpguard run` as click has it: for its help, and for what is wrong with a command line."""
 
-import os
+from typing import Any
 
 import click
 
-from mcpguard import config
-from mcpguard.errors import ExitStatus
+from mcpguard.cli.run_options import OPTIONS, Option
+
+
+def _click(option: Option) -> click.Option:
+    names = [option.name, option.key]
+    if option.is_flag:
+        return click.Option(names, is_flag=True, help=option.help)
+    kind = click.Choice(option.choices) if option.choices else click.STRING
+    return click.Option(names, metavar=option.metavar or None, type=kind, help=option.help)
 
 
 @click.command(
     "run",
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    params=[_click(option) for option in OPTIONS],
     short_help="Start a server behind the guard.",
 )
-@click.option("--server", metavar="NAME", help="The server's name in rules and audit. Default: from the command.")
-@click.option("--user", metavar="U", help="Who calls. Default: MCPGUARD_USER, config.toml, the account.")
-@click.option("--agent", metavar="A", help="client::tier::name; an empty part is filled in.")
-@click.option("--policy", metavar="F", help="The policy file.")
-@click.option("--config", "config_file", metavar="F", help="The settings file.")
-@click.option("--store", metavar="URL", help="Where counters and audit are: sqlite:///absolute/path.db")
-@click.option("--observe", is_flag=True, help="Decide and log, deny nothing.")
-@click.option("--denials", type=click.Choice(["error", "result"]), help="How a denial is sent: as error or tool result.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
-def command(argv: tuple[str, ...], server: str | None, config_file: str | None, observe: bool, **options: str | None) -> None:
+def command(argv: tuple[str, ...], **options: Any) -> None:
     """Start COMMAND, a stdio MCP server, and limit its tool calls.
 
     Its stderr and exit status pass through, and so does everything on stdin and stdout that is not a call over a limit.
@@ -32,20 +32,8 @@ def command(argv: tuple[str, ...], server: str | None, config_file: str | None, 
       "command": "mcpguard",
       "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm-server"]
     """
-    _open_standard_streams()
     if not argv:
         raise click.UsageError("no command to run\nhint: mcpguard run -- npx -y @acme/crm-server")
-    settings = config.load(os.environ, config=config_file, **options)
-    from mcpguard.relay.run import run
+    from mcpguard.cli.start import start
 
-    status = run(list(argv), settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
-    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: pumps may still wait for a client
-
-
-def _open_standard_streams() -> None:
-    """Open what the client has left closed; else the next file that is opened, such as the store, would be our stderr."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    start(list(argv), **options)

@@ -1,0 +1,34 @@
+import click
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mcpguard.cli import run_options
+from mcpguard.cli.run import command
+
+WORDS = [
+    *[option.name for option in run_options.OPTIONS], "--server=crm", "--denials=result", "--denials=none", "--observe=1",
+    "--user=", "--", "-", "-x", "--no-such", "-h", "--help", "error", "result", "npx", "", "--=", "=", "-v=--observe", "--observ", "ünï",
+]  # fmt: skip
+
+
+def by_click(argv: list[str]) -> dict[str, object] | None:
+    """What click makes of it: None if it complains or helps."""
+    try:
+        found = command.make_context("mcpguard run", argv).params
+    except (click.ClickException, click.exceptions.Exit):
+        return None
+    return found | {"argv": list(found["argv"])} if found["argv"] else None
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=6))
+@example(["--server", "--observe", "npx"])
+@example(["--server", "crm", "--", "--", "npx"])
+@example(["npx", "--server", "crm"])
+def test_options_mean_what_they_mean_to_click(argv: list[str]) -> None:
+    assert run_options.parse(["run", *argv]) == by_click(argv)
+
+
+@pytest.mark.parametrize("argv", [[], ["policy", "show"], ["--version"], ["runs", "x"]])
+def test_other_commands_are_not_for_it(argv: list[str]) -> None:
+    assert run_options.parse(argv) is None
