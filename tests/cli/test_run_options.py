@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from mcpguard.cli import run_options
 from mcpguard.cli.run import command
 
-WORDS = [
-    *[option.name for option in run_options.OPTIONS], "--server=crm", "--denials=result", "--denials=none", "--observe=1",
-    "--user=", "--", "-", "-x", "--no-such", "-h", "--help", "error", "result", "npx", "", "--=", "=", "-v=--observe", "--observ", "ünï",
-]  # fmt: skip
+ODD = (
+    "--server=crm --denials=result --denials=none --observe=1 --user= -- - -x --no-such --help --= = -v=--observe --observ ü"
+)
+WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "error", "result", "npx", ""]
 
 
 def by_click(argv: list[str]) -> dict[str, object] | None:
