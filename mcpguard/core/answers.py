@@ -139,6 +139,9 @@ class AnswerLines:
             lines = self._finish()
             start = end
         last = chunk.rfind(b"\n") + 1
+        # The start of a long line often tells more cheaply than a search through all of it
+        while (end := chunk.find(b"\n", start) + 1) - start > _LONG_BYTES and _NO_ANSWER.match(chunk, start):
+            start = end
         if last > start and chunk.find(b'"id"', start, last) >= 0:
             lines += [Line(line, True) for line in chunk[start:last].split(b"\n") if b'"id"' in line]
         if last < len(chunk):
@@ -166,5 +169,6 @@ class AnswerLines:
             self._parts = [kept[:_LOOK_BYTES], kept[-_LOOK_BYTES:]]
 
 
+_LONG_BYTES: Final = 4096
 _LOOK_BYTES: Final = 1024
 """What is kept of either end of a very long line: its id is in one of them."""

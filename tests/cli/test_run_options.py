@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from mcpguard.cli import run_options
 from mcpguard.cli.run import command
 
-ODD = (
-    "--server=crm --denials=result --denials=none --observe=1 --user= -- - -x --no-such --help --= = -v=--observe --observ ü"
-)
+ODD = "--server=crm --denials=result --denials=none --observe=1 --user= -- - -x --no-such --help --= = -v=--observe --observ ü"
 WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "error", "result", "npx", ""]
 
 

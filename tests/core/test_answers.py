@@ -204,3 +204,11 @@ def test_a_long_notification_is_skipped_and_what_follows_it_is_not() -> None:
     assert not reader.is_between_frames
     assert reader.feed(b'"id":7}}\n{"id":8,"result":{}}\n{"id"') == [(b'{"id":8,"result":{}}', True)]
     assert reader.feed(b':9,"result":{}}\n') == [(b'{"id":9,"result":{}}\n', True)]
+
+
+def test_an_answer_among_long_notifications_is_found() -> None:
+    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"' + b"x" * 5000 + b'"}}\n'
+    answer = b'{"jsonrpc":"2.0","id":1,"result":{}}'
+    long_answer = b'{"jsonrpc":"2.0","id":2,"result":{"data":"' + b"x" * 5000 + b'"}}'
+    lines = AnswerLines().feed(note + note + answer + b"\n" + note + long_answer + b"\n" + note)
+    assert [line.frame for line in lines] == [answer, long_answer]
