@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def explained(home: Path, *argv: str, **env: str) -> dict[str, Any]:
-    done = mcpguard(home, "policy", "explain", *argv, "--json", **env)
+    done = mcpguard(home, "policy", "explain", *argv, "--json", preexec=None, **env)
     assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
