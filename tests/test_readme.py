@@ -88,6 +88,21 @@ def test_client_entries_start_mcpguard_as_the_command_line_takes_it() -> None:
         assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
 
 
+def test_a_subagents_own_entry_starts_mcpguard_as_the_command_line_takes_it() -> None:
+    (block,) = blocks("yaml")
+    _, context = context_of(json.loads(block.split("args: ")[1].splitlines()[0]))
+    assert context.params["agent"] == "Claude Code::subagent::crm-researcher"
+    assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
+
+
+def test_the_hook_shown_is_the_one_that_its_help_shows_and_starts_a_command_that_there_is(tmp_path: Path) -> None:
+    (shown,) = [json.loads(block) for block in blocks("json") if '"hooks"' in block]
+    text = run("hook", "claude-code", "--help", home=tmp_path).stdout
+    assert json.loads(text[text.index("{") : text.rindex("}") + 1]) == shown
+    command = shown["hooks"]["PreToolUse"][0]["hooks"][0]["command"]
+    context_of(shlex.split(command)[1:])
+
+
 def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
     for block in blocks("toml"):
         if "[[rule]]" in block:

@@ -9,9 +9,10 @@ from mcpguard import __version__
 
 _COMMANDS: Final = {
     "run": "start a server behind the guard",
-    "policy": "show, check and edit limits",
+    "policy": "show, check, explain and edit limits",
     "audit": "what happened",
     "reset": "empty counters",
+    "hook": "tell a client's subagents apart",
     "demo": "see it at work in half a minute",
 }
 """Commands and what help says of each, so that help loads none of them."""

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -11,17 +10,16 @@ from typing import Any, Final, TypeVar
 import click
 
 from mcpguard import config
+from mcpguard.cli import _policy_show
 from mcpguard.cli._store import exists, opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
+from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
 from mcpguard.core.policy_explain import label, sentence, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
-from mcpguard.errors import McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
-
-WIDTH: Final = 80
-"""Of plain text."""
 
 CALLS_LOOKED_AT: Final = 20_000
 """How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
@@ -188,74 +186,72 @@ def show(policy: str | None, as_json: bool) -> None:
     settings = config.load(os.environ, policy=policy)
     found, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     if as_json:
-        click.echo(json.dumps(_as_json(found, settings.policy, is_starter=is_starter), indent=2))
+        click.echo(json.dumps(_policy_show.as_json(found, settings.policy, is_starter=is_starter), indent=2))
         return
-    source = f"starter policy: no file at {settings.policy}" if is_starter else f"policy: {settings.policy}"
-    click.echo(printable(source))
-    if found.observe:
-        click.echo("mode: observe (all rules report only, nothing is denied)")
+    _say_source(found, settings.policy, is_starter=is_starter)
     click.echo()
     if sys.stdout.isatty():
-        _print_table(found)
+        _policy_show.print_table(found)
     else:
-        _print_plain(found)
+        _policy_show.print_plain(found)
 
 
-def _as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
-    return {
-        "file": None if is_starter else str(path),
-        "starter": is_starter,
-        "mode": "observe" if policy.observe else "enforce",
-        "policy": policy.digest,
-        "rules": [
-            {
-                "rule": rule.text,
-                "limit": rule.limit_text.split(" "),
-                "mode": "observe" if rule.observe else "enforce",
-                "axis": rule.axis,
-                "per": [axis for axis in AXES if axis in rule.per],
-                "line": None if is_starter or not rule.line else rule.line,
-                "name": rule.name or None,
-                "sentence": sentence(rule),
-            }
-            for rule in policy.rules
-        ],
-    }
+def _say_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
+    click.echo(printable(f"starter policy: no file at {path}" if is_starter else f"policy: {path}"))
+    if policy.observe:
+        click.echo("mode: observe (all rules report only, nothing is denied)")
 
 
-def _print_plain(policy: Policy) -> None:
-    for rule in policy.rules:
-        for indent, text in (("", f"{rule.limit_text}  {_named(rule)}"), ("    ", sentence(rule))):
-            lines = textwrap.wrap(
-                printable(text),
-                WIDTH,
-                initial_indent=indent,
-                subsequent_indent="    ",
-                break_long_words=False,
-                break_on_hyphens=False,
-                replace_whitespace=False,
-            )
-            click.echo("\n".join(lines))
+@command.command(short_help="Explain what the policy makes of a call.")
+@click.option("--user", metavar="U", help="Who calls. Default: MCPGUARD_USER, config.toml, the account.")
+@click.option("--agent", metavar="A", help="client::tier::name. Default: MCPGUARD_AGENT, config.toml, an unknown client.")
+@click.option("--tool", metavar="T", required=True, help="Which tool is called.")
+@click.option("--server", metavar="S", help="Of which server. Default: MCPGUARD_SERVER, that of the tool's last call.")
+@click.option("--role", metavar="R", multiple=True, help="A role that the caller has; again for more.")
+@click.option("--scope", metavar="S", multiple=True, help="A scope that the caller has; again for more.")
+@_file_option
+@click.option("--config", "config_file", metavar="F", help="The settings file.")
+@click.option("--store", metavar="URL", help="Where the counters are. Default: MCPGUARD_STORE, config.toml, the account's.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def explain(
+    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], config_file: str | None, as_json: bool,
+    **options: str | None,
+) -> None:  # fmt: skip
+    """Explain what the policy makes of one call, and what is left for it now. Nothing is counted.
 
+    It tells which rules apply, which yield and to which, which do not match and why, what the counters hold, and what the
+    next such call would get. What is not given is as a wrapper that is started here would have it.
 
-def _named(rule: Rule) -> str:
-    return f"{rule.text} ({rule.name})" if rule.name else rule.text
+    \b
+    Examples:
+      mcpguard policy explain --user bob@acme.com --tool search_customers
+      mcpguard policy explain --agent 'Claude Code::subagent::Explore' --tool search_customers --server crm
+    """
+    from mcpguard.cli import _policy_why
 
-
-def _print_table(policy: Policy) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("LIMIT", overflow="fold", max_width=16)
-    table.add_column("RULE", overflow="fold", ratio=2)
-    table.add_column("IN WORDS", overflow="fold", ratio=3)
-    for rule in policy.rules:
-        limit = Text(printable(rule.limit_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
-        table.add_row(limit, Text(printable(_named(rule))), Text(printable(sentence(rule))))
-    console.print(table)
+    given = {"--user": options["user"], "--agent": options["agent"], "--tool": tool, "--server": server}
+    for option, value in [*given.items(), *(("--role", one) for one in role), *(("--scope", one) for one in scope)]:
+        if value is not None and "*" in value:
+            raise UsageError(f"{option}: {value!r} is a pattern", "a call has names of its own; patterns are for rules")
+    if options["agent"]:
+        try:
+            parse_agent(options["agent"], where="--agent")
+        except ConfigError as error:
+            raise UsageError(error.message, error.hint) from error
+    settings = config.load(os.environ, config=config_file, **options)
+    policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
+    who = _policy_why.identity(settings, roles=role, scopes=scope)
+    found = _policy_why.explain(settings, policy, who, tool=tool, server=server or os.environ.get("MCPGUARD_SERVER"))
+    if as_json:
+        click.echo(json.dumps(_policy_why.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))
+        return
+    _say_source(policy, settings.policy, is_starter=is_starter)
+    _policy_why.print_subject(found)
+    if sys.stdout.isatty():
+        _policy_why.print_table(found)
+    else:
+        _policy_why.print_plain(found)
+    _policy_why.print_next(found)
 
 
 @command.command(short_help="Check a policy file.")

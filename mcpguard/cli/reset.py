@@ -1,60 +1,18 @@
 """`mcpguard reset`: empty counters."""
 
-import json
 import os
 import sys
-from typing import NamedTuple
 
 import click
 
 from mcpguard import config
-from mcpguard.cli._store import exists, opened, selects, tolerant_output
+from mcpguard.cli._counters import Counted
+from mcpguard.cli._store import exists, opened, tolerant_output
 from mcpguard.core.audit import printable
-from mcpguard.core.policy import AXES, SELECTORS
+from mcpguard.core.policy import AXES
 from mcpguard.core.policy_explain import window
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.base import Held
-
-
-class _Counter(NamedTuple):
-    """A counter as its label has it.
-
-    Attributes:
-        namespace: Whose it is.
-        values: What it counts for, by axis.
-        others: The texts of its rule's other selectors, whose calls it counts together.
-        window_us: Its window.
-    """
-
-    namespace: str
-    values: dict[str, str]
-    others: dict[str, list[str]]
-    window_us: int
-
-    def is_selected(self, patterns: dict[str, str]) -> bool:
-        """Whether every pattern matches what it counts for, or the text of the selector that it counts together."""
-        return all(
-            any(
-                selects(key, pattern, text)
-                for text in [*([self.values[key]] if key in self.values else []), *self.others.get(key, [])]
-            )
-            for key, pattern in patterns.items()
-        )
-
-    def words(self, used: int) -> str:
-        """What it is, on one line."""
-        parts = []
-        for key in SELECTORS:
-            if key in self.values:
-                parts.append(f"{key}={_word(self.values[key])}")
-            elif key in self.others:
-                parts.append(f"{key}={_word(','.join(self.others[key]))} together")
-        calls = f"{used:,} call{'' if used == 1 else 's'}"
-        return f"{' '.join(parts) or 'every call'}: {calls} in the last {window(self.window_us)}"
-
-
-def _word(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
 
 
 @click.command("reset", short_help="Empty counters.")
@@ -84,8 +42,12 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
         click.echo(printable(f"no counters: there is no store at {settings.sqlite_path}"))
         return ExitStatus.OK
     with opened(settings) as opened_store:
-        found = [(held, counter) for held in opened_store.held() if (counter := _of(held)).namespace == settings.namespace]
-        found = [(held, counter) for held, counter in found if counter.is_selected(patterns)]
+        counters = [(held, Counted.of(held.label)) for held in opened_store.held()]
+        found = [
+            (held, counter)
+            for held, counter in counters
+            if counter.namespace == settings.namespace and counter.is_selected(patterns)
+        ]
         if not found:
             click.echo("no counter that holds anything matches")
             return ExitStatus.OK
@@ -94,24 +56,25 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
             return ExitStatus.FAILURE
         opened_store.reset([held.label for held, _ in found])
     for held, counter in found:
-        click.echo(printable(counter.words(held.used)))
+        click.echo(_words(held, counter))
     click.echo(f"{_count(found)} reset")
     return ExitStatus.OK
 
 
-def _of(held: Held) -> _Counter:
-    return _Counter(*json.loads(held.label))
+def _words(held: Held, counter: Counted) -> str:
+    calls = f"{held.used:,} call{'' if held.used == 1 else 's'}"
+    return printable(f"{counter.text}: {calls} in the last {window(counter.window_us)}")
 
 
-def _count(found: list[tuple[Held, _Counter]]) -> str:
+def _count(found: list[tuple[Held, Counted]]) -> str:
     return f"{len(found):,} counter{'' if len(found) == 1 else 's'}"
 
 
-def _agreed(found: list[tuple[Held, _Counter]]) -> bool:
+def _agreed(found: list[tuple[Held, Counted]]) -> bool:
     """Name them, the first ones if they are many, and ask."""
     shown = 10
     for held, counter in found[:shown]:
-        click.echo(printable(counter.words(held.used)), err=True)
+        click.echo(_words(held, counter), err=True)
     if len(found) > shown:
         click.echo(f"and {len(found) - shown:,} more", err=True)
     return click.confirm(f"Reset {_count(found)}?", err=True)

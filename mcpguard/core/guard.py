@@ -7,13 +7,14 @@ and, later, to `server_lines`, so that outcomes cost a call nothing.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames
 from mcpguard.core.answers import Asks, Line
 from mcpguard.core.audit import Outcome, args_hash, compact
+from mcpguard.core.claude_code import tool_use_id
 from mcpguard.core.digest import cut
 from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
@@ -32,6 +33,7 @@ _MAX_TICKETS: Final = 1024
 _MAX_CALLERS: Final = 1024
 _LONG: Final = 1024
 _CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
+_NOTHING_NOTED: Final[Mapping[str, str]] = {}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -95,14 +97,14 @@ class Guard:
         self.identity = identity
         self.session = session
         self._policy = policy
-        self._namespace = namespace
+        self.namespace = namespace
         self._denials = denials
         self._arguments = arguments
         self._args_key = args_key
         self._client_name: str | None = None
         self._in_flight: dict[str, InFlight] = {}
         self._tickets: dict[tuple[str, Asks], list[int]] = {}
-        self._callers: dict[tuple[str | None, str | None, str], Caller] = {}
+        self._callers: dict[tuple[str | None, str | None, str | None, str], Caller] = {}
         self._lost: list[Outcome] = []
         self._withdrawn: set[str] = set()
 
@@ -120,12 +122,15 @@ class Guard:
         call = Call("", "", self.identity.server, "")
         return Charge(call, Plan(), self._context({"server": call.server}), detail=detail, decided="policy")
 
-    def client_lines(self, lines: Iterable[bytes | Refusal], *, now_us: int) -> list[Action]:
+    def client_lines(
+        self, lines: Iterable[bytes | Refusal], *, now_us: int, noted: Mapping[str, str] = _NOTHING_NOTED
+    ) -> list[Action]:
         """Judge what the client wrote.
 
         Args:
             lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
             now_us: A monotone clock's reading, for durations.
+            noted: Agents that a hook noted, by the ids of their calls.
 
         Returns:
             What is to be done, in the order of the lines.
@@ -137,7 +142,7 @@ class Guard:
                 if isinstance(message, Refusal):
                     self._refused(message, actions)
                 elif message.is_call:
-                    actions.append(self._call(message))
+                    actions.append(self._call(message, noted))
                 else:
                     actions.append(self._passing(message, now_us))
         return actions
@@ -245,13 +250,15 @@ class Guard:
                 self._cancelled(params.get("requestId"), now_us)
         return Forward(frame.raw + b"\n")
 
-    def _call(self, frame: Frame) -> Charge:
+    def _call(self, frame: Frame, noted: Mapping[str, str]) -> Charge:
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - what `Frame.is_call` promises
         meta = params.get("_meta")
         meta = meta if isinstance(meta, dict) else {}
         tool = params["name"]
-        caller = self._caller(_name_in(meta.get(_CLIENT_INFO)) or self._client_name, meta.get("mcpguard/agent"), tool)
+        client_name = _name_in(meta.get(_CLIENT_INFO)) or self._client_name
+        note = noted.get(tool_use_id(meta) or "") if noted else None
+        caller = self._caller(client_name, meta.get("mcpguard/agent"), note, tool)
         charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
         if self._arguments == "hash":
             charge.args_hash = args_hash(params.get("arguments"), self._args_key)
@@ -271,15 +278,15 @@ class Guard:
                 charge.decided, charge.rounds = "continued", rounds
         return charge
 
-    def _caller(self, client_name: str | None, meta_agent: object, tool: str) -> Caller:
+    def _caller(self, client_name: str | None, meta_agent: object, note: str | None, tool: str) -> Caller:
         named = meta_agent if isinstance(meta_agent, str) else None
-        key = (client_name, named, tool)
+        key = (client_name, named, note, tool)
         caller = self._callers.get(key)
         if caller is None:
             who = self.identity
-            agent, source = who.agent(client_name, named)
+            agent, source = who.agent(client_name, named, note)
             call = Call(who.user, agent, who.server, tool, who.roles, who.scopes)
-            plan = self._policy.plan(call, self._namespace) if isinstance(self._policy, Policy) else Plan()
+            plan = self._policy.plan(call, self.namespace) if isinstance(self._policy, Policy) else Plan()
             members: dict[str, object] = {"server": who.server} | self._user_members()
             members |= {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
             if who.roles:
@@ -287,7 +294,7 @@ class Guard:
             caller = Caller(call, plan, self._context(members))
             if len(self._callers) >= _MAX_CALLERS:
                 self._callers.clear()
-            if len(tool) + len(agent) <= _LONG:  # a long name is not worth its memory
+            if sum(len(name) for name in (*key, agent) if name) <= _LONG:  # a long name is not worth its memory
                 self._callers[key] = caller
         return caller
 
@@ -295,7 +302,7 @@ class Guard:
         return {"user": cut(self.identity.user), "user_source": self.identity.user_source}
 
     def _context(self, members: dict[str, object]) -> str:
-        return compact({"session": self.session, "namespace": self._namespace} | members)
+        return compact({"session": self.session, "namespace": self.namespace} | members)
 
     def _sent(self, request_id: str, flight: InFlight, now_us: int) -> None:
         if len(self._in_flight) >= MAX_IN_FLIGHT:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from mcpguard.core.identity import known_client
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule, glob
 
 _UNITS_US: Final = {
@@ -185,10 +186,10 @@ def warnings(policy: Policy) -> list[str]:
         policy: A policy.
 
     Returns:
-        A line for each rule that can never admit because another denies all that it selects, and for each tool that is
-        named as Claude Code shows it.
+        A line for each rule that can never admit because another denies all that it selects, for each tool that is named as
+        Claude Code shows it, and for each client that is named as it names itself.
     """
-    return [*_never_admitting(policy), *_foreign_names(policy)]
+    return [*_never_admitting(policy), *_foreign_names(policy), *_own_names(policy)]
 
 
 def label(policy: Policy, at: int) -> str:
@@ -249,3 +250,11 @@ def _foreign_names(policy: Policy) -> Iterator[str]:
         if match:
             names = f'tool = "{match[2]}", server = "{match[1]}"'
             yield f"{label(policy, at)} names a tool as Claude Code shows it; did you mean {names}?"
+
+
+def _own_names(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        client, *rest = rule.selectors.get("agent", ("",))[0].split("::")
+        if known_client(client) != client:
+            agent = "::".join([known_client(client), *rest])
+            yield f'{label(policy, at)} names a client as it calls itself; did you mean agent = "{agent}"?'

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from mcpguard.core import audit, denial, frames
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.claude_code import MAX_IDS, META_KEY, tool_use_ids
 from mcpguard.core.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.guard import Action, Forward, Guard, Reply
 from mcpguard.core.policy import Policy
@@ -169,8 +170,9 @@ class Pumps:
             for line in lines:
                 if isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line):
                     self._read_answers()
+            noted = self._noted(lines)
             now_us = monotonic_us()
-            actions = self._new_policy() + self._guard.client_lines(lines, now_us=now_us)
+            actions = self._new_policy() + self._guard.client_lines(lines, now_us=now_us, noted=noted)
             charges = [action for action in actions if isinstance(action, Charge)]
             verdicts = iter(self._decide(charges) if charges else ())
             for action in actions:
@@ -180,6 +182,14 @@ class Pumps:
                 elif isinstance(done, Reply):
                     replies.append(done.data)
         return b"".join(forwards), b"".join(replies)
+
+    def _noted(self, lines: Sequence[bytes | Refusal]) -> dict[str, str]:
+        """The agents that hooks noted for calls in these lines, by the calls' ids."""
+        ids = [one for line in lines if isinstance(line, bytes) and META_KEY in line for one in tool_use_ids(line)]
+        with contextlib.suppress(StoreUnavailable):
+            if ids:
+                return self._store.noted_agents(self._guard.namespace, ids[:MAX_IDS])
+        return {}
 
     def _new_policy(self) -> list[Action]:
         found = self._policy.poll()

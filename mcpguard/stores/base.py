@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict, verdict
@@ -81,6 +82,21 @@ class Store(Protocol):
     def reset(self, labels: Sequence[str]) -> int:
         """Empty these counters, for everybody who uses the store, from the next decision on; how many there were."""
 
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """The logs of these counters as they are now for everybody, in order, and the store's time. Changes nothing."""
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        """Note which agent makes a call, for every wrapper of the namespace, from now on and for `NOTE_KEPT_US`.
+
+        A second note of the same call takes the place of the first. Notes that are too old go by themselves.
+        """
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """The agents noted in the namespace for these calls, by id; those without a note, or with an old one, are left out.
+
+        On a call's path: one reading, which waits for no lock and changes nothing. A note can be read any number of times.
+        """
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -134,6 +150,7 @@ class Memory:
     counters: dict[int, Counter] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    notes: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -175,7 +192,8 @@ class MemoryStore:
             self._memory.outcomes.setdefault(outcome.row, outcome)
 
     def tend(self) -> None:
-        """See `Store`. Forgets the counters whose windows have passed."""
+        """See `Store`. Forgets the counters whose windows have passed, and old notes."""
+        self._drop_old_notes()
         now_us = self._clock()
         for key, state in list(self._memory.states.items()):
             if not limiter.live(state, self._memory.counters[key].window_us, now_us):
@@ -221,6 +239,27 @@ class MemoryStore:
         """See `Store`."""
         keys = [key for key, counter in self._memory.counters.items() if counter.label in set(labels)]
         return sum(self._memory.states.pop(key, None) is not None for key in keys)
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Store`."""
+        return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        """See `Store`."""
+        self._drop_old_notes()
+        self._memory.notes[namespace, note.tool_use_id] = (note.agent, self._wall())
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """See `Store`."""
+        self._drop_old_notes()
+        notes = self._memory.notes
+        return {one: notes[namespace, one][0] for one in tool_use_ids if (namespace, one) in notes}
+
+    def _drop_old_notes(self) -> None:
+        wall_us = self._wall()
+        for key, (_, noted_us) in list(self._memory.notes.items()):
+            if abs(wall_us - noted_us) > NOTE_KEPT_US:
+                del self._memory.notes[key]
 
     def close(self) -> None:
         """See `Store`."""

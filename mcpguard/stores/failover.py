@@ -12,6 +12,7 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Counter, Plan
 from mcpguard.core.verdict import Charge, Verdict, verdict
@@ -224,6 +225,29 @@ class FailoverStore:
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         return self._up().reset(labels)
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Store`."""
+        return self._up().peek(counters)
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        """See `Store`; but it does not raise: a note that the store does not take is lost."""
+        with self._switching:
+            if self._store is not None:
+                try:
+                    self._store.note_agent(namespace, note)
+                except StoreUnavailable as error:
+                    self._fail(error)
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """See `Store`; but it does not raise: while the store does not answer, nothing is noted, and nobody waits."""
+        with self._switching:
+            if self._store is not None:
+                try:
+                    return self._store.noted_agents(namespace, tool_use_ids)
+                except StoreUnavailable as error:
+                    self._fail(error)
+            return {}
 
     def close(self) -> None:
         """See `Store`."""

@@ -23,6 +23,13 @@ STEPS: Final = (
     );
     CREATE TABLE outcome (id INTEGER PRIMARY KEY, outcome TEXT NOT NULL, duration_us INTEGER NOT NULL);
     """,
+    """
+    -- which agent makes a call, as a hook noted it in wall-clock time
+    CREATE TABLE agent_note (
+        namespace TEXT NOT NULL, tool_use_id TEXT NOT NULL, agent TEXT NOT NULL, noted_us INTEGER NOT NULL,
+        PRIMARY KEY (namespace, tool_use_id)
+    ) WITHOUT ROWID;
+    """,
 )
 
 VERSION: Final = len(STEPS)

@@ -16,12 +16,13 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import clock
+from mcpguard.stores import clock, notes
 from mcpguard.stores.base import Clock, Entry, Held, decide_all, wall_us
 from mcpguard.stores.files import open_private, private_folder, refuse_network
 from mcpguard.stores.migrations import migrate
@@ -310,6 +311,22 @@ class SqliteStore:
                 gone += self._execute("DELETE FROM state WHERE id = ?", (counter_id(label),)).rowcount
             self._forget()
         return gone
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Store`."""
+        with _reported(self.path):
+            found = [self._execute("SELECT log FROM state WHERE id = ?", (counter.id,)).fetchone() for counter in counters]
+        return [unpack(row[0]) if row else limiter.EMPTY for row in found], self._clock()
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        """See `Store`."""
+        with _Transaction(self):
+            notes.write(self._db, namespace, note, wall_us=self._wall())
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """See `Store`."""
+        with _reported(self.path):
+            return notes.read(self._db, namespace, tool_use_ids, wall_us=self._wall())
 
     def tend(self) -> None:
         """See `Store`. Copies the log back, and once a minute lets go of what is too old or too much."""

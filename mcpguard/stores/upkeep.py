@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import notes
 from mcpguard.stores.queue import QueueLock
 
 PAGE_BYTES: Final = 1024
@@ -113,6 +114,9 @@ class Upkeep:
         if pruned:
             self._prune_fragments(db)
         self._prune_counters(db, now_us)
+        with self._turn(), db:
+            db.execute("BEGIN IMMEDIATE")
+            notes.prune(db, wall_us=wall_us)
 
     def _prune_counters(self, db: sqlite3.Connection, now_us: int) -> None:
         """Drop the counters whose windows have passed. They are looked for outside the turns."""

@@ -111,9 +111,9 @@ class Talk(Session):
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
 
-    def client(self, *lines: bytes | Refusal) -> None:
-        """The client writes lines, all read at once."""
-        actions = self.guard.client_lines(lines, now_us=self.time())
+    def client(self, *lines: bytes | Refusal, noted: dict[str, str] | None = None) -> None:
+        """The client writes lines, all read at once; hooks have noted agents for some of them."""
+        actions = self.guard.client_lines(lines, now_us=self.time(), noted=noted or {})
         charges = [action for action in actions if isinstance(action, Charge)]
         verdicts = iter(self.store.decide(charges, self.journal))
         for action in actions:

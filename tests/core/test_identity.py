@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.identity import KNOWN_CLIENTS, Identity, escape_part, parse_agent, server_name
+from mcpguard.core.identity import Identity, escape_part, known_client, parse_agent, server_name
 from mcpguard.errors import ConfigError, ExitStatus
 
 parts = st.text("a:\\b", max_size=6)
@@ -25,7 +25,7 @@ def test_an_escaped_part_never_adds_a_part(text: str) -> None:
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_clients_that_differ_in_name_are_different_agents(one: str, other: str) -> None:
     who = Identity("u", "os", "s")
-    known = {KNOWN_CLIENTS.get(name, name) or "unknown" for name in (one, other)}
+    known = {known_client(name) or "unknown" for name in (one, other)}
     assert len({who.agent(one)[0], who.agent(other)[0]}) == len(known)
 
 
@@ -36,6 +36,12 @@ def test_clients_that_differ_in_name_are_different_agents(one: str, other: str) 
         ("claude-code", "Claude Code::interactive::default"),
         ("cursor-vscode", "Cursor::interactive::default"),
         ("codex-mcp-client", "Codex::interactive::default"),
+        ("Visual Studio Code", "VS Code::interactive::default"),
+        ("Visual Studio Code - Insiders", "VS Code::interactive::default"),
+        ("@librechat/api-client", "LibreChat::interactive::default"),
+        ("gemini-cli-mcp-client", "Gemini CLI::interactive::default"),
+        ("gemini-cli-mcp-client-crm", "Gemini CLI::interactive::default"),
+        ("local-agent-mode-crm", "Claude Desktop::interactive::default"),
         ("my-client", "my-client::interactive::default"),
         ("x::background::y", "x:\\:\\background:\\:\\y::interactive::default"),
         ("x:", "x:\\::interactive::default"),
@@ -65,6 +71,36 @@ def test_a_call_names_its_agent_only_where_that_is_trusted() -> None:
     for odd in ("a::b", "a::b::c::d", "a::::c", ""):
         assert trusting.agent("claude-ai", odd) == ("Claude Desktop::interactive::default", "clientInfo")
     assert Identity("u", "os", "s").agent(None, "a::b::c") == ("unknown::interactive::default", "default")
+
+
+EXPLORE = "Claude Code::subagent::Explore"
+
+
+def test_a_hooks_note_fills_the_parts_that_are_not_configured() -> None:
+    assert Identity("u", "os", "s").agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
+    assert Identity("u", "os", "s").agent(None, noted=EXPLORE) == (EXPLORE, "hook")
+    who = Identity("u", "os", "s", client="Mine", agent_source="config")
+    assert who.agent("claude-code", noted=EXPLORE) == ("Mine::subagent::Explore", "hook")
+    who = Identity("u", "os", "s", tier="background", agent_source="config")
+    assert who.agent("claude-code", noted=EXPLORE) == ("Claude Code::background::Explore", "hook")
+
+
+def test_a_hooks_note_does_not_need_a_client_that_is_trusted() -> None:
+    assert Identity("u", "os", "s", trust_client_info=False).agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
+
+
+def test_an_agent_that_is_configured_whole_stays_whatever_a_hook_noted() -> None:
+    who = Identity("u", "os", "s", client="a", tier="interactive", name="default", agent_source="config")
+    assert who.agent("claude-code", noted=EXPLORE) == ("a::interactive::default", "config")
+
+
+def test_an_agent_that_a_trusted_call_names_goes_before_a_hooks_note() -> None:
+    assert Identity("u", "os", "s", trust_meta=True).agent(None, "a::b::c", EXPLORE) == ("a::b::c", "meta")
+
+
+@pytest.mark.parametrize("noted", ["", "a", "a::b", "a::::c", "::b::c", "a::b::c::d"])
+def test_a_note_that_is_no_agent_counts_for_nothing(noted: str) -> None:
+    assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +165,51 @@ def test_a_configured_agent_that_cannot_be_is_an_error_that_names_its_place(text
         ("env A=1 B=2 npx -y mcp-git", "mcp-git"),
         ("sudo -u alice crm", "crm"),
         ("deno run -A /srv/crm/main.ts", "crm"),
+        ("python -u /srv/crm/server.py", "crm"),
+        ("python -W ignore -m crm", "crm"),
+        ("ruby x.rb", "x"),
+        ("ruby -I lib /srv/crm/bin/server.rb", "crm"),
+        ("ruby -e puts", "server"),
+        ("perl crm.pl", "crm"),
+        ("php -d display_errors=0 /srv/crm/index.php", "crm"),
+        ("php -r 1", "server"),
+        ("bash -e /srv/crm/start.sh", "crm"),
+        ("go run ./cmd/crm-server", "crm-server"),
+        ("go run github.com/acme/crm/cmd/server@latest", "crm"),
+        ("go run .", "go"),
+        ("node .", "node"),
+        ("node -r dotenv/config ./dist/index.js", "index"),
+        ("node -p 1", "server"),
+        ("npx github:owner/repo", "repo"),
+        ("npx -y github:owner/repo#v1.2", "repo"),
+        ("npx owner/repo#feature", "repo"),
+        ("npx -y git+https://github.com/owner/repo.git#semver:^1", "repo"),
+        ("npx -y git+ssh://git@github.com/owner/repo.git", "repo"),
+        ("npx --yes --package=@acme/tools crm", "crm"),
+        ("npm exec --yes -- @acme/crm-server@1", "crm-server"),
+        ("npm --prefix /srv/crm exec crm", "crm"),
+        ("uvx git+https://github.com/owner/repo@v1.2", "repo"),
+        ("uvx git+https://github.com/owner/repo.git@main#subdirectory=x", "repo"),
+        ("uvx -p 3.12 mcp-git", "mcp-git"),
+        ("uvx --with httpx mcp-git!=2", "mcp-git"),
+        ("pipx run --spec pkg==1 tool", "tool"),
+        ("pipx run mcp-git==2", "mcp-git"),
+        ("deno run -A npm:@acme/crm-server@1.2", "crm-server"),
+        ("deno run -A npm:crm", "crm"),
+        ("deno run --allow-net jsr:@acme/crm@1/mod.ts", "crm"),
+        ("deno run https://deno.land/x/crm@v1/mod.ts", "crm"),
+        ("bun run /srv/crm/src/index.ts", "crm"),
+        ("bunx --bun @acme/crm", "crm"),
+        ("docker run -it --rm -p 80:80 -m 512m --name box --entrypoint sh localhost:5000/acme/crm:1.2 --port 80", "crm"),
+        ("docker run --rm ghcr.io/acme/crm@sha256:0123abcd", "crm"),
+        ("docker container run crm:latest serve", "crm"),
+        ("podman run -i -v /srv:/data:ro docker.io/acme/crm", "crm"),
+        ("java -cp /lib -jar /opt/crm-1.2.3.jar", "crm"),
+        ("java -jar target/crm-1.2.3-SNAPSHOT.jar", "crm"),
+        ("dotnet /srv/Crm.Server.dll", "Crm.Server"),
+        ("nice -n 5 crm", "crm"),
+        ("env -u HOME crm", "crm"),
+        ("https://example.com/crm?v=1", "crm"),
         ("/", "server"),
         (".", "server"),
         ("python -m .", "server"),

@@ -216,3 +216,12 @@ def test_a_tool_named_as_claude_code_shows_it_is_told_with_the_name_that_is_mean
     (warning,) = rules("tool='mcp__crm__search_*' limit='5/1m'")
     assert warning.endswith('did you mean tool = "search_*", server = "crm"?')
     assert rules("tool='mcp__' limit='5/1m'", "tool='mcp_crm' limit='5/1m'") == []
+
+
+def test_a_client_named_as_it_calls_itself_is_told_with_the_name_that_is_meant() -> None:
+    (warning,) = rules("agent='claude-code::subagent::*' limit='5/1m'")
+    assert warning.endswith('names a client as it calls itself; did you mean agent = "Claude Code::subagent::*"?')
+    assert (
+        rules("agent='Claude Code::*::*' limit='5/1m'", "agent='*::*::*' limit='5/1m'", "agent='goos*::*::*' limit='5/1m'")
+        == []
+    )

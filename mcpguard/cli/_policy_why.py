@@ -1,0 +1,272 @@
+"""`mcpguard policy explain`: one call as the policy sees it, and what the counters hold for it now."""
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+
+from mcpguard.cli._counters import Counted
+from mcpguard.cli._policy_show import named
+from mcpguard.cli._store import exists, opened
+from mcpguard.cli._text import paragraph
+from mcpguard.config import Settings, account
+from mcpguard.core.audit import ms_up, printable
+from mcpguard.core.identity import UNKNOWN_CLIENT, Identity, parse_agent
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy import Call, Policy
+from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
+from mcpguard.core.verdict import Verdict
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.base import Store
+
+ROWS_LOOKED_AT: Final = 2000
+"""How many of the audit's newest rows are searched for the server of a tool."""
+
+_HEADINGS: Final = {"applies": "Applies", "yields": "Yields", "no match": "Does not match"}
+
+
+class Explanation(NamedTuple):
+    """All that there is to say of a call.
+
+    Attributes:
+        call: The call.
+        sources: Where its user, agent and server come from: `config`, `os`, `default`, `audit` or `unknown`.
+        whys: What each rule is to it.
+        rooms: For the place of each rule that applies: what is left of its limits.
+        verdict: What the next such call would get; None if the store cannot be read.
+        failure: Then, why it cannot.
+    """
+
+    call: Call
+    sources: dict[str, str]
+    whys: list[Why]
+    rooms: dict[int, list[Room]]
+    verdict: Verdict | None
+    failure: str
+
+
+def identity(settings: Settings, *, roles: Sequence[str], scopes: Sequence[str]) -> Identity:
+    """Whom a wrapper that is started here takes its caller for: the one place where an explanation learns who calls."""
+    return Identity(
+        user=account() if settings.user is None else settings.user,
+        user_source="os" if settings.user is None else "config",
+        server="",
+        roles=tuple(roles),
+        scopes=tuple(scopes),
+        **(parse_agent(settings.agent, where="agent") if settings.agent else {}),  # type: ignore[arg-type]
+    )
+
+
+def explain(settings: Settings, policy: Policy, who: Identity, *, tool: str, server: str | None) -> Explanation:
+    """Explain a call.
+
+    Args:
+        settings: Of this machine.
+        policy: The policy in force.
+        who: Who calls.
+        tool: Which tool.
+        server: Of which server; None for the one that had a call of this tool last.
+    """
+    agent, agent_source = who.agent(None)
+    call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
+    states: Sequence[State] | None = None
+    now_us, failure = 0, ""
+    try:
+        if exists(settings):
+            with opened(settings) as store:
+                call = call if server else call._replace(server=_server_of(store, settings.namespace, tool))
+                states, now_us = store.peek(policy.plan(call, settings.namespace).counters)
+    except StoreUnavailable as error:
+        failure = error.message
+    plan = policy.plan(call, settings.namespace)
+    if states is None:
+        states = [EMPTY] * len(plan.counters)
+    whys = why(policy, call)
+    applying = [one.at for one in whys if one.status == "applies"]
+    left: dict[int, list[Room]] = {at: [] for at in applying}
+    for room in rooms(plan, states, now_us):
+        left[applying[room.place]].append(room)
+    sources = {
+        "user": who.user_source,
+        "agent": agent_source,
+        "server": "config" if server else "audit" if call.server else "unknown",
+    }
+    return Explanation(call, sources, whys, left, None if failure else next_call(plan, states, now_us), failure)
+
+
+def _server_of(store: Store, namespace: str, tool: str) -> str:
+    """The server whose tool of this name was called last; empty if the audit's newest rows have none."""
+    for entry in islice(store.newest(), ROWS_LOOKED_AT):
+        if entry.record.get("tool") == tool and entry.record["namespace"] == namespace:
+            return str(entry.record["server"])
+    return ""
+
+
+def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:
+    """An explanation for programs; counts are null where the store cannot be read."""
+    call, verdict = found.call, found.verdict
+    return {
+        "call": {
+            "user": call.user,
+            "user_source": found.sources["user"],
+            "agent": call.agent,
+            "agent_source": found.sources["agent"],
+            "server": call.server or None,
+            "server_source": found.sources["server"],
+            "tool": call.tool,
+            "roles": list(call.roles),
+            "scopes": list(call.scopes),
+        },
+        "policy": {
+            "file": None if is_starter else str(file),
+            "starter": is_starter,
+            "mode": "observe" if policy.observe else "enforce",
+        },
+        "store": {"readable": not found.failure, "reason": found.failure or None},
+        "rules": [
+            {
+                "number": one.at + 1,
+                "rule": one.rule.text,
+                "limit": one.rule.limit_text.split(" "),
+                "mode": "observe" if one.rule.observe else "enforce",
+                "line": None if is_starter or not one.rule.line else one.rule.line,
+                "name": one.rule.name or None,
+                "status": one.status.replace(" ", "_"),
+                "reason": one.reason or None,
+                "yields_to": None if one.winner is None else one.winner + 1,
+                "narrower_in": list(one.narrower_in),
+                "limits": [_room_as_json(room, known=not found.failure) for room in found.rooms.get(one.at, [])],
+            }
+            for one in found.whys
+        ],
+        "next": None if verdict is None else _verdict_as_json(verdict),
+    }
+
+
+def _room_as_json(room: Room, *, known: bool) -> dict[str, object]:
+    counter = None if room.counter is None else Counted.of(room.counter.label)
+    return {
+        **room.reported.members(),
+        "counter": None if counter is None else counter.text,
+        "count": room.used if known else None,
+        "remaining": room.remaining if known else None,
+        "retry_after_ms": ms_up(room.retry_after_us) if known and room.retry_after_us is not None else None,
+    }
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, object]:
+    values: dict[str, object] = {
+        "decision": verdict.decision,
+        **(verdict.reported.members() if verdict.reported else {}),
+        "count": verdict.count,
+        "remaining": verdict.remaining,
+        "retry_after_ms": None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def print_subject(found: Explanation) -> None:
+    """Print what is explained, and what was filled in."""
+    call, sources = found.call, found.sources
+    remarks = {
+        "user": "the account" if sources["user"] == "os" else "",
+        "agent": "a client fills in its own name" if _is_unnamed(call.agent) else "",
+        "server": {"audit": "as in the last call of this tool", "unknown": "not known; name it with --server"}.get(
+            sources["server"], ""
+        ),
+    }
+    paragraph(f"call of {call.tool}")
+    for key in ("user", "agent", "server"):
+        remark = f" ({remarks[key]})" if remarks[key] else ""
+        paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{remark}", indent="  ")
+    for key, values in (("roles", call.roles), ("scopes", call.scopes)):
+        if values:
+            paragraph(f"{key + ':':8}{' '.join(values)}", indent="  ")
+    if found.failure:
+        paragraph(f"the store cannot be read, so that nothing is known of the counters: {found.failure}")
+
+
+def _is_unnamed(agent: str) -> bool:
+    return agent.startswith(f"{UNKNOWN_CLIENT}::")
+
+
+def print_plain(found: Explanation) -> None:
+    """Print the rules by what they are to the call."""
+    for status, heading in _HEADINGS.items():
+        those = [one for one in found.whys if one.status == status]
+        if those:
+            click.echo(f"\n{heading}:")
+        for one in those:
+            paragraph(f"{one.at + 1}. {one.rule.limit_text}  {named(one.rule)}{_observed(one)}")
+            for line in _lines(found, one):
+                paragraph(line, indent="    ")
+
+
+def print_table(found: Explanation) -> None:
+    """Print the rules as a table for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("RULE", overflow="fold", ratio=2)
+    table.add_column("LIMIT", overflow="fold", max_width=12)
+    table.add_column("STATUS", overflow="fold", max_width=8)
+    table.add_column("WHY, AND WHAT IS LEFT", overflow="fold", ratio=3)
+    styles = {"applies": "green", "yields": "yellow", "no match": "dim"}
+    for one in found.whys:
+        table.add_row(
+            Text(printable(f"{one.at + 1}. {named(one.rule)}{_observed(one)}")),
+            Text(printable(one.rule.limit_text).replace(" ", "\n")),
+            Text(one.status, style=styles[one.status]),
+            Text("\n".join(printable(line) for line in _lines(found, one))),
+        )
+    click.echo()
+    console.print(table)
+
+
+def _observed(one: Why) -> str:
+    return " [reports only]" if one.rule.observe else ""
+
+
+def _lines(found: Explanation, one: Why) -> list[str]:
+    """Why a rule does not apply, or what is left of each of its limits."""
+    if one.reason:
+        return [one.reason]
+    if one.rule.deny:
+        return ["denies the call"]
+    if not one.rule.rates:
+        return ["counts nothing"]
+    lines = []
+    for room in found.rooms[one.at]:
+        assert room.counter is not None  # noqa: S101 - only `deny` has none
+        held = "" if found.failure else f"{room.used:,} used, {room.remaining:,} left"
+        counter = Counted.of(room.counter.label).text
+        lines.append(f"{room.reported.limit}/{room.reported.window}: {held + ' of ' if held else ''}{counter}")
+    return lines
+
+
+def print_next(found: Explanation) -> None:
+    """Print what the next such call would get."""
+    click.echo()
+    paragraph(f"Next call: {_next(found)}")
+
+
+def _next(found: Explanation) -> str:
+    verdict = found.verdict
+    if verdict is None:
+        return "not known, since the store cannot be read"
+    reported = verdict.reported
+    if reported is None:
+        return "allowed; no rule limits it"
+    if reported.limit is None:
+        return f"{verdict.decision} by {reported.rule}"
+    by = f"{reported.limit}/{reported.window} of {reported.rule}"
+    if verdict.decision == "allowed":
+        return f"allowed; {verdict.remaining:,} left after it by {by}"
+    wait_s = -(-(verdict.retry_after_us or 0) // 1_000_000)
+    return f"{verdict.decision} by {by}; room in {wait_s:,} s"

@@ -1,0 +1,74 @@
+"""What Claude Code tells of its agents: who makes a call, in the input of its hooks; which call it is, in the call itself.
+
+All its agents speak through one connection, and a call does not say which of them makes it. But its `_meta` has the id that
+the hooks before it were given, so that a note taken there can be joined with the call here.
+
+Source: the hooks reference at code.claude.com/docs/en/hooks, common input fields and PreToolUse.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeGuard
+
+from mcpguard.core.digest import cut
+from mcpguard.core.identity import DEFAULT_NAME, KNOWN_CLIENTS, TIERS, escape_part
+
+META_KEY: Final = b"claudecode/toolUseId"
+"""The member of a call's `_meta` that has its id."""
+
+MAX_IDS: Final = 256
+"""Ids that are looked for in what the client writes at once; a call beyond them is the main agent's."""
+
+NOTE_KEPT_US: Final = 600 * 1_000_000
+"""How long a note is good for: a user may take some minutes to allow the call."""
+
+_CLIENT: Final = KNOWN_CLIENTS["claude-code"]
+_MCP_TOOL: Final = "mcp__"
+_ID: Final = r"[!#-\[\]-~]{1,256}"  # printable ASCII, and nothing that JSON escapes
+_IS_ID = re.compile(_ID)
+_IN_LINE = re.compile(rb'"%b"[ \t]*:[ \t]*"(%b)"' % (META_KEY, _ID.encode()))
+
+
+class AgentNote(NamedTuple):
+    """Which agent makes a call: `client::tier::name`."""
+
+    tool_use_id: str
+    agent: str
+
+
+def agent_note(hook_input: object) -> AgentNote | None:
+    """What is worth noting of a PreToolUse hook's input.
+
+    Args:
+        hook_input: The JSON value that the hook was given. Members that are missing or odd are as good as none.
+
+    Returns:
+        A note for an MCP tool's call by a subagent, or by a session that was started as a named agent. None for all else: a
+        call without a note is the main agent's.
+    """
+    if not isinstance(hook_input, dict):
+        return None
+    tool, tool_use_id = hook_input.get("tool_name"), hook_input.get("tool_use_id")
+    if not (isinstance(tool, str) and tool.startswith(_MCP_TOOL) and _is_id(tool_use_id)):
+        return None
+    kind = hook_input.get("agent_type")
+    name = cut(escape_part(kind)) if isinstance(kind, str) and kind else DEFAULT_NAME
+    tier = "subagent" if hook_input.get("agent_id") else TIERS[0]
+    if (tier, name) == (TIERS[0], DEFAULT_NAME):
+        return None
+    return AgentNote(tool_use_id, f"{_CLIENT}::{tier}::{name}")
+
+
+def tool_use_ids(line: bytes) -> list[str]:
+    """The ids that may be a call's in a line of JSON; what stands in its arguments is found, too. At most `MAX_IDS`."""
+    return [match[1].decode() for match, _ in zip(_IN_LINE.finditer(line), range(MAX_IDS), strict=False)]
+
+
+def tool_use_id(meta: Mapping[str, object]) -> str | None:
+    """The id that a call's `_meta` has, if it is one."""
+    value = meta.get(META_KEY.decode())
+    return value if _is_id(value) else None
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and _IS_ID.fullmatch(value) is not None

@@ -1,0 +1,122 @@
+"""Why a policy decides a call as it does: which rules apply, which yield and to which, which do not match, and what is left."""
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+from mcpguard.core import limiter
+from mcpguard.core.limiter import State
+from mcpguard.core.policy import SELECTORS, Call, Counter, Plan, Policy, Reported, Rule
+from mcpguard.core.verdict import Verdict, verdict
+
+Status = Literal["applies", "yields", "no match"]
+
+_VALUES: Final = ("user", "agent", "tool", "server")
+
+
+class Why(NamedTuple):
+    """What a rule is to a call.
+
+    Attributes:
+        at: The rule's place in the policy, from 0.
+        rule: The rule.
+        status: Whether it applies, yields to another, or does not match.
+        reason: Why it does not apply, as a clause; empty if it does.
+        winner: The place of the rule that it yields to.
+        narrower_in: The selectors in which that one is narrower; empty if it only comes first in the file.
+    """
+
+    at: int
+    rule: Rule
+    status: Status
+    reason: str = ""
+    winner: int | None = None
+    narrower_in: tuple[str, ...] = ()
+
+
+class Room(NamedTuple):
+    """What is left of a limit now.
+
+    Attributes:
+        reported: The limit, as a denial names it.
+        place: Its rule's place among those that apply.
+        counter: Where it counts; None for `deny`.
+        used: What the counter holds; 0 for `deny`.
+        remaining: How many calls it still admits.
+        retry_after_us: The wait for the next one: 0 if there is room, None if waiting does not help.
+    """
+
+    reported: Reported
+    place: int
+    counter: Counter | None
+    used: int
+    remaining: int
+    retry_after_us: int | None
+
+
+def why(policy: Policy, call: Call) -> list[Why]:
+    """What each rule is to a call, in the order of the file."""
+    matching = dict(policy.matching(call))
+    return [_why(policy, at, matching, call) for at in range(len(policy.rules))]
+
+
+def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -> Why:
+    rule = policy.rules[at]
+    if at not in matching:
+        return Why(at, rule, "no match", _mismatch(rule, call))
+    winner = matching[at]
+    if winner is None:
+        return Why(at, rule, "applies")
+    other = policy.rules[winner]
+    narrower = tuple(key for key in SELECTORS if not other.covers(rule, key)) if rule.yields_to(other) else ()
+    if narrower:
+        return Why(at, rule, "yields", f"rule {winner + 1} is narrower in {_series(narrower)}", winner, narrower)
+    differing = [key for key in ("role", "scope") if rule.selectors.get(key) != other.selectors.get(key)]
+    reason = f"rule {winner + 1} comes first in the file, and differs in {_series(differing)} only"
+    return Why(at, rule, "yields", reason, winner)
+
+
+def _mismatch(rule: Rule, call: Call) -> str:
+    """The selectors that keep a rule from matching, as a clause."""
+    words = []
+    for key in SELECTORS:
+        patterns = rule.selectors.get(key, ())
+        for pattern in patterns:
+            if Rule({key: (pattern,)}, frozenset()).matches(call):
+                continue
+            if key not in _VALUES:
+                words.append(f"no {key} matches {pattern}" if "*" in pattern else f"the {key} {pattern} is missing")
+            elif not getattr(call, key):
+                words.append(f"the {key} is not known")
+            else:
+                words.append(f"the {key} does not match {pattern}" if "*" in pattern else f"the {key} is not {pattern}")
+    return _series(words)
+
+
+def _series(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def rooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Room]:
+    """What is left of each limit of a plan.
+
+    Args:
+        plan: A call's.
+        states: The logs of its counters, in order.
+        now_us: The store's time.
+    """
+    found = []
+    for limit, reported in zip(plan.limits, plan.reported, strict=True):
+        if not limit.n:
+            found.append(Room(reported, limit.rule, None, 0, 0, None))
+            continue
+        log = limiter.live(states[limit.counter], limit.window_us, now_us)
+        used = limiter.used(log)
+        wait_us = limiter.retry_after(log, limit.n, limit.window_us, now_us)
+        found.append(Room(reported, limit.rule, plan.counters[limit.counter], used, max(0, limit.n - used), wait_us))
+    return found
+
+
+def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
+    """What a call with this plan would get now; nothing is charged."""
+    return verdict(plan, limiter.decide(plan.limits, states, now_us))

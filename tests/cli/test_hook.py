@@ -1,0 +1,204 @@
+"""`mcpguard hook claude-code`: quick, silent and never in the way."""
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S
+from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.sqlite import SqliteStore
+from tests.cli.command import command, mcpguard
+from tests.core.test_claude_code import EXPLORE, without
+from tests.end_to_end.host import DEADLINE_S, environment
+
+IN_TIME_S = TIMEOUT_S + 5
+"""Its own bound, and much for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
+
+
+def hook(home: Path, given: bytes | dict[str, Any], *options: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the hook; it has to be silent, and content, whatever it is given."""
+    data = json.dumps(given).encode() if isinstance(given, dict) else given
+    begin = time.monotonic()
+    done = subprocess.run(
+        command("hook", "claude-code", *options),
+        input=data,
+        env=environment(home, **env),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert time.monotonic() - begin < IN_TIME_S
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    return done
+
+
+def noted(path: Path, namespace: str = "default", tool_use_id: str = "toolu_01ABC") -> str | None:
+    store = SqliteStore(path)
+    try:
+        return store.noted_agents(namespace, [tool_use_id]).get(tool_use_id)
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    SqliteStore(tmp_path / "mcpguard.db").close()
+    return tmp_path
+
+
+def test_a_subagents_call_is_noted(home: Path) -> None:
+    hook(home, EXPLORE)
+    assert noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
+
+
+def test_the_store_and_the_namespace_are_those_of_the_wrappers(home: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        SqliteStore(tmp_path / f"{name}.db").close()
+    (home / "config.toml").write_text(f'[store]\nurl = "sqlite://{tmp_path}/one.db"\nnamespace = "team"\n')
+    hook(home, EXPLORE)
+    assert noted(tmp_path / "one.db", "team")
+    assert not noted(tmp_path / "one.db", "default")
+    hook(home, EXPLORE, "--store", f"sqlite://{tmp_path}/two.db", MCPGUARD_NAMESPACE="other")
+    assert noted(tmp_path / "two.db", "other")
+    (tmp_path / "three.toml").write_text(f'[store]\nurl = "sqlite://{tmp_path}/three.db"\n')
+    hook(home, EXPLORE, "--config", str(tmp_path / "three.toml"))
+    assert noted(tmp_path / "three.db")
+    assert not noted(home / "mcpguard.db")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        b"[" * 100_000,
+        b'{"tool_name": 7}',
+        without("agent_id", "agent_type"),
+        without(tool_name="Bash"),
+        without("tool_use_id"),
+    ],
+    ids=lambda given: str(given)[:20],
+)
+def test_what_is_nothing_to_note_is_no_failure(home: Path, given: bytes | dict[str, Any]) -> None:
+    hook(home, given)
+    assert not noted(home / "mcpguard.db")
+
+
+def test_arguments_may_be_large_and_what_is_larger_is_given_up(home: Path) -> None:
+    hook(home, without(tool_input={"text": "x" * (MAX_INPUT_BYTES // 2)}))
+    assert noted(home / "mcpguard.db")
+    begin = time.monotonic()
+    huge = b'{"tool_input": "' + b"x" * (2 * MAX_INPUT_BYTES)
+    with contextlib.suppress(BrokenPipeError):  # it need not be read to its end
+        subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
+    assert time.monotonic() - begin < IN_TIME_S
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["not toml [", '[store]\nurl = "nonsense"\n', '[store]\nurl = "redis://127.0.0.1:1/0"\n', "[store]\ntimeout_ms = -1\n"],
+)
+def test_a_broken_config_is_said_by_others(home: Path, broken: str) -> None:
+    (home / "config.toml").write_text(broken)
+    hook(home, EXPLORE)
+
+
+def test_a_missing_store_is_not_made(tmp_path: Path) -> None:
+    hook(tmp_path / "none", EXPLORE)
+    assert list(tmp_path.iterdir()) == []
+    hook(tmp_path, EXPLORE, "--config", str(tmp_path / "none.toml"))
+
+
+def test_a_file_that_is_no_store_is_left_alone(home: Path) -> None:
+    (home / "mcpguard.db").write_bytes(b"something else, and longer than the header of a database is" * 10)
+    hook(home, EXPLORE)
+
+
+@contextlib.contextmanager
+def locked(path: Path, how: str) -> Iterator[None]:
+    if how == "queue":
+        with contextlib.closing(QueueLock(path.with_name(path.name + "-queue"))) as lock:
+            assert lock.acquire(DEADLINE_S)
+            yield
+            lock.release()
+    else:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            yield
+            db.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("how", ["queue", "database"])
+def test_a_locked_store_is_not_waited_for_long(home: Path, how: str) -> None:
+    with locked(home / "mcpguard.db", how):
+        hook(home, EXPLORE)
+    assert not noted(home / "mcpguard.db")
+
+
+def test_an_input_that_does_not_end_is_not_waited_for(home: Path) -> None:
+    begin = time.monotonic()
+    process = subprocess.Popen(command("hook", "claude-code"), env=environment(home), stdin=subprocess.PIPE)
+    assert process.wait(DEADLINE_S) == 0
+    assert time.monotonic() - begin < IN_TIME_S
+    assert process.stdin
+    process.stdin.close()
+
+
+def test_closed_streams_are_no_failure(home: Path) -> None:
+    def close() -> None:
+        for fd in (0, 1, 2):
+            os.close(fd)
+
+    process = subprocess.Popen(command("hook", "claude-code"), env=environment(home), preexec_fn=close)
+    assert process.wait(DEADLINE_S) == 0
+
+
+@pytest.mark.parametrize("wrong", [("claude-code", "--nope"), ("claude-code", "--store"), ("claude-cod",), ("--nope",), ()])
+def test_a_mistake_on_its_command_line_is_said_and_forbids_no_call(home: Path, wrong: tuple[str, ...]) -> None:
+    done = mcpguard(home, "hook", *wrong)
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert done.stderr.startswith("mcpguard: ")
+
+
+def test_help_shows_settings_that_can_be_copied(home: Path) -> None:
+    done = mcpguard(home, "hook", "claude-code", "--help")
+    text = done.stdout[done.stdout.index("    {") : done.stdout.rindex("    }") + 5]
+    (entry,) = json.loads(text)["hooks"]["PreToolUse"]
+    assert entry["matcher"] == "mcp__.*"
+    (one,) = entry["hooks"]
+    assert one["type"] == "command"
+    assert one["command"] == "mcpguard hook claude-code"
+
+
+def test_a_later_note_of_a_call_takes_the_place_of_the_first(home: Path) -> None:
+    hook(home, EXPLORE)
+    hook(home, without(agent_type="Plan"))
+    assert noted(home / "mcpguard.db") == "Claude Code::subagent::Plan"
+
+
+def test_it_loads_nothing_that_it_does_not_need(home: Path) -> None:
+    lines = subprocess.run(
+        [command()[0], "-X", "importtime", *command("hook", "claude-code")[1:]],
+        input=json.dumps(EXPLORE).encode(),
+        env=environment(home),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    ).stderr.decode()
+    loaded = {line.rpartition("|")[2].strip() for line in lines.splitlines()}
+    assert "mcpguard.stores.notes" in loaded
+    assert (
+        not {"mcp", "rich", "anyio", "asyncio", "tomlkit", "logging", "mcpguard.stores.sqlite", "mcpguard.core.policy"} & loaded
+    )

@@ -1,0 +1,248 @@
+"""`mcpguard policy explain`, against a store that wrappers have used."""
+
+import getpass
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.stores.queue import QueueLock
+from tests.cli.command import calls, mcpguard, on_terminal
+from tests.end_to_end.host import DEADLINE_S, audit, policy, rule
+
+RULES = (
+    rule("100/1h", user="*", tool="echo")
+    + rule("3/1h", user="alice@acme.com", tool="echo")
+    + rule("50/90m", tool="echo")
+    + rule("5/1m", tool="report")
+    + rule("deny", tool="delete")
+    + '[[rule]]\nname = "all agents"\nagent = "*::interactive::*"\nlimit = "2/1h"\nmode = "observe"\n'
+)
+WHO = ("--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    policy(tmp_path, RULES)
+    calls(tmp_path, "echo", 2)
+    return tmp_path
+
+
+def explained(home: Path, *argv: str, **env: str) -> dict[str, Any]:
+    done = mcpguard(home, "policy", "explain", *argv, "--json", preexec=None, **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_it_says_in_plain_text_what_each_rule_is_to_the_call_and_what_is_left(home: Path) -> None:
+    done = mcpguard(home, "policy", "explain", *WHO, "--tool", "echo", "--server", "crm")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        done.stdout
+        == f"""\
+policy: {home}/policy.toml
+call of echo
+  user:   alice@acme.com
+  agent:  Claude Code::interactive::default
+  server: crm
+
+Applies:
+2. 3/1h  user=alice@acme.com tool=echo
+    3/1h: 2 used, 1 left of user=alice@acme.com tool=echo server=crm
+3. 50/90m  tool=echo
+    50/90m: 2 used, 48 left of tool=echo server=crm
+6. 2/1h  agent=*::interactive::* (all agents) [reports only]
+    2/1h: 2 used, 0 left of agent="Claude Code::interactive::default"
+
+Yields:
+1. 100/1h  user=* tool=echo
+    rule 2 is narrower in user
+
+Does not match:
+4. 5/1m  tool=report
+    the tool is not report
+5. deny  tool=delete
+    the tool is not delete
+
+Next call: would_deny by 2/1h of agent=*::interactive::*; room in 3,600 s
+"""
+    )
+
+
+def test_it_says_what_the_next_call_gets_and_counts_nothing(home: Path) -> None:
+    for _ in range(3):
+        assert explained(home, *WHO, "--tool", "echo")["next"]["decision"] == "would_deny"
+    rows = audit(home)
+    calls(home, "echo", 1)
+    found = explained(home, *WHO, "--tool", "echo")
+    assert (found["next"]["decision"], found["next"]["limit"], found["next"]["axis"]) == ("rate_limited", 3, "user")
+    assert 3_000_000 < found["next"]["retry_after_ms"] <= 3_600_000
+    assert len(audit(home)) == len(rows) + 1
+    calls(home, "echo", 1)
+    assert [row["decision"] for row in audit(home)][-1] == "rate_limited"
+
+
+def test_json_has_all_of_it(home: Path) -> None:
+    found = explained(home, *WHO, "--tool", "echo", "--role", "a", "--role", "b", "--scope", "s")
+    assert found["call"] == {
+        "user": "alice@acme.com",
+        "user_source": "config",
+        "agent": "Claude Code::interactive::default",
+        "agent_source": "config",
+        "server": "crm",
+        "server_source": "audit",
+        "tool": "echo",
+        "roles": ["a", "b"],
+        "scopes": ["s"],
+    }
+    assert found["policy"] == {"file": str(home / "policy.toml"), "starter": False, "mode": "enforce"}
+    assert found["store"] == {"readable": True, "reason": None}
+    first, second, *_ = found["rules"]
+    assert first == {
+        "number": 1,
+        "rule": "user=* tool=echo",
+        "limit": ["100/1h"],
+        "mode": "enforce",
+        "line": 1,
+        "name": None,
+        "status": "yields",
+        "reason": "rule 2 is narrower in user",
+        "yields_to": 2,
+        "narrower_in": ["user"],
+        "limits": [],
+    }
+    (left,) = second["limits"]
+    assert (left["limit"], left["window"], left["count"], left["remaining"], left["retry_after_ms"]) == (3, "1h", 2, 1, 0)
+    assert left["counter"] == "user=alice@acme.com tool=echo server=crm"
+    assert [one["status"] for one in found["rules"]] == ["yields", "applies", "applies", "no_match", "no_match", "applies"]
+
+
+def test_a_closed_tool_and_an_unlimited_one_are_said_to_be(home: Path) -> None:
+    policy(home, rule("deny", tool="delete") + rule("unlimited", tool="free"))
+    closed = mcpguard(home, "policy", "explain", "--tool", "delete").stdout
+    assert "    denies the call\n" in closed
+    assert closed.endswith("Next call: denied by tool=delete\n")
+    free = mcpguard(home, "policy", "explain", "--tool", "free").stdout
+    assert "    counts nothing\n" in free
+    assert free.endswith("Next call: allowed; no rule limits it\n")
+
+
+def test_what_is_not_given_is_as_a_wrapper_here_would_have_it(tmp_path: Path) -> None:
+    policy(tmp_path, rule("5/1h", tool="echo"))
+    found = explained(tmp_path, "--tool", "echo")
+    call = found["call"]
+    assert (call["user"], call["user_source"]) == (getpass.getuser(), "os")
+    assert (call["agent"], call["agent_source"]) == ("unknown::interactive::default", "default")
+    assert (call["server"], call["server_source"]) == (None, "unknown")
+    env = {"MCPGUARD_USER": "bob", "MCPGUARD_AGENT": "::api::", "MCPGUARD_SERVER": "erp"}
+    call = explained(tmp_path, "--tool", "echo", **env)["call"]
+    assert [call[key] for key in ("user", "agent", "server")] == ["bob", "unknown::api::default", "erp"]
+    (tmp_path / "config.toml").write_text('[identity]\nuser = "carol"\nagent = "A::b::c"\n')
+    assert explained(tmp_path, "--tool", "echo")["call"]["agent"] == "A::b::c"
+    text = mcpguard(tmp_path, "policy", "explain", "--tool", "echo", "--agent", "::api::").stdout
+    assert "agent:  unknown::api::default (a client fills in its own name)" in text
+    assert "server: - (not known; name it with --server)" in text
+
+
+def test_the_rules_of_roles_and_scopes_see_those_that_are_given(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="delete") + rule("20/1h", tool="delete", scope="admin.users"))
+    assert explained(tmp_path, "--tool", "delete")["next"]["decision"] == "denied"
+    assert explained(tmp_path, "--tool", "delete", "--scope", "admin.users")["next"]["decision"] == "allowed"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--tool", "s*"),
+        ("--tool", "echo", "--user", "*"),
+        ("--tool", "echo", "--agent", "*::api::x"),
+        ("--tool", "echo", "--server", "c*"),
+        ("--tool", "echo", "--role", "ok", "--role", "a*"),
+        ("--tool", "echo", "--scope", "*"),
+    ],
+)
+def test_a_pattern_is_no_call(home: Path, argv: tuple[str, ...]) -> None:
+    done = mcpguard(home, "policy", "explain", *argv)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    first, hint = done.stderr.splitlines()
+    assert first.endswith(" is a pattern")
+    assert hint == "hint: a call has names of its own; patterns are for rules"
+
+
+def test_an_agent_of_two_parts_and_a_missing_tool_are_errors_of_one_line(home: Path) -> None:
+    done = mcpguard(home, "policy", "explain", "--tool", "echo", "--agent", "a::b")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mcpguard: --agent: 'a::b' does not have three parts\nhint: ")
+    assert mcpguard(home, "policy", "explain").returncode == 2
+
+
+def test_a_broken_policy_is_said_with_its_line(home: Path) -> None:
+    (home / "policy.toml").write_text("[[rule]]\nlimit = 5\n")
+    done = mcpguard(home, "policy", "explain", "--tool", "echo")
+    assert done.returncode == 78
+    assert "line 1" in done.stderr
+
+
+def test_without_a_store_all_counters_are_empty_and_none_is_made(tmp_path: Path) -> None:
+    policy(tmp_path, RULES)
+    found = explained(tmp_path, *WHO, "--tool", "echo")
+    assert found["next"]["decision"] == "allowed"
+    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {0}
+    assert not (tmp_path / "mcpguard.db").exists()
+
+
+@pytest.mark.parametrize("how", ["damaged", "locked"])
+def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the_same(home: Path, how: str) -> None:
+    lock = QueueLock(home / "mcpguard.db-queue")
+    if how == "damaged":
+        (home / "mcpguard.db").write_bytes(b"something else, and longer than a header" * 10)
+    else:
+        assert lock.acquire(DEADLINE_S)
+    done = mcpguard(home, "policy", "explain", *WHO, "--tool", "echo")
+    found = explained(home, *WHO, "--tool", "echo")
+    lock.close()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the store cannot be read" in done.stdout
+    assert "    rule 2 is narrower in user\n" in done.stdout
+    assert "    3/1h: user=alice@acme.com tool=echo server=\n" not in done.stdout
+    assert done.stdout.endswith("Next call: not known, since the store cannot be read\n")
+    assert found["store"]["readable"] is False
+    assert found["store"]["reason"]
+    assert found["next"] is None
+    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {None}
+
+
+def test_counters_of_another_namespace_are_not_looked_at(home: Path) -> None:
+    found = explained(home, *WHO, "--tool", "echo", "--server", "crm", MCPGUARD_NAMESPACE="other")
+    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {0}
+    assert explained(home, *WHO, "--tool", "echo", MCPGUARD_NAMESPACE="other")["call"]["server"] is None
+
+
+def test_the_starter_policy_is_explained_as_such(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo")
+    assert done.stdout.startswith(f"starter policy: no file at {tmp_path}/policy.toml\n")
+    assert "Next call: allowed; 99 left after it by 100/1m of" in done.stdout
+
+
+def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> None:
+    status, text = on_terminal(home, "policy", "explain", *WHO, "--tool", "echo", NO_COLOR="1")
+    assert status == 0
+    assert max(len(line.rstrip()) for line in text.splitlines() if "policy.toml" not in line) <= 80
+    assert "STATUS" in text
+    assert "\x1b" not in text
+    assert "Next call:" in text
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    odd = ["--tool", "a\x1b[2J", "--user", "b\x07", "--agent", "c\x1b::d::e", "--role", "f\x9b", "--server", "g\x1b"]
+    policy(tmp_path, rule("5/1h", tool="a\x1b[2J") + rule("6/1h", tool="\x1bh"))
+    _, text = on_terminal(tmp_path, "policy", "explain", *odd, NO_COLOR="1")
+    assert not {"\x1b", "\x07", "\x9b"} & set(text)
+    assert not {"\x1b", "\x07", "\x9b"} & set(mcpguard(tmp_path, "policy", "explain", *odd).stdout)
+
+
+def test_its_help_has_an_example(tmp_path: Path) -> None:
+    assert "mcpguard policy explain --user bob@acme.com" in mcpguard(tmp_path, "policy", "explain", "--help").stdout

@@ -1,0 +1,189 @@
+"""Which agent a call is taken for, as a conversation; and that what a client says of itself loosens nothing."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.identity import Identity
+from mcpguard.core.policy import Call, Policy
+from mcpguard.core.policy_parse import parse
+from mcpguard.core.verdict import Charge
+from tests.core.build import Talk, call_line, request
+
+UNNAMED = Identity("alice", "os", "crm")
+INFO = "io.modelcontextprotocol/clientInfo"
+EXPLORE = "Claude Code::subagent::Explore"
+ONE_FOR_EXPLORE = f'[[rule]]\nagent = "{EXPLORE}"\nlimit = "1/1m"\n'
+
+
+def called(name: str, **params: Any) -> bytes:
+    return call_line("x", name, **params)
+
+
+def by_id(tool_use_id: object, **meta: Any) -> dict[str, Any]:
+    return {"_meta": {"claudecode/toolUseId": tool_use_id, "progressToken": 1} | meta}
+
+
+def agents(talk: Talk) -> list[tuple[object, object]]:
+    return [(record["agent"], record["agent_source"]) for record in talk.records]
+
+
+def test_a_call_that_a_hook_noted_is_its_agents_and_the_next_one_is_not() -> None:
+    talk = Talk(ONE_FOR_EXPLORE, who=UNNAMED)
+    talk.client(request("initialize", 0, clientInfo={"name": "claude-code"}))
+    noted = {"t1": EXPLORE, "t2": EXPLORE}
+    talk.client(called("a", **by_id("t1")), called("b", **by_id("t2")), called("c", **by_id("t3")), called("d"), noted=noted)
+    assert [reply["id"] for reply in talk.to_client] == ["b"]
+    main = ("Claude Code::interactive::default", "clientInfo")
+    assert agents(talk) == [(EXPLORE, "hook"), (EXPLORE, "hook"), main, main]
+
+
+def test_an_id_that_stands_elsewhere_than_in_the_calls_meta_is_not_its_id() -> None:
+    talk = Talk(ONE_FOR_EXPLORE, who=UNNAMED)
+    noted = {"t1": EXPLORE}
+    talk.client(called("a", arguments={"_meta": {"claudecode/toolUseId": "t1"}}), noted=noted)
+    talk.client(called("b", arguments={"claudecode/toolUseId": "t1"}, _meta={"x": {"claudecode/toolUseId": "t1"}}), noted=noted)
+    assert agents(talk) == [("unknown::interactive::default", "default")] * 2
+
+
+@pytest.mark.parametrize("odd", [None, 7, "", [], {}, "x" * 300, "\ud800", "t 1"])
+def test_an_id_that_is_none_is_joined_with_nothing(odd: object) -> None:
+    talk = Talk(who=UNNAMED)
+    talk.client(called("a", **by_id(odd)), noted={"t 1": EXPLORE, "x" * 300: EXPLORE})
+    assert agents(talk) == [("unknown::interactive::default", "default")]
+
+
+HOSTILE: list[object] = [
+    None,
+    7,
+    True,
+    [],
+    "claude-code",
+    {},
+    {"name": None},
+    {"name": 7},
+    {"name": {"name": "claude-code"}},
+    {"name": ["claude-code"]},
+    {"name": ""},
+    {"name": "x" * 10_000},
+    {"name": "::".join("x" * 3000)},
+    {"name": "\x00\x1b[2J\r\n\x7f\u202e"},
+    {"name": "👩‍👩‍👧‍👦" * 50},
+    {"name": "\ud800"},
+    {"name": "*"},
+    {"name": "*::*::*"},
+    {"name": "::subagent::"},
+    {"name": "\\"},
+]
+
+
+@pytest.mark.parametrize("info", HOSTILE, ids=lambda info: ascii(info)[:30])
+def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts_and_are_limited(info: object) -> None:
+    for way in ("initialize", "meta"):
+        policy = '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nlimit = "1/1m"\n'
+        talk = Talk(policy, who=UNNAMED)
+        if way == "initialize":
+            talk.client(request("initialize", 0, clientInfo=info))
+        params: dict[str, Any] = {} if way == "initialize" else {"_meta": {INFO: info}}
+        talk.client(called("a", **params), called("b", **params))
+        assert [record["decision"] for record in talk.records] == ["allowed", "rate_limited"]
+        assert len(talk.to_client) == 1
+        agent = str(talk.records[0]["agent"])
+        assert len(agent.encode(errors="surrogatepass")) <= 300
+        json.dumps(talk.records)
+        (charge,) = talk.guard.client_lines([called("c", **params)], now_us=0)
+        assert isinstance(charge, Charge)
+        assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
+
+
+def test_long_names_that_count_for_nothing_take_no_memory() -> None:
+    talk = Talk(who=UNNAMED)
+    for at in range(50):
+        talk.client(called(f"{at}", _meta={"mcpguard/agent": "x" * 10_000 + str(at)}))
+    assert talk.guard._callers == {}
+
+
+# What a client says of itself loosens nothing
+
+names = st.sampled_from(["claude-ai", "claude-code", "x", "*", "a::subagent::b", "subagent", "", "\\", ":"])
+patterns = {
+    "user": st.sampled_from(["*", "alice", "a*"]),
+    "tool": st.sampled_from(["*", "search", "s*"]),
+    "server": st.sampled_from(["*", "crm", "c*"]),
+    "agent": st.sampled_from(["*::*::*", "*::interactive::*", "Claude Code::*::*", EXPLORE, "x::interactive::default"]),
+    "role": st.sampled_from(["admin", "*"]),
+}
+rules = st.fixed_dictionaries(
+    {"limit": st.sampled_from(["1/1m", "2/1h", "deny", "unlimited"])},
+    optional={**patterns, "per": st.lists(st.sampled_from(["user", "tool", "server", "agent"]), unique=True)},
+)
+
+
+def written(tables: list[dict[str, object]]) -> Policy:
+    """A policy of these rules, but for those that could not stand beside the ones before them."""
+    seen: dict[str, str] = {}
+    for table in tables:
+        body = "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        per = table.get("per", [key for key in ("user", "agent", "tool", "server") if key in table])
+        assert isinstance(per, list)
+        split = {*per, *(["server"] if "tool" in per else [])}
+        key = json.dumps([sorted((k, str(v)) for k, v in table.items() if k not in {"per", "limit"}), sorted(split)])
+        seen.setdefault(key, f"[[rule]]\n{body}")
+    return parse("mode = 'enforce'\n" + "".join(seen.values()))
+
+
+def limits_without_agents(policy: Policy, agent: str) -> list[object]:
+    """What a call has to pass by rules that neither select on an agent nor are split by it."""
+    call = Call("alice", agent, "crm", "search", ("admin",))
+    applying = [rule for rule, _ in policy.applying(call) if "agent" not in rule.selectors and "agent" not in rule.per]
+    plan = Policy(tuple(applying)).plan(call)
+    return [(plan.limits[at], plan.reported[at], plan.counters) for at in range(len(plan.limits))]
+
+
+@given(st.lists(rules, max_size=6), names, names, st.sampled_from([None, EXPLORE]), st.sampled_from([None, "a::api::b"]))
+def test_no_agent_that_is_only_said_loosens_a_users_or_a_tools_limit(
+    tables: list[dict[str, object]], one: str, other: str, noted: str | None, meta: str | None
+) -> None:
+    policy = written(tables)
+    plain, _ = UNNAMED.agent(one)
+    said, _ = Identity("alice", "os", "crm", trust_meta=True).agent(other, meta, noted)
+    assert limits_without_agents(policy, plain) == limits_without_agents(policy, said)
+
+
+@given(st.lists(rules, max_size=6))
+def test_a_rule_yields_only_to_one_that_competes_and_matches_too_and_every_other_applies(
+    tables: list[dict[str, object]],
+) -> None:
+    policy = written(tables)
+    for call in (Call("alice", EXPLORE, "crm", "search", ("admin",)), Call("bob", "x::interactive::default", "erp", "sum")):
+        matching = dict(policy.matching(call))
+        assert set(matching) == {at for at, rule in enumerate(policy.rules) if rule.matches(call)}
+        for at, winner in matching.items():
+            rule = policy.rules[at]
+            if winner is not None:
+                assert winner in matching
+                assert rule.competes_with(policy.rules[winner])
+                assert rule.yields_to(policy.rules[winner]) or (
+                    rule.differs_in_role_or_scope_only(policy.rules[winner]) and winner < at and matching[winner] is None
+                )
+            else:
+                assert not any(rule.yields_to(policy.rules[other]) for other in matching)
+
+
+@given(st.lists(rules, max_size=5), st.randoms(use_true_random=False))
+def test_where_no_two_rules_differ_in_roles_alone_their_order_does_not_matter(
+    tables: list[dict[str, object]], rng: Any
+) -> None:
+    tables = [{key: value for key, value in table.items() if key != "role"} for table in tables]
+    policy = written(tables)
+    shuffled = list(policy.rules)
+    rng.shuffle(shuffled)
+    call = Call("alice", EXPLORE, "crm", "search", ("admin",))
+    texts = [
+        sorted(f"{rule.text} {rule.limit_text} {sorted(rule.per)}" for rule, _ in one.applying(call))
+        for one in (policy, Policy(tuple(shuffled)))
+    ]
+    assert texts[0] == texts[1]

@@ -1,0 +1,120 @@
+"""What Claude Code's hooks tell of its agents, and how a call is joined with it."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.claude_code import MAX_IDS, AgentNote, agent_note, tool_use_id, tool_use_ids
+
+EXPLORE: dict[str, Any] = {
+    "session_id": "abc123",
+    "transcript_path": "/home/alice/.claude/projects/x/abc123.jsonl",
+    "cwd": "/home/alice",
+    "permission_mode": "default",
+    "hook_event_name": "PreToolUse",
+    "tool_name": "mcp__crm__search_customers",
+    "tool_input": {"query": "x"},
+    "tool_use_id": "toolu_01ABC",
+    "agent_id": "a315cca28b4992124",
+    "agent_type": "Explore",
+}
+"""A hook's input inside a subagent, with the members that are documented."""
+
+ids = st.text("toolu_-09AZ", min_size=1, max_size=30)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def without(*names: str, **more: object) -> dict[str, Any]:
+    return {key: value for key, value in EXPLORE.items() if key not in names} | more
+
+
+def test_a_subagents_call_is_noted_with_its_type() -> None:
+    assert agent_note(EXPLORE) == AgentNote("toolu_01ABC", "Claude Code::subagent::Explore")
+
+
+def test_a_main_agents_call_is_not_noted() -> None:
+    assert agent_note(without("agent_id", "agent_type")) is None
+
+
+def test_a_session_that_was_started_as_a_named_agent_is_interactive() -> None:
+    assert agent_note(without("agent_id")) == AgentNote("toolu_01ABC", "Claude Code::interactive::Explore")
+
+
+@pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
+def test_a_subagent_of_no_known_type_is_still_a_subagent(kind: object) -> None:
+    assert agent_note(without(agent_type=kind)) == AgentNote("toolu_01ABC", "Claude Code::subagent::default")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        without("tool_name"),
+        without(tool_name="Bash"),
+        without(tool_name="mcp_crm"),
+        without(tool_name=None),
+        without("tool_use_id"),
+        without(tool_use_id=""),
+        without(tool_use_id=7),
+        without(tool_use_id="x" * 257),
+        without(tool_use_id='a"b'),
+        without(tool_use_id="a\\b"),
+        without(tool_use_id="a\x1b"),
+        without(tool_use_id="ü"),
+        without(tool_use_id="\ud800"),
+        None,
+        [],
+        "mcp__",
+        {},
+    ],
+)
+def test_what_is_no_mcp_call_with_an_id_is_not_noted(odd: object) -> None:
+    assert agent_note(odd) is None
+
+
+@given(st.text())
+def test_whatever_its_type_is_called_a_note_has_three_parts_and_is_bounded(kind: str) -> None:
+    note = agent_note(without(agent_type=kind))
+    assert note is not None
+    assert note.agent.split("::")[:2] == ["Claude Code", "subagent"]
+    assert len(note.agent.split("::")) == 3
+    assert len(note.agent.encode(errors="surrogatepass")) < 300
+
+
+def test_types_that_differ_late_in_a_long_name_are_noted_apart() -> None:
+    notes = {agent_note(without(agent_type="x" * 10_000 + end)) for end in ("a", "b", "::c")}
+    assert len(notes) == 3
+
+
+@given(st.dictionaries(st.sampled_from([*EXPLORE]), json_values))
+def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
+    note = agent_note(EXPLORE | members)
+    assert note is None or note.agent.startswith("Claude Code::")
+
+
+@given(ids, st.sampled_from(["", " ", "  \t"]))
+def test_the_id_of_a_call_is_found_in_its_line_and_in_its_meta(one: str, space: str) -> None:
+    line = f'{{"params":{{"_meta":{{"claudecode/toolUseId"{space}:{space}"{one}","progressToken":2}}}}}}'.encode()
+    assert tool_use_ids(line) == [one]
+    assert tool_use_id(json.loads(line)["params"]["_meta"]) == one
+
+
+@given(st.lists(ids, max_size=5))
+def test_every_id_of_a_line_is_found(some: list[str]) -> None:
+    assert tool_use_ids(json.dumps([{"claudecode/toolUseId": one} for one in some]).encode()) == some
+
+
+def test_a_line_full_of_ids_is_looked_at_within_bounds() -> None:
+    assert len(tool_use_ids(b'"claudecode/toolUseId":"x",' * 100_000)) == MAX_IDS
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", {"x": 1}, ["x"]])
+def test_an_odd_id_is_none(value: object) -> None:
+    assert tool_use_id({"claudecode/toolUseId": value}) is None
+    assert tool_use_id({}) is None

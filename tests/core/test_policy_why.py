@@ -1,0 +1,128 @@
+"""Why each rule of a policy is what it is to a call, and what is left of the limits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core import limiter
+from mcpguard.core.policy import Call
+from mcpguard.core.policy_parse import parse
+from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
+from tests.core.build import START_US
+from tests.core.test_agents import rules, written
+
+ALICE = Call("alice", "Claude Code::subagent::Explore", "crm", "search", ("support", "admin"), ("read",))
+S = 1_000_000
+
+
+def explained(*texts: str, call: Call = ALICE) -> list[Why]:
+    return why(parse("".join(f"[[rule]]\n{text}\n" for text in texts)), call)
+
+
+def told(one: Why) -> tuple[object, ...]:
+    return one.status, one.reason, one.winner, one.narrower_in
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ("tool='sum'", "the tool is not sum"),
+        ("tool='sum*'", "the tool does not match sum*"),
+        ("user='bob'", "the user is not bob"),
+        ("agent='*::api::*'", "the agent does not match *::api::*"),
+        ("server='erp'", "the server is not erp"),
+        ("role='boss'", "the role boss is missing"),
+        ("role=['admin', 'boss']", "the role boss is missing"),
+        ("role='b*'", "no role matches b*"),
+        ("scope=['write', 'x*']", "the scope write is missing and no scope matches x*"),
+        (
+            "user='bob'\ntool='sum'\nserver='erp'\nrole='boss'",
+            "the user is not bob, the tool is not sum, the server is not erp and the role boss is missing",
+        ),
+    ],
+)
+def test_a_rule_that_does_not_match_is_said_to_for_every_selector_that_keeps_it(rule: str, reason: str) -> None:
+    (one,) = explained(f"{rule}\nlimit='1/1m'")
+    assert told(one) == ("no match", reason, None, ())
+
+
+def test_what_is_not_known_of_a_call_is_said_to_be_unknown() -> None:
+    (one,) = explained("server='erp'\nlimit='1/1m'", call=ALICE._replace(server=""))
+    assert one.reason == "the server is not known"
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "selectors"),
+    [
+        ("user='*'", "user='alice'", ("user",)),
+        ("user='*'\ntool='*'", "user='a*'\ntool='search'", ("user", "tool")),
+        ("tool='search'", "tool='search'\nserver='crm'", ("server",)),
+        ("tool='search'", "tool='search'\nrole='admin'\nscope='read'", ("role", "scope")),
+        ("tool='search'\nrole='admin'", "tool='search'\nrole=['admin', 'support']", ("role",)),
+        ("agent='*::*::*'", "agent='Claude Code::subagent::Explore'", ("agent",)),
+    ],
+)
+def test_a_rule_that_yields_names_the_other_and_the_selectors_in_which_it_is_narrower(
+    wide: str, narrow: str, selectors: tuple[str, ...]
+) -> None:
+    limit = "\nlimit='1/1m'"
+    for at, pair in ((1, (wide, narrow)), (0, (narrow, wide))):
+        yields, applies = explained(*(text + limit for text in pair))[:: 1 if at else -1]
+        words = " and ".join(selectors)
+        assert told(yields) == ("yields", f"rule {at + 1} is narrower in {words}", at, selectors)
+        assert told(applies) == ("applies", "", None, ())
+
+
+def test_of_rules_that_differ_in_role_or_scope_only_the_first_is_said_to_be_the_first() -> None:
+    first, second, third = explained(
+        "tool='search'\nrole='admin'\nlimit='1/1m'",
+        "tool='search'\nrole='support'\nlimit='2/1m'",
+        "tool='search'\nscope='read'\nlimit='3/1m'",
+    )
+    assert told(first) == ("applies", "", None, ())
+    assert told(second) == ("yields", "rule 1 comes first in the file, and differs in role only", 0, ())
+    assert told(third) == ("yields", "rule 1 comes first in the file, and differs in role and scope only", 0, ())
+
+
+@given(st.lists(rules, max_size=6))
+def test_every_rule_is_told_once_in_order_and_those_that_apply_are_those_that_the_plan_has(
+    tables: list[dict[str, object]],
+) -> None:
+    policy = written(tables)
+    whys = why(policy, ALICE)
+    assert [one.at for one in whys] == list(range(len(policy.rules)))
+    assert [one.at for one in whys if one.status == "applies"] == [at for _, at in policy.applying(ALICE)]
+    for one in whys:
+        assert bool(one.reason) == (one.status != "applies")
+        assert (one.winner is not None) == (one.status == "yields")
+    plan = policy.plan(ALICE)
+    assert [room.reported for room in rooms(plan, [limiter.EMPTY] * len(plan.counters), START_US)] == list(plan.reported)
+
+
+def test_what_is_left_of_each_limit_is_told_with_its_counter_and_the_wait() -> None:
+    policy = parse("[[rule]]\ntool='*'\nlimit=['2/1m', '9/1h']\n[[rule]]\nuser='*'\nlimit='deny'\n")
+    plan = policy.plan(ALICE)
+    state = limiter.charge(limiter.EMPTY, 2, 60 * S, START_US)
+    state = limiter.charge(state, 2, 60 * S, START_US + 10 * S)
+    minute, hour, deny = rooms(plan, [state, state], START_US + 20 * S)
+    assert minute == Room(plan.reported[0], 0, plan.counters[0], 2, 0, 40 * S)
+    assert hour == Room(plan.reported[1], 0, plan.counters[1], 2, 7, 0)
+    assert deny == Room(plan.reported[2], 1, None, 0, 0, None)
+    later, *_ = rooms(plan, [state, state], START_US + 60 * S)
+    assert (later.used, later.remaining, later.retry_after_us) == (1, 1, 0)
+
+
+def test_a_limit_that_was_lowered_below_what_its_counter_holds_has_nothing_left() -> None:
+    plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
+    state = limiter.charge(limiter.charge(limiter.EMPTY, 5, 60 * S, START_US), 5, 60 * S, START_US)
+    (room,) = rooms(plan, [state], START_US)
+    assert (room.used, room.remaining) == (2, 0)
+
+
+def test_the_next_call_is_told_and_not_charged() -> None:
+    plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
+    for _ in range(2):
+        assert next_call(plan, [limiter.EMPTY], START_US).decision == "allowed"
+    state = limiter.charge(limiter.EMPTY, 1, 60 * S, START_US)
+    verdict = next_call(plan, [state], START_US + S)
+    assert (verdict.decision, verdict.retry_after_us) == ("rate_limited", 59 * S)

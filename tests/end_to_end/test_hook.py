@@ -1,0 +1,129 @@
+"""A subagent of Claude Code told apart from its main agent: a real wrapper, the real hook, one store between them."""
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mcpguard.stores.queue import QueueLock
+
+from .host import DEADLINE_S, Host, Message, environment, policy, request, rule, script
+
+EXPLORE = "Claude Code::subagent::Explore"
+MAIN = "Claude Code::interactive::default"
+
+
+def hook(home: Path, tool_use_id: str, *, agent: str | None = "Explore", options: tuple[str, ...] = (), **env: str) -> None:
+    """What Claude Code does before a call."""
+    told: dict[str, Any] = {
+        "session_id": "abc123",
+        "hook_event_name": "PreToolUse",
+        "tool_name": "mcp__crm__search",
+        "tool_input": {"query": "x"},
+        "tool_use_id": tool_use_id,
+    }
+    if agent is not None:
+        told |= {"agent_id": "a315cca28b4992124", "agent_type": agent}
+    done = subprocess.run(
+        [sys.executable, "-m", "mcpguard", "hook", "claude-code", *options],
+        input=json.dumps(told).encode(),
+        env=environment(home, **env),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def hello(host: Host) -> None:
+    info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "claude-code", "version": "2"}}
+    host.send(request("hello", "initialize", info))
+    host.answer("hello")
+
+
+def call(host: Host, tool_use_id: str) -> Message:
+    return host.call(tool_use_id, "search", _meta={"claudecode/toolUseId": tool_use_id, "progressToken": 1})
+
+
+def who(rows: list[Message]) -> list[tuple[str, str]]:
+    return [(row["agent"], row["agent_source"]) for row in rows]
+
+
+def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+        hello(host)
+        hook(tmp_path, "t1")
+        hook(tmp_path, "t2")
+        hook(tmp_path, "t3", agent=None)
+        assert "result" in call(host, "t1")
+        assert call(host, "t2")["error"]["data"]["agent"] == EXPLORE
+        assert "result" in call(host, "t3")
+        assert "result" in call(host, "t4")
+        assert host.end() == 0
+        assert who(host.audit()) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo"), (MAIN, "clientInfo")]
+
+
+def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+        hello(host)
+        for at in range(3):
+            hook(tmp_path, f"t{at}", agent=f"agent {at}")
+        ids = ["t2", "main", "t0", "t1"]
+        meta: list[Message] = [{"claudecode/toolUseId": one} for one in ids]
+        host.send(*(request(one, "tools/call", {"name": "search", "_meta": m}) for one, m in zip(ids, meta, strict=True)))
+        for one in ids:
+            assert "result" in host.answer(one)
+        assert host.end() == 0
+        names = [str(row["agent"]).split("::")[2] for row in host.audit()]
+        assert names == ["agent 2", "default", "agent 0", "agent 1"]
+
+
+def test_an_agent_that_is_configured_is_not_a_hooks_to_change(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--agent", "Mine::background::job"]) as host:
+        hook(tmp_path, "t1")
+        assert "result" in call(host, "t1")
+        assert host.end() == 0
+        assert who(host.audit()) == [("Mine::background::job", "config")]
+
+
+def test_hook_and_wrapper_meet_in_the_namespace_and_the_store_that_both_are_given(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/team.db"
+    settings = tmp_path / "team.toml"
+    settings.write_text(f'[store]\nurl = "{url}"\nnamespace = "team"\n')
+    ways: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        (("--config", str(settings)), {}),
+        ((), {"MCPGUARD_CONFIG": str(settings)}),
+        (("--store", url), {"MCPGUARD_NAMESPACE": "team"}),
+    ]
+    with Host(tmp_path, *script("obedient"), options=["--config", str(settings)]) as host:
+        assert "result" in call(host, "before")
+        for at, (options, env) in enumerate(ways):
+            hook(tmp_path, f"t{at}", agent=f"agent {at}", options=options, **env)
+            call(host, f"t{at}")
+        hook(tmp_path, "elsewhere", options=("--store", url))
+        call(host, "elsewhere")
+        assert host.end() == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "team.db")) as db:
+        rows = [
+            json.loads(row[0])
+            for row in db.execute("SELECT json FROM audit JOIN fragment c ON c.id = context ORDER BY audit.id")
+        ]
+    names = [row["agent"].split("::")[2] for row in rows if "agent" in row]
+    assert names == ["default", "agent 0", "agent 1", "agent 2", "default"]
+
+
+def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+        hello(host)
+        assert "result" in call(host, "before")
+        with contextlib.closing(QueueLock(tmp_path / "mcpguard.db-queue")) as lock:
+            assert lock.acquire(DEADLINE_S)
+            hook(tmp_path, "t1")
+            assert "result" in call(host, "t1")
+            lock.release()
+        assert host.end() == 0
+    assert "store unavailable" in host.err

@@ -1,0 +1,153 @@
+"""What a hook writes into an SQLite store from outside, and what is left of it."""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import notes
+from mcpguard.stores.base import MemoryStore, wall_us
+from mcpguard.stores.failover import FailoverStore
+from mcpguard.stores.migrations import migrate
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import WALL_US, Session, Time
+from tests.stores.conftest import Worker, heard, tell
+
+NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
+
+
+def leave(path: Path, note: AgentNote = NOTE, *, wall: int = WALL_US, timeout_s: float = 5.0) -> bool:
+    return notes.leave(path, "default", note, wall_us=wall, timeout_s=timeout_s)
+
+
+def rows(path: Path) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute("SELECT tool_use_id FROM agent_note ORDER BY tool_use_id").fetchall()
+
+
+def test_a_note_left_from_outside_is_found_by_an_open_store(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = SqliteStore(path, wall=Time(WALL_US))
+    assert leave(path)
+    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    store.close()
+
+
+def test_a_note_is_left_while_others_decide(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    session = Session(SqliteStore(path, wall=Time(WALL_US)), '[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
+    assert session.decisions("x") == ["allowed"]
+    assert leave(path)
+    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
+    session.store.close()
+
+
+def test_where_no_store_is_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        leave(tmp_path / "none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, by far, but longer than a header of one hundred bytes is" * 3])
+def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.db"
+    path.write_bytes(content)
+    with pytest.raises(sqlite3.Error):
+        leave(path)
+    assert path.read_bytes() == content
+
+
+def test_a_store_of_an_older_program_gets_no_note(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        migrate(db, path=str(path), stop_before=1)
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        leave(path)
+
+
+def test_a_lock_that_is_not_given_up_is_waited_for_within_bounds(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
+    path = tmp_path / "a.db"
+    SqliteStore(path).close()
+    worker = start("hold", path.with_name("a.db-queue"))
+    assert heard(worker) == "True"
+    begin = time.monotonic()
+    assert not leave(path, timeout_s=0.1)
+    assert time.monotonic() - begin < 5
+    tell(worker)
+    assert heard(worker) == "released"
+    assert leave(path)
+
+
+def test_who_writes_a_note_drops_the_old_ones_and_those_from_a_future_that_was_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    SqliteStore(path).close()
+    leave(path, AgentNote("old", "a::b::c"), wall=WALL_US)
+    leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
+    assert rows(path) == [("late",)]
+    leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
+    assert rows(path) == [("new",)]
+
+
+def test_upkeep_drops_old_notes(tmp_path: Path) -> None:
+    path, wall, clock = tmp_path / "a.db", Time(WALL_US), Time()
+    store = SqliteStore(path, wall=wall, clock=clock)
+    store.note_agent("default", NOTE)
+    store.tend()
+    assert rows(path) == [("t1",)]
+    wall.now_us += NOTE_KEPT_US + 1
+    clock.pass_s(120)
+    store.tend()
+    assert rows(path) == []
+    store.close()
+
+
+def test_a_note_left_now_is_found_now(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = SqliteStore(path)
+    assert leave(path, wall=wall_us())
+    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    store.close()
+
+
+class Gone(MemoryStore):
+    """A store that does not answer."""
+
+    asked = 0
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        raise StoreUnavailable("it is gone")
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        self.asked += 1
+        raise StoreUnavailable("it is gone")
+
+
+def test_in_an_outage_nothing_is_noted_nothing_fails_and_only_the_first_one_asks() -> None:
+    gone, said = Gone(), list[str]()
+    store = FailoverStore(lambda: gone, mode="local", notify=said.append)
+    for _ in range(3):
+        assert store.noted_agents("default", ["t1"]) == {}
+        store.note_agent("default", NOTE)
+    assert gone.asked == 1
+    assert len(said) == 1
+    assert Session(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
+
+
+def test_a_note_that_the_store_does_not_take_is_an_outage() -> None:
+    said = list[str]()
+    store = FailoverStore(Gone, mode="local", notify=said.append)
+    store.note_agent("default", NOTE)
+    assert len(said) == 1
+
+
+def test_while_the_store_answers_notes_pass_through(tmp_path: Path) -> None:
+    store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None)
+    store.note_agent("default", NOTE)
+    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    assert store.peek(())[0] == []
+    store.close()
