@@ -40,9 +40,11 @@ class Identity:
         client: The agent's first part; None if it is to be taken from `clientInfo`.
         tier: Its second part.
         name: Its third part.
-        agent_source: `config` if any part was configured, else `default`.
+        agent_source: `jwt` if the verified token gave any part, `config` if any was configured, else `default`.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
+        email: The verified token's e-mail address.
+        act: The verified token's actors, first delegator first, the one that calls last.
         trust_client_info: Whether a client that names itself is believed.
         trust_meta: Whether a call that names its agent is believed.
     """
@@ -58,6 +60,8 @@ class Identity:
     scopes: tuple[str, ...] = ()
     trust_client_info: bool = True
     trust_meta: bool = False
+    email: str | None = None
+    act: tuple[str, ...] = ()
 
     def agent(self, client_name: str | None, meta_agent: str | None = None) -> tuple[str, str]:
         """The agent of one call as `client::tier::name`, and where it comes from.
@@ -67,9 +71,9 @@ class Identity:
             meta_agent: What the call's `_meta["mcpguard/agent"]` says, if it does.
 
         Returns:
-            The agent and `config`, `clientInfo`, `meta` or `default`.
+            The agent and `jwt`, `config`, `clientInfo`, `meta` or `default`.
         """
-        if meta_agent is not None and self.trust_meta:
+        if meta_agent is not None and self.trust_meta and self.agent_source != "jwt":
             parts = meta_agent.split("::")
             if len(parts) == 3 and all(parts):
                 return meta_agent, "meta"
