@@ -166,8 +166,37 @@ def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mappin
 
 
 def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
+    data = _toml(file, must_exist=must_exist)
+    identity = data.get("identity")
+    jwt = identity.pop("jwt", None) if isinstance(identity, dict) else None
+    if jwt is not None:
+        data["identity.jwt"] = jwt
+    values: dict[str, object] = {}
+    for name, known in _TABLES.items():
+        table = data.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
+        for key in table:
+            if key not in known:
+                where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
+                tables = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
+                raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *tables]))
+        if name == "identity.jwt" and jwt is not None:
+            from mcpguard import jwt_settings
+
+            values["jwt"] = jwt_settings.read(table, file=file, state=state)
+        else:
+            for key, value in table.items():
+                values |= _setting(key, value, f"{file}: {name}.{key}" if name else f"{file}: {key}")
+    for key in data:
+        tables = [name for name in _TABLES if "." not in name]
+        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*tables, *_TABLES[""]]))
+    return values
+
+
+def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None
@@ -176,31 +205,6 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it is a file in TOML") from error
     except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
         raise ConfigError(f"{file}: not TOML: {error}", "text stands in quotes, tables in [brackets]") from error
-    values: dict[str, object] = {}
-    identity = data.get("identity")
-    if isinstance(identity, dict) and "jwt" in identity:
-        data["identity.jwt"] = identity.pop("jwt")
-    for name, known in _TABLES.items():
-        if name == "identity.jwt" and name not in data:
-            continue
-        table = data.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
-        if not isinstance(table, dict):
-            raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
-        for key, value in table.items():
-            where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
-            if key not in known:
-                tables = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
-                raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *tables]))
-            if name != "identity.jwt":
-                values |= _setting(key, value, where)
-        if name == "identity.jwt":
-            from mcpguard import jwt_settings
-
-            values["jwt"] = jwt_settings.read(table, file=file, state=state)
-    for key in data:
-        tables = [name for name in _TABLES if "." not in name]
-        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*tables, *_TABLES[""]]))
-    return values
 
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:

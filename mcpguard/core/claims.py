@@ -41,7 +41,9 @@ class Expected:
     agent_claim: str | None = None
 
 
-def problems(claims: Claims, expected: Expected, *, where: str, now_s: float, leeway_s: int = LEEWAY_S) -> list[Unauthenticated]:
+def problems(
+    claims: Claims, expected: Expected, *, where: str, now_s: float, leeway_s: int = LEEWAY_S
+) -> list[Unauthenticated]:
     """Every reason why these claims name nobody who may call now; none if they do.
 
     Args:
@@ -75,7 +77,9 @@ def _problems(claims: Claims, expected: Expected, where: str, now_s: float, leew
     if not _is_name(claims.get("sub")):
         yield Unauthenticated(f"{where} names no subject", "only a token with text in sub is accepted")
     if expected.user_claim == "email" and not _is_verified(claims):
-        yield Unauthenticated(f"{where} has an email that is not verified", "verify it at the provider, or use another user_claim")
+        yield Unauthenticated(
+            f"{where} has an email that is not verified", "verify it at the provider, or use another user_claim"
+        )
     elif expected.user_claim != "sub" and not _is_name(claim_at(claims, expected.user_claim)):
         hint = "let the provider add it, or mend identity.jwt.user_claim"
         yield Unauthenticated(f"{where} has no text in its claim {expected.user_claim}", hint)
@@ -166,7 +170,7 @@ def _agent(claim: object) -> dict[str, Any]:
 
 
 def _actors(act: object) -> tuple[str, ...]:
-    """The chain of delegation. The outermost `act` is the actor that calls, what it nests acted before (RFC 8693, section 4.1)."""
+    """The chain of delegation: the outermost `act` is who calls, those nested in it acted before (RFC 8693, section 4.1)."""
     actors = []
     while isinstance(act, dict):
         name = next((act[key] for key in ("sub", "client_id", "iss") if _is_name(act.get(key))), "unknown")
