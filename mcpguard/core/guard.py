@@ -272,7 +272,8 @@ class Guard:
         if self._unauthenticated:
             charge.decided = "unauthenticated"
             charge.detail = {**charge.detail, "axis": "user", "reason": self._unauthenticated.message}
-            charge.why = f"{self._unauthenticated.message}. {self._unauthenticated.hint}."
+            hint = self._unauthenticated.hint
+            charge.why = f"{self._unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
         elif isinstance(self._policy, PolicyError):
             charge.decided = "unavailable"
             charge.detail = {**charge.detail, "reason": "policy_invalid"}
