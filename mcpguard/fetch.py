@@ -67,16 +67,16 @@ def _ask(url: SplitResult, deadline_s: float, max_bytes: int) -> bytes | str:
         cut.start()
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
-        response = connection.getresponse()
-        if response.status in _MOVED:
-            return response.headers.get("Location", "")
-        if response.status != http.client.OK:
-            raise FetchError(f"it answers with HTTP status {response.status}")
-        data = bytearray()
-        while chunk := response.read1(1 << 16):
-            data += chunk
-            if len(data) > max_bytes:
-                raise FetchError(f"its answer is longer than {max_bytes} bytes")
+        with connection.getresponse() as response:
+            if response.status in _MOVED:
+                return response.headers.get("Location", "")
+            if response.status != http.client.OK:
+                raise FetchError(f"it answers with HTTP status {response.status}")
+            data = bytearray()
+            while chunk := response.read1(1 << 16):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise FetchError(f"its answer is longer than {max_bytes} bytes")
         _left(deadline_s)  # what was cut is not the whole
         return bytes(data)
     finally:

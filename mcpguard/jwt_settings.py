@@ -81,13 +81,13 @@ def url_problem(url: str) -> str:
         _ = parts.port
     except ValueError:
         return "this is not a URL"
+    if parts.scheme not in {"https", "http"}:
+        return "this is neither https nor a file"
     if parts.username is not None or parts.password is not None:
         return "a URL with a password in it is not used"
     if not host or not url.isascii() or not url.isprintable() or " " in url:
         return "this is not a URL"
-    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)):
-        return ""
-    return "only https is trusted, or http on this machine" if parts.scheme == "http" else "this is neither https nor a file"
+    return "" if parts.scheme == "https" or is_loopback(host) else "only https is trusted, or http on this machine"
 
 
 def is_loopback(host: str) -> bool:

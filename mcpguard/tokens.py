@@ -178,8 +178,6 @@ class TokenSource:
         if algorithm not in self._settings.algorithms:
             hint = "sign with one of these, or mend identity.jwt.algorithms"
             return Unauthenticated(f"{where} is not signed with {' or '.join(self._settings.algorithms)}", hint), False
-        if "crit" in header:
-            return Unauthenticated(f"{where} demands an extension that is not known here", "get one without crit"), False
         key = self.keys.find(kid, algorithm)
         if key is None:
             self.keys.seek()
@@ -233,9 +231,9 @@ def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
         said = json.loads(parts["payload"])
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
         raise ValueError("not a JWT") from error
-    if not isinstance(said, dict):
-        raise ValueError("not a JWT")
     header: dict[str, Any] = parts["header"]
+    if not isinstance(said, dict) or "crit" in header:  # an extension that must be understood (RFC 7515, section 4.1.11)
+        raise ValueError("not a JWT that is known here")
     return header, said
 
 

@@ -20,7 +20,7 @@ AUDIENCE = "crm-mcp"
 
 
 @cache
-def key(algorithm: str, number: int = 0) -> Any:
+def key(algorithm: str, number: int) -> Any:
     """A private key; of one algorithm and number always the same."""
     del number
     if algorithm[:2] in {"RS", "PS"}:
@@ -78,7 +78,7 @@ def write_token(file: Path, text: str) -> None:
     new.replace(file)
 
 
-Behaviour = Callable[[BaseHTTPRequestHandler], None]
+Behaviour = Callable[[BaseHTTPRequestHandler], object]
 
 
 class KeyServer:
@@ -113,7 +113,7 @@ class KeyServer:
                 self.end_headers()
                 self.wfile.write(outer.body)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's
                 del format, args
 
         class Server(ThreadingHTTPServer):
