@@ -377,7 +377,7 @@ def test_a_call_waits_for_keys_that_are_on_their_way_and_nothing_else_does(wrapp
             waits.append(timeout_s)
 
     ended = threading.Event()
-    keys = Slow("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: b"" if ended.wait(30) else b"")
+    keys = Slow("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)
     assert told(source.begin()) == "keys are being fetched from https://idp.acme.com/keys"

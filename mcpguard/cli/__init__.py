@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "policy": "show, check and edit limits",
     "audit": "what happened",
     "reset": "empty counters",
+    "whoami": "who the guard takes you for, and why",
     "demo": "see it at work in half a minute",
 }
 """Commands and what help says of each, so that help loads none of them."""
