@@ -25,7 +25,7 @@ Report = dict[str, Any]
 _SOURCES: Final = {
     "os": "the account",
     "jwt": "the token",
-    "default": "a client that introduces itself is its first part",
+    "default": "a client that gives its name fills the first part",
 }
 
 
