@@ -152,10 +152,10 @@ class TokenSource:
             return Examination((Unauthenticated(f"{where} is not a signed JWT", _NOT_A_JWT),))
         signature, lacks_key = self._signature_problem(token, header, where)
         problems = claims.problems(said, self._settings.expected, where=where, now_s=now_s)
+        stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
         if signature or problems:
             every = (signature, *problems) if signature else tuple(problems)
-            return Examination(every, None, said, signature is None, lacks_key, _begins_s(said, now_s))
-        stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
+            return Examination(every, None, said, signature is None, lacks_key, min(_begins_s(said, now_s), stale_s))
         until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
         who = claims.identity(said, self._settings.expected, self._configured)
         return Examination((), who, said, is_verified=True, until_s=until_s)
@@ -186,7 +186,7 @@ class TokenSource:
             return self._no_key(where), True
         try:
             jwt.PyJWS(algorithms=[algorithm]).decode_complete(token, jwt.PyJWK(dict(key), algorithm), algorithms=[algorithm])
-        except (jwt.PyJWTError, ValueError, TypeError):  # their texts may hold parts of the token
+        except Exception:  # whatever a library makes of it: not verified, and what it says of it may hold parts of the token
             hint = "it was changed, or signed by somebody else; get a new one"
             return Unauthenticated(f"{where} has a signature that is not {self._settings.expected.issuer}'s", hint), False
         return None, False
@@ -232,7 +232,8 @@ def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
         raise ValueError("not a JWT") from error
     header: dict[str, Any] = parts["header"]
-    if not isinstance(said, dict) or "crit" in header:  # an extension that must be understood (RFC 7515, section 4.1.11)
+    knows_all = "crit" not in header  # an extension that must be understood (RFC 7515, section 4.1.11)
+    if not (isinstance(said, dict) and knows_all and isinstance(header.get("kid"), str | None)):
         raise ValueError("not a JWT that is known here")
     return header, said
 

@@ -350,6 +350,16 @@ def test_a_key_that_is_added_to_the_file_counts_at_once_and_one_that_is_withdraw
     assert "is signed with a key that" in wrapper.polls()
 
 
+def test_a_provider_that_gives_a_new_key_an_old_name_is_understood_in_time(wrapper: Wrapper) -> None:
+    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
+    wrapper.keys.seek()
+    assert NOT_THEIRS in wrapper.has(token())
+    wrapper.jwks.write_bytes(key_set(jwk()))
+    assert wrapper.polls() == "nothing new"
+    wrapper.now_s += 61
+    assert wrapper.polls() == "alice"
+
+
 def test_keys_that_cannot_be_read_are_told_of(wrapper: Wrapper) -> None:
     wrapper.jwks.unlink()
     fresh = Wrapper.__new__(Wrapper)
