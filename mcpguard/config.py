@@ -6,10 +6,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
 from mcpguard.errors import ConfigError
+
+if TYPE_CHECKING:  # needed only where it is configured
+    from mcpguard.jwt_settings import JwtSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Settings:
         durability: `normal` or `full`.
         user: The configured user; None for the account's.
         agent: The configured agent; None if there is none.
+        jwt: How users are verified; None if they are not.
         denials: `error` or `result`.
         arguments: `hash`, `none` or `full`.
     """
@@ -39,6 +43,7 @@ class Settings:
     durability: str = "normal"
     user: str | None = None
     agent: str | None = None
+    jwt: "JwtSettings | None" = None
     trust_client_info: bool = True
     trust_meta: bool = False
     denials: str = "error"
@@ -111,6 +116,7 @@ _TABLES: Final[dict[str, tuple[str, ...]]] = {
     "": ("denials", "max_frame_bytes"),
     "store": ("url", "namespace", "timeout_ms", "on_unavailable", "durability"),
     "identity": ("user", "agent", "trust_client_info", "trust_meta"),
+    "identity.jwt": ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"),
     "audit": ("keep", "max_mb", "arguments"),
 }
 _CHOICES: Final = {
@@ -135,7 +141,9 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     places = folders(environ)
     named = options.get("config") or environ.get("MCPGUARD_CONFIG")
     file = Path(named).expanduser().absolute() if named else places.config_file
-    values = _read(file, must_exist=bool(named))
+    values = _read(file, places.state, must_exist=bool(named))
+    if "jwt" in values:
+        _refuse_another_user(file, values, {"--user": options.get("user"), "MCPGUARD_USER": environ.get("MCPGUARD_USER")})
     for key in ("store", "user", "agent", "denials", "policy", "namespace"):
         given = options.get(key) or environ.get(f"MCPGUARD_{key.upper()}")
         if given:
@@ -150,9 +158,45 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     )
 
 
-def _read(file: Path, *, must_exist: bool) -> dict[str, object]:
+def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:
+    """Where tokens name the user nothing else may: one of the two is not what somebody thinks it is."""
+    for place in (name for name, user in {**given, f"{file}: identity.user": values.get("user")}.items() if user):
+        hint = f"leave it out, or remove [identity.jwt] from {file}"
+        raise ConfigError(f"{place}: only a verified token may name the user here", hint)
+
+
+def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
+    data = _toml(file, must_exist=must_exist)
+    identity = data.get("identity")
+    jwt = identity.pop("jwt", None) if isinstance(identity, dict) else None
+    if jwt is not None:
+        data["identity.jwt"] = jwt
+    values: dict[str, object] = {}
+    for name, known in _TABLES.items():
+        table = data.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
+        for key in table:
+            if key not in known:
+                where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
+                tables = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
+                raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *tables]))
+        if name == "identity.jwt" and jwt is not None:
+            from mcpguard import jwt_settings
+
+            values["jwt"] = jwt_settings.read(table, file=file, state=state)
+        else:
+            for key, value in table.items():
+                values |= _setting(key, value, f"{file}: {name}.{key}" if name else f"{file}: {key}")
+    for key in data:
+        tables = [name for name in _TABLES if "." not in name]
+        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*tables, *_TABLES[""]]))
+    return values
+
+
+def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None
@@ -161,19 +205,6 @@ def _read(file: Path, *, must_exist: bool) -> dict[str, object]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it is a file in TOML") from error
     except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
         raise ConfigError(f"{file}: not TOML: {error}", "text stands in quotes, tables in [brackets]") from error
-    values: dict[str, object] = {}
-    for name, known in _TABLES.items():
-        table = data.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
-        if not isinstance(table, dict):
-            raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
-        for key, value in table.items():
-            where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
-            if key not in known:
-                raise ConfigError(f"{where}: unknown setting", _nearest(key, known))
-            values |= _setting(key, value, where)
-    for key in data:
-        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*_TABLES, *_TABLES[""]]))
-    return values
 
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:

@@ -54,6 +54,13 @@ class PolicyError(McpguardError):
     exit_status = ExitStatus.CONFIGURATION
 
 
+class Unauthenticated(McpguardError):
+    """Nobody is known to be calling: there is no token, or none that can be trusted.
+
+    Neither the message nor the hint holds anything of the token, but for times of one whose signature was verified.
+    """
+
+
 class StoreUnavailable(McpguardError):
     """The store of counters and audit cannot be used now."""
 

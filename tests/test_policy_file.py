@@ -180,3 +180,14 @@ def test_observing_is_of_every_policy_that_is_taken_up(path: Path, content: str 
     assert isinstance(second, Policy)
     assert first.observe
     assert second.observe
+
+
+def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> None:
+    path.symlink_to(path)
+    file = PolicyFile(path)
+    assert limit(file.begin()) == f"{path}: cannot be read: Too many levels of symbolic links"
+    assert not file.is_starter
+    assert file.poll() is None
+    path.unlink()
+    path.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"

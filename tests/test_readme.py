@@ -109,7 +109,8 @@ def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
             assert parse(block).rules
         else:
             (tmp_path / "config.toml").write_text(block)
-            assert config.load({"MCPGUARD_HOME": str(tmp_path)}).user == "alice@acme.com"
+            settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
+            assert settings.jwt if "[identity.jwt]" in block else settings.user == "alice@acme.com"
 
 
 def test_every_setting_and_every_variable_is_documented() -> None:

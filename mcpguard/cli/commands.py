@@ -12,6 +12,7 @@ _COMMANDS: Final = {
     "policy": "show, check, explain and edit limits",
     "audit": "what happened",
     "reset": "empty counters",
+    "whoami": "who the guard takes you for, and why",
     "hook": "tell a client's subagents apart",
     "demo": "see it at work in half a minute",
 }

@@ -52,7 +52,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
     Args:
         call: Who called what.
         verdict: A verdict that does not forward it.
-        reason: For a denial that no rule made, the word for it: `store_unavailable`, `policy_invalid`, `unauthenticated`.
+        reason: For a denial that no rule made, the word for it: `store_unavailable`, `policy_invalid`.
         why: Likewise, a sentence that says what is the matter and what to do.
     """
     tool = printable(cut(call.tool))
@@ -87,9 +87,11 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         message = f"Tool {tool} is denied by policy for {_whose(call, axis)}. Waiting does not help."
         data = {"reason": "denied", "axis": axis, **who, "rule": verdict.reported.rule, **audit}
         return DENIED, message, data | {"exceeded": _exceeded(verdict)}
-    code = UNAUTHENTICATED if verdict.decision == "unauthenticated" else UNAVAILABLE
-    axis_of = {"axis": "user"} if code == UNAUTHENTICATED else {}
-    return code, f"Tool {tool} was not called: {why}", {"reason": reason, **axis_of, **who, **audit}
+    message = f"Tool {tool} was not called: {why}"
+    if verdict.decision == "unauthenticated":
+        del who["user"]
+        return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **who, **audit}
+    return UNAVAILABLE, message, {"reason": reason, **who, **audit}
 
 
 def _whose(call: Call, axis: str) -> str:

@@ -21,7 +21,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
 from mcpguard.core.skim import Unbuilt
 from mcpguard.core.verdict import Charge, Verdict
-from mcpguard.errors import PolicyError
+from mcpguard.errors import PolicyError, Unauthenticated
 
 MAX_ROUNDS: Final = 10
 """Retries of a multi-round-trip request that one charge pays for; SDK clients do up to ten on their own."""
@@ -96,6 +96,8 @@ class Guard:
     ) -> None:
         self.identity = identity
         self.session = session
+        self._configured = identity
+        self._unauthenticated: Unauthenticated | None = None
         self._policy = policy
         self.namespace = namespace
         self._denials = denials
@@ -113,6 +115,12 @@ class Guard:
         if isinstance(policy, Policy) or isinstance(self._policy, PolicyError):
             self._policy = policy
             self._callers.clear()
+
+    def identify(self, found: Identity | Unauthenticated) -> None:
+        """From the next call on, this is who calls; or why nobody does, and every call is denied."""
+        self._unauthenticated = found if isinstance(found, Unauthenticated) else None
+        self.identity = found if isinstance(found, Identity) else self._configured
+        self._callers.clear()
 
     def policy_note(self, *, reason: str = "in force at the start") -> Charge:
         """A row for the audit: this policy is in force, was taken up, or could not be."""
@@ -268,7 +276,12 @@ class Guard:
         trace = meta.get("traceparent")
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             charge.trace_id = match[1]
-        if isinstance(self._policy, PolicyError):
+        if self._unauthenticated:
+            charge.decided = "unauthenticated"
+            charge.detail = {**charge.detail, "axis": "user", "reason": self._unauthenticated.message}
+            hint = self._unauthenticated.hint
+            charge.why = f"{self._unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
+        elif isinstance(self._policy, PolicyError):
             charge.decided = "unavailable"
             charge.detail = {**charge.detail, "reason": "policy_invalid"}
             charge.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
@@ -289,8 +302,7 @@ class Guard:
             plan = self._policy.plan(call, self.namespace) if isinstance(self._policy, Policy) else Plan()
             members: dict[str, object] = {"server": who.server} | self._user_members()
             members |= {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
-            if who.roles:
-                members["roles"] = list(who.roles)
+            members |= {key: list(map(cut, names)) for key, names in (("roles", who.roles), ("act", who.act)) if names}
             caller = Caller(call, plan, self._context(members))
             if len(self._callers) >= _MAX_CALLERS:
                 self._callers.clear()
@@ -299,7 +311,11 @@ class Guard:
         return caller
 
     def _user_members(self) -> dict[str, object]:
-        return {"user": cut(self.identity.user), "user_source": self.identity.user_source}
+        if self._unauthenticated:
+            return {}
+        who = self.identity
+        members: dict[str, object] = {"user": cut(who.user), "user_source": who.user_source}
+        return members | ({"email": cut(who.email)} if who.email else {})
 
     def _context(self, members: dict[str, object]) -> str:
         return compact({"session": self.session, "namespace": self.namespace} | members)

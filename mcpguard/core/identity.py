@@ -67,9 +67,11 @@ class Identity:
         client: The agent's first part, escaped; None if it is to be found out.
         tier: Its second part, likewise.
         name: Its third part, likewise.
-        agent_source: `config` if any part was configured, else `default`.
+        agent_source: `jwt` if the verified token gave any part, `config` if any was configured, else `default`.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
+        email: The verified token's e-mail address.
+        act: The verified token's actors, first delegator first, the one that calls last.
         trust_client_info: Whether a client that names itself is believed.
         trust_meta: Whether a call that names its agent is believed.
     """
@@ -85,6 +87,8 @@ class Identity:
     scopes: tuple[str, ...] = ()
     trust_client_info: bool = True
     trust_meta: bool = False
+    email: str | None = None
+    act: tuple[str, ...] = ()
 
     def agent(self, client_name: str | None, meta_agent: str | None = None, noted: str | None = None) -> tuple[str, str]:
         """The agent of one call as `client::tier::name`, and where it comes from.
@@ -97,9 +101,9 @@ class Identity:
             noted: The agent that a hook noted for this call, if one did.
 
         Returns:
-            The agent, and the last to have filled a part of it: `config`, `clientInfo`, `meta`, `hook` or `default`.
+            The agent, and the last to have filled a part of it: `jwt`, `config`, `clientInfo`, `meta`, `hook` or `default`.
         """
-        if meta_agent is not None and self.trust_meta and _has_three_parts(meta_agent):
+        if meta_agent is not None and self.trust_meta and self.agent_source != "jwt" and _has_three_parts(meta_agent):
             return meta_agent, "meta"
         parts = [self.client, self.tier, self.name]
         source = self.agent_source

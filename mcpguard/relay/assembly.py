@@ -8,11 +8,12 @@ from mcpguard.core.audit import Journal, summary
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Policy
+from mcpguard.errors import Unauthenticated
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.pumps import Pumps
+from mcpguard.relay.pumps import IdentitySource, Pumps
 from mcpguard.relay.session import Life
 from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.failover import FailoverStore
@@ -46,21 +47,45 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
         arguments=settings.arguments,
         args_key=store.args_key,
     )
+    who: IdentitySource | None = None
+    user = identity.user
+    if settings.jwt:
+        who, found = _verified(identity, settings, console)
+        guard.identify(found)
+        user = f'"unauthenticated: {found.message}"' if isinstance(found, Unauthenticated) else found.user
     output = ClientOutput(1, lambda: life.ended("client"))
     pumps = Pumps(
-        child, guard, store, journal, policy_file, output, console, life.ended, max_frame_bytes=settings.max_frame_bytes
+        child,
+        guard,
+        store,
+        journal,
+        policy_file,
+        output,
+        console,
+        life.ended,
+        who=who,
+        max_frame_bytes=settings.max_frame_bytes,
     )
     watchdog = Watchdog(child.pid)
     rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
     where = "the starter policy" if policy_file.is_starter else str(settings.policy)
-    who = f"server={identity.server} user={identity.user} agent={guard.agent}"
-    console.line(f"{__version__} {who} policy={where} ({rules}) store={settings.sqlite_path}")
+    caller = f"server={identity.server} user={user} agent={guard.agent}"
+    console.line(f"{__version__} {caller} policy={where} ({rules}) store={settings.sqlite_path}")
     pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
     console.line(summary(journal.tally))
     store.close()
     return status
+
+
+def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
+    """Where the token tells who is calling, and who that is now."""
+    from mcpguard.tokens import TokenSource  # loads PyJWT: only where it is needed
+
+    assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
+    source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.line)
+    return source, source.begin()
 
 
 def _store(settings: Settings, console: Console) -> FailoverStore:

@@ -19,9 +19,10 @@ from mcpguard.core.audit import Journal, Outcome
 from mcpguard.core.claude_code import MAX_IDS, META_KEY, tool_use_ids
 from mcpguard.core.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.guard import Action, Forward, Guard, Reply
+from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Policy
 from mcpguard.core.verdict import Charge, Verdict
-from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
@@ -51,6 +52,13 @@ class PolicySource(Protocol):
         """What is to be taken up, if anything is new."""
 
 
+class IdentitySource(Protocol):
+    """Where the identity comes from that changes as tokens do."""
+
+    def poll(self, lines: Sequence[bytes | Refusal]) -> Identity | Unauthenticated | None:
+        """Who calls from these lines on, if that is new. May wait for a moment, if there is a call in them."""
+
+
 class Pumps:
     """One session's traffic.
 
@@ -63,6 +71,7 @@ class Pumps:
         output: The client's side.
         console: Where lines for people go.
         ended: Called from a pump's thread when its stream has ended, with `client` or `server`.
+        who: Where the guard's identity comes from; None if it stays.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted from the client.
     """
@@ -78,6 +87,7 @@ class Pumps:
         console: Console,
         ended: Callable[[str], None],
         *,
+        who: IdentitySource | None = None,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
@@ -86,6 +96,7 @@ class Pumps:
         self._store = store
         self._journal = journal
         self._policy = policy
+        self._who = who
         self._output = output
         self._console = console
         self._ended = ended
@@ -166,7 +177,10 @@ class Pumps:
         """What goes on to the server, and what goes back to the client."""
         forwards: list[bytes] = []
         replies: list[bytes] = []
+        found = self._who.poll(lines) if self._who else None
         with self._deciding:
+            if found is not None:
+                self._guard.identify(found)
             for line in lines:
                 if isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line):
                     self._read_answers()

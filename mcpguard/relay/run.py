@@ -26,19 +26,30 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         CommandError: The server cannot be started.
         ConfigError: The configured agent or store cannot be.
     """
-    parts = parse_agent(settings.agent, where="agent") if settings.agent else {}
-    _ = settings.sqlite_path  # one that cannot be is said before anything starts
+    if settings.agent:
+        parse_agent(settings.agent, where="agent")  # one that cannot be is said before anything starts
+    _ = settings.sqlite_path
     life = Life()
     child = spawn(argv, environment(os.environ))
     from mcpguard.relay.assembly import guarded  # from here on the server boots beside us
 
     child.confirm()
-    identity = Identity(
-        user=account() if settings.user is None else settings.user,
-        user_source="os" if settings.user is None else "config",
-        server=server or server_name(argv),
-        trust_client_info=settings.trust_client_info,
-        trust_meta=settings.trust_meta,
-        **parts,  # type: ignore[arg-type]
-    )
+    identity = configured_identity(settings, server or server_name(argv))
     return guarded(child, life, identity, settings, observe=observe)
+
+
+def configured_identity(settings: Settings, server: str) -> Identity:
+    """Who is calling as far as that is configured. Where a token has to name the user, nobody is until one does.
+
+    Raises:
+        ConfigError: The configured agent cannot be.
+    """
+    parts = parse_agent(settings.agent, where="agent") if settings.agent else {}
+    if settings.jwt:
+        user, source = "", "jwt"
+    elif settings.user is None:
+        user, source = account(), "os"
+    else:
+        user, source = settings.user, "config"
+    trusts = {"trust_client_info": settings.trust_client_info, "trust_meta": settings.trust_meta}
+    return Identity(user, source, server, **parts, **trusts)  # type: ignore[arg-type]

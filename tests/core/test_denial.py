@@ -131,6 +131,7 @@ def test_a_closed_tool_is_403_and_speaks_of_no_time() -> None:
 def test_other_refusals_are_401_and_503_with_their_reasons() -> None:
     code, message, data = denial.describe(ALICE, Verdict("unauthenticated"), "unauthenticated", "the token has expired.")
     assert (code, data["axis"], data["reason"]) == (401, "user", "unauthenticated")
+    assert "user" not in data
     assert message == "Tool search_customers was not called: the token has expired."
     code, message, data = denial.describe(ALICE, Verdict("unavailable"), "store_unavailable", "the store is gone.")
     assert (code, data["reason"]) == (503, "store_unavailable")

@@ -108,6 +108,8 @@ class Line:
         assert self.client_ended.wait(30)
         assert self.server_ended.wait(30)
         self.pumps.finish("over", time.monotonic() + 1.0)
+        for thread in self.pumps._threads:  # one that still has to close a descriptor would close the next test's
+            thread.join()
         for fd in (*self._fds, self.child.stdin):
             os.close(fd)
 

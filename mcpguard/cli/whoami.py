@@ -1,0 +1,167 @@
+"""`mcpguard whoami`: who a wrapper that is started here would take for its user and agent."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import click
+
+from mcpguard import config
+from mcpguard.cli import run
+from mcpguard.cli._audit_table import fit
+from mcpguard.cli._store import tolerant_output
+from mcpguard.config import Settings
+from mcpguard.core.audit import printable
+from mcpguard.core.identity import Identity, server_name
+from mcpguard.errors import ExitStatus
+from mcpguard.relay.run import configured_identity
+
+Report = dict[str, Any]
+
+_SOURCES: Final = {
+    "os": "the account",
+    "jwt": "the token",
+    "default": "a client that gives its name fills the first part",
+}
+
+
+@click.command("whoami", context_settings=run.command.context_settings, short_help="Who the guard takes you for, and why.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]")
+def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options: Any) -> int:
+    """Show which user and agent a wrapper that is started here would have, and where they come from.
+
+    It takes what `run` takes, so that the arguments of a client's entry can be pasted. Of a token it shows what it says, never
+    the token. Exit status 1 if nobody is known to be calling: then each problem is told.
+
+    \b
+    Examples:
+      mcpguard whoami
+      mcpguard whoami --json | jq .problems
+      mcpguard whoami --server crm -- npx -y @acme/crm-server
+    """
+    tolerant_output()
+    del options["observe"]
+    settings = config.load(os.environ, **options)
+    named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
+    identity = configured_identity(settings, named)
+    report = _verified(settings, identity) if settings.jwt else _caller(identity)
+    report |= {
+        f"{key}_from": _place(key, options, settings) for key in ("user", "agent") if report.get(f"{key}_source") == "config"
+    }
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        _show(report)
+    return ExitStatus.FAILURE if report["problems"] else ExitStatus.OK
+
+
+# What a client's entry gives to `run`, `whoami` takes as well
+command.params[:0] = [param for param in run.command.params if isinstance(param, click.Option)]
+
+
+def _caller(identity: Identity) -> Report:
+    agent, source = identity.agent(None)
+    known = {"agent": agent, "agent_source": source, "server": identity.server}
+    more = {"email": identity.email, "roles": identity.roles, "scopes": identity.scopes, "act": identity.act}
+    report = {"user": identity.user, "user_source": identity.user_source} | known | more
+    return {key: value for key, value in report.items() if value or key == "user"} | {"problems": []}
+
+
+def _verified(settings: Settings, configured: Identity) -> Report:
+    """The same where a token names the user, with all that can be said of it."""
+    from mcpguard.core.audit import rfc3339
+    from mcpguard.core.claims import time_of, utc
+    from mcpguard.jwks import FETCH_S
+    from mcpguard.tokens import TokenSource
+
+    assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
+    warnings: list[str] = []
+    source = TokenSource(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    examined = source.examine()
+    for _ in range(2):  # the first load, and one for a key that it does not have
+        if source.keys.is_fetching:
+            source.keys.wait(FETCH_S)
+            examined = source.examine()
+    report = _caller(examined.identity or configured)
+    if examined.identity is None:
+        del report["user"], report["user_source"]
+    token: Report = {"where": source.where, "verified": examined.is_verified}
+    if examined.claims is not None:
+        expires_s = time_of(examined.claims, "exp")
+        token |= {"expires": utc(expires_s)} if expires_s is not None else {}
+        token["claims"] = dict(examined.claims)
+    keys: Report = {"source": source.keys.source}
+    if source.keys.fetched_s is not None:
+        age_s = round(time.time() - source.keys.fetched_s)
+        keys |= {"fetched": rfc3339(int(source.keys.fetched_s) * 1_000_000).replace(".000000", ""), "age_seconds": age_s}
+    if source.keys.problem:
+        keys["problem"] = source.keys.problem
+    problems = [{"message": problem.message, "hint": problem.hint} for problem in examined.problems]
+    return report | {"token": token, "keys": keys, "problems": problems, "warnings": warnings}
+
+
+def _place(key: str, options: Mapping[str, str | None], settings: Settings) -> str:
+    if options[key]:
+        return f"--{key}"
+    variable = f"MCPGUARD_{key.upper()}"
+    return variable if os.environ.get(variable) else "config.toml"
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str]]:
+    """The report as names and texts."""
+    for key in ("user", "agent"):
+        if key in report:
+            source = report.get(f"{key}_from") or _SOURCES.get(report[f"{key}_source"], "")
+            yield key, f"{report[key]} ({source})" if source else report[key]
+        else:
+            yield key, "nobody: calls are denied with 401"
+    if report.get("server"):
+        yield "server", report["server"]
+    for key in ("email", "roles", "scopes", "act"):
+        if key in report:
+            yield key, report[key] if isinstance(report[key], str) else " ".join(report[key])
+    if "token" in report:
+        token, keys = report["token"], report["keys"]
+        yield "token", token["where"]
+        if "expires" in token:
+            yield "expires", token["expires"]
+        for name, value in token.get("claims", {}).items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield f"claim {name}", text if token["verified"] else f"{text} (not verified)"
+        age = f", {keys['age_seconds']} s old" if "age_seconds" in keys else ""
+        yield "keys", keys["source"] + age
+        if "problem" in keys:
+            yield "keys problem", keys["problem"]
+    for problem in report["problems"]:
+        yield "problem", f"{problem['message']}. hint: {problem['hint']}"
+    for warning in report.get("warnings", []):
+        yield "warning", warning
+
+
+def _show(report: Report) -> None:
+    """Two columns within a terminal's width; a line for each in a pipe."""
+    rows = [(printable(name), printable(text)) for name, text in _rows(report)]
+    if not sys.stdout.isatty():
+        for name, text in rows:
+            click.echo(f"{name}: {text}")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    columns = shutil.get_terminal_size().columns - 1  # the last column of a terminal stays free
+    left = min(max(len(name) for name, _ in rows), columns // 3)
+    for name, text in rows:
+        first, *more = [str(line).rstrip() for line in Text(text).wrap(console, max(8, columns - left - 2))] or [""]
+        label = fit(name, left)
+        if coloured and name in {"problem", "warning"}:
+            label = click.style(label, fg="red" if name == "problem" else "yellow")
+        click.echo(f"{label}  {first}")
+        for line in more:
+            click.echo(f"{'':<{left}}  {line}")

@@ -1,0 +1,64 @@
+"""A file that is followed while others write it."""
+
+import os
+import time
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Final
+
+SETTLING_NS: Final = 50_000_000
+"""A file younger than this is read again at the next look: two edits can fall into one tick of the file system's clock."""
+
+
+class FollowedFile:
+    """A file's content as of the last look. A look at a file that has not changed costs one question to the system.
+
+    Args:
+        path: The file.
+        max_bytes: No more than one byte beyond this is read; None for all of it.
+
+    Attributes:
+        content: What it holds; None if there is no such file, or why it cannot be read.
+        mode: The bits of who may read and write it.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int | None = None) -> None:
+        self.path = path
+        self.content: bytes | str | None = None
+        self.mode = 0
+        self._max_bytes = max_bytes
+        self._stamp: tuple[int, ...] | None = None
+        self._settled = False
+
+    def look(self) -> bool:
+        """Read the file if it may have changed; whether it was read."""
+        try:
+            stat = os.stat(self.path)  # noqa: PTH116 - on every call's path, and twice as quick
+        except (FileNotFoundError, NotADirectoryError):
+            changed = self._stamp is not None
+            self._stamp, self.content = None, None
+            return changed
+        except (OSError, ValueError) as error:  # a folder on the way may not be entered, or a name cannot be
+            before, self._stamp = self.content, None
+            self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            return self.content != before
+        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if stamp == self._stamp and self._settled:
+            return False
+        self._stamp = stamp
+        self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
+        self.mode = stat.st_mode & 0o777
+        if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+            self.content = "not a regular file"  # reading a pipe could wait for ever
+            return True
+        try:
+            self.content = self._read()
+        except OSError as error:
+            self.content = error.strerror or str(error)
+        return True
+
+    def _read(self) -> bytes:
+        if self._max_bytes is None:
+            return self.path.read_bytes()
+        with self.path.open("rb") as file:
+            return file.read(self._max_bytes + 1)

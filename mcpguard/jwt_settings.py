@@ -1,0 +1,106 @@
+"""What `[identity.jwt]` may say."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from mcpguard.core.claims import Expected
+from mcpguard.errors import ConfigError
+
+ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""What may be allowed. Never `none`, and never HMAC, whose key would be a secret that could also make tokens."""
+
+_HINTS: Final = {
+    "issuer": 'issuer = "https://idp.acme.com/", to the letter what tokens have in iss',
+    "audience": 'audience = "crm-mcp", one of what tokens have in aud',
+    "jwks": 'jwks = "https://idp.acme.com/.well-known/jwks.json", or a file',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JwtSettings:
+    """How users are verified.
+
+    Attributes:
+        expected: What a token must say.
+        jwks: Where the issuer's keys are: a URL or a file.
+        algorithms: The signatures that are accepted.
+        token_file: Where the token is; None if only `MCPGUARD_TOKEN` has it.
+        state: The folder in which keys are kept.
+    """
+
+    expected: Expected
+    jwks: str | Path
+    algorithms: tuple[str, ...]
+    token_file: Path | None
+    state: Path
+
+
+def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings:
+    """The settings of a table that has no key which is unknown.
+
+    Args:
+        table: `[identity.jwt]`.
+        file: Where it stands; paths are relative to its folder.
+        state: The folder in which keys are kept.
+
+    Raises:
+        ConfigError: They cannot be.
+    """
+    where = f"{file}: identity.jwt"
+    for key, hint in _HINTS.items():
+        if key not in table:
+            raise ConfigError(f"{where}: no {key}", hint)
+    texts = {key: _texts(table[key], where=f"{where}.{key}", many=key in {"audience", "algorithms"}) for key in table}
+    algorithms = texts.get("algorithms", ("RS256",))
+    for name in algorithms:
+        if name not in ALGORITHMS:
+            raise ConfigError(f"{where}.algorithms: {name!r} is not allowed", f"known: {' '.join(ALGORITHMS)}")
+    claims = {key: texts[key][0] for key in ("user_claim", "roles_claim", "agent_claim") if key in texts}
+    jwks = texts["jwks"][0]
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", jwks)  # one letter would be a drive
+    if is_url and (problem := url_problem(jwks)):
+        raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])
+    return JwtSettings(
+        Expected(texts["issuer"][0], texts["audience"], **claims),
+        jwks if is_url else _path(jwks, file),
+        algorithms,
+        _path(texts["token_file"][0], file) if "token_file" in texts else None,
+        state,
+    )
+
+
+def url_problem(url: str) -> str:
+    """Why keys are not fetched from a URL; empty if they are. Whoever can change them on their way can be anybody."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        return "this is not a URL"
+    if parts.scheme not in {"https", "http"}:
+        return "this is neither https nor a file"
+    if parts.username is not None or parts.password is not None:
+        return "a URL with a password in it is not used"
+    if not host or not url.isascii() or not url.isprintable() or " " in url:
+        return "this is not a URL"
+    return "" if parts.scheme == "https" or is_loopback(host) else "only https is trusted, or http on this machine"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a URL's host is this machine by name or number, whatever a name server says."""
+    return host in {"localhost", "::1"} or bool(re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
+
+
+def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
+    values = value if many and isinstance(value, list) else [value]
+    if not values or not all(isinstance(text, str) and text.strip() for text in values):
+        raise ConfigError(f"{where}: {value!r} is not text", f'{where.rpartition(".")[2]} = "…"')
+    return tuple(values)
+
+
+def _path(text: str, file: Path) -> Path:
+    return (file.parent / Path(text).expanduser()).absolute()

@@ -1,0 +1,149 @@
+import getpass
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from tests import provider
+from tests.cli.command import mcpguard, on_terminal
+from tests.provider import AUDIENCE, ISSUER, KeyServer, settings, token, write_token
+
+NOBODY = "unknown::interactive::default"
+
+
+@pytest.fixture
+def keys() -> Iterator[KeyServer]:
+    with provider.serving() as server:
+        yield server
+
+
+def whoami(home: Path, *argv: str, status: int = 0, **env: Any) -> dict[str, Any]:
+    done = mcpguard(home, "whoami", "--json", *argv, **env)
+    assert done.returncode == status, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "config", "user", "place"),
+    [
+        (["--user", "alice"], {"MCPGUARD_USER": "bob"}, '[identity]\nuser = "carol"', "alice", "--user"),
+        ([], {"MCPGUARD_USER": "bob"}, '[identity]\nuser = "carol"', "bob", "MCPGUARD_USER"),
+        ([], {}, '[identity]\nuser = "carol"', "carol", "config.toml"),
+        ([], {}, "", getpass.getuser(), None),
+    ],
+)
+def test_without_tokens_the_user_is_who_is_configured_and_its_place_is_told(
+    tmp_path: Path, argv: list[str], env: dict[str, Any], config: str, user: str, place: str | None
+) -> None:
+    (tmp_path / "config.toml").write_text(config)
+    report = whoami(tmp_path, *argv, **env)
+    assert (report["user"], report.get("user_from"), report["problems"]) == (user, place, [])
+    assert report["user_source"] == ("config" if place else "os")
+
+
+def test_it_takes_what_an_entry_gives_to_run(tmp_path: Path) -> None:
+    entry = ["--agent", "Mine::api::", "--observe", "--denials", "result", "--", "npx", "-y", "@acme/crm-server"]
+    report = whoami(tmp_path, *entry)
+    assert (report["agent"], report["agent_source"], report["agent_from"]) == ("Mine::api::default", "config", "--agent")
+    assert report["server"] == "crm-server"
+    assert whoami(tmp_path, MCPGUARD_SERVER="erp")["server"] == "erp"
+    assert "server" not in whoami(tmp_path)
+
+
+def test_a_verified_user_is_shown_with_all_that_the_token_says_but_not_the_token(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
+    expires_s = int(time.time()) + 600
+    secret = token(
+        exp=expires_s,
+        email="alice@acme.com",
+        scope="read write",
+        realm_access={"roles": ["dev"]},
+        agent="nightly",
+        act={"sub": "b", "act": {"sub": "a"}},
+    )
+    write_token(file, secret)
+    done = mcpguard(tmp_path, "whoami", "--json")
+    assert done.returncode == 0
+    assert not [piece for piece in secret.split(".") if piece in done.stdout + done.stderr]
+    report = json.loads(done.stdout)
+    assert report.pop("token").pop("claims")["sub"] == "alice"
+    age_s = report["keys"].pop("age_seconds")
+    assert 0 <= age_s < 60
+    assert report["keys"].pop("fetched").endswith("Z")
+    assert report == {
+        "user": "alice",
+        "user_source": "jwt",
+        "agent": "unknown::interactive::nightly",
+        "agent_source": "jwt",
+        "email": "alice@acme.com",
+        "roles": ["dev"],
+        "scopes": ["read", "write"],
+        "act": ["a", "b"],
+        "keys": {"source": keys.url},
+        "problems": [],
+        "warnings": [],
+    }
+
+
+def test_every_problem_is_told_and_the_status_says_that_there_is_one(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    file.write_text(token(number=1, headers={"kid": "RS256-0"}, aud="other", exp=1, iss="x"))
+    file.chmod(0o644)
+    report = whoami(tmp_path, status=1)
+    assert not {"user", "user_source"} & report.keys()
+    assert [problem["message"].removeprefix(f"the token in {file} ") for problem in report["problems"]] == [
+        f"has a signature that is not {ISSUER}'s",
+        f"is not from the issuer {ISSUER}",
+        f"is not for the audience {AUDIENCE}",
+        "expired at 1970-01-01T00:00:01Z",
+    ]
+    assert all(problem["hint"] for problem in report["problems"])
+    assert (report["token"]["verified"], report["token"]["expires"]) == (False, "1970-01-01T00:00:01Z")
+    assert [warning.partition(" (")[0] for warning in report["warnings"]] == [f"others can read the token in {file}"]
+
+
+def test_keys_that_cannot_be_had_are_told_of(tmp_path: Path, keys: KeyServer) -> None:
+    write_token(settings(tmp_path, keys.url), token())
+    keys.status = 500
+    report = whoami(tmp_path, status=1)
+    assert report["keys"] == {"source": keys.url, "problem": "it answers with HTTP status 500"}
+    assert report["problems"][0]["message"] == f"keys cannot be had from {keys.url}: it answers with HTTP status 500"
+
+
+def test_without_a_token_it_says_where_one_is_looked_for(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    done = mcpguard(tmp_path, "whoami")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[0] == "user: nobody: calls are denied with 401"
+    assert f"token: {file}" in lines
+    assert any(line.startswith(f"problem: there is no token: {file} does not exist. hint: log in") for line in lines)
+    env = mcpguard(tmp_path, "whoami", MCPGUARD_TOKEN=token())
+    assert (env.returncode, env.stdout.splitlines()[0]) == (0, "user: alice (the token)")
+
+
+def test_on_a_terminal_it_is_a_table_of_eighty_columns_without_control_characters(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    said: dict[str, Any] = {"note": "\x1b[2J" + "long " * 50, "https://acme.com/a/very/long/claim": "客户" * 60}
+    write_token(file, token(aud="other", **said))
+    status, shown = on_terminal(tmp_path, "whoami", NO_COLOR="1")
+    assert status == 1
+    assert "\x1b" not in shown
+    assert "\\x1b[2J" in shown
+    assert max(map(cell_len, shown.splitlines())) <= 79
+    assert "is not for the audience" in " ".join(shown.split())
+    assert "\x1b[31m" in on_terminal(tmp_path, "whoami")[1]
+
+
+def test_settings_that_cannot_be_are_one_line_and_a_hint(tmp_path: Path) -> None:
+    settings(tmp_path, "http://idp.acme.com/keys")
+    done = mcpguard(tmp_path, "whoami")
+    assert (done.returncode, done.stdout) == (78, "")
+    message, hint = done.stderr.splitlines()
+    assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
+    assert hint.startswith("hint: jwks = ")

@@ -1,0 +1,264 @@
+"""Verified users: real wrappers, real keys, and a real server of keys."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import provider
+from tests.provider import KeyServer, settings, token, write_token
+
+from .host import DEADLINE_S, Host, Message, call, policy, rule, script
+
+OBEDIENT = script("obedient")
+
+
+@pytest.fixture
+def keys() -> Iterator[KeyServer]:
+    with provider.serving() as server:
+        yield server
+
+
+def denied(answer: Message) -> dict[str, Any]:
+    """What a 401 says."""
+    error: dict[str, Any] = answer["error"]
+    assert error["code"] == 401, answer
+    data = error["data"]
+    assert (data["reason"], data["axis"]) == ("unauthenticated", "user")
+    assert "user" not in data
+    return error
+
+
+def call_until(host: Host, tool: str, outcome: str) -> Message:
+    """Call again and again until the answer has a result, or an error."""
+    deadline = time.monotonic() + DEADLINE_S
+    number = 0
+    while True:
+        number += 1
+        answer = host.call(f"{outcome} {number}", tool)
+        if outcome in answer:
+            return answer
+        assert time.monotonic() < deadline, answer
+
+
+def test_a_verified_user_is_limited_and_on_record_with_all_that_the_token_says(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
+    act = {"sub": "crm-agent", "act": {"sub": "planner"}}
+    write_token(
+        file,
+        token(
+            email="alice@acme.com",
+            email_verified=True,
+            scope="crm.read crm.write",
+            realm_access={"roles": ["dev", "ops"]},
+            agent="Batch::background::nightly",
+            act=act,
+        ),
+    )
+    policy(tmp_path, rule("1/1h", user="*", role="dev", scope="crm.read") + rule("9/1h", user="*", role="boss"))
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in host.call(1, "search")
+        assert host.call(2, "search")["error"]["data"]["user"] == "alice"
+        assert host.end() == 0
+        assert [row["decision"] for row in host.audit()] == ["allowed", "rate_limited"]
+        row = host.audit()[0]
+    assert {key: row.get(key) for key in ("user", "user_source", "email", "roles", "act", "agent", "agent_source")} == {
+        "user": "alice",
+        "user_source": "jwt",
+        "email": "alice@acme.com",
+        "roles": ["dev", "ops"],
+        "act": ["planner", "crm-agent"],
+        "agent": "Batch::background::nightly",
+        "agent_source": "jwt",
+    }
+
+
+def test_without_a_token_every_call_is_denied_and_all_else_passes_until_there_is_one(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in host.ask("tools", "tools/list")
+        error = denied(host.call(1, "search"))
+        assert error["message"].startswith(f"Tool search was not called: there is no token: {file} does not exist. ")
+        assert "MCPGUARD_TOKEN" in error["message"]
+        write_token(file, token())
+        assert "result" in host.call(2, "search")
+        assert host.end() == 0
+        first, second = host.audit()
+        assert f'user="unauthenticated: there is no token: {file} does not exist"' in host.err
+        assert "unauthenticated axis=user" in host.err
+        assert "user alice, verified" in host.err
+    assert (first["decision"], first["axis"], first["tool"]) == ("unauthenticated", "user", "search")
+    assert not {"user", "user_source", "email", "roles", "act"} & first.keys()
+    assert (second["decision"], second["user"]) == ("allowed", "alice")
+
+
+def test_a_renewed_token_counts_from_the_next_call_on(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    policy(tmp_path, rule("1/1h", user="*"))
+    write_token(file, token())
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in host.call(1, "search")
+        write_token(file, token(exp=int(time.time()) + 3600))
+        assert host.call(2, "search")["error"]["data"]["user"] == "alice"
+        write_token(file, token(sub="bob"))
+        assert "result" in host.call(3, "search")
+        write_token(file, token(sub="bob", aud="other"))
+        assert "for the audience crm-mcp" in denied(host.call(4, "search"))["message"]
+        file.unlink()
+        assert "does not exist" in denied(host.call(5, "search"))["message"]
+        assert host.end() == 0
+        assert [row.get("user") for row in host.audit()] == ["alice", "alice", "bob", None, None]
+
+
+def test_a_token_that_expires_in_mid_session_is_noticed_at_the_next_call(tmp_path: Path, keys: KeyServer) -> None:
+    expires_s = int(time.time()) - 27  # with the leeway it has three seconds left
+    file = settings(tmp_path, keys.url)
+    write_token(file, token(exp=expires_s))
+    policy(tmp_path, 'mode = "enforce"\n')
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in call_until(host, "search", "result")
+        message = denied(call_until(host, "search", "error"))["message"]
+        assert f"the token in {file} expired at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(expires_s))}." in message
+        write_token(file, token())
+        assert "result" in host.call("again", "search")
+        assert host.end() == 0
+
+
+def test_a_token_in_the_environment_is_used_and_hidden_from_the_server(tmp_path: Path, keys: KeyServer) -> None:
+    settings(tmp_path, keys.url)
+    secret = token()
+    with Host(tmp_path, *OBEDIENT, env={"MCPGUARD_TOKEN": secret}) as host:
+        text = host.call(1, "variables")["result"]["content"][0]["text"]
+        assert host.end() == 0
+        assert "MCPGUARD_TOKEN" not in text
+        assert secret.rpartition(".")[2] not in text
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_no_part_of_a_token_is_in_the_audit_on_stderr_on_disk_or_in_an_answer(
+    tmp_path: Path, keys: KeyServer, good: bool
+) -> None:
+    file = settings(tmp_path / "home", keys.url)
+    secret = token() if good else token(number=7, headers={"kid": "RS256-0"}, sub="mallory")
+    write_token(file, secret)
+    with Host(tmp_path / "home", *OBEDIENT) as host:
+        host.send(call(1, "search"))
+        answers = json.dumps(host.answer(1))
+        assert ("result" in answers) == good
+        assert host.end() == 0
+        answers += host.err
+    file.unlink()
+    everything = answers.encode() + b"".join(path.read_bytes() for path in (tmp_path / "home").iterdir())
+    for piece in secret.split("."):
+        assert piece.encode() not in everything
+    assert b"mallory" not in everything
+
+
+def test_a_key_that_is_new_is_fetched_when_a_token_names_it(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    write_token(file, token())
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in call_until(host, "search", "result")
+        keys.body = provider.key_set(provider.jwk(number=1))
+        write_token(file, token(number=1, sub="bob"))
+        assert "result" in call_until(host, "search", "result")
+        assert keys.asked == 2
+        assert host.end() == 0
+        assert host.audit()[-1]["user"] == "bob"
+
+
+def test_a_provider_that_is_down_stops_nobody_whose_key_is_known(tmp_path: Path) -> None:
+    with provider.serving() as server:
+        file = settings(tmp_path, server.url)
+        write_token(file, token())
+        with Host(tmp_path, *OBEDIENT) as host:
+            assert "result" in call_until(host, "search", "result")
+            assert host.end() == 0
+        url = server.url
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in host.call(1, "search")
+        write_token(file, token(number=1))
+        message = denied(call_until(host, "search", "error"))["message"]
+        assert "keys are being fetched" in message or f"keys cannot be had from {url}: connection refused" in message
+        assert host.end() == 0
+    (kept,) = tmp_path.glob("jwks-*.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_keys_that_do_not_come_hold_up_calls_for_the_stores_budget_and_nothing_else(tmp_path: Path, keys: KeyServer) -> None:
+    keys.behaviour = lambda _: keys.pause()
+    file = settings(tmp_path, keys.url)
+    write_token(file, token())
+    with Host(tmp_path, *OBEDIENT) as host:
+        began_s = time.monotonic()
+        host.ask("tools", "tools/list")
+        message = denied(host.call(1, "search"))["message"]
+        assert time.monotonic() - began_s < 10
+        assert f"keys are being fetched from {keys.url}. Call again in a moment." in message
+        keys.behaviour = None
+        assert "result" in call_until(host, "search", "result")
+        assert host.end() == 0
+
+
+def test_who_the_user_is_stands_in_the_first_line_where_the_keys_are_known(tmp_path: Path) -> None:
+    jwks = tmp_path / "keys.json"
+    jwks.write_bytes(provider.key_set(provider.jwk()))
+    file = settings(tmp_path, "keys.json")
+    write_token(file, token())
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in host.call(1, "search")
+        assert host.end() == 0
+        assert " user=alice agent=" in host.err.splitlines()[0]
+
+
+def test_a_token_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    file.write_text(token())
+    file.chmod(0o644)
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in call_until(host, "search", "result")
+        assert host.end() == 0
+        assert host.err.count(f"others can read the token in {file} (mode 0644): chmod 600 {file}") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "named"),
+    [(["--user", "bob"], {}, "--user"), ([], {"MCPGUARD_USER": "bob"}, "MCPGUARD_USER")],
+)
+def test_nothing_but_the_token_may_name_the_user(tmp_path: Path, options: list[str], env: dict[str, str], named: str) -> None:
+    settings(tmp_path, "keys.json")
+    with Host(tmp_path, *OBEDIENT, options=options, env=env) as host:
+        assert host.wait() == 78
+        assert host.err.splitlines()[0] == f"mcpguard: {named}: only a verified token may name the user here"
+
+
+def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: Path, keys: KeyServer) -> None:
+    settings(tmp_path, keys.url)
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write('[store]\non_unavailable = "allow"\n')
+    (tmp_path / "mcpguard.db").mkdir()
+    with Host(tmp_path, *OBEDIENT, options=["--observe"]) as host:
+        denied(host.call(1, "search"))
+        assert host.end() == 0
+
+
+def test_a_denial_can_be_a_result_here_too(tmp_path: Path, keys: KeyServer) -> None:
+    settings(tmp_path, keys.url)
+    with Host(tmp_path, *OBEDIENT, options=["--denials", "result"]) as host:
+        result = host.call(1, "search")["result"]
+        assert host.end() == 0
+    assert result["isError"] is True
+    assert result["_meta"]["mcpguard/denial"]["reason"] == "unauthenticated"
+
+
+def test_jwt_is_loaded_only_where_users_are_verified(tmp_path: Path) -> None:
+    loud = {"PYTHONPROFILEIMPORTTIME": "1"}
+    with Host(tmp_path, *OBEDIENT, env=loud) as host:
+        assert "result" in host.call(1, "search")
+        assert host.end() == 0
+        assert not {"jwt", "ssl", "mcpguard.tokens", "mcpguard.jwt_settings"} & {
+            line.rpartition("|")[2].strip() for line in host.err.splitlines()
+        }

@@ -1,0 +1,147 @@
+"""An identity provider: real keys, tokens that it signs, and a server of its keys that can behave badly."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import get_default_algorithms
+
+ISSUER = "https://idp.acme.com/"
+AUDIENCE = "crm-mcp"
+
+
+@cache
+def key(algorithm: str, number: int) -> Any:
+    """A private key; of one algorithm and number always the same."""
+    del number
+    if algorithm[:2] in {"RS", "PS"}:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    if algorithm == "EdDSA":
+        return ed25519.Ed25519PrivateKey.generate()
+    return ec.generate_private_key({"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}[algorithm])
+
+
+def jwk(algorithm: str = "RS256", number: int = 0, **members: object) -> dict[str, Any]:
+    """The public half, as a provider publishes it."""
+    text = get_default_algorithms()[algorithm].to_jwk(key(algorithm, number).public_key())
+    return {**json.loads(text), "kid": f"{algorithm}-{number}", "use": "sig", "alg": algorithm, **members}
+
+
+def key_set(*keys: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+def claims(**more: Any) -> dict[str, Any]:
+    """What a good token says; None for a claim leaves it out."""
+    now_s = int(time.time())
+    said = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "iat": now_s, "exp": now_s + 600, **more}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def token(algorithm: str = "RS256", number: int = 0, headers: dict[str, Any] | None = None, **more: Any) -> str:
+    headers = {"kid": f"{algorithm}-{number}", **(headers or {})}
+    return jwt.encode(
+        claims(**more), key(algorithm, number), algorithm, {name: v for name, v in headers.items() if v is not None}
+    )
+
+
+def part(value: object) -> str:
+    """A part of a token."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def settings(home: Path, jwks: str | Path, **more: object) -> Path:
+    """Write a `config.toml` that verifies users, whose token is in the file `token` beside it; the token's file."""
+    home.mkdir(exist_ok=True, parents=True)
+    file = home / "token"
+    values = {"issuer": ISSUER, "audience": AUDIENCE, "jwks": str(jwks), "token_file": str(file), **more}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
+    (home / "config.toml").write_text("\n".join(["[identity.jwt]", *lines, ""]))
+    return file
+
+
+def write_token(file: Path, text: str) -> None:
+    """As a program does that renews it: a new file in its place, which nobody else can read."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.chmod(0o600)
+    new.replace(file)
+
+
+Behaviour = Callable[[BaseHTTPRequestHandler], object]
+
+
+class KeyServer:
+    """Serves keys on this machine.
+
+    Attributes:
+        body: What it answers.
+        status: The HTTP status.
+        headers: More headers.
+        behaviour: Does all of the answering instead, if it is set.
+        asked: How many requests have come.
+    """
+
+    def __init__(self) -> None:
+        self.body = key_set(jwk())
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.behaviour: Behaviour | None = None
+        self.asked = 0
+        self.ended = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked += 1
+                if outer.behaviour:
+                    outer.behaviour(self)
+                    return
+                self.send_response(outer.status)
+                for name, value in {"Content-Length": str(len(outer.body)), **outer.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(outer.body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's
+                del format, args
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """A client that goes is none."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks.json"
+
+    def pause(self) -> None:
+        """Say nothing until the end."""
+        self.ended.wait()
+
+    def close(self) -> None:
+        self.ended.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@contextmanager
+def serving() -> Iterator[KeyServer]:
+    server = KeyServer()
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,265 @@
+"""The provider's keys: which are taken, where they are kept, and how seldom they are asked for."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from jwt.algorithms import RSAAlgorithm
+
+from mcpguard.jwks import FETCH_S, MAX_AGE_S, REFRESH_S, FileKeys, RemoteKeys, find, parse_keys
+from tests import provider
+from tests.end_to_end.host import until
+from tests.provider import KeyServer, jwk, key, key_set
+
+URL = "https://idp.acme.com/keys"
+
+
+@pytest.fixture
+def server() -> Iterator[KeyServer]:
+    with provider.serving() as serving:
+        yield serving
+
+
+class Provider:
+    """A provider whose clocks are the test's, and whose answers are what it is told."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.now_s = 1_767_225_600.0
+        self.answer: bytes | Exception = key_set(jwk())
+        self.asked = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def fetch(self, url: str, timeout_s: float, max_bytes: int) -> bytes:
+        assert (url, timeout_s, max_bytes) == (URL, FETCH_S, 1 << 20)
+        self.asked += 1
+        self.meanwhile()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def keys(self) -> RemoteKeys:
+        found = RemoteKeys(URL, self.home / "state", clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
+        found.wait(30)
+        return found
+
+    def seek(self, keys: RemoteKeys) -> int:
+        """Seek, and wait for it; how often the provider has been asked."""
+        keys.seek()
+        keys.wait(30)
+        until(lambda: not keys.is_fetching, "the end of a fetch")
+        return self.asked
+
+
+@pytest.fixture
+def idp(tmp_path: Path) -> Provider:
+    return Provider(tmp_path)
+
+
+def knows(keys: RemoteKeys | FileKeys, number: int = 0) -> bool:
+    return keys.find(f"RS256-{number}", "RS256") is not None
+
+
+# Which keys are taken
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        jwk(use="enc"),
+        jwk(use=None),
+        jwk(key_ops=["sign"]),
+        jwk(key_ops="verify"),
+        jwk(key_ops=7),
+        jwk(kty="oct"),
+        jwk(kty=None),
+        jwk(n=""),
+        jwk(n=7),
+        jwk(n="é" * 400),
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "RS256-0", "alg": "HS256"},
+        json.loads(RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 1024).public_key())),  # noqa: S505 - just that
+        "text",
+        None,
+    ],
+    ids=range(14),
+)
+def test_a_key_that_is_not_for_signatures_or_too_weak_is_not_taken(entry: Any) -> None:
+    with pytest.raises(ValueError, match="no key in it that verifies"):
+        parse_keys(key_set(entry))
+    assert len(parse_keys(key_set(entry, jwk(number=1)))) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"keys":7}', b'{"keys":{}}', b"\xff", b"[" * 99999, b"<html>"])
+def test_what_is_no_key_set_is_not_taken(data: bytes) -> None:
+    with pytest.raises(ValueError, match="this is not a key set"):
+        parse_keys(data)
+
+
+@given(st.binary(max_size=200) | st.text().map(str.encode))
+def test_no_answer_leads_to_anything_but_a_word_about_it(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"this is not a key set|there is no key in it"):
+        parse_keys(data)
+
+
+def test_nothing_secret_of_a_key_is_taken() -> None:
+    private = json.loads(RSAAlgorithm.to_jwk(key("RS256", 0)))
+    (taken,) = parse_keys(key_set({**private, "key_ops": ["verify", "sign"], "x5c": ["…"]}))
+    assert taken == {"kty": "RSA", "n": private["n"], "e": private["e"]}
+
+
+def test_a_token_gets_the_key_of_its_name_if_that_is_for_its_algorithm() -> None:
+    keys = parse_keys(key_set(jwk("RS256"), jwk("PS256"), jwk("ES256"), jwk("ES384"), jwk("EdDSA")))
+    for algorithm in ("RS256", "PS256", "ES256", "ES384", "EdDSA"):
+        found = find(keys, f"{algorithm}-0", algorithm)
+        assert found
+        assert found["alg"] == algorithm
+        assert [find(keys, f"{algorithm}-0", other) for other in ("RS512", "ES512")] == [None, None]
+        assert find(keys, None, algorithm) == found
+    bare = parse_keys(key_set(*({**jwk(name), "alg": None} for name in ("RS256", "ES256", "EdDSA"))))
+    assert find(bare, "ES256-0", "ES384") is None
+    assert find(bare, "RS256-0", "EdDSA") is None
+    assert find(bare, "RS256-0", "PS512") is not None
+
+
+# How seldom they are asked for
+
+
+def test_keys_are_asked_for_at_the_start_and_then_for_a_missing_one_at_most_every_thirty_seconds(idp: Provider) -> None:
+    keys = idp.keys()
+    assert (idp.asked, knows(keys), keys.revision) == (1, True, 1)
+    idp.answer = key_set(jwk(number=1))
+    assert idp.seek(keys) == 2  # the first load is not counted
+    assert (knows(keys), knows(keys, 1)) == (False, True)
+    idp.now_s += REFRESH_S - 0.1
+    assert idp.seek(keys) == 2
+    idp.now_s += 0.1
+    assert [idp.seek(keys), idp.seek(keys)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "answer", [ValueError("it answers with HTTP status 500"), b"<html>", key_set(), TimeoutError(), KeyError("x")]
+)
+def test_an_answer_that_is_none_leaves_the_keys_as_they_are(idp: Provider, answer: bytes | Exception) -> None:
+    keys = idp.keys()
+    idp.answer = answer
+    idp.seek(keys)
+    assert knows(keys)
+    assert keys.problem
+    assert (keys.revision, keys.is_fetching) == (1, False)
+    idp.now_s += REFRESH_S
+    idp.answer = key_set(jwk(number=1))
+    idp.seek(keys)
+    assert (knows(keys, 1), keys.problem, keys.revision) == (True, "", 2)
+
+
+def test_a_first_load_that_fails_is_tried_again_with_the_next_call_and_then_seldom(idp: Provider) -> None:
+    idp.answer = ValueError("connection refused")
+    keys = idp.keys()
+    assert (knows(keys), keys.problem) == (False, "connection refused")
+    assert [idp.seek(keys), idp.seek(keys), idp.seek(keys)] == [2, 2, 2]
+
+
+def test_keys_that_come_too_late_are_given_up(idp: Provider) -> None:
+    go_on = threading.Event()
+    keys = idp.keys()
+    idp.answer = key_set(jwk(number=1))
+    idp.meanwhile = lambda: go_on.wait(30)
+    keys.seek()
+    assert keys.is_fetching
+    idp.now_s += FETCH_S
+    assert (keys.is_fetching, keys.problem) == (False, "no answer in 2 s")
+    keys.wait(30)  # not for them
+    idp.now_s += REFRESH_S
+    keys.seek()
+    go_on.set()
+    until(lambda: keys._here.is_set(), "the end of a fetch")
+    assert (idp.asked, knows(keys, 1), knows(keys), keys.problem) == (2, False, True, "no answer in 2 s")
+
+
+def test_keys_that_are_old_are_to_be_asked_for_though_none_is_missing(idp: Provider) -> None:
+    keys = idp.keys()
+    assert keys.stale_s == idp.now_s + MAX_AGE_S
+    idp.now_s -= 10_000  # a clock that was set back tells no age
+    assert keys.stale_s == idp.now_s
+
+
+# Where they are kept
+
+
+def test_keys_are_kept_for_the_next_start_where_nobody_else_reads_them(idp: Provider) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    idp.now_s += 100
+    idp.answer = ValueError("down")
+    keys = idp.keys()
+    assert (idp.asked, knows(keys), keys.fetched_s) == (1, True, idp.now_s - 100)
+
+
+def test_keys_of_another_url_are_not_taken(idp: Provider, tmp_path: Path) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    file.write_text(file.read_text().replace(URL, "https://other.com/keys"))
+    idp.keys()
+    assert idp.asked == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), None])
+def test_what_is_kept_and_broken_is_as_good_as_nothing(idp: Provider, content: bytes | None) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    if content is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    keys = idp.keys()
+    assert (idp.asked, knows(keys)) == (2, True)
+
+
+def test_a_folder_that_takes_nothing_costs_the_next_start_a_question_and_no_more(idp: Provider) -> None:
+    (idp.home / "state").write_text("a file")
+    for asked in (1, 2):
+        assert knows(idp.keys())
+        assert idp.asked == asked
+
+
+# A file of keys
+
+
+def test_a_file_of_keys_is_read_again_when_it_is_asked_for_and_its_last_good_keys_stay(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    keys = FileKeys(file)
+    assert (knows(keys), keys.problem, keys.fetched_s) == (False, "no such file", None)
+    file.write_bytes(key_set(jwk()))
+    keys.seek()
+    assert (knows(keys), keys.problem, keys.revision) == (True, "", 1)
+    file.write_bytes(b"{")
+    keys.seek()
+    assert (knows(keys), keys.problem, keys.revision) == (True, "this is not a key set", 1)
+    file.unlink()
+    file.mkdir()
+    keys.seek()
+    assert (knows(keys), keys.problem) == (True, "Is a directory")
+
+
+# With a real server
+
+
+def test_keys_come_from_a_real_server_and_are_waited_for_no_longer_than_was_said(server: KeyServer, tmp_path: Path) -> None:
+    keys = RemoteKeys(server.url, tmp_path)
+    keys.wait(30)
+    assert knows(keys)
+    server.behaviour = lambda _: server.pause()
+    keys.seek()
+    began_s = time.monotonic()
+    keys.wait(0.05)
+    assert keys.is_fetching
+    assert time.monotonic() - began_s < 1

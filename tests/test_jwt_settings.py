@@ -1,0 +1,170 @@
+from pathlib import Path
+
+import pytest
+
+from mcpguard.config import Settings, load
+from mcpguard.core.claims import Expected
+from mcpguard.errors import ConfigError
+from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, url_problem
+
+LEAST = """
+[identity.jwt]
+issuer = "https://idp.acme.com/"
+audience = "crm-mcp"
+jwks = "https://idp.acme.com/.well-known/jwks.json"
+"""
+
+
+def loaded(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> Settings:
+    (home / "config.toml").write_text(text)
+    return load({"MCPGUARD_HOME": str(home)} | (environ or {}), **options)
+
+
+def refusal(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> tuple[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(home, text, environ, **options)
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_status == 78
+    return caught.value.message, caught.value.hint
+
+
+def test_users_are_verified_only_where_that_is_configured(tmp_path: Path) -> None:
+    assert loaded(tmp_path, '[identity]\nuser = "alice"').jwt is None
+
+
+def test_three_settings_are_enough(tmp_path: Path) -> None:
+    assert loaded(tmp_path, LEAST).jwt == JwtSettings(
+        Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None),
+        "https://idp.acme.com/.well-known/jwks.json",
+        ("RS256",),
+        None,
+        tmp_path,
+    )
+
+
+def test_every_setting_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    text = """
+        [identity.jwt]
+        issuer = "https://idp.acme.com/realms/acme"
+        audience = ["crm", "erp"]
+        jwks = "keys.json"
+        token_file = "~/token"
+        algorithms = ["ES256", "EdDSA"]
+        user_claim = "email"
+        roles_claim = "realm_access.roles"
+        agent_claim = "agent"
+    """
+    assert loaded(tmp_path, text).jwt == JwtSettings(
+        Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent"),
+        tmp_path / "keys.json",
+        ("ES256", "EdDSA"),
+        Path("/home/alice/token"),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("missing", ["issuer", "audience", "jwks"])
+def test_what_is_needed_and_missing_is_named_with_an_example(tmp_path: Path, missing: str) -> None:
+    text = "\n".join(line for line in LEAST.splitlines() if not line.startswith(missing))
+    message, hint = refusal(tmp_path, text)
+    assert message == f"{tmp_path}/config.toml: identity.jwt: no {missing}"
+    assert hint.startswith(f'{missing} = "')
+
+
+def test_an_empty_table_is_not_as_good_as_none(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "[identity.jwt]")[0] == f"{tmp_path}/config.toml: identity.jwt: no issuer"
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "what", "hint"),
+    [
+        ("audiences = 1", "identity.jwt.audiences", "unknown setting", "did you mean audience?"),
+        ("algorithm = 'ES256'", "identity.jwt.algorithm", "unknown setting", "did you mean algorithms?"),
+        ("leeway = 5", "identity.jwt.leeway", "unknown setting", "known: issuer audience jwks token_file algorithms"),
+        ("algorithms = ['none']", "identity.jwt.algorithms", "'none' is not allowed", f"known: {' '.join(ALGORITHMS)}"),
+        ("algorithms = ['HS256']", "identity.jwt.algorithms", "'HS256' is not allowed", f"known: {' '.join(ALGORITHMS)}"),
+        ("algorithms = ['RS256', 'HS512']", "identity.jwt.algorithms", "'HS512' is not allowed", "known: "),
+        ("algorithms = 'rs256'", "identity.jwt.algorithms", "'rs256' is not allowed", "known: "),
+        ("algorithms = []", "identity.jwt.algorithms", "[] is not text", 'algorithms = "…"'),
+        ("user_claim = ''", "identity.jwt.user_claim", "'' is not text", 'user_claim = "…"'),
+        ("roles_claim = ['a']", "identity.jwt.roles_claim", "['a'] is not text", 'roles_claim = "…"'),
+        ("token_file = 7", "identity.jwt.token_file", "7 is not text", 'token_file = "…"'),
+        ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is not text", 'agent_claim = "…"'),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(tmp_path: Path, line: str, where: str, what: str, hint: str) -> None:
+    message, told = refusal(tmp_path, f"{LEAST}{line}\n")
+    assert message == f"{tmp_path}/config.toml: {where}: {what}"
+    assert told.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("audience", "[]"), ("audience", '["crm", 7]'), ("issuer", "7"), ("issuer", '["a"]')]
+)
+def test_what_is_needed_must_be_text(tmp_path: Path, key: str, value: str) -> None:
+    lines = [f"{key} = {value}" if line.startswith(key) else line for line in LEAST.splitlines()]
+    assert f"identity.jwt.{key}: " in refusal(tmp_path, "\n".join(lines))[0]
+
+
+@pytest.mark.parametrize(("text", "table"), [("[identity]\njwt = 'x'", "identity.jwt"), ("identity = 7", "identity")])
+def test_what_is_no_table_is_told_so(tmp_path: Path, text: str, table: str) -> None:
+    message, hint = refusal(tmp_path, text)
+    assert (message, hint) == (f"{tmp_path}/config.toml: '{table}' is not a table", f"write [{table}] above its settings")
+
+
+def test_a_table_with_almost_its_name_is_unknown(tmp_path: Path) -> None:
+    message, hint = refusal(tmp_path, "[identity.jtw]")
+    assert (message, hint) == (f"{tmp_path}/config.toml: identity.jtw: unknown setting", "did you mean jwt?")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://idp.acme.com/keys",
+        "https://idp.acme.com:8443/keys?a=b",
+        "http://127.0.0.1:8080/keys",
+        "http://localhost/keys",
+        "http://[::1]/",
+    ],
+)
+def test_keys_are_fetched_where_nobody_can_change_them_on_their_way(url: str) -> None:
+    assert url_problem(url) == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://idp.acme.com/keys", "only https is trusted, or http on this machine"),
+        ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
+        ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
+        ("http://127.1/", "only https is trusted, or http on this machine"),
+        ("ftp://127.0.0.1/keys", "this is neither https nor a file"),
+        ("file:///etc/keys.json", "this is neither https nor a file"),
+        ("https://", "this is not a URL"),
+        ("https://a:99999/", "this is not a URL"),
+        ("https://[::1", "this is not a URL"),
+        ("https://idp.acme.com/a b", "this is not a URL"),
+        ("https://idp.acme.com/\x00", "this is not a URL"),
+        ("https://user:s3cret@idp.acme.com/keys", "a URL with a password in it is not used"),
+    ],
+)
+def test_a_url_that_is_not_trusted_is_refused_without_its_password(tmp_path: Path, url: str, why: str) -> None:
+    assert url_problem(url) == why
+    if url.isprintable():
+        lines = [f'jwks = "{url}"' if line.startswith("jwks") else line for line in LEAST.splitlines()]
+        message, _ = refusal(tmp_path, "\n".join(lines))
+        assert message == f"{tmp_path}/config.toml: identity.jwt.jwks: {why}"
+        assert "s3cret" not in message
+
+
+def test_nothing_else_may_name_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    hint = f"leave it out, or remove [identity.jwt] from {file}"
+    for place, text, environ, options in (
+        ("--user", LEAST, {"MCPGUARD_USER": "bob"}, {"user": "alice"}),
+        ("MCPGUARD_USER", LEAST, {"MCPGUARD_USER": "bob"}, {}),
+        (f"{file}: identity.user", f'[identity]\nuser = "alice"\n{LEAST}', {}, {}),
+    ):
+        assert refusal(tmp_path, text, environ, **options) == (f"{place}: only a verified token may name the user here", hint)
+    assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None

@@ -1,0 +1,398 @@
+"""Tokens of every kind, with real signatures, as a wrapper looks at them."""
+
+import hashlib
+import hmac
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.claims import Expected
+from mcpguard.core.identity import Identity
+from mcpguard.errors import Unauthenticated
+from mcpguard.jwks import FileKeys, RemoteKeys
+from mcpguard.jwt_settings import JwtSettings
+from mcpguard.tokens import MAX_TOKEN_BYTES, TokenSource
+from tests.provider import AUDIENCE, ISSUER, claims, jwk, key, key_set, part, token, write_token
+
+NOT_A_JWT = "is not a signed JWT"
+NOT_THEIRS = f"has a signature that is not {ISSUER}'s"
+CONFIGURED = Identity("", "jwt", "crm")
+
+
+class Wrapper:
+    """A token source as a wrapper has it, with a clock that moves when it is told to."""
+
+    def __init__(
+        self, home: Path, *published: dict[str, Any], algorithms: tuple[str, ...] = ("RS256",), **environ: str
+    ) -> None:
+        self.home = home
+        self.file = home / "token"
+        self.jwks = home / "keys.json"
+        self.jwks.write_bytes(key_set(*(published or (jwk(),))))
+        self.settings = JwtSettings(Expected(ISSUER, (AUDIENCE,)), self.jwks, algorithms, self.file, home)
+        self.now_s = time.time()
+        self.lines: list[str] = []
+        self.keys = FileKeys(self.jwks, wall=lambda: self.now_s)
+        self.source = TokenSource(
+            self.settings,
+            CONFIGURED,
+            environ,
+            budget_ms=250,
+            notify=self.lines.append,
+            keys=self.keys,
+            clock=lambda: self.now_s,
+        )
+
+    def has(self, text: str | bytes) -> str:
+        """Who a token in the file is, or why it is nobody."""
+        data = text.encode() if isinstance(text, str) else text
+        self.file.write_bytes(data)
+        self.file.chmod(0o600)
+        return told(self.source.begin())
+
+    def polls(self) -> str:
+        return told(self.source.poll([b'{"method":"tools/call"}']))
+
+
+def told(found: Identity | Unauthenticated | None) -> str:
+    if isinstance(found, Unauthenticated):
+        assert found.hint
+        return found.message
+    return found.user if found else "nothing new"
+
+
+@pytest.fixture
+def wrapper(tmp_path: Path) -> Wrapper:
+    return Wrapper(tmp_path)
+
+
+# Signatures
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+)
+def test_a_token_that_is_signed_with_an_allowed_algorithm_is_accepted_and_with_another_one_not(
+    tmp_path: Path, algorithm: str
+) -> None:
+    assert Wrapper(tmp_path, jwk(algorithm), algorithms=(algorithm,)).has(token(algorithm)) == "alice"
+    allowed = "ES256" if algorithm == "RS256" else "RS256"
+    refusing = Wrapper(tmp_path, jwk(algorithm), algorithms=(allowed,))
+    assert refusing.has(token(algorithm)) == f"the token in {refusing.file} is not signed with {allowed}"
+
+
+def test_a_key_that_names_no_algorithm_serves_all_of_its_kind(tmp_path: Path) -> None:
+    bare = {name: value for name, value in jwk("RS256").items() if name not in {"alg", "use", "kid"}}
+    both = Wrapper(tmp_path, bare, algorithms=("RS256", "PS256"))
+    assert both.has(token()) != "alice"  # it names a key, and this one has no name
+    assert both.has(token(headers={"kid": None})) == "alice"
+    assert both.has(jwt.encode(claims(), key("RS256", 0), "PS256")) == "alice"
+
+
+def test_a_token_that_names_no_key_is_verified_with_the_only_one_there_is(tmp_path: Path) -> None:
+    nameless = token(headers={"kid": None})
+    assert Wrapper(tmp_path, jwk()).has(nameless) == "alice"
+    assert "is signed with a key that" in Wrapper(tmp_path, jwk(), jwk(number=1)).has(nameless)
+
+
+def unsigned(header: dict[str, Any], said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
+    return f"{part(header)}.{part(said or claims())}.{part(signature)}"
+
+
+def with_hmac(algorithm: str, secret: bytes) -> str:
+    """What a verifier that lets the token choose would take: the public key is a secret that everybody has."""
+    signed = f"{part({'alg': algorithm, 'kid': 'RS256-0', 'typ': 'JWT'})}.{part(claims())}"
+    return f"{signed}.{part(hmac.new(secret, signed.encode(), hashlib.sha256).digest())}"
+
+
+def edited(text: str, **more: object) -> str:
+    header, _, signature = text.split(".")
+    return f"{header}.{part(claims(**more))}.{signature}"
+
+
+def pem() -> bytes:
+    public: bytes = key("RS256", 0).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return public
+
+
+FORGED: dict[str, tuple[Callable[[], str], str]] = {
+    "none": (lambda: unsigned({"alg": "none"}), "is not signed with RS256"),
+    "None": (lambda: unsigned({"alg": "None", "kid": "RS256-0"}), "is not signed with RS256"),
+    "no algorithm": (lambda: unsigned({"kid": "RS256-0"}), "is not signed with RS256"),
+    "a list of algorithms": (lambda: unsigned({"alg": ["RS256"]}), "is not signed with RS256"),
+    "hmac with the public key as PEM": (lambda: with_hmac("HS256", pem()), "is not signed with RS256"),
+    "hmac with the public key as JSON": (lambda: with_hmac("HS256", json.dumps(jwk()).encode()), "is not signed with RS256"),
+    "hmac that says RS256": (lambda: with_hmac("RS256", pem()), NOT_THEIRS),
+    "no signature": (lambda: unsigned({"alg": "RS256", "kid": "RS256-0"}), NOT_THEIRS),
+    "another key under a known name": (lambda: token(number=1, headers={"kid": "RS256-0"}), NOT_THEIRS),
+    "another algorithm's signature": (lambda: token("PS256", headers={"alg": "RS256", "kid": "RS256-0"}), NOT_THEIRS),
+    "edited payload": (lambda: edited(token(), sub="root"), NOT_THEIRS),
+    "another header": (lambda: ".".join([part({"alg": "RS256", "kid": "RS256-0"}), *token().split(".")[1:]]), NOT_THEIRS),
+    "an unknown key": (lambda: token(number=1), "is signed with a key that"),
+    "its own key": (lambda: token(number=1, headers={"jwk": jwk(number=1)}), "is signed with a key that"),
+    "its own key under a known name": (lambda: token(number=1, headers={"jwk": jwk(number=1), "kid": "RS256-0"}), NOT_THEIRS),
+    "a URL of keys": (lambda: token(number=1, headers={"jku": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
+    "a URL of a certificate": (lambda: token(number=1, headers={"x5u": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
+    "a path for a key": (lambda: token(number=1, headers={"kid": "../../../../dev/null"}), "is signed with a key that"),
+    "a critical extension": (lambda: token(headers={"crit": ["exp"], "exp": 1}), NOT_A_JWT),
+    "a detached payload": (lambda: token().replace(token().split(".")[1], ""), NOT_A_JWT),
+    "a key's name that is none": (lambda: unsigned({"alg": "RS256", "kid": 7}), NOT_A_JWT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_what_the_provider_did_not_sign_names_nobody(wrapper: Wrapper, forged: str) -> None:
+    make, why = FORGED[forged]
+    text = make()
+    message = wrapper.has(text)
+    assert message.startswith(f"the token in {wrapper.file} ")
+    assert why in message
+    assert not any(piece in message for piece in text.split(".") if piece)
+
+
+def test_a_key_that_the_token_points_to_is_ignored_and_a_good_signature_counts(wrapper: Wrapper) -> None:
+    assert (
+        wrapper.has(token(headers={"jwk": jwk(number=1), "jku": "http://127.0.0.1:9/", "x5u": "http://127.0.0.1:9/"}))
+        == "alice"
+    )
+
+
+# Claims
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"iss": "https://evil.com/"}, f"is not from the issuer {ISSUER}"),
+        ({"aud": "other"}, f"is not for the audience {AUDIENCE}"),
+        ({"exp": None}, "does not say when it expires"),
+        ({"exp": 1_767_225_600}, "expired at 2026-01-01T00:00:00Z"),
+        ({"nbf": 4_102_444_800}, "is not valid before 2100-01-01T00:00:00Z"),
+        ({"iat": 4_102_444_800}, "was issued in the future: 2100-01-01T00:00:00Z"),
+        ({"sub": None}, "names no subject"),
+    ],
+)
+def test_a_signed_token_with_a_claim_that_is_not_as_expected_names_nobody(
+    wrapper: Wrapper, more: dict[str, Any], why: str
+) -> None:
+    assert wrapper.has(token(**more)) == f"the token in {wrapper.file} {why}"
+
+
+def test_of_a_token_that_is_not_verified_nothing_is_told_but_every_problem_is_known(wrapper: Wrapper) -> None:
+    assert (
+        wrapper.has(token(number=1, headers={"kid": "RS256-0"}, exp=1, aud="s3cret"))
+        == f"the token in {wrapper.file} {NOT_THEIRS}"
+    )
+    examined = wrapper.source.examine()
+    assert [problem.message.partition(str(wrapper.file))[2] for problem in examined.problems] == [
+        f" {NOT_THEIRS}",
+        f" is not for the audience {AUDIENCE}",
+        " expired at 1970-01-01T00:00:01Z",
+    ]
+    assert (examined.identity, examined.is_verified) == (None, False)
+
+
+# What is no token
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"opaque-access-token", NOT_A_JWT),
+        (b"a.b", NOT_A_JWT),
+        (b"..", NOT_A_JWT),
+        (b"a.b.c.d.e", NOT_A_JWT),
+        (b"\xff\xfe\x00t\x00o", NOT_A_JWT),
+        ("tökén".encode(), NOT_A_JWT),
+        (b"\x00" * 100, NOT_A_JWT),
+        (f"{part([])}.{part({})}.x".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part([])}.".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part(b'{')}.".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part(b'9' * 5000)}.".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part(b'[' * 40_000)}.".encode(), NOT_A_JWT),
+        (f"{part(b'[' * 40_000)}.{part({})}.".encode(), NOT_A_JWT),
+        (b"Bearer " + token().encode(), NOT_A_JWT),
+        (os.urandom(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
+        (b"a" * (1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
+    ],
+    ids=range(18),
+)  # fmt: skip
+def test_what_is_no_token_names_nobody(wrapper: Wrapper, content: bytes, why: str) -> None:
+    assert wrapper.has(content) == f"the token in {wrapper.file} {why}"
+
+
+def test_a_token_may_end_with_a_line_and_be_as_long_as_they_get(wrapper: Wrapper) -> None:
+    assert wrapper.has(f"\n{token(groups=['group'] * 4000)}\r\n") == "alice"
+
+
+def test_a_file_that_cannot_be_read_names_nobody(wrapper: Wrapper) -> None:
+    assert told(wrapper.source.begin()) == f"there is no token: {wrapper.file} does not exist"
+    wrapper.file.mkdir()
+    assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: Is a directory"
+    wrapper.file.rmdir()
+    os.mkfifo(wrapper.file)
+    assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: not a regular file"
+    wrapper.file.unlink()
+    wrapper.file.symlink_to(wrapper.file)
+    assert "cannot be read: Too many levels" in wrapper.polls()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_names_nobody(wrapper: Wrapper) -> None:
+    wrapper.has(token())
+    wrapper.file.chmod(0)
+    assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: Permission denied"
+
+
+def test_without_a_file_in_the_settings_the_variable_is_what_is_missed(tmp_path: Path) -> None:
+    settings = Wrapper(tmp_path).settings
+    bare = JwtSettings(settings.expected, settings.jwks, settings.algorithms, None, tmp_path)
+    source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": ""}, budget_ms=1, notify=print)
+    assert told(source.begin()) == "there is no token: MCPGUARD_TOKEN is not set"
+    source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": token()}, budget_ms=1, notify=print)
+    assert told(source.begin()) == "alice"
+
+
+def test_a_token_in_the_environment_comes_before_the_file(tmp_path: Path) -> None:
+    both = Wrapper(tmp_path, MCPGUARD_TOKEN=token(sub="bob"))
+    assert both.has(token()) == "bob"
+    assert Wrapper(tmp_path, MCPGUARD_TOKEN="\udcff").has(token()) == f"the token in MCPGUARD_TOKEN {NOT_A_JWT}"
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(alphabet="ey.J-_=0", max_size=99).map(str.encode)))
+def test_no_content_leads_to_anything_but_a_refusal_without_it(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    refusing = Wrapper(tmp_path_factory.mktemp("home"))
+    message = refusing.has(content)
+    assert message.startswith(f"the token in {refusing.file} is ")
+
+
+@given(st.data())
+def test_no_change_of_a_token_makes_another_one_that_is_accepted(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    text = token(exp=4_000_000_000, iat=None)
+    at = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.sampled_from("AZaz09-_.= \x00é").filter(lambda char: char != text[at]))
+    message = Wrapper(tmp_path_factory.mktemp("home")).has(text[:at] + other + text[at + 1 :])
+    assert message != "alice"
+    assert not any(piece in message for piece in text.split("."))
+
+
+# As time goes by
+
+
+def test_a_token_that_does_not_change_is_not_looked_at_again(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper.has(token())
+    os.utime(wrapper.file, (1, 1))
+    monkeypatch.setattr(time, "time_ns", lambda: (int(wrapper.now_s) + 1000) * 10**9)
+    assert wrapper.polls() == "nothing new"
+    monkeypatch.setattr(Path, "open", None)
+    monkeypatch.setattr(TokenSource, "examine", None)
+    assert wrapper.polls() == "nothing new"
+
+
+def test_a_token_is_verified_once_while_its_file_is_young(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper.has(token())
+    monkeypatch.setattr(TokenSource, "examine", None)
+    assert wrapper.polls() == "nothing new"
+
+
+def test_a_token_is_taken_up_whenever_it_changes_and_its_end_is_noticed(wrapper: Wrapper) -> None:
+    now_s = int(wrapper.now_s)
+    wrapper.has(token(exp=now_s + 10))
+    wrapper.now_s = now_s + 39.9
+    assert wrapper.polls() == "nothing new"
+    wrapper.now_s = now_s + 40
+    assert "expired at" in wrapper.polls()
+    assert wrapper.polls() == "nothing new"
+    write_token(wrapper.file, token(exp=now_s + 100))
+    assert wrapper.polls() == "alice"
+    write_token(wrapper.file, token(exp=now_s + 200))
+    assert wrapper.polls() == "nothing new"  # the same user
+    write_token(wrapper.file, token(sub="bob", exp=now_s + 200))
+    assert wrapper.polls() == "bob"
+    assert [line.partition(str(wrapper.file))[0] for line in wrapper.lines] == [
+        "unauthenticated: the token in ",
+        "user alice, verified",
+        "user bob, verified",
+    ]
+
+
+def test_a_token_of_the_future_counts_when_its_time_has_come(wrapper: Wrapper) -> None:
+    begins_s = int(wrapper.now_s) + 100
+    assert "is not valid before" in wrapper.has(token(nbf=begins_s, iat=begins_s))
+    wrapper.now_s = begins_s - 30.1
+    assert wrapper.polls() == "nothing new"
+    wrapper.now_s = begins_s - 30
+    assert wrapper.polls() == "alice"
+
+
+def test_a_key_that_is_added_to_the_file_counts_at_once_and_one_that_is_withdrawn_soon(wrapper: Wrapper) -> None:
+    assert "is signed with a key that" in wrapper.has(token(number=1))
+    wrapper.jwks.write_bytes(key_set(jwk(), jwk(number=1)))
+    assert wrapper.polls() == "alice"
+    wrapper.jwks.write_bytes(key_set(jwk()))
+    wrapper.now_s += 61
+    assert "is signed with a key that" in wrapper.polls()
+
+
+def test_a_provider_that_gives_a_new_key_an_old_name_is_understood_in_time(wrapper: Wrapper) -> None:
+    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
+    wrapper.keys.seek()
+    assert NOT_THEIRS in wrapper.has(token())
+    wrapper.jwks.write_bytes(key_set(jwk()))
+    assert wrapper.polls() == "nothing new"
+    wrapper.now_s += 61
+    assert wrapper.polls() == "alice"
+
+
+def test_keys_that_cannot_be_read_are_told_of(wrapper: Wrapper) -> None:
+    wrapper.jwks.unlink()
+    fresh = Wrapper.__new__(Wrapper)
+    fresh.__dict__ |= wrapper.__dict__
+    fresh.source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
+    assert fresh.has(token()) == f"keys cannot be had from {wrapper.jwks}: no such file"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)])
+def test_a_file_that_others_can_read_is_warned_of_once(wrapper: Wrapper, mode: int, warned: bool) -> None:
+    wrapper.file.write_text(token())
+    wrapper.file.chmod(mode)
+    wrapper.source.begin()
+    wrapper.source.examine()
+    assert wrapper.lines == (
+        [f"others can read the token in {wrapper.file} (mode {mode:04o}): chmod 600 {wrapper.file}"] * warned
+    )
+
+
+def test_a_call_waits_for_keys_that_are_on_their_way_and_nothing_else_does(wrapper: Wrapper) -> None:
+    waits: list[float] = []
+
+    class Slow(RemoteKeys):
+        def wait(self, timeout_s: float) -> None:
+            waits.append(timeout_s)
+
+    ended = threading.Event()
+    keys = Slow("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
+    wrapper.file.write_text(token())
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)
+    assert told(source.begin()) == "keys are being fetched from https://idp.acme.com/keys"
+    source.poll([b'{"method":"tools/list"}', object()])
+    assert waits == []
+    source.poll([b'{"method":"tools/call"}'])
+    assert waits == [0.25]
+    ended.set()
