@@ -121,8 +121,10 @@ def test_a_missing_store_is_not_made(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_store_is_left_alone(home: Path) -> None:
-    (home / "mcpguard.db").write_bytes(b"something else, and longer than the header of a database is" * 10)
+    content = b"something else, and longer than the header of a database is" * 10
+    (home / "mcpguard.db").write_bytes(content)
     hook(home, EXPLORE)
+    assert (home / "mcpguard.db").read_bytes() == content
 
 
 @contextlib.contextmanager
