@@ -1,9 +1,8 @@
 """A policy in words: as JSON, as text, as a table."""
 
-import os
 from pathlib import Path
 
-from mcpguard.cli._text import paragraph
+from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES, Policy, Rule
 from mcpguard.core.policy_explain import sentence
@@ -47,12 +46,9 @@ def print_plain(policy: Policy) -> None:
 
 def print_table(policy: Policy) -> None:
     """Print a table for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    console, table = new_table()
     table.add_column("LIMIT", overflow="fold", max_width=16)
     table.add_column("RULE", overflow="fold", ratio=2)
     table.add_column("IN WORDS", overflow="fold", ratio=3)

@@ -1,7 +1,6 @@
 """`mcpguard policy explain`: one call as the policy sees it, and what the counters hold for it now."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,7 +10,7 @@ import click
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named
 from mcpguard.cli._store import exists, opened
-from mcpguard.cli._text import paragraph
+from mcpguard.cli._text import new_table, paragraph
 from mcpguard.config import Settings, account
 from mcpguard.core.audit import ms_up, printable
 from mcpguard.core.identity import UNKNOWN_CLIENT, Identity, parse_agent
@@ -19,7 +18,7 @@ from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import ConfigError, StoreUnavailable, UsageError
 from mcpguard.stores.base import Store
 
 ROWS_LOOKED_AT: Final = 2000
@@ -46,6 +45,25 @@ class Explanation(NamedTuple):
     rooms: dict[int, list[Room]]
     verdict: Verdict | None
     failure: str
+
+
+def refuse_patterns(given: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse what is no name of a call's own.
+
+    Args:
+        given: Options and their values.
+
+    Raises:
+        UsageError: A value is a pattern, or an agent does not have three parts.
+    """
+    for option, value in given:
+        if value is not None and "*" in value:
+            raise UsageError(f"{option}: {value!r} is a pattern", "a call has names of its own; patterns are for rules")
+        if value and option == "--agent":
+            try:
+                parse_agent(value, where=option)
+            except ConfigError as error:
+                raise UsageError(error.message, error.hint) from error
 
 
 def identity(settings: Settings, *, roles: Sequence[str], scopes: Sequence[str]) -> Identity:
@@ -207,12 +225,9 @@ def print_plain(found: Explanation) -> None:
 
 def print_table(found: Explanation) -> None:
     """Print the rules as a table for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    console, table = new_table()
     table.add_column("RULE", overflow="fold", ratio=2)
     table.add_column("LIMIT", overflow="fold", max_width=12)
     table.add_column("STATUS", overflow="fold", max_width=8)

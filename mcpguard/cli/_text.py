@@ -1,18 +1,28 @@
-"""Text for a pipe: paragraphs of at most eighty columns, and nothing in them that steers a terminal."""
+"""Text for people: paragraphs of at most eighty columns for a pipe, tables for a terminal."""
 
+import os
 import textwrap
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from mcpguard.core.audit import printable
+
+if TYPE_CHECKING:  # loaded where there is a terminal
+    from rich.console import Console
+    from rich.table import Table
 
 WIDTH: Final = 80
 """Of plain text, in columns."""
 
 
 def paragraph(text: str, *, indent: str = "") -> None:
-    """Print a text on as many lines as it needs, indented from the second on. A word that is longer than a line stays whole."""
+    """Print a text, made printable, on as many lines as it needs; a word that is longer than a line stays whole.
+
+    Args:
+        text: The text.
+        indent: What stands before each line; without one, all but the first are indented.
+    """
     lines = textwrap.wrap(
         printable(text),
         WIDTH,
@@ -23,3 +33,12 @@ def paragraph(text: str, *, indent: str = "") -> None:
         replace_whitespace=False,
     )
     click.echo("\n".join(lines))
+
+
+def new_table() -> tuple["Console", "Table"]:
+    """A console on stdout, and an empty table for it. Colours only on a terminal, and not with NO_COLOR."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    return console, Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)

@@ -15,9 +15,6 @@ from mcpguard.errors import ExitStatus
 TIMEOUT_S: Final = 1.0
 """How long a hook takes at most, whatever it waits for: the call waits for it."""
 
-QUEUE_TIMEOUT_S: Final = 0.4
-"""How long it waits for the store's queue, and again for the database."""
-
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """The call's arguments are part of a hook's input; of a longer one nothing is noted."""
 
@@ -98,7 +95,7 @@ def _note(config_file: str | None, store: str | None) -> None:
 
     settings = config.load(os.environ, config=config_file, store=store)
     wall_us = time.time_ns() // 1000
-    notes.leave(settings.sqlite_path, settings.namespace, note, wall_us=wall_us, timeout_s=QUEUE_TIMEOUT_S)
+    notes.leave(settings.sqlite_path, settings.namespace, note, wall_us=wall_us, timeout_s=TIMEOUT_S)
 
 
 def _input() -> bytes:

@@ -14,11 +14,10 @@ from mcpguard.cli import _policy_show
 from mcpguard.cli._store import exists, opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
-from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
 from mcpguard.core.policy_explain import label, sentence, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
-from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.errors import McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
 
 CALLS_LOOKED_AT: Final = 20_000
@@ -229,15 +228,8 @@ def explain(
     """
     from mcpguard.cli import _policy_why
 
-    given = {"--user": options["user"], "--agent": options["agent"], "--tool": tool, "--server": server}
-    for option, value in [*given.items(), *(("--role", one) for one in role), *(("--scope", one) for one in scope)]:
-        if value is not None and "*" in value:
-            raise UsageError(f"{option}: {value!r} is a pattern", "a call has names of its own; patterns are for rules")
-    if options["agent"]:
-        try:
-            parse_agent(options["agent"], where="--agent")
-        except ConfigError as error:
-            raise UsageError(error.message, error.hint) from error
+    given = [("--user", options["user"]), ("--agent", options["agent"]), ("--tool", tool), ("--server", server)]
+    _policy_why.refuse_patterns([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, roles=role, scopes=scope)

@@ -48,15 +48,15 @@ def agent_note(hook_input: object) -> AgentNote | None:
     """
     if not isinstance(hook_input, dict):
         return None
-    tool, tool_use_id = hook_input.get("tool_name"), hook_input.get("tool_use_id")
-    if not (isinstance(tool, str) and tool.startswith(_MCP_TOOL) and _is_id(tool_use_id)):
+    tool, call_id = hook_input.get("tool_name"), hook_input.get("tool_use_id")
+    if not (isinstance(tool, str) and tool.startswith(_MCP_TOOL) and _is_id(call_id)):
         return None
     kind = hook_input.get("agent_type")
     name = cut(escape_part(kind)) if isinstance(kind, str) and kind else DEFAULT_NAME
     tier = "subagent" if hook_input.get("agent_id") else TIERS[0]
     if (tier, name) == (TIERS[0], DEFAULT_NAME):
         return None
-    return AgentNote(tool_use_id, f"{_CLIENT}::{tier}::{name}")
+    return AgentNote(call_id, f"{_CLIENT}::{tier}::{name}")
 
 
 def tool_use_ids(line: bytes) -> list[str]:

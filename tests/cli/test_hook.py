@@ -98,11 +98,12 @@ def test_what_is_nothing_to_note_is_no_failure(home: Path, given: bytes | dict[s
 def test_arguments_may_be_large_and_what_is_larger_is_given_up(home: Path) -> None:
     hook(home, without(tool_input={"text": "x" * (MAX_INPUT_BYTES // 2)}))
     assert noted(home / "mcpguard.db")
+    huge = json.dumps(without(tool_use_id="huge", tool_input={"text": "x" * MAX_INPUT_BYTES})).encode()
     begin = time.monotonic()
-    huge = b'{"tool_input": "' + b"x" * (2 * MAX_INPUT_BYTES)
     with contextlib.suppress(BrokenPipeError):  # it need not be read to its end
         subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
     assert time.monotonic() - begin < IN_TIME_S
+    assert not noted(home / "mcpguard.db", tool_use_id="huge")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,10 @@ def test_a_missing_store_is_not_made(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_store_is_left_alone(home: Path) -> None:
-    (home / "mcpguard.db").write_bytes(b"something else, and longer than the header of a database is" * 10)
+    content = b"something else, and longer than the header of a database is" * 10
+    (home / "mcpguard.db").write_bytes(content)
     hook(home, EXPLORE)
+    assert (home / "mcpguard.db").read_bytes() == content
 
 
 @contextlib.contextmanager

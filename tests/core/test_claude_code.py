@@ -78,6 +78,13 @@ def test_what_is_no_mcp_call_with_an_id_is_not_noted(odd: object) -> None:
     assert agent_note(odd) is None
 
 
+def test_a_type_cannot_name_itself_into_another_tier() -> None:
+    assert agent_note(without(agent_type="api::x")) == AgentNote("toolu_01ABC", "Claude Code::subagent::api:\\:\\x")
+    assert agent_note(without(agent_type="plugin:reviewer")) == AgentNote(
+        "toolu_01ABC", "Claude Code::subagent::plugin:reviewer"
+    )
+
+
 @given(st.text())
 def test_whatever_its_type_is_called_a_note_has_three_parts_and_is_bounded(kind: str) -> None:
     note = agent_note(without(agent_type=kind))

@@ -132,7 +132,7 @@ def test_in_an_outage_nothing_is_noted_nothing_fails_and_only_the_first_one_asks
     store = FailoverStore(lambda: gone, mode="local", notify=said.append)
     for _ in range(3):
         assert store.noted_agents("default", ["t1"]) == {}
-        store.note_agent("default", NOTE)
+    store.note_agent("default", NOTE)
     assert gone.asked == 1
     assert len(said) == 1
     assert Session(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
