@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mcpguard.core.claims import Expected
 from mcpguard.core.identity import Identity
 from mcpguard.errors import Unauthenticated
-from mcpguard.jwks import FileKeys, RemoteKeys
+from mcpguard.jwks import MAX_AGE_S, FileKeys, RemoteKeys
 from mcpguard.jwt_settings import JwtSettings
 from mcpguard.tokens import MAX_TOKEN_BYTES, TokenSource
 from tests.provider import AUDIENCE, ISSUER, claims, jwk, key, key_set, part, token, write_token
@@ -348,6 +348,30 @@ def test_a_key_that_is_added_to_the_file_counts_at_once_and_one_that_is_withdraw
     wrapper.jwks.write_bytes(key_set(jwk()))
     wrapper.now_s += 61
     assert "is signed with a key that" in wrapper.polls()
+
+
+def test_a_key_that_the_provider_withdraws_serves_while_that_is_asked_and_no_longer(wrapper: Wrapper) -> None:
+    published = [key_set(jwk()), key_set(jwk(number=1))]
+    go_on = threading.Event()
+    go_on.set()
+    now: dict[str, float] = {"now_s": wrapper.now_s}
+
+    def fetch(*_: object) -> bytes:
+        assert go_on.wait(30)
+        return published.pop(0)
+
+    keys = RemoteKeys("https://idp.acme.com/keys", wrapper.home, wall=lambda: now["now_s"], fetch=fetch)
+    keys.wait(30)
+    wrapper.file.write_text(token(exp=int(wrapper.now_s) + 9999))
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys, clock=lambda: now["now_s"])
+    assert told(source.begin()) == "alice"
+    go_on.clear()
+    now["now_s"] += MAX_AGE_S
+    assert told(source.poll()) == "nothing new"
+    assert keys.is_fetching
+    go_on.set()
+    keys.wait(30)
+    assert "is signed with a key that https://idp.acme.com/keys does not have" in told(source.poll())
 
 
 def test_a_provider_that_gives_a_new_key_an_old_name_is_understood_in_time(wrapper: Wrapper) -> None:

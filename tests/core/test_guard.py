@@ -539,7 +539,7 @@ def test_a_denial_for_want_of_a_user_leaves_a_retry_to_who_may() -> None:
 def test_who_is_calling_can_change_from_one_call_to_the_next_and_nothing_of_the_last_one_stays() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nrole = "dev"\nlimit = "1/1m"\n', who=VERIFIED)
     alice = Identity("alice", "jwt", "crm", name="job", agent_source="jwt", roles=("dev",), email="a@acme.com", act=("p", "q"))
-    everybody: list[Identity | Unauthenticated] = [alice, Identity("bob", "jwt", "crm"), EXPIRED, alice]
+    everybody: list[Identity | Unauthenticated] = [alice, EXPIRED, Identity("bob", "jwt", "crm"), alice]
     for at, found in enumerate(everybody):
         talk.guard.identify(found)
         talk.client(call_line("x", at))
@@ -549,8 +549,8 @@ def test_who_is_calling_can_change_from_one_call_to_the_next_and_nothing_of_the_
     nobody = "unknown::interactive::default"
     assert shown == [
         ["allowed", "alice", "a@acme.com", ["dev"], ["p", "q"], "unknown::interactive::job", "jwt"],
-        ["allowed", "bob", None, None, None, nobody, "default"],
         ["unauthenticated", None, None, None, None, nobody, "default"],
+        ["allowed", "bob", None, None, None, nobody, "default"],
         ["rate_limited", "alice", "a@acme.com", ["dev"], ["p", "q"], "unknown::interactive::job", "jwt"],
     ]
 
