@@ -230,6 +230,14 @@ def test_a_token_in_the_environment_comes_before_the_file(tmp_path: Path) -> Non
     assert Wrapper(tmp_path, MCPGUARD_TOKEN="\udcff").has(token()) == f"the token in MCPGUARD_TOKEN {NOT_A_JWT}"
 
 
+def test_what_to_do_about_a_token_that_has_expired_depends_on_where_it_is(tmp_path: Path) -> None:
+    filed = Wrapper(tmp_path)
+    filed.has(token(exp=1))
+    assert filed.source.examine().problems[0].hint == "get a new token; it counts from the next call on, without a restart"
+    given_ = Wrapper(tmp_path, MCPGUARD_TOKEN=token(exp=1))
+    assert "start the server anew" in given_.source.examine().problems[0].hint
+
+
 @given(st.one_of(st.binary(max_size=300), st.text(alphabet="ey.J-_=0", max_size=99).map(str.encode)))
 def test_no_content_leads_to_anything_but_a_refusal_without_it(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

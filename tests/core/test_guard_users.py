@@ -22,6 +22,7 @@ def test_without_a_verified_user_every_call_is_denied_and_all_else_passes() -> N
         "tool": "x",
         "user": None,
     }
+    assert talk.journal.tally["unauthenticated", "user"] == 1
     told = [(one["decision"], one.get("axis"), one.get("reason"), "user" in one, "user_source" in one) for one in talk.records]
     assert told == [
         ("unauthenticated", "user", EXPIRED.message, False, False),
