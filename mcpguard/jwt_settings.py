@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mcpguard.core.claims import Expected
 from mcpguard.errors import ConfigError
@@ -61,6 +61,8 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
             raise ConfigError(f"{where}.algorithms: {name!r} is not allowed", f"known: {' '.join(ALGORITHMS)}")
     claims = {key: texts[key][0] for key in ("user_claim", "roles_claim", "agent_claim") if key in texts}
     jwks = texts["jwks"][0]
+    if jwks.startswith("file:///"):
+        jwks = unquote(jwks.removeprefix("file://"))
     is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", jwks)  # one letter would be a drive
     if is_url and (problem := url_problem(jwks)):
         raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])

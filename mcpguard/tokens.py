@@ -90,6 +90,12 @@ class TokenSource:
             return VARIABLE
         return str(self._settings.token_file) if self._settings.token_file else "nowhere"
 
+    @property
+    def _renewal(self) -> str:
+        if self._token is not None:
+            return f"get a new token and start the server anew: {VARIABLE} is read at the start"
+        return "get a new token; it counts from the next call on, without a restart"
+
     def begin(self) -> Identity | Unauthenticated:
         """Who is calling now, or why that is not known."""
         found = _outcome(self.examine())
@@ -151,10 +157,10 @@ class TokenSource:
         except ValueError:
             return Examination((Unauthenticated(f"{where} is not a signed JWT", _NOT_A_JWT),))
         signature, lacks_key = self._signature_problem(token, header, where)
-        problems = claims.problems(said, self._settings.expected, where=where, now_s=now_s)
+        problems = tuple(claims.problems(said, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
         stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
         if signature or problems:
-            every = (signature, *problems) if signature else tuple(problems)
+            every = (signature, *problems) if signature else problems
             return Examination(every, None, said, signature is None, lacks_key, min(_begins_s(said, now_s), stale_s))
         until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
         who = claims.identity(said, self._settings.expected, self._configured)

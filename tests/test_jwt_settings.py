@@ -140,7 +140,7 @@ def test_keys_are_fetched_where_nobody_can_change_them_on_their_way(url: str) ->
         ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://127.1/", "only https is trusted, or http on this machine"),
         ("ftp://127.0.0.1/keys", "this is neither https nor a file"),
-        ("file:///etc/keys.json", "this is neither https nor a file"),
+        ("file://host/keys.json", "this is neither https nor a file"),
         ("https://", "this is not a URL"),
         ("https://a:99999/", "this is not a URL"),
         ("https://[::1", "this is not a URL"),
@@ -156,6 +156,14 @@ def test_a_url_that_is_not_trusted_is_refused_without_its_password(tmp_path: Pat
         message, _ = refusal(tmp_path, "\n".join(lines))
         assert message == f"{tmp_path}/config.toml: identity.jwt.jwks: {why}"
         assert "s3cret" not in message
+
+
+@pytest.mark.parametrize("jwks", ["/etc/my keys.json", "file:///etc/my%20keys.json"])
+def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
+    lines = [f'jwks = "{jwks}"' if line.startswith("jwks") else line for line in LEAST.splitlines()]
+    found = loaded(tmp_path, "\n".join(lines)).jwt
+    assert found
+    assert found.jwks == Path("/etc/my keys.json")
 
 
 def test_nothing_else_may_name_the_user(tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ class Journal:
         return False
 
     def _count(self, charge: Charge, verdict: Verdict) -> None:
-        axis = verdict.reported.axis if verdict.reported and verdict.decision != "allowed" else ""
+        axis = str(charge.detail.get("axis", ""))  # of a denial that no limit made
+        if verdict.reported and verdict.decision != "allowed":
+            axis = verdict.reported.axis
         self.tally[verdict.decision, axis] += 1
         if verdict.decision == "rate_limited":
             if len(self._denials) > _KEPT:

@@ -17,8 +17,6 @@ LEEWAY_S: Final = 30
 _LAST_TIME_S: Final = 253_402_300_799
 """The end of the year 9999. Beyond it a number counts milliseconds, or nothing."""
 
-_RENEW: Final = "get a new token; it counts from the next call on, without a restart"
-
 Claims = Mapping[str, Any]
 
 
@@ -42,21 +40,18 @@ class Expected:
 
 
 def problems(
-    claims: Claims, expected: Expected, *, where: str, now_s: float, leeway_s: int = LEEWAY_S
-) -> list[Unauthenticated]:
+    claims: Claims, expected: Expected, *, where: str, renew: str, now_s: float, leeway_s: int = LEEWAY_S
+) -> Iterator[Unauthenticated]:
     """Every reason why these claims name nobody who may call now; none if they do.
 
     Args:
         claims: The token's.
         expected: What they must be.
         where: How a message names the token: `the token in …`.
+        renew: What to do about one that has expired.
         now_s: Wall-clock time.
         leeway_s: By how much clocks may differ.
     """
-    return list(_problems(claims, expected, where, now_s, leeway_s))
-
-
-def _problems(claims: Claims, expected: Expected, where: str, now_s: float, leeway_s: int) -> Iterator[Unauthenticated]:
     if claims.get("iss") != expected.issuer:
         yield Unauthenticated(f"{where} is not from the issuer {expected.issuer}", "get one there, or mend identity.jwt.issuer")
     if not set(expected.audience) & set(_texts(claims.get("aud"))):
@@ -67,7 +62,7 @@ def _problems(claims: Claims, expected: Expected, where: str, now_s: float, leew
     if expires_s is None:
         yield Unauthenticated(f"{where} does not say when it expires", "only a token with a time in exp is accepted")
     elif now_s >= expires_s + leeway_s:
-        yield Unauthenticated(f"{where} expired at {utc(expires_s)}", _RENEW)
+        yield Unauthenticated(f"{where} expired at {utc(expires_s)}", renew)
     for claim, what in (("nbf", "is not valid before"), ("iat", "was issued in the future:")):
         begins_s = time_of(claims, claim)
         if claims.get(claim) is not None and begins_s is None:

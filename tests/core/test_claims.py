@@ -15,7 +15,7 @@ CONFIGURED = Identity("", "jwt", "crm", client="Mine", tier="api", agent_source=
 
 def why(more: dict[str, Any] | None = None, expected: Expected = EXPECTED, *, now_s: float = NOW_S) -> list[str]:
     said = {name: value for name, value in (GOOD | (more or {})).items() if value is not ...}
-    return [problem.message for problem in problems(said, expected, where="the token", now_s=now_s)]
+    return [problem.message for problem in problems(said, expected, where="the token", renew="get a new one", now_s=now_s)]
 
 
 def who(more: dict[str, Any] | None = None, **expected: Any) -> Identity:
@@ -69,7 +69,8 @@ def test_the_leeway_is_to_the_second() -> None:
 
 
 def test_all_problems_are_told_and_each_says_what_to_do() -> None:
-    found = problems({"email_verified": False}, Expected("i", ("a",), "email"), where="the token", now_s=NOW_S)
+    bad = {"email_verified": False, "exp": 1}
+    found = list(problems(bad, Expected("i", ("a",), "email"), where="the token", renew="get a new one", now_s=NOW_S))
     assert len(found) == 5
     assert all(problem.hint for problem in found)
 
@@ -201,7 +202,7 @@ def test_no_claims_lead_to_anything_but_problems_or_somebody_with_a_name(said: d
     expected = Expected(EXPECTED.issuer, EXPECTED.audience, user_claim, agent_claim="agent")
     for more in ({}, GOOD, GOOD | {"email": "a@b.c"}):
         whole = more | said
-        if not problems(whole, expected, where="the token", now_s=NOW_S):
+        if not list(problems(whole, expected, where="the token", renew="", now_s=NOW_S)):
             found = identity(whole, expected, CONFIGURED)
             assert found.user.strip()
             assert found.agent(None)[0].count("::") >= 2

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.jwks import REFRESH_S
 from tests import provider
 from tests.provider import KeyServer, settings, token, write_token
 
@@ -34,7 +35,7 @@ def denied(answer: Message) -> dict[str, Any]:
 
 def call_until(host: Host, tool: str, outcome: str) -> Message:
     """Call again and again until the answer has a result, or an error."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + DEADLINE_S + REFRESH_S
     number = 0
     while True:
         number += 1
@@ -114,12 +115,14 @@ def test_a_renewed_token_counts_from_the_next_call_on(tmp_path: Path, keys: KeyS
 
 
 def test_a_token_that_expires_in_mid_session_is_noticed_at_the_next_call(tmp_path: Path, keys: KeyServer) -> None:
-    expires_s = int(time.time()) - 27  # with the leeway it has three seconds left
     file = settings(tmp_path, keys.url)
-    write_token(file, token(exp=expires_s))
     policy(tmp_path, 'mode = "enforce"\n')
     with Host(tmp_path, *OBEDIENT) as host:
+        write_token(file, token())
         assert "result" in call_until(host, "search", "result")
+        expires_s = int(time.time()) - 27  # with the leeway it has three seconds left
+        write_token(file, token(sub="bob", exp=expires_s))
+        assert "result" in host.call("bob", "search")
         message = denied(call_until(host, "search", "error"))["message"]
         assert f"the token in {file} expired at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(expires_s))}." in message
         write_token(file, token())
