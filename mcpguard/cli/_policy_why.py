@@ -1,6 +1,7 @@
 """`mcpguard policy explain`: one call as the policy sees it, and what the counters hold for it now."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,14 +12,16 @@ from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named
 from mcpguard.cli._store import exists, opened
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.config import Settings, account
+from mcpguard.cli._token import examined
+from mcpguard.config import Settings
 from mcpguard.core.audit import ms_up, printable
 from mcpguard.core.identity import UNKNOWN_CLIENT, Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
-from mcpguard.errors import ConfigError, StoreUnavailable, UsageError
+from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
+from mcpguard.relay.run import configured_identity
 from mcpguard.stores.base import Store
 
 ROWS_LOOKED_AT: Final = 2000
@@ -66,16 +69,40 @@ def refuse_patterns(given: Iterable[tuple[str, str | None]]) -> None:
                 raise UsageError(error.message, error.hint) from error
 
 
-def identity(settings: Settings, *, roles: Sequence[str], scopes: Sequence[str]) -> Identity:
-    """Whom a wrapper that is started here takes its caller for: the one place where an explanation learns who calls."""
-    return Identity(
-        user=account() if settings.user is None else settings.user,
-        user_source="os" if settings.user is None else "config",
-        server="",
-        roles=tuple(roles),
-        scopes=tuple(scopes),
-        **(parse_agent(settings.agent, where="agent") if settings.agent else {}),  # type: ignore[arg-type]
-    )
+def identity(
+    settings: Settings, *, user: str | None, agent: str | None, token: str | None, roles: Sequence[str], scopes: Sequence[str]
+) -> Identity:
+    """Whom a wrapper that is started here takes its caller for: the one place where an explanation learns who calls.
+
+    Args:
+        settings: Of this machine.
+        user: Another user than that; then no token is asked.
+        agent: Another agent.
+        token: A file with another token; empty for the configured one.
+        roles: Other roles than the token's.
+        scopes: Other scopes.
+
+    Raises:
+        ConfigError: There can be no token here, or the agent cannot be.
+        Unauthenticated: The token names nobody.
+    """
+    configured = configured_identity(replace(settings, agent=agent or settings.agent), "")
+    if token is not None or (settings.jwt and user is None):
+        who = _verified(settings, configured, Path(token).expanduser().absolute() if token else None)
+    else:
+        who = replace(configured, user=user, user_source="config") if user is not None else configured
+    return replace(who, roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)
+
+
+def _verified(settings: Settings, configured: Identity, file: Path | None) -> Identity:
+    def warn(text: str) -> None:
+        click.echo(printable(f"warning: {text}"), err=True)
+
+    found = examined(settings, configured, notify=warn, file=file)[1]
+    if found.identity is None:
+        problem = found.problems[0]
+        raise Unauthenticated(f"every call is denied with 401: {problem.message}", problem.hint)
+    return found.identity
 
 
 def explain(settings: Settings, policy: Policy, who: Identity, *, tool: str, server: str | None) -> Explanation:
@@ -190,7 +217,7 @@ def print_subject(found: Explanation) -> None:
     """Print what is explained, and what was filled in."""
     call, sources = found.call, found.sources
     remarks = {
-        "user": "the account" if sources["user"] == "os" else "",
+        "user": {"os": "the account", "jwt": "the token"}.get(sources["user"], ""),
         "agent": "a client fills in its own name" if _is_unnamed(call.agent) else "",
         "server": {"audit": "as in the last call of this tool", "unknown": "not known; name it with --server"}.get(
             sources["server"], ""

@@ -202,19 +202,20 @@ def _say_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
 
 
 @command.command(short_help="Explain what the policy makes of a call.")
-@click.option("--user", metavar="U", help="Who calls. Default: MCPGUARD_USER, config.toml, the account.")
+@click.option("--user", metavar="U", help="Who calls. Default: the token, MCPGUARD_USER, config.toml, the account.")
 @click.option("--agent", metavar="A", help="client::tier::name. Default: MCPGUARD_AGENT, config.toml, an unknown client.")
 @click.option("--tool", metavar="T", required=True, help="Which tool is called.")
 @click.option("--server", metavar="S", help="Of which server. Default: MCPGUARD_SERVER, that of the tool's last call.")
 @click.option("--role", metavar="R", multiple=True, help="A role that the caller has; again for more.")
 @click.option("--scope", metavar="S", multiple=True, help="A scope that the caller has; again for more.")
+@click.option("--token", metavar="[FILE]", is_flag=False, flag_value="", help="Who the token names; FILE: another than usual.")
 @_file_option
 @click.option("--config", "config_file", metavar="F", help="The settings file.")
 @click.option("--store", metavar="URL", help="Where the counters are. Default: MCPGUARD_STORE, config.toml, the account's.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def explain(
-    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], config_file: str | None, as_json: bool,
-    **options: str | None,
+    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], token: str | None, config_file: str | None,
+    as_json: bool, user: str | None, agent: str | None, **options: str | None,
 ) -> None:  # fmt: skip
     """Explain what the policy makes of one call, and what is left for it now. Nothing is counted.
 
@@ -225,14 +226,17 @@ def explain(
     Examples:
       mcpguard policy explain --user bob@acme.com --tool search_customers
       mcpguard policy explain --agent 'Claude Code::subagent::Explore' --tool search_customers --server crm
+      mcpguard policy explain --token --tool delete_user
     """
     from mcpguard.cli import _policy_why
 
-    given = [("--user", options["user"]), ("--agent", options["agent"]), ("--tool", tool), ("--server", server)]
+    if token is not None and user is not None:
+        raise UsageError("--user and --token: both name the user", "leave one of them out")
+    given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
     _policy_why.refuse_patterns([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
-    who = _policy_why.identity(settings, roles=role, scopes=scope)
+    who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
     found = _policy_why.explain(settings, policy, who, tool=tool, server=server or os.environ.get("MCPGUARD_SERVER"))
     if as_json:
         click.echo(json.dumps(_policy_why.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))

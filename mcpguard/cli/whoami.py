@@ -14,6 +14,7 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._audit_table import fit
 from mcpguard.cli._store import tolerant_output
+from mcpguard.cli._token import examined
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity, server_name
@@ -76,32 +77,24 @@ def _verified(settings: Settings, configured: Identity) -> Report:
     """The same where a token names the user, with all that can be said of it."""
     from mcpguard.core.audit import rfc3339
     from mcpguard.core.claims import time_of, utc
-    from mcpguard.jwks import FETCH_S
-    from mcpguard.tokens import TokenSource
 
-    assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
     warnings: list[str] = []
-    source = TokenSource(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
-    examined = source.examine()
-    for _ in range(2):  # the first load, and one for a key that it does not have
-        if source.keys.is_fetching:
-            source.keys.wait(FETCH_S)
-            examined = source.examine()
-    report = _caller(examined.identity or configured)
-    if examined.identity is None:
+    source, found = examined(settings, configured, notify=warnings.append)
+    report = _caller(found.identity or configured)
+    if found.identity is None:
         del report["user"], report["user_source"]
-    token: Report = {"where": source.where, "verified": examined.is_verified}
-    if examined.claims is not None:
-        expires_s = time_of(examined.claims, "exp")
+    token: Report = {"where": source.where, "verified": found.is_verified}
+    if found.claims is not None:
+        expires_s = time_of(found.claims, "exp")
         token |= {"expires": utc(expires_s)} if expires_s is not None else {}
-        token["claims"] = dict(examined.claims)
+        token["claims"] = dict(found.claims)
     keys: Report = {"source": source.keys.source}
     if source.keys.fetched_s is not None:
         age_s = round(time.time() - source.keys.fetched_s)
         keys |= {"fetched": rfc3339(int(source.keys.fetched_s) * 1_000_000).replace(".000000", ""), "age_seconds": age_s}
     if source.keys.problem:
         keys["problem"] = source.keys.problem
-    problems = [{"message": problem.message, "hint": problem.hint} for problem in examined.problems]
+    problems = [{"message": problem.message, "hint": problem.hint} for problem in found.problems]
     return report | {"token": token, "keys": keys, "problems": problems, "warnings": warnings}
 
 

@@ -1,0 +1,46 @@
+"""What can be said of the configured token, for commands that tell who is calling."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mcpguard.config import Settings
+from mcpguard.core.identity import Identity
+from mcpguard.errors import ConfigError
+
+if TYPE_CHECKING:  # loads PyJWT, which most commands do without
+    from mcpguard.tokens import Examination, TokenSource
+
+
+def examined(
+    settings: Settings, configured: Identity, *, notify: Callable[[str], None], file: Path | None = None
+) -> "tuple[TokenSource, Examination]":
+    """Look at the token, and wait for the keys that it needs.
+
+    Args:
+        settings: Of this machine.
+        configured: Who is calling apart from the user.
+        notify: Gets warnings.
+        file: The token's file, instead of the configured one and of the environment's token.
+
+    Raises:
+        ConfigError: No token is to name the user here.
+    """
+    from mcpguard.jwks import FETCH_S
+    from mcpguard.tokens import VARIABLE, TokenSource
+
+    if settings.jwt is None:
+        raise ConfigError("no token names the user here", "there is no [identity.jwt] in config.toml")
+    jwt, environ = settings.jwt, dict(os.environ)
+    if file is not None:
+        jwt = replace(jwt, token_file=file)
+        environ.pop(VARIABLE, None)
+    source = TokenSource(jwt, configured, environ, budget_ms=settings.timeout_ms, notify=notify)
+    found = source.examine()
+    for _ in range(2):  # the first load, and one for a key that it does not have
+        if source.keys.is_fetching:
+            source.keys.wait(FETCH_S)
+            found = source.examine()
+    return source, found

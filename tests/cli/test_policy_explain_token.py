@@ -1,0 +1,94 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import provider
+from tests.cli.command import mcpguard
+from tests.provider import KeyServer, settings, token, write_token
+
+CLOSED_BUT_FOR_ADMINS = """
+[[rule]]
+tool  = "delete_user"
+limit = "deny"
+
+[[rule]]
+tool  = "delete_user"
+scope = "admin.users"
+limit = "20/1h"
+"""
+
+
+@pytest.fixture
+def keys() -> Iterator[KeyServer]:
+    with provider.serving() as server:
+        yield server
+
+
+def explained(home: Path, *argv: str, **env: Any) -> dict[str, Any]:
+    done = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--json", *argv, **env)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def refused(home: Path, *argv: str) -> list[str]:
+    done = mcpguard(home, "policy", "explain", "--tool", "delete_user", *argv)
+    assert done.returncode in {1, 2, 78}
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+@pytest.fixture
+def home(tmp_path: Path, keys: KeyServer) -> Path:
+    write_token(
+        settings(tmp_path, keys.url, agent_claim="agent"), token(scope="admin.users", agent="Claude Code::api::nightly")
+    )
+    (tmp_path / "policy.toml").write_text(CLOSED_BUT_FOR_ADMINS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("argv", [["--token"], []])
+def test_who_calls_and_what_they_may_is_what_the_token_says(home: Path, argv: list[str]) -> None:
+    found = explained(home, *argv)
+    assert (found["call"]["user"], found["call"]["user_source"]) == ("alice", "jwt")
+    assert (found["call"]["agent"], found["call"]["agent_source"]) == ("Claude Code::api::nightly", "jwt")
+    assert found["next"]["decision"] == "allowed"
+
+
+def test_another_token_can_be_explained_than_the_usual_one(home: Path) -> None:
+    other = home / "other"
+    write_token(other, token(sub="bob"))
+    found = explained(home, "--token", str(other), MCPGUARD_TOKEN=token(sub="carol"))
+    assert (found["call"]["user"], found["next"]["decision"]) == ("bob", "denied")
+
+
+def test_of_somebody_else_no_token_is_asked(home: Path) -> None:
+    found = explained(home, "--user", "bob")
+    assert (found["call"]["user"], found["next"]["decision"]) == ("bob", "denied")
+    assert explained(home, "--user", "bob", "--scope", "admin.users")["next"]["decision"] == "allowed"
+
+
+def test_scopes_that_are_given_are_instead_of_the_tokens(home: Path) -> None:
+    assert explained(home, "--scope", "read")["next"]["decision"] == "denied"
+
+
+def test_a_token_that_names_nobody_is_told_as_the_call_would_be(home: Path) -> None:
+    write_token(home / "token", token(exp=1000))
+    assert refused(home) == [
+        f"mcpguard: every call is denied with 401: the token in {home / 'token'} expired at 1970-01-01T00:16:40Z",
+        "hint: get a new token; it counts from the next call on, without a restart",
+    ]
+
+
+def test_a_user_and_a_token_are_one_too_many(home: Path) -> None:
+    assert refused(home, "--token", "x", "--user", "bob")[0] == "mcpguard: --user and --token: both name the user"
+
+
+def test_without_verified_users_there_is_no_token_to_explain(tmp_path: Path) -> None:
+    assert refused(tmp_path, "--token") == [
+        "mcpguard: no token names the user here",
+        "hint: there is no [identity.jwt] in config.toml",
+    ]
