@@ -77,9 +77,9 @@ class Upkeep:
                     )
                 ) as db:
                     db.execute("PRAGMA wal_autocheckpoint = 0")
-                    self._checkpoint(db)
                     if fold:
                         self._fold(db)
+                    self._checkpoint(db)
                     if prune:
                         self._pruned_us = now_us
                         self._prune(db, now_us, wall_us)
