@@ -158,42 +158,41 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     Returns:
         The decision. An observed rule is charged if the call is admitted and each of its limits has room.
     """
-    windows = [0] * len(states)
-    for limit in limits:
-        if limit.n:
-            windows[limit.counter] = limit.window_us
     for state in states:
         if state and state[-2] > now_us:
             now_us = state[-2]
-    logs = [live(state, windows[at], now_us) for at, state in enumerate(states)]
-    held = tuple([sum(log[2::2]) for log in logs])
+    smallest = _smallest(tuple(limits))
+    logs = list(states)
+    held = [0] * len(logs)
+    for limit in smallest:
+        log = logs[limit.counter] = live(logs[limit.counter], limit.window_us, now_us)
+        held[limit.counter] = sum(log[2::2])
     full = [at for at, limit in enumerate(limits) if not limit.n or held[limit.counter] + cost > limit.n]
     if not full:
-        return _admitted(limits, states, logs, held, now_us, cost, ())
+        return _admitted(smallest, states, logs, held, now_us, cost)
     enforced = [at for at in full if not limits[at].observe]
     exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
     if enforced:
-        return Decision(False, held, tuple(states), exceeded)
+        return Decision(False, tuple(held), tuple(states), exceeded)
     without_room = {limits[at].rule for at in full}
-    roomy = tuple([limit for limit in limits if limit.rule not in without_room])
+    roomy = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
     return _admitted(roomy, states, logs, held, now_us, cost, exceeded)
 
 
 def _admitted(
-    limits: Sequence[Limit],
+    charged: tuple[Limit, ...],
     states: Sequence[State],
     logs: Sequence[State],
-    held: tuple[int, ...],
+    held: Sequence[int],
     now_us: int,
     cost: int,
-    exceeded: tuple[Exceeded, ...],
+    exceeded: tuple[Exceeded, ...] = (),
 ) -> Decision:
-    """A call that is charged on each counter that `limits` name."""
-    charged = _smallest(tuple(limits))
+    """A call that is charged by these limits, each on its counter."""
     after = list(states)
-    for limit in charged:
-        after[limit.counter] = charge(logs[limit.counter], limit.n, limit.window_us, now_us, cost)
-    return Decision(True, held, tuple(after), exceeded, charged)
+    for n, window_us, at, _, _ in charged:
+        after[at] = charge(logs[at], n, window_us, now_us, cost)
+    return Decision(True, tuple(held), tuple(after), exceeded, charged)
 
 
 @lru_cache(maxsize=512)

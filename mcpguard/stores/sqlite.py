@@ -64,6 +64,7 @@ class SqliteStore:
         self._file = SqliteFile(path, timeout_s=timeout_ms / 1000, durability=durability, own_clock=clock, wall=wall)
         self._clock = self._file.clock
         self._db = self._file.db
+        self._cursor = self._db.cursor()
         self.args_key = self._file.args_key
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
@@ -97,7 +98,7 @@ class SqliteStore:
             values = sqlite_audit.values(row, numbers[row.context], numbers[row.reported], charged_us, numbers[charged])
         except KeyError:  # a text that is not in the file yet
             return None
-        cursor = self._db.execute(sqlite_audit.INSERT_IF_NEXT, (remembered.seen, *values))
+        cursor = self._cursor.execute(sqlite_audit.INSERT_IF_NEXT, (remembered.seen, *values))
         if not cursor.rowcount:
             return None
         for limit in decision.charged:
@@ -133,7 +134,8 @@ class SqliteStore:
                 ids = [counter.id for counter in charge.plan.counters]
                 logs = [changed.get(key) or remembered.states[key] for key in ids]
                 verdict, decision = decide_one(charge, logs, now_us)
-                changed |= {ids[limit.counter]: decision.states[limit.counter] for limit in decision.charged}
+                for limit in decision.charged:
+                    changed[ids[limit.counter]] = decision.states[limit.counter]
                 decided.append((charge, verdict, decision))
             verdicts = [verdict for _, verdict, _ in decided]
             rows = iter(journal.rows(charges, verdicts, self._wall()))
@@ -155,15 +157,16 @@ class SqliteStore:
         if decision and charged not in remembered.numbers:
             named = [plan.counters[limit.counter] for limit in decision.charged]
             self._db.executemany("INSERT OR IGNORE INTO counter VALUES (?, ?, ?)", named)
-        context, reported, what = (remembered.number(self._db, text) for text in (row.context, row.reported, charged))
+        context, reported, what = [remembered.number(self._db, text) for text in (row.context, row.reported, charged)]
         values = sqlite_audit.values(row, context, reported, charged_us, what)
         return self._db.execute(sqlite_audit.INSERT, values).lastrowid or 0
 
     def append(self, rows: Sequence[Row]) -> None:
         """See `Store`."""
         with self.turn():
-            for row in rows:
-                self._insert(row)
+            self._remembered.catch_up(self._db)  # a text that is remembered may have been pruned
+            places = [self._insert(row) for row in rows]
+        self._remembered.seen = max(places, default=self._remembered.seen)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
@@ -178,6 +181,8 @@ class SqliteStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
         """See `Store`."""
+        if not logs:
+            return
         with self.turn():
             counters.fold(self._db)
             found = counters.read(self._db, [counter.id for counter, _ in logs])

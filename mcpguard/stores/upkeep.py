@@ -150,7 +150,7 @@ class Upkeep:
                     db.execute("BEGIN IMMEDIATE")
                     self.folded = counters.fold(db)
                     db.executemany("DELETE FROM snapshot WHERE id = ? AND last_us = ?", expired)
-                    if db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired]).rowcount:
+                    if db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired]).rowcount > 0:
                         counters.set_barrier(db, wall_us)
 
     def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
