@@ -2,21 +2,16 @@
 
 import contextlib
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mcpguard.core import audit, limiter
-from mcpguard.core.limiter import State
-from mcpguard.core.policy import Counter
+from mcpguard.core import audit
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import counters, migrations, sqlite, upkeep
-from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.base import MemoryStore, Store
 from mcpguard.stores.sqlite import SqliteStore
 from tests.core.build import WALL_US, Session, Time
 
@@ -48,126 +43,6 @@ def folded(path: Path) -> object:
 
 def used(store: Store) -> list[int]:
     return sorted(held.used for held in store.held())
-
-
-# The same as counting in one place
-
-MIXED = """
-[[rule]]
-tool = "x"
-limit = ["3/1s", "70/1m"]
-[[rule]]
-user = "*"
-limit = "5/2s"
-[[rule]]
-user = "*"
-agent = "*::*::*"
-limit = "4/3s"
-mode = "observe"
-[[rule]]
-user = "*"
-tool = "y"
-per = ["user"]
-limit = "2/1s"
-[[rule]]
-tool = "closed"
-limit = "deny"
-"""
-
-calls = st.tuples(st.just("call"), st.integers(0, 2), st.sampled_from(["x", "x", "y", "z", "closed"]), st.integers(1, 4))
-pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000, -300_000]))
-one_offs = st.tuples(st.sampled_from(["tend", "reset", "adopt", "append", "reopen", "fail"]), st.integers(0, 2))
-
-
-class Pair:
-    """The same wrappers on a file and in memory, at the same times."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.time, self.wall = Time(), Time(WALL_US)
-        self.memory = Memory()
-        self.files: list[Session] = [self.session(self.file(), at) for at in range(3)]
-        self.references = [self.session(MemoryStore(self.memory, clock=self.time, wall=self.wall), at) for at in range(3)]
-
-    def file(self) -> SqliteStore:
-        return SqliteStore(self.path, clock=self.time, wall=self.wall)
-
-    def session(self, store: Store, at: int) -> Session:
-        return Session(store, MIXED, session=f"{at:016x}")
-
-    def pause(self, us: int) -> None:
-        self.time.now_us += us
-        self.wall.now_us += max(us, 0)
-
-    def call(self, at: int, tool: str, times: int) -> None:
-        one, other = self.files[at].call(tool, times), self.references[at].call(tool, times)
-        for verdict in (*one, *other):
-            verdict.row = None
-        assert one == other
-
-    def tend(self, at: int) -> None:
-        self.pause(upkeep.PRUNE_EVERY_US // 3)
-        self.files[at].store.tend()
-        self.references[at].store.tend()
-
-    def reset(self, at: int) -> None:
-        label = max((held.label for held in self.references[at].store.held()), default="none")
-        self.files[at].store.reset([label])
-        self.references[at].store.reset([label])
-
-    def adopt(self, at: int) -> None:
-        logs: list[tuple[Counter, State]] = [
-            (counter, (-5, -9, 1, -5, 2)) for counter in self.references[at].charges("x")[0].plan.counters
-        ]
-        self.files[at].charges("x")
-        self.files[at].store.adopt(logs)
-        self.references[at].store.adopt(logs)
-
-    def append(self, at: int) -> None:
-        for session in (self.files[at], self.references[at]):
-            session.store.append(session.journal.flush(self.wall(), all_of_them=True))
-
-    def reopen(self, at: int) -> None:
-        self.files[at].store.close()
-        self.files[at].store = self.file()
-
-    def fail(self, at: int) -> None:
-        """A decision that another's lock makes impossible, for a wrapper whose audit is not looked at."""
-        bystander = self.session(self.files[at].store, 9)
-        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreUnavailable):
-                bystander.call("x")
-
-    def compare(self) -> None:
-        now_us = self.time()
-        windows = {key: counter.window_us for key, counter in self.memory.counters.items()}
-        expected = {key: limiter.live(log, windows[key], now_us) for key, log in self.memory.states.items()}
-        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-            db.execute("BEGIN")
-            fold = counters.unfolded(db)
-            logs = counters.read(db, windows) | fold.states
-        assert {key: limiter.live(logs[key], windows[key], now_us) for key in expected} == expected
-        assert {held.label: held.used for held in self.files[0].store.held()} == dict(self.references[0].store.held())
-        shown = [[entry.record for entry in session.store.entries()] for session in (self.files[0], self.references[0])]
-        assert shown[0] == shown[1]
-
-    def close(self) -> None:
-        for session in self.files:
-            session.store.close()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30))
-def test_many_wrappers_on_a_file_decide_count_and_write_as_they_would_in_memory(steps: list[tuple[str, ...]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        pair = Pair(Path(folder) / "mcpguard.db")
-        try:
-            for what, *values in steps:
-                getattr(pair, what)(*values)
-            pair.compare()
-        finally:
-            pair.close()
 
 
 def test_a_call_by_what_is_remembered_writes_its_row_and_nothing_else(open_store: Open) -> None:
@@ -320,7 +195,48 @@ def test_nobody_is_shown_a_barrier(path: Path, open_store: Open) -> None:
     assert [entry.place for entry in store.entries(after=2)] == [4, 5]
 
 
+@pytest.mark.parametrize("turn_to_come_before", [1, 2, 3])
+def test_a_call_between_the_turns_of_upkeep_is_counted_and_has_its_label(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, turn_to_come_before: int
+) -> None:
+    time, wall = Time(), Time(WALL_US)
+    store = open_store(max_bytes=1, clock=time, wall=wall)
+    one, other = (Session(open_store(clock=time, wall=wall), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(2))
+    one.call("x", 2)
+    time.pass_s(61)
+    turns: list[int] = []
+    turn = upkeep.Upkeep._turn
+
+    def call_before(self: upkeep.Upkeep) -> contextlib.AbstractContextManager[None]:
+        turns.append(1)
+        if len(turns) == turn_to_come_before:
+            one.call("x", 3)
+            other.call("free")
+        return turn(self)
+
+    monkeypatch.setattr(upkeep.Upkeep, "_turn", call_before)
+    store._upkeep.tend(newest=2, now_us=time(), wall_us=wall())
+    assert len(turns) >= 3
+    assert used(store) == [3]
+    assert used(open_store(clock=time)) == [3]
+    assert other.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+
+
 # A bad day
+
+
+def test_what_was_new_in_a_transaction_that_failed_is_written_by_the_next(path: Path, open_store: Open) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, FIVE_A_MINUTE)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("ALTER TABLE audit RENAME COLUMN charged TO away")
+        with pytest.raises(StoreUnavailable):
+            session.one("free")
+        db.execute("ALTER TABLE audit RENAME COLUMN away TO charged")
+    session.one("free")
+    session.one("x")
+    assert [entry.record["tool"] for entry in store.entries()] == ["free", "x"]
+    assert used(store) == [1]
 
 
 def test_a_single_statement_that_fails_consumes_nothing_and_leaves_no_gap(open_store: Open) -> None:
