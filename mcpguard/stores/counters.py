@@ -156,16 +156,19 @@ class Remembered:
         self.numbers: dict[str | None, int | None] = {None: None}
         self._before: dict[int, State] = {}
 
-    def catch_up(self, db: sqlite3.Connection) -> None:
-        """Take in what others have written. The caller has begun a transaction."""
+    def catch_up(self, db: sqlite3.Connection) -> bool:
+        """Take in what others have written; whether there was anything. The caller has begun a transaction."""
         place = newest(db)
-        if place != self.seen and (self.states or len(self.numbers) > 1):
+        if place == self.seen:
+            return False
+        if self.states or len(self.numbers) > 1:
             rows = db.execute(_CHARGED, (self.seen,)).fetchall() if 0 < place - self.seen <= _CATCH_UP_AT_MOST else None
             if rows is None or any(text is None for _, text in rows) or not self._follows(db):
                 self.forget()
             else:
                 replay(self.states, rows)
         self.seen = place
+        return True
 
     def _follows(self, db: sqlite3.Connection) -> bool:
         """Whether the row after `seen` is there and so, since the oldest are pruned first, every row after it."""

@@ -65,6 +65,7 @@ class SqliteStore:
         self._clock = self._file.clock
         self._db = self._file.db
         self._cursor = self._db.cursor()
+        self._alone = True  # nobody else wrote between our last two decisions: it is likely that nobody did since
         self.args_key = self._file.args_key
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
@@ -72,7 +73,7 @@ class SqliteStore:
         self._file.take_turn()
         seq = journal.seq
         try:
-            verdict = self._decide_next(charges[0], journal) if len(charges) == 1 else None
+            verdict = self._decide_next(charges[0], journal) if self._alone and len(charges) == 1 else None
             return [verdict] if verdict else self._decide_all(charges, journal)
         except BaseException as error:
             journal.seq = seq
@@ -125,7 +126,7 @@ class SqliteStore:
         changed: dict[int, State] = {}
         decided: list[tuple[Charge, Verdict, Decision]] = []
         with self._transaction():
-            remembered.catch_up(self._db)
+            self._alone = not remembered.catch_up(self._db)
             folded = remembered.learn(self._db, {counter.id for charge in charges for counter in charge.plan.counters})
             if remembered.seen - max(folded, self._upkeep.folded) >= FOLD_AT_MOST:
                 folded = counters.fold(self._db)
