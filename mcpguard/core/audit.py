@@ -87,19 +87,32 @@ class Journal:
         """
         rows: list[Row] = []
         for charge, verdict in zip(charges, verdicts, strict=True):
+            if verdict.decision not in _REFUSED:
+                rows.append(row(charge, verdict, time_us, self.seq + 1))
+                self.wrote(charge, verdict)
+                continue
             self._count(charge, verdict)
             one = row(charge, verdict, time_us, self.seq + 1)
-            if verdict.decision in _REFUSED and not self._is_news(one, verdict):
-                continue
-            self.seq += 1
-            rows.append(one)
-            verdict.news = True
-            verdict.audit_id = f"{self.session}-{self.seq}"
-            if verdict.decision in _REFUSED:
+            if self._is_news(one, verdict):
+                rows.append(one)
+                self._number(verdict)
                 self._storms[one.context, one.decision, one.reported] = _Storm(time_us, verdict.audit_id)
         if len(self._storms) > _KEPT:
             rows += self.flush(time_us, all_of_them=True)
         return rows
+
+    def wrote(self, charge: Charge, verdict: Verdict) -> None:
+        """Note that the row of a charge that was not refused, the one with the number `seq + 1`, is in the store.
+
+        For a store that cannot know before it has written; `rows` does the same for all that it returns.
+        """
+        self._count(charge, verdict)
+        self._number(verdict)
+
+    def _number(self, verdict: Verdict) -> None:
+        self.seq += 1
+        verdict.news = True
+        verdict.audit_id = f"{self.session}-{self.seq}"
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
         """The rows of the storms that have waited for a second, or of all."""

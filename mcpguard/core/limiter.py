@@ -7,6 +7,7 @@ come with the last: the log stays short, and what is admitted is at most a 64th 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 State = tuple[int, ...]
@@ -62,12 +63,14 @@ class Decision(NamedTuple):
         used: What each counter held before the call.
         states: The counters' logs afterwards; the very objects that came in where nothing was charged.
         exceeded: The enforced limits without room if not admitted, else the observed ones.
+        charged: What was charged: of each counter the smallest limit that had room. The time of it is in the new state.
     """
 
     admitted: bool
     used: tuple[int, ...]
     states: tuple[State, ...]
     exceeded: tuple[Exceeded, ...]
+    charged: tuple[Limit, ...] = ()
 
 
 def live(state: State, window_us: int, now_us: int) -> State:
@@ -155,40 +158,52 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     Returns:
         The decision. An observed rule is charged if the call is admitted and each of its limits has room.
     """
-    windows = [0] * len(states)
-    for limit in limits:
-        if limit.n:
-            windows[limit.counter] = limit.window_us
     for state in states:
         if state and state[-2] > now_us:
             now_us = state[-2]
-    logs = [live(state, windows[at], now_us) for at, state in enumerate(states)]
-    held = tuple([sum(log[2::2]) for log in logs])
+    smallest = _smallest(tuple(limits))
+    logs = list(states)
+    held = [0] * len(logs)
+    for limit in smallest:
+        log = logs[limit.counter] = live(logs[limit.counter], limit.window_us, now_us)
+        held[limit.counter] = sum(log[2::2])
     full = [at for at, limit in enumerate(limits) if not limit.n or held[limit.counter] + cost > limit.n]
     if not full:
-        return Decision(True, held, _charged(limits, states, logs, now_us, cost), ())
+        return _admitted(smallest, states, logs, held, now_us, cost)
     enforced = [at for at in full if not limits[at].observe]
     exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
     if enforced:
-        return Decision(False, held, tuple(states), exceeded)
+        return Decision(False, tuple(held), tuple(states), exceeded)
     without_room = {limits[at].rule for at in full}
-    roomy = [limit for limit in limits if limit.rule not in without_room]
-    return Decision(True, held, _charged(roomy, states, logs, now_us, cost), exceeded)
+    roomy = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
+    return _admitted(roomy, states, logs, held, now_us, cost, exceeded)
 
 
-def _charged(
-    limits: Sequence[Limit], states: Sequence[State], logs: Sequence[State], now_us: int, cost: int
-) -> tuple[State, ...]:
-    """The states after a charge on each counter that `limits` name, by the smallest of its limits."""
-    charged = list(states)
+def _admitted(
+    charged: tuple[Limit, ...],
+    states: Sequence[State],
+    logs: Sequence[State],
+    held: Sequence[int],
+    now_us: int,
+    cost: int,
+    exceeded: tuple[Exceeded, ...] = (),
+) -> Decision:
+    """A call that is charged by these limits, each on its counter."""
+    after = list(states)
+    for n, window_us, at, _, _ in charged:
+        after[at] = charge(logs[at], n, window_us, now_us, cost)
+    return Decision(True, tuple(held), tuple(after), exceeded, charged)
+
+
+@lru_cache(maxsize=512)
+def _smallest(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    """Of the limits that name a counter the smallest of each."""
     smallest: dict[int, Limit] = {}
     for limit in limits:
         other = smallest.get(limit.counter)
         if limit.n and (other is None or limit.n < other.n):
             smallest[limit.counter] = limit
-    for at, limit in smallest.items():
-        charged[at] = charge(logs[at], limit.n, limit.window_us, now_us, cost)
-    return tuple(charged)
+    return tuple(smallest.values())
 
 
 def _wait(limit: Limit, logs: Sequence[State], now_us: int, cost: int) -> int | None:

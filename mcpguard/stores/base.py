@@ -4,12 +4,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row, record
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
-from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict, verdict
 
@@ -117,18 +117,29 @@ def decide_all(
     verdicts: list[Verdict] = []
     changed: dict[int, Counter] = {}
     for charge in charges:
-        if charge.decided is not None:
-            verdicts.append(Verdict(charge.decided))
-            continue
         counters = charge.plan.counters
-        before = [states.get(counter.id, EMPTY) for counter in counters]
-        decision = limiter.decide(charge.plan.limits, before, now_us)
-        for counter, old, new in zip(counters, before, decision.states, strict=True):
-            if new is not old:
-                states[counter.id] = new
-                changed[counter.id] = counter
-        verdicts.append(verdict(charge.plan, decision))
+        one, decision = decide_one(charge, [states.get(counter.id, EMPTY) for counter in counters], now_us)
+        verdicts.append(one)
+        for limit in decision.charged:
+            counter = counters[limit.counter]
+            states[counter.id] = decision.states[limit.counter]
+            changed[counter.id] = counter
     return verdicts, changed
+
+
+def decide_one(charge: Charge, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
+    """Decide one charge against its counters' logs, in the plan's order.
+
+    Returns:
+        What becomes of the call, and what that does to the logs.
+    """
+    if charge.decided is not None:
+        return Verdict(charge.decided), _NOTHING
+    decision = limiter.decide(charge.plan.limits, states, now_us)
+    return verdict(charge.plan, decision), decision
+
+
+_NOTHING: Final = Decision(False, (), (), ())
 
 
 def wall_us() -> int:

@@ -1,4 +1,4 @@
-"""The SQLite schema, as numbered steps that only add.
+"""The SQLite schema, as numbered steps that lose nothing.
 
 Step n brings a file from version n - 1 to n. A released step is never edited: a file that has it will not see the edit.
 """
@@ -22,6 +22,16 @@ STEPS: Final = (
         remaining INTEGER, retry_after_ms INTEGER, repeats INTEGER, detail TEXT
     );
     CREATE TABLE outcome (id INTEGER PRIMARY KEY, outcome TEXT NOT NULL, duration_us INTEGER NOT NULL);
+    """,
+    # A program that knows only the first step and has the file open must not go on counting in the old place: it gets no such
+    # table, and is refused when it opens the file again
+    """
+    ALTER TABLE state RENAME TO snapshot;
+    -- what the snapshot lacks is in the rows after it
+    INSERT INTO meta SELECT 'folded', coalesce(max(id), 0) FROM audit;
+    -- charged: the fragment that lists what was charged, 0 in a barrier, which has no context either
+    ALTER TABLE audit ADD COLUMN charged_us INTEGER;
+    ALTER TABLE audit ADD COLUMN charged INTEGER
     """,
     """
     -- which agent makes a call, as a hook noted it in wall-clock time

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import notes
+from mcpguard.stores import counters, notes
 from mcpguard.stores.queue import QueueLock
 
 PAGE_BYTES: Final = 1024
@@ -25,18 +25,24 @@ TURN_TIMEOUT_S: Final = 2.0
 _BATCH: Final = 500
 """Rows that go in one turn: some milliseconds, so that no decision waits long behind them."""
 
+_COUNTERS: Final = "SELECT id, last_us, window_us FROM snapshot JOIN counter USING (id) WHERE id > ? ORDER BY id LIMIT ?"
+_DROP_UNUSED: Final = "DELETE FROM counter WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM snapshot WHERE snapshot.id = ?1)"
 
-_COUNTERS: Final = "SELECT id, last_us, window_us FROM state JOIN counter USING (id) WHERE id > ? ORDER BY id LIMIT ?"
-_DROP_UNUSED: Final = "DELETE FROM counter WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM state WHERE state.id = ?1)"
+_IDLE: Final = """
+    SELECT id FROM fragment EXCEPT SELECT context FROM audit EXCEPT SELECT reported FROM audit EXCEPT SELECT charged FROM audit
+"""
 
 
 class Upkeep:
-    """Checkpoints and pruning of one file.
+    """Checkpoints, folding and pruning of one file.
 
     Args:
         path: The file.
         keep_us: How long audit rows are kept.
         max_bytes: How large the file may grow before the oldest audit rows go.
+
+    Attributes:
+        folded: The row that the snapshot was at when this process looked last; others may have moved it on since.
     """
 
     def __init__(self, path: Path, *, keep_us: int, max_bytes: int) -> None:
@@ -45,11 +51,13 @@ class Upkeep:
         self._max_bytes = max_bytes
         self._tending = threading.Lock()
         self._pruned_us: int | None = None
+        self.folded = 0
 
-    def tend(self, *, now_us: int, wall_us: int) -> None:
-        """Copy the log back if it has grown, and once a minute let go of what is too old or too much.
+    def tend(self, *, newest: int, now_us: int, wall_us: int) -> None:
+        """Fold rows and copy the log back if there are many, and once a minute let go of what is too old or too much.
 
         Args:
+            newest: The newest audit row that the caller knows of.
             now_us: The store's time.
             wall_us: Wall-clock time.
 
@@ -61,13 +69,16 @@ class Upkeep:
             return
         try:
             prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
-            if prune or self._log_bytes() > CHECKPOINT_BYTES:
+            fold = newest - self.folded >= (1 if prune else counters.FOLD_EVERY)
+            if fold or prune or self._log_bytes() > CHECKPOINT_BYTES:
                 with contextlib.closing(
                     sqlite3.connect(
                         f"{self._path.absolute().as_uri()}?mode=rw", uri=True, timeout=TURN_TIMEOUT_S, isolation_level=None
                     )
                 ) as db:
                     db.execute("PRAGMA wal_autocheckpoint = 0")
+                    if fold:
+                        self._fold(db)
                     self._checkpoint(db)
                     if prune:
                         self._pruned_us = now_us
@@ -87,6 +98,18 @@ class Upkeep:
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         elif self._log_bytes() > CHECKPOINT_BYTES:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _fold(self, db: sqlite3.Connection) -> None:
+        """Move the snapshot on. What it becomes is worked out before the turn, in which it is only written."""
+        with db:
+            db.execute("BEGIN")
+            fold = counters.unfolded(db)
+        with self._turn(), db:
+            db.execute("BEGIN IMMEDIATE")
+            self.folded = counters.folded(db)
+            if self.folded == fold.since:
+                counters.write_fold(db, fold)
+                self.folded = fold.upto
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -108,17 +131,18 @@ class Upkeep:
         while last := self._last_to_go(db, horizon_us):
             with self._turn(), db:
                 db.execute("BEGIN IMMEDIATE")
+                self.folded = counters.fold(db)
                 db.execute("DELETE FROM audit WHERE id <= ?", (last,))
                 db.execute("DELETE FROM outcome WHERE id <= ?", (last,))
             pruned = True
         if pruned:
-            self._prune_fragments(db)
-        self._prune_counters(db, now_us)
+            self._prune_fragments(db, wall_us)
+        self._prune_counters(db, now_us, wall_us)
         with self._turn(), db:
             db.execute("BEGIN IMMEDIATE")
             notes.prune(db, wall_us=wall_us)
 
-    def _prune_counters(self, db: sqlite3.Connection, now_us: int) -> None:
+    def _prune_counters(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
         """Drop the counters whose windows have passed. They are looked for outside the turns."""
         last = -1
         while found := db.execute(_COUNTERS, (last, _BATCH)).fetchall():
@@ -127,8 +151,10 @@ class Upkeep:
             if expired:
                 with self._turn(), db:
                     db.execute("BEGIN IMMEDIATE")
-                    db.executemany("DELETE FROM state WHERE id = ? AND last_us = ?", expired)
-                    db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired])
+                    self.folded = counters.fold(db)
+                    db.executemany("DELETE FROM snapshot WHERE id = ? AND last_us = ?", expired)
+                    if db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired]).rowcount > 0:
+                        counters.set_barrier(db, wall_us)
 
     def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
         """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many.
@@ -148,14 +174,13 @@ class Upkeep:
             last = place
         return last
 
-    def _prune_fragments(self, db: sqlite3.Connection) -> None:
+    def _prune_fragments(self, db: sqlite3.Connection, wall_us: int) -> None:
         """Drop the fragments that no row uses. The slow search is outside the turn, which looks at new rows only."""
-        newest = db.execute("SELECT max(id) FROM audit").fetchone()[0] or 0
-        idle = db.execute(
-            "SELECT id FROM fragment EXCEPT SELECT context FROM audit EXCEPT SELECT reported FROM audit"
-        ).fetchall()
+        newest = counters.newest(db)
+        idle = db.execute(_IDLE).fetchall()
         with self._turn(), db:
             db.execute("BEGIN IMMEDIATE")
-            recent = db.execute("SELECT context, reported FROM audit WHERE id > ?", (newest,)).fetchall()
+            recent = db.execute("SELECT context, reported, charged FROM audit WHERE id > ?", (newest,)).fetchall()
             used = {key for row in recent for key in row}
-            db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used])
+            if db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used]).rowcount > 0:
+                counters.set_barrier(db, wall_us)

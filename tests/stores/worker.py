@@ -75,10 +75,9 @@ def hold(path: Path) -> None:
 def hold_transaction(path: Path) -> None:
     """Begin a decision and do not end it until told to."""
     store = SqliteStore(path)
-    store.begin()
-    say("begun")
-    sys.stdin.readline()
-    store.end(commit=True)
+    with store.turn():
+        say("begun")
+        sys.stdin.readline()
     say("ended")
     store.close()
 

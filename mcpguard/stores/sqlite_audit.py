@@ -1,0 +1,61 @@
+"""Audit rows in an SQLite store: how they are written, and how they are read."""
+
+import sqlite3
+from functools import lru_cache
+from typing import Final
+
+from mcpguard.core.audit import Row, record
+from mcpguard.core.digest import blake2b
+from mcpguard.stores.base import Entry
+
+_COLUMNS: Final = (
+    "time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining,"
+    " retry_after_ms, repeats, detail, charged_us, charged"
+)
+_MARKS: Final = ", ".join("?" * 14)
+
+INSERT: Final = f"INSERT INTO audit ({_COLUMNS}) VALUES (?, {_MARKS})"  # noqa: S608 - marks only
+
+INSERT_IF_NEXT: Final = f"""
+    INSERT OR IGNORE INTO audit ({_COLUMNS}) VALUES (CASE (SELECT max(id) FROM audit) WHEN ? THEN ? END, {_MARKS})
+"""  # noqa: S608 - marks only
+"""Writes a row if the newest is still the one that its first value names: if not, `time_us` is NULL, which no row may have.
+
+A third quicker than `SELECT … WHERE`, which runs a subprogram.
+"""
+
+_BATCH: Final = 500
+_SELECT: Final = """
+    SELECT a.id, a.time_us, a.seq, a.decision, c.json, r.json, a.request_id, a.args_hash, a.trace_id, a.counted,
+        a.remaining, a.retry_after_ms, a.repeats, a.detail, o.outcome, o.duration_us
+    FROM audit a JOIN fragment c ON c.id = a.context LEFT JOIN fragment r ON r.id = a.reported
+    LEFT JOIN outcome o ON o.id = a.id WHERE a.decision <> 'barrier'
+"""
+AFTER: Final = f"{_SELECT} AND a.id > ? ORDER BY a.id LIMIT {_BATCH}"
+BEFORE: Final = f"{_SELECT} AND a.id < ? ORDER BY a.id DESC LIMIT {_BATCH}"
+"""The next rows after a place, oldest first, or before it, newest first, as `entry` takes them."""
+
+
+def values(
+    row: Row, context: int | None, reported: int | None, charged_us: int | None, charged: int | None
+) -> tuple[object, ...]:
+    """A row as the statements take it: with numbers in place of the texts that many rows share."""
+    return (*row[:3], context, reported, *row[5:], charged_us, charged)
+
+
+def intern(db: sqlite3.Connection, text: str) -> int:
+    """The number that rows have in place of a text; the text is written if it is new."""
+    key = _text_id(text)
+    db.execute("INSERT OR IGNORE INTO fragment VALUES (?, ?)", (key, text))
+    return key
+
+
+@lru_cache(maxsize=4096)
+def _text_id(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def entry(found: tuple[object, ...]) -> Entry:
+    """A row as it is read."""
+    place, *row, outcome, duration_us = found
+    return Entry(place, record(Row(*row), outcome=outcome, duration_us=duration_us))  # type: ignore[arg-type]

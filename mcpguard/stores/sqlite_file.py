@@ -1,0 +1,175 @@
+"""An open SQLite file: its connection, its key, its time, and turns on it."""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import clock, counters
+from mcpguard.stores.base import Clock
+from mcpguard.stores.files import open_private, private_folder, refuse_network
+from mcpguard.stores.migrations import migrate
+from mcpguard.stores.queue import QueueLock, SharedHold
+from mcpguard.stores.upkeep import PAGE_BYTES
+
+OPEN_TIMEOUT_S: Final = 2.0
+"""How long opening waits for other wrappers that create or migrate the file; no call waits for it."""
+
+
+class SqliteFile:
+    """A file that is open.
+
+    Args:
+        path: The file; it and its folder are made if they are missing, with modes 0600 and 0700.
+        timeout_s: How long a turn is waited for.
+        durability: `full` or `normal`.
+        own_clock: The store's time, instead of the machine's.
+        wall: Wall-clock time.
+
+    Raises:
+        StoreUnavailable: As `SqliteStore` says.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float, durability: str, own_clock: Clock | None, wall: Clock) -> None:
+        self.path = path
+        self._timeout_s = timeout_s
+        with contextlib.ExitStack() as undo, self.reported():
+            private_folder(path.parent)
+            refuse_network(path.parent)
+            self.queue = QueueLock(path.with_name(path.name + "-queue"))
+            undo.callback(self.queue.close)
+            self._hold = SharedHold(path.with_name(path.name + "-clock"))
+            undo.callback(self._hold.close)
+            if not self.queue.acquire(OPEN_TIMEOUT_S):
+                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+            try:
+                self.db = self._connect(durability)
+                undo.callback(self.db.close)
+                migrate(self.db, path=str(path))
+                self.args_key = self._own_key()
+                self.clock = own_clock or self._time_base(wall)
+                self._hold.share()
+                self._identity = _identity(path)
+            finally:
+                self.queue.release()
+            undo.pop_all()
+
+    def _connect(self, durability: str) -> sqlite3.Connection:
+        os.close(open_private(self.path))  # the log and the shared memory take their modes from it
+        db = sqlite3.connect(
+            self.path, timeout=self._timeout_s / 5, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        try:
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _own_key(self) -> bytes:
+        self.db.execute("INSERT OR IGNORE INTO meta VALUES ('args_key', ?)", (os.urandom(32),))
+        return bytes(self.db.execute("SELECT value FROM meta WHERE key = 'args_key'").fetchone()[0])
+
+    def _time_base(self, wall: Clock) -> Clock:
+        """The machine's clock plus an offset that all who share the file agree on, and that never lets it run backwards."""
+        mine = clock.base_id()
+        found = dict(self.db.execute("SELECT key, value FROM meta WHERE key IN ('time_base', 'time_offset_us')").fetchall())
+        if found.get("time_base") != mine:
+            if not self._hold.alone():
+                raise StoreUnavailable(
+                    f"{self.path} is in use by another machine, or by a container with a clock of its own",
+                    "counters that machines share belong into Redis; here, name a file of its own with --store",
+                )
+            with self.writing():
+                counters.fold(self.db)
+                latest = self.db.execute("SELECT max(last_us) FROM snapshot").fetchone()[0] or 0
+                offset_us = max(wall(), latest) - clock.boot_us()
+                found = {"time_base": mine, "time_offset_us": offset_us}
+                self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(found.items()))
+        offset = int(found["time_offset_us"])
+        return lambda: clock.boot_us() + offset
+
+    def take_turn(self) -> None:
+        """Wait for the queue lock, which keeps everybody else from writing until it is released.
+
+        Raises:
+            StoreUnavailable: It did not come in time.
+        """
+        try:
+            if self.queue.acquire(self._timeout_s * 0.8):
+                return
+        except OSError as error:
+            raise self.unavailable(error) from error
+        raise StoreUnavailable(f"{self.path} did not come free in time", "another process holds its lock")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """A transaction that writes. The caller has the turn."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.db.execute("COMMIT")
+        except BaseException:  # a commit can fail, too
+            with contextlib.suppress(sqlite3.Error):
+                self.db.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """A transaction that reads, so that all that is read belongs together. Takes no turn."""
+        with self.reported():
+            self.db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self.db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Failures of the database and the system become what the user can be told."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self.unavailable(error) from error
+
+    def unavailable(self, error: sqlite3.Error | OSError) -> StoreUnavailable:
+        """What the user can be told of a failure."""
+        if isinstance(error, OSError):
+            what = f"{error.filename or self.path} cannot be used: {error.strerror or error}"
+            return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
+        words = str(error)
+        if "malformed" in words or "not a database" in words:
+            return StoreUnavailable(f"{self.path} is damaged: {words}", "move it away: a new one is made, with new counters")
+        return StoreUnavailable(f"{self.path} cannot be used: {words}", "is its disk full, or the file read-only?")
+
+    def check_identity(self) -> None:
+        """Look whether the path still names this file.
+
+        Raises:
+            StoreUnavailable: It does not.
+        """
+        with self.reported():
+            if self._identity != _identity(self.path):
+                raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
+
+    def close(self) -> None:
+        """Let go of everything."""
+        with contextlib.suppress(sqlite3.Error):
+            self.db.close()
+        self.queue.close()
+        self._hold.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another that has taken its place."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return (stat.st_dev, stat.st_ino)

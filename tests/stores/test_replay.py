@@ -1,0 +1,165 @@
+"""Counting in a file, by a snapshot and the audit rows after it, is the same as counting in memory."""
+
+import contextlib
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.core import limiter
+from mcpguard.core.limiter import EMPTY, Limit, State
+from mcpguard.core.policy import Counter
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import counters, upkeep
+from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.counters import ChargedRow
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import START_US, WALL_US, Session, Time
+
+MIXED = """
+[[rule]]
+tool = "x"
+limit = ["3/1s", "70/1m"]
+[[rule]]
+user = "*"
+limit = "5/2s"
+[[rule]]
+user = "*"
+agent = "*::*::*"
+limit = "4/3s"
+mode = "observe"
+[[rule]]
+user = "*"
+tool = "y"
+per = ["user"]
+limit = "2/1s"
+[[rule]]
+tool = "closed"
+limit = "deny"
+"""
+
+calls = st.tuples(st.just("call"), st.integers(0, 2), st.sampled_from(["x", "x", "y", "z", "closed"]), st.integers(1, 4))
+pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000, -300_000]))
+one_offs = st.tuples(st.sampled_from(["tend", "reset", "adopt", "append", "reopen", "fail"]), st.integers(0, 2))
+
+
+class Pair:
+    """The same wrappers on a file and in memory, at the same times."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.time, self.wall = Time(), Time(WALL_US)
+        self.memory = Memory()
+        self.files: list[Session] = [self.session(self.file(), at) for at in range(3)]
+        self.references = [self.session(MemoryStore(self.memory, clock=self.time, wall=self.wall), at) for at in range(3)]
+
+    def file(self) -> SqliteStore:
+        return SqliteStore(self.path, clock=self.time, wall=self.wall)
+
+    def session(self, store: Store, at: int) -> Session:
+        return Session(store, MIXED, session=f"{at:016x}")
+
+    def pause(self, us: int) -> None:
+        self.time.now_us += us
+        self.wall.now_us += max(us, 0)
+
+    def call(self, at: int, tool: str, times: int) -> None:
+        one, other = self.files[at].call(tool, times), self.references[at].call(tool, times)
+        for verdict in (*one, *other):
+            verdict.row = None
+        assert one == other
+
+    def tend(self, at: int) -> None:
+        self.pause(upkeep.PRUNE_EVERY_US // 3)
+        self.files[at].store.tend()
+        self.references[at].store.tend()
+
+    def reset(self, at: int) -> None:
+        label = max((held.label for held in self.references[at].store.held()), default="none")
+        self.files[at].store.reset([label])
+        self.references[at].store.reset([label])
+
+    def adopt(self, at: int) -> None:
+        logs: list[tuple[Counter, State]] = [
+            (counter, (-5, -9, 1, -5, 2)) for counter in self.references[at].charges("x")[0].plan.counters
+        ]
+        self.files[at].charges("x")
+        self.files[at].store.adopt(logs)
+        self.references[at].store.adopt(logs)
+
+    def append(self, at: int) -> None:
+        for session in (self.files[at], self.references[at]):
+            session.store.append(session.journal.flush(self.wall(), all_of_them=True))
+
+    def reopen(self, at: int) -> None:
+        self.files[at].store.close()
+        self.files[at].store = self.file()
+
+    def fail(self, at: int) -> None:
+        """A decision that another's lock makes impossible, for a wrapper whose audit is not looked at."""
+        bystander = self.session(self.files[at].store, 9)
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable):
+                bystander.call("x")
+
+    def compare(self) -> None:
+        now_us = self.time()
+        windows = {key: counter.window_us for key, counter in self.memory.counters.items()}
+        expected = {key: limiter.live(log, windows[key], now_us) for key, log in self.memory.states.items()}
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+            db.execute("BEGIN")
+            fold = counters.unfolded(db)
+            logs = counters.read(db, windows) | fold.states
+        assert {key: limiter.live(logs[key], windows[key], now_us) for key in expected} == expected
+        assert {held.label: held.used for held in self.files[0].store.held()} == dict(self.references[0].store.held())
+        shown = [[entry.record for entry in session.store.entries()] for session in (self.files[0], self.references[0])]
+        assert shown[0] == shown[1]
+
+    def close(self) -> None:
+        for session in self.files:
+            session.store.close()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30))
+def test_many_wrappers_on_a_file_decide_count_and_write_as_they_would_in_memory(steps: list[tuple[str, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(Path(folder) / "mcpguard.db")
+        try:
+            for what, *values in steps:
+                getattr(pair, what)(*values)
+            pair.compare()
+        finally:
+            pair.close()
+
+
+pauses_us = st.sampled_from([-7, 0, 1, 1000, 900_000, 1_000_000, 5_000_000, 61_000_000])
+
+
+@given(st.lists(st.tuples(pauses_us, st.integers(1, 40)), min_size=1), st.sampled_from([1, 3, 64, 65, 200]), st.integers(0))
+def test_rows_that_are_replayed_give_the_very_logs_that_the_decisions_had(
+    steps: list[tuple[int, int]], n: int, snapshot_at: int
+) -> None:
+    named = tuple(Counter(at, f"counter {at}", 60_000_000) for at in range(2))
+    limits = (Limit(n, 60_000_000, 0), Limit(70, 60_000_000, 1, rule=1, observe=True), Limit(n + 1, 60_000_000, 0, rule=2))
+    states: list[State] = [EMPTY, EMPTY]
+    rows: list[ChargedRow] = []
+    now_us = START_US
+    for pause_us, times in steps:
+        now_us += pause_us
+        for _ in range(times):
+            decision = limiter.decide(limits, states, now_us)
+            states = list(decision.states)
+            if decision.charged:
+                charged_us = states[decision.charged[0].counter][-2]
+                rows.append((charged_us, counters.charges(named, decision.charged)))
+    snapshot_at %= len(rows) + 1
+    replayed = {0: EMPTY, 1: EMPTY}
+    counters.replay(replayed, rows[:snapshot_at])
+    replayed = {key: counters.unpack(counters.pack(log)) if log else log for key, log in replayed.items()}
+    counters.replay(replayed, rows[snapshot_at:])
+    assert [replayed[0], replayed[1]] == states
