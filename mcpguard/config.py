@@ -168,20 +168,20 @@ def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mappin
 def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
     data = _toml(file, must_exist=must_exist)
     identity = data.get("identity")
-    jwt = identity.pop("jwt", None) if isinstance(identity, dict) else None
-    if jwt is not None:
-        data["identity.jwt"] = jwt
+    nested = {"identity.jwt": identity.pop("jwt")} if isinstance(identity, dict) and "jwt" in identity else {}
+    verifies = bool(nested)
     values: dict[str, object] = {}
     for name, known in _TABLES.items():
-        table = data.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
+        tables = nested if "." in name else data
+        table = tables.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
         for key in table:
             if key not in known:
                 where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
-                tables = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
-                raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *tables]))
-        if name == "identity.jwt" and jwt is not None:
+                inner = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
+                raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *inner]))
+        if name == "identity.jwt" and verifies:
             from mcpguard import jwt_settings
 
             values["jwt"] = jwt_settings.read(table, file=file, state=state)
@@ -189,8 +189,8 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
             for key, value in table.items():
                 values |= _setting(key, value, f"{file}: {name}.{key}" if name else f"{file}: {key}")
     for key in data:
-        tables = [name for name in _TABLES if "." not in name]
-        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*tables, *_TABLES[""]]))
+        outer = [name for name in _TABLES if "." not in name]
+        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*outer, *_TABLES[""]]))
     return values
 
 

@@ -113,6 +113,11 @@ def test_what_is_no_table_is_told_so(tmp_path: Path, text: str, table: str) -> N
     assert (message, hint) == (f"{tmp_path}/config.toml: '{table}' is not a table", f"write [{table}] above its settings")
 
 
+def test_a_table_whose_name_is_quoted_is_another_one(tmp_path: Path) -> None:
+    message, hint = refusal(tmp_path, LEAST.replace("[identity.jwt]", '["identity.jwt"]'))
+    assert (message, hint) == (f"{tmp_path}/config.toml: identity.jwt: unknown setting", "did you mean identity?")
+
+
 def test_a_table_with_almost_its_name_is_unknown(tmp_path: Path) -> None:
     message, hint = refusal(tmp_path, "[identity.jtw]")
     assert (message, hint) == (f"{tmp_path}/config.toml: identity.jtw: unknown setting", "did you mean jwt?")

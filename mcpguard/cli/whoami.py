@@ -70,12 +70,14 @@ def _caller(identity: Identity) -> Report:
     known = {"agent": agent, "agent_source": source, "server": identity.server}
     more = {"email": identity.email, "roles": identity.roles, "scopes": identity.scopes, "act": identity.act}
     report = {"user": identity.user, "user_source": identity.user_source} | known | more
-    return {key: value for key, value in report.items() if value or key == "user"} | {"problems": []}
+    report = {key: value for key, value in report.items() if value or key == "user"}
+    ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
+    warnings = ["MCPGUARD_TOKEN is set, and not looked at: config.toml has no [identity.jwt]"] if ignored else []
+    return report | {"problems": [], "warnings": warnings}
 
 
 def _verified(settings: Settings, configured: Identity) -> Report:
     """The same where a token names the user, with all that can be said of it."""
-    from mcpguard.core.audit import rfc3339
     from mcpguard.core.claims import time_of, utc
 
     warnings: list[str] = []
@@ -91,7 +93,7 @@ def _verified(settings: Settings, configured: Identity) -> Report:
     keys: Report = {"source": source.keys.source}
     if source.keys.fetched_s is not None:
         age_s = round(time.time() - source.keys.fetched_s)
-        keys |= {"fetched": rfc3339(int(source.keys.fetched_s) * 1_000_000).replace(".000000", ""), "age_seconds": age_s}
+        keys |= {"fetched": utc(source.keys.fetched_s), "age_seconds": age_s}
     if source.keys.problem:
         keys["problem"] = source.keys.problem
     problems = [{"message": problem.message, "hint": problem.hint} for problem in found.problems]

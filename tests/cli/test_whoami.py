@@ -55,6 +55,13 @@ def test_it_takes_what_an_entry_gives_to_run(tmp_path: Path) -> None:
     assert "server" not in whoami(tmp_path)
 
 
+def test_a_token_that_nobody_looks_at_is_told_of(tmp_path: Path) -> None:
+    report = whoami(tmp_path, MCPGUARD_TOKEN="s3cret")
+    assert (report["user_source"], len(report["warnings"])) == ("os", 1)
+    assert "s3cret" not in json.dumps(report)
+    assert whoami(tmp_path)["warnings"] == []
+
+
 def test_a_verified_user_is_shown_with_all_that_the_token_says_but_not_the_token(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
     expires_s = int(time.time()) + 600
