@@ -111,12 +111,12 @@ def unfolded(db: sqlite3.Connection) -> Fold:
     touched = {key for text in {text for _, text in rows if text} for key, _, _ in _parsed(text)}
     states = read(db, touched)
     replay(states, rows)
-    return Fold(since, max(since, newest(db)), states)
+    return Fold(since, newest(db), states)
 
 
 def write_fold(db: sqlite3.Connection, fold: Fold) -> None:
     """Move the snapshot on. The caller is in the transaction that `fold` was read in, or knows that nobody folded since."""
-    if fold.upto > fold.since:
+    if fold.upto != fold.since:  # it is less if somebody has emptied the audit, and numbers begin anew
         write(db, fold.states)
         db.execute("UPDATE meta SET value = ? WHERE key = 'folded'", (fold.upto,))
 

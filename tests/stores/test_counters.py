@@ -81,6 +81,7 @@ def test_what_others_write_between_is_taken_in_without_reading_the_snapshot_agai
     for session in (store, other) * 3:
         assert session.decisions("x") == ["allowed"]
     assert not [statement for statement in said if "snapshot" in statement]
+    assert len([statement for statement in said if "WHEN" in statement]) <= 1  # no statement that is bound to find others' rows
     assert used(store.store) == [8]
 
 
@@ -152,6 +153,18 @@ def test_a_wrapper_that_slept_while_rows_it_had_not_seen_were_pruned_counts_them
     store.tend()
     assert ask(path, "SELECT count(*) FROM audit") == 1
     assert sleeper.decisions("x") == ["rate_limited"]
+
+
+def test_after_somebody_has_emptied_the_audit_by_hand_calls_are_counted_as_ever(path: Path, open_store: Open) -> None:
+    one, other = (Session(open_store(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(2))
+    one.call("x", 2)
+    other.one("x")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DELETE FROM audit")
+    one.one("free")
+    decisions = [session.one("x").decision for session in (one, other) * 4]
+    assert decisions.count("allowed") <= 5
+    assert used(open_store()) == used(one.store) == [5]
 
 
 @pytest.mark.parametrize("first", ["call", "append"])
