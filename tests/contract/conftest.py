@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.stores.address import Options
 from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite import SqliteStore
 from tests.core.build import WALL_US, Time
+from tests.redis_servers import SERVERS, Server, running
 
 
 class Place:
@@ -46,13 +49,35 @@ def _sqlite(folder: Path) -> Callable[[Time, Time], Store]:
     return lambda time, wall: SqliteStore(folder / "state" / "mcpguard.db", clock=time, wall=wall)
 
 
+def _on_server(server: Server) -> Callable[[Path], Callable[[Time, Time], Store]]:
+    def in_namespace(folder: Path) -> Callable[[Time, Time], Store]:
+        options = Options(namespace=str(folder), timeout_ms=5000)
+        return lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall)
+
+    return in_namespace
+
+
 STORES: dict[str, Callable[[Path], Callable[[Time, Time], Store]]] = {"memory": _memory, "sqlite": _sqlite}
-"""How to make each kind of store in an empty folder."""
+"""How to make each kind of store in an empty folder; those on a server come when it has been started."""
 
 
-@pytest.fixture(params=sorted(STORES))
+@pytest.fixture(params=[*sorted(STORES), *SERVERS])
 def kind(request: pytest.FixtureRequest) -> str:
+    if request.param in SERVERS:
+        STORES[request.param] = _on_server(request.getfixturevalue(request.param.replace("-", "_")))
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("valkey"), kind="valkey-server") as server:
+        yield server
 
 
 @pytest.fixture
