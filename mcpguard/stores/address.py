@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from mcpguard.errors import ConfigError
-from mcpguard.stores.base import Store
+
+if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
+    from mcpguard.stores.base import Store
 
 
 class Options(NamedTuple):
@@ -38,7 +40,7 @@ class Address(Protocol):
     def exists(self) -> bool:
         """Whether there is a store yet: the first wrapper makes it."""
 
-    def open(self, options: Options) -> Store:
+    def open(self, options: Options) -> "Store":
         """The store; it is made if it is missing.
 
         Raises:
@@ -67,7 +69,7 @@ class SqliteAddress:
             return True  # opening it will say what is the matter
         return True
 
-    def open(self, options: Options) -> Store:
+    def open(self, options: Options) -> "Store":
         """See `Address`."""
         from mcpguard.stores.sqlite import SqliteStore
 
@@ -80,7 +82,7 @@ class SqliteAddress:
         )
 
 
-def parse(url: str, password: str = "") -> Address:
+def address(url: str, password: str = "") -> Address:
     """What a URL names.
 
     Args:
@@ -97,11 +99,11 @@ def parse(url: str, password: str = "") -> Address:
     scheme = url.partition("://")[0]
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url, re.DOTALL):
         raise ConfigError("store: this is not a URL", 'url = "sqlite:///absolute/path.db"')
-    from mcpguard.stores.redis import address
+    from mcpguard.stores.redis.address import SCHEMES, parse
 
-    if scheme in address.SCHEMES:
-        return address.parse(url, password)
+    if scheme in SCHEMES:
+        return parse(url, password)
     if scheme == "sqlite":
         raise ConfigError("store: this is not the URL of a file", 'url = "sqlite:///absolute/path.db"')
-    known = " ".join(f"{one}://" for one in ("sqlite", *address.SCHEMES))
+    known = " ".join(f"{one}://" for one in ("sqlite", *SCHEMES))
     raise ConfigError(f"store: {scheme}:// is not the URL of a store", f"known: {known}")

@@ -65,6 +65,7 @@ class SqliteStore:
     """
 
     restless = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,

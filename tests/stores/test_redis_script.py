@@ -82,7 +82,7 @@ def charges_of(step: Step, plans: Sequence[Plan]) -> list[Charge]:
         Charge(
             Call("u", "a::b::c", "s", "t"),
             Plan() if decided == "policy" else plans[which],
-            '{"session":"00000000000000aa","tool":"t%d"}' % which,
+            f'{{"session":"00000000000000aa","tool":"t{which}"}}',
             request_id='"é"',
             args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
             trace_id="ab" * 16 if detailed else None,
@@ -122,7 +122,7 @@ class Pair:
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
-@settings(max_examples=300)
+@settings(max_examples=1000)
 def test_the_script_keeps_the_logs_and_writes_the_rows_of_the_pure_functions(
     server: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:
@@ -182,8 +182,7 @@ def test_what_is_adopted_is_merged_like_the_pure_functions_merge_it(
         for store in (pair.store, pair.reference):
             store.adopt([(counter, log)])
         alive = [
-            limiter.live(one, window_us, NOW_US)
-            for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
+            limiter.live(one, window_us, NOW_US) for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
         ]
         assert alive[0] == alive[1]
     pair.store.close()

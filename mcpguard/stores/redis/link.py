@@ -6,10 +6,10 @@ several times what the bytes do, and its retries would charge twice.
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, MovedError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as TimedOut
@@ -35,6 +35,19 @@ _HINTS: Final = (
 )
 
 
+class _Connection(Protocol):
+    """What is used of the library's connection, which it leaves without types."""
+
+    is_connected: bool
+
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def pack_commands(self, commands: Sequence[Command]) -> list[bytes]: ...
+    def send_packed_command(self, command: list[bytes], check_health: bool) -> None: ...
+    def read_response(self, *, disable_decoding: bool, timeout: float) -> Any: ...
+    def can_read(self, timeout: float) -> bool: ...
+
+
 class Link:
     """One connection. It is made at once, and again by `renew`.
 
@@ -53,9 +66,9 @@ class Link:
         self._key = key
         self._connection = self._connected()
 
-    def _connected(self) -> AbstractConnection:
+    def _connected(self) -> _Connection:
         if self._address.path:
-            return self._entered(UnixDomainSocketConnection(path=self._address.path, **self._options()))
+            return self._entered(UnixDomainSocketConnection, path=self._address.path)
         failure: StoreUnavailable | None = None
         for host, port in self._address.hosts:
             try:
@@ -64,11 +77,10 @@ class Link:
                 failure = failure or error
         raise failure or StoreUnavailable("no server is named")
 
-    def _owner(self, host: str, port: int) -> AbstractConnection:
+    def _owner(self, host: str, port: int) -> _Connection:
         """A connection to the node that owns our keys."""
         for _ in range(_MAX_MOVES):
-            kind = SSLConnection if self._address.is_tls else Connection
-            connection = self._entered(kind(host=host, port=port, **self._options()))
+            connection = self._entered(SSLConnection if self._address.is_tls else Connection, host=host, port=port)
             try:
                 self._ask_on(connection, [("EXISTS", self._key)], self._timeout_s)
             except MovedError as moved:
@@ -96,10 +108,11 @@ class Link:
             **{tls[name]: path for name, path in address.files.items()},
         }
 
-    def _entered(self, connection: AbstractConnection) -> AbstractConnection:
+    def _entered(self, kind: Any, **where: object) -> _Connection:
         try:
+            connection: _Connection = kind(**where, **self._options())
             connection.connect()
-        except (RedisError, OSError, ValueError) as error:
+        except (RedisError, OSError, UnicodeError) as error:  # the last for what can be no host
             raise self._unavailable(error) from error
         return connection
 
@@ -124,7 +137,7 @@ class Link:
 
     def _ask_on(
         self,
-        connection: AbstractConnection,
+        connection: _Connection,
         commands: Sequence[Command],
         timeout_s: float,
         *,

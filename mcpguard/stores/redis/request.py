@@ -42,8 +42,7 @@ def row_members(charge: Charge) -> tuple[bytes | str, ...]:
 
 @lru_cache(maxsize=512)
 def _plan(plan: Plan, places: tuple[int, ...]) -> str:
-    """A plan's limits as JSON: how many, the window, which of the script's counters (0: none), the rule, whether it only
-    reports, and its words."""
+    """A plan's limits as JSON: how many, the window, the script's counter (0: none), the rule, if only reported, its words."""
     return compact(
         [
             [limit.n, limit.window_us, places[limit.counter] if limit.n else 0, limit.rule, int(limit.observe), fragment(words)]

@@ -1,4 +1,4 @@
-"""Counters as the server keeps them: how many entries a log has, the log, and the label. `log.lua` writes and reads them, too."""
+"""Counters as the server keeps them: how many entries a log has, the log, and the label; as `log.lua` has it."""
 
 import struct
 from functools import lru_cache

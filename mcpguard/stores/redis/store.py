@@ -168,7 +168,7 @@ class RedisStore:
         end_s = time.monotonic() + self._timeout_s
         keys = [self._key("audit"), self._key("session:" + journal.session), self._key("counters")]
         keys += [self._counter_key(counter.id) for counter in counters]
-        told = [str(time_us), str(journal.seq), str(SESSION_MS), *[counter.label for counter in counters]]
+        told: list[bytes | str] = [str(time_us), str(journal.seq), str(SESSION_MS), *[counter.label for counter in counters]]
         told += arguments(charges, counters, journal, time_us)
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us

@@ -75,10 +75,10 @@ class Upkeep:
     def _too_many(self, link: Link) -> int:
         """How many rows may stay, if they take too much memory; else 0."""
         audit = self._prefix + "audit"
-        size = self._ask(link, ("MEMORY", "USAGE", audit)) or 0
+        size = int(self._ask(link, ("MEMORY", "USAGE", audit)) or 0)
         if size <= self._max_bytes:
             return 0
-        return max(1, self._ask(link, ("XLEN", audit)) * self._max_bytes // size)
+        return max(1, int(self._ask(link, ("XLEN", audit))) * self._max_bytes // size)
 
     def _drop_outcomes(self, link: Link) -> None:
         """Drop the outcomes of rows that are gone."""
