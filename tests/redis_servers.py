@@ -49,9 +49,12 @@ class Server:
         self._program = program(kind)
         self.folder = folder
         self.port = free_port()
+        self.bus = free_port()
         self._socket = folder / "s"
         ports = ["--port", "0", "--tls-port", str(self.port)] if tls else ["--port", str(self.port)]
         self._arguments = [*ports, "--unixsocket", str(self._socket), "--dir", str(folder), "--save", "", *arguments]
+        if "--cluster-enabled" in arguments:
+            self._arguments += ["--cluster-port", str(self.bus)]
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,15 +65,15 @@ class Server:
     def address(self) -> RedisAddress:
         return parse(f"unix://{self._socket}")
 
-    def start(self) -> "Server":
+    def start(self, *more: str) -> "Server":
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([self._program, *self._arguments], stdout=log, stderr=log)
+            self.process = subprocess.Popen([self._program, *self._arguments, *more], stdout=log, stderr=log)
         wait_for(lambda: self._answers, f"{self._program} does not start: {self.folder / 'log'}")
         return self
 
     @property
     def _answers(self) -> bool:
-        return self.command("PING").startswith((b"+PONG", b"-NOAUTH"))
+        return self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-LOADING"))
 
     def command(self, *words: str | bytes) -> bytes:
         """The first piece of the reply to a command; for what a test does beside the store."""
@@ -111,3 +114,33 @@ def running(folder: Path, *arguments: str, kind: str = "redis-server", tls: bool
         yield server.start()
     finally:
         server.kill()
+
+
+def certificates(folder: Path) -> None:
+    """A made-up authority in `folder`, with certificates for the server on this machine and for a client."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run([program("openssl"), *arguments], cwd=folder, check=True, capture_output=True, timeout=ENOUGH_S)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2")
+    openssl("req", "-x509", *key, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem")
+    for name in ("server", "client"):
+        names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1") if name == "server" else ()
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", f"{name}.key", "-out", f"{name}.pem")
+        openssl("req", "-x509", *key, "-subj", f"/CN={name}", *names, *signed)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[list[Server]]:
+    """Three nodes, each of which owns a third of the slots."""
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(running(folder / str(at), "--cluster-enabled", "yes")) for at in range(3)]
+        for at, node in enumerate(nodes):
+            node.command("CLUSTER", "ADDSLOTSRANGE", str(at * 5461), str(16383 if at == 2 else at * 5461 + 5460))
+            node.command("CLUSTER", "SET-CONFIG-EPOCH", str(at + 1))
+        for node in nodes[1:]:
+            node.command("CLUSTER", "MEET", "127.0.0.1", str(nodes[0].port), str(nodes[0].bus))
+        for node in nodes:
+            wait_for(lambda node=node: b"cluster_state:ok" in node.command("CLUSTER", "INFO"), "no cluster")  # type: ignore[misc]
+        yield nodes
