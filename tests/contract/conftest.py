@@ -57,15 +57,17 @@ def _on_server(server: Server) -> Callable[[Path], Callable[[Time, Time], Store]
     return in_namespace
 
 
-STORES: dict[str, Callable[[Path], Callable[[Time, Time], Store]]] = {"memory": _memory, "sqlite": _sqlite}
-"""How to make each kind of store in an empty folder; those on a server come when it has been started."""
+Make = Callable[[Path], Callable[[Time, Time], Store]]
+"""Makes one kind of store in an empty folder."""
+
+STORES: dict[str, Make] = {"memory": _memory, "sqlite": _sqlite}
+"""The kinds that need no server."""
 
 
 @pytest.fixture(params=[*sorted(STORES), *SERVERS])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param in SERVERS:
-        STORES[request.param] = _on_server(request.getfixturevalue(request.param.replace("-", "_")))
-    return str(request.param)
+def kind(request: pytest.FixtureRequest) -> Make:
+    name = str(request.param)
+    return STORES[name] if name in STORES else _on_server(request.getfixturevalue(name.replace("-", "_")))
 
 
 @pytest.fixture(scope="session")
@@ -81,14 +83,14 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def new_place(kind: str, tmp_path: Path) -> Iterator[Callable[[], Place]]:
+def new_place(kind: Make, tmp_path: Path) -> Iterator[Callable[[], Place]]:
     """Makes empty stores of one kind."""
     places: list[Place] = []
 
     def make() -> Place:
         folder = tmp_path / str(len(places))
         folder.mkdir()
-        places.append(Place(STORES[kind](folder)))
+        places.append(Place(kind(folder)))
         return places[-1]
 
     yield make

@@ -160,10 +160,17 @@ def test_a_failure_while_one_reads_is_one_line(server: Server) -> None:
         lambda: list(store.newest()),
         store.held,
         lambda: store.reset(["x"]),
-        store.tend,
     ):
         with unavailable("does not answer"):
             ask()
+
+
+def test_upkeep_that_fails_is_put_off(server: Server) -> None:
+    store = opened(server)
+    server.kill()
+    store.tend()
+    server.start()
+    assert Session(store, POLICY).decisions("report") == ["allowed"]
 
 
 @pytest.mark.parametrize(

@@ -55,34 +55,36 @@ class Link:
         address: The server.
         timeout_s: How long any wait may be: for a connection, and for a reply.
         key: A key that the server is to own: the nodes of a cluster send us on to the one that does.
+        deadline_s: When to give up connecting, by `time.monotonic`.
 
     Raises:
         StoreUnavailable: No server answers, or it refuses us.
     """
 
-    def __init__(self, address: RedisAddress, *, timeout_s: float, key: str) -> None:
+    def __init__(self, address: RedisAddress, *, timeout_s: float, key: str, deadline_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._key = key
-        self._connection = self._connected()
+        self._connection = self._connected(deadline_s)
 
-    def _connected(self) -> _Connection:
+    def _connected(self, deadline_s: float) -> _Connection:
         if self._address.path:
-            return self._entered(UnixDomainSocketConnection, path=self._address.path)
+            return self._entered(UnixDomainSocketConnection, deadline_s, path=self._address.path)
         failure: StoreUnavailable | None = None
         for host, port in self._address.hosts:
             try:
-                return self._owner(host, port)
+                return self._owner(host, port, deadline_s)
             except StoreUnavailable as error:
                 failure = failure or error
         raise failure or StoreUnavailable("no server is named")
 
-    def _owner(self, host: str, port: int) -> _Connection:
+    def _owner(self, host: str, port: int, deadline_s: float) -> _Connection:
         """A connection to the node that owns our keys."""
         for _ in range(_MAX_MOVES):
-            connection = self._entered(SSLConnection if self._address.is_tls else Connection, host=host, port=port)
+            kind = SSLConnection if self._address.is_tls else Connection
+            connection = self._entered(kind, deadline_s, host=host, port=port)
             try:
-                self._ask_on(connection, [("EXISTS", self._key)], self._timeout_s)
+                self._ask_on(connection, [("EXISTS", self._key)], self._left_s(deadline_s))
             except MovedError as moved:
                 connection.disconnect()
                 host, port = moved.host or host, moved.port
@@ -93,7 +95,10 @@ class Link:
                 return connection
         raise StoreUnavailable(f"{self._address.shown}: no node owns our keys", "is the cluster being moved?")
 
-    def _options(self) -> dict[str, object]:
+    def _left_s(self, deadline_s: float) -> float:
+        return min(self._timeout_s, deadline_s - time.monotonic())
+
+    def _options(self, timeout_s: float) -> dict[str, object]:
         address = self._address
         tls = {"ca_file": "ssl_ca_certs", "cert_file": "ssl_certfile", "key_file": "ssl_keyfile"}
         return {
@@ -101,27 +106,30 @@ class Link:
             "username": address.username or None,
             "password": address.password or None,
             "protocol": 2,
-            "socket_timeout": self._timeout_s,
-            "socket_connect_timeout": self._timeout_s,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,
             **{tls[name]: path for name, path in address.files.items()},
         }
 
-    def _entered(self, kind: Any, **where: object) -> _Connection:
+    def _entered(self, kind: Any, deadline_s: float, **where: object) -> _Connection:
+        timeout_s = self._left_s(deadline_s)
         try:
-            connection: _Connection = kind(**where, **self._options())
+            if timeout_s <= 0:
+                raise TimedOut("no time is left")
+            connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # the last for what can be no host
             raise self._unavailable(error) from error
         return connection
 
-    def ask(self, commands: Sequence[Command], *, deadline_s: float | None = None) -> list[object]:
+    def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[object]:
         """Send commands in one packet, and read their replies. Nothing is sent twice.
 
         Args:
             commands: Each with its arguments.
-            deadline_s: When to give up, by `time.monotonic`; None: after `timeout_s`.
+            deadline_s: When to give up, by `time.monotonic`; after `timeout_s` at the latest.
 
         Returns:
             The replies, bytes as bytes. An error reply is returned as a `ResponseError`: the commands after it have run.
@@ -129,9 +137,8 @@ class Link:
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
-        timeout_s = self._timeout_s if deadline_s is None else deadline_s - time.monotonic()
         try:
-            return self._ask_on(self._connection, commands, timeout_s, returns_errors=True)
+            return self._ask_on(self._connection, commands, self._left_s(deadline_s), returns_errors=True)
         except RedisError as error:
             raise self._unavailable(error) from error
 
@@ -170,14 +177,17 @@ class Link:
         except RedisError:
             return True
 
-    def renew(self) -> None:
+    def renew(self, deadline_s: float) -> None:
         """Connect anew.
+
+        Args:
+            deadline_s: When to give up, by `time.monotonic`.
 
         Raises:
             StoreUnavailable: As when it was made.
         """
         self._connection.disconnect()
-        self._connection = self._connected()
+        self._connection = self._connected(deadline_s)
 
     def close(self) -> None:
         """Close the connection."""

@@ -5,6 +5,7 @@ clock. It returns the counters as they were, so that the pure functions that eve
 All keys of a namespace lie in one slot, `{mcpguard:NAMESPACE}:…`.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ from mcpguard.stores.redis.upkeep import Upkeep
 
 SCHEMA: Final = 1
 """The form of a namespace's keys. One that was released only gets additions."""
+
+OPEN_TIMEOUT_S: Final = 2.0
+"""How long opening takes at the most; no call waits for it."""
 
 SESSION_MS: Final = 24 * 3600 * 1000
 """How long a session's last rows are remembered, for the case that their reply was lost."""
@@ -77,9 +81,10 @@ class RedisStore:
         self._seen: dict[int, State] = {}
         self._reply_lost = True
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
-        self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"))
+        deadline_s = time.monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
+        self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
         try:
-            self._begin()
+            self._begin(deadline_s)
         except BaseException:
             self._link.close()
             raise
@@ -90,24 +95,22 @@ class RedisStore:
     def _counter_key(self, key: int) -> str:
         return f"{self._prefix}counter:{key}"
 
-    def _begin(self) -> None:
+    def _begin(self, deadline_s: float) -> None:
         """What every connection begins with: will this server do, and what do all who use it share?"""
-        *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)])
+        *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
         seconds, us = self._link.checked(server_time)
         self._note_time(int(seconds) * 1_000_000 + int(us))
         self.warnings = checks.judged(self._shown, answers)
         meta = self._key("meta")
-        _, _, (schema, self.args_key), *shas = map(
-            self._link.checked,
-            self._link.ask(
-                [
-                    ("HSETNX", meta, "schema", SCHEMA),
-                    ("HSETNX", meta, "args_key", os.urandom(32)),
-                    ("HMGET", meta, "schema", "args_key"),
-                    *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
-                ]
-            ),
-        )
+        commands: list[Command] = [
+            ("HSETNX", meta, "schema", SCHEMA),
+            ("HSETNX", meta, "args_key", os.urandom(32)),
+            ("HMGET", meta, "schema", "args_key"),
+            ("MEMORY", "USAGE", meta),  # what upkeep needs, refused at once if it is refused
+            *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
+        ]
+        replies = self._link.ask(commands, deadline_s=deadline_s)
+        _, _, (schema, self.args_key), _, *shas = map(self._link.checked, replies)
         if int(schema) > SCHEMA:
             raise StoreUnavailable(
                 f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",
@@ -131,9 +134,10 @@ class RedisStore:
         return [self._link.checked(reply) for reply in self._replies(commands, deadline_s)]
 
     def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
+        deadline_s = deadline_s or time.monotonic() + self._timeout_s
         if self._link.is_lost:
-            self._link.renew()
-            self._begin()
+            self._link.renew(deadline_s)
+            self._begin(deadline_s)
         return self._link.ask(commands, deadline_s=deadline_s)
 
     def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
@@ -264,8 +268,12 @@ class RedisStore:
         return gone
 
     def tend(self) -> None:
-        """See `Store`. Once a minute, by one wrapper for all: lets go of what is too old or too much."""
-        self._upkeep.tend()
+        """See `Store`. Once a minute, by one wrapper for all: lets go of what is too old or too much.
+
+        What fails is put off: whether the server is there, calls find out.
+        """
+        with contextlib.suppress(StoreUnavailable):
+            self._upkeep.tend()
 
     def close(self) -> None:
         """See `Store`."""

@@ -11,6 +11,7 @@ EVERY_MS: Final = 60_000
 """How often; one wrapper does it for all."""
 
 TIMEOUT_S: Final = 2.0
+"""How long any step may take. No call waits for it."""
 
 _AT_ONCE: Final = 10_000
 """Rows that go in one command: some milliseconds, so that no decision waits long behind it."""
@@ -52,10 +53,9 @@ class Upkeep:
         if time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + EVERY_MS / 1000
-        link = Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit")
+        link = Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s())
         try:
-            turn = link.ask([("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)])[0]
-            if link.checked(turn) is not None:
+            if self._ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
                 self._prune(link)
         finally:
             link.close()
@@ -103,4 +103,8 @@ class Upkeep:
                 return
 
     def _ask(self, link: Link, command: Command) -> Any:
-        return link.checked(link.ask([command])[0])
+        return link.checked(link.ask([command], deadline_s=_soon_s())[0])
+
+
+def _soon_s() -> float:
+    return time.monotonic() + TIMEOUT_S
