@@ -1,6 +1,7 @@
 """A server that fails: one line, within the budget, and nothing charged that is not said."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,20 @@ def test_nobody_at_the_address_is_one_line(tmp_path: Path) -> None:
         RedisStore(parse("redis://host.invalid"))
     with unavailable("does not answer"):
         RedisStore(parse(f"redis://{'a' * 70}..b"))
+
+
+def test_a_resolver_that_hangs_costs_no_more_than_the_budget(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RedisStore(parse(server.url), Options(timeout_ms=BUDGET_MS))
+    session = Session(store, POLICY)
+    server.kill()
+    server.start()
+    answered = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: answered.wait(60))
+    with unavailable(f"does not answer within {BUDGET_MS} ms"):
+        session.call("report")
+    answered.set()
+    monkeypatch.undo()
+    assert session.decisions("report") == ["allowed"]
 
 
 def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it_wakes_up(server: Server) -> None:

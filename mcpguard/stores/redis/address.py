@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,8 @@ def parse(url: str, password: str = "") -> RedisAddress:
         raise _wrong("the database is not a number" if not database.isdigit() else "a cluster has only database 0", EXAMPLE)
     if (scheme == "unix") != (not where) or (scheme == "unix" and not split.path.strip("/")):
         raise _wrong("no server" if scheme != "unix" else "a unix:// URL is a path", "unix:///run/redis.sock or " + EXAMPLE)
+    if scheme == "unix" and sys.platform == "win32":
+        raise _wrong("unix:// is not for Windows", EXAMPLE)
     if importlib.util.find_spec("redis") is None:
         raise ConfigError("the store is a Redis server, and its client is not installed", "pip install 'mcpguard-cli[redis]'")
     return RedisAddress(

@@ -4,6 +4,9 @@ Of the client library only the connection is used, which knows sockets, TLS and 
 several times what the bytes do, and its retries would charge twice.
 """
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
@@ -116,7 +119,7 @@ class Link:
     def _entered(self, kind: Any, deadline_s: float, **where: object) -> _Connection:
         timeout_s = self._left_s(deadline_s)
         try:
-            if timeout_s <= 0:
+            if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
                 raise TimedOut("no time is left")
             connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
@@ -220,3 +223,16 @@ class Link:
         if self._address.password:
             what = what.replace(self._address.password, "***")
         return StoreUnavailable(f"{self._address.shown} {what}", hint)
+
+
+def _resolves(host: str, timeout_s: float) -> bool:
+    """Whether the system's resolver answers in time, be it with an error: it cannot be told to hurry, and may take long."""
+    resolver = threading.Thread(target=_resolve, args=(host,), daemon=True)
+    resolver.start()
+    resolver.join(timeout_s)
+    return not resolver.is_alive()
+
+
+def _resolve(host: str) -> None:
+    with contextlib.suppress(OSError, UnicodeError):  # connecting will say so
+        socket.getaddrinfo(host, None)
