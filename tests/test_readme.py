@@ -20,7 +20,10 @@ from mcpguard.core.policy import Call
 from mcpguard.core.policy_parse import parse, parse_rule
 from mcpguard.core.verdict import Charge
 from mcpguard.errors import ExitStatus
+from mcpguard.stores.address import address
 from mcpguard.stores.base import MemoryStore
+from mcpguard.stores.redis.address import SCHEMES
+from tests.stores.test_redis_connections import RIGHTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -111,6 +114,24 @@ def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
             (tmp_path / "config.toml").write_text(block)
             settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
             assert settings.jwt if "[identity.jwt]" in block else settings.user == "alice@acme.com"
+
+
+def test_the_addresses_and_the_extra_shown_are_what_the_program_takes(tmp_path: Path) -> None:
+    third = blocks("sh")[2]
+    (extra,) = re.findall(r"'\.\[(\w+)\]'", third)
+    assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+    for name in ("password", "ca.pem"):
+        (tmp_path / name).write_text("s3cret\n")
+    chapter = README.split("## A fleet on one Redis")[1].split("\n## ")[0]
+    shown = re.findall(r'^url = "(.*)"$', chapter, re.MULTILINE) + re.findall(r"^\| `(.*?://.*?)` \|", chapter, re.MULTILINE)
+    found = [address(url.replace("~/.config/mcpguard", str(tmp_path))) for url in shown]
+    assert len(found) == 5
+    assert {url.partition("://")[0] for url in re.findall(r"`([a-z+]+://)", chapter)} == set(SCHEMES)
+
+
+def test_the_rights_shown_are_those_that_a_user_of_the_server_is_tested_with() -> None:
+    (line,) = blocks("acl")
+    assert line.split()[5:] == [right.replace("{mcpguard:default}", "{mcpguard:crm}") for right in RIGHTS]
 
 
 def test_every_setting_and_every_variable_is_documented() -> None:

@@ -10,7 +10,7 @@ import click
 
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named
-from mcpguard.cli._store import exists, opened
+from mcpguard.cli._store import opened
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.cli._token import examined
 from mcpguard.config import Settings
@@ -120,7 +120,7 @@ def explain(settings: Settings, policy: Policy, who: Identity, *, tool: str, ser
     states: Sequence[State] | None = None
     now_us, failure = 0, ""
     try:
-        if exists(settings):
+        if settings.address.exists():
             with opened(settings) as store:
                 call = call if server else call._replace(server=_server_of(store, settings.namespace, tool))
                 states, now_us = store.peek(policy.plan(call, settings.namespace).counters)

@@ -91,11 +91,10 @@ def _note(config_file: str | None, store: str | None) -> None:
     if note is None:
         return
     from mcpguard import config
-    from mcpguard.stores import notes
 
     settings = config.load(os.environ, config=config_file, store=store)
     wall_us = time.time_ns() // 1000
-    notes.leave(settings.sqlite_path, settings.namespace, note, wall_us=wall_us, timeout_s=TIMEOUT_S)
+    settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=TIMEOUT_S)
 
 
 def _input() -> bytes:

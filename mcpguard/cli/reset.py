@@ -7,7 +7,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli._counters import Counted
-from mcpguard.cli._store import exists, opened, tolerant_output
+from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES
 from mcpguard.core.policy_explain import window
@@ -38,8 +38,8 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
     if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("reset asks first, and there is no terminal to ask at", "add --yes")
     settings = config.load(os.environ, store=store)
-    if not exists(settings):
-        click.echo(printable(f"no counters: there is no store at {settings.sqlite_path}"))
+    if not settings.address.exists():
+        click.echo(printable(f"no counters: there is no store at {settings.address.shown}"))
         return ExitStatus.OK
     with opened(settings) as opened_store:
         counters = [(held, Counted.of(held.label)) for held in opened_store.held()]

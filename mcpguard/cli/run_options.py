@@ -33,7 +33,7 @@ OPTIONS: Final = (
     Option("--agent", "agent", "A", "client::tier::name; an empty part is filled in."),
     Option("--policy", "policy", "F", "The policy file."),
     Option("--config", "config", "F", "The settings file."),
-    Option("--store", "store", "URL", "Where counters and audit are: sqlite:///absolute/path.db"),
+    Option("--store", "store", "URL", "Where counters and audit are: sqlite:///absolute/path.db, or redis://host/0"),
     Option("--observe", "observe", "", "Decide and log, deny nothing."),
     Option("--denials", "denials", "", "How a denial is sent: as error or tool result.", ("error", "result")),
 )

@@ -28,7 +28,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     """
     if settings.agent:
         parse_agent(settings.agent, where="agent")  # one that cannot be is said before anything starts
-    _ = settings.sqlite_path
+    _ = settings.address
     life = Life()
     child = spawn(argv, environment(os.environ))
     from mcpguard.relay.assembly import guarded  # from here on the server boots beside us

@@ -60,10 +60,12 @@ class FailoverStore:
         self._owed: dict[int, tuple[Counter, State]] = {}
         self._spool: deque[Row] = deque()
         self._dropped = 0
+        self.warnings: tuple[str, ...] = ()
         self.args_key = os.urandom(32)
         try:
             self._store = reopen()
             self.args_key = self._store.args_key
+            self.warnings = self._store.warnings
         except StoreUnavailable as error:
             self._fail(error)
 

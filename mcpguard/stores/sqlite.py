@@ -46,6 +46,7 @@ class SqliteStore:
     """
 
     restless = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from . import __main__ as program
-from . import calls, pipelined, streams
+from . import calls, pipelined, redis_calls, streams, wrappers
 from .effort import Effort
 from .report import Row, Section, added, percentile, table
 from .session import BenchmarkError
@@ -25,6 +25,7 @@ TINY = Effort(
     stream_seconds=0,
     tiny_starts=1,
     sdk_starts=1,
+    wrapper_seconds=0.1,
 )
 
 
@@ -53,6 +54,23 @@ def test_a_stream_is_counted_to_its_last_byte(tmp_path: Path) -> None:
         session.handshake()
         for shape in streams.SHAPES:
             assert streams.stream(session, shape, 3 << 20) > 0
+
+
+def test_calls_with_counters_on_a_server_are_measured_beside_a_round_trip_to_it(tmp_path: Path) -> None:
+    section = redis_calls.measure(TINY, tmp_path, "split")
+    figures = {row.label: row.values for row in section.rows}
+    assert set(figures["p50, us"]) == {"bare", "least", "asking", "mcpguard"}
+    assert figures["one round trip there, us"].keys() == {"mcpguard"}
+
+
+def test_wrappers_of_both_stores_are_measured_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrappers, "NUMBERS", (1, 2))
+    sections = wrappers.measure(TINY, tmp_path)
+    assert [len(section.rows) for section in sections] == [6, 6]
+    for section in sections:
+        for row in section.rows:
+            assert set(row.values) == {"bare", "mcpguard"}
+            assert min(row.values.values()) > 0
 
 
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:

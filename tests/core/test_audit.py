@@ -8,12 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.audit import MEMBERS, Journal, Row, args_hash, line, ms_up, printable, record, rfc3339, row, summary
+from mcpguard.core.audit import (
+    MEMBERS,
+    Journal,
+    Row,
+    args_hash,
+    line,
+    ms_up,
+    printable,
+    record,
+    rfc3339,
+    row,
+    session_of,
+    summary,
+)
 from mcpguard.core.digest import cut
 from mcpguard.core.limiter import Limit
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge, Verdict
-from tests.core.build import WALL_US, Talk
+from mcpguard.stores.base import MemoryStore
+from tests.core.build import WALL_US, Session, Talk, Time
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
@@ -334,3 +348,37 @@ def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:
     assert not {"args_hash", "arguments"} & none.records[0].keys()
     assert full.records[0]["arguments"] == {"secret": 7}
     assert full.records[1]["arguments"] == {"secret": 8}
+
+
+# What a store that decides elsewhere is told
+
+
+def test_a_journal_tells_what_its_rows_go_by() -> None:
+    session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
+    session.call("closed", 2)
+    (charge,) = session.charges("closed")
+    assert session.journal.remembered(charge, WALL_US) is None
+    session.call("closed", 3)
+    assert session.journal.remembered(charge, WALL_US) == ([True, False], [3, 0])
+    assert session.journal.remembered(charge, WALL_US + 1_000_000) == ([True, False], [3, 0])  # some wait for their row
+    session.journal.flush(WALL_US + 1_000_000)
+    assert session.journal.remembered(charge, WALL_US + 1_500_000) == ([True, False], [3, 0])
+    assert session.journal.remembered(charge, WALL_US + 2_000_000) == ([False, False], [3, 0])
+    (other,) = session.charges("other")
+    assert session.journal.remembered(other, WALL_US) == ([False, False], [0, 0])
+
+
+def test_a_journal_tells_whether_what_is_decided_already_or_closed_would_share_a_row() -> None:
+    session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "x"\nlimit = "deny"\n')
+    (closed,) = session.charges("x")
+    session.store.decide([closed], session.journal)
+    assert session.journal.remembered(closed, WALL_US) == ([True], [0])
+    (refused,) = session.charges("x")
+    refused.decided = "unauthenticated"
+    assert session.journal.remembered(refused, WALL_US) == ([False], [])
+    session.store.decide([refused], session.journal)
+    assert session.journal.remembered(refused, WALL_US) == ([True], [])
+
+
+def test_a_row_tells_its_session() -> None:
+    assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
