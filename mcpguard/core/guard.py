@@ -78,7 +78,7 @@ class Guard:
         namespace: Counters and audit of one namespace know nothing of another's.
         denials: `error` or `result`.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: The key of the arguments' hash.
+        args_key: The key of the arguments' hash; without one there is no hash. It may be set later.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Guard:
         self._namespace = namespace
         self._denials = denials
         self._arguments = arguments
-        self._args_key = args_key
+        self.args_key = args_key
         self._client_name: str | None = None
         self._in_flight: dict[str, InFlight] = {}
         self._tickets: dict[tuple[str, Asks], list[int]] = {}
@@ -254,7 +254,8 @@ class Guard:
         caller = self._caller(_name_in(meta.get(_CLIENT_INFO)) or self._client_name, meta.get("mcpguard/agent"), tool)
         charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
         if self._arguments == "hash":
-            charge.args_hash = args_hash(params.get("arguments"), self._args_key)
+            if self.args_key:
+                charge.args_hash = args_hash(params.get("arguments"), self.args_key)
         elif self._arguments == "full":
             arguments = params.get("arguments")
             charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}

@@ -43,7 +43,6 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
         namespace=settings.namespace,
         denials=settings.denials,
         arguments=settings.arguments,
-        args_key=store.args_key,
     )
     output = ClientOutput(1, lambda: life.ended("client"))
     pumps = Pumps(
@@ -71,4 +70,5 @@ def _store(settings: Settings, console: Console) -> FailoverStore:
         ),
         mode=settings.on_unavailable,
         notify=console.line,
+        timeout_ms=settings.timeout_ms,
     )

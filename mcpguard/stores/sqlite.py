@@ -92,7 +92,7 @@ class SqliteStore:
             undo.callback(self._queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))
             undo.callback(self._hold.close)
-            if not self._queue.acquire(OPEN_TIMEOUT_S):
+            if not self._queue.acquire_by_trying(OPEN_TIMEOUT_S):
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
                 self._db = self._connect(durability)
@@ -145,7 +145,7 @@ class SqliteStore:
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        seq = journal.seq
+        rows: list[Row] | None = None
         try:
             with _Transaction(self):
                 self._read(charges)
@@ -158,15 +158,15 @@ class SqliteStore:
                     if one.news:
                         one.row = next(places)
         except BaseException:  # a commit can fail, too
-            journal.seq = seq
+            if rows is not None:
+                journal.take_back()
             raise
         return verdicts
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
         with _Transaction(self):
-            for row in rows:
-                self._insert(row)
+            return [self._insert(row) for row in rows]
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
