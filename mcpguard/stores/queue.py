@@ -156,6 +156,16 @@ class SharedHold:
         if sys.platform != "win32":
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether `mark` was called, by whomever."""
+        return os.fstat(self._fd).st_size > 0
+
+    def mark(self) -> None:
+        """Note in the file that what it stands for has been made."""
+        if not self.is_marked:
+            os.write(self._fd, b"made\n")
+
     def close(self) -> None:
         """Let go."""
         if self._fd >= 0:

@@ -24,6 +24,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
 from mcpguard.stores.base import Clock, Entry, Held, decide_all, wall_us
 from mcpguard.stores.files import open_private, private_folder, refuse_network
+from mcpguard.stores.integrity import check_file, check_pages, damaged, size_bytes
 from mcpguard.stores.migrations import migrate
 from mcpguard.stores.queue import QueueLock, SharedHold
 from mcpguard.stores.upkeep import PAGE_BYTES, Upkeep
@@ -98,17 +99,23 @@ class SqliteStore:
                 self._db = self._connect(durability)
                 self._execute = self._db.execute
                 undo.callback(self._db.close)
+                check_pages(self._db, path)
                 migrate(self._db, path=str(path))
+                self._hold.mark()
                 self.args_key = self._own_key()
                 self._clock = clock or self._time_base()
                 self._hold.share()
                 self._identity = _identity(path)
+                self._size = size_bytes(path)
             finally:
                 self._queue.release()
             undo.pop_all()
 
     def _connect(self, durability: str) -> sqlite3.Connection:
-        os.close(open_private(self.path))  # the log and the shared memory take their modes from it
+        if self.path.exists():
+            check_file(self.path, made=self._hold.is_marked)
+        else:
+            os.close(open_private(self.path))  # the log and the shared memory take their modes from it
         db = sqlite3.connect(
             self.path, timeout=self._timeout_s / 5, isolation_level=None, check_same_thread=False, cached_statements=64
         )
@@ -149,10 +156,11 @@ class SqliteStore:
         try:
             with _Transaction(self):
                 self._read(charges)
-                verdicts, changed = decide_all(charges, self._states, self._clock())
+                states = {counter.id: self._states[counter.id] for charge in charges for counter in charge.plan.counters}
+                verdicts, changed = decide_all(charges, states, self._clock())
                 rows = journal.rows(charges, verdicts, self._wall())
                 if changed:
-                    self._write(changed)
+                    self._write(changed, states)
                 places = iter([self._insert(row) for row in rows])
                 for one in verdicts:
                     if one.news:
@@ -161,6 +169,7 @@ class SqliteStore:
             if rows is not None:
                 journal.take_back()
             raise
+        self._states |= states
         return verdicts
 
     def append(self, rows: Sequence[Row]) -> list[int]:
@@ -202,8 +211,7 @@ class SqliteStore:
         self._undo()
 
     def _undo(self) -> None:
-        self._states.clear()  # they never were: what was seen before stays what was seen last
-        self._fragments.clear()
+        self._forget()
         with contextlib.suppress(sqlite3.Error):
             self._execute("ROLLBACK")
 
@@ -230,14 +238,14 @@ class SqliteStore:
             for key, log in self._db.execute(f"SELECT id, log FROM state WHERE id IN ({marks})", some):  # noqa: S608
                 self._states[key] = unpack(log)
 
-    def _write(self, changed: dict[int, Counter]) -> None:
+    def _write(self, changed: dict[int, Counter], states: dict[int, State]) -> None:
         for counter in changed.values():
             if counter.id not in self._fragments:
                 self._fragments.add(counter.id)
                 self._db.execute("INSERT OR IGNORE INTO counter VALUES (?, ?, ?)", counter)
         values: list[object] = []
         for key in changed:
-            state = self._states[key]
+            state = states[key]
             values += (key, state[-2], pack(state))
         if len(values) <= 3 * _BATCH // 10:
             self._execute(_upsert(len(changed)), values)
@@ -265,13 +273,15 @@ class SqliteStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
         """See `Store`."""
+        states: dict[int, State] = {}
         with _Transaction(self):
             now_us = self._clock()
             for counter, log in logs:
                 found = self._execute("SELECT log FROM state WHERE id = ?", (counter.id,)).fetchone()
                 before = unpack(found[0]) if found else limiter.EMPTY
-                self._states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
-                self._write({counter.id: counter})
+                states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
+                self._write({counter.id: counter}, states)
+        self._states |= states
 
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
         """See `Store`."""
@@ -316,6 +326,9 @@ class SqliteStore:
         with _reported(self.path):
             if self._identity != _identity(self.path):
                 raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
+            size, self._size = self._size, size_bytes(self.path)
+            if self._size < size:
+                raise damaged(self.path, "it has become shorter")
             self._upkeep.tend(now_us=self._clock(), wall_us=self._wall())
 
     def close(self) -> None:
@@ -364,7 +377,7 @@ def _unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable
         return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
     words = str(error)
     if "malformed" in words or "not a database" in words:
-        return StoreUnavailable(f"{path} is damaged: {words}", "move it away: a new one is made, with new counters")
+        return damaged(path, words)
     return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")
 
 

@@ -65,6 +65,7 @@ class Host:
         env: Variables beside those of this process.
         dashes: Whether `--` stands before the command.
         stderr: Where the guard's stderr goes; None for a file that `err` reads.
+        under: A command that starts the guard: it becomes the guard's process.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Host:
         env: dict[str, str] | None = None,
         dashes: bool = True,
         stderr: int | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         home.mkdir(exist_ok=True, parents=True)
         self.home = home
@@ -82,7 +84,7 @@ class Host:
         self._held, held = os.pipe()
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mcpguard", "run", *options, *(["--"] if dashes else []), *command],
+                [*under, sys.executable, "-m", "mcpguard", "run", *options, *(["--"] if dashes else []), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=err if stderr is None else stderr,
