@@ -114,7 +114,7 @@ class FailoverStore:
                 hint = f" ({self._failure.hint})" if self._failure.hint else ""
                 charge.why = (
                     f"the store of counters is unavailable: {self._failure.message}{hint}. "
-                    "It is tried again every few seconds: so may the call be."
+                    "Try again in some seconds; if that does not help, the store has to be mended."
                 )
         handles = iter(self._spool.keep(journal.rows(charges, verdicts, self._wall())))
         for found in verdicts:
