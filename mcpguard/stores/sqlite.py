@@ -378,6 +378,8 @@ def _unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable
     words = str(error)
     if "malformed" in words or "not a database" in words:
         return damaged(path, words)
+    if "locked" in words:
+        return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")
     return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")
 
 
