@@ -4,12 +4,16 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from mcpguard.errors import ConfigError
+from mcpguard.stores.address import Address, Options, address
+
+if TYPE_CHECKING:
+    from mcpguard.stores.base import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Settings:
         policy: The policy file.
         policy_named: Whether somebody named it: then it must exist.
         store: The store's URL.
+        store_password: Its password, if that does not stand in the URL.
         namespace: Counters and audit are per namespace.
         timeout_ms: How long a call waits for the store.
         on_unavailable: `local`, `deny` or `allow`.
@@ -33,6 +38,7 @@ class Settings:
     policy: Path
     policy_named: bool
     store: str
+    store_password: str = field(default="", repr=False)
     namespace: str = "default"
     timeout_ms: int = 250
     on_unavailable: str = "local"
@@ -48,19 +54,32 @@ class Settings:
     arguments: str = "hash"
 
     @property
-    def sqlite_path(self) -> Path:
-        """The store's file.
+    def address(self) -> Address:
+        """Where the store is.
 
         Raises:
-            ConfigError: The store is not a file.
+            ConfigError: The URL names no store.
         """
-        match = re.fullmatch(r"sqlite://(/.+)", self.store)
-        if not match:
-            scheme, url, _ = self.store.partition("://")  # no more of it: the rest may hold a password
-            what = f"{scheme}:// is not the URL of a file" if url else "this is not a URL"
-            raise ConfigError(f"store: {what}", 'url = "sqlite:///absolute/path.db"')
-        path = unquote(match[1])
-        return Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path)
+        return address(self.store, self.store_password)
+
+    def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
+        """Open the store that the settings name; it is made if it is missing.
+
+        Args:
+            least_timeout_ms: Wait at least as long as this.
+
+        Raises:
+            ConfigError: The URL names no store.
+            StoreUnavailable: It cannot be used.
+        """
+        options = Options(
+            namespace=self.namespace,
+            timeout_ms=max(self.timeout_ms, least_timeout_ms),
+            durability=self.durability,
+            keep_us=self.keep_us,
+            max_bytes=self.max_mb * 1024 * 1024,
+        )
+        return self.address.open(options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +165,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     return Settings(
         policy=Path(str(policy)).expanduser().absolute() if policy else places.policy_file,
         policy_named=policy is not None,
+        store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         **({"store": f"sqlite:///{quote(places.database.as_posix().lstrip('/'), safe='/:')}"} | values),  # type: ignore[arg-type]
     )
 

@@ -7,6 +7,7 @@ import pytest
 from mcpguard import config
 from mcpguard.config import Settings, account, folders, load, span_us
 from mcpguard.errors import ConfigError
+from mcpguard.stores.address import SqliteAddress
 
 DAY_US = 86_400_000_000
 
@@ -221,14 +222,14 @@ def test_anything_else_is_no_span_of_time(text: str) -> None:
     ],
 )
 def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None:
-    assert loaded(tmp_path, store=url).sqlite_path == Path(path)
+    assert loaded(tmp_path, store=url).address == SqliteAddress(Path(path))
 
 
 @pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///", "/var/x.db", "postgres://user:s3cret@host/db", ""])
 def test_an_address_of_no_store_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
     settings = loaded(tmp_path, store=url or "x")
     with pytest.raises(ConfigError) as caught:
-        _ = settings.sqlite_path
+        _ = settings.address
     assert "URL" in caught.value.message
     assert "s3cret" not in caught.value.message
 
@@ -236,7 +237,7 @@ def test_an_address_of_no_store_is_refused_without_its_password(tmp_path: Path, 
 def test_a_path_with_odd_characters_survives_its_way_through_the_address(tmp_path: Path) -> None:
     home = tmp_path / "a b%20c ü#?"
     home.mkdir()
-    assert loaded(home).sqlite_path == home / "mcpguard.db"
+    assert loaded(home).address == SqliteAddress(home / "mcpguard.db")
 
 
 def test_xdg_variables_move_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

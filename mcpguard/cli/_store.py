@@ -8,42 +8,21 @@ from pathlib import Path
 
 from mcpguard.config import Settings
 from mcpguard.core.policy import glob, glob_agent
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.base import Store
 
 PATIENCE_MS = 5000
-"""How long a command waits for the store's lock. Nobody's call waits for a command."""
-
-
-def exists(settings: Settings) -> bool:
-    """Whether there is a store yet: the first wrapper makes it.
-
-    Raises:
-        ConfigError: The store's URL cannot be.
-    """
-    try:
-        settings.sqlite_path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True  # opening it will say what is the matter
-    return True
+"""How long a command waits for the store, at least. Nobody's call waits for a command."""
 
 
 @contextlib.contextmanager
-def opened(settings: Settings) -> Iterator[SqliteStore]:
+def opened(settings: Settings) -> Iterator[Store]:
     """The store that the settings name; it is made if it is missing.
 
     Raises:
         ConfigError: The store's URL cannot be.
         StoreUnavailable: It cannot be used.
     """
-    store = SqliteStore(
-        settings.sqlite_path,
-        timeout_ms=max(settings.timeout_ms, PATIENCE_MS),
-        durability=settings.durability,
-        keep_us=settings.keep_us,
-        max_bytes=settings.max_mb * 1024 * 1024,
-    )
+    store = settings.open_store(least_timeout_ms=PATIENCE_MS)
     try:
         yield store
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, get_args
 import click
 
 from mcpguard import config
-from mcpguard.cli._store import exists, opened, selects, tolerant_output
+from mcpguard.cli._store import opened, selects, tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line, printable
 from mcpguard.core.policy import glob
@@ -109,9 +109,9 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
 
 def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *, follow: bool) -> None:
     waited = False
-    if not exists(settings):
-        click.echo(printable(f"mcpguard: no audit yet: there is no store at {settings.sqlite_path}"), err=True)
-        while follow and not exists(settings):
+    if not settings.address.exists():
+        click.echo(printable(f"mcpguard: no audit yet: there is no store at {settings.address.shown}"), err=True)
+        while follow and not settings.address.exists():
             waited = True
             if _reader_is_gone():
                 return

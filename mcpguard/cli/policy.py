@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from mcpguard import config
-from mcpguard.cli._store import exists, opened, tolerant_output
+from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES, Call, Policy, Rule
@@ -290,7 +290,7 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
     calls: set[Call] = set()
     rows = 0
     try:
-        if not exists(settings):
+        if not settings.address.exists():
             return []
         with opened(settings) as store:
             for _, record in store.newest():

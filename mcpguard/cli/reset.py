@@ -8,7 +8,7 @@ from typing import NamedTuple
 import click
 
 from mcpguard import config
-from mcpguard.cli._store import exists, opened, selects, tolerant_output
+from mcpguard.cli._store import opened, selects, tolerant_output
 from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES, SELECTORS
 from mcpguard.core.policy_explain import window
@@ -80,8 +80,8 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
     if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("reset asks first, and there is no terminal to ask at", "add --yes")
     settings = config.load(os.environ, store=store)
-    if not exists(settings):
-        click.echo(printable(f"no counters: there is no store at {settings.sqlite_path}"))
+    if not settings.address.exists():
+        click.echo(printable(f"no counters: there is no store at {settings.address.shown}"))
         return ExitStatus.OK
     with opened(settings) as opened_store:
         found = [(held, counter) for held in opened_store.held() if (counter := _of(held)).namespace == settings.namespace]

@@ -18,7 +18,7 @@ from mcpguard.errors import ExitStatus
 @click.option("--agent", metavar="A", help="client::tier::name; an empty part is filled in.")
 @click.option("--policy", metavar="F", help="The policy file.")
 @click.option("--config", "config_file", metavar="F", help="The settings file.")
-@click.option("--store", metavar="URL", help="Where counters and audit are: sqlite:///absolute/path.db")
+@click.option("--store", metavar="URL", help="Where counters and audit are: sqlite:///absolute/path.db, or redis://host/0")
 @click.option("--observe", is_flag=True, help="Decide and log, deny nothing.")
 @click.option("--denials", type=click.Choice(["error", "result"]), help="How a denial is sent: as error or tool result.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")

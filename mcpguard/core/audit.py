@@ -140,11 +140,36 @@ class Journal:
         """Whether there are denials that no row tells of yet, or storms to be forgotten."""
         return bool(self._storms)
 
+    def remembered(self, charge: Charge, time_us: int) -> tuple[list[bool], list[int]] | None:
+        """What `rows` would go by, for a store that decides and writes rows elsewhere.
+
+        Returns:
+            For each limit whether a denial by it would share a row, and the denials on its counter so far; for a charge that
+            is decided already, whether it would share a row. None if there is nothing to remember.
+        """
+        if not (self._storms or self._denials):
+            return None
+        plan = charge.plan
+        if charge.decided is not None:
+            return [self._is_storm((charge.context, charge.decided, None), time_us)], []
+        words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
+        return (
+            [
+                self._is_storm((charge.context, word, fragment(reported)), time_us)
+                for word, reported in zip(words, plan.reported, strict=True)
+            ],
+            [self._denials.get(plan.counters[limit.counter].id, 0) if limit.n else 0 for limit in plan.limits],
+        )
+
+    def _is_storm(self, key: tuple[str, str, str | None], time_us: int) -> bool:
+        storm = self._storms.get(key)
+        return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)
+
     def _is_news(self, one: Row, verdict: Verdict) -> bool:
         key = (one.context, one.decision, one.reported)
-        storm = self._storms.get(key)
-        if storm is None or (storm.waiting == 0 and one.time_us - storm.since_us >= STORM_US):
+        if not self._is_storm(key, one.time_us):
             return True
+        storm = self._storms[key]
         self._set(self._storms, key, _Storm(storm.since_us, storm.audit_id, storm.waiting + 1, one))
         verdict.audit_id = storm.audit_id
         return False
@@ -183,7 +208,7 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
         seq,
         verdict.decision,
         charge.context,
-        _fragment(verdict.reported) if verdict.reported else None,
+        fragment(verdict.reported) if verdict.reported else None,
         _cut_id(charge.request_id),
         charge.args_hash,
         charge.trace_id,
@@ -193,6 +218,11 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
         None,
         compact(detail) if detail else None,
     )
+
+
+def session_of(row: Row) -> str:
+    """Which session wrote a row."""
+    return str(json.loads(row.context).get("session", ""))
 
 
 def _cut_id(request_id: str | None) -> str | None:
@@ -215,7 +245,8 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @lru_cache(maxsize=512)
-def _fragment(reported: Reported) -> str:
+def fragment(reported: Reported) -> str:
+    """How a row names a limit."""
     return compact(reported.members())
 
 

@@ -250,6 +250,11 @@ def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
     return json.dumps([namespace, values, others, window_us], separators=(",", ":"))
 
 
+def window_of(label: str) -> int:
+    """The window in µs of the counter that a label names."""
+    return int(json.loads(label)[-1])
+
+
 def counter_id(label: str) -> int:
     """The key of a counter. 63 bits: an SQLite integer, and of a million counters two meet once in 18 million stores."""
     return int.from_bytes(blake2b(label.encode(), digest_size=8).digest()) >> 1

@@ -15,7 +15,6 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import Pumps
 from mcpguard.relay.session import Life
 from mcpguard.stores.failover import FailoverStore
-from mcpguard.stores.sqlite import SqliteStore
 
 
 def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *, observe: bool) -> int:
@@ -51,7 +50,9 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
     where = "the starter policy" if policy_file.is_starter else str(settings.policy)
     who = f"server={identity.server} user={identity.user} agent={guard.agent}"
-    console.line(f"{__version__} {who} policy={where} ({rules}) store={settings.sqlite_path}")
+    console.line(f"{__version__} {who} policy={where} ({rules}) store={settings.address.shown}")
+    for warning in store.warnings:
+        console.line(warning)
     pumps.start()
     status = life.supervise(child, pumps, console)
     console.line(summary(journal.tally))
@@ -60,15 +61,4 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
 
 
 def _store(settings: Settings, console: Console) -> FailoverStore:
-    return FailoverStore(
-        lambda: SqliteStore(
-            settings.sqlite_path,
-            timeout_ms=settings.timeout_ms,
-            durability=settings.durability,
-            keep_us=settings.keep_us,
-            max_bytes=settings.max_mb * 1024 * 1024,
-        ),
-        mode=settings.on_unavailable,
-        notify=console.line,
-        timeout_ms=settings.timeout_ms,
-    )
+    return FailoverStore(settings.open_store, mode=settings.on_unavailable, notify=console.line, timeout_ms=settings.timeout_ms)

@@ -8,8 +8,8 @@ from typing import Final
 
 from mcpguard.errors import CommandError, ExitStatus
 
-SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE"})
-"""Variables of ours that are none of the server's business: a token, and an address that may hold a password."""
+SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE", "MCPGUARD_STORE_PASSWORD"})
+"""Variables of ours that are none of the server's business: a token, a password, and an address that may hold one."""
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         ConfigError: The configured agent or store cannot be.
     """
     parts = parse_agent(settings.agent, where="agent") if settings.agent else {}
-    _ = settings.sqlite_path  # one that cannot be is said before anything starts
+    _ = settings.address  # one that cannot be is said before anything starts
     life = Life()
     child = spawn(argv, environment(os.environ))
     from mcpguard.relay.assembly import guarded  # from here on the server boots beside us

@@ -42,6 +42,9 @@ class Store(Protocol):
     neither.
     """
 
+    warnings: tuple[str, ...]
+    """What whoever set the store up should know: one line each, for people."""
+
     args_key: bytes
     """The key of the hash of arguments; the store's own, and the same for all who use it. It tells one store from another."""
 
@@ -153,6 +156,7 @@ class MemoryStore:
         self.args_key = self._memory.args_key
 
     restless = False
+    warnings: tuple[str, ...] = ()
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""

@@ -78,6 +78,7 @@ class FailoverStore:
         self._opening: Opening | None = Opening(reopen)
         self.args_key = b""
         """The store's key; empty as long as it is not known."""
+        self.warnings: tuple[str, ...] = ()
         self._opening.wait(self._timeout_s)
         try:
             self._store = self._opening.store()
@@ -85,6 +86,7 @@ class FailoverStore:
             self._fail(error)
         else:
             self.args_key = self._store.args_key
+            self.warnings = self._store.warnings
         if self._opening.wait(0):
             self._opening = None
 
@@ -269,6 +271,10 @@ class FailoverStore:
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
         self._notify(f"store is back: {self._spool.all_written()}")
+        for warning in store.warnings:
+            if warning not in self.warnings:
+                self._notify(warning)
+        self.warnings = store.warnings
 
     def _write_a_batch(self, store: Store) -> bool:
         """Write one batch; whether it was the last, so that the store decides again.

@@ -66,6 +66,7 @@ class SqliteStore:
     """
 
     restless = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,

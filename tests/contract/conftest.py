@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.stores.address import Options
 from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite import SqliteStore
 from tests.core.build import WALL_US, Time
+from tests.redis_servers import SERVERS, Server, running
 
 
 class Place:
@@ -46,24 +49,48 @@ def _sqlite(folder: Path) -> Callable[[Time, Time], Store]:
     return lambda time, wall: SqliteStore(folder / "state" / "mcpguard.db", clock=time, wall=wall)
 
 
-STORES: dict[str, Callable[[Path], Callable[[Time, Time], Store]]] = {"memory": _memory, "sqlite": _sqlite}
-"""How to make each kind of store in an empty folder."""
+def _on_server(server: Server) -> Callable[[Path], Callable[[Time, Time], Store]]:
+    def in_namespace(folder: Path) -> Callable[[Time, Time], Store]:
+        options = Options(namespace=str(folder), timeout_ms=5000)
+        return lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall)
+
+    return in_namespace
 
 
-@pytest.fixture(params=sorted(STORES))
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+Make = Callable[[Path], Callable[[Time, Time], Store]]
+"""Makes one kind of store in an empty folder."""
+
+STORES: dict[str, Make] = {"memory": _memory, "sqlite": _sqlite}
+"""The kinds that need no server."""
+
+
+@pytest.fixture(params=[*sorted(STORES), *SERVERS])
+def kind(request: pytest.FixtureRequest) -> Make:
+    name = str(request.param)
+    return STORES[name] if name in STORES else _on_server(request.getfixturevalue(name.replace("-", "_")))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("valkey"), kind="valkey-server") as server:
+        yield server
 
 
 @pytest.fixture
-def new_place(kind: str, tmp_path: Path) -> Iterator[Callable[[], Place]]:
+def new_place(kind: Make, tmp_path: Path) -> Iterator[Callable[[], Place]]:
     """Makes empty stores of one kind."""
     places: list[Place] = []
 
     def make() -> Place:
         folder = tmp_path / str(len(places))
         folder.mkdir()
-        places.append(Place(STORES[kind](folder)))
+        places.append(Place(kind(folder)))
         return places[-1]
 
     yield make

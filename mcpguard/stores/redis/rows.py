@@ -1,0 +1,76 @@
+"""The audit: a stream of rows, and beside it how the calls ended, in hashes that each hold some minutes' calls."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from mcpguard.core.audit import Outcome, Row, record
+from mcpguard.stores.base import Entry
+from mcpguard.stores.redis.link import Command
+
+BUCKET_MS: Final = 10 * 60 * 1000
+"""The rows of this long have their outcomes in one hash, which goes as a whole."""
+
+_NUMBERS: Final = frozenset({"time_us", "seq", "counted", "remaining", "retry_after_ms", "repeats"})
+
+
+def fields(row: Row) -> list[bytes | str | int]:
+    """A row as the stream has it: all fields, those without a value empty, so that the server keeps their names once."""
+    return [part for name, value in zip(Row._fields, row, strict=True) for part in (name, "" if value is None else value)]
+
+
+def row(found: Sequence[bytes]) -> Row:
+    """A row from its fields; those that a later program has added do not count."""
+    values = dict(zip(found[::2], found[1::2], strict=True))
+    return Row(**{name: _value(name, values.get(name.encode(), b"")) for name in Row._fields})  # type: ignore[arg-type]
+
+
+def _value(name: str, data: bytes) -> object:
+    if not data:
+        return None
+    if name in _NUMBERS:
+        return int(data)
+    return data if name == "args_hash" else data.decode()
+
+
+def place(entry_id: bytes) -> int:
+    """The place of an entry: its time and its number within the millisecond, as one number.
+
+    >>> entry_id(place(b"1767225600000-3"))
+    '1767225600000-3'
+    """
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms) << 64 | int(number)
+
+
+def entry_id(place: int) -> str:
+    """The server's name for a place."""
+    return f"{place >> 64}-{place & (1 << 64) - 1}"
+
+
+def bucket(place: int) -> int:
+    """Which hash has the outcome of a row."""
+    return (place >> 64) // BUCKET_MS
+
+
+def outcome_commands(prefix: str, outcomes: Sequence[Outcome], keep_us: int) -> list[Command]:
+    """What joins outcomes to their rows. The first one of a row stands."""
+    commands: list[Command] = [
+        ("HSETNX", f"{prefix}outcomes:{bucket(row)}", entry_id(row), f"{outcome} {duration_us}")
+        for row, outcome, duration_us in outcomes
+    ]
+    for one in sorted({bucket(outcome.row) for outcome in outcomes}):
+        commands.append(("PEXPIRE", f"{prefix}outcomes:{one}", keep_us // 1000 + 2 * BUCKET_MS))
+        commands.append(("SADD", f"{prefix}outcomes", one))
+    return commands
+
+
+def outcome_questions(prefix: str, places: Sequence[int]) -> list[Command]:
+    """What asks for the outcomes of rows, in the order of the rows."""
+    return [("HGET", f"{prefix}outcomes:{bucket(one)}", entry_id(one)) for one in places]
+
+
+def entry(name: bytes, found: Sequence[bytes], outcome: bytes | None) -> Entry:
+    """A row as it is read, with how its call ended."""
+    word, _, duration_us = (outcome or b"").partition(b" ")
+    how = {"outcome": word.decode(), "duration_us": int(duration_us)} if word else {}
+    return Entry(place(name), record(row(found), **how))  # type: ignore[arg-type]

@@ -1,0 +1,32 @@
+"""The scripts that run in the server, put together from their parts."""
+
+from pathlib import Path
+from typing import Final
+
+_SERVERS_TIME: Final = """
+local SLACK_MS = 1
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+"""
+
+_TOLD_TIME: Final = """
+local SLACK_MS = 3600000
+local function clock()
+  return tonumber(ARGV[#ARGV])
+end
+"""
+
+
+def script(name: str, *, told_time: bool = False) -> str:
+    """The text of a script.
+
+    Args:
+        name: `charge` or `adopt`.
+        told_time: For tests: another script, which is told the time by its last argument. The one that decides otherwise
+            asks the server, and nothing that it is sent can change that.
+    """
+    here = Path(__file__).parent
+    clock = _TOLD_TIME if told_time else _SERVERS_TIME
+    return "".join([clock, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in ("log", name))])

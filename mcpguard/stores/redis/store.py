@@ -1,0 +1,287 @@
+"""Counters and audit on a server that many machines share.
+
+One decision is one script: it reads the counters of all calls, decides, and writes counters and audit rows, on the server's
+clock. It returns the counters as they were, so that the pure functions that every store uses make the verdicts of them here.
+All keys of a namespace lie in one slot, `{mcpguard:NAMESPACE}:…`.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+from redis.exceptions import NoScriptError
+
+from mcpguard.core import limiter, policy
+from mcpguard.core.audit import Journal, Outcome, Row, compact, session_of
+from mcpguard.core.limiter import State
+from mcpguard.core.policy import Counter, counter_id
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.address import Options
+from mcpguard.stores.base import Clock, Entry, Held, decide_all, monotonic_us, wall_us
+from mcpguard.stores.redis import checks, rows, states
+from mcpguard.stores.redis.address import RedisAddress
+from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.request import arguments, counters_of
+from mcpguard.stores.redis.scripts import script
+from mcpguard.stores.redis.upkeep import Upkeep
+
+SCHEMA: Final = 1
+"""The form of a namespace's keys. One that was released only gets additions."""
+
+OPEN_TIMEOUT_S: Final = 2.0
+"""How long opening takes at the most; no call waits for it."""
+
+SESSION_MS: Final = 24 * 3600 * 1000
+"""How long a session's last rows are remembered, for the case that their reply was lost."""
+
+_BATCH: Final = 500
+_REMEMBERED: Final = 4096
+_TRIES: Final = 3
+
+
+class RedisStore:
+    """A store on a server.
+
+    Where no reply to a decision comes, it is unavailable here; the server may still run it until the deadline that it was
+    sent with, in the server's time. Then the call is counted though this store did not admit it, so that no limit is
+    exceeded. A script that starts after its deadline refuses, and charges nothing.
+
+    Args:
+        address: The server.
+        options: How it is used.
+        clock: The store's time, instead of the server's: for tests.
+        wall: Wall-clock time, for the audit.
+
+    Attributes:
+        warnings: What the server's owner should know of its set-up.
+
+    Raises:
+        StoreUnavailable: It does not answer, refuses us, or is too old.
+    """
+
+    restless = False
+
+    def __init__(
+        self, address: RedisAddress, options: Options | None = None, *, clock: Clock | None = None, wall: Clock = wall_us
+    ) -> None:
+        options = options or Options()
+        self._shown = address.shown
+        self._timeout_s = options.timeout_ms / 1000
+        self._keep_us = options.keep_us
+        self._clock = clock
+        self._wall = wall
+        self._prefix = "{mcpguard:" + quote(options.namespace) + "}:"
+        self._scripts = {name: script(name, told_time=clock is not None) for name in ("charge", "adopt")}
+        self._shas: dict[str, bytes] = {}
+        self._ahead_us = 0
+        self._seen: dict[int, State] = {}
+        self._reply_lost = True
+        self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
+        deadline_s = time.monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
+        self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
+        try:
+            self._begin(deadline_s)
+        except BaseException:
+            self._link.close()
+            raise
+
+    def _key(self, name: str) -> str:
+        return self._prefix + name
+
+    def _counter_key(self, key: int) -> str:
+        return f"{self._prefix}counter:{key}"
+
+    def _begin(self, deadline_s: float) -> None:
+        """What every connection begins with: will this server do, and what do all who use it share?"""
+        *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
+        seconds, us = self._link.checked(server_time)
+        self._note_time(int(seconds) * 1_000_000 + int(us))
+        self.warnings = checks.judged(self._shown, answers)
+        meta = self._key("meta")
+        commands: list[Command] = [
+            ("HSETNX", meta, "schema", SCHEMA),
+            ("HSETNX", meta, "args_key", os.urandom(32)),
+            ("HMGET", meta, "schema", "args_key"),
+            ("MEMORY", "USAGE", meta),  # what upkeep needs, refused at once if it is refused
+            *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
+        ]
+        replies = self._link.ask(commands, deadline_s=deadline_s)
+        _, _, (schema, self.args_key), _, *shas = map(self._link.checked, replies)
+        if int(schema) > SCHEMA:
+            raise StoreUnavailable(
+                f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",
+                "use the mcpguard that wrote it, or another namespace",
+            )
+        self._shas = dict(zip(self._scripts, shas, strict=True))
+
+    def _note_time(self, server_us: int) -> None:
+        """Note how far the server's clock is ahead of ours, at least: its reply took some time to come."""
+        self._ahead_us = server_us - monotonic_us()
+
+    def _now_us(self) -> int:
+        return self._clock() if self._clock else monotonic_us() + self._ahead_us
+
+    def _ask(self, *commands: Command, deadline_s: float | None = None) -> list[Any]:
+        """The replies to commands, on a connection that the server has not closed.
+
+        Raises:
+            StoreUnavailable: They did not come, or one of them is an error.
+        """
+        return [self._link.checked(reply) for reply in self._replies(commands, deadline_s)]
+
+    def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
+        deadline_s = deadline_s or time.monotonic() + self._timeout_s
+        if self._link.is_lost:
+            self._link.renew(deadline_s)
+            self._begin(deadline_s)
+        return self._link.ask(commands, deadline_s=deadline_s)
+
+    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
+        """What a script returns. A server that does not know it any more is told it again."""
+        rest = (len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),)))
+        reply = self._replies([("EVALSHA", self._shas[name], *rest)], deadline_s)[0]
+        if isinstance(reply, NoScriptError):
+            reply = self._replies([("EVAL", self._scripts[name], *rest)], deadline_s)[0]
+        return self._link.checked(reply)
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """See `Store`."""
+        time_us = self._wall()
+        counters = counters_of(charges)
+        now_us, values, ids = self._charge(charges, counters, journal, time_us)
+        before = {counter.id: states.log(value) for counter, value in zip(counters, values, strict=True)}
+        verdicts, _ = decide_all(charges, before, now_us)
+        self._remember(before)
+        written = journal.rows(charges, verdicts, time_us)
+        places = iter(map(rows.place, ids))
+        for one in verdicts:
+            if one.news:
+                one.row = next(places)
+        if len(written) > len(ids):  # old storms that have to go, to make room for new ones
+            try:
+                self.append(written[len(ids) :])
+            except StoreUnavailable:
+                journal.take_back()
+                raise
+        return verdicts
+
+    def _charge(
+        self, charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int
+    ) -> tuple[int, list[bytes | None], list[bytes]]:
+        """Let the server decide, within the time that a call has."""
+        end_s = time.monotonic() + self._timeout_s
+        keys = [self._key("audit"), self._key("session:" + journal.session), self._key("counters")]
+        keys += [self._counter_key(counter.id) for counter in counters]
+        told: list[bytes | str] = [str(time_us), str(journal.seq), str(SESSION_MS), *[counter.label for counter in counters]]
+        told += arguments(charges, counters, journal, time_us)
+        for _ in range(_TRIES):
+            deadline_us = int(end_s * 1_000_000) + self._ahead_us
+            self._reply_lost = True
+            server_us, *done = self._run("charge", keys, str(deadline_us), *told, deadline_s=end_s)
+            self._note_time(int(server_us))
+            self._reply_lost = False
+            if done:
+                return int(server_us), done[0], done[1]
+            # Its clock runs ahead of what we thought: it has charged nothing, and now we know its time
+        raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
+
+    def _remember(self, logs: dict[int, State]) -> None:
+        if len(self._seen) > _REMEMBERED:
+            self._seen.clear()
+        self._seen |= logs
+
+    def append(self, rows_to_write: Sequence[Row]) -> list[int]:
+        """See `Store`. What a row says takes the place of what a decision whose reply was lost has written of the same call."""
+        audit = self._key("audit")
+        commands: list[Command] = []
+        if self._reply_lost and rows_to_write:
+            session = self._key("session:" + session_of(rows_to_write[0]))
+            last, *ids = (self._ask(("GET", session))[0] or b"0").split()
+            doubled = max(0, int(last) - rows_to_write[0].seq + 1)
+            if ids[-doubled:] and doubled:
+                commands.append(("XDEL", audit, *ids[-doubled:]))
+            commands.append(("DEL", session))
+        commands += [("XADD", audit, "*", *rows.fields(row)) for row in rows_to_write]
+        added: list[int] = []
+        for at in range(0, len(commands), _BATCH):
+            *_, done = self._ask(("MULTI",), *commands[at : at + _BATCH], ("EXEC",))
+            added += [rows.place(entry_id) for entry_id in done if isinstance(entry_id, bytes)]
+        self._reply_lost = False
+        return added
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Store`."""
+        for at in range(0, len(outcomes), _BATCH):
+            self._ask(*rows.outcome_commands(self._prefix, outcomes[at : at + _BATCH], self._keep_us))
+
+    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+        """See `Store`."""
+        while found := self._ask(("XRANGE", self._key("audit"), "(" + rows.entry_id(after), "+", "COUNT", _BATCH))[0]:
+            yield from self._joined(found)
+            after = rows.place(found[-1][0])
+
+    def newest(self) -> Iterator[Entry]:
+        """See `Store`."""
+        before = "+"
+        while found := self._ask(("XREVRANGE", self._key("audit"), before, "-", "COUNT", _BATCH))[0]:
+            yield from self._joined(found)
+            before = "(" + found[-1][0].decode()
+
+    def _joined(self, found: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Entry]:
+        """Rows with how their calls ended."""
+        outcomes = self._ask(*rows.outcome_questions(self._prefix, [rows.place(name) for name, _ in found]))
+        return [rows.entry(name, fields, outcome) for (name, fields), outcome in zip(found, outcomes, strict=True)]
+
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        """See `Store`."""
+        return dict(self._seen), self._now_us()
+
+    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+        """See `Store`."""
+        for at in range(0, len(logs), _BATCH):
+            some = logs[at : at + _BATCH]
+            keys = [self._key("counters"), *(self._counter_key(counter.id) for counter, _ in some)]
+            told = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
+            self._run("adopt", keys, *told)
+
+    def held(self) -> list[Held]:
+        """See `Store`."""
+        keys = self._ask(("SMEMBERS", self._key("counters")))[0]
+        held: list[Held] = []
+        for at in range(0, len(keys), _BATCH):
+            some = [self._counter_key(int(key)) for key in keys[at : at + _BATCH]]
+            values, (seconds, us) = self._ask(("MGET", *some), ("TIME",))
+            now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
+            for value in filter(None, values):
+                label = states.label(value)
+                used = limiter.used(limiter.live(states.log(value), policy.window_of(label), now_us))
+                held += [Held(label, used)] if used else []
+        return held
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """See `Store`."""
+        gone = 0
+        for at in range(0, len(labels), _BATCH):
+            ids = [counter_id(label) for label in labels[at : at + _BATCH]]
+            keys = [self._counter_key(key) for key in ids]
+            *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("SREM", self._key("counters"), *ids), ("EXEC",))
+            gone += count
+            for key in ids:
+                self._seen.pop(key, None)
+        return gone
+
+    def tend(self) -> None:
+        """See `Store`. Once a minute, by one wrapper for all: lets go of what is too old or too much.
+
+        What fails is put off: whether the server is there, calls find out.
+        """
+        with contextlib.suppress(StoreUnavailable):
+            self._upkeep.tend()
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._link.close()

@@ -1,0 +1,110 @@
+"""What keeps a namespace small, away from every call's path and on a connection of its own."""
+
+import time
+from typing import Any, Final
+
+from mcpguard.stores.redis.address import RedisAddress
+from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.rows import BUCKET_MS, bucket, place
+
+EVERY_MS: Final = 60_000
+"""How often; one wrapper does it for all."""
+
+TIMEOUT_S: Final = 2.0
+"""How long any step may take. No call waits for it."""
+
+_AT_ONCE: Final = 10_000
+"""Rows that go in one command: some milliseconds, so that no decision waits long behind it."""
+
+_DROP_UNUSED: Final = """
+local gone = 0
+for at = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[at]) == 0 then
+    gone = gone + redis.call('SREM', KEYS[1], string.match(KEYS[at], '%d+$'))
+  end
+end
+return gone
+"""
+
+
+class Upkeep:
+    """Lets go of what is too old or too much.
+
+    Args:
+        address: The server.
+        prefix: What the namespace's keys begin with.
+        keep_us: How long audit rows are kept.
+        max_bytes: How much memory they may take before the oldest go.
+    """
+
+    def __init__(self, address: RedisAddress, prefix: str, *, keep_us: int, max_bytes: int) -> None:
+        self._address = address
+        self._prefix = prefix
+        self._keep_us = keep_us
+        self._max_bytes = max_bytes
+        self._next_s = 0.0
+
+    def tend(self) -> None:
+        """Once a minute, if no other wrapper has done it.
+
+        Raises:
+            StoreUnavailable: It could not be done.
+        """
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + EVERY_MS / 1000
+        link = Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s())
+        try:
+            if self._ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
+                self._prune(link)
+        finally:
+            link.close()
+
+    def _prune(self, link: Link) -> None:
+        seconds, _ = self._ask(link, ("TIME",))
+        audit = self._prefix + "audit"
+        horizon_ms = int(seconds) * 1000 - self._keep_us // 1000
+        while self._ask(link, ("XTRIM", audit, "MINID", "~", max(0, horizon_ms), "LIMIT", _AT_ONCE)):
+            pass
+        while too_many := self._too_many(link):
+            if not self._ask(link, ("XTRIM", audit, "MAXLEN", "~", too_many, "LIMIT", _AT_ONCE)):
+                break
+        self._drop_outcomes(link)
+        self._drop_counters(link)
+
+    def _too_many(self, link: Link) -> int:
+        """How many rows may stay, if they take too much memory; else 0."""
+        audit = self._prefix + "audit"
+        size = int(self._ask(link, ("MEMORY", "USAGE", audit)) or 0)
+        if size <= self._max_bytes:
+            return 0
+        return max(1, int(self._ask(link, ("XLEN", audit))) * self._max_bytes // size)
+
+    def _drop_outcomes(self, link: Link) -> None:
+        """Drop the outcomes of rows that are gone."""
+        oldest = self._ask(link, ("XRANGE", self._prefix + "audit", "-", "+", "COUNT", 1))
+        seconds, _ = self._ask(link, ("TIME",))
+        first = bucket(place(oldest[0][0])) if oldest else int(seconds) * 1000 // BUCKET_MS
+        for one in self._ask(link, ("SMEMBERS", self._prefix + "outcomes")):
+            if int(one) < first:
+                self._ask(link, ("UNLINK", f"{self._prefix}outcomes:{int(one)}"))
+                self._ask(link, ("SREM", self._prefix + "outcomes", one))
+
+    def _drop_counters(self, link: Link) -> None:
+        """Drop counters from the index whose keys have expired."""
+        index = self._prefix + "counters"
+        cursor = b"0"
+        while True:
+            cursor, found = self._ask(link, ("SSCAN", index, cursor, "COUNT", 500))
+            if found:
+                keys = [f"{self._prefix}counter:{one.decode()}" for one in found]
+                self._ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
+            if cursor == b"0":
+                return
+
+    def _ask(self, link: Link, command: Command) -> Any:
+        return link.checked(link.ask([command], deadline_s=_soon_s())[0])
+
+
+def _soon_s() -> float:
+    return time.monotonic() + TIMEOUT_S

@@ -1,0 +1,146 @@
+"""Real servers of Redis and Valkey, each in a folder of its own and gone with its test."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.stores.redis.address import RedisAddress, parse
+
+ENOUGH_S = 30
+"""Longer than a server takes to start or stop; a test that waits so long has failed."""
+
+SERVERS = ("redis-server", "valkey-server")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def program(name: str) -> str:
+    """The path of a server's program; the test is skipped where it is not installed, which `.ci/run` does not allow."""
+    found = shutil.which(name)
+    if found:
+        return found
+    if name == "redis-server" and os.environ.get("MCPGUARD_REQUIRE_REDIS"):
+        pytest.fail("redis-server is not installed")
+    pytest.skip(f"{name} is not installed")
+
+
+class Server:
+    """One server, on a port and on a socket.
+
+    Args:
+        folder: Where it keeps its socket and its data.
+        arguments: What else it is started with.
+        kind: Its program.
+        tls: Whether its port speaks TLS only.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, kind: str = "redis-server", tls: bool = False) -> None:
+        self._program = program(kind)
+        self.folder = folder
+        self.port = free_port()
+        self.bus = free_port()
+        self._socket = folder / "s"
+        ports = ["--port", "0", "--tls-port", str(self.port)] if tls else ["--port", str(self.port)]
+        self._arguments = [*ports, "--unixsocket", str(self._socket), "--dir", str(folder), "--save", "", *arguments]
+        if "--cluster-enabled" in arguments:
+            self._arguments += ["--cluster-port", str(self.bus)]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def address(self) -> RedisAddress:
+        return parse(f"unix://{self._socket}")
+
+    def start(self, *more: str) -> "Server":
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([self._program, *self._arguments, *more], stdout=log, stderr=log)
+        wait_for(lambda: self._answers, f"{self._program} does not start: {self.folder / 'log'}")
+        return self
+
+    @property
+    def _answers(self) -> bool:
+        return self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-LOADING"))
+
+    def command(self, *words: str | bytes) -> bytes:
+        """The first piece of the reply to a command; for what a test does beside the store."""
+        parts = [word.encode() if isinstance(word, str) else word for word in words]
+        packed = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(ENOUGH_S)
+            link.connect(str(self._socket))
+            link.sendall(packed)
+            return link.recv(1 << 20)
+        return b""
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(ENOUGH_S)
+            self.process = None
+
+
+def wait_for(done: Callable[[], bool], what: str) -> None:
+    """Poll a condition until it is true."""
+    end = time.monotonic() + ENOUGH_S
+    while not done():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str, kind: str = "redis-server", tls: bool = False) -> Iterator[Server]:
+    """A server that runs until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    server = Server(folder, *arguments, kind=kind, tls=tls)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+def certificates(folder: Path) -> None:
+    """A made-up authority in `folder`, with certificates for the server on this machine and for a client."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run([program("openssl"), *arguments], cwd=folder, check=True, capture_output=True, timeout=ENOUGH_S)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2")
+    openssl("req", "-x509", *key, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem")
+    for name in ("server", "client"):
+        names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1") if name == "server" else ()
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", f"{name}.key", "-out", f"{name}.pem")
+        openssl("req", "-x509", *key, "-subj", f"/CN={name}", *names, *signed)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[list[Server]]:
+    """Three nodes, each of which owns a third of the slots."""
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(running(folder / str(at), "--cluster-enabled", "yes")) for at in range(3)]
+        for at, node in enumerate(nodes):
+            node.command("CLUSTER", "ADDSLOTSRANGE", str(at * 5461), str(16383 if at == 2 else at * 5461 + 5460))
+            node.command("CLUSTER", "SET-CONFIG-EPOCH", str(at + 1))
+        for node in nodes[1:]:
+            node.command("CLUSTER", "MEET", "127.0.0.1", str(nodes[0].port), str(nodes[0].bus))
+        for node in nodes:
+            wait_for(lambda node=node: b"cluster_state:ok" in node.command("CLUSTER", "INFO"), "no cluster")  # type: ignore[misc]
+        yield nodes

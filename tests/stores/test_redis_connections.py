@@ -1,0 +1,204 @@
+"""How a server is reached: with a password, as a user with few rights, encrypted, by a socket, in a cluster."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.errors import ConfigError, StoreUnavailable
+from mcpguard.stores.address import Options, address
+from mcpguard.stores.base import Store, wall_us
+from tests.core.build import Session
+from tests.redis_servers import Server, certificates, cluster, running
+
+POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
+
+
+def opened(url: str, password: str = "", namespace: str = "default") -> Store:
+    return address(url, password).open(Options(timeout_ms=5000, namespace=namespace))
+
+
+def works(store: Store) -> bool:
+    """Whether everything that a wrapper and the commands do can be done."""
+    session = Session(store, POLICY)
+    verdicts = session.call("report", 6)
+    store.record([Outcome(verdicts[0].row or 0, "ok", 1)])
+    store.append(session.journal.flush(wall_us(), all_of_them=True))
+    store.adopt([(session.charges("report")[0].plan.counters[0], (-1, -1, 1))])
+    store.tend()
+    entries = list(store.entries())
+    held = store.held()
+    gone = store.reset([one.label for one in held])
+    store.close()
+    return (len(entries), [one.used for one in held], gone, entries[0].record["outcome"]) == (6, [6], 1, "ok")
+
+
+def refusal(url: str, password: str = "") -> str:
+    with pytest.raises(StoreUnavailable) as caught:
+        opened(url, password)
+    assert "\n" not in caught.value.message
+    return f"{caught.value.message}; {caught.value.hint}"
+
+
+def test_a_server_is_reached_by_its_socket(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        assert works(server.address.open(Options(timeout_ms=5000)))
+
+
+def test_a_database_of_its_own_is_used(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        assert works(opened(server.url.replace("/0", "/3")))
+        assert b"db3:" in server.command("INFO", "keyspace")
+        assert b"db0:" not in server.command("INFO", "keyspace")
+
+
+def test_a_password_comes_from_the_url_from_beside_it_or_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/w:rd#?\n")
+    quoted = "p%40ss%2Fw%3Ard%23%3F"
+    with running(tmp_path / "redis", "--requirepass", "p@ss/w:rd#?") as server:
+        assert works(opened(f"redis://:{quoted}@127.0.0.1:{server.port}", namespace="a"))
+        assert works(opened(f"redis://default:{quoted}@127.0.0.1:{server.port}", namespace="b"))
+        assert works(opened(server.url, "p@ss/w:rd#?", namespace="c"))
+        assert works(opened(f"{server.url}?password_file={file}", namespace="d"))
+        assert "NOAUTH" in refusal(server.url) or "Authentication required" in refusal(server.url)
+        wrong = refusal(server.url, "wr0ng")
+        assert "invalid username-password pair" in wrong
+        assert "wr0ng" not in wrong
+        assert "check the user and the password" in wrong
+
+
+RIGHTS = "~{mcpguard:default}:* +@read +@write +@scripting +@transaction +info +time +memory|usage +select".split()
+"""What the README says that a user of the server needs."""
+
+
+def test_a_user_with_no_more_rights_than_the_readme_says_is_enough(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        server.command("ACL", "SETUSER", "guard", "on", ">s3cret", *RIGHTS)
+        assert works(opened(f"redis://guard@127.0.0.1:{server.port}", "s3cret"))
+        server.command("ACL", "SETUSER", "guard", "-@scripting")
+        words = refusal(f"redis://guard@127.0.0.1:{server.port}", "s3cret")
+        assert "no permissions" in words
+        assert "s3cret" not in words
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("tls")
+    certificates(folder)
+    files = [f"--tls-{kind}-file" for kind in ("ca-cert", "cert", "key")]
+    named = [part for pair in zip(files, ("ca.pem", "server.pem", "server.key"), strict=True) for part in pair]
+    with running(folder, *named, "--tls-auth-clients", "yes", tls=True) as server:
+        yield server
+
+
+def tls_url(server: Server, host: str, *files: str) -> str:
+    named = "&".join(f"{kind}_file={server.folder / name}" for kind, name in (one.split("=") for one in files))
+    return f"rediss://{host}:{server.port}/0?{named}"
+
+
+def test_a_connection_is_encrypted_with_an_authority_and_a_certificate_of_its_own(encrypted: Server) -> None:
+    assert works(opened(tls_url(encrypted, "localhost", "ca=ca.pem", "cert=client.pem", "key=client.key")))
+
+
+@pytest.mark.parametrize(
+    ("host", "files", "word"),
+    [
+        ("localhost", ["cert=client.pem", "key=client.key"], "certificate verify failed"),
+        ("127.0.0.2", ["ca=ca.pem", "cert=client.pem", "key=client.key"], "certificate verify failed"),
+        ("localhost", ["ca=ca.pem"], "rediss://localhost"),
+    ],
+)
+def test_a_certificate_that_is_not_to_be_trusted_is_refused(encrypted: Server, host: str, files: list[str], word: str) -> None:
+    assert word in refusal(tls_url(encrypted, host, *files))
+
+
+def test_a_server_that_is_not_encrypted_is_not_spoken_to_in_the_open(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        assert "does not answer" in refusal(server.url.replace("redis:", "rediss:"), "s3cret")
+
+
+def test_in_a_cluster_any_node_leads_to_the_one_that_owns_the_namespace(tmp_path: Path) -> None:
+    with cluster(tmp_path) as nodes:
+        for at, node in enumerate(nodes):
+            assert works(opened(f"redis+cluster://127.0.0.1:{node.port}", namespace=str(at)))
+        nodes[0].kill()
+        seeds = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        for namespace in "abc":  # two of three namespaces have an owner that is alive
+            try:
+                assert works(opened(f"redis+cluster://{seeds}", namespace=namespace))
+            except StoreUnavailable as error:
+                assert seeds in error.message  # noqa: PT017 - which of them fail depends on the hash of their slots
+
+
+def test_a_slot_that_moves_away_is_reported_and_followed_by_the_next_connection(tmp_path: Path) -> None:
+    with cluster(tmp_path) as nodes:
+        slot = int(nodes[0].command("CLUSTER", "KEYSLOT", "{mcpguard:default}")[1:])
+        owner = next(node for at, node in enumerate(nodes) if at * 5461 <= slot < (at + 1) * 5461)
+        other = nodes[(nodes.index(owner) + 1) % 3]
+        session = Session(opened(f"redis+cluster://127.0.0.1:{owner.port}"), POLICY)
+        session.one("report")
+        name = other.command("CLUSTER", "MYID").split(b"\r\n")[1]
+        owner.command("FLUSHALL")
+        for node in (other, owner):
+            node.command("CLUSTER", "SETSLOT", str(slot), "NODE", name)
+        with pytest.raises(StoreUnavailable, match="has moved our keys to another node"):
+            session.one("report")
+        assert works(opened(f"redis+cluster://127.0.0.1:{owner.port}"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://",
+        "redis://:s3cret@",
+        "redis://host:99999",
+        "redis://host:s3cret",
+        "redis://host/s3cret",
+        "redis://:s3#cret@host/0",
+        "redis://:s3?cret@host/0",
+        "redis://:s3/cret@host/0",
+        "redis://host?s3cret=1",
+        "redis://[::1:s3cret",
+        "unix://",
+        "unix://host/path?s3cret=1",
+        "redis+cluster://one,two/3",
+        "redis://one:1,,two",
+        "s3cret://host",
+    ],
+)
+def test_a_url_that_cannot_be_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        address(url)
+    assert "s3" not in caught.value.message.replace("s3cret:// is not", "")
+    assert "cret" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host", "redis://host:6379/0"),
+        ("redis://u:p@host:1/2", "redis://host:1/2"),
+        ("rediss://[::1]:6380", "rediss://[::1]:6380/0"),
+        ("unix:///run/a%20b.sock", "unix:///run/a b.sock"),
+        ("unix:///run/s?db=2", "unix:///run/s/2"),
+        ("redis+cluster://u:p@a,b:2", "redis+cluster://a:6379,b:2"),
+    ],
+)
+def test_what_is_shown_of_an_address_is_scheme_host_and_database(url: str, shown: str) -> None:
+    assert address(url, "s3cret").shown == shown
+    assert "s3cret" not in repr(address(url, "s3cret"))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for name in ("password_file", "ca_file", "cert_file"):
+        with pytest.raises(ConfigError, match=f"{tmp_path}/none"):
+            address(f"rediss://host?{name}={tmp_path}/none")
+
+
+def test_without_the_client_library_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError) as caught:
+        address("redis://host")
+    assert caught.value.hint == "pip install 'mcpguard-cli[redis]'"

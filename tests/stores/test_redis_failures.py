@@ -1,0 +1,190 @@
+"""A server that fails: one line, within the budget, and nothing charged that is not said."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.address import Options
+from mcpguard.stores.redis import checks
+from mcpguard.stores.redis.address import parse
+from mcpguard.stores.redis.store import RedisStore
+from tests.core.build import Session
+from tests.redis_servers import Server, free_port, running, wait_for
+
+POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
+BUDGET_MS = 200
+LATE_S = 5.0
+"""A budget that is kept on a machine that is busy with something else."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path / "redis") as server:
+        yield server
+
+
+def opened(server: Server) -> RedisStore:
+    return RedisStore(server.address, Options(timeout_ms=BUDGET_MS))
+
+
+@contextmanager
+def unavailable(words: str) -> Iterator[None]:
+    """What happens inside fails in one line, and in time."""
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=words) as caught:
+        yield
+    assert time.monotonic() - began < LATE_S
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+def used(server: Server) -> list[int]:
+    with_patience = RedisStore(server.address, Options(timeout_ms=5000))
+    held = [held.used for held in with_patience.held()]
+    with_patience.close()
+    return held
+
+
+def test_nobody_at_the_address_is_one_line(tmp_path: Path) -> None:
+    port = free_port()
+    with unavailable(f"redis://127.0.0.1:{port}/0 does not answer: .*refused"):
+        RedisStore(parse(f"redis://127.0.0.1:{port}"))
+    with unavailable("none.sock does not answer"):
+        RedisStore(parse(f"unix://{tmp_path}/none.sock"))
+    with unavailable("does not answer"):
+        RedisStore(parse("redis://host.invalid"))
+    with unavailable("does not answer"):
+        RedisStore(parse(f"redis://{'a' * 70}..b"))
+
+
+def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it_wakes_up(server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    assert session.decisions("report") == ["allowed"]
+    server.signal(signal.SIGSTOP)
+    for _ in range(2):
+        with unavailable(f"does not answer within {BUDGET_MS} ms"):
+            session.call("report")
+    with unavailable(f"does not answer within {BUDGET_MS} ms"):
+        opened(server)
+    deadline = time.monotonic() + 2 * BUDGET_MS / 1000
+    wait_for(lambda: time.monotonic() > deadline, "time stands still")
+    server.signal(signal.SIGCONT)
+    assert used(server) == [1]
+    assert session.decisions("report", 5) == ["allowed"] * 4 + ["rate_limited"]
+    assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is_tried_again_in_time(server: Server) -> None:
+    """A server whose clock was put forward seems late, once: its refusal tells its time."""
+    session = Session(opened(server), POLICY)
+    session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
+    assert session.decisions("report") == ["allowed"]
+    assert used(server) == [1]
+
+
+def test_a_server_that_goes_and_comes_back_between_two_calls_is_connected_anew(server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    session.call("report")
+    server.kill()
+    with unavailable("does not answer"):
+        session.call("report")
+    server.start()
+    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # it kept nothing on disk
+
+
+def test_a_server_without_memory_refuses_and_charges_nothing(server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    session.call("report")
+    server.command("CONFIG", "SET", "maxmemory", "1")
+    with unavailable("refuses: .*maxmemory"):
+        session.call("report")
+    server.command("CONFIG", "SET", "maxmemory", "0")
+    assert used(server) == [1]
+    assert session.decisions("report", 5) == ["allowed"] * 4 + ["rate_limited"]
+
+
+def test_a_replica_refuses_and_the_hint_says_why(tmp_path: Path, server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    session.call("report")
+    server.command("REPLICAOF", "127.0.0.1", str(free_port()))
+    with unavailable("refuses: .*read only replica"):
+        session.call("report")
+    with pytest.raises(StoreUnavailable) as caught:
+        opened(server)
+    assert caught.value.hint == "this is a replica: name the primary"
+    server.command("REPLICAOF", "NO", "ONE")
+    assert used(server) == [1]
+
+
+def test_a_server_that_cannot_write_to_its_disk_refuses(server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    (server.folder / "dump.rdb").mkdir()
+    server.command("CONFIG", "SET", "save", "1 1")
+    server.command("SET", "x", "1")
+    server.command("BGSAVE")
+    wait_for(lambda: b"rdb_last_bgsave_status:err" in server.command("INFO", "persistence"), "it saves")
+    with unavailable("refuses: MISCONF"):
+        session.call("report")
+
+
+def test_a_server_that_reads_its_data_back_is_not_there_yet(tmp_path: Path) -> None:
+    with running(tmp_path / "redis", "--rdbcompression", "no") as server:
+        for at in range(100):
+            server.command("SET", f"k{at}", "v" * 1500)
+        server.command("SAVE")
+        server.kill()
+        server.start("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
+        with unavailable("LOADING|loading"):
+            opened(server)
+
+
+def test_a_password_that_is_changed_shuts_out_the_next_connection(server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    session.call("report")
+    server.kill()
+    server.start("--requirepass", "s3cret")
+    with unavailable("[Aa]uthentication required"):
+        session.call("report")
+
+
+def test_a_failure_while_one_reads_is_one_line(server: Server) -> None:
+    store = opened(server)
+    Session(store, POLICY).call("report")
+    server.kill()
+    for ask in (
+        lambda: list(store.entries()),
+        lambda: list(store.newest()),
+        store.held,
+        lambda: store.reset(["x"]),
+    ):
+        with unavailable("does not answer"):
+            ask()
+
+
+def test_upkeep_that_fails_is_put_off(server: Server) -> None:
+    store = opened(server)
+    server.kill()
+    store.tend()
+    server.start()
+    assert Session(store, POLICY).decisions("report") == ["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("info", "word"),
+    [
+        (b"redis_version:6.2.14\r\n", "is Redis 6.2.14, which is too old"),
+        (b"redis_version:7.2.4\r\nvalkey_version:7.2.5\r\n", "is Valkey 7.2.5, which is too old"),
+    ],
+)
+def test_an_old_server_is_refused(info: bytes, word: str) -> None:
+    with pytest.raises(StoreUnavailable, match=word):
+        checks.judged("redis://host", [info, b"", b"", None])
+
+
+@pytest.mark.parametrize("info", [b"redis_version:7.0.0", b"redis_version:7.2.4\r\nvalkey_version:8.0.1", b"", b"\xff"])
+def test_a_server_that_is_new_enough_or_does_not_say_is_taken(info: bytes) -> None:
+    assert checks.judged("redis://host", [info, b"", b"", None]) == ()

@@ -1,0 +1,189 @@
+"""The script against the pure functions: the same logs and the same rows, step by step."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.core import limiter
+from mcpguard.core.audit import Journal
+from mcpguard.core.limiter import EMPTY, Limit, State
+from mcpguard.core.policy import Call, Counter, Plan, Reported
+from mcpguard.core.verdict import Charge
+from mcpguard.stores.address import Options
+from mcpguard.stores.base import Memory, MemoryStore
+from mcpguard.stores.redis import states
+from mcpguard.stores.redis.store import RedisStore
+from tests.core.build import WALL_US, Time
+from tests.redis_servers import Server, running
+
+NOW_US = WALL_US
+"""The size of a server's time: numbers of 16 digits, which a careless conversion would round."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("script")) as server:
+        yield server
+
+
+WINDOWS_US = (1_000_000, 60_000_000, 1_000_001, 3_600_000_000, 3650 * 86400 * 1_000_000)
+SIZES = (1, 2, 3, 5, 63, 64, 65, 66, 67, 100, 130, 1_000_000_000)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> list[Plan]:
+    """Some plans that meet in some of their counters, each with a window of its own."""
+    windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
+    counters = [Counter(at + 1, f'["é",{at},{window}]', window) for at, window in enumerate(windows)]
+    found = []
+    for _ in range(draw(st.integers(1, 3))):
+        used = draw(st.lists(st.sampled_from(range(len(counters))), max_size=4, unique=True))
+        limits = [
+            Limit(draw(st.sampled_from(SIZES)), windows[counter], at, draw(st.integers(0, 3)), draw(st.booleans()))
+            for at, counter in enumerate(used)
+            for _ in range(draw(st.integers(1, 2)))
+        ]
+        if draw(st.integers(0, 5)) == 0:
+            limits.insert(draw(st.integers(0, len(limits))), Limit(0, 0, -1, 9, draw(st.booleans())))
+        reported = [
+            Reported("tool", f'rule "{at}" é', limit.n or None, f"{limit.window_us}us" if limit.n else None)
+            for at, limit in enumerate(limits)
+        ]
+        found.append(Plan(tuple(limits), tuple(reported), tuple(counters[counter] for counter in used)))
+    return found
+
+
+@dataclass(slots=True)
+class Step:
+    """Time passes, and some calls are decided together."""
+
+    pass_us: int
+    calls: list[tuple[int, bool, str | None]]
+
+
+def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
+    """Time that passes: nothing, a bit, grains, whole windows, and back."""
+    passing = st.one_of(
+        st.sampled_from([0, 1, 999, 15_625, 15_626, 1_000_000, 1_000_001, 60_000_000, -1, -5_000_000]),
+        st.integers(0, 70_000_000),
+    )
+    decided = st.sampled_from([None] * 8 + ["continued", "invalid", "policy"])
+    call = st.tuples(st.integers(0, plan_count - 1), st.booleans(), decided)
+    calls = st.one_of(st.lists(call, min_size=1, max_size=4), call.map(lambda one: [one] * 33))
+    return st.lists(st.builds(Step, passing, calls), min_size=1, max_size=40)
+
+
+def charges_of(step: Step, plans: Sequence[Plan]) -> list[Charge]:
+    return [
+        Charge(
+            Call("u", "a::b::c", "s", "t"),
+            Plan() if decided == "policy" else plans[which],
+            f'{{"session":"00000000000000aa","tool":"t{which}"}}',
+            request_id='"é"',
+            args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
+            trace_id="ab" * 16 if detailed else None,
+            detail={"reason": "x"} if detailed else {},
+            decided=decided,  # type: ignore[arg-type]
+        )
+        for which, detailed, decided in step.calls
+    ]
+
+
+def logs_in(store: RedisStore, counters: Sequence[Counter]) -> list[State]:
+    values = store._ask(("MGET", *(store._counter_key(counter.id) for counter in counters)))[0]
+    return [states.log(value) for value in values]
+
+
+class Pair:
+    """The same calls to the server and to the reference."""
+
+    def __init__(self, server: Server) -> None:
+        self.time = Time(NOW_US)
+        self.wall = Time(WALL_US)
+        options = Options(namespace=os.urandom(8).hex(), timeout_ms=20_000)
+        self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall)
+        self.memory = Memory()
+        self.reference = MemoryStore(self.memory, clock=self.time, wall=self.wall)
+        self.journals = Journal("00000000000000aa"), Journal("00000000000000aa")
+
+    def take(self, step: Step, plans: Sequence[Plan]) -> None:
+        self.time.now_us += step.pass_us
+        self.wall.now_us += abs(step.pass_us)
+        mine, theirs = self.journals
+        verdicts = self.store.decide(charges_of(step, plans), mine)
+        wanted = self.reference.decide(charges_of(step, plans), theirs)
+        for one, want in zip(verdicts, wanted, strict=True):
+            one.row = want.row = None
+        assert verdicts == wanted
+
+
+@given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
+@settings(max_examples=1000)
+def test_the_script_keeps_the_logs_and_writes_the_rows_of_the_pure_functions(
+    server: Server, world: tuple[list[Plan], list[Step]]
+) -> None:
+    plans, steps = world
+    pair = Pair(server)
+    counters = list({counter.id: counter for plan in plans for counter in plan.counters}.values())
+    for step in steps:
+        pair.take(step, plans)
+        if counters:
+            kept = logs_in(pair.store, counters)
+            assert kept == [pair.memory.states.get(counter.id, EMPTY) for counter in counters]
+    rows = [entry.record for entry in pair.store.entries()]
+    assert rows == [entry.record for entry in pair.reference.entries()]
+    pair.store.close()
+    server.command("FLUSHALL")
+
+
+def test_a_log_that_a_smaller_limit_filled_entry_by_entry_goes_on_in_grains(server: Server) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    small, large = (
+        Plan((Limit(n, 1_000_000, 0),), (Reported("tool", "r", n, "1s"),), (counter,)) for n in (limiter.EXACT, 1000)
+    )
+    grain_us = 1_000_000 // limiter.EXACT
+    for plan, pass_us, times in ((small, 100, limiter.EXACT), (large, grain_us + 1, 20)):
+        for _ in range(times):
+            pair.take(Step(pass_us, [(0, False, None)]), [plan])
+            assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
+    pair.store.close()
+
+
+@pytest.mark.parametrize("entries", [limiter.EXACT - 1, limiter.EXACT, limiter.EXACT + 1])
+def test_a_merged_log_is_put_in_grains_only_if_it_is_longer_than_an_exact_one(server: Server, entries: int) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    log = (-1, *[part for at in range(-entries, 0) for part in (at, 1)])
+    for store in (pair.store, pair.reference):
+        store.adopt([(counter, log)])
+    assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
+    pair.store.close()
+
+
+LOGS = st.lists(st.tuples(st.integers(-70_000_000, 0), st.integers(1, 9)), max_size=140).map(sorted)
+
+
+@given(st.sampled_from(WINDOWS_US[:3]), LOGS, LOGS)
+@settings(max_examples=200)
+def test_what_is_adopted_is_merged_like_the_pure_functions_merge_it(
+    server: Server, window_us: int, first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    pair = Pair(server)
+    counter = Counter(7, f"[{window_us}]", window_us)
+    for pairs in (first, second):
+        if not pairs:
+            continue
+        log = limiter.merge(EMPTY, (pairs[-1][0], *[part for one in pairs for part in one]), window_us)
+        for store in (pair.store, pair.reference):
+            store.adopt([(counter, log)])
+        alive = [
+            limiter.live(one, window_us, NOW_US) for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
+        ]
+        assert alive[0] == alive[1]
+    pair.store.close()
+    server.command("FLUSHALL")
