@@ -8,6 +8,7 @@ import argparse
 import compileall
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import mcpguard
 
-from . import calls, first_answer, pipelined, streams
+from . import calls, first_answer, pipelined, redis_calls, streams, wrappers
 from .effort import FULL, QUICK
 from .report import Section, table
 from .session import BenchmarkError
@@ -47,10 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             calls.measure(relays, effort, folder / place, place, options.pause_us)
             for place in options.place or ("split", "one")
         ],
+        "redis": lambda folder: [
+            redis_calls.measure(effort, folder / place, place) for place in options.place or ("split", "one")
+        ],
+        "wrappers": lambda folder: wrappers.measure(effort, folder),
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
         "streams": lambda folder: streams.measure(with_cat, effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
     }
+    if shutil.which("redis-server") is None:
+        print("redis-server is not installed: redis and wrappers are left out", file=sys.stderr)
+        measures = {name: measure for name, measure in measures.items() if name not in {"redis", "wrappers"}}
     started = time.monotonic()
     sections: list[Section] = []
     try:
@@ -76,7 +84,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("calls", "pipelined", "streams", "first-answer")
+    names = ("calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
     parser.add_argument("--quick", action="store_true", help="a rough look in under 30 seconds")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")

@@ -29,7 +29,7 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path, place: st
     p50: dict[str, list[float]] = {variant.name: [] for variant in variants}
     p99: dict[str, list[float]] = {variant.name: [] for variant in variants}
     with ExitStack() as stack:
-        client_cpus, other_cpus = stack.enter_context(_cpus(place))
+        client_cpus, other_cpus = stack.enter_context(cpus(place))
         os.sched_setaffinity(0, other_cpus)  # what is started from here on inherits it
         sessions = [stack.enter_context(variant.start(BENCH_SERVER, folder)) for variant in variants]
         os.sched_setaffinity(0, client_cpus)
@@ -55,7 +55,7 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path, place: st
 
 
 @contextmanager
-def _cpus(place: str) -> Iterator[tuple[set[int], set[int]]]:
+def cpus(place: str) -> Iterator[tuple[set[int], set[int]]]:
     """The CPUs for the client and for all else; afterwards this thread has its own again."""
     allowed = os.sched_getaffinity(0)
     first, last = {min(allowed)}, {max(allowed)}

@@ -18,6 +18,7 @@ class Effort:
     stream_seconds: float
     tiny_starts: int
     sdk_starts: int
+    wrapper_seconds: float
 
 
 FULL = Effort(
@@ -29,6 +30,7 @@ FULL = Effort(
     stream_seconds=0.5,
     tiny_starts=21,
     sdk_starts=9,
+    wrapper_seconds=2,
 )
 QUICK = Effort(
     call_rounds=6,
@@ -39,4 +41,5 @@ QUICK = Effort(
     stream_seconds=0.15,
     tiny_starts=7,
     sdk_starts=3,
+    wrapper_seconds=0.5,
 )

@@ -47,7 +47,7 @@ class Session:
     A command that does not finish within `deadline_s` seconds is killed, which shows as its output's end.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], deadline_s: float = 150) -> None:
+    def __init__(self, name: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, deadline_s: float = 150) -> None:
         self.name = name
         self._stderr_file = cwd / "stderr"
         with self._stderr_file.open("ab") as stderr:

@@ -25,6 +25,7 @@ TINY = Effort(
     stream_seconds=0,
     tiny_starts=1,
     sdk_starts=1,
+    wrapper_seconds=0.1,
 )
 
 

@@ -67,7 +67,7 @@ def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened)
     session.store.record([Outcome(verdict.row or 0, "ok", 1)])
     session.store.tend()
     found = keys(server)
-    assert len(found) == 8
+    assert len(found) == 7
     assert {key.split("}")[0] for key in found} == {"{mcpguard:team%20a"}
 
 

@@ -1,10 +1,9 @@
 -- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
 --
--- KEYS  the audit, the session's last rows, the index of counters; then each counter
--- ARGV  the deadline in this server's time, wall-clock time for the rows, the session's newest row number, how many ms
---       its last rows are remembered; then each counter's label; then eight for each call: its plan, what the session's
---       journal remembers, its decision if it is decided already, and its row's context, request id, hash of arguments,
---       trace id and detail
+-- KEYS  the audit, the index of counters; then each counter
+-- ARGV  the deadline in this server's time, wall-clock time for the rows, the session's newest row number; then each
+--       counter's label; then eight for each call: its plan, what the session's journal remembers, its decision if it is
+--       decided already, and its row's context, request id, hash of arguments, trace id and detail
 -- Returns the time; and, unless the deadline has passed, the counters as they were and the ids of the rows, one for each
 --       call that is news.
 
@@ -15,12 +14,9 @@ local now = clock()
 if now > tonumber(ARGV[1]) then
   return {text(now)}
 end
-local audit, session, index = KEYS[1], KEYS[2], KEYS[3]
-local wall, seq, session_ttl = ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local counters = {}
-for at = 4, #KEYS do
-  counters[at - 3] = KEYS[at]
-end
+local audit, index = KEYS[1], KEYS[2]
+local wall, seq = ARGV[2], tonumber(ARGV[3])
+local counters = {unpack(KEYS, 3)}
 local logs, values = read(counters)
 local changed = {} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
@@ -158,7 +154,7 @@ local function plan_of(json)
   return plans[json]
 end
 
-for first = 5 + #counters, #ARGV - PER_CALL + 1, PER_CALL do
+for first = 4 + #counters, #ARGV - PER_CALL + 1, PER_CALL do
   local limits = plan_of(ARGV[first])
   local remembered = ARGV[first + 1] == '' and {{}, {}} or cjson.decode(ARGV[first + 1])
   local word, context, detail = ARGV[first + 2], ARGV[first + 3], ARGV[first + 7]
@@ -187,13 +183,10 @@ for first = 5 + #counters, #ARGV - PER_CALL + 1, PER_CALL do
 end
 
 for counter, window in pairs(changed) do
-  write(index, counters[counter], ARGV[4 + counter], logs[counter], window, now, not values[counter])
+  write(index, counters[counter], ARGV[3 + counter], logs[counter], window, now, not values[counter])
 end
 local ids = {}
 for at, row in ipairs(rows) do
   ids[at] = redis.call('XADD', audit, '*', unpack(row))
-end
-if #ids > 0 then
-  redis.call('SET', session, text(seq) .. ' ' .. table.concat(ids, ' '), 'PX', session_ttl)
 end
 return {text(now), values, ids}

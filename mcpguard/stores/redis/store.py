@@ -35,8 +35,8 @@ SCHEMA: Final = 1
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening takes at the most; no call waits for it."""
 
-SESSION_MS: Final = 24 * 3600 * 1000
-"""How long a session's last rows are remembered, for the case that their reply was lost."""
+LOOK_BACK: Final = 20_000
+"""How many of the newest rows are searched for those of a decision whose reply was lost."""
 
 _BATCH: Final = 500
 _REMEMBERED: Final = 4096
@@ -174,9 +174,8 @@ class RedisStore:
     ) -> tuple[int, list[bytes | None], list[bytes]]:
         """Let the server decide, within the time that a call has."""
         end_s = time.monotonic() + self._timeout_s
-        keys = [self._key("audit"), self._key("session:" + journal.session), self._key("counters")]
-        keys += [self._counter_key(counter.id) for counter in counters]
-        told: list[bytes | str] = [str(time_us), str(journal.seq), str(SESSION_MS), *[counter.label for counter in counters]]
+        keys = [self._key("audit"), self._key("counters"), *[self._counter_key(counter.id) for counter in counters]]
+        told: list[bytes | str] = [str(time_us), str(journal.seq), *[counter.label for counter in counters]]
         told += arguments(charges, counters, journal, time_us)
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
@@ -198,13 +197,8 @@ class RedisStore:
         """See `Store`. What a row says takes the place of what a decision whose reply was lost has written of the same call."""
         audit = self._key("audit")
         commands: list[Command] = []
-        if self._reply_lost and rows_to_write:
-            session = self._key("session:" + session_of(rows_to_write[0]))
-            last, *ids = (self._ask(("GET", session))[0] or b"0").split()
-            doubled = max(0, int(last) - rows_to_write[0].seq + 1)
-            if ids[-doubled:] and doubled:
-                commands.append(("XDEL", audit, *ids[-doubled:]))
-            commands.append(("DEL", session))
+        if self._reply_lost and rows_to_write and (doubled := self._doubled(rows_to_write[0])):
+            commands.append(("XDEL", audit, *doubled))
         commands += [("XADD", audit, "*", *rows.fields(row)) for row in rows_to_write]
         added: list[int] = []
         for at in range(0, len(commands), _BATCH):
@@ -212,6 +206,24 @@ class RedisStore:
             added += [rows.place(entry_id) for entry_id in done if isinstance(entry_id, bytes)]
         self._reply_lost = False
         return added
+
+    def _doubled(self, first: Row) -> list[bytes]:
+        """The rows that the session of `first` has written already, from its number on."""
+        session = session_of(first)
+        doubled: list[bytes] = []
+        before = "+"
+        for _ in range(LOOK_BACK // _BATCH):
+            found = self._ask(("XREVRANGE", self._key("audit"), before, "-", "COUNT", _BATCH))[0]
+            for name, fields in found:
+                one = rows.row(fields)
+                if session in one.context and session_of(one) == session:
+                    if one.seq < first.seq:
+                        return doubled
+                    doubled.append(name)
+            if len(found) < _BATCH:
+                break
+            before = "(" + found[-1][0].decode()
+        return doubled
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""

@@ -1,0 +1,87 @@
+"""How throughput and latency change when 1 to 16 wrappers share a store, each with a client that waits for its answers."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.redis_servers import Server, running
+
+from .effort import Effort
+from .report import Row, Section
+from .session import BenchmarkError
+from .variants import BARE, BENCH_SERVER, GUARD, POLICY, PROGRAMS, ROOT, Variant
+
+NUMBERS = (1, 2, 4, 8, 16)
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[Server]:
+    """A server with the usual settings of one that keeps its data."""
+    with running(folder / "redis", "--appendonly", "yes") as server:
+        yield server
+
+
+def measure(effort: Effort, folder: Path) -> list[Section]:
+    sections = []
+    with redis(folder) as server:
+        for store, env in (("SQLite", {}), ("Redis", {"MCPGUARD_STORE": server.url})):
+            rows = []
+            for number in NUMBERS:
+                place = folder / store / str(number)
+                found = {
+                    BARE.name: _together(BARE, number, effort, place / "bare", {}),
+                    GUARD.name: _together(GUARD, number, effort, place / "mcpguard", env),
+                }
+                rows += [
+                    Row(f"{number} at once, calls/s", {name: of["rate"] for name, of in found.items()}),
+                    Row(f"{number} at once, p50, us", {name: of["p50"] for name, of in found.items()}),
+                    Row(f"{number} at once, p99, us", {name: of["p99"] for name, of in found.items()}),
+                ]
+            sections.append(Section(f"wrappers that share a store in {store}", rows))
+    return sections
+
+
+def _together(variant: Variant, number: int, effort: Effort, folder: Path, env: Mapping[str, str]) -> dict[str, float]:
+    """Calls a second of all together, and the middle of what each says of its own."""
+    home = folder / "home"
+    home.mkdir(mode=0o700, parents=True)
+    (home / "policy.toml").write_text(POLICY, encoding="utf-8")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
+    environ = {**inherited, **variant.env, **env, "PYTHONPATH": str(ROOT), "MCPGUARD_HOME": str(home)}
+    command = [sys.executable, str(PROGRAMS / "caller.py"), str(effort.wrapper_seconds), *variant.prefix, *BENCH_SERVER]
+    with ExitStack() as stack:
+        callers = []
+        for at in range(number):
+            cwd = folder / str(at)
+            cwd.mkdir()
+            with (cwd / "caller").open("wb") as err:
+                pipe = subprocess.PIPE
+                caller = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=err, text=True, cwd=cwd, env=environ)
+            stack.enter_context(caller)
+            stack.callback(caller.kill)
+            callers.append(caller)
+        for caller in callers:
+            _line(caller, folder)
+        for caller in callers:
+            if caller.stdin:
+                caller.stdin.write("\n")
+                caller.stdin.flush()
+        found = [json.loads(_line(caller, folder)) for caller in callers]
+    return {
+        "rate": sum(one["rate"] for one in found),
+        "p50": statistics.median(one["p50"] for one in found),
+        "p99": statistics.median(one["p99"] for one in found),
+    }
+
+
+def _line(caller: "subprocess.Popen[str]", folder: Path) -> str:
+    line = caller.stdout.readline() if caller.stdout else ""
+    if not line:
+        said = "\n".join(file.read_text(errors="replace") for file in folder.glob("*/caller"))
+        raise BenchmarkError(f"a client of many failed\n{said}")
+    return line
