@@ -61,4 +61,5 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
 
 
 def _store(settings: Settings, console: Console) -> FailoverStore:
+    settings.address.load()  # not at the expense of the store's budget
     return FailoverStore(settings.open_store, mode=settings.on_unavailable, notify=console.line, timeout_ms=settings.timeout_ms)
