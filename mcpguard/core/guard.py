@@ -7,7 +7,7 @@ and, later, to `server_lines`, so that outcomes cost a call nothing.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -78,7 +78,7 @@ class Guard:
         namespace: Counters and audit of one namespace know nothing of another's.
         denials: `error` or `result`.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: The key of the arguments' hash; without one there is no hash. It may be set later.
+        args_key: Tells the key of the arguments' hash. It is asked at each call; without a key there is no hash.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Guard:
         namespace: str = "default",
         denials: str = "error",
         arguments: str = "hash",
-        args_key: bytes = b"",
+        args_key: Callable[[], bytes] = bytes,
     ) -> None:
         self.identity = identity
         self.session = session
@@ -98,7 +98,7 @@ class Guard:
         self._namespace = namespace
         self._denials = denials
         self._arguments = arguments
-        self.args_key = args_key
+        self._args_key = args_key
         self._client_name: str | None = None
         self._in_flight: dict[str, InFlight] = {}
         self._tickets: dict[tuple[str, Asks], list[int]] = {}
@@ -254,8 +254,8 @@ class Guard:
         caller = self._caller(_name_in(meta.get(_CLIENT_INFO)) or self._client_name, meta.get("mcpguard/agent"), tool)
         charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
         if self._arguments == "hash":
-            if self.args_key:
-                charge.args_hash = args_hash(params.get("arguments"), self.args_key)
+            if key := self._args_key():
+                charge.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             arguments = params.get("arguments")
             charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}

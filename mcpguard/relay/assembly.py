@@ -42,6 +42,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
         namespace=settings.namespace,
         denials=settings.denials,
         arguments=settings.arguments,
+        args_key=lambda: store.args_key,
     )
     output = ClientOutput(1, lambda: life.ended("client"))
     pumps = Pumps(
@@ -51,8 +52,6 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     where = "the starter policy" if policy_file.is_starter else str(settings.policy)
     who = f"server={identity.server} user={identity.user} agent={guard.agent}"
     console.line(f"{__version__} {who} policy={where} ({rules}) store={settings.address.shown}")
-    for warning in store.warnings:
-        console.line(warning)
     pumps.start()
     status = life.supervise(child, pumps, console)
     console.line(summary(journal.tally))

@@ -170,7 +170,6 @@ class Pumps:
                 if isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line):
                     self._read_answers()
             now_us = monotonic_us()
-            self._guard.args_key = self._store.args_key  # known from when the store answers
             actions = self._new_policy() + self._guard.client_lines(lines, now_us=now_us)
             charges = [action for action in actions if isinstance(action, Charge)]
             verdicts = iter(self._decide(charges) if charges else ())

@@ -45,8 +45,9 @@ class Store(Protocol):
     warnings: tuple[str, ...]
     """What whoever set the store up should know: one line each, for people."""
 
-    args_key: bytes
-    """The key of the hash of arguments; the store's own, and the same for all who use it. It tells one store from another."""
+    @property
+    def args_key(self) -> bytes:
+        """The key of the hash of arguments, the store's own: the same for all who use it, and another for another store."""
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """Decide charges in order, in one transaction with their audit rows.

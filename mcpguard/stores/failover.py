@@ -13,23 +13,21 @@ from typing import Final
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row
 from mcpguard.core.limiter import State
-from mcpguard.core.policy import Counter, Plan
-from mcpguard.core.verdict import Charge, Verdict, verdict
+from mcpguard.core.policy import Counter
+from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Store, decide_all, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Store, monotonic_us, wall_us
+from mcpguard.stores.meanwhile import Meanwhile
 from mcpguard.stores.opening import NOT_IN_TIME, Opening, unavailable
-from mcpguard.stores.spool import Spool, write
+from mcpguard.stores.spool import Batch, Spool, write
 
 PROBE_US: Final = (1_000_000, 5_000_000)
 """The least and the most time between two probes; in between at random, so that many wrappers do not probe at once."""
 
-MAX_COUNTERS: Final = 20_000
-"""Counters that a wrapper keeps by itself in `local` mode. A call that needs one more is denied until there is room."""
-
 LAST_TRY_S: Final = 0.5
 """How long closing may take to hand over what a store is owed that answers again and was not probed yet."""
 
-_MEANWHILE: Final = {"local": "this wrapper counts on its own", "deny": "calls are denied", "allow": "calls are not limited"}
+_SAID: Final = {"local": "this wrapper counts on its own", "deny": "calls are denied", "allow": "calls are not limited"}
 _STORE_BITS: Final = 128
 """Handles of the second store and later ones carry its number above these bits."""
 
@@ -44,7 +42,7 @@ class FailoverStore:
         mode: What becomes of calls meanwhile: `local` lets each wrapper admit what the limits allow by its own counting,
             starting from the counters it last saw; `deny` and `allow` do what they say.
         notify: Gets one line at each change of state.
-        timeout_ms: The budget: how long the first call waits for a store that is still being opened.
+        timeout_ms: The budget: how long the first call waits for a store that is still being opened. Opening begins at once.
         clock: A monotone clock, for the breaker and for local counting.
         wall: Wall-clock time, for the audit.
     """
@@ -68,33 +66,58 @@ class FailoverStore:
         self._switching = threading.Lock()  # a call needs it: held for what is below, and one operation of the store
         self._store: Store | None = None
         self._failed: Store | None = None
-        self._failure = StoreUnavailable("")
-        self._local: dict[int, State] = {}
-        self._forget_us = 0
+        self._failure = NOT_IN_TIME
         self._spool = Spool()
+        self._meanwhile = Meanwhile(mode, self._spool)
         self._stores = 0
+        self._args_key = b""
         self._tending = threading.Lock()
         self._probe_us = 0
+        self._starting = True  # nobody has needed the store yet
         self._opening: Opening | None = Opening(reopen)
-        self.args_key = b""
-        """The store's key; empty as long as it is not known."""
-        self.warnings: tuple[str, ...] = ()
-        self._opening.wait(self._timeout_s)
+
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def args_key(self) -> bytes:
+        """The store's key, which is waited for as a call's first decision is; empty as long as it is not known."""
+        self._started()
+        return self._args_key
+
+    def _started(self) -> None:
+        """Wait for the store to open, if nobody has done that yet."""
+        if self._starting:
+            with self._switching:
+                self._await(self._timeout_s)
+
+    def _await(self, timeout_s: float) -> None:
+        """Wait for the first opening. The caller holds `_switching`."""
+        if not self._starting or self._opening is None:
+            return
+        self._starting = False
+        if not self._opening.wait(timeout_s):
+            self._fail(NOT_IN_TIME)
+            return
+        opening, self._opening = self._opening, None
         try:
-            self._store = self._opening.store()
+            store = opening.store()
+            self._meet(store)
+            while not self._spool.is_empty:
+                self._write(store, self._spool.take())
         except StoreUnavailable as error:
+            opening.abandon()
             self._fail(error)
         else:
-            self.args_key = self._store.args_key
-            self.warnings = self._store.warnings
-        if self._opening.wait(0):
-            self._opening = None
+            self._store = store
+            self._spool.all_written()
 
     # calls
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`; but it does not raise."""
         with self._switching:
+            if self._starting and any(charge.frame is not None for charge in charges):
+                self._await(self._timeout_s)
             if self._store is not None:
                 try:
                     verdicts = self._store.decide(charges, journal)
@@ -104,53 +127,7 @@ class FailoverStore:
                     if self._stores:
                         self._mark(verdicts)
                     return verdicts
-            return self._decide_without(charges, journal)
-
-    def _decide_without(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
-        now_us = self._clock()
-        one = self._decide_locally if self._mode == "local" else self._without_counters
-        verdicts = [one(charge, now_us) for charge in charges]
-        for charge, found in zip(charges, verdicts, strict=True):
-            if found.decision == "unavailable" and charge.decided is None:
-                charge.detail = charge.detail | {"reason": "store_unavailable"}
-                hint = f" ({self._failure.hint})" if self._failure.hint else ""
-                charge.why = (
-                    f"the store of counters is unavailable: {self._failure.message}{hint}. "
-                    "Try again in some seconds; if that does not help, the store has to be mended."
-                )
-        handles = iter(self._spool.keep(journal.rows(charges, verdicts, self._wall())))
-        for found in verdicts:
-            if found.news:
-                found.row = next(handles)
-        return verdicts
-
-    def _decide_locally(self, charge: Charge, now_us: int) -> Verdict:
-        if not self._has_room(charge, now_us):
-            return self._without_counters(charge, now_us)
-        (found,), charged = decide_all([charge], self._local, now_us)
-        self._spool.admit(charge, charged, now_us)
-        return found
-
-    def _has_room(self, charge: Charge, now_us: int) -> bool:
-        """Whether the call's counters can be kept here."""
-        if len(self._local) < MAX_COUNTERS or all(counter.id in self._local for counter in charge.plan.counters):
-            return True
-        if now_us >= self._forget_us:
-            self._forget_us = now_us + PROBE_US[0]
-            for key in self._spool.forget(now_us):
-                self._local.pop(key, None)
-        return len(self._local) < MAX_COUNTERS
-
-    def _without_counters(self, charge: Charge, now_us: int) -> Verdict:
-        """What can be said of a call without any counter: a closed tool is closed, and where nothing counts all is as ever."""
-        if charge.decided:
-            return Verdict(charge.decided)
-        uncounted = [at for at, limit in enumerate(charge.plan.limits) if not limit.n]
-        plan = Plan(tuple(charge.plan.limits[at] for at in uncounted), tuple(charge.plan.reported[at] for at in uncounted))
-        found = verdict(plan, limiter.decide(plan.limits, (), now_us))
-        if not found.forwards or not charge.plan.counters:
-            return found
-        return Verdict("allowed_unavailable" if self._mode == "allow" else "unavailable")
+            return self._meanwhile.decide(charges, journal, failure=self._failure, now_us=self._clock(), time_us=self._wall())
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`; but it does not raise."""
@@ -199,14 +176,12 @@ class FailoverStore:
         now_us = self._clock()
         if self._store is not None:
             seen, their_now_us = self._store.last_seen()
-            if len(self._local) + len(seen) > MAX_COUNTERS:
-                self._local.clear()
-            self._local |= {key: limiter.shift(state, now_us - their_now_us) for key, state in seen.items()}
+            self._meanwhile.know({key: limiter.shift(state, now_us - their_now_us) for key, state in seen.items()})
             self._failed, self._store = self._store, None
         self._failure = error
         self._probe_us = now_us + _between(*PROBE_US)
         hint = f" ({error.hint})" if error.hint else ""
-        self._notify(f"store unavailable: {error.message}{hint}; until it is back {_MEANWHILE[self._mode]}")
+        self._notify(f"store unavailable: {error.message}{hint}; until it is back {_SAID[self._mode]}")
 
     def tend(self) -> None:
         """See `Store`. While the store does not answer, probe it."""
@@ -242,6 +217,10 @@ class FailoverStore:
             until_us: For a last try, at once: until when it has to be taken up.
         """
         self._close_failed()
+        if self._starting and self._opening is not None:
+            if self._opening.wait(timeout_s):
+                self._started()
+            return
         if self._opening is None:
             if until_us is None and self._clock() < self._probe_us:
                 return
@@ -262,15 +241,19 @@ class FailoverStore:
     def _take_up(self, store: Store, until_us: int | None) -> None:
         """Write back what a store that answers again is owed, and let it decide."""
         with self._switching:
-            if store.args_key != self.args_key:
-                if self.args_key:
-                    self._stores += 1
-                    self._spool.disown()
-                self.args_key = store.args_key
+            self._meet(store)
         while not self._write_a_batch(store):
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
         self._notify(f"store is back: {self._spool.all_written()}")
+
+    def _meet(self, store: Store) -> None:
+        """Look whose store it is, and say what its owner should know."""
+        if store.args_key != self._args_key:
+            if self._args_key:
+                self._stores += 1
+                self._spool.disown()
+            self._args_key = store.args_key
         for warning in store.warnings:
             if warning not in self.warnings:
                 self._notify(warning)
@@ -285,26 +268,37 @@ class FailoverStore:
         with self._switching:
             batch = self._spool.take()
             is_last = self._spool.is_empty
-            try:
-                if is_last:
-                    handles = write(store, batch, self._clock, patience_us=round(self._timeout_s * 500_000))
-                else:
-                    with _released(self._switching):
-                        handles = write(store, batch, self._clock)
-            except Exception as error:
-                self._spool.put_back(batch)
-                raise unavailable(error) from error
-            self._spool.wrote(batch, handles)
             if is_last:
+                self._write(store, batch, patience_us=round(self._timeout_s * 500_000))
                 self._store = store
+            else:
+                self._write(store, batch, while_released=True)
             return is_last
+
+    def _write(
+        self,
+        store: Store,
+        batch: Batch,
+        *,
+        patience_us: int | None = None,
+        while_released: bool = False,
+    ) -> None:
+        """Write a batch; what cannot be written is owed as before. The caller holds `_switching`."""
+        try:
+            with _released(self._switching) if while_released else contextlib.nullcontext():
+                handles = write(store, batch, self._clock, patience_us=patience_us)
+        except Exception as error:
+            self._spool.put_back(batch)
+            raise unavailable(error) from error
+        self._spool.wrote(batch, handles)
 
     def close(self) -> None:
         """See `Store`. One more try to hand over what is owed, for at most `LAST_TRY_S` and an operation of the store."""
         until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
         if self._tending.acquire(timeout=LAST_TRY_S):
             if self._store is None and not self._spool.is_empty:
-                self._probe(min(self._timeout_s, LAST_TRY_S), until_us=until_us)
+                left_s = max(0, until_us - self._clock()) / 1_000_000
+                self._probe(min(self._timeout_s, left_s), until_us=until_us)
             while self._store is not None and self._spool.has_outcomes and self._clock() < until_us:
                 self._join_outcomes()
             self._close_failed()
@@ -348,6 +342,7 @@ class FailoverStore:
         return self._up().reset(labels)
 
     def _up(self) -> Store:
+        self._started()
         if self._store is None:
             raise self._failure
         return self._store

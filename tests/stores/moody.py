@@ -60,7 +60,8 @@ class Place:
         self.store = FailoverStore(
             self.open, mode=mode, notify=self.said.append, timeout_ms=timeout_ms, clock=self.time, wall=Time(WALL_US)
         )
-        self.session = Session(self.store, policy)
+        self.session = Session(self.store, policy, args_key=lambda: self.store.args_key)
+        assert self.store.args_key  # it has been opened
 
     def reach(self, what: str) -> None:
         self.before.pop(what, lambda: None)()

@@ -26,6 +26,7 @@ class Broken:
         self.opened = 0
         self.said: list[str] = []
         self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
+        assert self.store.args_key  # it has been opened
         self.session = Session(self.store, policy)
         self.lock = QueueLock(path.with_name(path.name + "-queue"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcpguard.stores import failover, spool
+from mcpguard.stores import meanwhile, spool
 from mcpguard.stores.base import Memory
 from mcpguard.stores.failover import LAST_TRY_S, PROBE_US
 from mcpguard.stores.spool import BATCH, MAX_SPOOLED
@@ -68,7 +68,6 @@ def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
 
 def test_another_store_gets_neither_outcomes_nor_hashes_of_the_one_before() -> None:
     place = Place()
-    place.session.guard.args_key = place.store.args_key
     old, ended = place.one(), place.one()
     place.break_down()
     during = place.one()
@@ -86,7 +85,6 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_one_before() -> N
 
 def test_rows_of_the_same_store_keep_their_hashes() -> None:
     place = Place()
-    place.session.guard.args_key = place.store.args_key
     place.break_down()
     place.one()
     place.mend()
@@ -192,7 +190,7 @@ def test_rows_with_long_arguments_are_kept_up_to_a_bound(monkeypatch: pytest.Mon
 
 
 def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failover, "MAX_COUNTERS", 10)
+    monkeypatch.setattr(meanwhile, "MAX_COUNTERS", 10)
     place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     place.break_down()
     assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
@@ -204,7 +202,7 @@ def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_
 
 
 def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failover, "MAX_COUNTERS", 10)
+    monkeypatch.setattr(meanwhile, "MAX_COUNTERS", 10)
     place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1d"\n')
     for round_ in range(4):
         place.break_down()
@@ -213,7 +211,7 @@ def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pyt
         place.mend()
         for at in range(4):
             place.call(1, f"tool {round_} {at}")
-        assert len(place.store._local) <= 10
+        assert len(place.store._meanwhile._local) <= 10
 
 
 def test_the_end_of_a_session_is_one_more_try() -> None:

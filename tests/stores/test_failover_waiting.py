@@ -66,8 +66,32 @@ def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it
     assert session.decisions("x") == ["rate_limited"]
 
 
+def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_written_then(door: Door) -> None:
+    session = Session(door.store, LIMIT_3)
+    note = session.guard.policy_note()
+    door.store.decide([note], session.journal)
+    door.store.append(session.journal.flush(0))
+    door.store.tend()
+    assert door.said == []
+    door.go_on.set()
+    door.tend_until(lambda: not door.store.restless)
+    assert door.said == []
+    assert session.decisions("x") == ["allowed"]
+    assert [entry.record["decision"] for entry in door.store.entries()] == ["policy", "allowed"]
+
+
+def test_a_session_that_ends_before_its_store_is_needed_leaves_its_policy_in_the_audit() -> None:
+    door = Door(timeout_ms=30_000)
+    session = Session(door.store, LIMIT_3)
+    door.store.decide([session.guard.policy_note()], session.journal)
+    door.go_on.set()
+    door.store.close()
+    assert [entry.record["decision"] for entry in MemoryStore(door.memory).entries()] == ["policy"]
+
+
 def test_why_a_store_did_not_open_is_said_when_it_is_known(door: Door) -> None:
     door.failure = StoreUnavailable("it is a teapot")
+    Session(door.store, LIMIT_3).call("x")
     door.go_on.set()
     door.tend_until(lambda: len(door.said) > 1)
     assert "it is a teapot" in door.said[1]
