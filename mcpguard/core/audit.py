@@ -3,10 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.policy import Reported
@@ -55,8 +54,7 @@ class Outcome(NamedTuple):
     duration_us: int
 
 
-@dataclass(slots=True)
-class _Storm:
+class _Storm(NamedTuple):
     since_us: int
     audit_id: str
     waiting: int = 0
@@ -76,6 +74,8 @@ class Journal:
         self.tally: Counter[tuple[str, str]] = Counter()
         self._storms: dict[tuple[str, str, str | None], _Storm] = {}
         self._denials: dict[int, int] = {}
+        self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores
+        self._seq_before = 0
 
     def rows(self, charges: Sequence[Charge], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
         """The rows to write for charges that were just decided; completes the verdicts.
@@ -86,17 +86,19 @@ class Journal:
             time_us: Wall-clock time.
         """
         rows: list[Row] = []
+        self._before.clear()
+        self._seq_before = self.seq
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.decision not in _REFUSED:
                 rows.append(row(charge, verdict, time_us, self.seq + 1))
-                self.wrote(charge, verdict)
+                self._note(charge, verdict)
                 continue
             self._count(charge, verdict)
             one = row(charge, verdict, time_us, self.seq + 1)
             if self._is_news(one, verdict):
                 rows.append(one)
                 self._number(verdict)
-                self._storms[one.context, one.decision, one.reported] = _Storm(time_us, verdict.audit_id)
+                self._set(self._storms, (one.context, one.decision, one.reported), _Storm(time_us, verdict.audit_id))
         if len(self._storms) > _KEPT:
             rows += self.flush(time_us, all_of_them=True)
         return rows
@@ -106,6 +108,11 @@ class Journal:
 
         For a store that cannot know before it has written; `rows` does the same for all that it returns.
         """
+        self._before.clear()
+        self._seq_before = self.seq
+        self._note(charge, verdict)
+
+    def _note(self, charge: Charge, verdict: Verdict) -> None:
         self._count(charge, verdict)
         self._number(verdict)
 
@@ -114,6 +121,24 @@ class Journal:
         verdict.news = True
         verdict.audit_id = f"{self.session}-{self.seq}"
 
+    def take_back(self) -> None:
+        """Undo what the last call of `rows` did: the transaction that its rows were for has failed."""
+        self.seq = self._seq_before
+        while self._before:
+            mapping, key, value = self._before.pop()
+            if value is None:
+                del mapping[key]
+            else:
+                mapping[key] = value
+
+    def _set(self, mapping: dict[Any, Any], key: object, value: object) -> None:
+        """Set a member, or remove it with None, so that it can be taken back."""
+        self._before.append((mapping, key, mapping.get(key)))
+        if value is None:
+            del mapping[key]
+        else:
+            mapping[key] = value
+
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
         """The rows of the storms that have waited for a second, or of all."""
         rows = []
@@ -121,11 +146,11 @@ class Journal:
             if not all_of_them and 0 <= time_us - storm.since_us < STORM_US:
                 continue
             if storm.last is None:
-                del self._storms[key]
+                self._set(self._storms, key, None)
                 continue
             self.seq += 1
             rows.append(storm.last._replace(time_us=time_us, seq=self.seq, repeats=storm.waiting))
-            self._storms[key] = _Storm(time_us, f"{self.session}-{self.seq}")
+            self._set(self._storms, key, _Storm(time_us, f"{self.session}-{self.seq}"))
         return rows
 
     @property
@@ -163,8 +188,7 @@ class Journal:
         if not self._is_storm(key, one.time_us):
             return True
         storm = self._storms[key]
-        storm.waiting += 1
-        storm.last = one
+        self._set(self._storms, key, _Storm(storm.since_us, storm.audit_id, storm.waiting + 1, one))
         verdict.audit_id = storm.audit_id
         return False
 
@@ -172,10 +196,11 @@ class Journal:
         axis = str(charge.detail.get("axis", ""))  # of a denial that no limit made
         if verdict.reported and verdict.decision != "allowed":
             axis = verdict.reported.axis
-        self.tally[verdict.decision, axis] += 1
+        self._set(self.tally, (verdict.decision, axis), self.tally[verdict.decision, axis] + 1)
         if verdict.decision == "rate_limited":
             if len(self._denials) > _KEPT:
-                self._denials.clear()
+                for counter_id in list(self._denials):
+                    self._set(self._denials, counter_id, None)
             refusing = {reported for reported, _ in verdict.exceeded}
             counters: dict[int, bool] = {}  # whether it is the one that is reported
             for limit, reported in zip(charge.plan.limits, charge.plan.reported, strict=True):
@@ -183,12 +208,13 @@ class Journal:
                     counter = charge.plan.counters[limit.counter].id
                     counters[counter] = counters.get(counter, False) or reported == verdict.reported
             for counter, is_reported in counters.items():
-                self._denials[counter] = self._denials.get(counter, 0) + 1
+                self._set(self._denials, counter, self._denials.get(counter, 0) + 1)
                 if is_reported and verdict.count is not None:
                     verdict.count += self._denials[counter]
         elif self._denials and verdict.decision in {"allowed", "would_deny"}:
             for counter_of_plan in charge.plan.counters:
-                self._denials.pop(counter_of_plan.id, None)
+                if counter_of_plan.id in self._denials:
+                    self._set(self._denials, counter_of_plan.id, None)
 
 
 def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:

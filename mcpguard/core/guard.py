@@ -7,7 +7,7 @@ and, later, to `server_lines`, so that outcomes cost a call nothing.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -80,7 +80,7 @@ class Guard:
         namespace: Counters and audit of one namespace know nothing of another's.
         denials: `error` or `result`.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: The key of the arguments' hash.
+        args_key: Tells the key of the arguments' hash. It is asked at each call; without a key there is no hash.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Guard:
         namespace: str = "default",
         denials: str = "error",
         arguments: str = "hash",
-        args_key: bytes = b"",
+        args_key: Callable[[], bytes] = bytes,
     ) -> None:
         self.identity = identity
         self.session = session
@@ -269,7 +269,8 @@ class Guard:
         caller = self._caller(client_name, meta.get("mcpguard/agent"), note, tool)
         charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
         if self._arguments == "hash":
-            charge.args_hash = args_hash(params.get("arguments"), self._args_key)
+            if key := self._args_key():
+                charge.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             arguments = params.get("arguments")
             charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}

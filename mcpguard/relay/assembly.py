@@ -44,7 +44,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
         namespace=settings.namespace,
         denials=settings.denials,
         arguments=settings.arguments,
-        args_key=store.args_key,
+        args_key=lambda: store.args_key,
     )
     who: IdentitySource | None = None
     user = identity.user
@@ -70,8 +70,6 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     where = "the starter policy" if policy_file.is_starter else str(settings.policy)
     caller = f"server={identity.server} user={user} agent={guard.agent}"
     console.line(f"{__version__} {caller} policy={where} ({rules}) store={settings.address.shown}")
-    for warning in store.warnings:
-        console.line(warning)
     pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
@@ -90,4 +88,5 @@ def _verified(identity: Identity, settings: Settings, console: Console) -> tuple
 
 
 def _store(settings: Settings, console: Console) -> FailoverStore:
-    return FailoverStore(settings.open_store, mode=settings.on_unavailable, notify=console.line)
+    settings.address.load()  # not at the expense of the store's budget
+    return FailoverStore(settings.open_store, mode=settings.on_unavailable, notify=console.line, timeout_ms=settings.timeout_ms)

@@ -41,6 +41,9 @@ class Address(Protocol):
     def exists(self) -> bool:
         """Whether there is a store yet: the first wrapper makes it."""
 
+    def load(self) -> None:
+        """Import what opening needs: that takes its time however well the store is."""
+
     def open(self, options: Options) -> "Store":
         """The store; it is made if it is missing.
 
@@ -76,6 +79,10 @@ class SqliteAddress:
         except OSError:
             return True  # opening it will say what is the matter
         return True
+
+    def load(self) -> None:
+        """See `Address`."""
+        import mcpguard.stores.sqlite  # noqa: F401
 
     def open(self, options: Options) -> "Store":
         """See `Address`."""

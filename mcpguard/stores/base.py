@@ -39,14 +39,16 @@ class Held(NamedTuple):
 class Store(Protocol):
     """Counters and audit. One thread at a time, but for `tend`, which may run beside the others.
 
-    Every method raises `StoreUnavailable` where it cannot do what it promises; then it has done nothing.
+    Every method raises `StoreUnavailable` where it cannot do what it promises; then it has done nothing, to the journal
+    neither.
     """
 
     warnings: tuple[str, ...]
     """What whoever set the store up should know: one line each, for people."""
 
-    args_key: bytes
-    """The key of the hash of arguments; the store's own, and the same for all who use it."""
+    @property
+    def args_key(self) -> bytes:
+        """The key of the hash of arguments, the store's own: the same for all who use it, and another for another store."""
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """Decide charges in order, in one transaction with their audit rows.
@@ -54,8 +56,8 @@ class Store(Protocol):
         When this returns, the admitted calls are counted for every user of the store, and their rows are in it.
         """
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Write audit rows that no decision is made for."""
+    def append(self, rows: Sequence[Row]) -> list[int]:
+        """Write audit rows that no decision is made for; the store's handles on them, for their outcomes."""
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Join outcomes to their rows."""
@@ -197,9 +199,11 @@ class MemoryStore:
         self._memory.rows.extend(rows)
         return verdicts
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
+        first = len(self._memory.rows)
         self._memory.rows.extend(rows)
+        return list(range(first, len(self._memory.rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""

@@ -1,39 +1,49 @@
 """A bad day for a store: what happens to calls while it does not answer, and how it is taken up again.
 
 The first failure opens a breaker: no later call waits. The bookkeeper's thread probes every one to five seconds; when the
-store answers again it gets what happened meanwhile, and decides again.
+store answers again it gets what it is owed, and decides again.
 """
 
+import contextlib
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Journal, Outcome, Row
 from mcpguard.core.claude_code import AgentNote
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy import Counter, Plan
-from mcpguard.core.verdict import Charge, Verdict, verdict
+from mcpguard.core.limiter import State
+from mcpguard.core.policy import Counter
+from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Store, decide_all, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Store, monotonic_us, wall_us
+from mcpguard.stores.meanwhile import Meanwhile
+from mcpguard.stores.opening import NOT_IN_TIME, Opening, unavailable
+from mcpguard.stores.spool import Batch, Spool, write
 
 PROBE_US: Final = (1_000_000, 5_000_000)
 """The least and the most time between two probes; in between at random, so that many wrappers do not probe at once."""
 
-MAX_SPOOLED: Final = 10_000
-"""Audit rows kept for a store that does not answer. Beyond it the oldest are dropped."""
+LAST_TRY_S: Final = 0.5
+"""How long closing may take to hand over what a store is owed that answers again and was not probed yet."""
+
+_SAID: Final = {"local": "this wrapper counts on its own", "deny": "calls are denied", "allow": "calls are not limited"}
+_STORE_BITS: Final = 128
+"""Handles of the second store and later ones carry its number above these bits."""
 
 
 class FailoverStore:
     """A store that never raises on a call's path.
+
+    Opening, probing and writing back wait in other threads than a call's, which loses its budget to a store at most once.
 
     Args:
         reopen: Opens the real store; raises `StoreUnavailable` if it cannot.
         mode: What becomes of calls meanwhile: `local` lets each wrapper admit what the limits allow by its own counting,
             starting from the counters it last saw; `deny` and `allow` do what they say.
         notify: Gets one line at each change of state.
+        timeout_ms: The budget: how long the first call waits for a store that is still being opened. Opening begins at once.
         clock: A monotone clock, for the breaker and for local counting.
         wall: Wall-clock time, for the audit.
     """
@@ -44,165 +54,269 @@ class FailoverStore:
         *,
         mode: str,
         notify: Callable[[str], None],
+        timeout_ms: int = 250,
         clock: Clock = monotonic_us,
         wall: Clock = wall_us,
     ) -> None:
         self._reopen = reopen
         self._mode = mode
         self._notify = notify
+        self._timeout_s = timeout_ms / 1000
         self._clock = clock
         self._wall = wall
-        self._switching = threading.Lock()
+        self._switching = threading.Lock()  # a call needs it: held for what is below, and one operation of the store
         self._store: Store | None = None
-        self._failure = ""
+        self._failed: Store | None = None
+        self._failure = NOT_IN_TIME
+        self._spool = Spool()
+        self._meanwhile = Meanwhile(mode, self._spool)
+        self._stores = 0
+        self._args_key = b""
+        self._tending = threading.Lock()
         self._probe_us = 0
-        self._local: dict[int, State] = {}
-        self._owed: dict[int, tuple[Counter, State]] = {}
-        self._spool: deque[Row] = deque()
-        self._dropped = 0
-        self.warnings: tuple[str, ...] = ()
-        self.args_key = os.urandom(32)
+        self._starting = True  # nobody has needed the store yet
+        self._opening: Opening | None = Opening(reopen)
+
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def args_key(self) -> bytes:
+        """The store's key, which is waited for as a call's first decision is; empty as long as it is not known."""
+        self._started()
+        return self._args_key
+
+    def _started(self) -> None:
+        """Wait for the store to open, if nobody has done that yet."""
+        if self._starting:
+            with self._switching:
+                self._await(self._timeout_s)
+
+    def _await(self, timeout_s: float) -> None:
+        """Wait for the first opening. The caller holds `_switching`."""
+        if not self._starting or self._opening is None:
+            return
+        self._starting = False
+        if not self._opening.wait(timeout_s):
+            self._fail(NOT_IN_TIME)
+            return
+        opening, self._opening = self._opening, None
         try:
-            self._store = reopen()
-            self.args_key = self._store.args_key
-            self.warnings = self._store.warnings
+            store = opening.store()
+            self._meet(store)
+            while not self._spool.is_empty:
+                self._write(store, self._spool.take())
         except StoreUnavailable as error:
+            opening.abandon()
             self._fail(error)
+        else:
+            self._store = store
+            self._spool.all_written()
+
+    # calls
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`; but it does not raise."""
         with self._switching:
+            if self._starting and any(charge.frame is not None for charge in charges):
+                self._await(self._timeout_s)
             if self._store is not None:
                 try:
-                    return self._store.decide(charges, journal)
-                except StoreUnavailable as error:
-                    self._fail(error)
-            return self._decide_without(charges, journal)
+                    verdicts = self._store.decide(charges, journal)
+                except Exception as error:
+                    self._fail(unavailable(error))
+                else:
+                    if self._stores:
+                        self._mark(verdicts)
+                    return verdicts
+            return self._meanwhile.decide(charges, journal, failure=self._failure, now_us=self._clock(), time_us=self._wall())
 
-    def _decide_without(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
-        now_us = self._clock()
-        if self._mode == "local":
-            verdicts = []
-            for charge in charges:
-                one, charged = decide_all([charge], self._local, now_us)
-                verdicts += one
-                self._owe(charged.values(), now_us)
-        else:
-            verdicts = [self._without_counters(charge, now_us) for charge in charges]
-        for charge, one_of_them in zip(charges, verdicts, strict=True):
-            if one_of_them.decision == "unavailable" and charge.decided is None:
-                charge.detail = charge.detail | {"reason": "store_unavailable"}
-                charge.why = f"the store of counters is unavailable ({self._failure}). Try again in some seconds."
-        self._keep(journal.rows(charges, verdicts, self._wall()))
-        return verdicts
-
-    def _without_counters(self, charge: Charge, now_us: int) -> Verdict:
-        """What can be said of a call without any counter: a closed tool is closed, and where nothing counts all is as ever."""
-        if charge.decided:
-            return Verdict(charge.decided)
-        uncounted = [at for at, limit in enumerate(charge.plan.limits) if not limit.n]
-        plan = Plan(tuple(charge.plan.limits[at] for at in uncounted), tuple(charge.plan.reported[at] for at in uncounted))
-        found = verdict(plan, limiter.decide(plan.limits, (), now_us))
-        if not found.forwards or not charge.plan.counters:
-            return found
-        return Verdict("unavailable" if self._mode == "deny" else "allowed_unavailable")
-
-    def _owe(self, charged: Iterable[Counter], now_us: int) -> None:
-        """Note an admission that the store does not know of yet, in grains of the window."""
-        for counter in charged:
-            log = self._owed.get(counter.id, (counter, EMPTY))[1]
-            log = limiter.charge(limiter.live(log, counter.window_us, now_us), limiter.EXACT + 1, counter.window_us, now_us)
-            self._owed[counter.id] = (counter, log)
-
-    def _keep(self, rows: Sequence[Row]) -> None:
-        self._spool.extend(rows)
-        while len(self._spool) > MAX_SPOOLED:
-            self._spool.popleft()
-            self._dropped += 1
-
-    def _fail(self, error: StoreUnavailable) -> None:
-        """Open the breaker."""
-        now_us = self._clock()
-        if self._store is not None:
-            self._local = {key: limiter.shift(state, by_us) for key, state, by_us in self._last_seen(self._store, now_us)}
-            self._store.close()
-            self._store = None
-        self._failure = error.message
-        self._probe_us = now_us + _between(*PROBE_US)
-        what = {"local": "this wrapper counts on its own", "deny": "calls are denied", "allow": "calls are not limited"}
-        hint = f" ({error.hint})" if error.hint else ""
-        self._notify(f"store unavailable: {error.message}{hint}; until it is back {what[self._mode]}")
-
-    def _last_seen(self, store: Store, now_us: int) -> Iterator[tuple[int, State, int]]:
-        """The logs that the store last showed us, and what turns its time into ours."""
-        seen, their_now_us = store.last_seen()
-        for key, state in seen.items():
-            yield key, state, now_us - their_now_us
-
-    def tend(self) -> None:
-        """See `Store`. While the store does not answer, probe it."""
-        store = self._store
-        if store is not None:
-            try:
-                store.tend()
-            except StoreUnavailable as error:
-                with self._switching:
-                    if self._store is store:
-                        self._fail(error)
-        elif self._clock() >= self._probe_us:
-            self._probe()
-
-    @property
-    def restless(self) -> bool:
-        """Whether `tend` has to be called soon though nothing happens."""
-        return self._store is None
-
-    def _probe(self) -> None:
-        try:
-            store = self._reopen()
-        except StoreUnavailable as error:
-            self._failure = error.message
-            self._probe_us = self._clock() + _between(*PROBE_US)
-            return
-        with self._switching:
-            written = len(self._spool)
-            try:
-                now_us = self._clock()
-                store.adopt([(counter, limiter.shift(log, -now_us)) for counter, log in self._owed.values()])
-                store.append(list(self._spool))
-            except StoreUnavailable as error:
-                store.close()
-                self._failure = error.message
-                self._probe_us = self._clock() + _between(*PROBE_US)
-                return
-            dropped, self._dropped = self._dropped, 0
-            self._owed.clear()
-            self._spool.clear()
-            self._local.clear()
-            self._store = store
-        lost = f", {dropped} older ones are lost" if dropped else ""
-        self._notify(f"store is back: {written} audit rows of the meantime are written{lost}")
-
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`; but it does not raise."""
         with self._switching:
             if self._store is not None:
                 try:
-                    self._store.append(rows)
-                except StoreUnavailable as error:
-                    self._fail(error)
-                else:
-                    return
-            self._keep(rows)
+                    return self._store.append(rows)
+                except Exception as error:
+                    self._fail(unavailable(error))
+            return self._spool.keep(rows)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
-        """See `Store`; but it does not raise: outcomes that the store does not take are lost."""
+        """See `Store`; but it does not raise: what the store does not take is kept for later."""
+        with self._switching:
+            self._record(self._of_this_store(outcomes))
+
+    def _record(self, outcomes: Sequence[Outcome]) -> None:
+        if self._store is not None:
+            outcomes = self._spool.settle(outcomes)
+            try:
+                self._store.record(outcomes)
+            except Exception as error:
+                self._fail(unavailable(error))
+            else:
+                return
+        self._spool.ended(outcomes)
+
+    def _mark(self, verdicts: Sequence[Verdict]) -> None:
+        """Tell this store's handles from those of the one before: it may use the same numbers for other rows."""
+        for found in verdicts:
+            if found.row is not None:
+                found.row += self._stores << _STORE_BITS
+
+    def _of_this_store(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+        """The outcomes of rows that are in this store, or wait for it."""
+        if not self._stores:
+            return outcomes
+        first = self._stores << _STORE_BITS
+        ours = [one._replace(row=one.row - first) for one in outcomes if one.row >= first]
+        return ours + [one for one in outcomes if one.row < 0]
+
+    # the breaker
+
+    def _fail(self, error: StoreUnavailable) -> None:
+        """Open the breaker. What waits for a store, its close too, is left to `tend`."""
+        now_us = self._clock()
+        if self._store is not None:
+            seen, their_now_us = self._store.last_seen()
+            self._meanwhile.know({key: limiter.shift(state, now_us - their_now_us) for key, state in seen.items()})
+            self._failed, self._store = self._store, None
+        self._failure = error
+        self._probe_us = now_us + _between(*PROBE_US)
+        hint = f" ({error.hint})" if error.hint else ""
+        self._notify(f"store unavailable: {error.message}{hint}; until it is back {_SAID[self._mode]}")
+
+    def tend(self) -> None:
+        """See `Store`. While the store does not answer, probe it."""
+        with self._tending:
+            store = self._store
+            if store is None:
+                self._probe(self._timeout_s)
+                return
+            try:
+                store.tend()
+            except Exception as error:
+                with self._switching:
+                    if self._store is store:
+                        self._fail(unavailable(error))
+        self._join_outcomes()
+
+    def _join_outcomes(self) -> None:
+        """Give a store that is back the next outcomes of the meantime."""
+        with self._switching:
+            if self._store is not None and (outcomes := self._spool.outcomes()):
+                self._record(outcomes)
+
+    @property
+    def restless(self) -> bool:
+        """Whether `tend` has to be called soon though nothing happens."""
+        return self._store is None or self._spool.has_outcomes
+
+    def _probe(self, timeout_s: float, *, until_us: int | None = None) -> None:
+        """Look whether the store answers again, and take it up if it does.
+
+        Args:
+            timeout_s: How long to wait for it to open.
+            until_us: For a last try, at once: until when it has to be taken up.
+        """
+        self._close_failed()
+        if self._starting and self._opening is not None:
+            if self._opening.wait(timeout_s):
+                self._started()
+            return
+        if self._opening is None:
+            if until_us is None and self._clock() < self._probe_us:
+                return
+            self._opening = Opening(self._reopen)
+        if not self._opening.wait(timeout_s):
+            return
+        opening, self._opening = self._opening, None
+        try:
+            self._take_up(opening.store(), until_us)
+        except StoreUnavailable as error:
+            opening.abandon()
+            with self._switching:
+                if self._failure is NOT_IN_TIME:  # now it is known why
+                    self._fail(error)
+                self._failure = error
+                self._probe_us = self._clock() + _between(*PROBE_US)
+
+    def _take_up(self, store: Store, until_us: int | None) -> None:
+        """Write back what a store that answers again is owed, and let it decide."""
+        with self._switching:
+            self._meet(store)
+        while not self._write_a_batch(store):
+            if until_us is not None and self._clock() > until_us:
+                raise NOT_IN_TIME
+        self._notify(f"store is back: {self._spool.all_written()}")
+
+    def _meet(self, store: Store) -> None:
+        """Look whose store it is, and say what its owner should know."""
+        if store.args_key != self._args_key:
+            if self._args_key:
+                self._stores += 1
+                self._spool.disown()
+            self._args_key = store.args_key
+        for warning in store.warnings:
+            if warning not in self.warnings:
+                self._notify(warning)
+        self.warnings = store.warnings
+
+    def _write_a_batch(self, store: Store) -> bool:
+        """Write one batch; whether it was the last, so that the store decides again.
+
+        Meanwhile calls are decided without the store. They wait for the last batch only, and that for half a budget and
+        one operation.
+        """
+        with self._switching:
+            batch = self._spool.take()
+            is_last = self._spool.is_empty
+            if is_last:
+                self._write(store, batch, patience_us=round(self._timeout_s * 500_000))
+                self._store = store
+            else:
+                self._write(store, batch, while_released=True)
+            return is_last
+
+    def _write(
+        self,
+        store: Store,
+        batch: Batch,
+        *,
+        patience_us: int | None = None,
+        while_released: bool = False,
+    ) -> None:
+        """Write a batch; what cannot be written is owed as before. The caller holds `_switching`."""
+        try:
+            with _released(self._switching) if while_released else contextlib.nullcontext():
+                handles = write(store, batch, self._clock, patience_us=patience_us)
+        except Exception as error:
+            self._spool.put_back(batch)
+            raise unavailable(error) from error
+        self._spool.wrote(batch, handles)
+
+    def close(self) -> None:
+        """See `Store`. One more try to hand over what is owed, for at most `LAST_TRY_S` and an operation of the store."""
+        until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
+        if self._tending.acquire(timeout=LAST_TRY_S):
+            if self._store is None and not self._spool.is_empty:
+                left_s = max(0, until_us - self._clock()) / 1_000_000
+                self._probe(min(self._timeout_s, left_s), until_us=until_us)
+            while self._store is not None and self._spool.has_outcomes and self._clock() < until_us:
+                self._join_outcomes()
+            self._close_failed()
+            self._tending.release()
         with self._switching:
             if self._store is not None:
-                try:
-                    self._store.record(outcomes)
-                except StoreUnavailable as error:
-                    self._fail(error)
+                self._store.close()
+            if self._opening is not None:
+                self._opening.abandon()
+
+    def _close_failed(self) -> None:
+        """Close a store that has failed: the last who closes an SQLite file copies its log back, which takes its time."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            failed.close()
+
+    # reading, which may fail
 
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
         """See `Store`."""
@@ -234,33 +348,40 @@ class FailoverStore:
 
     def note_agent(self, namespace: str, note: AgentNote) -> None:
         """See `Store`; but it does not raise: a note that the store does not take is lost."""
+        self._started()
         with self._switching:
             if self._store is not None:
                 try:
                     self._store.note_agent(namespace, note)
-                except StoreUnavailable as error:
-                    self._fail(error)
+                except Exception as error:
+                    self._fail(unavailable(error))
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`; but it does not raise: while the store does not answer, nothing is noted, and nobody waits."""
+        self._started()
         with self._switching:
             if self._store is not None:
                 try:
                     return self._store.noted_agents(namespace, tool_use_ids)
-                except StoreUnavailable as error:
-                    self._fail(error)
+                except Exception as error:
+                    self._fail(unavailable(error))
             return {}
 
-    def close(self) -> None:
-        """See `Store`."""
-        with self._switching:
-            if self._store is not None:
-                self._store.close()
-
     def _up(self) -> Store:
+        self._started()
         if self._store is None:
-            raise StoreUnavailable(self._failure)
+            raise self._failure
         return self._store
+
+
+@contextlib.contextmanager
+def _released(lock: threading.Lock) -> Iterator[None]:
+    """Let go of a lock for a while."""
+    lock.release()
+    try:
+        yield
+    finally:
+        lock.acquire()
 
 
 def _between(least_us: int, most_us: int) -> int:

@@ -7,13 +7,14 @@ first served, but cannot be bounded in time; so it is done in a helper thread, a
 import os
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Final
 
 from mcpguard.stores.files import open_private
 
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt
-    import time
 
     def _try_lock(fd: int) -> bool:
         os.lseek(fd, 0, os.SEEK_SET)
@@ -46,6 +47,9 @@ else:
 
     def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+TRY_EVERY_S: Final = 0.002
 
 
 class QueueLock:
@@ -84,6 +88,15 @@ class QueueLock:
                 self._wanted = False
                 return False
         return self._granted.acquire()  # it came between the timeout and the mutex
+
+    def acquire_by_trying(self, timeout_s: float) -> bool:
+        """The same without a place in the queue, for one who asks again and again: nothing is left waiting when he gives up."""
+        deadline = time.monotonic() + timeout_s
+        while not _try_lock(self._fd):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(TRY_EVERY_S)
+        return True
 
     def release(self) -> None:
         """Let the next one go."""
@@ -142,6 +155,16 @@ class SharedHold:
         """Hold it together with others. The caller holds the queue lock, so that nobody is `alone` meanwhile."""
         if sys.platform != "win32":
             fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether `mark` was called, by whomever."""
+        return os.fstat(self._fd).st_size > 0
+
+    def mark(self) -> None:
+        """Note in the file that what it stands for has been made."""
+        if not self.is_marked:
+            os.write(self._fd, b"made\n")
 
     def close(self) -> None:
         """Let go."""

@@ -73,15 +73,11 @@ class SqliteStore:
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         self._file.take_turn()
-        seq = journal.seq
         try:
             verdict = self._decide_next(charges[0], journal) if self._alone and len(charges) == 1 else None
             return [verdict] if verdict else self._decide_all(charges, journal)
-        except BaseException as error:
-            journal.seq = seq
-            if isinstance(error, sqlite3.Error | OSError):
-                raise self._file.unavailable(error) from error
-            raise
+        except (sqlite3.Error, OSError) as error:
+            raise self._file.unavailable(error) from error
         finally:
             self._file.queue.release()
 
@@ -116,7 +112,7 @@ class SqliteStore:
             return None
         rows = journal.rows([charge], [verdict], self._wall())
         if rows:
-            with self._transaction():
+            with _taken_back(journal), self._transaction():
                 places = [self._insert(row) for row in rows]
             self._remembered.seen = places[-1]
             verdict.row = places[0] if verdict.news else None
@@ -127,7 +123,7 @@ class SqliteStore:
         remembered = self._remembered
         changed: dict[int, State] = {}
         decided: list[tuple[Charge, Verdict, Decision]] = []
-        with self._transaction():
+        with contextlib.ExitStack() as undo, self._transaction():
             self._alone = not remembered.catch_up(self._db)
             folded = remembered.learn(self._db, {counter.id for charge in charges for counter in charge.plan.counters})
             if remembered.seen - max(folded, self._upkeep.folded) >= FOLD_AT_MOST:
@@ -142,6 +138,7 @@ class SqliteStore:
                 decided.append((charge, verdict, decision))
             verdicts = [verdict for _, verdict, _ in decided]
             rows = iter(journal.rows(charges, verdicts, self._wall()))
+            undo.enter_context(_taken_back(journal))
             seen = remembered.seen
             for charge, verdict, decision in decided:
                 if verdict.news:
@@ -164,12 +161,13 @@ class SqliteStore:
         values = sqlite_audit.values(row, context, reported, charged_us, what)
         return self._db.execute(sqlite_audit.INSERT, values).lastrowid or 0
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
         with self.turn():
             self._remembered.catch_up(self._db)  # a text that is remembered may have been pruned
             places = [self._insert(row) for row in rows]
         self._remembered.seen = max(places, default=self._remembered.seen)
+        return places
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
@@ -281,6 +279,16 @@ class SqliteStore:
         except BaseException:
             self._remembered.forget()
             raise
+
+
+@contextlib.contextmanager
+def _taken_back(journal: Journal) -> Iterator[None]:
+    """What the journal did last is undone if the transaction that it was for fails."""
+    try:
+        yield
+    except BaseException:
+        journal.take_back()
+        raise
 
 
 def _charged(plan: Plan, decision: Decision) -> tuple[int | None, str | None]:

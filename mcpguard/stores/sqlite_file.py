@@ -11,6 +11,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock, counters
 from mcpguard.stores.base import Clock
 from mcpguard.stores.files import open_private, private_folder, refuse_network
+from mcpguard.stores.integrity import check_file, check_pages, damaged, size_bytes
 from mcpguard.stores.migrations import migrate
 from mcpguard.stores.queue import QueueLock, SharedHold
 from mcpguard.stores.upkeep import PAGE_BYTES
@@ -43,22 +44,28 @@ class SqliteFile:
             undo.callback(self.queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))
             undo.callback(self._hold.close)
-            if not self.queue.acquire(OPEN_TIMEOUT_S):
+            if not self.queue.acquire_by_trying(OPEN_TIMEOUT_S):
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
                 self.db = self._connect(durability)
                 undo.callback(self.db.close)
+                check_pages(self.db, path)
                 migrate(self.db, path=str(path))
+                self._hold.mark()
                 self.args_key = self._own_key()
                 self.clock = own_clock or self._time_base(wall)
                 self._hold.share()
                 self._identity = _identity(path)
+                self._size = size_bytes(path)
             finally:
                 self.queue.release()
             undo.pop_all()
 
     def _connect(self, durability: str) -> sqlite3.Connection:
-        os.close(open_private(self.path))  # the log and the shared memory take their modes from it
+        if self.path.exists():
+            check_file(self.path, made=self._hold.is_marked)
+        else:
+            os.close(open_private(self.path))  # the log and the shared memory take their modes from it
         db = sqlite3.connect(
             self.path, timeout=self._timeout_s / 5, isolation_level=None, check_same_thread=False, cached_statements=64
         )
@@ -145,18 +152,23 @@ class SqliteFile:
             return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
         words = str(error)
         if "malformed" in words or "not a database" in words:
-            return StoreUnavailable(f"{self.path} is damaged: {words}", "move it away: a new one is made, with new counters")
+            return damaged(self.path, words)
+        if "locked" in words:
+            return StoreUnavailable(f"{self.path} cannot be used: {words}", "another program holds its lock")
         return StoreUnavailable(f"{self.path} cannot be used: {words}", "is its disk full, or the file read-only?")
 
     def check_identity(self) -> None:
-        """Look whether the path still names this file.
+        """Look whether the path still names this file, and all of it.
 
         Raises:
-            StoreUnavailable: It does not.
+            StoreUnavailable: It does not, or the file was cut.
         """
         with self.reported():
             if self._identity != _identity(self.path):
                 raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
+            size, self._size = self._size, size_bytes(self.path)
+            if self._size < size:
+                raise damaged(self.path, "it has become shorter")
 
     def close(self) -> None:
         """Let go of everything."""

@@ -53,6 +53,19 @@ def test_each_session_counts_its_rows_without_gaps(place: Place) -> None:
         assert session.journal.seq == len(seqs) > 2
 
 
+def test_rows_that_were_decided_elsewhere_get_handles_for_their_outcomes(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report")
+    charges = session.charges("report", 3)
+    rows = session.journal.rows(charges, [Verdict("allowed") for _ in charges], place.wall())
+    handles = session.store.append(rows)
+    session.call("report")
+    session.store.record([Outcome(handles[2], "ok", 3000), Outcome(handles[0], "tool_error", 1000)])
+    told = [(one["seq"], one.get("outcome"), one.get("duration_ms")) for one in records(place)]
+    assert told == [(1, None, None), (2, "tool_error", 1), (3, None, None), (4, "ok", 3), (5, None, None)]
+    assert session.store.append([]) == []
+
+
 def test_an_outcome_is_joined_to_its_row_and_the_first_one_stands(place: Place) -> None:
     session = Session(place.open(), POLICY)
     first, second = session.call("report", 2)

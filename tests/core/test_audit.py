@@ -337,9 +337,18 @@ def test_of_a_rate_and_a_closed_tool_the_denial_is_final() -> None:
     assert (verdict.reported.window, verdict.count, len(verdict.exceeded)) == ("1h", 2, 2)
 
 
+def test_without_a_key_there_is_no_hash_of_arguments_and_with_one_there_is() -> None:
+    key = b""
+    talk = Talk("mode = 'enforce'", args_key=lambda: key)
+    talk.call("x", arguments={"secret": 7})
+    key = b"k"
+    talk.call("x", arguments={"secret": 7})
+    assert [one.get("args_hash") for one in talk.records] == [None, args_hash({"secret": 7}, b"k").hex()]
+
+
 def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:
     policy = "mode = 'enforce'"
-    hashed, none, full = (Talk(policy, arguments=kept, args_key=b"k") for kept in ("hash", "none", "full"))
+    hashed, none, full = (Talk(policy, arguments=kept, args_key=lambda: b"k") for kept in ("hash", "none", "full"))
     for talk in (hashed, none, full):
         talk.call("x", arguments={"secret": 7})
         talk.call("x", arguments={"secret": 8})

@@ -66,6 +66,7 @@ class Host:
         dashes: Whether `--` stands before the command.
         stderr: Where the guard's stderr goes; None for a file that `err` reads.
         own_group: Whether the guard leads a process group of its own.
+        under: A command that starts the guard: it becomes the guard's process.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Host:
         dashes: bool = True,
         stderr: int | None = None,
         own_group: bool = False,
+        under: Sequence[str] = (),
     ) -> None:
         home.mkdir(exist_ok=True, parents=True)
         self.home = home
@@ -84,7 +86,7 @@ class Host:
         self._held, held = os.pipe()
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mcpguard", "run", *options, *(["--"] if dashes else []), *command],
+                [*under, sys.executable, "-m", "mcpguard", "run", *options, *(["--"] if dashes else []), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=err if stderr is None else stderr,

@@ -8,8 +8,9 @@ import pytest
 
 from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
-from mcpguard.stores.failover import MAX_SPOOLED, PROBE_US, FailoverStore
+from mcpguard.stores.failover import PROBE_US, FailoverStore
 from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.spool import MAX_SPOOLED
 from mcpguard.stores.sqlite import SqliteStore
 from tests.core.build import Session, Time
 
@@ -24,7 +25,8 @@ class Broken:
         self.time = Time()
         self.opened = 0
         self.said: list[str] = []
-        self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, clock=self.time)
+        self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
+        assert self.store.args_key  # it has been opened
         self.session = Session(self.store, policy)
         self.lock = QueueLock(path.with_name(path.name + "-queue"))
 

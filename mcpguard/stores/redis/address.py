@@ -63,6 +63,10 @@ class RedisAddress:
         """Whether there can be something in it: connecting will tell."""
         return True
 
+    def load(self) -> None:
+        """Import what opening needs."""
+        import mcpguard.stores.redis.store  # noqa: F401
+
     def open(self, options: "Options") -> "Store":
         """Connect.
 

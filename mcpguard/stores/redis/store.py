@@ -162,7 +162,11 @@ class RedisStore:
             if one.news:
                 one.row = next(places)
         if len(written) > len(ids):  # old storms that have to go, to make room for new ones
-            self.append(written[len(ids) :])
+            try:
+                self.append(written[len(ids) :])
+            except StoreUnavailable:
+                journal.take_back()
+                raise
         return verdicts
 
     def _charge(
@@ -189,16 +193,19 @@ class RedisStore:
             self._seen.clear()
         self._seen |= logs
 
-    def append(self, rows_to_write: Sequence[Row]) -> None:
+    def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. What a row says takes the place of what a decision whose reply was lost has written of the same call."""
         audit = self._key("audit")
         commands: list[Command] = []
         if self._reply_lost and rows_to_write and (doubled := self._doubled(rows_to_write[0])):
             commands.append(("XDEL", audit, *doubled))
         commands += [("XADD", audit, "*", *rows.fields(row)) for row in rows_to_write]
+        added: list[int] = []
         for at in range(0, len(commands), _BATCH):
-            self._ask(("MULTI",), *commands[at : at + _BATCH], ("EXEC",))
+            *_, done = self._ask(("MULTI",), *commands[at : at + _BATCH], ("EXEC",))
+            added += [rows.place(entry_id) for entry_id in done if isinstance(entry_id, bytes)]
         self._reply_lost = False
+        return added
 
     def _doubled(self, first: Row) -> list[bytes]:
         """The rows that the session of `first` has written already, from its number on."""

@@ -1,0 +1,245 @@
+"""What a store gets when it answers again, and what it does not: nothing is lost, and nothing of another store's reaches it."""
+
+import pytest
+
+from mcpguard.stores import meanwhile, spool
+from mcpguard.stores.base import Memory
+from mcpguard.stores.failover import LAST_TRY_S, PROBE_US
+from mcpguard.stores.spool import BATCH, MAX_SPOOLED
+from tests.core.build import START_US
+from tests.stores.moody import LIMIT_3, Place
+
+UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
+MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
+
+
+def test_how_a_call_of_the_meantime_ended_is_joined_to_its_row_whenever_it_is_known() -> None:
+    place = Place()
+    before = place.one()
+    place.break_down()
+    during, after = place.one(), place.one()
+    place.ends(before, "tool_error")
+    place.ends(during, "rpc_error")
+    place.mend()
+    place.ends(after, "cancelled")
+    place.store.tend()
+    assert place.outcomes() == ["tool_error", "rpc_error", "cancelled"]
+    assert not place.store.restless
+
+
+@pytest.mark.parametrize("mode", ["allow", "local"])
+def test_outcomes_come_to_the_right_rows_among_denials_and_storms(mode: str) -> None:
+    place = Place(mode, LIMIT_3 + '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
+    place.break_down()
+    first = place.one()
+    place.call(3, "drop")
+    second = place.one()
+    place.mend()
+    place.ends(second, "rpc_error")
+    place.ends(first)
+    allowed = "allowed" if mode == "local" else "allowed_unavailable"
+    told = [(record["decision"], record.get("outcome")) for record in place.records()]
+    assert told == [(allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
+
+
+def test_an_outcome_whose_row_was_dropped_goes_to_no_other() -> None:
+    place = Place(policy=UNLIMITED)
+    place.break_down()
+    dropped = place.one()
+    place.call(MAX_SPOOLED)
+    place.mend()
+    place.ends(dropped)
+    assert len(place.records()) == MAX_SPOOLED
+    assert set(place.outcomes()) == {None}
+
+
+def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
+    place = Place()
+    first, second = place.one(), place.one()
+    place.fail("record")
+    place.ends(first)
+    assert place.store.restless
+    place.mend()
+    place.ends(second)
+    place.store.tend()
+    assert place.outcomes() == ["ok", "ok"]
+    assert not place.store.restless
+
+
+def test_another_store_gets_neither_outcomes_nor_hashes_of_the_one_before() -> None:
+    place = Place()
+    old, ended = place.one(), place.one()
+    place.break_down()
+    during = place.one()
+    place.ends(ended)
+    place.memory = Memory()
+    place.mend()
+    place.ends(old)
+    place.ends(during, "rpc_error")
+    new = place.one()
+    place.ends(new, "cancelled")
+    assert place.outcomes() == ["rpc_error", "cancelled"]
+    assert "args_hash" not in place.records()[0]
+    assert place.store.args_key == place.memory.args_key
+
+
+def test_rows_of_the_same_store_keep_their_hashes() -> None:
+    place = Place()
+    place.break_down()
+    place.one()
+    place.mend()
+    assert "args_hash" in place.records()[0]
+
+
+@pytest.mark.parametrize("failing", ["adopt", "append"])
+def test_an_interrupted_write_back_is_taken_up_again_and_loses_nothing(failing: str) -> None:
+    place = Place(policy=MANY)
+    place.break_down()
+    verdicts = [place.one() for _ in range(3 * BATCH)]
+    place.fail(failing)
+    place.probe()
+    assert place.store.restless
+    verdicts.append(place.one())
+    place.mend()
+    for verdict in verdicts:
+        place.ends(verdict)
+    assert place.used() == [3 * BATCH + 1]
+    assert [record["seq"] for record in place.records()] == list(range(1, 3 * BATCH + 2))
+    assert set(place.outcomes()) == {"ok"}
+    assert f"{3 * BATCH + 1} audit rows" in place.said[-1]
+
+
+def test_calls_are_decided_locally_while_their_elders_are_written_back_and_come_after_them() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "300/1h"\n')
+    place.break_down()
+    place.call(2 * BATCH)
+    during: list[str] = []
+    place.before["append"] = lambda: during.extend(place.call(2 * BATCH))
+    place.mend()
+    assert during == ["allowed"] * (300 - 2 * BATCH) + ["rate_limited"] * (4 * BATCH - 300)
+    assert place.used() == [300]
+    assert [record["seq"] for record in place.records()] == list(range(1, 302))
+    assert place.call() == ["rate_limited"]
+
+
+def test_a_store_that_is_slow_to_count_is_not_taken_up_with_a_call_waiting() -> None:
+    place = Place(timeout_ms=250)
+    place.break_down()
+    place.call(2)
+    place.before["adopt"] = lambda: place.time.pass_ms(200)
+    place.failing.clear()
+    place.probe()
+    assert place.store.restless
+    place.mend()
+    assert (place.used(), len(place.records())) == ([2], 2)
+
+
+@pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])
+def test_admissions_are_written_back_one_by_one_up_to_64_and_in_grains_of_the_window_above(
+    n: int, left: list[list[int]]
+) -> None:
+    place = Place(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n')
+    place.break_down()
+    for _ in range(10):
+        place.one()
+        place.time.pass_s(1)
+    place.mend()
+    found = []
+    for at_us in (3600_000_000 - 1, 3600_000_000, 3601_000_000 if n == 64 else 3600_000_000 + 3600_000_000 // 64):
+        place.time.now_us = START_US + at_us
+        found.append(place.used())
+    assert found == left
+
+
+def test_admissions_whose_window_has_passed_are_not_written_back() -> None:
+    place = Place()
+    place.break_down()
+    place.call(3)
+    place.time.pass_s(3601)
+    place.mend()
+    assert place.used() == []
+
+
+def test_a_wrapper_admits_no_more_of_its_own_in_a_window_over_two_outages_than_over_one() -> None:
+    place = Place()
+    place.call(2)
+    place.break_down()
+    place.mend()
+    place.break_down()
+    assert place.call(3) == ["allowed", "rate_limited", "rate_limited"]
+
+
+def test_calls_that_are_let_through_uncounted_stay_uncounted() -> None:
+    place = Place("allow")
+    place.break_down()
+    place.call(5)
+    place.mend()
+    assert (place.used(), len(place.records())) == ([], 5)
+
+
+def test_rows_with_long_arguments_are_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "MAX_SPOOLED_CHARS", 10_000)
+    place = Place(policy=UNLIMITED)
+    place.session.guard._arguments = "full"
+    place.break_down()
+    for _ in range(20):
+        place.session.call("x", arguments={"text": "a" * 1000})
+    place.mend()
+    assert [record["seq"] for record in place.records()] == list(range(12, 21))
+    assert "11 older ones are lost" in place.said[-1]
+
+
+def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meanwhile, "MAX_COUNTERS", 10)
+    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
+    place.break_down()
+    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
+    assert place.one("tool 0").decision == "rate_limited"
+    place.time.pass_s(60)
+    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
+    place.mend()
+    assert place.used() == [1] * 10
+
+
+def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meanwhile, "MAX_COUNTERS", 10)
+    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1d"\n')
+    for round_ in range(4):
+        place.break_down()
+        place.call(1, f"tool {round_} a")
+        place.memory.states.clear()
+        place.mend()
+        for at in range(4):
+            place.call(1, f"tool {round_} {at}")
+        assert len(place.store._meanwhile._local) <= 10
+
+
+def test_the_end_of_a_session_is_one_more_try() -> None:
+    place = Place()
+    place.break_down()
+    during = place.one()
+    place.ends(during)
+    place.failing.clear()
+    place.time.now_us += PROBE_US[0] - 1
+    place.store.tend()
+    assert place.records() == []
+    place.store.close()
+    assert (place.used(), place.outcomes()) == ([1], ["ok"])
+    assert place.opened[-1].closed_by is not None
+
+
+def test_the_end_of_a_session_does_not_wait_for_a_store_that_writes_slowly() -> None:
+    place = Place(policy=MANY)
+    place.break_down()
+    place.call(10 * BATCH)
+    place.failing.clear()
+    place.before["append"] = lambda: place.time.pass_ms(round(LAST_TRY_S * 1000) + 1)
+    place.store.close()
+    assert len(place.records()) == BATCH
+
+
+def test_the_tally_counts_a_call_once_though_the_store_failed_it() -> None:
+    place = Place()
+    place.fail("decide")
+    place.call(4)
+    assert place.session.journal.tally == {("allowed", ""): 3, ("rate_limited", "user"): 1}

@@ -1,0 +1,199 @@
+"""What a store that does not answer costs a call: its budget once, and then nothing."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.base import Memory, MemoryStore
+from mcpguard.stores.failover import PROBE_US, FailoverStore
+from mcpguard.stores.opening import Opening
+from tests.core.build import Session, Time
+from tests.stores.moody import LIMIT_3, Place
+
+ENOUGH_S = 30
+
+
+class Door:
+    """Opens a store when it is told to, and never before."""
+
+    def __init__(self, *, timeout_ms: int = 10) -> None:
+        self.memory = Memory()
+        self.go_on = threading.Event()
+        self.failure: Exception | None = None
+        self.closed = threading.Event()
+        self.said: list[str] = []
+        self.time = Time()
+        self.store = FailoverStore(
+            self.open, mode="local", notify=self.said.append, timeout_ms=timeout_ms, clock=self.time, wall=self.time
+        )
+
+    def open(self) -> MemoryStore:
+        assert self.go_on.wait(ENOUGH_S)
+        if self.failure:
+            raise self.failure
+        store = MemoryStore(self.memory, clock=self.time)
+        store.close = self.closed.set  # type: ignore[method-assign]
+        return store
+
+    def tend_until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ENOUGH_S
+        while not done():
+            assert time.monotonic() < deadline
+            self.store.tend()
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    one = Door()
+    yield one
+    one.go_on.set()
+    one.store.close()
+
+
+def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it_opens(door: Door) -> None:
+    session = Session(door.store, LIMIT_3)
+    assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
+    assert "store unavailable: it does not open in time" in door.said[0]
+    door.store.tend()
+    assert door.store.restless
+    door.go_on.set()
+    door.tend_until(lambda: not door.store.restless)
+    assert [held.used for held in door.store.held()] == [3]
+    assert len(door.said) == 2
+    assert session.decisions("x") == ["rate_limited"]
+
+
+def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_written_then(door: Door) -> None:
+    session = Session(door.store, LIMIT_3)
+    note = session.guard.policy_note()
+    door.store.decide([note], session.journal)
+    door.store.append(session.journal.flush(0))
+    door.store.tend()
+    assert door.said == []
+    door.go_on.set()
+    door.tend_until(lambda: not door.store.restless)
+    assert door.said == []
+    assert session.decisions("x") == ["allowed"]
+    assert [entry.record["decision"] for entry in door.store.entries()] == ["policy", "allowed"]
+
+
+def test_a_session_that_ends_before_its_store_is_needed_leaves_its_policy_in_the_audit() -> None:
+    door = Door(timeout_ms=30_000)
+    session = Session(door.store, LIMIT_3)
+    door.store.decide([session.guard.policy_note()], session.journal)
+    door.go_on.set()
+    door.store.close()
+    assert [entry.record["decision"] for entry in MemoryStore(door.memory).entries()] == ["policy"]
+
+
+def test_why_a_store_did_not_open_is_said_when_it_is_known(door: Door) -> None:
+    door.failure = StoreUnavailable("it is a teapot")
+    Session(door.store, LIMIT_3).call("x")
+    door.go_on.set()
+    door.tend_until(lambda: len(door.said) > 1)
+    assert "it is a teapot" in door.said[1]
+    door.time.now_us += PROBE_US[1]
+    door.store.tend()
+    assert len(door.said) == 2
+
+
+def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> None:
+    assert door.store.args_key == b""
+    door.go_on.set()
+    door.tend_until(lambda: not door.store.restless)
+    assert door.store.args_key == door.memory.args_key
+
+
+def test_a_store_that_opens_when_nobody_wants_it_any_more_is_closed(door: Door) -> None:
+    door.store.close()
+    door.go_on.set()
+    assert door.closed.wait(ENOUGH_S)
+
+
+def test_a_store_that_opened_and_is_not_wanted_is_closed() -> None:
+    door = Door(timeout_ms=0)
+    opening = Opening(door.open)
+    door.go_on.set()
+    assert opening.wait(ENOUGH_S)
+    opening.abandon()
+    assert door.closed.is_set()
+    door.store.close()
+
+
+def test_a_failed_store_is_closed_away_from_the_calls() -> None:
+    place = Place()
+    place.break_down()
+    place.call(3)
+    assert place.opened[0].closed_by is None
+    place.store.tend()
+    assert place.opened[0].closed_by is not None
+
+
+def test_probes_are_one_to_five_seconds_apart_and_never_the_same() -> None:
+    place = Place()
+    place.break_down()
+    place.call()
+    apart_ms: list[int] = []
+    for _ in range(30):
+        tried = threading.Event()
+        place.before["open"] = tried.set
+        waited_ms = 0
+        while not tried.is_set():
+            place.time.pass_ms(50)
+            waited_ms += 50
+            place.store.tend()
+        apart_ms.append(waited_ms)
+    assert min(apart_ms) >= PROBE_US[0] // 1000
+    assert max(apart_ms) <= PROBE_US[1] // 1000 + 50
+    assert len(set(apart_ms)) > 10
+
+
+@pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
+def test_a_fault_that_no_store_should_have_is_an_outage_and_not_a_crash(failing: str) -> None:
+    place = Place()
+    first = place.one()
+    place.failing[failing] = ZeroDivisionError("a bug")
+    place.call(2)
+    place.store.append(place.session.journal.flush(0, all_of_them=True))
+    place.ends(first)
+    place.store.tend()
+    assert "internal error: ZeroDivisionError('a bug')" in place.said[0]
+    place.mend()
+    place.store.tend()
+    assert place.used() == [3]
+    assert place.outcomes().count("ok") == 1
+
+
+@pytest.mark.parametrize("failing", ["open", "adopt", "append"])
+def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
+    place = Place()
+    place.break_down()
+    place.call(2)
+    place.failing = {failing: ZeroDivisionError("a bug")}
+    place.probe()
+    assert place.store.restless
+    place.mend()
+    assert place.used() == [2]
+
+
+def test_a_denial_for_want_of_a_store_says_what_is_wrong_and_what_to_do() -> None:
+    place = Place("deny")
+    place.break_down()
+    (charge,) = place.session.charges("search")
+    (verdict,) = place.store.decide([charge], place.session.journal)
+    assert verdict.decision == "unavailable"
+    assert charge.why == (
+        "the store of counters is unavailable: it is gone (bring it back). "
+        "Try again in some seconds; if that does not help, the store has to be mended."
+    )
+
+
+def test_reading_a_store_that_is_down_says_why_it_is() -> None:
+    place = Place()
+    place.break_down()
+    place.call()
+    with pytest.raises(StoreUnavailable, match="it is gone"):
+        place.store.held()
