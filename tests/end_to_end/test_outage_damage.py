@@ -89,7 +89,8 @@ def test_a_database_that_is_damaged_in_mid_session_is_reported_and_not_used_agai
         assert codes(host, 1) == [429]
         assert (told(host, "store unavailable"), told(host, "store is back")) == (1, 1)
         assert "Traceback" not in host.err
-    assert [row["outcome"] for row in audit(tmp_path) if row["decision"] == "allowed"][-3:] == ["ok"] * 3
+    allowed = [row for row in audit(tmp_path) if row["decision"] == "allowed"]
+    assert [row["outcome"] for row in allowed[-3:]] == ["ok"] * 3  # one of before may have ended after the copy was made
 
 
 def unlink(path: Path) -> None:
