@@ -292,8 +292,7 @@ def one_line_for_all(raw: bytes) -> bytes:
     >>> one_line_for_all('["\u2028"]\r'.encode())
     b'["\\u2028"] '
     """
-    if b"\r" in raw:
-        raw = raw.replace(b"\r", b" ")
+    raw = raw.replace(b"\r", b" ")
     if raw.isascii():
         return raw
     for char in ("\u0085", "\u2028", "\u2029"):
