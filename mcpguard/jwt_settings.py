@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from mcpguard.core.claims import Expected
 from mcpguard.errors import ConfigError
+from mcpguard.stores.files import holds_token, named_path
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """What may be allowed. Never `none`, and never HMAC, whose key would be a secret that could also make tokens."""
@@ -68,9 +69,9 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
         raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])
     return JwtSettings(
         Expected(texts["issuer"][0], texts["audience"], **claims),
-        jwks if is_url else _path(jwks, file),
+        jwks if is_url else _path(jwks, file, where=f"{where}.jwks"),
         algorithms,
-        _path(texts["token_file"][0], file) if "token_file" in texts else None,
+        _path(texts["token_file"][0], file, where=f"{where}.token_file") if "token_file" in texts else None,
         state,
     )
 
@@ -98,11 +99,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
+    if holds_token(str(value)):
+        place = "a path" if where.endswith(("token_file", "jwks")) else "none"
+        hint = "write it into a file that only you can read, and name that file as token_file"
+        raise ConfigError(f"{where} holds a token where {place} belongs", hint)
     values = value if many and isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
         raise ConfigError(f"{where}: {value!r} is not text", f'{where.rpartition(".")[2]} = "…"')
     return tuple(values)
 
 
-def _path(text: str, file: Path) -> Path:
-    return (file.parent / Path(text).expanduser()).absolute()
+def _path(text: str, file: Path, *, where: str) -> Path:
+    return named_path(text if text.startswith("~") else str(file.parent / text), where=where)

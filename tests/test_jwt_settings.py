@@ -6,6 +6,7 @@ from mcpguard.config import Settings, load
 from mcpguard.core.claims import Expected
 from mcpguard.errors import ConfigError
 from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, url_problem
+from tests.provider import token
 
 LEAST = """
 [identity.jwt]
@@ -181,3 +182,35 @@ def test_nothing_else_may_name_the_user(tmp_path: Path) -> None:
     ):
         assert refusal(tmp_path, text, environ, **options) == (f"{place}: only a verified token may name the user here", hint)
     assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None
+
+
+TOKEN = token()
+
+
+@pytest.mark.parametrize("key", ["token_file", "jwks", "issuer", "audience", "algorithms", "user_claim"])
+@pytest.mark.parametrize("form", ['"{}"', '"Bearer {}"', '"~/{}"', '"""{}\n"""', '["{}"]', '{{token = "{}"}}'])
+@pytest.mark.parametrize("text", [TOKEN, TOKEN[: TOKEN.rindex(".") - 9]], ids=["whole", "cut"])
+def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
+    tmp_path: Path, key: str, form: str, text: str
+) -> None:
+    rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
+    message, hint = refusal(tmp_path, f"{rest}\n{key} = {form.format(text)}\n")
+    place = "a path" if key in {"token_file", "jwks"} else "none"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key} holds a token where {place} belongs"
+    assert not [part for part in text.split(".") if part in message + hint]
+
+
+@pytest.mark.parametrize(
+    "name", ["my.token.file", "a.b.c", "eyJhbGciOiJSUzI1NiJ9", "alice@idp.acme.com", "~/.config/acme/to.ken"]
+)
+def test_a_path_with_dots_is_no_token(tmp_path: Path, name: str) -> None:
+    found = loaded(tmp_path, f'{LEAST}token_file = "{name}"\n').jwt
+    assert found
+    assert found.token_file
+
+
+@pytest.mark.parametrize("key", ["token_file", "jwks"])
+def test_a_home_folder_that_is_not_known_is_told(tmp_path: Path, key: str) -> None:
+    rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
+    message, _ = refusal(tmp_path, f'{rest}\n{key} = "~nosuchuser/x"\n')
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the folder that ~nosuchuser/x begins at is not known"

@@ -238,6 +238,17 @@ def test_nothing_but_the_token_may_name_the_user(tmp_path: Path, options: list[s
         assert host.err.splitlines()[0] == f"mcpguard: {named}: only a verified token may name the user here"
 
 
+def test_a_token_where_its_file_belongs_ends_the_start_and_is_not_repeated(tmp_path: Path) -> None:
+    secret = token()
+    settings(tmp_path, "keys.json", token_file=secret)
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert host.wait() == 78
+        assert host.err.splitlines()[0] == (
+            f"mcpguard: {tmp_path}/config.toml: identity.jwt.token_file holds a token where a path belongs"
+        )
+        assert not [piece for piece in secret.split(".") if piece in host.err]
+
+
 def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: Path, keys: KeyServer) -> None:
     settings(tmp_path, keys.url)
     with (tmp_path / "config.toml").open("a") as file:
