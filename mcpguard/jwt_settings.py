@@ -93,6 +93,12 @@ def url_problem(url: str) -> str:
     return "" if parts.scheme == "https" or is_loopback(host) else "only https is trusted, or http on this machine"
 
 
+def shown_url(url: str) -> str:
+    """A URL as it may be told: without a name, a password, a query or a fragment."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def is_loopback(host: str) -> bool:
     """Whether a URL's host is this machine by name or number, whatever a name server says."""
     return host in {"localhost", "::1"} or bool(re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
@@ -105,7 +111,8 @@ def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
         raise ConfigError(f"{where} holds a token where {place} belongs", hint)
     values = value if many and isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
-        raise ConfigError(f"{where}: {value!r} is not text", f'{where.rpartition(".")[2]} = "…"')
+        shown = "this" if where.endswith("jwks") else repr(value)  # a URL may hold a secret
+        raise ConfigError(f"{where}: {shown} is not text", f'{where.rpartition(".")[2]} = "…"')
     return tuple(values)
 
 

@@ -5,7 +5,7 @@ import pytest
 from mcpguard.config import Settings, load
 from mcpguard.core.claims import Expected
 from mcpguard.errors import ConfigError
-from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, url_problem
+from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, shown_url, url_problem
 from tests.provider import token
 
 LEAST = """
@@ -207,6 +207,25 @@ def test_a_path_with_dots_is_no_token(tmp_path: Path, name: str) -> None:
     found = loaded(tmp_path, f'{LEAST}token_file = "{name}"\n').jwt
     assert found
     assert found.token_file
+
+
+@pytest.mark.parametrize("value", ['["https://idp.acme.com/?k=s3cret"]', '{ url = "https://idp.acme.com/?k=s3cret" }'])
+def test_a_url_that_is_no_text_is_not_repeated(tmp_path: Path, value: str) -> None:
+    lines = [f"jwks = {value}" if line.startswith("jwks") else line for line in LEAST.splitlines()]
+    assert refusal(tmp_path, "\n".join(lines))[0] == f"{tmp_path}/config.toml: identity.jwt.jwks: this is not text"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://idp.acme.com/keys", "https://idp.acme.com/keys"),
+        ("https://idp.acme.com:8443/a/b?k=s3cret#s3cret", "https://idp.acme.com:8443/a/b"),
+        ("https://u:s3cret@idp.acme.com/", "https://idp.acme.com/"),
+        ("http://[::1]:80", "http://[::1]:80"),
+    ],
+)
+def test_what_is_shown_of_a_url_is_scheme_host_and_path(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
 
 
 @pytest.mark.parametrize("key", ["token_file", "jwks"])
