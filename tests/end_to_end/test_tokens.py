@@ -276,3 +276,19 @@ def test_jwt_is_loaded_only_where_users_are_verified(tmp_path: Path) -> None:
         assert not {"jwt", "ssl", "mcpguard.tokens", "mcpguard.jwt_settings"} & {
             line.rpartition("|")[2].strip() for line in host.err.splitlines()
         }
+
+
+@pytest.mark.parametrize(("where", "loads"), [("file", False), ("cache", False), ("provider", True)])
+def test_tls_and_http_are_loaded_only_where_keys_are_fetched(tmp_path: Path, keys: KeyServer, where: str, loads: bool) -> None:
+    (tmp_path / "keys.json").write_bytes(keys.body)
+    write_token(settings(tmp_path, tmp_path / "keys.json" if where == "file" else keys.url), token())
+    if where == "cache":
+        with Host(tmp_path, *OBEDIENT) as host:
+            assert "result" in call_until(host, "search", "result")
+            assert host.end() == 0
+    with Host(tmp_path, *OBEDIENT, env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+        assert "result" in call_until(host, "search", "result")
+        assert host.end() == 0
+        loaded = {line.rpartition("|")[2].strip() for line in host.err.splitlines()}
+    assert "jwt" in loaded
+    assert bool({"ssl", "http.client", "urllib.request"} & loaded) == loads
