@@ -14,6 +14,7 @@ _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
 
+_MAY_BE_JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{8,}+)\.[A-Za-z0-9_.-]*")
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
@@ -37,12 +38,20 @@ def named_path(name: str, *, where: str) -> Path:
 
 
 def holds_token(text: str) -> bool:
-    """Whether there is a JWT in a text, be it cut: base64url before a dot, with an `alg` in it (RFC 7515, section 4.1.1)."""
-    for part in re.findall(r"[A-Za-z0-9_-]{8,}(?=\.)", text):
-        with contextlib.suppress(binascii.Error):
-            if b'"alg"' in binascii.a2b_base64(part.translate(_URL_SAFE) + "=="):
-                return True
-    return False
+    """Whether there is a JWT in a text, be it cut."""
+    return redacted(text) != text
+
+
+def redacted(text: str) -> str:
+    """A text without the JWTs in it, be they cut: base64url before a dot, with an `alg` in it (RFC 7515, section 4.1.1)."""
+    return _MAY_BE_JWT.sub(lambda found: "(a token)" if _has_algorithm(found[1]) else found[0], text)
+
+
+def _has_algorithm(header: str) -> bool:
+    try:
+        return b'"alg"' in binascii.a2b_base64(header.translate(_URL_SAFE) + "==")
+    except binascii.Error:
+        return False
 
 
 def open_private(path: Path) -> int:

@@ -205,3 +205,22 @@ def test_settings_that_cannot_be_are_one_line_and_a_hint(tmp_path: Path) -> None
     message, hint = done.stderr.splitlines()
     assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
     assert hint.startswith("hint: jwks = ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["policy", "check", "{}"],
+        ["policy", "explain", "--tool", "x", "{}"],
+        ["run", "--denials", "{}", "--", "true"],
+        ["audit", "tail", "--since", "Bearer {}"],
+        ["{}"],
+    ],
+    ids=" ".join,
+)
+def test_an_error_does_not_repeat_a_token_that_was_pasted_where_something_else_belongs(tmp_path: Path, argv: list[str]) -> None:
+    secret = token()
+    done = mcpguard(tmp_path, *(word.format(secret) for word in argv))
+    assert done.returncode in {1, 2, 78}
+    assert "(a token)" in done.stderr
+    assert not [piece for piece in secret.split(".") if piece in done.stdout + done.stderr]

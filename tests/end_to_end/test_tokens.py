@@ -173,6 +173,21 @@ def test_a_key_that_is_new_is_fetched_when_a_token_names_it(tmp_path: Path, keys
         assert host.audit()[-1]["user"] == "bob"
 
 
+def test_a_key_that_is_new_under_an_old_name_is_fetched_when_a_signature_does_not_fit(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    write_token(file, token())
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in call_until(host, "search", "result")
+        keys.body = provider.key_set(provider.jwk("ES256"), provider.jwk(number=2), provider.jwk(number=1, kid="RS256-0"))
+        write_token(file, token(number=1, headers={"kid": "RS256-0"}, sub="bob"))
+        assert "result" in call_until(host, "search", "result")
+        write_token(file, token(number=2, headers={"kid": None}, sub="carol"))
+        assert "result" in host.call("carol", "search")
+        assert keys.asked == 2
+        assert host.end() == 0
+        assert [row["user"] for row in host.audit()][-2:] == ["bob", "carol"]
+
+
 def test_a_provider_that_is_down_stops_nobody_whose_key_is_known(tmp_path: Path) -> None:
     with provider.serving() as server:
         file = settings(tmp_path, server.url)
