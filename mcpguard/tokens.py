@@ -99,7 +99,7 @@ class TokenSource:
         if settings.token_file and self._token is None:
             self._file = FollowedFile(settings.token_file, max_bytes=MAX_TOKEN_BYTES)
         self._has_warned = False
-        self._keys_seen: tuple[int, str, bool] | None = None
+        self._keys_seen = -1, "", False
         self._examined = Examination(())
         self._examined_s = 0.0
         self._told: Identity | tuple[str, str] | None = None
@@ -154,7 +154,7 @@ class TokenSource:
             if self._look(self._file) and self._file.content != before:
                 return True
         is_its_time = self._examined_s <= self._clock() < self._examined.until_s  # which a clock that is set back leaves, too
-        return not is_its_time or self._state_of_keys() != self._keys_seen
+        return not is_its_time or self.keys.revision != self._keys_seen[0]
 
     def _state_of_keys(self) -> tuple[int, str, bool]:
         return self.keys.revision, self.keys.problem, self.keys.is_fetching
