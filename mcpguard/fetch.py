@@ -147,6 +147,8 @@ def _reason(error: Exception) -> str:
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, socket.gaierror):
         return "its name is not known"
+    if type(error) is OSError and error.errno is None:  # of http.client, and with the proxy's words in it
+        return "the proxy does not let us through"
     if isinstance(error, OSError):
         return (error.strerror or type(error).__name__).lower()
     return "it does not speak HTTP"

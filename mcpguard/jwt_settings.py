@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -34,7 +34,7 @@ class JwtSettings:
     """
 
     expected: Expected
-    jwks: str | Path
+    jwks: str | Path = field(repr=False)  # a URL may hold a secret
     algorithms: tuple[str, ...]
     token_file: Path | None
     state: Path

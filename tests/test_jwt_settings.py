@@ -209,6 +209,10 @@ def test_a_path_with_dots_is_no_token(tmp_path: Path, name: str) -> None:
     assert found.token_file
 
 
+def test_settings_that_are_shown_for_debugging_hold_no_url(tmp_path: Path) -> None:
+    assert "idp.acme.com/.well-known" not in repr(loaded(tmp_path, LEAST).jwt)
+
+
 @pytest.mark.parametrize("value", ['["https://idp.acme.com/?k=s3cret"]', '{ url = "https://idp.acme.com/?k=s3cret" }'])
 def test_a_url_that_is_no_text_is_not_repeated(tmp_path: Path, value: str) -> None:
     lines = [f"jwks = {value}" if line.startswith("jwks") else line for line in LEAST.splitlines()]
