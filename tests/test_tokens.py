@@ -1,5 +1,6 @@
 """Tokens of every kind, with real signatures, as a wrapper looks at them."""
 
+import base64
 import hashlib
 import hmac
 import json
@@ -303,6 +304,15 @@ def test_no_content_leads_to_anything_but_a_refusal_without_it(
     refusing = Wrapper(tmp_path_factory.mktemp("home"))
     message = refusing.has(content)
     assert message.startswith(f"the token in {refusing.file} is ")
+
+
+def test_a_signature_has_one_text_only(wrapper: Wrapper) -> None:
+    text = token()
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other = text[:-1] + alphabet[alphabet.index(text[-1]) ^ 1]  # of the last character four bits are not used
+    assert base64.urlsafe_b64decode(other.split(".")[2] + "==") == base64.urlsafe_b64decode(text.split(".")[2] + "==")
+    assert NOT_A_JWT in wrapper.has(other)
+    assert wrapper.has(text) == "alice"
 
 
 @given(st.data())
