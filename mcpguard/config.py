@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
 from mcpguard.stores.address import Address, Options, address
-from mcpguard.stores.files import holds_token, named_path
+from mcpguard.stores.files import named_path
 
 if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.jwt_settings import JwtSettings

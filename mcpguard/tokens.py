@@ -8,8 +8,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, Final, NamedTuple
+
+import jwt
 
 from mcpguard.core import claims
 from mcpguard.core.claims import Claims
@@ -18,21 +19,6 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.followed_file import FollowedFile
 from mcpguard.jwks import REFRESH_S, Jwk, Keys, keys_of
 from mcpguard.jwt_settings import JwtSettings
-
-
-class _Unused(ModuleType):
-    def __getattr__(self, name: str) -> None:
-        """Whatever is imported from it."""
-
-
-# PyJWT loads HTTP and TLS for a client of its own, 10 ms and 3 MB of each start, and here nobody uses that
-_with_client = "jwt" in sys.modules
-if not _with_client:
-    sys.modules["jwt.jwks_client"] = _Unused("jwt.jwks_client")
-import jwt  # noqa: E402 - as told above
-
-if not _with_client:
-    del sys.modules["jwt.jwks_client"]
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
 """Tokens with hundreds of groups take some ten kilobytes; what is longer is something else."""

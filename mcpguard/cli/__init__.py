@@ -55,7 +55,7 @@ def _leave(status: int) -> None:
 
 def _complain(message: str, hint: str, status: ExitStatus) -> ExitStatus:
     from mcpguard.core.audit import printable
-    from mcpguard.stores.files import redacted
+    from mcpguard.core.redaction import redacted
 
     message, hint = redacted(message), redacted(hint)  # one that was pasted where something else belongs
     first, *more = message.splitlines() or [""]

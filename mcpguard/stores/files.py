@@ -1,6 +1,5 @@
 """Files and folders that are nobody else's business, on a disk of this machine."""
 
-import binascii
 import contextlib
 import os
 import re
@@ -8,14 +7,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError, StoreUnavailable
 
 _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
-
-_MAY_BE_JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{8,}+)\.[A-Za-z0-9_.-]*")
-_URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 def named_path(name: str, *, where: str) -> Path:
@@ -35,23 +32,6 @@ def named_path(name: str, *, where: str) -> Path:
         return Path(name).expanduser().absolute()
     except (RuntimeError, OSError) as error:  # no such account, one without a home, or a working folder that is gone
         raise ConfigError(f"{where}: the folder that {name} begins at is not known", "write the whole path") from error
-
-
-def holds_token(text: str) -> bool:
-    """Whether there is a JWT in a text, be it cut."""
-    return redacted(text) != text
-
-
-def redacted(text: str) -> str:
-    """A text without the JWTs in it, be they cut: base64url before a dot, with an `alg` in it (RFC 7515, section 4.1.1)."""
-    return _MAY_BE_JWT.sub(lambda found: "(a token)" if _has_algorithm(found[1]) else found[0], text)
-
-
-def _has_algorithm(header: str) -> bool:
-    try:
-        return b'"alg"' in binascii.a2b_base64(header.translate(_URL_SAFE) + "==")
-    except binascii.Error:
-        return False
 
 
 def open_private(path: Path) -> int:

@@ -28,8 +28,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield one
 
 
-def wrapper(home: Path, server: Server, mode: str = "local", url: str = "", **store: int) -> Host:
-    settings(home, mode, **store)
+def wrapper(home: Path, server: Server, mode: str = "local", url: str = "", timeout_ms: int = BUDGET_MS) -> Host:
+    settings(home, mode, timeout_ms=timeout_ms)
     return Host(home, *script("obedient", home / "calls"), env={"MCPGUARD_STORE": url or server.url})
 
 

@@ -294,7 +294,9 @@ def test_jwt_is_loaded_only_where_users_are_verified(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("where", "loads"), [("file", False), ("cache", False), ("provider", True)])
-def test_tls_and_http_are_loaded_only_where_keys_are_fetched(tmp_path: Path, keys: KeyServer, where: str, loads: bool) -> None:
+def test_what_fetches_keys_is_loaded_only_where_keys_are_fetched(
+    tmp_path: Path, keys: KeyServer, where: str, loads: bool
+) -> None:
     (tmp_path / "keys.json").write_bytes(keys.body)
     write_token(settings(tmp_path, tmp_path / "keys.json" if where == "file" else keys.url), token())
     if where == "cache":
@@ -306,4 +308,4 @@ def test_tls_and_http_are_loaded_only_where_keys_are_fetched(tmp_path: Path, key
         assert host.end() == 0
         loaded = {line.rpartition("|")[2].strip() for line in host.err.splitlines()}
     assert "jwt" in loaded
-    assert bool({"ssl", "http.client", "urllib.request"} & loaded) == loads
+    assert ("mcpguard.fetch" in loaded) == loads
