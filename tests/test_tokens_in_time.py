@@ -139,8 +139,8 @@ def test_a_call_waits_for_keys_that_are_on_their_way_and_nothing_else_does(wrapp
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)
     assert told(source.begin()) == "keys are being fetched from https://idp.acme.com/keys"
-    source.poll([b'{"method":"tools/list"}', object()])
+    source.poll(for_call=False)
     assert waits == []
-    source.poll([b'{"method":"tools/call"}'])
+    source.poll(for_call=True)
     assert waits == [0.25]
     ended.set()

@@ -8,7 +8,7 @@ U+0000, or without its lone surrogates), no encoding that one repairs and anothe
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +52,11 @@ class Frame:
     def is_call(self) -> bool:
         """Whether this is a `tools/call`; its `params` are then an object with a `name` that is text."""
         return self.method == TOOLS_CALL
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether this is a call that claims to go on with one that the server asked something for."""
+        return self.is_call and isinstance(self.params, dict) and not self.params.keys().isdisjoint(_OF_A_RETRY)
 
 
 @dataclass(slots=True)
@@ -119,7 +124,17 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _unequal = re.compile("[\0\ud800-\udfff]").search
 
 _RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
-_RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
+_OF_A_RETRY: Final = frozenset({"requestState", "inputResponses"})
+_RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task"}) | _OF_A_RETRY
+
+
+def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
+    """The messages of what the client wrote, in order.
+
+    Args:
+        lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
+    """
+    return [message for line in lines for message in ((line,) if isinstance(line, Refusal) else parse(line))]
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
