@@ -220,7 +220,8 @@ def explain(
     """Explain what the policy makes of one call, and what is left for it now. Nothing is counted.
 
     It tells which rules apply, which yield and to which, which do not match and why, what the counters hold, and what the
-    next such call would get. What is not given is as a wrapper that is started here would have it.
+    next such call would get. What is not given is as a wrapper that is started here would have it, and an agent that the
+    token names is not --agent's to change.
 
     \b
     Examples:
@@ -229,15 +230,18 @@ def explain(
       mcpguard policy explain --token --tool delete_user
     """
     from mcpguard.cli import _policy_why
+    from mcpguard.cli._token import place
 
     if token is not None and user is not None:
         raise UsageError("--user and --token: both name the user", "leave one of them out")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
-    _policy_why.refuse_patterns([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    _policy_why.refuse_no_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
-    found = _policy_why.explain(settings, policy, who, tool=tool, server=server or os.environ.get("MCPGUARD_SERVER"))
+    places = {key: place(key, {"user": user, "agent": agent}) for key in ("user", "agent")}
+    called = server or os.environ.get("MCPGUARD_SERVER")
+    found = _policy_why.explain(settings, policy, who, tool=tool, server=called, places=places)
     if as_json:
         click.echo(json.dumps(_policy_why.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))
         return

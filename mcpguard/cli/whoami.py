@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -14,7 +14,7 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._audit_table import fit
 from mcpguard.cli._store import tolerant_output
-from mcpguard.cli._token import examined
+from mcpguard.cli._token import examined, place
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity, server_name
@@ -51,9 +51,7 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
     named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
     identity = configured_identity(settings, named)
     report = _verified(settings, identity) if settings.jwt else _caller(identity)
-    report |= {
-        f"{key}_from": _place(key, options, settings) for key in ("user", "agent") if report.get(f"{key}_source") == "config"
-    }
+    report |= {f"{key}_from": place(key, options) for key in ("user", "agent") if report.get(f"{key}_source") == "config"}
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -98,13 +96,6 @@ def _verified(settings: Settings, configured: Identity) -> Report:
         keys["problem"] = source.keys.problem
     problems = [{"message": problem.message, "hint": problem.hint} for problem in found.problems]
     return report | {"token": token, "keys": keys, "problems": problems, "warnings": warnings}
-
-
-def _place(key: str, options: Mapping[str, str | None], settings: Settings) -> str:
-    if options[key]:
-        return f"--{key}"
-    variable = f"MCPGUARD_{key.upper()}"
-    return variable if os.environ.get(variable) else "config.toml"
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
