@@ -18,6 +18,7 @@ from mcpguard.core.audit import ms_up, printable
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Call, Policy
+from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
@@ -142,6 +143,9 @@ def explain(
         server: Of which server; None for the one that had a call of this tool last.
         places: Where the `user` and the `agent` stand if they are configured.
     """
+    unlimited = tier_warning(policy, who.tier)
+    if unlimited:
+        _warn(unlimited)
     agent, agent_source = who.agent(None)
     call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
     states: Sequence[State] | None = None

@@ -14,10 +14,11 @@ from mcpguard.cli import _policy_show
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
+from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
-from mcpguard.core.policy_explain import label, sentence, warnings
+from mcpguard.core.policy_explain import label, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
-from mcpguard.errors import McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
 
 CALLS_LOOKED_AT: Final = 20_000
@@ -261,7 +262,7 @@ def check(file: str | None, policy: str | None) -> None:
     """Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
 
     The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
-    matched none of its newest calls are told too.
+    matched none of its newest calls are told too, and so is a configured agent whose tier no rule matches.
 
     \b
     Example:
@@ -273,8 +274,16 @@ def check(file: str | None, policy: str | None) -> None:
     source = f"starter policy (no file at {path})" if is_starter else str(path)
     click.echo(printable(f"{source}: OK, {_count(found)}"))
     unmatched = _never_matched(found, settings) if file is None and not is_starter else []
-    for warning in [*warnings(found), *unmatched]:
+    unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
+    for warning in [*warnings(found), *([unlimited] if unlimited else []), *unmatched]:
         click.echo(printable(f"warning: {warning}"))
+
+
+def _configured_tier(settings: Settings) -> str | None:
+    try:
+        return parse_agent(settings.agent, where="agent").get("tier") if settings.agent else None
+    except ConfigError:
+        return None  # `run` says so
 
 
 def _count(policy: Policy) -> str:
