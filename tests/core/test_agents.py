@@ -151,6 +151,30 @@ def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts
         assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
 
 
+def test_a_client_that_names_itself_anew_is_the_new_one_from_there_on_and_in_one_call_alone_just_there() -> None:
+    talk = Talk(who=UNNAMED)
+    info = {"_meta": {INFO: {"name": "zed"}}}
+    batch = b"[" + b",".join([called("a", **info), called("b"), request("initialize", 0, clientInfo={"name": "goose"})]) + b"]"
+    talk.client(called("first", **info), request("initialize", 0, clientInfo={"name": "claude-ai"}), batch, called("c"))
+    talk.client(request("initialize", 0, capabilities={}), called("d"), called("e", **info), called("f"))
+    names = [str(agent).partition("::")[0] for agent, _ in agents(talk)]
+    assert names == ["Zed", "Zed", "Claude Desktop", "Goose", "unknown", "Zed", "unknown"]
+
+
+def test_with_a_client_that_is_not_believed_no_era_of_the_protocol_and_no_member_fills_its_name_in() -> None:
+    talk = Talk(who=Identity("alice", "os", "crm", trust_client_info=False))
+    talk.client(request("initialize", 0, clientInfo={"name": "claude-ai"}), called("a"))
+    talk.client(called("b", _meta={INFO: {"name": "zed"}, "mcpguard/agent": "a::b::c"}), called("c", clientInfo={"name": "x"}))
+    assert agents(talk) == [("unknown::interactive::default", "default")] * 3
+
+
+@pytest.mark.parametrize("odd", [None, 7, [], {}, "", "a", "a::b", "a::b::c::d", "::b::c", "a::b::", ["a::b::c"]])
+def test_an_agent_of_a_calls_own_that_is_none_counts_for_nothing_though_it_is_trusted(odd: object) -> None:
+    talk = Talk(who=Identity("alice", "os", "crm", client="X", trust_meta=True))
+    talk.client(called("a", _meta={"mcpguard/agent": odd}), called("b", _meta={"mcpguard/agent": "a::b::c"}))
+    assert agents(talk) == [("X::interactive::default", "default"), ("a::b::c", "meta")]
+
+
 def test_long_names_that_count_for_nothing_take_no_memory() -> None:
     talk = Talk(who=UNNAMED)
     for at in range(50):

@@ -97,9 +97,9 @@ def test_the_database_is_waited_for_no_longer_than_the_queue_left_time_for(
             now_s[0] += 0.75
             return super().acquire(timeout_s)
 
-    def connect(uri: str, *, timeout: float, **options: Any) -> sqlite3.Connection:
+    def connect(file: str, *, timeout: float, **options: Any) -> sqlite3.Connection:
         waits.append(timeout)
-        return sqlite3.Connection(uri, timeout=timeout, **options)
+        return sqlite3.Connection(file, timeout=timeout, **options)
 
     monkeypatch.setattr("mcpguard.stores.notes.QueueLock", Slow)
     monkeypatch.setattr("mcpguard.stores.notes.time.monotonic", lambda: now_s[0])
