@@ -8,8 +8,9 @@ U+0000, or without its lone surrogates), no encoding that one repairs and anothe
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from json.scanner import make_scanner
 from typing import Final
 
 from mcpguard.core.skim import elements, is_heavy, skim
@@ -56,7 +57,8 @@ class Frame:
     @property
     def is_retry(self) -> bool:
         """Whether this is a call that claims to go on with one that the server asked something for."""
-        return self.is_call and isinstance(self.params, dict) and not self.params.keys().isdisjoint(_OF_A_RETRY)
+        params = self.params
+        return self.is_call and isinstance(params, dict) and ("requestState" in params or "inputResponses" in params)
 
 
 @dataclass(slots=True)
@@ -112,9 +114,14 @@ def _integer(digits: str) -> int | LongInteger:
         return LongInteger(digits)
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).raw_decode
+def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
+    """The parser that `JSONDecoder.raw_decode` calls; it raises `StopIteration` where a value is missing."""
+    return make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
+
+
+_scan = _scanner()
 # A hook for integers costs a call each, so it is used only where the line above has met one that is too long.
-_decode_long = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer).raw_decode
+_scan_long = _scanner(parse_int=_integer)
 _space = re.compile(r"[ \t\n\r]*").match
 
 # Possessive, and without a need for the closing quote: a line that does not parse takes linear time, too
@@ -124,8 +131,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _unequal = re.compile("[\0\ud800-\udfff]").search
 
 _RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
-_OF_A_RETRY: Final = frozenset({"requestState", "inputResponses"})
-_RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task"}) | _OF_A_RETRY
+_RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
 
 
 def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
@@ -134,7 +140,10 @@ def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
     Args:
         lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
     """
-    return [message for line in lines for message in ((line,) if isinstance(line, Refusal) else parse(line))]
+    messages: list[Frame | Refusal] = []
+    for line in lines:
+        messages += (line,) if isinstance(line, Refusal) else parse(line)
+    return messages
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
@@ -152,7 +161,7 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
             return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
         start = _end_of_space(text, 0)
         value, end = skim(text, start, _value, _object, most=MAX_BATCH) if is_heavy(line) else _value(text, start)
-        if _end_of_space(text, end) != len(text):
+        if end != len(text) and _end_of_space(text, end) != len(text):
             return (Refusal(PARSE_ERROR, "more than one JSON value on a line"),)
     except UnicodeDecodeError:
         return (Refusal(PARSE_ERROR, "not valid UTF-8"),)
@@ -182,11 +191,14 @@ def _value(text: str, start: int) -> tuple[object, int]:
         ValueError: There is none.
     """
     try:
-        return _decode(text, start)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
-        return _decode_long(text, start)
+        try:
+            return _scan(text, start)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
+            return _scan_long(text, start)
+    except StopIteration:
+        raise ValueError("a value is missing") from None
 
 
 def _members(text: str) -> Iterator[str]:
@@ -298,8 +310,7 @@ def one_line_for_all(raw: bytes) -> bytes:
     >>> one_line_for_all('["\u2028"]\r'.encode())
     b'["\\u2028"] '
     """
-    if b"\r" in raw:
-        raw = raw.replace(b"\r", b" ")
+    raw = raw.replace(b"\r", b" ")
     if raw.isascii():
         return raw
     for char in ("\u0085", "\u2028", "\u2029"):
@@ -322,9 +333,10 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines; a `Refusal` stands for a line that was too long."""
         *complete, rest = chunk.split(b"\n")
-        lines = [self._end(line) for line in complete]
-        self._hold(rest)
-        return [line for line in lines if line]
+        lines = [line for last in complete if (line := self._end(last))]
+        if rest:
+            self._hold(rest)
+        return lines
 
     def finish(self) -> list[bytes | Refusal]:
         """The unterminated last line, if there is one; the stream has ended."""

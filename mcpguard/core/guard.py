@@ -134,8 +134,12 @@ class Guard:
         """The ids of those calls whose agents a hook may have noted, each once; none where all of the agent is configured."""
         if self.identity.has_whole_agent:
             return []
-        ids = (tool_use_id(_meta_of(call)) for call in calls)
-        return list(dict.fromkeys(one for one in ids if one is not None))
+        ids: dict[str, None] = {}
+        for call in calls:
+            about = _meta_of(call)
+            if about and (one := tool_use_id(about)):
+                ids[one] = None
+        return list(ids)
 
     def client_messages(
         self, messages: Iterable[Frame | Refusal], *, now_us: int, noted: Mapping[str, str] = _NOTHING_NOTED
