@@ -109,18 +109,18 @@ class TokenSource:
         self._told = _mark(found)
         return found
 
-    def poll(self, lines: Sequence[object] = ()) -> Identity | Unauthenticated | None:
+    def poll(self, *, for_call: bool = False) -> Identity | Unauthenticated | None:
         """What is new since the last look; usually None, for the price of a look at the file's time and a clock.
 
         Args:
-            lines: What the client wrote. If there is a call in it, keys that are being fetched are waited for.
+            for_call: Whether a call is to be judged by it: then keys that are being fetched are waited for.
         """
         changed = self._may_have_changed()
         if changed:
             self.examine()
         if self._examined.lacks_key:
             self.keys.seek()
-            if self.keys.is_fetching and any(_has_call(line) for line in lines):
+            if self.keys.is_fetching and for_call:
                 self.keys.wait(self._budget_s)
             if self._state_of_keys() != self._keys_seen:
                 changed = True
@@ -262,11 +262,6 @@ def _outcome(examined: Examination) -> Identity | Unauthenticated:
 
 def _mark(found: Identity | Unauthenticated) -> Identity | tuple[str, str]:
     return (found.message, found.hint) if isinstance(found, Unauthenticated) else found
-
-
-def _has_call(line: object) -> bool:
-    """Whether there may be a call in a line. One that hides is denied no later than others, but without a wait for keys."""
-    return isinstance(line, bytes) and b"tools/call" in line
 
 
 def _is_signed(token: bytes, algorithm: str, keys: Sequence[Jwk]) -> bool:

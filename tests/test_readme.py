@@ -14,6 +14,7 @@ import pytest
 from mcpguard import config
 from mcpguard.cli import commands
 from mcpguard.core.audit import Journal
+from mcpguard.core.frames import read
 from mcpguard.core.guard import Guard, Reply
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call
@@ -185,7 +186,7 @@ def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
     reply = None
     for _ in range(101):
         line = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search_customers"}}'
-        (charge,) = guard.client_lines([line], now_us=0)
+        (charge,) = guard.client_messages(read([line]), now_us=0)
         assert isinstance(charge, Charge)
         (verdict,) = store.decide([charge], journal)
         reply = guard.charged(charge, verdict, now_us=0)

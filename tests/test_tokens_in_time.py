@@ -145,8 +145,8 @@ class Remote:
         write_token(self.file, text)
         return told(self.source.begin())
 
-    def polls(self, line: bytes = b"tools/call") -> str:
-        found = told(self.source.poll([line]))
+    def polls(self) -> str:
+        found = told(self.source.poll(for_call=True))
         until(lambda: not self.keys.is_fetching, "the end of a fetch")
         return found
 
@@ -159,7 +159,7 @@ def test_a_signature_that_no_known_key_made_asks_for_new_keys_and_the_call_waits
     remote.begins(token(number=1, headers={"kid": "RS256-0"}))
     remote.go_on.clear()
     write_token(remote.file, token(headers={"kid": kid}))
-    said = told(remote.source.poll([b"tools/list"]))
+    said = told(remote.source.poll(for_call=False))
     assert NOT_THEIRS in said
     assert said.endswith(" as far as is known: newer keys are being fetched")
     remote.go_on.set()
@@ -303,8 +303,8 @@ def test_a_call_waits_for_keys_that_are_on_their_way_and_nothing_else_does(wrapp
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)
     assert told(source.begin()) == "keys are being fetched from https://idp.acme.com/keys"
-    source.poll([b'{"method":"tools/list"}', object()])
+    source.poll(for_call=False)
     assert waits == []
-    source.poll([b'{"method":"tools/call"}'])
+    source.poll(for_call=True)
     assert waits == [0.25]
     ended.set()

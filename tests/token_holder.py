@@ -47,7 +47,7 @@ class Wrapper:
         return told(self.source.begin())
 
     def polls(self) -> str:
-        return told(self.source.poll([b'{"method":"tools/call"}']))
+        return told(self.source.poll(for_call=True))
 
 
 def told(found: Identity | Unauthenticated | None) -> str:

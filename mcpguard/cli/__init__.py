@@ -37,7 +37,10 @@ def _by_click() -> int:
     except click.exceptions.Abort:
         return ExitStatus.INTERRUPTED
     except click.ClickException as error:
-        return _complain(error.format_message(), "", ExitStatus.USAGE)
+        message = error.format_message()
+        ctx = getattr(error, "ctx", None)  # an option without its value has none
+        hint = f"{ctx.command_path if ctx else 'mcpguard'} --help"
+        return _complain(message, "" if "\n" in message else hint, ExitStatus.USAGE)
     except OSError as error:
         return _complain(f"cannot write: {error.strerror or error}", "", ExitStatus.FAILURE)
     return status if isinstance(status, int) else 0

@@ -4,6 +4,7 @@ import json
 from typing import NamedTuple, Self
 
 from mcpguard.cli._store import selects
+from mcpguard.core.audit import quoted
 from mcpguard.core.policy import SELECTORS
 
 
@@ -43,11 +44,7 @@ class Counted(NamedTuple):
         parts = []
         for key in SELECTORS:
             if key in self.values:
-                parts.append(f"{key}={_word(self.values[key])}")
+                parts.append(f"{key}={quoted(self.values[key])}")
             elif key in self.others:
-                parts.append(f"{key}={_word(','.join(self.others[key]))} together")
+                parts.append(f"{key}={quoted(','.join(self.others[key]))} together")
         return " ".join(parts) or "every call"
-
-
-def _word(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if " " in text or not text else text

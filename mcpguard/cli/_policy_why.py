@@ -1,6 +1,6 @@
 """`mcpguard policy explain`: one call as the policy sees it, and what the counters hold for it now."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,10 @@ from mcpguard.cli._text import new_table, paragraph
 from mcpguard.cli._token import examined
 from mcpguard.config import Settings
 from mcpguard.core.audit import ms_up, printable
-from mcpguard.core.identity import UNKNOWN_CLIENT, Identity, parse_agent
+from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Call, Policy
+from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
@@ -28,6 +29,14 @@ from mcpguard.stores.files import named_path
 ROWS_LOOKED_AT: Final = 2000
 """How many of the audit's newest rows are searched for the server of a tool."""
 
+_SAID: Final = {
+    "os": "the account",
+    "jwt": "the token",
+    "audit": "as in the last call of this tool",
+    "unknown": "not known; name it with --server",
+}
+"""What is said of a source; of `config` its place."""
+
 _HEADINGS: Final = {"applies": "Applies", "yields": "Yields", "no match": "Does not match"}
 
 
@@ -36,11 +45,13 @@ class Explanation(NamedTuple):
 
     Attributes:
         call: The call.
-        sources: Where its user, agent and server come from: `config`, `os`, `default`, `audit` or `unknown`.
+        sources: Where its user, agent and server come from: `jwt`, `config`, `os`, `default`, `audit` or `unknown`; and
+            under `user_from` and `agent_from`, of what is configured, the place.
         whys: What each rule is to it.
         rooms: For the place of each rule that applies: what is left of its limits.
         verdict: What the next such call would get; None if the store cannot be read.
         failure: Then, why it cannot.
+        agent_open: What may name the agent otherwise in a call, as a clause; empty if nothing does.
     """
 
     call: Call
@@ -49,18 +60,21 @@ class Explanation(NamedTuple):
     rooms: dict[int, list[Room]]
     verdict: Verdict | None
     failure: str
+    agent_open: str
 
 
-def refuse_patterns(given: Iterable[tuple[str, str | None]]) -> None:
+def refuse_no_names(given: Iterable[tuple[str, str | None]]) -> None:
     """Refuse what is no name of a call's own.
 
     Args:
         given: Options and their values.
 
     Raises:
-        UsageError: A value is a pattern, or an agent does not have three parts.
+        UsageError: A value is empty or a pattern, or an agent does not have three parts.
     """
     for option, value in given:
+        if value == "":
+            raise UsageError(f"{option}: it is empty", "name one, or leave the option out")
         if value is not None and "*" in value:
             raise UsageError(f"{option}: {value!r} is a pattern", "a call has names of its own; patterns are for rules")
         if value and option == "--agent":
@@ -92,21 +106,34 @@ def identity(
         who = _verified(settings, configured, named_path(token, where="--token") if token else None)
     else:
         who = replace(configured, user=user, user_source="config") if user is not None else configured
+    if agent and not _is_part_of(agent, who):
+        _warn(f"--agent: a call has another one, {who.agent(None)[0]}, since the token names it")
+    if (roles or scopes) and settings.jwt is None:
+        _warn("no call has roles or scopes here: there is no [identity.jwt] in config.toml")
     return replace(who, roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)
 
 
-def _verified(settings: Settings, configured: Identity, file: Path | None) -> Identity:
-    def warn(text: str) -> None:
-        click.echo(printable(f"warning: {text}"), err=True)
+def _is_part_of(agent: str, who: Identity) -> bool:
+    """Whether the parts that `agent` gives are all the caller's."""
+    given = parse_agent(agent, where="--agent")
+    return all(getattr(who, key) == given[key] for key in given.keys() & {"client", "tier", "name"})
 
-    found = examined(settings, configured, notify=warn, file=file)[1]
+
+def _warn(text: str) -> None:
+    click.echo(printable(f"warning: {text}"), err=True)
+
+
+def _verified(settings: Settings, configured: Identity, file: Path | None) -> Identity:
+    found = examined(settings, configured, notify=_warn, file=file)[1]
     if found.identity is None:
         problem = found.problems[0]
         raise Unauthenticated(f"every call is denied with 401: {problem.message}", problem.hint)
     return found.identity
 
 
-def explain(settings: Settings, policy: Policy, who: Identity, *, tool: str, server: str | None) -> Explanation:
+def explain(
+    settings: Settings, policy: Policy, who: Identity, *, tool: str, server: str | None, places: Mapping[str, str]
+) -> Explanation:
     """Explain a call.
 
     Args:
@@ -115,7 +142,11 @@ def explain(settings: Settings, policy: Policy, who: Identity, *, tool: str, ser
         who: Who calls.
         tool: Which tool.
         server: Of which server; None for the one that had a call of this tool last.
+        places: Where the `user` and the `agent` stand if they are configured.
     """
+    unlimited = tier_warning(policy, who.tier)
+    if unlimited:
+        _warn(unlimited)
     agent, agent_source = who.agent(None)
     call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
     states: Sequence[State] | None = None
@@ -140,7 +171,15 @@ def explain(settings: Settings, policy: Policy, who: Identity, *, tool: str, ser
         "agent": agent_source,
         "server": "config" if server else "audit" if call.server else "unknown",
     }
-    return Explanation(call, sources, whys, left, None if failure else next_call(plan, states, now_us), failure)
+    sources |= {f"{key}_from": places[key] for key in ("user", "agent") if sources[key] == "config"}
+    verdict = None if failure else next_call(plan, states, now_us)
+    return Explanation(call, sources, whys, left, verdict, failure, _agent_open(settings, who))
+
+
+def _agent_open(settings: Settings, who: Identity) -> str:
+    if settings.jwt and settings.jwt.expected.agent_claim and who.user_source != "jwt":
+        return f"the user's token may name another in {settings.jwt.expected.agent_claim}"
+    return "a client fills in its own name" if who.client is None and who.trust_client_info else ""
 
 
 def _server_of(store: Store, namespace: str, tool: str) -> str:
@@ -165,6 +204,7 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
             "tool": call.tool,
             "roles": list(call.roles),
             "scopes": list(call.scopes),
+            **{key: source for key, source in found.sources.items() if key.endswith("_from")},
         },
         "policy": {
             "file": None if is_starter else str(file),
@@ -217,26 +257,21 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, object]:
 def print_subject(found: Explanation) -> None:
     """Print what is explained, and what was filled in."""
     call, sources = found.call, found.sources
-    remarks = {
-        "user": {"os": "the account", "jwt": "the token"}.get(sources["user"], ""),
-        "agent": "a client fills in its own name" if _is_unnamed(call.agent) else "",
-        "server": {"audit": "as in the last call of this tool", "unknown": "not known; name it with --server"}.get(
-            sources["server"], ""
-        ),
-    }
     paragraph(f"call of {call.tool}")
     for key in ("user", "agent", "server"):
-        remark = f" ({remarks[key]})" if remarks[key] else ""
-        paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{remark}", indent="  ")
+        place = sources.get(f"{key}_from", "")
+        remarks = [
+            _SAID.get(sources[key], ""),
+            "" if place.startswith("--") else place,
+            found.agent_open if key == "agent" else "",
+        ]
+        remark = "; ".join(filter(None, remarks))
+        paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{f' ({remark})' if remark else ''}", indent="  ")
     for key, values in (("roles", call.roles), ("scopes", call.scopes)):
         if values:
             paragraph(f"{key + ':':8}{' '.join(values)}", indent="  ")
     if found.failure:
         paragraph(f"the store cannot be read, so that nothing is known of the counters: {found.failure}")
-
-
-def _is_unnamed(agent: str) -> bool:
-    return agent.startswith(f"{UNKNOWN_CLIENT}::")
 
 
 def print_plain(found: Explanation) -> None:

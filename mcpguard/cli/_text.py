@@ -3,6 +3,7 @@
 import os
 import textwrap
 from typing import TYPE_CHECKING, Final
+from unicodedata import east_asian_width
 
 import click
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:  # loaded where there is a terminal
 WIDTH: Final = 80
 """Of plain text, in columns."""
 
+_FILLER: Final = "\0"
+"""Stands after a character that is two columns wide while lines are measured; what is printable has none."""
+
 
 def paragraph(text: str, *, indent: str = "") -> None:
     """Print a text, made printable, on as many lines as it needs; a word that is longer than a line stays whole.
@@ -24,7 +28,7 @@ def paragraph(text: str, *, indent: str = "") -> None:
         indent: What stands before each line; without one, all but the first are indented.
     """
     lines = textwrap.wrap(
-        printable(text),
+        "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
         WIDTH,
         initial_indent=indent,
         subsequent_indent=indent or "    ",
@@ -32,7 +36,7 @@ def paragraph(text: str, *, indent: str = "") -> None:
         break_on_hyphens=False,
         replace_whitespace=False,
     )
-    click.echo("\n".join(lines))
+    click.echo("\n".join(lines).replace(_FILLER, ""))
 
 
 def new_table() -> tuple["Console", "Table"]:

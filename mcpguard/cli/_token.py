@@ -1,7 +1,7 @@
-"""What can be said of the configured token, for commands that tell who is calling."""
+"""Where it comes from who is calling, and what can be said of the token, for commands that tell of it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,12 @@ from mcpguard.errors import ConfigError
 
 if TYPE_CHECKING:  # loads PyJWT, which most commands do without
     from mcpguard.tokens import Examination, TokenSource
+
+
+def place(key: str, options: Mapping[str, str | None]) -> str:
+    """Where a `user` or an `agent` that is configured stands: an option, a variable, or `config.toml`."""
+    variable = f"MCPGUARD_{key.upper()}"
+    return f"--{key}" if options[key] else variable if os.environ.get(variable) else "config.toml"
 
 
 def examined(

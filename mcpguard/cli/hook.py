@@ -13,7 +13,7 @@ import click
 from mcpguard.errors import ExitStatus
 
 TIMEOUT_S: Final = 1.0
-"""How long a hook takes at most, whatever it waits for: the call waits for it."""
+"""How long a hook takes at most, whatever it waits for: the call waits for it. The store has its `timeout_ms`."""
 
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """The call's arguments are part of a hook's input; of a longer one nothing is noted."""
@@ -57,8 +57,9 @@ def claude_code(config_file: str | None, store: str | None) -> None:
     """Note which agent of Claude Code makes a call, so that rules and audit know its subagents.
 
     Claude Code starts it before each call (PreToolUse). With it a call of the Explore subagent comes from
-    "Claude Code::subagent::Explore". It prints nothing, takes a second at most, and never stops a call. It needs the
-    wrappers' store: give it the options, or in front of it the variables, that your server entries have.
+    "Claude Code::subagent::Explore". It prints nothing, takes a second at most, waits for the store no longer than a call
+    does (timeout_ms), and never stops a call. It needs the wrappers' store: give it the options, or in front of it the
+    variables, that your server entries have.
 
     In .claude/settings.json, or ~/.claude/settings.json for all projects:
 
@@ -93,8 +94,8 @@ def _note(config_file: str | None, store: str | None) -> None:
     from mcpguard import config
 
     settings = config.load(os.environ, config=config_file, store=store)
-    wall_us = time.time_ns() // 1000
-    settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=TIMEOUT_S)
+    wall_us, timeout_s = time.time_ns() // 1000, settings.timeout_ms / 1000
+    settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=timeout_s)
 
 
 def _input() -> bytes:

@@ -14,10 +14,11 @@ from mcpguard.cli import _policy_show
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
+from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
-from mcpguard.core.policy_explain import label, sentence, warnings
+from mcpguard.core.policy_explain import label, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
-from mcpguard.errors import McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
 
 CALLS_LOOKED_AT: Final = 20_000
@@ -220,7 +221,8 @@ def explain(
     """Explain what the policy makes of one call, and what is left for it now. Nothing is counted.
 
     It tells which rules apply, which yield and to which, which do not match and why, what the counters hold, and what the
-    next such call would get. What is not given is as a wrapper that is started here would have it.
+    next such call would get. What is not given is as a wrapper that is started here would have it, and an agent that the
+    token names is not --agent's to change.
 
     \b
     Examples:
@@ -229,15 +231,18 @@ def explain(
       mcpguard policy explain --token --tool delete_user
     """
     from mcpguard.cli import _policy_why
+    from mcpguard.cli._token import place
 
     if token is not None and user is not None:
         raise UsageError("--user and --token: both name the user", "leave one of them out")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
-    _policy_why.refuse_patterns([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    _policy_why.refuse_no_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
-    found = _policy_why.explain(settings, policy, who, tool=tool, server=server or os.environ.get("MCPGUARD_SERVER"))
+    places = {key: place(key, {"user": user, "agent": agent}) for key in ("user", "agent")}
+    called = server or os.environ.get("MCPGUARD_SERVER")
+    found = _policy_why.explain(settings, policy, who, tool=tool, server=called, places=places)
     if as_json:
         click.echo(json.dumps(_policy_why.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))
         return
@@ -258,7 +263,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
 
     The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
-    matched none of its newest calls are told too.
+    matched none of its newest calls are told too, and so is a configured agent whose tier no rule matches.
 
     \b
     Example:
@@ -268,7 +273,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     path = settings.policy if file is None else Path(file)
     found, is_starter = _policy_in(path, named=settings.policy_named or file is not None)
     unmatched = _never_matched(found, settings) if file is None and not is_starter else []
-    told = [*warnings(found), *unmatched]
+    unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
+    told = [*warnings(found), *([unlimited] if unlimited else []), *unmatched]
     if as_json:
         result = {"file": None if is_starter else str(path), "starter": is_starter, "rules": len(found.rules), "warnings": told}
         click.echo(json.dumps(result, indent=2))
@@ -277,6 +283,13 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     click.echo(printable(f"{source}: OK, {_count(found)}"))
     for warning in told:
         click.echo(printable(f"warning: {warning}"))
+
+
+def _configured_tier(settings: Settings) -> str | None:
+    try:
+        return parse_agent(settings.agent, where="agent").get("tier") if settings.agent else None
+    except ConfigError:
+        return None  # `run` says so
 
 
 def _count(policy: Policy) -> str:

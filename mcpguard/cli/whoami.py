@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -14,11 +14,13 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._audit_table import fit
 from mcpguard.cli._store import tolerant_output
-from mcpguard.cli._token import examined
+from mcpguard.cli._token import examined, place
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity, server_name
-from mcpguard.errors import ExitStatus
+from mcpguard.core.policy_explain import tier_warning
+from mcpguard.errors import ExitStatus, PolicyError
+from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.run import configured_identity
 
 Report = dict[str, Any]
@@ -50,10 +52,8 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
     settings = config.load(os.environ, **options)
     named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
     identity = configured_identity(settings, named)
-    report = _verified(settings, identity) if settings.jwt else _caller(identity)
-    report |= {
-        f"{key}_from": _place(key, options, settings) for key in ("user", "agent") if report.get(f"{key}_source") == "config"
-    }
+    report = _verified(settings, identity) if settings.jwt else _caller(settings, identity)
+    report |= {f"{key}_from": place(key, options) for key in ("user", "agent") if report.get(f"{key}_source") == "config"}
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -65,7 +65,7 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
 command.params[:0] = [param for param in run.command.params if isinstance(param, click.Option)]
 
 
-def _caller(identity: Identity) -> Report:
+def _caller(settings: Settings, identity: Identity) -> Report:
     agent, source = identity.agent(None)
     known = {"agent": agent, "agent_source": source, "server": identity.server}
     more = {"email": identity.email, "roles": identity.roles, "scopes": identity.scopes, "act": identity.act}
@@ -73,6 +73,9 @@ def _caller(identity: Identity) -> Report:
     report = {key: value for key, value in report.items() if value or key == "user"}
     ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
     warnings = ["MCPGUARD_TOKEN is set, and not looked at: config.toml has no [identity.jwt]"] if ignored else []
+    policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
+    unlimited = None if isinstance(policy, PolicyError) else tier_warning(policy, identity.tier)
+    warnings += [unlimited] if unlimited else []
     return report | {"problems": [], "warnings": warnings}
 
 
@@ -82,7 +85,7 @@ def _verified(settings: Settings, configured: Identity) -> Report:
 
     warnings: list[str] = []
     source, found = examined(settings, configured, notify=warnings.append)
-    report = _caller(found.identity or configured)
+    report = _caller(settings, found.identity or configured)
     if found.identity is None:
         del report["user"], report["user_source"]
     token: Report = {"where": source.where, "verified": found.is_verified}
@@ -97,14 +100,7 @@ def _verified(settings: Settings, configured: Identity) -> Report:
     if source.keys.problem:
         keys["problem"] = source.keys.problem
     problems = [{"message": problem.message, "hint": problem.hint} for problem in found.problems]
-    return report | {"token": token, "keys": keys, "problems": problems, "warnings": warnings}
-
-
-def _place(key: str, options: Mapping[str, str | None], settings: Settings) -> str:
-    if options[key]:
-        return f"--{key}"
-    variable = f"MCPGUARD_{key.upper()}"
-    return variable if os.environ.get(variable) else "config.toml"
+    return report | {"token": token, "keys": keys, "problems": problems, "warnings": [*warnings, *report["warnings"]]}
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -145,13 +141,14 @@ def _show(report: Report) -> None:
         for name, text in rows:
             click.echo(f"{name}: {text}")
         return
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
     coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     columns = shutil.get_terminal_size().columns - 1  # the last column of a terminal stays free
-    left = min(max(len(name) for name, _ in rows), columns // 3)
+    left = min(max(cell_len(name) for name, _ in rows), columns // 3)
     for name, text in rows:
         first, *more = [str(line).rstrip() for line in Text(text).wrap(console, max(8, columns - left - 2))] or [""]
         label = fit(name, left)

@@ -337,26 +337,31 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
 
 
-def _word(value: object) -> str:
-    text = printable(str(value))
-    if text and not any(char in text for char in ' "=\\'):
+def quoted(value: object) -> str:
+    r"""A value for `key=value`: printable, in quotation marks if it needs them, and no two values in one form.
+
+    >>> quoted("alice"), quoted("Claude Code"), quoted("a\x1b"), quoted("a\\x1b")
+    ('alice', '"Claude Code"', '"a\\x1b"', '"a\\\\x1b"')
+    """
+    text = str(value)
+    if text.isprintable() and text and not any(char in text for char in ' "=\\'):
         return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def line(entry: Mapping[str, object]) -> str:
     """A record on one line of `key=value`, for stderr and for a pipe."""
     names = ["axis", "user", "agent", "tool"]
-    words = [str(entry["decision"]), *(f"{key}={_word(entry[key])}" for key in names if key in entry)]
+    words = [str(entry["decision"]), *(f"{key}={quoted(entry[key])}" for key in names if key in entry)]
     if "limit" in entry:
         words.append(f"limit={entry['limit']}/{entry['window']}")
     elif "rule" in entry:
-        words.append(f"rule={_word(entry['rule'])}")
+        words.append(f"rule={quoted(entry['rule'])}")
     words += [f"{key}={entry[key]}" for key in ("count", "repeats") if key in entry]
     wait = entry.get("retry_after_ms")
     if isinstance(wait, int):
         words.append(f"retry_after={-(-wait // 1000)}s")
-    words += [f"{key}={_word(entry[key])}" for key in ("reason", "outcome") if key in entry]
+    words += [f"{key}={quoted(entry[key])}" for key in ("reason", "outcome") if key in entry]
     return " ".join(words)
 
 

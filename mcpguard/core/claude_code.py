@@ -10,23 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeGuard
 
+from mcpguard.core import meta
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import DEFAULT_NAME, KNOWN_CLIENTS, TIERS, escape_part
 
-META_KEY: Final = b"claudecode/toolUseId"
-"""The member of a call's `_meta` that has its id."""
-
-MAX_IDS: Final = 256
-"""Ids that are looked for in what the client writes at once; a call beyond them is the main agent's."""
-
-NOTE_KEPT_US: Final = 600 * 1_000_000
-"""How long a note is good for: a user may take some minutes to allow the call."""
+NOTE_KEPT_US: Final = 3600 * 1_000_000
+"""How long a note is good for, an hour: a call may wait that long for its user's permission. Then it is dropped."""
 
 _CLIENT: Final = KNOWN_CLIENTS["claude-code"]
 _MCP_TOOL: Final = "mcp__"
-_ID: Final = r"[!#-\[\]-~]{1,256}"  # printable ASCII, and nothing that JSON escapes
-_IS_ID = re.compile(_ID)
-_IN_LINE = re.compile(rb'"%b"[ \t]*:[ \t]*"(%b)"' % (META_KEY, _ID.encode()))
+_IS_ID = re.compile(r"[!#-\[\]-~]{1,256}")  # printable ASCII, and nothing that JSON escapes
 
 
 class AgentNote(NamedTuple):
@@ -59,14 +52,9 @@ def agent_note(hook_input: object) -> AgentNote | None:
     return AgentNote(call_id, f"{_CLIENT}::{tier}::{name}")
 
 
-def tool_use_ids(line: bytes) -> list[str]:
-    """The ids that may be a call's in a line of JSON; what stands in its arguments is found, too. At most `MAX_IDS`."""
-    return [match[1].decode() for match, _ in zip(_IN_LINE.finditer(line), range(MAX_IDS), strict=False)]
-
-
-def tool_use_id(meta: Mapping[str, object]) -> str | None:
+def tool_use_id(of_call: Mapping[str, object]) -> str | None:
     """The id that a call's `_meta` has, if it is one."""
-    value = meta.get(META_KEY.decode())
+    value = of_call.get(meta.TOOL_USE_ID)
     return value if _is_id(value) else None
 
 

@@ -8,7 +8,7 @@ U+0000, or without its lone surrogates), no encoding that one repairs and anothe
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from json.scanner import make_scanner
 from typing import Final
@@ -53,6 +53,12 @@ class Frame:
     def is_call(self) -> bool:
         """Whether this is a `tools/call`; its `params` are then an object with a `name` that is text."""
         return self.method == TOOLS_CALL
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether this is a call that claims to go on with one that the server asked something for."""
+        params = self.params
+        return self.is_call and isinstance(params, dict) and ("requestState" in params or "inputResponses" in params)
 
 
 @dataclass(slots=True)
@@ -126,6 +132,18 @@ _unequal = re.compile("[\0\ud800-\udfff]").search
 
 _RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 _RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
+
+
+def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
+    """The messages of what the client wrote, in order.
+
+    Args:
+        lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
+    """
+    messages: list[Frame | Refusal] = []
+    for line in lines:
+        messages += (line,) if isinstance(line, Refusal) else parse(line)
+    return messages
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:

@@ -1,7 +1,8 @@
 """The state machine of one session: a frame or a verdict in, actions out.
 
-The shell reads lines and hands them to `client_lines`; it carries out what comes back, in order. A `Charge` it takes to the
-store, all charges of one reading together, and hands the verdicts to `charged`. What the server says it passes on untouched
+The shell reads lines, and hands their messages to `client_messages`, with those of the `wanted_notes` that there are; it
+carries out what comes back, in order. A `Charge` it takes to the store, all charges of one reading together, and hands the
+verdicts to `charged`. What the server says it passes on untouched
 and, later, to `server_lines`, so that outcomes cost a call nothing.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from mcpguard.core import answers, denial, frames
+from mcpguard.core import answers, denial, frames, meta
 from mcpguard.core.answers import Asks, Line
 from mcpguard.core.audit import Outcome, args_hash, compact
 from mcpguard.core.claude_code import tool_use_id
@@ -32,7 +33,6 @@ MAX_IN_FLIGHT: Final = 65_536
 _MAX_TICKETS: Final = 1024
 _MAX_CALLERS: Final = 1024
 _LONG: Final = 1024
-_CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
 _NOTHING_NOTED: Final[Mapping[str, str]] = {}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -130,29 +130,39 @@ class Guard:
         call = Call("", "", self.identity.server, "")
         return Charge(call, Plan(), self._context({"server": call.server}), detail=detail, decided="policy")
 
-    def client_lines(
-        self, lines: Iterable[bytes | Refusal], *, now_us: int, noted: Mapping[str, str] = _NOTHING_NOTED
+    def wanted_notes(self, calls: Iterable[Frame]) -> list[str]:
+        """The ids of those calls whose agents a hook may have noted, each once; none where all of the agent is configured."""
+        if self.identity.has_whole_agent:
+            return []
+        ids: dict[str, None] = {}
+        for call in calls:
+            about = _meta_of(call)
+            if about and (one := tool_use_id(about)):
+                ids[one] = None
+        return list(ids)
+
+    def client_messages(
+        self, messages: Iterable[Frame | Refusal], *, now_us: int, noted: Mapping[str, str] = _NOTHING_NOTED
     ) -> list[Action]:
         """Judge what the client wrote.
 
         Args:
-            lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
+            messages: As `frames.read` gives them.
             now_us: A monotone clock's reading, for durations.
-            noted: Agents that a hook noted, by the ids of their calls.
+            noted: Agents that a hook noted, by the ids of their calls: what there is of `wanted_notes`.
 
         Returns:
-            What is to be done, in the order of the lines.
+            What is to be done, in the order of the messages.
         """
         actions: list[Action] = []
         self._withdrawn.clear()
-        for line in lines:
-            for message in (line,) if isinstance(line, Refusal) else frames.parse(line):
-                if isinstance(message, Refusal):
-                    self._refused(message, actions)
-                elif message.is_call:
-                    actions.append(self._call(message, noted))
-                else:
-                    actions.append(self._passing(message, now_us))
+        for message in messages:
+            if isinstance(message, Refusal):
+                self._refused(message, actions)
+            elif message.is_call:
+                actions.append(self._call(message, noted))
+            else:
+                actions.append(self._passing(message, now_us))
         return actions
 
     def charged(self, charge: Charge, verdict: Verdict, *, now_us: int) -> Forward | Reply | None:
@@ -261,12 +271,11 @@ class Guard:
     def _call(self, frame: Frame, noted: Mapping[str, str]) -> Charge:
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - what `Frame.is_call` promises
-        meta = params.get("_meta")
-        meta = meta if isinstance(meta, dict) else {}
+        about = _meta_of(frame)
         tool = params["name"]
-        client_name = _name_in(meta.get(_CLIENT_INFO)) or self._client_name
-        note = noted.get(tool_use_id(meta) or "") if noted else None
-        caller = self._caller(client_name, meta.get("mcpguard/agent"), note, tool)
+        client_name = _name_in(about.get(meta.CLIENT_INFO)) or self._client_name
+        note = noted.get(tool_use_id(about) or "") if noted else None
+        caller = self._caller(client_name, about.get(meta.AGENT), note, tool)
         charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
         if self._arguments == "hash":
             if key := self._args_key():
@@ -274,7 +283,7 @@ class Guard:
         elif self._arguments == "full":
             arguments = params.get("arguments")
             charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}
-        trace = meta.get("traceparent")
+        trace = about.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             charge.trace_id = match[1]
         if self._unauthenticated:
@@ -286,7 +295,7 @@ class Guard:
             charge.decided = "unavailable"
             charge.detail = {**charge.detail, "reason": "policy_invalid"}
             charge.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
-        elif "requestState" in params or "inputResponses" in params:
+        elif frame.is_retry:
             rounds = self._redeem(tool, params)
             if rounds:
                 charge.decided, charge.rounds = "continued", rounds
@@ -366,6 +375,11 @@ def _kept(arguments: object) -> object:
     except ValueError:
         return json.dumps(arguments)
     return arguments
+
+
+def _meta_of(call: Frame) -> dict[str, object]:
+    found = call.params.get("_meta") if isinstance(call.params, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _name_in(client_info: object) -> str | None:

@@ -90,6 +90,11 @@ class Identity:
     email: str | None = None
     act: tuple[str, ...] = ()
 
+    @property
+    def has_whole_agent(self) -> bool:
+        """Whether every part of the agent is configured, so that neither `clientInfo` nor a hook can fill one."""
+        return None not in (self.client, self.tier, self.name)
+
     def agent(self, client_name: str | None, meta_agent: str | None = None, noted: str | None = None) -> tuple[str, str]:
         """The agent of one call as `client::tier::name`, and where it comes from.
 
@@ -107,7 +112,7 @@ class Identity:
             return meta_agent, "meta"
         parts = [self.client, self.tier, self.name]
         source = self.agent_source
-        if noted is not None and None in parts and _has_three_parts(noted):
+        if noted is not None and not self.has_whole_agent and _has_three_parts(noted):
             parts = [own or theirs for own, theirs in zip(parts, noted.split("::"), strict=True)]
             source = "hook"
         elif self.client is None and client_name and self.trust_client_info:

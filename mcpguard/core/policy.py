@@ -203,6 +203,11 @@ class Policy:
     def __post_init__(self) -> None:
         self._yields = [tuple(at for at, other in enumerate(self.rules) if rule.yields_to(other)) for rule in self.rules]
 
+    def reaches_tier(self, tier: str) -> bool:
+        """Whether a rule can match calls of agents of a tier; where none can, nothing limits them."""
+        patterns = [rule.selectors.get("agent") for rule in self.rules]
+        return any(not pattern or glob(pattern[0].split("::")[1], tier) for pattern in patterns)
+
     def plan(self, call: Call, namespace: str = "default") -> Plan:
         """What `call` has to pass. It is worth remembering: a rule costs a comparison with each other that matches."""
         return _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)

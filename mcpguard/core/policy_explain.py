@@ -192,6 +192,18 @@ def warnings(policy: Policy) -> list[str]:
     return [*_never_admitting(policy), *_foreign_names(policy), *_own_names(policy)]
 
 
+def tier_warning(policy: Policy, tier: str | None) -> str | None:
+    """A line for an agent whose tier is one that no rule can match, be it for a slip of the pen; None for any other.
+
+    Args:
+        policy: A policy.
+        tier: The tier that is configured; None if none is.
+    """
+    if tier is None or not policy.rules or policy.reaches_tier(tier):
+        return None
+    return f"no rule matches agents of the tier {tier}, so that nothing limits their calls"
+
+
 def label(policy: Policy, at: int) -> str:
     """How a warning names a rule: its number, its text, and its line if that is known."""
     rule = policy.rules[at]

@@ -8,13 +8,18 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from mcpguard.core import meta
+
 HEAVY_PARTS: Final = 50_000
 """Commas and opening brackets from which on a line is heavy."""
 
 _LIGHT_CHARS: Final = 4096
 """What the guard looks at is built up to this length; texts always, since they do not grow."""
 
-_WANTED: Final = frozenset({"method", "id", "name", "_meta", "task", "requestState", "inputResponses"})
+_WANTED: Final = frozenset({"method", "id", "name", "task", "requestState", "inputResponses"})
+
+_INSIDE: Final = {"": "params", "params": "_meta"}
+"""In the envelope, and in params: the member that is looked into in its turn."""
 
 _WS: Final = r"[ \t\n\r]*+"
 _STRING: Final = r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*+"'
@@ -148,7 +153,7 @@ def skim(text: str, at: int, decode: Decode, make: MakeObject, *, most: int) -> 
         ValueError: It is not by the rules.
     """
     if text[at : at + 1] == "{":
-        return _skim_object(text, at, decode, make, inside=False)
+        return _skim_object(text, at, decode, make)
     if text[at : at + 1] != "[" or _empty(text, at):
         end = skip(text, at)
         return [] if text[at : at + 1] == "[" else Unbuilt(text[at:end]), end
@@ -158,12 +163,12 @@ def skim(text: str, at: int, decode: Decode, make: MakeObject, *, most: int) -> 
             return batch, end
         if len(batch) == most:  # too many: it is enough to know where they end
             return [*batch, None], skip(text, at)
-        batch.append(_skim_object(text, start, decode, make, inside=False)[0] if text[start] == "{" else None)
+        batch.append(_skim_object(text, start, decode, make)[0] if text[start] == "{" else None)
     raise AssertionError("an array without an end")  # pragma: no cover - `elements` ends with one
 
 
-def _skim_object(text: str, at: int, decode: Decode, make: MakeObject, *, inside: bool) -> tuple[dict[str, object], int]:
-    """An object whose members are built if the guard looks at them; `inside` params, or outside."""
+def _skim_object(text: str, at: int, decode: Decode, make: MakeObject, where: str = "") -> tuple[dict[str, object], int]:
+    """An object whose members are built if the guard looks at them: the envelope, params, or `_meta`, which keeps no others."""
     empty = _empty(text, at)
     if empty:
         return {}, empty.end()
@@ -173,12 +178,13 @@ def _skim_object(text: str, at: int, decode: Decode, make: MakeObject, *, inside
         found = _matched(_key(text, at))
         key = str(decode(found[1], 0)[0])
         start = found.end()
-        if key == "params" and not inside and text[start : start + 1] == "{":
-            inner, end = _skim_object(text, start, decode, make, inside=True)
+        if key == _INSIDE.get(where) and text[start : start + 1] == "{":
+            inner, end = _skim_object(text, start, decode, make, key)
             pairs.append((key, inner))
         else:
             end = skip(text, start)
-            pairs.append((key, Unbuilt(text[start:end])))
+            if where != "_meta" or key in meta.READ:
+                pairs.append((key, Unbuilt(text[start:end])))
         after = _matched(_after(text, end))
         at = after.end()
         if after[1] == "}":
@@ -186,7 +192,7 @@ def _skim_object(text: str, at: int, decode: Decode, make: MakeObject, *, inside
         if after[1] != ",":
             raise ValueError("a bracket that closes another kind")
     made = make(pairs)
-    for key in made.keys() & _WANTED:
+    for key in made if where == "_meta" else made.keys() & _WANTED:
         value = made[key]
         if isinstance(value, Unbuilt) and (len(value.text) <= _LIGHT_CHARS or value.text[0] == '"'):
             made[key] = decode(value.text, 0)[0]

@@ -4,10 +4,12 @@ import os
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.audit import Journal, summary
+from mcpguard.core.audit import Journal, quoted, summary
+from mcpguard.core.digest import cut
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Policy
+from mcpguard.core.policy_explain import tier_warning
 from mcpguard.errors import Unauthenticated
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.child import Child
@@ -51,7 +53,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     if settings.jwt:
         who, found = _verified(identity, settings, console)
         guard.identify(found)
-        user = f'"unauthenticated: {found.message}"' if isinstance(found, Unauthenticated) else found.user
+        user = f"unauthenticated: {found.message}" if isinstance(found, Unauthenticated) else found.user
     output = ClientOutput(1, lambda: life.ended("client"))
     pumps = Pumps(
         child,
@@ -67,9 +69,14 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     )
     watchdog = Watchdog(child.pid)
     rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
-    where = "the starter policy" if policy_file.is_starter else str(settings.policy)
-    caller = f"server={identity.server} user={user} agent={guard.agent}"
-    console.line(f"{__version__} {caller} policy={where} ({rules}) store={settings.address.shown}")
+    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
+    caller = " ".join(
+        f"{key}={quoted(cut(name))}" for key, name in (("server", identity.server), ("user", user), ("agent", guard.agent))
+    )
+    console.line(f"{__version__} {caller} policy={where} ({rules}) store={quoted(settings.address.shown)}")
+    unlimited = tier_warning(policy, guard.identity.tier) if isinstance(policy, Policy) else None
+    if unlimited:
+        console.line(unlimited)
     pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()

@@ -16,7 +16,6 @@ from typing import Final, Protocol
 from mcpguard.core import audit, denial, frames
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Journal, Outcome
-from mcpguard.core.claude_code import MAX_IDS, META_KEY, tool_use_ids
 from mcpguard.core.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.guard import Action, Forward, Guard, Reply
 from mcpguard.core.identity import Identity
@@ -55,8 +54,8 @@ class PolicySource(Protocol):
 class IdentitySource(Protocol):
     """Where the identity comes from that changes as tokens do."""
 
-    def poll(self, lines: Sequence[bytes | Refusal]) -> Identity | Unauthenticated | None:
-        """Who calls from these lines on, if that is new. May wait for a moment, if there is a call in them."""
+    def poll(self, *, for_call: bool) -> Identity | Unauthenticated | None:
+        """Who calls from now on, if that is new. May wait for a moment for a call's sake."""
 
 
 class Pumps:
@@ -177,17 +176,17 @@ class Pumps:
         """What goes on to the server, and what goes back to the client."""
         forwards: list[bytes] = []
         replies: list[bytes] = []
-        found = self._who.poll(lines) if self._who else None
+        messages = frames.read(lines)
+        calls = [one for one in messages if isinstance(one, Frame) and one.is_call]
+        found = self._who.poll(for_call=bool(calls)) if self._who else None
         with self._deciding:
             if found is not None:
                 self._guard.identify(found)
-            for line in lines:
-                # Not `in`, which takes bytes for a number first and for bytes when that has failed
-                if isinstance(line, bytes) and (line.find(b"requestState") >= 0 or line.find(b"inputResponses") >= 0):
-                    self._read_answers()
-            noted = self._noted(lines)
+            if any(call.is_retry for call in calls):
+                self._read_answers()
+            noted = self._noted(calls)
             now_us = monotonic_us()
-            actions = self._new_policy() + self._guard.client_lines(lines, now_us=now_us, noted=noted)
+            actions = self._new_policy() + self._guard.client_messages(messages, now_us=now_us, noted=noted)
             charges = [action for action in actions if isinstance(action, Charge)]
             verdicts = iter(self._decide(charges) if charges else ())
             for action in actions:
@@ -198,12 +197,12 @@ class Pumps:
                     replies.append(done.data)
         return b"".join(forwards), b"".join(replies)
 
-    def _noted(self, lines: Sequence[bytes | Refusal]) -> dict[str, str]:
-        """The agents that hooks noted for calls in these lines, by the calls' ids."""
-        ids = [one for line in lines if isinstance(line, bytes) and line.find(META_KEY) >= 0 for one in tool_use_ids(line)]
+    def _noted(self, calls: Sequence[Frame]) -> dict[str, str]:
+        """The agents that hooks noted for calls, by the calls' ids."""
+        ids = self._guard.wanted_notes(calls)
         with contextlib.suppress(StoreUnavailable):
             if ids:
-                return self._store.noted_agents(self._guard.namespace, ids[:MAX_IDS])
+                return self._store.noted_agents(self._guard.namespace, ids)
         return {}
 
     def _new_policy(self) -> list[Action]:

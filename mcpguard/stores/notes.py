@@ -6,6 +6,7 @@ without opening the whole of it. Times are wall-clock times, and a wall clock ma
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
         namespace: Only wrappers of this namespace see the note.
         note: The note.
         wall_us: Wall-clock time.
-        timeout_s: How long to wait for the queue, and again for the database.
+        timeout_s: How long to wait, for the queue and for the database together.
 
     Returns:
         Whether it was written; it is not if the queue took too long.
@@ -32,13 +33,15 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
     Raises:
         OSError, sqlite3.Error: The file is missing, no store, or of an older program, or cannot be written.
     """
+    deadline_s = time.monotonic() + timeout_s
     path.stat()  # before the queue's file is made beside it
     with contextlib.closing(QueueLock(path.with_name(path.name + "-queue"))) as queue:
         if not queue.acquire(timeout_s):
             return False
         try:
             uri = f"{path.absolute().as_uri()}?mode=rw"
-            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)) as db:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=left_s, isolation_level=None)) as db:
                 db.execute("PRAGMA synchronous = NORMAL")
                 db.execute("PRAGMA wal_autocheckpoint = 0")  # that is the wrappers' upkeep
                 db.execute("BEGIN IMMEDIATE")

@@ -1,9 +1,12 @@
 """What keeps an SQLite store small and quick, away from every call's path and on a connection of its own."""
 
 import contextlib
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +28,10 @@ TURN_TIMEOUT_S: Final = 2.0
 _BATCH: Final = 500
 """Rows that go in one turn: some milliseconds, so that no decision waits long behind them."""
 
+_OLDEST: Final = """
+    SELECT a.id, a.time_us, c.json FROM audit a LEFT JOIN fragment c ON c.id = a.context
+    WHERE a.id > ? AND a.id < ? ORDER BY a.id LIMIT ?
+"""
 _COUNTERS: Final = "SELECT id, last_us, window_us FROM snapshot JOIN counter USING (id) WHERE id > ? ORDER BY id LIMIT ?"
 _DROP_UNUSED: Final = "DELETE FROM counter WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM snapshot WHERE snapshot.id = ?1)"
 
@@ -38,19 +45,22 @@ class Upkeep:
 
     Args:
         path: The file.
-        keep_us: How long audit rows are kept.
-        max_bytes: How large the file may grow before the oldest audit rows go.
+        namespace: Whose audit rows are let go of when they are too old.
+        keep_us: How long they are kept.
+        max_bytes: How large the file may grow before the oldest audit rows go, whosoever they are.
 
     Attributes:
         folded: The row that the snapshot was at when this process looked last; others may have moved it on since.
     """
 
-    def __init__(self, path: Path, *, keep_us: int, max_bytes: int) -> None:
+    def __init__(self, path: Path, *, namespace: str, keep_us: int, max_bytes: int) -> None:
         self._path = path
+        self._namespace = namespace
         self._keep_us = keep_us
         self._max_bytes = max_bytes
         self._tending = threading.Lock()
         self._pruned_us: int | None = None
+        self._looked_upto = 0
         self.folded = 0
 
     def tend(self, *, newest: int, now_us: int, wall_us: int) -> None:
@@ -128,12 +138,10 @@ class Upkeep:
     def _prune(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
         horizon_us = wall_us - self._keep_us
         pruned = False
-        while last := self._last_to_go(db, horizon_us):
+        while ids := self._next_to_go(db, horizon_us):
             with self._turn(), db:
                 db.execute("BEGIN IMMEDIATE")
-                self.folded = counters.fold(db)
-                db.execute("DELETE FROM audit WHERE id <= ?", (last,))
-                db.execute("DELETE FROM outcome WHERE id <= ?", (last,))
+                self.folded = counters.prune(db, ids)
             pruned = True
         if pruned:
             self._prune_fragments(db, wall_us)
@@ -156,23 +164,27 @@ class Upkeep:
                     if db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired]).rowcount > 0:
                         counters.set_barrier(db, wall_us)
 
-    def _last_to_go(self, db: sqlite3.Connection, horizon_us: int) -> int:
-        """The newest of the next rows to delete, 0 if there are none: those that are too old, or the oldest of too many.
+    def _next_to_go(self, db: sqlite3.Connection, horizon_us: int) -> list[int]:
+        """The next rows to delete: the oldest of a file that is too large, or those of the namespace that are too old.
 
         Never the newest of all: row numbers must not be used twice.
         """
-        rows = db.execute(
-            "SELECT id, time_us FROM audit WHERE id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?", (_BATCH,)
-        ).fetchall()
+        newest = counters.newest(db)
         pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
         if (pages - free) * PAGE_BYTES > self._max_bytes:
-            return rows[-1][0] if rows else 0
-        last = 0
-        for place, time_us in rows:
-            if time_us >= horizon_us:
-                break
-            last = place
-        return last
+            return [one for (one,) in db.execute("SELECT id FROM audit WHERE id < ? ORDER BY id LIMIT ?", (newest, _BATCH))]
+        if self._looked_upto >= newest:  # somebody has emptied the audit, and numbers begin anew
+            self._looked_upto = 0
+        while True:
+            rows = db.execute(_OLDEST, (self._looked_upto, newest, _BATCH)).fetchall()
+            old = list(takewhile(lambda row: row[1] < horizon_us, rows))
+            ours = [place for place, _, context in old if context is None or _namespace(context) == self._namespace]
+            if ours:
+                self._looked_upto = ours[0] - 1
+                return ours
+            if not old:
+                return []
+            self._looked_upto = old[-1][0]
 
     def _prune_fragments(self, db: sqlite3.Connection, wall_us: int) -> None:
         """Drop the fragments that no row uses. The slow search is outside the turn, which looks at new rows only."""
@@ -184,3 +196,8 @@ class Upkeep:
             used = {key for row in recent for key in row}
             if db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used]).rowcount > 0:
                 counters.set_barrier(db, wall_us)
+
+
+@lru_cache(maxsize=1024)
+def _namespace(context: str) -> str:
+    return str(json.loads(context)["namespace"])

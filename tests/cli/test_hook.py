@@ -3,32 +3,38 @@
 import contextlib
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S
+from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
+from mcpguard.core.claude_code import AgentNote
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.queue import QueueLock
 from mcpguard.stores.sqlite import SqliteStore
 from tests.cli.command import command, mcpguard
 from tests.core.test_claude_code import EXPLORE, without
 from tests.end_to_end.host import DEADLINE_S, environment
+from tests.end_to_end.outages import root_only
 
 IN_TIME_S = TIMEOUT_S + 5
 """Its own bound, and much for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
 
 
-def hook(home: Path, given: bytes | dict[str, Any], *options: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+def hook(
+    home: Path, given: bytes | dict[str, Any], *options: str, under: Sequence[str] = (), **env: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run the hook; it has to be silent, and content, whatever it is given."""
     data = json.dumps(given).encode() if isinstance(given, dict) else given
     begin = time.monotonic()
     done = subprocess.run(
-        command("hook", "claude-code", *options),
+        [*under, *command("hook", "claude-code", *options)],
         input=data,
         env=environment(home, **env),
         capture_output=True,
@@ -147,6 +153,33 @@ def test_a_locked_store_is_not_waited_for_long(home: Path, how: str) -> None:
     with locked(home / "mcpguard.db", how):
         hook(home, EXPLORE)
     assert not noted(home / "mcpguard.db")
+
+
+def test_the_store_is_given_the_time_that_a_call_gives_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def leave_note(_: object, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
+        assert (namespace, note.tool_use_id, wall_us > 0) == ("default", "toolu_01ABC", True)
+        waits.append(timeout_s)
+
+    monkeypatch.setenv("MCPGUARD_HOME", str(home))
+    monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
+    monkeypatch.setattr("mcpguard.cli.hook._input", lambda: json.dumps(EXPLORE).encode())
+    _note(None, None)
+    (home / "config.toml").write_text("[store]\ntimeout_ms = 90\n")
+    _note(None, None)
+    assert waits == [0.25, 0.09]
+
+
+@root_only
+def test_a_resolver_that_hangs_holds_no_call_up(tmp_path: Path) -> None:
+    nameserver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.closing(nameserver):
+        nameserver.bind(("127.0.0.153", 53))  # it hears, and does not answer
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.153\n")
+        under = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', tmp_path / "resolv.conf"]
+        hook(tmp_path, EXPLORE, "--store", "redis://cache.acme.com:6379/0", under=[*map(str, under)])
+        assert b"cache" in nameserver.recv(4096)  # or it would not have hung
 
 
 def test_an_input_that_does_not_end_is_not_waited_for(home: Path) -> None:

@@ -29,9 +29,12 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+NO_ROLES = "warning: no call has roles or scopes here: there is no [identity.jwt] in config.toml\n"
+
+
 def explained(home: Path, *argv: str, **env: str) -> dict[str, Any]:
     done = mcpguard(home, "policy", "explain", *argv, "--json", preexec=None, **env)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, NO_ROLES if {"--role", "--scope"} & {*argv} else "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -89,8 +92,10 @@ def test_json_has_all_of_it(home: Path) -> None:
     assert found["call"] == {
         "user": "alice@acme.com",
         "user_source": "config",
+        "user_from": "--user",
         "agent": "Claude Code::interactive::default",
         "agent_source": "config",
+        "agent_from": "--agent",
         "server": "crm",
         "server_source": "audit",
         "tool": "echo",
@@ -141,6 +146,8 @@ def test_what_is_not_given_is_as_a_wrapper_here_would_have_it(tmp_path: Path) ->
     assert [call[key] for key in ("user", "agent", "server")] == ["bob", "unknown::api::default", "erp"]
     (tmp_path / "config.toml").write_text('[identity]\nuser = "carol"\nagent = "A::b::c"\n')
     assert explained(tmp_path, "--tool", "echo")["call"]["agent"] == "A::b::c"
+    text = mcpguard(tmp_path, "policy", "explain", "--tool", "echo", MCPGUARD_USER="bob").stdout
+    assert "  user:   bob (MCPGUARD_USER)\n  agent:  A::b::c (config.toml)\n" in text
     text = mcpguard(tmp_path, "policy", "explain", "--tool", "echo", "--agent", "::api::").stdout
     assert "agent:  unknown::api::default (a client fills in its own name)" in text
     assert "server: - (not known; name it with --server)" in text
@@ -176,7 +183,24 @@ def test_an_agent_of_two_parts_and_a_missing_tool_are_errors_of_one_line(home: P
     done = mcpguard(home, "policy", "explain", "--tool", "echo", "--agent", "a::b")
     assert done.returncode == 2
     assert done.stderr.startswith("mcpguard: --agent: 'a::b' does not have three parts\nhint: ")
-    assert mcpguard(home, "policy", "explain").returncode == 2
+    for argv in ((), ("--tool",), ("--nope",)):
+        done = mcpguard(home, "policy", "explain", *argv)
+        assert done.returncode == 2
+        said, hint = done.stderr.splitlines()
+        assert said.startswith("mcpguard: ")
+        assert hint.endswith(" --help")
+
+
+@pytest.mark.parametrize("option", ["--user", "--agent", "--tool", "--server", "--role", "--scope"])
+def test_an_option_that_is_empty_is_an_error_and_not_as_if_it_were_left_out(home: Path, option: str) -> None:
+    done = mcpguard(home, "policy", "explain", "--tool", "echo", option, "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"mcpguard: {option}: it is empty\nhint: name one, or leave the option out\n"
+
+
+def test_where_a_client_that_names_itself_is_not_believed_none_is_said_to_fill_its_name_in(home: Path) -> None:
+    (home / "config.toml").write_text("[identity]\ntrust_client_info = false\n")
+    assert "unknown::interactive::default\n" in mcpguard(home, "policy", "explain", "--tool", "echo").stdout
 
 
 def test_a_broken_policy_is_said_with_its_line(home: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from tests import provider
 from tests.cli.command import mcpguard
+from tests.end_to_end.host import Host, script
+from tests.end_to_end.test_tokens import call_until
 from tests.provider import KeyServer, settings, token, write_token
 
 CLOSED_BUT_FOR_ADMINS = """
@@ -56,6 +58,38 @@ def test_who_calls_and_what_they_may_is_what_the_token_says(home: Path, argv: li
     assert (found["call"]["user"], found["call"]["user_source"]) == ("alice", "jwt")
     assert (found["call"]["agent"], found["call"]["agent_source"]) == ("Claude Code::api::nightly", "jwt")
     assert found["next"]["decision"] == "allowed"
+
+
+CLAIMED = "Claude Code::api::nightly"
+
+
+@pytest.mark.parametrize("argv", [["--token"], []])
+def test_an_agent_that_the_token_names_is_the_calls_whatever_is_asked_for(home: Path, argv: list[str]) -> None:
+    command = ("policy", "explain", "--tool", "delete_user", "--agent", "Claude Code::subagent::Explore", *argv)
+    done = mcpguard(home, *command)
+    assert f"  agent:  {CLAIMED} (the token)\n" in done.stdout
+    assert done.stderr == f"warning: --agent: a call has another one, {CLAIMED}, since the token names it\n"
+    with Host(home, *script("obedient"), options=["--agent", "Claude Code::subagent::Explore"]) as host:
+        assert "result" in call_until(host, "delete_user", "result")
+        assert host.end() == 0
+        assert host.audit()[-1]["agent"] == CLAIMED
+    assert mcpguard(home, "policy", "explain", "--tool", "x", "--agent", "::api::nightly", *argv).stderr == ""
+
+
+def test_of_an_agent_that_the_token_names_in_part_the_rest_is_what_is_asked_for(home: Path) -> None:
+    write_token(home / "token", token(agent="nightly"))
+    done = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--agent", "Codex::background::x")
+    assert "  agent:  Codex::background::nightly (the token)\n" in done.stdout
+    assert done.stderr.startswith("warning: --agent: a call has another one, Codex::background::nightly,")
+    write_token(home / "token", token())
+    done = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--agent", "Codex::background::x")
+    assert "  agent:  Codex::background::x\n" in done.stdout
+    assert done.stderr == ""
+
+
+def test_of_somebody_else_it_is_said_that_their_token_may_name_the_agent(home: Path) -> None:
+    text = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--user", "bob").stdout
+    assert "  agent:  unknown::interactive::default (the user's token may name another in" in text
 
 
 def test_another_token_can_be_explained_than_the_usual_one(home: Path) -> None:

@@ -198,6 +198,14 @@ def test_on_a_terminal_it_is_a_table_of_eighty_columns_without_control_character
     assert "\x1b[31m" in on_terminal(tmp_path, "whoami")[1]
 
 
+def test_a_wide_name_of_a_claim_is_whole_on_a_terminal(tmp_path: Path, keys: KeyServer) -> None:
+    said: dict[str, Any] = {"客户服务编号": "x" * 100}
+    write_token(settings(tmp_path, keys.url), token(**said))
+    _, shown = on_terminal(tmp_path, "whoami", NO_COLOR="1")
+    assert "claim 客户服务编号  xxx" in shown
+    assert max(map(cell_len, shown.splitlines())) <= 79
+
+
 def test_settings_that_cannot_be_are_one_line_and_a_hint(tmp_path: Path) -> None:
     settings(tmp_path, "http://idp.acme.com/keys")
     done = mcpguard(tmp_path, "whoami")

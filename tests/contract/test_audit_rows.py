@@ -3,6 +3,7 @@
 from collections import Counter
 
 from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.frames import read
 from mcpguard.core.verdict import Verdict
 from tests.contract.conftest import Place
 from tests.core.build import Session, call_line, identity
@@ -154,7 +155,7 @@ def test_count_adds_a_denial_once_though_two_limits_meet_in_one_counter(place: P
 def test_what_is_decided_already_is_written_and_consumes_nothing(place: Place) -> None:
     session = Session(place.open(), POLICY)
     note = session.guard.policy_note(reason="taken up")
-    refused, _ = session.guard.client_lines([b'{"jsonrpc":"2.0","id":4,"method":7}'], now_us=0)
+    refused, _ = session.guard.client_messages(read([b'{"jsonrpc":"2.0","id":4,"method":7}']), now_us=0)
     retry = session.charges("report")[0]
     retry.decided = "continued"
     assert not isinstance(refused, tuple)
@@ -207,6 +208,6 @@ def test_names_of_any_kind_come_back_as_they_were(place: Place) -> None:
     session = Session(place.open(), POLICY)
     names = ["", "-- drop", "\x1b[2J", "é" * 100, "\U0001f600", 'a"b\\c', "%s {0}"]
     lines = [call_line(name, name) for name in names]
-    charges = session.guard.client_lines(lines, now_us=0)
+    charges = session.guard.client_messages(read(lines), now_us=0)
     session.store.decide([charge for charge in charges if not isinstance(charge, tuple)], session.journal)
     assert [(one["tool"], one["request_id"]) for one in records(place)] == [(name, name) for name in names]

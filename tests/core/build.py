@@ -6,7 +6,7 @@ from typing import Any
 
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Journal, Outcome
-from mcpguard.core.frames import Refusal
+from mcpguard.core.frames import Frame, Refusal, read
 from mcpguard.core.guard import Forward, Guard, Reply
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Policy
@@ -85,7 +85,7 @@ class Session:
         for _ in range(times):
             self.calls += 1
             lines.append(call_line(tool, self.calls, **params))
-        return [action for action in self.guard.client_lines(lines, now_us=0) if isinstance(action, Charge)]
+        return [action for action in self.guard.client_messages(read(lines), now_us=0) if isinstance(action, Charge)]
 
     def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
         """The verdicts on `times` calls, decided in one transaction."""
@@ -113,7 +113,10 @@ class Talk(Session):
 
     def client(self, *lines: bytes | Refusal, noted: dict[str, str] | None = None) -> None:
         """The client writes lines, all read at once; hooks have noted agents for some of them."""
-        actions = self.guard.client_lines(lines, now_us=self.time(), noted=noted or {})
+        messages = read(lines)
+        wanted = self.guard.wanted_notes([one for one in messages if isinstance(one, Frame) and one.is_call])
+        found = {one: (noted or {})[one] for one in wanted if one in (noted or {})}
+        actions = self.guard.client_messages(messages, now_us=self.time(), noted=found)
         charges = [action for action in actions if isinstance(action, Charge)]
         verdicts = iter(self.store.decide(charges, self.journal))
         for action in actions:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpguard.core.frames import Frame, read
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_parse import parse
+from mcpguard.core.skim import HEAVY_PARTS
 from mcpguard.core.verdict import Charge
 from tests.core.build import Talk, call_line, request
 
@@ -56,6 +58,56 @@ def test_an_id_that_is_none_is_joined_with_nothing(odd: object) -> None:
     assert agents(talk) == [("unknown::interactive::default", "default")]
 
 
+IN_FULL = '{"id":"a","method":"tools/call","params":{"name":"x","_meta":{"claudecode/toolUseId":"t1"}}}'
+WRITTEN_ODDLY = [
+    IN_FULL.replace("claudecode/", "claudecode\\/"),
+    IN_FULL.replace("claudecode", "\\u0063laudecode"),
+    IN_FULL.replace('"t1"', '"\\u0074\\u0031"'),
+    IN_FULL.replace("_meta", "\\u005fmeta"),
+    IN_FULL.replace("tools/call", "tools\\/call"),
+    IN_FULL.replace(":", "\t:\r "),
+    IN_FULL.replace('"name":"x"', '"arguments":{"_meta":{"claudecode/toolUseId":"t2"}},"name":"x"'),
+    IN_FULL.replace('"t1"', '"t2","claudecode/toolUseId":"t1"'),
+    IN_FULL.replace('"t1"', '"t1","big":"%s"' % ("x" * 10_000)),
+    "[" + IN_FULL + "]",
+]
+
+
+@pytest.mark.parametrize("line", WRITTEN_ODDLY, ids=range(len(WRITTEN_ODDLY)))
+@pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
+def test_the_agent_of_a_call_is_asked_for_by_the_id_that_its_meta_has_however_that_is_written(line: str, heavy: bool) -> None:
+    if heavy:
+        line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))
+    talk = Talk(who=UNNAMED)
+    (call,) = read([line.encode()])
+    assert isinstance(call, Frame)
+    assert talk.guard.wanted_notes([call]) == ["t1"]
+    talk.client(line.encode(), noted={"t1": EXPLORE, "t2": "a::b::c"})
+    assert agents(talk) == [(EXPLORE, "hook")]
+
+
+def test_of_many_calls_at_once_each_is_its_own_agents_whatever_their_arguments_hold() -> None:
+    talk = Talk(who=UNNAMED)
+    noted = {f"t{at}": f"a::b::{at}" for at in range(900)}
+    decoys = {"decoys": [{"_meta": {"claudecode/toolUseId": f"decoy{at}"}} for at in range(1000)]}
+    batch = b"[" + b",".join(called(f"b{at}", **by_id(f"t{at}")) for at in range(600)) + b"]"
+    single = [called(f"s{at}", arguments=decoys, **by_id(f"t{at}")) for at in range(600, 620)]
+    lines = [called("first", arguments=decoys), batch, *single, called("last", **by_id("t899"))]
+    calls = [one for one in read(lines) if isinstance(one, Frame)]
+    assert talk.guard.wanted_notes(calls) == [f"t{at}" for at in (*range(620), 899)]
+    talk.client(*lines, noted=noted)
+    named = [str(agent).rpartition("::")[2] for agent, _ in agents(talk)]
+    assert named == ["default", *map(str, range(620)), "899"]
+
+
+def test_no_note_is_wanted_of_what_has_no_id_or_needs_none() -> None:
+    calls = [called("a"), called("b", **by_id("t 1")), called("c", **by_id("t1")), called("d", **by_id("t1"))]
+    frames = [one for one in read(calls) if isinstance(one, Frame)]
+    assert Talk(who=UNNAMED).guard.wanted_notes(frames) == ["t1"]
+    assert Talk(who=UNNAMED).guard.wanted_notes(frames[:2]) == []
+    assert Talk().guard.wanted_notes(frames) == []  # all of its agent is configured
+
+
 HOSTILE: list[object] = [
     None,
     7,
@@ -94,9 +146,33 @@ def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts
         agent = str(talk.records[0]["agent"])
         assert len(agent.encode(errors="surrogatepass")) <= 300
         json.dumps(talk.records)
-        (charge,) = talk.guard.client_lines([called("c", **params)], now_us=0)
+        (charge,) = talk.guard.client_messages(read([called("c", **params)]), now_us=0)
         assert isinstance(charge, Charge)
         assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
+
+
+def test_a_client_that_names_itself_anew_is_the_new_one_from_there_on_and_in_one_call_alone_just_there() -> None:
+    talk = Talk(who=UNNAMED)
+    info = {"_meta": {INFO: {"name": "zed"}}}
+    batch = b"[" + b",".join([called("a", **info), called("b"), request("initialize", 0, clientInfo={"name": "goose"})]) + b"]"
+    talk.client(called("first", **info), request("initialize", 0, clientInfo={"name": "claude-ai"}), batch, called("c"))
+    talk.client(request("initialize", 0, capabilities={}), called("d"), called("e", **info), called("f"))
+    names = [str(agent).partition("::")[0] for agent, _ in agents(talk)]
+    assert names == ["Zed", "Zed", "Claude Desktop", "Goose", "unknown", "Zed", "unknown"]
+
+
+def test_with_a_client_that_is_not_believed_no_era_of_the_protocol_and_no_member_fills_its_name_in() -> None:
+    talk = Talk(who=Identity("alice", "os", "crm", trust_client_info=False))
+    talk.client(request("initialize", 0, clientInfo={"name": "claude-ai"}), called("a"))
+    talk.client(called("b", _meta={INFO: {"name": "zed"}, "mcpguard/agent": "a::b::c"}), called("c", clientInfo={"name": "x"}))
+    assert agents(talk) == [("unknown::interactive::default", "default")] * 3
+
+
+@pytest.mark.parametrize("odd", [None, 7, [], {}, "", "a", "a::b", "a::b::c::d", "::b::c", "a::b::", ["a::b::c"]])
+def test_an_agent_of_a_calls_own_that_is_none_counts_for_nothing_though_it_is_trusted(odd: object) -> None:
+    talk = Talk(who=Identity("alice", "os", "crm", client="X", trust_meta=True))
+    talk.client(called("a", _meta={"mcpguard/agent": odd}), called("b", _meta={"mcpguard/agent": "a::b::c"}))
+    assert agents(talk) == [("X::interactive::default", "default"), ("a::b::c", "meta")]
 
 
 def test_long_names_that_count_for_nothing_take_no_memory() -> None:

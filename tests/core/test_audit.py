@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from mcpguard.core.audit import (
     line,
     ms_up,
     printable,
+    quoted,
     record,
     rfc3339,
     row,
@@ -223,7 +225,7 @@ def test_arguments_that_differ_or_another_key_give_another_hash() -> None:
             {"decision": "invalid", "user": "", "reason": "not valid JSON", "outcome": "ok"},
             'invalid user="" reason="not valid JSON" outcome=ok',
         ),
-        ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\\\x1b[2J\\\\n"'),
+        ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\x1b[2J\\n"'),
     ],
 )
 def test_a_record_on_a_line(entry: dict[str, object], text: str) -> None:
@@ -391,3 +393,11 @@ def test_a_journal_tells_whether_what_is_decided_already_or_closed_would_share_a
 
 def test_a_row_tells_its_session() -> None:
     assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
+
+
+@given(st.lists(st.text(st.sampled_from(' "=\\\x1bx1bn\nü客')), min_size=2, max_size=2, unique=True))
+def test_no_two_values_look_alike_on_a_line_and_a_word_ends_where_it_seems_to(values: list[str]) -> None:
+    one, other = map(quoted, values)
+    assert one != other
+    assert one.isprintable()
+    assert re.fullmatch(r'[^ "=\\]+|"(?:[^"\\]|\\.)*"', one)

@@ -1,13 +1,13 @@
 """What Claude Code's hooks tell of its agents, and how a call is joined with it."""
 
-import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.claude_code import MAX_IDS, AgentNote, agent_note, tool_use_id, tool_use_ids
+from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote, agent_note, tool_use_id
+from tests.core.build import TESTS
 
 EXPLORE: dict[str, Any] = {
     "session_id": "abc123",
@@ -37,6 +37,10 @@ def without(*names: str, **more: object) -> dict[str, Any]:
 
 def test_a_subagents_call_is_noted_with_its_type() -> None:
     assert agent_note(EXPLORE) == AgentNote("toolu_01ABC", "Claude Code::subagent::Explore")
+
+
+def test_a_note_is_good_for_as_long_as_the_readme_says() -> None:
+    assert f"A note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in (TESTS.parent / "README.md").read_text()
 
 
 def test_a_main_agents_call_is_not_noted() -> None:
@@ -105,20 +109,9 @@ def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
     assert note is None or note.agent.startswith("Claude Code::")
 
 
-@given(ids, st.sampled_from(["", " ", "  \t"]))
-def test_the_id_of_a_call_is_found_in_its_line_and_in_its_meta(one: str, space: str) -> None:
-    line = f'{{"params":{{"_meta":{{"claudecode/toolUseId"{space}:{space}"{one}","progressToken":2}}}}}}'.encode()
-    assert tool_use_ids(line) == [one]
-    assert tool_use_id(json.loads(line)["params"]["_meta"]) == one
-
-
-@given(st.lists(ids, max_size=5))
-def test_every_id_of_a_line_is_found(some: list[str]) -> None:
-    assert tool_use_ids(json.dumps([{"claudecode/toolUseId": one} for one in some]).encode()) == some
-
-
-def test_a_line_full_of_ids_is_looked_at_within_bounds() -> None:
-    assert len(tool_use_ids(b'"claudecode/toolUseId":"x",' * 100_000)) == MAX_IDS
+@given(ids)
+def test_the_id_of_a_call_is_found_in_its_meta(one: str) -> None:
+    assert tool_use_id({"progressToken": 2, "claudecode/toolUseId": one}) == one
 
 
 @pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", {"x": 1}, ["x"]])

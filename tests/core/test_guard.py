@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.core import guard
 from mcpguard.core.audit import Outcome
-from mcpguard.core.frames import Refusal
+from mcpguard.core.frames import Refusal, read
 from mcpguard.core.guard import Forward, Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy_parse import parse
@@ -41,7 +41,7 @@ def test_only_calls_are_limited() -> None:
 
 def test_what_is_forwarded_is_what_came_on_one_line() -> None:
     line = '{"jsonrpc":"2.0", "id":1,\r"method":"tools/call","params":{"name":"x","arguments":{"a":"\u2028"}}}\r'.encode()
-    (charge,) = Guard(identity(), parse(ANYTHING), session="s").client_lines([line], now_us=0)
+    (charge,) = Guard(identity(), parse(ANYTHING), session="s").client_messages(read([line]), now_us=0)
     assert isinstance(charge, Charge)
     forward = Guard(identity(), parse(ANYTHING), session="s").charged(charge, Verdict("allowed"), now_us=0)
     assert isinstance(forward, Forward)
@@ -237,11 +237,13 @@ def test_a_cancelled_call_ends_as_cancelled_and_its_late_answer_counts_for_nothi
 def test_a_call_with_an_id_of_very_many_digits_can_be_cancelled() -> None:
     talk = Talk(ANYTHING)
     number = b"9" * 5000
-    charges = talk.guard.client_lines([b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}'], now_us=0)
+    charges = talk.guard.client_messages(
+        read([b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}']), now_us=0
+    )
     assert isinstance(charges[0], Charge)
     (verdict,) = talk.store.decide([charges[0]], talk.journal)
     talk.guard.charged(charges[0], verdict, now_us=0)
-    talk.guard.client_lines([b'{"method":"notifications/cancelled","params":{"requestId":' + number + b"}}"], now_us=0)
+    talk.guard.client_messages(read([b'{"method":"notifications/cancelled","params":{"requestId":' + number + b"}}"]), now_us=0)
     assert [outcome.outcome for outcome in talk.guard.server_lines([], now_us=0)] == ["cancelled"]
 
 

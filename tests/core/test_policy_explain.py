@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mcpguard.core.policy_explain import sentence, warnings
+from mcpguard.core.policy_explain import sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse
 
 
@@ -225,3 +225,21 @@ def test_a_client_named_as_it_calls_itself_is_told_with_the_name_that_is_meant()
         rules("agent='Claude Code::*::*' limit='5/1m'", "agent='*::*::*' limit='5/1m'", "agent='goos*::*::*' limit='5/1m'")
         == []
     )
+
+
+TIERS = [
+    ("", "batch", False),
+    (STARTER, None, False),
+    (STARTER, "batch", True),
+    (STARTER, "Interactive", True),
+    (STARTER, "subagent", False),
+    (STARTER, "*", True),
+    ('[[rule]]\nagent = "*::ba*::x"\nlimit = "deny"\n', "batch", False),
+    ('[[rule]]\nagent = "*::api::*"\nlimit = "1/1m"\n[[rule]]\ntool = "x"\nlimit = "1/1m"\n', "batch", False),
+]
+
+
+@pytest.mark.parametrize(("text", "tier", "warned"), TIERS)
+def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
+    found = tier_warning(parse(text or "mode = 'enforce'"), tier)
+    assert found == (f"no rule matches agents of the tier {tier}, so that nothing limits their calls" if warned else None)

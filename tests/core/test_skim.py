@@ -54,7 +54,11 @@ def test_a_value_with_a_character_changed_is_judged_as_the_parser_does(value: ob
 
 HEAVY = "[" + "[]," * skim.HEAVY_PARTS + "0]"
 LINES = [
-    b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{"a":1},"arguments":%s}}',
+    b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{"a":1,"traceparent":"x"},"arguments":%s}}',
+    b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{},"arguments":%s}}',
+    b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":%s}}',
+    b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{"a":%s}}}',
+    b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{"a":%s]}}',
     b'{"id":1,"method":"tools/call","params":{"name":"t","name":"u","arguments":%s}}',
     b'{"id":1,"method":"tools/call","params":{"Name":"t","arguments":%s}}',
     b'{"id":1,"method":"tools/call","params":{},"x":%s}',
@@ -91,7 +95,7 @@ def test_a_heavy_line_is_judged_as_it_would_be_if_it_were_light(line: bytes) -> 
 def test_of_a_heavy_line_only_what_the_guard_looks_at_is_built() -> None:
     (frame,) = frames.parse(LINES[0] % HEAVY.encode())
     assert isinstance(frame, Frame)
-    assert frame.params == {"name": "t", "_meta": {"a": 1}, "arguments": skim.Unbuilt(HEAVY)}
+    assert frame.params == {"name": "t", "_meta": {"traceparent": "x"}, "arguments": skim.Unbuilt(HEAVY)}
 
 
 def test_heavy_arguments_are_hashed_as_they_are_written() -> None:

@@ -244,10 +244,10 @@ def policy(home: Path, text: str) -> Path:
     """Write the policy file."""
     home.mkdir(exist_ok=True, parents=True)
     file = home / "policy.toml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 
 def rule(limit: str, **selectors: str) -> str:
-    body = "".join(f"{key} = {json.dumps(value)}\n" for key, value in selectors.items())
+    body = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in selectors.items())
     return f'[[rule]]\n{body}limit = "{limit}"\n\n'

@@ -2,15 +2,23 @@
 
 import contextlib
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mcpguard.stores.queue import QueueLock
+import pytest
 
-from .host import DEADLINE_S, Host, Message, environment, policy, request, rule, script
+from mcpguard.stores.address import Options
+from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.redis.store import RedisStore
+from tests.redis_servers import Server, running
+
+from .host import DEADLINE_S, Host, Message, environment, policy, request, rule, script, until
+from .outages import stopped_holder
 
 EXPLORE = "Claude Code::subagent::Explore"
 MAIN = "Claude Code::interactive::default"
@@ -127,3 +135,68 @@ def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_pa
             lock.release()
         assert host.end() == 0
     assert "store unavailable" in host.err
+
+
+@pytest.mark.parametrize(("what", "file"), [("hold", "mcpguard.db-queue"), ("hold_transaction", "mcpguard.db")])
+def test_while_a_stopped_process_has_the_stores_lock_the_hook_ends_and_the_call_goes_on(
+    tmp_path: Path, what: str, file: str
+) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+        hello(host)
+        assert "result" in call(host, "before")
+        with stopped_holder(what, tmp_path / file):
+            hook(tmp_path, "t1")
+            assert "result" in call(host, "t1")
+        until(lambda: "store is back" in host.err, "the store is back")
+        hook(tmp_path, "t2")
+        assert "result" in call(host, "t2")
+        assert host.end() == 0
+        assert who(host.audit()) == [(MAIN, "clientInfo"), (MAIN, "clientInfo"), (EXPLORE, "hook")]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path / "redis") as one:
+        yield one
+
+
+def rows_in(server: Server, namespace: str = "default") -> list[Message]:
+    store = RedisStore(server.address, Options(namespace=namespace, timeout_ms=10_000))
+    with contextlib.closing(store):
+        return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
+
+
+def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_path: Path, server: Server) -> None:
+    policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
+    team = {"MCPGUARD_STORE": server.url, "MCPGUARD_NAMESPACE": "team"}
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=team) as host:
+        hello(host)
+        hook(tmp_path / "elsewhere", "t1", MCPGUARD_STORE=server.url, MCPGUARD_NAMESPACE="team")
+        hook(tmp_path, "t2", options=("--store", server.url), MCPGUARD_NAMESPACE="team")
+        hook(tmp_path, "t3", options=("--store", server.url))
+        assert "result" in call(host, "t1")
+        assert call(host, "t2")["error"]["data"]["agent"] == EXPLORE
+        assert "result" in call(host, "t3")
+        assert host.end() == 0
+    assert who(rows_in(server, "team")) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo")]
+    assert not list(tmp_path.glob("*.db*"))
+
+
+def test_while_redis_hangs_or_is_gone_the_hook_ends_and_the_call_goes_on(tmp_path: Path, server: Server) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env={"MCPGUARD_STORE": server.url}) as host:
+        hello(host)
+        assert "result" in call(host, "before")
+        server.signal(signal.SIGSTOP)
+        hook(tmp_path, "t1", MCPGUARD_STORE=server.url)
+        assert "result" in call(host, "t1")
+        server.signal(signal.SIGCONT)
+        until(lambda: "store is back" in host.err, "the store is back")
+        hook(tmp_path, "t2", MCPGUARD_STORE=server.url)
+        assert "result" in call(host, "t2")
+        server.kill()
+        hook(tmp_path, "t3", MCPGUARD_STORE=server.url)
+        assert "result" in call(host, "t3")
+        server.start()
+        until(lambda: host.err.count("store is back") == 2, "the store is back once more")
+        assert host.end() == 0
+    assert who(rows_in(server)) == [(MAIN, "clientInfo")]  # what was before is gone with the server

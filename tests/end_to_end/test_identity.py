@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.command import mcpguard
+
 from .host import Host, Message, call, policy, request, rule, script
 
 WHO = ("user", "user_source", "agent", "agent_source", "server")
@@ -180,3 +182,44 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     session(tmp_path, call(1, "search"), options=["--store", f"sqlite://{home}/mcpguard.db"])
     assert [folder.stat().st_mode & 0o777 for folder in (home, home.parent)] == [0o700] * 2
     assert {file.stat().st_mode & 0o777 for file in home.iterdir()} == {0o600}
+
+
+def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(tmp_path: Path) -> None:
+    said = "no rule matches agents of the tier batch, so that nothing limits their calls"
+    for agent, times in (("Codex::batch::x", 1), ("Codex::background::x", 0), ("Codex::::", 0)):
+        with Host(tmp_path, *script("obedient"), options=["--agent", agent]) as host:
+            host.call(1, "search")
+            assert host.end() == 0
+        assert host.err.splitlines().count(f"mcpguard: {said}") == times
+        assert mcpguard(tmp_path, "whoami", "--agent", agent).stdout.count(f"warning: {said}\n") == times
+        explained = mcpguard(tmp_path, "policy", "explain", "--tool", "x", "--agent", agent)
+        assert explained.stderr.count(f"warning: {said}\n") == times
+        checked = mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT=agent)
+        assert checked.returncode == 0
+        assert checked.stdout.count(f"warning: {said}\n") == times
+    policy(tmp_path, rule("5/1h", user="*"))
+    with Host(tmp_path, *script("obedient"), options=["--agent", "Codex::batch::x"]) as host:
+        assert host.end() == 0
+    assert said not in host.err
+    assert "OK" in mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT="not::an::agent::at all").stdout
+
+
+WOMAN = "\U0001f469"
+ODD = {"user": 'al ice"\x1b[2J\u202e', "server": "客户 服务", "agent": "a\\x1b::batch::\U0001f469\u200d"}
+
+
+def test_odd_names_stand_in_the_first_line_in_quotation_marks_and_without_control_characters(tmp_path: Path) -> None:
+    options = [word for key, name in ODD.items() for word in (f"--{key}", name)]
+    with Host(tmp_path, *script("obedient"), options=options) as host:
+        host.call(1, "search")
+        assert host.end() == 0
+    first = next(line for line in host.err.splitlines() if line.startswith("mcpguard: "))
+    assert first.isprintable()
+    assert r' server="客户 服务" user="al ice\"\x1b[2J\u202e" ' in first
+    assert rf' agent="a\\x1b::batch::{WOMAN}\u200d" policy=the starter policy (4 rules) store=' in first
+
+
+def test_very_long_names_push_nothing_else_out_of_the_first_line(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--user", "x" * 5000, "--server", "客" * 3000]) as host:
+        assert host.end() == 0
+    assert f"(4 rules) store={tmp_path}/mcpguard.db\n" in host.err

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import mcpguard
+from tests.cli.command import line_of, mcpguard, start
 
 from .host import Host, policy, rule, script
 from .test_hook import EXPLORE, call, hook
@@ -55,6 +55,23 @@ def test_each_has_an_audit_of_its_own(home: Path) -> None:
         assert [row["tool"] for row in rows if "tool" in row] == tools
         assert len([row for row in rows if row["decision"] == "policy"]) == 1
     assert tail(home, {"MCPGUARD_NAMESPACE": "three"}) == []
+
+
+def test_who_follows_the_audit_of_one_sees_nothing_of_the_other(home: Path) -> None:
+    decisions(home, ONE, "search")
+    follower = start(home, "audit", "tail", "-f", "--json", "-n", "1")
+    try:
+        assert json.loads(line_of(follower))["tool"] == "search"
+        decisions(home, TWO, "echo")
+        decisions(home, ONE, "sum")
+        rows = [json.loads(line_of(follower)) for _ in range(2)]
+    finally:
+        follower.kill()
+        follower.communicate()
+    assert [(row["namespace"], row["decision"], row.get("tool")) for row in rows] == [
+        ("one", "policy", None),
+        ("one", "allowed", "sum"),
+    ]
 
 
 def test_a_reset_in_one_leaves_the_counters_of_the_other(home: Path) -> None:

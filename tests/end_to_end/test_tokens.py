@@ -216,6 +216,8 @@ def test_keys_that_do_not_come_hold_up_calls_for_the_stores_budget_and_nothing_e
         message = denied(host.call(1, "search"))["message"]
         assert time.monotonic() - began_s < 10
         assert f"keys are being fetched from {keys.url}. Call again in a moment." in message
+        host.send(rb'{"jsonrpc":"2.0","id":2,"method":"tools\/call","params":{"name":"search"}}' + b"\n")  # the same method
+        assert denied(host.answer(2))["message"] == message
         keys.behaviour = None
         assert "result" in call_until(host, "search", "result")
         assert host.end() == 0

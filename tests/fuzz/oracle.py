@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mcpguard.core import audit
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.digest import cut
-from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal
+from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from mcpguard.core.guard import Forward, Reply
 from mcpguard.core.verdict import Charge
 from mcpguard.stores.base import MemoryStore
@@ -85,7 +85,7 @@ class Wire(Session):
 
     def _take(self, lines: Iterable[bytes | Refusal]) -> None:
         """What a pump does with one reading."""
-        actions = self.guard.client_lines(lines, now_us=0)
+        actions = self.guard.client_messages(read(lines), now_us=0)
         charges = [action for action in actions if isinstance(action, Charge)]
         verdicts = iter(self.store.decide(charges, self.journal))
         for action in actions:

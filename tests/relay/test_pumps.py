@@ -39,12 +39,17 @@ class Store(MemoryStore):
         self._server_reads = server_reads
         self.failure: Exception | None = None
         self.early: list[bool] = []
+        self.asked: list[list[str]] = []
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
         if self.failure:
             raise self.failure
         return super().decide(charges, journal)
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        self.asked.append([*tool_use_ids])
+        return super().noted_agents(namespace, tool_use_ids)
 
 
 class Output(ClientOutput):
@@ -171,3 +176,46 @@ def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_comes(line: L
     line.send(call(3), call(4))
     assert line.server_has() == [call(3)]
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(4, 429)]
+
+
+def test_the_store_is_asked_once_for_the_agents_of_all_calls_that_have_an_id_and_never_without_one(line: Line) -> None:
+    line.send(call(1), call(2) | {"params": {"name": "x", "arguments": {"_meta": {"claudecode/toolUseId": "t0"}}}}, PING)
+    line.server_has()
+    assert line.store.asked == []
+    line.send(*(call(at) | {"params": {"name": "x", "_meta": {"claudecode/toolUseId": f"t{at}"}}} for at in (3, 4)))
+    line.client_has()
+    assert line.store.asked == [["t3", "t4"]]
+
+
+def test_a_retry_whose_key_is_written_with_an_escape_is_one_too(line: Line) -> None:
+    line.output.go_on.clear()
+    line.send(call(1))
+    line.server_has()
+    asks = {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s"}}
+    os.write(line.server_writes, json.dumps(asks).encode() + b"\n")
+    assert line.client_has() == [asks]
+    retry = rb'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"search","\u0072equestState":"s"}}'
+    os.write(line.to_guard, retry + b"\n")
+    line.server_has()
+    line.output.go_on.set()
+    line.send(call(3), call(4))
+    assert line.server_has() == [call(3)]
+
+
+class Who:
+    """Where a token would tell who calls; it notes for what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+
+    def poll(self, *, for_call: bool) -> Identity | None:
+        self.asked.append(for_call)
+        return None
+
+
+def test_who_calls_is_asked_for_a_calls_sake_however_its_method_is_written(line: Line) -> None:
+    line.pumps._who = who = Who()
+    for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
+        os.write(line.to_guard, message + b"\n")
+        line.server_has()
+    assert who.asked == [True, False]

@@ -155,6 +155,21 @@ def test_a_wrapper_that_slept_while_rows_it_had_not_seen_were_pruned_counts_them
     assert sleeper.decisions("x") == ["rate_limited"]
 
 
+def test_a_wrapper_that_slept_while_rows_between_others_were_pruned_counts_them_all(path: Path, open_store: Open) -> None:
+    time, wall = Time(), Time(WALL_US)
+    store = open_store(keep_us=500_000, clock=time, wall=wall)
+    sleeper = Session(open_store(clock=time, wall=wall), FIVE_A_MINUTE)
+    sleeper.one("x")
+    Session(open_store(clock=time, wall=wall), FIVE_A_MINUTE, namespace="other").one("x")
+    busy = Session(store, FIVE_A_MINUTE)
+    busy.call("x", 3)
+    wall.pass_s(1)
+    busy.one("x")
+    store.tend()
+    assert ask(path, "SELECT group_concat(id) FROM audit") == "2,6"
+    assert sleeper.decisions("x") == ["rate_limited"]
+
+
 def test_after_somebody_has_emptied_the_audit_by_hand_calls_are_counted_as_ever(path: Path, open_store: Open) -> None:
     one, other = (Session(open_store(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(2))
     one.call("x", 2)

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from mcpguard.stores import notes
 from mcpguard.stores.base import MemoryStore, wall_us
 from mcpguard.stores.failover import FailoverStore
 from mcpguard.stores.migrations import migrate
+from mcpguard.stores.queue import QueueLock
 from mcpguard.stores.sqlite import SqliteStore
 from tests.core.build import WALL_US, Session, Time
 from tests.stores.conftest import Worker, heard, tell
@@ -81,6 +83,30 @@ def test_a_lock_that_is_not_given_up_is_waited_for_within_bounds(tmp_path: Path,
     tell(worker)
     assert heard(worker) == "released"
     assert leave(path)
+
+
+def test_the_database_is_waited_for_no_longer_than_the_queue_left_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now_s, waits = tmp_path / "a.db", [100.0], list[float]()
+    SqliteStore(path).close()
+
+    class Slow(QueueLock):
+        def acquire(self, timeout_s: float) -> bool:
+            waits.append(timeout_s)
+            now_s[0] += 0.75
+            return super().acquire(timeout_s)
+
+    def connect(file: str, *, timeout: float, **options: Any) -> sqlite3.Connection:
+        waits.append(timeout)
+        return sqlite3.Connection(file, timeout=timeout, **options)
+
+    monkeypatch.setattr("mcpguard.stores.notes.QueueLock", Slow)
+    monkeypatch.setattr("mcpguard.stores.notes.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("mcpguard.stores.notes.sqlite3.connect", connect)
+    assert leave(path, timeout_s=1.0)
+    assert leave(path, timeout_s=0.5)
+    assert waits == [1.0, 0.25, 0.5, 0.0]
 
 
 def test_who_writes_a_note_drops_the_old_ones_and_those_from_a_future_that_was_taken_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -338,6 +339,30 @@ def test_rows_older_than_they_are_kept_are_pruned_with_their_outcomes_and_words(
     assert young.decisions("free") == ["allowed"]
     assert old.decisions("free") == ["allowed"]
     assert [entry.record["tool"] for entry in store.entries()] == ["free"] * 9
+
+
+def test_rows_of_another_namespace_are_kept_as_long_as_that_one_keeps_them(path: Path, open_store: Open) -> None:
+    time, wall = Time(), Time(WALL_US)
+    brief = open_store(namespace="brief", keep_us=10_000_000, clock=time, wall=wall)
+    long = open_store(namespace="long", keep_us=100_000_000, clock=time, wall=wall)
+    for _ in range(3):
+        for name, store in (("brief", brief), ("long", long)):
+            Session(store, FIVE_A_MINUTE, namespace=name).call("free", 400)
+
+    def left() -> Counter[object]:
+        return Counter(entry.record["namespace"] for entry in brief.entries())
+
+    for passed_s, kept in ((11, {"long": 1200}), (50, {"long": 1200}), (50, {})):
+        wall.pass_s(passed_s)
+        for store in (brief, long):
+            time.now_us += upkeep.PRUNE_EVERY_US + 1
+            store.tend()
+        assert left() == kept
+    Session(brief, FIVE_A_MINUTE, namespace="brief").call("free", 3)
+    wall.pass_s(11)
+    time.now_us += upkeep.PRUNE_EVERY_US + 1
+    brief.tend()
+    assert left() == {"brief": 1}  # the newest of all stays
 
 
 def test_words_that_come_into_use_again_while_rows_are_pruned_stay(
