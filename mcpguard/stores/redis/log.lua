@@ -127,9 +127,8 @@ local function unpack_log(value)
   if not value then
     return {}
   end
-  local log = {struct.unpack(layout(struct.unpack('<I2', value)), value)}
-  table.remove(log) -- where the label begins
-  table.remove(log, 1)
+  local log = {select(2, struct.unpack(layout(struct.unpack('<I2', value)), value))}
+  log[#log] = nil -- where the label begins
   return log
 end
 
@@ -137,21 +136,23 @@ local function read(keys)
   local logs, values = {}, {}
   for first = 1, #keys, 1000 do -- unpack has its bounds
     local some = redis.call('MGET', unpack(keys, first, math.min(first + 999, #keys)))
-    for _, value in ipairs(some) do
-      values[#values + 1] = value
-      logs[#logs + 1] = unpack_log(value)
+    for at = 1, #some do
+      values[#values + 1] = some[at]
+      logs[#logs + 1] = unpack_log(some[at])
     end
   end
   return logs, values
 end
 
--- A counter's key lives as long as an entry of its log can count; `index` names the counters that there are
+-- A counter's key lives as long as an entry of its log can count; `index` names the counters that there are. Returns the log as
+-- it is stored.
 local function write(index, key, label, log, window, now, is_new)
   local entries = (#log - 1) / 2
-  local value = struct.pack(layout(entries), entries, unpack(log)) .. label
+  local packed = struct.pack(layout(entries), entries, unpack(log))
   local ttl_ms = math.ceil((log[#log - 1] + window - now) / 1000) + SLACK_MS
-  redis.call('SET', key, value, 'PX', text(ttl_ms))
+  redis.call('SET', key, packed .. label, 'PX', text(ttl_ms))
   if is_new then
     redis.call('SADD', index, string.match(key, '%d+$'))
   end
+  return packed
 end

@@ -1,14 +1,23 @@
-"""What the script that decides is sent."""
+"""What the script that decides is sent, and what it answers."""
 
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
-from mcpguard.core.audit import Journal, compact, fragment, row
+from mcpguard.core.audit import Journal, compact, fragment
 from mcpguard.core.policy import Counter, Plan
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import Charge, Verdict, Word
+from mcpguard.stores.redis import rows
 
-_UNDECIDED: Final = Verdict("allowed")
+_LIMIT: Final = struct.Struct("<qqIII")
+
+_WORDS: Final[dict[bytes, Word]] = {
+    b"allowed": "allowed",
+    b"rate_limited": "rate_limited",
+    b"denied": "denied",
+    b"would_deny": "would_deny",
+}
 
 
 def counters_of(charges: Sequence[Charge]) -> list[Counter]:
@@ -26,26 +35,39 @@ def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: J
     for charge in charges:
         remembered = journal.remembered(charge, time_us)
         told += (
-            "[]" if charge.decided is not None else _plan(charge.plan, tuple(place[one.id] for one in charge.plan.counters)),
+            b"" if charge.decided is not None else _limits(charge.plan, tuple([place[one.id] for one in charge.plan.counters])),
             "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]]),
             charge.decided or "",
-            *row_members(charge),
+            rows.beginning(charge, time_us),
+            charge.context,
+            compact(charge.detail) if charge.detail else "",
         )
     return told
 
 
-def row_members(charge: Charge) -> tuple[bytes | str, ...]:
-    """The members of a charge's row that the decision does not change."""
-    one = row(charge, _UNDECIDED, 0)
-    return one.context, one.request_id or "", one.args_hash or b"", one.trace_id or "", one.detail or ""
-
-
 @lru_cache(maxsize=512)
-def _plan(plan: Plan, places: tuple[int, ...]) -> str:
-    """A plan's limits as JSON: how many, the window, the script's counter (0: none), the rule, if only reported, its words."""
-    return compact(
+def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
+    """A plan's limits: how many, the window, the script's counter (0: none), the rule, if only reported, its words, a NUL."""
+    return b"".join(
         [
-            [limit.n, limit.window_us, places[limit.counter] if limit.n else 0, limit.rule, int(limit.observe), fragment(words)]
+            _LIMIT.pack(limit.n, limit.window_us, places[limit.counter] if limit.n else 0, limit.rule, limit.observe)
+            + fragment(words).encode()
+            + b"\0"
             for limit, words in zip(plan.limits, plan.reported, strict=True)
         ]
+    )
+
+
+def verdict(charge: Charge, told: Sequence[Any]) -> Verdict:
+    """What `charge.lua` says of a call."""
+    entry_id, word, reported, count, remaining, wait_us, *exceeded = told
+    limits = charge.plan.reported
+    return Verdict(
+        charge.decided or _WORDS[word],
+        limits[reported - 1] if reported else None,
+        count,
+        remaining,
+        wait_us,
+        tuple([(limits[at - 1], wait) for at, wait in exceeded]),
+        row=None if entry_id is None else rows.place(entry_id),
     )

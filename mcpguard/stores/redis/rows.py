@@ -3,33 +3,50 @@
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.audit import Outcome, Row, record
+from mcpguard.core.audit import Outcome, Row, cut_id, record
+from mcpguard.core.verdict import Charge
 from mcpguard.stores.base import Entry
 from mcpguard.stores.redis.link import Command
 
 BUCKET_MS: Final = 10 * 60 * 1000
 """The rows of this long have their outcomes in one hash, which goes as a whole."""
 
+_LINES: Final = (
+    "time_us", "request_id", "args_hash", "trace_id", "context", "seq", "decision", "counted", "remaining", "retry_after_ms",
+    "reported", "detail", "repeats",
+)  # fmt: skip
+"""A row as the stream has it: its members as lines of one field, none of which has a newline within."""
+
 _NUMBERS: Final = frozenset({"time_us", "seq", "counted", "remaining", "retry_after_ms", "repeats"})
 
 
-def fields(row: Row) -> list[bytes | str | int]:
-    """A row as the stream has it: all fields, those without a value empty, so that the server keeps their names once."""
-    return [part for name, value in zip(Row._fields, row, strict=True) for part in (name, "" if value is None else value)]
+def beginning(charge: Charge, time_us: int) -> str:
+    """The lines before the context, which are known before a call is decided."""
+    request_id = cut_id(charge.request_id) or ""
+    return f"{time_us}\n{request_id}\n{charge.args_hash.hex() if charge.args_hash else ''}\n{charge.trace_id or ''}"
+
+
+def fields(row: Row) -> tuple[str, str]:
+    """A row as the stream has it."""
+    return "row", "\n".join([_line(getattr(row, name)) for name in _LINES])
+
+
+def _line(value: object) -> str:
+    return "" if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 def row(found: Sequence[bytes]) -> Row:
-    """A row from its fields; those that a later program has added do not count."""
-    values = dict(zip(found[::2], found[1::2], strict=True))
-    return Row(**{name: _value(name, values.get(name.encode(), b"")) for name in Row._fields})  # type: ignore[arg-type]
+    """A row from its field. Lines that are missing have no value, and those that a later program has added do not count."""
+    lines = dict(zip(found[::2], found[1::2], strict=True))[b"row"].decode().split("\n")
+    return Row(**{name: _value(name, line) for name, line in zip(_LINES, lines, strict=False)})  # type: ignore[arg-type]
 
 
-def _value(name: str, data: bytes) -> object:
-    if not data:
+def _value(name: str, line: str) -> object:
+    if not line:
         return None
     if name in _NUMBERS:
-        return int(data)
-    return data if name == "args_hash" else data.decode()
+        return int(line)
+    return bytes.fromhex(line) if name == "args_hash" else line
 
 
 def place(entry_id: bytes) -> int:

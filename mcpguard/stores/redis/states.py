@@ -17,7 +17,7 @@ _COUNT: Final = struct.Struct("<H")
 
 
 def log(value: bytes | None) -> State:
-    """The log in a counter's value; None is a counter that there is not."""
+    """The log in a counter's value, with or without its label; None is a counter that there is not."""
     if value is None:
         return EMPTY
     return _layout(_COUNT.unpack_from(value)[0]).unpack_from(value, _COUNT.size)
