@@ -5,10 +5,10 @@
 --       call: its limits, what the session's journal remembers, its decision if it is decided already, and of its row what
 --       comes before the context, the context, and the detail
 -- Returns the time; and, unless the deadline has passed, the counters as they are now, and of each call: the id of its row if
---       it is news, the decision, the limit that is reported (0: none), what its counter held, what is left, the wait, and
---       each limit without room with its wait.
+--       it is news, the decision, the limit that is reported (0: none), what its counter holds; and if limits had no room, the
+--       wait, and each of them with its wait.
 --
--- Every call waits for this, so the common one, a call that is admitted, makes few tables and texts.
+-- Every call waits for this. What costs most are texts of numbers and tables that grow: {nil, nil, nil, nil} has its places.
 
 local PER_CALL = 6
 local LIMIT = '<i8i8I4I4I4s' -- n, window, counter (0: none), rule, whether it only reports, its words
@@ -20,9 +20,8 @@ if now > tonumber(ARGV[1]) then
   return {now}
 end
 local audit, index, seq = KEYS[1], KEYS[2], tonumber(ARGV[2])
-local counters = {unpack(KEYS, 3)}
-local logs, values = read(counters)
-local changed = {} -- by counter: its window
+local logs, values = read(3)
+local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
 local storms = {} -- the denials that have a row
 local rows = {}
@@ -38,12 +37,13 @@ local function decide(limits)
       at_us = newest
     end
   end
-  local alive, held, full, enforced = {}, {}, {}, {}
+  local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
+  local full, enforced, exceeded = {}, {}, {}
   for at = 1, #limits do
     local limit = limits[at]
-    local n, counter = limit[1], limit[3]
+    local n, window, counter = limit[1], limit[2], limit[3]
     if n > 0 and not alive[counter] then
-      alive[counter] = live(logs[counter], limit[2], at_us)
+      alive[counter] = live(logs[counter], window, at_us)
       held[counter] = used(alive[counter])
     end
     if n == 0 or held[counter] + 1 > n then
@@ -53,16 +53,16 @@ local function decide(limits)
       end
     end
   end
-  local exceeded, without_room, smallest = {}, {}, {}
-  for _, at in ipairs(#enforced > 0 and enforced or full) do
-    local limit = limits[at]
-    exceeded[#exceeded + 1] = {at, retry_after(alive[limit[3]], limit[1], limit[2], at_us) or false}
-  end
-  if #enforced > 0 then
-    return false, held, exceeded
-  end
-  for _, at in ipairs(full) do
-    without_room[limits[at][4]] = true
+  local without_room = {}
+  if #full > 0 then
+    for _, at in ipairs(#enforced > 0 and enforced or full) do
+      local limit = limits[at]
+      exceeded[#exceeded + 1] = {at, retry_after(alive[limit[3]], limit[1], limit[2], at_us) or false}
+      without_room[limit[4]] = true
+    end
+    if #enforced > 0 then
+      return false, held, exceeded
+    end
   end
   for at = 1, #limits do
     local limit = limits[at]
@@ -117,7 +117,7 @@ local function with_denials(limits, word, reported, count, exceeded, remembered)
     end
     return count and count + denied[limits[reported][3]]
   end
-  if word == 'allowed' or word == 'would_deny' then
+  if word ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
     for at = 1, #limits do
       denied[limits[at][3]] = 0
     end
@@ -169,17 +169,17 @@ local function limits_of(packed)
   return limits
 end
 
-for first = 3 + #counters, #ARGV - PER_CALL + 1, PER_CALL do
+for first = 1 + #KEYS, #ARGV - PER_CALL + 1, PER_CALL do
   local remembered = ARGV[first + 1] == '' and NOTHING_REMEMBERED or cjson.decode(ARGV[first + 1])
   local word, context, detail = ARGV[first + 2], ARGV[first + 4], ARGV[first + 5]
   local words, is_storm = '', remembered[1][1] == 1
-  local result, count = {false, word, 0, false, false, false}, false
+  local result, count, left, wait = {false, word, 0, false}, false, false, false
   if word == '' then
     local limits = limits_of(ARGV[first])
     local admitted, held, exceeded = decide(limits)
-    local reported, left, wait
+    local reported
     word, reported, count, left, wait = verdict(limits, admitted, held, exceeded)
-    result = {false, word, reported, count, left, wait, unpack(exceeded)}
+    result = #exceeded == 0 and {false, word, reported, count} or {false, word, reported, count, wait, unpack(exceeded)}
     count = with_denials(limits, word, reported, count, exceeded, remembered)
     if reported > 0 then
       words, is_storm = limits[reported][6], remembered[1][reported] == 1
@@ -191,14 +191,13 @@ for first = 3 + #counters, #ARGV - PER_CALL + 1, PER_CALL do
   results[#results + 1] = result
   if is_news(word, context, words, is_storm) then
     seq = seq + 1
-    local left, wait = result[5], result[6]
     rows[#results] = ARGV[first + 3] .. '\n' .. context .. '\n' .. seq .. '\n' .. word .. '\n' .. (count or '') .. '\n'
       .. (left or '') .. '\n' .. (wait and ms_up(wait) or '') .. '\n' .. words .. '\n' .. detail
   end
 end
 
 for counter, window in pairs(changed) do
-  values[counter] = write(index, counters[counter], ARGV[2 + counter], logs[counter], window, now, not values[counter])
+  values[counter] = write(index, KEYS[2 + counter], ARGV[2 + counter], logs[counter], window, now, not values[counter])
 end
 for at, result in ipairs(results) do
   if rows[at] then

@@ -132,10 +132,11 @@ local function unpack_log(value)
   return log
 end
 
-local function read(keys)
-  local logs, values = {}, {}
-  for first = 1, #keys, 1000 do -- unpack has its bounds
-    local some = redis.call('MGET', unpack(keys, first, math.min(first + 999, #keys)))
+-- The logs that the keys from `first` on hold, and their values
+local function read(first)
+  local logs, values = {nil, nil, nil, nil}, {nil, nil, nil, nil}
+  for from = first, #KEYS, 1000 do -- unpack has its bounds
+    local some = redis.call('MGET', unpack(KEYS, from, math.min(from + 999, #KEYS)))
     for at = 1, #some do
       values[#values + 1] = some[at]
       logs[#logs + 1] = unpack_log(some[at])
@@ -144,13 +145,16 @@ local function read(keys)
   return logs, values
 end
 
+local lives = {}
+
 -- A counter's key lives as long as an entry of its log can count; `index` names the counters that there are. Returns the log as
 -- it is stored.
 local function write(index, key, label, log, window, now, is_new)
   local entries = (#log - 1) / 2
   local packed = struct.pack(layout(entries), entries, unpack(log))
-  local ttl_ms = math.ceil((log[#log - 1] + window - now) / 1000) + SLACK_MS
-  redis.call('SET', key, packed .. label, 'PX', text(ttl_ms))
+  local end_us = log[#log - 1] + window
+  lives[end_us] = lives[end_us] or text(life_ms(end_us, now))
+  redis.call('SET', key, packed .. label, LIFE, lives[end_us])
   if is_new then
     redis.call('SADD', index, string.match(key, '%d+$'))
   end

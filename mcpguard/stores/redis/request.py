@@ -60,13 +60,15 @@ def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
 
 def verdict(charge: Charge, told: Sequence[Any]) -> Verdict:
     """What `charge.lua` says of a call."""
-    entry_id, word, reported, count, remaining, wait_us, *exceeded = told
+    entry_id, word, at, count, *rest = told
+    wait_us, *exceeded = rest or (None,)
     limits = charge.plan.reported
+    n = charge.plan.limits[at - 1].n if at else 0
     return Verdict(
         charge.decided or _WORDS[word],
-        limits[reported - 1] if reported else None,
+        limits[at - 1] if at else None,
         count,
-        remaining,
+        None if count is None else max(0, n - count),
         wait_us,
         tuple([(limits[at - 1], wait) for at, wait in exceeded]),
         row=None if entry_id is None else rows.place(entry_id),
