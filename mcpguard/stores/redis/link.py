@@ -5,10 +5,13 @@ and read from it here: the library's way to do so costs a call several times as 
 """
 
 import contextlib
+import select
 import socket
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from hiredis import ProtocolError, Reader, pack_command
@@ -44,17 +47,16 @@ _MOVED: Final = "MOVED"
 
 _INCOMPLETE: Final = object()
 _READ_BYTES: Final = 32 * 1024
+_NEGLIGIBLE_S: Final = 0.001
 
 
 class _Connection(Protocol):
     """What is used of the library's connection, which it leaves without types."""
 
-    is_connected: bool
     _sock: socket.socket
 
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
-    def can_read(self, timeout: float) -> bool: ...
 
 
 class _Wire:
@@ -63,6 +65,8 @@ class _Wire:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self._socket = connection._sock
+        self._waits_s = 0.0
+        self._readable = _readable(self._socket)
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
 
     def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
@@ -70,7 +74,7 @@ class _Wire:
         try:
             end_s = time.monotonic() + timeout_s
             packed = [pack_command(command) for command in commands]  # type: ignore[arg-type]  # its stub means one argument
-            self._socket.settimeout(timeout_s)
+            self._wait_until(end_s)
             self._socket.sendall(b"".join(packed))
             return [self._reply(end_s) for _ in commands]
         except (OSError, ProtocolError) as error:
@@ -79,26 +83,38 @@ class _Wire:
 
     def _reply(self, end_s: float) -> Any:
         while (reply := self._reader.gets()) is _INCOMPLETE:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError
-            self._socket.settimeout(left_s)
+            self._wait_until(end_s)
             data = self._socket.recv(_READ_BYTES)
             if not data:
                 raise ConnectionResetError("the server closed the connection")
             self._reader.feed(data)
         return reply
 
+    def _wait_until(self, end_s: float) -> None:
+        """Let the socket wait no longer. To tell it costs a call of the system, which is not worth less than a millisecond."""
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if abs(left_s - self._waits_s) > _NEGLIGIBLE_S:
+            self._socket.settimeout(left_s)
+            self._waits_s = left_s
+
     @property
     def is_lost(self) -> bool:
         """Whether the server has closed the connection, or says what nobody asked."""
-        try:
-            return not self._connection.is_connected or self._reader.has_data() or self._connection.can_read(timeout=0)
-        except RedisError:
-            return True
+        return self._socket.fileno() < 0 or self._reader.has_data() or bool(self._readable())
 
     def close(self) -> None:
         self._connection.disconnect()
+
+
+def _readable(connected: socket.socket) -> Callable[[], object]:
+    """Tells whether something can be read from a socket now, be it its end. Made once: what asks is asked before every call."""
+    if sys.platform == "win32":
+        return lambda: select.select([connected], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return partial(poll.poll, 0)
 
 
 class Link:

@@ -155,6 +155,9 @@ class RedisStore:
         values, told = self._charge(charges, counters, journal, time_us)
         self._remember(counters, values)
         verdicts = [verdict(charge, one) for charge, one in zip(charges, told, strict=True)]
+        if len(verdicts) == 1 and verdicts[0].forwards:
+            journal.wrote(charges[0], verdicts[0])
+            return verdicts
         rows_there = sum([one.row is not None for one in verdicts])
         if more := journal.rows(charges, verdicts, time_us)[rows_there:]:  # old storms have to go, to make room for new ones
             try:
