@@ -4,7 +4,7 @@
 -- ARGV  for each counter: its window, its label, and the log as JSON, its times relative to now
 
 local now = clock()
-local logs, values = read(2)
+local logs = read(2)
 for at = 1, #KEYS - 1 do
   local window, label, log = tonumber(ARGV[3 * at - 2]), ARGV[3 * at - 1], cjson.decode(ARGV[3 * at])
   for part = 2, #log, 2 do
@@ -12,7 +12,8 @@ for at = 1, #KEYS - 1 do
   end
   local merged = merge(logs[at], log, window)
   if #merged > 0 and merged[#merged - 1] + window > now then
-    write(KEYS[1], KEYS[1 + at], label, merged, window, now, not values[at])
+    name(KEYS[1], KEYS[1 + at], label)
+    write(KEYS[1 + at], merged, window, now)
   end
 end
 return text(now)

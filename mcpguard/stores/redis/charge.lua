@@ -1,25 +1,26 @@
 -- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
 --
 -- KEYS  the audit, the index of counters; then each counter
--- ARGV  the deadline in this server's time, the session's newest row number; then each counter's label; then six for each
---       call: its limits, what the session's journal remembers, its decision if it is decided already, and of its row what
---       comes before the context, the context, and the detail
+-- ARGV  the counters' labels; the deadline in this server's time, the session's newest row number; then two for each call: its
+--       limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal remembers,
+--       and of its row what comes before the context, the context, and the detail
 -- Returns the time; and, unless the deadline has passed, the counters as they are now, and of each call: the id of its row if
 --       it is news, the decision, the limit that is reported (0: none), what its counter holds; and if limits had no room, the
 --       wait, and each of them with its wait.
 --
 -- Every call waits for this. What costs most are texts of numbers and tables that grow: {nil, nil, nil, nil} has its places.
 
-local PER_CALL = 6
+local PER_CALL = 2
+local CALL = 'sssss'
 local LIMIT = '<i8i8I4I4I4s' -- n, window, counter (0: none), rule, whether it only reports, its words
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
 local NOTHING_REMEMBERED = {{}, {}}
 
 local now = clock()
-if now > tonumber(ARGV[1]) then
+if now > tonumber(ARGV[2]) then
   return {now}
 end
-local audit, index, seq = KEYS[1], KEYS[2], tonumber(ARGV[2])
+local audit, index, seq = KEYS[1], KEYS[2], tonumber(ARGV[3])
 local logs, values = read(3)
 local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
@@ -158,20 +159,20 @@ local function limits_of(packed)
   local limits = plans[packed]
   if not limits then
     limits = {}
-    local next = 1
-    while next <= #packed do
-      local limit = {struct.unpack(LIMIT, packed, next)}
+    local from = 1
+    while from <= #packed do
+      local limit = {struct.unpack(LIMIT, packed, from)}
       limits[#limits + 1] = limit
-      next = limit[7]
+      from = limit[7]
     end
     plans[packed] = limits
   end
   return limits
 end
 
-for first = 1 + #KEYS, #ARGV - PER_CALL + 1, PER_CALL do
-  local remembered = ARGV[first + 1] == '' and NOTHING_REMEMBERED or cjson.decode(ARGV[first + 1])
-  local word, context, detail = ARGV[first + 2], ARGV[first + 4], ARGV[first + 5]
+for first = 4, #ARGV - PER_CALL + 1, PER_CALL do
+  local word, told, beginning, context, detail = struct.unpack(CALL, ARGV[first + 1])
+  local remembered = told == '' and NOTHING_REMEMBERED or cjson.decode(told)
   local words, is_storm = '', remembered[1][1] == 1
   local result, count, left, wait = {false, word, 0, false}, false, false, false
   if word == '' then
@@ -191,13 +192,29 @@ for first = 1 + #KEYS, #ARGV - PER_CALL + 1, PER_CALL do
   results[#results + 1] = result
   if is_news(word, context, words, is_storm) then
     seq = seq + 1
-    rows[#results] = ARGV[first + 3] .. '\n' .. context .. '\n' .. seq .. '\n' .. word .. '\n' .. (count or '') .. '\n'
+    rows[#results] = beginning .. '\n' .. context .. '\n' .. seq .. '\n' .. word .. '\n' .. (count or '') .. '\n'
       .. (left or '') .. '\n' .. (wait and ms_up(wait) or '') .. '\n' .. words .. '\n' .. detail
   end
 end
 
+local labels
+
+local function label_of(counter)
+  if not labels then
+    labels = {}
+    local from = 1
+    while from <= #ARGV[1] do
+      labels[#labels + 1], from = struct.unpack('s', ARGV[1], from)
+    end
+  end
+  return labels[counter]
+end
+
 for counter, window in pairs(changed) do
-  values[counter] = write(index, KEYS[2 + counter], ARGV[2 + counter], logs[counter], window, now, not values[counter])
+  if not values[counter] then
+    name(index, KEYS[2 + counter], label_of(counter))
+  end
+  values[counter] = write(KEYS[2 + counter], logs[counter], window, now)
 end
 for at, result in ipairs(results) do
   if rows[at] then

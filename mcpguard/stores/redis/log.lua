@@ -112,7 +112,7 @@ local function merge(log, other, window)
   return #pairs_of <= EXACT and merged or coalesce(merged, math.ceil(window / EXACT))
 end
 
--- A counter as it is stored: how many entries its log has, the log, and the counter's label. The client reads it, too.
+-- A counter as it is stored: how many entries its log has, and the log. The client reads it, too.
 
 local layouts = {}
 
@@ -128,7 +128,7 @@ local function unpack_log(value)
     return {}
   end
   local log = {select(2, struct.unpack(layout(struct.unpack('<I2', value)), value))}
-  log[#log] = nil -- where the label begins
+  log[#log] = nil -- where it ends
   return log
 end
 
@@ -147,16 +147,17 @@ end
 
 local lives = {}
 
--- A counter's key lives as long as an entry of its log can count; `index` names the counters that there are. Returns the log as
--- it is stored.
-local function write(index, key, label, log, window, now, is_new)
+-- A counter's key lives as long as an entry of its log can count. Returns what is stored.
+local function write(key, log, window, now)
   local entries = (#log - 1) / 2
-  local packed = struct.pack(layout(entries), entries, unpack(log))
+  local value = struct.pack(layout(entries), entries, unpack(log))
   local end_us = log[#log - 1] + window
   lives[end_us] = lives[end_us] or text(life_ms(end_us, now))
-  redis.call('SET', key, packed .. label, LIFE, lives[end_us])
-  if is_new then
-    redis.call('SADD', index, string.match(key, '%d+$'))
-  end
-  return packed
+  redis.call('SET', key, value, LIFE, lives[end_us])
+  return value
+end
+
+-- The index has the labels of the counters that there are
+local function name(index, key, label)
+  redis.call('HSET', index, string.match(key, '%d+$'), label)
 end

@@ -8,7 +8,7 @@ from typing import Any, Final
 from mcpguard.core.audit import Journal, compact, fragment
 from mcpguard.core.policy import Counter, Plan
 from mcpguard.core.verdict import Charge, Verdict, Word
-from mcpguard.stores.redis import rows
+from mcpguard.stores.redis import rows, states
 
 _LIMIT: Final = struct.Struct("<qqIII")
 
@@ -20,12 +20,19 @@ _WORDS: Final[dict[bytes, Word]] = {
 }
 
 
-def counters_of(charges: Sequence[Charge]) -> list[Counter]:
+def counters_of(charges: Sequence[Charge]) -> tuple[Counter, ...]:
     """The counters of all charges that are to be decided, each once."""
     if len(charges) == 1:
-        return [] if charges[0].decided is not None else list(charges[0].plan.counters)
+        return () if charges[0].decided is not None else charges[0].plan.counters
     found = {counter.id: counter for charge in charges if charge.decided is None for counter in charge.plan.counters}
-    return list(found.values())
+    return tuple(found.values())
+
+
+@lru_cache(maxsize=512)
+def named(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], str]:
+    """The keys of `charge.lua` in a namespace, and its first argument."""
+    keys = (prefix + "audit", prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
+    return keys, "".join([f"{counter.label}\0" for counter in counters])
 
 
 def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
@@ -34,13 +41,11 @@ def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: J
     told: list[bytes | str] = []
     for charge in charges:
         remembered = journal.remembered(charge, time_us)
+        memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
+        detail = compact(charge.detail) if charge.detail else ""
         told += (
             b"" if charge.decided is not None else _limits(charge.plan, tuple([place[one.id] for one in charge.plan.counters])),
-            "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]]),
-            charge.decided or "",
-            rows.beginning(charge, time_us),
-            charge.context,
-            compact(charge.detail) if charge.detail else "",
+            f"{charge.decided or ''}\0{memory}\0{rows.beginning(charge, time_us)}\0{charge.context}\0{detail}\0",
         )
     return told
 

@@ -1,4 +1,4 @@
-"""Counters as the server keeps them: how many entries a log has, the log, and the label; as `log.lua` has it."""
+"""Counters as the server keeps them: how many entries a log has, and the log; as `log.lua` has it."""
 
 import struct
 from functools import lru_cache
@@ -13,19 +13,19 @@ def prefix(namespace: str) -> str:
     return "{mcpguard:" + quote(namespace) + "}:"
 
 
+def counter_key(prefix: str, counter_id: int) -> str:
+    """The key of a counter's value."""
+    return f"{prefix}counter:{counter_id}"
+
+
 _COUNT: Final = struct.Struct("<H")
 
 
 def log(value: bytes | None) -> State:
-    """The log in a counter's value, with or without its label; None is a counter that there is not."""
+    """The log in a counter's value; None is a counter that there is not."""
     if value is None:
         return EMPTY
     return _layout(_COUNT.unpack_from(value)[0]).unpack_from(value, _COUNT.size)
-
-
-def label(value: bytes) -> str:
-    """The label in a counter's value."""
-    return value[_COUNT.size + _layout(_COUNT.unpack_from(value)[0]).size :].decode()
 
 
 @lru_cache(maxsize=256)

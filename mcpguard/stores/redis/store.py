@@ -25,7 +25,7 @@ from mcpguard.stores.base import Clock, Entry, Held, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.request import arguments, counters_of, verdict
+from mcpguard.stores.redis.request import arguments, counters_of, named, verdict
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.upkeep import Upkeep
 
@@ -93,7 +93,7 @@ class RedisStore:
         return self._prefix + name
 
     def _counter_key(self, key: int) -> str:
-        return f"{self._prefix}counter:{key}"
+        return states.counter_key(self._prefix, key)
 
     def _begin(self, deadline_s: float) -> None:
         """What every connection begins with: will this server do, and what do all who use it share?"""
@@ -172,13 +172,12 @@ class RedisStore:
     ) -> tuple[list[bytes | None], list[Any]]:
         """Let the server decide, within the time that a call has: what the counters are now, and what became of each call."""
         end_s = time.monotonic() + self._timeout_s
-        keys = [self._key("audit"), self._key("counters"), *[self._counter_key(counter.id) for counter in counters]]
-        told: list[bytes | str] = [str(journal.seq), *[counter.label for counter in counters]]
-        told += arguments(charges, counters, journal, time_us)
+        keys, labels = named(self._prefix, tuple(counters))
+        told = [str(journal.seq), *arguments(charges, counters, journal, time_us)]
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
-            server_us, *done = self._run("charge", keys, str(deadline_us), *told, deadline_s=end_s)
+            server_us, *done = self._run("charge", keys, labels, str(deadline_us), *told, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
             if done:
@@ -261,14 +260,13 @@ class RedisStore:
 
     def held(self) -> list[Held]:
         """See `Store`."""
-        keys = self._ask(("SMEMBERS", self._key("counters")))[0]
+        index = self._ask(("HGETALL", self._key("counters")))[0]
         held: list[Held] = []
-        for at in range(0, len(keys), _BATCH):
-            some = [self._counter_key(int(key)) for key in keys[at : at + _BATCH]]
-            values, (seconds, us) = self._ask(("MGET", *some), ("TIME",))
+        for at in range(0, len(index), 2 * _BATCH):
+            some = index[at : at + 2 * _BATCH]
+            values, (seconds, us) = self._ask(("MGET", *(self._counter_key(int(key)) for key in some[::2])), ("TIME",))
             now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
-            for value in filter(None, values):
-                label = states.label(value)
+            for label, value in zip(map(bytes.decode, some[1::2]), values, strict=True):
                 used = limiter.used(limiter.live(states.log(value), policy.window_of(label), now_us))
                 held += [Held(label, used)] if used else []
         return held
@@ -279,7 +277,7 @@ class RedisStore:
         for at in range(0, len(labels), _BATCH):
             ids = [counter_id(label) for label in labels[at : at + _BATCH]]
             keys = [self._counter_key(key) for key in ids]
-            *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("SREM", self._key("counters"), *ids), ("EXEC",))
+            *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
             gone += count
             for key in ids:
                 self._seen.pop(key, None)
