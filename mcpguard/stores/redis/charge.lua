@@ -1,26 +1,28 @@
 -- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
 --
 -- KEYS  the audit, the index of counters; then each counter
--- ARGV  the counters' labels; the deadline in this server's time, the session's newest row number; then two for each call: its
---       limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal remembers,
---       and of its row what comes before the context, the context, and the detail
+-- ARGV  the counters' labels; the deadline in this server's time and the session's newest row number; then two for each call:
+--       its limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal
+--       remembers, and of its row what comes before the context, the context, and the detail
 -- Returns the time; and, unless the deadline has passed, the counters as they are now, and of each call: the id of its row if
 --       it is news, the decision, the limit that is reported (0: none), what its counter holds; and if limits had no room, the
 --       wait, and each of them with its wait.
 --
--- Every call waits for this. What costs most are texts of numbers and tables that grow: {nil, nil, nil, nil} has its places.
+-- Every call waits for this. What costs most are numbers as text and tables that grow: {nil, nil, nil, nil} has its places.
 
 local PER_CALL = 2
 local CALL = 'sssss'
+local NUMBERS = '<i8i8i8i8i8' -- of a row: its number, what is counted, what is left, the wait, how often it is repeated; -1: none
 local LIMIT = '<i8i8I4I4I4s' -- n, window, counter (0: none), rule, whether it only reports, its words
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
 local NOTHING_REMEMBERED = {{}, {}}
 
 local now = clock()
-if now > tonumber(ARGV[2]) then
+local deadline, seq = struct.unpack('<i8i8', ARGV[2])
+if now > deadline then
   return {now}
 end
-local audit, index, seq = KEYS[1], KEYS[2], tonumber(ARGV[3])
+local audit, index = KEYS[1], KEYS[2]
 local logs, values = read(3)
 local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
@@ -170,7 +172,7 @@ local function limits_of(packed)
   return limits
 end
 
-for first = 4, #ARGV - PER_CALL + 1, PER_CALL do
+for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
   local word, told, beginning, context, detail = struct.unpack(CALL, ARGV[first + 1])
   local remembered = told == '' and NOTHING_REMEMBERED or cjson.decode(told)
   local words, is_storm = '', remembered[1][1] == 1
@@ -192,8 +194,8 @@ for first = 4, #ARGV - PER_CALL + 1, PER_CALL do
   results[#results + 1] = result
   if is_news(word, context, words, is_storm) then
     seq = seq + 1
-    rows[#results] = beginning .. '\n' .. context .. '\n' .. seq .. '\n' .. word .. '\n' .. (count or '') .. '\n'
-      .. (left or '') .. '\n' .. (wait and ms_up(wait) or '') .. '\n' .. words .. '\n' .. detail
+    rows[#results] = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
+      .. struct.pack(NUMBERS, seq, count or -1, left or -1, wait and ms_up(wait) or -1, -1)
   end
 end
 

@@ -145,15 +145,17 @@ local function read(first)
   return logs, values
 end
 
-local lives = {}
+local life, life_end -- the last one: counters of one call often have the same
 
 -- A counter's key lives as long as an entry of its log can count. Returns what is stored.
 local function write(key, log, window, now)
   local entries = (#log - 1) / 2
   local value = struct.pack(layout(entries), entries, unpack(log))
   local end_us = log[#log - 1] + window
-  lives[end_us] = lives[end_us] or text(life_ms(end_us, now))
-  redis.call('SET', key, value, LIFE, lives[end_us])
+  if end_us ~= life_end then
+    life, life_end = text(life_ms(end_us, now)), end_us
+  end
+  redis.call('SET', key, value, LIFE, life)
   return value
 end
 

@@ -35,6 +35,10 @@ def named(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], 
     return keys, "".join([f"{counter.label}\0" for counter in counters])
 
 
+deadline: Final = struct.Struct("<qq").pack
+"""The second argument: when the server may no more begin to decide, in its own time, and the session's newest row number."""
+
+
 def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
     """What `charge.lua` is told of each call."""
     place = {counter.id: at for at, counter in enumerate(counters, 1)}

@@ -25,7 +25,7 @@ from mcpguard.stores.base import Clock, Entry, Held, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.request import arguments, counters_of, named, verdict
+from mcpguard.stores.redis.request import arguments, counters_of, deadline, named, verdict
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.upkeep import Upkeep
 
@@ -173,11 +173,11 @@ class RedisStore:
         """Let the server decide, within the time that a call has: what the counters are now, and what became of each call."""
         end_s = time.monotonic() + self._timeout_s
         keys, labels = named(self._prefix, tuple(counters))
-        told = [str(journal.seq), *arguments(charges, counters, journal, time_us)]
+        told = arguments(charges, counters, journal, time_us)
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
-            server_us, *done = self._run("charge", keys, labels, str(deadline_us), *told, deadline_s=end_s)
+            server_us, *done = self._run("charge", keys, labels, deadline(deadline_us, journal.seq), *told, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
             if done:
