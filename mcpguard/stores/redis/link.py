@@ -71,15 +71,17 @@ class _Wire:
 
     def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         """The replies to commands. After a failure there is no connection: what came now would answer an old question."""
+        end_s = time.monotonic() + timeout_s
+        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
-            end_s = time.monotonic() + timeout_s
-            packed = [pack_command(command) for command in commands]  # type: ignore[arg-type]  # its stub means one argument
             self._wait_until(end_s)
-            self._socket.sendall(b"".join(packed))
+            self._socket.sendall(packed)
             return [self._reply(end_s) for _ in commands]
-        except (OSError, ProtocolError) as error:
+        except BaseException as error:
             self.close()
-            raise (TimedOut if isinstance(error, TimeoutError) else ConnectionLost)(str(error)) from error
+            if isinstance(error, OSError | ProtocolError):
+                raise (TimedOut if isinstance(error, TimeoutError) else ConnectionLost)(str(error)) from error
+            raise
 
     def _reply(self, end_s: float) -> Any:
         while (reply := self._reader.gets()) is _INCOMPLETE:
@@ -91,7 +93,7 @@ class _Wire:
         return reply
 
     def _wait_until(self, end_s: float) -> None:
-        """Let the socket wait no longer. To tell it costs a call of the system, which is not worth less than a millisecond."""
+        """Let the socket wait no longer. Telling it costs a call of the system, so that what is negligible is not told."""
         left_s = end_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError

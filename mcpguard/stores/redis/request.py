@@ -69,16 +69,15 @@ def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
 
 def verdict(charge: Charge, told: Sequence[Any]) -> Verdict:
     """What `charge.lua` says of a call."""
-    entry_id, word, at, count, *rest = told
-    wait_us, *exceeded = rest or (None,)
+    entry_id, word, at, count = told[:4]
+    wait_us, *exceeded = told[4:] or (None,)
     limits = charge.plan.reported
-    n = charge.plan.limits[at - 1].n if at else 0
     return Verdict(
         charge.decided or _WORDS[word],
         limits[at - 1] if at else None,
         count,
-        None if count is None else max(0, n - count),
+        None if count is None else max(0, charge.plan.limits[at - 1].n - count),
         wait_us,
-        tuple([(limits[at - 1], wait) for at, wait in exceeded]),
+        tuple([(limits[one - 1], wait) for one, wait in exceeded]),
         row=None if entry_id is None else rows.place(entry_id),
     )
