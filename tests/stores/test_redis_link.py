@@ -1,5 +1,6 @@
 """The bytes between a store and its server: pieces, time-outs, and what nobody asked."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -34,7 +35,8 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
             with listening, listening.accept()[0] as link:
                 link.settimeout(ENOUGH_S)
                 does(link)
-                assert link.recv(1) == b""
+                with contextlib.suppress(ConnectionResetError):  # it has not read all of it
+                    assert link.recv(1) == b""
 
         threads.append(threading.Thread(target=serve))
         threads[0].start()
