@@ -4,9 +4,9 @@
 -- ARGV  the counters' labels; the deadline in this server's time and the session's newest row number; then two for each call:
 --       its limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal
 --       remembers, and of its row what comes before the context, the context, and the detail
--- Returns the time; and, unless the deadline has passed, the counters as they are now, and of each call: the id of its row if
---       it is news, the decision, the limit that is reported (0: none), what its counter holds; and if limits had no room, the
---       wait, and each of them with its wait.
+-- Returns the time; and, unless the deadline has passed, each counter as it is now, and of each call: the id of its row if it is
+--       news, the decision, the limit that is reported (0: none), what its counter holds, the wait, and how many limits had
+--       no room, which follow with their waits. All in one table, for a server looks at each for a while.
 --
 -- Every call waits for this. What costs most are numbers as text and tables that grow: {nil, nil, nil, nil} has its places.
 
@@ -27,8 +27,11 @@ local logs, values = read(3)
 local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
 local storms = {} -- the denials that have a row
-local rows = {}
-local results = {}
+local rows = {} -- by the place of their id in the reply
+local reply = {now, nil, nil, nil, nil, nil, nil, nil, nil, nil}
+for at = 1, #values do
+  reply[1 + at] = values[at]
+end
 
 -- core/limiter.decide
 local function decide(limits)
@@ -176,14 +179,13 @@ for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
   local word, told, beginning, context, detail = struct.unpack(CALL, ARGV[first + 1])
   local remembered = told == '' and NOTHING_REMEMBERED or cjson.decode(told)
   local words, is_storm = '', remembered[1][1] == 1
-  local result, count, left, wait = {false, word, 0, false}, false, false, false
+  local reported, held, count, left, wait, exceeded = 0, false, false, false, false, {}
   if word == '' then
     local limits = limits_of(ARGV[first])
-    local admitted, held, exceeded = decide(limits)
-    local reported
-    word, reported, count, left, wait = verdict(limits, admitted, held, exceeded)
-    result = #exceeded == 0 and {false, word, reported, count} or {false, word, reported, count, wait, unpack(exceeded)}
-    count = with_denials(limits, word, reported, count, exceeded, remembered)
+    local admitted, before
+    admitted, before, exceeded = decide(limits)
+    word, reported, held, left, wait = verdict(limits, admitted, before, exceeded)
+    count = with_denials(limits, word, reported, held, exceeded, remembered)
     if reported > 0 then
       words, is_storm = limits[reported][6], remembered[1][reported] == 1
     end
@@ -191,10 +193,15 @@ for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
       detail = with_exceeded(detail, limits, exceeded)
     end
   end
-  results[#results + 1] = result
+  local place = #reply + 1
+  reply[place], reply[place + 1], reply[place + 2] = false, word, reported
+  reply[place + 3], reply[place + 4], reply[place + 5] = held, wait, #exceeded
+  for at, one in ipairs(exceeded) do
+    reply[place + 4 + 2 * at], reply[place + 5 + 2 * at] = one[1], one[2]
+  end
   if is_news(word, context, words, is_storm) then
     seq = seq + 1
-    rows[#results] = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
+    rows[place] = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, left or -1, wait and ms_up(wait) or -1, -1)
   end
 end
@@ -216,11 +223,11 @@ for counter, window in pairs(changed) do
   if not values[counter] then
     name(index, KEYS[2 + counter], label_of(counter))
   end
-  values[counter] = write(KEYS[2 + counter], logs[counter], window, now)
+  reply[1 + counter] = write(KEYS[2 + counter], logs[counter], window, now)
 end
-for at, result in ipairs(results) do
-  if rows[at] then
-    result[1] = redis.call('XADD', audit, '*', 'row', rows[at])
+for place = 2 + #values, #reply do
+  if rows[place] then
+    reply[place] = redis.call('XADD', audit, '*', 'row', rows[place])
   end
 end
-return {now, values, results}
+return reply

@@ -10,6 +10,9 @@ from mcpguard.core.policy import Counter, Plan
 from mcpguard.core.verdict import Charge, Verdict, Word
 from mcpguard.stores.redis import rows, states
 
+_TOLD: Final = 6
+"""What the script says of each call, beside the limits that had no room."""
+
 _LIMIT: Final = struct.Struct("<qqIII")
 
 _WORDS: Final[dict[bytes, Word]] = {
@@ -67,17 +70,22 @@ def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
     )
 
 
-def verdict(charge: Charge, told: Sequence[Any]) -> Verdict:
-    """What `charge.lua` says of a call."""
-    entry_id, word, at, count = told[:4]
-    wait_us, *exceeded = told[4:] or (None,)
-    limits = charge.plan.reported
-    return Verdict(
-        charge.decided or _WORDS[word],
-        limits[at - 1] if at else None,
-        count,
-        None if count is None else max(0, charge.plan.limits[at - 1].n - count),
-        wait_us,
-        tuple([(limits[one - 1], wait) for one, wait in exceeded]),
-        row=None if entry_id is None else rows.place(entry_id),
-    )
+def verdicts_of(charges: Sequence[Charge], told: Sequence[Any]) -> list[Verdict]:
+    """What `charge.lua` says of each call."""
+    found: list[Verdict] = []
+    here = 0
+    for charge in charges:
+        entry_id, word, at, count, wait_us, full = told[here : here + _TOLD]
+        here += _TOLD + 2 * full
+        limits = charge.plan.reported
+        one = Verdict(charge.decided or _WORDS[word], row=None if entry_id is None else rows.place(entry_id))
+        if at:
+            one.reported = limits[at - 1]
+            one.count = count
+            one.remaining = None if count is None else max(0, charge.plan.limits[at - 1].n - count)
+        if full:
+            exceeded = told[here - 2 * full : here]
+            one.retry_after_us = wait_us
+            one.exceeded = tuple([(limits[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
+        found.append(one)
+    return found

@@ -25,7 +25,7 @@ from mcpguard.stores.base import Clock, Entry, Held, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.request import arguments, counters_of, deadline, named, verdict
+from mcpguard.stores.redis.request import arguments, counters_of, deadline, named, verdicts_of
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.upkeep import Upkeep
 
@@ -154,7 +154,7 @@ class RedisStore:
         counters = counters_of(charges)
         values, told = self._charge(charges, counters, journal, time_us)
         self._remember(counters, values)
-        verdicts = [verdict(charge, one) for charge, one in zip(charges, told, strict=True)]
+        verdicts = verdicts_of(charges, told)
         if len(verdicts) == 1 and verdicts[0].forwards:
             journal.wrote(charges[0], verdicts[0])
             return verdicts
@@ -180,8 +180,8 @@ class RedisStore:
             server_us, *done = self._run("charge", keys, labels, deadline(deadline_us, journal.seq), *told, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
-            if done:
-                return done[0], done[1]
+            if done or not charges:
+                return done[: len(counters)], done[len(counters) :]
             # Its clock runs ahead of what we thought: it has charged nothing, and now we know its time
         raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
 
