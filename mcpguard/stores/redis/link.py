@@ -69,9 +69,8 @@ class _Wire:
         self._readable = _readable(self._socket)
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
 
-    def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+    def ask(self, commands: Sequence[Command], end_s: float) -> list[Any]:
         """The replies to commands. After a failure there is no connection: what came now would answer an old question."""
-        end_s = time.monotonic() + timeout_s
         packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
             self._wait_until(end_s)
@@ -210,10 +209,7 @@ class Link:
 
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         try:
-            timeout_s = self._left_s(deadline_s)
-            if timeout_s <= 0:
-                raise TimedOut("no time is left")
-            return wire.ask(commands, timeout_s)
+            return wire.ask(commands, min(deadline_s, time.monotonic() + self._timeout_s))
         except RedisError as error:
             raise self._unavailable(error) from error
 
