@@ -38,9 +38,8 @@ local function decide(limits)
   local at_us = now
   for at = 1, #limits do
     local log = logs[limits[at][3]]
-    local newest = log and log[#log - 1]
-    if newest and newest > at_us then
-      at_us = newest
+    if log and log[NEWEST] > at_us then
+      at_us = log[NEWEST]
     end
   end
   local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
@@ -48,7 +47,7 @@ local function decide(limits)
   for at = 1, #limits do
     local limit = limits[at]
     local n, window, counter = limit[1], limit[2], limit[3]
-    if n > 0 and not alive[counter] then
+    if n > 0 and not held[counter] then
       alive[counter] = live(logs[counter], window, at_us)
       held[counter] = used(alive[counter])
     end

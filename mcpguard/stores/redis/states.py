@@ -1,7 +1,6 @@
-"""Counters as the server keeps them: how many entries a log has, and the log; as `log.lua` has it."""
+"""Counters as the server keeps them, which is as `log.lua` has it: the newest entry of the log before all others."""
 
 import struct
-from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -18,16 +17,14 @@ def counter_key(prefix: str, counter_id: int) -> str:
     return f"{prefix}counter:{counter_id}"
 
 
-_COUNT: Final = struct.Struct("<H")
+_HEAD: Final = struct.Struct("<qqIq")
+_ENTRY: Final = struct.Struct("<qI")
 
 
 def log(value: bytes | None) -> State:
     """The log in a counter's value; None is a counter that there is not."""
     if value is None:
         return EMPTY
-    return _layout(_COUNT.unpack_from(value)[0]).unpack_from(value, _COUNT.size)
-
-
-@lru_cache(maxsize=256)
-def _layout(entries: int) -> struct.Struct:
-    return struct.Struct("<q" + "qI" * entries)
+    opened_us, newest_us, cost, _ = _HEAD.unpack_from(value)
+    closed = [part for entry in _ENTRY.iter_unpack(value[_HEAD.size :]) for part in entry]
+    return (opened_us, *closed, newest_us, cost)
