@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
 from mcpguard.stores.address import Address, Options, address
+from mcpguard.stores.files import named_path
 
 if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.jwt_settings import JwtSettings
@@ -115,7 +117,7 @@ def folders(environ: Mapping[str, str]) -> Folders:
     """
     home = environ.get("MCPGUARD_HOME")
     if home:
-        place = Path(home).expanduser().absolute()
+        place = named_path(home, where="MCPGUARD_HOME")
         return Folders(place, place)
     from platformdirs import PlatformDirs
 
@@ -157,7 +159,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     """
     places = folders(environ)
     named = options.get("config") or environ.get("MCPGUARD_CONFIG")
-    file = Path(named).expanduser().absolute() if named else places.config_file
+    option = "--config" if options.get("config") else "MCPGUARD_CONFIG"
+    file = named_path(named, where=option) if named else places.config_file
     values = _read(file, places.state, must_exist=bool(named))
     if "jwt" in values:
         _refuse_another_user(file, values, {"--user": options.get("user"), "MCPGUARD_USER": environ.get("MCPGUARD_USER")})
@@ -167,9 +170,13 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
             values[key] = given
     if values.get("denials") not in (None, *_CHOICES["denials"]):
         raise ConfigError(f"denials: {values['denials']!r} is neither", "error or result")
+    for key in ("user", "agent"):
+        if holds_token(str(values.get(key))):  # it would stand in every audit row
+            raise ConfigError(f"{key} holds a token where a name belongs", "only [identity.jwt] takes users from tokens")
     policy = values.pop("policy", None)
+    option = "--policy" if options.get("policy") else "MCPGUARD_POLICY"
     return Settings(
-        policy=Path(str(policy)).expanduser().absolute() if policy else places.policy_file,
+        policy=named_path(str(policy), where=option) if policy else places.policy_file,
         policy_named=policy is not None,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         **({"store": f"sqlite:///{quote(places.database.as_posix().lstrip('/'), safe='/:')}"} | values),  # type: ignore[arg-type]
