@@ -2,16 +2,14 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
-from mcpguard.stores.address import Address, Options, address
+from mcpguard.stores.address import Address, Options, SqliteAddress, address
 from mcpguard.stores.files import named_path
 
 if TYPE_CHECKING:  # loaded where it is configured
@@ -26,7 +24,8 @@ class Settings:
     Attributes:
         policy: The policy file.
         policy_named: Whether somebody named it: then it must exist.
-        store: The store's URL.
+        database: The account's own store.
+        store: The URL of another one; empty if there is none.
         store_password: Its password, if that does not stand in the URL.
         namespace: Counters and audit are per namespace.
         timeout_ms: How long a call waits for the store.
@@ -41,7 +40,8 @@ class Settings:
 
     policy: Path
     policy_named: bool
-    store: str
+    database: Path
+    store: str = ""
     store_password: str = field(default="", repr=False)
     namespace: str = "default"
     timeout_ms: int = 250
@@ -65,7 +65,7 @@ class Settings:
         Raises:
             ConfigError: The URL names no store.
         """
-        return address(self.store, self.store_password)
+        return address(self.store, self.store_password) if self.store else SqliteAddress(self.database)
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store that the settings name; it is made if it is missing.
@@ -178,8 +178,9 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     return Settings(
         policy=named_path(str(policy), where=option) if policy else places.policy_file,
         policy_named=policy is not None,
+        database=places.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
-        **({"store": f"sqlite:///{quote(places.database.as_posix().lstrip('/'), safe='/:')}"} | values),  # type: ignore[arg-type]
+        **values,  # type: ignore[arg-type]
     )
 
 
@@ -221,7 +222,10 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
 
 def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        import tomllib  # loaded before the server is started, so only where there is a file
+
+        return tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None

@@ -30,7 +30,8 @@ def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path
     assert load({"MCPGUARD_HOME": str(tmp_path)}) == Settings(
         policy=tmp_path / "policy.toml",
         policy_named=False,
-        store=f"sqlite://{tmp_path}/mcpguard.db",
+        database=tmp_path / "mcpguard.db",
+        store="",
         namespace="default",
         timeout_ms=250,
         on_unavailable="local",
@@ -70,6 +71,7 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
     assert loaded(tmp_path, text) == Settings(
         policy=tmp_path / "policy.toml",
         policy_named=False,
+        database=tmp_path / "mcpguard.db",
         store="sqlite:///elsewhere/x.db",
         namespace="team",
         timeout_ms=100,
