@@ -230,7 +230,7 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
         verdict.decision,
         charge.context,
         fragment(verdict.reported) if verdict.reported else None,
-        _cut_id(charge.request_id),
+        cut_id(charge.request_id),
         charge.args_hash,
         charge.trace_id,
         verdict.count,
@@ -246,7 +246,8 @@ def session_of(row: Row) -> str:
     return str(json.loads(row.context).get("session", ""))
 
 
-def _cut_id(request_id: str | None) -> str | None:
+def cut_id(request_id: str | None) -> str | None:
+    """A request's id as a row has it."""
     return cut(request_id) if request_id and len(request_id) > _MAX_ID_CHARS else request_id
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.audit import Journal, Outcome, Row
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
@@ -88,7 +88,7 @@ def test_counters_that_have_expired_are_dropped_from_the_index(server: Server, o
     gone, kept = (key for key in keys(server) if ":counter:" in key)
     server.command("DEL", gone)
     session.store.tend()
-    members = server.command("SMEMBERS", "{mcpguard:default}:counters")
+    members = server.command("HKEYS", "{mcpguard:default}:counters")
     assert kept.rpartition(":")[2].encode() in members
     assert gone.rpartition(":")[2].encode() not in members
 
@@ -204,3 +204,15 @@ def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_p
         store = RedisStore(server.address)
         assert store.warnings == ()
         store.close()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(1, 2, "allowed", "{}"),
+        Row(1, 2, "rate_limited", '{"é":1}', "{}", '"é"', b"\n\x00\xff", "ab", 0, 0, 0, 0, '{"x":"\\n"}'),
+    ],
+)
+def test_a_row_is_read_as_it_was_written_whatever_a_later_program_puts_beside_it(row: Row) -> None:
+    name, value = rows.fields(row)
+    assert rows.row([b"later", b"x\ny", name.encode(), value]) == row

@@ -1,5 +1,6 @@
 """How a server is reached: with a password, as a user with few rights, encrypted, by a socket, in a cluster."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,8 +202,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             address(f"rediss://host?{name}=%00")
 
 
-def test_without_the_client_library_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+@pytest.mark.parametrize("missing", ["redis", "hiredis"])
+def test_without_the_client_library_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else there(name))
     with pytest.raises(ConfigError) as caught:
         address("redis://host")
     assert caught.value.hint == "pip install 'mcpguard-cli[redis]'"

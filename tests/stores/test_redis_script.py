@@ -187,3 +187,53 @@ def test_what_is_adopted_is_merged_like_the_pure_functions_merge_it(
         assert alive[0] == alive[1]
     pair.store.close()
     server.command("FLUSHALL")
+
+
+def test_entries_a_grain_apart_stay_two_and_closer_ones_become_one(server: Server) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    grain_us = 1_000_000 // limiter.EXACT
+    for entries, apart_us in ((limiter.EXACT + 1, grain_us), (limiter.EXACT + 1, grain_us - 1)):
+        log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
+        for store in (pair.store, pair.reference):
+            store.adopt([(counter, log)])
+        assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
+    pair.store.close()
+
+
+def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
+    for pass_us in (0, 400_000, 599_999, 1, 399_999, 1):
+        pair.take(Step(pass_us, [(0, False, None)]), [plan])
+    assert [entry.record["decision"] for entry in pair.store.entries()].count("allowed") == 4
+    assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
+    pair.store.close()
+
+
+def test_a_call_that_is_closed_leaves_alone_how_often_others_were_denied(server: Server) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    one = Limit(1, 1_000_000, 0)
+    reported, closed = Reported("tool", "r", 1, "1s"), Reported("tool", "closed", None, None)
+    plans = [
+        Plan((one,), (reported,), (counter,)),
+        Plan((one, Limit(0, 0, -1, 1)), (reported, closed), (counter,)),
+        Plan((one,), (reported,), (counter,)),
+    ]
+    pair.take(Step(0, [(which, False, None) for which in (0, 0, 1, 2)]), plans)
+    rows = [entry.record for entry in pair.store.entries()]
+    assert rows == [entry.record for entry in pair.reference.entries()]
+    assert [row.get("count") for row in rows] == [1, 2, None, 3]
+    pair.store.close()
+
+
+def test_what_was_seen_last_of_a_counter_is_what_the_server_keeps(server: Server) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
+    for _ in range(3):
+        pair.take(Step(1, [(0, False, None)]), [plan])
+        assert pair.store.last_seen() == ({1: pair.memory.states[1]}, pair.time())
+    pair.store.close()

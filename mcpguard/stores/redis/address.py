@@ -114,7 +114,7 @@ def parse(url: str, password: str = "") -> RedisAddress:
         raise _wrong("no server" if scheme != "unix" else "a unix:// URL is a path", "unix:///run/redis.sock or " + EXAMPLE)
     if scheme == "unix" and sys.platform == "win32":
         raise _wrong("unix:// is not for Windows", EXAMPLE)
-    if importlib.util.find_spec("redis") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("redis", "hiredis")):
         raise ConfigError("the store is a Redis server, and its client is not installed", "pip install 'mcpguard-cli[redis]'")
     return RedisAddress(
         scheme,

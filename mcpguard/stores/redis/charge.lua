@@ -1,42 +1,54 @@
 -- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
 --
 -- KEYS  the audit, the index of counters; then each counter
--- ARGV  the deadline in this server's time, wall-clock time for the rows, the session's newest row number; then each
---       counter's label; then eight for each call: its plan, what the session's journal remembers, its decision if it is
---       decided already, and its row's context, request id, hash of arguments, trace id and detail
--- Returns the time; and, unless the deadline has passed, the counters as they were and the ids of the rows, one for each
---       call that is news.
+-- ARGV  the counters' labels; the deadline in this server's time and the session's newest row number; then two for each call:
+--       its limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal
+--       remembers, and of its row what comes before the context, the context, and the detail
+-- Returns the time; and, unless the deadline has passed, each counter as it is now, and of each call: the id of its row if it is
+--       news, the decision, the limit that is reported (0: none), what its counter holds, the wait, and how many limits had
+--       no room, which follow with their waits. All in one table, for a server looks at each for a while.
+--
+-- Every call waits for this. What costs most are numbers as text and tables that grow: {nil, nil, nil, nil} has its places.
 
-local PER_CALL = 8
+local PER_CALL = 2
+local CALL = 'sssss'
+local NUMBERS = '<i8i8i8i8i8' -- of a row: its number, what is counted, what is left, the wait, how often it is repeated; -1: none
+local LIMIT = '<i8i8I4I4I4s' -- n, window, counter (0: none), rule, whether it only reports, its words
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
+local NOTHING_REMEMBERED = {{}, {}}
 
 local now = clock()
-if now > tonumber(ARGV[1]) then
-  return {text(now)}
+local deadline, seq = struct.unpack('<i8i8', ARGV[2])
+if now > deadline then
+  return {now}
 end
 local audit, index = KEYS[1], KEYS[2]
-local wall, seq = ARGV[2], tonumber(ARGV[3])
-local counters = {unpack(KEYS, 3)}
-local logs, values = read(counters)
-local changed = {} -- by counter: its window
+local logs, values = read(3)
+local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
 local storms = {} -- the denials that have a row
-local rows = {}
+local rows = {} -- by the place of their id in the reply
+local reply = {now, nil, nil, nil, nil, nil, nil, nil, nil, nil}
+for at = 1, #values do
+  reply[1 + at] = values[at]
+end
 
--- core/limiter.decide. A limit is {n, window, counter, rule, whether it only reports, its words}.
+-- core/limiter.decide
 local function decide(limits)
   local at_us = now
-  for _, limit in ipairs(limits) do
-    local log = logs[limit[3]]
-    if log and #log > 0 and log[#log - 1] > at_us then
-      at_us = log[#log - 1]
+  for at = 1, #limits do
+    local log = logs[limits[at][3]]
+    if log and log[NEWEST] > at_us then
+      at_us = log[NEWEST]
     end
   end
-  local alive, held, full, enforced = {}, {}, {}, {}
-  for at, limit in ipairs(limits) do
-    local n, counter = limit[1], limit[3]
-    if n > 0 and not alive[counter] then
-      alive[counter] = live(logs[counter], limit[2], at_us)
+  local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
+  local full, enforced, exceeded = {}, {}, {}
+  for at = 1, #limits do
+    local limit = limits[at]
+    local n, window, counter = limit[1], limit[2], limit[3]
+    if n > 0 and not held[counter] then
+      alive[counter] = live(logs[counter], window, at_us)
       held[counter] = used(alive[counter])
     end
     if n == 0 or held[counter] + 1 > n then
@@ -46,19 +58,19 @@ local function decide(limits)
       end
     end
   end
-  local exceeded = {}
-  for _, at in ipairs(#enforced > 0 and enforced or full) do
+  local without_room = {}
+  if #full > 0 then
+    for _, at in ipairs(#enforced > 0 and enforced or full) do
+      local limit = limits[at]
+      exceeded[#exceeded + 1] = {at, retry_after(alive[limit[3]], limit[1], limit[2], at_us) or false}
+      without_room[limit[4]] = true
+    end
+    if #enforced > 0 then
+      return false, held, exceeded
+    end
+  end
+  for at = 1, #limits do
     local limit = limits[at]
-    exceeded[#exceeded + 1] = {at, retry_after(alive[limit[3]] or {}, limit[1], limit[2], at_us)}
-  end
-  if #enforced > 0 then
-    return false, held, exceeded
-  end
-  local without_room, smallest = {}, {}
-  for _, at in ipairs(full) do
-    without_room[limits[at][4]] = true
-  end
-  for _, limit in ipairs(limits) do
     local other = smallest[limit[3]]
     if limit[1] > 0 and not without_room[limit[4]] and (not other or limit[1] < other[1]) then
       smallest[limit[3]] = limit
@@ -74,25 +86,25 @@ end
 -- core/verdict.verdict: the decision's word, the limit that is reported, what its counter holds, what is left, the wait
 local function verdict(limits, admitted, held, exceeded)
   if #exceeded == 0 then
-    local tightest, left
-    for at, limit in ipairs(limits) do
-      local rest = limit[1] - held[limit[3]] - 1
-      if not tightest or rest < left then
+    local tightest, left = 0, false
+    for at = 1, #limits do
+      local rest = limits[at][1] - held[limits[at][3]] - 1
+      if not left or rest < left then
         tightest, left = at, rest
       end
     end
-    return 'allowed', tightest, tightest and held[limits[tightest][3]] + 1, left, nil
+    return 'allowed', tightest, tightest > 0 and held[limits[tightest][3]] + 1, left, false
   end
-  local longest, wait
-  for at, one in ipairs(exceeded) do
-    if at == 1 or (wait and (not one[2] or one[2] > wait)) then
+  local longest, wait = exceeded[1][1], exceeded[1][2]
+  for _, one in ipairs(exceeded) do
+    if wait and (not one[2] or one[2] > wait) then
       longest, wait = one[1], one[2]
     end
   end
   local n, count = limits[longest][1], held[limits[longest][3]]
   local word = admitted and 'would_deny' or wait and 'rate_limited' or 'denied'
   if n == 0 then
-    return word, longest, nil, nil, wait
+    return word, longest, false, false, wait
   end
   return word, longest, count, math.max(0, n - count), wait
 end
@@ -110,9 +122,9 @@ local function with_denials(limits, word, reported, count, exceeded, remembered)
     end
     return count and count + denied[limits[reported][3]]
   end
-  if word == 'allowed' or word == 'would_deny' then
-    for _, limit in ipairs(limits) do
-      denied[limit[3]] = 0
+  if word ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
+    for at = 1, #limits do
+      denied[limits[at][3]] = 0
     end
   end
   return count
@@ -132,7 +144,7 @@ local function is_news(word, context, words, is_storm)
 end
 
 local function ms_up(us)
-  return text(math.ceil(us / 1000))
+  return math.ceil(us / 1000)
 end
 
 local function with_exceeded(detail, limits, exceeded)
@@ -147,46 +159,74 @@ end
 
 local plans = {}
 
-local function plan_of(json)
-  if not plans[json] then
-    plans[json] = cjson.decode(json)
+local function limits_of(packed)
+  local limits = plans[packed]
+  if not limits then
+    limits = {}
+    local from = 1
+    while from <= #packed do
+      local limit = {struct.unpack(LIMIT, packed, from)}
+      limits[#limits + 1] = limit
+      from = limit[7]
+    end
+    plans[packed] = limits
   end
-  return plans[json]
+  return limits
 end
 
-for first = 4 + #counters, #ARGV - PER_CALL + 1, PER_CALL do
-  local limits = plan_of(ARGV[first])
-  local remembered = ARGV[first + 1] == '' and {{}, {}} or cjson.decode(ARGV[first + 1])
-  local word, context, detail = ARGV[first + 2], ARGV[first + 3], ARGV[first + 7]
+for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
+  local word, told, beginning, context, detail = struct.unpack(CALL, ARGV[first + 1])
+  local remembered = told == '' and NOTHING_REMEMBERED or cjson.decode(told)
   local words, is_storm = '', remembered[1][1] == 1
-  local reported, count, left, wait
+  local reported, held, count, left, wait, exceeded = 0, false, false, false, false, {}
   if word == '' then
-    local admitted, held, exceeded = decide(limits)
-    word, reported, count, left, wait = verdict(limits, admitted, held, exceeded)
-    count = with_denials(limits, word, reported, count, exceeded, remembered)
-    if reported then
+    local limits = limits_of(ARGV[first])
+    local admitted, before
+    admitted, before, exceeded = decide(limits)
+    word, reported, held, left, wait = verdict(limits, admitted, before, exceeded)
+    count = with_denials(limits, word, reported, held, exceeded, remembered)
+    if reported > 0 then
       words, is_storm = limits[reported][6], remembered[1][reported] == 1
     end
     if #exceeded > 1 then
       detail = with_exceeded(detail, limits, exceeded)
     end
   end
+  local place = #reply + 1
+  reply[place], reply[place + 1], reply[place + 2] = false, word, reported
+  reply[place + 3], reply[place + 4], reply[place + 5] = held, wait, #exceeded
+  for at, one in ipairs(exceeded) do
+    reply[place + 4 + 2 * at], reply[place + 5 + 2 * at] = one[1], one[2]
+  end
   if is_news(word, context, words, is_storm) then
     seq = seq + 1
-    rows[#rows + 1] = {
-      'time_us', wall, 'seq', text(seq), 'decision', word, 'context', context, 'reported', words,
-      'request_id', ARGV[first + 4], 'args_hash', ARGV[first + 5], 'trace_id', ARGV[first + 6],
-      'counted', count and text(count) or '', 'remaining', left and text(left) or '',
-      'retry_after_ms', wait and ms_up(wait) or '', 'repeats', '', 'detail', detail,
-    }
+    rows[place] = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
+      .. struct.pack(NUMBERS, seq, count or -1, left or -1, wait and ms_up(wait) or -1, -1)
   end
 end
 
+local labels
+
+local function label_of(counter)
+  if not labels then
+    labels = {}
+    local from = 1
+    while from <= #ARGV[1] do
+      labels[#labels + 1], from = struct.unpack('s', ARGV[1], from)
+    end
+  end
+  return labels[counter]
+end
+
 for counter, window in pairs(changed) do
-  write(index, counters[counter], ARGV[3 + counter], logs[counter], window, now, not values[counter])
+  if not values[counter] then
+    name(index, KEYS[2 + counter], label_of(counter))
+  end
+  reply[1 + counter] = write(KEYS[2 + counter], logs[counter], window, now)
 end
-local ids = {}
-for at, row in ipairs(rows) do
-  ids[at] = redis.call('XADD', audit, '*', unpack(row))
+for place = 2 + #values, #reply do
+  if rows[place] then
+    reply[place] = redis.call('XADD', audit, '*', 'row', rows[place])
+  end
 end
-return {text(now), values, ids}
+return reply

@@ -1,19 +1,23 @@
 """A connection to a server: commands in, replies out, each wait bounded, and every failure one line for people.
 
-Of the client library only the connection is used, which knows sockets, TLS and authentication: its commands cost a call
-several times what the bytes do, and its retries would charge twice.
+Of the client library only the connection is used, which knows sockets, TLS and authentication. Bytes are written to its socket
+and read from it here: the library's way to do so costs a call several times as much, and its retries would charge twice.
 """
 
 import contextlib
+import select
 import socket
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
+from hiredis import ProtocolError, Reader, pack_command
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import AuthenticationError, MovedError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
@@ -21,7 +25,7 @@ from redis.retry import Retry
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.redis.address import RedisAddress
 
-Command = Sequence[bytes | str | int]
+Command = tuple[bytes | str | int, ...]
 
 _MAX_MOVES: Final = 3
 """Nodes of a cluster that may send us on to another one."""
@@ -38,17 +42,80 @@ _HINTS: Final = (
 )
 
 
+_MOVED: Final = "MOVED"
+"""What an error begins with that tells which node of a cluster owns a key."""
+
+_INCOMPLETE: Final = object()
+_READ_BYTES: Final = 32 * 1024
+_NEGLIGIBLE_S: Final = 0.001
+
+
 class _Connection(Protocol):
     """What is used of the library's connection, which it leaves without types."""
 
-    is_connected: bool
+    _sock: socket.socket
 
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
-    def pack_commands(self, commands: Sequence[Command]) -> list[bytes]: ...
-    def send_packed_command(self, command: list[bytes], check_health: bool) -> None: ...
-    def read_response(self, *, disable_decoding: bool, timeout: float) -> Any: ...
-    def can_read(self, timeout: float) -> bool: ...
+
+
+class _Wire:
+    """A connection, and what has come from it that nobody has taken yet."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._socket = connection._sock
+        self._waits_s = 0.0
+        self._readable = _readable(self._socket)
+        self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
+
+    def ask(self, commands: Sequence[Command], end_s: float) -> list[Any]:
+        """The replies to commands. After a failure there is no connection: what came now would answer an old question."""
+        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
+        try:
+            self._wait_until(end_s)
+            self._socket.sendall(packed)
+            return [self._reply(end_s) for _ in commands]
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | ProtocolError):
+                raise (TimedOut if isinstance(error, TimeoutError) else ConnectionLost)(str(error)) from error
+            raise
+
+    def _reply(self, end_s: float) -> Any:
+        while (reply := self._reader.gets()) is _INCOMPLETE:
+            self._wait_until(end_s)
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self._reader.feed(data)
+        return reply
+
+    def _wait_until(self, end_s: float) -> None:
+        """Let the socket wait no longer. Telling it costs a call of the system, so that what is negligible is not told."""
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if abs(left_s - self._waits_s) > _NEGLIGIBLE_S:
+            self._socket.settimeout(left_s)
+            self._waits_s = left_s
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server has closed the connection, or says what nobody asked."""
+        return self._socket.fileno() < 0 or self._reader.has_data() or bool(self._readable())
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+def _readable(connected: socket.socket) -> Callable[[], object]:
+    """Tells whether something can be read from a socket now, be it its end. Made once: what asks is asked before every call."""
+    if sys.platform == "win32":
+        return lambda: select.select([connected], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return partial(poll.poll, 0)
 
 
 class Link:
@@ -68,9 +135,9 @@ class Link:
         self._address = address
         self._timeout_s = timeout_s
         self._key = key
-        self._connection = self._connected(deadline_s)
+        self._wire = self._connected(deadline_s)
 
-    def _connected(self, deadline_s: float) -> _Connection:
+    def _connected(self, deadline_s: float) -> _Wire:
         if self._address.path:
             return self._entered(UnixDomainSocketConnection, deadline_s, path=self._address.path)
         failure: StoreUnavailable | None = None
@@ -81,21 +148,19 @@ class Link:
                 failure = failure or error
         raise failure or StoreUnavailable("no server is named")
 
-    def _owner(self, host: str, port: int, deadline_s: float) -> _Connection:
+    def _owner(self, host: str, port: int, deadline_s: float) -> _Wire:
         """A connection to the node that owns our keys."""
         for _ in range(_MAX_MOVES):
-            kind = SSLConnection if self._address.is_tls else Connection
-            connection = self._entered(kind, deadline_s, host=host, port=port)
-            try:
-                self._ask_on(connection, [("EXISTS", self._key)], self._left_s(deadline_s))
-            except MovedError as moved:
-                connection.disconnect()
-                host, port = moved.host or host, moved.port
-            except RedisError as error:
-                connection.disconnect()
-                raise self._unavailable(error) from error
-            else:
-                return connection
+            wire = self._entered(SSLConnection if self._address.is_tls else Connection, deadline_s, host=host, port=port)
+            (reply,) = self._ask_on(wire, [("EXISTS", self._key)], deadline_s)
+            if not isinstance(reply, ResponseError):
+                return wire
+            wire.close()
+            code, _, rest = str(reply).partition(" ")
+            if code != _MOVED:
+                raise self._unavailable(reply)
+            named, _, told_port = rest.partition(" ")[2].rpartition(":")
+            host, port = named or host, int(told_port)
         raise StoreUnavailable(f"{self._address.shown}: no node owns our keys", "is the cluster being moved?")
 
     def _left_s(self, deadline_s: float) -> float:
@@ -116,7 +181,7 @@ class Link:
             **{tls[name]: path for name, path in address.files.items()},
         }
 
-    def _entered(self, kind: Any, deadline_s: float, **where: object) -> _Connection:
+    def _entered(self, kind: Any, deadline_s: float, **where: object) -> _Wire:
         timeout_s = self._left_s(deadline_s)
         try:
             if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
@@ -125,9 +190,9 @@ class Link:
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # the last for what can be no host
             raise self._unavailable(error) from error
-        return connection
+        return _Wire(connection)
 
-    def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[object]:
+    def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
         """Send commands in one packet, and read their replies. Nothing is sent twice.
 
         Args:
@@ -140,45 +205,18 @@ class Link:
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
+        return self._ask_on(self._wire, commands, deadline_s)
+
+    def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         try:
-            return self._ask_on(self._connection, commands, self._left_s(deadline_s), returns_errors=True)
+            return wire.ask(commands, min(deadline_s, time.monotonic() + self._timeout_s))
         except RedisError as error:
             raise self._unavailable(error) from error
-
-    def _ask_on(
-        self,
-        connection: _Connection,
-        commands: Sequence[Command],
-        timeout_s: float,
-        *,
-        returns_errors: bool = False,
-    ) -> list[object]:
-        if timeout_s <= 0:
-            raise TimedOut("no time is left")
-        packed = connection.pack_commands(commands)
-        end_s = time.monotonic() + timeout_s
-        connection.send_packed_command(packed, check_health=False)
-        replies: list[object] = []
-        for _ in commands:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0:
-                connection.disconnect()  # what comes now answers a question that nobody asks any more
-                raise TimedOut(f"no reply in {round(timeout_s * 1000)} ms")
-            try:
-                replies.append(connection.read_response(disable_decoding=True, timeout=left_s))
-            except ResponseError as error:
-                if not returns_errors:
-                    raise
-                replies.append(error)
-        return replies
 
     @property
     def is_lost(self) -> bool:
         """Whether the server has closed the connection, or says what nobody asked."""
-        try:
-            return not self._connection.is_connected or self._connection.can_read(timeout=0)
-        except RedisError:
-            return True
+        return self._wire.is_lost
 
     def renew(self, deadline_s: float) -> None:
         """Connect anew.
@@ -189,12 +227,12 @@ class Link:
         Raises:
             StoreUnavailable: As when it was made.
         """
-        self._connection.disconnect()
-        self._connection = self._connected(deadline_s)
+        self._wire.close()
+        self._wire = self._connected(deadline_s)
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.disconnect()
+        self._wire.close()
 
     def checked(self, reply: Any) -> Any:
         """The reply, if it is no error.
@@ -212,7 +250,7 @@ class Link:
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
         hint = next((hint for prefix, hint in _HINTS if code == prefix), "")
         what = f"refuses: {words}" if isinstance(error, ResponseError | AuthenticationError) else f"does not answer: {words}"
-        if isinstance(error, MovedError):
+        if code == _MOVED:
             what, hint = "has moved our keys to another node", ""
         elif isinstance(error, NoPermissionError):
             what = f"refuses: {words}"

@@ -1,10 +1,13 @@
 -- A counter's log: core/limiter.py once more, for the server's side. What each function promises stands there.
 --
--- A log is {opened, time, cost, time, cost, ...}, oldest first, in microseconds; {} has never admitted anything.
--- All numbers stay below 2^53, so that a double holds them exactly.
+-- A log is {opened, newest, cost, total, closed}: when its newest entry was opened, that entry's time and cost, what all entries
+-- cost together, and those before the newest, packed, oldest first; nil has never admitted anything. So an admission costs the
+-- same however long the log is. Times are in microseconds. All numbers stay below 2^53, so that a double holds them exactly.
 
 local EXACT = 64
 local MAX_ENTRIES = EXACT + 2
+local OPENED, NEWEST, COST, TOTAL, CLOSED = 1, 2, 3, 4, 5
+local HEAD, ENTRY, ENTRY_BYTES = '<i8i8I4i8', '<i8I4', 12
 
 local function text(number)
   return string.format('%.0f', number)
@@ -12,29 +15,25 @@ end
 
 local function live(log, window, now)
   local horizon = now - window
-  if #log < 3 or log[2] > horizon then
+  if not log or log[NEWEST] <= horizon then
+    return nil
+  end
+  local closed, total, first = log[CLOSED], log[TOTAL], 1
+  while first <= #closed do
+    local time, cost = struct.unpack(ENTRY, closed, first)
+    if time > horizon then
+      break
+    end
+    total, first = total - cost, first + ENTRY_BYTES
+  end
+  if first == 1 then
     return log
   end
-  local first = 4
-  while first <= #log and log[first] <= horizon do
-    first = first + 2
-  end
-  if first > #log then
-    return {}
-  end
-  local rest = {log[1]}
-  for at = first, #log do
-    rest[#rest + 1] = log[at]
-  end
-  return rest
+  return {log[OPENED], log[NEWEST], log[COST], total, string.sub(closed, first)}
 end
 
 local function used(log)
-  local sum = 0
-  for at = 3, #log, 2 do
-    sum = sum + log[at]
-  end
-  return sum
+  return log and log[TOTAL] or 0
 end
 
 -- nil if no wait is enough
@@ -42,116 +41,116 @@ local function retry_after(log, n, window, now)
   if n < 1 then
     return nil
   end
-  local over = used(log) + 1 - n
-  local wait = 0
-  for at = 2, #log, 2 do
-    if over <= 0 then
-      break
+  local over, wait, at = used(log) + 1 - n, 0, 1
+  while over > 0 do
+    local time, cost = log[NEWEST], log[COST]
+    if at <= #log[CLOSED] then
+      time, cost = struct.unpack(ENTRY, log[CLOSED], at)
     end
-    over = over - log[at + 1]
-    wait = log[at] + window - now
+    over, wait, at = over - cost, time + window - now, at + ENTRY_BYTES
   end
   return wait
 end
 
-local function coalesce(log, grain)
+-- The entries of a log, each {time, cost}
+local function entries_of(log)
   local entries = {}
-  local opened = -1
-  for at = 2, #log, 2 do
-    if #entries > 0 and log[at] - opened < grain then
-      entries[#entries - 1] = log[at]
-      entries[#entries] = entries[#entries] + log[at + 1]
+  for at = 1, #log[CLOSED], ENTRY_BYTES do
+    local time, cost = struct.unpack(ENTRY, log[CLOSED], at)
+    entries[#entries + 1] = {time, cost}
+  end
+  entries[#entries + 1] = {log[NEWEST], log[COST]}
+  return entries
+end
+
+local function log_of(opened, entries)
+  local closed, total = {}, 0
+  for at, entry in ipairs(entries) do
+    total = total + entry[2]
+    closed[at] = at < #entries and struct.pack(ENTRY, entry[1], entry[2]) or ''
+  end
+  return {opened, entries[#entries][1], entries[#entries][2], total, table.concat(closed)}
+end
+
+local function coalesce(entries, grain)
+  local grains, opened = {}, -1
+  for _, entry in ipairs(entries) do
+    local last = grains[#grains]
+    if last and entry[1] - opened < grain then
+      last[1], last[2] = entry[1], last[2] + entry[2]
     else
-      opened = log[at]
-      entries[#entries + 1] = log[at]
-      entries[#entries + 1] = log[at + 1]
+      opened = entry[1]
+      grains[#grains + 1] = {entry[1], entry[2]}
     end
   end
-  table.insert(entries, 1, opened)
-  return entries
+  return log_of(opened, grains)
 end
 
 -- May change the log that it is given
 local function charge(log, n, window, now)
-  if #log == 0 then
-    return {now, now, 1}
+  if not log then
+    return {now, now, 1, 1, ''}
   end
   local grain = n <= EXACT and 0 or math.ceil(window / EXACT)
-  if now - log[1] < grain then
-    log[#log - 1] = now
-    log[#log] = log[#log] + 1
+  if now - log[OPENED] < grain then
+    log[NEWEST], log[COST], log[TOTAL] = now, log[COST] + 1, log[TOTAL] + 1
     return log
   end
-  if #log > 2 * MAX_ENTRIES - 1 then
-    log = coalesce(log, grain)
+  if #log[CLOSED] >= (MAX_ENTRIES - 1) * ENTRY_BYTES then
+    log = coalesce(entries_of(log), grain)
   end
-  log[1] = now
-  log[#log + 1] = now
-  log[#log + 1] = 1
-  return log
+  return {now, now, 1, log[TOTAL] + 1, log[CLOSED] .. struct.pack(ENTRY, log[NEWEST], log[COST])}
 end
 
-local function merge(log, other, window)
-  local pairs_of = {}
-  for _, one in ipairs({log, other}) do
-    for at = 2, #one, 2 do
-      pairs_of[#pairs_of + 1] = {one[at], one[at + 1]}
-    end
+local function merge(log, entries, window)
+  local all = log and entries_of(log) or {}
+  for _, entry in ipairs(entries) do
+    all[#all + 1] = entry
   end
-  table.sort(pairs_of, function(a, b)
+  table.sort(all, function(a, b)
     return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2])
   end)
-  if #pairs_of == 0 then
-    return {}
+  if #all == 0 then
+    return nil
   end
-  local merged = {pairs_of[#pairs_of][1]}
-  for _, pair in ipairs(pairs_of) do
-    merged[#merged + 1] = pair[1]
-    merged[#merged + 1] = pair[2]
-  end
-  return #pairs_of <= EXACT and merged or coalesce(merged, math.ceil(window / EXACT))
+  return #all <= EXACT and log_of(all[#all][1], all) or coalesce(all, math.ceil(window / EXACT))
 end
 
--- A counter as it is stored: how many entries its log has, the log, and the counter's label. The client reads it, too.
-
-local layouts = {}
-
-local function layout(entries)
-  if not layouts[entries] then
-    layouts[entries] = '<I2i8' .. string.rep('i8I4', entries)
-  end
-  return layouts[entries]
-end
+-- A counter as it is stored: its log, packed. The client reads it, too.
 
 local function unpack_log(value)
-  if not value then
-    return {}
-  end
-  local log = {struct.unpack(layout(struct.unpack('<I2', value)), value)}
-  table.remove(log) -- where the label begins
-  table.remove(log, 1)
+  local log = {struct.unpack(HEAD, value)}
+  log[CLOSED] = string.sub(value, log[CLOSED]) -- where the head ends
   return log
 end
 
-local function read(keys)
-  local logs, values = {}, {}
-  for first = 1, #keys, 1000 do -- unpack has its bounds
-    local some = redis.call('MGET', unpack(keys, first, math.min(first + 999, #keys)))
-    for _, value in ipairs(some) do
-      values[#values + 1] = value
-      logs[#logs + 1] = unpack_log(value)
+-- The logs that the keys from `first` on hold, and their values
+local function read(first)
+  local logs, values = {nil, nil, nil, nil}, {nil, nil, nil, nil}
+  for from = first, #KEYS, 1000 do -- unpack has its bounds
+    local some = redis.call('MGET', unpack(KEYS, from, math.min(from + 999, #KEYS)))
+    for at = 1, #some do
+      values[from - first + at] = some[at]
+      logs[from - first + at] = some[at] and unpack_log(some[at]) or nil
     end
   end
   return logs, values
 end
 
--- A counter's key lives as long as an entry of its log can count; `index` names the counters that there are
-local function write(index, key, label, log, window, now, is_new)
-  local entries = (#log - 1) / 2
-  local value = struct.pack(layout(entries), entries, unpack(log)) .. label
-  local ttl_ms = math.ceil((log[#log - 1] + window - now) / 1000) + SLACK_MS
-  redis.call('SET', key, value, 'PX', text(ttl_ms))
-  if is_new then
-    redis.call('SADD', index, string.match(key, '%d+$'))
+local life, life_end -- the last one: counters of one call often have the same
+
+-- A counter's key lives as long as an entry of its log can count. Returns what is stored.
+local function write(key, log, window, now)
+  local value = struct.pack(HEAD, log[OPENED], log[NEWEST], log[COST], log[TOTAL]) .. log[CLOSED]
+  local end_us = log[NEWEST] + window
+  if end_us ~= life_end then
+    life, life_end = text(life_ms(end_us, now)), end_us
   end
+  redis.call('SET', key, value, LIFE, life)
+  return value
+end
+
+-- The index has the labels of the counters that there are
+local function name(index, key, label)
+  redis.call('HSET', index, string.match(key, '%d+$'), label)
 end

@@ -1,22 +1,45 @@
-"""What the script that decides is sent."""
+"""What the script that decides is sent, and what it answers."""
 
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
-from mcpguard.core.audit import Journal, compact, fragment, row
+from mcpguard.core.audit import Journal, compact, fragment
 from mcpguard.core.policy import Counter, Plan
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import Charge, Verdict, Word
+from mcpguard.stores.redis import rows, states
 
-_UNDECIDED: Final = Verdict("allowed")
+_TOLD: Final = 6
+"""What the script says of each call, beside the limits that had no room."""
+
+_LIMIT: Final = struct.Struct("<qqIII")
+
+_WORDS: Final[dict[bytes, Word]] = {
+    b"allowed": "allowed",
+    b"rate_limited": "rate_limited",
+    b"denied": "denied",
+    b"would_deny": "would_deny",
+}
 
 
-def counters_of(charges: Sequence[Charge]) -> list[Counter]:
+def counters_of(charges: Sequence[Charge]) -> tuple[Counter, ...]:
     """The counters of all charges that are to be decided, each once."""
     if len(charges) == 1:
-        return [] if charges[0].decided is not None else list(charges[0].plan.counters)
+        return () if charges[0].decided is not None else charges[0].plan.counters
     found = {counter.id: counter for charge in charges if charge.decided is None for counter in charge.plan.counters}
-    return list(found.values())
+    return tuple(found.values())
+
+
+@lru_cache(maxsize=512)
+def named(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], str]:
+    """The keys of `charge.lua` in a namespace, and its first argument."""
+    keys = (prefix + "audit", prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
+    return keys, "".join([f"{counter.label}\0" for counter in counters])
+
+
+deadline: Final = struct.Struct("<qq").pack
+"""The second argument: when the server may no more begin to decide, in its own time, and the session's newest row number."""
 
 
 def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
@@ -25,27 +48,44 @@ def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: J
     told: list[bytes | str] = []
     for charge in charges:
         remembered = journal.remembered(charge, time_us)
+        memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
+        detail = compact(charge.detail) if charge.detail else ""
         told += (
-            "[]" if charge.decided is not None else _plan(charge.plan, tuple(place[one.id] for one in charge.plan.counters)),
-            "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]]),
-            charge.decided or "",
-            *row_members(charge),
+            b"" if charge.decided is not None else _limits(charge.plan, tuple([place[one.id] for one in charge.plan.counters])),
+            f"{charge.decided or ''}\0{memory}\0{rows.beginning(charge, time_us)}\0{charge.context}\0{detail}\0",
         )
     return told
 
 
-def row_members(charge: Charge) -> tuple[bytes | str, ...]:
-    """The members of a charge's row that the decision does not change."""
-    one = row(charge, _UNDECIDED, 0)
-    return one.context, one.request_id or "", one.args_hash or b"", one.trace_id or "", one.detail or ""
-
-
 @lru_cache(maxsize=512)
-def _plan(plan: Plan, places: tuple[int, ...]) -> str:
-    """A plan's limits as JSON: how many, the window, the script's counter (0: none), the rule, if only reported, its words."""
-    return compact(
+def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
+    """A plan's limits: how many, the window, the script's counter (0: none), the rule, if only reported, its words, a NUL."""
+    return b"".join(
         [
-            [limit.n, limit.window_us, places[limit.counter] if limit.n else 0, limit.rule, int(limit.observe), fragment(words)]
+            _LIMIT.pack(limit.n, limit.window_us, places[limit.counter] if limit.n else 0, limit.rule, limit.observe)
+            + fragment(words).encode()
+            + b"\0"
             for limit, words in zip(plan.limits, plan.reported, strict=True)
         ]
     )
+
+
+def verdicts_of(charges: Sequence[Charge], told: Sequence[Any]) -> list[Verdict]:
+    """What `charge.lua` says of each call."""
+    found: list[Verdict] = []
+    here = 0
+    for charge in charges:
+        entry_id, word, at, count, wait_us, full = told[here : here + _TOLD]
+        here += _TOLD + 2 * full
+        limits = charge.plan.reported
+        one = Verdict(charge.decided or _WORDS[word], row=None if entry_id is None else rows.place(entry_id))
+        if at:
+            one.reported = limits[at - 1]
+            one.count = count
+            one.remaining = None if count is None else max(0, charge.plan.limits[at - 1].n - count)
+        if full:
+            exceeded = told[here - 2 * full : here]
+            one.retry_after_us = wait_us
+            one.exceeded = tuple([(limits[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
+        found.append(one)
+    return found

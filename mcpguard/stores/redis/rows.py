@@ -1,35 +1,52 @@
 """The audit: a stream of rows, and beside it how the calls ended, in hashes that each hold some minutes' calls."""
 
+import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from mcpguard.core.audit import Outcome, Row, record
+from mcpguard.core.audit import Outcome, Row, cut_id, record
+from mcpguard.core.verdict import Charge
 from mcpguard.stores.base import Entry
 from mcpguard.stores.redis.link import Command
 
 BUCKET_MS: Final = 10 * 60 * 1000
 """The rows of this long have their outcomes in one hash, which goes as a whole."""
 
-_NUMBERS: Final = frozenset({"time_us", "seq", "counted", "remaining", "retry_after_ms", "repeats"})
+_LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
+_NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")
+_PACKED: Final = struct.Struct("<5q")
+"""A row is one field in the stream: the former as lines, none of which has a newline within; then the latter, -1 for none.
+
+As `charge.lua` has it: numbers as text would cost a server more than all else that it does for a row.
+"""
 
 
-def fields(row: Row) -> list[bytes | str | int]:
-    """A row as the stream has it: all fields, those without a value empty, so that the server keeps their names once."""
-    return [part for name, value in zip(Row._fields, row, strict=True) for part in (name, "" if value is None else value)]
+def beginning(charge: Charge, time_us: int) -> str:
+    """The lines before the context, which are known before a call is decided."""
+    request_id = cut_id(charge.request_id) or ""
+    return f"{time_us}\n{request_id}\n{charge.args_hash.hex() if charge.args_hash else ''}\n{charge.trace_id or ''}"
+
+
+def fields(row: Row) -> tuple[str, bytes]:
+    """A row as the stream has it."""
+    lines = [_line(getattr(row, name)) + "\n" for name in _LINES]
+    numbers = [-1 if (value := getattr(row, name)) is None else value for name in _NUMBERS]
+    return "row", "".join(lines).encode() + _PACKED.pack(*numbers)
+
+
+def _line(value: object) -> str:
+    return "" if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 def row(found: Sequence[bytes]) -> Row:
     """A row from its fields; those that a later program has added do not count."""
-    values = dict(zip(found[::2], found[1::2], strict=True))
-    return Row(**{name: _value(name, values.get(name.encode(), b"")) for name in Row._fields})  # type: ignore[arg-type]
-
-
-def _value(name: str, data: bytes) -> object:
-    if not data:
-        return None
-    if name in _NUMBERS:
-        return int(data)
-    return data if name == "args_hash" else data.decode()
+    whole = dict(zip(found[::2], found[1::2], strict=True))[b"row"]
+    *lines, numbers = whole.split(b"\n", len(_LINES))
+    values: dict[str, Any] = {name: line.decode() or None for name, line in zip(_LINES, lines, strict=True)}
+    values |= {name: None if value < 0 else value for name, value in zip(_NUMBERS, _PACKED.unpack(numbers), strict=True)}
+    values["time_us"] = int(values["time_us"])
+    values["args_hash"] = bytes.fromhex(values["args_hash"]) if values["args_hash"] else None
+    return Row(**values)
 
 
 def place(entry_id: bytes) -> int:

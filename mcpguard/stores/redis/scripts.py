@@ -4,17 +4,23 @@ from pathlib import Path
 from typing import Final
 
 _SERVERS_TIME: Final = """
-local SLACK_MS = 1
+local LIFE = 'PXAT'
 local function clock()
   local time = redis.call('TIME')
   return time[1] * 1000000 + time[2]
 end
+local function life_ms(end_us)
+  return math.ceil(end_us / 1000)
+end
 """
 
 _TOLD_TIME: Final = """
-local SLACK_MS = 3600000
+local LIFE = 'PX'
 local function clock()
   return tonumber(ARGV[#ARGV])
+end
+local function life_ms(end_us, now_us)
+  return math.ceil((end_us - now_us) / 1000) + 3600000
 end
 """
 

@@ -1,7 +1,6 @@
-"""Counters as the server keeps them: how many entries a log has, the log, and the label; as `log.lua` has it."""
+"""Counters as the server keeps them, which is as `log.lua` has it: the newest entry of the log before all others."""
 
 import struct
-from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -13,21 +12,19 @@ def prefix(namespace: str) -> str:
     return "{mcpguard:" + quote(namespace) + "}:"
 
 
-_COUNT: Final = struct.Struct("<H")
+def counter_key(prefix: str, counter_id: int) -> str:
+    """The key of a counter's value."""
+    return f"{prefix}counter:{counter_id}"
+
+
+_HEAD: Final = struct.Struct("<qqIq")
+_ENTRY: Final = struct.Struct("<qI")
 
 
 def log(value: bytes | None) -> State:
     """The log in a counter's value; None is a counter that there is not."""
     if value is None:
         return EMPTY
-    return _layout(_COUNT.unpack_from(value)[0]).unpack_from(value, _COUNT.size)
-
-
-def label(value: bytes) -> str:
-    """The label in a counter's value."""
-    return value[_COUNT.size + _layout(_COUNT.unpack_from(value)[0]).size :].decode()
-
-
-@lru_cache(maxsize=256)
-def _layout(entries: int) -> struct.Struct:
-    return struct.Struct("<q" + "qI" * entries)
+    opened_us, newest_us, cost, _ = _HEAD.unpack_from(value)
+    closed = [part for entry in _ENTRY.iter_unpack(value[_HEAD.size :]) for part in entry]
+    return (opened_us, *closed, newest_us, cost)

@@ -1,7 +1,7 @@
 """Counters and audit on a server that many machines share.
 
 One decision is one script: it reads the counters of all calls, decides, and writes counters and audit rows, on the server's
-clock. It returns the counters as they were, so that the pure functions that every store uses make the verdicts of them here.
+clock. It is the pure functions that every other store uses, once more, and tested against them step by step.
 All keys of a namespace lie in one slot, `{mcpguard:NAMESPACE}:…`.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import ResponseError
 
 from mcpguard.core import limiter, policy
 from mcpguard.core.audit import Journal, Outcome, Row, compact, session_of
@@ -21,11 +21,11 @@ from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Clock, Entry, Held, decide_all, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.request import arguments, counters_of
+from mcpguard.stores.redis.request import arguments, counters_of, deadline, named, verdicts_of
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.upkeep import Upkeep
 
@@ -78,7 +78,7 @@ class RedisStore:
         self._scripts = {name: script(name, told_time=clock is not None) for name in ("charge", "adopt")}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
-        self._seen: dict[int, State] = {}
+        self._seen: dict[int, bytes | None] = {}
         self._reply_lost = True
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = time.monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
@@ -93,7 +93,7 @@ class RedisStore:
         return self._prefix + name
 
     def _counter_key(self, key: int) -> str:
-        return f"{self._prefix}counter:{key}"
+        return states.counter_key(self._prefix, key)
 
     def _begin(self, deadline_s: float) -> None:
         """What every connection begins with: will this server do, and what do all who use it share?"""
@@ -144,7 +144,7 @@ class RedisStore:
         """What a script returns. A server that does not know it any more is told it again."""
         rest = (len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),)))
         reply = self._replies([("EVALSHA", self._shas[name], *rest)], deadline_s)[0]
-        if isinstance(reply, NoScriptError):
+        if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
             reply = self._replies([("EVAL", self._scripts[name], *rest)], deadline_s)[0]
         return self._link.checked(reply)
 
@@ -152,18 +152,16 @@ class RedisStore:
         """See `Store`."""
         time_us = self._wall()
         counters = counters_of(charges)
-        now_us, values, ids = self._charge(charges, counters, journal, time_us)
-        before = {counter.id: states.log(value) for counter, value in zip(counters, values, strict=True)}
-        verdicts, _ = decide_all(charges, before, now_us)
-        self._remember(before)
-        written = journal.rows(charges, verdicts, time_us)
-        places = iter(map(rows.place, ids))
-        for one in verdicts:
-            if one.news:
-                one.row = next(places)
-        if len(written) > len(ids):  # old storms that have to go, to make room for new ones
+        values, told = self._charge(charges, counters, journal, time_us)
+        self._remember(counters, values)
+        verdicts = verdicts_of(charges, told)
+        if len(verdicts) == 1 and verdicts[0].forwards:
+            journal.wrote(charges[0], verdicts[0])
+            return verdicts
+        rows_there = sum([one.row is not None for one in verdicts])
+        if more := journal.rows(charges, verdicts, time_us)[rows_there:]:  # old storms have to go, to make room for new ones
             try:
-                self.append(written[len(ids) :])
+                self.append(more)
             except StoreUnavailable:
                 journal.take_back()
                 raise
@@ -171,27 +169,27 @@ class RedisStore:
 
     def _charge(
         self, charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int
-    ) -> tuple[int, list[bytes | None], list[bytes]]:
-        """Let the server decide, within the time that a call has."""
+    ) -> tuple[list[bytes | None], list[Any]]:
+        """Let the server decide, within the time that a call has: what the counters are now, and what became of each call."""
         end_s = time.monotonic() + self._timeout_s
-        keys = [self._key("audit"), self._key("counters"), *[self._counter_key(counter.id) for counter in counters]]
-        told: list[bytes | str] = [str(time_us), str(journal.seq), *[counter.label for counter in counters]]
-        told += arguments(charges, counters, journal, time_us)
+        keys, labels = named(self._prefix, tuple(counters))
+        told = arguments(charges, counters, journal, time_us)
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
-            server_us, *done = self._run("charge", keys, str(deadline_us), *told, deadline_s=end_s)
-            self._note_time(int(server_us))
+            server_us, *done = self._run("charge", keys, labels, deadline(deadline_us, journal.seq), *told, deadline_s=end_s)
+            self._note_time(server_us)
             self._reply_lost = False
-            if done:
-                return int(server_us), done[0], done[1]
+            if done or not charges:
+                return done[: len(counters)], done[len(counters) :]
             # Its clock runs ahead of what we thought: it has charged nothing, and now we know its time
         raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
 
-    def _remember(self, logs: dict[int, State]) -> None:
+    def _remember(self, counters: Sequence[Counter], values: Sequence[bytes | None]) -> None:
         if len(self._seen) > _REMEMBERED:
             self._seen.clear()
-        self._seen |= logs
+        for counter, value in zip(counters, values, strict=True):
+            self._seen[counter.id] = value
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. What a row says takes the place of what a decision whose reply was lost has written of the same call."""
@@ -250,7 +248,7 @@ class RedisStore:
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
-        return dict(self._seen), self._now_us()
+        return {key: states.log(value) for key, value in self._seen.items()}, self._now_us()
 
     def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
         """See `Store`."""
@@ -262,14 +260,13 @@ class RedisStore:
 
     def held(self) -> list[Held]:
         """See `Store`."""
-        keys = self._ask(("SMEMBERS", self._key("counters")))[0]
+        index = self._ask(("HGETALL", self._key("counters")))[0]
         held: list[Held] = []
-        for at in range(0, len(keys), _BATCH):
-            some = [self._counter_key(int(key)) for key in keys[at : at + _BATCH]]
-            values, (seconds, us) = self._ask(("MGET", *some), ("TIME",))
+        for at in range(0, len(index), 2 * _BATCH):
+            some = index[at : at + 2 * _BATCH]
+            values, (seconds, us) = self._ask(("MGET", *(self._counter_key(int(key)) for key in some[::2])), ("TIME",))
             now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
-            for value in filter(None, values):
-                label = states.label(value)
+            for label, value in zip(map(bytes.decode, some[1::2]), values, strict=True):
                 used = limiter.used(limiter.live(states.log(value), policy.window_of(label), now_us))
                 held += [Held(label, used)] if used else []
         return held
@@ -280,7 +277,7 @@ class RedisStore:
         for at in range(0, len(labels), _BATCH):
             ids = [counter_id(label) for label in labels[at : at + _BATCH]]
             keys = [self._counter_key(key) for key in ids]
-            *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("SREM", self._key("counters"), *ids), ("EXEC",))
+            *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
             gone += count
             for key in ids:
                 self._seen.pop(key, None)

@@ -20,7 +20,7 @@ _DROP_UNUSED: Final = """
 local gone = 0
 for at = 2, #KEYS do
   if redis.call('EXISTS', KEYS[at]) == 0 then
-    gone = gone + redis.call('SREM', KEYS[1], string.match(KEYS[at], '%d+$'))
+    gone = gone + redis.call('HDEL', KEYS[1], string.match(KEYS[at], '%d+$'))
   end
 end
 return gone
@@ -95,9 +95,9 @@ class Upkeep:
         index = self._prefix + "counters"
         cursor = b"0"
         while True:
-            cursor, found = self._ask(link, ("SSCAN", index, cursor, "COUNT", 500))
+            cursor, found = self._ask(link, ("HSCAN", index, cursor, "COUNT", 500))
             if found:
-                keys = [f"{self._prefix}counter:{one.decode()}" for one in found]
+                keys = [f"{self._prefix}counter:{one.decode()}" for one in found[::2]]
                 self._ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
             if cursor == b"0":
                 return

@@ -1,0 +1,111 @@
+"""The bytes between a store and its server: pieces, time-outs, and what nobody asked."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.redis.address import parse
+from mcpguard.stores.redis.link import Link
+from tests.redis_servers import ENOUGH_S, wait_for
+
+BUDGET_S = 0.2
+QUESTION = b"*2\r\n$4\r\nECHO\r\n$2\r\nhi\r\n"
+Peer = Callable[[Callable[[socket.socket], None]], Link]
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    """Opens a link to a server that does what it is told to, once somebody has connected."""
+    threads: list[threading.Thread] = []
+    links: list[Link] = []
+
+    def connected(does: Callable[[socket.socket], None]) -> Link:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+
+        def serve() -> None:
+            with listening, listening.accept()[0] as link:
+                link.settimeout(ENOUGH_S)
+                does(link)
+                with contextlib.suppress(ConnectionResetError):  # it has not read all of it
+                    assert link.recv(1) == b""
+
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
+        links.append(Link(parse(f"unix://{tmp_path}/s"), timeout_s=BUDGET_S, key="k", deadline_s=time.monotonic() + ENOUGH_S))
+        return links[0]
+
+    yield connected
+    links[0].close()
+    threads[0].join(ENOUGH_S)
+    assert not threads[0].is_alive()
+
+
+def ask(link: Link) -> list[Any]:
+    return link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + ENOUGH_S)
+
+
+def test_a_reply_that_comes_byte_by_byte_is_read_whole_and_an_error_within_it_is_a_value(peer: Peer) -> None:
+    def answer(link: socket.socket) -> None:
+        assert link.recv(100) == QUESTION
+        for byte in b"*4\r\n$3\r\n\x00\r\n\r\n:7\r\n$-1\r\n-NOSCRIPT none\r\n":
+            link.sendall(bytes([byte]))
+
+    (reply,) = ask(peer(answer))
+    assert reply[:3] == [b"\x00\r\n", 7, None]
+    assert str(reply[3]) == "NOSCRIPT none"
+
+
+def test_a_reply_of_which_a_bit_more_comes_and_comes_costs_the_budget_and_the_connection(peer: Peer) -> None:
+    enough = threading.Event()
+    heard = b""
+
+    def drip(link: socket.socket) -> None:
+        nonlocal heard
+        heard = link.recv(100)
+        link.sendall(b"$1000000\r\n")
+        while not enough.wait(BUDGET_S / 20):
+            link.sendall(b"x")
+
+    link = peer(drip)
+    with pytest.raises(StoreUnavailable, match="does not answer within 200 ms"):
+        ask(link)
+    enough.set()
+    assert link.is_lost
+    with pytest.raises(StoreUnavailable):  # and nothing is sent on it any more
+        ask(link)
+    assert heard == QUESTION
+
+
+def test_a_connection_on_which_something_comes_that_nobody_asked_for_counts_as_lost(peer: Peer) -> None:
+    link = peer(lambda link: link.sendall(b"+surprise\r\n"))
+    wait_for(lambda: link.is_lost, "it is taken for a reply")
+
+
+def test_more_replies_than_questions_are_not_taken_for_the_next_ones(peer: Peer) -> None:
+    def answer(link: socket.socket) -> None:
+        link.recv(100)
+        link.sendall(b"+one\r\n+two\r\n")
+
+    link = peer(answer)
+    assert ask(link) == [b"one"]
+    assert link.is_lost
+
+
+def test_what_is_no_reply_costs_the_connection(peer: Peer) -> None:
+    def answer(link: socket.socket) -> None:
+        link.recv(100)
+        link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    link = peer(answer)
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        ask(link)
+    assert link.is_lost
