@@ -92,6 +92,7 @@ class SqliteAddress:
             self.path,
             timeout_ms=options.timeout_ms,
             durability=options.durability,
+            namespace=options.namespace,
             keep_us=options.keep_us,
             max_bytes=options.max_bytes,
         )

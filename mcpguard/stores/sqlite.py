@@ -35,8 +35,9 @@ class SqliteStore:
         timeout_ms: How long a decision waits for its turn.
         durability: `full` forces each decision to the disk before the call is forwarded; `normal` leaves that to the system,
             so that a power cut can lose the last ones.
-        keep_us: How long audit rows are kept.
-        max_bytes: How large the file may grow before the oldest audit rows go.
+        namespace: Whose audit rows are pruned: others of the file have settings of their own.
+        keep_us: How long they are kept.
+        max_bytes: How much of the file they may take before the oldest go.
         clock: The store's time, instead of the machine's own.
         wall: Wall-clock time, for the audit.
 
@@ -54,6 +55,7 @@ class SqliteStore:
         *,
         timeout_ms: int = 250,
         durability: str = "normal",
+        namespace: str = "default",
         keep_us: int = 30 * 86400 * 1_000_000,
         max_bytes: int = 256 * 1024 * 1024,
         clock: Clock | None = None,
@@ -61,7 +63,7 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self._wall = wall
-        self._upkeep = Upkeep(path, keep_us=keep_us, max_bytes=max_bytes)
+        self._upkeep = Upkeep(path, namespace=namespace, keep_us=keep_us, max_bytes=max_bytes)
         self._remembered = Remembered()
         self._file = SqliteFile(path, timeout_s=timeout_ms / 1000, durability=durability, own_clock=clock, wall=wall)
         self._clock = self._file.clock
@@ -174,7 +176,7 @@ class SqliteStore:
         for at in range(0, len(outcomes), _OUTCOMES_AT_ONCE):
             with self.turn():
                 some = outcomes[at : at + _OUTCOMES_AT_ONCE]
-                self._db.executemany("INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)", some)
+                self._db.executemany(sqlite_audit.INSERT_OUTCOME, some)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""

@@ -24,6 +24,11 @@ INSERT_IF_NEXT: Final = f"""
 A third quicker than `SELECT … WHERE`, which runs a subprogram.
 """
 
+INSERT_OUTCOME: Final = """
+    INSERT OR IGNORE INTO outcome SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM audit WHERE id = ?1)
+"""
+"""The first outcome of a row stands; that of a row that was pruned is not written: nothing would ever prune it."""
+
 _BATCH: Final = 500
 _SELECT: Final = """
     SELECT a.id, a.time_us, a.seq, a.decision, c.json, r.json, a.request_id, a.args_hash, a.trace_id, a.counted,
