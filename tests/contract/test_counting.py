@@ -137,6 +137,22 @@ def test_an_observed_rule_is_charged_only_when_the_call_goes_through(place: Plac
     assert sorted(used(place).values()) == [1, 2, 2]
 
 
+def test_an_allowed_call_reports_an_enforced_limit_however_near_an_observed_one_is(place: Place) -> None:
+    policy = (
+        '[[rule]]\ntool = "*"\nlimit = "2/1m"\nmode = "observe"\n'
+        '[[rule]]\nuser = "*"\nlimit = "9/1m"\n'
+        '[[rule]]\nagent = "*::*::*"\nlimit = "8/1m"\n'
+        '[[rule]]\ntool = "report"\nlimit = "1/1m"\nmode = "observe"\n'
+    )
+    session = Session(place.open(), policy)
+    allowed = session.one("report")
+    assert (allowed.decision, allowed.reported and allowed.reported.limit) == ("allowed", 8)
+    assert (allowed.count, allowed.remaining) == (1, 7)
+    row = next(session.store.newest()).record
+    assert (row["axis"], row["limit"], row["count"], row["remaining"]) == ("agent", 8, 1, 7)
+    assert session.decisions("report") == ["would_deny"]
+
+
 def test_a_call_that_no_rule_matches_is_allowed_and_counted_nowhere(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     verdict = session.one("free")

@@ -77,7 +77,8 @@ local function verdict(limits, admitted, held, exceeded)
     local tightest, left
     for at, limit in ipairs(limits) do
       local rest = limit[1] - held[limit[3]] - 1
-      if not tightest or rest < left then
+      local other = limits[tightest]
+      if not other or limit[5] < other[5] or (limit[5] == other[5] and rest < left) then -- an enforced one, if there is any
         tightest, left = at, rest
       end
     end
