@@ -122,6 +122,7 @@ class Pumps:
     def start(self) -> None:
         """Note the policy that is in force, and begin to move bytes."""
         self._decide([self._guard.policy_note()])
+        self._wake_bookkeeper()
         for thread in self._threads:
             thread.start()
 
@@ -195,6 +196,7 @@ class Pumps:
                     forwards.append(done.data)
                 elif isinstance(done, Reply):
                     replies.append(done.data)
+        self._wake_bookkeeper()  # for what was decided, and for calls that were cancelled
         return b"".join(forwards), b"".join(replies)
 
     def _noted(self, lines: Sequence[bytes | Refusal]) -> dict[str, str]:
@@ -229,9 +231,11 @@ class Pumps:
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.news and not verdict.forwards and verdict.decision != "policy":
                 self._tell(charge, verdict)
+        return verdicts
+
+    def _wake_bookkeeper(self) -> None:
         if not self._work.is_set():
             self._work.set()
-        return verdicts
 
     def _tell(self, charge: Charge, verdict: Verdict) -> None:
         self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
@@ -272,8 +276,7 @@ class Pumps:
             return
         self._unread.append((chunk, monotonic_us()))
         self._unread_bytes += len(chunk)
-        if not self._work.is_set():
-            self._work.set()
+        self._wake_bookkeeper()
 
     def _keep_up(self) -> None:
         if self._unread_bytes > _MAX_UNREAD_BYTES:
@@ -308,6 +311,7 @@ class Pumps:
         while True:
             with self._deciding:
                 self._read_answers()
+                self._outcomes += self._guard.server_lines((), now_us=monotonic_us())  # a server may never say anything again
                 outcomes, self._outcomes = self._outcomes[:_OUTCOMES_AT_ONCE], self._outcomes[_OUTCOMES_AT_ONCE:]
                 rows = self._journal.flush(wall_us(), all_of_them=all_of_them)
                 if outcomes:

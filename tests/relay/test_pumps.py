@@ -4,11 +4,12 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Journal
+from mcpguard.core.audit import Journal, Outcome
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Policy
@@ -39,12 +40,18 @@ class Store(MemoryStore):
         self._server_reads = server_reads
         self.failure: Exception | None = None
         self.early: list[bool] = []
+        self.outcomes: SimpleQueue[str] = SimpleQueue()
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
         if self.failure:
             raise self.failure
         return super().decide(charges, journal)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        super().record(outcomes)
+        for one in outcomes:
+            self.outcomes.put(one.outcome)
 
 
 class Output(ClientOutput):
@@ -171,3 +178,10 @@ def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_comes(line: L
     line.send(call(3), call(4))
     assert line.server_has() == [call(3)]
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(4, 429)]
+
+
+def test_how_a_cancelled_call_ended_is_recorded_though_the_server_says_nothing(line: Line) -> None:
+    line.send(call(1))
+    line.server_has()
+    line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+    assert line.store.outcomes.get(timeout=30) == "cancelled"
