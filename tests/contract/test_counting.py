@@ -126,6 +126,15 @@ def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Ca
     assert told(1) == told(24) == told(5)
 
 
+def test_a_reading_may_meet_ten_thousand_counters(place: Place) -> None:
+    windows = ", ".join(f'"5/{seconds}s"' for seconds in range(60, 100))
+    session = Session(place.open(), f'[[rule]]\ntool = "*"\nlimit = [{windows}]\n')
+    charges = [charge for number in range(256) for charge in session.charges(f"tool{number}")]
+    verdicts = session.store.decide(charges, session.journal)
+    assert {(verdict.decision, verdict.remaining) for verdict in verdicts} == {("allowed", 4)}
+    assert len(place.open().held()) == 256 * 40
+
+
 def test_an_observed_rule_is_charged_only_when_the_call_goes_through(place: Place) -> None:
     policy = (
         '[[rule]]\ntool = "report"\nlimit = "2/1m"\n'

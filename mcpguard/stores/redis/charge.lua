@@ -16,7 +16,10 @@ if now > tonumber(ARGV[1]) then
 end
 local audit, index = KEYS[1], KEYS[2]
 local wall, seq = ARGV[2], tonumber(ARGV[3])
-local counters = {unpack(KEYS, 3)}
+local counters = {} -- unpack has its bounds
+for at = 3, #KEYS do
+  counters[at - 2] = KEYS[at]
+end
 local logs, values = read(counters)
 local changed = {} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
