@@ -17,7 +17,7 @@ from mcpguard.stores.queue import QueueLock, SharedHold
 from mcpguard.stores.upkeep import PAGE_BYTES
 
 OPEN_TIMEOUT_S: Final = 2.0
-"""How long opening waits for other wrappers that create or migrate the file; no call waits for it."""
+"""How long opening waits at least for other wrappers that create or migrate the file; no call waits for it."""
 
 
 class SqliteFile:
@@ -44,7 +44,7 @@ class SqliteFile:
             undo.callback(self.queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))
             undo.callback(self._hold.close)
-            if not self.queue.acquire_by_trying(OPEN_TIMEOUT_S):
+            if not self.queue.acquire_by_trying(max(OPEN_TIMEOUT_S, timeout_s)):
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
                 self.db = self._connect(durability)
