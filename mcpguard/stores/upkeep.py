@@ -180,7 +180,8 @@ class Upkeep:
         Never the newest of all: row numbers must not be used twice.
         """
         pruned = False
-        if counters.newest(db) <= self._past:  # somebody has emptied the audit, and numbers begin anew
+        newest = counters.newest(db)
+        if newest <= self._past:  # somebody has emptied the audit, and numbers begin anew
             self._past = 0
         while rows := db.execute(_OLDEST, (self._mark, self._past)).fetchall():
             some: list[tuple[int]] = []
@@ -202,6 +203,8 @@ class Upkeep:
                     counters.set_barrier(db, wall_us)  # others' rows are left in between: nobody can see what is missing
             pruned = True
             size -= some_bytes
+        else:  # none is left of those that were there
+            self._past = newest - 1
         return pruned
 
     def _prune_counters(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
