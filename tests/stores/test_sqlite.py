@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -638,6 +639,15 @@ def test_opening_waits_for_others_and_then_says_who_is_in_the_way(open_store: Op
     with first.turn(), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
     open_store()
+
+
+def test_opening_waits_for_whoever_closes_the_file_as_the_last(path: Path, open_store: Open) -> None:
+    open_store().close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as last:
+        last.execute("PRAGMA locking_mode = EXCLUSIVE")
+        last.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.2, last.close).start()
+        assert decisions(open_store(), 1) == ["allowed"]
 
 
 def test_after_closing_nothing_is_locked(path: Path, open_store: Open) -> None:
