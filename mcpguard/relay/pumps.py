@@ -33,6 +33,9 @@ from mcpguard.stores.base import Store, monotonic_us, wall_us
 EXIT_S: Final = 0.3
 """How long after a server has closed its input we may learn that it has exited."""
 
+BOOKS_S: Final = 0.5
+"""How long after its end a session's last rows may take. A store that is stuck is not waited for longer."""
+
 TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
 
@@ -144,8 +147,9 @@ class Pumps:
             finally:
                 self._deciding.release()
             self._output.finish(b"".join(reply.data for reply in replies), _left_s(deadline_s))
-        with contextlib.suppress(StoreUnavailable):
-            self._write_books(all_of_them=True)
+        books = threading.Thread(target=self._close_books, name="mcpguard-last-books", daemon=True)
+        books.start()
+        books.join(_left_s(deadline_s) + BOOKS_S)
 
     # client → server
 
@@ -306,6 +310,10 @@ class Pumps:
                 self._console.line(f"internal error, please report it: {error!r}")
             if self._journal.is_waiting or self._store.restless:
                 self._work.set()
+
+    def _close_books(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            self._write_books(all_of_them=True)
 
     def _write_books(self, *, all_of_them: bool = False) -> None:
         while True:
