@@ -2,15 +2,15 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
+from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
-from mcpguard.stores.address import Address, Options, address
+from mcpguard.stores.address import Address, Options, SqliteAddress, address
+from mcpguard.stores.files import named_path
 
 if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.jwt_settings import JwtSettings
@@ -24,7 +24,8 @@ class Settings:
     Attributes:
         policy: The policy file.
         policy_named: Whether somebody named it: then it must exist.
-        store: The store's URL.
+        database: The account's own store.
+        store: The URL of another one; empty if there is none.
         store_password: Its password, if that does not stand in the URL.
         namespace: Counters and audit are per namespace.
         timeout_ms: How long a call waits for the store.
@@ -39,7 +40,8 @@ class Settings:
 
     policy: Path
     policy_named: bool
-    store: str
+    database: Path
+    store: str = ""
     store_password: str = field(default="", repr=False)
     namespace: str = "default"
     timeout_ms: int = 250
@@ -63,7 +65,7 @@ class Settings:
         Raises:
             ConfigError: The URL names no store.
         """
-        return address(self.store, self.store_password)
+        return address(self.store, self.store_password) if self.store else SqliteAddress(self.database)
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store that the settings name; it is made if it is missing.
@@ -115,7 +117,7 @@ def folders(environ: Mapping[str, str]) -> Folders:
     """
     home = environ.get("MCPGUARD_HOME")
     if home:
-        place = Path(home).expanduser().absolute()
+        place = named_path(home, where="MCPGUARD_HOME")
         return Folders(place, place)
     from platformdirs import PlatformDirs
 
@@ -157,7 +159,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     """
     places = folders(environ)
     named = options.get("config") or environ.get("MCPGUARD_CONFIG")
-    file = Path(named).expanduser().absolute() if named else places.config_file
+    option = "--config" if options.get("config") else "MCPGUARD_CONFIG"
+    file = named_path(named, where=option) if named else places.config_file
     values = _read(file, places.state, must_exist=bool(named))
     if "jwt" in values:
         _refuse_another_user(file, values, {"--user": options.get("user"), "MCPGUARD_USER": environ.get("MCPGUARD_USER")})
@@ -167,12 +170,17 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
             values[key] = given
     if values.get("denials") not in (None, *_CHOICES["denials"]):
         raise ConfigError(f"denials: {values['denials']!r} is neither", "error or result")
+    for key in ("user", "agent"):
+        if holds_token(str(values.get(key))):  # it would stand in every audit row
+            raise ConfigError(f"{key} holds a token where a name belongs", "only [identity.jwt] takes users from tokens")
     policy = values.pop("policy", None)
+    option = "--policy" if options.get("policy") else "MCPGUARD_POLICY"
     return Settings(
-        policy=Path(str(policy)).expanduser().absolute() if policy else places.policy_file,
+        policy=named_path(str(policy), where=option) if policy else places.policy_file,
         policy_named=policy is not None,
+        database=places.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
-        **({"store": f"sqlite:///{quote(places.database.as_posix().lstrip('/'), safe='/:')}"} | values),  # type: ignore[arg-type]
+        **values,  # type: ignore[arg-type]
     )
 
 
@@ -214,7 +222,10 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
 
 def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        import tomllib  # loaded before the server is started, so only where there is a file
+
+        return tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -58,13 +59,21 @@ def get(url: str, timeout_s: float, max_bytes: int) -> bytes:
 def _ask(url: SplitResult, deadline_s: float, max_bytes: int) -> bytes | str:
     """What the server answers: a document, or the address of another."""
     connection = _connection(url, _left(deadline_s))
-    cut: threading.Timer | None = None
+    socks: list[socket.socket] = []
+
+    def dial(address: tuple[str, int], *_: object) -> socket.socket:
+        socks.append(_dial(*address, deadline_s))
+        return socks[0]
+
+    connection._create_connection = dial  # type: ignore[attr-defined]  # the usual one gives each address all of the timeout
+    # A timeout is for one byte, and a server may send them one by one; so may a proxy
+    cut = threading.Timer(_left(deadline_s), _cut, (socks,))
+    cut.daemon = True
+    cut.start()
     try:
         connection.connect()
-        # A timeout is for one byte, and a server may send them one by one
-        cut = threading.Timer(_left(deadline_s), _cut, (connection.sock,))
-        cut.daemon = True
-        cut.start()
+        socks.append(connection.sock)  # TLS took over the other
+        _left(deadline_s)
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
         with connection.getresponse() as response:
@@ -80,8 +89,7 @@ def _ask(url: SplitResult, deadline_s: float, max_bytes: int) -> bytes | str:
         _left(deadline_s)  # what was cut is not the whole
         return bytes(data)
     finally:
-        if cut:
-            cut.cancel()
+        cut.cancel()
         connection.close()
 
 
@@ -92,10 +100,28 @@ def _left(deadline_s: float) -> float:
     return left_s
 
 
-def _cut(sock: socket.socket) -> None:
+def _dial(host: str, port: int, deadline_s: float) -> socket.socket:
+    """Connect to the first of a host's addresses that lets us. Each may take its share of the time that is left."""
+    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    problem = OSError()
+    for left, (family, kind, protocol, _, place) in zip(range(len(places), 0, -1), places, strict=True):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(deadline_s) / left)
+            sock.connect(place)
+            sock.settimeout(_left(deadline_s))
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+    raise problem
+
+
+def _cut(socks: Iterable[socket.socket]) -> None:
     """Let whoever waits for more bytes have none."""
-    with contextlib.suppress(OSError):  # it was closed in this moment
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the plain one's: a TLS goodbye could wait, too
+    for sock in socks:
+        with contextlib.suppress(OSError):  # it was closed in this moment
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the plain one's: a TLS goodbye could wait, too
 
 
 def _connection(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
@@ -121,6 +147,8 @@ def _reason(error: Exception) -> str:
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, socket.gaierror):
         return "its name is not known"
+    if type(error) is OSError and error.errno is None:  # of http.client, and with the proxy's words in it
+        return "the proxy does not let us through"
     if isinstance(error, OSError):
         return (error.strerror or type(error).__name__).lower()
     return "it does not speak HTTP"

@@ -7,12 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol
 
+from mcpguard.core.claims import time_of
 from mcpguard.core.digest import blake2b
 from mcpguard.followed_file import FollowedFile
-from mcpguard.jwt_settings import JwtSettings
+from mcpguard.jwt_settings import JwtSettings, shown_url
 from mcpguard.stores.files import private_folder
 
 REFRESH_S: Final = 30.0
@@ -32,6 +34,9 @@ MAX_BYTES: Final = 1 << 20
 
 _TOO_LATE: Final = f"no answer in {FETCH_S:g} s"
 _MAX_KEYS: Final = 100
+_MAX_TRIED: Final = 16
+"""How many keys are tried for one signature. Providers publish two or three of a kind."""
+
 _MIN_RSA_BITS: Final = 2048
 """NIST SP 800-131A; PyJWT warns below it."""
 
@@ -53,11 +58,11 @@ class Keys(Protocol):
     """Keys of one provider. `find` and all attributes answer at once.
 
     Attributes:
-        source: The URL or the file.
+        source: The URL, without a query that may hold a secret, or the file.
         revision: Another number after each renewal.
         problem: Why the last attempt to get them failed; empty if it did not.
         fetched_s: When they were got, in wall-clock time; None if there are none.
-        stale_s: From when on `seek` should be called even if no key is missing.
+        stale_s: From when on `seek` should be called even if no key is missing; it is the past if their age is not known.
         is_fetching: Whether they are on their way.
     """
 
@@ -72,8 +77,11 @@ class Keys(Protocol):
     @property
     def is_fetching(self) -> bool: ...  # noqa: D102
 
-    def find(self, kid: str | None, algorithm: str) -> Jwk | None:
-        """The key that a token of this header is signed with, if it is known."""
+    def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """The keys that a token of this header may be signed with."""
+
+    def has(self, kid: str) -> bool:
+        """Whether there is a key of this name, whatever it is for."""
 
     def seek(self) -> None:
         """Get the newest keys, unless that was just tried. Does not wait for them."""
@@ -124,20 +132,39 @@ def _public(entry: object) -> Jwk | None:
     return key
 
 
-def find(keys: Sequence[Jwk], kid: str | None, algorithm: str) -> Jwk | None:
-    """The key for a token of this header: the one of its name, and if it names none the only one that fits."""
+def find(keys: Sequence[Jwk], kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+    """The keys for a token of this header: of those that fit its algorithm all that have its name, or all if it names none."""
     fits = _FITTING.get(algorithm) or _FITTING[algorithm[:2]]
-    fitting = [
+    fitting = (
         key
         for key in keys
-        if key.get("alg", algorithm) == algorithm and all(key[name] in values for name, values in fits.items())
-    ]
-    if kid is None:
-        return fitting[0] if len(fitting) == 1 else None
-    return next((key for key in fitting if key.get("kid") == kid), None)
+        if kid in (None, key.get("kid"))
+        and key.get("alg", algorithm) == algorithm
+        and all(key[name] in values for name, values in fits.items())
+    )
+    return tuple(islice(fitting, _MAX_TRIED))
 
 
-class FileKeys:
+def _stale_s(got_s: float | None, age_s: float, now_s: float) -> float:
+    """When what was got becomes too old. A time in the future tells no age: the clock was set back since."""
+    return 0.0 if got_s is None or got_s > now_s else got_s + age_s
+
+
+class _Known:
+    """Keys that are here."""
+
+    _keys: tuple[Jwk, ...] = ()
+
+    def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """See `Keys`."""
+        return find(self._keys, kid, algorithm)
+
+    def has(self, kid: str) -> bool:
+        """See `Keys`."""
+        return any(key.get("kid") == kid for key in self._keys)
+
+
+class FileKeys(_Known):
     """Keys in a file that others write."""
 
     is_fetching = False
@@ -147,19 +174,19 @@ class FileKeys:
         self.revision = 0
         self.problem = ""
         self.fetched_s: float | None = None
-        self.stale_s = 0.0
         self._wall = wall
+        self._looked_s: float | None = None
         self._file = FollowedFile(path, max_bytes=MAX_BYTES)
-        self._keys: tuple[Jwk, ...] = ()
         self.seek()
 
-    def find(self, kid: str | None, algorithm: str) -> Jwk | None:
+    @property
+    def stale_s(self) -> float:
         """See `Keys`."""
-        return find(self._keys, kid, algorithm)
+        return _stale_s(self._looked_s, FILE_AGE_S, self._wall())
 
     def seek(self) -> None:
         """See `Keys`. A file that breaks leaves the last good keys."""
-        self.stale_s = self._wall() + FILE_AGE_S
+        self._looked_s = self._wall()
         before = self._file.content
         first = not self._keys and not self.problem
         if not (self._file.look() and self._file.content != before) and not first:
@@ -181,7 +208,7 @@ class FileKeys:
         """See `Keys`."""
 
 
-class RemoteKeys:
+class RemoteKeys(_Known):
     """Keys at a URL. What was got last is kept on disk, so that a provider that is down stops nobody whose key is known.
 
     Args:
@@ -201,14 +228,14 @@ class RemoteKeys:
         wall: Callable[[], float] = time.time,
         fetch: Callable[[str, float, int], bytes] | None = None,
     ) -> None:
-        self.source = url
+        self.source = shown_url(url)
+        self._url = url
         self.revision = 0
         self.fetched_s: float | None = None
         self._clock = clock
         self._wall = wall
         self._fetch = fetch
         self._kept = state / f"jwks-{blake2b(url.encode(), digest_size=12).hexdigest()}.json"
-        self._keys: tuple[Jwk, ...] = ()
         self._problem = ""
         self._here = threading.Event()  # set while no attempt is under way
         self._here.set()
@@ -226,10 +253,7 @@ class RemoteKeys:
     @property
     def stale_s(self) -> float:
         """See `Keys`."""
-        now_s = self._wall()
-        if self.fetched_s is None or self.fetched_s > now_s:
-            return now_s
-        return self.fetched_s + MAX_AGE_S
+        return _stale_s(self.fetched_s, MAX_AGE_S, self._wall())
 
     @property
     def is_fetching(self) -> bool:
@@ -239,10 +263,6 @@ class RemoteKeys:
     @property
     def _is_overdue(self) -> bool:
         return not self._here.is_set() and self._clock() >= self._give_up_s
-
-    def find(self, kid: str | None, algorithm: str) -> Jwk | None:
-        """See `Keys`."""
-        return find(self._keys, kid, algorithm)
 
     def seek(self) -> None:
         """See `Keys`."""
@@ -264,7 +284,7 @@ class RemoteKeys:
         try:
             from mcpguard import fetch  # TLS and HTTP are loaded when keys have to be fetched, and in this thread
 
-            keys = parse_keys((self._fetch or fetch.get)(self.source, FETCH_S, MAX_BYTES))
+            keys = parse_keys((self._fetch or fetch.get)(self._url, FETCH_S, MAX_BYTES))
             if self._clock() >= self._give_up_s:
                 raise TimeoutError
             self._keys, self._problem, self.fetched_s = keys, "", self._wall()
@@ -275,7 +295,7 @@ class RemoteKeys:
         except ValueError as error:
             self._problem = str(error)
         except Exception as error:  # whoever waits must not do so for ever
-            self._problem = f"internal error, please report it: {error!r}"
+            self._problem = f"internal error, please report it: {type(error).__name__}"  # its text may hold the URL's secret
         finally:
             self._here.set()
 
@@ -283,9 +303,9 @@ class RemoteKeys:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             with self._kept.open("rb") as file:
                 kept = json.loads(file.read(MAX_BYTES))
-            if kept["url"] == self.source and kept["fetched_s"] > 0:
+            if kept["url"] == self.source and (fetched_s := time_of(kept, "fetched_s")):
                 self._keys = parse_keys(json.dumps(kept).encode())
-                self.fetched_s = float(kept["fetched_s"])
+                self.fetched_s = fetched_s
 
     def _keep(self) -> None:
         """Write the keys for the next start. If that fails it will ask the provider, as this one did."""

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from mcpguard.core.claims import Expected
+from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
+from mcpguard.stores.files import named_path
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """What may be allowed. Never `none`, and never HMAC, whose key would be a secret that could also make tokens."""
@@ -33,7 +35,7 @@ class JwtSettings:
     """
 
     expected: Expected
-    jwks: str | Path
+    jwks: str | Path = field(repr=False)  # a URL may hold a secret
     algorithms: tuple[str, ...]
     token_file: Path | None
     state: Path
@@ -68,9 +70,9 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
         raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])
     return JwtSettings(
         Expected(texts["issuer"][0], texts["audience"], **claims),
-        jwks if is_url else _path(jwks, file),
+        jwks if is_url else _path(jwks, file, where=f"{where}.jwks"),
         algorithms,
-        _path(texts["token_file"][0], file) if "token_file" in texts else None,
+        _path(texts["token_file"][0], file, where=f"{where}.token_file") if "token_file" in texts else None,
         state,
     )
 
@@ -92,17 +94,28 @@ def url_problem(url: str) -> str:
     return "" if parts.scheme == "https" or is_loopback(host) else "only https is trusted, or http on this machine"
 
 
+def shown_url(url: str) -> str:
+    """A URL as it may be told: without a name, a password, a query or a fragment."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def is_loopback(host: str) -> bool:
     """Whether a URL's host is this machine by name or number, whatever a name server says."""
     return host in {"localhost", "::1"} or bool(re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
 
 
 def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
+    if holds_token(str(value)):
+        place = "a path" if where.endswith(("token_file", "jwks")) else "none"
+        hint = "write it into a file that only you can read, and name that file as token_file"
+        raise ConfigError(f"{where} holds a token where {place} belongs", hint)
     values = value if many and isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
-        raise ConfigError(f"{where}: {value!r} is not text", f'{where.rpartition(".")[2]} = "…"')
+        shown = "this" if where.endswith("jwks") else repr(value)  # a URL may hold a secret
+        raise ConfigError(f"{where}: {shown} is not text", f'{where.rpartition(".")[2]} = "…"')
     return tuple(values)
 
 
-def _path(text: str, file: Path) -> Path:
-    return (file.parent / Path(text).expanduser()).absolute()
+def _path(text: str, file: Path, *, where: str) -> Path:
+    return named_path(text if text.startswith("~") else str(file.parent / text), where=where)

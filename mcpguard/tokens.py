@@ -1,9 +1,13 @@
 """Verifies the token that names the user, and follows it while it is renewed, expires, and its provider changes keys."""
 
+import base64
+import contextlib
 import json
+import math
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -13,7 +17,7 @@ from mcpguard.core.claims import Claims
 from mcpguard.core.identity import Identity
 from mcpguard.errors import Unauthenticated
 from mcpguard.followed_file import FollowedFile
-from mcpguard.jwks import REFRESH_S, Keys, keys_of
+from mcpguard.jwks import REFRESH_S, Jwk, Keys, keys_of
 from mcpguard.jwt_settings import JwtSettings
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
@@ -22,6 +26,8 @@ MAX_TOKEN_BYTES: Final = 64 * 1024
 VARIABLE: Final = "MCPGUARD_TOKEN"
 
 _NOT_A_JWT: Final = "a JWT has three parts with dots between them; an opaque access token cannot be verified"
+
+_COMPACT: Final = re.compile(rb"([A-Za-z0-9_-]+=*)\.([A-Za-z0-9_-]+=*)\.([A-Za-z0-9_-]*=*)")
 
 
 class Examination(NamedTuple):
@@ -32,7 +38,7 @@ class Examination(NamedTuple):
         identity: Whom it names, if it has no problem.
         claims: What it says, to be believed only if `is_verified`; None if it cannot be read.
         is_verified: Whether its signature is one of the provider's.
-        lacks_key: Whether its key is not known, which may change at any time.
+        lacks_key: Whether no key that is known has made its signature, which may change at any time.
         until_s: Until when this holds if neither the token nor the keys change.
     """
 
@@ -78,9 +84,10 @@ class TokenSource:
         self._file: FollowedFile | None = None
         if settings.token_file and self._token is None:
             self._file = FollowedFile(settings.token_file, max_bytes=MAX_TOKEN_BYTES)
-        self._mode = 0o600
-        self._revision = -1
+        self._has_warned = False
+        self._keys_seen = -1, "", False
         self._examined = Examination(())
+        self._examined_s = 0.0
         self._told: Identity | tuple[str, str] | None = None
 
     @property
@@ -108,13 +115,19 @@ class TokenSource:
         Args:
             lines: What the client wrote. If there is a call in it, keys that are being fetched are waited for.
         """
-        if not self._may_have_changed():
+        changed = self._may_have_changed()
+        if changed:
+            self.examine()
+        if self._examined.lacks_key:
+            self.keys.seek()
+            if self.keys.is_fetching and any(_has_call(line) for line in lines):
+                self.keys.wait(self._budget_s)
+            if self._state_of_keys() != self._keys_seen:
+                changed = True
+                self.examine()
+        if not changed:
             return None
-        examined = self.examine()
-        if examined.lacks_key and self.keys.is_fetching and any(_has_call(line) for line in lines):
-            self.keys.wait(self._budget_s)
-            examined = self.examine()
-        found = _outcome(examined)
+        found = _outcome(self._examined)
         if self._told == _mark(found):
             return None
         self._told = _mark(found)
@@ -124,24 +137,36 @@ class TokenSource:
     def _may_have_changed(self) -> bool:
         if self._file is not None:
             before = self._file.content
-            if self._file.look() and self._file.content != before:
+            if self._look(self._file) and self._file.content != before:
                 return True
-        examined = self._examined
-        return examined.lacks_key or self._clock() >= examined.until_s or self.keys.revision != self._revision
+        is_its_time = self._examined_s <= self._clock() < self._examined.until_s  # which a clock that is set back leaves, too
+        return not is_its_time or self.keys.revision != self._keys_seen[0]
+
+    def _state_of_keys(self) -> tuple[int, str, bool]:
+        return self.keys.revision, self.keys.problem, self.keys.is_fetching
+
+    def _look(self, file: FollowedFile) -> bool:
+        was_read = file.look()
+        if file.mode & 0o077 and not self._has_warned and sys.platform != "win32":
+            self._has_warned = True
+            self._notify(f"others can read the token in {self.where} (mode {file.mode:04o}): chmod 600 {self.where}")
+        return was_read
 
     def examine(self) -> Examination:
         """Look at the token, and ask for keys that it needs."""
-        now_s = self._clock()
-        self._revision = self.keys.revision
+        now_s = self._examined_s = self._clock()
+        self._keys_seen = self._state_of_keys()
         content: bytes | str | None = self._token.encode(errors="replace") if self._token is not None else None
         if self._file is not None:
-            self._file.look()
-            self._warn_of(self._file.mode)
+            self._look(self._file)
             content = self._file.content
         if now_s >= self.keys.stale_s:
             self.keys.seek()
-        self._examined = self._examine(content, now_s)
-        return self._examined
+        found = self._examine(content, now_s)
+        if found.problems and not found.lacks_key and self.keys.fetched_s is None:
+            found = found._replace(problems=(*found.problems, self._no_keys()))
+        self._examined = found
+        return found
 
     def _examine(self, content: bytes | str | None, now_s: float) -> Examination:
         where = f"the token in {self.where}"
@@ -156,12 +181,16 @@ class TokenSource:
             header, said = _read(token)
         except ValueError:
             return Examination((Unauthenticated(f"{where} is not a signed JWT", _NOT_A_JWT),))
-        signature, lacks_key = self._signature_problem(token, header, where)
+        forged = list(self._header_problems(header, where))
+        unsigned = None if forged else self._signature_problem(token, header, where)
+        if unsigned:
+            forged.append(unsigned)
         problems = tuple(claims.problems(said, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
         stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
-        if signature or problems:
-            every = (signature, *problems) if signature else problems
-            return Examination(every, None, said, signature is None, lacks_key, min(_begins_s(said, now_s), stale_s))
+        if forged or problems:
+            return Examination(
+                (*forged, *problems), None, said, not forged, bool(unsigned), min(_begins_s(said, now_s), stale_s)
+            )
         until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
         who = claims.identity(said, self._settings.expected, self._configured)
         return Examination((), who, said, is_verified=True, until_s=until_s)
@@ -178,39 +207,53 @@ class TokenSource:
             f"the token file {file} cannot be read: {why}", "it is a file that holds the token and nothing else"
         )
 
-    def _signature_problem(self, token: bytes, header: dict[str, Any], where: str) -> tuple[Unauthenticated | None, bool]:
-        """Why the signature is not one of the provider's, and whether that is because its key is not known."""
-        algorithm, kid = header.get("alg"), header.get("kid")
-        if algorithm not in self._settings.algorithms:
+    def _header_problems(self, header: dict[str, Any], where: str) -> Iterator[Unauthenticated]:
+        """Every reason why no signature with this header is verified."""
+        allowed = self._settings.algorithms
+        if header.get("alg") not in allowed:
             hint = "sign with one of these, or mend identity.jwt.algorithms"
-            return Unauthenticated(f"{where} is not signed with {' or '.join(self._settings.algorithms)}", hint), False
-        key = self.keys.find(kid, algorithm)
-        if key is None:
-            self.keys.seek()
-            key = self.keys.find(kid, algorithm)
-        if key is None:
-            return self._no_key(where), True
-        try:
-            jwt.PyJWS(algorithms=[algorithm]).decode_complete(token, jwt.PyJWK(dict(key), algorithm), algorithms=[algorithm])
-        except Exception:  # whatever a library makes of it: not verified, and what it says of it may hold parts of the token
-            hint = "it was changed, or signed by somebody else; get a new one"
-            return Unauthenticated(f"{where} has a signature that is not {self._settings.expected.issuer}'s", hint), False
-        return None, False
+            yield Unauthenticated(f"{where} is not signed with {' or '.join(allowed)}", hint)
+        if "crit" in header:  # what must be understood (RFC 7515, section 4.1.11)
+            yield Unauthenticated(
+                f"{where} has a critical extension, and none is known here", "get one without crit in its header"
+            )
+        if not isinstance(header.get("kid"), str | None):
+            yield Unauthenticated(f"{where} names its key by what is no text", "get one with text in kid in its header")
 
-    def _no_key(self, where: str) -> Unauthenticated:
+    def _signature_problem(self, token: bytes, header: dict[str, Any], where: str) -> Unauthenticated | None:
+        """Why the signature is not one of the provider's, as far as its keys are known."""
+        algorithm, kid = header["alg"], header.get("kid")
+        keys = self.keys.find(kid, algorithm)
+        if _is_signed(token, algorithm, keys):
+            return None
+        self.keys.seek()  # a provider may have new keys, be it under an old name
+        before, keys = keys, self.keys.find(kid, algorithm)
+        if keys != before and _is_signed(token, algorithm, keys):
+            return None
+        if self.keys.fetched_s is None:
+            return self._no_keys()
+        hint = "get a new token, or check identity.jwt.jwks; it is asked again with the next calls"
+        if keys:
+            what = f"has a signature that is not {self._settings.expected.issuer}'s"
+            hint = "it was changed, or signed by somebody else; get a new one"
+        elif kid is None:
+            what = f"names no key, and {self.keys.source} has none for {algorithm}"
+        elif self.keys.has(kid):
+            what = f"is signed with {algorithm}, which the key that it names is not for"
+        else:
+            what = f"is signed with a key that {self.keys.source} does not have"
+        if self.keys.is_fetching:
+            return Unauthenticated(f"{where} {what} as far as is known: newer keys are being fetched", "call again in a moment")
+        if self.keys.problem:
+            what += f" as far as is known: newer keys cannot be had from {self.keys.source}: {self.keys.problem}"
+        return Unauthenticated(f"{where} {what}", hint)
+
+    def _no_keys(self) -> Unauthenticated:
         source = self.keys.source
         if self.keys.is_fetching:
             return Unauthenticated(f"keys are being fetched from {source}", "call again in a moment")
-        if self.keys.problem:
-            hint = "check identity.jwt.jwks; it is tried again with the next calls"
-            return Unauthenticated(f"keys cannot be had from {source}: {self.keys.problem}", hint)
-        hint = "get a new token, or check identity.jwt.jwks; it is asked again with the next calls"
-        return Unauthenticated(f"{where} is signed with a key that {source} does not have", hint)
-
-    def _warn_of(self, mode: int) -> None:
-        if mode & 0o077 and mode != self._mode and sys.platform != "win32":
-            self._notify(f"others can read the token in {self.where} (mode {mode:04o}): chmod 600 {self.where}")
-        self._mode = mode
+        hint = "check identity.jwt.jwks; it is tried again with the next calls"
+        return Unauthenticated(f"keys cannot be had from {source}: {self.keys.problem}", hint)
 
 
 def _outcome(examined: Examination) -> Identity | Unauthenticated:
@@ -226,22 +269,63 @@ def _has_call(line: object) -> bool:
     return isinstance(line, bytes) and b"tools/call" in line
 
 
+def _is_signed(token: bytes, algorithm: str, keys: Sequence[Jwk]) -> bool:
+    """Whether one of the keys made the signature."""
+    for key in keys:
+        with contextlib.suppress(Exception):  # whatever a library makes of it: not verified, and its text may hold the token
+            jwt.PyJWS(algorithms=[algorithm]).decode_complete(token, jwt.PyJWK(dict(key), algorithm), algorithms=[algorithm])
+            return True
+    return False
+
+
 def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
     """A token's header and claims, of which nothing is verified.
 
     Raises:
         ValueError: This is not a signed JWT.
     """
+    parts = _COMPACT.fullmatch(token)
+    if parts is None:
+        raise ValueError("not three parts in base64url")
+    header, said, _ = map(_decoded, parts.groups())
+    return _object(header), _object(said)
+
+
+def _decoded(part: bytes) -> bytes:
+    data = base64.urlsafe_b64decode(part + b"==")
+    if base64.urlsafe_b64encode(data).rstrip(b"=") != part.rstrip(b"="):
+        raise ValueError("another text for the same bytes")  # its last character may have bits that are not used
+    return data
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """An object in JSON that everybody reads alike: no name twice, no number without an end, no half of a character.
+
+    Raises:
+        ValueError: This is none.
+    """
     try:
-        parts = jwt.PyJWS().decode_complete(token, options={"verify_signature": False})
-        said = json.loads(parts["payload"])
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError("not a JWT") from error
-    header: dict[str, Any] = parts["header"]
-    knows_all = "crit" not in header  # an extension that must be understood (RFC 7515, section 4.1.11)
-    if not (isinstance(said, dict) and knows_all and isinstance(header.get("kid"), str | None)):
-        raise ValueError("not a JWT that is known here")
-    return header, said
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
 
 
 def _begins_s(said: Claims, now_s: float) -> float:

@@ -30,7 +30,8 @@ def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path
     assert load({"MCPGUARD_HOME": str(tmp_path)}) == Settings(
         policy=tmp_path / "policy.toml",
         policy_named=False,
-        store=f"sqlite://{tmp_path}/mcpguard.db",
+        database=tmp_path / "mcpguard.db",
+        store="",
         namespace="default",
         timeout_ms=250,
         on_unavailable="local",
@@ -70,6 +71,7 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
     assert loaded(tmp_path, text) == Settings(
         policy=tmp_path / "policy.toml",
         policy_named=False,
+        database=tmp_path / "mcpguard.db",
         store="sqlite:///elsewhere/x.db",
         namespace="team",
         timeout_ms=100,
@@ -129,6 +131,38 @@ def test_a_tilde_is_the_accounts_folder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folders({"MCPGUARD_HOME": "~/guard"}).config == tmp_path / "guard"
     assert load({"MCPGUARD_HOME": "~/guard", "MCPGUARD_POLICY": "~/p.toml"}).policy == tmp_path / "p.toml"
+
+
+@pytest.mark.parametrize("name", ["MCPGUARD_HOME", "MCPGUARD_CONFIG", "MCPGUARD_POLICY"])
+def test_a_home_folder_that_is_not_known_is_told_where_it_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"MCPGUARD_HOME": str(tmp_path), name: "~nosuchuser/x"})
+    assert caught.value.message == f"{name}: the folder that ~nosuchuser/x begins at is not known"
+    assert caught.value.hint == "write the whole path"
+
+
+def test_a_path_from_where_we_are_is_told_if_that_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match=r"the folder that team\.toml begins at is not known"):
+        load({"MCPGUARD_HOME": str(tmp_path)}, policy="team.toml")
+
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize("key", ["user", "agent", "policy", "config"])
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
+    tmp_path: Path, key: str, by_option: bool
+) -> None:
+    given = {key: TOKEN} if by_option else {}
+    error = refusal(tmp_path, "", {} if by_option else {f"MCPGUARD_{key.upper()}": TOKEN}, **given)
+    assert "holds a token where a " in error.message
+    assert key in error.message.lower()
+    assert not [part for part in TOKEN.split(".") if part in error.message + error.hint]
 
 
 def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:

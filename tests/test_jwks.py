@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def idp(tmp_path: Path) -> Provider:
 
 
 def knows(keys: RemoteKeys | FileKeys, number: int = 0) -> bool:
-    return keys.find(f"RS256-{number}", "RS256") is not None
+    return len(keys.find(f"RS256-{number}", "RS256")) == 1
 
 
 # Which keys are taken
@@ -117,15 +118,22 @@ def test_nothing_secret_of_a_key_is_taken() -> None:
 def test_a_token_gets_the_key_of_its_name_if_that_is_for_its_algorithm() -> None:
     keys = parse_keys(key_set(jwk("RS256"), jwk("PS256"), jwk("ES256"), jwk("ES384"), jwk("EdDSA")))
     for algorithm in ("RS256", "PS256", "ES256", "ES384", "EdDSA"):
-        found = find(keys, f"{algorithm}-0", algorithm)
-        assert found
+        (found,) = find(keys, f"{algorithm}-0", algorithm)
         assert found["alg"] == algorithm
-        assert [find(keys, f"{algorithm}-0", other) for other in ("RS512", "ES512")] == [None, None]
-        assert find(keys, None, algorithm) == found
+        assert [find(keys, f"{algorithm}-0", other) for other in ("RS512", "ES512")] == [(), ()]
+        assert find(keys, None, algorithm) == (found,)
     bare = parse_keys(key_set(*({**jwk(name), "alg": None} for name in ("RS256", "ES256", "EdDSA"))))
-    assert find(bare, "ES256-0", "ES384") is None
-    assert find(bare, "RS256-0", "EdDSA") is None
-    assert find(bare, "RS256-0", "PS512") is not None
+    assert find(bare, "ES256-0", "ES384") == ()
+    assert find(bare, "RS256-0", "EdDSA") == ()
+    assert len(find(bare, "RS256-0", "PS512")) == 1
+
+
+def test_a_token_that_names_no_key_gets_all_that_fit_but_no_more_than_sixteen() -> None:
+    three = parse_keys(key_set(jwk("ES256"), *(jwk(kid=f"k{number}") for number in range(3))))
+    assert [key["kid"] for key in find(three, None, "RS256")] == ["k0", "k1", "k2"]
+    many = parse_keys(key_set(*(jwk(kid=f"k{number}") for number in range(99))))
+    assert len(find(many, None, "RS256")) == 16
+    assert len(find(many, "k98", "RS256")) == 1
 
 
 # How seldom they are asked for
@@ -187,7 +195,7 @@ def test_keys_that_are_old_are_to_be_asked_for_though_none_is_missing(idp: Provi
     keys = idp.keys()
     assert keys.stale_s == idp.now_s + MAX_AGE_S
     idp.now_s -= 10_000  # a clock that was set back tells no age
-    assert keys.stale_s == idp.now_s
+    assert keys.stale_s < idp.now_s
 
 
 # Where they are kept
@@ -209,6 +217,66 @@ def test_keys_of_another_url_are_not_taken(idp: Provider, tmp_path: Path) -> Non
     file.write_text(file.read_text().replace(URL, "https://other.com/keys"))
     idp.keys()
     assert idp.asked == 2
+
+
+@pytest.mark.parametrize(
+    "fetched_s",
+    [
+        "Infinity",
+        "-Infinity",
+        "NaN",
+        "1e999",
+        "-1",
+        "0",
+        "1e300",
+        "1" + "0" * 400,
+        "1" * 5000,
+        '"1"',
+        "true",
+        "null",
+        "[1]",
+        "{}",
+    ],
+)
+def test_a_time_of_keeping_that_no_clock_had_is_as_good_as_nothing(idp: Provider, fetched_s: str) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    text = file.read_text().replace(f'"fetched_s": {idp.now_s}', f'"fetched_s": {fetched_s}')
+    assert fetched_s in text
+    file.write_text(text)
+    keys = idp.keys()
+    assert (idp.asked, knows(keys), keys.fetched_s) == (2, True, idp.now_s)
+
+
+@pytest.mark.parametrize(
+    "entries", ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]
+)
+def test_kept_keys_that_are_none_are_as_good_as_nothing(idp: Provider, entries: str) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    file.write_text(f'{{"url": "{URL}", "fetched_s": {idp.now_s}, "keys": {entries}}}')
+    keys = idp.keys()
+    assert (idp.asked, knows(keys)) == (2, True)
+
+
+def test_a_secret_in_the_urls_query_goes_to_the_provider_and_nowhere_else(server: KeyServer, tmp_path: Path) -> None:
+    paths: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        paths.append(handler.path)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(server.body)
+
+    server.behaviour = answer
+    keys = RemoteKeys(f"{server.url}?code=s3cret#s3cret", tmp_path)
+    keys.wait(30)
+    assert knows(keys)
+    assert paths == ["/jwks.json?code=s3cret"]
+    (file,) = tmp_path.iterdir()
+    assert "s3cret" not in keys.source + file.name + file.read_text()
+    assert keys.source == server.url
+    assert RemoteKeys(f"{server.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), None])

@@ -5,7 +5,8 @@ import pytest
 from mcpguard.config import Settings, load
 from mcpguard.core.claims import Expected
 from mcpguard.errors import ConfigError
-from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, url_problem
+from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, shown_url, url_problem
+from tests.provider import token
 
 LEAST = """
 [identity.jwt]
@@ -181,3 +182,58 @@ def test_nothing_else_may_name_the_user(tmp_path: Path) -> None:
     ):
         assert refusal(tmp_path, text, environ, **options) == (f"{place}: only a verified token may name the user here", hint)
     assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None
+
+
+TOKEN = token()
+
+
+@pytest.mark.parametrize("key", ["token_file", "jwks", "issuer", "audience", "algorithms", "user_claim"])
+@pytest.mark.parametrize("form", ['"{}"', '"Bearer {}"', '"~/{}"', '"""{}\n"""', '["{}"]', '{{token = "{}"}}'])
+@pytest.mark.parametrize("text", [TOKEN, TOKEN[: TOKEN.rindex(".") - 9]], ids=["whole", "cut"])
+def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
+    tmp_path: Path, key: str, form: str, text: str
+) -> None:
+    rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
+    message, hint = refusal(tmp_path, f"{rest}\n{key} = {form.format(text)}\n")
+    place = "a path" if key in {"token_file", "jwks"} else "none"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key} holds a token where {place} belongs"
+    assert not [part for part in text.split(".") if part in message + hint]
+
+
+@pytest.mark.parametrize(
+    "name", ["my.token.file", "a.b.c", "eyJhbGciOiJSUzI1NiJ9", "alice@idp.acme.com", "~/.config/acme/to.ken"]
+)
+def test_a_path_with_dots_is_no_token(tmp_path: Path, name: str) -> None:
+    found = loaded(tmp_path, f'{LEAST}token_file = "{name}"\n').jwt
+    assert found
+    assert found.token_file
+
+
+def test_settings_that_are_shown_for_debugging_hold_no_url(tmp_path: Path) -> None:
+    assert "idp.acme.com/.well-known" not in repr(loaded(tmp_path, LEAST).jwt)
+
+
+@pytest.mark.parametrize("value", ['["https://idp.acme.com/?k=s3cret"]', '{ url = "https://idp.acme.com/?k=s3cret" }'])
+def test_a_url_that_is_no_text_is_not_repeated(tmp_path: Path, value: str) -> None:
+    lines = [f"jwks = {value}" if line.startswith("jwks") else line for line in LEAST.splitlines()]
+    assert refusal(tmp_path, "\n".join(lines))[0] == f"{tmp_path}/config.toml: identity.jwt.jwks: this is not text"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://idp.acme.com/keys", "https://idp.acme.com/keys"),
+        ("https://idp.acme.com:8443/a/b?k=s3cret#s3cret", "https://idp.acme.com:8443/a/b"),
+        ("https://u:s3cret@idp.acme.com/", "https://idp.acme.com/"),
+        ("http://[::1]:80", "http://[::1]:80"),
+    ],
+)
+def test_what_is_shown_of_a_url_is_scheme_host_and_path(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize("key", ["token_file", "jwks"])
+def test_a_home_folder_that_is_not_known_is_told(tmp_path: Path, key: str) -> None:
+    rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
+    message, _ = refusal(tmp_path, f'{rest}\n{key} = "~nosuchuser/x"\n')
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the folder that ~nosuchuser/x begins at is not known"

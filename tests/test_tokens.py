@@ -1,5 +1,6 @@
 """Tokens of every kind, with real signatures, as a wrapper looks at them."""
 
+import base64
 import hashlib
 import hmac
 import json
@@ -51,13 +52,26 @@ def test_a_key_that_names_no_algorithm_serves_all_of_its_kind(tmp_path: Path) ->
     assert both.has(jwt.encode(claims(), key("RS256", 0), "PS256")) == "alice"
 
 
-def test_a_token_that_names_no_key_is_verified_with_the_only_one_there_is(tmp_path: Path) -> None:
-    nameless = token(headers={"kid": None})
-    assert Wrapper(tmp_path, jwk()).has(nameless) == "alice"
-    assert "is signed with a key that" in Wrapper(tmp_path, jwk(), jwk(number=1)).has(nameless)
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
+def test_a_token_that_names_no_key_is_tried_with_each_that_fits(tmp_path: Path, algorithm: str) -> None:
+    others = (jwk("EdDSA"), jwk("ES384"), jwk(algorithm, 1), jwk(algorithm, 2, kid=None))
+    wrapper = Wrapper(tmp_path, *others, jwk(algorithm), algorithms=(algorithm, "PS256"))
+    assert wrapper.has(token(algorithm, headers={"kid": None})) == "alice"
+    assert wrapper.has(token(algorithm, 2, headers={"kid": None})) == "alice"
+    assert NOT_THEIRS in wrapper.has(token(algorithm, 3, headers={"kid": None}))
+    assert f"names no key, and {wrapper.jwks} has none for PS256" in wrapper.has(token("PS256", headers={"kid": None}))
 
 
-def unsigned(header: dict[str, Any], said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
+def test_a_key_is_known_by_its_name_and_its_algorithm_together(tmp_path: Path) -> None:
+    wrapper = Wrapper(tmp_path, jwk("ES256", kid="one"), jwk("RS256", kid="one"), jwk("RS256", 1, kid="one"))
+    assert wrapper.has(token(headers={"kid": "one"})) == "alice"
+    assert wrapper.has(token(number=1, headers={"kid": "one"})) == "alice"
+    other = Wrapper(tmp_path, jwk("RS256"), algorithms=("RS256", "RS512"))
+    why = "is signed with RS512, which the key that it names is not for"
+    assert why in other.has(token("RS512", headers={"kid": "RS256-0"}))
+
+
+def unsigned(header: dict[str, Any] | bytes, said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
     return f"{part(header)}.{part(said or claims())}.{part(signature)}"
 
 
@@ -96,9 +110,10 @@ FORGED: dict[str, tuple[Callable[[], str], str]] = {
     "a URL of keys": (lambda: token(number=1, headers={"jku": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
     "a URL of a certificate": (lambda: token(number=1, headers={"x5u": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
     "a path for a key": (lambda: token(number=1, headers={"kid": "../../../../dev/null"}), "is signed with a key that"),
-    "a critical extension": (lambda: token(headers={"crit": ["exp"], "exp": 1}), NOT_A_JWT),
+    "a critical extension": (lambda: token(headers={"crit": ["exp"], "exp": 1}), "has a critical extension"),
     "a detached payload": (lambda: token().replace(token().split(".")[1], ""), NOT_A_JWT),
-    "a key's name that is none": (lambda: unsigned({"alg": "RS256", "kid": 7}), NOT_A_JWT),
+    "a key's name that is none": (lambda: unsigned({"alg": "RS256", "kid": 7}), "names its key by what is no text"),
+    "an algorithm twice": (lambda: unsigned(b'{"alg":"none","alg":"RS256","kid":"RS256-0"}'), NOT_A_JWT),
 }  # fmt: skip
 
 
@@ -128,10 +143,18 @@ def test_a_key_that_the_token_points_to_is_ignored_and_a_good_signature_counts(w
         ({"iss": "https://evil.com/"}, f"is not from the issuer {ISSUER}"),
         ({"aud": "other"}, f"is not for the audience {AUDIENCE}"),
         ({"exp": None}, "does not say when it expires"),
+        ({"exp": "4102444800"}, "has no time in exp"),
+        ({"exp": True}, "has no time in exp"),
+        ({"exp": 1e300}, "has no time in exp"),
+        ({"exp": 10**400}, "has no time in exp"),
+        ({"nbf": -1}, "has no time in nbf"),
+        ({"iat": [1]}, "has no time in iat"),
         ({"exp": 1_767_225_600}, "expired at 2026-01-01T00:00:00Z"),
         ({"nbf": 4_102_444_800}, "is not valid before 2100-01-01T00:00:00Z"),
         ({"iat": 4_102_444_800}, "was issued in the future: 2100-01-01T00:00:00Z"),
         ({"sub": None}, "names no subject"),
+        ({"sub": 7}, "names no subject"),
+        ({"sub": ["root"]}, "names no subject"),
     ],
 )
 def test_a_signed_token_with_a_claim_that_is_not_as_expected_names_nobody(
@@ -154,7 +177,37 @@ def test_of_a_token_that_is_not_verified_nothing_is_told_but_every_problem_is_kn
     assert (examined.identity, examined.is_verified) == (None, False)
 
 
+def test_every_problem_of_a_header_is_told_beside_those_of_the_claims(wrapper: Wrapper) -> None:
+    wrapper.has(unsigned({"alg": "none", "crit": ["x"], "kid": 7}, claims(sub=None)))
+    assert [problem.message.partition(str(wrapper.file))[2] for problem in wrapper.source.examine().problems] == [
+        " is not signed with RS256",
+        " has a critical extension, and none is known here",
+        " names its key by what is no text",
+        " names no subject",
+    ]
+
+
+def test_keys_that_cannot_be_had_are_a_problem_beside_that_of_the_token(wrapper: Wrapper) -> None:
+    wrapper.jwks.unlink()
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
+    keys = f"keys cannot be had from {wrapper.jwks}: no such file"
+    for content, why in (
+        (None, f"there is no token: {wrapper.file} does not exist"),
+        ("opaque", f"the token in {wrapper.file} {NOT_A_JWT}"),
+        (unsigned({"alg": "none"}), f"the token in {wrapper.file} is not signed with RS256"),
+    ):
+        if content:
+            wrapper.file.write_text(content)
+        assert [problem.message for problem in source.examine().problems] == [why, keys]
+    wrapper.file.write_text(token())
+    assert [problem.message for problem in source.examine().problems] == [keys]
+
+
 # What is no token
+
+
+def said(payload: bytes) -> bytes:
+    return f"{part({'alg': 'RS256'})}.{part(payload)}.".encode()
 
 
 @pytest.mark.parametrize(
@@ -175,11 +228,17 @@ def test_of_a_token_that_is_not_verified_nothing_is_told_but_every_problem_is_kn
         (f"{part({'alg': 'RS256'})}.{part(b'9' * 5000)}.".encode(), NOT_A_JWT),
         (f"{part({'alg': 'RS256'})}.{part(b'[' * 40_000)}.".encode(), NOT_A_JWT),
         (f"{part(b'[' * 40_000)}.{part({})}.".encode(), NOT_A_JWT),
+        (said(b'{"sub":"a","sub":"b"}'), NOT_A_JWT),
+        (said(b'{"exp":NaN}'), NOT_A_JWT),
+        (said(b'{"exp":-Infinity}'), NOT_A_JWT),
+        (said(b'{"exp":1e999}'), NOT_A_JWT),
+        (said(rb'{"sub":"\ud800"}'), NOT_A_JWT),
+        (said('{}'.encode('utf-16')), NOT_A_JWT),
         (b"Bearer " + token().encode(), NOT_A_JWT),
         (os.urandom(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
         (b"a" * (1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
     ],
-    ids=range(18),
+    ids=range(24),
 )  # fmt: skip
 def test_what_is_no_token_names_nobody(wrapper: Wrapper, content: bytes, why: str) -> None:
     assert wrapper.has(content) == f"the token in {wrapper.file} {why}"
@@ -245,6 +304,15 @@ def test_no_content_leads_to_anything_but_a_refusal_without_it(
     refusing = Wrapper(tmp_path_factory.mktemp("home"))
     message = refusing.has(content)
     assert message.startswith(f"the token in {refusing.file} is ")
+
+
+def test_a_signature_has_one_text_only(wrapper: Wrapper) -> None:
+    text = token()
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other = text[:-1] + alphabet[alphabet.index(text[-1]) ^ 1]  # of the last character four bits are not used
+    assert base64.urlsafe_b64decode(other.split(".")[2] + "==") == base64.urlsafe_b64decode(text.split(".")[2] + "==")
+    assert NOT_A_JWT in wrapper.has(other)
+    assert wrapper.has(text) == "alice"
 
 
 @given(st.data())

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.jwks import MAX_AGE_S, RemoteKeys
+from mcpguard.jwks import MAX_AGE_S, REFRESH_S, RemoteKeys
 from mcpguard.tokens import TokenSource
+from tests.end_to_end.host import until
 from tests.provider import jwk, key_set, token, write_token
 from tests.token_holder import CONFIGURED, Wrapper, told
 
@@ -103,10 +104,145 @@ def test_a_provider_that_gives_a_new_key_an_old_name_is_understood_in_time(wrapp
     wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
     wrapper.keys.seek()
     assert NOT_THEIRS in wrapper.has(token())
-    wrapper.jwks.write_bytes(key_set(jwk()))
     assert wrapper.polls() == "nothing new"
-    wrapper.now_s += 61
+    wrapper.jwks.write_bytes(key_set(jwk()))
     assert wrapper.polls() == "alice"
+
+
+class Remote:
+    """A wrapper with keys at a URL, and with clocks and answers that are the test's."""
+
+    def __init__(self, wrapper: Wrapper, *answers: bytes | Exception) -> None:
+        self.now_s = wrapper.now_s
+        self.answers = list(answers)
+        self.asked = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.file = wrapper.file
+        self.lines: list[str] = []
+        clocks = {"clock": lambda: self.now_s, "wall": lambda: self.now_s}
+        self.keys = RemoteKeys("https://idp.acme.com/keys?k=s3cret", wrapper.home, **clocks, fetch=self.fetch)
+        self.keys.wait(30)
+        self.source = TokenSource(
+            wrapper.settings,
+            CONFIGURED,
+            {},
+            budget_ms=30_000,
+            notify=self.lines.append,
+            keys=self.keys,
+            clock=lambda: self.now_s,
+        )
+
+    def fetch(self, *_: object) -> bytes:
+        self.asked += 1
+        assert self.go_on.wait(30)
+        answer = self.answers[min(self.asked, len(self.answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def begins(self, text: str) -> str:
+        write_token(self.file, text)
+        return told(self.source.begin())
+
+    def polls(self, line: bytes = b"tools/call") -> str:
+        found = told(self.source.poll([line]))
+        until(lambda: not self.keys.is_fetching, "the end of a fetch")
+        return found
+
+
+@pytest.mark.parametrize("kid", ["RS256-0", None])
+def test_a_signature_that_no_known_key_made_asks_for_new_keys_and_the_call_waits_for_them(
+    wrapper: Wrapper, kid: str | None
+) -> None:
+    remote = Remote(wrapper, key_set(jwk(number=1, kid="RS256-0")), key_set(jwk()))
+    remote.begins(token(number=1, headers={"kid": "RS256-0"}))
+    remote.go_on.clear()
+    write_token(remote.file, token(headers={"kid": kid}))
+    said = told(remote.source.poll([b"tools/list"]))
+    assert NOT_THEIRS in said
+    assert said.endswith(" as far as is known: newer keys are being fetched")
+    remote.go_on.set()
+    assert remote.polls() == "alice"
+    assert remote.asked == 2
+
+
+def test_a_signature_that_is_nobodys_asks_for_new_keys_at_most_every_thirty_seconds(wrapper: Wrapper) -> None:
+    remote = Remote(wrapper, key_set(jwk()))
+    remote.begins(token(number=1, headers={"kid": "RS256-0"}, exp=int(wrapper.now_s) + 9999))
+    for _ in range(5):
+        remote.polls()
+    assert remote.asked == 2
+    remote.now_s += REFRESH_S - 0.1
+    remote.polls()
+    assert remote.asked == 2
+    remote.now_s += 0.1
+    for _ in range(5):
+        remote.polls()
+    assert remote.asked == 3
+
+
+def test_a_bad_signature_is_looked_at_once_and_not_with_every_call(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(wrapper, key_set(jwk()))
+    remote.begins(token(number=1, headers={"kid": "RS256-0"}))
+    for _ in range(3):
+        remote.polls()
+    monkeypatch.setattr(TokenSource, "examine", None)
+    assert remote.polls() == "nothing new"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (token(number=1), "is signed with a key that https://idp.acme.com/keys does not have"),
+        (token(number=1, headers={"kid": "RS256-0"}), f"{NOT_THEIRS}https://idp.acme.com/'s"),
+    ],
+)
+def test_what_is_not_known_while_the_provider_is_down_is_told_apart_and_no_secret_of_the_url_with_it(
+    wrapper: Wrapper, text: str, what: str
+) -> None:
+    remote = Remote(
+        wrapper, key_set(jwk()), ValueError("connection refused"), key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
+    )
+    remote.begins(text)
+    end = "as far as is known: newer keys cannot be had from https://idp.acme.com/keys: connection refused"
+    until(lambda: not remote.keys.is_fetching, "the end of a fetch")
+    assert told(remote.source.begin()) == f"the token in {remote.file} {what} {end}"
+    remote.now_s += REFRESH_S
+    remote.polls()
+    assert told(remote.source.begin()) == "alice"
+    assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in wrapper.home.glob("jwks-*"))])
+
+
+def test_a_clock_that_is_set_back_makes_nothing_last_longer(wrapper: Wrapper) -> None:
+    remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
+    exp = int(wrapper.now_s) + 9999
+    assert remote.begins(token(exp=exp, iat=None)) == "alice"
+    remote.go_on.clear()
+    remote.now_s -= 86400
+    assert told(remote.source.poll()) == "nothing new"
+    assert remote.keys.is_fetching
+    remote.go_on.set()
+    remote.keys.wait(30)
+    assert "is signed with a key that" in remote.polls()
+
+
+def test_keys_that_were_kept_in_the_future_are_renewed_though_no_clock_stands_still(wrapper: Wrapper) -> None:
+    Remote(wrapper, key_set(jwk()))
+    (kept,) = wrapper.home.glob("jwks-*")
+    kept.write_text(kept.read_text().replace(f'"fetched_s": {wrapper.now_s}', f'"fetched_s": {wrapper.now_s + 86400}'))
+    assert str(wrapper.now_s + 86400) in kept.read_text()
+    asked = threading.Event()
+
+    def fetch(*_: object) -> bytes:
+        asked.set()
+        return key_set(jwk())
+
+    keys = RemoteKeys("https://idp.acme.com/keys?k=s3cret", wrapper.home, fetch=fetch)
+    wrapper.file.write_text(token())
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys)
+    assert told(source.begin()) == "alice"
+    assert asked.wait(30)
 
 
 def test_keys_that_cannot_be_read_are_told_of(wrapper: Wrapper) -> None:
@@ -125,6 +261,34 @@ def test_a_file_that_others_can_read_is_warned_of_once(wrapper: Wrapper, mode: i
     assert wrapper.lines == (
         [f"others can read the token in {wrapper.file} (mode {mode:04o}): chmod 600 {wrapper.file}"] * warned
     )
+
+
+def test_a_file_that_is_replaced_is_not_warned_of_again(wrapper: Wrapper) -> None:
+    for mode in (0o644, 0o600, 0o666, 0o644):
+        new = wrapper.home / "new"
+        new.write_text(token(sub=f"user {mode}"))
+        new.chmod(mode)
+        new.replace(wrapper.file)
+        wrapper.source.poll()
+    assert len([line for line in wrapper.lines if line.startswith("others can read")]) == 1
+
+
+def test_a_file_that_others_may_read_from_now_on_is_warned_of_though_its_token_is_the_same(wrapper: Wrapper) -> None:
+    wrapper.has(token())
+    wrapper.file.chmod(0o644)
+    wrapper.source.poll()
+    assert len(wrapper.lines) == 1
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o644, 1)])
+def test_of_a_link_it_is_the_file_that_may_be_read_by_others(wrapper: Wrapper, mode: int, warned: int) -> None:
+    target = wrapper.home / "target"
+    target.write_text(token())
+    target.chmod(mode)
+    wrapper.file.symlink_to(target)
+    assert wrapper.file.lstat().st_mode & 0o777 == 0o777
+    wrapper.source.begin()
+    assert len(wrapper.lines) == warned
 
 
 def test_a_call_waits_for_keys_that_are_on_their_way_and_nothing_else_does(wrapper: Wrapper) -> None:

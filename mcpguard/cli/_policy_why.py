@@ -23,6 +23,7 @@ from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
 from mcpguard.relay.run import configured_identity
 from mcpguard.stores.base import Store
+from mcpguard.stores.files import named_path
 
 ROWS_LOOKED_AT: Final = 2000
 """How many of the audit's newest rows are searched for the server of a tool."""
@@ -88,7 +89,7 @@ def identity(
     """
     configured = configured_identity(replace(settings, agent=agent or settings.agent), "")
     if token is not None or (settings.jwt and user is None):
-        who = _verified(settings, configured, Path(token).expanduser().absolute() if token else None)
+        who = _verified(settings, configured, named_path(token, where="--token") if token else None)
     else:
         who = replace(configured, user=user, user_source="config") if user is not None else configured
     return replace(who, roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)

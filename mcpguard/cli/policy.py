@@ -253,7 +253,8 @@ def explain(
 @command.command(short_help="Check a policy file.")
 @click.argument("file", required=False, metavar="[FILE]")
 @_file_option
-def check(file: str | None, policy: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
 
     The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
@@ -266,10 +267,15 @@ def check(file: str | None, policy: str | None) -> None:
     settings = config.load(os.environ, policy=policy)
     path = settings.policy if file is None else Path(file)
     found, is_starter = _policy_in(path, named=settings.policy_named or file is not None)
+    unmatched = _never_matched(found, settings) if file is None and not is_starter else []
+    told = [*warnings(found), *unmatched]
+    if as_json:
+        result = {"file": None if is_starter else str(path), "starter": is_starter, "rules": len(found.rules), "warnings": told}
+        click.echo(json.dumps(result, indent=2))
+        return
     source = f"starter policy (no file at {path})" if is_starter else str(path)
     click.echo(printable(f"{source}: OK, {_count(found)}"))
-    unmatched = _never_matched(found, settings) if file is None and not is_starter else []
-    for warning in [*warnings(found), *unmatched]:
+    for warning in told:
         click.echo(printable(f"warning: {warning}"))
 
 

@@ -1,5 +1,6 @@
 """`mcpguard reset`: empty counters."""
 
+import json
 import os
 import sys
 
@@ -22,7 +23,8 @@ from mcpguard.stores.base import Held
 @click.option("--tool", metavar="G", help="Counters of this tool.")
 @click.option("--store", metavar="URL", help="Where the counters are. Default: MCPGUARD_STORE, config.toml, the account's.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def command(store: str | None, yes: bool, **selectors: str | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print what was reset as JSON, one counter a line.")
+def command(store: str | None, yes: bool, as_json: bool, **selectors: str | None) -> int:
     """Empty the counters that all selectors match, or all of them; running wrappers obey from their next call on.
 
     A counter that several share, such as a tool's, is selected by what it counts for, not by who has used it. Limits and
@@ -39,7 +41,7 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
         raise UsageError("reset asks first, and there is no terminal to ask at", "add --yes")
     settings = config.load(os.environ, store=store)
     if not settings.address.exists():
-        click.echo(printable(f"no counters: there is no store at {settings.address.shown}"))
+        click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return ExitStatus.OK
     with opened(settings) as opened_store:
         counters = [(held, Counted.of(held.label)) for held in opened_store.held()]
@@ -49,16 +51,27 @@ def command(store: str | None, yes: bool, **selectors: str | None) -> int:
             if counter.namespace == settings.namespace and counter.is_selected(patterns)
         ]
         if not found:
-            click.echo("no counter that holds anything matches")
+            click.echo("no counter that holds anything matches", err=as_json)
             return ExitStatus.OK
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
         opened_store.reset([held.label for held, _ in found])
     for held, counter in found:
-        click.echo(_words(held, counter))
-    click.echo(f"{_count(found)} reset")
+        click.echo(json.dumps(_as_json(held, counter)) if as_json else _words(held, counter))
+    click.echo(f"{_count(found)} reset", err=as_json)
     return ExitStatus.OK
+
+
+def _as_json(held: Held, counter: Counted) -> dict[str, object]:
+    """A counter with what it counts for, what it counts together, and what it held."""
+    return {
+        "namespace": counter.namespace,
+        **counter.values,
+        "together": counter.others,
+        "window_seconds": counter.window_us // 1_000_000,
+        "used": held.used,
+    }
 
 
 def _words(held: Held, counter: Counted) -> str:

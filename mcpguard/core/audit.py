@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from json import encoder
 from typing import Any, Final, NamedTuple
 
 from mcpguard.core.digest import blake2b, cut
@@ -261,7 +262,8 @@ def ms_up(us: int) -> int:
 compact = json.JSONEncoder(separators=(",", ":")).encode
 """JSON without spaces, in ASCII."""
 
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+# What `JSONEncoder(sort_keys=True, separators=(",", ":")).encode` makes anew for each text, made once: a third of its time
+_canonical = encoder.c_make_encoder(None, None, encoder.encode_basestring_ascii, None, ":", ",", True, False, True)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=512)
@@ -272,7 +274,7 @@ def fragment(reported: Reported) -> str:
 
 def args_hash(arguments: object, key: bytes) -> bytes:
     """A keyed BLAKE2b of a call's arguments: equal for equal ones, and no way back to them without the key."""
-    text = arguments.text if isinstance(arguments, Unbuilt) else _canonical(arguments)
+    text = arguments.text if isinstance(arguments, Unbuilt) else "".join(_canonical(arguments, 0))
     return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()
 
 

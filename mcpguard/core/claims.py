@@ -17,6 +17,8 @@ LEEWAY_S: Final = 30
 _LAST_TIME_S: Final = 253_402_300_799
 """The end of the year 9999. Beyond it a number counts milliseconds, or nothing."""
 
+_SECONDS: Final = "a number of seconds since 1970 belongs there"
+
 Claims = Mapping[str, Any]
 
 
@@ -59,16 +61,19 @@ def problems(
         hint = f"ask the provider for one with {wanted} in aud, or mend identity.jwt.audience"
         yield Unauthenticated(f"{where} is not for the audience {wanted}", hint)
     expires_s = time_of(claims, "exp")
-    if expires_s is None:
+    if claims.get("exp") is None:
         yield Unauthenticated(f"{where} does not say when it expires", "only a token with a time in exp is accepted")
+    elif expires_s is None:
+        yield Unauthenticated(f"{where} has no time in exp", _SECONDS)
     elif now_s >= expires_s + leeway_s:
         yield Unauthenticated(f"{where} expired at {utc(expires_s)}", renew)
     for claim, what in (("nbf", "is not valid before"), ("iat", "was issued in the future:")):
         begins_s = time_of(claims, claim)
         if claims.get(claim) is not None and begins_s is None:
-            yield Unauthenticated(f"{where} has no time in {claim}", "it counts seconds since 1970")
+            yield Unauthenticated(f"{where} has no time in {claim}", _SECONDS)
         elif begins_s is not None and begins_s > now_s + leeway_s:
-            yield Unauthenticated(f"{where} {what} {utc(begins_s)}", "check the clock of this machine")
+            hint = "it counts from then on by itself; if it should now, check the clock of this machine"
+            yield Unauthenticated(f"{where} {what} {utc(begins_s)}", hint)
     if not _is_name(claims.get("sub")):
         yield Unauthenticated(f"{where} names no subject", "only a token with text in sub is accepted")
     if expected.user_claim == "email" and not _is_verified(claims):

@@ -8,8 +8,9 @@ U+0000, or without its lone surrogates), no encoding that one repairs and anothe
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from json.scanner import make_scanner
 from typing import Final
 
 from mcpguard.core.skim import elements, is_heavy, skim
@@ -107,9 +108,14 @@ def _integer(digits: str) -> int | LongInteger:
         return LongInteger(digits)
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).raw_decode
+def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
+    """The parser that `JSONDecoder.raw_decode` calls; it raises `StopIteration` where a value is missing."""
+    return make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
+
+
+_scan = _scanner()
 # A hook for integers costs a call each, so it is used only where the line above has met one that is too long.
-_decode_long = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer).raw_decode
+_scan_long = _scanner(parse_int=_integer)
 _space = re.compile(r"[ \t\n\r]*").match
 
 # Possessive, and without a need for the closing quote: a line that does not parse takes linear time, too
@@ -137,7 +143,7 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
             return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
         start = _end_of_space(text, 0)
         value, end = skim(text, start, _value, _object, most=MAX_BATCH) if is_heavy(line) else _value(text, start)
-        if _end_of_space(text, end) != len(text):
+        if end != len(text) and _end_of_space(text, end) != len(text):
             return (Refusal(PARSE_ERROR, "more than one JSON value on a line"),)
     except UnicodeDecodeError:
         return (Refusal(PARSE_ERROR, "not valid UTF-8"),)
@@ -167,11 +173,14 @@ def _value(text: str, start: int) -> tuple[object, int]:
         ValueError: There is none.
     """
     try:
-        return _decode(text, start)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
-        return _decode_long(text, start)
+        try:
+            return _scan(text, start)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
+            return _scan_long(text, start)
+    except StopIteration:
+        raise ValueError("a value is missing") from None
 
 
 def _members(text: str) -> Iterator[str]:
@@ -283,8 +292,7 @@ def one_line_for_all(raw: bytes) -> bytes:
     >>> one_line_for_all('["\u2028"]\r'.encode())
     b'["\\u2028"] '
     """
-    if b"\r" in raw:
-        raw = raw.replace(b"\r", b" ")
+    raw = raw.replace(b"\r", b" ")
     if raw.isascii():
         return raw
     for char in ("\u0085", "\u2028", "\u2029"):
@@ -307,9 +315,10 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines; a `Refusal` stands for a line that was too long."""
         *complete, rest = chunk.split(b"\n")
-        lines = [self._end(line) for line in complete]
-        self._hold(rest)
-        return [line for line in lines if line]
+        lines = [line for last in complete if (line := self._end(last))]
+        if rest:
+            self._hold(rest)
+        return lines
 
     def finish(self) -> list[bytes | Refusal]:
         """The unterminated last line, if there is one; the stream has ended."""

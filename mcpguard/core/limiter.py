@@ -164,10 +164,10 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     smallest = _smallest(tuple(limits))
     logs = list(states)
     held = [0] * len(logs)
-    for limit in smallest:
-        log = logs[limit.counter] = live(logs[limit.counter], limit.window_us, now_us)
-        held[limit.counter] = sum(log[2::2])
-    full = [at for at, limit in enumerate(limits) if not limit.n or held[limit.counter] + cost > limit.n]
+    for _, window_us, counter, _, _ in smallest:
+        log = logs[counter] = live(logs[counter], window_us, now_us)
+        held[counter] = sum(log[2::2])
+    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or held[counter] + cost > n]
     if not full:
         return _admitted(smallest, states, logs, held, now_us, cost)
     enforced = [at for at in full if not limits[at].observe]
@@ -190,8 +190,8 @@ def _admitted(
 ) -> Decision:
     """A call that is charged by these limits, each on its counter."""
     after = list(states)
-    for n, window_us, at, _, _ in charged:
-        after[at] = charge(logs[at], n, window_us, now_us, cost)
+    for n, window_us, counter, _, _ in charged:
+        after[counter] = charge(logs[counter], n, window_us, now_us, cost)
     return Decision(True, tuple(held), tuple(after), exceeded, charged)
 
 

@@ -187,7 +187,8 @@ class Pumps:
             if found is not None:
                 self._guard.identify(found)
             for line in lines:
-                if isinstance(line, bytes) and (b"requestState" in line or b"inputResponses" in line):
+                # Not `in`, which takes bytes for a number first and for bytes when that has failed
+                if isinstance(line, bytes) and (line.find(b"requestState") >= 0 or line.find(b"inputResponses") >= 0):
                     self._read_answers()
             noted = self._noted(lines)
             now_us = monotonic_us()
@@ -205,7 +206,7 @@ class Pumps:
 
     def _noted(self, lines: Sequence[bytes | Refusal]) -> dict[str, str]:
         """The agents that hooks noted for calls in these lines, by the calls' ids."""
-        ids = [one for line in lines if isinstance(line, bytes) and META_KEY in line for one in tool_use_ids(line)]
+        ids = [one for line in lines if isinstance(line, bytes) and line.find(META_KEY) >= 0 for one in tool_use_ids(line)]
         with contextlib.suppress(StoreUnavailable):
             if ids:
                 return self._store.noted_agents(self._guard.namespace, ids[:MAX_IDS])

@@ -7,11 +7,31 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.core.redaction import holds_token
+from mcpguard.errors import ConfigError, StoreUnavailable
 
 _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
+
+
+def named_path(name: str, *, where: str) -> Path:
+    """The absolute path of what somebody named; a ~ in front is a home folder.
+
+    Args:
+        name: As it was written.
+        where: The setting, option or variable that it stands in.
+
+    Raises:
+        ConfigError: There is no such folder to begin at, or this is a token, which is not repeated then.
+    """
+    if holds_token(name):
+        hint = "write the token into a file that only you can read, and name that file"
+        raise ConfigError(f"{where} holds a token where a path belongs", hint)
+    try:
+        return Path(name).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # no such account, one without a home, or a working folder that is gone
+        raise ConfigError(f"{where}: the folder that {name} begins at is not known", "write the whole path") from error
 
 
 def open_private(path: Path) -> int:

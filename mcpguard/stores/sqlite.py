@@ -96,14 +96,16 @@ class SqliteStore:
         charged_us, charged = _charged(plan, decision)
         numbers = remembered.numbers
         try:
-            values = sqlite_audit.values(row, numbers[row.context], numbers[row.reported], charged_us, numbers[charged])
+            statement, values = sqlite_audit.insert_if_next(
+                remembered.seen, row, numbers[row.context], numbers[row.reported], charged_us, numbers[charged]
+            )
         except KeyError:  # a text that is not in the file yet
             return None
-        cursor = self._cursor.execute(sqlite_audit.INSERT_IF_NEXT, (remembered.seen, *values))
+        cursor = self._cursor.execute(statement, values)
         if not cursor.rowcount:
             return None
-        for limit in decision.charged:
-            remembered.states[plan.counters[limit.counter].id] = decision.states[limit.counter]
+        for _, _, at, _, _ in decision.charged:
+            remembered.states[plan.counters[at].id] = decision.states[at]
         verdict.row = remembered.seen = cursor.lastrowid or 0
         journal.wrote(charge, verdict)
         return verdict

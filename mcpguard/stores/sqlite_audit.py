@@ -8,21 +8,23 @@ from mcpguard.core.audit import Row, record
 from mcpguard.core.digest import blake2b
 from mcpguard.stores.base import Entry
 
-_COLUMNS: Final = (
-    "time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining,"
-    " retry_after_ms, repeats, detail, charged_us, charged"
-)
-_MARKS: Final = ", ".join("?" * 14)
+_USUAL: Final = "time_us, seq, decision, context, reported, request_id, args_hash, counted, remaining, charged_us, charged"
+_RARE: Final = "trace_id, retry_after_ms, repeats, detail"
 
-INSERT: Final = f"INSERT INTO audit ({_COLUMNS}) VALUES (?, {_MARKS})"  # noqa: S608 - marks only
+INSERT: Final = f"INSERT INTO audit ({_USUAL}, {_RARE}) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - marks only
 
-INSERT_IF_NEXT: Final = f"""
-    INSERT OR IGNORE INTO audit ({_COLUMNS}) VALUES (CASE (SELECT max(id) FROM audit) WHEN ? THEN ? END, {_MARKS})
-"""  # noqa: S608 - marks only
-"""Writes a row if the newest is still the one that its first value names: if not, `time_us` is NULL, which no row may have.
 
-A third quicker than `SELECT … WHERE`, which runs a subprogram.
-"""
+def _if_next(columns: str, marks: int) -> str:
+    """Writes a row if the newest is still the one that its first value names: if not, `time_us` is NULL, which no row may have.
+
+    A third quicker than `SELECT … WHERE`, which runs a subprogram.
+    """
+    newest = "CASE (SELECT max(id) FROM audit) WHEN ? THEN ? END"
+    return f"INSERT OR IGNORE INTO audit ({columns}) VALUES ({newest}, {', '.join('?' * marks)})"  # noqa: S608 - marks only
+
+
+_USUAL_IF_NEXT: Final = _if_next(_USUAL, 10)
+_IF_NEXT: Final = _if_next(f"{_USUAL}, {_RARE}", 14)
 
 INSERT_OUTCOME: Final = """
     INSERT OR IGNORE INTO outcome SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM audit WHERE id = ?1)
@@ -44,8 +46,29 @@ BEFORE: Final = f"{_SELECT} AND a.id < ? ORDER BY a.id DESC LIMIT {_BATCH}"
 def values(
     row: Row, context: int | None, reported: int | None, charged_us: int | None, charged: int | None
 ) -> tuple[object, ...]:
-    """A row as the statements take it: with numbers in place of the texts that many rows share."""
-    return (*row[:3], context, reported, *row[5:], charged_us, charged)
+    """A row as `INSERT` takes it: with numbers in place of the texts that many rows share."""
+    usual = _usual(row, context, reported, charged_us, charged)
+    return (*usual, row.trace_id, row.retry_after_ms, row.repeats, row.detail)
+
+
+def insert_if_next(
+    newest: int, row: Row, context: int | None, reported: int | None, charged_us: int | None, charged: int | None
+) -> tuple[str, tuple[object, ...]]:
+    """The statement that writes a row if `newest` is still the newest, and its values.
+
+    Most rows need few of the columns, and NULL takes longer to hand over than a number.
+    """
+    if row.trace_id is None and row.retry_after_ms is None and row.repeats is None and row.detail is None:
+        return _USUAL_IF_NEXT, (newest, *_usual(row, context, reported, charged_us, charged))
+    return _IF_NEXT, (newest, *values(row, context, reported, charged_us, charged))
+
+
+def _usual(
+    row: Row, context: int | None, reported: int | None, charged_us: int | None, charged: int | None
+) -> tuple[object, ...]:
+    time_us, seq, decision, _, _, request_id, args_hash, _, counted, remaining, _, _, _ = row
+    hashed = args_hash and bytearray(args_hash)  # for bytes sqlite3 looks in vain for how they are to be adapted
+    return time_us, seq, decision, context, reported, request_id, hashed, counted, remaining, charged_us, charged
 
 
 def intern(db: sqlite3.Connection, text: str) -> int:

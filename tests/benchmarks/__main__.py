@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             calls.measure(relays, effort, folder / place, place, options.pause_us)
             for place in options.place or ("split", "one")
         ],
+        "sdk-calls": lambda folder: [
+            calls.measure_sdk(relays, effort, folder / place, place) for place in options.place or ("split", "free")
+        ],
         "redis": lambda folder: [
             redis_calls.measure(effort, folder / place, place) for place in options.place or ("split", "one")
         ],
@@ -84,7 +87,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
+    names = ("calls", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
     parser.add_argument("--quick", action="store_true", help="a rough look in under 30 seconds")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")

@@ -14,7 +14,7 @@ from pathlib import Path
 from .effort import Effort
 from .report import Row, Section, added, medians, memory_rows, percentile
 from .session import READ_BYTES, Session, echo_call
-from .variants import BARE, BENCH_SERVER, Variant
+from .variants import BARE, BENCH_SERVER, SDK_SERVER, Variant
 
 PLACES = {
     "split": "client on one CPU, the rest on another",
@@ -26,23 +26,44 @@ SETTLE = 20  # calls at the start of each round that are not counted: another va
 
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path, place: str, pause_us: int) -> Section:
+    """Calls to a server that answers at once, so that nothing but what is added counts."""
+    section = f"calls one after another, {PLACES[place]}"
+    return _measure(section, BENCH_SERVER, variants, effort.calls, effort.call_rounds, folder, place, pause_us)
+
+
+def measure_sdk(variants: Sequence[Variant], effort: Effort, folder: Path, place: str) -> Section:
+    """Calls to a server as people write them: a millisecond of its work between two calls takes the caches from the rest."""
+    section = f"calls to a server on the Python SDK, {PLACES[place]}"
+    return _measure(section, SDK_SERVER, variants, effort.sdk_calls, effort.call_rounds, folder, place, 0)
+
+
+def _measure(
+    section: str,
+    server: Sequence[str],
+    variants: Sequence[Variant],
+    count: int,
+    rounds: int,
+    folder: Path,
+    place: str,
+    pause_us: int,
+) -> Section:
     p50: dict[str, list[float]] = {variant.name: [] for variant in variants}
     p99: dict[str, list[float]] = {variant.name: [] for variant in variants}
     with ExitStack() as stack:
         client_cpus, other_cpus = stack.enter_context(cpus(place))
         os.sched_setaffinity(0, other_cpus)  # what is started from here on inherits it
-        sessions = [stack.enter_context(variant.start(BENCH_SERVER, folder)) for variant in variants]
+        sessions = [stack.enter_context(variant.start(server, folder)) for variant in variants]
         os.sched_setaffinity(0, client_cpus)
         for session in sessions:
             session.handshake()
             ping_pong(session, 1, WARM_UP)
         first_id = 1 + WARM_UP
-        for _ in range(effort.call_rounds):
+        for _ in range(rounds):
             for session in sessions:
-                times_us = ping_pong(session, first_id, SETTLE + effort.calls, pause_us)[SETTLE:]
+                times_us = ping_pong(session, first_id, SETTLE + count, pause_us)[SETTLE:]
                 p50[session.name].append(percentile(times_us, 50))
                 p99[session.name].append(percentile(times_us, 99))
-            first_id += SETTLE + effort.calls
+            first_id += SETTLE + count
         memory = {session.name: session.memory() for session in sessions if session.name != BARE.name}
     rows = [
         Row("p50, us", medians(p50), 1),
@@ -51,7 +72,7 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path, place: st
         Row("added to p99, us", added(p99, BARE.name), 1, compared=True),
         *memory_rows(memory),
     ]
-    return Section(f"calls one after another, {PLACES[place]}", rows)
+    return Section(section, rows)
 
 
 @contextmanager

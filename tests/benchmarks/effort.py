@@ -12,6 +12,7 @@ class Effort:
 
     call_rounds: int
     calls: int
+    sdk_calls: int
     pipelined_rounds: int
     pipelined_seconds: float
     stream_rounds: int
@@ -24,6 +25,7 @@ class Effort:
 FULL = Effort(
     call_rounds=40,
     calls=500,
+    sdk_calls=80,
     pipelined_rounds=5,
     pipelined_seconds=0.5,
     stream_rounds=5,
@@ -35,6 +37,7 @@ FULL = Effort(
 QUICK = Effort(
     call_rounds=6,
     calls=300,
+    sdk_calls=40,
     pipelined_rounds=3,
     pipelined_seconds=0.2,
     stream_rounds=2,

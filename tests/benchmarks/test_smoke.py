@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks 
 TINY = Effort(
     call_rounds=1,
     calls=10,
+    sdk_calls=5,
     pipelined_rounds=1,
     pipelined_seconds=0,
     stream_rounds=1,
@@ -35,6 +36,12 @@ def test_every_variant_answers_every_call_and_its_memory_is_read(tmp_path: Path)
     assert set(figures["p50, us"]) == {"bare", "least"}
     assert set(figures["added to p50, us"]) == {"least"}
     assert figures["peak memory, MiB"]["least"] > 1
+
+
+def test_a_server_on_the_sdk_answers_every_call(tmp_path: Path) -> None:
+    section = calls.measure_sdk([BARE, LEAST], TINY, tmp_path, "free")
+    figures = {row.label: row.values for row in section.rows}
+    assert set(figures["added to p50, us"]) == {"least"}
 
 
 def test_this_thread_has_its_cpus_again_after_the_calls(tmp_path: Path) -> None:

@@ -366,6 +366,14 @@ def test_check_says_ok_and_how_many_rules(tmp_path: Path, file: Path) -> None:
     assert second.endswith('did you mean tool = "search", server = "crm"?')
 
 
+def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n')
+    found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
+    (warning,) = found.pop("warnings")
+    assert found == {"file": str(file), "starter": False, "rules": 1}
+    assert "mcp__crm__search" in warning
+
+
 def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "check", "nowhere.toml")
     assert (done.returncode, done.stdout) == (78, "")

@@ -83,6 +83,20 @@ def test_a_token_that_names_nobody_is_told_as_the_call_would_be(home: Path) -> N
     ]
 
 
+def test_a_token_in_place_of_its_file_is_not_repeated(home: Path) -> None:
+    assert refused(home, "--token", token()) == [
+        "mcpguard: --token holds a token where a path belongs",
+        "hint: write the token into a file that only you can read, and name that file",
+    ]
+
+
+def test_a_token_whose_home_folder_is_not_known_is_one_line(home: Path) -> None:
+    assert (
+        refused(home, "--token", "~nosuchuser/x")[0]
+        == "mcpguard: --token: the folder that ~nosuchuser/x begins at is not known"
+    )
+
+
 def test_a_user_and_a_token_are_one_too_many(home: Path) -> None:
     assert refused(home, "--token", "x", "--user", "bob")[0] == "mcpguard: --user and --token: both name the user"
 

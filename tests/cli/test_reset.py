@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,31 @@ def test_it_empties_all_counters_and_prints_them(home: Path) -> None:
     )
     assert held(home) == 0
     assert mcpguard(home, "reset", "--yes").stdout == "no counter that holds anything matches\n"
+
+
+def test_as_json_it_prints_each_counter_that_it_emptied_on_a_line_and_nothing_else(home: Path) -> None:
+    done = mcpguard(home, "reset", "--user", "alice@acme.com", "--yes", "--json")
+    found = sorted(map(json.loads, done.stdout.splitlines()), key=lambda counter: counter["window_seconds"])
+    assert found == [
+        {
+            "namespace": "default",
+            "user": "alice@acme.com",
+            "together": {"agent": ["*::interactive::*"]},
+            "window_seconds": 60,
+            "used": 2,
+        },
+        {
+            "namespace": "default",
+            "user": "alice@acme.com",
+            "tool": "echo",
+            "server": "crm",
+            "together": {},
+            "window_seconds": 3600,
+            "used": 2,
+        },
+    ]
+    assert done.stderr == "2 counters reset\n"
+    assert mcpguard(home, "reset", "--user", "alice@acme.com", "--yes", "--json").stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,57 @@ def test_every_problem_is_told_and_the_status_says_that_there_is_one(tmp_path: P
     assert [warning.partition(" (")[0] for warning in report["warnings"]] == [f"others can read the token in {file}"]
 
 
+def test_every_problem_of_the_claims_is_told_though_the_signature_is_good(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url, user_claim="preferred_username")
+    write_token(file, token(aud="other", exp=1, sub=None, nbf=4_102_444_800))
+    report = whoami(tmp_path, status=1)
+    assert [problem["message"].removeprefix(f"the token in {file} ") for problem in report["problems"]] == [
+        f"is not for the audience {AUDIENCE}",
+        "expired at 1970-01-01T00:00:01Z",
+        "is not valid before 2100-01-01T00:00:00Z",
+        "names no subject",
+        "has no text in its claim preferred_username",
+    ]
+    assert report["token"]["verified"]
+
+
+def test_problems_of_the_token_its_file_and_the_keys_are_told_together(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, f"{keys.url}?code=s3cret")
+    keys.status = 503
+    file.write_text(token(exp=1, aud="other"))
+    file.chmod(0o640)
+    done = mcpguard(tmp_path, "whoami")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line.partition(". hint")[0] for line in lines if line.startswith("problem: ")] == [
+        f"problem: keys cannot be had from {keys.url}: it answers with HTTP status 503",
+        f"problem: the token in {file} is not for the audience {AUDIENCE}",
+        f"problem: the token in {file} expired at 1970-01-01T00:00:01Z",
+    ]
+    assert f"warning: others can read the token in {file} (mode 0640): chmod 600 {file}" in lines
+    file.unlink()
+    told = [problem["message"] for problem in whoami(tmp_path, status=1)["problems"]]
+    assert told == [
+        f"there is no token: {file} does not exist",
+        f"keys cannot be had from {keys.url}: it answers with HTTP status 503",
+    ]
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_keys_that_were_kept_in_the_future_have_no_age(tmp_path: Path, keys: KeyServer) -> None:
+    write_token(settings(tmp_path, keys.url), token())
+    assert whoami(tmp_path)["keys"]["age_seconds"] >= 0
+    (kept,) = tmp_path.glob("jwks-*.json")
+    held = json.loads(kept.read_text())
+    kept.write_text(json.dumps(held | {"fetched_s": 4_102_444_800}))
+    keys.status = 500
+    report = whoami(tmp_path)
+    assert (report["user"], report["keys"]["fetched"]) == ("alice", "2100-01-01T00:00:00Z")
+    assert "age_seconds" not in report["keys"]
+    keys.status = 200
+    assert 0 <= whoami(tmp_path)["keys"]["age_seconds"] < 60
+
+
 def test_keys_that_cannot_be_had_are_told_of(tmp_path: Path, keys: KeyServer) -> None:
     write_token(settings(tmp_path, keys.url), token())
     keys.status = 500
@@ -154,3 +205,22 @@ def test_settings_that_cannot_be_are_one_line_and_a_hint(tmp_path: Path) -> None
     message, hint = done.stderr.splitlines()
     assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
     assert hint.startswith("hint: jwks = ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["policy", "check", "{}"],
+        ["policy", "explain", "--tool", "x", "{}"],
+        ["run", "--denials", "{}", "--", "true"],
+        ["audit", "tail", "--since", "Bearer {}"],
+        ["{}"],
+    ],
+    ids=" ".join,
+)
+def test_an_error_does_not_repeat_a_token_that_was_pasted_where_something_else_belongs(tmp_path: Path, argv: list[str]) -> None:
+    secret = token()
+    done = mcpguard(tmp_path, *(word.format(secret) for word in argv))
+    assert done.returncode in {1, 2, 78}
+    assert "(a token)" in done.stderr
+    assert not [piece for piece in secret.split(".") if piece in done.stdout + done.stderr]

@@ -24,10 +24,10 @@ root_only = pytest.mark.skipif(
 )
 
 
-def settings(home: Path, mode: str = "local", limit: str = "5/1h", **store: str) -> None:
+def settings(home: Path, mode: str = "local", limit: str = "5/1h", **store: str | int) -> None:
     """A policy with one limit and one closed tool, and what becomes of calls without a store."""
     policy(home, rule(limit, tool="search") + rule("deny", tool="drop"))
-    lines = [f'on_unavailable = "{mode}"', *(f'{key} = "{value}"' for key, value in store.items())]
+    lines = [f'on_unavailable = "{mode}"', *(f"{key} = {value!r}" for key, value in store.items())]
     (home / "config.toml").write_text("[store]\n" + "\n".join(lines) + "\n")
 
 

@@ -78,9 +78,9 @@ def test_a_server_that_is_killed_and_comes_back_keeps_every_count(tmp_path: Path
             admitted += 10
         emptied = mcpguard(tmp_path, "reset", "--yes", MCPGUARD_STORE=server.url).stdout
         counted = int(emptied.split(": ")[1].split()[0])
-        assert 180 <= admitted <= counted <= 300
         rows = tail(tmp_path, server.url, "--decision", "allowed")
-        assert len(rows) == counted
+        # A call whose reply was lost is counted, and denied; the row that says so takes the place of the server's
+        assert 180 <= admitted <= len(rows) <= counted <= 300
         assert len({row["id"] for row in rows}) == len(rows)
 
 

@@ -173,6 +173,21 @@ def test_a_key_that_is_new_is_fetched_when_a_token_names_it(tmp_path: Path, keys
         assert host.audit()[-1]["user"] == "bob"
 
 
+def test_a_key_that_is_new_under_an_old_name_is_fetched_when_a_signature_does_not_fit(tmp_path: Path, keys: KeyServer) -> None:
+    file = settings(tmp_path, keys.url)
+    write_token(file, token())
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert "result" in call_until(host, "search", "result")
+        keys.body = provider.key_set(provider.jwk("ES256"), provider.jwk(number=2), provider.jwk(number=1, kid="RS256-0"))
+        write_token(file, token(number=1, headers={"kid": "RS256-0"}, sub="bob"))
+        assert "result" in call_until(host, "search", "result")
+        write_token(file, token(number=2, headers={"kid": None}, sub="carol"))
+        assert "result" in host.call("carol", "search")
+        assert keys.asked == 2
+        assert host.end() == 0
+        assert [row["user"] for row in host.audit()][-2:] == ["bob", "carol"]
+
+
 def test_a_provider_that_is_down_stops_nobody_whose_key_is_known(tmp_path: Path) -> None:
     with provider.serving() as server:
         file = settings(tmp_path, server.url)
@@ -238,6 +253,17 @@ def test_nothing_but_the_token_may_name_the_user(tmp_path: Path, options: list[s
         assert host.err.splitlines()[0] == f"mcpguard: {named}: only a verified token may name the user here"
 
 
+def test_a_token_where_its_file_belongs_ends_the_start_and_is_not_repeated(tmp_path: Path) -> None:
+    secret = token()
+    settings(tmp_path, "keys.json", token_file=secret)
+    with Host(tmp_path, *OBEDIENT) as host:
+        assert host.wait() == 78
+        assert host.err.splitlines()[0] == (
+            f"mcpguard: {tmp_path}/config.toml: identity.jwt.token_file holds a token where a path belongs"
+        )
+        assert not [piece for piece in secret.split(".") if piece in host.err]
+
+
 def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: Path, keys: KeyServer) -> None:
     settings(tmp_path, keys.url)
     with (tmp_path / "config.toml").open("a") as file:
@@ -265,3 +291,21 @@ def test_jwt_is_loaded_only_where_users_are_verified(tmp_path: Path) -> None:
         assert not {"jwt", "ssl", "mcpguard.tokens", "mcpguard.jwt_settings"} & {
             line.rpartition("|")[2].strip() for line in host.err.splitlines()
         }
+
+
+@pytest.mark.parametrize(("where", "loads"), [("file", False), ("cache", False), ("provider", True)])
+def test_what_fetches_keys_is_loaded_only_where_keys_are_fetched(
+    tmp_path: Path, keys: KeyServer, where: str, loads: bool
+) -> None:
+    (tmp_path / "keys.json").write_bytes(keys.body)
+    write_token(settings(tmp_path, tmp_path / "keys.json" if where == "file" else keys.url), token())
+    if where == "cache":
+        with Host(tmp_path, *OBEDIENT) as host:
+            assert "result" in call_until(host, "search", "result")
+            assert host.end() == 0
+    with Host(tmp_path, *OBEDIENT, env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+        assert "result" in call_until(host, "search", "result")
+        assert host.end() == 0
+        loaded = {line.rpartition("|")[2].strip() for line in host.err.splitlines()}
+    assert "jwt" in loaded
+    assert ("mcpguard.fetch" in loaded) == loads

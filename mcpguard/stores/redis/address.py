@@ -5,11 +5,11 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mcpguard.errors import ConfigError
+from mcpguard.stores.files import named_path
 
 if TYPE_CHECKING:
     from mcpguard.core.claude_code import AgentNote
@@ -136,18 +136,19 @@ def _host(text: str, *, cluster: bool) -> tuple[str, int]:
 
 def _content(name: str) -> str:
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8").strip("\r\n")
+        return named_path(name, where="store: password_file").read_text(encoding="utf-8").strip("\r\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise _wrong(f"password_file {name} cannot be read: {why}", "it holds the password and nothing else") from error
 
 
 def _readable(name: str) -> str:
-    path = Path(name).expanduser()
+    path = named_path(name, where="store")
     try:
         path.open("rb").close()
-    except OSError as error:
-        raise _wrong(f"{name} cannot be read: {error.strerror}", "it is a file in PEM format") from error
+    except (OSError, ValueError) as error:  # a name with U+0000 is a ValueError
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        raise _wrong(f"{name} cannot be read: {why}", "it is a file in PEM format") from error
     return str(path)
 
 

@@ -6,8 +6,8 @@ server = MCPServer("sdk")
 
 
 @server.tool()
-def echo(message: str) -> str:
-    return message
+def echo(query: str, limit: int, newest_first: bool) -> str:
+    return f"{query}, {limit}, {newest_first}"
 
 
 if __name__ == "__main__":

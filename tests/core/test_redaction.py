@@ -1,0 +1,30 @@
+import pytest
+
+from mcpguard.core.redaction import holds_token, redacted
+
+TOKEN = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+SPACED = "eyAiYWxnIjogIkVTMjU2IiB9.e30.c2ln"
+
+
+@pytest.mark.parametrize("token", [TOKEN, SPACED, TOKEN[:50], TOKEN.rpartition(".")[0]])
+@pytest.mark.parametrize("text", ["{}", "Bearer {}", "/home/alice/{}: no such file", "'{}'", "a {} and {}"])
+def test_a_token_is_taken_out_of_a_text_also_if_it_is_cut(token: str, text: str) -> None:
+    told = text.format(token, token)
+    assert redacted(told) == text.format("(a token)", "(a token)")
+    assert holds_token(told)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "~/.config/acme/token",
+        "policy.toml: line 3",
+        "alice.smith@acme.com",
+        "abcdefghi.toml",
+        "Claude Code::subagent::Explore",
+    ],
+)
+def test_other_texts_stay_as_they_are(text: str) -> None:
+    assert redacted(text) == text
+    assert not holds_token(text)
