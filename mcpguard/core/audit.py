@@ -367,15 +367,23 @@ def line(entry: Mapping[str, object]) -> str:
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:
-    """What a session's calls came to, by decision and axis, on one line."""
+    """What a session's calls came to, by decision and axis, and how many frames were refused, on one line."""
     totals: Counter[str] = Counter()
     axes: dict[str, list[str]] = {}
+    refused = 0
     for (word, axis), n in sorted(tally.items(), key=lambda item: -item[1]):
-        if word == "policy":
+        if word == "invalid":
+            refused += n
+        if word in {"policy", "invalid"}:
             continue
         totals[word] += n
         if axis:
             axes.setdefault(word, []).append(f"{axis} {n}")
     parts = [f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()]
-    calls = totals.total()
-    return f"{calls} call{'' if calls == 1 else 's'}: {', '.join(parts)}" if parts else "no calls"
+    calls = f"{plural(totals.total(), 'call')}: {', '.join(parts)}" if parts else "no calls"
+    return f"{calls}; {plural(refused, 'invalid frame')}" if refused else calls
+
+
+def plural(n: int, noun: str) -> str:
+    """A number of things."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

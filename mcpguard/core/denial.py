@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from mcpguard.core.audit import compact, ms_up, printable
+from mcpguard.core.audit import compact, ms_up, plural, printable
 from mcpguard.core.digest import cut
 from mcpguard.core.policy import Call
 from mcpguard.core.verdict import Verdict
@@ -63,8 +63,8 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         wait_ms = ms_up(verdict.retry_after_us)
         seconds = -(-wait_ms // 1000)
         message = (
-            f"Tool {tool} rate limit exceeded for {_whose(call, reported.axis)}: {_plural(reported.limit or 0, 'call')} per "
-            f"{reported.window}. Retry in {_plural(seconds, 'second')}."
+            f"Tool {tool} rate limit exceeded for {_whose(call, reported.axis)}: {plural(reported.limit or 0, 'call')} per "
+            f"{reported.window}. Retry in {plural(seconds, 'second')}."
         )
         return (
             RATE_LIMITED,
@@ -98,10 +98,6 @@ def _whose(call: Call, axis: str) -> str:
     if axis == "user":
         return f"user {printable(cut(call.user))}" if call.user else "a user without a name"
     return f"agent {printable(cut(call.agent))}" if axis == "agent" else "everybody together"
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _exceeded(verdict: Verdict) -> list[dict[str, object]]:

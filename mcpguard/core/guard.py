@@ -16,7 +16,7 @@ from mcpguard.core import answers, denial, frames, meta
 from mcpguard.core.answers import Asks, Line
 from mcpguard.core.audit import Outcome, args_hash, compact
 from mcpguard.core.claude_code import tool_use_id
-from mcpguard.core.digest import cut
+from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
@@ -28,7 +28,9 @@ MAX_ROUNDS: Final = 10
 """Retries of a multi-round-trip request that one charge pays for; SDK clients do up to ten on their own."""
 
 MAX_IN_FLIGHT: Final = 65_536
-"""Requests remembered until they are answered. Beyond it the oldest is forgotten: some are never answered at all."""
+MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
+"""Requests remembered until they are answered, and the length of their ids and tools' names. Beyond it the oldest is
+forgotten: some are never answered at all."""
 
 _MAX_TICKETS: Final = 1024
 _MAX_CALLERS: Final = 1024
@@ -105,7 +107,8 @@ class Guard:
         self._args_key = args_key
         self._client_name: str | None = None
         self._in_flight: dict[str, InFlight] = {}
-        self._tickets: dict[tuple[str, Asks], list[int]] = {}
+        self._in_flight_chars = 0
+        self._tickets: dict[bytes, list[int]] = {}
         self._callers: dict[tuple[str | None, str | None, str | None, str], Caller] = {}
         self._lost: list[Outcome] = []
         self._withdrawn: set[str] = set()
@@ -194,7 +197,7 @@ class Guard:
             if not self._in_flight:
                 break
             answer = answers.read_answer(line.frame, whole=line.whole)
-            flight = self._in_flight.pop(answer.id, None) if answer else None
+            flight = self._answered(answer.id) if answer else None
             if answer and flight and flight.tool is not None:
                 if flight.row is not None:
                     outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
@@ -216,6 +219,7 @@ class Guard:
             if flight.row is not None:
                 outcomes.append(Outcome(flight.row, "no_answer", now_us - flight.since_us))
         self._in_flight.clear()
+        self._in_flight_chars = 0
         return replies, outcomes
 
     def undelivered(self, lines: Iterable[bytes], *, now_us: int) -> list[Reply]:
@@ -331,12 +335,21 @@ class Guard:
         return compact({"session": self.session, "namespace": self.namespace} | members)
 
     def _sent(self, request_id: str, flight: InFlight, now_us: int) -> None:
-        if len(self._in_flight) >= MAX_IN_FLIGHT:
-            self._lose(next(iter(self._in_flight)), "no_answer", now_us)
+        self._answered(request_id)  # an id that is used twice
         self._in_flight[request_id] = flight
+        self._in_flight_chars += _chars(request_id, flight)
+        while len(self._in_flight) > MAX_IN_FLIGHT or self._in_flight_chars > MAX_IN_FLIGHT_CHARS:
+            self._lose(next(iter(self._in_flight)), "no_answer", now_us)
+
+    def _answered(self, request_id: str) -> InFlight | None:
+        """Forget a request; None if there is no such."""
+        flight = self._in_flight.pop(request_id, None)
+        if flight:
+            self._in_flight_chars -= _chars(request_id, flight)
+        return flight
 
     def _lose(self, request_id: str, outcome: str, now_us: int) -> None:
-        flight = self._in_flight.pop(request_id, None)
+        flight = self._answered(request_id)
         if flight and flight.row is not None:
             self._lost.append(Outcome(flight.row, outcome, now_us - flight.since_us))
 
@@ -350,22 +363,33 @@ class Guard:
     def _issue(self, tool: str, asks: Asks, rounds: int) -> None:
         if len(self._tickets) >= _MAX_TICKETS:
             self._tickets.pop(next(iter(self._tickets)))
-        waiting = self._tickets.setdefault((tool, asks), [])
+        waiting = self._tickets.setdefault(_ticket(tool, asks), [])
         waiting.append(rounds)
         del waiting[:-_MAX_TICKETS]
 
     def _redeem(self, tool: str, params: dict[str, object]) -> int:
         """The number of this retry if the server asked for it and nobody gave it yet, else 0."""
         state, inputs = params.get("requestState"), params.get("inputResponses")
-        keys = frozenset(inputs) if isinstance(inputs, dict) else frozenset()
-        for (asked_tool, asks), waiting in self._tickets.items():
-            same = asks.state == state and type(asks.state) is type(state)  # a long integer is not the text of its digits
-            if asked_tool == tool and same and (state is not None or asks.inputs == keys):
-                rounds = waiting.pop()
-                if not waiting:
-                    del self._tickets[asked_tool, asks]
-                return rounds
-        return 0
+        if not (state is None or type(state) is str):  # a long integer is not the text of its digits
+            return 0
+        ticket = _ticket(tool, Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset()))
+        waiting = self._tickets.get(ticket)
+        if not waiting:
+            return 0
+        rounds = waiting.pop()
+        if not waiting:
+            del self._tickets[ticket]
+        return rounds
+
+
+def _ticket(tool: str, asks: Asks) -> bytes:
+    """What a retry has in common with what was asked for: the state, or without one the inputs. A digest: they may be long."""
+    what = (tool, sorted(asks.inputs)) if asks.state is None else (tool, asks.state)
+    return blake2b(compact(what).encode()).digest()
+
+
+def _chars(request_id: str, flight: InFlight) -> int:
+    return len(request_id) + len(flight.tool or "")
 
 
 def _kept(arguments: object) -> object:

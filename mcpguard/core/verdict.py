@@ -62,7 +62,8 @@ class Verdict:
 
     Attributes:
         decision: The decision, as the audit has it.
-        reported: The limit that decided: of those that said no the one with the longest wait, else the tightest.
+        reported: The limit that decided: of those that said no the one with the longest wait, else the tightest, which is an
+            observed one only if none is enforced.
         count: What its counter holds, and with a denial the denials since.
         remaining: Calls that it still admits.
         retry_after_us: The wait that is enough for all limits; None if waiting does not help, or need not.
@@ -108,16 +109,16 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
 
 
 def _allowed(plan: Plan, decision: Decision) -> Verdict:
-    tightest, remaining = -1, 0
+    tightest, least = -1, (False, 0)
     for at, limit in enumerate(plan.limits):
-        left = limit.n - decision.used[limit.counter] - 1
-        if tightest < 0 or left < remaining:
-            tightest, remaining = at, left
+        left = (limit.observe, limit.n - decision.used[limit.counter] - 1)
+        if tightest < 0 or left < least:
+            tightest, least = at, left
     if tightest < 0:
         return Verdict("allowed")
     return Verdict(
         "allowed",
         plan.reported[tightest],
         count=decision.used[plan.limits[tightest].counter] + 1,
-        remaining=remaining,
+        remaining=least[1],
     )

@@ -1,6 +1,8 @@
 """Puts a guard together from settings. Imported when the server has been started: what it needs is loaded while that boots."""
 
 import os
+import threading
+from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
@@ -18,7 +20,10 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import IdentitySource, Pumps
 from mcpguard.relay.session import Life
 from mcpguard.relay.watchdog import Watchdog
-from mcpguard.stores.failover import FailoverStore
+from mcpguard.stores.failover import LAST_TRY_S, FailoverStore
+
+CLOSE_S: Final = LAST_TRY_S + 0.25
+"""How long the store may take to close. One that is stuck, and a call with it, ends with us."""
 
 
 def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *, observe: bool) -> int:
@@ -81,7 +86,9 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
     console.line(summary(journal.tally))
-    store.close()
+    closing = threading.Thread(target=store.close, name="mcpguard-close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_S)
     return status
 
 

@@ -32,6 +32,9 @@ from mcpguard.stores.base import Store, monotonic_us, wall_us
 EXIT_S: Final = 0.3
 """How long after a server has closed its input we may learn that it has exited."""
 
+BOOKS_S: Final = 0.5
+"""How long after its end a session's last rows may take. A store that is stuck is not waited for longer."""
+
 TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
 
@@ -121,6 +124,7 @@ class Pumps:
     def start(self) -> None:
         """Note the policy that is in force, and begin to move bytes."""
         self._decide([self._guard.policy_note()])
+        self._wake_bookkeeper()
         for thread in self._threads:
             thread.start()
 
@@ -142,8 +146,9 @@ class Pumps:
             finally:
                 self._deciding.release()
             self._output.finish(b"".join(reply.data for reply in replies), _left_s(deadline_s))
-        with contextlib.suppress(StoreUnavailable):
-            self._write_books(all_of_them=True)
+        books = threading.Thread(target=self._close_books, name="mcpguard-last-books", daemon=True)
+        books.start()
+        books.join(_left_s(deadline_s) + BOOKS_S)
 
     # client → server
 
@@ -195,6 +200,7 @@ class Pumps:
                     forwards.append(done.data)
                 elif isinstance(done, Reply):
                     replies.append(done.data)
+        self._wake_bookkeeper()  # for what was decided, and for calls that were cancelled
         return b"".join(forwards), b"".join(replies)
 
     def _noted(self, calls: Sequence[Frame]) -> dict[str, str]:
@@ -229,9 +235,11 @@ class Pumps:
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.news and not verdict.forwards and verdict.decision != "policy":
                 self._tell(charge, verdict)
+        return verdicts
+
+    def _wake_bookkeeper(self) -> None:
         if not self._work.is_set():
             self._work.set()
-        return verdicts
 
     def _tell(self, charge: Charge, verdict: Verdict) -> None:
         self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
@@ -272,8 +280,7 @@ class Pumps:
             return
         self._unread.append((chunk, monotonic_us()))
         self._unread_bytes += len(chunk)
-        if not self._work.is_set():
-            self._work.set()
+        self._wake_bookkeeper()
 
     def _keep_up(self) -> None:
         if self._unread_bytes > _MAX_UNREAD_BYTES:
@@ -304,10 +311,15 @@ class Pumps:
             if self._journal.is_waiting or self._store.restless:
                 self._work.set()
 
+    def _close_books(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            self._write_books(all_of_them=True)
+
     def _write_books(self, *, all_of_them: bool = False) -> None:
         while True:
             with self._deciding:
                 self._read_answers()
+                self._outcomes += self._guard.server_lines((), now_us=monotonic_us())  # a server may never say anything again
                 outcomes, self._outcomes = self._outcomes[:_OUTCOMES_AT_ONCE], self._outcomes[_OUTCOMES_AT_ONCE:]
                 rows = self._journal.flush(wall_us(), all_of_them=all_of_them)
                 if outcomes:

@@ -35,10 +35,6 @@ _CHARGED: Final = """
     SELECT a.charged_us, f.json FROM audit a LEFT JOIN fragment f ON f.id = a.charged
     WHERE a.id > ? AND a.charged IS NOT NULL ORDER BY a.id
 """
-_FOLLOWS: Final = "SELECT 1 FROM audit WHERE id = ? AND id > (SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned')"
-_PRUNED: Final = """
-    INSERT INTO meta VALUES ('pruned', ?) ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)
-"""
 _BARRIER: Final = "INSERT INTO audit (time_us, seq, decision, context, charged) VALUES (?, 0, 'barrier', 0, 0)"
 
 ChargedRow = tuple[int | None, str | None]
@@ -75,15 +71,6 @@ def newest(db: sqlite3.Connection) -> int:
 def set_barrier(db: sqlite3.Connection, wall_us: int) -> int:
     """Let everybody forget what they remember, from the next decision on; where the barrier is. No reader is shown it."""
     return db.execute(_BARRIER, (wall_us,)).lastrowid or 0
-
-
-def prune(db: sqlite3.Connection, ids: Sequence[int]) -> int:
-    """Delete audit rows, which need not be the oldest; the row that was folded up to before. The caller is in a transaction."""
-    place = fold(db)
-    for table in ("audit", "outcome"):
-        db.executemany(f"DELETE FROM {table} WHERE id = ?", [(one,) for one in ids])  # noqa: S608 - these two
-    db.execute(_PRUNED, (max(ids),))
-    return place
 
 
 def labelled(db: sqlite3.Connection) -> list[tuple[str, int, State]]:
@@ -189,8 +176,8 @@ class Remembered:
         return True
 
     def _follows(self, db: sqlite3.Connection) -> bool:
-        """Whether every row after `seen` is there: the next one is, and none after it was pruned."""
-        return db.execute(_FOLLOWS, (self.seen + 1,)).fetchone() is not None
+        """Whether the row after `seen` is there and so, since the oldest are pruned first, every row after it."""
+        return db.execute("SELECT 1 FROM audit WHERE id = ?", (self.seen + 1,)).fetchone() is not None
 
     def learn(self, db: sqlite3.Connection, ids: Collection[int]) -> int:
         """Read the counters that are not known, after `catch_up`. The caller has begun a transaction that writes.

@@ -243,7 +243,8 @@ class FailoverStore:
         """Write back what a store that answers again is owed, and let it decide."""
         with self._switching:
             self._meet(store)
-        while not self._write_a_batch(store):
+            in_hand = self._spool.rows
+        while not self._write_some(store, hurries=self._spool.written > in_hand):
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
         self._notify(f"store is back: {self._spool.all_written()}")
@@ -260,21 +261,24 @@ class FailoverStore:
                 self._notify(warning)
         self.warnings = store.warnings
 
-    def _write_a_batch(self, store: Store) -> bool:
-        """Write one batch; whether it was the last, so that the store decides again.
+    def _write_some(self, store: Store, *, hurries: bool) -> bool:
+        """Write a batch or more; whether that was all, so that the store decides again.
 
-        Meanwhile calls are decided without the store. They wait for the last batch only, and that for half a budget and
-        one operation.
+        Meanwhile calls are decided without the store. They wait for the last batch only; and for others where it hurries,
+        because they make rows as quickly as these are written. Each wait is at most half a budget and one operation.
         """
+        patience_us = round(self._timeout_s * 500_000)
         with self._switching:
-            batch = self._spool.take()
-            is_last = self._spool.is_empty
-            if is_last:
-                self._write(store, batch, patience_us=round(self._timeout_s * 500_000))
-                self._store = store
-            else:
-                self._write(store, batch, while_released=True)
-            return is_last
+            until_us = self._clock() + patience_us
+            while True:
+                batch = self._spool.take()
+                if self._spool.is_empty:
+                    self._write(store, batch, patience_us=patience_us)
+                    self._store = store
+                    return True
+                self._write(store, batch, patience_us=patience_us if hurries else None, while_released=not hurries)
+                if not hurries or self._clock() > until_us:
+                    return False
 
     def _write(
         self,

@@ -114,6 +114,11 @@ class Spool:
         """Whether no admission and no row is owed."""
         return not (self.owed or self._rows)
 
+    @property
+    def rows(self) -> int:
+        """How many rows wait."""
+        return len(self._rows)
+
     def all_written(self) -> str:
         """In words, for people, what was written and what was not."""
         lost = f", {self.dropped} older ones are lost" if self.dropped else ""

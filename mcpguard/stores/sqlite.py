@@ -35,9 +35,9 @@ class SqliteStore:
         timeout_ms: How long a decision waits for its turn.
         durability: `full` forces each decision to the disk before the call is forwarded; `normal` leaves that to the system,
             so that a power cut can lose the last ones.
-        namespace: Whose audit rows are kept for `keep_us`.
-        keep_us: How long audit rows are kept.
-        max_bytes: How large the file may grow before the oldest audit rows go, whosoever they are.
+        namespace: Whose audit rows are pruned: others of the file have settings of their own.
+        keep_us: How long they are kept.
+        max_bytes: How much of the file they may take before the oldest go.
         clock: The store's time, instead of the machine's own.
         wall: Wall-clock time, for the audit.
 
@@ -178,7 +178,7 @@ class SqliteStore:
         for at in range(0, len(outcomes), _OUTCOMES_AT_ONCE):
             with self.turn():
                 some = outcomes[at : at + _OUTCOMES_AT_ONCE]
-                self._db.executemany("INSERT OR IGNORE INTO outcome VALUES (?, ?, ?)", some)
+                self._db.executemany(sqlite_audit.INSERT_OUTCOME, some)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""

@@ -26,6 +26,11 @@ def _if_next(columns: str, marks: int) -> str:
 _USUAL_IF_NEXT: Final = _if_next(_USUAL, 10)
 _IF_NEXT: Final = _if_next(f"{_USUAL}, {_RARE}", 14)
 
+INSERT_OUTCOME: Final = """
+    INSERT OR IGNORE INTO outcome SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM audit WHERE id = ?1)
+"""
+"""The first outcome of a row stands; that of a row that was pruned is not written: nothing would ever prune it."""
+
 _BATCH: Final = 500
 _SELECT: Final = """
     SELECT a.id, a.time_us, a.seq, a.decision, c.json, r.json, a.request_id, a.args_hash, a.trace_id, a.counted,

@@ -17,7 +17,7 @@ from mcpguard.stores.queue import QueueLock, SharedHold
 from mcpguard.stores.upkeep import PAGE_BYTES
 
 OPEN_TIMEOUT_S: Final = 2.0
-"""How long opening waits for other wrappers that create or migrate the file; no call waits for it."""
+"""How long opening waits at least for others that create, migrate or close the file; no call waits for it."""
 
 
 class SqliteFile:
@@ -37,6 +37,7 @@ class SqliteFile:
     def __init__(self, path: Path, *, timeout_s: float, durability: str, own_clock: Clock | None, wall: Clock) -> None:
         self.path = path
         self._timeout_s = timeout_s
+        patience_s = max(OPEN_TIMEOUT_S, timeout_s)
         with contextlib.ExitStack() as undo, self.reported():
             private_folder(path.parent)
             refuse_network(path.parent)
@@ -44,10 +45,10 @@ class SqliteFile:
             undo.callback(self.queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))
             undo.callback(self._hold.close)
-            if not self.queue.acquire_by_trying(OPEN_TIMEOUT_S):
+            if not self.queue.acquire_by_trying(patience_s):
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
-                self.db = self._connect(durability)
+                self.db = self._connect(durability, patience_s)  # whoever closes it last keeps it locked for some time
                 undo.callback(self.db.close)
                 check_pages(self.db, path)
                 migrate(self.db, path=str(path))
@@ -57,18 +58,17 @@ class SqliteFile:
                 self._hold.share()
                 self._identity = _identity(path)
                 self._size = size_bytes(path)
+                self.db.execute(f"PRAGMA busy_timeout = {round(timeout_s * 200)}")  # beside the turn, a fifth of the budget
             finally:
                 self.queue.release()
             undo.pop_all()
 
-    def _connect(self, durability: str) -> sqlite3.Connection:
+    def _connect(self, durability: str, patience_s: float) -> sqlite3.Connection:
         if self.path.exists():
             check_file(self.path, made=self._hold.is_marked)
         else:
             os.close(open_private(self.path))  # the log and the shared memory take their modes from it
-        db = sqlite3.connect(
-            self.path, timeout=self._timeout_s / 5, isolation_level=None, check_same_thread=False, cached_statements=64
-        )
+        db = sqlite3.connect(self.path, timeout=patience_s, isolation_level=None, check_same_thread=False, cached_statements=64)
         try:
             db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")

@@ -1,15 +1,13 @@
 """What keeps an SQLite store small and quick, away from every call's path and on a connection of its own."""
 
 import contextlib
-import json
 import sqlite3
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from mcpguard.core.audit import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import counters, notes
 from mcpguard.stores.queue import QueueLock
@@ -19,19 +17,19 @@ PAGE_BYTES: Final = 1024
 
 CHECKPOINT_BYTES: Final = 2 * 1024 * 1024
 TRUNCATE_BYTES: Final = 64 * 1024 * 1024
-"""Sizes of the write-ahead log: above the first it is copied back beside the writers, above the second in their queue."""
+"""Sizes of the write-ahead log: above the first it is copied back beside the writers, above the second also cut, in a turn."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
 TURN_TIMEOUT_S: Final = 2.0
 
 _BATCH: Final = 500
-"""Rows that go in one turn: some milliseconds, so that no decision waits long behind them."""
+_BATCH_BYTES: Final = 1024 * 1024
+"""Rows that go in one turn, and their bytes: some milliseconds, so that no decision waits long behind them."""
 
-_OLDEST: Final = """
-    SELECT a.id, a.time_us, c.json FROM audit a LEFT JOIN fragment c ON c.id = a.context
-    WHERE a.id > ? AND a.id < ? ORDER BY a.id LIMIT ?
-"""
+_LEAST_SHARE: Final = 64
+"""Of a namespace that takes too much, at least a 64th of its rows goes, so that it is not measured at every turn."""
+
 _COUNTERS: Final = "SELECT id, last_us, window_us FROM snapshot JOIN counter USING (id) WHERE id > ? ORDER BY id LIMIT ?"
 _DROP_UNUSED: Final = "DELETE FROM counter WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM snapshot WHERE snapshot.id = ?1)"
 
@@ -39,15 +37,28 @@ _IDLE: Final = """
     SELECT id FROM fragment EXCEPT SELECT context FROM audit EXCEPT SELECT reported FROM audit EXCEPT SELECT charged FROM audit
 """
 
+# A namespace's name in its rows' context; barriers have no context, and are everybody's
+_IS_OWN: Final = "coalesce(instr(c.json, ?1), 1) > 0"
+_ROW_BYTES: Final = "(150 + coalesce(length(a.detail), 0))"
+"""A row's size, roughly: what matters is its share."""
+
+_OLDEST: Final = f"""
+    SELECT a.id, a.time_us, {_ROW_BYTES} FROM audit a LEFT JOIN fragment c ON c.id = a.context
+    WHERE a.id > ?2 AND a.id < (SELECT max(id) FROM audit) AND {_IS_OWN} ORDER BY a.id LIMIT {_BATCH}
+"""  # noqa: S608 - constants only
+_SIZES: Final = f"""
+    SELECT total({_ROW_BYTES} * ({_IS_OWN})), total({_ROW_BYTES}) FROM audit a LEFT JOIN fragment c ON c.id = a.context
+"""  # noqa: S608 - constants only
+
 
 class Upkeep:
     """Checkpoints, folding and pruning of one file.
 
     Args:
         path: The file.
-        namespace: Whose audit rows are let go of when they are too old.
+        namespace: Whose audit rows are pruned.
         keep_us: How long they are kept.
-        max_bytes: How large the file may grow before the oldest audit rows go, whosoever they are.
+        max_bytes: How much of the file the namespace may take before its oldest audit rows go.
 
     Attributes:
         folded: The row that the snapshot was at when this process looked last; others may have moved it on since.
@@ -55,12 +66,12 @@ class Upkeep:
 
     def __init__(self, path: Path, *, namespace: str, keep_us: int, max_bytes: int) -> None:
         self._path = path
-        self._namespace = namespace
+        self._mark = compact({"namespace": namespace})[1:-1]
         self._keep_us = keep_us
         self._max_bytes = max_bytes
         self._tending = threading.Lock()
         self._pruned_us: int | None = None
-        self._looked_upto = 0
+        self._past = 0  # no row up to here can be pruned any more
         self.folded = 0
 
     def tend(self, *, newest: int, now_us: int, wall_us: int) -> None:
@@ -81,12 +92,7 @@ class Upkeep:
             prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
             fold = newest - self.folded >= (1 if prune else counters.FOLD_EVERY)
             if fold or prune or self._log_bytes() > CHECKPOINT_BYTES:
-                with contextlib.closing(
-                    sqlite3.connect(
-                        f"{self._path.absolute().as_uri()}?mode=rw", uri=True, timeout=TURN_TIMEOUT_S, isolation_level=None
-                    )
-                ) as db:
-                    db.execute("PRAGMA wal_autocheckpoint = 0")
+                with contextlib.closing(self._connect()) as db:
                     if fold:
                         self._fold(db)
                     self._checkpoint(db)
@@ -96,6 +102,13 @@ class Upkeep:
         finally:
             self._tending.release()
 
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        db = sqlite3.connect(uri, uri=True, timeout=TURN_TIMEOUT_S, isolation_level=None)
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA synchronous = NORMAL")  # a turn does not wait for the disk: what upkeep writes can be done again
+        return db
+
     def _log_bytes(self) -> int:
         try:
             return self._path.with_name(self._path.name + "-wal").stat().st_size
@@ -103,11 +116,14 @@ class Upkeep:
             return 0
 
     def _checkpoint(self, db: sqlite3.Connection) -> None:
+        if self._log_bytes() <= CHECKPOINT_BYTES:
+            return
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if self._log_bytes() > TRUNCATE_BYTES:
             with self._turn():
+                db.execute("PRAGMA busy_timeout = 0")  # whoever reads an old state may do so for hours
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        elif self._log_bytes() > CHECKPOINT_BYTES:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                db.execute(f"PRAGMA busy_timeout = {round(TURN_TIMEOUT_S * 1000)}")
 
     def _fold(self, db: sqlite3.Connection) -> None:
         """Move the snapshot on. What it becomes is worked out before the turn, in which it is only written."""
@@ -136,12 +152,10 @@ class Upkeep:
             queue.close()
 
     def _prune(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
-        horizon_us = wall_us - self._keep_us
-        pruned = False
-        while ids := self._next_to_go(db, horizon_us):
-            with self._turn(), db:
-                db.execute("BEGIN IMMEDIATE")
-                self.folded = counters.prune(db, ids)
+        pruned = self._prune_rows(db, wall_us, before_us=wall_us - self._keep_us)
+        while too_many := self._too_many(db):
+            if not self._prune_rows(db, wall_us, size=too_many):
+                break
             pruned = True
         if pruned:
             self._prune_fragments(db, wall_us)
@@ -149,6 +163,49 @@ class Upkeep:
         with self._turn(), db:
             db.execute("BEGIN IMMEDIATE")
             notes.prune(db, wall_us=wall_us)
+
+    def _too_many(self, db: sqlite3.Connection) -> float:
+        """The size of the rows that have to go since this namespace's share of the file is too much; else 0."""
+        pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
+        used = (pages - free) * PAGE_BYTES
+        if used <= self._max_bytes:
+            return 0
+        own, everybodys = db.execute(_SIZES, (self._mark,)).fetchone()
+        too_many = own - everybodys * self._max_bytes / used
+        return max(too_many, own / _LEAST_SHARE) if too_many > 0 else 0
+
+    def _prune_rows(self, db: sqlite3.Connection, wall_us: int, *, before_us: int = 0, size: float = 0) -> bool:
+        """Drop the namespace's oldest rows, those before a time and as many as have a size; whether there were any.
+
+        Never the newest of all: row numbers must not be used twice.
+        """
+        pruned = False
+        newest = counters.newest(db)
+        if newest <= self._past:  # somebody has emptied the audit, and numbers begin anew
+            self._past = 0
+        while rows := db.execute(_OLDEST, (self._mark, self._past)).fetchall():
+            some: list[tuple[int]] = []
+            some_bytes = 0
+            for place, time_us, row_bytes in rows:
+                if (time_us >= before_us and some_bytes >= size) or some_bytes > _BATCH_BYTES:
+                    break
+                some.append((place,))
+                some_bytes += row_bytes
+            self._past = rows[0][0] - 1
+            if not some:
+                break
+            with self._turn(), db:
+                db.execute("BEGIN IMMEDIATE")
+                self.folded = counters.fold(db)
+                db.executemany("DELETE FROM audit WHERE id = ?", some)
+                db.executemany("DELETE FROM outcome WHERE id = ?", some)
+                if db.execute("SELECT 1 FROM audit WHERE id < ?", some[-1]).fetchone():
+                    counters.set_barrier(db, wall_us)  # others' rows are left in between: nobody can see what is missing
+            pruned = True
+            size -= some_bytes
+        else:  # none is left of those that were there
+            self._past = newest - 1
+        return pruned
 
     def _prune_counters(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
         """Drop the counters whose windows have passed. They are looked for outside the turns."""
@@ -164,40 +221,17 @@ class Upkeep:
                     if db.executemany(_DROP_UNUSED, [(key,) for key, _ in expired]).rowcount > 0:
                         counters.set_barrier(db, wall_us)
 
-    def _next_to_go(self, db: sqlite3.Connection, horizon_us: int) -> list[int]:
-        """The next rows to delete: the oldest of a file that is too large, or those of the namespace that are too old.
-
-        Never the newest of all: row numbers must not be used twice.
-        """
-        newest = counters.newest(db)
-        pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        if (pages - free) * PAGE_BYTES > self._max_bytes:
-            return [one for (one,) in db.execute("SELECT id FROM audit WHERE id < ? ORDER BY id LIMIT ?", (newest, _BATCH))]
-        if self._looked_upto >= newest:  # somebody has emptied the audit, and numbers begin anew
-            self._looked_upto = 0
-        while True:
-            rows = db.execute(_OLDEST, (self._looked_upto, newest, _BATCH)).fetchall()
-            old = list(takewhile(lambda row: row[1] < horizon_us, rows))
-            ours = [place for place, _, context in old if context is None or _namespace(context) == self._namespace]
-            if ours:
-                self._looked_upto = ours[0] - 1
-                return ours
-            if not old:
-                return []
-            self._looked_upto = old[-1][0]
-
     def _prune_fragments(self, db: sqlite3.Connection, wall_us: int) -> None:
-        """Drop the fragments that no row uses. The slow search is outside the turn, which looks at new rows only."""
+        """Drop the fragments that no row uses. The slow search is outside the turns, which look at new rows only."""
         newest = counters.newest(db)
         idle = db.execute(_IDLE).fetchall()
-        with self._turn(), db:
-            db.execute("BEGIN IMMEDIATE")
-            recent = db.execute("SELECT context, reported, charged FROM audit WHERE id > ?", (newest,)).fetchall()
-            used = {key for row in recent for key in row}
-            if db.executemany("DELETE FROM fragment WHERE id = ?", [key for key in idle if key[0] not in used]).rowcount > 0:
-                counters.set_barrier(db, wall_us)
-
-
-@lru_cache(maxsize=1024)
-def _namespace(context: str) -> str:
-    return str(json.loads(context)["namespace"])
+        used: set[int | None] = set()
+        for at in range(0, len(idle), _BATCH):
+            with self._turn(), db:
+                db.execute("BEGIN IMMEDIATE")
+                recent = db.execute("SELECT context, reported, charged FROM audit WHERE id > ?", (newest,)).fetchall()
+                newest = counters.newest(db)
+                used.update(key for row in recent for key in row)
+                some = [key for key in idle[at : at + _BATCH] if key[0] not in used]
+                if db.executemany("DELETE FROM fragment WHERE id = ?", some).rowcount > 0:
+                    counters.set_barrier(db, wall_us)

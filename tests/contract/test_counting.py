@@ -126,6 +126,15 @@ def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Ca
     assert told(1) == told(24) == told(5)
 
 
+def test_a_reading_may_meet_ten_thousand_counters(place: Place) -> None:
+    windows = ", ".join(f'"5/{seconds}s"' for seconds in range(60, 100))
+    session = Session(place.open(), f'[[rule]]\ntool = "*"\nlimit = [{windows}]\n')
+    charges = [charge for number in range(256) for charge in session.charges(f"tool{number}")]
+    verdicts = session.store.decide(charges, session.journal)
+    assert {(verdict.decision, verdict.remaining) for verdict in verdicts} == {("allowed", 4)}
+    assert len(place.open().held()) == 256 * 40
+
+
 def test_an_observed_rule_is_charged_only_when_the_call_goes_through(place: Place) -> None:
     policy = (
         '[[rule]]\ntool = "report"\nlimit = "2/1m"\n'
@@ -135,6 +144,22 @@ def test_an_observed_rule_is_charged_only_when_the_call_goes_through(place: Plac
     session = Session(place.open(), policy)
     assert session.decisions("report", 4) == ["allowed", "would_deny", "rate_limited", "rate_limited"]
     assert sorted(used(place).values()) == [1, 2, 2]
+
+
+def test_an_allowed_call_reports_an_enforced_limit_however_near_an_observed_one_is(place: Place) -> None:
+    policy = (
+        '[[rule]]\ntool = "*"\nlimit = "2/1m"\nmode = "observe"\n'
+        '[[rule]]\nuser = "*"\nlimit = "9/1m"\n'
+        '[[rule]]\nagent = "*::*::*"\nlimit = "8/1m"\n'
+        '[[rule]]\ntool = "report"\nlimit = "1/1m"\nmode = "observe"\n'
+    )
+    session = Session(place.open(), policy)
+    allowed = session.one("report")
+    assert (allowed.decision, allowed.reported and allowed.reported.limit) == ("allowed", 8)
+    assert (allowed.count, allowed.remaining) == (1, 7)
+    row = next(session.store.newest()).record
+    assert (row["axis"], row["limit"], row["count"], row["remaining"]) == ("agent", 8, 1, 7)
+    assert session.decisions("report") == ["would_deny"]
 
 
 def test_a_call_that_no_rule_matches_is_allowed_and_counted_nowhere(place: Place) -> None:

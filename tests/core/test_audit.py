@@ -249,6 +249,11 @@ def test_a_summary_tells_each_decision_and_the_axes_of_denials_most_first() -> N
     assert summary({("policy", ""): 4}) == summary({}) == "no calls"
 
 
+def test_a_summary_counts_a_refused_frame_as_no_call() -> None:
+    assert summary({("invalid", ""): 1, ("allowed", ""): 1}) == "1 call: 1 allowed; 1 invalid frame"
+    assert summary({("invalid", ""): 2}) == "no calls; 2 invalid frames"
+
+
 def test_a_journal_tallies_decisions_by_axis() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
     talk.call("x", 3)

@@ -274,6 +274,32 @@ def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytes
     assert talk.outcomes == [*(Outcome(at, "no_answer", 0) for at in range(3)), Outcome(4, "ok", 0)]
 
 
+def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_IN_FLIGHT_CHARS", 300)
+    talk = Talk(ANYTHING)
+    talk.client(call_line("x", "a" * 90), call_line("y" * 90, 1))
+    talk.client(request("ping", "b" * 90))
+    talk.answer(1)
+    talk.client(call_line("z" * 90, 2), call_line("z" * 90, 2))  # an id that is used twice is one request
+    assert talk.outcomes == [Outcome(1, "ok", 0)]
+    talk.client(call_line("x", "c" * 90))
+    talk.answer("c" * 90)
+    assert talk.outcomes[1:] == [Outcome(0, "no_answer", 0), Outcome(4, "ok", 0)]
+    talk.answer("b" * 90)
+    talk.answer(2)
+    assert talk.outcomes[3:] == [Outcome(3, "ok", 0)]
+    assert (talk.guard.awaits_answers, talk.guard._in_flight_chars) == (False, 0)
+
+
+def test_free_retries_with_long_states_and_names_take_little_memory() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(call_line("x" * 100_000, 1))
+    asks(talk, 1, "s" * 100_000)
+    assert len(repr(talk.guard._tickets)) < 1000
+    talk.client(call_line("x" * 100_000, 2, requestState="s" * 100_000))
+    assert talk.records[-1]["decision"] == "continued"
+
+
 # Retries of a multi-round-trip request
 
 

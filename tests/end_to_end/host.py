@@ -235,6 +235,11 @@ def audit(home: Path, *, policies: bool = False) -> list[Message]:
         store.close()
 
 
+def all_said(home: Path) -> str:
+    """What the guards of a home have written to stderr."""
+    return "".join(file.read_text(errors="replace") for file in sorted(home.glob("stderr-*")))
+
+
 def total(rows: Sequence[Message], decision: str) -> int:
     """How many calls the rows of a decision tell of."""
     return sum(int(row.get("repeats", 1)) for row in rows if row["decision"] == decision)

@@ -1,6 +1,8 @@
+import contextlib
 import json
 import random
 import signal
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .host import Host, Message, audit, call, lines, policy, rule, script, total
+from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, total
 
 SEARCHES = rule("100/1h", user="*", tool="search_customers")
 
@@ -17,6 +19,21 @@ SEARCHES = rule("100/1h", user="*", tool="search_customers")
 def reached(log: Path) -> list[list[str | int]]:
     """Id and tool of each call that a server has had."""
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def patient(home: Path) -> None:
+    """Let wrappers wait for their store as long as it takes: a busy machine is no outage."""
+    (home / "config.toml").write_text("[store]\ntimeout_ms = 60_000\n")
+
+
+def charged_us(home: Path, tool: str) -> list[int]:
+    """When the calls to a tool were charged, in the store's time, in order."""
+    question = """
+        SELECT charged_us FROM audit JOIN fragment ON fragment.id = context
+        WHERE charged_us IS NOT NULL AND json LIKE ? ORDER BY audit.id
+    """
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db:
+        return [at_us for (at_us,) in db.execute(question, (f'%"tool":"{tool}"%',))]
 
 
 def call_them_all(host: Host, requests: list[Message]) -> list[Message]:
@@ -63,6 +80,7 @@ def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_each_other_one
 
 def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path) -> None:
     policy(tmp_path, SEARCHES)
+    patient(tmp_path)
     log = tmp_path / "calls"
 
     def loop(name: int) -> list[Message]:
@@ -88,6 +106,7 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
     tmp_path: Path,
 ) -> None:
     policy(tmp_path, rule("40/2s", user="*", tool="short") + rule("150/1h", user="*", tool="long"))
+    patient(tmp_path)
     log = tmp_path / "calls"
     started = threading.Barrier(8)
     began = time.monotonic()
@@ -118,15 +137,16 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
             done.result()
 
     took_s = time.monotonic() - began
+    said = all_said(tmp_path)
+    assert "unavailable" not in said, said
     rows = [row for row in audit(tmp_path) if row["decision"] == "allowed"]
     calls = reached(log)
-    assert {request_id for request_id, _ in calls} <= {row["request_id"] for row in rows}
+    assert {request_id for request_id, _ in calls} <= {row["request_id"] for row in rows}, said
     assert len(calls) == len({request_id for request_id, _ in calls})
-    assert sum(row["tool"] == "long" for row in rows) == 150
-    short = sorted(row["time_us"] for row in rows if row["tool"] == "short")
-    assert 40 <= len(short) <= 40 * (took_s // 2 + 1)
-    # The wall clock is read a little after the store's, so a window that it sees may be somewhat short of two seconds.
-    assert all(after - before > 1_500_000 for before, after in zip(short, short[40:], strict=False))
+    assert sum(row["tool"] == "long" for row in rows) == 150, said
+    short = charged_us(tmp_path, "short")
+    assert 40 <= len(short) <= 40 * (took_s // 2 + 1), said
+    assert all(after - before >= 2_000_000 for before, after in zip(short, short[40:], strict=False)), said
 
 
 def test_a_client_that_waits_as_long_as_it_is_told_is_never_denied_twice(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """A store that somebody else holds, and does not let go."""
 
 import contextlib
+import re
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .host import Host, audit, call, script, total
+from .host import Host, audit, call, script, total, until
 from .outages import BUDGET_MS, SLOW_S, codes, is_back, settings, stopped_holder, told, used
 
 MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
@@ -151,3 +153,22 @@ def test_a_wrapper_that_ends_just_after_the_lock_came_free_hands_over_what_it_co
         host.end()
     assert used(tmp_path) == [3]
     assert [row["outcome"] for row in audit(tmp_path)] == ["ok"] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the system tells who waits for a lock")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_calls_budget_is_over(
+    tmp_path: Path, number: int
+) -> None:
+    settings(tmp_path)
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write("timeout_ms = 60_000\n")
+    with Host(tmp_path, *script("obedient")) as host:
+        assert codes(host, 1) == [200]
+        with stopped_holder("hold", tmp_path / "mcpguard.db-queue"):
+            host.send(call(1, "search"))
+            waiter = re.compile(rf"-> FLOCK .* {host.process.pid} ")
+            until(lambda: bool(waiter.search(Path("/proc/locks").read_text())), "the call waits for the lock")
+            host.kill(number)
+            assert host.wait() == 128 + number
+            assert "Traceback" not in host.err

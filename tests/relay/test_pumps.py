@@ -4,11 +4,12 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Journal
+from mcpguard.core.audit import Journal, Outcome
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Policy
@@ -40,6 +41,7 @@ class Store(MemoryStore):
         self.failure: Exception | None = None
         self.early: list[bool] = []
         self.asked: list[list[str]] = []
+        self.outcomes: SimpleQueue[str] = SimpleQueue()
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
@@ -50,6 +52,11 @@ class Store(MemoryStore):
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         self.asked.append([*tool_use_ids])
         return super().noted_agents(namespace, tool_use_ids)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        super().record(outcomes)
+        for one in outcomes:
+            self.outcomes.put(one.outcome)
 
 
 class Output(ClientOutput):
@@ -219,3 +226,10 @@ def test_who_calls_is_asked_for_a_calls_sake_however_its_method_is_written(line:
         os.write(line.to_guard, message + b"\n")
         line.server_has()
     assert who.asked == [True, False]
+
+
+def test_how_a_cancelled_call_ended_is_recorded_though_the_server_says_nothing(line: Line) -> None:
+    line.send(call(1))
+    line.server_has()
+    line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+    assert line.store.outcomes.get(timeout=30) == "cancelled"

@@ -122,6 +122,23 @@ def test_calls_are_decided_locally_while_their_elders_are_written_back_and_come_
     assert place.call() == ["rate_limited"]
 
 
+def test_calls_that_come_as_quickly_as_rows_are_written_back_do_not_keep_the_store_from_deciding_again() -> None:
+    place = Place(policy=UNLIMITED)
+    place.break_down()
+    place.call(2 * BATCH)
+
+    def flood() -> None:
+        assert len(place.records()) < 20 * BATCH
+        place.before["append"] = flood
+        if not place.store._switching.locked():  # else calls have to wait
+            place.call(BATCH)
+
+    place.before["append"] = flood
+    place.mend()
+    seqs = [record["seq"] for record in place.records()]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
 def test_a_store_that_is_slow_to_count_is_not_taken_up_with_a_call_waiting() -> None:
     place = Place(timeout_ms=250)
     place.break_down()

@@ -162,6 +162,16 @@ def test_what_a_row_says_takes_the_place_of_a_decision_whose_reply_was_lost(serv
     assert [held.used for held in session.store.held()] == [5]
 
 
+def test_a_wrapper_that_starts_does_not_search_the_audit_of_a_fleet(server: Server, opened: Opened) -> None:
+    for minute in range(1, 1500):
+        old = rows.fields(Row(minute * 60_000_000, 1, "allowed", "{}"))
+        server.command("XADD", "{mcpguard:default}:audit", f"{minute * 60_000}-1", *old)
+    server.command("CONFIG", "RESETSTAT")
+    session = Session(opened(), POLICY)
+    session.store.append(session.journal.rows(session.charges("free"), [Verdict("allowed")], wall_us()))
+    assert b"cmdstat_xrevrange:calls=1," in server.command("INFO", "commandstats")
+
+
 def test_rows_that_come_after_a_decision_leave_its_own_alone(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     session.call("report", 6)

@@ -4,6 +4,8 @@ import contextlib
 import os
 import sqlite3
 import stat
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from mcpguard.stores import clock, counters, migrations, sqlite_file, upkeep
 from mcpguard.stores.counters import pack, unpack
 from mcpguard.stores.files import refuse_network
 from mcpguard.stores.sqlite import SqliteStore
-from tests.core.build import WALL_US, Session, Time
+from tests.core.build import WALL_US, Session, Time, identity
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 
@@ -406,6 +408,77 @@ def test_above_its_size_the_oldest_rows_go_and_the_counters_stay(path: Path, ope
     assert session.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
 
 
+def test_of_a_file_that_is_too_large_for_one_long_row_no_more_goes_than_must(open_store: Open) -> None:
+    store = open_store(max_bytes=2_000_000, clock=Time(), wall=Time(WALL_US))
+    session = Session(store, FIVE_A_MINUTE, arguments="full")
+    for _ in range(21):
+        session.call("free", arguments={"text": "x" * 100_000})
+    store.tend()
+    assert 17 <= len(list(store.entries())) < 21
+
+
+def test_of_a_file_that_namespaces_share_each_prunes_its_own_rows_only(open_store: Open) -> None:
+    time, wall = Time(), Time(WALL_US)
+    mine = open_store(namespace="one", keep_us=10_000_000, clock=time, wall=wall)
+    theirs = open_store(namespace="two", clock=time, wall=wall)
+    one = Session(mine, FIVE_A_MINUTE, namespace="one")
+    two = Session(theirs, FIVE_A_MINUTE, namespace="two", who=identity('"namespace":"one"'), session="b" * 16)
+    for _ in range(3):
+        one.call("x")
+        two.call("x")
+    mine.record([(row, "ok", 1) for row in range(1, 7)])  # type: ignore[misc]
+    wall.pass_s(20)
+    mine.tend()
+    assert [(entry.record["namespace"], entry.record["outcome"]) for entry in theirs.entries()] == [("two", "ok")] * 3
+    assert two.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+    assert one.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+
+
+def test_what_is_pruned_from_between_the_rows_of_another_namespace_was_counted_by_all(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep.Upkeep, "_prune_fragments", lambda *_: None)  # nor does it need more upkeep
+    time, wall = Time(), Time(WALL_US)
+    mine = open_store(namespace="one", keep_us=1_000_000, clock=time, wall=wall)
+    theirs = open_store(namespace="two", clock=time, wall=wall)
+    one = Session(mine, FIVE_A_MINUTE, namespace="one")
+    late = Session(open_store(namespace="one", clock=time, wall=wall), FIVE_A_MINUTE, namespace="one", session="c" * 16)
+    two = Session(theirs, FIVE_A_MINUTE, namespace="two", session="b" * 16)
+    late.call("x")
+    two.call("x")
+    one.call("x", 2)
+    two.call("x")
+    wall.pass_s(2)
+    mine.tend()
+    assert {entry.record["namespace"] for entry in mine.entries()} == {"two"}
+    assert late.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+
+
+def test_a_namespace_that_takes_little_of_a_file_that_is_too_large_keeps_its_rows(open_store: Open) -> None:
+    little = open_store(namespace="little", max_bytes=200_000, clock=Time(), wall=Time(WALL_US))
+    much = open_store(namespace="much", max_bytes=250_000, clock=Time(), wall=Time(WALL_US))
+    for turn in range(50):
+        Session(little, FIVE_A_MINUTE, namespace="little", session=f"{turn:016x}").call("free", 5)
+        Session(much, FIVE_A_MINUTE, namespace="much", session=f"{turn:016x}").call("free", 100)
+
+    def kept() -> Counter[object]:
+        return Counter(entry.record["namespace"] for entry in much.entries())
+
+    little.tend()
+    assert kept() == {"little": 250, "much": 5000}
+    much.tend()
+    assert kept()["little"] == 250
+    assert 1000 < kept()["much"] < 5000
+
+
+def test_how_a_call_ended_whose_row_is_gone_is_not_kept(path: Path, open_store: Open) -> None:
+    store = open_store(max_bytes=1, clock=Time())
+    verdicts = Session(store, FIVE_A_MINUTE).call("free", 3)
+    store.tend()
+    store.record([(verdict.row, "ok", 1) for verdict in verdicts])  # type: ignore[misc]
+    assert rows(path, "outcome") == rows(path, "audit") == 1
+
+
 def test_the_newest_row_stays_so_that_no_place_is_used_twice(path: Path, open_store: Open) -> None:
     store = open_store(max_bytes=1, clock=Time())
     decisions(store, 2)
@@ -477,6 +550,68 @@ def test_a_log_that_has_grown_large_is_cut(path: Path, open_store: Open, monkeyp
     assert decisions(store, 1, "b" * 16) == ["rate_limited"]
 
 
+def test_a_log_that_somebody_reads_and_that_has_grown_large_keeps_nobody_waiting(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "CHECKPOINT_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "TRUNCATE_BYTES", 10_000)
+    store = open_store()
+    decisions(store, 5)
+    began: list[float] = []
+    held_s: list[float] = []
+    turn = upkeep.Upkeep._turn
+
+    @contextlib.contextmanager
+    def timed(self: upkeep.Upkeep) -> Iterator[None]:
+        with turn(self):
+            began.append(time.monotonic())
+            yield
+            held_s.append(time.monotonic() - began[-1])
+
+    monkeypatch.setattr(upkeep.Upkeep, "_turn", timed)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM audit").fetchone()
+        decisions(store, 5, "b" * 16)
+        store.tend()
+        assert wal_bytes(path) > 10_000
+    assert max(held_s) < upkeep.TURN_TIMEOUT_S / 2
+    store.tend()
+    assert wal_bytes(path) == 0
+
+
+def test_the_turns_of_upkeep_do_not_wait_for_the_disk(open_store: Open) -> None:
+    with contextlib.closing(open_store(durability="full")._upkeep._connect()) as db:
+        assert db.execute("PRAGMA synchronous").fetchone() == (1,)
+
+
+def test_unused_words_go_in_turns_that_are_short(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_BATCH", 10)
+    wall = Time(WALL_US)
+    store = open_store(keep_us=1_000_000, clock=Time(), wall=wall)
+    for number in range(100):
+        Session(store, FIVE_A_MINUTE, session=f"{number:016x}").call("free")
+    wall.pass_s(2)
+    last = Session(store, FIVE_A_MINUTE)
+    last.call("free")
+    gone: list[int] = []
+    turn = upkeep.Upkeep._turn
+
+    @contextlib.contextmanager
+    def counted(self: upkeep.Upkeep) -> Iterator[None]:
+        before = rows(path, "fragment")
+        with turn(self):
+            yield
+        gone.append(before - rows(path, "fragment"))
+
+    monkeypatch.setattr(upkeep.Upkeep, "_turn", counted)
+    store.tend()
+    assert rows(path, "fragment") == 1
+    assert max(gone) == 10
+    assert last.decisions("free") == ["allowed"]
+    assert [entry.record["session"] for entry in store.entries()] == [last.journal.session] * 2
+
+
 def test_upkeep_that_is_under_way_is_not_begun_again(open_store: Open) -> None:
     store = open_store(keep_us=0)
     decisions(store, 1)
@@ -528,6 +663,15 @@ def test_opening_waits_for_others_and_then_says_who_is_in_the_way(open_store: Op
     with first.turn(), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
     open_store()
+
+
+def test_opening_waits_for_whoever_closes_the_file_as_the_last(path: Path, open_store: Open) -> None:
+    open_store().close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as last:
+        last.execute("PRAGMA locking_mode = EXCLUSIVE")
+        last.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.2, last.close).start()
+        assert decisions(open_store(), 1) == ["allowed"]
 
 
 def test_after_closing_nothing_is_locked(path: Path, open_store: Open) -> None:

@@ -86,11 +86,12 @@ end
 -- core/verdict.verdict: the decision's word, the limit that is reported, what its counter holds, what is left, the wait
 local function verdict(limits, admitted, held, exceeded)
   if #exceeded == 0 then
-    local tightest, left = 0, false
+    local tightest, left, observed = 0, false, 1
     for at = 1, #limits do
-      local rest = limits[at][1] - held[limits[at][3]] - 1
-      if not left or rest < left then
-        tightest, left = at, rest
+      local limit = limits[at]
+      local rest = limit[1] - held[limit[3]] - 1
+      if not left or limit[5] < observed or (limit[5] == observed and rest < left) then -- an enforced one, if there is any
+        tightest, left, observed = at, rest, limit[5]
       end
     end
     return 'allowed', tightest, tightest > 0 and held[limits[tightest][3]] + 1, left, false

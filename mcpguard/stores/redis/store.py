@@ -36,7 +36,8 @@ OPEN_TIMEOUT_S: Final = 2.0
 """How long opening takes at the most; no call waits for it."""
 
 LOOK_BACK: Final = 20_000
-"""How many of the newest rows are searched for those of a decision whose reply was lost."""
+LOOK_BACK_US: Final = 10_000_000
+"""How many of the newest rows are searched for those of a decision whose reply was lost, and how far back before it."""
 
 _BATCH: Final = 500
 _REMEMBERED: Final = 4096
@@ -206,19 +207,25 @@ class RedisStore:
         return added
 
     def _doubled(self, first: Row) -> list[bytes]:
-        """The rows that the session of `first` has written already, from its number on."""
+        """The rows that the session of `first` has written already, from its number on.
+
+        A call may wait for the search: it is given up after half a budget.
+        """
+        end_s = time.monotonic() + self._timeout_s / 2
         session = session_of(first)
+        age_us = max(0, self._wall() - first.time_us) + LOOK_BACK_US
+        oldest = max(0, self._now_us() - age_us) // 1000
         doubled: list[bytes] = []
         before = "+"
         for _ in range(LOOK_BACK // _BATCH):
-            found = self._ask(("XREVRANGE", self._key("audit"), before, "-", "COUNT", _BATCH))[0]
+            found = self._ask(("XREVRANGE", self._key("audit"), before, oldest, "COUNT", _BATCH))[0]
             for name, fields in found:
                 one = rows.row(fields)
                 if session in one.context and session_of(one) == session:
                     if one.seq < first.seq:
                         return doubled
                     doubled.append(name)
-            if len(found) < _BATCH:
+            if len(found) < _BATCH or time.monotonic() > end_s:
                 break
             before = "(" + found[-1][0].decode()
         return doubled
