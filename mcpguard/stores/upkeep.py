@@ -92,7 +92,7 @@ class Upkeep:
             prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
             fold = newest - self.folded >= (1 if prune else counters.FOLD_EVERY)
             if fold or prune or self._log_bytes() > CHECKPOINT_BYTES:
-                with contextlib.closing(self._connect()) as db:
+                with self._connected() as db:
                     if fold:
                         self._fold(db)
                     self._checkpoint(db)
@@ -102,12 +102,13 @@ class Upkeep:
         finally:
             self._tending.release()
 
-    def _connect(self) -> sqlite3.Connection:
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         uri = f"{self._path.absolute().as_uri()}?mode=rw"
-        db = sqlite3.connect(uri, uri=True, timeout=TURN_TIMEOUT_S, isolation_level=None)
-        db.execute("PRAGMA wal_autocheckpoint = 0")
-        db.execute("PRAGMA synchronous = NORMAL")  # a turn does not wait for the disk: what upkeep writes can be done again
-        return db
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=TURN_TIMEOUT_S, isolation_level=None)) as db:
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+            db.execute("PRAGMA synchronous = NORMAL")  # a turn does not wait for the disk: what upkeep writes can be done again
+            yield db
 
     def _log_bytes(self) -> int:
         try:

@@ -581,7 +581,7 @@ def test_a_log_that_somebody_reads_and_that_has_grown_large_keeps_nobody_waiting
 
 
 def test_the_turns_of_upkeep_do_not_wait_for_the_disk(open_store: Open) -> None:
-    with contextlib.closing(open_store(durability="full")._upkeep._connect()) as db:
+    with open_store(durability="full")._upkeep._connected() as db:
         assert db.execute("PRAGMA synchronous").fetchone() == (1,)
 
 
