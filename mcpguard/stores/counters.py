@@ -8,7 +8,7 @@ which nothing may be remembered: the snapshot was changed by something else than
 import json
 import sqlite3
 import struct
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -28,6 +28,7 @@ REMEMBERED: Final = 4096
 """Counters that a process remembers, and texts. Above it, it forgets all and begins anew."""
 
 _BATCH: Final = 500
+_NONE_KNOWN: Final[Mapping[int, State]] = {}
 _CATCH_UP_AT_MOST: Final = 512
 """Rows of others that are replayed on what is remembered; beyond it is quicker to begin anew."""
 
@@ -35,6 +36,11 @@ _CHARGED: Final = """
     SELECT a.charged_us, f.json FROM audit a LEFT JOIN fragment f ON f.id = a.charged
     WHERE a.id > ? AND a.charged IS NOT NULL ORDER BY a.id
 """
+_WORDS: Final = """
+    SELECT json FROM fragment WHERE id IN (SELECT charged FROM audit WHERE id > ?)
+"""
+"""What the rows after a place were charged on, each once."""
+
 _BARRIER: Final = "INSERT INTO audit (time_us, seq, decision, context, charged) VALUES (?, 0, 'barrier', 0, 0)"
 
 ChargedRow = tuple[int | None, str | None]
@@ -104,13 +110,20 @@ def folded(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT value FROM meta WHERE key = 'folded'").fetchone()[0])
 
 
-def unfolded(db: sqlite3.Connection) -> Fold:
-    """What folding would write. The caller has begun a transaction; reading is enough."""
+def unfolded(db: sqlite3.Connection, known: Mapping[int, State] = _NONE_KNOWN) -> Fold:
+    """What folding would write. The caller has begun a transaction; reading is enough.
+
+    Args:
+        db: The file.
+        known: Logs as they are after the newest row. If all that change are among them nothing is replayed.
+    """
     since = folded(db)
-    rows: list[ChargedRow] = db.execute(_CHARGED, (since,)).fetchall()
-    touched = {key for text in {text for _, text in rows if text} for key, _, _ in _parsed(text)}
-    states = read(db, touched)
-    replay(states, rows)
+    touched = {key for (text,) in db.execute(_WORDS, (since,)) for key, _, _ in _parsed(text)}
+    if touched <= known.keys():
+        states = {key: known[key] for key in touched}
+    else:
+        states = read(db, touched)
+        replay(states, db.execute(_CHARGED, (since,)))
     return Fold(since, newest(db), states)
 
 
@@ -121,9 +134,9 @@ def write_fold(db: sqlite3.Connection, fold: Fold) -> None:
         db.execute("UPDATE meta SET value = ? WHERE key = 'folded'", (fold.upto,))
 
 
-def fold(db: sqlite3.Connection) -> int:
+def fold(db: sqlite3.Connection, known: Mapping[int, State] = _NONE_KNOWN) -> int:
     """Move the snapshot on to the newest row, which is returned. The caller has begun a transaction that writes."""
-    found = unfolded(db)
+    found = unfolded(db, known)
     write_fold(db, found)
     return found.upto
 
@@ -190,7 +203,7 @@ class Remembered:
         unknown = [key for key in ids if key not in self.states]
         if not unknown:
             return 0
-        place = fold(db)
+        place = fold(db, self.states)
         self.states |= read(db, unknown)
         return place
 

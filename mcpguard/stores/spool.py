@@ -133,10 +133,11 @@ class Spool:
 
     def settle(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Outcomes with the store's own handles; without those whose rows were dropped."""
-        settled = []
+        settled: list[Outcome] = []
         for outcome in outcomes:
-            handle = self._handles.pop(outcome.row, None) if outcome.row < 0 else outcome.row
-            if handle is not None:
+            if outcome.row >= 0:
+                settled.append(outcome)
+            elif (handle := self._handles.pop(outcome.row, None)) is not None:
                 settled.append(outcome._replace(row=handle))
         return settled
 

@@ -117,7 +117,7 @@ class SqliteStore:
         rows = journal.rows([charge], [verdict], self._wall())
         if rows:
             with _taken_back(journal), self._transaction():
-                places = [self._insert(row) for row in rows]
+                places = self._insert([(row, _NO_PLAN, None) for row in rows])
             self._remembered.seen = places[-1]
             verdict.row = places[0] if verdict.news else None
         return verdict
@@ -131,7 +131,7 @@ class SqliteStore:
             self._alone = not remembered.catch_up(self._db)
             folded = remembered.learn(self._db, {counter.id for charge in charges for counter in charge.plan.counters})
             if remembered.seen - max(folded, self._upkeep.folded) >= FOLD_AT_MOST:
-                folded = counters.fold(self._db)
+                folded = counters.fold(self._db, remembered.states)
             now_us = self._clock()
             for charge in charges:
                 ids = [counter.id for counter in charge.plan.counters]
@@ -143,35 +143,40 @@ class SqliteStore:
             verdicts = [verdict for _, verdict, _ in decided]
             rows = iter(journal.rows(charges, verdicts, self._wall()))
             undo.enter_context(_taken_back(journal))
-            seen = remembered.seen
-            for charge, verdict, decision in decided:
-                if verdict.news:
-                    seen = verdict.row = self._insert(next(rows), charge.plan, decision)
-            for row in rows:
-                seen = self._insert(row)
+            written = [(next(rows), charge.plan, decision) for charge, verdict, decision in decided if verdict.news]
+            places = self._insert([*written, *((row, _NO_PLAN, None) for row in rows)])
+        for verdict, place in zip((one for one in verdicts if one.news), places, strict=False):
+            verdict.row = place
         remembered.states |= changed
-        remembered.seen = seen
+        remembered.seen = places[-1] if places else remembered.seen
         self._upkeep.folded = max(self._upkeep.folded, folded)
         return verdicts
 
-    def _insert(self, row: Row, plan: Plan = _NO_PLAN, decision: Decision | None = None) -> int:
-        """Write a row, and what it names if that is new; its place. The caller is in a transaction."""
-        remembered = self._remembered
-        charged_us, charged = _charged(plan, decision) if decision else (None, None)
-        if decision and charged not in remembered.numbers:
-            named = [plan.counters[limit.counter] for limit in decision.charged]
-            self._db.executemany("INSERT OR IGNORE INTO counter VALUES (?, ?, ?)", named)
-        context, reported, what = [remembered.number(self._db, text) for text in (row.context, row.reported, charged)]
-        values = sqlite_audit.values(row, context, reported, charged_us, what)
-        return self._db.execute(sqlite_audit.INSERT, values).lastrowid or 0
+    def _insert(self, rows: Sequence[tuple[Row, Plan, Decision | None]]) -> range:
+        """Write rows, with what was decided on which plan, and what they name if that is new; their places.
+
+        The caller is in a transaction and has caught up.
+        """
+        db, remembered = self._db, self._remembered
+        places = range(remembered.seen + 1, remembered.seen + 1 + len(rows))
+        written: list[tuple[object, ...]] = []
+        for place, (row, plan, decision) in zip(places, rows, strict=True):
+            charged_us, charged = _charged(plan, decision) if decision else (None, None)
+            if decision and charged not in remembered.numbers:
+                named = [plan.counters[limit.counter] for limit in decision.charged]
+                db.executemany("INSERT OR IGNORE INTO counter VALUES (?, ?, ?)", named)
+            context, reported, what = [remembered.number(db, text) for text in (row.context, row.reported, charged)]
+            written.append((place, *sqlite_audit.values(row, context, reported, charged_us, what)))
+        db.executemany(sqlite_audit.INSERT, written)
+        return places
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
         with self.turn():
             self._remembered.catch_up(self._db)  # a text that is remembered may have been pruned
-            places = [self._insert(row) for row in rows]
-        self._remembered.seen = max(places, default=self._remembered.seen)
-        return places
+            places = self._insert([(row, _NO_PLAN, None) for row in rows])
+        self._remembered.seen = places[-1] if places else self._remembered.seen
+        return list(places)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""

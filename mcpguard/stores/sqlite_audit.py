@@ -11,7 +11,8 @@ from mcpguard.stores.base import Entry
 _USUAL: Final = "time_us, seq, decision, context, reported, request_id, args_hash, counted, remaining, charged_us, charged"
 _RARE: Final = "trace_id, retry_after_ms, repeats, detail"
 
-INSERT: Final = f"INSERT INTO audit ({_USUAL}, {_RARE}) VALUES ({', '.join('?' * 15)})"  # noqa: S608 - marks only
+INSERT: Final = f"INSERT INTO audit (id, {_USUAL}, {_RARE}) VALUES ({', '.join('?' * 16)})"  # noqa: S608 - marks only
+"""Takes a place, and what `values` gives."""
 
 
 def _if_next(columns: str, marks: int) -> str:

@@ -13,7 +13,7 @@ from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import counters, upkeep
+from mcpguard.stores import counters, sqlite, upkeep
 from mcpguard.stores.base import Memory, MemoryStore, Store
 from mcpguard.stores.counters import ChargedRow
 from mcpguard.stores.sqlite import SqliteStore
@@ -125,9 +125,12 @@ class Pair:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30))
-def test_many_wrappers_on_a_file_decide_count_and_write_as_they_would_in_memory(steps: list[tuple[str, ...]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30), st.sampled_from([2, sqlite.FOLD_AT_MOST]))
+def test_many_wrappers_on_a_file_decide_count_and_write_as_they_would_in_memory(
+    steps: list[tuple[str, ...]], fold_at_most: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "FOLD_AT_MOST", fold_at_most)  # by few, what is remembered is folded again and again
         pair = Pair(Path(folder) / "mcpguard.db")
         try:
             for what, *values in steps:
