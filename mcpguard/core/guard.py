@@ -9,7 +9,6 @@ and, later, to `server_lines`, so that outcomes cost a call nothing.
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames, meta
@@ -63,8 +62,7 @@ class InFlight(NamedTuple):
     rounds: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """What the calls of one agent to one tool have in common."""
 
     call: Call
