@@ -344,9 +344,9 @@ class FailoverStore:
         """See `Store`."""
         return self._up().last_seen()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
         """See `Store`."""
-        self._up().adopt(logs)
+        self._up().adopt(logs, once)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
