@@ -307,3 +307,16 @@ def test_a_user_who_may_not_what_a_script_does_is_told_what_he_needs(tmp_path: P
         with pytest.raises(StoreUnavailable, match="mget") as caught:
             session.call("report")
         assert caught.value.hint == "the README lists what its user needs"
+
+
+@pytest.mark.parametrize("command", ["xadd", "set", "hset"])
+def test_a_decision_that_the_server_cannot_write_whole_counts_nothing(tmp_path: Path, command: str) -> None:
+    with running(tmp_path / "redis") as server:
+        session = Session(RedisStore(server.address, PATIENT), POLICY)
+        server.command("ACL", "SETUSER", "default", "-" + command)
+        with pytest.raises(StoreUnavailable, match=command):
+            session.call("report")
+        server.command("ACL", "SETUSER", "default", "+@all")
+        assert session.store.held() == []
+        session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
+        assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
