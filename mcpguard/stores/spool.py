@@ -23,7 +23,6 @@ MAX_SPOOLED_CHARS: Final = 16 * 1024 * 1024
 BATCH: Final = 100
 """What is written back in one transaction: some milliseconds, so that no decision waits long behind it."""
 
-
 BATCH_CHARS: Final = 64 * 1024
 """As much text as rows that are written back together may have, but for one that has more by itself."""
 
@@ -111,7 +110,7 @@ class Spool:
         if batch.logs:
             self._unsure = batch.logs, batch.once
             rows = batch.rows
-        else:  # it were the rows that were too much, or may have been
+        else:  # the rows were too much, or may have been
             rows = [(handle, _shortened(row) if _chars(row) > BATCH_CHARS else row) for handle, row in batch.rows]
         self._rows.extendleft(reversed(rows))
         self._chars += sum(_chars(row) for _, row in rows)
