@@ -145,6 +145,7 @@ _CHOICES: Final = {
     "durability": ("normal", "full"),
     "arguments": ("hash", "none", "full"),
 }
+_NAMES: Final = ("user", "agent", "server", "namespace")
 _RANGES: Final = {"timeout_ms": (1, 60_000), "max_mb": (1, 1_000_000), "max_frame_bytes": (1024, 1 << 30)}
 
 
@@ -153,7 +154,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
 
     Args:
         environ: The environment.
-        options: `config`, `policy`, `store`, `user`, `agent`, `denials`, as the command line has them.
+        options: `config`, `policy`, `store`, `user`, `agent`, `denials`, as the command line has them; of `server` it is only
+            seen to that it is a name.
 
     Raises:
         ConfigError: One of them cannot be.
@@ -171,8 +173,9 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
             values[key] = given
     if values.get("denials") not in (None, *_CHOICES["denials"]):
         raise ConfigError(f"denials: {values['denials']!r} is neither", "error or result")
-    for key in ("user", "agent"):
-        if holds_token(str(values.get(key))):  # it would stand in every audit row
+    server = options.get("server") or environ.get("MCPGUARD_SERVER")
+    for key, name in {**values, "server": server}.items():
+        if key in _NAMES and holds_token(str(name)):  # it would stand in every audit row
             raise ConfigError(f"{key} holds a token where a name belongs", "only [identity.jwt] takes users from tokens")
     policy = values.pop("policy", None)
     option = "--policy" if options.get("policy") else "MCPGUARD_POLICY"

@@ -49,6 +49,8 @@ class PolicyFile:
         except UnicodeDecodeError:
             return PolicyError(f"{self.path}: line 1: not UTF-8", "a policy is a file in TOML")
         except PolicyError as error:
-            return error
+            from mcpguard.core.redaction import redacted
+
+            return PolicyError(redacted(error.message), redacted(error.hint))  # every call is answered with it
         self._taken_up = True  # from now on a file that is gone leaves this one in force
         return policy

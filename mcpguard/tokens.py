@@ -242,15 +242,22 @@ class TokenSource:
             what = f"is signed with {algorithm}, which the key that it names is not for"
         else:
             what = f"is signed with a key that {self.keys.source} does not have"
-        if self.keys.is_fetching:
+        if self._are_coming():
             return Unauthenticated(f"{where} {what} as far as is known: newer keys are being fetched", "call again in a moment")
         if self.keys.problem:
             what += f" as far as is known: newer keys cannot be had from {self.keys.source}: {self.keys.problem}"
         return Unauthenticated(f"{where} {what}", hint)
 
+    def _are_coming(self) -> bool:
+        """Whether keys are being fetched. What is told of that holds until they are here or will not come."""
+        is_fetching = self.keys.is_fetching
+        if is_fetching:  # it may have begun since the look at the keys, and may end as the last attempt did
+            self._keys_seen = (*self._keys_seen[:2], True)
+        return is_fetching
+
     def _no_keys(self) -> Unauthenticated:
         source = self.keys.source
-        if self.keys.is_fetching:
+        if self._are_coming():
             return Unauthenticated(f"keys are being fetched from {source}", "call again in a moment")
         hint = "check identity.jwt.jwks; it is tried again with the next calls"
         return Unauthenticated(f"keys cannot be had from {source}: {self.keys.problem}", hint)

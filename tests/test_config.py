@@ -153,8 +153,17 @@ def test_a_path_from_where_we_are_is_told_if_that_folder_is_gone(tmp_path: Path,
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
 
 
-@pytest.mark.parametrize("key", ["user", "agent", "policy", "config"])
-@pytest.mark.parametrize("by_option", [True, False])
+@pytest.mark.parametrize("text", [f'[store]\nnamespace = "{TOKEN}"', f'[identity]\nuser = "{TOKEN}"'])
+def test_a_token_where_a_name_belongs_in_the_file_of_settings_is_not_repeated(tmp_path: Path, text: str) -> None:
+    error = refusal(tmp_path, text)
+    assert error.message.endswith("holds a token where a name belongs")
+    assert not [part for part in TOKEN.split(".") if part in error.message + error.hint]
+
+
+@pytest.mark.parametrize(
+    ("key", "by_option"),
+    [(key, how) for key in ("user", "agent", "server", "policy", "config") for how in (True, False)] + [("namespace", False)],
+)
 def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
     tmp_path: Path, key: str, by_option: bool
 ) -> None:

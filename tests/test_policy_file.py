@@ -191,3 +191,8 @@ def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> 
     path.unlink()
     path.write_text(rule("1/1h"))
     assert limit(file.poll()) == "1/1h"
+
+
+def test_a_token_that_was_pasted_into_the_file_is_not_told(path: Path) -> None:
+    path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
+    assert "(a token)" in limit(PolicyFile(path).begin())

@@ -214,6 +214,22 @@ def test_what_is_not_known_while_the_provider_is_down_is_told_apart_and_no_secre
     assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in wrapper.home.glob("jwks-*"))])
 
 
+@pytest.mark.parametrize("published", [(), (key_set(jwk(number=1)),)])
+def test_once_an_attempt_has_failed_as_the_last_one_did_nobody_is_told_that_keys_are_on_their_way(
+    wrapper: Wrapper, published: tuple[bytes, ...]
+) -> None:
+    remote = Remote(wrapper, *published, ValueError("connection refused"))
+    if published:
+        remote.keys.seek()
+        remote.keys.wait(30)
+        remote.now_s += REFRESH_S
+    remote.go_on.clear()
+    assert "keys are being fetched" in remote.begins(token(exp=int(wrapper.now_s) + 9999))
+    remote.go_on.set()
+    remote.keys.wait(30)
+    assert remote.polls().endswith("keys cannot be had from https://idp.acme.com/keys: connection refused")
+
+
 def test_a_clock_that_is_set_back_makes_nothing_last_longer(wrapper: Wrapper) -> None:
     remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
     exp = int(wrapper.now_s) + 9999

@@ -237,7 +237,7 @@ def explain(
         raise UsageError("--user and --token: both name the user", "leave one of them out")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
     _policy_why.refuse_no_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
-    settings = config.load(os.environ, config=config_file, **options)
+    settings = config.load(os.environ, config=config_file, server=server, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
     places = {key: place(key, {"user": user, "agent": agent}) for key in ("user", "agent")}

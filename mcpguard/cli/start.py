@@ -22,7 +22,7 @@ def start(argv: Sequence[str], *, server: str | None, observe: bool, **options: 
         McpguardError: It cannot be started.
     """
     _open_standard_streams()
-    settings = config.load(os.environ, **options)
+    settings = config.load(os.environ, server=server, **options)
     status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
     os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: pumps may still wait for a client
 

@@ -49,7 +49,7 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
     """
     tolerant_output()
     del options["observe"]
-    settings = config.load(os.environ, **options)
+    settings = config.load(os.environ, server=server, **options)
     named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
     identity = configured_identity(settings, named)
     report = _verified(settings, identity) if settings.jwt else _caller(settings, identity)

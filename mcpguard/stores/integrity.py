@@ -3,6 +3,7 @@
 Nothing here opens the file: to close it again would drop the locks of every connection that the process has on it.
 """
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,26 @@ from mcpguard.errors import StoreUnavailable
 
 _suspects: Final[set[Path]] = set()
 """Files that this process has found damaged: before they are used again all of them is looked at."""
+
+_kept: Final[dict[tuple[int, int], sqlite3.Connection]] = {}
+"""For each damaged file, by device and inode, the connection that is not closed."""
+
+
+def let_go(db: sqlite3.Connection, path: Path) -> None:
+    """Close a connection. Of a damaged file one stays open until the process ends: the last to close writes the log into it."""
+    if path in _suspects and _kept.setdefault(identity(path), db) is db:
+        return
+    with contextlib.suppress(sqlite3.Error):
+        db.close()
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another that has taken its place."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return (stat.st_dev, stat.st_ino)
 
 
 def damaged(path: Path, how: str) -> StoreUnavailable:

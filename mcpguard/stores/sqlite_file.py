@@ -11,7 +11,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock, counters
 from mcpguard.stores.base import Clock
 from mcpguard.stores.files import open_private, private_folder, refuse_network
-from mcpguard.stores.integrity import check_file, check_pages, damaged, size_bytes
+from mcpguard.stores.integrity import check_file, check_pages, damaged, identity, let_go, size_bytes
 from mcpguard.stores.migrations import migrate
 from mcpguard.stores.queue import QueueLock, SharedHold
 from mcpguard.stores.upkeep import PAGE_BYTES
@@ -48,36 +48,33 @@ class SqliteFile:
             if not self.queue.acquire_by_trying(patience_s):
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
-                self.db = self._connect(durability, patience_s)  # whoever closes it last keeps it locked for some time
-                undo.callback(self.db.close)
+                self.db = self._connect(patience_s)  # whoever closes it last keeps it locked for some time
+                undo.callback(let_go, self.db, path)
+                self.db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                self.db.execute("PRAGMA journal_mode = WAL")
+                self.db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+                self.db.execute("PRAGMA wal_autocheckpoint = 0")
                 check_pages(self.db, path)
                 migrate(self.db, path=str(path))
                 self._hold.mark()
                 self.args_key = self._own_key()
                 self.clock = own_clock or self._time_base(wall)
                 self._hold.share()
-                self._identity = _identity(path)
+                self._identity = identity(path)
                 self._size = size_bytes(path)
                 self.db.execute(f"PRAGMA busy_timeout = {round(timeout_s * 200)}")  # beside the turn, a fifth of the budget
             finally:
                 self.queue.release()
             undo.pop_all()
 
-    def _connect(self, durability: str, patience_s: float) -> sqlite3.Connection:
+    def _connect(self, patience_s: float) -> sqlite3.Connection:
         if self.path.exists():
             check_file(self.path, made=self._hold.is_marked)
         else:
             os.close(open_private(self.path))  # the log and the shared memory take their modes from it
-        db = sqlite3.connect(self.path, timeout=patience_s, isolation_level=None, check_same_thread=False, cached_statements=64)
-        try:
-            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-            db.execute("PRAGMA wal_autocheckpoint = 0")
-        except BaseException:
-            db.close()
-            raise
-        return db
+        return sqlite3.connect(
+            self.path, timeout=patience_s, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
 
     def _own_key(self) -> bytes:
         self.db.execute("INSERT OR IGNORE INTO meta VALUES ('args_key', ?)", (os.urandom(32),))
@@ -164,7 +161,7 @@ class SqliteFile:
             StoreUnavailable: It does not, or the file was cut.
         """
         with self.reported():
-            if self._identity != _identity(self.path):
+            if self._identity != identity(self.path):
                 raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
             size, self._size = self._size, size_bytes(self.path)
             if self._size < size:
@@ -172,16 +169,6 @@ class SqliteFile:
 
     def close(self) -> None:
         """Let go of everything."""
-        with contextlib.suppress(sqlite3.Error):
-            self.db.close()
+        let_go(self.db, self.path)
         self.queue.close()
         self._hold.close()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """What tells a file from another that has taken its place."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return (0, 0)
-    return (stat.st_dev, stat.st_ino)

@@ -232,3 +232,12 @@ def test_an_error_does_not_repeat_a_token_that_was_pasted_where_something_else_b
     assert done.returncode in {1, 2, 78}
     assert "(a token)" in done.stderr
     assert not [piece for piece in secret.split(".") if piece in done.stdout + done.stderr]
+
+
+def test_a_token_where_the_servers_name_belongs_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    pasted = token()
+    for command in ("whoami", "run"):
+        done = mcpguard(tmp_path, command, "--server", pasted, "--", "true")
+        assert (done.returncode, done.stdout) == (78, "")
+        assert done.stderr.startswith("mcpguard: server holds a token where a name belongs\n")
+        assert not [part for part in pasted.split(".") if part in done.stderr]

@@ -7,7 +7,9 @@ SPACED = "eyAiYWxnIjogIkVTMjU2IiB9.e30.c2ln"
 
 
 @pytest.mark.parametrize("token", [TOKEN, SPACED, TOKEN[:50], TOKEN.rpartition(".")[0]])
-@pytest.mark.parametrize("text", ["{}", "Bearer {}", "/home/alice/{}: no such file", "'{}'", "a {} and {}"])
+@pytest.mark.parametrize(
+    "text", ["{}", "Bearer {}", "/home/alice/{}: no such file", "'{}'", "a {} and {}", "identity.jwt.{}: unknown setting"]
+)
 def test_a_token_is_taken_out_of_a_text_also_if_it_is_cut(token: str, text: str) -> None:
     told = text.format(token, token)
     assert redacted(told) == text.format("(a token)", "(a token)")
@@ -22,6 +24,7 @@ def test_a_token_is_taken_out_of_a_text_also_if_it_is_cut(token: str, text: str)
         "policy.toml: line 3",
         "alice.smith@acme.com",
         "abcdefghi.toml",
+        "identity.jwt.token_file: unknown setting",
         "Claude Code::subagent::Explore",
     ],
 )

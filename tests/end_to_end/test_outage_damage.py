@@ -93,6 +93,27 @@ def test_a_database_that_is_damaged_in_mid_session_is_reported_and_not_used_agai
     assert [row["outcome"] for row in allowed[-3:]] == ["ok"] * 3  # one of before may have ended after the copy was made
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_database_that_is_damaged_in_mid_session_is_left_as_it_is_when_the_session_ends(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    settings(tmp_path)
+    path = tmp_path / "mcpguard.db"
+    with Host(tmp_path, *script("obedient")) as host:
+        assert codes(host, 1) == [200]
+    with Host(tmp_path, *script("obedient")) as host:
+        assert codes(host, 1) == [200]
+        damage(path)
+        before = path.read_bytes()
+        wait_for(host, "is damaged")
+        host.end()
+    assert path.read_bytes() == before
+    with Host(tmp_path, *script("obedient")) as host:  # its log is still there
+        assert codes(host, 1) == [200]
+        host.end()
+    assert path.read_bytes() == before
+
+
 def unlink(path: Path) -> None:
     path.unlink()
 

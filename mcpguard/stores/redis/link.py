@@ -260,6 +260,8 @@ class Link:
             what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", ""
         elif isinstance(error, ConnectionLost | OSError) and not hint:
             hint = "is it running, and the address right?"
+            if self._address.is_tls:  # what OpenSSL says of it is seldom what is wrong
+                hint = "is it running, and are the address, ca_file, cert_file and key_file right?"
         if self._address.password:
             what = what.replace(self._address.password, "***")
         return StoreUnavailable(f"{self._address.shown} {what}", hint)
