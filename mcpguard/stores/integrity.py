@@ -19,10 +19,9 @@ _kept: Final[dict[tuple[int, int], sqlite3.Connection]] = {}
 
 def let_go(db: sqlite3.Connection, path: Path) -> None:
     """Close a connection. Of a damaged file one stays open until the process ends: the last to close writes the log into it."""
-    if path in _suspects and _kept.setdefault(identity(path), db) is db:
-        return
-    with contextlib.suppress(sqlite3.Error):
-        db.close()
+    with contextlib.suppress(sqlite3.Error, OSError):
+        if not (path in _suspects and _kept.setdefault(identity(path), db) is db):
+            db.close()
 
 
 def identity(path: Path) -> tuple[int, int]:
