@@ -27,7 +27,7 @@ FORWARDED: frozenset[Word] = frozenset({"allowed", "would_deny", "continued", "a
 
 @dataclass(slots=True)
 class Charge:
-    """A command to the shell: decide this in the store and write its audit row; then tell the guard.
+    """A command to the relay: have the store decide this and write its audit row; then tell the guard.
 
     Attributes:
         call: Who calls what.
