@@ -125,7 +125,7 @@ class Pair:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30), st.sampled_from([2, sqlite.FOLD_AT_MOST]))
+@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30), st.sampled_from([2, counters.FOLD_AT_MOST]))
 def test_many_wrappers_on_a_file_decide_count_and_write_as_they_would_in_memory(
     steps: list[tuple[str, ...]], fold_at_most: int
 ) -> None:
