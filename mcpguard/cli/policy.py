@@ -13,7 +13,7 @@ from mcpguard import config
 from mcpguard.cli import _policy_show
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
-from mcpguard.core.audit import printable
+from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
 from mcpguard.core.policy_explain import label, sentence, tier_warning, warnings
@@ -293,7 +293,7 @@ def _configured_tier(settings: Settings) -> str | None:
 
 
 def _count(policy: Policy) -> str:
-    return f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
+    return plural(len(policy.rules), "rule")
 
 
 def _never_matched(policy: Policy, settings: Settings) -> list[str]:
