@@ -39,12 +39,12 @@ class Held(NamedTuple):
 class Store(Protocol):
     """Counters and audit. One thread at a time, but for `tend`, which may run beside the others.
 
-    Every method raises `StoreUnavailable` where it cannot do what it promises; then it has done nothing, to the journal
-    neither.
+    Every method raises `StoreUnavailable` where it cannot do what it promises. Then it has changed nothing, and the
+    journal is as it was.
     """
 
     warnings: tuple[str, ...]
-    """What whoever set the store up should know: one line each, for people."""
+    """What is amiss with the store's set-up, for whoever is in charge of it: a line each."""
 
     @property
     def args_key(self) -> bytes:

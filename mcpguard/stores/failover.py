@@ -1,4 +1,4 @@
-"""A bad day for a store: what happens to calls while it does not answer, and how it is taken up again.
+"""A store that may fail: what happens to calls while it does not answer, and how it is taken up again.
 
 The first failure opens a breaker: no later call waits. The bookkeeper's thread probes every one to five seconds; when the
 store answers again it gets what it is owed, and decides again.
@@ -36,7 +36,7 @@ _STORE_BITS: Final = 128
 class FailoverStore:
     """A store that never raises on a call's path.
 
-    Opening, probing and writing back wait in other threads than a call's, which loses its budget to a store at most once.
+    Opening, probing and writing back wait in threads of their own: a call waits for a failing store once at the most.
 
     Args:
         reopen: Opens the real store; raises `StoreUnavailable` if it cannot.
@@ -70,7 +70,7 @@ class FailoverStore:
         self._failure = NOT_IN_TIME
         self._spool = Spool()
         self._meanwhile = Meanwhile(mode, self._spool)
-        self._stores = 0
+        self._stores = 0  # how many stores came before this one, each with rows of its own
         self._args_key = b""
         self._tending = threading.Lock()
         self._probe_us = 0

@@ -16,9 +16,10 @@ INSERT: Final = f"INSERT INTO audit (id, {_USUAL}, {_RARE}) VALUES ({', '.join('
 
 
 def _if_next(columns: str, marks: int) -> str:
-    """Writes a row if the newest is still the one that its first value names: if not, `time_us` is NULL, which no row may have.
+    """A statement that writes a row if the newest row is still the one that its first value names.
 
-    A third quicker than `SELECT … WHERE`, which runs a subprogram.
+    If it is not, `time_us` becomes NULL, which no row may have, and so the row is ignored. That is a third quicker than
+    `INSERT … SELECT … WHERE`, which runs a subprogram.
     """
     newest = "CASE (SELECT max(id) FROM audit) WHEN ? THEN ? END"
     return f"INSERT OR IGNORE INTO audit ({columns}) VALUES ({newest}, {', '.join('?' * marks)})"  # noqa: S608 - marks only

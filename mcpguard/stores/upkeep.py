@@ -10,7 +10,8 @@ from typing import Final
 from mcpguard.core.audit import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import counters, notes
-from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.integrity import log_bytes
+from mcpguard.stores.queue import queue_of
 
 PAGE_BYTES: Final = 1024
 """Small pages: a decision touches few bytes of many pages, and each page touched goes to the log whole."""
@@ -91,7 +92,7 @@ class Upkeep:
         try:
             prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
             fold = newest - self.folded >= (1 if prune else counters.FOLD_EVERY)
-            if fold or prune or self._log_bytes() > CHECKPOINT_BYTES:
+            if fold or prune or log_bytes(self._path) > CHECKPOINT_BYTES:
                 with self._connected() as db:
                     if fold:
                         self._fold(db)
@@ -110,17 +111,11 @@ class Upkeep:
             db.execute("PRAGMA synchronous = NORMAL")  # a turn does not wait for the disk: what upkeep writes can be done again
             yield db
 
-    def _log_bytes(self) -> int:
-        try:
-            return self._path.with_name(self._path.name + "-wal").stat().st_size
-        except OSError:
-            return 0
-
     def _checkpoint(self, db: sqlite3.Connection) -> None:
-        if self._log_bytes() <= CHECKPOINT_BYTES:
+        if log_bytes(self._path) <= CHECKPOINT_BYTES:
             return
         db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        if self._log_bytes() > TRUNCATE_BYTES:
+        if log_bytes(self._path) > TRUNCATE_BYTES:
             with self._turn():
                 db.execute("PRAGMA busy_timeout = 0")  # whoever reads an old state may do so for hours
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -141,7 +136,7 @@ class Upkeep:
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """A turn in the queue; by a lock of our own, since another thread may be deciding."""
-        queue = QueueLock(self._path.with_name(self._path.name + "-queue"))
+        queue = queue_of(self._path)
         try:
             if not queue.acquire(TURN_TIMEOUT_S):
                 raise StoreUnavailable(f"{self._path} did not come free in time", "another process holds its lock")

@@ -99,8 +99,7 @@ class RedisStore:
     def _begin(self, deadline_s: float) -> None:
         """What every connection begins with: will this server do, and what do all who use it share?"""
         *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        seconds, us = self._link.checked(server_time)
-        self._note_time(int(seconds) * 1_000_000 + int(us))
+        self._note_time(_time_us(self._link.checked(server_time)))
         self.warnings = checks.judged(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
@@ -271,8 +270,8 @@ class RedisStore:
         held: list[Held] = []
         for at in range(0, len(index), 2 * _BATCH):
             some = index[at : at + 2 * _BATCH]
-            values, (seconds, us) = self._ask(("MGET", *(self._counter_key(int(key)) for key in some[::2])), ("TIME",))
-            now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
+            values, time_there = self._ask(("MGET", *(self._counter_key(int(key)) for key in some[::2])), ("TIME",))
+            now_us = self._clock() if self._clock else _time_us(time_there)
             for label, value in zip(map(bytes.decode, some[1::2]), values, strict=True):
                 used = limiter.used(limiter.live(states.log(value), policy.window_of(label), now_us))
                 held += [Held(label, used)] if used else []
@@ -293,8 +292,8 @@ class RedisStore:
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
         asked = [("MGET", *(self._counter_key(counter.id) for counter in counters))] if counters else []
-        (seconds, us), *values = self._ask(("TIME",), *asked)
-        now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
+        time_there, *values = self._ask(("TIME",), *asked)
+        now_us = self._clock() if self._clock else _time_us(time_there)
         return [states.log(value) for value in (values[0] if values else ())], now_us
 
     def note_agent(self, namespace: str, note: AgentNote) -> None:
@@ -319,3 +318,9 @@ class RedisStore:
     def close(self) -> None:
         """See `Store`."""
         self._link.close()
+
+
+def _time_us(reply: Sequence[bytes]) -> int:
+    """What a server has answered to `TIME`, as one number."""
+    seconds, us = reply
+    return int(seconds) * 1_000_000 + int(us)
