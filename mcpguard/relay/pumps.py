@@ -25,7 +25,7 @@ from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.readiness import Takes
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
 from mcpguard.stores.base import Store, monotonic_us, wall_us
 
@@ -39,7 +39,7 @@ TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
 
 _MAX_UNREAD_BYTES: Final = 32 * 1024
-"""What the server wrote is read for answers at once when it streams, while it is in the cache; else by the bookkeeper."""
+"""Above this, what the server wrote is read for answers at once, while it is in the cache; else the bookkeeper reads it."""
 
 _AT_ONCE: Final = 256
 """Decisions in one transaction: some milliseconds, so that other wrappers get their turn."""
@@ -55,10 +55,10 @@ class PolicySource(Protocol):
 
 
 class IdentitySource(Protocol):
-    """Where the identity comes from that changes as tokens do."""
+    """Where an identity comes from that changes, as tokens do."""
 
     def poll(self, *, for_call: bool) -> Identity | Unauthenticated | None:
-        """Who calls from now on, if that is new. May wait for a moment for a call's sake."""
+        """Who calls from now on, if that is new; for a call it may wait a moment."""
 
 
 class Pumps:
@@ -104,7 +104,7 @@ class Pumps:
         self._ended = ended
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
-        self._takes = Takes(child.stdin)
+        self._input = ServerInput(child.stdin)
         self._stream = ServerStream(child.stdout)
         # Held while guard, journal or store are used; never while a pipe is written
         self._deciding = threading.Lock()
@@ -245,13 +245,13 @@ class Pumps:
         self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
 
     def _send(self, data: bytes) -> bytes:
-        """Write frames to the server; those that it did not take whole, since it has closed its input."""
+        """Write frames to the server; returns those that it did not take whole, because it has closed its input."""
         written = 0
         while written < len(data):
             try:
                 written += os.write(self._child.stdin, data[written:] if written else data)
             except BlockingIOError:
-                self._takes.wait(self._child.stdin, self._source, self._stream.read_ahead)
+                self._input.wait(self._source, self._stream.read_ahead)
             except OSError:
                 return data[data.rfind(b"\n", 0, written) + 1 :]
         return b""
