@@ -236,7 +236,7 @@ def explain(
     if token is not None and user is not None:
         raise UsageError("--user and --token: both name the user", "leave one of them out")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
-    _policy_why.refuse_no_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    _policy_why.require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
