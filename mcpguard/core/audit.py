@@ -17,7 +17,10 @@ STORM_US: Final = 1_000_000
 """Equal denials within this time share a row."""
 
 _REFUSED: Final = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
-_KEPT: Final = 4096
+_MAX_REMEMBERED: Final = 4096
+"""Storms that a session remembers, and counters that it was denied on. Beyond it storms get their rows at once, and denials
+are counted anew."""
+
 _MAX_ID_CHARS: Final = 2048
 
 MEMBERS: Final = (
@@ -30,7 +33,23 @@ MEMBERS: Final = (
 
 
 class Row(NamedTuple):
-    """What a store keeps of a decision. `context`, `reported` and `detail` are JSON objects as text, many rows alike."""
+    """What a store keeps of a decision.
+
+    Attributes:
+        time_us: Wall-clock time.
+        seq: Its number in its session, from 1, without gaps.
+        decision: What became of the call.
+        context: Who called what: a JSON object, as text. Many rows have the same.
+        reported: The limit that decided, likewise.
+        request_id: The request's id as JSON text.
+        args_hash: A keyed hash of the call's arguments.
+        trace_id: 32 hex digits from the call's `traceparent`.
+        counted: What the limit's counter holds, and with a denial the denials since: `count` in a record.
+        remaining: Calls that the limit still admits.
+        retry_after_ms: The wait that is enough, rounded up.
+        repeats: How many equal denials it stands for, all since the row before it; None if it was written at once.
+        detail: What else there is to say, as the text of a JSON object.
+    """
 
     time_us: int
     seq: int
@@ -63,10 +82,17 @@ class _Storm(NamedTuple):
 
 
 class Journal:
-    """What one session remembers to write its audit: its sequence, its storms of equal denials, and its loops.
+    """What one session remembers to write its audit.
+
+    That is the number of its newest row; its storms, which are equal denials that share a row; and, to tell how long a loop has
+    gone on, its denials on each counter since the last admission.
 
     Args:
         session: 16 hex digits that no other session has.
+
+    Attributes:
+        seq: The number of the newest row.
+        tally: How many calls got which decision, by decision and axis.
     """
 
     def __init__(self, session: str) -> None:
@@ -75,7 +101,7 @@ class Journal:
         self.tally: Counter[tuple[str, str]] = Counter()
         self._storms: dict[tuple[str, str, str | None], _Storm] = {}
         self._denials: dict[int, int] = {}
-        self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores
+        self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
 
     def rows(self, charges: Sequence[Charge], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
@@ -100,7 +126,7 @@ class Journal:
                 rows.append(one)
                 self._number(verdict)
                 self._set(self._storms, (one.context, one.decision, one.reported), _Storm(time_us, verdict.audit_id))
-        if len(self._storms) > _KEPT:
+        if len(self._storms) > _MAX_REMEMBERED:
             rows += self.flush(time_us, all_of_them=True)
         return rows
 
@@ -199,7 +225,7 @@ class Journal:
             axis = verdict.reported.axis
         self._set(self.tally, (verdict.decision, axis), self.tally[verdict.decision, axis] + 1)
         if verdict.decision == "rate_limited":
-            if len(self._denials) > _KEPT:
+            if len(self._denials) > _MAX_REMEMBERED:
                 for counter_id in list(self._denials):
                     self._set(self._denials, counter_id, None)
             refusing = {reported for reported, _ in verdict.exceeded}
@@ -242,7 +268,7 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
 
 
 def session_of(row: Row) -> str:
-    """Which session wrote a row."""
+    """The session that wrote a row."""
     return str(json.loads(row.context).get("session", ""))
 
 

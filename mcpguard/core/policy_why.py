@@ -17,7 +17,7 @@ class Why(NamedTuple):
 
     Attributes:
         at: The rule's place in the policy, from 0.
-        rule: The rule.
+        rule: The rule itself.
         status: Whether it applies, yields to another, or does not match.
         reason: Why it does not apply, as a clause; empty if it does.
         winner: The place of the rule that it yields to.

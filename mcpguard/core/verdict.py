@@ -19,7 +19,7 @@ Word = Literal[
     "allowed_unavailable",
     "policy",
 ]
-"""What the audit says became of something."""
+"""What became of a call, or of whatever else has a row in the audit."""
 
 FORWARDED: frozenset[Word] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
 """The decisions after which a call goes on to the server."""
@@ -70,7 +70,7 @@ class Verdict:
         exceeded: Every limit that said no, with its wait.
         audit_id: The id of the audit row that tells of it.
         row: The store's own handle on that row, for its outcome.
-        news: Whether a row was written for it; equal denials share one.
+        news: Whether it has an audit row of its own; equal denials share one.
     """
 
     decision: Word

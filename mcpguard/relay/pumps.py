@@ -172,7 +172,7 @@ class Pumps:
             self._console.line(f"internal error, please report it: {error!r}")
             forwards, replies = b"", _unjudged(lines)
         left = self._send(forwards) if forwards else b""
-        if left and not self._stop.wait(EXIT_S):  # else the server has exited, and all that it left open is answered so
+        if left and not self._stop.wait(EXIT_S):  # else the server has exited: `finish` answers all that it left open
             replies += self._undelivered(left)
         if replies:
             self._output.reply(replies)
@@ -267,7 +267,7 @@ class Pumps:
     def _pump_down(self) -> None:
         try:
             while chunk := self._stream.read():
-                self._observe(chunk)  # first: the client may send a retry that it asks for before the next line here has run
+                self._observe(chunk)  # first: the client may answer with a retry before the next line here has run
                 self._output.relay(chunk)
                 self._keep_up()
         except OSError:
