@@ -3,9 +3,8 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
@@ -17,8 +16,7 @@ if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.stores.base import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What `config.toml`, the environment and the options come to.
 
     Attributes:
@@ -47,7 +45,7 @@ class Settings:
     policy_named: bool
     database: Path
     store: str = ""
-    store_password: str = field(default="", repr=False)
+    store_password: str = ""
     namespace: str = "default"
     timeout_ms: int = 250
     on_unavailable: str = "local"
@@ -62,6 +60,10 @@ class Settings:
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
     arguments: str = "hash"
+
+    def __repr__(self) -> str:
+        """Without its secrets: the password, and an address that may hold one."""
+        return f"<settings with the policy {self.policy}>"
 
     @property
     def address(self) -> Address:
@@ -92,8 +94,7 @@ class Settings:
         return self.address.open(options)
 
 
-@dataclass(frozen=True, slots=True)
-class Folders:
+class Folders(NamedTuple):
     """Where the account's files are: `config` has what people edit, `state` what the program keeps."""
 
     config: Path

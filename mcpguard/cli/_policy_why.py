@@ -1,7 +1,6 @@
 """`mcpguard policy explain`: one call as the policy sees it, and what the counters hold for it now."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -101,16 +100,16 @@ def identity(
         ConfigError: There can be no token here, or the agent cannot be.
         Unauthenticated: The token names nobody.
     """
-    configured = configured_identity(replace(settings, agent=agent or settings.agent), "")
+    configured = configured_identity(settings._replace(agent=agent or settings.agent), "")
     if token is not None or (settings.jwt and user is None):
         who = _verified(settings, configured, named_path(token, where="--token") if token else None)
     else:
-        who = replace(configured, user=user, user_source="config") if user is not None else configured
+        who = configured._replace(user=user, user_source="config") if user is not None else configured
     if agent and not _is_part_of(agent, who):
         _warn(f"--agent: a call has another one, {who.agent(None)[0]}, since the token names it")
     if (roles or scopes) and settings.jwt is None:
         _warn("no call has roles or scopes here: there is no [identity.jwt] in config.toml")
-    return replace(who, roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)
+    return who._replace(roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)
 
 
 def _is_part_of(agent: str, who: Identity) -> bool:

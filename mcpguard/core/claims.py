@@ -4,8 +4,7 @@ Nothing here looks at a signature: `mcpguard.tokens` does, and trusts no claim b
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mcpguard.core.audit import rfc3339
 from mcpguard.core.identity import Identity, escape_part
@@ -22,8 +21,7 @@ _SECONDS: Final = "a number of seconds since 1970 belongs there"
 Claims = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(NamedTuple):
     """What a token must say, and where it names its bearer.
 
     Attributes:
@@ -95,8 +93,7 @@ def identity(claims: Claims, expected: Expected, configured: Identity) -> Identi
     """
     agent = _agent(claim_at(claims, expected.agent_claim) if expected.agent_claim else None)
     email = claims.get("email")
-    return replace(
-        configured,
+    return configured._replace(
         user=claim_at(claims, expected.user_claim),
         user_source="jwt",
         roles=_texts(claim_at(claims, expected.roles_claim)),

@@ -9,9 +9,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from json.scanner import make_scanner
-from typing import Final
+from typing import Final, NamedTuple
 
 from mcpguard.core.skim import elements, is_heavy, skim
 
@@ -33,8 +32,7 @@ TOOLS_CALL: Final = "tools/call"
 """The one method of MCP that invokes a tool."""
 
 
-@dataclass(slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One message from the client that strict parsing understood.
 
     Attributes:
@@ -61,8 +59,7 @@ class Frame:
         return self.is_call and isinstance(params, dict) and ("requestState" in params or "inputResponses" in params)
 
 
-@dataclass(slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A line, or a member of a batch, that must not reach the server.
 
     Attributes:

@@ -11,7 +11,6 @@ Before it judges calls the relay may ask `wanted_notes` for which of them a hook
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames, meta
@@ -71,8 +70,7 @@ class InFlight(NamedTuple):
     rounds: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """What the calls of one agent to one tool have in common.
 
     Attributes:

@@ -5,8 +5,7 @@ A missing identity never means a skipped limit: every part has a value, and wher
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mcpguard.errors import ConfigError
 
@@ -56,8 +55,7 @@ UNKNOWN_CLIENT: Final = "unknown"
 DEFAULT_NAME: Final = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What is configured of who is calling.
 
     Attributes:

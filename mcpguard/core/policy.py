@@ -7,7 +7,6 @@ the call's plan: the limits that must have room, and the counters that they look
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mcpguard.core.digest import cut, number
@@ -50,8 +49,7 @@ class Rate(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One `[[rule]]`.
 
     Attributes:
@@ -181,8 +179,7 @@ class Reported(NamedTuple):
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What one call has to pass: limits, how each is reported, and the counters they name by index."""
 
     limits: tuple[Limit, ...] = ()
@@ -190,23 +187,20 @@ class Plan:
     counters: tuple[Counter, ...] = ()
 
 
-@dataclass(slots=True)
 class Policy:
     """A policy in force.
 
-    Attributes:
+    Args:
         rules: In the order of the file.
         digest: A hash of the text that it was read from, for the audit.
         observe: Whether everything is reported only.
     """
 
-    rules: tuple[Rule, ...]
-    digest: str = ""
-    observe: bool = False
-    _yields: list[tuple[int, ...]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._yields = [tuple(at for at, other in enumerate(self.rules) if rule.yields_to(other)) for rule in self.rules]
+    def __init__(self, rules: tuple[Rule, ...], digest: str = "", *, observe: bool = False) -> None:
+        self.rules = rules
+        self.digest = digest
+        self.observe = observe
+        self._yields = [tuple(at for at, other in enumerate(rules) if rule.yields_to(other)) for rule in rules]
 
     def reaches_tier(self, tier: str) -> bool:
         """Whether a rule can match calls of agents of a tier; where none can, nothing limits them."""

@@ -96,7 +96,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         rules.append(rule)
         numbers[rule.key] = at + 1
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-    return Policy(tuple(rules), digest, observe or whole == "observe")
+    return Policy(tuple(rules), digest, observe=observe or whole == "observe")
 
 
 def _line_of(key: str, text: str) -> int:

@@ -1,6 +1,5 @@
 """What the guard asks of a store, and what it gets back."""
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 from mcpguard.core.frames import Frame
@@ -25,7 +24,6 @@ FORWARDED: frozenset[Word] = frozenset({"allowed", "would_deny", "continued", "a
 """The decisions after which a call goes on to the server."""
 
 
-@dataclass(slots=True)
 class Charge:
     """A command to the relay: have the store decide this and write its audit row; then tell the guard.
 
@@ -43,20 +41,32 @@ class Charge:
         rounds: For a retry of a multi-round-trip request, how many its one charge has had.
     """
 
-    call: Call
-    plan: Plan
-    context: str
-    frame: Frame | None = None
-    request_id: str | None = None
-    args_hash: bytes | None = None
-    trace_id: str | None = None
-    detail: dict[str, object] = field(default_factory=dict)
-    decided: Word | None = None
-    why: str = ""
-    rounds: int = 0
+    def __init__(
+        self,
+        call: Call,
+        plan: Plan,
+        context: str,
+        frame: Frame | None = None,
+        request_id: str | None = None,
+        *,
+        args_hash: bytes | None = None,
+        trace_id: str | None = None,
+        detail: dict[str, object] | None = None,
+        decided: Word | None = None,
+    ) -> None:
+        self.call = call
+        self.plan = plan
+        self.context = context
+        self.frame = frame
+        self.request_id = request_id
+        self.args_hash = args_hash
+        self.trace_id = trace_id
+        self.detail = {} if detail is None else detail
+        self.decided = decided
+        self.why = ""
+        self.rounds = 0
 
 
-@dataclass(slots=True)
 class Verdict:
     """What became of a charge.
 
@@ -73,15 +83,27 @@ class Verdict:
         news: Whether it has an audit row of its own; equal denials share one.
     """
 
-    decision: Word
-    reported: Reported | None = None
-    count: int | None = None
-    remaining: int | None = None
-    retry_after_us: int | None = None
-    exceeded: tuple[tuple[Reported, int | None], ...] = ()
-    audit_id: str = ""
-    row: int | None = None
-    news: bool = False
+    def __init__(
+        self,
+        decision: Word,
+        reported: Reported | None = None,
+        *,
+        count: int | None = None,
+        remaining: int | None = None,
+        retry_after_us: int | None = None,
+        exceeded: tuple[tuple[Reported, int | None], ...] = (),
+        audit_id: str = "",
+        row: int | None = None,
+    ) -> None:
+        self.decision = decision
+        self.reported = reported
+        self.count = count
+        self.remaining = remaining
+        self.retry_after_us = retry_after_us
+        self.exceeded = exceeded
+        self.audit_id = audit_id
+        self.row = row
+        self.news = False
 
     @property
     def forwards(self) -> bool:

@@ -1,7 +1,6 @@
 """Where a store is: what its URL names, and how to open it."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -61,8 +60,7 @@ class Address(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class SqliteAddress:
+class SqliteAddress(NamedTuple):
     """A file."""
 
     path: Path

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from mcpguard.core import limiter
@@ -157,16 +156,16 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-@dataclass(slots=True)
 class Memory:
     """What the memory stores of one process share."""
 
-    args_key: bytes = field(default_factory=lambda: os.urandom(32))
-    states: dict[int, State] = field(default_factory=dict)
-    counters: dict[int, Counter] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    notes: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.args_key = os.urandom(32)
+        self.states: dict[int, State] = {}
+        self.counters: dict[int, Counter] = {}
+        self.rows: list[Row] = []
+        self.outcomes: dict[int, Outcome] = {}
+        self.notes: dict[tuple[str, str], tuple[str, int]] = {}
 
 
 class MemoryStore:

@@ -1,3 +1,6 @@
+import subprocess
+from pathlib import Path
+
 import click
 import pytest
 from hypothesis import example, given
@@ -5,6 +8,8 @@ from hypothesis import strategies as st
 
 from mcpguard.cli import run_options
 from mcpguard.cli.run import command
+from tests.cli.command import command as mcpguard
+from tests.end_to_end.host import DEADLINE_S, environment
 
 ODD = "--server=crm --denials=result --denials=none --observe=1 --user= -- - -x --no-such --help --= = -v=--observe --observ ü"
 WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "error", "result", "npx", ""]
@@ -30,3 +35,22 @@ def test_options_mean_what_they_mean_to_click(argv: list[str]) -> None:
 @pytest.mark.parametrize("argv", [[], ["policy", "show"], ["--version"], ["runs", "x"]])
 def test_other_commands_are_not_for_it(argv: list[str]) -> None:
     assert run_options.parse(argv) is None
+
+
+HEAVY = {"anyio", "asyncio", "click", "dataclasses", "hashlib", "inspect", "jwt", "logging", "mcp", "redis", "rich", "tomlkit"}
+
+
+def test_a_running_guard_loads_nothing_heavy(tmp_path: Path) -> None:
+    python, *words = mcpguard("run", "--", "cat")
+    said = subprocess.run(
+        [python, "-X", "importtime", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path),
+        timeout=DEADLINE_S,
+        check=True,
+    ).stderr.decode()
+    loaded = {line.rpartition("|")[2].strip() for line in said.splitlines()}
+    assert "mcpguard.stores.sqlite" in loaded
+    assert not loaded & HEAVY

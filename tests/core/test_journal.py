@@ -1,6 +1,7 @@
 """What a failed transaction leaves in a session's journal: nothing."""
 
 import random
+from copy import copy
 
 from mcpguard.core.audit import Journal
 from mcpguard.core.verdict import Charge, Verdict
@@ -39,9 +40,9 @@ def test_what_a_failed_transaction_did_to_the_journal_is_taken_back_whole() -> N
 
 
 def copied(verdict: Verdict) -> Verdict:
-    return Verdict(
-        verdict.decision, verdict.reported, verdict.count, verdict.remaining, verdict.retry_after_us, verdict.exceeded
-    )
+    twin = copy(verdict)
+    twin.audit_id, twin.news = "", False
+    return twin
 
 
 def test_what_is_thrown_out_to_keep_memory_bounded_comes_back_too() -> None:

@@ -118,7 +118,7 @@ class Pair:
         wanted = self.reference.decide(charges_of(step, plans), theirs)
         for one, want in zip(verdicts, wanted, strict=True):
             one.row = want.row = None
-        assert verdicts == wanted
+        assert list(map(vars, verdicts)) == list(map(vars, wanted))
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
