@@ -6,10 +6,11 @@ from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.audit import Journal, quoted, summary
+from mcpguard.core.audit import quoted, summary
 from mcpguard.core.digest import cut
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.errors import Unauthenticated

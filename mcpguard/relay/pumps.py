@@ -15,10 +15,11 @@ from typing import Final, Protocol
 
 from mcpguard.core import audit, denial, frames
 from mcpguard.core.answers import AnswerLines
-from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.audit import Outcome
 from mcpguard.core.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.guard import Action, Forward, Guard, Reply
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.audit import Outcome, Row, record
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict, verdict

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict

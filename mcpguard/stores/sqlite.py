@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core import audit, limiter
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
 from mcpguard.core.verdict import Charge, Verdict

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from mcpguard.core.audit import Journal, compact, fragment
+from mcpguard.core.audit import compact, fragment
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Counter, Plan
 from mcpguard.core.verdict import Charge, Verdict, Word
 from mcpguard.stores.redis import rows, states

@@ -14,8 +14,9 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from mcpguard.core import limiter, policy
-from mcpguard.core.audit import Journal, Outcome, Row, compact, session_of
+from mcpguard.core.audit import Outcome, Row, compact, session_of
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
