@@ -191,11 +191,15 @@ class TokenSource:
         stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
         if forged or problems:
             return Examination(
-                (*forged, *problems), None, said, not forged, bool(unsigned), min(_begins_s(said, now_s), stale_s)
+                (*forged, *problems),
+                claims=said,
+                is_verified=not forged,
+                lacks_key=bool(unsigned),
+                until_s=min(_begins_s(said, now_s), stale_s),
             )
         until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
         who = claims.identity(said, self._settings.expected, self._configured)
-        return Examination((), who, said, is_verified=True, until_s=until_s)
+        return Examination((), identity=who, claims=said, is_verified=True, until_s=until_s)
 
     def _missing(self, why: str | None) -> Unauthenticated:
         file = self._settings.token_file
