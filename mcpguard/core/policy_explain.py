@@ -36,9 +36,7 @@ def sentence(rule: Rule) -> str:
     else:
         first, *more = rule.rates
         calls = [f"{first.n:,} call{'' if first.n == 1 else 's'} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
-        target = {"one": " to server ", "each": " to each server", "all": " to servers", "any": ""}[_spread(rule, "server")]
-        target += _matching(rule, "server") if not target.endswith(" ") else rule.selectors["server"][0]
-        text = f"{_who(rule)} may make {series(calls)}{target}{_through(rule)}{_together(rule)}"
+        text = f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
 
 
@@ -96,18 +94,18 @@ def _spread(rule: Rule, axis: str) -> str:
 
 
 def _who(rule: Rule, *, together: bool = True) -> str:
+    """The sentence's subject: users, or their agents. With `together`, those who share an allowance are said to."""
     users = _spread(rule, "user")
     badges = _badges(rule)
+    narrowing = f"{_matching(rule, 'user')}{badges}"
     if users == "one":
         user = rule.selectors["user"][0] + badges
-    elif users == "each":
-        user = f"each user{_matching(rule, 'user')}{badges}"
-    elif together:
-        narrowing = f"{_matching(rule, 'user')}{badges}"
-        user = f"all users{narrowing} together" if narrowing else "everybody together"
+    elif users == "each" or (narrowing and not together):
+        user = f"each user{narrowing}"
+    elif narrowing:
+        user = f"all users{narrowing} together"
     else:
-        narrowing = f"{_matching(rule, 'user')}{badges}"
-        user = f"each user{narrowing}" if narrowing else "everybody"
+        user = "everybody together" if together else "everybody"
     if together and _spread(rule, "agent") == "each":
         agent = f"Each agent{_matching(rule, 'agent')}"
         return f"{agent}, all its users together," if user == "everybody together" else f"{agent} of {user}"
@@ -144,6 +142,14 @@ def _what(rule: Rule) -> str:
     if "server" in rule.selectors and _matching(rule, "server"):
         return f"{text} of servers{_matching(rule, 'server')}"
     return text
+
+
+def _to_servers(rule: Rule) -> str:
+    """Where the calls go of a rule that tells no tools apart."""
+    spread = _spread(rule, "server")
+    if spread == "one":
+        return f" to server {rule.selectors['server'][0]}"
+    return {"each": " to each server", "all": " to servers", "any": ""}[spread] + _matching(rule, "server")
 
 
 def _through(rule: Rule) -> str:

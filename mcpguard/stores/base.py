@@ -178,14 +178,14 @@ class MemoryStore:
         wall: Wall-clock time, for the audit.
     """
 
+    restless = False
+    warnings: tuple[str, ...] = ()
+
     def __init__(self, memory: Memory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
         self._memory = memory or Memory()
         self._clock = clock
         self._wall = wall
         self.args_key = self._memory.args_key
-
-    restless = False
-    warnings: tuple[str, ...] = ()
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""

@@ -49,6 +49,8 @@ class FailoverStore:
         wall: Wall-clock time, for the audit.
     """
 
+    warnings: tuple[str, ...] = ()
+
     def __init__(
         self,
         reopen: Callable[[], Store],
@@ -77,8 +79,6 @@ class FailoverStore:
         self._probe_us = 0
         self._starting = True  # nobody has needed the store yet
         self._opening: Opening | None = Opening(reopen)
-
-    warnings: tuple[str, ...] = ()
 
     @property
     def args_key(self) -> bytes:
