@@ -278,7 +278,7 @@ class Pumps:
 
     def _observe(self, chunk: bytes) -> None:
         if not (self._unread or self._guard.awaits_answers) and self._answers.is_between_frames and chunk[-1:] == b"\n":
-            return
+            return  # whole frames, and no request that one of them could answer
         self._unread.append((chunk, monotonic_us()))
         self._unread_bytes += len(chunk)
         self._wake_bookkeeper()
@@ -295,7 +295,7 @@ class Pumps:
             self._unread_bytes -= len(chunk)
             self._outcomes += self._guard.server_lines(self._answers.feed(chunk), now_us=now_us)
 
-    # behind them
+    # the bookkeeper
 
     def _keep_books(self) -> None:
         while not self._stop.is_set():

@@ -293,7 +293,7 @@ class SqliteStore:
 
 @contextlib.contextmanager
 def _taken_back(journal: Journal) -> Iterator[None]:
-    """What the journal did last is undone if the transaction that it was for fails."""
+    """Undo what the journal did last if the transaction that it was for fails."""
     try:
         yield
     except BaseException:

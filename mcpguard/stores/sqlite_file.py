@@ -139,7 +139,7 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
-        """Failures of the database and the system become what the user can be told."""
+        """Turn failures of the database and the system into what the user can be told."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
