@@ -126,6 +126,8 @@ class FailoverStore:
                 except Exception as error:
                     self._fail(unavailable(error))
                 else:
+                    if self._store.args_key != self._args_key:  # its server came back without its data
+                        self._meet(self._store)
                     if self._stores:
                         self._mark(verdicts)
                     return verdicts
@@ -223,13 +225,17 @@ class FailoverStore:
             if self._opening.wait(timeout_s):
                 self._started()
             return
-        if self._opening is None:
+        opening = self._opening
+        if opening is None:
             if until_us is None and self._clock() < self._probe_us:
                 return
-            self._opening = Opening(self._reopen)
-        if not self._opening.wait(timeout_s):
+            opening = self._opening = Opening(self._reopen)
+        if not opening.wait(timeout_s):
             return
-        opening, self._opening = self._opening, None
+        with self._switching:  # a call that waits for the first one takes it
+            if self._opening is not opening:
+                return
+            self._opening = None
         try:
             self._take_up(opening.store(), until_us)
         except StoreUnavailable as error:
@@ -339,9 +345,9 @@ class FailoverStore:
         """See `Store`."""
         return self._up().last_seen()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
         """See `Store`."""
-        self._up().adopt(logs)
+        self._up().adopt(logs, once)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""

@@ -1,11 +1,13 @@
 """What a store is owed that does not answer: admissions, audit rows, and how calls ended. Bounded, in memory."""
 
+import json
+import os
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.audit import Outcome, Row, compact
 from mcpguard.core.limiter import EMPTY, EXACT, State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import FORWARDED, Charge
@@ -22,11 +24,16 @@ BATCH: Final = 100
 """What is written back in one transaction: some milliseconds, so that no decision waits long behind it."""
 
 
+BATCH_CHARS: Final = 64 * 1024
+"""As much text as rows that are written back together may have, but for one that has more by itself."""
+
+
 class Batch(NamedTuple):
-    """A part of what is owed."""
+    """A part of what is owed. `once` is what its logs are called however often they are told."""
 
     logs: list[tuple[Counter, State]]
     rows: list[tuple[int, Row]]
+    once: str
 
 
 class Spool:
@@ -43,6 +50,7 @@ class Spool:
         """Rows that were written since then."""
         self.owed: dict[int, tuple[Counter, State]] = {}
         """The admissions that the store does not know of, by counter."""
+        self._unsure: tuple[list[tuple[Counter, State]], str] | None = None  # logs that the store may have counted
         self._rows: deque[tuple[int, Row]] = deque()
         self._chars = 0
         self._outcomes: deque[Outcome] = deque(maxlen=MAX_SPOOLED)
@@ -87,18 +95,27 @@ class Spool:
 
     def take(self) -> Batch:
         """The oldest of what is owed. It is not kept here any more."""
-        keys = list(self.owed)[:BATCH]
-        rows = [self._rows.popleft() for _ in range(min(BATCH, len(self._rows)))]
-        self._chars -= sum(_chars(row) for _, row in rows)
-        return Batch([self.owed.pop(key) for key in keys], rows)
+        if self._unsure:
+            (logs, once), self._unsure = self._unsure, None
+        else:
+            logs, once = [self.owed.pop(key) for key in list(self.owed)[:BATCH]], os.urandom(8).hex()
+        rows: list[tuple[int, Row]] = []
+        chars = 0
+        while self._rows and len(rows) < BATCH and (not rows or chars + _chars(self._rows[0][1]) <= BATCH_CHARS):
+            rows.append(self._rows.popleft())
+            chars += _chars(rows[-1][1])
+        self._chars -= chars
+        return Batch(logs, rows, once)
 
     def put_back(self, batch: Batch) -> None:
         """Keep again what could not be written."""
-        for counter, log in batch.logs:
-            newer = self.owed.get(counter.id, (counter, EMPTY))[1]
-            self.owed[counter.id] = (counter, limiter.merge(log, newer, counter.window_us))
-        self._rows.extendleft(reversed(batch.rows))
-        self._chars += sum(_chars(row) for _, row in batch.rows)
+        if batch.logs:
+            self._unsure = batch.logs, batch.once
+            rows = batch.rows
+        else:  # it were the rows that were too much, or may have been
+            rows = [(handle, _shortened(row) if _chars(row) > BATCH_CHARS else row) for handle, row in batch.rows]
+        self._rows.extendleft(reversed(rows))
+        self._chars += sum(_chars(row) for _, row in rows)
         self._drop()
 
     def wrote(self, batch: Batch, handles: Sequence[int]) -> None:
@@ -113,7 +130,7 @@ class Spool:
     @property
     def is_empty(self) -> bool:
         """Whether no admission and no row is owed."""
-        return not (self.owed or self._rows)
+        return not (self.owed or self._unsure or self._rows)
 
     @property
     def rows(self) -> int:
@@ -169,11 +186,19 @@ def write(store: Store, batch: Batch, clock: Clock, *, patience_us: int | None =
     now_us = clock()
     logs = [(counter, limiter.live(log, counter.window_us, now_us)) for counter, log in batch.logs]
     if owed := [(counter, limiter.shift(log, -now_us)) for counter, log in logs if log]:
-        store.adopt(owed)
+        store.adopt(owed, batch.once)
     batch.logs.clear()
     if patience_us is not None and clock() - now_us > patience_us:
         raise StoreUnavailable("it answers too slowly")
     return store.append([row for _, row in batch.rows]) if batch.rows else []
+
+
+def _shortened(row: Row) -> Row:
+    """A row without the long text of its detail: the store may never take it whole in time, and none after it then."""
+    detail = json.loads(row.detail or "{}")
+    if "arguments" in detail:
+        detail["arguments"] = f"not kept: {_chars(row)} characters are too long for the store's time"
+    return row._replace(detail=compact(detail))
 
 
 def _chars(row: Row) -> int:

@@ -190,7 +190,7 @@ class SqliteStore:
         """See `Store`."""
         return self._remembered.last_seen(), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
         """See `Store`."""
         if not logs:
             return

@@ -36,9 +36,9 @@ class Moody(MemoryStore):
         self._place.reach("record")
         super().record(outcomes)
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
         self._place.reach("adopt")
-        super().adopt(logs)
+        super().adopt(logs, once)
 
     def tend(self) -> None:
         self._place.reach("tend")

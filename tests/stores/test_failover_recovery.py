@@ -1,13 +1,19 @@
 """What a store gets when it answers again, and what it does not: nothing is lost, and nothing of another store's reaches it."""
 
+from collections.abc import Sequence
+
 import pytest
 
+from mcpguard.core.audit import Row
+from mcpguard.core.limiter import State
+from mcpguard.core.policy import Counter
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import meanwhile, spool
 from mcpguard.stores.base import Memory
 from mcpguard.stores.failover import LAST_TRY_S, PROBE_US
-from mcpguard.stores.spool import BATCH, MAX_SPOOLED
+from mcpguard.stores.spool import BATCH, BATCH_CHARS, MAX_SPOOLED
 from tests.core.build import START_US
-from tests.stores.moody import LIMIT_3, Place
+from tests.stores.moody import LIMIT_3, Moody, Place
 
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
@@ -260,3 +266,62 @@ def test_the_tally_counts_a_call_once_though_the_store_failed_it() -> None:
     place.fail("decide")
     place.call(4)
     assert place.session.journal.tally == {("allowed", ""): 3, ("rate_limited", "user"): 1}
+
+
+def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_by_its_new_key_and_no_old_outcomes() -> None:
+    place = Place()
+    old = place.one()
+    place.memory = Memory()
+    place.opened[-1]._memory, place.opened[-1].args_key = place.memory, place.memory.args_key
+    new = place.one()
+    assert place.store.args_key == place.memory.args_key
+    place.ends(old, "tool_error")
+    place.ends(new)
+    assert place.outcomes() == ["ok"]
+
+
+def test_admissions_that_may_be_counted_already_are_told_again_by_the_same_name_and_newer_ones_by_another() -> None:
+    place = Place(policy=MANY)
+    told: list[tuple[str, int]] = []
+
+    class Deaf(Moody):
+        def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+            told.append((once, sum(sum(log[2::2]) for _, log in logs)))
+            super().adopt(logs, once)
+
+    place.store._reopen = lambda: Deaf(place)
+    place.break_down()
+    place.call(3)
+    place.fail("adopt")
+    place.probe()
+    place.call(2)
+    place.mend()
+    (first, one), (again, same), (other, two) = told
+    assert first == again != other
+    assert (one, same, two) == (3, 3, 2)
+    assert place.used() == [5]
+
+
+def test_long_rows_are_written_back_a_few_at_a_time_and_one_that_cannot_be_comes_without_its_arguments() -> None:
+    place = Place(policy=UNLIMITED)
+    place.session.guard._arguments = "full"
+    place.break_down()
+    for size in (BATCH_CHARS // 3, BATCH_CHARS // 3, BATCH_CHARS // 3, 3 * BATCH_CHARS):
+        place.session.call("x", arguments={"text": "a" * size})
+    sizes: list[int] = []
+
+    class Slow(Moody):
+        def append(self, rows: Sequence[Row]) -> list[int]:
+            sizes.append(sum(len(row.detail or "") for row in rows))
+            if sizes[-1] > BATCH_CHARS:
+                raise StoreUnavailable("it takes too long")
+            return super().append(rows)
+
+    place.store._reopen = lambda: Slow(place)
+    place.failing.clear()
+    for _ in range(6):
+        place.probe()
+    assert place.store._store is not None
+    assert [len(str(record["arguments"])) > 1000 for record in place.records()] == [True, True, True, False]
+    assert "too long" in str(place.records()[-1]["arguments"])
+    assert [record["seq"] for record in place.records()] == [1, 2, 3, 4]

@@ -197,3 +197,27 @@ def test_reading_a_store_that_is_down_says_why_it_is() -> None:
     place.call()
     with pytest.raises(StoreUnavailable, match="it is gone"):
         place.store.held()
+
+
+def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_from_it() -> None:
+    door = Door(timeout_ms=1000 * ENOUGH_S)
+    session = Session(door.store, LIMIT_3)
+    told: list[object] = []
+    call = threading.Thread(target=lambda: told.append(session.decisions("x")))
+    call.start()
+    while door.store._starting:
+        time.sleep(0.001)
+
+    def tend() -> None:
+        door.store.tend()
+        told.append("tended")
+
+    probe = threading.Thread(target=tend)
+    probe.start()
+    time.sleep(0.05)  # it waits, too
+    door.go_on.set()
+    for thread in (call, probe):
+        thread.join(ENOUGH_S)
+    assert sorted(map(str, told)) == ["['allowed']", "tended"]
+    assert [held.used for held in door.store.held()] == [1]
+    door.store.close()

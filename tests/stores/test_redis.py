@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
 from mcpguard.stores.base import wall_us
 from mcpguard.stores.redis import rows, upkeep
-from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.redis.link import Command
+from mcpguard.stores.redis.store import NEARBY_US, ONCE_MS, RedisStore
 from tests.core.build import Session
 from tests.redis_servers import Server, running, wait_for
 
@@ -227,3 +229,95 @@ def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_p
 def test_a_row_is_read_as_it_was_written_whatever_a_later_program_puts_beside_it(row: Row) -> None:
     name, value = rows.fields(row)
     assert rows.row([b"later", b"x\ny", name.encode(), value]) == row
+
+
+def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server, opened: Opened) -> None:
+    session = Session(opened(), POLICY)
+    counter = session.charges("report")[0].plan.counters[0]
+    for once in ("a", "a", "b", "", ""):
+        opened().adopt([(counter, (-1, -1, 3))], once)
+    assert [held.used for held in session.store.held()] == [12]
+    assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= ONCE_MS
+
+
+def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy_fleet(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcpguard.stores.redis.store.LOOK_BACK", 50)
+    session = Session(opened(), POLICY)
+    time_us = wall_us()
+    session.call("report", 3)
+    begun_us = wall_us()
+    wait_for(lambda: wall_us() - begun_us > 1.5 * NEARBY_US, "time stands still")
+    for _ in range(4):
+        Session(opened(), POLICY, session="00000000000000bb").call("free", 100)
+    deaf = Journal(session.journal.session)
+    opened(timeout_ms=1000).append(deaf.rows(session.charges("free", 3), [Verdict("allowed") for _ in range(3)], time_us))
+    mine = [entry.record["seq"] for entry in session.store.entries() if entry.record["session"] == session.journal.session]
+    assert mine == [1, 2, 3]
+
+
+def test_the_search_for_rows_reads_no_more_of_long_ones_than_there_is_time_for(server: Server, opened: Opened) -> None:
+    _, long = rows.fields(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    for _ in range(60):
+        server.command("XADD", "{mcpguard:default}:audit", "*", "row", long)
+    store = opened()
+    session = Session(store, POLICY)
+    asked: list[int] = []
+    ask = store._ask
+
+    def noting(*commands: Command, deadline_s: float | None = None) -> list[Any]:
+        asked.extend(int(command[-1]) for command in commands if command[0] == "XREVRANGE")
+        return ask(*commands, deadline_s=deadline_s)
+
+    store._ask = noting  # type: ignore[method-assign]
+    store.append(session.journal.rows(session.charges("free"), [Verdict("allowed")], wall_us()))
+    assert asked
+    assert max(asked) <= 8
+
+
+def test_counters_are_looked_through_piece_by_piece_since_a_server_does_nothing_else_meanwhile(
+    server: Server, opened: Opened
+) -> None:
+    session = Session(opened(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\n')
+    for at in range(1200):
+        session.one(f"tool {at}")
+    server.command("CONFIG", "RESETSTAT")
+    assert [held.used for held in session.store.held()] == [1] * 1200
+    assert b"cmdstat_hgetall" not in server.command("INFO", "commandstats")
+
+
+def test_how_calls_ended_takes_its_part_of_the_memory_and_goes_with_the_rows(server: Server, opened: Opened) -> None:
+    session = Session(opened(max_bytes=400_000), POLICY)
+    for _ in range(8):
+        session.store.record([Outcome(one.row or 0, "ok", 1) for one in session.call("free", 250)])
+    session.store.tend()
+    (outcomes,) = [key for key in keys(server) if ":outcomes:" in key]
+    audit = "{mcpguard:default}:audit"
+    left = int(server.command("XLEN", audit)[1:])
+    assert int(server.command("HLEN", outcomes)[1:]) == left
+    assert 500 < left < 1500
+    assert sum(int(server.command("MEMORY", "USAGE", key)[1:]) for key in (audit, outcomes)) < 500_000
+    assert {entry.record["outcome"] for entry in session.store.entries()} == {"ok"}
+
+
+def test_a_user_who_may_not_what_a_script_does_is_told_what_he_needs(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        session = Session(RedisStore(server.address, PATIENT), POLICY)
+        server.command("ACL", "SETUSER", "default", "-mget")
+        with pytest.raises(StoreUnavailable, match="mget") as caught:
+            session.call("report")
+        assert caught.value.hint == "the README lists what its user needs"
+
+
+@pytest.mark.parametrize("command", ["xadd", "set", "hset"])
+def test_a_decision_that_the_server_cannot_write_whole_counts_nothing(tmp_path: Path, command: str) -> None:
+    with running(tmp_path / "redis") as server:
+        session = Session(RedisStore(server.address, PATIENT), POLICY)
+        server.command("ACL", "SETUSER", "default", "-" + command)
+        with pytest.raises(StoreUnavailable, match=command):
+            session.call("report")
+        server.command("ACL", "SETUSER", "default", "+@all")
+        assert session.store.held() == []
+        session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
+        assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]

@@ -219,15 +219,16 @@ local function label_of(counter)
   return labels[counter]
 end
 
+-- Rows first: what a server has refused to write it must not have counted, and a row alone is found and replaced
+for place = 2 + #values, #reply do
+  if rows[place] then
+    reply[place] = redis.call('XADD', audit, '*', 'row', rows[place])
+  end
+end
 for counter, window in pairs(changed) do
   if not values[counter] then
     name(index, KEYS[2 + counter], label_of(counter))
   end
   reply[1 + counter] = write(KEYS[2 + counter], logs[counter], window, now)
-end
-for place = 2 + #values, #reply do
-  if rows[place] then
-    reply[place] = redis.call('XADD', audit, '*', 'row', rows[place])
-  end
 end
 return reply

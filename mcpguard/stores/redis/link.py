@@ -248,6 +248,8 @@ class Link:
         """A failure as one line, without the password that the server may have repeated."""
         words = " ".join(str(error).split())
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
+        if words.startswith("ERR ACL failure in script"):
+            code = "NOPERM"
         hint = next((hint for prefix, hint in _HINTS if code == prefix), "")
         what = f"refuses: {words}" if isinstance(error, ResponseError | AuthenticationError) else f"does not answer: {words}"
         if code == _MOVED:

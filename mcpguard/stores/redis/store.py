@@ -40,7 +40,17 @@ LOOK_BACK: Final = 20_000
 LOOK_BACK_US: Final = 10_000_000
 """How many of the newest rows are searched for those of a decision whose reply was lost, and how far back before it."""
 
+NEARBY_US: Final = 200_000
+"""How far around the time of such a decision others are searched, however many came since."""
+
+ONCE_MS: Final = 7 * 86400 * 1000
+"""How long the server knows what it was told to count once."""
+
 _BATCH: Final = 500
+_FIRST_LOOK: Final = 8
+_LONG_BYTES: Final = 1 << 20
+"""Replies of about this length are read in time."""
+
 _REMEMBERED: Final = 4096
 _TRIES: Final = 3
 
@@ -141,7 +151,7 @@ class RedisStore:
             self._begin(deadline_s)
         return self._link.ask(commands, deadline_s=deadline_s)
 
-    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
+    def _run(self, name: str, keys: Sequence[str], *args: bytes | str | int, deadline_s: float | None = None) -> Any:
         """What a script returns. A server that does not know it any more is told it again."""
         rest = (len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),)))
         reply = self._replies([("EVALSHA", self._shas[name], *rest)], deadline_s)[0]
@@ -209,26 +219,43 @@ class RedisStore:
     def _doubled(self, first: Row) -> list[bytes]:
         """The rows that the session of `first` has written already, from its number on.
 
-        A call may wait for the search: it is given up after half a budget.
+        A decision has written them when `first` was made; what was written back since, lately. A call may wait for the search:
+        it is given up after half a budget.
         """
         end_s = time.monotonic() + self._timeout_s / 2
         session = session_of(first)
-        age_us = max(0, self._wall() - first.time_us) + LOOK_BACK_US
-        oldest = max(0, self._now_us() - age_us) // 1000
-        doubled: list[bytes] = []
-        before = "+"
-        for _ in range(LOOK_BACK // _BATCH):
-            found = self._ask(("XREVRANGE", self._key("audit"), before, oldest, "COUNT", _BATCH))[0]
-            for name, fields in found:
-                one = rows.row(fields)
-                if session in one.context and session_of(one) == session:
-                    if one.seq < first.seq:
-                        return doubled
-                    doubled.append(name)
-            if len(found) < _BATCH or time.monotonic() > end_s:
+        age_us = max(0, self._wall() - first.time_us)
+        made_us = self._now_us() - age_us
+        begin_us = made_us - NEARBY_US - int(self._timeout_s * 1_000_000)  # its row was made when the reply did not come
+        doubled: dict[bytes, None] = {}
+        if age_us > NEARBY_US:
+            nearby = ("XRANGE", str(max(0, begin_us) // 1000), str(max(0, made_us + NEARBY_US) // 1000))
+            for name, seq in self._rows_of(session, *nearby, end_s=end_s - self._timeout_s / 4):
+                if seq >= first.seq:
+                    doubled[name] = None
+        lately = ("XREVRANGE", "+", str(max(0, made_us - LOOK_BACK_US) // 1000))
+        for name, seq in self._rows_of(session, *lately, end_s=end_s):
+            if seq < first.seq:
                 break
-            before = "(" + found[-1][0].decode()
-        return doubled
+            doubled[name] = None
+        return list(doubled)
+
+    def _rows_of(self, session: str, command: str, begin: str, end: str, *, end_s: float) -> Iterator[tuple[bytes, int]]:
+        """A session's rows with their numbers, in the order of a command, until a time. Few at first: rows may be long."""
+        count, seen, needle = _FIRST_LOOK, 0, session.encode()
+        while seen < LOOK_BACK:
+            found = self._ask((command, self._key("audit"), begin, end, "COUNT", count))[0]
+            for name, fields in found:
+                if any(needle in part for part in fields):  # to read them all would take its time
+                    one = rows.row(fields)
+                    if session_of(one) == session:
+                        yield name, one.seq
+            seen += len(found)
+            if len(found) < count or time.monotonic() > end_s:
+                return
+            size = sum([len(part) for _, fields in found for part in fields])
+            count = max(1, min(8 * count, _BATCH, _LONG_BYTES * count // size))
+            begin = "(" + found[-1][0].decode()
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
@@ -257,23 +284,32 @@ class RedisStore:
         """See `Store`."""
         return {key: states.log(value) for key, value in self._seen.items()}, self._now_us()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]]) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):
             some = logs[at : at + _BATCH]
-            keys = [self._key("counters"), *(self._counter_key(counter.id) for counter, _ in some)]
+            told_before = self._key(f"adopted:{once}:{at}" if once else "adopted")
+            keys = [told_before, self._key("counters"), *(self._counter_key(counter.id) for counter, _ in some)]
             told = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
-            self._run("adopt", keys, *told)
+            self._run("adopt", keys, ONCE_MS if once else 0, *told)
 
     def held(self) -> list[Held]:
         """See `Store`."""
-        index = self._ask(("HGETALL", self._key("counters")))[0]
+        index: dict[bytes, bytes] = {}
+        cursor = b"0"
+        while True:  # piece by piece: whoever waits for a decision waits for no more than one of them
+            cursor, found = self._ask(("HSCAN", self._key("counters"), cursor, "COUNT", _BATCH))[0]
+            index |= dict(zip(found[::2], found[1::2], strict=True))
+            if cursor == b"0":
+                break
         held: list[Held] = []
-        for at in range(0, len(index), 2 * _BATCH):
-            some = index[at : at + 2 * _BATCH]
-            values, time_there = self._ask(("MGET", *(self._counter_key(int(key)) for key in some[::2])), ("TIME",))
+        labels = list(index.items())
+        for at in range(0, len(labels), _BATCH):
+            some = labels[at : at + _BATCH]
+            values, time_there = self._ask(("MGET", *(self._counter_key(int(key)) for key, _ in some)), ("TIME",))
             now_us = self._clock() if self._clock else _time_us(time_there)
-            for label, value in zip(map(bytes.decode, some[1::2]), values, strict=True):
+            for (_, name), value in zip(some, values, strict=True):
+                label = name.decode()
                 used = limiter.used(limiter.live(states.log(value), policy.window_of(label), now_us))
                 held += [Held(label, used)] if used else []
         return held

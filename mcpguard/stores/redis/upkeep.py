@@ -67,16 +67,17 @@ class Upkeep:
         horizon_ms = int(seconds) * 1000 - self._keep_us // 1000
         while self._ask(link, ("XTRIM", audit, "MINID", "~", max(0, horizon_ms), "LIMIT", _AT_ONCE)):
             pass
-        while too_many := self._too_many(link):
-            if not self._ask(link, ("XTRIM", audit, "MAXLEN", "~", too_many, "LIMIT", _AT_ONCE)):
-                break
         self._drop_outcomes(link)
+        if too_many := self._too_many(link):
+            while self._ask(link, ("XTRIM", audit, "MAXLEN", "~", too_many, "LIMIT", _AT_ONCE)):
+                pass
+            self._drop_outcomes(link)
         self._drop_counters(link)
 
     def _too_many(self, link: Link) -> int:
-        """How many rows may stay, if they take too much memory; else 0."""
+        """How many rows may stay, if they and their outcomes take too much memory; else 0."""
         audit = self._prefix + "audit"
-        size = int(self._ask(link, ("MEMORY", "USAGE", audit)) or 0)
+        size = sum(int(self._ask(link, ("MEMORY", "USAGE", key)) or 0) for key in (audit, *self._outcomes(link).values()))
         if size <= self._max_bytes:
             return 0
         return max(1, int(self._ask(link, ("XLEN", audit))) * self._max_bytes // size)
@@ -86,10 +87,27 @@ class Upkeep:
         oldest = self._ask(link, ("XRANGE", self._prefix + "audit", "-", "+", "COUNT", 1))
         seconds, _ = self._ask(link, ("TIME",))
         first = bucket(place(oldest[0][0])) if oldest else int(seconds) * 1000 // BUCKET_MS
-        for one in self._ask(link, ("SMEMBERS", self._prefix + "outcomes")):
-            if int(one) < first:
-                self._ask(link, ("UNLINK", f"{self._prefix}outcomes:{int(one)}"))
+        for one, key in self._outcomes(link).items():
+            if one < first:
+                self._ask(link, ("UNLINK", key))
                 self._ask(link, ("SREM", self._prefix + "outcomes", one))
+            elif one == first and oldest:
+                self._drop_some_outcomes(link, key, place(oldest[0][0]))
+
+    def _outcomes(self, link: Link) -> dict[int, str]:
+        """The hashes of outcomes, by their numbers."""
+        found = self._ask(link, ("SMEMBERS", self._prefix + "outcomes"))
+        return {int(one): f"{self._prefix}outcomes:{int(one)}" for one in found}
+
+    def _drop_some_outcomes(self, link: Link, key: str, oldest: int) -> None:
+        """Drop outcomes from a hash some of whose rows are still there."""
+        cursor = b"0"
+        while True:
+            cursor, found = self._ask(link, ("HSCAN", key, cursor, "COUNT", 500))
+            if gone := [name for name in found[::2] if place(name) < oldest]:
+                self._ask(link, ("HDEL", key, *gone))
+            if cursor == b"0":
+                return
 
     def _drop_counters(self, link: Link) -> None:
         """Drop counters from the index whose keys have expired."""
