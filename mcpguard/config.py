@@ -32,8 +32,13 @@ class Settings(NamedTuple):
         user: The configured user; None for the account's.
         agent: The configured agent; None if there is none.
         jwt: How users are verified; None if they are not.
+        trust_client_info: Whether a client that names itself is believed.
+        trust_meta: Whether a call that names its agent is believed.
         denials: `error` or `result`.
-        arguments: `hash`, `none` or `full`.
+        max_frame_bytes: The longest line that is accepted from a client.
+        keep_us: How long audit rows are kept.
+        max_mb: How much of the store a namespace may take before its oldest audit rows go.
+        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
     """
 
     policy: Path
@@ -189,10 +194,12 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
 
 
 def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:
-    """Where tokens name the user nothing else may: one of the two is not what somebody thinks it is."""
-    for place in (name for name, user in {**given, f"{file}: identity.user": values.get("user")}.items() if user):
+    """Refuse a configured user where tokens name the user: whoever set both expects one of them to do what it does not."""
+    places = {**given, f"{file}: identity.user": values.get("user")}
+    named = next((place for place, user in places.items() if user), None)
+    if named is not None:
         hint = f"leave it out, or remove [identity.jwt] from {file}"
-        raise ConfigError(f"{place}: only a verified token may name the user here", hint)
+        raise ConfigError(f"{named}: only a verified token may name the user here", hint)
 
 
 def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
@@ -257,7 +264,7 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
     return {"store" if key == "url" else key: value}
 
 
-_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # as a policy's; its parser is loaded later
 
 
 def span_us(text: str, *, where: str) -> int:

@@ -55,14 +55,14 @@ Jwk = dict[str, str]
 
 
 class Keys(Protocol):
-    """Keys of one provider. `find` and all attributes answer at once.
+    """Keys of one provider. Nothing but `wait` waits for them.
 
     Attributes:
         source: The URL, without a query that may hold a secret, or the file.
-        revision: Another number after each renewal.
+        revision: Changes whenever the keys are renewed.
         problem: Why the last attempt to get them failed; empty if it did not.
         fetched_s: When they were got, in wall-clock time; None if there are none.
-        stale_s: From when on `seek` should be called even if no key is missing; it is the past if their age is not known.
+        stale_s: When `seek` should be called though no key is missing; a time in the past if their age is not known.
         is_fetching: Whether they are on their way.
     """
 
@@ -151,7 +151,7 @@ def _stale_s(got_s: float | None, age_s: float, now_s: float) -> float:
 
 
 class _Known:
-    """Keys that are here."""
+    """Looks for keys among those that are here."""
 
     _keys: tuple[Jwk, ...] = ()
 
@@ -237,8 +237,8 @@ class RemoteKeys(_Known):
         self._fetch = fetch
         self._kept = state / f"jwks-{blake2b(url.encode(), digest_size=12).hexdigest()}.json"
         self._problem = ""
-        self._here = threading.Event()  # set while no attempt is under way
-        self._here.set()
+        self._idle = threading.Event()  # set while no attempt is under way
+        self._idle.set()
         self._give_up_s = 0.0
         self._next_s: float | None = None  # when a key that is missing may be asked for again
         self._read_kept()
@@ -258,26 +258,26 @@ class RemoteKeys(_Known):
     @property
     def is_fetching(self) -> bool:
         """See `Keys`."""
-        return not self._here.is_set() and not self._is_overdue
+        return not self._idle.is_set() and not self._is_overdue
 
     @property
     def _is_overdue(self) -> bool:
-        return not self._here.is_set() and self._clock() >= self._give_up_s
+        return not self._idle.is_set() and self._clock() >= self._give_up_s
 
     def seek(self) -> None:
         """See `Keys`."""
         now_s = self._clock()
-        if self._here.is_set() and (self._next_s is None or now_s >= self._next_s):
+        if self._idle.is_set() and (self._next_s is None or now_s >= self._next_s):
             self._next_s = now_s + REFRESH_S
             self._begin()
 
     def wait(self, timeout_s: float) -> None:
         """See `Keys`."""
-        self._here.wait(max(0.0, min(timeout_s, self._give_up_s - self._clock())))
+        self._idle.wait(max(0.0, min(timeout_s, self._give_up_s - self._clock())))
 
     def _begin(self) -> None:
         self._give_up_s = self._clock() + FETCH_S
-        self._here.clear()
+        self._idle.clear()
         threading.Thread(target=self._renew, name="mcpguard-keys", daemon=True).start()
 
     def _renew(self) -> None:
@@ -297,7 +297,7 @@ class RemoteKeys(_Known):
         except Exception as error:  # whoever waits must not do so for ever
             self._problem = f"internal error, please report it: {type(error).__name__}"  # its text may hold the URL's secret
         finally:
-            self._here.set()
+            self._idle.set()
 
     def _read_kept(self) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):

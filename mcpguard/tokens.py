@@ -34,12 +34,12 @@ class Examination(NamedTuple):
     """What came of looking at a token.
 
     Attributes:
-        problems: Every reason why it names nobody; none if it does.
+        problems: Every reason why it names nobody; none if it names somebody.
         identity: Whom it names, if it has no problem.
         claims: What it says, to be believed only if `is_verified`; None if it cannot be read.
         is_verified: Whether its signature is one of the provider's.
-        lacks_key: Whether no key that is known has made its signature, which may change at any time.
-        until_s: Until when this holds if neither the token nor the keys change.
+        lacks_key: Whether none of the known keys made its signature. A new key may have.
+        until_s: The time until which this holds, if neither the token nor the keys change.
     """
 
     problems: tuple[Unauthenticated, ...]
@@ -110,7 +110,9 @@ class TokenSource:
         return found
 
     def poll(self, *, for_call: bool = False) -> Identity | Unauthenticated | None:
-        """What is new since the last look; usually None, for the price of a look at the file's time and a clock.
+        """Who calls from now on, or why nobody does, if that has changed since the last look; else None.
+
+        Where nothing has changed it costs a look at the file's time and one at a clock.
 
         Args:
             for_call: Whether a call is to be judged by it: then keys that are being fetched are waited for.
@@ -139,8 +141,8 @@ class TokenSource:
             before = self._file.content
             if self._look(self._file) and self._file.content != before:
                 return True
-        is_its_time = self._examined_s <= self._clock() < self._examined.until_s  # which a clock that is set back leaves, too
-        return not is_its_time or self.keys.revision != self._keys_seen[0]
+        still_holds = self._examined_s <= self._clock() < self._examined.until_s  # not so either if the clock was set back
+        return not still_holds or self.keys.revision != self._keys_seen[0]
 
     def _state_of_keys(self) -> tuple[int, str, bool]:
         return self.keys.revision, self.keys.problem, self.keys.is_fetching
@@ -189,11 +191,15 @@ class TokenSource:
         stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
         if forged or problems:
             return Examination(
-                (*forged, *problems), None, said, not forged, bool(unsigned), min(_begins_s(said, now_s), stale_s)
+                (*forged, *problems),
+                claims=said,
+                is_verified=not forged,
+                lacks_key=bool(unsigned),
+                until_s=min(_begins_s(said, now_s), stale_s),
             )
         until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
         who = claims.identity(said, self._settings.expected, self._configured)
-        return Examination((), who, said, is_verified=True, until_s=until_s)
+        return Examination((), identity=who, claims=said, is_verified=True, until_s=until_s)
 
     def _missing(self, why: str | None) -> Unauthenticated:
         file = self._settings.token_file
@@ -331,7 +337,7 @@ def _finite(text: str) -> float:
 
 
 def _begins_s(said: Claims, now_s: float) -> float:
-    """When a token that is not accepted may become so: one of the future does by itself."""
+    """When a token that is refused now may be accepted as it is: once its time has come. Never, if that is past."""
     times = [time_s for name in ("nbf", "iat") if (time_s := claims.time_of(said, name)) is not None]
     begin_s = max(times, default=0.0) - claims.LEEWAY_S
     return begin_s if begin_s > now_s else float("inf")

@@ -187,7 +187,7 @@ def test_keys_that_come_too_late_are_given_up(idp: Provider) -> None:
     idp.now_s += REFRESH_S
     keys.seek()
     go_on.set()
-    until(lambda: keys._here.is_set(), "the end of a fetch")
+    until(lambda: keys._idle.is_set(), "the end of a fetch")
     assert (idp.asked, knows(keys, 1), knows(keys), keys.problem) == (2, False, True, "no answer in 2 s")
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from mcpguard import config
 from mcpguard.cli import commands
-from mcpguard.core.audit import Journal
 from mcpguard.core.frames import read
 from mcpguard.core.guard import Guard, Reply
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Call
 from mcpguard.core.policy_parse import parse, parse_rule
 from mcpguard.core.verdict import Charge

@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from mcpguard.cli._text import is_coloured
 from mcpguard.core.audit import printable
 
 WIDE: Final = 130
@@ -23,8 +24,6 @@ _STYLES: Final = {
     "would_deny": "yellow",
     "allowed_unavailable": "yellow",
 }
-
-
 _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -118,5 +117,4 @@ def wanted() -> Table | None:
     is_terminal = sys.stdout.isatty()
     if not is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         return None
-    coloured = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Table(shutil.get_terminal_size().columns, coloured=coloured)
+    return Table(shutil.get_terminal_size().columns, coloured=is_terminal and is_coloured())

@@ -13,7 +13,7 @@ from typing import Any, Final
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from mcpguard.core.policy import SELECTORS, Policy, Rule
+from mcpguard.core.policy import Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.stores.files import private_folder
@@ -124,7 +124,7 @@ def write(path: Path, text: str) -> None:
 
 def place_of(policy: Policy, rule: Rule) -> int | None:
     """Where a policy has a rule with the same selectors and `per`."""
-    return next((at for at, other in enumerate(policy.rules) if _key(other) == _key(rule)), None)
+    return next((at for at, other in enumerate(policy.rules) if other.key == rule.key), None)
 
 
 def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
@@ -179,10 +179,6 @@ def take_out(path: Path, rule: Rule) -> Rule | None:
         _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
         write(target, new)
         return before.rules[at]
-
-
-def _key(rule: Rule) -> tuple[object, ...]:
-    return rule.per, *(frozenset(rule.selectors.get(key, ())) for key in SELECTORS)
 
 
 def _with_limit(old: Rule, new: Rule) -> Rule:

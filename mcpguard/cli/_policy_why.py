@@ -62,11 +62,11 @@ class Explanation(NamedTuple):
     agent_open: str
 
 
-def refuse_no_names(given: Iterable[tuple[str, str | None]]) -> None:
-    """Refuse what is no name of a call's own.
+def require_names(given: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse what cannot name somebody or something: a call has a user, not a pattern of users.
 
     Args:
-        given: Options and their values.
+        given: Options and their values; None for one that is not given.
 
     Raises:
         UsageError: A value is empty or a pattern, or an agent does not have three parts.
@@ -86,15 +86,15 @@ def refuse_no_names(given: Iterable[tuple[str, str | None]]) -> None:
 def identity(
     settings: Settings, *, user: str | None, agent: str | None, token: str | None, roles: Sequence[str], scopes: Sequence[str]
 ) -> Identity:
-    """Whom a wrapper that is started here takes its caller for: the one place where an explanation learns who calls.
+    """Who calls: whom a wrapper that is started here would take its caller for, but for what is given instead.
 
     Args:
         settings: Of this machine.
-        user: Another user than that; then no token is asked.
-        agent: Another agent.
-        token: A file with another token; empty for the configured one.
-        roles: Other roles than the token's.
-        scopes: Other scopes.
+        user: The user; None for the usual one. With one no token is looked at.
+        agent: The agent; None for the usual one.
+        token: The file of a token; empty for the usual one, None if no option asks for a token.
+        roles: The roles; none for the token's.
+        scopes: The scopes; none for the token's.
 
     Raises:
         ConfigError: There can be no token here, or the agent cannot be.

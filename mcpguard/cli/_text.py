@@ -39,6 +39,11 @@ def paragraph(text: str, *, indent: str = "") -> None:
     click.echo("\n".join(lines).replace(_FILLER, ""))
 
 
+def is_coloured() -> bool:
+    """Whether a terminal is to get colours."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def new_table() -> tuple["Console", "Table"]:
     """A console on stdout, and an empty table for it. Colours only on a terminal, and not with NO_COLOR."""
     from rich.console import Console

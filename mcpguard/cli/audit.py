@@ -18,7 +18,7 @@ from mcpguard.cli._store import opened, selects, tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line, printable
 from mcpguard.core.policy import glob
-from mcpguard.core.verdict import Word
+from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
 from mcpguard.stores.base import Store
 
@@ -178,7 +178,7 @@ def _printer(*, as_json: bool) -> _Print:
 def _filter(settings: Settings, *, decision: tuple[str, ...], since: str | None, **patterns: str | None) -> _Filter:
     _among("--axis", patterns["axis"], ("user", "tool", "agent"))
     for one in decision:
-        _among("--decision", one, get_args(Word))
+        _among("--decision", one, get_args(Decided))
     given = {key: pattern for key, pattern in patterns.items() if pattern is not None}
     return _Filter(settings.namespace, given, decision, _since_us(since) if since else 0)
 

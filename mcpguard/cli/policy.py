@@ -13,7 +13,7 @@ from mcpguard import config
 from mcpguard.cli import _policy_show
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
-from mcpguard.core.audit import printable
+from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
 from mcpguard.core.policy_explain import label, sentence, tier_warning, warnings
@@ -236,7 +236,7 @@ def explain(
     if token is not None and user is not None:
         raise UsageError("--user and --token: both name the user", "leave one of them out")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
-    _policy_why.refuse_no_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    _policy_why.require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, server=server, **options)
     policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
@@ -293,7 +293,7 @@ def _configured_tier(settings: Settings) -> str | None:
 
 
 def _count(policy: Policy) -> str:
-    return f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
+    return plural(len(policy.rules), "rule")
 
 
 def _never_matched(policy: Policy, settings: Settings) -> list[str]:

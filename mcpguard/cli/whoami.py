@@ -14,6 +14,7 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._audit_table import fit
 from mcpguard.cli._store import tolerant_output
+from mcpguard.cli._text import is_coloured
 from mcpguard.cli._token import examined, place
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
@@ -146,13 +147,12 @@ def _show(report: Report) -> None:
     from rich.text import Text
 
     console = Console()
-    coloured = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     columns = shutil.get_terminal_size().columns - 1  # the last column of a terminal stays free
     left = min(max(cell_len(name) for name, _ in rows), columns // 3)
     for name, text in rows:
         first, *more = [str(line).rstrip() for line in Text(text).wrap(console, max(8, columns - left - 2))] or [""]
         label = fit(name, left)
-        if coloured and name in {"problem", "warning"}:
+        if is_coloured() and name in {"problem", "warning"}:
             label = click.style(label, fg="red" if name == "problem" else "yellow")
         click.echo(f"{label}  {first}")
         for line in more:

@@ -43,6 +43,7 @@ _RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
 _ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
 # Requests and notifications, as every SDK writes them: their id, if they have one, is the server's
 _NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
+# What only some results have, and what makes a difference to their outcome
 _TELLING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
 
 MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
@@ -66,7 +67,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
             return Answer(request_id, "rpc_error")
         if not whole:
             return Answer(request_id, "unparsed")
-        # Neither word, so neither meaning: no SDK spells its own keys with escapes
+        # Without these words it is neither an error nor a question: no SDK spells its own keys with escapes
         if not _TELLING.search(frame):
             return Answer(request_id, "ok")
     elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):

@@ -1,23 +1,18 @@
-"""The audit: what a row holds, when equal ones share one, and the forms in which it is shown."""
+"""The audit: what a row holds, and the forms in which it is shown. `journal` says which rows there are."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from json import encoder
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.policy import Reported
 from mcpguard.core.skim import Unbuilt
 from mcpguard.core.verdict import Charge, Verdict
 
-STORM_US: Final = 1_000_000
-"""Equal denials within this time share a row."""
-
-_REFUSED: Final = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
-_KEPT: Final = 4096
 _MAX_ID_CHARS: Final = 2048
 
 MEMBERS: Final = (
@@ -30,7 +25,23 @@ MEMBERS: Final = (
 
 
 class Row(NamedTuple):
-    """What a store keeps of a decision. `context`, `reported` and `detail` are JSON objects as text, many rows alike."""
+    """What a store keeps of a decision.
+
+    Attributes:
+        time_us: Wall-clock time.
+        seq: Its number in its session, from 1, without gaps.
+        decision: What became of the call.
+        context: Who called what: a JSON object, as text. Many rows have the same.
+        reported: The limit that decided, likewise.
+        request_id: The request's id as JSON text.
+        args_hash: A keyed hash of the call's arguments.
+        trace_id: 32 hex digits from the call's `traceparent`.
+        counted: What the limit's counter holds, and with a denial the denials since: `count` in a record.
+        remaining: Calls that the limit still admits.
+        retry_after_ms: The wait that is enough, rounded up.
+        repeats: How many equal denials it stands for, all since the row before it; None if it was written at once.
+        detail: What else there is to say, as the text of a JSON object.
+    """
 
     time_us: int
     seq: int
@@ -53,169 +64,6 @@ class Outcome(NamedTuple):
     row: int
     outcome: str
     duration_us: int
-
-
-class _Storm(NamedTuple):
-    since_us: int
-    audit_id: str
-    waiting: int = 0
-    last: Row | None = None
-
-
-class Journal:
-    """What one session remembers to write its audit: its sequence, its storms of equal denials, and its loops.
-
-    Args:
-        session: 16 hex digits that no other session has.
-    """
-
-    def __init__(self, session: str) -> None:
-        self.session = session
-        self.seq = 0
-        self.tally: Counter[tuple[str, str]] = Counter()
-        self._storms: dict[tuple[str, str, str | None], _Storm] = {}
-        self._denials: dict[int, int] = {}
-        self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores
-        self._seq_before = 0
-
-    def rows(self, charges: Sequence[Charge], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
-        """The rows to write for charges that were just decided; completes the verdicts.
-
-        Args:
-            charges: What was asked.
-            verdicts: What became of each. `audit_id`, `news` and a denial's `count` are set here.
-            time_us: Wall-clock time.
-        """
-        rows: list[Row] = []
-        self._before.clear()
-        self._seq_before = self.seq
-        for charge, verdict in zip(charges, verdicts, strict=True):
-            if verdict.decision not in _REFUSED:
-                rows.append(row(charge, verdict, time_us, self.seq + 1))
-                self._note(charge, verdict)
-                continue
-            self._count(charge, verdict)
-            one = row(charge, verdict, time_us, self.seq + 1)
-            if self._is_news(one, verdict):
-                rows.append(one)
-                self._number(verdict)
-                self._set(self._storms, (one.context, one.decision, one.reported), _Storm(time_us, verdict.audit_id))
-        if len(self._storms) > _KEPT:
-            rows += self.flush(time_us, all_of_them=True)
-        return rows
-
-    def wrote(self, charge: Charge, verdict: Verdict) -> None:
-        """Note that the row of a charge that was not refused, the one with the number `seq + 1`, is in the store.
-
-        For a store that cannot know before it has written; `rows` does the same for all that it returns.
-        """
-        self._before.clear()
-        self._seq_before = self.seq
-        self._note(charge, verdict)
-
-    def _note(self, charge: Charge, verdict: Verdict) -> None:
-        self._count(charge, verdict)
-        self._number(verdict)
-
-    def _number(self, verdict: Verdict) -> None:
-        self.seq += 1
-        verdict.news = True
-        verdict.audit_id = f"{self.session}-{self.seq}"
-
-    def take_back(self) -> None:
-        """Undo what the last call of `rows` did: the transaction that its rows were for has failed."""
-        self.seq = self._seq_before
-        while self._before:
-            mapping, key, value = self._before.pop()
-            if value is None:
-                del mapping[key]
-            else:
-                mapping[key] = value
-
-    def _set(self, mapping: dict[Any, Any], key: object, value: object) -> None:
-        """Set a member, or remove it with None, so that it can be taken back."""
-        self._before.append((mapping, key, mapping.get(key)))
-        if value is None:
-            del mapping[key]
-        else:
-            mapping[key] = value
-
-    def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
-        """The rows of the storms that have waited for a second, or of all."""
-        rows = []
-        for key, storm in list(self._storms.items()):
-            if not all_of_them and 0 <= time_us - storm.since_us < STORM_US:
-                continue
-            if storm.last is None:
-                self._set(self._storms, key, None)
-                continue
-            self.seq += 1
-            rows.append(storm.last._replace(time_us=time_us, seq=self.seq, repeats=storm.waiting))
-            self._set(self._storms, key, _Storm(time_us, f"{self.session}-{self.seq}"))
-        return rows
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there are denials that no row tells of yet, or storms to be forgotten."""
-        return bool(self._storms)
-
-    def remembered(self, charge: Charge, time_us: int) -> tuple[list[bool], list[int]] | None:
-        """What `rows` would go by, for a store that decides and writes rows elsewhere.
-
-        Returns:
-            For each limit whether a denial by it would share a row, and the denials on its counter so far; for a charge that
-            is decided already, whether it would share a row. None if there is nothing to remember.
-        """
-        if not (self._storms or self._denials):
-            return None
-        plan = charge.plan
-        if charge.decided is not None:
-            return [self._is_storm((charge.context, charge.decided, None), time_us)], []
-        words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
-        return (
-            [
-                self._is_storm((charge.context, word, fragment(reported)), time_us)
-                for word, reported in zip(words, plan.reported, strict=True)
-            ],
-            [self._denials.get(plan.counters[limit.counter].id, 0) if limit.n else 0 for limit in plan.limits],
-        )
-
-    def _is_storm(self, key: tuple[str, str, str | None], time_us: int) -> bool:
-        storm = self._storms.get(key)
-        return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)
-
-    def _is_news(self, one: Row, verdict: Verdict) -> bool:
-        key = (one.context, one.decision, one.reported)
-        if not self._is_storm(key, one.time_us):
-            return True
-        storm = self._storms[key]
-        self._set(self._storms, key, _Storm(storm.since_us, storm.audit_id, storm.waiting + 1, one))
-        verdict.audit_id = storm.audit_id
-        return False
-
-    def _count(self, charge: Charge, verdict: Verdict) -> None:
-        axis = str(charge.detail.get("axis", ""))  # of a denial that no limit made
-        if verdict.reported and verdict.decision != "allowed":
-            axis = verdict.reported.axis
-        self._set(self.tally, (verdict.decision, axis), self.tally[verdict.decision, axis] + 1)
-        if verdict.decision == "rate_limited":
-            if len(self._denials) > _KEPT:
-                for counter_id in list(self._denials):
-                    self._set(self._denials, counter_id, None)
-            refusing = {reported for reported, _ in verdict.exceeded}
-            counters: dict[int, bool] = {}  # whether it is the one that is reported
-            for limit, reported in zip(charge.plan.limits, charge.plan.reported, strict=True):
-                if reported in refusing and limit.n:
-                    counter = charge.plan.counters[limit.counter].id
-                    counters[counter] = counters.get(counter, False) or reported == verdict.reported
-            for counter, is_reported in counters.items():
-                self._set(self._denials, counter, self._denials.get(counter, 0) + 1)
-                if is_reported and verdict.count is not None:
-                    verdict.count += self._denials[counter]
-        elif self._denials and verdict.decision in {"allowed", "would_deny"}:
-            for counter_of_plan in charge.plan.counters:
-                if counter_of_plan.id in self._denials:
-                    self._set(self._denials, counter_of_plan.id, None)
 
 
 def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
@@ -242,7 +90,7 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
 
 
 def session_of(row: Row) -> str:
-    """Which session wrote a row."""
+    """The session that wrote a row."""
     return str(json.loads(row.context).get("session", ""))
 
 

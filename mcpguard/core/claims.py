@@ -42,7 +42,7 @@ class Expected(NamedTuple):
 def problems(
     claims: Claims, expected: Expected, *, where: str, renew: str, now_s: float, leeway_s: int = LEEWAY_S
 ) -> Iterator[Unauthenticated]:
-    """Every reason why these claims name nobody who may call now; none if they do.
+    """Every reason why nobody may call with these claims now; none if somebody may.
 
     Args:
         claims: The token's.
@@ -140,7 +140,7 @@ def _is_name(value: object) -> bool:
 
 
 def _is_verified(claims: Claims) -> bool:
-    """Whether the provider does not say that the address is one that anybody could have typed; some say it as text."""
+    """Whether the e-mail address counts: the provider does not call it unverified, as a truth value or, as some do, as text."""
     return claims.get("email_verified") not in (False, "false")
 
 

@@ -58,35 +58,38 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
     tool = printable(cut(call.tool))
     who = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
-    if verdict.decision == "rate_limited" and verdict.reported and verdict.retry_after_us is not None:
-        reported = verdict.reported
+    reported = verdict.reported
+    if reported and verdict.decision == "rate_limited" and verdict.retry_after_us is not None:
         wait_ms = ms_up(verdict.retry_after_us)
-        seconds = -(-wait_ms // 1000)
+        wait_s = -(-wait_ms // 1000)
+        whose, limit = _whose(call, reported.axis), plural(reported.limit or 0, "call")
         message = (
-            f"Tool {tool} rate limit exceeded for {_whose(call, reported.axis)}: {plural(reported.limit or 0, 'call')} per "
-            f"{reported.window}. Retry in {plural(seconds, 'second')}."
+            f"Tool {tool} rate limit exceeded for {whose}: {limit} per {reported.window}. Retry in {plural(wait_s, 'second')}."
         )
-        return (
-            RATE_LIMITED,
-            message,
-            {
-                "reason": "rate_limited",
-                "axis": reported.axis,
-                "limit": reported.limit,
-                "window": reported.window,
-                "retry_after_seconds": seconds,
-                "retry_after_ms": wait_ms,
-                **who,
-                "rule": reported.rule,
-                **audit,
-                "exceeded": _exceeded(verdict),
-            },
-        )
-    if verdict.decision == "denied" and verdict.reported:
-        axis = verdict.reported.axis
-        message = f"Tool {tool} is denied by policy for {_whose(call, axis)}. Waiting does not help."
-        data = {"reason": "denied", "axis": axis, **who, "rule": verdict.reported.rule, **audit}
-        return DENIED, message, data | {"exceeded": _exceeded(verdict)}
+        data: dict[str, object] = {
+            "reason": "rate_limited",
+            "axis": reported.axis,
+            "limit": reported.limit,
+            "window": reported.window,
+            "retry_after_seconds": wait_s,
+            "retry_after_ms": wait_ms,
+            **who,
+            "rule": reported.rule,
+            **audit,
+            "exceeded": _exceeded(verdict),
+        }
+        return RATE_LIMITED, message, data
+    if reported and verdict.decision == "denied":
+        message = f"Tool {tool} is denied by policy for {_whose(call, reported.axis)}. Waiting does not help."
+        data = {
+            "reason": "denied",
+            "axis": reported.axis,
+            **who,
+            "rule": reported.rule,
+            **audit,
+            "exceeded": _exceeded(verdict),
+        }
+        return DENIED, message, data
     message = f"Tool {tool} was not called: {why}"
     if verdict.decision == "unauthenticated":
         del who["user"]

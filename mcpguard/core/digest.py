@@ -1,4 +1,4 @@
-"""Hashes, and names that are cut with one.
+"""Hashes, names that are cut with one, and numbers that stand for texts.
 
 BLAKE2b without what `hashlib` loads beside it: OpenSSL, 4.6 MB of memory and 3 ms of every start.
 """
@@ -10,7 +10,7 @@ try:
 except ImportError:  # pragma: no cover - a Python built without it
     from hashlib import blake2b
 
-__all__ = ["MAX_NAME_BYTES", "blake2b", "cut"]
+__all__ = ["MAX_NAME_BYTES", "blake2b", "cut", "number"]
 
 MAX_NAME_BYTES: Final = 256
 """A longer name is cut in counters and audit, with a hash in place of the rest."""
@@ -25,3 +25,11 @@ def cut(name: str) -> str:
         return name
     digest = blake2b(data, digest_size=8).hexdigest()
     return f"{data[: MAX_NAME_BYTES - 20].decode(errors='ignore')}…#{digest}"
+
+
+def number(text: str) -> int:
+    """What stands for a text in a store: 63 bits of its hash, which is an SQLite integer.
+
+    Of a million texts two meet once in 18 million stores.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -1,4 +1,4 @@
-"""Bytes to JSON-RPC messages, strictly.
+"""From the client's bytes to JSON-RPC messages, strictly.
 
 The guard must never judge one message while the server runs another. So a line is understood the one way that every JSON
 parser shares, or it is refused: no key that two parsers would read differently (repeated, differing in case alone, cut at a
@@ -132,7 +132,7 @@ _RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requ
 
 
 def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
-    """The messages of what the client wrote, in order.
+    """The messages in what the client wrote, in order.
 
     Args:
         lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.

@@ -1,9 +1,11 @@
-"""The state machine of one session: a frame or a verdict in, actions out.
+"""The state machine of one session: messages and verdicts in, actions out.
 
-The shell reads lines, and hands their messages to `client_messages`, with those of the `wanted_notes` that there are; it
-carries out what comes back, in order. A `Charge` it takes to the store, all charges of one reading together, and hands the
-verdicts to `charged`. What the server says it passes on untouched
-and, later, to `server_lines`, so that outcomes cost a call nothing.
+The relay hands what the client wrote to `client_messages`, and carries out the actions that come back, in order. A `Forward` or
+a `Reply` it writes. A `Charge` it takes to the store, all charges of one reading together, and each verdict to `charged`, which
+says what becomes of the call. What the server says has passed already when `server_lines` is shown it: outcomes cost a call
+nothing.
+
+Before it judges calls the relay may ask `wanted_notes` for which of them a hook may have noted an agent, and fetch those notes.
 """
 
 import json
@@ -12,40 +14,39 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames, meta
-from mcpguard.core.answers import Asks, Line
+from mcpguard.core.answers import Line
 from mcpguard.core.audit import Outcome, args_hash, compact
 from mcpguard.core.claude_code import tool_use_id
-from mcpguard.core.digest import blake2b, cut
+from mcpguard.core.digest import cut
 from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
+from mcpguard.core.retries import FreeRetries
 from mcpguard.core.skim import Unbuilt
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
-
-MAX_ROUNDS: Final = 10
-"""Retries of a multi-round-trip request that one charge pays for; SDK clients do up to ten on their own."""
 
 MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
 """Requests remembered until they are answered, and the length of their ids and tools' names. Beyond it the oldest is
 forgotten: some are never answered at all."""
 
-_MAX_TICKETS: Final = 1024
 _MAX_CALLERS: Final = 1024
-_LONG: Final = 1024
+_MAX_CALLER_CHARS: Final = 1024
+"""Callers that are remembered, so that rules are matched once for each, and the length of the names of one that is."""
+
 _NOTHING_NOTED: Final[Mapping[str, str]] = {}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Forward(NamedTuple):
-    """A command to the shell: write this to the server."""
+    """A command to the relay: write this to the server."""
 
     data: bytes
 
 
 class Reply(NamedTuple):
-    """A command to the shell: write this to the client, between two frames of the server's."""
+    """A command to the relay: write this to the client, between two frames of the server's."""
 
     data: bytes
 
@@ -54,7 +55,14 @@ Action = Forward | Reply | Charge
 
 
 class InFlight(NamedTuple):
-    """A request that the server has and has not answered: `tool` if it is a call, and the store's `row` if that has one."""
+    """A request that the server has been sent and has not answered.
+
+    Attributes:
+        row: The store's handle on its audit row; None if it has none.
+        since_us: When it was sent, by a monotone clock.
+        tool: The tool that it calls; None if it is no call.
+        rounds: Its number among the free retries of one charge; 0 if it is none.
+    """
 
     row: int | None
     since_us: int
@@ -63,7 +71,13 @@ class InFlight(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """What the calls of one agent to one tool have in common."""
+    """What the calls of one agent to one tool have in common.
+
+    Attributes:
+        call: Who calls what.
+        plan: What each of them has to pass.
+        context: What the audit says of them, as a JSON object.
+    """
 
     call: Call
     plan: Plan
@@ -80,7 +94,7 @@ class Guard:
         namespace: Counters and audit of one namespace know nothing of another's.
         denials: `error` or `result`.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: Tells the key of the arguments' hash. It is asked at each call; without a key there is no hash.
+        args_key: Returns the key of the arguments' hash, and is asked at each call; without a key there is no hash.
     """
 
     def __init__(
@@ -106,13 +120,13 @@ class Guard:
         self._client_name: str | None = None
         self._in_flight: dict[str, InFlight] = {}
         self._in_flight_chars = 0
-        self._tickets: dict[bytes, list[int]] = {}
+        self._retries = FreeRetries()
         self._callers: dict[tuple[str | None, str | None, str | None, str], Caller] = {}
         self._lost: list[Outcome] = []
         self._withdrawn: set[str] = set()
 
     def take_up(self, policy: Policy | PolicyError) -> None:
-        """From the next call on, this policy decides. One that is none leaves the last good one in force."""
+        """From the next call on, this policy decides. An error leaves the last good policy in force."""
         if isinstance(policy, Policy) or isinstance(self._policy, PolicyError):
             self._policy = policy
             self._callers.clear()
@@ -184,11 +198,14 @@ class Guard:
         return Reply(denial.error(charge.request_id, code, message, data))
 
     def server_lines(self, lines: Iterable[Line], *, now_us: int) -> list[Outcome]:
-        """Outcomes that the server's frames tell of, and of those whose answer will never be known.
+        """Read outcomes off what the server said.
 
         Args:
-            lines: Of the server's, those that may be answers.
-            now_us: The reading of the same clock when they came.
+            lines: The server's lines that may be answers.
+            now_us: The clock's reading when they came.
+
+        Returns:
+            The outcomes that these lines tell, and those of calls given up since: cancelled, or forgotten as too many wait.
         """
         outcomes, self._lost = self._lost, []
         for line in lines:
@@ -199,8 +216,8 @@ class Guard:
             if answer and flight and flight.tool is not None:
                 if flight.row is not None:
                     outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
-                if answer.asks and flight.rounds < MAX_ROUNDS:
-                    self._issue(flight.tool, answer.asks, flight.rounds + 1)
+                if answer.asks:
+                    self._retries.grant(flight.tool, answer.asks, flight.rounds + 1)
         return outcomes
 
     def server_exited(self, how: str, *, now_us: int) -> tuple[list[Reply], list[Outcome]]:
@@ -298,7 +315,7 @@ class Guard:
             charge.detail = {**charge.detail, "reason": "policy_invalid"}
             charge.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
         elif frame.is_retry:
-            rounds = self._redeem(tool, params)
+            rounds = self._retries.redeem(tool, params)
             if rounds:
                 charge.decided, charge.rounds = "continued", rounds
         return charge
@@ -314,11 +331,11 @@ class Guard:
             plan = self._policy.plan(call, self.namespace) if isinstance(self._policy, Policy) else Plan()
             members: dict[str, object] = {"server": who.server} | self._user_members()
             members |= {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
-            members |= {key: list(map(cut, names)) for key, names in (("roles", who.roles), ("act", who.act)) if names}
+            members |= {member: list(map(cut, names)) for member, names in (("roles", who.roles), ("act", who.act)) if names}
             caller = Caller(call, plan, self._context(members))
             if len(self._callers) >= _MAX_CALLERS:
                 self._callers.clear()
-            if sum(len(name) for name in (*key, agent) if name) <= _LONG:  # a long name is not worth its memory
+            if sum(len(name) for name in (*key, agent) if name) <= _MAX_CALLER_CHARS:
                 self._callers[key] = caller
         return caller
 
@@ -357,33 +374,6 @@ class Guard:
             self._lose(told, "cancelled", now_us)
         elif told is not None:
             self._withdrawn.add(told)
-
-    def _issue(self, tool: str, asks: Asks, rounds: int) -> None:
-        if len(self._tickets) >= _MAX_TICKETS:
-            self._tickets.pop(next(iter(self._tickets)))
-        waiting = self._tickets.setdefault(_ticket(tool, asks), [])
-        waiting.append(rounds)
-        del waiting[:-_MAX_TICKETS]
-
-    def _redeem(self, tool: str, params: dict[str, object]) -> int:
-        """The number of this retry if the server asked for it and nobody gave it yet, else 0."""
-        state, inputs = params.get("requestState"), params.get("inputResponses")
-        if not (state is None or type(state) is str):  # a long integer is not the text of its digits
-            return 0
-        ticket = _ticket(tool, Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset()))
-        waiting = self._tickets.get(ticket)
-        if not waiting:
-            return 0
-        rounds = waiting.pop()
-        if not waiting:
-            del self._tickets[ticket]
-        return rounds
-
-
-def _ticket(tool: str, asks: Asks) -> bytes:
-    """What a retry has in common with what was asked for: the state, or without one the inputs. A digest: they may be long."""
-    what = (tool, sorted(asks.inputs)) if asks.state is None else (tool, asks.state)
-    return blake2b(compact(what).encode()).digest()
 
 
 def _chars(request_id: str, flight: InFlight) -> int:

@@ -188,7 +188,7 @@ def _admitted(
     cost: int,
     exceeded: tuple[Exceeded, ...] = (),
 ) -> Decision:
-    """A call that is charged by these limits, each on its counter."""
+    """The decision on a call that these limits admit, each of which charges its counter."""
     after = list(states)
     for n, window_us, counter, _, _ in charged:
         after[counter] = charge(logs[counter], n, window_us, now_us, cost)

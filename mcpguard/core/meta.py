@@ -1,4 +1,4 @@
-"""What is read of a call's `_meta`: the names of its members."""
+"""The members of a call's `_meta` that are read."""
 
 from typing import Final
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from mcpguard.core.digest import blake2b, cut
+from mcpguard.core.digest import cut, number
 from mcpguard.core.limiter import Limit
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
@@ -79,6 +79,11 @@ class Rule(NamedTuple):
         if self.per_text:
             words.append(f"per={self.per_text}")
         return " ".join(words) or "every call"
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What no two rules of a policy have in common: the selectors, and what the allowance is split by."""
+        return self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
 
     @property
     def limit_text(self) -> str:
@@ -255,8 +260,8 @@ def window_of(label: str) -> int:
 
 
 def counter_id(label: str) -> int:
-    """The key of a counter. 63 bits: an SQLite integer, and of a million counters two meet once in 18 million stores."""
-    return int.from_bytes(blake2b(label.encode(), digest_size=8).digest()) >> 1
+    """The key of a counter in every store."""
+    return number(label)
 
 
 def glob(pattern: str, text: str) -> bool:

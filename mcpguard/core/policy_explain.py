@@ -1,7 +1,7 @@
 """Rules in words, and what is odd about a policy though it can be taken up."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mcpguard.core.identity import known_client
@@ -31,14 +31,12 @@ def sentence(rule: Rule) -> str:
     elif not rule.rates:
         text = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)} without limit, other rules aside"
     elif "tool" in rule.selectors or "tool" in rule.per:
-        times = _series([_times(rate) for rate in rule.rates])
+        times = series([_times(rate) for rate in rule.rates])
         text = f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
     else:
         first, *more = rule.rates
         calls = [f"{first.n:,} call{'' if first.n == 1 else 's'} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
-        target = {"one": " to server ", "each": " to each server", "all": " to servers", "any": ""}[_spread(rule, "server")]
-        target += _matching(rule, "server") if not target.endswith(" ") else rule.selectors["server"][0]
-        text = f"{_who(rule)} may make {_series(calls)}{target}{_through(rule)}{_together(rule)}"
+        text = f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
 
 
@@ -69,10 +67,10 @@ def _times(rate: Rate) -> str:
     return f"once {span(rate)}" if rate.n == 1 else f"{rate.n:,} times {span(rate)}"
 
 
-def _series(words: list[str]) -> str:
+def series(words: Sequence[str]) -> str:
     """Joins words as English does.
 
-    >>> _series(["a"]), _series(["a", "b"]), _series(["a", "b", "c"])
+    >>> series(["a"]), series(["a", "b"]), series(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
     """
     *most, last = words
@@ -96,18 +94,18 @@ def _spread(rule: Rule, axis: str) -> str:
 
 
 def _who(rule: Rule, *, together: bool = True) -> str:
+    """The sentence's subject: users, or their agents. With `together`, those who share an allowance are said to."""
     users = _spread(rule, "user")
     badges = _badges(rule)
+    narrowing = f"{_matching(rule, 'user')}{badges}"
     if users == "one":
         user = rule.selectors["user"][0] + badges
-    elif users == "each":
-        user = f"each user{_matching(rule, 'user')}{badges}"
-    elif together:
-        narrowing = f"{_matching(rule, 'user')}{badges}"
-        user = f"all users{narrowing} together" if narrowing else "everybody together"
+    elif users == "each" or (narrowing and not together):
+        user = f"each user{narrowing}"
+    elif narrowing:
+        user = f"all users{narrowing} together"
     else:
-        narrowing = f"{_matching(rule, 'user')}{badges}"
-        user = f"each user{narrowing}" if narrowing else "everybody"
+        user = "everybody together" if together else "everybody"
     if together and _spread(rule, "agent") == "each":
         agent = f"Each agent{_matching(rule, 'agent')}"
         return f"{agent}, all its users together," if user == "everybody together" else f"{agent} of {user}"
@@ -121,9 +119,9 @@ def _badges(rule: Rule) -> str:
         names = rule.selectors.get(key, ())
         plain = [name for name in names if "*" not in name]
         if plain:
-            words.append(f"{key}{'s' if len(plain) > 1 else ''} {_series(plain)}")
+            words.append(f"{key}{'s' if len(plain) > 1 else ''} {series(plain)}")
         words += [f"a {key} matching {name}" for name in names if "*" in name]
-    return f" with {_series(words)}" if words else ""
+    return f" with {series(words)}" if words else ""
 
 
 def _what(rule: Rule) -> str:
@@ -144,6 +142,14 @@ def _what(rule: Rule) -> str:
     if "server" in rule.selectors and _matching(rule, "server"):
         return f"{text} of servers{_matching(rule, 'server')}"
     return text
+
+
+def _to_servers(rule: Rule) -> str:
+    """Where the calls go of a rule that tells no tools apart."""
+    spread = _spread(rule, "server")
+    if spread == "one":
+        return f" to server {rule.selectors['server'][0]}"
+    return {"each": " to each server", "all": " to servers", "any": ""}[spread] + _matching(rule, "server")
 
 
 def _through(rule: Rule) -> str:
@@ -167,7 +173,7 @@ def _together(rule: Rule) -> str:
         words.append("all servers")
     if _spread(rule, "agent") == "all":
         words.append("these agents")
-    return f", {_series(words)} together" if words else ""
+    return f", {series(words)} together" if words else ""
 
 
 def _denying(rule: Rule) -> str:

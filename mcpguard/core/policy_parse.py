@@ -82,17 +82,19 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         )
     lines = [text.count("\n", 0, match.start()) + 1 for match in _HEADER.finditer(text)]
     rules: list[Rule] = []
+    numbers: dict[tuple[object, ...], int] = {}
     for at, table in enumerate(tables):
         line = lines[at] if len(lines) == len(tables) else 0
         where = f"{source}: line {line or _line_of('rule', text)}: rule {at + 1}"
         rule = parse_rule(table, where=where, line=line)
-        twin = next((n for n, other in enumerate(rules, 1) if _same(rule, other)), None)
+        twin = numbers.get(rule.key)
         if twin:
             raise PolicyError(
                 f"{where}: the same selectors and per as rule {twin}: {rule.text}",
                 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]',
             )
         rules.append(rule)
+        numbers[rule.key] = at + 1
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return Policy(tuple(rules), digest, observe=observe or whole == "observe")
 
@@ -101,12 +103,6 @@ def _line_of(key: str, text: str) -> int:
     """The first line that sets a key or begins a table of that name, 1 if there is none that can be told."""
     match = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
     return text.count("\n", 0, match.start()) + 1 if match else 1
-
-
-def _same(rule: Rule, other: Rule) -> bool:
-    return rule.per == other.per and {k: set(v) for k, v in rule.selectors.items()} == {
-        k: set(v) for k, v in other.selectors.items()
-    }
 
 
 def _not_toml(error: Exception, source: str, text: str) -> tuple[str, str]:

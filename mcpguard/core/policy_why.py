@@ -1,16 +1,15 @@
 """Why a policy decides a call as it does: which rules apply, which yield and to which, which do not match, and what is left."""
 
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import State
-from mcpguard.core.policy import SELECTORS, Call, Counter, Plan, Policy, Reported, Rule
+from mcpguard.core.policy import AXES, SELECTORS, Call, Counter, Plan, Policy, Reported, Rule
+from mcpguard.core.policy_explain import series
 from mcpguard.core.verdict import Verdict, verdict
 
 Status = Literal["applies", "yields", "no match"]
-
-_VALUES: Final = ("user", "agent", "tool", "server")
 
 
 class Why(NamedTuple):
@@ -18,7 +17,7 @@ class Why(NamedTuple):
 
     Attributes:
         at: The rule's place in the policy, from 0.
-        rule: The rule.
+        rule: The rule itself.
         status: Whether it applies, yields to another, or does not match.
         reason: Why it does not apply, as a clause; empty if it does.
         winner: The place of the rule that it yields to.
@@ -69,9 +68,9 @@ def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -
     other = policy.rules[winner]
     narrower = tuple(key for key in SELECTORS if not other.covers(rule, key)) if rule.yields_to(other) else ()
     if narrower:
-        return Why(at, rule, "yields", f"rule {winner + 1} is narrower in {_series(narrower)}", winner, narrower)
+        return Why(at, rule, "yields", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
     differing = [key for key in ("role", "scope") if rule.selectors.get(key) != other.selectors.get(key)]
-    reason = f"rule {winner + 1} comes first in the file, and differs in {_series(differing)} only"
+    reason = f"rule {winner + 1} comes first in the file, and differs in {series(differing)} only"
     return Why(at, rule, "yields", reason, winner)
 
 
@@ -83,18 +82,13 @@ def _mismatch(rule: Rule, call: Call) -> str:
         for pattern in patterns:
             if Rule({key: (pattern,)}, frozenset()).matches(call):
                 continue
-            if key not in _VALUES:
+            if key not in AXES:
                 words.append(f"no {key} matches {pattern}" if "*" in pattern else f"the {key} {pattern} is missing")
             elif not getattr(call, key):
                 words.append(f"the {key} is not known")
             else:
                 words.append(f"the {key} does not match {pattern}" if "*" in pattern else f"the {key} is not {pattern}")
-    return _series(words)
-
-
-def _series(words: Sequence[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+    return series(words)
 
 
 def rooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Room]:

@@ -10,12 +10,12 @@ _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 def holds_token(text: str) -> bool:
-    """Whether there is a JWT in a text, be it cut."""
+    """Whether there is a JWT in a text, whole or cut short."""
     return redacted(text) != text
 
 
 def redacted(text: str) -> str:
-    """A text without the JWTs in it, be they cut: base64url before a dot, with an `alg` in it (RFC 7515, section 4.1.1).
+    """A text without the JWTs in it, whole or cut short: base64url before a dot, with an `alg` in it (RFC 7515, section 4.1.1).
 
     >>> redacted("no such file: eyJhbGciOiJSUzI1NiJ9.e30.c2ln")
     'no such file: (a token)'

@@ -6,7 +6,7 @@ from mcpguard.core.frames import Frame
 from mcpguard.core.limiter import Decision
 from mcpguard.core.policy import Call, Plan, Reported
 
-Word = Literal[
+Decided = Literal[
     "allowed",
     "rate_limited",
     "denied",
@@ -18,14 +18,14 @@ Word = Literal[
     "allowed_unavailable",
     "policy",
 ]
-"""What the audit says became of something."""
+"""How something that has a row in the audit was decided: the `decision` of its record."""
 
-FORWARDED: frozenset[Word] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
+FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
 """The decisions after which a call goes on to the server."""
 
 
 class Charge:
-    """A command to the shell: decide this in the store and write its audit row; then tell the guard.
+    """A command to the relay: have the store decide this and write its audit row; then tell the guard.
 
     Attributes:
         call: Who calls what.
@@ -38,7 +38,7 @@ class Charge:
         detail: What else the audit says, as members of a JSON object.
         decided: Set if it is decided already and has only to be written.
         why: Then, if it is a denial, the sentence that the client gets.
-        rounds: For a retry of a multi-round-trip request, how many its one charge has had.
+        rounds: Its number among the free retries of one charge; 0 if it is none.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Charge:
         args_hash: bytes | None = None,
         trace_id: str | None = None,
         detail: dict[str, object] | None = None,
-        decided: Word | None = None,
+        decided: Decided | None = None,
     ) -> None:
         self.call = call
         self.plan = plan
@@ -77,15 +77,15 @@ class Verdict:
         count: What its counter holds, and with a denial the denials since.
         remaining: Calls that it still admits.
         retry_after_us: The wait that is enough for all limits; None if waiting does not help, or need not.
-        exceeded: Every limit that said no, with its wait.
+        exceeded: Every limit that said no, with its wait; None if waiting does not help.
         audit_id: The id of the audit row that tells of it.
         row: The store's own handle on that row, for its outcome.
-        news: Whether a row was written for it; equal denials share one.
+        news: Whether it has an audit row of its own; equal denials share one.
     """
 
     def __init__(
         self,
-        decision: Word,
+        decision: Decided,
         reported: Reported | None = None,
         *,
         count: int | None = None,
@@ -119,7 +119,7 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
     longest, wait = max(decision.exceeded, key=lambda one: float("inf") if one[1] is None else one[1])
     limit = plan.limits[longest]
     held = decision.used[limit.counter] if limit.n else None
-    word: Word = "would_deny" if decision.admitted else "denied" if wait is None else "rate_limited"
+    word: Decided = "would_deny" if decision.admitted else "denied" if wait is None else "rate_limited"
     return Verdict(
         word,
         plan.reported[longest],

@@ -6,13 +6,14 @@ from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.audit import Journal, quoted, summary
+from mcpguard.core.audit import quoted, summary
 from mcpguard.core.digest import cut
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
-from mcpguard.errors import Unauthenticated
+from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
@@ -73,15 +74,8 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
         max_frame_bytes=settings.max_frame_bytes,
     )
     watchdog = Watchdog(child.pid)
-    rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
-    caller = " ".join(
-        f"{key}={quoted(cut(name))}" for key, name in (("server", identity.server), ("user", user), ("agent", guard.agent))
-    )
-    console.line(f"{__version__} {caller} policy={where} ({rules}) store={quoted(settings.address.shown)}")
-    unlimited = tier_warning(policy, guard.identity.tier) if isinstance(policy, Policy) else None
-    if unlimited:
-        console.line(unlimited)
+    _introduce(console, guard, policy, user=user, where=where, store=settings.address.shown)
     pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
@@ -90,6 +84,17 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     closing.start()
     closing.join(CLOSE_S)
     return status
+
+
+def _introduce(console: Console, guard: Guard, policy: Policy | PolicyError, *, user: str, where: str, store: str) -> None:
+    """Say who calls, by which policy, and where it is counted; and if no rule is for such an agent."""
+    rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
+    names = {"server": guard.identity.server, "user": user, "agent": guard.agent}
+    caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
+    console.line(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
+    unlimited = tier_warning(policy, guard.identity.tier) if isinstance(policy, Policy) else None
+    if unlimited:
+        console.line(unlimited)
 
 
 def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:

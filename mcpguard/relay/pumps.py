@@ -15,17 +15,18 @@ from typing import Final, Protocol
 
 from mcpguard.core import audit, denial, frames
 from mcpguard.core.answers import AnswerLines
-from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.audit import Outcome
 from mcpguard.core.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.guard import Action, Forward, Guard, Reply
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.readiness import Takes
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
 from mcpguard.stores.base import Store, monotonic_us, wall_us
 
@@ -39,7 +40,7 @@ TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
 
 _MAX_UNREAD_BYTES: Final = 32 * 1024
-"""What the server wrote is read for answers at once when it streams, while it is in the cache; else by the bookkeeper."""
+"""Above this, what the server wrote is read for answers at once, while it is in the cache; else the bookkeeper reads it."""
 
 _AT_ONCE: Final = 256
 """Decisions in one transaction: some milliseconds, so that other wrappers get their turn."""
@@ -55,10 +56,10 @@ class PolicySource(Protocol):
 
 
 class IdentitySource(Protocol):
-    """Where the identity comes from that changes as tokens do."""
+    """Where an identity comes from that changes, as tokens do."""
 
     def poll(self, *, for_call: bool) -> Identity | Unauthenticated | None:
-        """Who calls from now on, if that is new. May wait for a moment for a call's sake."""
+        """Who calls from now on, if that is new; for a call it may wait a moment."""
 
 
 class Pumps:
@@ -104,7 +105,7 @@ class Pumps:
         self._ended = ended
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
-        self._takes = Takes(child.stdin)
+        self._input = ServerInput(child.stdin)
         self._stream = ServerStream(child.stdout)
         # Held while guard, journal or store are used; never while a pipe is written
         self._deciding = threading.Lock()
@@ -172,7 +173,7 @@ class Pumps:
             self._console.line(f"internal error, please report it: {error!r}")
             forwards, replies = b"", _unjudged(lines)
         left = self._send(forwards) if forwards else b""
-        if left and not self._stop.wait(EXIT_S):  # else the server has exited, and all that it left open is answered so
+        if left and not self._stop.wait(EXIT_S):  # else the server has exited: `finish` answers all that it left open
             replies += self._undelivered(left)
         if replies:
             self._output.reply(replies)
@@ -245,13 +246,13 @@ class Pumps:
         self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
 
     def _send(self, data: bytes) -> bytes:
-        """Write frames to the server; those that it did not take whole, since it has closed its input."""
+        """Write frames to the server; returns those that it did not take whole, because it has closed its input."""
         written = 0
         while written < len(data):
             try:
                 written += os.write(self._child.stdin, data[written:] if written else data)
             except BlockingIOError:
-                self._takes.wait(self._child.stdin, self._source, self._stream.read_ahead)
+                self._input.wait(self._source, self._stream.read_ahead)
             except OSError:
                 return data[data.rfind(b"\n", 0, written) + 1 :]
         return b""
@@ -267,7 +268,7 @@ class Pumps:
     def _pump_down(self) -> None:
         try:
             while chunk := self._stream.read():
-                self._observe(chunk)  # first: the client may send a retry that it asks for before the next line here has run
+                self._observe(chunk)  # first: the client may answer with a retry before the next line here has run
                 self._output.relay(chunk)
                 self._keep_up()
         except OSError:
@@ -277,7 +278,7 @@ class Pumps:
 
     def _observe(self, chunk: bytes) -> None:
         if not (self._unread or self._guard.awaits_answers) and self._answers.is_between_frames and chunk[-1:] == b"\n":
-            return
+            return  # whole frames, and no request that one of them could answer
         self._unread.append((chunk, monotonic_us()))
         self._unread_bytes += len(chunk)
         self._wake_bookkeeper()
@@ -294,7 +295,7 @@ class Pumps:
             self._unread_bytes -= len(chunk)
             self._outcomes += self._guard.server_lines(self._answers.feed(chunk), now_us=now_us)
 
-    # behind them
+    # the bookkeeper
 
     def _keep_books(self) -> None:
         while not self._stop.is_set():

@@ -22,13 +22,13 @@ if sys.platform == "win32":
             """Whether a write of `PIPE_BUF` bytes would not wait."""
             return False
 
-    class Takes:
+    class ServerInput:
         """Writes to a pipe wait in the system on Windows, so that there is nothing to wait for here."""
 
         def __init__(self, fd: int) -> None:
             del fd
 
-        def wait(self, fd: int, client: int, meanwhile: Callable[[], bool]) -> None:
+        def wait(self, client: int, meanwhile: Callable[[], bool]) -> None:
             """Nothing to wait for."""
 
     def has_bytes(fd: int) -> bool:
@@ -55,35 +55,35 @@ else:
             """Whether a write of `PIPE_BUF` bytes would not wait."""
             return any(event & select.POLLOUT for _, event in self._poll.poll(0))
 
-    class Takes:
-        """Makes writes to a pipe not wait, so that their writer can wait for more than the pipe.
+    class ServerInput:
+        """The pipe to the server. A write to it never waits, so that the writer can do something else while the pipe is full.
 
         Args:
             fd: The pipe.
         """
 
         def __init__(self, fd: int) -> None:
+            self._fd = fd
             os.set_blocking(fd, False)
 
-        def wait(self, fd: int, client: int, meanwhile: Callable[[], bool]) -> None:
-            """Wait until `fd` takes bytes, or its reader is gone.
+        def wait(self, client: int, meanwhile: Callable[[], bool]) -> None:
+            """Wait until the pipe takes bytes, or the server has closed it.
 
             Args:
-                fd: The pipe.
                 client: Where the client writes to us.
                 meanwhile: Done while we wait; again at once as long as it says that it did something.
 
             Raises:
-                ConnectionAbortedError: The client's end of `client` is closed, and the reader has not taken a byte for
+                ConnectionAbortedError: The client has closed its end of `client`, and the server has not taken a byte for
                     `STUCK_S` since.
             """
             poll = select.poll()
-            poll.register(fd, select.POLLOUT)
+            poll.register(self._fd, select.POLLOUT)
             poll.register(client, 0)  # for its end, which is always told
             deadline = float("inf")
             while time.monotonic() < deadline:
                 told = dict(poll.poll(0 if meanwhile() else LOOK_S * 1000))
-                if fd in told:
+                if self._fd in told:
                     return
                 if client in told:
                     poll.unregister(client)

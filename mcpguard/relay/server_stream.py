@@ -15,10 +15,10 @@ MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 
 
 class ServerStream:
-    """The server's output, read by one pump, and read ahead of it where nothing else would go on.
+    """The server's output, read by the pump down, and read ahead of it by the pump up where nothing would go on otherwise.
 
-    A client that writes thousands of calls before it reads one leaves no room for their answers. The pump then waits for the
-    client, the server for the pump, and whoever writes to the server for the server: that one reads ahead meanwhile.
+    A client that writes thousands of calls before it reads an answer leaves no room for answers. Then the pump down waits for
+    the client, the server for that pump, and the pump up for the server. So the pump up reads ahead, and all of them go on.
 
     Args:
         fd: Our end of the server's standard output.
@@ -31,7 +31,7 @@ class ServerStream:
         self._held_bytes = 0
 
     def read(self) -> bytes:
-        """Some of what comes next; empty at the end. For the pump.
+        """Some of what comes next; empty at the end. For the pump down.
 
         Raises:
             OSError: The stream is broken.
@@ -44,7 +44,7 @@ class ServerStream:
             return chunk
 
     def read_ahead(self) -> bool:
-        """Read some for the pump to come if that is busy with what it has; whether there was any. Does not wait."""
+        """Read some in advance if the pump down is busy with what it has; whether there was any. Does not wait."""
         if self._held_bytes >= MAX_HELD_BYTES or not self._reading.acquire(blocking=False):
             return False
         try:

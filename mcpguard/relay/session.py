@@ -102,7 +102,7 @@ class Life:
             self._wait(lambda: child.poll() is not None)
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until something is true that a signal or the end of a stream makes true; False if it took too long."""
+        """Wait until `done`, which a signal or the end of a stream brings about; False if that took too long."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not done():
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -9,7 +9,7 @@ if sys.platform == "win32":
     TICK_S = 0.2
 
     class Wake:
-        """A queue, looked at every `TICK_S`: on Windows no signal ends the wait for a lock."""
+        """A queue that is looked at every `TICK_S`, since on Windows no signal ends the wait for a lock."""
 
         def __init__(self) -> None:
             self._queue: SimpleQueue[None] = SimpleQueue()

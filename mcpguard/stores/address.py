@@ -53,8 +53,10 @@ class Address(Protocol):
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """Note which agent makes a call, for the store's users, without opening the whole of it.
 
+        A note that cannot be written in time may be dropped without an error: a hook has nobody to tell.
+
         Raises:
-            Exception: It could not be written in time.
+            Exception: It could not be written.
         """
 
 

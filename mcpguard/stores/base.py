@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Journal, Outcome, Row, record
+from mcpguard.core.audit import Outcome, Row, record
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict, verdict
@@ -38,12 +39,12 @@ class Held(NamedTuple):
 class Store(Protocol):
     """Counters and audit. One thread at a time, but for `tend`, which may run beside the others.
 
-    Every method raises `StoreUnavailable` where it cannot do what it promises; then it has done nothing, to the journal
-    neither.
+    Every method raises `StoreUnavailable` where it cannot do what it promises. Then it has changed nothing, and the
+    journal is as it was.
     """
 
     warnings: tuple[str, ...]
-    """What whoever set the store up should know: one line each, for people."""
+    """What is amiss with the store's set-up, for whoever is in charge of it: a line each."""
 
     @property
     def args_key(self) -> bytes:
@@ -183,14 +184,14 @@ class MemoryStore:
         wall: Wall-clock time, for the audit.
     """
 
+    restless = False
+    warnings: tuple[str, ...] = ()
+
     def __init__(self, memory: Memory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
         self._memory = memory or Memory()
         self._clock = clock
         self._wall = wall
         self.args_key = self._memory.args_key
-
-    restless = False
-    warnings: tuple[str, ...] = ()
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""

@@ -2,7 +2,7 @@
 
 A decision writes its audit row and nothing else; the row tells what was charged, and when. Replayed in order on the snapshot,
 the rows give the very logs that the deciders had. Folding moves the snapshot on to the newest row. A barrier is a row after
-which nothing may be remembered: the snapshot was changed by something else than charges, or words that rows refer to are gone.
+which nothing may be remembered: something else than charges changed the snapshot, or texts that rows refer to are gone.
 """
 
 import json
@@ -32,14 +32,14 @@ _NONE_KNOWN: Final[Mapping[int, State]] = {}
 _CATCH_UP_AT_MOST: Final = 512
 """Rows of others that are replayed on what is remembered; beyond it is quicker to begin anew."""
 
-_CHARGED: Final = """
+_CHARGED_ROWS: Final = """
     SELECT a.charged_us, f.json FROM audit a LEFT JOIN fragment f ON f.id = a.charged
     WHERE a.id > ? AND a.charged IS NOT NULL ORDER BY a.id
 """
-_WORDS: Final = """
+_CHARGES: Final = """
     SELECT json FROM fragment WHERE id IN (SELECT charged FROM audit WHERE id > ?)
 """
-"""What the rows after a place were charged on, each once."""
+"""What the rows after a place were charged on, as `charges` has it, each text once."""
 
 _BARRIER: Final = "INSERT INTO audit (time_us, seq, decision, context, charged) VALUES (?, 0, 'barrier', 0, 0)"
 
@@ -118,12 +118,12 @@ def unfolded(db: sqlite3.Connection, known: Mapping[int, State] = _NONE_KNOWN) -
         known: Logs as they are after the newest row. If all that change are among them nothing is replayed.
     """
     since = folded(db)
-    touched = {key for (text,) in db.execute(_WORDS, (since,)) for key, _, _ in _parsed(text)}
+    touched = {key for (text,) in db.execute(_CHARGES, (since,)) for key, _, _ in _parsed(text)}
     if touched <= known.keys():
         states = {key: known[key] for key in touched}
     else:
         states = read(db, touched)
-        replay(states, db.execute(_CHARGED, (since,)))
+        replay(states, db.execute(_CHARGED_ROWS, (since,)))
     return Fold(since, newest(db), states)
 
 
@@ -180,7 +180,7 @@ class Remembered:
         if place == self.seen:
             return False
         if self.states or len(self.numbers) > 1:
-            rows = db.execute(_CHARGED, (self.seen,)).fetchall() if 0 < place - self.seen <= _CATCH_UP_AT_MOST else None
+            rows = db.execute(_CHARGED_ROWS, (self.seen,)).fetchall() if 0 < place - self.seen <= _CATCH_UP_AT_MOST else None
             if rows is None or any(text is None for _, text in rows) or not self._follows(db):
                 self.forget()
             else:

@@ -1,4 +1,4 @@
-"""A bad day for a store: what happens to calls while it does not answer, and how it is taken up again.
+"""A store that may fail: what happens to calls while it does not answer, and how it is taken up again.
 
 The first failure opens a breaker: no later call waits. The bookkeeper's thread probes every one to five seconds; when the
 store answers again it gets what it is owed, and decides again.
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
@@ -36,7 +37,7 @@ _STORE_BITS: Final = 128
 class FailoverStore:
     """A store that never raises on a call's path.
 
-    Opening, probing and writing back wait in other threads than a call's, which loses its budget to a store at most once.
+    Opening, probing and writing back wait in threads of their own: a call waits for a failing store once at the most.
 
     Args:
         reopen: Opens the real store; raises `StoreUnavailable` if it cannot.
@@ -47,6 +48,8 @@ class FailoverStore:
         clock: A monotone clock, for the breaker and for local counting.
         wall: Wall-clock time, for the audit.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -70,14 +73,12 @@ class FailoverStore:
         self._failure = NOT_IN_TIME
         self._spool = Spool()
         self._meanwhile = Meanwhile(mode, self._spool)
-        self._stores = 0
+        self._stores = 0  # how many stores came before this one, each with rows of its own
         self._args_key = b""
         self._tending = threading.Lock()
         self._probe_us = 0
         self._starting = True  # nobody has needed the store yet
         self._opening: Opening | None = Opening(reopen)
-
-    warnings: tuple[str, ...] = ()
 
     @property
     def args_key(self) -> bytes:

@@ -61,7 +61,7 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
         sqlite3.DatabaseError: Likewise.
     """
     pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-    there_bytes = size_bytes(path) + size_bytes(path.with_name(path.name + "-wal"))
+    there_bytes = size_bytes(path) + log_bytes(path)
     if path in _suspects or pages * page_bytes > there_bytes:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
@@ -75,3 +75,8 @@ def size_bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def log_bytes(path: Path) -> int:
+    """The size of a database's write-ahead log; 0 if it has none."""
+    return size_bytes(path.with_name(path.name + "-wal"))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Journal
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Plan
 from mcpguard.core.verdict import Charge, Verdict, verdict

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
-from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.queue import queue_of
 
 _BATCH: Final = 500
 
@@ -31,11 +31,11 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
         Whether it was written; it is not if the queue took too long.
 
     Raises:
-        OSError, sqlite3.Error: The file is missing, no store, or of an older program, or cannot be written.
+        OSError, sqlite3.Error: The file is missing, is no store, is of an older program, or cannot be written.
     """
     deadline_s = time.monotonic() + timeout_s
     path.stat()  # before the queue's file is made beside it
-    with contextlib.closing(QueueLock(path.with_name(path.name + "-queue"))) as queue:
+    with contextlib.closing(queue_of(path)) as queue:
         if not queue.acquire(timeout_s):
             return False
         try:

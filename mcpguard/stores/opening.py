@@ -1,4 +1,4 @@
-"""An attempt to open a store that nobody waits for longer than he wants to."""
+"""Opening a store in the background: whoever needs it decides how long to wait."""
 
 import threading
 from collections.abc import Callable

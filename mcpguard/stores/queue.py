@@ -132,6 +132,15 @@ class QueueLock:
                     _unlock(self._fd)
 
 
+def queue_of(database: Path) -> QueueLock:
+    """The queue before a database; its file lies beside the database's.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return QueueLock(database.with_name(database.name + "-queue"))
+
+
 class SharedHold:
     """A shared lock on a file, held until it is closed, that one process may try to have alone.
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.core import limiter
@@ -56,12 +56,13 @@ class Spool:
         self._handles: dict[int, int] = {}
         self._newest = 0
 
-    def admit(self, charge: Charge, charged: Iterable[int], now_us: int) -> None:
+    def admit(self, charge: Charge, charged: Container[int], now_us: int) -> None:
         """Note that a call was charged on the counters with these ids."""
         for at, counter in enumerate(charge.plan.counters):
             if counter.id in charged:
                 most = max(limit.n for limit in charge.plan.limits if limit.counter == at)
                 log = limiter.live(self.owed.get(counter.id, (counter, EMPTY))[1], counter.window_us, now_us)
+                # Of the limit it matters only whether admissions have entries of their own
                 log = limiter.charge(log, EXACT if most <= EXACT else EXACT + 1, counter.window_us, now_us)
                 self.owed[counter.id] = (counter, log)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core import audit, limiter
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
 from mcpguard.core.verdict import Charge, Verdict
@@ -292,7 +293,7 @@ class SqliteStore:
 
 @contextlib.contextmanager
 def _taken_back(journal: Journal) -> Iterator[None]:
-    """What the journal did last is undone if the transaction that it was for fails."""
+    """Undo what the journal did last if the transaction that it was for fails."""
     try:
         yield
     except BaseException:

@@ -13,11 +13,11 @@ from mcpguard.stores.base import Clock
 from mcpguard.stores.files import open_private, private_folder, refuse_network
 from mcpguard.stores.integrity import check_file, check_pages, damaged, identity, let_go, size_bytes
 from mcpguard.stores.migrations import migrate
-from mcpguard.stores.queue import QueueLock, SharedHold
+from mcpguard.stores.queue import SharedHold, queue_of
 from mcpguard.stores.upkeep import PAGE_BYTES
 
 OPEN_TIMEOUT_S: Final = 2.0
-"""How long opening waits at least for others that create, migrate or close the file; no call waits for it."""
+"""How long opening waits, at least, for others that make, migrate or close the file; no call waits for it."""
 
 
 class SqliteFile:
@@ -41,7 +41,7 @@ class SqliteFile:
         with contextlib.ExitStack() as undo, self.reported():
             private_folder(path.parent)
             refuse_network(path.parent)
-            self.queue = QueueLock(path.with_name(path.name + "-queue"))
+            self.queue = queue_of(path)
             undo.callback(self.queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))
             undo.callback(self._hold.close)
@@ -136,7 +136,7 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
-        """Failures of the database and the system become what the user can be told."""
+        """Turn failures of the database and the system into what the user can be told."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:

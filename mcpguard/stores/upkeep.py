@@ -3,14 +3,15 @@
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from mcpguard.core.audit import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import counters, notes
-from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.integrity import log_bytes
+from mcpguard.stores.queue import queue_of
 
 PAGE_BYTES: Final = 1024
 """Small pages: a decision touches few bytes of many pages, and each page touched goes to the log whole."""
@@ -91,7 +92,7 @@ class Upkeep:
         try:
             prune = self._pruned_us is None or now_us - self._pruned_us > PRUNE_EVERY_US
             fold = newest - self.folded >= (1 if prune else counters.FOLD_EVERY)
-            if fold or prune or self._log_bytes() > CHECKPOINT_BYTES:
+            if fold or prune or log_bytes(self._path) > CHECKPOINT_BYTES:
                 with self._connected() as db:
                     if fold:
                         self._fold(db)
@@ -110,17 +111,11 @@ class Upkeep:
             db.execute("PRAGMA synchronous = NORMAL")  # a turn does not wait for the disk: what upkeep writes can be done again
             yield db
 
-    def _log_bytes(self) -> int:
-        try:
-            return self._path.with_name(self._path.name + "-wal").stat().st_size
-        except OSError:
-            return 0
-
     def _checkpoint(self, db: sqlite3.Connection) -> None:
-        if self._log_bytes() <= CHECKPOINT_BYTES:
+        if log_bytes(self._path) <= CHECKPOINT_BYTES:
             return
         db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        if self._log_bytes() > TRUNCATE_BYTES:
+        if log_bytes(self._path) > TRUNCATE_BYTES:
             with self._turn():
                 db.execute("PRAGMA busy_timeout = 0")  # whoever reads an old state may do so for hours
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -141,7 +136,7 @@ class Upkeep:
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """A turn in the queue; by a lock of our own, since another thread may be deciding."""
-        queue = QueueLock(self._path.with_name(self._path.name + "-queue"))
+        queue = queue_of(self._path)
         try:
             if not queue.acquire(TURN_TIMEOUT_S):
                 raise StoreUnavailable(f"{self._path} did not come free in time", "another process holds its lock")
@@ -176,7 +171,7 @@ class Upkeep:
         return max(too_many, own / _LEAST_SHARE) if too_many > 0 else 0
 
     def _prune_rows(self, db: sqlite3.Connection, wall_us: int, *, before_us: int = 0, size: float = 0) -> bool:
-        """Drop the namespace's oldest rows, those before a time and as many as have a size; whether there were any.
+        """Drop the namespace's oldest rows: all from before a time, and more until they have a size. Whether there were any.
 
         Never the newest of all: row numbers must not be used twice.
         """
@@ -185,28 +180,25 @@ class Upkeep:
         if newest <= self._past:  # somebody has emptied the audit, and numbers begin anew
             self._past = 0
         while rows := db.execute(_OLDEST, (self._mark, self._past)).fetchall():
-            some: list[tuple[int]] = []
-            some_bytes = 0
-            for place, time_us, row_bytes in rows:
-                if (time_us >= before_us and some_bytes >= size) or some_bytes > _BATCH_BYTES:
-                    break
-                some.append((place,))
-                some_bytes += row_bytes
             self._past = rows[0][0] - 1
+            some, some_bytes = _to_go(rows, before_us, size)
             if not some:
                 break
-            with self._turn(), db:
-                db.execute("BEGIN IMMEDIATE")
-                self.folded = counters.fold(db)
-                db.executemany("DELETE FROM audit WHERE id = ?", some)
-                db.executemany("DELETE FROM outcome WHERE id = ?", some)
-                if db.execute("SELECT 1 FROM audit WHERE id < ?", some[-1]).fetchone():
-                    counters.set_barrier(db, wall_us)  # others' rows are left in between: nobody can see what is missing
+            self._drop_rows(db, some, wall_us)
             pruned = True
             size -= some_bytes
-        else:  # none is left of those that were there
+        else:  # the namespace has no row before the newest
             self._past = newest - 1
         return pruned
+
+    def _drop_rows(self, db: sqlite3.Connection, some: list[tuple[int]], wall_us: int) -> None:
+        with self._turn(), db:
+            db.execute("BEGIN IMMEDIATE")
+            self.folded = counters.fold(db)
+            db.executemany("DELETE FROM audit WHERE id = ?", some)
+            db.executemany("DELETE FROM outcome WHERE id = ?", some)
+            if db.execute("SELECT 1 FROM audit WHERE id < ?", some[-1]).fetchone():
+                counters.set_barrier(db, wall_us)  # others' rows are left in between: nobody can see what is missing
 
     def _prune_counters(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
         """Drop the counters whose windows have passed. They are looked for outside the turns."""
@@ -236,3 +228,21 @@ class Upkeep:
                 some = [key for key in idle[at : at + _BATCH] if key[0] not in used]
                 if db.executemany("DELETE FROM fragment WHERE id = ?", some).rowcount > 0:
                     counters.set_barrier(db, wall_us)
+
+
+def _to_go(rows: Sequence[tuple[int, int, int]], before_us: int, size: float) -> tuple[list[tuple[int]], int]:
+    """Those of the oldest rows that go in one turn, and their size together.
+
+    Args:
+        rows: Place, time and size of each, oldest first.
+        before_us: All rows from before this time go.
+        size: Of later ones as many go as it takes for this size.
+    """
+    some: list[tuple[int]] = []
+    some_bytes = 0
+    for place, time_us, row_bytes in rows:
+        if (time_us >= before_us and some_bytes >= size) or some_bytes > _BATCH_BYTES:
+            break
+        some.append((place,))
+        some_bytes += row_bytes
+    return some, some_bytes

@@ -2,8 +2,9 @@
 
 from collections import Counter
 
-from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.audit import Outcome
 from mcpguard.core.frames import read
+from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
 from tests.contract.conftest import Place
 from tests.core.build import Session, call_line, identity

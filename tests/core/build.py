@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mcpguard.core.answers import AnswerLines
-from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.audit import Outcome
 from mcpguard.core.frames import Frame, Refusal, read
 from mcpguard.core.guard import Forward, Guard, Reply
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mcpguard.core.audit import (
     MEMBERS,
-    Journal,
     Row,
     args_hash,
     line,
@@ -25,6 +24,7 @@ from mcpguard.core.audit import (
     summary,
 )
 from mcpguard.core.digest import cut
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge, Verdict

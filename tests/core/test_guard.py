@@ -295,7 +295,7 @@ def test_free_retries_with_long_states_and_names_take_little_memory() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x" * 100_000, 1))
     asks(talk, 1, "s" * 100_000)
-    assert len(repr(talk.guard._tickets)) < 1000
+    assert len(repr(talk.guard._retries._waiting)) < 1000
     talk.client(call_line("x" * 100_000, 2, requestState="s" * 100_000))
     assert talk.records[-1]["decision"] == "continued"
 
@@ -377,7 +377,7 @@ def test_free_retries_that_nobody_takes_are_bounded_and_the_oldest_is_forgotten(
     for at in range(1100):
         talk.client(call_line("x", at))
         asks(talk, at, f"s{at}")
-    assert len(talk.guard._tickets) == 1024
+    assert len(talk.guard._retries._waiting) == 1024
     talk.client(call_line("x", 2000, requestState="s0"), call_line("x", 2001, requestState="s1099"))
     assert ids(talk.to_client) == [2000]
 

@@ -3,7 +3,7 @@
 import random
 from copy import copy
 
-from mcpguard.core.audit import Journal
+from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Charge, Verdict
 from tests.core.build import WALL_US, Talk
 

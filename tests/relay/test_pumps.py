@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Journal, Outcome
+from mcpguard.core.audit import Outcome
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict

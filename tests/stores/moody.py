@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict

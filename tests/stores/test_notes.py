@@ -101,7 +101,7 @@ def test_the_database_is_waited_for_no_longer_than_the_queue_left_time_for(
         waits.append(timeout)
         return sqlite3.Connection(file, timeout=timeout, **options)
 
-    monkeypatch.setattr("mcpguard.stores.notes.QueueLock", Slow)
+    monkeypatch.setattr("mcpguard.stores.queue.QueueLock", Slow)
     monkeypatch.setattr("mcpguard.stores.notes.time.monotonic", lambda: now_s[0])
     monkeypatch.setattr("mcpguard.stores.notes.sqlite3.connect", connect)
     assert leave(path, timeout_s=1.0)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Journal, Outcome, Row
+from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Journal
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge

@@ -110,7 +110,7 @@ local function verdict(limits, admitted, held, exceeded)
   return word, longest, count, math.max(0, n - count), wait
 end
 
--- core/audit.Journal: how often this session was denied on a counter since it last admitted
+-- core/journal.Journal: how often this session was denied on a counter since it last admitted
 local function with_denials(limits, word, reported, count, exceeded, remembered)
   if word == 'rate_limited' then
     local counted = {}

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from mcpguard.core.audit import Journal, compact, fragment
+from mcpguard.core.audit import compact, fragment
+from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Counter, Plan
-from mcpguard.core.verdict import Charge, Verdict, Word
+from mcpguard.core.verdict import Charge, Decided, Verdict
 from mcpguard.stores.redis import rows, states
 
 _TOLD: Final = 6
-"""What the script says of each call, beside the limits that had no room."""
+"""How many values the script returns for each call, not counting the limits that had no room."""
 
 _LIMIT: Final = struct.Struct("<qqIII")
 
-_WORDS: Final[dict[bytes, Word]] = {
+_DECIDED: Final[dict[bytes, Decided]] = {
     b"allowed": "allowed",
     b"rate_limited": "rate_limited",
     b"denied": "denied",
@@ -39,11 +40,11 @@ def named(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], 
 
 
 deadline: Final = struct.Struct("<qq").pack
-"""The second argument: when the server may no more begin to decide, in its own time, and the session's newest row number."""
+"""The second argument: until when, by its own clock, the server may begin to decide; and the session's newest row number."""
 
 
 def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
-    """What `charge.lua` is told of each call."""
+    """The rest of what `charge.lua` is sent: two strings for each call."""
     place = {counter.id: at for at, counter in enumerate(counters, 1)}
     told: list[bytes | str] = []
     for charge in charges:
@@ -59,7 +60,7 @@ def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: J
 
 @lru_cache(maxsize=512)
 def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
-    """A plan's limits: how many, the window, the script's counter (0: none), the rule, if only reported, its words, a NUL."""
+    """A plan's limits. Of each: n, window, counter in the script (0: none), rule, whether it only reports, words, a NUL."""
     return b"".join(
         [
             _LIMIT.pack(limit.n, limit.window_us, places[limit.counter] if limit.n else 0, limit.rule, limit.observe)
@@ -71,14 +72,14 @@ def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
 
 
 def verdicts_of(charges: Sequence[Charge], told: Sequence[Any]) -> list[Verdict]:
-    """What `charge.lua` says of each call."""
+    """The verdicts that `charge.lua` has returned on these charges, in order."""
     found: list[Verdict] = []
     here = 0
     for charge in charges:
         entry_id, word, at, count, wait_us, full = told[here : here + _TOLD]
         here += _TOLD + 2 * full
         limits = charge.plan.reported
-        one = Verdict(charge.decided or _WORDS[word], row=None if entry_id is None else rows.place(entry_id))
+        one = Verdict(charge.decided or _DECIDED[word], row=None if entry_id is None else rows.place(entry_id))
         if at:
             one.reported = limits[at - 1]
             one.count = count

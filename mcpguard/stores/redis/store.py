@@ -14,8 +14,9 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from mcpguard.core import limiter, policy
-from mcpguard.core.audit import Journal, Outcome, Row, compact, session_of
+from mcpguard.core.audit import Outcome, Row, compact, session_of
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
@@ -109,8 +110,7 @@ class RedisStore:
     def _begin(self, deadline_s: float) -> None:
         """What every connection begins with: will this server do, and what do all who use it share?"""
         *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        seconds, us = self._link.checked(server_time)
-        self._note_time(int(seconds) * 1_000_000 + int(us))
+        self._note_time(_time_us(self._link.checked(server_time)))
         self.warnings = checks.judged(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
@@ -306,8 +306,8 @@ class RedisStore:
         labels = list(index.items())
         for at in range(0, len(labels), _BATCH):
             some = labels[at : at + _BATCH]
-            values, (seconds, us) = self._ask(("MGET", *(self._counter_key(int(key)) for key, _ in some)), ("TIME",))
-            now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
+            values, time_there = self._ask(("MGET", *(self._counter_key(int(key)) for key, _ in some)), ("TIME",))
+            now_us = self._clock() if self._clock else _time_us(time_there)
             for (_, name), value in zip(some, values, strict=True):
                 label = name.decode()
                 used = limiter.used(limiter.live(states.log(value), policy.window_of(label), now_us))
@@ -329,8 +329,8 @@ class RedisStore:
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
         asked = [("MGET", *(self._counter_key(counter.id) for counter in counters))] if counters else []
-        (seconds, us), *values = self._ask(("TIME",), *asked)
-        now_us = self._clock() if self._clock else int(seconds) * 1_000_000 + int(us)
+        time_there, *values = self._ask(("TIME",), *asked)
+        now_us = self._clock() if self._clock else _time_us(time_there)
         return [states.log(value) for value in (values[0] if values else ())], now_us
 
     def note_agent(self, namespace: str, note: AgentNote) -> None:
@@ -355,3 +355,9 @@ class RedisStore:
     def close(self) -> None:
         """See `Store`."""
         self._link.close()
+
+
+def _time_us(reply: Sequence[bytes]) -> int:
+    """What a server has answered to `TIME`, as one number."""
+    seconds, us = reply
+    return int(seconds) * 1_000_000 + int(us)

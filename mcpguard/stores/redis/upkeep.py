@@ -6,6 +6,7 @@ from typing import Any, Final
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.rows import BUCKET_MS, bucket, place
+from mcpguard.stores.redis.states import counter_key
 
 EVERY_MS: Final = 60_000
 """How often; one wrapper does it for all."""
@@ -115,7 +116,7 @@ class Upkeep:
         while True:
             cursor, found = self._ask(link, ("HSCAN", index, cursor, "COUNT", 500))
             if found:
-                keys = [f"{self._prefix}counter:{one.decode()}" for one in found[::2]]
+                keys = [counter_key(self._prefix, int(one)) for one in found[::2]]
                 self._ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
             if cursor == b"0":
                 return
