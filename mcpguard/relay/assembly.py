@@ -6,7 +6,7 @@ from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.audit import quoted, summary
+from mcpguard.core.audit import plural, quoted, summary
 from mcpguard.core.digest import cut
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
@@ -88,7 +88,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
 
 def _introduce(console: Console, guard: Guard, policy: Policy | PolicyError, *, user: str, where: str, store: str) -> None:
     """Say who calls, by which policy, and where it is counted; and if no rule is for such an agent."""
-    rules = f"{len(policy.rules)} rules" if isinstance(policy, Policy) else f"no policy: {policy.message}"
+    rules = plural(len(policy.rules), "rule") if isinstance(policy, Policy) else f"no policy: {policy.message}"
     names = {"server": guard.identity.server, "user": user, "agent": guard.agent}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
     console.line(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")

@@ -250,7 +250,7 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
         assert host.end() == 0
         first, *others = [line for line in host.err.splitlines() if line.startswith("mcpguard: ")]
     assert " server=crm user=alice agent=unknown::interactive::default " in first
-    assert f" policy={file} (1 rules) store={tmp_path}/mcpguard.db" in first
+    assert f" policy={file} (1 rule) store={tmp_path}/mcpguard.db" in first
     assert others[0].startswith("mcpguard: rate_limited axis=user user=alice ")
     assert " tool=search limit=1/1h count=2 retry_after=3600s" in others[0]
     assert others[-1] == "mcpguard: 3 calls: 2 rate_limited (user 2), 1 allowed"
