@@ -154,7 +154,7 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     """
     try:
         text = line.decode()
-        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(line):
             return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
         start = _end_of_space(text, 0)
         value, end = skim(text, start, _value, _object, most=MAX_BATCH) if is_heavy(line) else _value(text, start)
@@ -205,16 +205,17 @@ def _members(text: str) -> Iterator[str]:
             yield text[start:end]
 
 
-def _depth(line: bytes) -> int:
-    deepest = depth = 0
+def _is_too_deep(line: bytes) -> bool:
+    depth = 0
     for match in _BRACKETS.finditer(line):
         token = match.group()
         if token in b"[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                return True
         elif token in b"]}":
             depth -= 1
-    return deepest
+    return False
 
 
 def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:

@@ -101,6 +101,10 @@ def test_steps_grow_no_faster_than_the_line(shape: Callable[[int], bytes]) -> No
     assert _steps(shape(1 << 16)) <= 4.5 * _steps(shape(1 << 14)) + 200
 
 
+def test_a_line_is_read_no_further_than_where_it_is_too_deep() -> None:
+    assert _steps(b"[" * (1 << 16)) == _steps(b"[" * (1 << 10))
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_long_line_comes_to_an_end(shape: Callable[[int], bytes]) -> None:
     _write(shape(1 << 20))  # quadratic work would take hours
