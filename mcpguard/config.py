@@ -234,6 +234,8 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
 def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
     try:
         text = file.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise ConfigError(f"{file}: begins with a byte order mark", "save it as UTF-8 without one")
         import tomllib  # loaded before the server is started, so only where there is a file
 
         return tomllib.loads(text)
@@ -243,6 +245,8 @@ def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
         return {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it is a file in TOML") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8", "it is a file in TOML, saved as UTF-8") from error
     except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
         raise ConfigError(f"{file}: not TOML: {error}", "text stands in quotes, tables in [brackets]") from error
 
@@ -253,7 +257,8 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
     if key in _RANGES:
         low, high = _RANGES[key]
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"{key} = {low * 2}")
+            usual = Settings._field_defaults[key]
+            raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"{key} = {usual}")
     elif key.startswith("trust_"):
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
