@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mcpguard.core.policy import Policy
-from mcpguard.core.policy_parse import STARTER, parse
+from mcpguard.core.policy_parse import STARTER, parse, text_of
 from mcpguard.errors import PolicyError
 from mcpguard.followed_file import FollowedFile
 
@@ -45,9 +45,8 @@ class PolicyFile:
                 return PolicyError(f"{self.path}: no such file", "make one: mcpguard policy init")
             if isinstance(content, str):
                 return PolicyError(f"{self.path}: cannot be read: {content}", "a policy is a file in TOML")
-            policy = parse(content.decode(), source=str(self.path), observe=self._observe)
-        except UnicodeDecodeError:
-            return PolicyError(f"{self.path}: line 1: not UTF-8", "a policy is a file in TOML")
+            source = str(self.path)
+            policy = parse(text_of(content, source=source), source=source, observe=self._observe)
         except PolicyError as error:
             from mcpguard.core.redaction import redacted
 

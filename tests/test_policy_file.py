@@ -106,7 +106,8 @@ def test_a_file_behind_a_link_is_followed(path: Path) -> None:
         (b"", "line 1: the file is empty"),
         (b"# nothing\n", "line 1: the file is empty"),
         (b"[[rule]\n", "line 1: not TOML"),
-        (b'[[rule]]\nlimit = "\xff"\n', "line 1: not UTF-8"),
+        (b'[[rule]]\nlimit = "\xff"\n', "line 2: not UTF-8"),
+        (b"\xef\xbb\xbf" + b'[[rule]]\nlimit = "1/1h"\n', "line 1: begins with a byte order mark"),
         (b"[[rule]]\n", "line 1: rule 1: no limit"),
     ],
 )

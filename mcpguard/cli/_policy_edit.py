@@ -14,8 +14,9 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from mcpguard.core.policy import Policy, Rule
-from mcpguard.core.policy_parse import STARTER, parse, parse_rule
+from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
+from mcpguard.followed_file import FollowedFile
 from mcpguard.stores.files import private_folder
 
 if sys.platform != "win32":
@@ -81,14 +82,11 @@ def read(path: Path) -> str | None:
     Raises:
         PolicyError: It cannot be read.
     """
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot be read: {error.strerror or error}", "a policy is a file in TOML") from error
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{path}: line 1: not UTF-8", "a policy is a file in TOML") from error
+    file = FollowedFile(path)
+    file.look()
+    if isinstance(file.content, str):
+        raise PolicyError(f"{path}: cannot be read: {file.content}", "a policy is a file in TOML")
+    return None if file.content is None else text_of(file.content, source=str(path))
 
 
 def write(path: Path, text: str) -> None:

@@ -153,6 +153,10 @@ def _rule(table: dict[str, Any]) -> Rule:
     Raises:
         UsageError: It cannot be.
     """
+    for key, value in table.items():
+        for text in value if isinstance(value, list) else [value]:
+            if any("\ud800" <= char <= "\udfff" for char in text):  # how Python tells of bytes that are not UTF-8
+                raise UsageError(f"--{key}: {text!r} is not UTF-8, as a policy file has to be", "write a pattern with * for it")
     try:
         return parse_rule(table, where=_COMMAND_LINE)
     except PolicyError as error:

@@ -105,7 +105,26 @@ def _line_of(key: str, text: str) -> int:
     return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
+def text_of(content: bytes, *, source: str) -> str:
+    """The text of a policy file.
+
+    Args:
+        content: The file's bytes.
+        source: How errors name the file.
+
+    Raises:
+        PolicyError: They are not UTF-8. The message names file and line.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise PolicyError(f"{source}: line {line}: not UTF-8", "a policy is a file in TOML, saved as UTF-8") from error
+
+
 def _not_toml(error: Exception, source: str, text: str) -> tuple[str, str]:
+    if text.startswith("\ufeff"):
+        return f"{source}: line 1: begins with a byte order mark", "save the file as UTF-8 without one"
     words = str(error)
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
     line = int(found[1]) if found else text.count("\n") + 1

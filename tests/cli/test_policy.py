@@ -401,6 +401,30 @@ def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
     assert file.read_text() == BY_HAND
 
 
+@pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
+def test_set_refuses_what_no_policy_file_can_hold(tmp_path: Path, file: Path, option: str) -> None:
+    done = mcpguard(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 2)
+    assert done.stderr.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
+    assert file.read_text() == BY_HAND
+
+
+@pytest.mark.parametrize("verb", [["set", "1/1h"], ["unset"]], ids=["set", "unset"])
+def test_no_edit_waits_for_what_is_no_file(tmp_path: Path, verb: list[str]) -> None:
+    os.mkfifo(tmp_path / "policy.toml")
+    done = mcpguard(tmp_path, "policy", *verb, "--tool", "search")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert f"{tmp_path / 'policy.toml'}: cannot be read: not a regular file" in done.stderr
+
+
+def test_an_edit_of_a_file_in_another_encoding_names_the_line(tmp_path: Path, file: Path) -> None:
+    file.write_bytes(BY_HAND.replace("Ask Ines", "Ask Inés").encode("latin-1"))
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "search", "1/1h")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (78, f"mcpguard: {file}: line 1: not UTF-8")
+    file.write_bytes(BY_HAND.replace("in May", "in März").encode("latin-1"))
+    assert "line 9: not UTF-8" in mcpguard(tmp_path, "policy", "set", "--tool", "search", "1/1h").stderr
+
+
 def test_path_prints_the_path(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "path").stdout == f"{tmp_path / 'policy.toml'}\n"
     assert mcpguard(tmp_path, "policy", "path", MCPGUARD_POLICY="/a/b.toml").stdout == "/a/b.toml\n"
