@@ -200,7 +200,6 @@ class Policy:
         self.rules = rules
         self.digest = digest
         self.observe = observe
-        self._yields = [tuple(at for at, other in enumerate(rules) if rule.yields_to(other)) for rule in rules]
 
     def reaches_tier(self, tier: str) -> bool:
         """Whether a rule can match calls of agents of a tier; where none can, nothing limits them."""
@@ -218,14 +217,15 @@ class Policy:
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The places of the rules that match `call`, each with the place of the rule it yields to, if it does."""
         matched = [at for at, rule in enumerate(self.rules) if rule.matches(call)]
-        narrower = {at: next((w for w in self._yields[at] if w in matched), None) for at in matched}
+        rules = self.rules
+        narrower = {at: next((w for w in matched if rules[at].yields_to(rules[w])), None) for at in matched}
         standing = [at for at in matched if narrower[at] is None]
         result: list[tuple[int, int | None]] = []
         for at in matched:
             winner = narrower[at]
             if winner is None:
-                rule = self.rules[at]
-                winner = next((w for w in standing if w < at and rule.differs_in_role_or_scope_only(self.rules[w])), None)
+                rule = rules[at]
+                winner = next((w for w in standing if w < at and rule.differs_in_role_or_scope_only(rules[w])), None)
             result.append((at, winner))
         return result
 

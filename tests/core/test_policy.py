@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -396,6 +398,26 @@ def test_an_error_names_file_rule_and_field_and_says_what_would_be_right(text: s
 def test_rules_that_select_and_count_the_same_are_twins(first: str, second: str) -> None:
     with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
         parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
+
+
+def test_a_policy_costs_a_step_for_each_rule_and_no_more() -> None:
+    def steps(rules: int) -> int:
+        seen = 0
+
+        def count(_frame: FrameType, event: str, _arg: object) -> None:
+            nonlocal seen
+            seen += event in {"call", "c_call"}
+
+        text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(rules))
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            parse(text).plan(ALICE)
+        finally:
+            sys.setprofile(before)
+        return seen
+
+    assert steps(400) <= 4.5 * steps(100)
 
 
 def test_a_rule_of_its_own_is_named_as_its_caller_says() -> None:
