@@ -127,6 +127,10 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method".
 _unequal = re.compile("[\0\ud800-\udfff]").search
 
+_OTHERS_OWN: Final = ("__proto__", "$serde_json::private::")
+"""JavaScript's Object.assign takes the members of the one for its own; Rust's serde_json parses the text below the other, with
+its feature raw_value: `{"$serde_json::private::RawValue": "…"}` is to it whatever the text says, such as a call."""
+
 _RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 _RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
 
@@ -272,8 +276,10 @@ def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | No
     folded_reserved = {key.casefold() for key in reserved}
     seen = set()
     for key in obj:
-        if _unequal(key) or key == "__proto__":  # JavaScript's Object.assign takes that one's members for its own
-            return "U+0000, a lone surrogate or __proto__ in a key"
+        if _unequal(key):
+            return "U+0000 or a lone surrogate in a key"
+        if key.startswith(_OTHERS_OWN):
+            return "a key that has a meaning of its own for some parsers"
         folded = key.casefold()
         if folded in seen:
             return "two keys that differ in case alone"

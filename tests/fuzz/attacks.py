@@ -4,7 +4,10 @@ In `HIDDEN`, nothing of what is written may reach the server. In `EXPOSED` somet
 it. `COUNTED` look odd and are calls: they arrive and are paid for.
 """
 
+import json
 from typing import Final
+
+_SERDE: Final = "$serde_json::private::RawValue"
 
 CALL: Final = r'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"closed","arguments":{}}}'
 OPEN: Final = CALL.replace("closed", "open")
@@ -61,6 +64,7 @@ _IN_PARAMS: Final = {
     "its value with half a pair": _params(r'"name":"closed\ud800"'),
     "its value with the other half first": _params(r'"name":"\udc00closed"'),
     "its value a raw surrogate": _params('"name":"open"').replace("open", "closed\udc80"),
+    "text that serde_json reads as params": _params(json.dumps({_SERDE: '{"name":"closed"}'})[1:-1]),
     "a prototype in params": _params('"name":"open","__proto__":{"task":{"ttl":1}}'),
     "no name": _params('"arguments":{}'),
     "a name that is null": _params('"name":null'),
@@ -93,6 +97,10 @@ _IN_AN_ID: Final = {
     "a ping whose id is true": '{"id":true,"method":"ping"}',
     "two keys that nobody knows, in two cases": '{"id":1,"method":"ping","trace":1,"Trace":2}',
     "a response that is a call": '{"id":1,"result":{},"METHOD":"tools/call","params":{"name":"closed"}}',
+    "text that serde_json reads as JSON": json.dumps({_SERDE: CALL}),
+    "text that serde_json reads as JSON, by an escaped key": json.dumps({_SERDE: CALL}).replace("$", r"\u0024"),
+    "text in text that serde_json reads as JSON": json.dumps({_SERDE: json.dumps({_SERDE: CALL})}),
+    "text that serde_json reads as JSON, in a batch": f"[{json.dumps({_SERDE: CALL})}]",
     "a prototype": '{"id":1,"__proto__":{"method":"tools/call","params":{"name":"closed"}}}',
 }
 _AS_A_WHOLE: Final = {

@@ -109,8 +109,39 @@ def _whole(reader: Reader) -> Callable[[str], list[Value]]:
     return values
 
 
+_RAW: Final = "$serde_json::private::RawValue"
+
+
+def _not_raw(value: Value) -> Value:
+    """What a value is to Rust's `serde_json::Value` with the feature `raw_value`: the text below such a key is parsed.
+
+    Where that cannot be done the whole line is no message to it; then this is the value as it was.
+    """
+    read = value
+    while isinstance(read, Pairs) and len(read) == 1 and read[0][0] == _RAW:
+        text = read[0][1]
+        if not isinstance(text, str) or isinstance(text, Number):
+            return value
+        try:
+            read = STRICT.whole(text)
+        except ValueError:
+            return value
+    return read
+
+
+def _by_serde(line: str) -> list[Value]:
+    try:
+        value = _not_raw(STRICT.whole(line))
+    except ValueError:
+        return []
+    if isinstance(value, Pairs):
+        return [Pairs((name, _not_raw(one) if name == "params" else one) for name, one in value)]
+    return [[_not_raw(one) for one in value]] if _is_array(value) else [value]
+
+
 TAKERS: Final[dict[str, Callable[[str], list[Value]]]] = {
     "one strict value": _whole(STRICT),
+    "one strict value, raw ones parsed": _by_serde,
     "one lenient value": _whole(LENIENT),
     "every value": LENIENT.all,
 }

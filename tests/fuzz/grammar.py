@@ -36,7 +36,7 @@ BYTES = (
 )
 KEYS = (
     "jsonrpc", "id", "method", "params", "result", "error", "name", "arguments", "_meta", "task", "requestState",
-    "inputResponses", "__proto__", "constructor", "x", "uri",
+    "inputResponses", "__proto__", "$serde_json::private::RawValue", "constructor", "x", "uri",
 )
 # fmt: on
 ATTACKS = (*HIDDEN.values(), *(line.encode() for line in (EXPOSED | COUNTED).values()))
