@@ -233,6 +233,13 @@ def test_deep_nesting_in_a_line_that_does_not_even_parse_is_refused_in_linear_ti
 # What is refused
 
 
+@pytest.mark.parametrize("key", ["__proto__", "$serde_json::private::RawValue", "$serde_json::private::Number"])
+def test_a_key_that_some_parsers_give_a_meaning_of_its_own_is_refused_where_it_could_make_a_call(key: str) -> None:
+    assert refusal(f'{{"id":1,"{key}":"{{}}","method":"ping"}}').code == INVALID_REQUEST
+    assert refusal(f'{{"id":1,"method":"ping","params":{{"{key}":"{{}}"}}}}').code == INVALID_PARAMS
+    assert frame(f'{{"id":1,"method":"ping","params":{{"arguments":{{"{key}":"{{}}"}}}}}}').method == "ping"
+
+
 def call(params: str) -> str:
     return f'{{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{params}}}'
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core.policy import Call, Plan, Policy, Rate, Rule, glob, glob_agent
-from mcpguard.core.policy_parse import STARTER, parse, parse_limits, parse_rate, parse_rule
+from mcpguard.core.policy_parse import STARTER, parse, parse_limits, parse_rate, parse_rule, text_of
 from mcpguard.errors import ExitStatus, PolicyError
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -319,6 +319,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("", "p.toml: line 1: the file is empty", "remove it"),
         ("# only a comment", "p.toml: line 1: the file is empty", "write rules"),
         ("mode = 'observe'\nx y", "p.toml: line 2: not TOML: Expected '='", "in quotes"),
+        ("\ufeff[[rule]]\nlimit = 'deny'", "p.toml: line 1: begins with a byte order mark", "without one"),
         ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
         ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "in quotes"),
         ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
@@ -398,6 +399,12 @@ def test_an_error_names_file_rule_and_field_and_says_what_would_be_right(text: s
 def test_rules_that_select_and_count_the_same_are_twins(first: str, second: str) -> None:
     with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
         parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
+
+
+def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
+    assert text_of("# é\n".encode(), source="p.toml") == "# é\n"
+    with pytest.raises(PolicyError, match=r"^p\.toml: line 2: not UTF-8$"):
+        text_of("#\n# é\n".encode("latin-1"), source="p.toml")
 
 
 def test_a_policy_costs_a_step_for_each_rule_and_no_more() -> None:
