@@ -283,10 +283,15 @@ def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | No
         folded = key.casefold()
         if folded in seen:
             return "two keys that differ in case alone"
-        if folded in folded_reserved and key not in reserved:
+        if key not in reserved and (folded in folded_reserved or _joined(folded) in folded_reserved):
             return "a key that is a reserved one in other letters"
         seen.add(folded)
     return None
+
+
+def _joined(name: str) -> str:
+    """Without the underscores and dashes that Go's `encoding/json/v2` does not see either, where it ignores case."""
+    return name.replace("_", "").replace("-", "")
 
 
 def _fault_in_params(method: str | None, params: object) -> str | None:

@@ -201,6 +201,7 @@ KEYS: Final[dict[str, tuple[Lookup, Text]]] = {
     "the first key": (_first, _as_is),
     "any case, the last key": (_by(fold, _last), _as_is),
     "any case, the first key": (_by(fold, _first), _as_is),
+    "any case, underscores and dashes": (_by(lambda name: fold(name).replace("_", "").replace("-", ""), _first), _as_is),
     "any case by full folding": (_by(str.casefold, _last), _as_is),
     "C strings, the first key": (_by(_cut_at_nul, _first), _cut_at_nul),
     "C strings, any case, the last key": (_by(lambda name: fold(_cut_at_nul(name)), _last), _cut_at_nul),
