@@ -69,9 +69,11 @@ def claude_code(config_file: str | None, store: str | None) -> None:
           "PreToolUse": [
             {
               "matcher": "mcp__.*",
-              "hooks": [
-                { "type": "command", "command": "mcpguard hook claude-code", "timeout": 5 }
-              ]
+              "hooks": [{
+                "type": "command",
+                "command": "mcpguard hook claude-code",
+                "timeout": 5
+              }]
             }
           ]
         }

@@ -231,7 +231,7 @@ def explain(
     \b
     Examples:
       mcpguard policy explain --user bob@acme.com --tool search_customers
-      mcpguard policy explain --agent 'Claude Code::subagent::Explore' --tool search_customers --server crm
+      mcpguard policy explain --agent Cursor::background::nightly --tool search
       mcpguard policy explain --token --tool delete_user
     """
     from mcpguard.cli import _policy_why

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from mcpguard.core.digest import blake2b
@@ -129,7 +129,12 @@ def _not_toml(error: Exception, source: str, text: str) -> tuple[str, str]:
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
     line = int(found[1]) if found else text.count("\n") + 1
     reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
-    return f"{source}: line {line}: not TOML: {reason}", 'text stands in quotes: tool = "search", limit = "100/1h"'
+    hint = 'text stands in quotes: tool = "search", limit = "100/1h"'
+    if isinstance(error, RecursionError):
+        reason, hint = "nested too deeply", "only per, limit, role and scope are lists, of text"
+    elif reason.startswith("Cannot overwrite"):
+        hint = "each key stands once; begin each rule with a line [[rule]]"
+    return f"{source}: line {line}: not TOML: {reason}", hint
 
 
 def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
@@ -222,6 +227,11 @@ def _nearest_rate(text: str) -> str:
         unit = word if word in UNIT_SECONDS else _UNITS.get(word)
         if unit:
             return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
+    several = re.split(r"[\s,;]+", text.strip())
+    if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
+        return f"each limit is a text of its own: {' '.join(several)}"
+    if near := _closest(text.strip().lower(), ("deny", "unlimited")):
+        return f'did you mean "{near}"?'
     return 'a limit is calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
 
 
@@ -261,7 +271,9 @@ def _per(value: object, where: str) -> tuple[str, ...]:
         raise PolicyError(f"{where}: per: {value!r} is not a list", f"write {hint}")
     for axis in value:
         if axis not in AXES:
-            raise PolicyError(f"{where}: per: unknown axis {axis!r}", _nearest(str(axis), AXES))
+            near = None if axis in SELECTORS else _closest(str(axis), AXES)
+            hint = f"did you mean {near!r}?" if near else f"known: {' '.join(AXES)}"
+            raise PolicyError(f"{where}: per: unknown axis {axis!r}", hint)
     return tuple(axis for axis in AXES if axis in value)
 
 
@@ -271,9 +283,12 @@ def _mode(value: object, where: str) -> str:
     return str(value)
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def _nearest(word: str, known: Collection[str]) -> str:
+    near = _closest(word, known)
+    return f"did you mean {near!r}?" if near else f"known: {' '.join(known)}"
+
+
+def _closest(word: str, known: Collection[str]) -> str | None:
     import difflib  # on the way to an error only
 
-    names = list(known)
-    near = difflib.get_close_matches(word, names, 1, 0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {' '.join(names)}"
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)

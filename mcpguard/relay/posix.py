@@ -48,10 +48,12 @@ class Child:
         if failure:
             os.waitpid(self.pid, 0)
             number = int(failure)
-            what = "not a program for this system" if number == errno.ENOEXEC else os.strerror(number)
-            raise CommandError(
-                f"cannot run {self._command}: {what}", "a script needs a first line like #!/bin/sh", ExitStatus.NOT_EXECUTABLE
-            )
+            what, hint = os.strerror(number), "a script needs a first line like #!/bin/sh"
+            if number == errno.ENOEXEC:
+                what = "not a program for this system"
+            elif number == errno.ENOENT:  # the program itself is there: it was looked for
+                what, hint = "its interpreter is missing", "look at its first line, or at what it was built for"
+            raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
 
     def poll(self) -> int | None:
         """Its exit status if it has ended, as a shell has it: 128 + n for signal n."""

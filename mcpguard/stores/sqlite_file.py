@@ -41,6 +41,8 @@ class SqliteFile:
         with contextlib.ExitStack() as undo, self.reported():
             private_folder(path.parent)
             refuse_network(path.parent)
+            if path.is_dir():
+                raise StoreUnavailable(f"{path} is a folder", f"name a file in it, such as {path / 'mcpguard.db'}")
             self.queue = queue_of(path)
             undo.callback(self.queue.close)
             self._hold = SharedHold(path.with_name(path.name + "-clock"))

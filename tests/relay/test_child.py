@@ -108,15 +108,24 @@ def test_the_servers_path_is_the_one_that_is_searched(tmp_path: Path, start: Sta
     assert ended(child) == 0
 
 
-@pytest.mark.parametrize("text", ["echo hello\n", "#!/no/such/interpreter\n"])
-def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "what", "hint"),
+    [
+        ("echo hello\n", "not a program for this system", "#!/bin/sh"),
+        ("#!/no/such/interpreter\n", "its interpreter is missing", "its first line"),
+    ],
+)
+def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
+    tmp_path: Path, text: str, what: str, hint: str
+) -> None:
     child = spawn([script(tmp_path, text)], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
     os.close(child.stdin)
     os.close(child.stdout)
     assert caught.value.exit_status == 126
-    assert "#!/bin/sh" in caught.value.hint
+    assert what in caught.value.message
+    assert hint in caught.value.hint
     with pytest.raises(ChildProcessError):
         os.waitpid(child.pid, 0)
 

@@ -97,12 +97,13 @@ def test_each_file_has_a_key_of_its_own(tmp_path: Path) -> None:
         store.close()
 
 
-def test_a_path_that_is_a_folder_is_reported(path: Path) -> None:
-    path.mkdir(parents=True)
-    with pytest.raises(StoreUnavailable, match="cannot be used") as raised:
-        SqliteStore(path)
-    assert str(path) in raised.value.message
+def test_a_folder_in_place_of_the_file_is_said_and_nothing_is_put_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with pytest.raises(StoreUnavailable, match="state is a folder") as raised:
+        SqliteStore(tmp_path / "state")
+    assert "mcpguard.db" in raised.value.hint
     assert raised.value.exit_status == ExitStatus.STORE_UNAVAILABLE
+    assert [one.name for one in tmp_path.iterdir()] == ["state"]
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
