@@ -225,11 +225,14 @@ class FailoverStore:
             if self._opening.wait(timeout_s):
                 self._started()
             return
-        opening = self._opening
-        if opening is None:
-            if until_us is None and self._clock() < self._probe_us:
+        with self._switching:  # a call may be taking the first one up
+            if self._store is not None:
                 return
-            opening = self._opening = Opening(self._reopen)
+            opening = self._opening
+            if opening is None:
+                if until_us is None and self._clock() < self._probe_us:
+                    return
+                opening = self._opening = Opening(self._reopen)
         if not opening.wait(timeout_s):
             return
         with self._switching:  # a call that waits for the first one takes it

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from mcpguard.core.audit import Row
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.base import Memory, MemoryStore
 from mcpguard.stores.failover import PROBE_US, FailoverStore
@@ -221,3 +222,41 @@ def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_fro
     assert sorted(map(str, told)) == ["['allowed']", "tended"]
     assert [held.used for held in door.store.held()] == [1]
     door.store.close()
+
+
+def test_a_probe_while_the_first_call_writes_what_is_owed_opens_no_second_store() -> None:
+    place = Place()
+    door = Door(timeout_ms=1000 * ENOUGH_S)
+    opened: list[MemoryStore] = []
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(MemoryStore):
+        def append(self, rows: Sequence[Row]) -> list[int]:
+            writing.set()
+            assert go_on.wait(ENOUGH_S)
+            return super().append(rows)
+
+    def open_slow() -> MemoryStore:
+        assert door.go_on.wait(ENOUGH_S)
+        opened.append(Slow(door.memory, clock=door.time))
+        return opened[-1]
+
+    said: list[str] = []
+    store = FailoverStore(
+        open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
+    )
+    place.call()
+    store.append(place.memory.rows)  # it is not open yet, so that it is owed them
+    door.go_on.set()
+    session = Session(store, LIMIT_3)
+    call = threading.Thread(target=session.decisions, args=("x",))
+    call.start()
+    assert writing.wait(ENOUGH_S)
+    probe = threading.Thread(target=store.tend)
+    probe.start()
+    time.sleep(0.05)  # it waits, too
+    go_on.set()
+    for thread in (call, probe):
+        thread.join(ENOUGH_S)
+    assert (len(opened), said) == (1, [])
+    store.close()
