@@ -20,8 +20,18 @@ _kept: Final[dict[tuple[int, int], sqlite3.Connection]] = {}
 def let_go(db: sqlite3.Connection, path: Path) -> None:
     """Close a connection. Of a damaged file one stays open until the process ends: the last to close writes the log into it."""
     with contextlib.suppress(sqlite3.Error, OSError):
-        if not (path in _suspects and _kept.setdefault(identity(path), db) is db):
+        if path in _suspects and _kept.setdefault(identity(path), db) is db:
+            _keep_for_ever(db)
+        else:
             db.close()
+
+
+def _keep_for_ever(db: sqlite3.Connection) -> None:
+    """See to it that the interpreter does not close a connection when it ends: it would clear `_kept`, too."""
+    with contextlib.suppress(ImportError):  # a Python built without it
+        import ctypes  # for a damaged file only
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
 
 
 def identity(path: Path) -> tuple[int, int]:

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,8 +19,9 @@ from mcpguard.errors import ExitStatus, StoreUnavailable
 from mcpguard.stores import clock, counters, migrations, sqlite_file, upkeep
 from mcpguard.stores.counters import pack, unpack
 from mcpguard.stores.files import refuse_network
+from mcpguard.stores.integrity import log_bytes
 from mcpguard.stores.sqlite import SqliteStore
-from tests.core.build import WALL_US, Session, Time, identity
+from tests.core.build import TESTS, WALL_US, Session, Time, identity
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 
@@ -136,6 +140,23 @@ def test_damage_that_comes_later_is_reported_by_the_decision(path: Path, open_st
     damaged = path.read_bytes()
     with pytest.raises(StoreUnavailable, match=r"is damaged|cannot be used"):
         decisions(open_store(), 1)
+    assert path.read_bytes() == damaged
+
+
+def test_a_damaged_file_is_left_as_it_is_when_a_command_ends_that_has_found_it_so(path: Path) -> None:
+    """A command ends as Python programs do, which close what is still open."""
+    begin = f"import os; from tests.stores.test_sqlite import *; store = SqliteStore(Path({str(path)!r}))\n"
+    write = "decisions(store, 1); store._db.execute('PRAGMA wal_checkpoint'); decisions(store, 1); os._exit(0)"
+    subprocess.run([sys.executable, "-c", begin + write], check=True, cwd=TESTS.parent)
+    assert log_bytes(path) > 0
+    shutil.copy(path, path.with_name("copy"))
+    (page,) = ask(path.with_name("copy"), "SELECT rootpage FROM sqlite_schema WHERE name = 'snapshot'")[0]
+    with path.open("r+b") as file:
+        file.seek((int(str(page)) - 1) * upkeep.PAGE_BYTES)
+        file.write(b"\xff" * upkeep.PAGE_BYTES)
+    damaged = path.read_bytes()
+    read = "with pytest.raises(StoreUnavailable, match='is damaged'): store.held()\nstore.close()"
+    subprocess.run([sys.executable, "-c", begin + read], check=True, cwd=TESTS.parent)
     assert path.read_bytes() == damaged
 
 
