@@ -1,6 +1,6 @@
 """What a store on a server does beyond the contract: whom it shares with, what it forgets, what it says of the server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
 from mcpguard.stores.base import wall_us
 from mcpguard.stores.redis import rows, upkeep
-from mcpguard.stores.redis.link import Command
+from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.store import NEARBY_US, ONCE_MS, RedisStore
 from tests.core.build import Session
 from tests.redis_servers import Server, running, wait_for
@@ -321,3 +321,24 @@ def test_a_decision_that_the_server_cannot_write_whole_counts_nothing(tmp_path: 
         assert session.store.held() == []
         session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
         assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
+
+
+def test_a_month_of_ended_calls_is_measured_in_a_few_questions(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, hashes = opened(), range(1200)
+    first = wall_us() // 1000 // rows.BUCKET_MS - len(hashes)
+    server.command("XADD", "{mcpguard:default}:audit", f"{first * rows.BUCKET_MS}-0", "row", "x")
+    for at in hashes:
+        server.command("SADD", "{mcpguard:default}:outcomes", str(first + at))
+    asked: list[int] = []
+    ask = Link.ask
+
+    def noting(link: Link, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
+        asked.append(len(commands))
+        return ask(link, commands, deadline_s=deadline_s)
+
+    monkeypatch.setattr(Link, "ask", noting)
+    store.tend()
+    assert sum(asked) > len(hashes)
+    assert len(asked) < 20

@@ -17,6 +17,8 @@ TIMEOUT_S: Final = 2.0
 _AT_ONCE: Final = 10_000
 """Rows that go in one command: some milliseconds, so that no decision waits long behind it."""
 
+_BATCH: Final = 500
+
 _DROP_UNUSED: Final = """
 local gone = 0
 for at = 2, #KEYS do
@@ -77,7 +79,11 @@ class Upkeep:
     def _too_many(self, link: Link) -> int:
         """How many rows may stay, if they and their outcomes take too much memory; else 0."""
         audit = self._prefix + "audit"
-        size = sum(int(self._ask(link, ("MEMORY", "USAGE", key)) or 0) for key in (audit, *self._outcomes(link).values()))
+        keys = [audit, *self._outcomes(link).values()]
+        size = 0
+        for at in range(0, len(keys), _BATCH):  # a month has thousands of them: one by one they would take minutes
+            questions = [("MEMORY", "USAGE", key) for key in keys[at : at + _BATCH]]
+            size += sum([int(link.checked(reply) or 0) for reply in link.ask(questions, deadline_s=_soon_s())])
         if size <= self._max_bytes:
             return 0
         return max(1, int(self._ask(link, ("XLEN", audit))) * self._max_bytes // size)
@@ -103,7 +109,7 @@ class Upkeep:
         """Drop outcomes from a hash some of whose rows are still there."""
         cursor = b"0"
         while True:
-            cursor, found = self._ask(link, ("HSCAN", key, cursor, "COUNT", 500))
+            cursor, found = self._ask(link, ("HSCAN", key, cursor, "COUNT", _BATCH))
             if gone := [name for name in found[::2] if place(name) < oldest]:
                 self._ask(link, ("HDEL", key, *gone))
             if cursor == b"0":
@@ -114,7 +120,7 @@ class Upkeep:
         index = self._prefix + "counters"
         cursor = b"0"
         while True:
-            cursor, found = self._ask(link, ("HSCAN", index, cursor, "COUNT", 500))
+            cursor, found = self._ask(link, ("HSCAN", index, cursor, "COUNT", _BATCH))
             if found:
                 keys = [counter_key(self._prefix, int(one)) for one in found[::2]]
                 self._ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
