@@ -303,7 +303,7 @@ class FailoverStore:
             with _released(self._switching) if while_released else contextlib.nullcontext():
                 handles = write(store, batch, self._clock, patience_us=patience_us)
         except Exception as error:
-            self._spool.put_back(batch)
+            self._spool.put_back(batch, error)
             raise unavailable(error) from error
         self._spool.wrote(batch, handles)
 

@@ -27,6 +27,10 @@ BATCH_CHARS: Final = 64 * 1024
 """As much text as rows that are written back together may have, but for one that has more by itself."""
 
 
+class TooSlow(StoreUnavailable):
+    """A store has taken so long to count a batch's admissions that its rows were not begun with."""
+
+
 class Batch(NamedTuple):
     """A part of what is owed. `once` is what its logs are called however often they are told."""
 
@@ -106,12 +110,12 @@ class Spool:
         self._chars -= chars
         return Batch(logs, rows, once)
 
-    def put_back(self, batch: Batch) -> None:
+    def put_back(self, batch: Batch, why: Exception) -> None:
         """Keep again what could not be written."""
+        rows = batch.rows
         if batch.logs:
             self._unsure = batch.logs, batch.once
-            rows = batch.rows
-        else:  # the rows were too much, or may have been
+        elif not isinstance(why, TooSlow):  # the rows were too much, or may have been
             rows = [(handle, _shortened(row) if _chars(row) > BATCH_CHARS else row) for handle, row in batch.rows]
         self._rows.extendleft(reversed(rows))
         self._chars += sum(_chars(row) for _, row in rows)
@@ -188,7 +192,7 @@ def write(store: Store, batch: Batch, clock: Clock, *, patience_us: int | None =
         store.adopt(owed, batch.once)
     batch.logs.clear()
     if patience_us is not None and clock() - now_us > patience_us:
-        raise StoreUnavailable("it answers too slowly")
+        raise TooSlow("it answers too slowly")
     return store.append([row for _, row in batch.rows]) if batch.rows else []
 
 

@@ -325,3 +325,16 @@ def test_long_rows_are_written_back_a_few_at_a_time_and_one_that_cannot_be_comes
     assert [len(str(record["arguments"])) > 1000 for record in place.records()] == [True, True, True, False]
     assert "too long" in str(place.records()[-1]["arguments"])
     assert [record["seq"] for record in place.records()] == [1, 2, 3, 4]
+
+
+def test_a_long_row_keeps_its_arguments_if_it_is_the_counting_that_was_slow() -> None:
+    place = Place(timeout_ms=250)
+    place.session.guard._arguments = "full"
+    place.break_down()
+    place.session.call("x", arguments={"text": "a" * BATCH_CHARS})
+    place.before["adopt"] = lambda: place.time.pass_ms(200)
+    place.failing.clear()
+    place.probe()
+    assert place.store.restless
+    place.mend()
+    assert [len(str(record["arguments"])) > BATCH_CHARS for record in place.records()] == [True]
