@@ -1,6 +1,7 @@
 """Changes to a policy file that keep what a person wrote into it: comments, order, mode, and the file itself if we fail."""
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -72,7 +73,7 @@ def _reported(path: Path) -> Iterator[None]:
     except OSError as error:
         raise McpguardError(
             f"{path}: cannot be written: {error.strerror or error}",
-            "the file is as it was; is its folder writable, and the disk not full?",
+            "the file is as it was; are it and its folder writable, and the disk not full?",
         ) from error
 
 
@@ -96,6 +97,8 @@ def write(path: Path, text: str) -> None:
         McpguardError: It cannot be written; the file is as it was.
     """
     with _reported(path):
+        if path.exists() and not os.access(path, os.W_OK):  # another file could take its place all the same
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(fd, "wb") as file:

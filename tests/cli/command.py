@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.end_to_end.host import DEADLINE_S, Host, environment, script
@@ -22,10 +22,16 @@ def command(*argv: str) -> list[str]:
     return [sys.executable, "-m", "mcpguard", *argv]
 
 
-def mcpguard(home: Path, *argv: str, preexec: Callable[[], None] | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+"""What a command is started under so that the permissions of files bind it, though it be root's."""
+
+
+def mcpguard(
+    home: Path, *argv: str, under: Sequence[str] = (), preexec: Callable[[], None] | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a pipe, without a terminal anywhere."""
     return subprocess.run(
-        command(*argv),
+        [*under, *command(*argv)],
         env=environment(home, **env),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.core.policy_parse import STARTER, parse
-from tests.cli.command import ALICE, OBEDIENT, calls, command, mcpguard, on_terminal
+from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 
 BY_HAND = """\
@@ -217,16 +217,17 @@ def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path, argv: list[str]) 
     assert len(done.stderr.splitlines()) == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
-def test_an_unreadable_file_and_an_unwritable_folder_are_told(tmp_path: Path, file: Path) -> None:
-    file.chmod(0)
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
-    assert (done.returncode, len(done.stderr.splitlines())) == (78, 2)
-    file.chmod(0o600)
-    tmp_path.chmod(0o500)
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
+@pytest.mark.parametrize(("mode", "folder_mode", "status"), [(0, 0o700, 78), (0o444, 0o700, 1), (0o600, 0o500, 1)])
+def test_a_file_or_folder_that_may_not_be_read_or_written_is_told_and_left(
+    tmp_path: Path, file: Path, mode: int, folder_mode: int, status: int
+) -> None:
+    file.chmod(mode)
+    tmp_path.chmod(folder_mode)
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m", under=BOUND)
     tmp_path.chmod(0o700)
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)
+    file.chmod(0o600)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 2)
+    assert "Permission denied" in done.stderr
     assert file.read_text() == BY_HAND
 
 
