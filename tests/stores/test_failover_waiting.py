@@ -12,6 +12,7 @@ from mcpguard.stores.base import Memory, MemoryStore
 from mcpguard.stores.failover import PROBE_US, FailoverStore
 from mcpguard.stores.opening import Opening
 from tests.core.build import Session, Time
+from tests.end_to_end.host import until
 from tests.stores.moody import LIMIT_3, Place
 
 ENOUGH_S = 30
@@ -200,14 +201,36 @@ def test_reading_a_store_that_is_down_says_why_it_is() -> None:
         place.store.held()
 
 
+class TellingLock:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.is_waited_for = threading.Event()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_waited_for.set()
+            self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+
 def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_from_it() -> None:
     door = Door(timeout_ms=1000 * ENOUGH_S)
+    lock = door.store._switching = TellingLock()  # type: ignore[assignment]
     session = Session(door.store, LIMIT_3)
     told: list[object] = []
     call = threading.Thread(target=lambda: told.append(session.decisions("x")))
     call.start()
-    while door.store._starting:
-        time.sleep(0.001)
+    until(lambda: not door.store._starting, "the call waits for the store")
 
     def tend() -> None:
         door.store.tend()
@@ -215,7 +238,7 @@ def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_fro
 
     probe = threading.Thread(target=tend)
     probe.start()
-    time.sleep(0.05)  # it waits, too
+    assert lock.is_waited_for.wait(ENOUGH_S)
     door.go_on.set()
     for thread in (call, probe):
         thread.join(ENOUGH_S)
@@ -245,6 +268,7 @@ def test_a_probe_while_the_first_call_writes_what_is_owed_opens_no_second_store(
     store = FailoverStore(
         open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
     )
+    lock = store._switching = TellingLock()  # type: ignore[assignment]
     place.call()
     store.append(place.memory.rows)  # it is not open yet, so that it is owed them
     door.go_on.set()
@@ -254,7 +278,7 @@ def test_a_probe_while_the_first_call_writes_what_is_owed_opens_no_second_store(
     assert writing.wait(ENOUGH_S)
     probe = threading.Thread(target=store.tend)
     probe.start()
-    time.sleep(0.05)  # it waits, too
+    assert lock.is_waited_for.wait(ENOUGH_S)
     go_on.set()
     for thread in (call, probe):
         thread.join(ENOUGH_S)
