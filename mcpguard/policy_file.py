@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import STARTER, parse, text_of
+from mcpguard.core.redaction import redacted
 from mcpguard.errors import PolicyError
 from mcpguard.followed_file import FollowedFile
 
@@ -48,8 +49,6 @@ class PolicyFile:
             source = str(self.path)
             policy = parse(text_of(content, source=source), source=source, observe=self._observe)
         except PolicyError as error:
-            from mcpguard.core.redaction import redacted
-
             return PolicyError(redacted(error.message), redacted(error.hint))  # every call is answered with it
         self._taken_up = True  # from now on a file that is gone leaves this one in force
         return policy

@@ -327,3 +327,11 @@ def test_an_account_without_a_name_is_empty_and_no_error(monkeypatch: pytest.Mon
 def test_the_account_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "alice")
     assert config.account() == "alice"
+
+
+def test_settings_that_are_shown_for_debugging_hold_no_secret(tmp_path: Path) -> None:
+    settings = load(
+        {"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_STORE": "redis://u:s3cret@x", "MCPGUARD_STORE_PASSWORD": "hidden"}
+    )
+    assert settings.store_password == "hidden"
+    assert not any(secret in repr(settings) for secret in ("s3cret", "hidden"))

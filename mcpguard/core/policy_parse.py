@@ -271,9 +271,8 @@ def _per(value: object, where: str) -> tuple[str, ...]:
         raise PolicyError(f"{where}: per: {value!r} is not a list", f"write {hint}")
     for axis in value:
         if axis not in AXES:
-            near = None if axis in SELECTORS else _closest(str(axis), AXES)
-            hint = f"did you mean {near!r}?" if near else f"known: {' '.join(AXES)}"
-            raise PolicyError(f"{where}: per: unknown axis {axis!r}", hint)
+            meant = "" if axis in SELECTORS else str(axis)  # role is no misspelt tool
+            raise PolicyError(f"{where}: per: unknown axis {axis!r}", _nearest(meant, AXES))
     return tuple(axis for axis in AXES if axis in value)
 
 

@@ -72,13 +72,13 @@ class Store(Protocol):
     def last_seen(self) -> tuple[dict[int, State], int]:
         """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail."""
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """Count what was admitted elsewhere. The logs' times are relative to now, and not positive.
 
         Args:
             logs: By counter.
-            once: What the same logs are called if they are told again since the store may not have counted them: one that
-                cannot tell whether it did counts them by this name no more than once.
+            once: A name for them, the same if they are told again since the store may not have counted them: one that cannot
+                tell whether it did counts what has this name no more than once.
         """
 
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
@@ -228,7 +228,7 @@ class MemoryStore:
         """See `Store`."""
         return dict(self._memory.states), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
         now_us = self._clock()
         for counter, log in logs:

@@ -348,7 +348,7 @@ class FailoverStore:
         """See `Store`."""
         return self._up().last_seen()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
         self._up().adopt(logs, once)
 

@@ -25,7 +25,8 @@ from mcpguard.stores.sqlite_file import SqliteFile
 from mcpguard.stores.upkeep import Upkeep
 
 _OUTCOMES_AT_ONCE: Final = 500
-_NO_PLAN: Final = Plan()
+_UNCHARGED: Final = (Plan(), Decision(False, (), (), ()))
+"""What is decided of a row that no charge is for."""
 
 
 class SqliteStore:
@@ -118,7 +119,7 @@ class SqliteStore:
         rows = journal.rows([charge], [verdict], self._wall())
         if rows:
             with _taken_back(journal), self._transaction():
-                places = self._insert([(row, _NO_PLAN, None) for row in rows])
+                places = self._insert([(row, *_UNCHARGED) for row in rows])
             self._remembered.seen = places[-1]
             verdict.row = places[0] if verdict.news else None
         return verdict
@@ -145,7 +146,7 @@ class SqliteStore:
             rows = iter(journal.rows(charges, verdicts, self._wall()))
             undo.enter_context(_taken_back(journal))
             written = [(next(rows), charge.plan, decision) for charge, verdict, decision in decided if verdict.news]
-            places = self._insert([*written, *((row, _NO_PLAN, None) for row in rows)])
+            places = self._insert([*written, *((row, *_UNCHARGED) for row in rows)])
         for verdict, place in zip((one for one in verdicts if one.news), places, strict=False):
             verdict.row = place
         remembered.states |= changed
@@ -153,7 +154,7 @@ class SqliteStore:
         self._upkeep.folded = max(self._upkeep.folded, folded)
         return verdicts
 
-    def _insert(self, rows: Sequence[tuple[Row, Plan, Decision | None]]) -> range:
+    def _insert(self, rows: Sequence[tuple[Row, Plan, Decision]]) -> range:
         """Write rows, with what was decided on which plan, and what they name if that is new; their places.
 
         The caller is in a transaction and has caught up.
@@ -162,8 +163,8 @@ class SqliteStore:
         places = range(remembered.seen + 1, remembered.seen + 1 + len(rows))
         written: list[tuple[object, ...]] = []
         for place, (row, plan, decision) in zip(places, rows, strict=True):
-            charged_us, charged = _charged(plan, decision) if decision else (None, None)
-            if decision and charged not in remembered.numbers:
+            charged_us, charged = _charged(plan, decision)
+            if charged not in remembered.numbers:
                 named = [plan.counters[limit.counter] for limit in decision.charged]
                 db.executemany("INSERT OR IGNORE INTO counter VALUES (?, ?, ?)", named)
             context, reported, what = [remembered.number(db, text) for text in (row.context, row.reported, charged)]
@@ -175,7 +176,7 @@ class SqliteStore:
         """See `Store`."""
         with self.turn():
             self._remembered.catch_up(self._db)  # a text that is remembered may have been pruned
-            places = self._insert([(row, _NO_PLAN, None) for row in rows])
+            places = self._insert([(row, *_UNCHARGED) for row in rows])
         self._remembered.seen = places[-1] if places else self._remembered.seen
         return list(places)
 
@@ -190,7 +191,7 @@ class SqliteStore:
         """See `Store`."""
         return self._remembered.last_seen(), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
         if not logs:
             return

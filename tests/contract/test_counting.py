@@ -1,6 +1,7 @@
 """Counters: never over, all or nothing, exact to the millisecond, shared by every handle."""
 
 from collections.abc import Callable
+from secrets import token_hex
 
 import pytest
 
@@ -237,7 +238,7 @@ def test_what_was_admitted_elsewhere_is_counted_once_it_is_adopted(place: Place)
     place.pass_ms(10_000)
     (label,) = used(place)
     counter = Counter(session.charges("report")[0].plan.counters[0].id, label, 60_000_000)
-    place.open().adopt([(counter, (-5_000_000, -5_000_000, 2))])
+    place.open().adopt([(counter, (-5_000_000, -5_000_000, 2))], token_hex())
     assert session.decisions("report", 2) == ["allowed", "rate_limited"]
     place.pass_ms(50_000)
     assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
@@ -248,7 +249,7 @@ def test_what_was_admitted_elsewhere_is_counted_once_it_is_adopted(place: Place)
 def test_a_counter_that_was_unknown_can_be_adopted(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     (counter,) = session.charges("report")[0].plan.counters
-    place.open().adopt([(counter, (-1, -1, 5))])
+    place.open().adopt([(counter, (-1, -1, 5))], token_hex())
     assert session.decisions("report") == ["rate_limited"]
     assert used(place) == {counter.label: 5}
 

@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_what_happens_while_upkeep_folds_is_not_undone(open_store: Open, monkeyp
         if between == "reset":
             other.reset([counter.label])
         elif between == "adopt":
-            other.adopt([(counter, (-1, -1, 4))])
+            other.adopt([(counter, (-1, -1, 4))], token_hex())
         elif between == "fold":
             other._upkeep.tend(newest=3, now_us=0, wall_us=0)
         else:
@@ -215,7 +216,7 @@ def test_nobody_is_shown_a_barrier(path: Path, open_store: Open) -> None:
     session.call("x", 2)
     store.reset([store.held()[0].label])
     session.call("x", 2)
-    store.adopt([(session.charges("x")[0].plan.counters[0], (-1, -1, 1))])
+    store.adopt([(session.charges("x")[0].plan.counters[0], (-1, -1, 1))], token_hex())
     assert ask(path, "SELECT count(*) FROM audit WHERE decision = 'barrier'") == 2
     places = [entry.place for entry in store.entries()]
     assert places == [1, 2, 4, 5]

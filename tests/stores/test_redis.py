@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from mcpguard.stores.address import Options
 from mcpguard.stores.base import wall_us
 from mcpguard.stores.redis import rows, upkeep
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.store import NEARBY_US, ONCE_MS, RedisStore
+from mcpguard.stores.redis.store import NEARBY_US, RedisStore
 from tests.core.build import Session
 from tests.redis_servers import Server, running, wait_for
 
@@ -105,7 +106,7 @@ def test_a_restarted_server_is_told_its_scripts_again_and_no_call_notices(server
     assert session.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
     counter = (session.charges("report")[0].plan.counters[0], (-1, -1, 1))
     server.command("SCRIPT", "FLUSH")
-    session.store.adopt([counter])
+    session.store.adopt([counter], token_hex())
     assert [held.used for held in session.store.held()] == [6]
 
 
@@ -234,10 +235,10 @@ def test_a_row_is_read_as_it_was_written_whatever_a_later_program_puts_beside_it
 def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     counter = session.charges("report")[0].plan.counters[0]
-    for once in ("a", "a", "b", "", ""):
+    for once in ("a", "a", "b", "a"):
         opened().adopt([(counter, (-1, -1, 3))], once)
-    assert [held.used for held in session.store.held()] == [12]
-    assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= ONCE_MS
+    assert [held.used for held in session.store.held()] == [6]
+    assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy_fleet(

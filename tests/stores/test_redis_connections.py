@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -26,7 +27,7 @@ def works(store: Store) -> bool:
     verdicts = session.call("report", 6)
     store.record([Outcome(verdicts[0].row or 0, "ok", 1)])
     store.append(session.journal.flush(wall_us(), all_of_them=True))
-    store.adopt([(session.charges("report")[0].plan.counters[0], (-1, -1, 1))])
+    store.adopt([(session.charges("report")[0].plan.counters[0], (-1, -1, 1))], token_hex())
     store.tend()
     entries = list(store.entries())
     held = store.held()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from secrets import token_hex
 
 import pytest
 from hypothesis import given, settings
@@ -160,7 +161,7 @@ def test_a_merged_log_is_put_in_grains_only_if_it_is_longer_than_an_exact_one(se
     counter = Counter(1, "[1000000]", 1_000_000)
     log = (-1, *[part for at in range(-entries, 0) for part in (at, 1)])
     for store in (pair.store, pair.reference):
-        store.adopt([(counter, log)])
+        store.adopt([(counter, log)], token_hex())
     assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
 
@@ -180,7 +181,7 @@ def test_what_is_adopted_is_merged_like_the_pure_functions_merge_it(
             continue
         log = limiter.merge(EMPTY, (pairs[-1][0], *[part for one in pairs for part in one]), window_us)
         for store in (pair.store, pair.reference):
-            store.adopt([(counter, log)])
+            store.adopt([(counter, log)], token_hex())
         alive = [
             limiter.live(one, window_us, NOW_US) for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
         ]
@@ -196,7 +197,7 @@ def test_entries_a_grain_apart_stay_two_and_closer_ones_become_one(server: Serve
     for entries, apart_us in ((limiter.EXACT + 1, grain_us), (limiter.EXACT + 1, grain_us - 1)):
         log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
         for store in (pair.store, pair.reference):
-            store.adopt([(counter, log)])
+            store.adopt([(counter, log)], token_hex())
         assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
 

@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 import tempfile
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from hypothesis import given, settings
@@ -87,8 +88,8 @@ class Pair:
             (counter, (-5, -9, 1, -5, 2)) for counter in self.references[at].charges("x")[0].plan.counters
         ]
         self.files[at].charges("x")
-        self.files[at].store.adopt(logs)
-        self.references[at].store.adopt(logs)
+        self.files[at].store.adopt(logs, token_hex())
+        self.references[at].store.adopt(logs, token_hex())
 
     def append(self, at: int) -> None:
         for session in (self.files[at], self.references[at]):

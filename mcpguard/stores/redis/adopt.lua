@@ -1,16 +1,17 @@
 -- Counts what was admitted elsewhere.
 --
 -- KEYS  what tells that this was counted already; the index of counters; then each counter
--- ARGV  for how long to know that it was, in ms (0: it is never told again); then for each counter: its window, its label, and
---       the log as JSON, its times relative to now
+-- ARGV  for each counter: its window, its label, and the log as JSON, its times relative to now
 
-local now, keep_ms = clock(), tonumber(ARGV[1])
-if keep_ms > 0 and redis.call('EXISTS', KEYS[1]) == 1 then
+local KNOWN_MS = 7 * 86400 * 1000 -- for how long it is known what was counted
+
+local now = clock()
+if redis.call('EXISTS', KEYS[1]) == 1 then
   return text(now)
 end
 local logs = read(3)
 for at = 1, #KEYS - 2 do
-  local window, label, log = tonumber(ARGV[3 * at - 1]), ARGV[3 * at], cjson.decode(ARGV[3 * at + 1])
+  local window, label, log = tonumber(ARGV[3 * at - 2]), ARGV[3 * at - 1], cjson.decode(ARGV[3 * at])
   local entries = {}
   for part = 2, #log, 2 do
     entries[#entries + 1] = {log[part] + now, log[part + 1]}
@@ -21,7 +22,5 @@ for at = 1, #KEYS - 2 do
     write(KEYS[2 + at], merged, window, now)
   end
 end
-if keep_ms > 0 then
-  redis.call('SET', KEYS[1], 1, 'PX', keep_ms)
-end
+redis.call('SET', KEYS[1], 1, 'PX', text(KNOWN_MS))
 return text(now)

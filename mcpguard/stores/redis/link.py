@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -26,6 +26,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.redis.address import RedisAddress
 
 Command = tuple[bytes | str | int, ...]
+
+_SCANNED: Final = 500
 
 _MAX_MOVES: Final = 3
 """Nodes of a cluster that may send us on to another one."""
@@ -48,6 +50,16 @@ _MOVED: Final = "MOVED"
 _INCOMPLETE: Final = object()
 _READ_BYTES: Final = 32 * 1024
 _NEGLIGIBLE_S: Final = 0.001
+
+
+def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]]:
+    """A hash, piece by piece, so that no decision waits for all of it. What is in it may come twice."""
+    cursor = b"0"
+    while True:
+        cursor, found = ask(("HSCAN", key, cursor, "COUNT", _SCANNED))
+        yield dict(zip(found[::2], found[1::2], strict=True))
+        if cursor == b"0":
+            return
 
 
 class _Connection(Protocol):

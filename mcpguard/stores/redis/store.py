@@ -25,7 +25,7 @@ from mcpguard.stores.address import Options
 from mcpguard.stores.base import Clock, Entry, Held, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
-from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.request import arguments, counters_of, deadline, named, verdicts_of
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.upkeep import Upkeep
@@ -42,9 +42,6 @@ LOOK_BACK_US: Final = 10_000_000
 
 NEARBY_US: Final = 200_000
 """How far around the time of such a decision others are searched, however many came since."""
-
-ONCE_MS: Final = 7 * 86400 * 1000
-"""How long the server knows what it was told to count once."""
 
 _BATCH: Final = 500
 _FIRST_LOOK: Final = 8
@@ -151,7 +148,7 @@ class RedisStore:
             self._begin(deadline_s)
         return self._link.ask(commands, deadline_s=deadline_s)
 
-    def _run(self, name: str, keys: Sequence[str], *args: bytes | str | int, deadline_s: float | None = None) -> Any:
+    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
         """What a script returns. A server that does not know it any more is told it again."""
         rest = (len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),)))
         reply = self._replies([("EVALSHA", self._shas[name], *rest)], deadline_s)[0]
@@ -284,24 +281,20 @@ class RedisStore:
         """See `Store`."""
         return {key: states.log(value) for key, value in self._seen.items()}, self._now_us()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):
             some = logs[at : at + _BATCH]
-            told_before = self._key(f"adopted:{once}:{at}" if once else "adopted")
-            keys = [told_before, self._key("counters"), *(self._counter_key(counter.id) for counter, _ in some)]
+            counters = [self._counter_key(counter.id) for counter, _ in some]
+            keys = [self._key(f"adopted:{once}:{at}"), self._key("counters"), *counters]
             told = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
-            self._run("adopt", keys, ONCE_MS if once else 0, *told)
+            self._run("adopt", keys, *told)
 
     def held(self) -> list[Held]:
         """See `Store`."""
         index: dict[bytes, bytes] = {}
-        cursor = b"0"
-        while True:  # piece by piece: whoever waits for a decision waits for no more than one of them
-            cursor, found = self._ask(("HSCAN", self._key("counters"), cursor, "COUNT", _BATCH))[0]
-            index |= dict(zip(found[::2], found[1::2], strict=True))
-            if cursor == b"0":
-                break
+        for some_labels in scan(lambda command: self._ask(command)[0], self._key("counters")):
+            index |= some_labels
         held: list[Held] = []
         labels = list(index.items())
         for at in range(0, len(labels), _BATCH):

@@ -1,10 +1,11 @@
 """What keeps a namespace small, away from every call's path and on a connection of its own."""
 
 import time
+from functools import partial
 from typing import Any, Final
 
 from mcpguard.stores.redis.address import RedisAddress
-from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.rows import BUCKET_MS, bucket, place
 from mcpguard.stores.redis.states import counter_key
 
@@ -107,25 +108,17 @@ class Upkeep:
 
     def _drop_some_outcomes(self, link: Link, key: str, oldest: int) -> None:
         """Drop outcomes from a hash some of whose rows are still there."""
-        cursor = b"0"
-        while True:
-            cursor, found = self._ask(link, ("HSCAN", key, cursor, "COUNT", _BATCH))
-            if gone := [name for name in found[::2] if place(name) < oldest]:
+        for some in scan(partial(self._ask, link), key):
+            if gone := [name for name in some if place(name) < oldest]:
                 self._ask(link, ("HDEL", key, *gone))
-            if cursor == b"0":
-                return
 
     def _drop_counters(self, link: Link) -> None:
         """Drop counters from the index whose keys have expired."""
         index = self._prefix + "counters"
-        cursor = b"0"
-        while True:
-            cursor, found = self._ask(link, ("HSCAN", index, cursor, "COUNT", _BATCH))
-            if found:
-                keys = [counter_key(self._prefix, int(one)) for one in found[::2]]
+        for some in scan(partial(self._ask, link), index):
+            if some:
+                keys = [counter_key(self._prefix, int(one)) for one in some]
                 self._ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
-            if cursor == b"0":
-                return
 
     def _ask(self, link: Link, command: Command) -> Any:
         return link.checked(link.ask([command], deadline_s=_soon_s())[0])
