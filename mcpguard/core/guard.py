@@ -350,7 +350,7 @@ class Guard:
         return compact({"session": self.session, "namespace": self.namespace} | members)
 
     def _sent(self, request_id: str, flight: InFlight, now_us: int) -> None:
-        self._answered(request_id)  # an id that is used twice
+        self._lose(request_id, "no_answer", now_us)  # an id that is used twice: one answer is told from another by it alone
         self._in_flight[request_id] = flight
         self._in_flight_chars += _chars(request_id, flight)
         while len(self._in_flight) > MAX_IN_FLIGHT or self._in_flight_chars > MAX_IN_FLIGHT_CHARS:

@@ -219,6 +219,13 @@ def test_ids_of_different_types_are_different_requests() -> None:
     assert [outcome.row for outcome in talk.outcomes] == [1]
 
 
+def test_of_two_calls_under_one_id_the_first_counts_as_never_answered() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(call_line("x", 7), call_line("x", 7))
+    talk.answer(7)
+    assert [(outcome.row, outcome.outcome) for outcome in talk.outcomes] == [(0, "no_answer"), (1, "ok")]
+
+
 @pytest.mark.parametrize("request_id", [7, "a", "é", int("9" * 4000)])
 def test_a_cancelled_call_ends_as_cancelled_and_its_late_answer_counts_for_nothing(request_id: object) -> None:
     talk = Talk(ANYTHING)
@@ -284,10 +291,10 @@ def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest
     assert talk.outcomes == [Outcome(1, "ok", 0)]
     talk.client(call_line("x", "c" * 90))
     talk.answer("c" * 90)
-    assert talk.outcomes[1:] == [Outcome(0, "no_answer", 0), Outcome(4, "ok", 0)]
+    assert talk.outcomes[1:] == [Outcome(2, "no_answer", 0), Outcome(0, "no_answer", 0), Outcome(4, "ok", 0)]
     talk.answer("b" * 90)
     talk.answer(2)
-    assert talk.outcomes[3:] == [Outcome(3, "ok", 0)]
+    assert talk.outcomes[4:] == [Outcome(3, "ok", 0)]
     assert (talk.guard.awaits_answers, talk.guard._in_flight_chars) == (False, 0)
 
 
