@@ -82,7 +82,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     console.line(summary(journal.tally))
     closing = threading.Thread(target=store.close, name="mcpguard-close", daemon=True)
     closing.start()
-    closing.join(CLOSE_S)
+    closing.join(life.at_most(CLOSE_S))
     return status
 
 

@@ -2,11 +2,12 @@
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import Readiness
+from mcpguard.relay.readiness import LOOK_S, STUCK_S, Readiness, await_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """Replies that may wait for the client to read before we stop reading from it."""
@@ -14,17 +15,8 @@ MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 _AT_ONCE_BYTES: Final = 4096
 """A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF)."""
 
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, waiting as long as it takes.
-
-    Raises:
-        OSError: The other side is gone.
-    """
-    written = os.write(fd, data)
-    while written < len(data):
-        data = data[written:]
-        written = os.write(fd, data)
+_SLICE_BYTES: Final = 64 * 1024
+"""What is written at once: what a pipe holds, so that one can tell whether a client takes anything at all."""
 
 
 class ClientOutput:
@@ -33,9 +25,13 @@ class ClientOutput:
     Args:
         fd: The client's end.
         gone: Called once when the client does not take anything any more.
+
+    Attributes:
+        taken: How many bytes the client has taken, or its pipe.
     """
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
+        self.taken = 0
         self._fd = fd
         self._gone = gone
         self._writing = threading.Lock()
@@ -63,10 +59,7 @@ class ClientOutput:
             self._wake()
 
     def reply(self, data: bytes) -> None:
-        """Write a whole frame of our own as soon as may be.
-
-        Does not wait for the client, unless `MAX_QUEUED_BYTES` wait for it already.
-        """
+        """Write a whole frame of our own as soon as may be. Does not wait for the client; `await_room` does."""
         if not self._queue and self._writing.acquire(blocking=False):
             try:
                 if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._is_ready():
@@ -81,36 +74,63 @@ class ClientOutput:
                 self._replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
                 self._replier.start()
             self._changed.notify_all()
-            while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
-                self._changed.wait()
 
-    def finish(self, replies: bytes, timeout_s: float) -> None:
-        """End the stream: a frame that the server left unfinished ends here, then come all replies.
+    def await_room(self, client_has_ended: Callable[[], bool]) -> None:
+        """Wait as long as more than `MAX_QUEUED_BYTES` wait for the client.
 
-        The server's stream must have ended. Gives up after the timeout if the client does not read.
+        Raises:
+            ConnectionAbortedError: The client has closed its side, and has taken nothing for `STUCK_S`.
         """
-        ended = threading.Thread(target=self._finish, args=(replies,), name="mcpguard-finish", daemon=True)
-        ended.start()
-        ended.join(timeout_s)
+        if self._queued_bytes <= MAX_QUEUED_BYTES:
+            return
+        taken, since_s = -1, 0.0
+        with self._changed:
+            while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
+                if self.taken != taken or not client_has_ended():
+                    taken, since_s = self.taken, time.monotonic()
+                elif time.monotonic() - since_s > STUCK_S:
+                    raise ConnectionAbortedError
+                self._changed.wait(LOOK_S)
 
-    def _finish(self, replies: bytes) -> None:
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is being written, which may take as long as the client does not read."""
+        return self._writing.locked()
+
+    def finish(self, replies: bytes) -> None:
+        """End the stream: a frame that the server left unfinished ends here, then come all replies, then nothing any more.
+
+        The server's stream must have ended. Waits for the client.
+        """
         with self._writing:
             if self._in_frame and (replies or self._queue):
                 self._write(b"\n")
             self._in_frame = False
             self._write_queued()
             self._write(replies)
+            self._broken = True  # what is begun now would be torn by our own end
 
     def _write(self, data: bytes) -> None:
         """Write, or drop it if the client is gone. The caller holds `_writing`."""
         if self._broken or not data:
             return
+        written = 0
         try:
-            write_all(self._fd, data)
+            while written < len(data):
+                written += self._write_some(data[written : written + _SLICE_BYTES])
         except OSError:
             self._broken = True
             self._wake()
             self._gone()
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            count = os.write(self._fd, data)
+        except BlockingIOError:
+            await_room(self._fd)
+            return 0
+        self.taken += count
+        return count
 
     def _write_queued(self) -> None:
         """Write what waits, if no frame is open. The caller holds `_writing`."""

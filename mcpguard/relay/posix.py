@@ -36,6 +36,7 @@ class Child:
         self.stdin = stdin
         self.stdout = stdout
         self.status: int | None = None
+        self._nowhere = os.open(os.devnull, os.O_WRONLY)  # at the end there may be no descriptor left
 
     def confirm(self) -> None:
         """Wait until the program runs: some milliseconds, in which we had better things to do.
@@ -69,9 +70,13 @@ class Child:
         return self.status
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and all that it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        """Send a signal to it and all that it started, as far as the system lets us: it may run as another user."""
+        try:
             os.killpg(self.pid, number)
+        except OSError:
+            if self.status is None:  # it has left its group, perhaps
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it and all that it started, whatever they heed."""
@@ -79,9 +84,7 @@ class Child:
 
     def close_stdin(self) -> None:
         """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.stdin, inheritable=False)
-        os.close(null)
+        os.dup2(self._nowhere, self.stdin, inheritable=False)
 
 
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
@@ -97,6 +100,14 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
         CommandError: There is no such program. That the system cannot run it is for `Child.confirm` to say.
     """
     program = find_program(argv[0], environ)
+    try:
+        return _spawn(program, argv, environ)
+    except OSError as error:  # of ours: the new process tells its own by itself
+        what = f"cannot start {argv[0]}: {error.strerror}"
+        raise CommandError(what, "look at the limits of this system: ulimit -a", ExitStatus.NOT_EXECUTABLE) from error
+
+
+def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> Child:
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe()
     failed_read, failed_write = os.pipe()

@@ -8,7 +8,6 @@ the store's upkeep.
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -26,15 +25,12 @@ from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.readiness import ServerInput
+from mcpguard.relay.readiness import ClientEnd, ServerInput, await_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
 from mcpguard.stores.base import Store, monotonic_us, wall_us
 
 EXIT_S: Final = 0.3
 """How long after a server has closed its input we may learn that it has exited."""
-
-BOOKS_S: Final = 0.5
-"""How long after its end a session's last rows may take. A store that is stuck is not waited for longer."""
 
 TICK_S: Final = 0.2
 """How long the bookkeeper lets work gather."""
@@ -73,7 +69,7 @@ class Pumps:
         policy: Where the guard's policy comes from.
         output: The client's side.
         console: Where lines for people go.
-        ended: Called from a pump's thread when its stream has ended, with `client` or `server`.
+        ended: Called from a thread of ours with what has ended: `client` or `server`, whose stream that was, or `answers`.
         who: Where the guard's identity comes from; None if it stays.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted from the client.
@@ -100,12 +96,14 @@ class Pumps:
         self._journal = journal
         self._policy = policy
         self._who = who
-        self._output = output
+        self.output = output
         self._console = console
         self._ended = ended
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
+        self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(child.stdin)
+        self._closed = ""  # why the server gets no more requests
         self._stream = ServerStream(child.stdout)
         # Held while guard, journal or store are used; never while a pipe is written
         self._deciding = threading.Lock()
@@ -129,40 +127,56 @@ class Pumps:
         for thread in self._threads:
             thread.start()
 
-    def finish(self, how: str, deadline_s: float) -> None:
-        """The server is gone, and its stream read to the end: answer what it left open, and close the books.
+    def close_input(self, why: str) -> None:
+        """End the server's input. No call is judged from now on, and every request answered with an error that says why."""
+        self._closed = self._closed or why
+        self._child.close_stdin()
+
+    def answer_rest(self, how: str) -> None:
+        """The server is gone, and its stream read to the end: answer what it left open. `ended` is told `answers` then.
 
         Args:
             how: What became of it, for the client.
-            deadline_s: Until when, by the monotonic clock, the client has to take the last answers.
         """
+        self._closed = how
         self._stop.set()
         self._work.set()
-        if self._deciding.acquire(timeout=_left_s(deadline_s)):
-            try:
-                self._unread.append((b"\n", monotonic_us()))  # a last answer without its newline is an answer, too
-                self._read_answers()
-                replies, outcomes = self._guard.server_exited(how, now_us=monotonic_us())
-                self._outcomes += outcomes
-            finally:
-                self._deciding.release()
-            self._output.finish(b"".join(reply.data for reply in replies), _left_s(deadline_s))
+        threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
+
+    def _answer_rest(self, how: str) -> None:
+        with self._deciding:
+            self._unread.append((b"\n", monotonic_us()))  # a last answer without its newline is an answer, too
+            self._read_answers()
+            replies, outcomes = self._guard.server_exited(how, now_us=monotonic_us())
+            self._outcomes += outcomes
+        self.output.finish(b"".join(reply.data for reply in replies))
+        self._ended("answers")
+
+    def close_books(self, timeout_s: float) -> None:
+        """Write the session's last rows. A store that is stuck is waited for no longer than the timeout."""
         books = threading.Thread(target=self._close_books, name="mcpguard-last-books", daemon=True)
         books.start()
-        books.join(_left_s(deadline_s) + BOOKS_S)
+        books.join(timeout_s)
 
     # client → server
 
     def _pump_up(self) -> None:
         try:
-            while chunk := os.read(self._source, CHUNK_BYTES):
+            while chunk := self._read():
                 self._take(self._splitter.feed(chunk))
             self._take(self._splitter.finish())
         except OSError:
             pass  # the client's end is broken: that is an end, too
         finally:
             self._ended("client")  # first: the server's exit that follows is then no surprise
-            self._child.close_stdin()
+            self.close_input("the client has closed its side")
+
+    def _read(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._source, CHUNK_BYTES)
+            except BlockingIOError:
+                await_bytes(self._source)
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         if not lines:
@@ -171,12 +185,14 @@ class Pumps:
             forwards, replies = self._judge(lines)
         except Exception as error:  # a pump that dies in silence would hang the client
             self._console.line(f"internal error, please report it: {error!r}")
-            forwards, replies = b"", _unjudged(lines)
+            why = "mcpguard failed to judge this request; it was not forwarded"
+            forwards, replies = b"", _unjudged(lines, denial.UNAVAILABLE, why, {"reason": "internal_error"})
         left = self._send(forwards) if forwards else b""
         if left and not self._stop.wait(EXIT_S):  # else the server has exited: `finish` answers all that it left open
             replies += self._undelivered(left)
         if replies:
-            self._output.reply(replies)
+            self.output.reply(replies)
+            self.output.await_room(self._client_has_ended)
 
     def _judge(self, lines: Sequence[bytes | Refusal]) -> tuple[bytes, bytes]:
         """What goes on to the server, and what goes back to the client."""
@@ -186,6 +202,8 @@ class Pumps:
         calls = [one for one in messages if isinstance(one, Frame) and one.is_call]
         found = self._who.poll(for_call=bool(calls)) if self._who else None
         with self._deciding:
+            if self._closed:
+                return b"", _unjudged(lines, denial.SERVER_GONE, self._closed)
             if found is not None:
                 self._guard.identify(found)
             if any(call.is_retry for call in calls):
@@ -254,6 +272,7 @@ class Pumps:
             except BlockingIOError:
                 self._input.wait(self._source, self._stream.read_ahead)
             except OSError:
+                self.close_input("the server has closed its input")
                 return data[data.rfind(b"\n", 0, written) + 1 :]
         return b""
 
@@ -269,7 +288,7 @@ class Pumps:
         try:
             while chunk := self._stream.read():
                 self._observe(chunk)  # first: the client may answer with a retry before the next line here has run
-                self._output.relay(chunk)
+                self.output.relay(chunk)
                 self._keep_up()
         except OSError:
             pass
@@ -333,17 +352,12 @@ class Pumps:
                 return
 
 
-def _left_s(deadline_s: float) -> float:
-    return max(0.1, deadline_s - time.monotonic())  # a client that reads has taken them by then
-
-
-def _unjudged(lines: Sequence[bytes | Refusal]) -> bytes:
-    """Answers for what could not be judged, so that nobody waits for it."""
-    replies = []
+def _unjudged(lines: Sequence[bytes | Refusal], code: int, why: str, data: dict[str, object] | None = None) -> bytes:
+    """Answers for requests that are not judged, so that nobody waits for them."""
+    replies: list[bytes] = []
     for line in lines:
         with contextlib.suppress(Exception):  # what failed may be the parser itself
-            for message in frames.parse(line) if isinstance(line, bytes) else ():
-                if isinstance(message, Frame) and message.id is not None:
-                    why = "mcpguard failed to judge this request; it was not forwarded"
-                    replies.append(denial.error(message.id, denial.UNAVAILABLE, why, {"reason": "internal_error"}))
+            messages = frames.parse(line) if isinstance(line, bytes) else ()
+            requests = [one.id for one in messages if isinstance(one, Frame) and one.id is not None]
+            replies += [denial.error(request_id, code, why, data) for request_id in requests]
     return b"".join(replies)

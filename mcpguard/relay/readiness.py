@@ -1,11 +1,15 @@
-"""Whether a descriptor takes bytes without waiting."""
+"""Whether a descriptor takes or has bytes, and waiting until it does.
+
+The client's descriptors may not wait by themselves: whoever has one open together with us can tell the system so for all, and
+Node does.
+"""
 
 import sys
 from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
-"""How long a server may take nothing after its client has gone."""
+"""How long nothing may move once the client has closed its side: the server takes nothing, or the client no reply."""
 
 LOOK_S: Final = 0.01
 """How often whoever waits for a server looks whether there is something else to do."""
@@ -31,14 +35,33 @@ if sys.platform == "win32":
         def wait(self, client: int, meanwhile: Callable[[], bool]) -> None:
             """Nothing to wait for."""
 
+    class ClientEnd:
+        """There is no way to tell on Windows but to read."""
+
+        def __init__(self, fd: int) -> None:
+            del fd
+
+        def __call__(self) -> bool:
+            """Whether the client has closed its side."""
+            return False
+
     def has_bytes(fd: int) -> bool:
         """Whether a read would not wait: there is no way to tell on Windows."""
         return False
+
+    def await_bytes(fd: int) -> None:
+        """Nothing to wait for: reads wait by themselves on Windows."""
+
+    def await_room(fd: int) -> None:
+        """Nothing to wait for: writes wait by themselves on Windows."""
 
 else:
     import os
     import select
     import time
+
+    _ITS_END: Final = getattr(select, "POLLRDHUP", 0)
+    """What to ask for to be told of the other side's end: of a pipe's always, of a socket's other half with this, on Linux."""
 
     class Readiness:
         """Asks the system.
@@ -79,7 +102,7 @@ else:
             """
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
-            poll.register(client, 0)  # for its end, which is always told
+            poll.register(client, _ITS_END)
             deadline = float("inf")
             while time.monotonic() < deadline:
                 told = dict(poll.poll(0 if meanwhile() else LOOK_S * 1000))
@@ -90,8 +113,36 @@ else:
                     deadline = time.monotonic() + STUCK_S
             raise ConnectionAbortedError
 
+    class ClientEnd:
+        """Tells that the client has closed its side while there may still be something to read.
+
+        Args:
+            fd: Where the client writes to us.
+        """
+
+        def __init__(self, fd: int) -> None:
+            self._poll = select.poll()
+            self._poll.register(fd, _ITS_END)
+
+        def __call__(self) -> bool:
+            """Whether the client has closed its side."""
+            return bool(self._poll.poll(0))
+
     def has_bytes(fd: int) -> bool:
         """Whether a read would not wait."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def await_bytes(fd: int) -> None:
+        """Wait until there is something to read, or the end."""
+        _await(fd, select.POLLIN)
+
+    def await_room(fd: int) -> None:
+        """Wait until a write takes something, or fails."""
+        _await(fd, select.POLLOUT)
+
+    def _await(fd: int, event: int) -> None:
+        poll = select.poll()
+        poll.register(fd, event)
+        poll.poll()

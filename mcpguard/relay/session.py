@@ -24,15 +24,25 @@ GRACE_AFTER_EOF_S: Final = 2.0
 GRACE_AFTER_TERM_S: Final = 2.0
 """After SIGTERM, before SIGKILL."""
 
+GRACE_AFTER_KILL_S: Final = 0.3
+"""After SIGKILL, which does not reach a server that runs as another user."""
+
 GRACE_AFTER_SIGNAL_S: Final = 1.0
 """After a signal to us that was passed on: clients kill a wrapper that is not gone in two seconds."""
 
 DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
-"""After the server's exit: for the client to read what it wrote last, and then our last answers."""
+"""After the server's exit: for what it wrote last, and then for our last answers, if it is not the client that is slow."""
+
+BOOKS_S: Final = 0.5
+"""How long a session's last rows may take."""
+
+END_AFTER_SIGNAL_S: Final = 1.9
+"""After a signal to us: for all of it."""
 
 _NAMES: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 _ENDING: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_SIGKILL: Final = 9
 
 
 class Life:
@@ -44,6 +54,7 @@ class Life:
     def __init__(self) -> None:
         self._events: set[str] = set()
         self._signals: list[int] = []
+        self._signalled_s = 0.0
         self._woken = Wake()
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -52,11 +63,13 @@ class Life:
             signal.signal(signal.SIGCHLD, self._on_exit)
 
     def ended(self, side: str) -> None:
-        """Note that a stream has ended: `client` or `server`. From any thread."""
+        """Note what has ended: `client` or `server`, whose stream that was, or `answers`, our last ones. From any thread."""
         self._events.add(side)
         self._woken.set()
 
     def _on_signal(self, number: int, _frame: object) -> None:
+        if not self._signals:
+            self._signalled_s = time.monotonic()
         self._signals.append(number)
         self._woken.set()
 
@@ -71,42 +84,72 @@ class Life:
         """
         if sys.platform == "win32":
             threading.Thread(target=child.wait, args=(self._on_exit,), daemon=True).start()
+        else:  # a client may have them blocked where it starts us; the server has inherited that already
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING})
         self._wait(lambda: child.poll() is not None or bool(self._events or self._signals))
         if self._signals:
-            self._end(child, self._signals[0], GRACE_AFTER_SIGNAL_S)
+            self._end(child, pumps, self._signals[0])
         elif child.poll() is None:
-            self._end_of_stream(child)
-        how = f"server exited with status {child.status}"
+            self._end_of_stream(child, pumps)
         child.kill()
-        drain_s = DRAIN_AFTER_SIGNAL_S if self._signals else DRAIN_S
-        deadline_s = time.monotonic() + drain_s
-        self._wait(lambda: "server" in self._events, drain_s)
+        status = 128 + _SIGKILL if child.status is None else child.status
+        how = f"server exited with status {status}"
+        self._drain("server", pumps)
         if not (self._signals or "client" in self._events):
             console.line(how)
-        pumps.finish(how, deadline_s)
-        return child.status or 0
+        pumps.answer_rest(how)
+        self._drain("answers", pumps)
+        pumps.close_books(self.at_most(BOOKS_S))
+        return status
 
-    def _end_of_stream(self, child: Child) -> None:
+    def at_most(self, most_s: float) -> float:
+        """How long something may still take: `most_s`, or less after a signal."""
+        if not self._signals:
+            return most_s
+        return max(0.05, min(most_s, self._signalled_s + END_AFTER_SIGNAL_S - time.monotonic()))
+
+    def _end_of_stream(self, child: Child, pumps: "Pumps") -> None:
         """One side has ended and the server lives: give it time, then end it. A signal cuts that short."""
-        child.close_stdin()
-        self._wait(lambda: child.poll() is not None or bool(self._signals), GRACE_AFTER_EOF_S)
-        if child.poll() is None:
-            first = self._signals[0] if self._signals else signal.SIGTERM
-            self._end(child, first, GRACE_AFTER_SIGNAL_S if self._signals else GRACE_AFTER_TERM_S)
+        pumps.close_input("the server has closed its output")
+        if not self._wait(lambda: child.poll() is not None, GRACE_AFTER_EOF_S, 0.0):
+            self._end(child, pumps, self._signals[0] if self._signals else signal.SIGTERM)
 
-    def _end(self, child: Child, number: int, grace_s: float) -> None:
+    def _end(self, child: Child, pumps: "Pumps", number: int) -> None:
         """Ask the server's group to end; kill it if it does not."""
         child.signal(number)
-        if not self._wait(lambda: child.poll() is not None, grace_s):
+        pumps.close_input("mcpguard is about to end")
+        if not self._wait(lambda: child.poll() is not None, GRACE_AFTER_TERM_S, GRACE_AFTER_SIGNAL_S):
             child.kill()
-            self._wait(lambda: child.poll() is not None)
+            self._wait(lambda: child.poll() is not None, GRACE_AFTER_KILL_S)
 
-    def _wait(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until `done`, which a signal or the end of a stream brings about; False if that took too long."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def _drain(self, event: str, pumps: "Pumps") -> None:
+        """Wait until the client has taken what is left for it, which ends with an event.
+
+        As long as it takes: a server would wait for its client as well. But not for one that has closed its side and takes
+        nothing, not after a signal, and not if nobody writes: then it is somebody else who holds the server's stream open.
+        """
+        taken = pumps.output.taken
+        while not self._wait(lambda: event in self._events, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
+            before, taken = taken, pumps.output.taken
+            is_gone = "client" in self._events and taken == before
+            if self._signals or is_gone or not pumps.output.is_writing:
+                return
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:
+        """Wait until `done`, which a signal or the end of something brings about; False if that took too long.
+
+        Args:
+            done: What is waited for.
+            timeout_s: How long; None for as long as it takes.
+            after_signal_s: How long after a signal to us; None if that makes no difference.
+        """
+        began_s = time.monotonic()
         while not done():
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if left_s == 0.0:
+            limits_s = [] if timeout_s is None else [timeout_s]
+            if self._signals and after_signal_s is not None:
+                limits_s.append(max(0.0, self._signalled_s - began_s) + after_signal_s)
+            left_s = min(limits_s) - (time.monotonic() - began_s) if limits_s else None
+            if left_s is not None and left_s <= 0.0:
                 return False
             self._woken.wait(left_s)
         return True

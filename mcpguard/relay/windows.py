@@ -29,6 +29,7 @@ class Child:
         self.stdin = process.stdin.fileno()
         self.stdout = process.stdout.fileno()
         self.status: int | None = None
+        self._nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def confirm(self) -> None:
         """Nothing to wait for: Windows says at once whether a program can run."""
@@ -60,9 +61,7 @@ class Child:
 
     def close_stdin(self) -> None:
         """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.stdin, inheritable=False)
-        os.close(null)
+        os.dup2(self._nowhere, self.stdin, inheritable=False)
 
 
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:

@@ -132,13 +132,26 @@ class Host:
                 view = view[os.write(self.stdin.fileno(), view) :]
 
     @contextlib.contextmanager
-    def sending(self, data: bytes) -> Iterator[None]:
-        """Write meanwhile, for more than a pipe holds."""
-        thread = threading.Thread(target=self.send, args=(data,))
+    def sending(self, data: bytes, *, in_vain: bool = False) -> Iterator[None]:
+        """Write meanwhile, for more than a pipe holds; in vain if the guard may end before it has read all of it."""
+
+        def send() -> None:
+            with contextlib.suppress(*([BrokenPipeError] if in_vain else [])):
+                self.send(data)
+
+        thread = threading.Thread(target=send)
         thread.start()
         yield
         thread.join(DEADLINE_S)
         assert not thread.is_alive(), "the guard does not read what is written to it"
+
+    def send_until_stuck(self, data: bytes) -> None:
+        """Write until the guard has read nothing for half a second, which must be before the end."""
+        view = memoryview(data)
+        os.set_blocking(self.stdin.fileno(), False)
+        while select.select([], [self.stdin], [], 0.5)[1]:
+            view = view[os.write(self.stdin.fileno(), view) :]
+            assert view, "all of it was read"
 
     def read(self, size: int = 1 << 16) -> bytes:
         """What the guard has written; empty at the end."""

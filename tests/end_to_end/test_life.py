@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.relay import session
+
 from .host import Host, audit, call, environment, lines, policy, request, rule, script, until
 
 GONE = -32000
@@ -80,7 +82,7 @@ def test_a_call_to_a_server_that_has_closed_its_input_is_answered_at_once(tmp_pa
         assert host.ask(4, "tools/list")["error"]["code"] == GONE
         host.kill(signal.SIGTERM)
         assert host.wait() == 128 + signal.SIGTERM
-    assert [row["outcome"] for row in audit(tmp_path)] == ["ok", "no_answer", "no_answer"]
+    assert [row["outcome"] for row in audit(tmp_path)] == ["ok", "no_answer"]  # the last one never came so far
 
 
 def test_a_client_that_has_ended_its_input_still_gets_every_answer(tmp_path: Path) -> None:
@@ -253,6 +255,65 @@ def test_requests_that_come_while_the_server_ends_do_not_outlast_it(tmp_path: Pa
         assert host.answer(1)["error"]["code"] == GONE
         host.rest()
         assert host.wait() == 9
+
+
+def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: Path) -> None:
+    policy(tmp_path, rule("30000/1d", tool="*"))
+    dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
+    with Host(tmp_path, sys.executable, "-S", "-c", dies) as host:
+        with host.sending(lines([call(number, "t") for number in range(20_000)]), in_vain=True):
+            answers = host.rest()
+        assert host.wait() == 7
+        assert "store unavailable" not in host.err
+    assert answers.endswith(b"\n")
+    told = {message["id"] for message in map(json.loads, answers.splitlines())}
+    rows = audit(tmp_path)
+    assert {row["outcome"] for row in rows} == {"no_answer"}
+    assert {int(row["request_id"]) for row in rows} <= told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a server as somebody else")
+@pytest.mark.parametrize(("server", "status"), [("cat", 0), ("sleep 1000", 137)])
+def test_a_signal_ends_a_session_whose_server_runs_as_somebody_whom_we_may_not_signal(
+    tmp_path: Path, server: str, status: int
+) -> None:
+    somebody = ["setpriv", "--reuid", "65534", "sh", "-c", f"echo $$; exec {server}"]
+    with Host(tmp_path, *somebody, under=["setpriv", "--bounding-set", "-kill"]) as host:
+        pid = int(host.line())
+        host.kill(signal.SIGTERM)
+        assert host.wait() == status
+        if status:  # it is the test's to end
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_server_that_joins_another_group_ends_with_a_signal(tmp_path: Path) -> None:
+    moves = "import os, signal; os.setpgid(0, os.getpgid(os.getppid())); os.write(1, b'up\\n'); signal.pause()"
+    with Host(tmp_path, sys.executable, "-S", "-c", moves, own_group=True) as host:
+        assert host.line() == b"up"
+        host.kill(signal.SIGTERM)
+        assert host.wait() == 128 + signal.SIGTERM
+        assert host.nobody_is_left()
+
+
+def test_a_client_that_reads_late_gets_all_that_a_server_wrote_before_it_exited(tmp_path: Path) -> None:
+    writes = "import os, sys; sys.stdin.readline(); sys.stdout.write('x' * 150_000 + chr(10)); sys.stdout.flush(); os._exit(3)"
+    with Host(tmp_path, sys.executable, "-S", "-c", writes) as host:
+        host.send(call(1, "t"))
+        with pytest.raises(subprocess.TimeoutExpired):
+            host.process.wait(session.DRAIN_S + 0.5)
+        assert host.line() == b"x" * 150_000
+        assert host.answer(1)["error"]["code"] == GONE
+        assert host.wait() == 3
+
+
+def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="*"))
+    calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(150_000)])
+    with Host(tmp_path, "cat") as host:
+        host.send_until_stuck(calls)
+        host.stdin.close()
+        host.wait()
+        assert host.nobody_is_left()
 
 
 def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -234,3 +235,33 @@ def test_our_ends_of_its_pipes_are_pipes_that_its_children_do_not_get(start: Sta
     for fd in (child.stdin, child.stdout):
         assert stat.S_ISFIFO(os.fstat(fd).st_mode)
         assert not os.get_inheritable(fd)
+
+
+@contextlib.contextmanager
+def no_descriptor_left(below: int) -> Iterator[None]:
+    """With every number taken below one, and none to be had from there on."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (below, limits[1]))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+
+def test_its_input_can_be_ended_though_no_descriptor_is_left(start: Start) -> None:
+    child = start("cat")
+    with no_descriptor_left(child.stdin + 1):
+        child.close_stdin()
+    assert ended(child) == 0
+
+
+def test_a_system_that_gives_no_more_pipes_is_said_in_one_line() -> None:
+    with no_descriptor_left(3), pytest.raises(CommandError) as caught:
+        spawn(["cat"], os.environ)
+    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.relay import output
-from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput, write_all
+from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
 
 MIB = 1 << 20
 NEVER = 30.0
@@ -44,7 +44,7 @@ class Client:
 
         reader = threading.Thread(target=drain)
         reader.start()
-        self.output.finish(replies, NEVER)
+        self.output.finish(replies)
         self.close_writer()
         reader.join()
         return b"".join(found)
@@ -118,7 +118,7 @@ def test_a_reply_tears_no_frame_and_comes_no_later_than_the_end_of_what_was_open
             client.output.reply(reply)
         client.output.relay(chunk)
         complete += chunk.count(b"\n")
-    client.output.finish(b"", NEVER)
+    client.output.finish(b"")
     client.close_writer()
     assert joined(reader)
     client.close_reader()
@@ -151,7 +151,7 @@ def test_frames_and_replies_of_several_threads_are_whole_and_each_in_order(clien
     reader = in_thread(lambda: received.extend(iter(lambda: os.read(client.fd, 1 << 16), b"")))
     writers = [in_thread(relay), *(in_thread(reply, some) for some in replies)]
     assert all(joined(writer) for writer in writers)
-    client.output.finish(b"", NEVER)
+    client.output.finish(b"")
     client.close_writer()
     assert joined(reader)
     lines = b"".join(received).splitlines(keepends=True)
@@ -206,14 +206,45 @@ def test_who_replies_waits_when_too_much_waits_already_and_goes_on_when_the_clie
     client.output.relay(b"open, ")
     for _ in range(MAX_QUEUED_BYTES // MIB):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
-    one_too_many = in_thread(client.output.reply, b"last\n")
-    one_too_many.join(0.2)
-    assert one_too_many.is_alive()
+    client.output.await_room(lambda: False)
+    client.output.reply(b"last\n")
+    waiting = in_thread(client.output.await_room, lambda: False)
+    waiting.join(0.2)
+    assert waiting.is_alive()
     relaying = in_thread(client.output.relay, b"end\n")
     size = len(b"open, end\n") + MAX_QUEUED_BYTES + len(b"last\n")
     assert client.read(size).endswith(b"r\nlast\n")
-    assert joined(one_too_many)
+    assert joined(waiting)
     assert joined(relaying)
+
+
+def test_who_replies_does_not_wait_for_a_client_that_has_closed_its_side_and_takes_nothing(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(output, "STUCK_S", 0.1)
+    client.output.relay(b"open, ")
+    client.output.reply(b"r" * 2000 + b"\n")
+    with pytest.raises(ConnectionAbortedError):
+        client.output.await_room(lambda: True)
+
+
+def test_who_replies_waits_for_a_client_that_has_closed_its_side_and_still_reads(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(output, "STUCK_S", 0.2)
+    client.output.reply(b"r" * MIB + b"\n")
+    looks = 0
+
+    def has_ended() -> bool:
+        nonlocal looks
+        looks += 1
+        client.read(4096)  # at every look, of which there are many within the time that a stuck one has
+        return True
+
+    client.output.await_room(has_ended)
+    assert looks > MIB // 4096 // 2
 
 
 def test_a_client_that_is_gone_is_reported_once_and_nobody_waits_for_it(client: Client) -> None:
@@ -222,7 +253,7 @@ def test_a_client_that_is_gone_is_reported_once_and_nobody_waits_for_it(client: 
     client.output.relay(b"frame\n")
     for _ in range(100):
         client.output.reply(b"r" * MIB + b"\n")
-    client.output.finish(b"last\n", NEVER)
+    client.output.finish(b"last\n")
     assert client.losses == 1
 
 
@@ -230,10 +261,11 @@ def test_a_client_that_goes_while_replies_wait_lets_everybody_go(client: Client,
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
     relaying = in_thread(client.output.relay, b"s" * MIB)
     assert client.read(1) == b"s"
-    replying = in_thread(client.output.reply, b"r" * 2000 + b"\n")
+    client.output.reply(b"r" * 2000 + b"\n")
+    waiting = in_thread(client.output.await_room, lambda: False)
     client.close_reader()
     assert joined(relaying)
-    assert joined(replying)
+    assert joined(waiting)
     assert client.losses == 1
 
 
@@ -254,21 +286,29 @@ def test_the_end_adds_nothing_to_a_stream_that_nothing_waits_for(client: Client)
     assert client.ended() == b"half"
 
 
-def test_the_end_waits_no_longer_than_it_may_for_a_client_that_does_not_read() -> None:
-    client = Client()
-    relaying = in_thread(client.output.relay, b"s" * MIB)
-    assert client.read(1) == b"s"
-    client.output.finish(b"last\n", 0.05)
-    assert relaying.is_alive()
-    client.read(MIB - 1)
-    assert joined(relaying)
-    assert client.read(6) == b"\nlast\n"
-    client.close_reader()
+def test_nothing_is_begun_after_the_end(client: Client) -> None:
+    client.output.finish(b"last\n")
+    client.output.relay(b"frame\n")
+    client.output.reply(b"r" * MIB + b"\n")
     client.close_writer()
+    assert os.read(client.fd, 1 << 16) == b"last\n"
+    assert os.read(client.fd, 1 << 16) == b""
+    assert client.losses == 0
 
 
 def test_all_of_it_is_written_though_the_pipe_takes_it_in_pieces(client: Client) -> None:
     data = bytes(range(256)) * 4096
-    writing = in_thread(write_all, client.write_fd, data)
+    writing = in_thread(client.output.relay, data)
     assert client.read(len(data)) == data
     assert joined(writing)
+
+
+def test_all_of_it_is_written_though_somebody_has_told_the_system_that_writes_do_not_wait(client: Client) -> None:
+    os.set_blocking(client.write_fd, False)
+    data = bytes(range(256)) * 4096 + b"\n"
+    writing = in_thread(client.output.relay, data)
+    assert client.read(len(data)) == data
+    assert joined(writing)
+    client.output.reply(data)
+    assert client.read(len(data)) == data
+    assert client.losses == 0

@@ -2,7 +2,6 @@ import json
 import os
 import select
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -17,6 +16,7 @@ from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.relay import output
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
@@ -78,11 +78,13 @@ class Line:
 
     def __init__(self) -> None:
         source, self.to_guard = os.pipe()
+        self.source = source
         self.from_guard, client_write = os.pipe()
         self.server_reads, server_stdin = os.pipe()
         server_stdout, self.server_writes = os.pipe()
         self.console, console = os.pipe()
-        self.client_ended, self.server_ended = threading.Event(), threading.Event()
+        self.client_ended, self.server_ended, self.answered = threading.Event(), threading.Event(), threading.Event()
+        events = {"client": self.client_ended, "server": self.server_ended, "answers": self.answered}
         self.store = Store(self.server_reads)
         self._fds = [
             source, self.to_guard, self.from_guard, client_write, self.server_reads, server_stdout, self.server_writes,
@@ -98,7 +100,7 @@ class Line:
             Silent(),
             self.output,
             Console(console),
-            lambda side: (self.client_ended if side == "client" else self.server_ended).set(),
+            lambda event: events[event].set(),
             source=source,
         )
         self.pumps.start()
@@ -113,14 +115,21 @@ class Line:
     def client_has(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in os.read(self.from_guard, 1 << 16).splitlines()]
 
+    def close_client(self) -> None:
+        os.close(self.to_guard)
+        self._fds.remove(self.to_guard)
+
     def close(self) -> None:
         self.output.go_on.set()
-        for end in (self.to_guard, self.server_writes):
-            os.close(end)
-            self._fds.remove(end)
+        if self.to_guard in self._fds:
+            self.close_client()
+        os.close(self.server_writes)
+        self._fds.remove(self.server_writes)
         assert self.client_ended.wait(30)
         assert self.server_ended.wait(30)
-        self.pumps.finish("over", time.monotonic() + 1.0)
+        self.pumps.answer_rest("over")
+        assert self.answered.wait(30)
+        self.pumps.close_books(30)
         for thread in self.pumps._threads:  # one that still has to close a descriptor would close the next test's
             thread.join()
         for fd in (*self._fds, self.child.stdin):
@@ -234,3 +243,30 @@ def test_how_a_cancelled_call_ended_is_recorded_though_the_server_says_nothing(l
     line.server_has()
     line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
     assert line.store.outcomes.get(timeout=30) == "cancelled"
+
+
+def test_what_the_client_writes_is_read_though_somebody_has_told_the_system_that_reads_do_not_wait(line: Line) -> None:
+    os.set_blocking(line.source, False)
+    for request_id in (1, 2):
+        line.send(call(request_id))
+        assert [one["id"] for one in line.server_has()] == [request_id]
+
+
+def test_no_call_is_charged_once_the_server_takes_no_more_and_each_is_told_why(line: Line) -> None:
+    line.pumps.close_input("the server has closed its output")
+    line.send(call(1), {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, {"jsonrpc": "2.0", "method": "note"})
+    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
+    assert errors == [(1, -32000, "the server has closed its output"), (2, -32000, "the server has closed its output")]
+    assert [entry.record["decision"] for entry in line.store.entries()] == ["policy"]
+
+
+def test_a_client_that_is_gone_is_noticed_though_it_has_left_more_replies_than_may_wait(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(output, "STUCK_S", 0.1)
+    os.write(line.server_writes, b"an open frame")
+    assert os.read(line.from_guard, 100) == b"an open frame"
+    line.send(*(call(request_id) for request_id in range(10)))
+    line.close_client()
+    assert line.client_ended.wait(30)

@@ -2,7 +2,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import cast
 
@@ -20,15 +19,48 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
 
+class Output:
+    """The client's side: is found writing so often, and to have taken something so often."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.takes = 0
+        self._taken = 0
+
+    @property
+    def taken(self) -> int:
+        if self.takes:
+            self.takes -= 1
+            self._taken += 1
+        return self._taken
+
+    @property
+    def is_writing(self) -> bool:
+        self.writes -= 1
+        return self.writes >= 0
+
+
 class Books:
     """Stands for the pumps: notes how they are told to finish."""
 
     def __init__(self) -> None:
+        self.life: Life | None = None
+        self.child: Child | None = None
         self.finished: list[str] = []
+        self.output = Output()
 
-    def finish(self, how: str, deadline_s: float) -> None:
-        assert deadline_s <= time.monotonic() + session.DRAIN_S
+    def close_input(self, why: str) -> None:
+        assert why
+        assert self.child
+        self.child.close_stdin()
+
+    def answer_rest(self, how: str) -> None:
         self.finished.append(how)
+        assert self.life
+        self.life.ended("answers")
+
+    def close_books(self, timeout_s: float) -> None:
+        assert timeout_s <= session.BOOKS_S
 
 
 class Scene:
@@ -37,12 +69,14 @@ class Scene:
     def __init__(self) -> None:
         self.life = Life()
         self.books = Books()
+        self.books.life = self.life
         self.read, self.write = os.pipe()
         self.children: list[Child] = []
 
     def server(self, *argv: str) -> Child:
         child = spawn(argv, os.environ)
         self.children.append(child)
+        self.books.child = child
         child.confirm()
         return child
 
@@ -69,7 +103,8 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    for name in ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S"):
+    waits = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S")
+    for name in waits:
         monkeypatch.setattr(session, name, 0.1)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # a shell may have had some ignored
     one = Scene()
@@ -181,3 +216,64 @@ def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> N
     child = scene.server("cat")
     child.close_stdin()
     assert scene.supervise() == 0
+
+
+def test_a_signal_cuts_short_the_time_that_a_server_has_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "GRACE_AFTER_TERM_S", 1000.0)
+    tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
+    child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
+    assert os.read(child.stdout, 2) == b"up"
+
+    def signal_us() -> None:
+        assert os.read(child.stdout, 4) == b"term"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=signal_us)
+    thread.start()
+    scene.life.ended("client")
+    assert scene.supervise() == 128 + signal.SIGKILL
+    thread.join()
+
+
+def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:
+    scene.server("true")
+    scene.books.output.writes = 3  # each found after `DRAIN_S`
+    assert scene.supervise() == 0
+    assert scene.books.output.writes == -1
+
+
+def test_a_client_that_has_closed_its_side_is_waited_for_as_long_as_it_takes_something(scene: Scene) -> None:
+    scene.server("true")
+    scene.life.ended("client")
+    scene.books.output.writes, scene.books.output.takes = 1000, 3
+    assert scene.supervise() == 0
+    assert scene.books.output.takes == 0
+    assert scene.books.output.writes > 990
+
+
+@pytest.mark.parametrize("heeds", ["its input", "nothing"])
+def test_a_server_that_cannot_be_signalled_does_not_keep_it(scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str) -> None:
+    child = scene.server("cat") if heeds == "its input" else scene.server("sleep", "1000")
+    pid, child.pid = child.pid, 1 << 29  # no such process, to a signal; it is waited for as what it is
+    monkeypatch.setattr(child, "poll", lambda: status_of(child, pid))
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert scene.supervise() == (0 if heeds == "its input" else 128 + signal.SIGKILL)
+    child.pid = pid
+
+
+def status_of(child: Child, pid: int) -> int | None:
+    if child.status is None and os.waitpid(pid, os.WNOHANG)[0]:
+        child.status = 0
+    return child.status
+
+
+def test_signals_that_whoever_starts_us_has_blocked_reach_us(scene: Scene) -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    try:
+        scene.server("cat")
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        assert scene.supervise() == 0  # the server has it blocked, too, and ends with its input
+        timer.join()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
