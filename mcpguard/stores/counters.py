@@ -162,13 +162,17 @@ def write(db: sqlite3.Connection, states: dict[int, State]) -> None:
 class Remembered:
     """What one process remembers of a store. It holds what was committed, and nothing else.
 
+    Args:
+        key: The store's secret.
+
     Attributes:
         states: Counters' logs, up to the row `seen`.
         seen: The newest row when they were read or written last.
         numbers: What rows have in place of texts that are in the file; None in place of None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes) -> None:
+        self._key = key
         self.states: dict[int, State] = {}
         self.seen = 0
         self.numbers: dict[str | None, int | None] = {None: None}
@@ -212,7 +216,7 @@ class Remembered:
         if text is not None and text not in self.numbers:
             if len(self.numbers) > REMEMBERED:
                 self.numbers = {None: None}
-            self.numbers[text] = intern(db, text)
+            self.numbers[text] = intern(db, text, self._key)
         return self.numbers[text]
 
     def forget(self) -> None:

@@ -66,13 +66,13 @@ class SqliteStore:
         self.path = path
         self._wall = wall
         self._upkeep = Upkeep(path, namespace=namespace, keep_us=keep_us, max_bytes=max_bytes)
-        self._remembered = Remembered()
         self._file = SqliteFile(path, timeout_s=timeout_ms / 1000, durability=durability, own_clock=clock, wall=wall)
         self._clock = self._file.clock
         self._db = self._file.db
         self._cursor = self._db.cursor()
         self._alone = True  # nobody else wrote between our last two decisions: it is likely that nobody did since
         self.args_key = self._file.args_key
+        self._remembered = Remembered(self.args_key)
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""

@@ -1,7 +1,6 @@
 """Audit rows in an SQLite store: how they are written, and how they are read."""
 
 import sqlite3
-from functools import lru_cache
 from typing import Final
 
 from mcpguard.core.audit import Row, record
@@ -73,14 +72,14 @@ def _usual(
     return time_us, seq, decision, context, reported, request_id, hashed, counted, remaining, charged_us, charged
 
 
-def intern(db: sqlite3.Connection, text: str) -> int:
-    """The number that rows have in place of a text; the text is written if it is new."""
-    key = _number(text)
-    db.execute("INSERT OR IGNORE INTO fragment VALUES (?, ?)", (key, text))
-    return key
+def intern(db: sqlite3.Connection, text: str, key: bytes) -> int:
+    """The number that rows have in place of a text; the text is written if it is new.
 
-
-_number = lru_cache(maxsize=4096)(number)
+    Clients choose parts of these texts, and what a call was charged on is one of them: so the key must be the store's secret.
+    """
+    place = number(text, key)
+    db.execute("INSERT OR IGNORE INTO fragment VALUES (?, ?)", (place, text))
+    return place
 
 
 def entry(found: tuple[object, ...]) -> Entry:
