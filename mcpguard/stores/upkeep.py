@@ -41,14 +41,16 @@ _IDLE: Final = """
 # A namespace's name in its rows' context; barriers have no context, and are everybody's
 _IS_OWN: Final = "coalesce(instr(c.json, ?1), 1) > 0"
 _ROW_BYTES: Final = "(150 + coalesce(length(a.detail), 0))"
-"""A row's size, roughly: what matters is its share."""
+_CONTEXT_BYTES: Final = "(200 + 3 * length(c.json) / 2)"
+"""How much of the file a row takes, roughly, and a text that rows share: they lie in no order, so that pages are half empty."""
 
 _OLDEST: Final = f"""
     SELECT a.id, a.time_us, {_ROW_BYTES} FROM audit a LEFT JOIN fragment c ON c.id = a.context
     WHERE a.id > ?2 AND a.id < (SELECT max(id) FROM audit) AND {_IS_OWN} ORDER BY a.id LIMIT {_BATCH}
 """  # noqa: S608 - constants only
 _SIZES: Final = f"""
-    SELECT total({_ROW_BYTES} * ({_IS_OWN})), total({_ROW_BYTES}) FROM audit a LEFT JOIN fragment c ON c.id = a.context
+    SELECT (SELECT total({_ROW_BYTES}) FROM audit a LEFT JOIN fragment c ON c.id = a.context WHERE {_IS_OWN}),
+        (SELECT total({_CONTEXT_BYTES}) FROM fragment c WHERE {_IS_OWN})
 """  # noqa: S608 - constants only
 
 
@@ -59,7 +61,7 @@ class Upkeep:
         path: The file.
         namespace: Whose audit rows are pruned.
         keep_us: How long they are kept.
-        max_bytes: How much of the file the namespace may take before its oldest audit rows go.
+        max_bytes: How much of the file the namespace's audit may take before its oldest rows go.
 
     Attributes:
         folded: The row that the snapshot was at when this process looked last; others may have moved it on since.
@@ -148,12 +150,9 @@ class Upkeep:
             queue.close()
 
     def _prune(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
-        pruned = self._prune_rows(db, wall_us, before_us=wall_us - self._keep_us)
-        while too_many := self._too_many(db):
-            if not self._prune_rows(db, wall_us, size=too_many):
-                break
-            pruned = True
-        if pruned:
+        if self._prune_rows(db, wall_us, before_us=wall_us - self._keep_us):
+            self._prune_fragments(db, wall_us)
+        while (too_many := self._too_many(db)) and self._prune_rows(db, wall_us, size=too_many):
             self._prune_fragments(db, wall_us)
         self._prune_counters(db, now_us, wall_us)
         with self._turn(), db:
@@ -161,14 +160,13 @@ class Upkeep:
             notes.prune(db, wall_us=wall_us)
 
     def _too_many(self, db: sqlite3.Connection) -> float:
-        """The size of the rows that have to go since this namespace's share of the file is too much; else 0."""
+        """The size of the rows that have to go since this namespace's audit takes too much; else 0. Counters cannot go."""
         pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
-        used = (pages - free) * PAGE_BYTES
-        if used <= self._max_bytes:
+        if (pages - free) * PAGE_BYTES <= self._max_bytes:  # all namespaces together do not
             return 0
-        own, everybodys = db.execute(_SIZES, (self._mark,)).fetchone()
-        too_many = own - everybodys * self._max_bytes / used
-        return max(too_many, own / _LEAST_SHARE) if too_many > 0 else 0
+        rows, contexts = db.execute(_SIZES, (self._mark,)).fetchone()
+        share = 1 - self._max_bytes / (rows + contexts)
+        return rows * max(share, 1 / _LEAST_SHARE) if share > 0 else 0
 
     def _prune_rows(self, db: sqlite3.Connection, wall_us: int, *, before_us: int = 0, size: float = 0) -> bool:
         """Drop the namespace's oldest rows: all from before a time, and more until they have a size. Whether there were any.

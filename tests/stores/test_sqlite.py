@@ -430,6 +430,47 @@ def test_above_its_size_the_oldest_rows_go_and_the_counters_stay(path: Path, ope
     assert session.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
 
 
+def test_what_counters_take_costs_no_audit_row(open_store: Open) -> None:
+    store = open_store(max_bytes=2_000_000, clock=Time(), wall=Time(WALL_US))
+    session = Session(store, '[[rule]]\ntool = "*"\nlimit = ["5/1w", "6/2w", "7/3w", "8/4w"]\n')
+    for name in range(0, 3000, 100):
+        store.decide([charge for at in range(100) for charge in session.charges(f"tool-{name + at:0100}")], session.journal)
+    session.call("tool-0")
+    store.tend()
+    kept = len(list(store.entries()))
+    assert 500 < kept < 3000
+    store.tend()
+    assert len(list(store.entries())) == kept
+
+
+def test_what_one_namespace_writes_costs_another_no_audit_row(open_store: Open) -> None:
+    time, wall = Time(), Time(WALL_US)
+    mine = open_store(namespace="one", max_bytes=100_000, clock=time, wall=wall)
+    theirs = open_store(namespace="two", max_bytes=100_000, clock=time, wall=wall)
+    one = Session(mine, '[[rule]]\ntool = "*"\nlimit = "5/1w"\n', namespace="one")
+    two = Session(theirs, FIVE_A_MINUTE, namespace="two", session="b" * 16)
+    two.call("x", 3)
+    for name in range(20):
+        mine.decide([charge for at in range(100) for charge in one.charges(f"tool-{name}-{at}")], one.journal)
+    two.call("x", 2)
+    theirs.tend()
+    mine.tend()
+    kept = [str(entry.record["namespace"]) for entry in mine.entries()]
+    assert kept.count("two") == 5
+    assert 100 < kept.count("one") < 1000
+
+
+def test_texts_that_a_client_has_chosen_for_their_hashes_free_no_counter(open_store: Open) -> None:
+    policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
+    decided = []
+    for number, (agent, tool) in enumerate([("k00f171e14af5eb70", "ping"), *[("k4ec372a41ceca31d", "search")] * 3]):
+        store = open_store(clock=Time(), wall=Time(WALL_US))  # one that remembers nothing
+        who = identity("eve", f"{agent}::interactive::default", "crm")
+        decided += Session(store, policy, session=f"{number:016}", who=who).decisions(tool, 3)
+        store.close()
+    assert decided.count("allowed") == 3 + 5
+
+
 def test_of_a_file_that_is_too_large_for_one_long_row_no_more_goes_than_must(open_store: Open) -> None:
     store = open_store(max_bytes=2_000_000, clock=Time(), wall=Time(WALL_US))
     session = Session(store, FIVE_A_MINUTE, arguments="full")
