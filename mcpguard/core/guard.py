@@ -61,12 +61,14 @@ class InFlight(NamedTuple):
         row: The store's handle on its audit row; None if it has none.
         since_us: When it was sent, by a monotone clock.
         tool: The tool that it calls; None if it is no call.
+        user: Who calls it.
         rounds: Its number among the free retries of one charge; 0 if it is none.
     """
 
     row: int | None
     since_us: int
     tool: str | None = None
+    user: str = ""
     rounds: int = 0
 
 
@@ -185,7 +187,7 @@ class Guard:
         if charge.frame is None or charge.request_id is None:
             return None
         if verdict.forwards:
-            flight = InFlight(verdict.row, now_us, charge.call.tool, charge.rounds)
+            flight = InFlight(verdict.row, now_us, charge.call.tool, charge.call.user, charge.rounds)
             self._sent(charge.request_id, flight, now_us)
             if charge.request_id in self._withdrawn:  # cancelled in the same reading, before it was decided
                 self._lose(charge.request_id, "cancelled", now_us)
@@ -217,7 +219,7 @@ class Guard:
                 if flight.row is not None:
                     outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
                 if answer.asks:
-                    self._retries.grant(flight.tool, answer.asks, flight.rounds + 1)
+                    self._retries.grant(flight.user, flight.tool, answer.asks, flight.rounds + 1)
         return outcomes
 
     def server_exited(self, how: str, *, now_us: int) -> tuple[list[Reply], list[Outcome]]:
@@ -314,8 +316,8 @@ class Guard:
             charge.decided = "unavailable"
             charge.detail = {**charge.detail, "reason": "policy_invalid"}
             charge.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
-        elif frame.is_retry:
-            rounds = self._retries.redeem(tool, params)
+        elif frame.is_retry and not caller.plan.is_closed:
+            rounds = self._retries.redeem(caller.call.user, tool, params)
             if rounds:
                 charge.decided, charge.rounds = "continued", rounds
         return charge

@@ -186,6 +186,11 @@ class Plan(NamedTuple):
     reported: tuple[Reported, ...] = ()
     counters: tuple[Counter, ...] = ()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no call with this plan goes on, ever."""
+        return any(not limit.n and not limit.observe for limit in self.limits)
+
 
 class Policy:
     """A policy in force.

@@ -1,7 +1,7 @@
 """Free retries: calls that go on with one that was charged, because the server asked something before it could answer.
 
 A server asks by a result of type `input_required`; the client calls once more, with what was asked for. Such a retry is free
-only if this session has seen the server ask for it, of this tool, and once for each time that it asked. All else pays.
+only if this session has seen the server ask for it, of this user and tool, and once for each time that it asked. All else pays.
 """
 
 from typing import Final
@@ -23,10 +23,11 @@ class FreeRetries:
     def __init__(self) -> None:
         self._waiting: dict[bytes, list[int]] = {}
 
-    def grant(self, tool: str, asks: Asks, rounds: int) -> None:
+    def grant(self, user: str, tool: str, asks: Asks, rounds: int) -> None:
         """Note that the server asks for a retry.
 
         Args:
+            user: Who called.
             tool: The tool that was called.
             asks: What the retry has to carry.
             rounds: The retry's number, from 1, among those of one charge. Beyond `MAX_ROUNDS` it is not free.
@@ -35,14 +36,15 @@ class FreeRetries:
             return
         if len(self._waiting) >= _MAX_WAITING:
             self._waiting.pop(next(iter(self._waiting)))
-        waiting = self._waiting.setdefault(_ticket(tool, asks), [])
+        waiting = self._waiting.setdefault(_ticket(user, tool, asks), [])
         waiting.append(rounds)
         del waiting[:-_MAX_WAITING]
 
-    def redeem(self, tool: str, params: dict[str, object]) -> int:
+    def redeem(self, user: str, tool: str, params: dict[str, object]) -> int:
         """Use up the retry that a call is.
 
         Args:
+            user: Who calls.
             tool: The tool that is called.
             params: The call's.
 
@@ -52,7 +54,7 @@ class FreeRetries:
         state, inputs = params.get("requestState"), params.get("inputResponses")
         if not (state is None or type(state) is str):  # a long integer is not the text of its digits
             return 0
-        ticket = _ticket(tool, Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset()))
+        ticket = _ticket(user, tool, Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset()))
         waiting = self._waiting.get(ticket)
         if not waiting:
             return 0
@@ -62,7 +64,7 @@ class FreeRetries:
         return rounds
 
 
-def _ticket(tool: str, asks: Asks) -> bytes:
+def _ticket(user: str, tool: str, asks: Asks) -> bytes:
     """What a retry has in common with what was asked for: the state, or without one the inputs. A digest: they may be long."""
-    what = (tool, sorted(asks.inputs)) if asks.state is None else (tool, asks.state)
+    what = (user, tool, sorted(asks.inputs) if asks.state is None else asks.state)
     return blake2b(compact(what).encode()).digest()

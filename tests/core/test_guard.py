@@ -347,6 +347,30 @@ def test_what_only_claims_to_be_a_retry_pays(forged: dict[str, Any]) -> None:
     assert ids(talk.to_server) == [1, 3]
 
 
+def test_no_retry_goes_through_what_a_policy_has_closed_since() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(call_line("x", 1))
+    asks(talk, 1, "s1")
+    talk.guard.take_up(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n'))
+    talk.client(call_line("x", 2, requestState="s1"))
+    assert ids(talk.to_client) == [2]
+    talk.guard.take_up(parse('[[rule]]\ntool = "x"\nlimit = "deny"\nmode = "observe"\n'))
+    talk.client(call_line("x", 3, requestState="s1"))
+    assert [one["decision"] for one in talk.records] == ["allowed", "denied", "continued"]
+
+
+def test_a_retry_of_what_another_user_called_pays() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(call_line("x", 1))
+    asks(talk, 1, "s1")
+    talk.guard.identify(identity("bob@acme.com"))
+    talk.client(call_line("x", 2, requestState="s1"))
+    assert ids(talk.to_client) == [2]
+    talk.guard.identify(identity())
+    talk.client(call_line("x", 3, requestState="s1"))
+    assert [one["decision"] for one in talk.records] == ["allowed", "rate_limited", "continued"]
+
+
 @pytest.mark.parametrize("inputs", [{"who": 1}, {}, {"who": 1, "why": 2, "more": 3}, ["who", "why"], None])
 def test_a_retry_without_state_has_to_give_just_the_inputs_that_were_asked_for(inputs: object) -> None:
     talk = Talk(ONE_A_MINUTE)
