@@ -214,11 +214,11 @@ _SHORT_WITH_VALUE: Final = {
 
 _LONG_WITH_VALUE: Final = frozenset(
     "--add-host --build-arg --cap-add --cap-drop --class-path --config --constraints --cpus --cwd --device --directory"
-    " --dns --entrypoint --env --env-file --extra --filter --from --gpus --group --hostname --import --import-map --index"
-    " --index-url --ipc --label --link --loader --log-driver --log-opt --memory --module-path --mount --name --net"
-    " --network --package --pid --platform --prefix --project --publish --pull --python --require --restart --runtime"
-    " --security-opt --shm-size --spec --tmpfs --ulimit --user --userns --volume --volumes-from --with --with-editable"
-    " --with-requirements --workdir --workspace".split()
+    " --dns --entrypoint --env --env-file --extra --filter --from --gpus --group --header --host --hostname --import"
+    " --import-map --index --index-url --ipc --label --link --loader --log-driver --log-opt --memory --module-path --mount"
+    " --name --net --network --package --pid --platform --prefix --project --publish --pull --python --registry --require"
+    " --restart --runtime --security-opt --shm-size --spec --tmpfs --ulimit --user --userns --volume --volumes-from --with"
+    " --with-editable --with-requirements --workdir --workspace".split()
 )
 _SCRIPTING: Final = frozenset("-e -p".split())
 _INLINE: Final = {
@@ -228,9 +228,13 @@ _INLINE: Final = {
 _INLINE_ANYWHERE: Final = frozenset("-c -lc -ic --command --eval --print".split())
 """Options after which the program itself stands on the command line."""
 
+_SECRET_OPTION = re.compile(r"--(?!no-)\S*(?:auth|credential|key|passw|secret|token)[^\s=]*", re.IGNORECASE)
+"""A long option whose value is nobody's name."""
+
 _GENERIC: Final = frozenset("__main__ app bin build cli cmd dist index lib main mcp mod out server src start".split())
 _EXTENSION = re.compile(r"\.(?:bat|cjs|cmd|dll|exe|git|go|jar|js|mjs|mts|php|pl|py|pyz|rb|sh|ts)$", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:npm|jsr|github|gitlab|bitbucket|gist|file|git|https?|ssh|git\+\w+):(?://)?")
+_USER_INFO = re.compile(r"(?<=://)[^/@]*@")
 _VERSION = re.compile(r"(?<=.)@|[=<>~!]=|[<>\[;]|:(?=[\w.-]+$)")
 
 
@@ -249,7 +253,7 @@ def server_name(command: Sequence[str]) -> str:
         ahead = _SUBCOMMANDS.get(launcher, ())
         while words and (words[0].startswith("-") or words[0] in ahead or re.match(r"\w+=", words[0])):
             option = words.pop(0)
-            if option in with_value:
+            if option in with_value or _SECRET_OPTION.fullmatch(option):
                 del words[:1]
             elif option in {"-m", "--module", "-jar"} and words:
                 return _bare(words[0]) or "server"
@@ -267,6 +271,7 @@ def _launcher(word: str) -> str:
 
 def _bare(word: str) -> str:
     """What a path, package, image or URL is called."""
+    word = _USER_INFO.sub("", word)
     scheme = _SCHEME.match(word)
     if scheme:
         word = re.split(r"[#?]", word[scheme.end() :])[0]
