@@ -141,7 +141,8 @@ def _is_name(value: object) -> bool:
 
 def _is_verified(claims: Claims) -> bool:
     """Whether the e-mail address counts: the provider does not call it unverified, as a truth value or, as some do, as text."""
-    return claims.get("email_verified") not in (False, "false")
+    value = claims.get("email_verified")
+    return (value.lower() if isinstance(value, str) else value) not in (False, "false")
 
 
 def _texts(value: object) -> tuple[str, ...]:

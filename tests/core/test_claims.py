@@ -75,7 +75,7 @@ def test_all_problems_are_told_and_each_says_what_to_do() -> None:
     assert all(problem.hint for problem in found)
 
 
-@pytest.mark.parametrize("email_verified", [False, "false"])
+@pytest.mark.parametrize("email_verified", [False, "false", "False", 0])
 def test_an_address_that_the_provider_did_not_verify_names_nobody(email_verified: object) -> None:
     said = {"email": "ceo@acme.com", "email_verified": email_verified}
     assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == ["the token has an email that is not verified"]
