@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
 from mcpguard.stores.address import Address, Options, SqliteAddress, address
-from mcpguard.stores.files import named_path
+from mcpguard.stores.files import named_path, read_at_once
 
 if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.jwt_settings import JwtSettings
@@ -233,7 +234,7 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
 
 def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_at_once(file).decode()
         if text.startswith("\ufeff"):
             raise ConfigError(f"{file}: begins with a byte order mark", "save it as UTF-8 without one")
         import tomllib  # loaded before the server is started, so only where there is a file
@@ -263,7 +264,8 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
     elif not isinstance(value, str) or not value:
-        raise ConfigError(f"{where}: {value!r} is not text", f'{key} = "…"')
+        shown = "this" if key == "url" else repr(value)  # it may hold a password
+        raise ConfigError(f"{where}: {shown} is not text", f'{key} = "…"')
     if key == "keep":
         return {"keep_us": span_us(str(value), where=where)}
     return {"store" if key == "url" else key: value}
@@ -292,10 +294,14 @@ def _nearest(word: str, known: "tuple[str, ...] | list[str]") -> str:
 
 
 def account() -> str:
-    """The name of the account that we run under; empty if the system has none."""
-    import getpass
+    """The name of the account that we run under, or its number if it has no name. No variable can say otherwise on POSIX."""
+    if sys.platform == "win32":
+        import getpass
+
+        return getpass.getuser()
+    import pwd
 
     try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return ""
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -15,7 +15,7 @@ from mcpguard.core.claims import time_of
 from mcpguard.core.digest import blake2b
 from mcpguard.followed_file import FollowedFile
 from mcpguard.jwt_settings import JwtSettings, shown_url
-from mcpguard.stores.files import private_folder
+from mcpguard.stores.files import private_folder, read_at_once
 
 REFRESH_S: Final = 30.0
 """Keys are asked for at most once in this time, whatever tokens name; the first load is not counted."""
@@ -301,8 +301,7 @@ class RemoteKeys(_Known):
 
     def _read_kept(self) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            with self._kept.open("rb") as file:
-                kept = json.loads(file.read(MAX_BYTES))
+            kept = json.loads(read_at_once(self._kept, MAX_BYTES))
             if kept["url"] == self.source and (fetched_s := time_of(kept, "fetched_s")):
                 self._keys = parse_keys(json.dumps(kept).encode())
                 self.fetched_s = fetched_s

@@ -1,10 +1,10 @@
 import os
+import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from mcpguard import config
 from mcpguard.config import Settings, account, folders, load, span_us
 from mcpguard.errors import ConfigError
 from mcpguard.stores.address import SqliteAddress
@@ -242,7 +242,7 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
         ("[identity]\ntrust_meta = 1", "identity.trust_meta", "1 is neither true nor false", "trust_meta = false"),
         ("[identity]\nuser = ''", "identity.user", "'' is not text", 'user = "…"'),
         ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
-        ("[store]\nurl = []", "store.url", "[] is not text", 'url = "…"'),
+        ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
         ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", "a number and one of s m h d w: 30d"),
         ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", "a number and one of s m h d w: 30d"),
@@ -316,17 +316,22 @@ def test_one_variable_moves_everything_to_one_folder(tmp_path: Path) -> None:
     assert {places.config_file.parent, places.policy_file.parent, places.database.parent} == {tmp_path}
 
 
-def test_an_account_without_a_name_is_empty_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> str:
-        raise KeyError("getpwuid(): uid not found: 4711")
-
-    monkeypatch.setattr("getpass.getuser", nobody)
-    assert account() == ""
+def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_711_000)
+    assert account() == "4711000"
 
 
-def test_the_account_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("getpass.getuser", lambda: "alice")
-    assert config.account() == "alice"
+def test_the_account_is_the_systems_whatever_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "mallory")
+    assert account() == pwd.getpwuid(os.getuid()).pw_name
+
+
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml")
+    with pytest.raises(ConfigError) as caught:
+        load({"MCPGUARD_HOME": str(tmp_path)})
+    assert caught.value.message == f"{tmp_path}/config.toml: cannot be read: a pipe, not a file"
 
 
 def test_settings_that_are_shown_for_debugging_hold_no_secret(tmp_path: Path) -> None:

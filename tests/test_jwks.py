@@ -1,6 +1,7 @@
 """The provider's keys: which are taken, where they are kept, and how seldom they are asked for."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -279,13 +280,15 @@ def test_a_secret_in_the_urls_query_goes_to_the_provider_and_nowhere_else(server
     assert RemoteKeys(f"{server.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), None])
-def test_what_is_kept_and_broken_is_as_good_as_nothing(idp: Provider, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), os.mkdir, os.mkfifo]
+)
+def test_what_is_kept_and_broken_is_as_good_as_nothing(idp: Provider, content: bytes | Callable[[Path], None]) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
-    if content is None:
+    if not isinstance(content, bytes):
         file.unlink()
-        file.mkdir()
+        content(file)
     else:
         file.write_bytes(content)
     keys = idp.keys()

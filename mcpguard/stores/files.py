@@ -1,8 +1,10 @@
 """Files and folders that are nobody else's business, on a disk of this machine."""
 
 import contextlib
+import errno
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Final
@@ -32,6 +34,25 @@ def named_path(name: str, *, where: str) -> Path:
         return Path(name).expanduser().absolute()
     except (RuntimeError, OSError) as error:  # no such account, one without a home, or a working folder that is gone
         raise ConfigError(f"{where}: the folder that {name} begins at is not known", "write the whole path") from error
+
+
+def read_at_once(path: Path, max_bytes: int = -1) -> bytes:
+    """What a file holds, or its beginning. A named pipe is refused: it could be waited for without end.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if stat.S_ISFIFO(mode):
+            raise OSError(errno.EINVAL, "a pipe, not a file", str(path))
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(fd)
 
 
 def open_private(path: Path) -> int:

@@ -1,6 +1,7 @@
 """How a server is reached: with a password, as a user with few rights, encrypted, by a socket, in a cluster."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -203,6 +204,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             address(f"rediss://host?{name}=~nosuchuser/x")
         with pytest.raises(ConfigError, match="cannot be read"):
             address(f"rediss://host?{name}=%00")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("password_file", "ca_file"):
+        with pytest.raises(ConfigError, match="cannot be read: a pipe, not a file"):
+            address(f"rediss://host?{name}={tmp_path}/pipe")
+
+
+@pytest.mark.parametrize("url", ["redis://host", "redis+cluster://host", "unix:///run/s"])
+def test_files_for_tls_beside_an_address_without_it_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        address(f"{url}?ca_file=/etc/ssl/ca.pem")
+    assert caught.value.message == "store: ca_file, cert_file and key_file are for TLS"
 
 
 @pytest.mark.parametrize("missing", ["redis", "hiredis"])

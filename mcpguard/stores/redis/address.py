@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mcpguard.errors import ConfigError
-from mcpguard.stores.files import named_path
+from mcpguard.stores.files import named_path, read_at_once
 
 if TYPE_CHECKING:
     from mcpguard.core.claude_code import AgentNote
@@ -104,7 +104,9 @@ def parse(url: str, password: str = "") -> RedisAddress:
         raise _wrong("this is not a URL", EXAMPLE) from None
     who, _, where = split.netloc.rpartition("@")
     username, _, given = who.partition(":")
-    known = {"password_file", "db", *_FILES} if scheme == "unix" else {"password_file", *_FILES}
+    known = {"password_file", *({"db"} if scheme == "unix" else _FILES if scheme.startswith("rediss") else ())}
+    if names.keys() & {*_FILES} and not known & {*_FILES}:
+        raise _wrong("ca_file, cert_file and key_file are for TLS", "rediss://, or rediss+cluster:// for a cluster")
     if split.fragment or not names.keys() <= known:  # not repeated: it may be the rest of a password
         raise _wrong("the URL has a setting that is unknown", f"known: {' '.join(sorted(known))}; %23 and %3F for # and ?")
     database = names.get("db", "0") if scheme == "unix" else split.path.strip("/") or "0"
@@ -136,7 +138,7 @@ def _host(text: str, *, cluster: bool) -> tuple[str, int]:
 
 def _content(name: str) -> str:
     try:
-        return named_path(name, where="store: password_file").read_text(encoding="utf-8").strip("\r\n")
+        return read_at_once(named_path(name, where="store: password_file")).decode().strip("\r\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise _wrong(f"password_file {name} cannot be read: {why}", "it holds the password and nothing else") from error
@@ -145,7 +147,7 @@ def _content(name: str) -> str:
 def _readable(name: str) -> str:
     path = named_path(name, where="store")
     try:
-        path.open("rb").close()
+        read_at_once(path, 1)
     except (OSError, ValueError) as error:  # a name with U+0000 is a ValueError
         why = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise _wrong(f"{name} cannot be read: {why}", "it is a file in PEM format") from error
