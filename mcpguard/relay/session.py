@@ -125,14 +125,15 @@ class Life:
     def _drain(self, event: str, pumps: "Pumps") -> None:
         """Wait until the client has taken what is left for it, which ends with an event.
 
-        As long as it takes: a server would wait for its client as well. But not for one that has closed its side and takes
-        nothing, not after a signal, and not if nobody writes: then it is somebody else who holds the server's stream open.
+        As long as it takes something, and for what the server wrote in any case: a server would wait for its client as well.
+        But not for one that has closed its side and takes nothing, not after a signal, and not if nobody writes: then it is
+        somebody else who holds the server's stream open.
         """
         taken = pumps.output.taken
         while not self._wait(lambda: event in self._events, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, pumps.output.taken
-            is_gone = "client" in self._events and taken == before
-            if self._signals or is_gone or not pumps.output.is_writing:
+            may_pause = event == "server" and "client" not in self._events
+            if self._signals or not pumps.output.is_writing or (taken == before and not may_pause):
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:

@@ -306,6 +306,13 @@ def test_a_client_that_reads_late_gets_all_that_a_server_wrote_before_it_exited(
         assert host.wait() == 3
 
 
+def test_a_client_that_only_waits_for_the_end_is_not_waited_for_with_answers_that_it_does_not_read(tmp_path: Path) -> None:
+    dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
+    calls = lines([call(number, "t") for number in range(20_000)])
+    with Host(tmp_path, sys.executable, "-S", "-c", dies) as host, host.sending(calls, in_vain=True):
+        assert host.wait() == 7
+
+
 def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_path: Path) -> None:
     policy(tmp_path, rule("deny", tool="*"))
     calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(150_000)])
