@@ -61,7 +61,7 @@ def command() -> None:
 
 @command.command("set", short_help="Set a limit.")
 @_selectors
-@click.option("--name", metavar="TEXT", help="What you call the rule.")
+@click.option("--name", metavar="TEXT", help="What you call the rule; '' for no name.")
 @click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
 def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **selectors: Any) -> None:
     """Limit the calls that all the given selectors match; without any, all calls.

@@ -76,6 +76,21 @@ def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -
     assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
 
 
+@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
+def test_an_empty_name_takes_the_name_away_and_is_none_on_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
+    file = tmp_path / "policy.toml"
+    unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
+    file.write_text(unnamed)
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "ours", "5/1m")
+    assert parse(file.read_text()).rules[0].name == "ours"
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "", "5/1m")
+    assert (done.returncode, done.stderr, file.read_text().replace(" }", "}")) == (0, "", unnamed)
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "", "5/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "--name", "", "5/1m")
+    assert "name" not in file.read_text()
+    assert [rule.text for rule in parse(file.read_text()).rules] == ["tool=a", "tool=b"]
+
+
 COMMENTED = """\
 [[ rule ]]  # spaced
 tool = "a"
@@ -123,6 +138,29 @@ def test_line_ends_of_windows_stay(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--tool", "report", "--name", "n", "6/1m")
     content = file.read_bytes()
     assert content.count(b"\n") == content.count(b"\r\n") == BY_HAND.count("\n") + 6
+
+
+def test_lines_that_an_edit_writes_end_as_those_of_the_file_do(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b'[[rule]]\r\ntool = "c"\r\nlimit = [\r\n  "7/1d", # x\r\n]\r\n')
+    mcpguard(tmp_path, "policy", "set", "--tool", "c", "9/1m", "10/1h")
+    content = file.read_bytes()
+    assert parse(content.decode()).rules[0].limit_text == "9/1m 10/1h"
+    assert content.count(b"\n") == content.count(b"\r\n") > 5
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85"])
+def test_what_only_python_takes_for_a_line_end_is_left_alone(tmp_path: Path, char: str) -> None:
+    file = tmp_path / "policy.toml"
+    first = f'# a{char}b\n\n[[rule]]\nname = "c{char}d"\ntool = "a"\nlimit = "5/1m"\n\n'
+    text = first + f'[[rule]]\ntool = "b"\nlimit = "5/1m"\n# z{char}'
+    file.write_text(text)
+    for tool in ("a", "b"):
+        done = mcpguard(tmp_path, "policy", "set", "--tool", tool, "6/1m")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert file.read_text() == text.replace("5/1m", "6/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "c", "7/1m")
+    assert file.read_text().startswith(text.replace("5/1m", "6/1m") + "\n\n[[rule]]\n")
 
 
 def test_rules_in_an_inline_list_can_be_edited_too(tmp_path: Path) -> None:
