@@ -15,6 +15,7 @@ from typing import Any, Final
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from mcpguard.cli._policy_show import no_such_file
 from mcpguard.core.policy import Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
@@ -163,11 +164,16 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
     return before, after, len(rules) - 1 if at is None else at
 
 
-def take_out(path: Path, rule: Rule) -> Rule | None:
+def take_out(path: Path, rule: Rule, *, named: bool) -> tuple[Rule, Policy] | None:
     """Remove the rule with these selectors and `per` from a policy file.
 
+    Args:
+        path: The file.
+        rule: Has the selectors and `per`.
+        named: Whether somebody named the file.
+
     Returns:
-        The rule that was there; None if there was none, and then nothing is written.
+        The rule that was there, and the policy now; None if there was none, and then nothing is written.
 
     Raises:
         PolicyError: There is no file, or it holds no policy; it is as it was.
@@ -176,15 +182,15 @@ def take_out(path: Path, rule: Rule) -> Rule | None:
     with locked(path) as target:
         text = read(target)
         if text is None:
-            raise PolicyError(f"{path}: no such file", "make one: mcpguard policy init")
+            raise no_such_file(path, named=named)
         before = parse(text, source=str(path))
         at = place_of(before, rule)
         if at is None:
             return None
         new = _ended_alike(text, _removed(text, before, at))
-        _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
+        after = _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
         write(target, new)
-        return before.rules[at]
+        return before.rules[at], after
 
 
 def _with_limit(old: Rule, new: Rule, *, name: str) -> Rule:
