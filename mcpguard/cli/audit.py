@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, get_args
 import click
 
 from mcpguard import config
+from mcpguard.cli._command import Group
 from mcpguard.cli._store import opened, selects, tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line, printable
@@ -60,7 +61,7 @@ class _Filter(NamedTuple):
         )
 
 
-@click.group("audit", short_help="What happened.")
+@click.group("audit", Group, short_help="What happened.")
 def command() -> None:
     """What the guard decided.
 

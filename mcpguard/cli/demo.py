@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import click
 
+from mcpguard.cli._command import Command
 from mcpguard.cli._store import tolerant_output
 from mcpguard.errors import ExitStatus
 
 
-@click.command()
+@click.command("demo", Command)
 @click.option("--keep", is_flag=True, help="Keep the demo's temporary folder, and say where it is.")
 def command(keep: bool) -> int:
     """See the limits hold while an agent loops.

@@ -11,6 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _policy_show
+from mcpguard.cli._command import Group
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
@@ -45,7 +46,7 @@ def _selectors(function: _F) -> _F:
     return function
 
 
-@click.group("policy", short_help="Show, check and edit limits.")
+@click.group("policy", Group, short_help="Show, check and edit limits.")
 def command() -> None:
     """Show, check and edit the policy: how often which tools may be called, by whom.
 
