@@ -37,10 +37,8 @@ def _by_click() -> int:
     except click.exceptions.Abort:
         return ExitStatus.INTERRUPTED
     except click.ClickException as error:
-        message = error.format_message()
-        ctx = getattr(error, "ctx", None)  # an option without its value has none
-        hint = f"{ctx.command_path if ctx else 'mcpguard'} --help"
-        return _complain(message, "" if "\n" in message else hint, ExitStatus.USAGE)
+        ctx = getattr(error, "ctx", None)
+        return _complain(error.format_message(), f"{ctx.command_path if ctx else 'mcpguard'} --help", ExitStatus.USAGE)
     except OSError as error:
         return _complain(f"cannot write: {error.strerror or error}", "", ExitStatus.FAILURE)
     return status if isinstance(status, int) else 0
@@ -60,10 +58,9 @@ def _complain(message: str, hint: str, status: ExitStatus) -> ExitStatus:
     from mcpguard.core.audit import printable
     from mcpguard.core.redaction import redacted
 
-    message, hint = redacted(message), redacted(hint)  # one that was pasted where something else belongs
-    first, *more = message.splitlines() or [""]
-    lines = [f"mcpguard: {first}", *more, *([f"hint: {hint}"] if hint else [])]
+    lines = [f"mcpguard: {message}", *([f"hint: {hint}"] if hint else [])]
+    lines = [printable(redacted(line)) for line in lines]  # a name may hold line ends; a token may stand where one belongs
     with contextlib.suppress(OSError, AttributeError):  # nobody listens
-        sys.stderr.write("".join(printable(line) + "\n" for line in lines))
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
     return status

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any, Final
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from mcpguard.cli._policy_show import no_such_file
 from mcpguard.core.policy import Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
@@ -25,6 +27,9 @@ if sys.platform != "win32":
 
 LOCK_TIMEOUT_S: Final = 10.0
 """How long to wait for another command that edits the same file; each takes some milliseconds."""
+
+_BLANK: Final = " \t\r\n"
+"""What TOML takes for blank; to Python more is."""
 
 
 @contextlib.contextmanager
@@ -133,7 +138,7 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
 
     Args:
         path: The file. If it is missing it begins with the starter rules.
-        table: The rule as the file is to have it.
+        table: The rule as the file is to have it; an empty `name` is none, and takes away the one that is there.
 
     Returns:
         The policy before, the policy now, and where the rule is in it.
@@ -147,22 +152,28 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
         before = parse(STARTER if text is None else text, source=str(path))
         rule = parse_rule(table, where=str(path))
         at = place_of(before, rule)
-        new = _appended(text or STARTER, table) if at is None else _replaced(text or STARTER, before, at, table)
+        old = text or STARTER
+        new = _ended_alike(old, _appended(old, table) if at is None else _replaced(old, before, at, table))
         rules = list(before.rules)
         if at is None:
             rules.append(rule)
         else:
-            rules[at] = _with_limit(rules[at], rule)
+            rules[at] = _with_limit(rules[at], rule, name=table.get("name", rules[at].name))
         after = _checked(path, new, rules)
         write(target, new)
     return before, after, len(rules) - 1 if at is None else at
 
 
-def take_out(path: Path, rule: Rule) -> Rule | None:
+def take_out(path: Path, rule: Rule, *, named: bool) -> tuple[Rule, Policy] | None:
     """Remove the rule with these selectors and `per` from a policy file.
 
+    Args:
+        path: The file.
+        rule: Has the selectors and `per`.
+        named: Whether somebody named the file.
+
     Returns:
-        The rule that was there; None if there was none, and then nothing is written.
+        The rule that was there, and the policy now; None if there was none, and then nothing is written.
 
     Raises:
         PolicyError: There is no file, or it holds no policy; it is as it was.
@@ -171,19 +182,19 @@ def take_out(path: Path, rule: Rule) -> Rule | None:
     with locked(path) as target:
         text = read(target)
         if text is None:
-            raise PolicyError(f"{path}: no such file", "make one: mcpguard policy init")
+            raise no_such_file(path, named=named)
         before = parse(text, source=str(path))
         at = place_of(before, rule)
         if at is None:
             return None
-        new = _removed(text, before, at)
-        _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
+        new = _ended_alike(text, _removed(text, before, at))
+        after = _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
         write(target, new)
-        return before.rules[at]
+        return before.rules[at], after
 
 
-def _with_limit(old: Rule, new: Rule) -> Rule:
-    return Rule(old.selectors, old.per, old.per_text, new.rates, new.deny, old.observe, new.name or old.name, old.line)
+def _with_limit(old: Rule, new: Rule, *, name: str) -> Rule:
+    return Rule(old.selectors, old.per, old.per_text, new.rates, new.deny, old.observe, name, old.line)
 
 
 def _checked(path: Path, text: str, rules: Sequence[Rule]) -> Policy:
@@ -207,20 +218,29 @@ def _document(text: str) -> Any:
         raise McpguardError(what, "edit it by hand: mcpguard policy edit") from error
 
 
-def _newline(text: str) -> str:
-    return "\r\n" if "\r\n" in text else "\n"
+def _lines(text: str) -> list[str]:
+    """A text's lines with their ends, as TOML has lines: others that Python knows may stand in a comment or a name."""
+    return list(io.StringIO(text, newline="\n"))
+
+
+def _ended_alike(old: str, new: str) -> str:
+    """A text whose lines, where they are not the old text's, end as those do: we and tomlkit write them with LF."""
+    if "\r\n" not in old:
+        return new
+    kept = set(_lines(old))
+    return "".join(line if line in kept else re.sub(r"\r?\n$", "\r\n", line) for line in _lines(new))
 
 
 def _appended(text: str, table: dict[str, Any]) -> str:
     document = _document(text)
+    table = {key: value for key, value in table.items() if key != "name" or value}
     if isinstance(document.get("rule"), tomlkit.items.Array):  # rule = [{…}]
         inline = tomlkit.inline_table()
         inline.update(table)
         document["rule"].append(inline)
         return tomlkit.dumps(document)
-    newline = _newline(text)
-    body = [f"{key} = {tomlkit.item(value).as_string()}" for key, value in table.items()]
-    return text.rstrip() + newline * 2 + newline.join(["[[rule]]", *body, ""])
+    body = [f"{key} = {tomlkit.item(value).as_string()}\n" for key, value in table.items()]
+    return "".join([text.rstrip(_BLANK), "\n\n[[rule]]\n", *body])
 
 
 def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
@@ -228,17 +248,23 @@ def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
     if not line:  # rule = [{…}]
         document = _document(text)
         document["rule"][at].update(table)
+        if table.get("name") == "":
+            del document["rule"][at]["name"]
         return tomlkit.dumps(document)
-    lines = text.splitlines(keepends=True)
+    lines = _lines(text)
     end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
     document = _document("".join(lines[line - 1 : end]))  # no other rule is touched, not even the spacing of its header
     found = document["rule"][0]
     _set_limit(found, table["limit"])
-    if "name" in found:
-        found.update({"name": table.get("name", found["name"])})
-    new = tomlkit.dumps(document).splitlines(keepends=True)
-    if "name" in table and "name" not in found:  # tomlkit would put it after the comments of the next rule
-        new.insert(1, f"name = {tomlkit.item(table['name']).as_string()}{_newline(text)}")
+    name = table.get("name")
+    named = "name" in found
+    if name and named:
+        found["name"] = name
+    elif name == "" and named:
+        del found["name"]
+    new = _lines(tomlkit.dumps(document))
+    if name and not named:  # tomlkit would put it after the comments of the next rule
+        new.insert(1, f"name = {tomlkit.item(name).as_string()}\n")
     return "".join([*lines[: line - 1], *new, *lines[end:]])
 
 
@@ -291,5 +317,5 @@ def _without_rules(text: str) -> str:
     """A file without content would not be a policy."""
     if _document(text):
         return text
-    newline = _newline(text)
-    return (text.rstrip() + newline * 2 if text.strip() else "") + f'mode = "enforce"{newline}'
+    above = text.rstrip(_BLANK)
+    return (f"{above}\n\n" if above else "") + 'mode = "enforce"\n'

@@ -7,20 +7,23 @@ import re
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, get_args
 
 import click
 
 from mcpguard import config
+from mcpguard.cli._command import Group
 from mcpguard.cli._store import opened, selects, tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line, printable
 from mcpguard.core.policy import glob
 from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.base import Store
+from mcpguard.stores.integrity import identity
 
 POLL_S: Final = 0.25
 """How long a new row may wait until `tail -f` shows it."""
@@ -49,6 +52,11 @@ class _Filter(NamedTuple):
     decisions: tuple[str, ...]
     since_us: int
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there could be rows of its namespace that are not shown."""
+        return bool(self.patterns or self.decisions or self.since_us)
+
     def admits(self, record: Mapping[str, object]) -> bool:
         """Whether a row is shown."""
         return (
@@ -60,7 +68,7 @@ class _Filter(NamedTuple):
         )
 
 
-@click.group("audit", short_help="What happened.")
+@click.group("audit", Group, short_help="What happened.")
 def command() -> None:
     """What the guard decided.
 
@@ -108,31 +116,69 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
 
 
 def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *, follow: bool) -> None:
-    waited = False
+    is_new = False
     if not settings.address.exists():
-        click.echo(printable(f"mcpguard: no audit yet: there is no store at {settings.address.shown}"), err=True)
-        while follow and not settings.address.exists():
-            waited = True
-            if _reader_is_gone():
-                return
-        if not waited:
+        _say(f"no audit yet: there is no store at {settings.address.shown}")
+        is_new = follow and _comes(settings)
+        if not is_new:
             return
-    with opened(settings) as store:
-        place = 0
-        if not waited:
-            place, newest = _newest(store, wanted, rows)
-            for record in newest:
-                show(record)
-        while follow:
-            for entry in store.entries(after=place):
-                place = entry.place
-                if wanted.admits(entry.record):
-                    show(entry.record)
-            if _reader_is_gone():
+    while True:
+        file = _file(settings)  # before it is opened: if it is another then, it is opened once more
+        with opened(settings) as store:
+            place = 0
+            if not is_new:
+                place, newest = _newest(store, wanted, rows)
+                for record in newest:
+                    show(record)
+                if not newest and rows != 0 and sys.stdout.isatty():
+                    _say(("no row matches" if wanted.is_narrow else "no rows") + (" yet" if follow else ""))
+            if not (follow and _shows_until_replaced(settings, store, file, place, wanted, show)):
                 return
+        _say(f"{settings.address.shown} was removed or replaced; following the new one from its beginning")
+        is_new = _comes(settings)
+        if not is_new:
+            return
 
 
-def _newest(store: Store, wanted: _Filter, rows: int | None) -> tuple[int, Iterator[dict[str, object]]]:
+def _say(text: str) -> None:
+    click.echo(printable(f"mcpguard: {text}"), err=True)
+
+
+def _comes(settings: Settings) -> bool:
+    """Wait until there is a store; False if before that nobody reads stdout any more."""
+    while not settings.address.exists():
+        if _reader_is_gone():
+            return False
+    return True
+
+
+def _shows_until_replaced(
+    settings: Settings, store: Store, file: tuple[int, int] | None, place: int, wanted: _Filter, show: _Print
+) -> bool:
+    """Show the rows after a place as they come, until the store is in another file; False if nobody reads stdout any more."""
+    while True:
+        is_replaced = _file(settings) != file  # what was written before that is still in the one that we hold
+        for entry in store.entries(after=place):
+            place = entry.place
+            if wanted.admits(entry.record):
+                show(entry.record)
+        if is_replaced:
+            return True
+        if _reader_is_gone():
+            return False
+
+
+def _file(settings: Settings) -> tuple[int, int] | None:
+    """What tells the store's file from another in its place; None of a server, which says itself that it is gone."""
+    if not isinstance(settings.address, SqliteAddress):
+        return None
+    try:
+        return identity(settings.address.path)
+    except OSError:
+        return (0, 0)  # opening it will say what is the matter
+
+
+def _newest(store: Store, wanted: _Filter, rows: int | None) -> tuple[int, list[dict[str, object]]]:
     """The place of the newest row, and the newest rows that are wanted, oldest first."""
     place = 0
     found: list[dict[str, object]] = []
@@ -143,7 +189,7 @@ def _newest(store: Store, wanted: _Filter, rows: int | None) -> tuple[int, Itera
             break
         if wanted.admits(entry.record):
             found.append(entry.record)
-    return place, reversed(found)
+    return place, found[::-1]
 
 
 def _reader_is_gone() -> bool:
@@ -161,8 +207,7 @@ def _printer(*, as_json: bool) -> _Print:
     from mcpguard.cli import _audit_table
 
     table = None if as_json else _audit_table.wanted()
-    if table is not None:
-        click.echo(table.heading())
+    heading = [] if table is None else [table.heading()]
 
     def show(record: Mapping[str, object]) -> None:
         if as_json:
@@ -170,7 +215,8 @@ def _printer(*, as_json: bool) -> _Print:
         elif table is None:
             click.echo(f"time={record['time']} {line(record)}")
         else:
-            click.echo("\n".join(table.lines(record)))
+            click.echo("\n".join([*heading, *table.lines(record)]))
+            heading.clear()  # it stands above the first row
 
     return show
 

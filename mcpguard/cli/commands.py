@@ -6,6 +6,8 @@ from typing import Final
 import click
 
 from mcpguard import __version__
+from mcpguard.cli._command import Group
+from mcpguard.errors import UsageError
 
 _COMMANDS: Final = {
     "run": "start a server behind the guard",
@@ -19,7 +21,7 @@ _COMMANDS: Final = {
 """Commands and what help says of each, so that help loads none of them."""
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Commands of modules that are imported when one is called: `run` is started often, and stays in memory all day."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -39,7 +41,7 @@ class _Commands(click.Group):
 
             near = difflib.get_close_matches(args[0], _COMMANDS, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"commands: {' '.join(_COMMANDS)}"
-            raise click.UsageError(f"no such command: {args[0]}\nhint: {hint}")
+            raise UsageError(f"no such command: {args[0]}", hint)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

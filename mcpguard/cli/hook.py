@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from mcpguard.cli._command import Group
 from mcpguard.errors import ExitStatus
 
 TIMEOUT_S: Final = 1.0
@@ -19,7 +20,7 @@ MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """The call's arguments are part of a hook's input; of a longer one nothing is noted."""
 
 
-class _Harmless(click.Group):
+class _Harmless(Group):
     """A group whose mistakes on the command line are said, but never with exit status 2, which would forbid the call."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -36,7 +37,11 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        click.echo(f"mcpguard: {error.format_message()}", err=True)
+        from mcpguard.core.audit import printable  # a call waits for the hook
+
+        click.echo(printable(f"mcpguard: {error.format_message()}"), err=True)
+        raise click.exceptions.Exit(ExitStatus.OK) from error
+    except click.exceptions.Exit as error:  # after help
         raise click.exceptions.Exit(ExitStatus.OK) from error
 
 

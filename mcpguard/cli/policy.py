@@ -11,6 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _policy_show
+from mcpguard.cli._command import Group
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
@@ -45,7 +46,7 @@ def _selectors(function: _F) -> _F:
     return function
 
 
-@click.group("policy", short_help="Show, check and edit limits.")
+@click.group("policy", Group, short_help="Show, check and edit limits.")
 def command() -> None:
     """Show, check and edit the policy: how often which tools may be called, by whom.
 
@@ -61,7 +62,7 @@ def command() -> None:
 
 @command.command("set", short_help="Set a limit.")
 @_selectors
-@click.option("--name", metavar="TEXT", help="What you call the rule.")
+@click.option("--name", metavar="TEXT", help="What you call the rule; '' for no name.")
 @click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
 def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **selectors: Any) -> None:
     """Limit the calls that all the given selectors match; without any, all calls.
@@ -113,11 +114,14 @@ def unset(policy: str | None, **selectors: Any) -> None:
     from mcpguard.cli._policy_edit import take_out
 
     settings = config.load(os.environ, policy=policy)
-    gone = take_out(settings.policy, rule)
-    if gone is None:
+    found = take_out(settings.policy, rule, named=settings.policy_named)
+    if found is None:
         policy_now, _ = _policy_in(settings.policy)
         raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, policy_now.rules))
+    gone, after = found
     click.echo(printable(f"{settings.policy}: removed {gone.text}, which was {gone.limit_text}"))
+    if not after.rules:
+        click.echo(_policy_show.NO_RULES)
 
 
 def _nearest(rule: Rule, rules: tuple[Rule, ...]) -> str:
@@ -172,7 +176,8 @@ def _policy_in(path: Path, *, named: bool = True) -> tuple[Policy, bool]:
     file = PolicyFile(path, named=named)
     policy = file.begin()
     if isinstance(policy, PolicyError):
-        raise policy
+        missing = _policy_show.no_such_file(path, named=named)
+        raise missing if missing.message == policy.message else policy
     return policy, file.is_starter
 
 
@@ -194,7 +199,9 @@ def show(policy: str | None, as_json: bool) -> None:
         return
     _say_source(found, settings.policy, is_starter=is_starter)
     click.echo()
-    if sys.stdout.isatty():
+    if not found.rules:
+        click.echo(_policy_show.NO_RULES)
+    elif sys.stdout.isatty():
         _policy_show.print_table(found)
     else:
         _policy_show.print_plain(found)
@@ -297,7 +304,7 @@ def _configured_tier(settings: Settings) -> str | None:
 
 
 def _count(policy: Policy) -> str:
-    return plural(len(policy.rules), "rule")
+    return plural(len(policy.rules), "rule") if policy.rules else _policy_show.NO_RULES
 
 
 def _never_matched(policy: Policy, settings: Settings) -> list[str]:
@@ -310,9 +317,9 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
         with opened(settings) as store:
             for _, record in store.newest():
                 rows += 1
-                if record["namespace"] == settings.namespace and "tool" in record and "user" in record:
+                if record["namespace"] == settings.namespace and all(key in record for key in AXES):  # else it was no call
                     roles = record.get("roles")
-                    user, agent, server, tool = (str(record[key]) for key in ("user", "agent", "server", "tool"))
+                    user, agent, tool, server = (str(record[key]) for key in AXES)
                     calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))
                 if rows == CALLS_LOOKED_AT:
                     break
@@ -379,6 +386,10 @@ def edit(policy: str | None) -> None:
         click.edit(filename=str(path))
     except click.ClickException as error:
         raise McpguardError(f"the editor: {error.format_message()}", "name one with VISUAL or EDITOR") from error
+    except ValueError as error:  # its command is split into words as a shell does it
+        raise McpguardError(
+            f"the editor: not a command: {error}", "VISUAL or EDITOR: each quotation mark needs another"
+        ) from error
     found, _ = _policy_in(path)
     click.echo(printable(f"{path}: OK, {_count(found)}"))
     for warning in warnings(found):

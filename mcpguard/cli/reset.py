@@ -7,6 +7,7 @@ import sys
 import click
 
 from mcpguard import config
+from mcpguard.cli._command import Command
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._store import opened, tolerant_output
 from mcpguard.core.audit import printable
@@ -16,7 +17,7 @@ from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.base import Held
 
 
-@click.command("reset", short_help="Empty counters.")
+@click.command("reset", Command, short_help="Empty counters.")
 @click.option("--user", metavar="G", help="Counters of this user; a pattern with * for more.")
 @click.option("--agent", metavar="G", help="Counters of this agent.")
 @click.option("--server", metavar="G", help="Counters of this server.")

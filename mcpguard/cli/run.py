@@ -4,7 +4,9 @@ from typing import Any
 
 import click
 
+from mcpguard.cli._command import Command
 from mcpguard.cli.run_options import OPTIONS, Option
+from mcpguard.errors import UsageError
 
 
 def _click(option: Option) -> click.Option:
@@ -17,6 +19,7 @@ def _click(option: Option) -> click.Option:
 
 @click.command(
     "run",
+    cls=Command,
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     params=[_click(option) for option in OPTIONS],
     short_help="Start a server behind the guard.",
@@ -33,7 +36,7 @@ def command(argv: tuple[str, ...], **options: Any) -> None:
       "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm-server"]
     """
     if not argv:
-        raise click.UsageError("no command to run\nhint: mcpguard run -- npx -y @acme/crm-server")
+        raise UsageError("no command to run", "mcpguard run -- npx -y @acme/crm-server")
     from mcpguard.cli.start import start
 
     start(list(argv), **options)

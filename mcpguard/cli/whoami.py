@@ -13,6 +13,7 @@ import click
 from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._audit_table import fit
+from mcpguard.cli._command import Command
 from mcpguard.cli._store import tolerant_output
 from mcpguard.cli._text import is_coloured
 from mcpguard.cli._token import examined, place
@@ -33,7 +34,9 @@ _SOURCES: Final = {
 }
 
 
-@click.command("whoami", context_settings=run.command.context_settings, short_help="Who the guard takes you for, and why.")
+@click.command(
+    "whoami", Command, context_settings=run.command.context_settings, short_help="Who the guard takes you for, and why."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]")
 def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options: Any) -> int:

@@ -135,6 +135,16 @@ def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> 
     assert "\x1b[31mdenied" in on_terminal(home, "audit", "tail", "--tool", "*")[1]
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+def test_on_a_terminal_it_is_said_that_no_row_matches_instead_of_a_heading(home: Path, form: list[str]) -> None:
+    argv = ["audit", "tail", "--user", "nobody", *form]
+    assert on_terminal(home, *argv) == (0, "mcpguard: no row matches\n")
+    assert on_terminal(home, "audit", "tail", "-n", "0", *form) == (0, "")
+    assert on_terminal(home, "audit", "tail", *form, MCPGUARD_NAMESPACE="other") == (0, "mcpguard: no rows\n")
+    done = mcpguard(home, *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_on_a_wide_terminal_user_and_agent_stand_in_the_row(home: Path) -> None:
     shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
     assert shown[0].split()[3:6] == ["USER", "AGENT", "TOOL"]
@@ -204,6 +214,43 @@ def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_
         assert [json.loads(line_of(following))["tool"] for _ in range(2)] == ["plain", "other"]
         alice.end()
         bob.end()
+    end(following)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
+def test_following_goes_on_with_a_store_that_takes_the_place_of_the_first(tmp_path: Path, *, is_replaced: bool) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    calls(home, "echo", 1)
+    following = followed(home, "--json", "--decision", "allowed")
+    assert json.loads(line_of(following))["tool"] == "echo"
+    following.send_signal(signal.SIGSTOP)  # so that all of it happens between two looks
+    calls(home, "last_of_the_first", 1)
+    for file in home.glob("mcpguard.db*"):
+        file.unlink()
+    calls(other if is_replaced else home, "first_of_the_new", 1)
+    if is_replaced:
+        (other / "mcpguard.db").rename(home / "mcpguard.db")
+    following.send_signal(signal.SIGCONT)
+    assert json.loads(line_of(following))["tool"] == "last_of_the_first"
+    assert json.loads(line_of(following))["tool"] == "first_of_the_new"
+    calls(home, "plain", 1)
+    assert json.loads(line_of(following))["tool"] == "plain"
+    following.terminate()
+    _, said = following.communicate(timeout=DEADLINE_S)
+    file = home / "mcpguard.db"
+    assert said.decode() == f"mcpguard: {file} was removed or replaced; following the new one from its beginning\n"
+
+
+def test_following_waits_for_a_new_store_where_the_first_was_removed(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    following = followed(tmp_path, "--json", "--decision", "allowed")
+    assert json.loads(line_of(following))["tool"] == "echo"
+    for file in tmp_path.glob("mcpguard.db*"):
+        file.unlink()
+    assert following.stderr
+    assert b"was removed or replaced" in following.stderr.readline()
+    calls(tmp_path, "plain", 1)
+    assert json.loads(line_of(following))["tool"] == "plain"
     end(following)
 
 

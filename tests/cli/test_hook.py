@@ -200,7 +200,7 @@ def test_closed_streams_are_no_failure(home: Path) -> None:
     assert process.wait(DEADLINE_S) == 0
 
 
-@pytest.mark.parametrize("wrong", [("claude-code", "--nope"), ("claude-code", "--store"), ("claude-cod",), ("--nope",), ()])
+@pytest.mark.parametrize("wrong", [("claude-code", "--nope"), ("claude-code", "--store"), ("claude-cod",), ("--nope",)])
 def test_a_mistake_on_its_command_line_is_said_and_forbids_no_call(home: Path, wrong: tuple[str, ...]) -> None:
     done = mcpguard(home, "hook", *wrong)
     assert done.returncode == 0

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shlex
 import stat
 import subprocess
 import tomllib
@@ -76,6 +77,21 @@ def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -
     assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
 
 
+@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
+def test_an_empty_name_takes_the_name_away_and_is_none_on_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
+    file = tmp_path / "policy.toml"
+    unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
+    file.write_text(unnamed)
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "ours", "5/1m")
+    assert parse(file.read_text()).rules[0].name == "ours"
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "", "5/1m")
+    assert (done.returncode, done.stderr, file.read_text().replace(" }", "}")) == (0, "", unnamed)
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "", "5/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "--name", "", "5/1m")
+    assert "name" not in file.read_text()
+    assert [rule.text for rule in parse(file.read_text()).rules] == ["tool=a", "tool=b"]
+
+
 COMMENTED = """\
 [[ rule ]]  # spaced
 tool = "a"
@@ -123,6 +139,29 @@ def test_line_ends_of_windows_stay(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--tool", "report", "--name", "n", "6/1m")
     content = file.read_bytes()
     assert content.count(b"\n") == content.count(b"\r\n") == BY_HAND.count("\n") + 6
+
+
+def test_lines_that_an_edit_writes_end_as_those_of_the_file_do(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b'[[rule]]\r\ntool = "c"\r\nlimit = [\r\n  "7/1d", # x\r\n]\r\n')
+    mcpguard(tmp_path, "policy", "set", "--tool", "c", "9/1m", "10/1h")
+    content = file.read_bytes()
+    assert parse(content.decode()).rules[0].limit_text == "9/1m 10/1h"
+    assert content.count(b"\n") == content.count(b"\r\n") > 5
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85"])
+def test_what_only_python_takes_for_a_line_end_is_left_alone(tmp_path: Path, char: str) -> None:
+    file = tmp_path / "policy.toml"
+    first = f'# a{char}b\n\n[[rule]]\nname = "c{char}d"\ntool = "a"\nlimit = "5/1m"\n\n'
+    text = first + f'[[rule]]\ntool = "b"\nlimit = "5/1m"\n# z{char}'
+    file.write_text(text)
+    for tool in ("a", "b"):
+        done = mcpguard(tmp_path, "policy", "set", "--tool", tool, "6/1m")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert file.read_text() == text.replace("5/1m", "6/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "c", "7/1m")
+    assert file.read_text().startswith(text.replace("5/1m", "6/1m") + "\n\n[[rule]]\n")
 
 
 def test_rules_in_an_inline_list_can_be_edited_too(tmp_path: Path) -> None:
@@ -382,10 +421,47 @@ def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "check").stdout.startswith("starter policy (no file at ")
 
 
+@pytest.mark.parametrize("argv", [["check"], ["show"], ["explain", "--tool", "x"], ["unset", "--tool", "x"]])
+def test_the_hint_at_a_named_file_that_is_not_there_makes_that_file(tmp_path: Path, argv: list[str]) -> None:
+    file = tmp_path / "our team" / "policy.toml"
+    done = mcpguard(tmp_path, "policy", *argv, "--policy", str(file))
+    assert (done.returncode, done.stdout) == (78, "")
+    first, hint = done.stderr.splitlines()
+    assert first == f"mcpguard: {file}: no such file"
+    program, *advised = shlex.split(hint.rpartition(": ")[2])
+    assert program == "mcpguard"
+    assert mcpguard(tmp_path, *advised).returncode == 0
+    assert file.read_text() == STARTER
+
+
+def test_a_policy_without_rules_is_said_to_limit_nothing(tmp_path: Path, file: Path) -> None:
+    said = "no rules: nothing is limited"
+    file.write_text("rule = []\n")
+    assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
+    assert on_terminal(tmp_path, "policy", "show") == (0, f"policy: {file}\n\n{said}\n")
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, {said}\n"
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", "5/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "5/1m")
+    assert said not in mcpguard(tmp_path, "policy", "unset", "--tool", "a").stdout
+    assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").stdout.splitlines()[1:] == [said]
+
+
 def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: Path, file: Path) -> None:
     assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
     calls(tmp_path, "report", 1)
     done = mcpguard(tmp_path, "policy", "check")
+    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit" in done.stdout
+    assert "rule 2" not in done.stdout
+
+
+def test_check_passes_over_rows_of_what_was_no_call(tmp_path: Path, file: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
+        host.call(1, "report")
+        host.send({"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "search"}})
+        host.ask(2, "ping")
+        host.end()
+    done = mcpguard(tmp_path, "policy", "check")
+    assert (done.returncode, done.stderr) == (0, "")
     assert "rule 1 (user=* tool=search) has matched none of the calls in the audit" in done.stdout
     assert "rule 2" not in done.stdout
 
@@ -449,6 +525,14 @@ def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path)
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="no-such-editor")
     assert done.returncode == 1
     assert done.stderr.splitlines()[1] == "hint: name one with VISUAL or EDITOR"
+
+
+def test_an_editor_whose_command_cannot_be_read_is_told(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR='"')
+    assert (done.returncode, done.stdout) == (1, "")
+    first, hint = done.stderr.splitlines()
+    assert first == "mcpguard: the editor: not a command: No closing quotation"
+    assert hint.startswith("hint: VISUAL or EDITOR: ")
 
 
 def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:

@@ -193,7 +193,8 @@ def test_an_agent_of_two_parts_and_a_missing_tool_are_errors_of_one_line(home: P
 
 @pytest.mark.parametrize("option", ["--user", "--agent", "--tool", "--server", "--role", "--scope"])
 def test_an_option_that_is_empty_is_an_error_and_not_as_if_it_were_left_out(home: Path, option: str) -> None:
-    done = mcpguard(home, "policy", "explain", "--tool", "echo", option, "")
+    named = [] if option == "--tool" else ["--tool", "echo"]
+    done = mcpguard(home, "policy", "explain", *named, option, "")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"mcpguard: {option}: it is empty\nhint: name one, or leave the option out\n"
 

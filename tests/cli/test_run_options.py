@@ -28,6 +28,8 @@ def by_click(argv: list[str]) -> dict[str, object] | None:
 @example(["--server", "--observe", "npx"])
 @example(["--server", "crm", "--", "--", "npx"])
 @example(["npx", "--server", "crm"])
+@example(["--server", "crm", "--server=files", "npx"])
+@example(["--observe", "--observe", "npx"])
 def test_options_mean_what_they_mean_to_click(argv: list[str]) -> None:
     assert run_options.parse(["run", *argv]) == by_click(argv)
 

@@ -125,6 +125,43 @@ def test_ctrl_c_ends_it_quietly_and_all_that_it_started(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+INTERRUPTED = """\
+import signal, sys
+
+class Interrupted:
+    def find_spec(name, path, target):
+        if name == "mcp.client":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ValueError("no schema") from error
+
+sys.meta_path.insert(0, Interrupted)
+"""
+"""Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
+
+
+def test_ctrl_c_while_it_loads_ends_it_quietly_whatever_the_import_makes_of_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_the_encoding_of_stdout_does_not_have_is_escaped(tmp_path: Path) -> None:
+    env = environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r" \xd7" in done.stdout
+
+
+def test_without_a_stdout_it_runs_and_ends_well(tmp_path: Path) -> None:
+    closed = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *DEMO]
+    done = subprocess.run(closed, env=environment(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
