@@ -35,6 +35,9 @@ _MAX_CALLERS: Final = 1024
 _MAX_CALLER_CHARS: Final = 1024
 """Callers that are remembered, so that rules are matched once for each, and the length of the names of one that is."""
 
+_SERVER_GONE: Final = "server_gone"
+"""Why a call is unavailable that the server does not get any more, in the audit."""
+
 _NOTHING_NOTED: Final[Mapping[str, str]] = {}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -120,6 +123,7 @@ class Guard:
         self._arguments = arguments
         self._args_key = args_key
         self._client_name: str | None = None
+        self._gone = ""
         self._in_flight: dict[str, InFlight] = {}
         self._in_flight_chars = 0
         self._retries = FreeRetries()
@@ -138,6 +142,10 @@ class Guard:
         self._unauthenticated = found if isinstance(found, Unauthenticated) else None
         self.identity = found if isinstance(found, Identity) else self._configured
         self._callers.clear()
+
+    def server_gone(self, why: str) -> None:
+        """From now on nothing is forwarded and nothing charged: every request is answered with an error that says why."""
+        self._gone = why
 
     def policy_note(self, *, reason: str = "in force at the start") -> Charge:
         """A row for the audit: this policy is in force, was taken up, or could not be."""
@@ -178,6 +186,9 @@ class Guard:
                 self._refused(message, actions)
             elif message.is_call:
                 actions.append(self._call(message, noted))
+            elif self._gone:
+                if message.id is not None:
+                    actions.append(Reply(denial.error(message.id, denial.SERVER_GONE, self._gone)))
             else:
                 actions.append(self._passing(message, now_us))
         return actions
@@ -193,6 +204,8 @@ class Guard:
                 self._lose(charge.request_id, "cancelled", now_us)
             return Forward(charge.frame.raw + b"\n")
         reason = str(charge.detail.get("reason", ""))
+        if reason == _SERVER_GONE:
+            return Reply(denial.error(charge.request_id, denial.SERVER_GONE, charge.why))
         code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
         params = charge.frame.params
         if self._denials == "result" and not (isinstance(params, dict) and params.get("task") is not None):
@@ -307,7 +320,11 @@ class Guard:
         trace = about.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             charge.trace_id = match[1]
-        if self._unauthenticated:
+        if self._gone:
+            charge.decided = "unavailable"
+            charge.detail = {**charge.detail, "reason": _SERVER_GONE}
+            charge.why = self._gone
+        elif self._unauthenticated:
             charge.decided = "unauthenticated"
             charge.detail = {**charge.detail, "axis": "user", "reason": self._unauthenticated.message}
             hint = self._unauthenticated.hint

@@ -7,16 +7,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import LOOK_S, STUCK_S, Readiness, await_room
+from mcpguard.relay.readiness import LOOK_S, PAUSE_S, Readiness, await_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """Replies that may wait for the client to read before we stop reading from it."""
 
 _AT_ONCE_BYTES: Final = 4096
-"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF)."""
-
-_SLICE_BYTES: Final = 64 * 1024
-"""What is written at once: what a pipe holds, so that one can tell whether a client takes anything at all."""
+"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF). Replies are written in such pieces: a write
+returns when all of it is taken, and so shows late that a slow client reads."""
 
 
 class ClientOutput:
@@ -48,11 +46,11 @@ class ClientOutput:
         with self._writing:
             if self._queue and not chunk.endswith(b"\n"):
                 end = chunk.rfind(b"\n") + 1
-                self._write(chunk[:end])
+                self._write(chunk[:end], end)
                 self._in_frame = self._in_frame and not end
                 self._write_queued()
                 chunk = chunk[end:]
-            self._write(chunk)
+            self._write(chunk, len(chunk))
             self._in_frame = not chunk.endswith(b"\n") if chunk else self._in_frame
             self._write_queued()
         if self._queue:
@@ -79,7 +77,7 @@ class ClientOutput:
         """Wait as long as more than `MAX_QUEUED_BYTES` wait for the client.
 
         Raises:
-            ConnectionAbortedError: The client has closed its side, and has taken nothing for `STUCK_S`.
+            ConnectionAbortedError: The client has closed its side, and has taken nothing for `PAUSE_S`.
         """
         if self._queued_bytes <= MAX_QUEUED_BYTES:
             return
@@ -88,7 +86,7 @@ class ClientOutput:
             while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
                 if self.taken != taken or not client_has_ended():
                     taken, since_s = self.taken, time.monotonic()
-                elif time.monotonic() - since_s > STUCK_S:
+                elif time.monotonic() - since_s > PAUSE_S:
                     raise ConnectionAbortedError
                 self._changed.wait(LOOK_S)
 
@@ -110,14 +108,14 @@ class ClientOutput:
             self._write(replies)
             self._broken = True  # what is begun now would be torn by our own end
 
-    def _write(self, data: bytes) -> None:
-        """Write, or drop it if the client is gone. The caller holds `_writing`."""
-        if self._broken or not data:
+    def _write(self, data: bytes, at_once: int = _AT_ONCE_BYTES) -> None:
+        """Write in pieces, or drop it if the client is gone. The caller holds `_writing`."""
+        if self._broken:
             return
         written = 0
         try:
             while written < len(data):
-                written += self._write_some(data[written : written + _SLICE_BYTES])
+                written += self._write_some(data[written : written + at_once])
         except OSError:
             self._broken = True
             self._wake()

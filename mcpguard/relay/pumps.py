@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from mcpguard.core import audit, denial, frames
@@ -128,17 +128,18 @@ class Pumps:
             thread.start()
 
     def close_input(self, why: str) -> None:
-        """End the server's input. No call is judged from now on, and every request answered with an error that says why."""
+        """End the server's input. No call is charged from now on, and every request answered with an error that says why."""
         self._closed = self._closed or why
         self._child.close_stdin()
 
     def answer_rest(self, how: str) -> None:
         """The server is gone, and its stream read to the end: answer what it left open. `ended` is told `answers` then.
 
+        What the client writes from now on is nobody's any more.
+
         Args:
             how: What became of it, for the client.
         """
-        self._closed = how
         self._stop.set()
         self._work.set()
         threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
@@ -182,28 +183,33 @@ class Pumps:
         if not lines:
             return
         try:
-            forwards, replies = self._judge(lines)
+            forwards = self._judge(lines)
         except Exception as error:  # a pump that dies in silence would hang the client
             self._console.line(f"internal error, please report it: {error!r}")
-            why = "mcpguard failed to judge this request; it was not forwarded"
-            forwards, replies = b"", _unjudged(lines, denial.UNAVAILABLE, why, {"reason": "internal_error"})
+            forwards = b""
+            self._reply(_unjudged(lines))
         left = self._send(forwards) if forwards else b""
-        if left and not self._stop.wait(EXIT_S):  # else the server has exited: `finish` answers all that it left open
-            replies += self._undelivered(left)
-        if replies:
-            self.output.reply(replies)
-            self.output.await_room(self._client_has_ended)
+        if left and not self._stop.wait(EXIT_S):  # else the server has exited: `answer_rest` answers all that it left open
+            self._undelivered(left)
+        self.output.await_room(self._client_has_ended)
 
-    def _judge(self, lines: Sequence[bytes | Refusal]) -> tuple[bytes, bytes]:
-        """What goes on to the server, and what goes back to the client."""
+    def _reply(self, replies: Iterable[bytes]) -> None:
+        """Answer the client. Where `_deciding` is held, nothing that was decided stays unanswered at the end."""
+        if data := b"".join(replies):
+            self.output.reply(data)
+
+    def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
+        """Answer the client, and return what goes on to the server."""
         forwards: list[bytes] = []
         replies: list[bytes] = []
         messages = frames.read(lines)
         calls = [one for one in messages if isinstance(one, Frame) and one.is_call]
         found = self._who.poll(for_call=bool(calls)) if self._who else None
         with self._deciding:
+            if self._stop.is_set():
+                return b""
             if self._closed:
-                return b"", _unjudged(lines, denial.SERVER_GONE, self._closed)
+                self._guard.server_gone(self._closed)
             if found is not None:
                 self._guard.identify(found)
             if any(call.is_retry for call in calls):
@@ -219,8 +225,9 @@ class Pumps:
                     forwards.append(done.data)
                 elif isinstance(done, Reply):
                     replies.append(done.data)
+            self._reply(replies)
         self._wake_bookkeeper()  # for what was decided, and for calls that were cancelled
-        return b"".join(forwards), b"".join(replies)
+        return b"".join(forwards)
 
     def _noted(self, calls: Sequence[Frame]) -> dict[str, str]:
         """The agents that hooks noted for calls, by the calls' ids."""
@@ -276,11 +283,11 @@ class Pumps:
                 return data[data.rfind(b"\n", 0, written) + 1 :]
         return b""
 
-    def _undelivered(self, frames_left: bytes) -> bytes:
-        """Answers for the requests among frames that the server did not take."""
+    def _undelivered(self, frames_left: bytes) -> None:
+        """Answer the requests among frames that the server did not take."""
         with self._deciding:
             replies = self._guard.undelivered(frames_left.split(b"\n"), now_us=monotonic_us())
-        return b"".join(reply.data for reply in replies)
+            self._reply(reply.data for reply in replies)
 
     # server → client
 
@@ -352,12 +359,13 @@ class Pumps:
                 return
 
 
-def _unjudged(lines: Sequence[bytes | Refusal], code: int, why: str, data: dict[str, object] | None = None) -> bytes:
-    """Answers for requests that are not judged, so that nobody waits for them."""
+def _unjudged(lines: Sequence[bytes | Refusal]) -> list[bytes]:
+    """Answers for what could not be judged, so that nobody waits for it."""
+    why = "mcpguard failed to judge this request; it was not forwarded"
     replies: list[bytes] = []
     for line in lines:
         with contextlib.suppress(Exception):  # what failed may be the parser itself
             messages = frames.parse(line) if isinstance(line, bytes) else ()
             requests = [one.id for one in messages if isinstance(one, Frame) and one.id is not None]
-            replies += [denial.error(request_id, code, why, data) for request_id in requests]
-    return b"".join(replies)
+            replies += [denial.error(one, denial.UNAVAILABLE, why, {"reason": "internal_error"}) for one in requests]
+    return replies

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
-"""How long nothing may move once the client has closed its side: the server takes nothing, or the client no reply."""
+"""How long a server may take nothing after its client has gone."""
+
+PAUSE_S: Final = 10.0
+"""How long a client may take nothing before it is not waited for: after its end, or the server's."""
 
 LOOK_S: Final = 0.01
 """How often whoever waits for a server looks whether there is something else to do."""

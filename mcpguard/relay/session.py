@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.relay.child import Child
+from mcpguard.relay.readiness import PAUSE_S
 from mcpguard.relay.wake import Wake
 
 if TYPE_CHECKING:  # loaded while the server boots; we are needed before it starts
@@ -33,7 +34,6 @@ GRACE_AFTER_SIGNAL_S: Final = 1.0
 DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
 """After the server's exit: for what it wrote last, and then for our last answers, if it is not the client that is slow."""
-
 BOOKS_S: Final = 0.5
 """How long a session's last rows may take."""
 
@@ -94,6 +94,7 @@ class Life:
         child.kill()
         status = 128 + _SIGKILL if child.status is None else child.status
         how = f"server exited with status {status}"
+        pumps.close_input(how)
         self._drain("server", pumps)
         if not (self._signals or "client" in self._events):
             console.line(how)
@@ -125,15 +126,15 @@ class Life:
     def _drain(self, event: str, pumps: "Pumps") -> None:
         """Wait until the client has taken what is left for it, which ends with an event.
 
-        As long as it takes something, and for what the server wrote in any case: a server would wait for its client as well.
-        But not for one that has closed its side and takes nothing, not after a signal, and not if nobody writes: then it is
-        somebody else who holds the server's stream open.
+        As long as it takes something, and some time beyond, since a server would wait for its client as well. But not after a
+        signal, and not if nobody writes: then it is somebody else who holds the server's stream open.
         """
-        taken = pumps.output.taken
+        patience_s = PAUSE_S if event == "server" else DRAIN_S
+        taken, idle_s = pumps.output.taken, 0.0
         while not self._wait(lambda: event in self._events, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, pumps.output.taken
-            may_pause = event == "server" and "client" not in self._events
-            if self._signals or not pumps.output.is_writing or (taken == before and not may_pause):
+            idle_s = idle_s + DRAIN_S if taken == before else 0.0
+            if self._signals or not pumps.output.is_writing or idle_s >= patience_s:
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:

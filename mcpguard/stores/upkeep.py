@@ -165,8 +165,10 @@ class Upkeep:
         if (pages - free) * PAGE_BYTES <= self._max_bytes:  # all namespaces together do not
             return 0
         rows, contexts = db.execute(_SIZES, (self._mark,)).fetchone()
-        share = 1 - self._max_bytes / (rows + contexts)
-        return rows * max(share, 1 / _LEAST_SHARE) if share > 0 else 0
+        if rows + contexts <= self._max_bytes:
+            return 0
+        share: float = max(1 - self._max_bytes / (rows + contexts), 1 / _LEAST_SHARE)
+        return share * float(rows)
 
     def _prune_rows(self, db: sqlite3.Connection, wall_us: int, *, before_us: int = 0, size: float = 0) -> bool:
         """Drop the namespace's oldest rows: all from before a time, and more until they have a size. Whether there were any.

@@ -82,7 +82,8 @@ def test_a_call_to_a_server_that_has_closed_its_input_is_answered_at_once(tmp_pa
         assert host.ask(4, "tools/list")["error"]["code"] == GONE
         host.kill(signal.SIGTERM)
         assert host.wait() == 128 + signal.SIGTERM
-    assert [row["outcome"] for row in audit(tmp_path)] == ["ok", "no_answer"]  # the last one never came so far
+    found = [(row["decision"], row.get("reason") or row["outcome"]) for row in audit(tmp_path)]
+    assert found == [("allowed", "ok"), ("allowed", "no_answer"), ("unavailable", "server_gone")]
 
 
 def test_a_client_that_has_ended_its_input_still_gets_every_answer(tmp_path: Path) -> None:
@@ -267,9 +268,34 @@ def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: 
         assert "store unavailable" not in host.err
     assert answers.endswith(b"\n")
     told = {message["id"] for message in map(json.loads, answers.splitlines())}
-    rows = audit(tmp_path)
+    rows = [row for row in audit(tmp_path) if row["decision"] == "allowed"]
     assert {row["outcome"] for row in rows} == {"no_answer"}
     assert {int(row["request_id"]) for row in rows} <= told
+
+
+def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
+    dies = "import os, sys; sys.stdin.read(1); sys.stdin.buffer.peek(); os._exit(3)"
+    for _ in range(10):
+        calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
+        with Host(tmp_path, sys.executable, "-S", "-c", dies) as host:
+            host.send(lines([*calls, *(call(number, "small") for number in range(2, 52))]))
+            answered = {json.loads(line)["id"] for line in host.rest().splitlines()}
+            assert host.wait() == 3
+        decided = {int(row["request_id"]) for row in audit(tmp_path) if "repeats" not in row}
+        assert decided <= answered
+
+
+def test_a_refused_request_is_answered_though_the_server_takes_no_more(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.call(1, "close_stdin")
+        host.call(2, "search")
+        host.send(b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":5}}\n', b"not json\n")
+        assert host.answer(3)["error"]["code"] == -32602
+        assert host.answer(None)["error"]["code"] == -32700
+        host.kill(signal.SIGTERM)
+        host.wait()
+    assert [row["decision"] for row in audit(tmp_path)][2:] == ["invalid", "invalid"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a server as somebody else")

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from mcpguard.relay import output
 from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
+from tests.end_to_end.host import until
 
 MIB = 1 << 20
+PIPE_BYTES = 1 << 16
 NEVER = 30.0
 """Seconds that only what hangs takes."""
 
@@ -222,7 +224,7 @@ def test_who_replies_does_not_wait_for_a_client_that_has_closed_its_side_and_tak
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
-    monkeypatch.setattr(output, "STUCK_S", 0.1)
+    monkeypatch.setattr(output, "PAUSE_S", 0.1)
     client.output.relay(b"open, ")
     client.output.reply(b"r" * 2000 + b"\n")
     with pytest.raises(ConnectionAbortedError):
@@ -233,7 +235,7 @@ def test_who_replies_waits_for_a_client_that_has_closed_its_side_and_still_reads
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
-    monkeypatch.setattr(output, "STUCK_S", 0.2)
+    monkeypatch.setattr(output, "PAUSE_S", 0.2)
     client.output.reply(b"r" * MIB + b"\n")
     looks = 0
 
@@ -284,6 +286,15 @@ def test_the_end_closes_an_open_frame_before_the_last_replies(client: Client) ->
 def test_the_end_adds_nothing_to_a_stream_that_nothing_waits_for(client: Client) -> None:
     client.output.relay(b"half")
     assert client.ended() == b"half"
+
+
+def test_that_a_slow_client_reads_can_be_told_from_every_page_of_our_replies(client: Client) -> None:
+    finishing = in_thread(client.output.finish, b"r" * MIB)
+    until(lambda: client.output.taken == PIPE_BYTES, "the pipe is full")
+    client.read(4096)
+    until(lambda: client.output.taken == PIPE_BYTES + 4096, "it has taken a page")
+    client.read(MIB - 4096)
+    assert joined(finishing)
 
 
 def test_nothing_is_begun_after_the_end(client: Client) -> None:

@@ -257,14 +257,15 @@ def test_no_call_is_charged_once_the_server_takes_no_more_and_each_is_told_why(l
     line.send(call(1), {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, {"jsonrpc": "2.0", "method": "note"})
     errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
     assert errors == [(1, -32000, "the server has closed its output"), (2, -32000, "the server has closed its output")]
-    assert [entry.record["decision"] for entry in line.store.entries()] == ["policy"]
+    assert [entry.record["decision"] for entry in line.store.entries()] == ["policy", "unavailable"]
+    assert not line.store.held()
 
 
 def test_a_client_that_is_gone_is_noticed_though_it_has_left_more_replies_than_may_wait(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
-    monkeypatch.setattr(output, "STUCK_S", 0.1)
+    monkeypatch.setattr(output, "PAUSE_S", 0.1)
     os.write(line.server_writes, b"an open frame")
     assert os.read(line.from_guard, 100) == b"an open frame"
     line.send(*(call(request_id) for request_id in range(10)))

@@ -106,6 +106,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     waits = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S")
     for name in waits:
         monkeypatch.setattr(session, name, 0.1)
+    monkeypatch.setattr(session, "PAUSE_S", 0.5)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # a shell may have had some ignored
     one = Scene()
     yield one
@@ -242,9 +243,15 @@ def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:
     assert scene.books.output.writes == -1
 
 
-def test_a_client_that_has_closed_its_side_is_waited_for_as_long_as_it_takes_something(scene: Scene) -> None:
+def test_a_client_that_takes_nothing_is_not_waited_for_without_end(scene: Scene) -> None:
     scene.server("true")
-    scene.life.ended("client")
+    scene.books.output.writes = 1000
+    assert scene.supervise() == 0
+    assert scene.books.output.writes > 990
+
+
+def test_a_client_that_reads_is_waited_for_as_long_as_it_takes_something(scene: Scene) -> None:
+    scene.server("true")
     scene.books.output.writes, scene.books.output.takes = 1000, 3
     assert scene.supervise() == 0
     assert scene.books.output.takes == 0

@@ -460,6 +460,14 @@ def test_what_one_namespace_writes_costs_another_no_audit_row(open_store: Open) 
     assert 100 < kept.count("one") < 1000
 
 
+def test_a_file_that_others_have_filled_is_no_matter_to_a_namespace_without_a_row(open_store: Open) -> None:
+    theirs = open_store(namespace="two", clock=Time(), wall=Time(WALL_US))
+    Session(theirs, FIVE_A_MINUTE, namespace="two").call("free", 3000)
+    mine = open_store(namespace="one", max_bytes=100_000, clock=Time(), wall=Time(WALL_US))
+    mine.tend()
+    assert len(list(theirs.entries())) == 3000
+
+
 def test_texts_that_a_client_has_chosen_for_their_hashes_free_no_counter(open_store: Open) -> None:
     policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
     decided = []
