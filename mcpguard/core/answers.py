@@ -149,6 +149,17 @@ class AnswerLines:
             self._hold(chunk[last:])
         return lines
 
+    def last(self) -> list[Line]:
+        """What the stream ended with, without a newline, if that is a whole answer: one that was cut off answers nothing."""
+        if self._skipping or not 0 < self._held <= MAX_PARSED_ANSWER_BYTES:
+            return []
+        lines = self._finish()
+        try:
+            json.loads(lines[0].frame)
+        except (ValueError, RecursionError):
+            return []
+        return lines
+
     def _finish(self) -> list[Line]:
         whole = self._held <= MAX_PARSED_ANSWER_BYTES
         frame = b"".join(self._parts)

@@ -38,12 +38,21 @@ class ClientOutput:
         self._queued_bytes = 0
         self._in_frame = False
         self._broken = False
+        self._finished = False
         self._replier: threading.Thread | None = None
         self._is_ready = Readiness(fd)
 
-    def relay(self, chunk: bytes) -> None:
-        """Pass on what the server wrote. Waits for the client; waiting replies are written where a frame ends."""
+    def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
+        """Pass on what the server wrote. Waits for the client; waiting replies are written where a frame ends.
+
+        Args:
+            chunk: What it wrote.
+            observe: Is shown it before the client is, and not at all after the end.
+        """
         with self._writing:
+            if self._finished:
+                return
+            observe(chunk)
             if self._queue and not chunk.endswith(b"\n"):
                 end = chunk.rfind(b"\n") + 1
                 self._write(chunk[:end], end)
@@ -95,12 +104,17 @@ class ClientOutput:
         """Whether something is being written, which may take as long as the client does not read."""
         return self._writing.locked()
 
-    def finish(self, replies: bytes) -> None:
+    def finish(self, last_replies: Callable[[], bytes]) -> None:
         """End the stream: a frame that the server left unfinished ends here, then come all replies, then nothing any more.
 
-        The server's stream must have ended. Waits for the client.
+        Waits for the client.
+
+        Args:
+            last_replies: Is asked when nothing of the server's is passed on any more.
         """
         with self._writing:
+            self._finished = True
+            replies = last_replies()
             if self._in_frame and (replies or self._queue):
                 self._write(b"\n")
             self._in_frame = False

@@ -133,9 +133,9 @@ class Pumps:
         self._child.close_stdin()
 
     def answer_rest(self, how: str) -> None:
-        """The server is gone, and its stream read to the end: answer what it left open. `ended` is told `answers` then.
+        """The server is gone: answer what it left open. `ended` is told `answers` then.
 
-        What the client writes from now on is nobody's any more.
+        What client and server write from now on is nobody's any more.
 
         Args:
             how: What became of it, for the client.
@@ -145,13 +145,18 @@ class Pumps:
         threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
 
     def _answer_rest(self, how: str) -> None:
-        with self._deciding:
-            self._unread.append((b"\n", monotonic_us()))  # a last answer without its newline is an answer, too
-            self._read_answers()
-            replies, outcomes = self._guard.server_exited(how, now_us=monotonic_us())
-            self._outcomes += outcomes
-        self.output.finish(b"".join(reply.data for reply in replies))
+        self.output.finish(lambda: self._rest(how))
         self._ended("answers")
+
+    def _rest(self, how: str) -> bytes:
+        """Answers for what is still open, once. Only what has been passed on can have been answered."""
+        with self._deciding:
+            self._read_answers()
+            now_us = monotonic_us()
+            self._outcomes += self._guard.server_lines(self._answers.last(), now_us=now_us)
+            replies, outcomes = self._guard.server_exited(how, now_us=now_us)
+            self._outcomes += outcomes
+        return b"".join(reply.data for reply in replies)
 
     def close_books(self, timeout_s: float) -> None:
         """Write the session's last rows. A store that is stuck is waited for no longer than the timeout."""
@@ -294,8 +299,7 @@ class Pumps:
     def _pump_down(self) -> None:
         try:
             while chunk := self._stream.read():
-                self._observe(chunk)  # first: the client may answer with a retry before the next line here has run
-                self.output.relay(chunk)
+                self.output.relay(chunk, self._observe)
                 self._keep_up()
         except OSError:
             pass
@@ -303,6 +307,7 @@ class Pumps:
             self._ended("server")
 
     def _observe(self, chunk: bytes) -> None:
+        """Keep what may hold answers. The client is shown it later: it may answer with a retry at once."""
         if not (self._unread or self._guard.awaits_answers) and self._answers.is_between_frames and chunk[-1:] == b"\n":
             return  # whole frames, and no request that one of them could answer
         self._unread.append((chunk, monotonic_us()))
@@ -339,6 +344,7 @@ class Pumps:
                 self._work.set()
 
     def _close_books(self) -> None:
+        self._rest("the client does not read")  # nothing is left, unless it could not be answered
         with contextlib.suppress(StoreUnavailable):
             self._write_books(all_of_them=True)
 

@@ -212,3 +212,23 @@ def test_an_answer_among_long_notifications_is_found() -> None:
     long_answer = b'{"jsonrpc":"2.0","id":2,"result":{"data":"' + b"x" * 5000 + b'"}}'
     lines = AnswerLines().feed(note + note + answer + b"\n" + note + long_answer + b"\n" + note)
     assert [line.frame for line in lines] == [answer, long_answer]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "whole"),
+    [
+        (b'{"jsonrpc":"2.0","id":7,"result":{}}', True),
+        (b'{"jsonrpc":"2.0","id":7,"result":{"text":"a }', False),
+        (b'{"jsonrpc":"2.0","id":7,"res', False),
+        (b'{"jsonrpc":"2.0","id":7,"result":' + b"[" * 100_000, False),
+        (b'{"jsonrpc":"2.0","id":7,"result":"' + b"x" * MAX_PARSED_ANSWER_BYTES + b'"}', False),
+        (b'{"method":"notifications/message","params":{}}', False),
+        (b'{"jsonrpc":"2.0","id":7,"result":{}}\n', False),
+        (b"", False),
+    ],
+)
+def test_what_a_stream_ends_with_is_an_answer_only_if_none_of_it_is_missing(chunk: bytes, whole: bool) -> None:
+    lines = AnswerLines()
+    lines.feed(chunk)
+    assert [line.frame for line in lines.last()] == ([chunk] if whole else [])
+    assert lines.last() == []

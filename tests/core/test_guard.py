@@ -425,6 +425,25 @@ def test_outcomes_of_retries_are_joined_to_rows_of_their_own() -> None:
 # The policy
 
 
+@pytest.mark.parametrize("denials", ["error", "result"])
+def test_what_comes_when_the_server_takes_no_more_is_answered_and_audited_and_neither_charged_nor_forwarded(
+    denials: str,
+) -> None:
+    talk = Talk(ONE_A_MINUTE, denials=denials)
+    talk.guard.server_gone("the server has closed its input")
+    talk.client(
+        call_line("x", 1), request("tools/list", 2), b'{"jsonrpc":"2.0","method":"notifications/progress"}', b"not json"
+    )
+    assert talk.to_server == []
+    assert [(one["id"], one["error"]["code"]) for one in talk.to_client] == [(1, -32000), (2, -32000), (None, -32700)]
+    assert talk.to_client[0]["error"]["message"] == "the server has closed its input"
+    assert [(one["decision"], one["reason"]) for one in talk.records] == [
+        ("unavailable", "server_gone"),
+        ("invalid", "not valid JSON"),
+    ]
+    assert not talk.store.held()
+
+
 def test_a_broken_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
     talk = Talk(PolicyError("policy.toml: line 1: broken"))
     talk.client(call_line("x", 1), request("tools/list", 2))

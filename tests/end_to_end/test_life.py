@@ -57,6 +57,27 @@ def test_a_frame_that_the_server_left_unfinished_does_not_swallow_the_last_answe
         assert host.wait() == 3
 
 
+def test_an_answer_that_a_dying_server_has_not_finished_is_none(tmp_path: Path) -> None:
+    begins = b'{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"te'
+    dies = f"import os, sys; sys.stdin.readline(); os.write(1, {begins!r}); os.kill(os.getpid(), 9)"
+    with Host(tmp_path, sys.executable, "-S", "-c", dies) as host:
+        host.send(call(1, "t"))
+        assert host.line() == begins
+        assert host.answer(1)["error"]["code"] == GONE
+        assert host.wait() == 137
+    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
+
+
+def test_a_last_answer_that_lacks_only_its_newline_is_one(tmp_path: Path) -> None:
+    ends = b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
+    command = f"import os, sys; sys.stdin.readline(); os.write(1, {ends!r})"
+    with Host(tmp_path, sys.executable, "-S", "-c", command) as host:
+        host.send(call(1, "t"))
+        assert host.rest() == ends
+        assert host.wait() == 0
+    assert [row["outcome"] for row in audit(tmp_path)] == ["ok"]
+
+
 def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are_answered(tmp_path: Path) -> None:
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "close_stdout"))

@@ -16,6 +16,10 @@ NEVER = 30.0
 """Seconds that only what hangs takes."""
 
 
+def unseen(_: bytes) -> None:
+    """What nobody looks at."""
+
+
 class Client:
     """The two ends of a pipe, with a `ClientOutput` on the one."""
 
@@ -46,7 +50,7 @@ class Client:
 
         reader = threading.Thread(target=drain)
         reader.start()
-        self.output.finish(replies)
+        self.output.finish(lambda: replies)
         self.close_writer()
         reader.join()
         return b"".join(found)
@@ -118,9 +122,9 @@ def test_a_reply_tears_no_frame_and_comes_no_later_than_the_end_of_what_was_open
                 after = len(frames)
             bounds.append((complete, after))
             client.output.reply(reply)
-        client.output.relay(chunk)
+        client.output.relay(chunk, unseen)
         complete += chunk.count(b"\n")
-    client.output.finish(b"")
+    client.output.finish(lambda: b"")
     client.close_writer()
     assert joined(reader)
     client.close_reader()
@@ -142,7 +146,7 @@ def test_frames_and_replies_of_several_threads_are_whole_and_each_in_order(clien
         start = 0
         while start < len(data):
             size = 1 + start * 7 % 65536
-            client.output.relay(data[start : start + size])
+            client.output.relay(data[start : start + size], unseen)
             start += size
 
     def reply(some: list[bytes]) -> None:
@@ -153,7 +157,7 @@ def test_frames_and_replies_of_several_threads_are_whole_and_each_in_order(clien
     reader = in_thread(lambda: received.extend(iter(lambda: os.read(client.fd, 1 << 16), b"")))
     writers = [in_thread(relay), *(in_thread(reply, some) for some in replies)]
     assert all(joined(writer) for writer in writers)
-    client.output.finish(b"")
+    client.output.finish(lambda: b"")
     client.close_writer()
     assert joined(reader)
     lines = b"".join(received).splitlines(keepends=True)
@@ -164,7 +168,7 @@ def test_frames_and_replies_of_several_threads_are_whole_and_each_in_order(clien
 def test_a_reply_between_frames_is_written_at_once(client: Client) -> None:
     client.output.reply(b"first\n")
     assert client.read(6) == b"first\n"
-    client.output.relay(b"frame\n")
+    client.output.relay(b"frame\n", unseen)
     client.output.reply(b"second\n")
     assert client.read(13) == b"frame\nsecond\n"
 
@@ -175,25 +179,25 @@ def test_a_large_reply_is_written_while_the_server_is_silent(client: Client) -> 
 
 
 def test_replies_that_wait_for_a_frame_come_right_after_it(client: Client) -> None:
-    client.output.relay(b"one, ")
+    client.output.relay(b"one, ", unseen)
     client.output.reply(b"r1\n")
     client.output.reply(b"r2\n")
-    client.output.relay(b"still one, ")
-    client.output.relay(b"end of one\ntwo\nthree, ")
-    client.output.relay(b"end of three\n")
+    client.output.relay(b"still one, ", unseen)
+    client.output.relay(b"end of one\ntwo\nthree, ", unseen)
+    client.output.relay(b"end of three\n", unseen)
     assert client.ended() == b"one, still one, end of one\ntwo\nr1\nr2\nthree, end of three\n"
 
 
 def test_replies_that_wait_for_a_frame_come_after_it_though_nothing_follows(client: Client) -> None:
-    client.output.relay(b"one, ")
+    client.output.relay(b"one, ", unseen)
     client.output.reply(b"r1\n")
-    client.output.relay(b"end of one\n")
+    client.output.relay(b"end of one\n", unseen)
     expected = b"one, end of one\nr1\n"
     assert client.read(len(expected)) == expected
 
 
 def test_who_replies_does_not_wait_for_a_client_that_does_not_read(client: Client) -> None:
-    relaying = in_thread(client.output.relay, b"s" * MIB + b"\n")  # more than the pipe takes: waits
+    relaying = in_thread(client.output.relay, b"s" * MIB + b"\n", unseen)  # more than the pipe takes: waits
     assert client.read(1) == b"s"
     for _ in range(MAX_QUEUED_BYTES // MIB - 1):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
@@ -205,7 +209,7 @@ def test_who_replies_does_not_wait_for_a_client_that_does_not_read(client: Clien
 
 
 def test_who_replies_waits_when_too_much_waits_already_and_goes_on_when_the_client_reads(client: Client) -> None:
-    client.output.relay(b"open, ")
+    client.output.relay(b"open, ", unseen)
     for _ in range(MAX_QUEUED_BYTES // MIB):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
     client.output.await_room(lambda: False)
@@ -213,7 +217,7 @@ def test_who_replies_waits_when_too_much_waits_already_and_goes_on_when_the_clie
     waiting = in_thread(client.output.await_room, lambda: False)
     waiting.join(0.2)
     assert waiting.is_alive()
-    relaying = in_thread(client.output.relay, b"end\n")
+    relaying = in_thread(client.output.relay, b"end\n", unseen)
     size = len(b"open, end\n") + MAX_QUEUED_BYTES + len(b"last\n")
     assert client.read(size).endswith(b"r\nlast\n")
     assert joined(waiting)
@@ -225,7 +229,7 @@ def test_who_replies_does_not_wait_for_a_client_that_has_closed_its_side_and_tak
 ) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
     monkeypatch.setattr(output, "PAUSE_S", 0.1)
-    client.output.relay(b"open, ")
+    client.output.relay(b"open, ", unseen)
     client.output.reply(b"r" * 2000 + b"\n")
     with pytest.raises(ConnectionAbortedError):
         client.output.await_room(lambda: True)
@@ -251,17 +255,17 @@ def test_who_replies_waits_for_a_client_that_has_closed_its_side_and_still_reads
 
 def test_a_client_that_is_gone_is_reported_once_and_nobody_waits_for_it(client: Client) -> None:
     client.close_reader()
-    client.output.relay(b"frame\n")
-    client.output.relay(b"frame\n")
+    client.output.relay(b"frame\n", unseen)
+    client.output.relay(b"frame\n", unseen)
     for _ in range(100):
         client.output.reply(b"r" * MIB + b"\n")
-    client.output.finish(b"last\n")
+    client.output.finish(lambda: b"last\n")
     assert client.losses == 1
 
 
 def test_a_client_that_goes_while_replies_wait_lets_everybody_go(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
-    relaying = in_thread(client.output.relay, b"s" * MIB)
+    relaying = in_thread(client.output.relay, b"s" * MIB, unseen)
     assert client.read(1) == b"s"
     client.output.reply(b"r" * 2000 + b"\n")
     waiting = in_thread(client.output.await_room, lambda: False)
@@ -278,18 +282,18 @@ def test_a_reply_to_a_client_that_is_gone_reports_it(client: Client) -> None:
 
 
 def test_the_end_closes_an_open_frame_before_the_last_replies(client: Client) -> None:
-    client.output.relay(b"half")
+    client.output.relay(b"half", unseen)
     client.output.reply(b"waiting\n")
     assert client.ended(b"last\n") == b"half\nwaiting\nlast\n"
 
 
 def test_the_end_adds_nothing_to_a_stream_that_nothing_waits_for(client: Client) -> None:
-    client.output.relay(b"half")
+    client.output.relay(b"half", unseen)
     assert client.ended() == b"half"
 
 
 def test_that_a_slow_client_reads_can_be_told_from_every_page_of_our_replies(client: Client) -> None:
-    finishing = in_thread(client.output.finish, b"r" * MIB)
+    finishing = in_thread(client.output.finish, lambda: b"r" * MIB)
     until(lambda: client.output.taken == PIPE_BYTES, "the pipe is full")
     client.read(4096)
     until(lambda: client.output.taken == PIPE_BYTES + 4096, "it has taken a page")
@@ -297,9 +301,29 @@ def test_that_a_slow_client_reads_can_be_told_from_every_page_of_our_replies(cli
     assert joined(finishing)
 
 
-def test_nothing_is_begun_after_the_end(client: Client) -> None:
-    client.output.finish(b"last\n")
-    client.output.relay(b"frame\n")
+def test_the_last_replies_are_asked_for_when_the_servers_last_bytes_have_been_passed_on(client: Client) -> None:
+    passed: list[int] = []
+
+    def last_replies() -> bytes:
+        passed.append(client.output.taken)
+        return b"last\n"
+
+    relaying = in_thread(client.output.relay, b"s" * MIB + b"\n", unseen)
+    assert client.read(1) == b"s"  # it writes, and waits for the client
+    finishing = in_thread(client.output.finish, last_replies)
+    assert client.read(MIB + 5).endswith(b"s\nlast\n")
+    assert joined(relaying)
+    assert joined(finishing)
+    assert passed == [MIB + 1]
+
+
+def test_nothing_is_begun_after_the_end_nor_shown_to_anybody(client: Client) -> None:
+    seen: list[bytes] = []
+    client.output.relay(b"frame\n", seen.append)
+    assert client.read(6) == b"frame\n"
+    client.output.finish(lambda: b"last\n")
+    client.output.relay(b"late\n", seen.append)
+    assert seen == [b"frame\n"]
     client.output.reply(b"r" * MIB + b"\n")
     client.close_writer()
     assert os.read(client.fd, 1 << 16) == b"last\n"
@@ -309,7 +333,7 @@ def test_nothing_is_begun_after_the_end(client: Client) -> None:
 
 def test_all_of_it_is_written_though_the_pipe_takes_it_in_pieces(client: Client) -> None:
     data = bytes(range(256)) * 4096
-    writing = in_thread(client.output.relay, data)
+    writing = in_thread(client.output.relay, data, unseen)
     assert client.read(len(data)) == data
     assert joined(writing)
 
@@ -317,7 +341,7 @@ def test_all_of_it_is_written_though_the_pipe_takes_it_in_pieces(client: Client)
 def test_all_of_it_is_written_though_somebody_has_told_the_system_that_writes_do_not_wait(client: Client) -> None:
     os.set_blocking(client.write_fd, False)
     data = bytes(range(256)) * 4096 + b"\n"
-    writing = in_thread(client.output.relay, data)
+    writing = in_thread(client.output.relay, data, unseen)
     assert client.read(len(data)) == data
     assert joined(writing)
     client.output.reply(data)

@@ -68,8 +68,8 @@ class Output(ClientOutput):
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def relay(self, chunk: bytes) -> None:
-        super().relay(chunk)
+    def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
+        super().relay(chunk, observe)
         assert self.go_on.wait(30)
 
 
