@@ -6,6 +6,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
+from mcpguard.stores.files import read_at_once
+
 SETTLING_NS: Final = 50_000_000
 """A file younger than this is read again at the next look: two edits can fall into one tick of the file system's clock."""
 
@@ -53,13 +55,7 @@ class FollowedFile:
             self.content = "not a regular file"  # reading a pipe could wait for ever
             return True
         try:
-            self.content = self._read()
+            self.content = read_at_once(self.path, -1 if self._max_bytes is None else self._max_bytes + 1)
         except OSError as error:
             self.content = error.strerror or str(error)
         return True
-
-    def _read(self) -> bytes:
-        if self._max_bytes is None:
-            return self.path.read_bytes()
-        with self.path.open("rb") as file:
-            return file.read(self._max_bytes + 1)

@@ -105,7 +105,7 @@ class Pumps:
         self._input = ServerInput(child.stdin)
         self._closed = ""  # why the server gets no more requests
         self._stream = ServerStream(child.stdout)
-        # Held while guard, journal or store are used; never while a pipe is written
+        # Held while guard, journal or store are used; never while somebody waits for a pipe
         self._deciding = threading.Lock()
         self._unread: deque[tuple[bytes, int]] = deque()
         self._unread_bytes = 0
@@ -113,10 +113,9 @@ class Pumps:
         self._outcomes: list[Outcome] = []
         self._work = threading.Event()
         self._stop = threading.Event()
-        self.down_thread = threading.Thread(target=self._pump_down, name="mcpguard-down", daemon=True)
         self._threads = [
             threading.Thread(target=self._pump_up, name="mcpguard-up", daemon=True),
-            self.down_thread,
+            threading.Thread(target=self._pump_down, name="mcpguard-down", daemon=True),
             threading.Thread(target=self._keep_books, name="mcpguard-books", daemon=True),
         ]
 
