@@ -358,6 +358,7 @@ def test_a_client_that_only_waits_for_the_end_is_not_waited_for_with_answers_tha
     calls = lines([call(number, "t") for number in range(20_000)])
     with Host(tmp_path, sys.executable, "-S", "-c", dies) as host, host.sending(calls, in_vain=True):
         assert host.wait() == 7
+    assert {row["outcome"] for row in audit(tmp_path) if row["decision"] == "allowed"} == {"no_answer"}
 
 
 def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_path: Path) -> None:
