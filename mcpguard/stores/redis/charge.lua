@@ -1,9 +1,9 @@
 -- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
 --
--- KEYS  the audit, the index of counters; then each counter
--- ARGV  the counters' labels; the deadline in this server's time and the session's newest row number; then two for each call:
---       its limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal
---       remembers, and of its row what comes before the context, the context, and the detail
+-- KEYS  as `audit.lua` has them; the index of counters; then each counter
+-- ARGV  the counters' labels; the deadline in this server's time, the session's newest row number, and how much memory the
+--       audit may take; then two for each call: its limits; and, each with a NUL behind it, its decision if it is decided
+--       already, what the session's journal remembers, and of its row what comes before the context, the context, and the detail
 -- Returns the time; and, unless the deadline has passed, each counter as it is now, and of each call: the id of its row if it is
 --       news, the decision, the limit that is reported (0: none), what its counter holds, the wait, and how many limits had
 --       no room, which follow with their waits. All in one table, for a server looks at each for a while.
@@ -18,16 +18,16 @@ local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, inv
 local NOTHING_REMEMBERED = {{}, {}}
 
 local now = clock()
-local deadline, seq = struct.unpack('<i8i8', ARGV[2])
+local deadline, seq, most = struct.unpack('<i8i8i8', ARGV[2])
 if now > deadline then
   return {now}
 end
-local audit, index = KEYS[1], KEYS[2]
-local logs, values = read(3)
+local index = KEYS[5]
+local logs, values = read(6)
 local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
 local storms = {} -- the denials that have a row
-local rows = {} -- by the place of their id in the reply
+local rows = {} -- by the place of their id in the reply, each {stream, text}
 local reply = {now, nil, nil, nil, nil, nil, nil, nil, nil, nil}
 for at = 1, #values do
   reply[1 + at] = values[at]
@@ -201,8 +201,9 @@ for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
   end
   if is_news(word, context, words, is_storm) then
     seq = seq + 1
-    rows[place] = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
+    local row = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, left or -1, wait and ms_up(wait) or -1, -1)
+    rows[place] = {REFUSED[word] and REFUSALS or MAIN, row}
   end
 end
 
@@ -220,15 +221,19 @@ local function label_of(counter)
 end
 
 -- Rows first: what a server has refused to write it must not have counted, and a row alone is found and replaced
-for place = 2 + #values, #reply do
-  if rows[place] then
-    reply[place] = redis.call('XADD', audit, '*', 'row', rows[place])
+if next(rows) then
+  read_audit()
+  for place = 2 + #values, #reply do
+    if rows[place] then
+      reply[place] = append(rows[place][1], rows[place][2], now, most)
+    end
   end
+  write_audit()
 end
 for counter, window in pairs(changed) do
   if not values[counter] then
-    name(index, KEYS[2 + counter], label_of(counter))
+    name(index, KEYS[5 + counter], label_of(counter))
   end
-  reply[1 + counter] = write(KEYS[2 + counter], logs[counter], window, now)
+  reply[1 + counter] = write(KEYS[5 + counter], logs[counter], window, now)
 end
 return reply

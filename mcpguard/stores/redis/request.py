@@ -35,12 +35,16 @@ def counters_of(charges: Sequence[Charge]) -> tuple[Counter, ...]:
 @lru_cache(maxsize=512)
 def named(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], str]:
     """The keys of `charge.lua` in a namespace, and its first argument."""
-    keys = (prefix + "audit", prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
+    keys = (*rows.keys(prefix), prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
     return keys, "".join([f"{counter.label}\0" for counter in counters])
 
 
-deadline: Final = struct.Struct("<qq").pack
-"""The second argument: until when, by its own clock, the server may begin to decide; and the session's newest row number."""
+bounds: Final = struct.Struct("<qqq").pack
+"""The second argument: until when, by its own clock, the server may begin to decide; the session's newest row number; and how
+much memory the audit may take."""
+
+appended: Final = struct.Struct("<qq").pack
+"""The first argument of `append.lua`: how much memory the audit may take, and how many rows are replaced."""
 
 
 def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
