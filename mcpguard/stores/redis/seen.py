@@ -10,7 +10,7 @@ from mcpguard.stores.redis import states
 MOST: Final = 20_000
 """Counters that are remembered: as many as a wrapper counts by itself."""
 
-_LEFT: Final = MOST * 3 // 4
+LEFT: Final = MOST * 3 // 4
 """Counters that are left when there were too many, so that there are not too many soon again."""
 
 
@@ -37,7 +37,7 @@ class Seen:
         """Drop some: all of this takes a few milliseconds, once for thousands of counters that are new."""
         until_us = {key: states.newest_us(value) + window_us for key, (window_us, value) in self._values.items() if value}
         alive = [key for key in self._values if until_us.get(key, now_us) > now_us]
-        forgotten = alive[: max(0, len(alive) - _LEFT)]
+        forgotten = alive[: max(0, len(alive) - LEFT)]
         self.forgotten_until_us = max([self.forgotten_until_us, *[until_us[key] for key in forgotten]])
         self._values = {key: self._values[key] for key in alive[len(forgotten) :]}
 

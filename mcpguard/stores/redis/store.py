@@ -120,10 +120,12 @@ class RedisStore:
             ("HSETNX", meta, "schema", SCHEMA),
             ("HSETNX", meta, "args_key", os.urandom(32)),
             ("HMGET", meta, "schema", "args_key"),
+            ("XDEL", self._key("refused"), "0-0"),  # does nothing; what the audit needs only when it is full is refused at once
+            ("HDEL", self._key("outcomes"), ""),
             *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
         ]
         replies = self._link.ask(commands, deadline_s=deadline_s)
-        _, _, (schema, self.args_key), *shas = map(self._link.checked, replies)
+        _, _, (schema, self.args_key), _, _, *shas = map(self._link.checked, replies)
         if int(schema) > SCHEMA:
             raise StoreUnavailable(
                 f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",
