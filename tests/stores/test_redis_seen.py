@@ -62,20 +62,15 @@ def test_what_holds_nothing_any_more_goes_first_and_nothing_is_forgotten() -> No
     assert ids(kept) == list(range(8))
     note(kept, 8, None)
     assert ids(kept) == [0, 1, 2, 3, 6, 7]
-    assert kept.forgotten_until_us == 0
 
 
-def test_then_the_least_recently_used_goes_and_it_is_known_until_when_it_may_hold_something() -> None:
+def test_then_the_least_recently_used_goes() -> None:
     kept = Seen()
     for number, newest_us in enumerate([3, 9, 1, 4, 5, 6, 7, 8]):
         note(kept, number, NOW_US + newest_us)
     note(kept, 0, NOW_US + 3)
     note(kept, 8, NOW_US)
     assert ids(kept) == [4, 5, 6, 7, 0, 8]
-    assert kept.forgotten_until_us == NOW_US + 9 + 5 * SECOND_US
-    for number in range(9, 12):
-        note(kept, number, NOW_US)
-    assert kept.forgotten_until_us == NOW_US + 9 + 5 * SECOND_US
 
 
 def test_a_counter_with_a_long_window_is_remembered_as_long_as_it_holds_something() -> None:
@@ -85,7 +80,6 @@ def test_a_counter_with_a_long_window_is_remembered_as_long_as_it_holds_somethin
         now_us = NOW_US + number * SECOND_US // 4
         note(kept, number, now_us - 5 * SECOND_US, now_us)
     assert 0 in ids(kept)
-    assert kept.forgotten_until_us == 0
 
 
 def test_counters_that_are_seen_again_and_again_are_never_dropped() -> None:
@@ -96,25 +90,23 @@ def test_counters_that_are_seen_again_and_again_are_never_dropped() -> None:
     assert 1000 in ids(kept)
 
 
-def test_a_counter_that_was_emptied_is_forgotten_without_a_trace() -> None:
+def test_a_counter_that_was_emptied_is_forgotten() -> None:
     kept = Seen()
     note(kept, 1, NOW_US)
     note(kept, 2, None)
     kept.forget([1, 7])
     assert kept.logs() == {2: EMPTY}
-    assert kept.forgotten_until_us == 0
 
 
-def test_a_store_tells_what_it_saw_and_until_when_what_it_forgot_may_count(server: Server) -> None:
+def test_a_store_tells_of_the_counters_it_used_last_what_they_held(server: Server) -> None:
     store = RedisStore(server.address, Options(timeout_ms=5000))
     session = Session(store, '[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
-    newest: list[State] = []
+    newest: dict[int, State] = {}
     for at in range(9):
-        assert store.forgotten_until_us == 0
         assert session.decisions(f"tool {at}") == ["allowed"]
-        counters = session.charges(f"tool {at}")[0].plan.counters
-        newest += store.peek(counters)[0]
-    known, now_us = store.last_seen()
-    assert list(known.values()) == newest[3:]
-    assert store.forgotten_until_us == newest[2][-2] + 3600 * SECOND_US > now_us
+        (counter,) = session.charges(f"tool {at}")[0].plan.counters
+        newest[counter.id] = store.peek([counter])[0][0]
+    known = store.last_seen()[0]
+    assert len(known) == 6
+    assert known == {key: newest[key] for key in list(newest)[3:]}
     store.close()

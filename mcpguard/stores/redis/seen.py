@@ -15,31 +15,23 @@ LEFT: Final = MOST * 3 // 4
 
 
 class Seen:
-    """Counters' values, the most recently used last. Beyond `MOST` those go that hold nothing, then the least recently used.
-
-    Attributes:
-        forgotten_until_us: Until when, in the store's time, one that was dropped may hold something; 0 if none was.
-    """
+    """Counters' values, the most recently used last. Beyond `MOST` those go that hold nothing, then the least recently used."""
 
     def __init__(self) -> None:
-        self._values: dict[int, tuple[int, bytes | None]] = {}
-        self.forgotten_until_us = 0
+        self._values: dict[int, tuple[int, bytes | None]] = {}  # with the counter's window
 
     def note(self, counters: Sequence[Counter], values: Sequence[bytes | None], now_us: int) -> None:
         """Take these values for the counters' own."""
         for counter, value in zip(counters, values, strict=True):
             self._values.pop(counter.id, None)
             self._values[counter.id] = (counter.window_us, value)
-        if len(self._values) > MOST:
-            self._drop(now_us)
-
-    def _drop(self, now_us: int) -> None:
-        """Drop some: all of this takes a few milliseconds, once for thousands of counters that are new."""
-        until_us = {key: states.newest_us(value) + window_us for key, (window_us, value) in self._values.items() if value}
-        alive = [key for key in self._values if until_us.get(key, now_us) > now_us]
-        forgotten = alive[: max(0, len(alive) - LEFT)]
-        self.forgotten_until_us = max([self.forgotten_until_us, *[until_us[key] for key in forgotten]])
-        self._values = {key: self._values[key] for key in alive[len(forgotten) :]}
+        if len(self._values) > MOST:  # to look at all of them takes some milliseconds, once for thousands that are new
+            alive = [
+                (key, (window_us, value))
+                for key, (window_us, value) in self._values.items()
+                if value and states.newest_us(value) + window_us > now_us
+            ]
+            self._values = dict(alive[-LEFT:])
 
     def forget(self, ids: Sequence[int]) -> None:
         """Forget counters that were emptied."""

@@ -300,11 +300,6 @@ class RedisStore:
         """See `Store`."""
         return self._seen.logs(), self._now_us()
 
-    @property
-    def forgotten_until_us(self) -> int:
-        """Until when, by the store's time, a counter that `last_seen` leaves out may hold what this store saw of it."""
-        return self._seen.forgotten_until_us
-
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):
