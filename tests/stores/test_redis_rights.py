@@ -14,6 +14,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
 from mcpguard.stores.base import wall_us
 from mcpguard.stores.redis.address import RedisAddress, parse
@@ -141,6 +142,15 @@ def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) ->
     assert json.loads(tail.stdout) == second | {key: json.loads(tail.stdout)[key] for key in ("outcome", "duration_ms")}
     reset = mcpguard(tmp_path, "reset", "--yes", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
     assert reset.stdout.endswith("1 counter reset\n")
+
+
+def test_another_database_takes_one_right_more(server: Server) -> None:
+    elsewhere = parse(url(server).replace("/0", "/3"), PASSWORD)
+    with pytest.raises(StoreUnavailable, match="no permissions to run the 'select' command"):
+        elsewhere.open(OPTIONS)
+    server.command("ACL", "SETUSER", "mcpguard", "+select")
+    elsewhere.open(OPTIONS).close()
+    server.command("ACL", "SETUSER", "mcpguard", "-select")
 
 
 REFUSED = [

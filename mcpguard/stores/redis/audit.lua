@@ -1,7 +1,8 @@
 -- The audit's rows: in one stream the refusals, in another all others, so that a flood of the former cannot push out the latter.
 -- Whoever writes a row makes room for it first, so that the audit never takes more memory than it may.
 --
--- KEYS  the two streams, refusals second; how calls ended, by the id of their row; the newest id, and how much memory each stream takes
+-- KEYS  the two streams, refusals second; how calls ended, by the id of their row; the newest id, and how much memory each
+--       stream takes
 --
 -- Ids grow over both streams together: they are the order in which rows were written.
 
@@ -23,7 +24,8 @@ local function write_audit()
   redis.call('SET', KEYS[4], struct.pack(STATE, newest_ms, newest_number, held_bytes[MAIN], held_bytes[REFUSALS]))
 end
 
--- At least what a row of this length takes, less 5 %: a server rounds what it allocates up by as much as a quarter
+-- How much memory a row of this length takes, as measured with all lengths: 5 % more at the most, where the server's allocator
+-- rounds up by a quarter, and mostly a sixth less
 local function bytes_of(stream, length)
   return math.ceil(1.2 * length) + 80 + (stream == MAIN and OUTCOME_BYTES or 0)
 end
@@ -43,8 +45,8 @@ local function drop(stream, entry)
   return bytes
 end
 
--- Drops the row that goes first if a stream gets more bytes than there is room for. Returns its bytes; nil if there is room, or
--- no row.
+-- Drops the row that has to go first, if a stream is to get more bytes than there is room for. Returns its bytes; nil if there is
+-- room, or no row.
 local function drop_one(most, stream, bytes)
   while held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > most do
     local refusals = held_bytes[REFUSALS] + (stream == REFUSALS and bytes or 0)
