@@ -23,7 +23,7 @@ from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.base import Store
-from mcpguard.stores.integrity import identity
+from mcpguard.stores.sqlite.integrity import identity
 
 POLL_S: Final = 0.25
 """How long a new row may wait until `tail -f` shows it."""

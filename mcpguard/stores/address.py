@@ -82,11 +82,11 @@ class SqliteAddress(NamedTuple):
 
     def load(self) -> None:
         """See `Address`."""
-        import mcpguard.stores.sqlite  # noqa: F401
+        import mcpguard.stores.sqlite.store  # noqa: F401
 
     def open(self, options: Options) -> "Store":
         """See `Address`."""
-        from mcpguard.stores.sqlite import SqliteStore
+        from mcpguard.stores.sqlite.store import SqliteStore
 
         return SqliteStore(
             self.path,
@@ -99,7 +99,7 @@ class SqliteAddress(NamedTuple):
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""
-        from mcpguard.stores import notes
+        from mcpguard.stores.sqlite import notes
 
         notes.leave(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
 

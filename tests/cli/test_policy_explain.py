@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.sqlite.locks import QueueLock
 from tests.cli.command import calls, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, audit, policy, rule
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 
 from .host import DEADLINE_S, ROOT, Host, call, policy, rule, until
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mcpguard.stores.address import Options
-from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import Server, running
 

@@ -13,7 +13,7 @@ from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import counters, migrations, sqlite, upkeep
 from mcpguard.stores.base import MemoryStore, Store
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'

@@ -9,9 +9,9 @@ import pytest
 from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
 from mcpguard.stores.failover import PROBE_US, FailoverStore
-from mcpguard.stores.queue import QueueLock
+from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.spool import MAX_SPOOLED
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'

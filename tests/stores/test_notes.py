@@ -15,8 +15,8 @@ from mcpguard.stores import notes
 from mcpguard.stores.base import MemoryStore, wall_us
 from mcpguard.stores.failover import FailoverStore
 from mcpguard.stores.migrations import migrate
-from mcpguard.stores.queue import QueueLock
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time
 from tests.stores.conftest import Worker, heard, tell
 

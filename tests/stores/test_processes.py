@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 

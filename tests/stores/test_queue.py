@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.stores import queue
-from mcpguard.stores.queue import QueueLock, SharedHold
+from mcpguard.stores.sqlite.locks import QueueLock, SharedHold
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 

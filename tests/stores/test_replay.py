@@ -17,7 +17,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import counters, sqlite, upkeep
 from mcpguard.stores.base import Memory, MemoryStore, Store
 from mcpguard.stores.counters import ChargedRow
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import START_US, WALL_US, Session, Time
 
 MIXED = """

@@ -20,7 +20,7 @@ from mcpguard.stores import clock, counters, migrations, sqlite_file, upkeep
 from mcpguard.stores.counters import pack, unpack
 from mcpguard.stores.files import refuse_network
 from mcpguard.stores.integrity import log_bytes
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import TESTS, WALL_US, Session, Time, identity
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'

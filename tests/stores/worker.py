@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
-from mcpguard.stores.queue import QueueLock
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
 
 QUICK = 20
