@@ -86,6 +86,10 @@ class Lost(Exception):
     """The log does not continue where somebody stopped to read: it was written over, or is another one."""
 
 
+class LogFull(StoreUnavailable):
+    """The database does not follow the log, which has no more room."""
+
+
 class CallLog:
     """An open call log.
 
@@ -198,7 +202,7 @@ class CallLog:
             durable: Whether to force it to the disk.
 
         Raises:
-            StoreUnavailable: The log is full, because the database does not follow.
+            LogFull: There is no room, because the database does not follow.
             OSError: It cannot be written. Then nothing was appended.
         """
         data = text.encode()
@@ -208,7 +212,7 @@ class CallLog:
         if after.end > self._room_until:
             self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
             if after.end > self._room_until:
-                raise StoreUnavailable(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
+                raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
         self._write(at.end, body + checksum)
         if durable:
             try:

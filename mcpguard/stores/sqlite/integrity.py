@@ -35,8 +35,11 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
         StoreUnavailable: It is damaged.
         sqlite3.DatabaseError: Likewise.
     """
+    size = size_bytes(path)
+    if not size:
+        raise damaged(path, "it is empty")
     pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-    if path in _suspects or pages * page_bytes > size_bytes(path):
+    if path in _suspects or pages * page_bytes > size:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise damaged(path, found.splitlines()[-1])

@@ -114,11 +114,13 @@ def _database(path: Path) -> sqlite3.Connection:
     """The database; it is made if it is missing. One that is empty was cut, if there is a log of it."""
     if not path.exists():
         os.close(open_private(path))
-    elif not path.stat().st_size and log_path(path).exists():
-        raise integrity.damaged(path, "it is empty")
+        is_new = True
+    else:
+        is_new = not path.stat().st_size and not log_path(path).exists()
     db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
     try:
-        integrity.check_pages(db, path)
+        if not is_new:
+            integrity.check_pages(db, path)
         migrate(db, path=str(path))
     except BaseException:
         db.close()

@@ -12,15 +12,15 @@ PAGE_BYTES: Final = 4096
 
 STEPS: Final = (
     """
-    -- key, and the call log's position that the rest is at: end, row, checksum
+    -- key, and the call log's position that the rest is at: end, row, checksum, and pruned_us: when somebody pruned last
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
     -- id: a hash of the label, which says what is counted, last_us: the time of the log's newest entry
     CREATE TABLE counter (
         id INTEGER PRIMARY KEY, window_us INTEGER NOT NULL, label TEXT NOT NULL, last_us INTEGER NOT NULL, log BLOB NOT NULL
     );
-    -- bytes: about how much of the file its audit takes, pruned_us: when somebody looked last for what is too old
+    -- bytes: about how much of the file its audit takes
     CREATE TABLE namespace (
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL, pruned_us INTEGER NOT NULL
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL DEFAULT 0, keep_us INTEGER, max_bytes INTEGER
     );
     -- id: a hash of the JSON, which many audit rows share, namespace: of a row's context, NULL of the limit that decided
     CREATE TABLE fragment (id INTEGER PRIMARY KEY, json TEXT NOT NULL, namespace INTEGER, uses INTEGER NOT NULL);

@@ -11,7 +11,10 @@ is held, shared, by everyone who has the store open.
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +28,19 @@ from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.base import Clock, Entry, Held, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, Lost, damaged
+from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
 from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.reader import Context
-from mcpguard.stores.sqlite.upkeep import Upkeep
+from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 TURN_SHARE: Final = 0.8
 """How much of its budget a call may wait for its turn."""
+
+PACE_BYTES: Final = RING_BYTES // 16
+"""So much, twice, may a wrapper have in the log that the database does not have yet, before it waits for it."""
+
+LOOK_EVERY_S: Final = 0.001
 
 _LONG_BYTES: Final = MAX_TEXT_BYTES // 8
 """Calls that are longer together are decided one by one: their rows may hold their arguments, six characters for each."""
@@ -80,7 +88,10 @@ class SqliteStore:
         self._reader = self._files.reader
         self._memory = self._files.memory
         self._at = self._files.at
-        self._upkeep = Upkeep(path, self._log, namespace=namespace, keep_us=keep_us, max_bytes=max_bytes)
+        self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
+        self._tending = threading.Lock()  # the store's lock is the process's, not a thread's
+        self._own_bytes = 0
+        self._pace_mark = self._at.end
         self.args_key = self._log.key
         self.warnings = self._files.warnings
 
@@ -89,8 +100,14 @@ class SqliteStore:
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         if len(charges) > 1 and sum(len(charge.frame.raw) for charge in charges if charge.frame) > _LONG_BYTES:
-            return [verdict for charge in charges for verdict in self._decide([charge], journal)]
-        return self._decide(charges, journal)
+            return [verdict for charge in charges for verdict in self.decide([charge], journal)]
+        try:
+            return self._decide(charges, journal)
+        except LogFull:
+            self._await_upkeep(self._at.end - RING_BYTES // 2)
+            return self._decide(charges, journal)
+        finally:
+            self._keep_pace()
 
     def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """Decide charges whose rows fit into one record."""
@@ -195,16 +212,26 @@ class SqliteStore:
         Raises:
             StoreUnavailable: It did not come in time, or the log cannot be trusted.
         """
-        with self._reported():
-            if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
-                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
-            try:
-                self._log.check()
-                self._follow()
-                self._memory.make_room()
-                yield
-            finally:
-                self._turn_lock.release()
+        self._take_turn()
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self.path, error) from error
+        finally:
+            self._turn_lock.release()
+
+    def _take_turn(self) -> None:
+        if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
+            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+        try:
+            self._log.check()
+            self._follow()
+            self._memory.make_room()
+        except BaseException as error:
+            self._turn_lock.release()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise database.unavailable(self.path, error) from error
+            raise
 
     def _follow(self) -> None:
         """Take in what others have appended."""
@@ -234,7 +261,23 @@ class SqliteStore:
         """Append lines as one record; the caller has the turn."""
         if lines:
             rows = sum(line[0] == entries.ROW for line in lines)
+            before = self._at.end
             self._at = self._log.append(self._at, "\n".join(lines), rows, durable=self._durable)
+            self._own_bytes += self._at.end - before
+
+    def _keep_pace(self) -> None:
+        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
+        if self._own_bytes > PACE_BYTES:
+            self._own_bytes = 0
+            self._await_upkeep(self._pace_mark)
+            self._pace_mark = self._at.end
+
+    def _await_upkeep(self, end: int) -> None:
+        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take."""
+        deadline_s = time.monotonic() + self._timeout_s
+        while self._log.drained().end < end and time.monotonic() < deadline_s:
+            if not self._have_lock(self._upkeep.drain):
+                time.sleep(LOOK_EVERY_S)
 
     def _tell(self, lines: Sequence[str]) -> None:
         """Append lines, and take them in."""
@@ -275,20 +318,34 @@ class SqliteStore:
         """See `Store`. One process at a time does it; the others find it done."""
         self._log.check()
         self._files.check_database()
-        with self._reported():
-            now_us = self._clock()
-            if not self._upkeep.is_due(self._at.end, self._log.drained(), now_us) or not self._files.lock.acquire_by_trying(0):
-                return
+        if self._upkeep.is_due(self._at.end, self._clock()):
+            self._have_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+
+    def _have_lock(self, work: Callable[[], None]) -> bool:
+        """Do something with the store's lock; False if another process has it, which then does the same."""
+        with database.reported(self.path):
+            if not self._tending.acquire(blocking=False):
+                return False
             try:
-                self._upkeep.tend(now_us=now_us, wall_us=self._wall())
-            except Lost:
-                raise damaged(self._log.path, "it does not continue where the database is") from None
+                if not self._files.lock.acquire_by_trying(0):
+                    return False
+                try:
+                    work()
+                except Lost:
+                    raise damaged(self._log.path, "it does not continue where the database is") from None
+                finally:
+                    self._files.lock.release()
             finally:
-                self._files.lock.release()
+                self._tending.release()
+        return True
 
     def close(self) -> None:
-        """See `Store`."""
-        self._upkeep.close()
+        """See `Store`. The database has everything then, if it can."""
+        with contextlib.suppress(StoreUnavailable):
+            self._log.check()
+            self._files.check_database()
+            if self._log.drained().end < self._at.end:
+                self._have_lock(self._upkeep.drain)
         self._turn_lock.close()
         self._files.close()
 

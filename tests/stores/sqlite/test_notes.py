@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcpguard.stores.migrations import migrate
 
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import notes
 from mcpguard.stores.base import MemoryStore, wall_us
 from mcpguard.stores.failover import FailoverStore
-from mcpguard.stores.migrations import migrate
 from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time
