@@ -263,8 +263,8 @@ def _row_bytes(length: int) -> int:
 
 
 def _fragment_bytes(length: int) -> int:
-    """What a text takes that rows share: such texts lie in no order, and only some are used for long, so that much of their pages is empty."""
-    return _FRAGMENT_BYTES + 5 * length // 2
+    """What a text takes that rows share: such texts lie in no order, so that half of their pages is empty."""
+    return _FRAGMENT_BYTES + 2 * length
 
 
 class _Drain:

@@ -265,12 +265,12 @@ def test_a_store_keeps_within_a_tenth_of_its_size_at_every_moment(
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(upkeep, "RING_BYTES", 256 * 1024)
-    most = 2_000_000
+    most = 4_000_000
     store = open_store(max_bytes=most)
     session = Session(store, FIVE_A_MINUTE, arguments="full" if kind == "long arguments" else "hash")
     session.call("x", 3)
     largest = 0
-    for number in range(150):
+    for number in range(300):
         if kind == "short":
             session.call("free", 200)
         elif kind == "long names":
