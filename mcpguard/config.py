@@ -14,7 +14,7 @@ from mcpguard.stores.files import named_path, read_at_once
 
 if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.jwt_settings import JwtSettings
-    from mcpguard.stores.base import Store
+    from mcpguard.stores.base import Readable, Store
 
 
 class Settings(NamedTuple):
@@ -85,14 +85,20 @@ class Settings(NamedTuple):
             ConfigError: The URL names no store.
             StoreUnavailable: It cannot be used.
         """
-        options = Options(
+        return self.address.open(self._store_options(least_timeout_ms))
+
+    def read_store(self, *, least_timeout_ms: int = 0) -> "Readable":
+        """Open the store that the settings name, which exists, for reading. Raises as `open_store` does."""
+        return self.address.read(self._store_options(least_timeout_ms))
+
+    def _store_options(self, least_timeout_ms: int) -> Options:
+        return Options(
             namespace=self.namespace,
             timeout_ms=max(self.timeout_ms, least_timeout_ms),
             durability=self.durability,
             keep_us=self.keep_us,
             max_bytes=self.max_mb * 1024 * 1024,
         )
-        return self.address.open(options)
 
 
 class Folders(NamedTuple):

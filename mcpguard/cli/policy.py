@@ -12,7 +12,7 @@ import click
 from mcpguard import config
 from mcpguard.cli import _policy_show
 from mcpguard.cli._command import Group
-from mcpguard.cli._store import opened, tolerant_output
+from mcpguard.cli._store import reading, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
@@ -314,7 +314,7 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
     try:
         if not settings.address.exists():
             return []
-        with opened(settings) as store:
+        with reading(settings) as store:
             for _, record in store.newest():
                 rows += 1
                 if record["namespace"] == settings.namespace and all(key in record for key in AXES):  # else it was no call

@@ -9,7 +9,7 @@ from mcpguard.errors import ConfigError
 
 if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
     from mcpguard.core.claude_code import AgentNote
-    from mcpguard.stores.base import Store
+    from mcpguard.stores.base import Readable, Store
 
 
 class Options(NamedTuple):
@@ -48,6 +48,13 @@ class Address(Protocol):
 
         Raises:
             StoreUnavailable: It cannot be used.
+        """
+
+    def read(self, options: Options) -> "Readable":
+        """The store, which exists, to be read only: where that is possible without a lock or the right to write.
+
+        Raises:
+            StoreUnavailable: It cannot be read.
         """
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
@@ -96,6 +103,12 @@ class SqliteAddress(NamedTuple):
             keep_us=options.keep_us,
             max_bytes=options.max_bytes,
         )
+
+    def read(self, options: Options) -> "Readable":
+        """See `Address`."""
+        from mcpguard.stores.sqlite.reader import Reader
+
+        return Reader(self.path)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""

@@ -18,7 +18,7 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Store, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Context, Entry, Held, Store, monotonic_us, wall_us
 from mcpguard.stores.meanwhile import Meanwhile
 from mcpguard.stores.opening import NOT_IN_TIME, Opening, unavailable
 from mcpguard.stores.spool import Batch, Spool, write
@@ -332,13 +332,13 @@ class FailoverStore:
 
     # reading, which may fail
 
-    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return self._up().entries(after=after)
+        return self._up().entries(after=after, wanted=wanted)
 
-    def newest(self) -> Iterator[Entry]:
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return self._up().newest()
+        return self._up().newest(wanted=wanted)
 
     def held(self) -> list[Held]:
         """See `Store`."""

@@ -16,7 +16,7 @@ import pytest
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.stores.address import SqliteAddress
-from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.sqlite.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
 from tests.core.test_claude_code import EXPLORE, without
@@ -137,7 +137,7 @@ def test_a_file_that_is_no_store_is_left_alone(home: Path) -> None:
 @contextlib.contextmanager
 def locked(path: Path, how: str) -> Iterator[None]:
     if how == "queue":
-        with contextlib.closing(QueueLock(path.with_name(path.name + "-queue"))) as lock:
+        with contextlib.closing(lock_file(path.with_name(path.name + "-calls"))) as lock:
             assert lock.acquire(DEADLINE_S)
             yield
             lock.release()

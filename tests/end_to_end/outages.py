@@ -72,7 +72,7 @@ def used(home: Path) -> list[int]:
 
 @contextlib.contextmanager
 def stopped_holder(what: str, path: Path) -> Iterator[None]:
-    """A process that has taken the store's lock, and is stopped: `hold` the queue's, `hold_transaction` the database's too."""
+    """A process that has taken the store's lock, and is stopped: `hold` a file's lock, `hold_transaction` a store's turn."""
     command = [sys.executable, "-m", "tests.stores.worker", what, str(path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as holder:

@@ -15,7 +15,7 @@ from .outages import codes, is_back, mounted, root_only, settings, told, used
 
 MODES = ["local", "deny", "allow"]
 SIZE = resource.RLIMIT_FSIZE
-SMALL = ("-t", "tmpfs", "-o", "size=1m", "none")
+SMALL = ("-t", "tmpfs", "-o", "size=10m", "none")
 
 
 def called_until(host: Host, done: Callable[[], bool]) -> int:
@@ -42,8 +42,7 @@ def test_a_file_that_may_grow_no_more_is_an_outage_that_ends_when_it_may(tmp_pat
     with Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
         before = resource.prlimit(host.process.pid, SIZE)
-        wal = (tmp_path / "mcpguard.db-wal").stat().st_size
-        resource.prlimit(host.process.pid, SIZE, (wal + 8192, before[1]))
+        resource.prlimit(host.process.pid, SIZE, (16_000, before[1]))
         called_until(host, lambda: told(host, "store unavailable") > 0)
         assert codes(host, 4) == {"local": [200] * 3 + [429], "deny": [503] * 4, "allow": [200] * 4}[mode]
         assert codes(host, 1, "drop") == [403]

@@ -9,8 +9,8 @@ import pytest
 from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
 from mcpguard.stores.failover import PROBE_US, FailoverStore
-from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.spool import MAX_SPOOLED
+from mcpguard.stores.sqlite.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
 
@@ -28,7 +28,7 @@ class Broken:
         self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
         self.session = Session(self.store, policy)
-        self.lock = QueueLock(path.with_name(path.name + "-queue"))
+        self.lock = lock_file(path.with_name(path.name + "-calls"))
 
     def open(self) -> SqliteStore:
         self.opened += 1

@@ -6,6 +6,7 @@ reader.
 """
 
 import contextlib
+import errno
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ BUSY_S: Final = 2.0
 """How long somebody who reads or writes the database waits for another. No usual call reads it."""
 
 _BATCH: Final = 500
+_NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _T = TypeVar("_T")
 
 
@@ -130,6 +132,8 @@ def reported(path: Path) -> Iterator[None]:
 def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
     """What the user can be told of a failure."""
     if isinstance(error, OSError):
+        if error.errno in _NO_ROOM:
+            return StoreUnavailable(f"{path} cannot be used: {error.strerror}", "is its disk full?")
         what = f"{error.filename or path} cannot be used: {error.strerror or error}"
         return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
     words = str(error)

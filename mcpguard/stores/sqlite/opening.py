@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,8 +33,7 @@ class Files(NamedTuple):
         log: The call log.
         lock: The store's lock, which is not held.
         hold: Tells others that somebody has the store open.
-        reader: Reads log and database.
-        clock: The store's time.
+        reader: Reads log and database, and tells the store's time.
         memory: The store's counters and notes, and
         at: the log's position that they are at.
         warnings: What the store's owner should know, a line each.
@@ -45,7 +45,6 @@ class Files(NamedTuple):
     lock: QueueLock
     hold: SharedHold
     reader: Reader
-    clock: Clock
     memory: Memory
     at: Position
     warnings: tuple[str, ...]
@@ -99,15 +98,28 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             reader = Reader(path, log)
             undo.callback(reader.close)
             memory, at = reader.memory()
-            for text, after in log.records(at):
-                memory.apply(text)
-                at = after
-            clock = own_clock or _time_base(path, log, hold, max(memory.latest_us(), reader.latest_us()), wall)
+            with _turn(log, max(OPEN_TIMEOUT_S, timeout_s)):
+                for text, after in log.records(at):
+                    memory.apply(text)
+                    at = after
+            reader.clock = own_clock or _time_base(path, log, hold, max(memory.latest_us(), reader.latest_us()), wall)
             hold.share()
         finally:
             lock.release()
         undo.pop_all()
-        return Files(path, integrity.identity(path), log, lock, hold, reader, clock, memory, at, tuple(warnings))
+        return Files(path, integrity.identity(path), log, lock, hold, reader, memory, at, tuple(warnings))
+
+
+@contextlib.contextmanager
+def _turn(log: CallLog, timeout_s: float) -> Iterator[None]:
+    """A turn on the call log: a store whose log another process holds, and does not let go, cannot be used."""
+    with contextlib.closing(QueueLock(os.dup(log.fd))) as turn:
+        if not turn.acquire_by_trying(timeout_s):
+            raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
+        try:
+            yield
+        finally:
+            turn.release()
 
 
 def _database(path: Path) -> sqlite3.Connection:

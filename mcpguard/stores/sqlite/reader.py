@@ -3,6 +3,7 @@
 So it reads on a file system that is read-only, too, and no call waits for it.
 """
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Row, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
-from mcpguard.stores.base import Entry, Held
-from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.base import Clock, Context, Entry, Held
+from mcpguard.stores.sqlite import clock, database, entries
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.schema import require_schema
 
 _TRIES: Final = 5
 """How often the log is read again that was moved into the database meanwhile."""
@@ -37,9 +39,6 @@ _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE na
 _Found = TypeVar("_Found")
 _Outcomes = Mapping[int, tuple[str, int]]
 
-Context = Callable[[Mapping[str, object]], bool]
-"""Whether rows are wanted by what they share with others: who called what."""
-
 
 class Pending(NamedTuple):
     """What the log has beyond the database.
@@ -58,7 +57,10 @@ class Reader:
 
     Args:
         path: The database.
-        log: The call log; None to open it, if there is one.
+        log: The call log, which is not closed with the reader; None to open it, if there is one.
+
+    Attributes:
+        clock: The store's time.
 
     Raises:
         StoreUnavailable: The store cannot be read.
@@ -66,12 +68,22 @@ class Reader:
 
     def __init__(self, path: Path, log: CallLog | None = None) -> None:
         self.path = path
-        with database.reported(path):
-            self._db = database.connect(path, mode="ro")
-            self._own_log = None
+        self._own_log: CallLog | None = None
+        with contextlib.ExitStack() as undo, database.reported(path):
+            self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="ro")))
+            require_schema(self._db, path=str(path))
             if log is None and log_path(path).exists():
                 log = self._own_log = CallLog(log_path(path), writable=False)
-            self._log = log
+            undo.pop_all()
+        self._log = log
+        self.clock: Clock = self._shared_clock
+
+    def _shared_clock(self) -> int:
+        """The time that all who share the store agree on; on another machine, or after a restart, that of the newest charge."""
+        header = self._log.header if self._log else {}
+        if header.get("time_base") == clock.base_id():
+            return clock.boot_us() + int(str(header["time_offset_us"]))
+        return max((log[-2] for _, _, log in self.counters() if log), default=0)
 
     # counters
 
@@ -90,14 +102,15 @@ class Reader:
             replay(states, text)
         return [(*names[key], log) for key, log in states.items() if key in names]
 
-    def held(self, now_us: int) -> list[Held]:
-        """The counters that hold something now."""
+    def held(self) -> list[Held]:
+        """See `Readable`."""
+        now_us = self.clock()
         logs = [(label, limiter.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
         return [Held(label, limiter.used(log)) for label, log in logs if log]
 
-    def peek(self, wanted: Sequence[Counter]) -> list[State]:
-        """The logs of these counters, in order."""
-        return self.logs([counter.id for counter in wanted])
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Readable`."""
+        return self.logs([counter.id for counter in counters]), self.clock()
 
     def logs(self, ids: Sequence[int], upto: Position | None = None) -> list[State]:
         """The logs of these counters, in order, as they are at a position of the call log, or now."""
@@ -133,24 +146,18 @@ class Reader:
 
     # audit
 
-    def entries(self, after: int, wanted: Context | None = None) -> Iterator[Entry]:
-        """The rows after a number, oldest first."""
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+        """See `Readable`."""
         pending = self._pending()
         if after < pending.first - 1:
             yield from self._archived(_AFTER, lambda last: (last, pending.first), after, wanted, _outcomes(pending.texts))
         yield from (entry for entry in _rows(pending, wanted) if entry.place > after)
 
-    def newest(self, wanted: Context | None = None) -> Iterator[Entry]:
-        """The rows, newest first."""
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+        """See `Readable`."""
         pending = self._pending()
         yield from reversed(list(_rows(pending, wanted)))
         yield from self._archived(_BEFORE, lambda last: (last,), pending.first, wanted, _outcomes(pending.texts))
-
-    def last_row(self) -> int:
-        """The number of the newest row; 0 if there has been none."""
-        pending = self._pending()
-        rows = sum(line[0] == entries.ROW for text in pending.texts for line in text.split("\n"))
-        return pending.first - 1 + rows
 
     def _archived(
         self,

@@ -47,6 +47,23 @@ _PREVIEWS: Final = 3
 VERSION: Final = _PREVIEWS + len(STEPS)
 
 
+def require_schema(db: sqlite3.Connection, *, path: str) -> int:
+    """The version of a file's schema, 0 if it has none yet.
+
+    Raises:
+        StoreUnavailable: The file was written by a later program, or by one that was never released.
+    """
+    found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if found > VERSION:
+        raise StoreUnavailable(
+            f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",
+            "use the mcpguard that wrote it, or another file",
+        )
+    if 0 < found <= _PREVIEWS:
+        raise StoreUnavailable(f"{path} was written by an unreleased preview of mcpguard", "move it away: a new one is made")
+    return found
+
+
 def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None) -> None:
     """Bring a file up to this program's schema. The caller holds the store's lock.
 
@@ -56,16 +73,9 @@ def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None
         stop_before: For tests: leave out this step and all after it.
 
     Raises:
-        StoreUnavailable: The file was written by a later program, or by one that was never released.
+        StoreUnavailable: See `require_schema`.
     """
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found > VERSION:
-        raise StoreUnavailable(
-            f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",
-            "use the mcpguard that wrote it, or another file",
-        )
-    if 0 < found <= _PREVIEWS:
-        raise StoreUnavailable(f"{path} was written by an unreleased preview of mcpguard", "move it away: a new one is made")
+    found = require_schema(db, path=path)
     if not found:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that what pruning frees can be given back a little at a time

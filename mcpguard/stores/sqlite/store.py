@@ -26,12 +26,11 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, decide_one, wall_us
+from mcpguard.stores.base import Clock, Context, Entry, Held, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
 from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.reader import Context
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 TURN_SHARE: Final = 0.8
@@ -82,10 +81,10 @@ class SqliteStore:
         self._timeout_s = timeout_ms / 1000
         self._durable = durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
-        self._clock = self._files.clock
         self._log = self._files.log
         self._turn_lock = QueueLock(os.dup(self._log.fd))
         self._reader = self._files.reader
+        self._clock = self._reader.clock
         self._memory = self._files.memory
         self._at = self._files.at
         self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
@@ -293,19 +292,19 @@ class SqliteStore:
 
     def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return self._reader.entries(after, wanted)
+        return self._reader.entries(after=after, wanted=wanted)
 
     def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return self._reader.newest(wanted)
+        return self._reader.newest(wanted=wanted)
 
     def held(self) -> list[Held]:
         """See `Store`."""
-        return self._reader.held(self._clock())
+        return self._reader.held()
 
-    def peek(self, wanted: Sequence[Counter]) -> tuple[list[State], int]:
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
-        return self._reader.peek(wanted), self._clock()
+        return self._reader.peek(counters)
 
     # upkeep
 

@@ -3,7 +3,8 @@
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
@@ -214,6 +215,10 @@ def test_a_reader_waits_for_nobody_and_writes_nothing(path: Path, open_store: Op
         store._files.lock.release()
 
 
+def is_users(user: str, who: Mapping[str, object]) -> bool:
+    return who["user"] == user
+
+
 def test_rows_are_found_by_who_called_what(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store()
     for number, user in enumerate(["alice", "bob", "alice"]):
@@ -221,8 +226,9 @@ def test_rows_are_found_by_who_called_what(open_store: Open, tend: Callable[...,
         if number < 2:
             tend(store)
     for user, found in (("alice", [1, 3]), ("bob", [2]), ("nobody", [])):
-        assert [entry.place for entry in store.entries(wanted=lambda who, user=user: who["user"] == user)] == found
-        assert [entry.place for entry in store.newest(wanted=lambda who, user=user: who["user"] == user)] == found[::-1]
+        wanted = partial(is_users, user)
+        assert [entry.place for entry in store.entries(wanted=wanted)] == found
+        assert [entry.place for entry in store.newest(wanted=wanted)] == found[::-1]
 
 
 # Pruning
