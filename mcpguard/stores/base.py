@@ -73,7 +73,7 @@ class Store(Readable, Protocol):
     """
 
     warnings: tuple[str, ...]
-    """What is amiss with the store's set-up, for whoever is in charge of it: a line each."""
+    """What is amiss with the store, for whoever is in charge of it: a line each. They may change with `tend`."""
 
     @property
     def args_key(self) -> bytes:
@@ -92,7 +92,10 @@ class Store(Readable, Protocol):
         """Join outcomes to their rows."""
 
     def tend(self) -> None:
-        """Do what keeps the store small and quick. To be called now and then, away from a call's path."""
+        """Do what keeps the store small and quick. To be called now and then, away from a call's path.
+
+        It raises only for what makes the store unusable for calls, too.
+        """
 
     @property
     def restless(self) -> bool:

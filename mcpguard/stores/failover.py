@@ -200,6 +200,7 @@ class FailoverStore:
                 with self._switching:
                     if self._store is store:
                         self._fail(unavailable(error))
+            self._pass_on_warnings(store)
         self._join_outcomes()
 
     def _join_outcomes(self) -> None:
@@ -211,7 +212,8 @@ class FailoverStore:
     @property
     def restless(self) -> bool:
         """Whether `tend` has to be called soon though nothing happens."""
-        return self._store is None or self._spool.has_outcomes
+        store = self._store
+        return store is None or self._spool.has_outcomes or store.restless
 
     def _probe(self, timeout_s: float, *, until_us: int | None = None) -> None:
         """Look whether the store answers again, and take it up if it does.
@@ -266,6 +268,10 @@ class FailoverStore:
                 self._stores += 1
                 self._spool.disown()
             self._args_key = store.args_key
+        self._pass_on_warnings(store)
+
+    def _pass_on_warnings(self, store: Store) -> None:
+        """Say what the store's owner should know, once."""
         for warning in store.warnings:
             if warning not in self.warnings:
                 self._notify(warning)

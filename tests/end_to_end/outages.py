@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -68,6 +69,16 @@ def used(home: Path) -> list[int]:
         return [held.used for held in store.held()]
     finally:
         store.close()
+
+
+def is_drained(path: Path, rows: int) -> None:
+    """Wait until a database has so many audit rows."""
+
+    def has() -> bool:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return bool(db.execute("SELECT count(*) FROM audit").fetchone()[0] >= rows)
+
+    until(has, f"{rows} rows in {path}")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.files import open_private
+from mcpguard.stores.sqlite.integrity import DamagedError
 
 FORMAT: Final = 1
 
@@ -304,9 +305,9 @@ def log_path(database: Path) -> Path:
     return database.with_name(database.name + "-calls")
 
 
-def damaged(path: Path, how: str) -> StoreUnavailable:
+def damaged(path: Path, how: str) -> DamagedError:
     """What the user is told of a log that cannot be trusted."""
-    return StoreUnavailable(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
+    return DamagedError(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
 
 
 def _header(header: Mapping[str, object]) -> bytes:

@@ -22,10 +22,14 @@ def identity(path: Path) -> tuple[int, int]:
     return (stat.st_dev, stat.st_ino)
 
 
-def damaged(path: Path, how: str) -> StoreUnavailable:
-    """What the user is told of a damaged file."""
+class DamagedError(StoreUnavailable):
+    """A file is damaged: what it holds cannot be relied on."""
+
+
+def damaged(path: Path, how: str) -> DamagedError:
+    """What the user is told of a damaged database."""
     _suspects.add(path)
-    return StoreUnavailable(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
+    return DamagedError(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
 
 
 def check_pages(db: sqlite3.Connection, path: Path) -> None:

@@ -29,6 +29,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.base import Clock, Context, Entry, Held, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
+from mcpguard.stores.sqlite.integrity import DamagedError
 from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
@@ -314,11 +315,23 @@ class SqliteStore:
         return self._log.drained().end < self._at.end or self._upkeep.is_behind
 
     def tend(self) -> None:
-        """See `Store`. One process at a time does it; the others find it done."""
+        """See `Store`. One process at a time does it; the others find it done.
+
+        A database that takes nothing for some other reason than damage is no matter to calls as long as the log has room: that
+        becomes a warning.
+        """
         self._log.check()
         self._files.check_database()
         if self._upkeep.is_due(self._at.end, self._clock()):
-            self._have_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+            try:
+                self._have_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+            except DamagedError:
+                raise
+            except StoreUnavailable as error:
+                trouble = f"{error.message} ({error.hint}); calls go on as long as {self._log.path.name} has room"
+                self.warnings = (*self._files.warnings, trouble)
+            else:
+                self.warnings = self._files.warnings
 
     def _have_lock(self, work: Callable[[], None]) -> bool:
         """Do something with the store's lock; False if another process has it, which then does the same."""
