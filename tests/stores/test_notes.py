@@ -13,7 +13,7 @@ from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import notes
 from mcpguard.stores.base import MemoryStore, wall_us
-from mcpguard.stores.failover import FailoverStore
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.migrations import migrate
 from mcpguard.stores.queue import QueueLock
 from mcpguard.stores.sqlite import SqliteStore
