@@ -66,6 +66,16 @@ def test_such_a_counter_is_counted_again_when_its_window_has_passed() -> None:
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
+def test_a_counter_that_only_others_have_used_is_counted_on_from_what_the_store_told_of_it() -> None:
+    other = Place(policy=EACH_TOOL_5)
+    other.call(3, "echo")
+    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
+    place.call(1, "x")
+    place.break_down()
+    place.call(1, "x")
+    assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
+
+
 def test_what_was_admitted_in_one_outage_is_known_in_the_next_though_the_store_does_not_name_it() -> None:
     place = Place(policy=EACH_TOOL_5)
     place.break_down()

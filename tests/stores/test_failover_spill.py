@@ -1,18 +1,23 @@
 """What a wrapper leaves on disk that ends while its store cannot be used, and how others take it in."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Memory
+from mcpguard.stores.address import Options
+from mcpguard.stores.base import Memory, Store
 from mcpguard.stores.failover import spill, write_behind
 from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
-from mcpguard.stores.failover.spill import RETRY_US, SpillFile
-from tests.core.build import START_US
+from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
+from mcpguard.stores.failover.store import PROBE_US, FailoverStore
+from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.sqlite import SqliteStore
+from tests.core.build import START_US, Session, Time
+from tests.redis_servers import running
 from tests.stores.moody import LIMIT_3, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
@@ -223,6 +228,61 @@ def test_rows_that_the_store_has_though_nobody_noted_it_are_found_among_many_oth
     Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
     after = successor(place, tmp_path)
     assert (len(after.records()), after.used()) == (1003, [3])
+
+
+def opens_file(folder: Path) -> Callable[[], Store]:
+    return lambda: SqliteStore(folder / "mcpguard.db")
+
+
+@pytest.fixture
+def opens_server(tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    with running(tmp_path / "redis") as server:
+        yield lambda: RedisStore(server.address, Options(timeout_ms=5000))
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    opens: Callable[[], Store] = opens_file(tmp_path) if kind == "file" else request.getfixturevalue("opens_server")
+    opens().close()  # it has been made
+    time, is_away = Time(), [True]
+
+    def reopen() -> Store:
+        if is_away[0]:
+            raise StoreUnavailable("it is away")
+        return opens()
+
+    def wrapper(session: str) -> tuple[FailoverStore, Session]:
+        folder = SpillFolder(tmp_path, "db-spill-")
+        store = FailoverStore(reopen, mode="local", notify=lambda _: None, spills=folder, timeout_ms=30_000, clock=time)
+        return store, Session(store, MANY, session=session)
+
+    store, session = wrapper("00000000000000aa")
+    session.call("x", 3)
+    append = (SqliteStore if kind == "file" else RedisStore).append
+    with pytest.MonkeyPatch.context() as patch:
+
+        def append_and_die(self: Any, rows: Any) -> None:
+            append(self, rows)
+            raise Killed
+
+        patch.setattr(SqliteStore if kind == "file" else RedisStore, "append", append_and_die)
+        is_away[0] = False
+        time.now_us += PROBE_US[1]
+        with pytest.raises(Killed):
+            store.tend()
+    file = store._buffer.spill._file
+    assert file is not None
+    file.close()
+    after, other_session = wrapper("00000000000000bb")
+    assert other_session.decisions("x") == ["allowed"]
+    after.tend()
+    assert left(tmp_path) == []
+    assert len(list(after.entries())) == 3 + 1
+    if kind == "server":
+        assert [held.used for held in after.held()] == [3 + 1]
+    after.close()
 
 
 # time

@@ -26,7 +26,8 @@ class LocalCounting:
     """Decides without a store.
 
     A counter that this wrapper has seen is never counted from less than what was seen: if its log is known, counting goes on
-    from it; if not, calls on it are denied until its window has passed. A counter that it has never seen starts from nothing.
+    from it; if not, calls on it are denied until its window has passed. A counter that it has never seen starts from what the
+    store told of it, or from nothing.
 
     Args:
         mode: `local` admits what the limits allow by this wrapper's own counting; `deny` forwards nothing; `allow` all. A
@@ -38,6 +39,7 @@ class LocalCounting:
         self._mode = mode
         self._buffer = buffer
         self._logs: dict[int, State] = {}  # of counters in `_expiry_us`
+        self._others: dict[int, State] = {}  # logs of counters that the store knew, and this wrapper has not used
         self._expiry_us: dict[int, int] = {}  # when all that was seen in a counter has left its window
         self._unknown_expiry_us = 0  # the same for all the counters that are remembered no more
         self._forget_us = 0
@@ -56,18 +58,20 @@ class LocalCounting:
             self._make_room_for_seen(now_us)
 
     def know(self, logs: Mapping[int, State]) -> None:
-        """Take over the logs that a store showed last, by the clock of `decide`. Those of other counters stay known."""
+        """Take over the logs that a store showed last, by the clock of `decide`.
+
+        The logs of other counters that this wrapper has used stay known. Of too many those that were charged last are kept.
+        """
+        self._others.clear()
         for key, log in logs.items():
-            if key not in self._expiry_us:
-                continue
-            if log:
-                self._logs[key] = log
-            else:  # it holds nothing: as good as never seen
-                del self._expiry_us[key]
+            if not log:  # it holds nothing: as good as never seen
+                self._expiry_us.pop(key, None)
                 self._logs.pop(key, None)
-        if len(self._logs) > MAX_COUNTERS:
-            newest = sorted(self._logs, key=lambda key: self._logs[key][-2])[-MAX_COUNTERS:]
-            self._logs = {key: self._logs[key] for key in newest}
+            elif key in self._expiry_us:
+                self._logs[key] = log
+            else:
+                self._others[key] = log
+        self._logs, self._others = _newest(self._logs), _newest(self._others)
 
     def decide(
         self, charges: Sequence[Charge], journal: Journal, *, failure: StoreUnavailable, now_us: int, time_us: int
@@ -115,7 +119,7 @@ class LocalCounting:
         return _refused(plan) if countable is None else self._count(countable, now_us)
 
     def _count(self, plan: Plan, now_us: int) -> Verdict:
-        decision = limiter.decide(plan.limits, [self._logs.get(one.id, EMPTY) for one in plan.counters], now_us)
+        decision = limiter.decide(plan.limits, [self._log(one.id) for one in plan.counters], now_us)
         for charged in decision.charged:
             counter, log = plan.counters[charged.counter], decision.states[charged.counter]
             self._logs[counter.id] = log
@@ -126,6 +130,9 @@ class LocalCounting:
             self._make_room_for_seen(now_us)
         return verdict(plan, decision)
 
+    def _log(self, key: int) -> State:
+        return self._logs.get(key) or self._others.get(key, EMPTY)
+
     def _countable(self, plan: Plan, now_us: int) -> Plan | None:
         """What of a plan can be counted here: without observed limits that cannot; None if an enforced one cannot."""
         missing = [at for at, counter in enumerate(plan.counters) if counter.id not in self._logs]
@@ -135,11 +142,14 @@ class LocalCounting:
             self._forget_us = now_us + FORGET_EVERY_US
             self._forget_expired(now_us)
         if len(self._logs) + len(missing) <= MAX_COUNTERS:
-            unknown_us = self._unknown_expiry_us
-            missing = [at for at in missing if self._expiry_us.get(plan.counters[at].id, unknown_us) > now_us]
+            missing = [at for at in missing if self._is_outdated(plan.counters[at].id, now_us)]
         if any(limit.counter in missing and not limit.observe for limit in plan.limits):
             return None
         return _part(plan, lambda limit: limit.counter not in missing) if missing else plan
+
+    def _is_outdated(self, key: int, now_us: int) -> bool:
+        """Whether more may have been seen in a counter, that has no log here, than is known of it."""
+        return key not in self._others and self._expiry_us.get(key, self._unknown_expiry_us) > now_us
 
     def _forget_expired(self, now_us: int) -> None:
         """Forget the counters whose windows have passed: they hold nothing."""
@@ -155,6 +165,12 @@ class LocalCounting:
         if too_many > 0:
             for key in [key for key in self._expiry_us if key not in self._logs][:too_many]:
                 self._unknown_expiry_us = max(self._unknown_expiry_us, self._expiry_us.pop(key))
+
+
+def _newest(logs: dict[int, State]) -> dict[int, State]:
+    if len(logs) <= MAX_COUNTERS:
+        return logs
+    return {key: logs[key] for key in sorted(logs, key=lambda key: logs[key][-2])[-MAX_COUNTERS:]}
 
 
 def _uncounted(plan: Plan) -> Verdict:
