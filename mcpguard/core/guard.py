@@ -203,11 +203,13 @@ class Guard:
             if charge.request_id in self._withdrawn:  # cancelled in the same reading, before it was decided
                 self._lose(charge.request_id, "cancelled", now_us)
             return Forward(charge.frame.raw + b"\n")
+        params = charge.frame.params
+        if charge.rounds and isinstance(params, dict):
+            self._retries.give_back(charge.call.user, charge.call.tool, params, charge.rounds)
         reason = str(charge.detail.get("reason", ""))
         if reason == _SERVER_GONE:
             return Reply(denial.error(charge.request_id, denial.SERVER_GONE, charge.why))
         code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
-        params = charge.frame.params
         if self._denials == "result" and not (isinstance(params, dict) and params.get("task") is not None):
             return Reply(denial.result(charge.request_id, message, data))
         return Reply(denial.error(charge.request_id, code, message, data))

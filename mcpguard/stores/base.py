@@ -102,15 +102,18 @@ class Store(Readable, Protocol):
         """Whether `tend` has to be called soon though nothing happens."""
 
     def last_seen(self) -> tuple[dict[int, State], int]:
-        """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail."""
+        """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail.
+
+        A counter may be left out; one that is named has the very log that it had when this store decided on it last.
+        """
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """Count what was admitted elsewhere. The logs' times are relative to now, and not positive.
 
         Args:
             logs: By counter.
-            once: A name for them, the same if they are told again since the store may not have counted them: one that cannot
-                tell whether it did counts what has this name no more than once.
+            once: A name for them, the same if they are told again, perhaps by another process, since nobody knows whether they
+                were counted. What has this name is counted once; the store knows it for a week.
         """
 
     def reset(self, labels: Sequence[str]) -> int:
@@ -190,6 +193,7 @@ class Memory:
         self.rows: list[Row] = []
         self.outcomes: dict[int, Outcome] = {}
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
+        self.adopted: set[str] = set()
 
 
 class MemoryStore:
@@ -247,6 +251,9 @@ class MemoryStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
+        if once in self._memory.adopted:
+            return
+        self._memory.adopted.add(once)
         now_us = self._clock()
         for counter, log in logs:
             self._memory.counters[counter.id] = counter

@@ -8,8 +8,7 @@ import pytest
 
 from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
-from mcpguard.stores.failover import PROBE_US, FailoverStore
-from mcpguard.stores.spool import MAX_SPOOLED
+from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from mcpguard.stores.sqlite.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
@@ -166,16 +165,6 @@ def test_a_store_that_is_dead_at_the_start_is_taken_up_when_it_lives(tmp_path: P
     store.close()
 
 
-def test_the_spool_is_bounded_and_what_is_lost_is_said(broken: Broken) -> None:
-    assert broken.lock.acquire(1)
-    broken.session = Session(broken.store, '[[rule]]\ntool = "other"\nlimit = "1/1h"\n')
-    broken.call(MAX_SPOOLED + 5)
-    broken.lock.release()
-    broken.probe()
-    assert len(broken.records()) == MAX_SPOOLED
-    assert "5 older ones are lost" in broken.said[-1]
-
-
 def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> None:
     broken.call()
     broken.store.close()
@@ -195,12 +184,6 @@ CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n' + LIMIT_3
 def test_a_closed_tool_stays_closed_without_a_store(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     assert broken.session.one("drop").decision == "denied"
-
-
-@pytest.mark.parametrize("broken", [("deny", '[[rule]]\ntool = "other"\nlimit = "1/1h"\n')], indirect=True)
-def test_a_call_that_nothing_counts_needs_no_store(broken: Broken) -> None:
-    assert broken.lock.acquire(1)
-    assert broken.call() == ["allowed"]
 
 
 @pytest.mark.parametrize("broken", [("local", LIMIT_3.replace("[[rule]]", '[[rule]]\nmode = "observe"'))], indirect=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import clock
+from mcpguard.stores import clock
 from mcpguard.stores.sqlite.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time

@@ -11,7 +11,7 @@ import pytest
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.base import MemoryStore, wall_us
-from mcpguard.stores.failover import FailoverStore
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
