@@ -16,6 +16,33 @@ UNAVAILABLE: Final = 503
 SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
 
+RESULT_CLIENTS: Final = frozenset({"fastmcp", "mcp"})
+"""Names of clients that get a denial as a tool result where the form is `auto`. Every other client gets the error.
+
+Each is what a library calls itself for a program that gives no name: `mcp` is the Python SDK, `fastmcp` is FastMCP. Agent
+frameworks are built on both. An error ends the run in some of them, reaches the model without its reason in others, and is
+retried by others. The text of a result reaches the model in all of them but one, which shows neither.
+
+Source: both forms sent to each client in docs/clients.md.
+"""
+
+
+def form(denials: str, client_name: str | None) -> str:
+    """The form of a denial: `error` or `result`.
+
+    A client without a name gets the error. The SDKs always send a name, so such a client is a program written by hand. It may
+    not look at `isError`, and then takes a denial for an answer.
+
+    `trust_client_info` makes no difference here. A client that gives a false name changes only the form of its own denials.
+
+    Args:
+        denials: What is configured: `error` and `result` hold for every client; `auto` goes by the client's name.
+        client_name: What the client calls itself; None if it has given no name.
+    """
+    if denials != "auto":
+        return denials
+    return "result" if client_name in RESULT_CLIENTS else "error"
+
 
 def error(request_id: str, code: int, message: str, data: dict[str, object] | None = None) -> bytes:
     """A JSON-RPC error response as one line.
@@ -33,7 +60,7 @@ def error(request_id: str, code: int, message: str, data: dict[str, object] | No
 
 
 def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
-    """The same as a tool result with `isError`, which every host shows to the model.
+    """The same as a tool result with `isError`.
 
     Clients of 2026-07-28 reject a result without `resultType`; older ones ignore it.
     """
