@@ -17,13 +17,16 @@ SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
 
 RESULT_CLIENTS: Final = frozenset({"fastmcp", "mcp"})
-"""Names of clients that get a denial as a tool result where the form is `auto`. Every other client gets the error.
+RESULT_CLIENT_BEGINNINGS: Final = ("qwen-cli-mcp-client-", "stdio: ")
+"""Names, and beginnings of names, of clients that get a denial as a tool result where the form is `auto`. Every other client
+gets the error.
 
-Each is what a library calls itself for a program that gives no name: `mcp` is the Python SDK, `fastmcp` is FastMCP. Agent
-frameworks are built on both. An error ends the run in some of them, reaches the model without its reason in others, and is
-retried by others. The text of a result reaches the model in all of them but one, which shows neither.
+`mcp` (the Python SDK), `fastmcp` (FastMCP) and `stdio: COMMAND` (the OpenAI Agents SDK for TypeScript) are what a library calls
+itself for a program that gives no name. Agent frameworks are built on them: an error ends the run in some, reaches the model
+without its reason in others, and is retried by others. Qwen Code 0.15 retries, too. The text of a result reaches the model in
+all of them but one, which shows the model neither form.
 
-Source: both forms sent to each client in docs/clients.md.
+Source: docs/clients.md, for which each client was sent both forms.
 """
 
 
@@ -41,7 +44,8 @@ def form(denials: str, client_name: str | None) -> str:
     """
     if denials != "auto":
         return denials
-    return "result" if client_name in RESULT_CLIENTS else "error"
+    name = client_name or ""
+    return "result" if name in RESULT_CLIENTS or name.startswith(RESULT_CLIENT_BEGINNINGS) else "error"
 
 
 def error(request_id: str, code: int, message: str, data: dict[str, object] | None = None) -> bytes:

@@ -188,13 +188,15 @@ def greeted(name: object) -> bytes:
 
 
 NAMES = [
-    *(("mcp", "result"), ("fastmcp", "result")),
+    *(("mcp", "result"), ("fastmcp", "result"), ("stdio: npx", "result"), ("qwen-cli-mcp-client-crm", "result")),
     *(("claude-code", "error"), ("codex-mcp-client", "error"), ("my-own", "error"), ("MCP", "error"), ("mcp ", "error")),
 ]
 
 
 @pytest.mark.parametrize(("name", "form"), NAMES)
-def test_by_default_a_client_named_as_its_library_gets_a_result_and_any_other_the_error(name: str, form: str) -> None:
+def test_by_default_a_client_with_the_name_of_one_that_loses_errors_gets_a_result_and_any_other_the_error(
+    name: str, form: str
+) -> None:
     by_handshake, by_call = Talk(POLICY), Talk(POLICY)
     by_handshake.client(greeted(name), called(1), called(2))
     by_call.client(called(1), called(2, name))
