@@ -35,7 +35,7 @@ class Settings(NamedTuple):
         jwt: How users are verified; None if they are not.
         trust_client_info: Whether a client that names itself is believed.
         trust_meta: Whether a call that names its agent is believed.
-        denials: `error` or `result`.
+        denials: `auto`, `error` or `result`.
         max_frame_bytes: The longest line that is accepted from a client.
         keep_us: How long audit rows are kept.
         max_mb: How much of the store a namespace may take before its oldest audit rows go.
@@ -56,7 +56,7 @@ class Settings(NamedTuple):
     jwt: "JwtSettings | None" = None
     trust_client_info: bool = True
     trust_meta: bool = False
-    denials: str = "error"
+    denials: str = "auto"
     max_frame_bytes: int = 10 * 1024 * 1024
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
@@ -152,7 +152,7 @@ _TABLES: Final[dict[str, tuple[str, ...]]] = {
     "audit": ("keep", "max_mb", "arguments"),
 }
 _CHOICES: Final = {
-    "denials": ("error", "result"),
+    "denials": ("auto", "error", "result"),
     "on_unavailable": ("local", "deny", "allow"),
     "durability": ("normal", "full"),
     "arguments": ("hash", "none", "full"),
@@ -183,8 +183,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         given = options.get(key) or environ.get(f"MCPGUARD_{key.upper()}")
         if given:
             values[key] = given
-    if values.get("denials") not in (None, *_CHOICES["denials"]):
-        raise ConfigError(f"denials: {values['denials']!r} is neither", "error or result")
+    if "denials" in values:
+        _setting("denials", values["denials"], "denials")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would stand in every audit row

@@ -39,6 +39,7 @@ class Charge:
         decided: Set if it is decided already and has only to be written.
         why: Then, if it is a denial, the sentence that the client gets.
         rounds: Its number among the free retries of one charge; 0 if it is none.
+        client_name: What the client calls itself, for the form of a denial; None if it has given no name.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Charge:
         self.decided = decided
         self.why = ""
         self.rounds = 0
+        self.client_name: str | None = None
 
 
 class Verdict:

@@ -66,7 +66,7 @@ def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
         (["--agent", "Explore"], {}, "'Explore' does not have three parts"),
         ([], {"MCPGUARD_AGENT": "a::*::b"}, "'a::*::b' is a pattern"),
         (["--store", "redis//x"], {}, "store: this is not a URL"),
-        ([], {"MCPGUARD_DENIALS": "both"}, "denials: 'both' is neither"),
+        ([], {"MCPGUARD_DENIALS": "both"}, "denials: 'both' is none of auto, error, result"),
         (["--config", "/no/such/config.toml"], {}, "/no/such/config.toml: no such file"),
         (["--config", "/"], {}, "/: cannot be read: Is a directory"),
     ],
