@@ -105,7 +105,7 @@ def _steps(data: bytes) -> int:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_memory_is_bounded_by_a_multiple_of_the_line(shape: Callable[[int], bytes]) -> None:
-    line = shape(1 << 19)
+    line = shape(1 << 20)
     tracemalloc.start()
     try:
         _write(line)
