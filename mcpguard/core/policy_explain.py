@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mcpguard.core.identity import known_client
-from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule, glob
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,
@@ -237,7 +238,7 @@ def _closes(policy: Policy, closing: int, at: int) -> bool:
     return not any(
         _overlap(rule, other)
         for place, other in enumerate(policy.rules)
-        if deny.yields_to(other) or (place < closing and deny.differs_in_role_or_scope_only(other))
+        if deny.yields_to(other) or (place < closing and deny.reach == other.reach)
     )
 
 
