@@ -95,7 +95,7 @@ def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **select
 
 def _warn(before: Policy, after: Policy) -> None:
     """Say on stderr what is odd about a policy and was not before."""
-    known = warnings(before)
+    known = set(warnings(before))
     for warning in warnings(after):
         if warning not in known:
             click.echo(printable(f"warning: {warning}"), err=True)
@@ -325,11 +325,12 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
                     break
     except StoreUnavailable:
         return []
+    matched = {at for call in calls for at in policy.matched(call)}
     since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit"
         for at, rule in enumerate(policy.rules)
-        if calls and "scope" not in rule.selectors and not any(map(rule.matches, calls))
+        if calls and "scope" not in rule.selectors and at not in matched
     ]
 
 

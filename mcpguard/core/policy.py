@@ -224,12 +224,16 @@ class Policy:
         """The rules that apply to `call`, with their places in the file."""
         return [(self.rules[at], at) for at, winner in self.matching(call) if winner is None]
 
-    def matching(self, call: Call) -> list[tuple[int, int | None]]:
-        """The places of the rules that match `call`, each with the place of the rule it yields to, if it does."""
+    def matched(self, call: Call) -> list[int]:
+        """The places of the rules that match `call`."""
         places: list[int] = []
         for axes, named in self._places.items():
             places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
-        matched = [at for at in sorted(places) if self.rules[at].matches(call)]
+        return [at for at in sorted(places) if self.rules[at].matches(call)]
+
+    def matching(self, call: Call) -> list[tuple[int, int | None]]:
+        """The places of the rules that match `call`, each with the place of the rule it yields to, if it does."""
+        matched = self.matched(call)
         rules = [self.rules[at] for at in matched]
         firsts: dict[tuple[object, ...], int] = {}
         result: list[tuple[int, int | None]] = []

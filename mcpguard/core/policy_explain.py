@@ -220,26 +220,51 @@ def label(policy: Policy, at: int) -> str:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    closing = [at for at, rule in enumerate(policy.rules) if rule.deny and not rule.observe]
+    named: dict[tuple[str, str], list[int]] = {}
     for at, rule in enumerate(policy.rules):
-        shutter = None if rule.deny else next((other for other in closing if _closes(policy, other, at)), None)
-        if shutter is not None:
-            yield (
-                f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all that it selects;"
-                " an exception has the same of user, agent and tool, and the same per"
-            )
+        for name in _names(rule):
+            named.setdefault(name, []).append(at)
+    shutters: dict[int, int] = {}
+    for at, rule in enumerate(policy.rules):
+        if rule.deny and not rule.observe:
+            near = min([named[name] for name in _names(rule)], key=len, default=range(len(policy.rules)))
+            for closed in _closed_by(policy.rules, at, near):
+                shutters.setdefault(closed, at)
+    for at, shutter in sorted(shutters.items()):
+        yield (
+            f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all that it selects;"
+            " an exception has the same of user, agent and tool, and the same per"
+        )
 
 
-def _closes(policy: Policy, closing: int, at: int) -> bool:
-    """Whether one rule denies every call that another matches, and nothing takes its place for any of them."""
-    deny, rule = policy.rules[closing], policy.rules[at]
-    if not all(deny.covers(rule, key) for key in SELECTORS):
-        return False
-    return not any(
-        _overlap(rule, other)
-        for place, other in enumerate(policy.rules)
-        if deny.yields_to(other) or (place < closing and deny.reach == other.reach)
-    )
+def _names(rule: Rule) -> list[tuple[str, str]]:
+    """What a rule names in full; so does each rule that it covers."""
+    return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
+
+
+def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
+    """The rules of which one rule denies every call that they match, and nothing takes its place for any of them.
+
+    Args:
+        rules: All of them.
+        closing: The place of the one that denies.
+        near: The places of those that it can cover.
+    """
+    deny = rules[closing]
+    axis = next((axis for axis in AXES if axis in deny.selectors), "")
+    exceptions: dict[str, list[int]] = {}  # by what they name on this axis: two that name different things do not meet
+    for at in near:
+        if deny.yields_to(rules[at]) or (at < closing and deny.reach == rules[at].reach):
+            exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
+    every = {at for some in exceptions.values() for at in some}
+    for at in near:
+        rule = rules[at]
+        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
+            continue
+        name = dict(_names(rule)).get(axis)
+        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
+        if not any(_overlap(rule, rules[other]) for other in meeting):
+            yield at
 
 
 def _overlap(rule: Rule, other: Rule) -> bool:

@@ -1,9 +1,7 @@
 """Rules: which match, which yield, what they count by. The vectors have most of it; here is what they leave out."""
 
 import json
-import sys
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import SupportsIndex
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from mcpguard.core.policy import Call, Plan, Policy, Rate, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_limits, parse_rate, parse_rule, text_of
 from mcpguard.errors import ExitStatus, PolicyError
+from tests.core.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
 
@@ -401,23 +400,6 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
     assert text_of("# é\n".encode(), source="p.toml") == "# é\n"
     with pytest.raises(PolicyError, match=r"^p\.toml: line 2: not UTF-8$"):
         text_of("#\n# é\n".encode("latin-1"), source="p.toml")
-
-
-def steps(do: Callable[[], object]) -> int:
-    """How many functions are called."""
-    seen = 0
-
-    def count(_frame: FrameType, event: str, _arg: object) -> None:
-        nonlocal seen
-        seen += event in {"call", "c_call"}
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        do()
-    finally:
-        sys.setprofile(before)
-    return seen
 
 
 def test_a_policy_costs_a_step_for_each_rule_and_no_more() -> None:

@@ -1,9 +1,14 @@
 import re
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mcpguard.core.policy import SELECTORS, Call, Policy, Rule
 from mcpguard.core.policy_explain import sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse
+from tests.core.build import steps
 
 
 def keys(text: str) -> list[str]:
@@ -206,6 +211,62 @@ def test_exceptions_for_other_calls_do_not_hide_the_warning() -> None:
     wide = "user='*' agent='A*::*::*' tool='t*2' limit='5/1m'"
     assert len(rules(closed, wide, "agent='A*::*::*' tool='t*3' limit='5/1m'")) == 1
     assert rules(closed, wide, "agent='A*::*::*' tool='t3*' limit='5/1m'") == []
+
+
+names = st.sampled_from(["a", "ab", "b", "*", "a*", "ab*"])
+calls = [
+    Call(user, "x::y::z", "s", tool, ("a", "b"))
+    for user in ("a", "ab", "abc", "b", "c")
+    for tool in ("a", "ab", "abc", "b", "c")
+]
+closing_rules = st.builds(
+    Rule,
+    st.fixed_dictionaries(
+        {}, optional={key: names.map(lambda name: (name,)) for key in ("user", "tool")} | {"role": st.just(("a",))}
+    ),
+    st.sampled_from([frozenset[str](), frozenset({"user"})]),
+    deny=st.booleans(),
+    observe=st.sampled_from([False, False, True]),
+)
+
+
+def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
+    """The rules that can never admit, each with the first that closes it: each is compared with each other."""
+    found: dict[int, int] = {}
+    for closing, deny in enumerate(rules):
+        instead = [
+            other for at, other in enumerate(rules) if deny.yields_to(other) or (at < closing and deny.reach == other.reach)
+        ]
+        for at, rule in enumerate(rules):
+            covered = deny.deny and not deny.observe and not rule.deny and all(deny.covers(rule, key) for key in SELECTORS)
+            if covered and not any(rule.matches(call) and other.matches(call) for other in instead for call in calls):
+                found.setdefault(at, closing)
+    return sorted(found.items())
+
+
+@given(st.lists(closing_rules, max_size=8))
+def test_rules_are_closed_as_if_each_were_compared_with_each_other(rules: list[Rule]) -> None:
+    told = [re.findall(r"(?:^|: )rule (\d+) ", warning) for warning in warnings(Policy(tuple(rules)))]
+    assert [(int(at) - 1, int(shutter) - 1) for at, shutter in told] == closed(rules)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("", "tool='t{}' limit='1/1s'"),
+        ("", "user='u{}' tool='x' limit='1/1s'"),
+        ("user='u{}' tool='t' limit='deny'", "user='u{}' server='s' tool='t' limit='1/1s'"),
+        ("tool='t{}' limit='deny'", "user='u' tool='t{}' limit='1/1s'"),
+    ],
+)
+def test_looking_for_closed_rules_costs_a_step_a_rule_and_no_more(texts: tuple[str, str]) -> None:
+    def of(rules: int) -> int:
+        bodies = [text.replace("{}", str(at)) for at in range(rules) for text in texts if text]
+        tables = "".join("\n".join(["[[rule]]", *keys(text), ""]) for text in ["tool='*' limit='deny'", *bodies])
+        policy = parse(tables)
+        return steps(lambda: warnings(policy))
+
+    assert of(400) <= 4.5 * of(100)
 
 
 def test_nothing_is_closed_where_all_is_observed() -> None:
