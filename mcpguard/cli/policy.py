@@ -50,7 +50,8 @@ def _selectors(function: _F) -> _F:
 def command() -> None:
     """Show, check and edit the policy: how often which tools may be called, by whom.
 
-    A running wrapper obeys an edit from its next call on.
+    A running wrapper obeys an edit from its next call on. A file over 16 KiB (about 200 rules) is parsed beside the calls: a
+    wrapper obeys it from within moments of that call on.
 
     \b
     Examples:
