@@ -17,7 +17,7 @@ from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
-from mcpguard.core.policy_explain import label, sentence, tier_warning, warnings
+from mcpguard.core.policy_explain import counted_in_grains, label, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
@@ -91,6 +91,8 @@ def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **select
     what = f"rule {at + 1}, which was {before.rules[at].limit_text}" if replaced else f"new rule {at + 1}"
     click.echo(printable(f"{settings.policy}: {what}"))
     click.echo(printable(sentence(after.rules[at])))
+    for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if replaced else before.rules):
+        click.echo(consequence)
     _warn(before, after)
 
 
@@ -121,6 +123,8 @@ def unset(policy: str | None, **selectors: Any) -> None:
         raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, policy_now.rules))
     gone, after = found
     click.echo(printable(f"{settings.policy}: removed {gone.text}, which was {gone.limit_text}"))
+    for consequence in dict.fromkeys(one for rule in after.rules for one in counted_in_grains(rule, [gone])):
+        click.echo(consequence)
     if not after.rules:
         click.echo(_policy_show.NO_RULES)
 

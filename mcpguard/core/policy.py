@@ -86,6 +86,11 @@ class Rule(NamedTuple):
         return self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
 
     @property
+    def shared(self) -> dict[str, list[str]]:
+        """The selectors that its allowance is not split by: one counter is shared by all that they select."""
+        return {key: sorted(set(texts)) for key, texts in sorted(self.selectors.items()) if key not in self.per}
+
+    @property
     def limit_text(self) -> str:
         """What it allows, as a policy file has it: `20/1m 100/1h`, `deny` or `unlimited`."""
         if self.deny:
@@ -288,8 +293,7 @@ def _plan(rules: Sequence[Rule], call: Call, namespace: str, observe: bool) -> P
 
 def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
     values = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
-    others = {key: sorted(set(texts)) for key, texts in sorted(rule.selectors.items()) if key not in rule.per}
-    return json.dumps([namespace, values, others, window_us], separators=(",", ":"))
+    return json.dumps([namespace, values, rule.shared, window_us], separators=(",", ":"))
 
 
 def window_of(label: str) -> int:

@@ -1,10 +1,11 @@
 """Rules in words, and what is odd about a policy though it can be taken up."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.core.identity import known_client
+from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 
@@ -286,6 +287,39 @@ def _meet(key: str, one: str, two: str) -> bool:
     (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
     begin = mine.startswith(theirs) or theirs.startswith(mine)
     return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
+
+
+def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
+    """What a limit of 64 or less says of calls that a larger one has counted, one sentence for each such window.
+
+    Args:
+        rule: The rule with the limits that are in force from now on.
+        before: The rules that may have counted in its counters.
+    """
+    larger = {
+        rate.window_us
+        for other in before
+        if other.per == rule.per and other.shared == rule.shared and _overlap(rule, other)
+        for rate in other.rates
+        if rate.n > EXACT
+    }
+    return [
+        f"Calls already made count up to {_short(-(-rate.window_us // EXACT))} longer (a {EXACT}th of the {rate.text} window):"
+        f" above {EXACT} the time of each is not kept."
+        for rate in rule.rates
+        if rate.n <= EXACT and rate.window_us in larger
+    ]
+
+
+def _short(span_us: int) -> str:
+    """A span of time in whole seconds, rounded up.
+
+    >>> _short(1_350_000_000), _short(3_600_000_001)
+    ('22m 30s', '1h 1s')
+    """
+    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
 
 
 def _foreign_names(policy: Policy) -> Iterator[str]:

@@ -55,6 +55,35 @@ def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_al
     assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
 
 
+LATE = "Calls already made count up to {} longer (a 64th of the {} window): above 64 the time of each is not kept.\n"
+
+
+@pytest.mark.parametrize(
+    ("selectors", "limits", "told"),
+    [
+        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # the other window is a new one
+        (["--user", "*"], ["65/1h"], ""),
+        (["--user", "bob"], ["10/60m"], LATE.format("57s", "60m")),  # an override counts in the same counter
+        (["--user", "bob", "--per", "none"], ["10/1h"], ""),
+        (["--user", "bob", "--role", "dev"], ["10/1h"], ""),
+    ],
+)
+def test_set_says_how_much_longer_calls_count_that_a_limit_above_64_has_counted(
+    tmp_path: Path, file: Path, selectors: list[str], limits: list[str], told: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "search", *selectors, *limits)
+    assert "".join(done.stdout.splitlines(keepends=True)[2:]) == told
+
+
+def test_so_does_unset_where_a_narrower_limit_applies_from_now_on(tmp_path: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
+    mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
+    assert done.stdout.endswith("removed user=bob, which was 100/1d\n" + LATE.format("22m 30s", "1d"))
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "*")
+    assert "longer" not in done.stdout
+
+
 def test_set_puts_a_new_rule_at_the_end_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--tool", "search", "--per", "none", "--role", "a", "--role", "b", "deny")
     rule = '\n[[rule]]\ntool = "search"\nrole = ["a", "b"]\nper = []\nlimit = "deny"\n'

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core.policy import SELECTORS, Call, Policy, Rule
-from mcpguard.core.policy_explain import sentence, tier_warning, warnings
+from mcpguard.core.policy_explain import counted_in_grains, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse
 from tests.core.build import steps
 
@@ -304,3 +304,25 @@ TIERS = [
 def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
     found = tier_warning(parse(text or "mode = 'enforce'"), tier)
     assert found == (f"no rule matches agents of the tier {tier}, so that nothing limits their calls" if warned else None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "spans"),
+    [
+        ("user='*' limit='64/1w'", "user='*' limit='65/7d'", ["2h 37m 30s"]),
+        ("user='*' limit='64/1m'", "user='*' limit='64/1m'", []),
+        ("user='*' limit='65/1m'", "user='*' limit='99/1m'", []),
+        ("user='*' limit=['1/1m', '2/1h']", "user='*' limit=['99/1m', '999/1h']", ["1s", "57s"]),
+        ("user='bob' limit='1/1m'", "user='ann' limit='99/1m'", []),
+        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m'", ["1s"]),
+        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m' per=['tool']", []),
+        ("user='bob' limit='1/1m' per=['tool']", "user='b*' limit='99/1m' per=['tool']", []),
+        ("user='*' role='a' limit='1/1m'", "user='*' limit='99/1m'", []),
+        ("user='*' limit='deny'", "user='*' limit='99/1m'", []),
+    ],
+)
+def test_a_limit_of_64_or_less_counts_calls_longer_that_a_larger_one_has_counted(
+    rule: str, before: str, spans: list[str]
+) -> None:
+    now, then = (parse("\n".join(["[[rule]]", *keys(text)])).rules[0] for text in (rule, before))
+    assert [text.split(" longer")[0].rpartition("up to ")[2] for text in counted_in_grains(now, [then])] == spans
