@@ -21,6 +21,7 @@ from mcpguard.core.policy_explain import counted_in_grains, label, sentence, tie
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
+from mcpguard.stores.files import exposed
 
 CALLS_LOOKED_AT: Final = 20_000
 """How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
@@ -279,7 +280,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
 
     The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
-    matched none of its newest calls are told too, and so is a configured agent whose tier no rule matches.
+    matched none of its newest calls are told too, and so is a configured agent whose tier no rule matches, and who else may
+    change the policy, config.toml or the store.
 
     \b
     Example:
@@ -290,7 +292,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     found, is_starter = _policy_in(path, named=settings.policy_named or file is not None)
     unmatched = _never_matched(found, settings) if file is None and not is_starter else []
     unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
-    told = [*warnings(found), *([unlimited] if unlimited else []), *unmatched]
+    files = settings.files if file is None else [path]
+    told = [*warnings(found), *([unlimited] if unlimited else []), *unmatched, *exposed(files)]
     if as_json:
         result = {"file": None if is_starter else str(path), "starter": is_starter, "rules": len(found.rules), "warnings": told}
         click.echo(json.dumps(result, indent=2))

@@ -221,6 +221,17 @@ def test_an_edit_is_obeyed_by_calls_that_were_written_together_with_others(tmp_p
         assert host.end() == 0
 
 
+def test_who_else_may_change_what_decides_is_told_once_at_the_start(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", tool="search")).chmod(0o666)
+    with Host(tmp_path, *script("obedient")) as host:
+        assert "result" in host.call(1, "search")
+        assert "result" in host.call(2, "search")
+        assert host.end() == 0
+    file = tmp_path / "policy.toml"
+    assert host.err.count("may change") == 1
+    assert f"mcpguard: other accounts may change {file}: {file} may be written to by everybody\n" in host.err
+
+
 def test_a_large_edit_is_obeyed_within_moments_and_the_last_good_policy_until_then(tmp_path: Path) -> None:
     many = "".join(rule("1/1h", tool=f"tool-{number}") for number in range(1000))
     policy(tmp_path, many + rule("1/1h", tool="search"))
