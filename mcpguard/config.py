@@ -40,6 +40,7 @@ class Settings(NamedTuple):
         keep_us: How long audit rows are kept.
         max_mb: How much of the store a namespace may take before its oldest audit rows go.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        file: `config.toml`, which may be missing; None if these come from elsewhere.
     """
 
     policy: Path
@@ -61,6 +62,7 @@ class Settings(NamedTuple):
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
     arguments: str = "hash"
+    file: Path | None = None
 
     def __repr__(self) -> str:
         """Without its secrets: the password, and an address that may hold one."""
@@ -74,6 +76,12 @@ class Settings(NamedTuple):
             ConfigError: The URL names no store.
         """
         return address(self.store, self.store_password) if self.store else SqliteAddress(self.database)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide what is allowed: whoever can change one of them can lift a limit."""
+        store = self.address
+        return [self.policy, *([self.file] if self.file else []), *([store.path] if isinstance(store, SqliteAddress) else [])]
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store that the settings name; it is made if it is missing.
@@ -196,6 +204,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         policy_named=policy is not None,
         database=places.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
+        file=file,
         **values,  # type: ignore[arg-type]
     )
 

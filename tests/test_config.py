@@ -45,6 +45,7 @@ def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path
         keep_us=30 * DAY_US,
         max_mb=256,
         arguments="hash",
+        file=tmp_path / "config.toml",
     )
 
 
@@ -86,7 +87,16 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         keep_us=14 * DAY_US,
         max_mb=10,
         arguments="none",
+        file=tmp_path / "config.toml",
     )
+
+
+def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_is_one(tmp_path: Path) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text("")
+    usual = [tmp_path / "policy.toml", tmp_path / "config.toml", tmp_path / "mcpguard.db"]
+    assert loaded(tmp_path).files == usual
+    assert loaded(tmp_path, config=str(named), policy="/p.toml", store="redis://localhost").files == [Path("/p.toml"), named]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcpguard.config import Settings
-from mcpguard.core.policy import glob, glob_agent
+from mcpguard.core.patterns import glob, glob_agent
 from mcpguard.stores.base import Readable, Store
 
 PATIENCE_MS = 5000

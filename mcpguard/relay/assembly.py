@@ -24,6 +24,7 @@ from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
+from mcpguard.stores.files import exposed
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. One that is stuck, and a call with it, ends with us."""
@@ -78,6 +79,8 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     watchdog = Watchdog(child.pid)
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
     _introduce(console, guard, policy, user=user, where=where, store=settings.address.shown)
+    for line in exposed(settings.files):
+        console.line(line)
     pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
