@@ -23,6 +23,9 @@ Decided = Literal[
 FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
 """The decisions after which a call goes on to the server."""
 
+REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
+"""The decisions that charge nothing, so that only a budget bounds how many there are."""
+
 
 class Charge:
     """A command to the relay: have the store decide this and write its audit row; then tell the guard.

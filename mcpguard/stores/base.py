@@ -223,7 +223,6 @@ class MemoryStore:
             if one.news:
                 one.row = len(self._memory.rows)
                 self._memory.rows.append(next(rows))
-        self._memory.rows.extend(rows)
         return verdicts
 
     def append(self, rows: Sequence[Row]) -> list[int]:

@@ -229,6 +229,13 @@ def refusals(session: Session, name: str) -> list[Charge]:
     return found
 
 
+def refuse(session: Session, name: str) -> None:
+    """Refuse frames as a wrapper does that has begun just now: it may have a row for each."""
+    session.journal = Journal(session.journal.session)
+    verdicts = session.store.decide(refusals(session, name), session.journal)
+    assert all(one.news for one in verdicts)
+
+
 def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_no_row_of_a_forwarded_call(
     server: Server, opened: Opened
 ) -> None:
@@ -238,7 +245,7 @@ def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_n
     most = 0
     for at in range(50):
         for wrapper in wrappers:
-            wrapper.store.decide(refusals(wrapper, f"{wrapper.journal.session} {at}"), wrapper.journal)
+            refuse(wrapper, f"{wrapper.journal.session} {at}")
             most = max(most, taken(server))
     rows_there = [entry.record for entry in opened().entries()]
     decisions = Counter(row["decision"] for row in rows_there)
@@ -252,7 +259,7 @@ def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_n
 def test_refusals_keep_their_share_while_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=1_000_000), POLICY)
     for at in range(20):
-        session.store.decide(refusals(session, str(at)), session.journal)
+        refuse(session, str(at))
     for _ in range(20):
         call_with_outcomes(session, 500)
     sizes = [int(server.command("MEMORY", "USAGE", "{mcpguard:default}:" + name)[1:]) for name in ("audit", "refused")]
@@ -266,7 +273,7 @@ def test_a_namespace_that_is_flooded_leaves_the_limits_of_others_alone(tmp_path:
         other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
         assert other.decisions("report", 2) == ["allowed"] * 2
         for at in range(250):
-            flooded.store.decide(refusals(flooded, str(at)), flooded.journal)
+            refuse(flooded, str(at))
         assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
         for session in (flooded, other):
             session.store.close()

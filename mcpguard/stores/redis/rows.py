@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from mcpguard.core.audit import Row, cut_id, record
-from mcpguard.core.verdict import FORWARDED, Charge
+from mcpguard.core.verdict import REFUSED, Charge
 from mcpguard.stores.base import Entry
-
-_KEPT: Final = FORWARDED | {"policy"}
-"""The decisions whose rows are in the first stream."""
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")
@@ -70,7 +67,7 @@ def keys(prefix: str) -> tuple[str, ...]:
 
 def stream(row: Row) -> int:
     """Which of the two streams a row belongs in, as `audit.lua` counts them."""
-    return 1 if row.decision in _KEPT else 2
+    return 2 if row.decision in REFUSED else 1
 
 
 def entry(name: bytes, found: Sequence[bytes], outcome: bytes | None) -> Entry:
