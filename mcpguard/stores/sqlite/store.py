@@ -133,7 +133,6 @@ class SqliteStore:
                     if verdict.news:
                         lines += _decided(next(rows), charge.plan, decision)
                         verdict.row, numbered = numbered, numbered + 1
-                lines += [entries.row_line(row) for row in rows]
                 self._append(lines)
             except BaseException:
                 journal.take_back()

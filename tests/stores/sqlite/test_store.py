@@ -272,6 +272,34 @@ def test_time_does_not_run_backwards_over_a_restart_with_a_clock_that_was_set_ba
     assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
 
+@pytest.mark.parametrize("ahead_s", [-86_400, -3600, 0, 3600, 86_400 * 365])
+def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_and_delays_it_by_a_window_at_most(
+    machine: Machine, open_store: Open, ahead_s: int
+) -> None:
+    first = open_store(wall=machine.wall)
+    machine.boot.pass_s(3600)
+    decisions(first, 5)
+    first.close()
+    for again in range(3):  # a clock that stays wrong is wrong once
+        machine.reboots()
+        machine.wall.pass_s(ahead_s if not again else 1)
+        after = open_store(wall=machine.wall)
+        admitted = decisions(after, 10, f"{again:016x}").count("allowed")
+        assert admitted <= (5 if not again else 0)
+        wait_us = Session(after, FIVE_A_MINUTE, session=f"c{again:015x}").one("x").retry_after_us
+        assert wait_us is not None
+        assert wait_us <= 60_000_000
+        after.close()
+
+
+def test_a_container_is_told_by_its_clock_and_not_by_a_number_that_the_next_one_gets() -> None:
+    text = "monotonic           0         0\nboottime      {}         0\n"
+    assert clock.boottime_offset(text.format(0)) == ""
+    assert clock.boottime_offset(text.format(50)) == clock.boottime_offset(text.format(50)) != ""
+    assert clock.boottime_offset(text.format(50)) != clock.boottime_offset(text.format(51))
+    assert clock.boottime_offset(text.format(-50)) != clock.boottime_offset(text.format(50))
+
+
 def test_the_machines_own_clock_runs_forward_and_has_a_base() -> None:
     first = clock.boot_us()
     assert clock.boot_us() >= first > 0
