@@ -108,6 +108,7 @@ class CallLog:
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
+        self._name = str(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self.fd = os.open(path, flags)
         try:
@@ -151,7 +152,7 @@ class CallLog:
             StoreUnavailable: It does not.
         """
         try:
-            found = _identity(os.stat(self.path))  # noqa: PTH116 - on every call's path
+            found = _identity(os.stat(self._name))  # noqa: PTH116 - on every call's path
         except FileNotFoundError:
             found = (0, 0, 0)
         if found != self._identity:

@@ -50,8 +50,9 @@ def row_line(row: Row, charged_us: int | None = None, charged: str = "") -> str:
     time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining, retry, repeats, detail = row
     return (
         f"+\t{time_us}\t{seq}\t{decision}\t{context}\t{reported or ''}\t{request_id or ''}\t"
-        f"{args_hash.hex() if args_hash else ''}\t{trace_id or ''}\t{_text(counted)}\t{_text(remaining)}\t{_text(retry)}\t"
-        f"{_text(repeats)}\t{_kept(detail) if detail else ''}\t{_text(charged_us)}\t{charged}"
+        f"{args_hash.hex() if args_hash else ''}\t{trace_id or ''}\t{'' if counted is None else counted}\t"
+        f"{'' if remaining is None else remaining}\t{'' if retry is None else retry}\t{'' if repeats is None else repeats}\t"
+        f"{_kept(detail) if detail else ''}\t{'' if charged_us is None else charged_us}\t{charged}"
     )
 
 
@@ -89,10 +90,6 @@ def read_row(fields: Sequence[str]) -> Row:
         _number(repeats),
         detail or None,
     )
-
-
-def _text(value: int | None) -> str:
-    return "" if value is None else str(value)
 
 
 def _number(text: str) -> int | None:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -111,37 +111,52 @@ class SqliteStore:
 
     def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """Decide charges whose rows fit into one record."""
-        with self._turn():
+        self._take_turn()
+        try:
             self._learn(charges)
-            memory, now_us = self._memory, self._clock()
+            states, now_us = self._memory.states, self._clock()
             changed: dict[int, State] = {}
-            lines: list[str] = []
-            decisions: list[Decision] = []
-            verdicts: list[Verdict] = []
-            for charge in charges:
-                counters = charge.plan.counters
-                logs = [changed.get(one.id) or memory.states.get(one.id, EMPTY) for one in counters]
-                verdict, decision = decide_one(charge, logs, now_us)
-                for limit in decision.charged:
-                    changed[counters[limit.counter].id] = decision.states[limit.counter]
-                decisions.append(decision)
-                verdicts.append(verdict)
-            rows = iter(journal.rows(charges, verdicts, self._wall()))
-            try:
-                numbered = self._at.row
-                for charge, verdict, decision in zip(charges, verdicts, decisions, strict=True):
-                    if verdict.news:
-                        lines += _decided(next(rows), charge.plan, decision)
-                        verdict.row, numbered = numbered, numbered + 1
-                self._append(lines)
-            except BaseException:
-                journal.take_back()
-                raise
-            for charge, decision in zip(charges, decisions, strict=True):
+            decided = [self._decide_one(charge, states, changed, now_us) for charge in charges]
+            verdicts = [verdict for verdict, _ in decided]
+            rows = journal.rows(charges, verdicts, self._wall())
+            if rows:
+                try:
+                    self._append_decided(charges, decided, rows)
+                except BaseException:
+                    journal.take_back()
+                    raise
+            for charge, (_, decision) in zip(charges, decided, strict=True):
                 for limit in decision.charged:
                     counter = charge.plan.counters[limit.counter]
-                    memory.know(counter.id, counter.window_us, decision.states[limit.counter])
+                    self._memory.know(counter.id, counter.window_us, decision.states[limit.counter])
             return verdicts
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self.path, error) from error
+        finally:
+            self._turn_lock.release()
+
+    def _decide_one(
+        self, charge: Charge, states: Mapping[int, State], changed: dict[int, State], now_us: int
+    ) -> tuple[Verdict, Decision]:
+        """Decide one charge by what is remembered, and by what those before it in the same turn have changed."""
+        counters = charge.plan.counters
+        logs = [changed.get(one.id) or states.get(one.id, EMPTY) for one in counters]
+        verdict, decision = decide_one(charge, logs, now_us)
+        for limit in decision.charged:
+            changed[counters[limit.counter].id] = decision.states[limit.counter]
+        return verdict, decision
+
+    def _append_decided(
+        self, charges: Sequence[Charge], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
+    ) -> None:
+        """Append the rows of decisions, and number the verdicts that have one."""
+        lines: list[str] = []
+        number = self._at.row
+        for charge, (verdict, decision) in zip(charges, decided, strict=True):
+            if verdict.news:
+                lines += _decided(rows[number - self._at.row], charge.plan, decision)
+                verdict.row, number = number, number + 1
+        self._append(lines, len(rows))
 
     def _learn(self, charges: Sequence[Charge]) -> None:
         """Ask the database for the counters that are not remembered, where there are too many to remember all."""
@@ -157,7 +172,7 @@ class SqliteStore:
         """See `Store`."""
         with self._turn():
             first = self._at.row
-            self._append([entries.row_line(row) for row in rows])
+            self._append([entries.row_line(row) for row in rows], len(rows))
         return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
@@ -256,10 +271,9 @@ class SqliteStore:
         except Lost:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 
-    def _append(self, lines: Sequence[str]) -> None:
-        """Append lines as one record; the caller has the turn."""
+    def _append(self, lines: Sequence[str], rows: int = 0) -> None:
+        """Append lines, of which some are audit rows, as one record; the caller has the turn."""
         if lines:
-            rows = sum(line[0] == entries.ROW for line in lines)
             before = self._at.end
             self._at = self._log.append(self._at, "\n".join(lines), rows, durable=self._durable)
             self._own_bytes += self._at.end - before
