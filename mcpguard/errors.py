@@ -67,6 +67,10 @@ class StoreUnavailable(McpguardError):
     exit_status = ExitStatus.STORE_UNAVAILABLE
 
 
+class StoreDamaged(StoreUnavailable):
+    """A file of the store is damaged: what it holds cannot be relied on."""
+
+
 class StoreBusy(StoreUnavailable):
     """Others use the store, and it had no time for us. Nothing is wrong with it, and what was asked may be asked again."""
 

@@ -19,14 +19,14 @@ else:
 
 
 def boottime_offset(offsets: str) -> str:
-    """How far a time namespace has set `boot_us`, as text that is empty where it has not.
+    r"""How far a time namespace has set `boot_us`, as text that is empty where it has not.
 
     It is told by the offset and not by the namespace's number, which the kernel gives to another when this one is gone.
 
     Args:
         offsets: What `/proc/self/timens_offsets` says.
 
-    >>> boottime_offset("monotonic           0         0\\nboottime       100000         5\\n")
+    >>> boottime_offset("monotonic           0         0\nboottime       100000         5\n")
     ' boottime 100000 5'
     """
     found = [line.split() for line in offsets.splitlines()]

@@ -229,4 +229,7 @@ def test_it_loads_nothing_that_it_does_not_need(home: Path) -> None:
     ).stderr.decode()
     loaded = {line.rpartition("|")[2].strip() for line in lines.splitlines()}
     assert "mcpguard.stores.sqlite.notes" in loaded
-    assert not {"mcp", "rich", "anyio", "asyncio", "tomlkit", "logging", "mcpguard.stores.sqlite.store", "sqlite3"} & loaded
+    assert (
+        not {"mcp", "rich", "anyio", "asyncio", "tomlkit", "logging", "mcpguard.stores.sqlite.store", "mcpguard.core.policy"}
+        & loaded
+    )

@@ -2,7 +2,6 @@ import contextlib
 import json
 import random
 import signal
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -10,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from mcpguard.stores.sqlite import entries
+from mcpguard.stores.sqlite.call_log import START, CallLog, log_path
 
 from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, total
 
@@ -28,12 +30,9 @@ def patient(home: Path) -> None:
 
 def charged_us(home: Path, tool: str) -> list[int]:
     """When the calls to a tool were charged, in the store's time, in order."""
-    question = """
-        SELECT charged_us FROM audit JOIN fragment ON fragment.id = context
-        WHERE charged_us IS NOT NULL AND json LIKE ? ORDER BY audit.id
-    """
-    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db:
-        return [at_us for (at_us,) in db.execute(question, (f'%"tool":"{tool}"%',))]
+    with contextlib.closing(CallLog(log_path(home / "mcpguard.db"), writable=False)) as log:
+        rows = [line.split("\t") for text, _ in log.records(START) for line in text.split("\n") if line[0] == entries.ROW]
+    return [int(row[-2]) for row in rows if row[-2] and f'"tool":"{tool}"' in row[4]]
 
 
 def call_them_all(host: Host, requests: list[Message]) -> list[Message]:

@@ -23,9 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.files import open_private
-from mcpguard.stores.sqlite.integrity import DamagedError
 
 FORMAT: Final = 1
 
@@ -306,9 +305,9 @@ def log_path(database: Path) -> Path:
     return database.with_name(database.name + "-calls")
 
 
-def damaged(path: Path, how: str) -> DamagedError:
+def damaged(path: Path, how: str) -> StoreDamaged:
     """What the user is told of a log that cannot be trusted."""
-    return DamagedError(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
+    return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
 
 
 def _header(header: Mapping[str, object]) -> bytes:

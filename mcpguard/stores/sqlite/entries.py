@@ -10,7 +10,7 @@ kind. No field holds a tab or a line break: texts are JSON without spaces, in AS
 | `o` | an outcome: row number, outcome, duration in µs |
 | `m` | admissions counted elsewhere, to be merged: counter id, window in µs, the log's numbers |
 | `r` | a counter that was emptied: id |
-| `n` | a hook's note: namespace as JSON, the call's id, agent as JSON, wall-clock time |
+| `n` | a hook's note: see `notes` |
 | `t` | a name that `adopt` must not count twice, wall-clock time |
 """
 
@@ -20,7 +20,6 @@ from functools import lru_cache
 from typing import Final
 
 from mcpguard.core.audit import Outcome, Row, compact
-from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.limiter import Limit, State
 from mcpguard.core.policy import Counter
 
@@ -29,7 +28,6 @@ COUNTER: Final = "="
 OUTCOME: Final = "o"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
-NOTE: Final = "n"
 ONCE: Final = "t"
 
 MAX_DETAIL_CHARS: Final = 1024 * 1024
@@ -126,11 +124,6 @@ def merged_line(counter: Counter, log: State) -> str:
 def emptied_line(counter_id: int) -> str:
     """A counter that was emptied."""
     return f"{EMPTIED}\t{counter_id}"
-
-
-def note_line(namespace: str, note: AgentNote, wall_us: int) -> str:
-    """A hook's note of which agent makes a call."""
-    return f"{NOTE}\t{compact(namespace)}\t{note.tool_use_id}\t{compact(note.agent)}\t{wall_us}"
 
 
 def once_line(once: str, wall_us: int) -> str:

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import StoreDamaged
 
 _suspects: Final[set[Path]] = set()
 """Files that this process has found damaged: before they are used again all of them is looked at."""
@@ -22,14 +22,10 @@ def identity(path: Path) -> tuple[int, int]:
     return (stat.st_dev, stat.st_ino)
 
 
-class DamagedError(StoreUnavailable):
-    """A file is damaged: what it holds cannot be relied on."""
-
-
-def damaged(path: Path, how: str) -> DamagedError:
+def damaged(path: Path, how: str) -> StoreDamaged:
     """What the user is told of a damaged database."""
     _suspects.add(path)
-    return DamagedError(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
+    return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
 
 
 def check_pages(db: sqlite3.Connection, path: Path) -> None:

@@ -5,7 +5,6 @@ each counter without asking: one that it does not remember is empty. Where there
 them, and asks the database for others.
 """
 
-import json
 import struct
 from collections.abc import Collection, Iterable, MutableMapping
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.stores.sqlite import entries
+from mcpguard.stores.sqlite import entries, notes
 
 REMEMBERED: Final = 8192
 """Counters that a process remembers, some 300 bytes each; likewise notes."""
@@ -76,9 +75,9 @@ class Memory:
         charge(self.states, now_us, charged)
 
     def _follow(self, kind: str, fields: list[str]) -> None:
-        if kind == entries.NOTE:
-            _, namespace, tool_use_id, agent, noted_us = fields
-            self.notes[json.loads(namespace), tool_use_id] = (json.loads(agent), int(noted_us))
+        if kind == notes.KIND:
+            namespace, note, noted_us = notes.read(fields)
+            self.notes[namespace, note.tool_use_id] = (note.agent, noted_us)
             return
         if kind == entries.ONCE:
             self.once.add(fields[1])
@@ -124,7 +123,7 @@ class Memory:
                 self.dropped_until_us = max(self.dropped_until_us, until_us)
 
 
-_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, entries.NOTE, entries.ONCE})
+_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.ONCE})
 
 
 def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:

@@ -4,13 +4,29 @@ A hook is a process that lives for a moment before each call. It needs nothing o
 """
 
 import contextlib
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from mcpguard.core.claude_code import AgentNote
-from mcpguard.stores.sqlite import entries
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.locks import QueueLock
+
+KIND: Final = "n"
+"""The kind of a note's line in the call log: namespace as JSON, the call's id, agent as JSON, wall-clock time."""
+
+
+def line(namespace: str, note: AgentNote, wall_us: int) -> str:
+    """A note as the call log has it."""
+    return f"{KIND}\t{json.dumps(namespace)}\t{note.tool_use_id}\t{json.dumps(note.agent)}\t{wall_us}"
+
+
+def read(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
+    """The namespace, the note and its time from a line, split at its tabs."""
+    _, namespace, tool_use_id, agent, wall_us = fields
+    return json.loads(namespace), AgentNote(tool_use_id, json.loads(agent)), int(wall_us)
 
 
 def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:
@@ -34,7 +50,7 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
             return False
         try:
             log.check()
-            log.append(log.end(log.drained()), entries.note_line(namespace, note, wall_us), 0)
+            log.append(log.end(log.drained()), line(namespace, note, wall_us), 0)
         finally:
             lock.release()
     return True

@@ -25,11 +25,10 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
 from mcpguard.core.verdict import Charge, Verdict
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.base import Clock, Context, Entry, Held, decide_one, wall_us
-from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite import database, entries, notes
 from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
-from mcpguard.stores.sqlite.integrity import DamagedError
 from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
@@ -204,7 +203,7 @@ class SqliteStore:
     def note_agent(self, namespace: str, note: AgentNote) -> None:
         """See `Store`."""
         with self._turn():
-            self._tell([entries.note_line(namespace, note, self._wall())])
+            self._tell([notes.line(namespace, note, self._wall())])
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
@@ -338,7 +337,7 @@ class SqliteStore:
         if self._upkeep.is_due(self._at.end, self._clock()):
             try:
                 self._have_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
-            except DamagedError:
+            except StoreDamaged:
                 raise
             except StoreUnavailable as error:
                 trouble = f"{error.message} ({error.hint}); calls go on as long as {self._log.path.name} has room"

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from mcpguard.core.claude_code import NOTE_KEPT_US
 from mcpguard.core.digest import number
 from mcpguard.core.limiter import State
-from mcpguard.stores.sqlite import database, entries, integrity
+from mcpguard.stores.sqlite import database, entries, integrity, notes
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
 from mcpguard.stores.sqlite.memory import pack, replay, touched
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
@@ -316,11 +316,9 @@ class _Drain:
             self._outcomes.setdefault(int(fields[1]), (fields[2], int(fields[3])))
         elif kind == entries.COUNTER:
             self._counters[int(fields[1])] = (int(fields[2]), fields[3])
-        elif kind == entries.NOTE:
-            namespace, agent = json.loads(fields[1]), json.loads(fields[3])
-            self._db.execute(
-                "INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, fields[2], agent, int(fields[4]))
-            )
+        elif kind == notes.KIND:
+            namespace, note, noted_us = notes.read(fields)
+            self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
         elif kind == entries.ONCE:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
