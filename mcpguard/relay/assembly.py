@@ -76,7 +76,6 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     watchdog = Watchdog(child.pid)
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
     _introduce(console, guard, policy, user=user, where=where, store=settings.address.shown)
-    pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
     console.line(summary(journal.tally))

@@ -131,8 +131,27 @@ class Pumps:
         self._closed = self._closed or why
         self._child.close_stdin()
 
+    def client_left(self) -> None:
+        """The client has left, or wants us to: what the server leaves unanswered stays so."""
+        self._guard.client_left()
+
+    def awaits_answers(self) -> bool:
+        """Whether the server has requests that it has not answered."""
+        with self._deciding:
+            self._read_answers()
+            return self._guard.awaits_answers
+
+    def end_stream(self) -> None:
+        """The server is gone: pass on what it can have written, and nothing that others write to its stream after it."""
+        self._stream.end()
+
+    @property
+    def is_passing_on(self) -> bool:
+        """Whether something of the server's is on its way to the client."""
+        return self.output.is_writing or self._stream.has_more
+
     def answer_rest(self, how: str) -> None:
-        """The server is gone: answer what it left open. `ended` is told `answers` then.
+        """The server is gone: answer what it left open, unless the client has left. `ended` is told `answers` then.
 
         What client and server write from now on is nobody's any more.
 
@@ -153,6 +172,7 @@ class Pumps:
             self._read_answers()
             now_us = monotonic_us()
             self._outcomes += self._guard.server_lines(self._answers.last(), now_us=now_us)
+            self._look_after_client()
             replies, outcomes = self._guard.server_exited(how, now_us=now_us)
             self._outcomes += outcomes
         return b"".join(reply.data for reply in replies)
@@ -173,8 +193,14 @@ class Pumps:
         except OSError:
             pass  # the client's end is broken: that is an end, too
         finally:
+            self.client_left()
             self._ended("client")  # first: the server's exit that follows is then no surprise
             self.close_input("the client has closed its side")
+
+    def _look_after_client(self) -> None:
+        """Learn that the client has left though what it wrote before is not read yet. The caller holds `_deciding`."""
+        if self._client_has_ended():
+            self._guard.client_left()
 
     def _read(self) -> bytes:
         while True:
@@ -213,6 +239,7 @@ class Pumps:
             if self._stop.is_set():
                 return b""
             if self._closed:
+                self._look_after_client()
                 self._guard.server_gone(self._closed)
             if found is not None:
                 self._guard.identify(found)
@@ -290,6 +317,7 @@ class Pumps:
     def _undelivered(self, frames_left: bytes) -> None:
         """Answer the requests among frames that the server did not take."""
         with self._deciding:
+            self._look_after_client()
             replies = self._guard.undelivered(frames_left.split(b"\n"), now_us=monotonic_us())
             self._reply(reply.data for reply in replies)
 
