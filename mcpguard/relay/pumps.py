@@ -215,7 +215,7 @@ class Pumps:
         try:
             forwards = self._judge(lines)
         except Exception as error:  # a pump that dies in silence would hang the client
-            self._console.line(f"internal error, please report it: {error!r}")
+            self._internal_error(error)
             forwards = b""
             self._reply(_unjudged(lines))
         left = self._send(forwards) if forwards else b""
@@ -273,8 +273,10 @@ class Pumps:
         if found is None:
             return []
         self._guard.take_up(found)
-        reason = f"not taken up: {found.message}" if isinstance(found, PolicyError) else "taken up"
-        self._console.line(f"policy {reason}")
+        reason, tell = "taken up", self._console.line
+        if isinstance(found, PolicyError):
+            reason, tell = f"not taken up: {found.message}", self._console.error
+        tell(f"policy {reason}")
         return [self._guard.policy_note(reason=reason)]
 
     def _decide(self, charges: Sequence[Charge]) -> list[Verdict]:
@@ -284,22 +286,27 @@ class Pumps:
             try:
                 verdicts += self._store.decide(some, self._journal)
             except StoreUnavailable as error:
-                self._console.line(f"store unavailable: {error.message}")
+                self._console.error(f"store unavailable: {error.message}", kind="store unavailable")
                 for charge in some:
                     charge.detail = {**charge.detail, "reason": "store_unavailable"}
                     charge.why = f"the store of counters is unavailable ({error.message})."
                 verdicts += [Verdict("unavailable") for _ in some]
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.news and not verdict.forwards and verdict.decision != "policy":
-                self._tell(charge, verdict)
+                self._tell(audit.row(charge, verdict, wall_us()))
         return verdicts
 
     def _wake_bookkeeper(self) -> None:
         if not self._work.is_set():
             self._work.set()
 
-    def _tell(self, charge: Charge, verdict: Verdict) -> None:
-        self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
+    def _tell(self, row: audit.Row) -> None:
+        """Say what was denied or refused. Whoever makes up names for tools, or odd frames, must not fill a disk with that."""
+        record = audit.record(row)
+        self._console.line(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")
+
+    def _internal_error(self, error: Exception) -> None:
+        self._console.error(f"internal error, please report it: {error!r}", kind="internal error")
 
     def _send(self, data: bytes) -> bytes:
         """Write frames to the server; returns those that it did not take whole, because it has closed its input."""
@@ -366,7 +373,7 @@ class Pumps:
             except StoreUnavailable:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
             except Exception as error:  # the books go on: storms, upkeep and recovery depend on this thread
-                self._console.line(f"internal error, please report it: {error!r}")
+                self._internal_error(error)
             if self._journal.is_waiting or self._store.restless:
                 self._work.set()
 
@@ -387,7 +394,7 @@ class Pumps:
                 if rows:
                     self._store.append(rows)
             for row in rows:
-                self._console.line(audit.line(audit.record(row)))
+                self._tell(row)
             if not outcomes:
                 return
 

@@ -111,7 +111,7 @@ class Life:
         self._drain_stream(child, pumps)
         is_news = not (self._signals or "client" in self._events)
         if is_news:
-            console.line(how)
+            (console.error if status else console.line)(how)
         else:
             pumps.client_left()
         pumps.answer_rest(how)
