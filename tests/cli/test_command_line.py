@@ -2,7 +2,6 @@
 
 import os
 import signal
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,6 +102,11 @@ sys.meta_path.insert(0, Interrupted)
 """Is loaded by the interpreter's start: Ctrl-C while a module is about to be loaded."""
 
 
+def heed_ctrl_c() -> None:
+    """A shell has it ignored by what runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("argv", "module"),
     [
@@ -119,6 +123,5 @@ sys.meta_path.insert(0, Interrupted)
 def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word(tmp_path: Path, argv: list[str], module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for what it has in the background
-    done = mcpguard(tmp_path, *argv, preexec=heeded, PYTHONPATH=path, INTERRUPTED_AT=module)
+    done = mcpguard(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
