@@ -226,7 +226,8 @@ def test_what_a_server_leaves_running_when_its_client_leaves_is_left_alone(tmp_p
     with Host(tmp_path, sys.executable, "-S", "-c", HELPER + f"os._exit({status})") as host:
         helper = int(host.line())
         assert host.end() == status
-        os.kill(helper, signal.SIGKILL)  # it was there
+        assert host.somebody_is_left()
+        os.kill(helper, signal.SIGKILL)
         assert host.nobody_is_left()
 
 
@@ -236,6 +237,7 @@ def test_what_a_server_leaves_running_when_it_exits_is_left_alone(tmp_path: Path
         host.send(call(1, "leave"))
         assert host.answer(1)["error"]["message"] == "server exited with status 4"
         assert host.wait() == 4
+        assert host.somebody_is_left()
         os.kill(helper, signal.SIGKILL)
         assert host.nobody_is_left()
 
