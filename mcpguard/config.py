@@ -36,6 +36,7 @@ class Settings(NamedTuple):
         trust_client_info: Whether a client that names itself is believed.
         trust_meta: Whether a call that names its agent is believed.
         denials: `auto`, `error` or `result`.
+        quiet: Whether a running guard says nothing but errors.
         max_frame_bytes: The longest line that is accepted from a client.
         keep_us: How long audit rows are kept.
         max_mb: How much of the store a namespace may take before its oldest audit rows go.
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
     trust_client_info: bool = True
     trust_meta: bool = False
     denials: str = "auto"
+    quiet: bool = False
     max_frame_bytes: int = 10 * 1024 * 1024
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
@@ -153,7 +155,7 @@ def folders(environ: Mapping[str, str]) -> Folders:
 
 
 _TABLES: Final[dict[str, tuple[str, ...]]] = {
-    "": ("denials", "max_frame_bytes"),
+    "": ("denials", "quiet", "max_frame_bytes"),
     "store": ("url", "namespace", "timeout_ms", "on_unavailable", "durability"),
     "identity": ("user", "agent", "trust_client_info", "trust_meta"),
     "identity.jwt": ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"),
@@ -165,6 +167,8 @@ _CHOICES: Final = {
     "durability": ("normal", "full"),
     "arguments": ("hash", "none", "full"),
 }
+_SWITCHES: Final = ("quiet", "trust_client_info", "trust_meta")
+_WORDS: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _NAMES: Final = ("user", "agent", "server", "namespace")
 _RANGES: Final = {"timeout_ms": (1, 60_000), "max_mb": (1, 1_000_000), "max_frame_bytes": (1024, 1 << 30)}
 
@@ -193,6 +197,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
             values[key] = given
     if "denials" in values:
         _setting("denials", values["denials"], "denials")
+    if word := environ.get("MCPGUARD_QUIET"):
+        values["quiet"] = _switch(word, where="MCPGUARD_QUIET")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would stand in every audit row
@@ -207,6 +213,17 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         file=file,
         **values,  # type: ignore[arg-type]
     )
+
+
+def _switch(word: str, *, where: str) -> bool:
+    """Whether a variable switches something on.
+
+    Raises:
+        ConfigError: It says neither.
+    """
+    if (found := _WORDS.get(word.lower())) is None:
+        raise ConfigError(f"{where}: {word!r} is neither 1 nor 0", f"{where}=1")
+    return found
 
 
 def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:
@@ -275,7 +292,7 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             usual = Settings._field_defaults[key]
             raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"{key} = {usual}")
-    elif key.startswith("trust_"):
+    elif key in _SWITCHES:
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
     elif not isinstance(value, str) or not value:

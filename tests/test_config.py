@@ -52,6 +52,7 @@ def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path
 def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
     text = """
         denials = "result"
+        quiet = true
         max_frame_bytes = 4096
         [store]
         url = "sqlite:///elsewhere/x.db"
@@ -83,6 +84,7 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         trust_client_info=False,
         trust_meta=True,
         denials="result",
+        quiet=True,
         max_frame_bytes=4096,
         keep_us=14 * DAY_US,
         max_mb=10,
@@ -128,6 +130,20 @@ def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> 
     assert loaded(tmp_path, denials="result").denials == "result"
     error = refusal(tmp_path, environ={"MCPGUARD_DENIALS": "both"})
     assert (error.message, error.hint) == ("denials: 'both' is none of auto, error, result", "known: auto error result")
+
+
+@pytest.mark.parametrize(
+    ("word", "quiet"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("off", False), ("", True)]
+)
+def test_whether_a_guard_is_quiet_can_be_a_variable_which_comes_before_the_file(tmp_path: Path, word: str, quiet: bool) -> None:
+    (tmp_path / "config.toml").write_text("quiet = true\n")
+    assert load({"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_QUIET": word}).quiet is quiet
+
+
+def test_a_variable_that_neither_switches_on_nor_off_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_QUIET": "very"})
+    assert (caught.value.message, caught.value.hint) == ("MCPGUARD_QUIET: 'very' is neither 1 nor 0", "MCPGUARD_QUIET=1")
 
 
 def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +250,7 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     [
         ("denial = 1", "denial", "unknown setting", "did you mean denials?"),
         ("[stor]", "stor", "unknown setting", "did you mean store?"),
-        ("zzz = 1", "zzz", "unknown setting", "known: store identity audit denials max_frame_bytes"),
+        ("zzz = 1", "zzz", "unknown setting", "known: store identity audit denials quiet max_frame_bytes"),
         ("[store]\ntimeout = 1", "store.timeout", "unknown setting", "did you mean timeout_ms?"),
         ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "known: keep max_mb arguments"),
         ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),

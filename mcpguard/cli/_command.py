@@ -1,5 +1,8 @@
 """What all our commands and groups have in common."""
 
+import signal
+from typing import Any
+
 import click
 
 from mcpguard.errors import ExitStatus
@@ -24,6 +27,12 @@ class Command(click.Command):
             error.ctx = error.ctx or ctx
             raise
         return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Command`. From here on an interrupt is an exception, since there may be something to tidy up."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `__main__` has set it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return super().invoke(ctx)
 
 
 def _holds_one(option: click.Option) -> bool:

@@ -28,7 +28,8 @@ def _click(option: Option) -> click.Option:
 def command(argv: tuple[str, ...], **options: Any) -> None:
     """Start COMMAND, a stdio MCP server, and limit its tool calls.
 
-    Its stderr and exit status pass through, and so does everything on stdin and stdout that is not a call over a limit.
+    Its stderr, stdout and exit status pass through, and so does what the client writes, except calls over a limit and what is
+    not strict JSON-RPC.
 
     \b
     Example, in a client's config:

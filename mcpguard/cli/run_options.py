@@ -38,6 +38,7 @@ OPTIONS: Final = (
     Option("--store", "store", "URL", "Where counters and audit are: sqlite:///absolute/path.db, or redis://host/0"),
     Option("--observe", "observe", "", "Decide and log, deny nothing."),
     Option("--denials", "denials", "", "How a denial is sent: by the client (auto), error, tool result.", _DENIALS),
+    Option("--quiet", "quiet", "", "Say nothing on stderr but errors."),
 )
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 

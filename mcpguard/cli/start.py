@@ -9,13 +9,14 @@ from mcpguard.errors import ExitStatus
 from mcpguard.relay.run import run
 
 
-def start(argv: Sequence[str], *, server: str | None, observe: bool, **options: str | None) -> NoReturn:
+def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool, **options: str | None) -> NoReturn:
     """Run a server behind the guard, and end this process with its status.
 
     Args:
         argv: The server's command.
         server: Its name.
         observe: Decide and log, deny nothing.
+        quiet: Say nothing on stderr but errors.
         options: As `config.load` has them.
 
     Raises:
@@ -23,6 +24,7 @@ def start(argv: Sequence[str], *, server: str | None, observe: bool, **options: 
     """
     _open_standard_streams()
     settings = config.load(os.environ, server=server, **options)
+    settings = settings._replace(quiet=quiet or settings.quiet)
     status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
     os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: pumps may still wait for a client
 

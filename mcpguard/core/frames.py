@@ -66,7 +66,7 @@ class Refusal(NamedTuple):
         code: The JSON-RPC error code.
         message: What is wrong with it, without quoting it.
         id: The id to answer with as JSON text, `null` if it has none that can be told.
-        answered: Whether it is answered at all; responses and notifications are not.
+        answered: Whether it is answered at all: if it has an id and its sender waits, so not if it is an answer itself.
         tool: The tool's name if it was a call that named one.
     """
 
@@ -214,6 +214,8 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     if fault:
         told = None if isinstance(message, FaultyObject) and message.has_two_ids else request_id
         return _refuse(message, INVALID_REQUEST, fault, told)
+    if method is None and _waits(message):
+        return _refuse(message, INVALID_REQUEST, "an id without a method, a result or an error", request_id)
     if method is None:
         request_id = None
     elif type(method) is not str:
@@ -237,9 +239,14 @@ def _refuse(message: dict[str, object], code: int, fault: str, request_id: str |
         code,
         fault,
         "null" if request_id is None else request_id,
-        answered=message.get("method") is not None and "id" in message,
+        answered=_waits(message),
         tool=name if isinstance(name, str) and message.get("method") == TOOLS_CALL else None,
     )
+
+
+def _waits(message: dict[str, object]) -> bool:
+    """Whether the sender of this waits for an answer: it has an id, and is no answer itself."""
+    return "id" in message and (message.get("method") is not None or not ("result" in message or "error" in message))
 
 
 def id_text(value: object) -> str | None:

@@ -124,6 +124,7 @@ class Guard:
         self._args_key = args_key
         self._client_name: str | None = None
         self._gone = ""
+        self._client_waits = True
         self._in_flight: dict[str, InFlight] = {}
         self._in_flight_chars = 0
         self._retries = FreeRetries()
@@ -146,6 +147,14 @@ class Guard:
     def server_gone(self, why: str) -> None:
         """From now on nothing is forwarded and nothing charged: every request is answered with an error that says why."""
         self._gone = why
+
+    def client_left(self) -> None:
+        """The client has ended its side, or we are told to end: no request is answered in the server's place any more.
+
+        A client that leaves takes the end of the stream for that answer, and may fail on a frame that it no longer expects.
+        Calls and frames that the guard itself refuses are still answered: whoever wrote them and then left may read on.
+        """
+        self._client_waits = False
 
     def policy_note(self, *, reason: str = "in force at the start") -> Charge:
         """A row for the audit: this policy is in force, was taken up, or could not be."""
@@ -188,7 +197,7 @@ class Guard:
                 actions.append(self._call(message, noted))
             elif self._gone:
                 if message.id is not None:
-                    actions.append(Reply(denial.error(message.id, denial.SERVER_GONE, self._gone)))
+                    actions += self._in_the_servers_place(message.id, self._gone)
             else:
                 actions.append(self._passing(message, now_us))
         return actions
@@ -208,7 +217,7 @@ class Guard:
             self._retries.give_back(charge.call.user, charge.call.tool, params, charge.rounds)
         reason = str(charge.detail.get("reason", ""))
         if reason == _SERVER_GONE:
-            return Reply(denial.error(charge.request_id, denial.SERVER_GONE, charge.why))
+            return next(iter(self._in_the_servers_place(charge.request_id, charge.why)), None)
         code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
         becomes_task = isinstance(params, dict) and params.get("task") is not None
         if denial.form(self._denials, charge.client_name) == "result" and not becomes_task:
@@ -239,16 +248,16 @@ class Guard:
         return outcomes
 
     def server_exited(self, how: str, *, now_us: int) -> tuple[list[Reply], list[Outcome]]:
-        """Answers for every request that will have no other, because the server is gone.
+        """Answers for every request that will have no other, because the server is gone; none if the client has left.
 
         Args:
             how: What became of it, as a clause: `server exited with status 7`.
             now_us: The reading of the clock.
         """
         outcomes, self._lost = self._lost, []
-        replies = []
+        replies: list[Reply] = []
         for request_id, flight in self._in_flight.items():
-            replies.append(Reply(denial.error(request_id, denial.SERVER_GONE, how)))
+            replies += self._in_the_servers_place(request_id, how)
             if flight.row is not None:
                 outcomes.append(Outcome(flight.row, "no_answer", now_us - flight.since_us))
         self._in_flight.clear()
@@ -257,12 +266,12 @@ class Guard:
 
     def undelivered(self, lines: Iterable[bytes], *, now_us: int) -> list[Reply]:
         """Answers for requests that the server did not take: these lines were written after it had closed its input."""
-        replies = []
+        replies: list[Reply] = []
         for line in lines:
             for message in frames.parse(line) if line else ():
                 if isinstance(message, Frame) and message.id is not None and message.id in self._in_flight:
                     self._lose(message.id, "no_answer", now_us)
-                    replies.append(Reply(denial.error(message.id, denial.SERVER_GONE, "the server has closed its input")))
+                    replies += self._in_the_servers_place(message.id, "the server has closed its input")
         return replies
 
     @property
@@ -274,6 +283,10 @@ class Guard:
     def agent(self) -> str:
         """The agent of a call that says nothing of itself."""
         return self.identity.agent(self._client_name)[0]
+
+    def _in_the_servers_place(self, request_id: str, why: str) -> list[Reply]:
+        """The answer to a request that the server will not answer, if somebody waits for it."""
+        return [Reply(denial.error(request_id, denial.SERVER_GONE, why))] if self._client_waits else []
 
     def _refused(self, refusal: Refusal, actions: list[Action]) -> None:
         members: dict[str, object] = {"server": self.identity.server} | self._user_members()

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from mcpguard import __version__
@@ -43,7 +44,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     Returns:
         The exit status: the server's.
     """
-    console = Console()
+    console = Console(quiet=settings.quiet)
     policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=observe)
     policy = policy_file.begin()
     store = _store(settings, console)
@@ -58,10 +59,11 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
         args_key=lambda: store.args_key,
     )
     who: IdentitySource | None = None
-    user = identity.user
+    user, is_known = identity.user, True
     if settings.jwt:
         who, found = _verified(identity, settings, console)
         guard.identify(found)
+        is_known = isinstance(found, Identity)
         user = f"unauthenticated: {found.message}" if isinstance(found, Unauthenticated) else found.user
     output = ClientOutput(1, lambda: life.ended("client"))
     pumps = Pumps(
@@ -78,10 +80,10 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     )
     watchdog = Watchdog(child.pid)
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
-    _introduce(console, guard, policy, user=user, where=where, store=settings.address.shown)
+    tell = console.line if is_known and isinstance(policy, Policy) else console.error
+    _introduce(tell, guard, policy, user=user, where=where, store=settings.address.shown)
     for line in exposed(settings.files):
-        console.line(line)
-    pumps.start()
+        console.error(line)
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
     console.line(summary(journal.tally))
@@ -91,15 +93,17 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     return status
 
 
-def _introduce(console: Console, guard: Guard, policy: Policy | PolicyError, *, user: str, where: str, store: str) -> None:
+def _introduce(
+    tell: Callable[[str], None], guard: Guard, policy: Policy | PolicyError, *, user: str, where: str, store: str
+) -> None:
     """Say who calls, by which policy, and where it is counted; and if no rule is for such an agent."""
     rules = plural(len(policy.rules), "rule") if isinstance(policy, Policy) else f"no policy: {policy.message}"
     names = {"server": guard.identity.server, "user": user, "agent": guard.agent}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
-    console.line(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
+    tell(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
     unlimited = tier_warning(policy, guard.identity.tier) if isinstance(policy, Policy) else None
     if unlimited:
-        console.line(unlimited)
+        tell(unlimited)
 
 
 def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
@@ -107,7 +111,7 @@ def _verified(identity: Identity, settings: Settings, console: Console) -> tuple
     from mcpguard.tokens import TokenSource  # loads PyJWT: only where it is needed
 
     assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
-    source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.line)
+    source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.error)
     return source, source.begin()
 
 
@@ -116,7 +120,7 @@ def _store(settings: Settings, console: Console) -> FailoverStore:
     return FailoverStore(
         settings.open_store,
         mode=settings.on_unavailable,
-        notify=console.line,
+        notify=console.error,
         spills=_spills(settings),
         timeout_ms=settings.timeout_ms,
     )

@@ -1,11 +1,28 @@
-"""Our lines on stderr, which may be a pipe that nobody reads."""
+"""Our lines on stderr, which may be a pipe that nobody reads, or a log that grows."""
 
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable
+from typing import Final
 
 from mcpguard.core.audit import printable
 from mcpguard.relay.readiness import Readiness
+
+AT_ONCE: Final = 10
+"""Lines of one kind that are written as they come, before it is one each `EVERY_S`."""
+
+EVERY_S: Final = 1.0
+
+
+class _Kind:
+    """How many lines of a kind may be written now, and how many were left out since the last one."""
+
+    def __init__(self, now_s: float) -> None:
+        self.room = float(AT_ONCE)
+        self.since_s = now_s
+        self.left_out = 0
 
 
 class Console:
@@ -13,17 +30,42 @@ class Console:
 
     Args:
         fd: Where to.
+        quiet: Whether only errors are written.
+        clock_s: A monotone clock.
     """
 
-    def __init__(self, fd: int = 2) -> None:
+    def __init__(self, fd: int = 2, *, quiet: bool = False, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._fd = fd
+        self._is_quiet = quiet
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._dropped = 0
+        self._kinds: dict[str, _Kind] = {}
         self._is_ready = Readiness(fd)
 
-    def line(self, text: str) -> None:
-        """Write `mcpguard: text`, or count it as dropped if the other side does not take it now."""
+    def line(self, text: str, *, kind: str = "") -> None:
+        """Write `mcpguard: text`, or count it as dropped if the other side does not take it now.
+
+        Args:
+            text: The line.
+            kind: What it is one of many of, where a client decides how many: `AT_ONCE` of them are written at once, then one
+                each `EVERY_S` which says how many were left out. Never made of names that a client chooses.
+        """
+        if not self._is_quiet:
+            self._write(text, kind)
+
+    def error(self, text: str, *, kind: str = "") -> None:
+        """The same for what somebody has to mend, or that it is mended: it is written though we are to be quiet."""
+        self._write(text, kind)
+
+    def _write(self, text: str, kind: str) -> None:
         with self._lock:
+            if kind:
+                left_out = self._left_out(kind)
+                if left_out is None:
+                    return
+                if left_out:
+                    text += f" ({left_out} more like this were left out)"
             try:
                 if sys.platform != "win32" and not self._is_ready():
                     self._dropped += 1
@@ -35,3 +77,16 @@ class Console:
                 self._dropped = 0
             except OSError:
                 self._dropped += 1
+
+    def _left_out(self, kind: str) -> int | None:
+        """How many lines of a kind were left out before this one; None if this one is left out, too."""
+        now_s = self._clock_s()
+        one = self._kinds.setdefault(kind, _Kind(now_s))
+        one.room = min(AT_ONCE, one.room + (now_s - one.since_s) / EVERY_S)
+        one.since_s = now_s
+        if one.room < 1.0:
+            one.left_out += 1
+            return None
+        one.room -= 1.0
+        left_out, one.left_out = one.left_out, 0
+        return left_out

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mcpguard.errors import CommandError, ExitStatus
+from mcpguard.relay import strays
 from mcpguard.relay.command import find_program
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -27,6 +28,10 @@ class Child:
         stdout: Our end of its standard output.
         failed: Where the new process says why it could not become the server; it ends when it has.
         command: How an error names it.
+
+    Attributes:
+        status: Its exit status if it has ended, as a shell has it: 128 + n for signal n.
+        was_killed: Whether a signal has ended it.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, failed: int, command: str) -> None:
@@ -36,6 +41,9 @@ class Child:
         self.stdin = stdin
         self.stdout = stdout
         self.status: int | None = None
+        self.was_killed = False
+        self._pipes = {strays.pipe_of(stdin), strays.pipe_of(stdout)}
+        self._strays: set[strays.Process] = set()
         self._nowhere = os.open(os.devnull, os.O_WRONLY)  # at the end there may be no descriptor left
 
     def confirm(self) -> None:
@@ -57,26 +65,37 @@ class Child:
             raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
 
     def poll(self) -> int | None:
-        """Its exit status if it has ended, as a shell has it: 128 + n for signal n."""
+        """Its exit status if it has ended.
+
+        On Linux the system keeps its number until we end: what it started may outlive it by hours, and a signal to the group of
+        that number must not find another one.
+        """
         if self.status is None:
             try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                code = _exit_code(self.pid)
             except ChildProcessError:
                 self.status = ExitStatus.FAILURE
                 return self.status
-            if pid:
-                code = os.waitstatus_to_exitcode(status)
+            if code is not None:
+                self.was_killed = code < 0
                 self.status = code if code >= 0 else 128 - code
         return self.status
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and all that it started, as far as the system lets us: it may run as another user."""
+        """Send a signal to it and all that it started, as far as the system lets us: it may run as another user.
+
+        On Linux that includes what has left its group. It is looked for first: what a dying parent leaves is hard to find.
+        """
+        if sys.platform == "linux":
+            self._strays |= strays.find(self.pid, self._pipes)
         try:
             os.killpg(self.pid, number)
         except OSError:
             if self.status is None:  # it has left its group, perhaps
                 with contextlib.suppress(OSError):
                     os.kill(self.pid, number)
+        for process in self._strays:
+            strays.send(process, number)
 
     def kill(self) -> None:
         """End it and all that it started, whatever they heed."""
@@ -85,6 +104,17 @@ class Child:
     def close_stdin(self) -> None:
         """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
         os.dup2(self._nowhere, self.stdin, inheritable=False)
+
+
+def _exit_code(pid: int) -> int | None:
+    """How a child has ended: its status, or -n for signal n; None if it has not."""
+    if sys.platform == "linux":
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:

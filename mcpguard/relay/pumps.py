@@ -131,8 +131,27 @@ class Pumps:
         self._closed = self._closed or why
         self._child.close_stdin()
 
+    def client_left(self) -> None:
+        """The client has left, or wants us to: what the server leaves unanswered stays so."""
+        self._guard.client_left()
+
+    def awaits_answers(self) -> bool:
+        """Whether the server has requests that it has not answered."""
+        with self._deciding:
+            self._read_answers()
+            return self._guard.awaits_answers
+
+    def end_stream(self) -> None:
+        """The server is gone: pass on what it can have written, and nothing that others write to its stream after it."""
+        self._stream.end()
+
+    @property
+    def is_passing_on(self) -> bool:
+        """Whether something of the server's is on its way to the client."""
+        return self.output.is_writing or self._stream.has_more
+
     def answer_rest(self, how: str) -> None:
-        """The server is gone: answer what it left open. `ended` is told `answers` then.
+        """The server is gone: answer what it left open, unless the client has left. `ended` is told `answers` then.
 
         What client and server write from now on is nobody's any more.
 
@@ -153,6 +172,7 @@ class Pumps:
             self._read_answers()
             now_us = monotonic_us()
             self._outcomes += self._guard.server_lines(self._answers.last(), now_us=now_us)
+            self._look_after_client()
             replies, outcomes = self._guard.server_exited(how, now_us=now_us)
             self._outcomes += outcomes
         return b"".join(reply.data for reply in replies)
@@ -173,8 +193,14 @@ class Pumps:
         except OSError:
             pass  # the client's end is broken: that is an end, too
         finally:
+            self.client_left()
             self._ended("client")  # first: the server's exit that follows is then no surprise
             self.close_input("the client has closed its side")
+
+    def _look_after_client(self) -> None:
+        """Learn that the client has left though what it wrote before is not read yet. The caller holds `_deciding`."""
+        if self._client_has_ended():
+            self._guard.client_left()
 
     def _read(self) -> bytes:
         while True:
@@ -189,7 +215,7 @@ class Pumps:
         try:
             forwards = self._judge(lines)
         except Exception as error:  # a pump that dies in silence would hang the client
-            self._console.line(f"internal error, please report it: {error!r}")
+            self._internal_error(error)
             forwards = b""
             self._reply(_unjudged(lines))
         left = self._send(forwards) if forwards else b""
@@ -213,6 +239,7 @@ class Pumps:
             if self._stop.is_set():
                 return b""
             if self._closed:
+                self._look_after_client()
                 self._guard.server_gone(self._closed)
             if found is not None:
                 self._guard.identify(found)
@@ -246,8 +273,10 @@ class Pumps:
         if found is None:
             return []
         self._guard.take_up(found)
-        reason = f"not taken up: {found.message}" if isinstance(found, PolicyError) else "taken up"
-        self._console.line(f"policy {reason}")
+        reason, tell = "taken up", self._console.line
+        if isinstance(found, PolicyError):
+            reason, tell = f"not taken up: {found.message}", self._console.error
+        tell(f"policy {reason}")
         return [self._guard.policy_note(reason=reason)]
 
     def _decide(self, charges: Sequence[Charge]) -> list[Verdict]:
@@ -257,22 +286,27 @@ class Pumps:
             try:
                 verdicts += self._store.decide(some, self._journal)
             except StoreUnavailable as error:
-                self._console.line(f"store unavailable: {error.message}")
+                self._console.error(f"store unavailable: {error.message}", kind="store unavailable")
                 for charge in some:
                     charge.detail = {**charge.detail, "reason": "store_unavailable"}
                     charge.why = f"the store of counters is unavailable ({error.message})."
                 verdicts += [Verdict("unavailable") for _ in some]
         for charge, verdict in zip(charges, verdicts, strict=True):
             if verdict.news and not verdict.forwards and verdict.decision != "policy":
-                self._tell(charge, verdict)
+                self._tell(audit.row(charge, verdict, wall_us()))
         return verdicts
 
     def _wake_bookkeeper(self) -> None:
         if not self._work.is_set():
             self._work.set()
 
-    def _tell(self, charge: Charge, verdict: Verdict) -> None:
-        self._console.line(audit.line(audit.record(audit.row(charge, verdict, wall_us()))))
+    def _tell(self, row: audit.Row) -> None:
+        """Say what was denied or refused. Whoever makes up names for tools, or odd frames, must not fill a disk with that."""
+        record = audit.record(row)
+        self._console.line(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")
+
+    def _internal_error(self, error: Exception) -> None:
+        self._console.error(f"internal error, please report it: {error!r}", kind="internal error")
 
     def _send(self, data: bytes) -> bytes:
         """Write frames to the server; returns those that it did not take whole, because it has closed its input."""
@@ -290,6 +324,7 @@ class Pumps:
     def _undelivered(self, frames_left: bytes) -> None:
         """Answer the requests among frames that the server did not take."""
         with self._deciding:
+            self._look_after_client()
             replies = self._guard.undelivered(frames_left.split(b"\n"), now_us=monotonic_us())
             self._reply(reply.data for reply in replies)
 
@@ -338,7 +373,7 @@ class Pumps:
             except StoreUnavailable:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
             except Exception as error:  # the books go on: storms, upkeep and recovery depend on this thread
-                self._console.line(f"internal error, please report it: {error!r}")
+                self._internal_error(error)
             if self._journal.is_waiting or self._store.restless:
                 self._work.set()
 
@@ -359,7 +394,7 @@ class Pumps:
                 if rows:
                     self._store.append(rows)
             for row in rows:
-                self._console.line(audit.line(audit.record(row)))
+                self._tell(row)
             if not outcomes:
                 return
 

@@ -124,12 +124,13 @@ else:
         """
 
         def __init__(self, fd: int) -> None:
-            self._poll = select.poll()
-            self._poll.register(fd, _ITS_END)
+            self._fd = fd
 
         def __call__(self) -> bool:
-            """Whether the client has closed its side."""
-            return bool(self._poll.poll(0))
+            """Whether the client has closed its side. From any thread."""
+            poll = select.poll()  # one of its own: two threads must not ask the same one
+            poll.register(self._fd, _ITS_END)
+            return bool(poll.poll(0))
 
     def has_bytes(fd: int) -> bool:
         """Whether a read would not wait."""

@@ -1,6 +1,7 @@
 """What the server writes, on its way to the pump."""
 
 import os
+import sys
 import threading
 from collections import deque
 from typing import Final
@@ -29,6 +30,8 @@ class ServerStream:
         self._reading = threading.Lock()
         self._held: deque[bytes] = deque()
         self._held_bytes = 0
+        self._passed_bytes = 0
+        self._end_bytes = sys.maxsize  # where the stream ends though its pipe does not
 
     def read(self) -> bytes:
         """Some of what comes next; empty at the end. For the pump down.
@@ -37,11 +40,26 @@ class ServerStream:
             OSError: The stream is broken.
         """
         with self._reading:
-            if not self._held:
-                return os.read(self._fd, CHUNK_BYTES)
-            chunk = self._held.popleft()
-            self._held_bytes -= len(chunk)
+            if self._passed_bytes >= self._end_bytes:
+                return b""
+            chunk = self._held.popleft() if self._held else b""
+            if chunk:
+                self._passed_bytes += len(chunk)
+                self._held_bytes -= len(chunk)  # after it: `end` must miss none
+            else:
+                chunk = os.read(self._fd, CHUNK_BYTES)
+                self._passed_bytes += len(chunk)
             return chunk
+
+    def end(self) -> None:
+        """The server is gone: what it wrote is in the pipe. The stream ends behind that, whoever else goes on writing to it."""
+        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held, in the pipe, and in the hand of whoever is reading now
+        self._end_bytes = waiting + self._passed_bytes
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something left to be read, or the end."""
+        return bool(self._held) or has_bytes(self._fd)
 
     def read_ahead(self) -> bool:
         """Read some in advance if the pump down is busy with what it has; whether there was any. Does not wait."""

@@ -1,7 +1,12 @@
 """The life of one `mcpguard run`: from the server's start to everybody's end.
 
-However it ends (the client closes its side, the server exits, a signal comes), every wait is bounded and named here, every
-request in flight is answered, nothing that the server started is left behind, and the exit status is the server's.
+However it ends, every wait is bounded and named here, and the exit status is the server's.
+
+- The server exits by itself: what it has not answered is answered, if the client is still there, and what it leaves running is
+  left alone. If it exits with 0 while somebody holds its output, as a launcher's child does, the session lasts as long as that.
+- A signal kills the server: the same, and what it started is killed.
+- The client closes its side, or a signal comes to us: the server is given time, then ended with all that it started. Nothing is
+  written in its place.
 """
 
 import signal
@@ -33,7 +38,11 @@ GRACE_AFTER_SIGNAL_S: Final = 1.0
 
 DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
-"""After the server's exit: for what it wrote last, and then for our last answers, if it is not the client that is slow."""
+"""After the server's exit: for our last answers, if it is not the client that is slow."""
+
+QUIET_S: Final = 0.25
+"""After the server's exit: how long a stream that somebody else holds open is watched for more of what the server wrote."""
+
 BOOKS_S: Final = 0.5
 """How long a session's last rows may take."""
 
@@ -55,6 +64,7 @@ class Life:
         self._events: set[str] = set()
         self._signals: list[int] = []
         self._signalled_s = 0.0
+        self._is_launcher = False  # whether it exited with 0 before its client had ended
         self._woken = Wake()
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -77,7 +87,7 @@ class Life:
         self._woken.set()
 
     def supervise(self, child: Child, pumps: "Pumps", console: "Console") -> int:
-        """Wait for the end, and bring it about in order.
+        """Begin to move bytes, wait for the end, and bring it about in order.
 
         Returns:
             The exit status: the server's.
@@ -86,22 +96,37 @@ class Life:
             threading.Thread(target=child.wait, args=(self._on_exit,), daemon=True).start()
         else:  # a client may have them blocked where it starts us; the server has inherited that already
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING})
-        self._wait(lambda: child.poll() is not None or bool(self._events or self._signals))
-        if self._signals:
-            self._end(child, pumps, self._signals[0])
-        elif child.poll() is None:
-            self._end_of_stream(child, pumps)
-        child.kill()
+        self._is_launcher = child.poll() == 0
+        pumps.start()
+        self._wait(lambda: child.poll() is not None or self._is_ending)
+        if child.status == 0 and "client" not in self._events:  # what it started may serve on: whoever has its pipes does
+            self._is_launcher = True
+            self._wait(lambda: self._is_ending)
+        is_ended_by_us = not self._is_over(child) and self._bring_to_an_end(child, pumps)
+        if is_ended_by_us or child.was_killed:
+            child.kill()
         status = 128 + _SIGKILL if child.status is None else child.status
         how = f"server exited with status {status}"
         pumps.close_input(how)
-        self._drain("server", pumps)
-        if not (self._signals or "client" in self._events):
-            console.line(how)
+        self._drain_stream(child, pumps)
+        is_news = not (self._signals or "client" in self._events)
+        if is_news:
+            (console.error if status else console.line)(how)
+        else:
+            pumps.client_left()
         pumps.answer_rest(how)
-        self._drain("answers", pumps)
+        self._drain_answers(pumps)
         pumps.close_books(self.at_most(BOOKS_S))
         return status
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether a side has ended, or a signal has come."""
+        return bool(self._events or self._signals)
+
+    def _is_over(self, child: Child) -> bool:
+        """Whether the server has ended."""
+        return "server" in self._events if self._is_launcher else child.poll() is not None
 
     def at_most(self, most_s: float) -> float:
         """How long something may still take: `most_s`, or less after a signal."""
@@ -109,32 +134,50 @@ class Life:
             return most_s
         return max(0.05, min(most_s, self._signalled_s + END_AFTER_SIGNAL_S - time.monotonic()))
 
-    def _end_of_stream(self, child: Child, pumps: "Pumps") -> None:
-        """One side has ended and the server lives: give it time, then end it. A signal cuts that short."""
-        pumps.close_input("the server has closed its output")
-        if not self._wait(lambda: child.poll() is not None, GRACE_AFTER_EOF_S, 0.0):
-            self._end(child, pumps, self._signals[0] if self._signals else signal.SIGTERM)
+    def _bring_to_an_end(self, child: Child, pumps: "Pumps") -> bool:
+        """A side has ended, or a signal has come, and the server lives: give it time, then end it. A signal cuts that short.
 
-    def _end(self, child: Child, pumps: "Pumps", number: int) -> None:
-        """Ask the server's group to end; kill it if it does not."""
-        child.signal(number)
-        pumps.close_input("mcpguard is about to end")
-        if not self._wait(lambda: child.poll() is not None, GRACE_AFTER_TERM_S, GRACE_AFTER_SIGNAL_S):
-            child.kill()
-            self._wait(lambda: child.poll() is not None, GRACE_AFTER_KILL_S)
-
-    def _drain(self, event: str, pumps: "Pumps") -> None:
-        """Wait until the client has taken what is left for it, which ends with an event.
-
-        As long as it takes something, and some time beyond, since a server would wait for its client as well. But not after a
-        signal, and not if nobody writes: then it is somebody else who holds the server's stream open.
+        Returns:
+            Whether it has been told to end; else it has ended by itself.
         """
-        patience_s = PAUSE_S if event == "server" else DRAIN_S
+        if not self._signals:
+            pumps.close_input("the server has closed its output")
+            if self._wait(lambda: self._is_over(child), GRACE_AFTER_EOF_S, 0.0):
+                return False
+        if self._signals:
+            pumps.client_left()
+        child.signal(self._signals[0] if self._signals else signal.SIGTERM)
+        pumps.close_input("mcpguard is about to end")
+        if not self._wait(lambda: self._is_over(child), GRACE_AFTER_TERM_S, GRACE_AFTER_SIGNAL_S):
+            child.kill()
+            self._wait(lambda: self._is_over(child), GRACE_AFTER_KILL_S)
+        return True
+
+    def _drain_stream(self, child: Child, pumps: "Pumps") -> None:
+        """Wait until what the server wrote last has been passed on.
+
+        That ends with the end of its stream. Where somebody else holds that open it ends with what the server can have written,
+        as long as the client takes it. If the server exited with 0 and owes answers, whoever holds its stream may give them.
+        """
+        began_s = time.monotonic()
+        while child.status == 0 and not self._signals and pumps.awaits_answers():
+            ended = self._wait(lambda: "server" in self._events, QUIET_S, 0.0)
+            if ended or time.monotonic() - began_s >= GRACE_AFTER_EOF_S:
+                break
+        pumps.end_stream()
         taken, idle_s = pumps.output.taken, 0.0
-        while not self._wait(lambda: event in self._events, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
+        while not self._wait(lambda: "server" in self._events, QUIET_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, pumps.output.taken
-            idle_s = idle_s + DRAIN_S if taken == before else 0.0
-            if self._signals or not pumps.output.is_writing or idle_s >= patience_s:
+            idle_s = idle_s + QUIET_S if taken == before else 0.0
+            if self._signals or not pumps.is_passing_on or idle_s >= PAUSE_S:
+                return
+
+    def _drain_answers(self, pumps: "Pumps") -> None:
+        """Wait until the client has taken our last answers: as long as it takes something, but not after a signal."""
+        taken = pumps.output.taken
+        while not self._wait(lambda: "answers" in self._events, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
+            before, taken = taken, pumps.output.taken
+            if self._signals or taken == before:
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:

@@ -20,6 +20,10 @@ class Child:
 
     Args:
         process: As it was started, in a process group of its own.
+
+    Attributes:
+        status: Its exit status if it has ended.
+        was_killed: Whether a signal has ended it: there are none.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -29,6 +33,7 @@ class Child:
         self.stdin = process.stdin.fileno()
         self.stdout = process.stdout.fileno()
         self.status: int | None = None
+        self.was_killed = False
         self._nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def confirm(self) -> None:

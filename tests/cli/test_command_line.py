@@ -1,11 +1,13 @@
 """What is said of a command line that cannot be, and how."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import mcpguard
-from tests.end_to_end.host import policy, rule
+from tests.end_to_end.host import ROOT, policy, rule
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
@@ -85,3 +87,41 @@ def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None
     assert hint.startswith("hint: keep one")
     done = mcpguard(tmp_path, "polic\nhint: run me")
     assert done.stderr.split("\n")[0] == r"mcpguard: no such command: polic\nhint: run me"
+
+
+INTERRUPTED = """\
+import os, signal, sys
+
+class Interrupted:
+    def find_spec(name, path, target):
+        if name == os.environ["INTERRUPTED_AT"]:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupted)
+"""
+"""Is loaded by the interpreter's start: Ctrl-C while a module is about to be loaded."""
+
+
+def heed_ctrl_c() -> None:
+    """A shell has it ignored by what runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("argv", "module"),
+    [
+        (["run", "--", "cat"], "mcpguard.cli"),
+        (["run", "--", "cat"], "mcpguard.errors"),
+        (["run", "--", "cat"], "mcpguard.relay.run"),
+        (["policy", "show"], "mcpguard.cli"),
+        (["policy", "show"], "mcpguard.cli.run_options"),
+        (["policy", "show"], "click"),
+        (["policy", "show"], "mcpguard.cli.policy"),
+        (["audit", "tail"], "mcpguard.cli.audit"),
+    ],
+)
+def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word(tmp_path: Path, argv: list[str], module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = mcpguard(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -314,11 +314,29 @@ def test_json_that_is_no_message_is_an_invalid_request(line: str) -> None:
         ('{"id":null,"method":"a"}', "null"),
         ('{"id":[1],"method":"a"}', "null"),
         ('{"id":{},"method":"tools/call","params":{"name":"x"}}', "null"),
+        ('{"id":5,"Method":"tools/call","params":{"name":"x"}}', "5"),
+        ('{"id":5,"method":null,"Result":2}', "5"),
     ],
 )
 def test_an_envelope_that_two_parsers_could_read_differently_is_an_invalid_request(line: str, request_id: str) -> None:
     got = refusal(line)
     assert (got.code, got.id, got.answered) == (INVALID_REQUEST, request_id, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "request_id"),
+    [
+        ('{"jsonrpc":"2.0","id":5}', "5"),
+        ('{"id":"é","method":null}', '"\\u00e9"'),
+        ('{"id":5,"params":{"name":1,"name":2}}', "5"),
+        ('{"id":null}', "null"),
+        ('{"id":1.5}', "null"),
+    ],
+)
+def test_what_has_an_id_and_neither_asks_nor_answers_is_answered_since_its_sender_waits(line: str, request_id: str) -> None:
+    got = refusal(line)
+    assert (got.code, got.id, got.answered) == (INVALID_REQUEST, request_id, True)
+    assert refusal(f"[{line}]") == got
 
 
 @pytest.mark.parametrize(
@@ -331,10 +349,7 @@ def test_an_envelope_that_two_parsers_could_read_differently_is_an_invalid_reque
         '{"method":"a","params":{"name":1,"Name":2}}',
         '{"id":1,"result":1,"result":2}',
         '{"id":1,"id":2,"result":1}',
-        '{"id":1,"Method":"tools/call","params":{"name":"x"}}',
-        '{"id":1,"method":null,"Result":2}',
         '{"id":1,"result":{},"x\\u0000":1}',
-        '{"id":1,"params":{"name":1,"name":2}}',
     ],
 )
 def test_what_is_no_request_is_refused_without_an_answer(line: str) -> None:

@@ -533,6 +533,20 @@ def test_what_the_server_did_not_take_is_answered() -> None:
     assert not talk.guard.awaits_answers
 
 
+def test_once_the_client_has_left_nothing_is_answered_in_the_servers_place_but_what_the_guard_denies_or_refuses_is() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    lines = [call_line("x", 1), request("ping", 2)]
+    talk.client(*lines)
+    talk.guard.client_left()
+    talk.client(call_line("x", 3), b"not json")
+    assert talk.guard.undelivered(lines[1:], now_us=talk.time()) == []
+    talk.guard.server_gone("the server has closed its input")
+    talk.client(call_line("x", 4), request("ping", 5))
+    assert talk.guard.server_exited("over", now_us=talk.time()) == ([], [Outcome(0, "no_answer", 0)])
+    assert [(one["id"], one["error"]["code"]) for one in talk.to_client] == [(3, 429), (None, -32700)]
+    assert [one["decision"] for one in talk.records] == ["allowed", "rate_limited", "invalid", "unavailable"]
+
+
 def test_two_calls_that_are_asked_for_the_same_have_a_free_retry_each() -> None:
     talk = Talk()
     talk.client(call_line("greet", 1), call_line("greet", 2))

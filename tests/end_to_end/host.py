@@ -230,6 +230,10 @@ class Host:
         """Whether all processes of the session end."""
         return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
 
+    def somebody_is_left(self) -> bool:
+        """Whether a process of the session lives now."""
+        return not select.select([self._held], [], [], 0)[0]
+
     def audit(self) -> list[Message]:
         """The rows of the shared audit that tell of calls."""
         return audit(self.home)

@@ -132,18 +132,57 @@ def test_a_last_line_without_an_end_is_judged_and_answered(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_the_guard_ends_the_server_answers_its_calls_and_is_the_status(
+def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_answered_in_its_place(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "hang"))
         host.notification("notifications/hanging")
         host.kill(number)
-        assert host.answer(1)["error"]["code"] == GONE
         assert host.rest() == b""
         assert host.wait() == 128 + number
         assert host.nobody_is_left()
         assert "Traceback" not in host.err
+    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_client_that_leaves_with_a_call_in_flight_gets_nothing_that_the_server_did_not_write(
+    tmp_path: Path, heeds: bool
+) -> None:
+    hangs = "for line in sys.stdin: print('{}', flush=True)"
+    command = f"import signal, sys\n{hangs}" + ("" if heeds else "\nwhile True: signal.pause()")
+    with Host(tmp_path, sys.executable, "-S", "-c", command) as host:
+        host.send(call(1, "hang"))
+        assert host.message() == {}
+        host.stdin.close()
+        assert host.rest() == b""
+        assert host.wait() == (0 if heeds else 128 + signal.SIGTERM)
+    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
+
+
+def test_denials_of_what_a_client_wrote_before_it_left_are_answered(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="closed"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mcpguard", "run", "--", "cat"],
+        input=lines([call(number, "closed") for number in range(500)]) + b"not json\n",
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+    )
+    assert [json.loads(line)["error"]["code"] for line in done.stdout.splitlines()] == [403] * 500 + [-32700]
+
+
+@pytest.mark.parametrize("server", ["exec <&-; sleep 0.1; exit 3", "exit 3"])
+def test_a_client_that_has_left_gets_no_answer_in_the_place_of_a_server_that_takes_nothing(tmp_path: Path, server: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mcpguard", "run", "--", "sh", "-c", server],
+        input=lines([call(number, "x") for number in range(100)]),
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, b"")
 
 
 def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Path) -> None:
@@ -178,10 +217,105 @@ def test_the_end_of_the_clients_input_ends_a_server_that_heeds_nothing_and_all_t
         assert host.nobody_is_left()
 
 
-def test_what_a_server_leaves_behind_when_it_exits_is_ended(tmp_path: Path) -> None:
-    with Host(tmp_path, "sh", "-c", "trap '' TERM HUP; sleep 1000 & echo started; exit 4") as host:
-        assert host.line() == b"started"
+HELPER = "import os, signal, sys; pid = os.fork() or signal.pause(); os.write(1, b'%d\\n' % pid); sys.stdin.readline(); "
+"""A server with a helper that has its pipes; the server says which, and waits for a line or its input's end."""
+
+
+@pytest.mark.parametrize("status", [0, 4])
+def test_what_a_server_leaves_running_when_its_client_leaves_is_left_alone(tmp_path: Path, status: int) -> None:
+    with Host(tmp_path, sys.executable, "-S", "-c", HELPER + f"os._exit({status})") as host:
+        helper = int(host.line())
+        assert host.end() == status
+        assert host.somebody_is_left()
+        os.kill(helper, signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
+def test_what_a_server_leaves_running_when_it_exits_is_left_alone(tmp_path: Path) -> None:
+    with Host(tmp_path, sys.executable, "-S", "-c", HELPER + "os._exit(4)") as host:
+        helper = int(host.line())
+        host.send(call(1, "leave"))
+        assert host.answer(1)["error"]["message"] == "server exited with status 4"
         assert host.wait() == 4
+        assert host.somebody_is_left()
+        os.kill(helper, signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
+def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path: Path) -> None:
+    with Host(tmp_path, sys.executable, "-S", "-c", HELPER + "os.kill(os.getpid(), 11)") as host:
+        host.line()
+        host.send(call(1, "die"))
+        assert host.answer(1)["error"]["message"] == "server exited with status 139"
+        assert host.wait() == 139
+        assert host.nobody_is_left()
+
+
+LAUNCHER = "import os, sys; os.fork() and os._exit(0); os.execv(sys.executable, [sys.executable, '-S', *sys.argv[1:]])"
+
+
+def launched(name: str) -> list[str]:
+    """The command of a launcher that exits with 0 while its child serves on its pipes."""
+    return [sys.executable, "-S", "-c", LAUNCHER, *script(name)[2:]]
+
+
+def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_path: Path) -> None:
+    policy(tmp_path, rule("3/1h", tool="search"))
+    with Host(tmp_path, *launched("obedient")) as host:
+        for number in range(3):
+            assert "result" in host.call(number, "search")
+        assert host.call(3, "search")["error"]["code"] == 429
+        host.stdin.close()
+        assert host.answer("last")["result"]["content"][0]["text"] == "words"
+        assert host.rest() == b""
+        assert host.wait() == 0
+        assert host.nobody_is_left()
+
+
+def test_what_a_launchers_child_does_not_answer_is_answered_when_it_dies(tmp_path: Path) -> None:
+    with Host(tmp_path, *launched("obedient")) as host:
+        host.send(call(1, "hang"), call(2, "leave", {"status": 5}))
+        assert [host.answer(number)["error"]["code"] for number in (1, 2)] == [GONE, GONE]
+        assert host.wait() == 0
+
+
+def test_a_client_may_write_everything_to_a_launchers_child_end_its_input_and_only_then_read(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mcpguard", "run", "--", *launched("obedient")],
+        input=lines([call(number, "search") for number in range(20)]),
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
+    tmp_path: Path, number: signal.Signals | None
+) -> None:
+    with Host(tmp_path, *launched("stubborn")) as host:
+        host.notification("notifications/ready")
+        until(lambda: " store=" in host.err, "the guard is up")
+        if number:
+            host.kill(number)
+        else:
+            host.stdin.close()
+        assert host.wait() == 0
+        assert host.nobody_is_left()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what has left a group")
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_what_has_left_the_servers_group_is_killed_when_the_session_ends(tmp_path: Path, number: signal.Signals | None) -> None:
+    with Host(tmp_path, "sh", "-c", "setsid sleep 1000 & (setsid sleep 1000 &); echo ready; exec sleep 1000") as host:
+        assert host.line() == b"ready"
+        if number:
+            host.kill(number)
+        else:
+            host.stdin.close()
+        assert host.wait() == 128 + signal.SIGTERM
         assert host.nobody_is_left()
 
 
@@ -295,15 +429,16 @@ def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: 
 
 
 def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
     dies = "import os, sys; sys.stdin.read(1); sys.stdin.buffer.peek(); os._exit(3)"
-    for _ in range(10):
+    for number in range(10):
+        home = tmp_path / str(number)
+        policy(home, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
         calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
-        with Host(tmp_path, sys.executable, "-S", "-c", dies) as host:
+        with Host(home, sys.executable, "-S", "-c", dies) as host:
             host.send(lines([*calls, *(call(number, "small") for number in range(2, 52))]))
             answered = {json.loads(line)["id"] for line in host.rest().splitlines()}
             assert host.wait() == 3
-        decided = {int(row["request_id"]) for row in audit(tmp_path) if "repeats" not in row}
+        decided = {int(row["request_id"]) for row in audit(home) if "repeats" not in row}
         assert decided <= answered
 
 

@@ -256,6 +256,52 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
     assert others[-1] == "mcpguard: 3 calls: 2 rate_limited (user 2), 1 allowed"
 
 
+@pytest.mark.parametrize("how", ["option", "variable", "file"])
+def test_a_quiet_guard_says_nothing_of_what_goes_as_it_should_and_of_denials(tmp_path: Path, how: str) -> None:
+    policy(tmp_path, rule("deny", tool="closed"))
+    if how == "file":
+        (tmp_path / "config.toml").write_text("quiet = true\n")
+    options, variables = ["--quiet"] * (how == "option"), {"MCPGUARD_QUIET": "1"} if how == "variable" else {}
+    with Host(tmp_path, *script("obedient"), options=options, env=variables) as host:
+        assert host.call(1, "closed")["error"]["code"] == 403
+        policy(tmp_path, rule("deny", tool="other"))
+        assert "result" in host.call(2, "closed")
+        assert host.end() == 0
+        assert host.err == ""
+
+
+def test_a_quiet_guard_says_what_has_to_be_mended(tmp_path: Path) -> None:
+    file = policy(tmp_path, "broken")
+    with Host(tmp_path, *script("obedient"), options=["--quiet"]) as host:
+        host.call(1, "search")
+        policy(tmp_path, rule("deny", tool="x"))
+        host.call(2, "search")
+        policy(tmp_path, "broken again")
+        host.call(3, "leave", {"status": 9})
+        host.wait()
+        said = host.err.splitlines()
+    assert [str(file) in line for line in said] == [True, True, False]
+    assert "no policy: " in said[0]
+    assert said[1].startswith("mcpguard: policy not taken up: ")
+    assert said[2] == "mcpguard: server exited with status 9"
+
+
+def test_a_client_that_makes_up_names_does_not_fill_stderr(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="*"))
+    requests = [call(number, f"made-up-{number}") for number in range(3000)]
+    odd = [call(number, f"odd-{number}\0") for number in range(3000)]
+    with Host(tmp_path, *script("obedient")) as host:
+        with host.sending(lines([*requests, *odd])):
+            for _ in range(6000):
+                host.message()
+        host.end()
+        said = host.err.splitlines()
+    assert sum("denied" in line for line in said) < 100
+    assert sum("invalid" in line for line in said) < 100
+    assert "6000" not in said[-1]
+    assert "3000 denied (tool 3000); 3000 invalid frames" in said[-1]
+
+
 def test_names_reach_neither_stderr_nor_a_denial_with_their_control_characters(tmp_path: Path) -> None:
     policy(tmp_path, rule("deny", tool="*"))
     with Host(tmp_path, *script("obedient"), options=["--user", "al\x1b[2Jice"]) as host:

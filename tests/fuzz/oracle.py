@@ -161,6 +161,8 @@ def _check_forwarded(line: bytes) -> None:
         assert _is_text(one["method"]), "a method that is not text"
         assert "id" not in one or _id(one["id"]) is not None, "a request whose id is neither text nor an integer"
         assert "id" in one or one["method"] != "tools/call", "a call without an id"
+    elif "id" in one:
+        assert "result" in one or "error" in one, "an id that somebody waits for, and nothing that can be answered"
 
 
 def _is_text(value: Value) -> bool:
@@ -230,7 +232,8 @@ def _check_answers(stream: bytes, max_frame_bytes: int, wire: Wire) -> int:
 def _refused(message: Pairs, to_client: list[Said]) -> bool:
     """Whether this message, which was not forwarded, was refused as invalid rather than denied."""
     last = dict(message)
-    if last.get("method") is None or "id" not in last:
+    is_answer = last.get("method") is None and ("result" in last or "error" in last)
+    if is_answer or "id" not in last:
         return True
     assert to_client, "a request that is refused is not answered"
     said = to_client.pop()

@@ -80,7 +80,6 @@ ODD = {
     "an error with a null id": '{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}',
     "a null error beside a method": '{"jsonrpc":"2.0","id":1,"method":"ping","error":null,"result":null}',
     "a null method beside a result": '{"jsonrpc":"2.0","id":1,"method":null,"result":{}}',
-    "a response without a result": '{"jsonrpc":"2.0","id":1}',
     "an object without anything": "{}",
     "a result that is no object": '{"id":1,"result":[1,{"id":1,"id":2,"ID":3}]}',
     "a fraction for a response's id": '{"id":1.5,"result":{}}',

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mcpguard.relay.console import Console
+from mcpguard.relay.console import AT_ONCE, EVERY_S, Console
 
 
 class Terminal:
@@ -12,7 +12,8 @@ class Terminal:
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe()
-        self.console = Console(self.write_fd)
+        self.time_s = 1000.0
+        self.console = Console(self.write_fd, clock_s=lambda: self.time_s)
 
     def fill(self) -> None:
         os.set_blocking(self.write_fd, False)
@@ -84,3 +85,41 @@ def test_a_closed_descriptor_stops_nothing() -> None:
     os.close(read)
     os.close(write)
     console.line("one")
+
+
+def test_lines_of_a_kind_are_thinned_to_one_a_second_which_tells_how_many_were_left_out(terminal: Terminal) -> None:
+    for number in range(AT_ONCE + 1000):
+        terminal.console.line(f"denied {number}", kind="denied user")
+    terminal.console.error("unavailable", kind="store unavailable")
+    assert terminal.text().splitlines() == [
+        *(f"mcpguard: denied {number}" for number in range(AT_ONCE)),
+        "mcpguard: unavailable",
+    ]
+    for _ in range(4):
+        terminal.time_s += EVERY_S / 2
+        terminal.console.line("again", kind="denied user")
+    assert terminal.text().splitlines() == [
+        "mcpguard: again (1001 more like this were left out)",
+        "mcpguard: again (1 more like this were left out)",
+    ]
+    terminal.time_s += 1000 * EVERY_S
+    for _ in range(AT_ONCE + 1):
+        terminal.console.line("calm again", kind="denied user")
+    assert terminal.text() == "mcpguard: calm again\n" * AT_ONCE
+
+
+def test_lines_of_no_kind_are_all_written(terminal: Terminal) -> None:
+    for number in range(100):
+        terminal.console.line(f"line {number}")
+    assert len(terminal.text().splitlines()) == 100
+
+
+def test_a_quiet_console_writes_nothing_but_errors() -> None:
+    read, write = os.pipe()
+    console = Console(write, quiet=True)
+    console.line("news")
+    console.line("denied", kind="denied user")
+    console.error("broken")
+    os.close(write)
+    assert os.read(read, 4096) == b"mcpguard: broken\n"
+    os.close(read)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from mcpguard.relay import server_stream
-from mcpguard.relay.server_stream import ServerStream
+from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
 
 
 class Server:
@@ -73,3 +73,31 @@ def test_no_more_is_read_ahead_than_memory_is_meant_to_take(server: Server, monk
     assert not server.stream.read_ahead()
     assert server.stream.read() == b"x" * 10
     assert server.stream.read_ahead()
+
+
+def test_when_the_server_is_gone_its_stream_ends_behind_what_it_can_have_written_whoever_goes_on_writing(
+    server: Server,
+) -> None:
+    server.write(b"ahead")
+    assert server.stream.read_ahead()
+    server.write(b"last")
+    server.stream.end()
+    assert server.stream.read() + server.stream.read() == b"aheadlast"
+    others = 0
+    for _ in range(100):
+        server.write(b"x" * 4096)
+        others += len(server.stream.read())
+        server.stream.read_ahead()
+    assert CHUNK_BYTES <= others < 3 * CHUNK_BYTES
+
+
+def test_it_has_more_while_something_is_held_or_in_the_pipe_and_at_its_end(server: Server) -> None:
+    assert not server.stream.has_more
+    server.write(b"x")
+    assert server.stream.has_more
+    assert server.stream.read_ahead()
+    assert server.stream.has_more
+    assert server.stream.read() == b"x"
+    assert not server.stream.has_more
+    server.end()
+    assert server.stream.has_more

@@ -1,4 +1,5 @@
 import os
+import select
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from mcpguard.relay.child import Child, spawn
 from mcpguard.relay.console import Console
 from mcpguard.relay.pumps import Pumps
 from mcpguard.relay.session import Life
+from tests.end_to_end.host import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -41,13 +43,37 @@ class Output:
 
 
 class Books:
-    """Stands for the pumps: notes how they are told to finish."""
+    """Stands for the pumps: notes how they are told to finish, and whether the client still waits for answers then."""
 
     def __init__(self) -> None:
         self.life: Life | None = None
         self.child: Child | None = None
         self.finished: list[str] = []
+        self.client_leaves = False  # at once
+        self.client_waits = True
+        self.owed = 0  # how often the server is found to owe answers
         self.output = Output()
+
+    def start(self) -> None:
+        if self.client_leaves:
+            assert self.life
+            assert self.child
+            self.life.ended("client")
+            self.child.close_stdin()
+
+    def client_left(self) -> None:
+        self.client_waits = False
+
+    def awaits_answers(self) -> bool:
+        self.owed -= 1
+        return self.owed >= 0
+
+    def end_stream(self) -> None:
+        pass
+
+    @property
+    def is_passing_on(self) -> bool:
+        return self.output.is_writing
 
     def close_input(self, why: str) -> None:
         assert why
@@ -103,7 +129,7 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    waits = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S")
+    waits = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S", "QUIET_S")
     for name in waits:
         monkeypatch.setattr(session, name, 0.1)
     monkeypatch.setattr(session, "PAUSE_S", 0.5)
@@ -191,18 +217,111 @@ def test_a_signal_cuts_short_the_time_that_a_server_has_after_the_clients_end(
     timer.join()
 
 
-def test_what_the_server_leaves_behind_is_killed(scene: Scene) -> None:
-    child = scene.server("sh", "-c", "sleep 1000 & exit 3")
-    pump = scene.stream_ends_with(child)  # ends when nobody holds the server's output
+HELPER = "import os, signal; os.fork() or signal.pause(); {}"
+"""A server with a helper that has its pipes, and what the server does then."""
+
+
+def helper_ends(child: Child) -> None:
+    """Kill what a server has left running, and see that it was alive: it alone holds the server's output open."""
+    assert not select.select([child.stdout], [], [], 0)[0]
+    os.killpg(child.pid, signal.SIGKILL)
+    assert os.read(child.stdout, 1) == b""
+
+
+def test_what_a_server_leaves_running_when_it_exits_is_left_alone(scene: Scene) -> None:
+    child = scene.server(sys.executable, "-S", "-c", HELPER.format("os._exit(3)"))
     assert scene.supervise() == 3
+    assert scene.books.finished == ["server exited with status 3"]
+    helper_ends(child)
+
+
+@pytest.mark.parametrize("owed", [0, 2])
+def test_what_a_server_leaves_running_when_its_client_has_left_is_left_alone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, owed: int
+) -> None:
+    monkeypatch.setattr(session, "GRACE_AFTER_EOF_S", 30.0)
+    child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.read(0, 1)"))
+    scene.books.client_leaves, scene.books.owed = True, owed
+    assert scene.supervise() == 0
+    assert scene.books.owed < 0
+    helper_ends(child)
+
+
+def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(scene: Scene) -> None:
+    child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.kill(os.getpid(), 9)"))
+    pump = scene.stream_ends_with(child)  # ends when nobody holds the server's output
+    assert scene.supervise() == 137
     pump.join(30)
     assert not pump.is_alive()
 
 
-def test_a_stream_that_somebody_else_holds_open_does_not_keep_it(scene: Scene) -> None:
-    scene.server("true")
+def test_what_a_server_leaves_running_when_it_is_told_to_end_is_killed(scene: Scene) -> None:
+    heeds = "import os, signal; signal.signal(15, lambda *_: os._exit(0)); os.fork() and (os.write(1, b'up'), signal.pause());"
+    child = scene.server(sys.executable, "-S", "-c", heeds + IGNORING)
+    assert os.read(child.stdout, 2) + os.read(child.stdout, 2) == b"upup"
+    pump = scene.stream_ends_with(child)
+    os.kill(os.getpid(), signal.SIGTERM)
     assert scene.supervise() == 0
-    assert scene.books.finished == ["server exited with status 0"]
+    pump.join(30)
+    assert not pump.is_alive()
+
+
+def test_a_launchers_child_is_served_on_until_it_ends(scene: Scene) -> None:
+    child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and os._exit(0); os.read(0, 1)")
+    pump = scene.stream_ends_with(child)
+
+    def end() -> None:
+        until(lambda: scene.life._is_launcher, "the launcher is gone")
+        os.write(child.stdin, b"end")
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert scene.supervise() == 0
+    assert scene.said() == "mcpguard: server exited with status 0\n"
+    thread.join()
+    pump.join()
+
+
+@pytest.mark.parametrize("ends_with", ["client", "signal"])
+def test_a_launchers_child_that_does_not_listen_is_killed_in_the_end(scene: Scene, ends_with: str) -> None:
+    child = scene.server(sys.executable, "-S", "-c", "import os, signal; os.fork() and os._exit(0);" + IGNORING)
+    assert os.read(child.stdout, 2) == b"up"
+    pump = scene.stream_ends_with(child)
+
+    def end() -> None:
+        until(lambda: scene.life._is_launcher, "the launcher is gone")
+        if ends_with == "client":
+            scene.life.ended("client")
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert scene.supervise() == 0
+    thread.join()
+    pump.join(30)
+    assert not pump.is_alive()
+
+
+@pytest.mark.parametrize(("leaves", "waits"), [("nobody", True), ("client", False), ("signal", False)])
+def test_nothing_is_answered_in_the_servers_place_once_the_client_has_left(scene: Scene, leaves: str, waits: bool) -> None:
+    child = scene.server("sh", "-c", "read line; exit 7")
+    pump = scene.stream_ends_with(child)
+    if leaves == "client":
+        scene.books.client_leaves = True
+    elif leaves == "signal":
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        os.write(child.stdin, b"\n")
+    scene.supervise()
+    assert scene.books.client_waits == waits
+    pump.join()
+
+
+def test_a_stream_that_somebody_else_holds_open_does_not_keep_it(scene: Scene) -> None:
+    scene.server("false")
+    assert scene.supervise() == 1
+    assert scene.books.finished == ["server exited with status 1"]
 
 
 def test_a_signal_that_is_ignored_when_it_begins_stays_ignored(scene: Scene) -> None:
@@ -237,41 +356,39 @@ def test_a_signal_cuts_short_the_time_that_a_server_has_after_sigterm(scene: Sce
 
 
 def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:
-    scene.server("true")
-    scene.books.output.writes = 3  # each found after `DRAIN_S`
-    assert scene.supervise() == 0
+    scene.server("false")
+    scene.books.output.writes = 3  # each found after `QUIET_S`
+    assert scene.supervise() == 1
     assert scene.books.output.writes == -1
 
 
 def test_a_client_that_takes_nothing_is_not_waited_for_without_end(scene: Scene) -> None:
-    scene.server("true")
+    scene.server("false")
     scene.books.output.writes = 1000
-    assert scene.supervise() == 0
+    assert scene.supervise() == 1
     assert scene.books.output.writes > 990
 
 
 def test_a_client_that_reads_is_waited_for_as_long_as_it_takes_something(scene: Scene) -> None:
-    scene.server("true")
+    scene.server("false")
     scene.books.output.writes, scene.books.output.takes = 1000, 3
-    assert scene.supervise() == 0
+    assert scene.supervise() == 1
     assert scene.books.output.takes == 0
     assert scene.books.output.writes > 990
 
 
 @pytest.mark.parametrize("heeds", ["its input", "nothing"])
 def test_a_server_that_cannot_be_signalled_does_not_keep_it(scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str) -> None:
-    child = scene.server("cat") if heeds == "its input" else scene.server("sleep", "1000")
-    pid, child.pid = child.pid, 1 << 29  # no such process, to a signal; it is waited for as what it is
-    monkeypatch.setattr(child, "poll", lambda: status_of(child, pid))
+    scene.server(*(["cat"] if heeds == "its input" else ["sleep", "1000"]))
     os.kill(os.getpid(), signal.SIGTERM)
-    assert scene.supervise() == (0 if heeds == "its input" else 128 + signal.SIGKILL)
-    child.pid = pid
+    with monkeypatch.context() as patched:
+        for name in ("kill", "killpg"):
+            patched.setattr(os, name, not_permitted)
+        assert scene.supervise() == (0 if heeds == "its input" else 128 + signal.SIGKILL)
 
 
-def status_of(child: Child, pid: int) -> int | None:
-    if child.status is None and os.waitpid(pid, os.WNOHANG)[0]:
-        child.status = 0
-    return child.status
+def not_permitted(_pid: int, _number: int) -> None:
+    raise PermissionError
 
 
 def test_signals_that_whoever_starts_us_has_blocked_reach_us(scene: Scene) -> None:

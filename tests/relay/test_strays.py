@@ -1,0 +1,99 @@
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.relay import strays
+from mcpguard.relay.child import Child, spawn
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a /proc"),
+]
+
+LEAVES = "import os, signal; os.fork() and signal.pause(); os.setsid();"
+"""A server with a child that has left its group."""
+
+DETACHES = "import os, signal; os.fork() and signal.pause(); os.setsid(); os.fork() and os._exit(0);"
+"""The same, and the child's parent is gone."""
+
+REDIRECTS = "null = os.open('/dev/null', os.O_RDWR); os.dup2(null, 0); os.write(1, b'up'); os.dup2(null, 1); signal.pause()"
+STAYS = "signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
+
+Start = Callable[[str], Child]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts servers, and waits until what has left them is up."""
+    children: list[Child] = []
+
+    def start(program: str) -> Child:
+        child = spawn([sys.executable, "-S", "-c", program], os.environ)
+        children.append(child)
+        child.confirm()
+        assert os.read(child.stdout, 2) == b"up"
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        os.waitpid(child.pid, 0)
+        os.close(child.stdin)
+        os.close(child.stdout)
+
+
+def nobody_holds(child: Child) -> bool:
+    """Whether nobody has the other end of a server's output any more."""
+    return bool(select.select([child.stdout], [], [], 30)[0]) and os.read(child.stdout, 1) == b""
+
+
+@pytest.mark.parametrize("program", [LEAVES + STAYS, DETACHES + STAYS])
+def test_what_has_left_the_servers_group_is_killed_with_it(start: Start, program: str) -> None:
+    child = start(program)
+    child.signal(signal.SIGTERM)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not select.select([child.stdout], [], [], 0)[0]  # what has left is told, too, and heeds nothing
+    child.kill()
+    assert nobody_holds(child)
+
+
+def test_what_has_left_the_group_and_the_pipes_is_found_while_its_parent_lives(start: Start) -> None:
+    child = start(LEAVES + REDIRECTS)
+    (process,) = strays.find(child.pid, set())
+    strays.send(process, signal.SIGKILL)
+
+
+def test_neither_we_nor_the_servers_group_nor_anybody_else_is_a_stray(start: Start) -> None:
+    child = start("import os, signal; os.fork() and signal.pause();" + STAYS)
+    pipes = {strays.pipe_of(child.stdin), strays.pipe_of(child.stdout)}
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
+        assert strays.find(child.pid, pipes) == set()
+        other.communicate(b"\n")
+
+
+def test_another_process_that_has_got_the_number_of_a_stray_is_not_signalled(start: Start) -> None:
+    child = start(LEAVES + STAYS)
+    (process,) = strays.find(child.pid, set())
+    strays.send(process._replace(started=b"1"), signal.SIGKILL)
+    assert strays.find(child.pid, set()) == {process}
+
+
+def test_without_a_proc_nothing_is_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = start(LEAVES + STAYS)
+    (process,) = strays.find(child.pid, set())
+    with monkeypatch.context() as patched:
+        patched.setattr(strays, "_PROC", "/nonexistent")
+        assert strays.find(child.pid, set()) == set()
+        strays.send(process, signal.SIGKILL)
+    assert strays.find(child.pid, set()) == {process}
+
+
+def test_what_is_no_pipe_is_not_looked_for() -> None:
+    with Path(os.devnull).open() as null:
+        assert strays.pipe_of(null.fileno()) is None
