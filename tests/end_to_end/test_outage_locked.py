@@ -125,9 +125,7 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
 
 
 def test_a_stopped_wrapper_that_wakes_up_has_lost_nothing_and_doubled_nothing(tmp_path: Path) -> None:
-    settings(tmp_path)
-    with (tmp_path / "config.toml").open("a") as file:
-        file.write("timeout_ms = 10_000\n")  # a busy machine is no outage here
+    settings(tmp_path, timeout_ms=10_000)
     with Host(tmp_path, *script("obedient", tmp_path / "calls")) as sleeper, Host(tmp_path, *script("obedient")) as other:
         assert codes(other, 1) == codes(sleeper, 1) == [200]
         sleeper.process.send_signal(signal.SIGSTOP)
@@ -167,9 +165,7 @@ def test_a_wrapper_that_ends_just_after_the_lock_came_free_hands_over_what_it_co
 def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_calls_budget_is_over(
     tmp_path: Path, number: int
 ) -> None:
-    settings(tmp_path)
-    with (tmp_path / "config.toml").open("a") as file:
-        file.write("timeout_ms = 60_000\n")
+    settings(tmp_path, timeout_ms=60_000)
     with Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
