@@ -65,10 +65,11 @@ def lines(messages: Sequence[Message]) -> bytes:
 
 def until(done: Callable[[], bool], what: str) -> None:
     """Look again and again, for what nothing can be read from that would block."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline, pause_s = time.monotonic() + DEADLINE_S, 0.001
     while not done():
         assert time.monotonic() < deadline, f"not in time: {what}"
-        threading.Event().wait(0.02)
+        threading.Event().wait(pause_s)
+        pause_s = min(2 * pause_s, 0.05)
 
 
 def budget(home: Path, timeout_ms: int) -> None:
