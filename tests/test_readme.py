@@ -1,7 +1,6 @@
 """Every block of the README is run or checked here; a server's user is tried in `tests/stores/test_redis_rights.py`."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
 from mcpguard.stores.base import MemoryStore
 from mcpguard.stores.redis.address import SCHEMES
+from tests.end_to_end.host import environment, program
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,9 +34,8 @@ def blocks(kind: str) -> list[str]:
 
 
 def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "MCPGUARD_HOME": str(home), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "mcpguard", *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=100, check=False)
+    env = environment(home, NO_COLOR="1")
+    return subprocess.run(program(*argv), capture_output=True, text=True, env=env, timeout=100, check=False)
 
 
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:

@@ -60,7 +60,6 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = environment(home, TERM="xterm", **env)
-    variables.pop("COLUMNS", None)
     process = subprocess.Popen(command(*argv), env=variables, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     os.write(master, typed)

@@ -33,8 +33,12 @@ def script(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-S", str(SERVERS / f"{name}.py"), *map(str, arguments)]
 
 
+OUTPUT = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""What the output of a command follows, and what a terminal or pytest's own processes have set."""
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_") and key not in OUTPUT}
     return kept | {"MCPGUARD_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
 
 
