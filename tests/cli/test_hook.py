@@ -187,11 +187,12 @@ def test_a_resolver_that_hangs_holds_no_call_up(tmp_path: Path) -> None:
     place = ".".join(["127", *map(str, os.urandom(2)), "53"])  # nobody else's, who runs this test at the same time
     with contextlib.closing(nameserver):
         nameserver.bind((place, 53))  # it hears, and does not answer
-        (tmp_path / "resolv.conf").write_text(f"nameserver {place}\n")
+        (tmp_path / "resolv.conf").write_text(f"nameserver {place}\noptions timeout:30 attempts:5\n")
         under = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', tmp_path / "resolv.conf"]
+        tuned = {"mcpguard.cli.hook.TIMEOUT_S": 8}  # long enough to get so far on a busy machine
 
         def has_hung() -> bool:
-            hook(tmp_path, EXPLORE, "--store", "redis://cache.acme.com:6379/0", under=[*map(str, under)])
+            hook(tmp_path, EXPLORE, "--store", "redis://cache.acme.com:6379/0", under=[*map(str, under)], tuned=tuned)
             asked, _, _ = select.select([nameserver], [], [], 0)
             return bool(asked)  # unless it ran out of time before
 
