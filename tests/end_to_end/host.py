@@ -73,7 +73,7 @@ def until(done: Callable[[], bool], what: str) -> None:
     while not done():
         assert time.monotonic() < deadline, f"not in time: {what}"
         threading.Event().wait(pause_s)
-        pause_s = min(2 * pause_s, 0.05)
+        pause_s = min(2 * pause_s, 0.005)
 
 
 def budget(home: Path, timeout_ms: int) -> None:

@@ -9,8 +9,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, total
 
 SEARCHES = rule("100/1h", user="*", tool="search_customers")
@@ -95,7 +93,6 @@ def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path
     assert (total(rows, "allowed"), total(rows, "rate_limited")) == (100, 2900)
 
 
-@pytest.mark.timeout(180)
 def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row_of_a_call_that_went_on(
     tmp_path: Path,
 ) -> None:

@@ -136,7 +136,7 @@ def everything(parts: Parts) -> list[str]:
         missing(str(error), required="MCPGUARD_REQUIRE_NODE")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # it may install it
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_the_reference_server_works_through_the_guard(tmp_path: Path, everything: list[str], mode: Mode) -> None:
     policy(tmp_path, rule("3/1h", user="*", tool="echo"))
