@@ -133,7 +133,8 @@ MAX_BYTES = 4_000_000
 def taken(server: Server) -> int:
     """The memory that is taken by what is stored, and some more that depends on what the server has ever done."""
     server.command("SCRIPT", "FLUSH", "SYNC")
-    return int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
+    dataset = int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
+    return dataset - (dataset >> 63 << 64)  # less than nothing is a large number there
 
 
 def share_of_max(server: Server, most: int) -> float:
