@@ -75,12 +75,17 @@ class Server:
     def _answers(self) -> bool:
         return self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-LOADING"))
 
-    def command(self, *words: str | bytes) -> bytes:
-        """The first piece of the reply to a command; for what a test does beside the store."""
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it leaves a question without an answer for half a second."""
+        return not self.command("PING", timeout_s=0.5)
+
+    def command(self, *words: str | bytes, timeout_s: float = ENOUGH_S) -> bytes:
+        """The first piece of the reply to a command, empty without one; for what a test does beside the store."""
         parts = [word.encode() if isinstance(word, str) else word for word in words]
         packed = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(ENOUGH_S)
+            link.settimeout(timeout_s)
             link.connect(str(self._socket))
             link.sendall(packed)
             return link.recv(1 << 20)

@@ -159,8 +159,9 @@ def test_a_wrapper_that_starts_while_the_server_hangs_answers_within_the_budget(
 def test_a_server_that_sleeps_for_seconds_is_done_without_for_that_time(tmp_path: Path, server: Server) -> None:
     with wrapper(tmp_path, server, timeout_ms=BUDGET_MS) as host:
         assert codes(host, 2) == [200, 200]
-        sleeping = threading.Thread(target=server.command, args=("DEBUG", "SLEEP", "4"))
+        sleeping = threading.Thread(target=server.command, args=("DEBUG", "SLEEP", "6"))
         sleeping.start()
+        until(lambda: server.is_asleep, "the server sleeps")  # else a call may be counted of which nobody hears
         assert codes(host, 20)[:4] == [200, 200, 200, 429]
         wait_for(host, "store unavailable")
         sleeping.join()
