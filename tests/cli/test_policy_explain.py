@@ -228,9 +228,7 @@ def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the
         (home / "mcpguard.db").write_bytes(b"something else, and longer than a header" * 10)
     else:
         lock.execute("BEGIN EXCLUSIVE")
-        (home / "config.toml").write_text("[store]
-timeout_ms = 250
-")
+        (home / "config.toml").write_text("[store]\ntimeout_ms = 250\n")
     done = mcpguard(home, "policy", "explain", *WHO, "--tool", "echo")
     found = explained(home, *WHO, "--tool", "echo")
     lock.close()
