@@ -114,13 +114,17 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
         hosts = [stack.enter_context(Host(tmp_path, *script("obedient"))) for _ in range(wrappers)]
         for host in hosts:
             assert codes(host, 1) == [200]
-        seen = [1, 2, 3]  # each has seen the calls of those before it
+        admitted = 0
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
-            for host, already in zip(hosts, seen, strict=True):
-                assert codes(host, 7) == [200] * (6 - already) + [429] * (1 + already)
+            for already, host in enumerate(hosts, 1):
+                found = codes(host, 7)
+                share = found.count(200)
+                assert found == [200] * share + [429] * (7 - share)
+                assert 3 <= share <= 6 - already  # it has seen the calls of those before it, and perhaps those after it
+                admitted += share
         for host in hosts:
             is_back(host)
-        assert used(tmp_path) == [3 + 5 + 4 + 3]
+        assert used(tmp_path) == [3 + admitted]
         assert [codes(host, 1) for host in hosts] == [[429]] * wrappers
 
 
