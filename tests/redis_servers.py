@@ -1,7 +1,7 @@
 """Real servers of Redis and Valkey, each in a folder of its own and gone with its test."""
 
 import contextlib
-import os
+import random
 import shutil
 import socket
 import subprocess
@@ -9,30 +9,30 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
 from mcpguard.stores.redis.address import RedisAddress, parse
+from tests.missing import missing
 
-ENOUGH_S = 30
+ENOUGH_S = 60
 """Longer than a server takes to start or stop; a test that waits so long has failed."""
 
 SERVERS = ("redis-server", "valkey-server")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody uses, and that the system gives to nobody who asks for any: it stays free until its server starts."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def program(name: str) -> str:
     """The path of a server's program; the test is skipped where it is not installed, which `.ci/run` does not allow."""
     found = shutil.which(name)
-    if found:
-        return found
-    if name == "redis-server" and os.environ.get("MCPGUARD_REQUIRE_REDIS"):
-        pytest.fail("redis-server is not installed")
-    pytest.skip(f"{name} is not installed")
+    if not found:
+        missing(f"{name} is not installed", required="MCPGUARD_REQUIRE_REDIS" if name == "redis-server" else "")
+    return found
 
 
 class Server:
@@ -75,12 +75,17 @@ class Server:
     def _answers(self) -> bool:
         return self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-LOADING"))
 
-    def command(self, *words: str | bytes) -> bytes:
-        """The first piece of the reply to a command; for what a test does beside the store."""
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it leaves a question without an answer for half a second."""
+        return not self.command("PING", timeout_s=0.5)
+
+    def command(self, *words: str | bytes, timeout_s: float = ENOUGH_S) -> bytes:
+        """The first piece of the reply to a command, empty without one; for what a test does beside the store."""
         parts = [word.encode() if isinstance(word, str) else word for word in words]
         packed = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(ENOUGH_S)
+            link.settimeout(timeout_s)
             link.connect(str(self._socket))
             link.sendall(packed)
             return link.recv(1 << 20)

@@ -1,7 +1,6 @@
 """Every block of the README is run or checked here; a server's user is tried in `tests/stores/test_redis_rights.py`."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
 from mcpguard.stores.base import MemoryStore
 from mcpguard.stores.redis.address import SCHEMES
+from tests.end_to_end.host import environment, program
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,9 +34,8 @@ def blocks(kind: str) -> list[str]:
 
 
 def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "MCPGUARD_HOME": str(home), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "mcpguard", *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=100, check=False)
+    env = environment(home, NO_COLOR="1")
+    return subprocess.run(program(*argv), capture_output=True, text=True, env=env, timeout=250, check=False)
 
 
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
@@ -62,8 +61,8 @@ def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
     second = blocks("sh")[1]
     assert second.count("\n") == 1
     assert "pip install --quiet --editable '.[dev]'" in second
-    assert second.rstrip().endswith("python -m pytest")
-    assert "\nstep python -m pytest\n" in (ROOT / ".ci/run").read_text()
+    assert second.rstrip().endswith("python -m pytest -n 4")
+    assert "together=(-n 4 " in (ROOT / ".ci/run").read_text()
 
 
 def test_each_command_shown_is_one_that_the_command_line_takes() -> None:

@@ -192,19 +192,19 @@ def test_a_bad_signature_is_looked_at_once_and_not_with_every_call(wrapper: Wrap
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("kid", "what"),
     [
-        (token(number=1), "is signed with a key that https://idp.acme.com/keys does not have"),
-        (token(number=1, headers={"kid": "RS256-0"}), f"{NOT_THEIRS}https://idp.acme.com/'s"),
+        ("RS256-1", "is signed with a key that https://idp.acme.com/keys does not have"),
+        ("RS256-0", f"{NOT_THEIRS}https://idp.acme.com/'s"),
     ],
 )
 def test_what_is_not_known_while_the_provider_is_down_is_told_apart_and_no_secret_of_the_url_with_it(
-    wrapper: Wrapper, text: str, what: str
+    wrapper: Wrapper, kid: str, what: str
 ) -> None:
     remote = Remote(
         wrapper, key_set(jwk()), ValueError("connection refused"), key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
     )
-    remote.begins(text)
+    remote.begins(token(number=1, headers={"kid": kid}))
     end = "as far as is known: newer keys cannot be had from https://idp.acme.com/keys: connection refused"
     until(lambda: not remote.keys.is_fetching, "the end of a fetch")
     assert told(remote.source.begin()) == f"the token in {remote.file} {what} {end}"

@@ -80,12 +80,11 @@ class SqliteAddress(NamedTuple):
     def exists(self) -> bool:
         """See `Address`."""
         try:
-            self.path.stat()
+            return self.path.stat().st_size > 0 or self.path.with_name(self.path.name + "-calls").exists()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
             return True  # opening it will say what is the matter
-        return True
 
     def load(self) -> None:
         """See `Address`."""

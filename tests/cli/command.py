@@ -7,19 +7,15 @@ import pty
 import select
 import struct
 import subprocess
-import sys
 import termios
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.end_to_end.host import DEADLINE_S, Host, environment, script
+from tests.end_to_end.host import DEADLINE_S, Host, environment, program, script
 
 ALICE = ("--server", "crm", "--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
 OBEDIENT = script("obedient")
-
-
-def command(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "mcpguard", *argv]
+command = program
 
 
 BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
@@ -64,7 +60,6 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = environment(home, TERM="xterm", **env)
-    variables.pop("COLUMNS", None)
     process = subprocess.Popen(command(*argv), env=variables, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     os.write(master, typed)

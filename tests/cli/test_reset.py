@@ -10,7 +10,7 @@ from tests.end_to_end.host import Host, policy, rule
 RULES = (
     rule("5/1h", user="*", tool="*")
     + rule("50/90m", tool="echo")
-    + '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nper = ["user"]\nlimit = "100/1m"\n'
+    + '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nper = ["user"]\nlimit = "100/30m"\n'
 )
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
@@ -39,7 +39,7 @@ def test_it_empties_all_counters_and_prints_them(home: Path) -> None:
             "user=alice@acme.com tool=echo server=crm: 2 calls in the last hour",
             "user=bob tool=plain server=files: 1 call in the last hour",
             "tool=echo server=crm: 2 calls in the last 90 minutes",
-            "user=alice@acme.com agent=*::interactive::* together: 2 calls in the last minute",
+            "user=alice@acme.com agent=*::interactive::* together: 2 calls in the last 30 minutes",
             "4 counters reset",
         ]
     )
@@ -55,7 +55,7 @@ def test_as_json_it_prints_each_counter_that_it_emptied_on_a_line_and_nothing_el
             "namespace": "default",
             "user": "alice@acme.com",
             "together": {"agent": ["*::interactive::*"]},
-            "window_seconds": 60,
+            "window_seconds": 1800,
             "used": 2,
         },
         {

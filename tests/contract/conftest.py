@@ -52,7 +52,7 @@ def _sqlite(folder: Path) -> Callable[[Time, Time], Store]:
 
 def _on_server(server: Server) -> Callable[[Path], Callable[[Time, Time], Store]]:
     def in_namespace(folder: Path) -> Callable[[Time, Time], Store]:
-        options = Options(namespace=str(folder), timeout_ms=5000)
+        options = Options(namespace=str(folder), timeout_ms=20_000)
         return lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall)
 
     return in_namespace

@@ -11,14 +11,16 @@ import pytest
 
 from mcpguard.demo import story
 from mcpguard.errors import McpguardError
+from tests.end_to_end import host
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "mcpguard", "demo"]
 
 
 def environment(temporary: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MCPGUARD_")}
-    return kept | {"TMPDIR": str(temporary), "HOME": str(temporary), "PYTHONPATH": str(ROOT)}
+    variables = host.environment(temporary, TMPDIR=str(temporary), HOME=str(temporary))
+    del variables["MCPGUARD_HOME"]
+    return variables
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import tomlkit
 
 from mcpguard.stores.sqlite.store import SqliteStore
 
 ROOT = Path(__file__).parents[2]
 SERVERS = Path(__file__).parent / "servers"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 """Only what hangs takes this long."""
+PATIENT_MS = 20_000
+"""A store's budget that a busy machine does not use up, and that ends before `DEADLINE_S` does."""
 
 Message = dict[str, Any]
 
@@ -29,9 +33,25 @@ def script(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-S", str(SERVERS / f"{name}.py"), *map(str, arguments)]
 
 
+OUTPUT = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""What the output of a command follows, and what a terminal or pytest's own processes have set."""
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_") and key not in OUTPUT}
     return kept | {"MCPGUARD_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
+
+
+def program(*argv: str, tuned: Mapping[str, object] | None = None) -> list[str]:
+    """The command line of mcpguard, in which some constants, such as `mcpguard.jwks.FETCH_S`, have other values."""
+    if not tuned:
+        return [sys.executable, "-m", "mcpguard", *argv]
+    lines = ["import importlib"]
+    for name, value in tuned.items():
+        module, _, constant = name.rpartition(".")
+        lines += [f"names = vars(importlib.import_module({module!r}))", f"names[{constant!r}]  # exists"]
+        lines += [f"names[{constant!r}] = {value!r}"]
+    return [sys.executable, "-c", "\n".join([*lines, "from mcpguard.cli import main", "main()"]), *argv]
 
 
 def call(request_id: int | str, tool: str, arguments: Message | None = None, **params: Any) -> Message:
@@ -49,14 +69,29 @@ def lines(messages: Sequence[Message]) -> bytes:
 
 def until(done: Callable[[], bool], what: str) -> None:
     """Look again and again, for what nothing can be read from that would block."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline, pause_s = time.monotonic() + DEADLINE_S, 0.001
     while not done():
         assert time.monotonic() < deadline, f"not in time: {what}"
-        threading.Event().wait(0.005)
+        threading.Event().wait(pause_s)
+        pause_s = min(2 * pause_s, 0.005)
+
+
+def budget(home: Path, timeout_ms: int) -> None:
+    """Let wrappers wait for their store so long, unless their settings say it already. They never see half of the file."""
+    home.mkdir(exist_ok=True, parents=True)
+    file = home / "config.toml"
+    with contextlib.suppress(ValueError, RecursionError):  # a test has written what cannot be read
+        settings = tomlkit.parse(file.read_text() if file.exists() else "")
+        store = settings.setdefault("store", {})
+        if "timeout_ms" not in store:
+            store["timeout_ms"] = timeout_ms
+            new = home / f"config-{threading.get_ident()}.new"
+            new.write_text(tomlkit.dumps(settings))
+            new.replace(file)
 
 
 class Host:
-    """One client and its guarded server.
+    """One client and its guarded server. The wrapper is patient with its store, unless `config.toml` says how long to wait.
 
     Args:
         home: The guard's folder.
@@ -67,6 +102,7 @@ class Host:
         stderr: Where the guard's stderr goes; None for a file that `err` reads.
         own_group: Whether the guard leads a process group of its own.
         under: A command that starts the guard: it becomes the guard's process.
+        tuned: Constants of the guard that have other values; see `program`.
     """
 
     def __init__(
@@ -79,14 +115,15 @@ class Host:
         stderr: int | None = None,
         own_group: bool = False,
         under: Sequence[str] = (),
+        tuned: Mapping[str, object] | None = None,
     ) -> None:
-        home.mkdir(exist_ok=True, parents=True)
+        budget(home, PATIENT_MS)
         self.home = home
         self._err = home / f"stderr-{time.monotonic_ns()}"
         self._held, held = os.pipe()
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*under, sys.executable, "-m", "mcpguard", "run", *options, *(["--"] if dashes else []), *command],
+                [*under, *program("run", *options, *(["--"] if dashes else []), *command, tuned=tuned)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=err if stderr is None else stderr,

@@ -5,8 +5,6 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 from tests.cli.command import mcpguard
 from tests.redis_servers import running
 
@@ -85,7 +83,6 @@ def test_a_flood_of_refused_calls_in_one_namespace_leaves_the_limits_of_another_
         assert admitted == 5
 
 
-@pytest.mark.timeout(180)
 def test_a_server_that_is_killed_and_comes_back_keeps_every_count(tmp_path: Path) -> None:
     """While it is away the wrappers deny: what was admitted before, and what is afterwards, make up the limit."""
     with running(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:

@@ -5,7 +5,6 @@ import json
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.locks import lock_file
 from tests.redis_servers import Server, running
 
-from .host import DEADLINE_S, Host, Message, environment, policy, request, rule, script, until
-from .outages import stopped_holder
+from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script, until
+from .outages import BUDGET_MS, stopped_holder
 
 EXPLORE = "Claude Code::subagent::Explore"
 MAIN = "Claude Code::interactive::default"
 
 
 def hook(home: Path, tool_use_id: str, *, agent: str | None = "Explore", options: tuple[str, ...] = (), **env: str) -> None:
-    """What Claude Code does before a call."""
+    """What Claude Code does before a call, with all the time that a busy machine may need for it."""
+    budget(home, PATIENT_MS)
     told: dict[str, Any] = {
         "session_id": "abc123",
         "hook_event_name": "PreToolUse",
@@ -36,7 +36,7 @@ def hook(home: Path, tool_use_id: str, *, agent: str | None = "Explore", options
     if agent is not None:
         told |= {"agent_id": "a315cca28b4992124", "agent_type": agent}
     done = subprocess.run(
-        [sys.executable, "-m", "mcpguard", "hook", "claude-code", *options],
+        program("hook", "claude-code", *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
         input=json.dumps(told).encode(),
         env=environment(home, **env),
         capture_output=True,
@@ -125,6 +125,7 @@ def test_hook_and_wrapper_meet_in_the_namespace_and_the_store_that_both_are_give
 
 
 def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_path: Path) -> None:
+    budget(tmp_path, BUDGET_MS)
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
         hello(host)
         assert "result" in call(host, "before")
@@ -141,6 +142,7 @@ def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_pa
 def test_while_a_stopped_process_has_the_stores_lock_the_hook_ends_and_the_call_goes_on(
     tmp_path: Path, what: str, file: str
 ) -> None:
+    budget(tmp_path, BUDGET_MS)
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
         hello(host)
         assert "result" in call(host, "before")
@@ -183,6 +185,7 @@ def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_p
 
 
 def test_while_redis_hangs_or_is_gone_the_hook_ends_and_the_call_goes_on(tmp_path: Path, server: Server) -> None:
+    budget(tmp_path, BUDGET_MS)
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env={"MCPGUARD_STORE": server.url}) as host:
         hello(host)
         assert "result" in call(host, "before")

@@ -430,8 +430,8 @@ def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: 
 
 def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(tmp_path: Path) -> None:
     dies = "import os, sys; sys.stdin.read(1); sys.stdin.buffer.peek(); os._exit(3)"
-    for number in range(10):
-        home = tmp_path / str(number)
+    for turn in range(10):
+        home = tmp_path / str(turn)
         policy(home, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
         calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
         with Host(home, sys.executable, "-S", "-c", dies) as host:

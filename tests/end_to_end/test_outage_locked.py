@@ -114,20 +114,22 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
         hosts = [stack.enter_context(Host(tmp_path, *script("obedient"))) for _ in range(wrappers)]
         for host in hosts:
             assert codes(host, 1) == [200]
-        seen = [1, 2, 3]  # each has seen the calls of those before it
+        admitted = 0
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
-            for host, already in zip(hosts, seen, strict=True):
-                assert codes(host, 7) == [200] * (6 - already) + [429] * (1 + already)
+            for already, host in enumerate(hosts, 1):
+                found = codes(host, 7)
+                share = found.count(200)
+                assert found == [200] * share + [429] * (7 - share)
+                assert 3 <= share <= 6 - already  # it has seen the calls of those before it, and perhaps those after it
+                admitted += share
         for host in hosts:
             is_back(host)
-        assert used(tmp_path) == [3 + 5 + 4 + 3]
+        assert used(tmp_path) == [3 + admitted]
         assert [codes(host, 1) for host in hosts] == [[429]] * wrappers
 
 
 def test_a_stopped_wrapper_that_wakes_up_has_lost_nothing_and_doubled_nothing(tmp_path: Path) -> None:
-    settings(tmp_path)
-    with (tmp_path / "config.toml").open("a") as file:
-        file.write("timeout_ms = 10_000\n")  # a busy machine is no outage here
+    settings(tmp_path, timeout_ms=10_000)
     with Host(tmp_path, *script("obedient", tmp_path / "calls")) as sleeper, Host(tmp_path, *script("obedient")) as other:
         assert codes(other, 1) == codes(sleeper, 1) == [200]
         sleeper.process.send_signal(signal.SIGSTOP)
@@ -167,9 +169,7 @@ def test_a_wrapper_that_ends_just_after_the_lock_came_free_hands_over_what_it_co
 def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_calls_budget_is_over(
     tmp_path: Path, number: int
 ) -> None:
-    settings(tmp_path)
-    with (tmp_path / "config.toml").open("a") as file:
-        file.write("timeout_ms = 60_000\n")
+    settings(tmp_path, timeout_ms=60_000)
     with Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):

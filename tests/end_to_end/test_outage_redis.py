@@ -13,7 +13,7 @@ from mcpguard.stores.address import Options
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import Server, running
 
-from .host import Host, Message, call, script, total, until
+from .host import PATIENT_MS, Host, Message, call, script, total, until
 from .outages import BUDGET_MS, codes, is_back, settings, told, wait_for
 
 MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
@@ -28,7 +28,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield one
 
 
-def wrapper(home: Path, server: Server, mode: str = "local", url: str = "", timeout_ms: int = BUDGET_MS) -> Host:
+def wrapper(home: Path, server: Server, mode: str = "local", url: str = "", timeout_ms: int = PATIENT_MS) -> Host:
     settings(home, mode, timeout_ms=timeout_ms)
     return Host(home, *script("obedient", home / "calls"), env={"MCPGUARD_STORE": url or server.url})
 
@@ -133,7 +133,7 @@ def test_a_server_that_dies_in_mid_call_leaves_the_call_to_the_wrapper(tmp_path:
 def test_a_hung_server_costs_one_call_its_budget_and_its_delayed_script_charges_nothing(
     tmp_path: Path, server: Server, mode: str
 ) -> None:
-    with wrapper(tmp_path, server, mode) as host:
+    with wrapper(tmp_path, server, mode, timeout_ms=BUDGET_MS) as host:
         assert codes(host, 2) == [200, 200]
         server.signal(signal.SIGSTOP)
         assert codes(host, 1) == MODES[mode][:1]
@@ -148,7 +148,7 @@ def test_a_hung_server_costs_one_call_its_budget_and_its_delayed_script_charges_
 
 def test_a_wrapper_that_starts_while_the_server_hangs_answers_within_the_budget(tmp_path: Path, server: Server) -> None:
     server.signal(signal.SIGSTOP)
-    with wrapper(tmp_path, server) as host:
+    with wrapper(tmp_path, server, timeout_ms=BUDGET_MS) as host:
         assert codes(host, 6) == [200] * 5 + [429]
         server.signal(signal.SIGCONT)
         is_back(host)
@@ -157,13 +157,14 @@ def test_a_wrapper_that_starts_while_the_server_hangs_answers_within_the_budget(
 
 
 def test_a_server_that_sleeps_for_seconds_is_done_without_for_that_time(tmp_path: Path, server: Server) -> None:
-    with wrapper(tmp_path, server, timeout_ms=1000) as host:
+    with wrapper(tmp_path, server, timeout_ms=BUDGET_MS) as host:
         assert codes(host, 2) == [200, 200]
-        sleeping = threading.Thread(target=server.command, args=("DEBUG", "SLEEP", "4"))
+        sleeping = threading.Thread(target=server.command, args=("DEBUG", "SLEEP", "6"))
         sleeping.start()
+        until(lambda: server.is_asleep, "the server sleeps")  # else a call may be counted of which nobody hears
         assert codes(host, 20)[:4] == [200, 200, 200, 429]
-        sleeping.join()
         wait_for(host, "store unavailable")
+        sleeping.join()
         is_back(host)
         assert used(server) == [5]
         is_whole(host, server)
@@ -237,7 +238,7 @@ def test_a_server_that_is_emptied_under_way_goes_on_from_nothing(tmp_path: Path,
 
 def test_many_wrappers_admit_without_the_server_what_each_may_and_all_of_it_is_counted(tmp_path: Path, server: Server) -> None:
     with contextlib.ExitStack() as stack:
-        hosts = [stack.enter_context(wrapper(tmp_path / f"machine {at}", server)) for at in range(3)]
+        hosts = [stack.enter_context(wrapper(tmp_path / f"machine {at}", server, timeout_ms=BUDGET_MS)) for at in range(3)]
         for host in hosts:
             assert codes(host, 1) == [200]
         server.signal(signal.SIGSTOP)

@@ -1,8 +1,5 @@
 """Real clients and servers: the official SDK's, and the reference server of the TypeScript one."""
 
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +9,13 @@ import pytest
 from mcp import Client, Implementation, MCPError, StdioServerParameters
 from mcp.types import TextContent
 
+from tests.missing import missing
+from tests.real_parts.parts import MissingError, Parts
+
 from .host import SERVERS, audit, environment, policy, rule, total
 
 Mode = Literal["auto", "legacy"]
-EVERYTHING = "@modelcontextprotocol/server-everything@2026.8.31"
+EVERYTHING = "@modelcontextprotocol/server-everything/dist/index.js"
 
 
 def guarded(home: Path, *command: str, options: tuple[str, ...] = ()) -> StdioServerParameters:
@@ -127,27 +127,16 @@ def test_calls_of_the_official_client_at_the_same_time_are_each_answered(tmp_pat
     assert (total(rows, "allowed"), total(rows, "rate_limited")) == (20, 40)
 
 
-@pytest.fixture(scope="session")
-def everything(request: pytest.FixtureRequest) -> list[str]:
-    """The command of the TypeScript SDK's reference server, installed once into pytest's cache."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not (node and npm):
-        missing = "node and npm are not here"
-        if os.environ.get("MCPGUARD_REQUIRE_NODE"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    version = EVERYTHING.rpartition("@")[2]
-    place = Path(request.config.cache.mkdir("server-everything")) / version
-    if not place.exists():
-        partial = place.with_suffix(".partial")
-        options = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(partial)]
-        subprocess.run([npm, "install", *options, EVERYTHING], check=True)
-        partial.rename(place)
-    script = place / "node_modules" / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
-    return [node, str(script), "stdio"]
+@pytest.fixture
+def everything(parts: Parts) -> list[str]:
+    """The command of the TypeScript SDK's reference server."""
+    try:
+        return [parts.node(), str(parts.npm("typescript") / EVERYTHING), "stdio"]
+    except MissingError as error:
+        missing(str(error), required="MCPGUARD_REQUIRE_NODE")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # it may install it
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_the_reference_server_works_through_the_guard(tmp_path: Path, everything: list[str], mode: Mode) -> None:
     policy(tmp_path, rule("3/1h", user="*", tool="echo"))

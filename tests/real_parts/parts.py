@@ -35,9 +35,13 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Folders of npm packages, and what is in each."""
 
-_PIP = ("--quiet", "--disable-pip-version-check", "--retries", "1")
-_NPM = ("--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries", "1")
-_INSTALL_S = 300
+_PIP = ("--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "15")
+_NPM = (
+    *("--loglevel", "error", "--no-audit", "--no-fund", "--ignore-scripts"),
+    *("--fetch-retries", "1", "--fetch-retry-mintimeout", "1000", "--fetch-timeout", "15000"),
+)
+_INSTALL_S = 180
+"""For each of these commands, whatever it waits for: a registry may take connections and say nothing."""
 
 
 class MissingError(Exception):
@@ -132,7 +136,10 @@ class Parts:
 def _carry_out(*command: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise MissingError(f"not done in {_INSTALL_S} s: {' '.join(command)}") from error
+    except OSError as error:
         raise MissingError(f"{command[0]}: {error}") from error
     if done.returncode:
-        raise MissingError(f"{' '.join(command)}\n{done.stdout}{done.stderr}".strip())
+        why = f"{done.stderr}\n{done.stdout}".strip()
+        raise MissingError(f"{why.partition(chr(10))[0]}: {' '.join(command)}\n{why}")

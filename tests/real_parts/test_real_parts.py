@@ -1,14 +1,15 @@
 """Some of the matrix: what installs in seconds. All of it: `python -m tests.real_parts.run`."""
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.missing import missing
+
+from . import parts as module
 from .matrix import CHECKS, CLIENTS, SERVERS
 from .pair import Outcome, Pair
-from .parts import Parts
+from .parts import MissingError, Parts
 from .run import table
 
 PAIRS = (
@@ -25,11 +26,6 @@ PAIRS = (
 )
 
 
-@pytest.fixture(scope="session")
-def parts(request: pytest.FixtureRequest) -> Parts:
-    return Parts(Path(request.config.cache.mkdir("real-parts")), own={"python-2": sys.executable})
-
-
 @pytest.mark.timeout(600)  # it may install them
 @pytest.mark.parametrize(("client", "server"), PAIRS)
 def test_a_real_client_and_server_lack_nothing_with_the_guard_between_them(
@@ -39,11 +35,28 @@ def test_a_real_client_and_server_lack_nothing_with_the_guard_between_them(
     other = next(each for each in SERVERS if each.name == server)
     outcome = Pair(one, other, parts, tmp_path).run()
     if outcome.missing:
-        if os.environ.get("MCPGUARD_REQUIRE_NODE"):
-            pytest.fail(outcome.missing)
-        pytest.skip(outcome.missing)
+        missing(outcome.missing, required="MCPGUARD_REQUIRE_NODE")
     assert not outcome.failed, "\n".join(outcome.why)
     assert {"call", "error", "result", "audit"} <= outcome.verdicts.keys()
+
+
+FAILING = "#!/bin/sh\necho 'npm error code ECONNREFUSED' >&2\nexit 1\n"
+HANGING = "#!/bin/sh\nexec sleep 1000\n"
+
+
+@pytest.mark.parametrize(("npm", "why"), [(FAILING, "npm error code ECONNREFUSED: "), (HANGING, "not done in 0.5 s: ")])
+def test_what_cannot_be_installed_is_missing_for_a_reason_and_is_not_taken_for_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, npm: str, why: str
+) -> None:
+    monkeypatch.setattr(module, "_INSTALL_S", 0.5 if npm is HANGING else 60)
+    for name, text in (("npm", npm), ("node", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for _ in range(2):
+        with pytest.raises(MissingError) as caught:
+            Parts(tmp_path / "cache").npm("typescript")
+        assert str(caught.value).splitlines()[0].startswith(f"{why}{tmp_path}/npm install ")
 
 
 def test_the_table_fits_into_100_columns() -> None:

@@ -1,6 +1,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.relay import output
 from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
+from mcpguard.relay.readiness import PAUSE_S
 from tests.end_to_end.host import until
 
 MIB = 1 << 20
@@ -238,15 +240,18 @@ def test_who_replies_does_not_wait_for_a_client_that_has_closed_its_side_and_tak
 def test_who_replies_waits_for_a_client_that_has_closed_its_side_and_still_reads(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now_s = 0.0
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
-    monkeypatch.setattr(output, "PAUSE_S", 0.2)
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now_s))
     client.output.reply(b"r" * MIB + b"\n")
     looks = 0
 
     def has_ended() -> bool:
-        nonlocal looks
+        nonlocal looks, now_s
         looks += 1
-        client.read(4096)  # at every look, of which there are many within the time that a stuck one has
+        now_s += 0.9 * PAUSE_S  # almost all of the time that a stuck one has
+        client.read(4096)
+        until(lambda: client.output.taken >= min(PIPE_BYTES + 4096 * looks, MIB + 1), "it has taken a page")
         return True
 
     client.output.await_room(has_ended)

@@ -108,12 +108,13 @@ class Line:
     def send(self, *messages: dict[str, Any]) -> None:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
-    def server_has(self) -> list[dict[str, Any]]:
-        assert select.select([self.server_reads], [], [], 10)[0], "nothing came"
-        return [json.loads(line) for line in os.read(self.server_reads, 1 << 16).splitlines()]
+    def server_has(self, messages: int = 1) -> list[dict[str, Any]]:
+        """What the server has got, once it has at least so many messages."""
+        return _read(self.server_reads, messages)
 
-    def client_has(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in os.read(self.from_guard, 1 << 16).splitlines()]
+    def client_has(self, messages: int = 1) -> list[dict[str, Any]]:
+        """What the client has got, once it has at least so many messages."""
+        return _read(self.from_guard, messages)
 
     def close_client(self) -> None:
         os.close(self.to_guard)
@@ -136,6 +137,14 @@ class Line:
             os.close(fd)
 
 
+def _read(fd: int, messages: int) -> list[dict[str, Any]]:
+    data = b""
+    while data.count(b"\n") < messages or not data.endswith(b"\n"):
+        assert select.select([fd], [], [], 30)[0], f"no more comes after {data!r}"
+        data += os.read(fd, 1 << 16)
+    return [json.loads(line) for line in data.splitlines()]
+
+
 @pytest.fixture
 def line() -> Iterator[Line]:
     one = Line()
@@ -152,7 +161,7 @@ PING = {"jsonrpc": "2.0", "id": "ping", "method": "ping"}
 
 def test_the_store_has_decided_before_the_server_has_one_byte(line: Line) -> None:
     line.send(PING, call(1), call(2), call(3))
-    assert line.server_has() == [PING, call(1), call(2)]
+    assert line.server_has(3) == [PING, call(1), call(2)]
     assert line.store.early == [False, False]  # the policy at the start, and the calls
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
 
@@ -172,7 +181,7 @@ def test_a_store_that_does_not_answer_denies_calls_and_lets_the_rest_pass(line: 
 def test_what_could_not_be_judged_for_a_fault_of_ours_is_answered_and_reported_and_never_forwarded(line: Line) -> None:
     line.store.failure = ZeroDivisionError("a bug")
     line.send(PING, call(1), {"jsonrpc": "2.0", "method": "notifications/x"})
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [("ping", 503), (1, 503)]
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has(2)] == [("ping", 503), (1, 503)]
     assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(line.console, 4096)
     line.store.failure = None
     line.send(call(2))
@@ -255,7 +264,7 @@ def test_what_the_client_writes_is_read_though_somebody_has_told_the_system_that
 def test_no_call_is_charged_once_the_server_takes_no_more_and_each_is_told_why(line: Line) -> None:
     line.pumps.close_input("the server has closed its output")
     line.send(call(1), {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, {"jsonrpc": "2.0", "method": "note"})
-    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
+    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has(2)]
     assert errors == [(1, -32000, "the server has closed its output"), (2, -32000, "the server has closed its output")]
     assert [entry.record["decision"] for entry in line.store.entries()] == ["policy", "unavailable"]
     assert not line.store.held()

@@ -127,10 +127,20 @@ class Scene:
         return os.read(self.read, 1 << 16).decode()
 
 
+GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
+"""How long a server has to end by itself."""
+
+
+@pytest.fixture
+def _patient(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has all the time that a busy machine may need for its end."""
+    for name in GRACES:
+        monkeypatch.setattr(session, name, 30.0)
+
+
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    waits = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S", "DRAIN_S", "DRAIN_AFTER_SIGNAL_S", "QUIET_S")
-    for name in waits:
+    for name in (*GRACES, "DRAIN_S", "DRAIN_AFTER_SIGNAL_S", "QUIET_S"):
         monkeypatch.setattr(session, name, 0.1)
     monkeypatch.setattr(session, "PAUSE_S", 0.5)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # a shell may have had some ignored
@@ -156,6 +166,7 @@ def test_a_server_that_exits_ends_it_with_its_status(scene: Scene, command: str,
     pump.join()
 
 
+@pytest.mark.usefixtures("_patient")
 def test_a_client_that_ends_first_is_no_news(scene: Scene) -> None:
     child = scene.server("cat")
     pump = scene.stream_ends_with(child)
@@ -174,8 +185,8 @@ def test_a_server_that_outlives_a_stream_is_asked_to_end(scene: Scene, side: str
     assert scene.supervise() == 128 + signal.SIGTERM
 
 
-def test_a_server_whose_stream_has_ended_may_end_in_its_own_way(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "GRACE_AFTER_EOF_S", 30.0)
+@pytest.mark.usefixtures("_patient")
+def test_a_server_whose_stream_has_ended_may_end_in_its_own_way(scene: Scene) -> None:
     scene.server("sh", "-c", "exec >&-; cat; exit 6")
     scene.life.ended("server")
     assert scene.supervise() == 6
@@ -204,6 +215,7 @@ def test_a_signal_that_the_server_does_not_heed_is_followed_by_its_end(scene: Sc
     assert scene.supervise() == 128 + signal.SIGKILL
 
 
+@pytest.mark.usefixtures("_patient")
 def test_a_signal_cuts_short_the_time_that_a_server_has_after_the_clients_end(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +342,7 @@ def test_a_signal_that_is_ignored_when_it_begins_stays_ignored(scene: Scene) -> 
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+@pytest.mark.usefixtures("_patient")
 def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> None:
     for _ in range(100_000):
         scene.life.ended("client")
@@ -380,6 +393,9 @@ def test_a_client_that_reads_is_waited_for_as_long_as_it_takes_something(scene: 
 @pytest.mark.parametrize("heeds", ["its input", "nothing"])
 def test_a_server_that_cannot_be_signalled_does_not_keep_it(scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str) -> None:
     scene.server(*(["cat"] if heeds == "its input" else ["sleep", "1000"]))
+    if heeds == "its input":
+        for name in GRACES:
+            monkeypatch.setattr(session, name, 30.0)
     os.kill(os.getpid(), signal.SIGTERM)
     with monkeypatch.context() as patched:
         for name in ("kill", "killpg"):
@@ -391,6 +407,7 @@ def not_permitted(_pid: int, _number: int) -> None:
     raise PermissionError
 
 
+@pytest.mark.usefixtures("_patient")
 def test_signals_that_whoever_starts_us_has_blocked_reach_us(scene: Scene) -> None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:

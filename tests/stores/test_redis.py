@@ -23,7 +23,7 @@ from tests.core.build import Session, Time
 from tests.redis_servers import Server, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
-PATIENT = Options(timeout_ms=5000)
+PATIENT = Options(timeout_ms=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +79,11 @@ def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened)
 
 
 def test_a_counter_lives_on_the_server_as_long_as_its_window_and_no_longer(server: Server, opened: Opened) -> None:
-    session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "9/1h"\n[[rule]]\nuser = "*"\nlimit = "9/1s"\n')
+    session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "9/1h"\n[[rule]]\nuser = "*"\nlimit = "9/4s"\n')
     session.call("x")
     lives = sorted(int(server.command("PTTL", key)[1:]) for key in keys(server) if ":counter:" in key)
     assert len(lives) == 2
-    assert 0 < lives[0] <= 1001
+    assert 0 < lives[0] <= 4001
     assert 3_590_000 < lives[1] <= 3_600_001
     wait_for(lambda: len([key for key in keys(server) if ":counter:" in key]) == 1, "a counter stays")
     assert len(session.store.held()) == 1
@@ -133,7 +133,8 @@ MAX_BYTES = 4_000_000
 def taken(server: Server) -> int:
     """The memory that is taken by what is stored, and some more that depends on what the server has ever done."""
     server.command("SCRIPT", "FLUSH", "SYNC")
-    return int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
+    dataset = int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
+    return dataset - (dataset >> 63 << 64)  # less than nothing is a large number there
 
 
 def share_of_max(server: Server, most: int) -> float:
@@ -373,7 +374,7 @@ def test_a_namespace_that_a_later_program_wrote_is_refused_with_a_word(server: S
 )
 def test_a_server_that_may_lose_counters_is_warned_of(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     with running(tmp_path / "redis", *arguments) as server:
-        store = RedisStore(server.address)
+        store = RedisStore(server.address, PATIENT)
         assert len(store.warnings) == len(words)
         for word, warning in zip(words, store.warnings, strict=True):
             assert word in warning
@@ -383,7 +384,7 @@ def test_a_server_that_may_lose_counters_is_warned_of(tmp_path: Path, arguments:
 
 def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--rename-command", "CONFIG", "") as server:
-        store = RedisStore(server.address)
+        store = RedisStore(server.address, PATIENT)
         assert store.warnings == ()
         store.close()
 
@@ -420,7 +421,7 @@ def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy
     for _ in range(4):
         Session(opened(), POLICY, session="00000000000000bb").call("free", 100)
     deaf = Journal(session.journal.session)
-    opened(timeout_ms=1000).append(deaf.rows(session.charges("free", 3), [Verdict("allowed") for _ in range(3)], time_us))
+    opened().append(deaf.rows(session.charges("free", 3), [Verdict("allowed") for _ in range(3)], time_us))
     mine = [entry.record["seq"] for entry in session.store.entries() if entry.record["session"] == session.journal.session]
     assert mine == [1, 2, 3]
 

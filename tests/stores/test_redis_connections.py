@@ -18,8 +18,8 @@ from tests.redis_servers import Server, certificates, cluster, running
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 
 
-def opened(url: str, password: str = "", namespace: str = "default") -> Store:
-    return address(url, password).open(Options(timeout_ms=5000, namespace=namespace))
+def opened(url: str, password: str = "", namespace: str = "default", timeout_ms: int = 20_000) -> Store:
+    return address(url, password).open(Options(timeout_ms=timeout_ms, namespace=namespace))
 
 
 def works(store: Store) -> bool:
@@ -37,16 +37,16 @@ def works(store: Store) -> bool:
     return (len(entries), [one.used for one in held], gone, entries[0].record["outcome"]) == (6, [6], 1, "ok")
 
 
-def refusal(url: str, password: str = "") -> str:
+def refusal(url: str, password: str = "", timeout_ms: int = 20_000) -> str:
     with pytest.raises(StoreUnavailable) as caught:
-        opened(url, password)
+        opened(url, password, timeout_ms=timeout_ms)
     assert "\n" not in caught.value.message
     return f"{caught.value.message}; {caught.value.hint}"
 
 
 def test_a_server_is_reached_by_its_socket(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
-        assert works(server.address.open(Options(timeout_ms=5000)))
+        assert works(server.address.open(Options(timeout_ms=20_000)))
 
 
 def test_a_database_of_its_own_is_used(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_certificate_that_is_not_to_be_trusted_is_refused(encrypted: Server, h
 
 def test_a_server_that_is_not_encrypted_is_not_spoken_to_in_the_open(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
-        assert "does not answer" in refusal(server.url.replace("redis:", "rediss:"), "s3cret")
+        assert "does not answer" in refusal(server.url.replace("redis:", "rediss:"), "s3cret", timeout_ms=1000)
 
 
 def test_in_a_cluster_any_node_leads_to_the_one_that_owns_the_namespace(tmp_path: Path) -> None:

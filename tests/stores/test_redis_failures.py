@@ -18,9 +18,10 @@ from tests.core.build import Session
 from tests.redis_servers import Server, free_port, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
-BUDGET_MS = 200
-LATE_S = 5.0
-"""A budget that is kept on a machine that is busy with something else."""
+BUDGET_MS = 1000
+"""Short enough to be waited for where the server hangs; long enough for one that works, on a busy machine."""
+LATE_S = 20.0
+"""What nobody waits for who keeps to the budget, be the machine as busy as it may."""
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it
             session.call("report")
     with unavailable(f"does not answer within {BUDGET_MS} ms"):
         opened(server)
-    deadline = time.monotonic() + 2 * BUDGET_MS / 1000
+    deadline = time.monotonic() + BUDGET_MS / 1000
     wait_for(lambda: time.monotonic() > deadline, "time stands still")
     server.signal(signal.SIGCONT)
     assert used(server) == [1]

@@ -15,7 +15,8 @@ from mcpguard.stores.redis.address import parse
 from mcpguard.stores.redis.link import Link
 from tests.redis_servers import ENOUGH_S, wait_for
 
-BUDGET_S = 0.2
+BUDGET_S = 1.0
+"""Long enough for a peer that answers, on a busy machine."""
 QUESTION = b"*2\r\n$4\r\nECHO\r\n$2\r\nhi\r\n"
 Peer = Callable[[Callable[[socket.socket], None]], Link]
 
@@ -76,7 +77,7 @@ def test_a_reply_of_which_a_bit_more_comes_and_comes_costs_the_budget_and_the_co
             link.sendall(b"x")
 
     link = peer(drip)
-    with pytest.raises(StoreUnavailable, match="does not answer within 200 ms"):
+    with pytest.raises(StoreUnavailable, match="does not answer within 1000 ms"):
         ask(link)
     enough.set()
     assert link.is_lost

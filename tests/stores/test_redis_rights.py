@@ -106,7 +106,7 @@ def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) ->
     where, password = url(server), PASSWORD
     variables = {"MCPGUARD_STORE": where, "MCPGUARD_STORE_PASSWORD": password}
     hook = subprocess.run(
-        command("hook", "claude-code"),
+        command("hook", "claude-code", tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
         input=json.dumps(
             {
                 "hook_event_name": "PreToolUse",

@@ -31,7 +31,7 @@ def session_name() -> str:
 def make(path: Path) -> None:
     """Open the store, once told to."""
     sys.stdin.readline()
-    store = SqliteStore(path)
+    store = SqliteStore(path, timeout_ms=20_000)
     say(store.args_key.hex())
     sys.stdin.readline()
     store.close()

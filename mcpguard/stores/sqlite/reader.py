@@ -58,7 +58,7 @@ class Reader:
 
     Args:
         path: The database.
-        log: The call log, which is not closed with the reader; None to open it, if there is one.
+        log: The call log, which is not closed with the reader; None to open it as soon as there is one.
 
     Attributes:
         clock: The store's time.
@@ -73,15 +73,20 @@ class Reader:
         with contextlib.ExitStack() as undo, database.reported(path):
             self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="ro")))
             require_schema(self._db, path=str(path))
-            if log is None and log_path(path).exists():
-                log = self._own_log = CallLog(log_path(path), writable=False)
             undo.pop_all()
         self._log = log
         self.clock: Clock = self._shared_clock
 
+    def _call_log(self) -> CallLog | None:
+        """The call log; none as long as the store is being made."""
+        if self._log is None and log_path(self.path).exists():
+            self._log = self._own_log = CallLog(log_path(self.path), writable=False)
+        return self._log
+
     def _shared_clock(self) -> int:
         """The time that all who share the store agree on; on another machine, or after a restart, that of the newest charge."""
-        header = self._log.header if self._log else {}
+        log = self._call_log()
+        header = log.header if log else {}
         if header.get("time_base") == clock.base_id():
             return clock.boot_us() + int(str(header["time_offset_us"]))
         return max((log[-2] for _, _, log in self.counters() if log), default=0)
@@ -206,14 +211,16 @@ class Reader:
             with database.reported(self.path), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
-            if self._log is None:
+            with database.reported(self.path):
+                log = self._call_log()
+            if log is None:
                 return found, []
             try:
-                records = self._log.records(at)
+                records = log.records(at)
                 return found, [text for text, after in records if upto is None or after.end <= upto.end]
             except Lost:
                 continue  # moved into the database meanwhile, and written over
-        raise damaged(self._log.path if self._log else self.path, "it does not continue where the database is")
+        raise damaged(log_path(self.path), "it does not continue where the database is")
 
     def close(self) -> None:
         """Close the files."""

@@ -324,7 +324,10 @@ class SqliteStore:
     @property
     def restless(self) -> bool:
         """See `Store`."""
-        return self._log.drained().end < self._at.end or self._upkeep.is_behind
+        try:
+            return self._log.drained().end < self._at.end or self._upkeep.is_behind
+        except (OSError, StoreUnavailable):
+            return False  # it has been closed, or the next call will say what is the matter
 
     def tend(self) -> None:
         """See `Store`. One process at a time does it; the others find it done.
