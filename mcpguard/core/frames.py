@@ -7,12 +7,12 @@ U+0000, or without its lone surrogates), no encoding that one repairs and anothe
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from json.scanner import make_scanner
 from typing import Final, NamedTuple
 
-from mcpguard.core.skim import elements, is_heavy, skim
+from mcpguard.core.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys
+from mcpguard.core.skim import Outline, TooDeep, is_heavy
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -83,23 +83,6 @@ class LongInteger(str):
     __slots__ = ()
 
 
-class _Repeated(dict[str, object]):
-    """An object in which a key came twice: the last value, as most parsers have it, and all such keys."""
-
-    __slots__ = ("twice",)
-    twice: frozenset[str]
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    plain = dict(pairs)
-    if len(plain) == len(pairs):
-        return plain
-    repeated = _Repeated(plain)
-    times = Counter(key for key, _ in pairs)
-    repeated.twice = frozenset(key for key in times if times[key] > 1)
-    return repeated
-
-
 def _constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 
@@ -113,7 +96,7 @@ def _integer(digits: str) -> int | LongInteger:
 
 def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
     """The parser that `JSONDecoder.raw_decode` calls; it raises `StopIteration` where a value is missing."""
-    return make_scanner(json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
+    return make_scanner(json.JSONDecoder(object_pairs_hook=as_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
 
 
 _scan = _scanner()
@@ -121,18 +104,11 @@ _scan = _scanner()
 _scan_long = _scanner(parse_int=_integer)
 _space = re.compile(r"[ \t\n\r]*").match
 
-# Possessive, and without a need for the closing quote: a line that does not parse takes linear time, too
-_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+# Up to the next bracket, past texts. Possessive, and without a need for the closing quote: what does not parse is linear, too
+_bracket = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])', re.DOTALL)
 
 # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method".
 _unequal = re.compile("[\0\ud800-\udfff]").search
-
-_OTHERS_OWN: Final = ("__proto__", "$serde_json::private::")
-"""JavaScript's Object.assign takes the members of the one for its own; Rust's serde_json parses the text below the other, with
-its feature raw_value: `{"$serde_json::private::RawValue": "…"}` is to it whatever the text says, such as a call."""
-
-_RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
-_RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
 
 
 def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
@@ -156,14 +132,19 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     Returns:
         One element, or for a batch one for each member, in order.
     """
+    outline: Outline | None = None
     try:
         text = line.decode()
-        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(line):
-            return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
-        start = _end_of_space(text, 0)
-        value, end = skim(text, start, _value, _object, most=MAX_BATCH) if is_heavy(line) else _value(text, start)
-        if end != len(text) and _end_of_space(text, end) != len(text):
-            return (Refusal(PARSE_ERROR, "more than one JSON value on a line"),)
+        if is_heavy(line):
+            del text
+            outline = _outline(line)
+            value = outline.value()
+        elif line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(line):
+            raise TooDeep
+        else:
+            value = _whole(text)
+    except TooDeep:
+        return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
     except UnicodeDecodeError:
         return (Refusal(PARSE_ERROR, "not valid UTF-8"),)
     except ValueError:
@@ -174,10 +155,38 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
         return (Refusal(INVALID_REQUEST, "neither an object nor a batch"),)
     if not 0 < len(value) <= MAX_BATCH:
         return (Refusal(INVALID_REQUEST, f"a batch of none, or of more than {MAX_BATCH}"),)
+    spans = (outline or _outline(line)).spans()
     return [
-        _judge(member, raw.encode()) if isinstance(member, dict) else Refusal(INVALID_REQUEST, "a batch of other than objects")
-        for member, raw in zip(value, _members(text), strict=True)
+        _judge(member, line[start:end])
+        if isinstance(member, dict)
+        else Refusal(INVALID_REQUEST, "a batch of other than objects")
+        for member, (start, end) in zip(value, spans, strict=True)
     ]
+
+
+def _outline(line: bytes) -> Outline:
+    return Outline(line, _whole, deepest=MAX_DEPTH, most=MAX_BATCH)
+
+
+def _whole(text: str) -> object:
+    """The one JSON value of a text.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    start = _end_of_space(text, 0)
+    try:
+        try:
+            value, end = _scan(text, start)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
+            value, end = _scan_long(text, start)
+    except StopIteration:
+        raise ValueError("a value is missing") from None
+    if end != len(text) and _end_of_space(text, end) != len(text):
+        raise ValueError("more than one value")
+    return value
 
 
 def _end_of_space(text: str, start: int) -> int:
@@ -185,39 +194,14 @@ def _end_of_space(text: str, start: int) -> int:
     return match.end() if match else start
 
 
-def _value(text: str, start: int) -> tuple[object, int]:
-    """The JSON value at `start`, and where it ends.
-
-    Raises:
-        ValueError: There is none.
-    """
-    try:
-        try:
-            return _scan(text, start)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
-            return _scan_long(text, start)
-    except StopIteration:
-        raise ValueError("a value is missing") from None
-
-
-def _members(text: str) -> Iterator[str]:
-    """The text of each member of a non-empty batch that has been parsed already."""
-    for start, end in elements(text, 0):
-        if start < end:
-            yield text[start:end]
-
-
 def _is_too_deep(line: bytes) -> bool:
     depth = 0
-    for match in _BRACKETS.finditer(line):
-        token = match.group()
-        if token in b"[{":
+    for match in iter(_bracket.scanner(line).match, None):  # type: ignore[attr-defined]  # one after the other, in linear time
+        if match[1] in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 return True
-        elif token in b"]}":
+        else:
             depth -= 1
     return False
 
@@ -226,9 +210,9 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     """One JSON object, as a message or a refusal."""
     method, params = message.get("method"), message.get("params")
     request_id = id_text(message["id"]) if "id" in message else None
-    fault = _fault_in_keys(message, _RESERVED)
+    fault = fault_in_keys(message, RESERVED)
     if fault:
-        told = None if isinstance(message, _Repeated) and "id" in message.twice else request_id
+        told = None if isinstance(message, FaultyObject) and message.has_two_ids else request_id
         return _refuse(message, INVALID_REQUEST, fault, told)
     if method is None and _waits(message):
         return _refuse(message, INVALID_REQUEST, "an id without a method, a result or an error", request_id)
@@ -274,36 +258,9 @@ def id_text(value: object) -> str | None:
     return None
 
 
-def _fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | None:
-    """What could make two parsers read these keys differently; None if nothing could."""
-    if isinstance(obj, _Repeated):
-        return "a key that comes twice"
-    if obj.keys() <= reserved:
-        return None
-    folded_reserved = {key.casefold() for key in reserved}
-    seen = set()
-    for key in obj:
-        if _unequal(key):
-            return "U+0000 or a lone surrogate in a key"
-        if key.startswith(_OTHERS_OWN):
-            return "a key that has a meaning of its own for some parsers"
-        folded = key.casefold()
-        if folded in seen:
-            return "two keys that differ in case alone"
-        if key not in reserved and (folded in folded_reserved or _joined(folded) in folded_reserved):
-            return "a key that is a reserved one in other letters"
-        seen.add(folded)
-    return None
-
-
-def _joined(name: str) -> str:
-    """Without the underscores and dashes that Go's `encoding/json/v2` does not see either, where it ignores case."""
-    return name.replace("_", "").replace("-", "")
-
-
 def _fault_in_params(method: str | None, params: object) -> str | None:
     if isinstance(params, dict):
-        fault = _fault_in_keys(params, _RESERVED_PARAMS)
+        fault = fault_in_keys(params, RESERVED_PARAMS)
         if fault:
             return f"{fault} in params"
     if method != TOOLS_CALL:

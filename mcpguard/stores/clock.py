@@ -1,7 +1,6 @@
 """The time of one machine: a clock that never runs backwards, counts sleep, and ignores steps of the wall clock."""
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,8 +18,23 @@ else:
         return time.monotonic_ns() // 1000
 
 
+def boottime_offset(offsets: str) -> str:
+    """How far a time namespace has set `boot_us`, as text that is empty where it has not.
+
+    It is told by the offset and not by the namespace's number, which the kernel gives to another when this one is gone.
+
+    Args:
+        offsets: What `/proc/self/timens_offsets` says.
+
+    >>> boottime_offset("monotonic           0         0\\nboottime       100000         5\\n")
+    ' boottime 100000 5'
+    """
+    found = [line.split() for line in offsets.splitlines()]
+    return next((" " + " ".join(one) for one in found if one[0] in {"boottime", "7"} and one[1:] != ["0", "0"]), "")
+
+
 def base_id() -> str:
-    """What tells the start of `boot_us` from any other: this boot of this machine, in this time namespace.
+    """What tells the start of `boot_us` from any other: this boot of this machine, and what a time namespace adds.
 
     Raises:
         OSError: The system does not say.
@@ -28,7 +42,7 @@ def base_id() -> str:
     if sys.platform == "linux":
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         with contextlib.suppress(OSError):  # kernels before 5.6 have no time namespaces
-            boot += " " + os.readlink("/proc/self/ns/time")  # noqa: PTH115 - not a path but a name
+            boot += boottime_offset(Path("/proc/self/timens_offsets").read_text())
         return boot
     if sys.platform == "darwin":
         import ctypes.util

@@ -10,8 +10,11 @@ import pytest
 from mcpguard.core.frames import MAX_FRAME_BYTES
 from tests.fuzz.oracle import Wire
 
-BYTES_FOR_EACH = 60
-"""Memory for each byte of a line. A list in a list is two bytes of JSON, and 88 in Python."""
+BYTES_FOR_EACH = 20
+"""Memory for each byte of a long line. A list in a list is two bytes of JSON, and 88 in Python."""
+
+STEPS_FOR_EACH = 2
+"""Functions that are called for each byte of a long line. Half as many brackets can open and close as there are bytes."""
 
 
 def _call(arguments: bytes) -> bytes:
@@ -32,6 +35,12 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "objects of one": lambda size: _call(b"[" + _times(b'{"a":0},', size) + b"0]"),
     "one object of many": lambda size: _call(b"{" + _keys(size) + b"}"),
     "many keys in the envelope": lambda size: b'{"id":1,"method":"x",' + _keys(size) + b"}",
+    "many keys in params": lambda size: b'{"id":1,"method":"x","params":{' + _keys(size) + b"}}",
+    "many keys in _meta": lambda size: b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{' + _keys(size) + b"}}}",
+    "many keys with escapes": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b"k", b"\\u006b") + b"}",
+    "many keys of many letters": lambda size: b'{"id":1,"method":"x",' + _keys(size // 8).replace(b"k", b"k" * 92) + b"}",
+    "many keys with values within": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b":0", b':[{"k":{}}]') + b"}",
+    "many keys with deep values": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b":0", b":[[[[[[]]]]]]") + b"}",
     "one key again and again": lambda size: b'{"id":1,"method":"x",' + _times(b'"a":0,', size) + b'"a":0}',
     "digits": lambda size: _call(b"[" + _times(b"0,", size) + b"0]"),
     "short text": lambda size: _call(b"[" + _times('"éx",'.encode(), size) + b"0]"),
@@ -47,6 +56,13 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "carriage returns": lambda size: _call(_times(b"\r", size) + b"0"),
     "spaces": lambda size: _times(b" ", size) + _call(b"0"),
     "deep lists": lambda size: _call(b"[" + _times(b"[" * 500 + b"]" * 500 + b",", size) + b"0]"),
+    "deep objects": lambda size: _call(b"[" + _times(b'{"":' * 500 + b"0" + b"}" * 500 + b",", size) + b"0]"),
+    "deep lists of lists": lambda size: _call(b"[" + _times(b"[0," * 500 + b"0" + b",0]" * 500 + b",", size) + b"0]"),
+    "lists of four lists": lambda size: _call(b"[" + _times(b"[[[[]]]],", size) + b"0]"),
+    "deep lists and objects in params": lambda size: (
+        b'{"id":1,"method":"x","params":{"a":[' + _times(b'[{"":' * 250 + b"0" + b"}]" * 250 + b",", size) + b"0]}}"
+    ),
+    "lone surrogates": lambda size: _call(b'"' + _times(b"\\ud800", size) + b'"'),
     "too deep lists": lambda size: _times(b"[", size),
     "closing brackets": lambda size: _times(b"]", size),
     "quotation marks after brackets": lambda size: b"[" * 513 + b'"' + _times(b'\\"', size),
@@ -56,6 +72,9 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "a batch of nothing": lambda size: b"[" + _times(b"0,", size) + b"0]",
     "a batch of empty objects": lambda size: b"[" + _times(b"{},", size) + b"{}]",
     "a batch of requests": lambda size: b"[" + _times(b'{"id":1,"method":"x"},', size) + b"{}]",
+    "a batch of calls": lambda size: b"[" + b",".join([_call(b"[" + _times(b"[[],{}],", size // 1024) + b"0]")] * 1024) + b"]",
+    "a batch of deep calls": lambda size: b"[" + b",".join([_call(b"[" * 400 + b"]" * 400)] * (size // 890)) + b"]",
+    "a batch of many keys": lambda size: b"[" + b",".join([b'{"method":"x",' + _keys(size // 1024) + b"}"] * 1024) + b"]",
     "a batch of long calls": lambda size: b"[" + _call(b'"' + _times(b"x", size // 2) + b'"') * 2 + b"]",
 }
 
@@ -86,7 +105,7 @@ def _steps(data: bytes) -> int:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_memory_is_bounded_by_a_multiple_of_the_line(shape: Callable[[int], bytes]) -> None:
-    line = shape(1 << 18)
+    line = shape(1 << 20)
     tracemalloc.start()
     try:
         _write(line)
@@ -101,8 +120,15 @@ def test_steps_grow_no_faster_than_the_line(shape: Callable[[int], bytes]) -> No
     assert _steps(shape(1 << 16)) <= 4.5 * _steps(shape(1 << 14)) + 200
 
 
-def test_a_line_is_read_no_further_than_where_it_is_too_deep() -> None:
-    assert _steps(b"[" * (1 << 16)) == _steps(b"[" * (1 << 10))
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_long_line_takes_few_steps_whatever_it_holds(shape: Callable[[int], bytes]) -> None:
+    line = shape(1 << 18)
+    assert _steps(line) <= STEPS_FOR_EACH * len(line)
+
+
+@pytest.mark.parametrize(("few", "many"), [(1_000, 45_000), (51_000, 65_000)])  # few enough for all to be built, and too many
+def test_a_line_is_read_no_further_than_where_it_is_too_deep(few: int, many: int) -> None:
+    assert _steps(b"[" * few) == _steps(b"[" * many)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
