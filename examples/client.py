@@ -16,7 +16,8 @@ LONGEST_WAIT_MS = 10_000
 CRM = StdioServerParameters(
     command="mcpguard",
     args=[
-        *("run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--"),
+        # A program reads a denial's numbers off an error; by default a client on this SDK gets a text for a model.
+        *("run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--denials", "error", "--"),
         *(sys.executable, str(EXAMPLES / "crm_server.py")),
     ],
     # The SDK passes on little of the environment; what is meant for mcpguard has to be named.

@@ -14,7 +14,7 @@ from mcpguard.stores.files import named_path, read_at_once
 
 if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.jwt_settings import JwtSettings
-    from mcpguard.stores.base import Store
+    from mcpguard.stores.base import Readable, Store
 
 
 class Settings(NamedTuple):
@@ -35,11 +35,12 @@ class Settings(NamedTuple):
         jwt: How users are verified; None if they are not.
         trust_client_info: Whether a client that names itself is believed.
         trust_meta: Whether a call that names its agent is believed.
-        denials: `error` or `result`.
+        denials: `auto`, `error` or `result`.
         max_frame_bytes: The longest line that is accepted from a client.
         keep_us: How long audit rows are kept.
         max_mb: How much of the store a namespace may take before its oldest audit rows go.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        file: `config.toml`, which may be missing; None if these come from elsewhere.
     """
 
     policy: Path
@@ -56,11 +57,12 @@ class Settings(NamedTuple):
     jwt: "JwtSettings | None" = None
     trust_client_info: bool = True
     trust_meta: bool = False
-    denials: str = "error"
+    denials: str = "auto"
     max_frame_bytes: int = 10 * 1024 * 1024
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
     arguments: str = "hash"
+    file: Path | None = None
 
     def __repr__(self) -> str:
         """Without its secrets: the password, and an address that may hold one."""
@@ -75,6 +77,12 @@ class Settings(NamedTuple):
         """
         return address(self.store, self.store_password) if self.store else SqliteAddress(self.database)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide what is allowed: whoever can change one of them can lift a limit."""
+        store = self.address
+        return [self.policy, *([self.file] if self.file else []), *([store.path] if isinstance(store, SqliteAddress) else [])]
+
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store that the settings name; it is made if it is missing.
 
@@ -85,14 +93,20 @@ class Settings(NamedTuple):
             ConfigError: The URL names no store.
             StoreUnavailable: It cannot be used.
         """
-        options = Options(
+        return self.address.open(self._store_options(least_timeout_ms))
+
+    def read_store(self, *, least_timeout_ms: int = 0) -> "Readable":
+        """Open the store that the settings name, which exists, for reading. Raises as `open_store` does."""
+        return self.address.read(self._store_options(least_timeout_ms))
+
+    def _store_options(self, least_timeout_ms: int) -> Options:
+        return Options(
             namespace=self.namespace,
             timeout_ms=max(self.timeout_ms, least_timeout_ms),
             durability=self.durability,
             keep_us=self.keep_us,
             max_bytes=self.max_mb * 1024 * 1024,
         )
-        return self.address.open(options)
 
 
 class Folders(NamedTuple):
@@ -146,7 +160,7 @@ _TABLES: Final[dict[str, tuple[str, ...]]] = {
     "audit": ("keep", "max_mb", "arguments"),
 }
 _CHOICES: Final = {
-    "denials": ("error", "result"),
+    "denials": ("auto", "error", "result"),
     "on_unavailable": ("local", "deny", "allow"),
     "durability": ("normal", "full"),
     "arguments": ("hash", "none", "full"),
@@ -177,8 +191,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         given = options.get(key) or environ.get(f"MCPGUARD_{key.upper()}")
         if given:
             values[key] = given
-    if values.get("denials") not in (None, *_CHOICES["denials"]):
-        raise ConfigError(f"denials: {values['denials']!r} is neither", "error or result")
+    if "denials" in values:
+        _setting("denials", values["denials"], "denials")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would stand in every audit row
@@ -190,6 +204,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         policy_named=policy is not None,
         database=places.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
+        file=file,
         **values,  # type: ignore[arg-type]
     )
 

@@ -67,6 +67,10 @@ class StoreUnavailable(McpguardError):
     exit_status = ExitStatus.STORE_UNAVAILABLE
 
 
+class StoreBusy(StoreUnavailable):
+    """Others use the store, and it had no time for us. Nothing is wrong with it, and what was asked may be asked again."""
+
+
 class CommandError(McpguardError):
     """The server's command cannot be started.
 

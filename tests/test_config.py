@@ -40,11 +40,12 @@ def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path
         agent=None,
         trust_client_info=True,
         trust_meta=False,
-        denials="error",
+        denials="auto",
         max_frame_bytes=10 * 1024 * 1024,
         keep_us=30 * DAY_US,
         max_mb=256,
         arguments="hash",
+        file=tmp_path / "config.toml",
     )
 
 
@@ -86,7 +87,16 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         keep_us=14 * DAY_US,
         max_mb=10,
         arguments="none",
+        file=tmp_path / "config.toml",
     )
+
+
+def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_is_one(tmp_path: Path) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text("")
+    usual = [tmp_path / "policy.toml", tmp_path / "config.toml", tmp_path / "mcpguard.db"]
+    assert loaded(tmp_path).files == usual
+    assert loaded(tmp_path, config=str(named), policy="/p.toml", store="redis://localhost").files == [Path("/p.toml"), named]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +124,10 @@ def test_an_empty_variable_is_one_that_is_not_set(tmp_path: Path, key: str) -> N
 
 def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> None:
     assert loaded(tmp_path, 'denials = "error"', {"MCPGUARD_DENIALS": "result"}).denials == "result"
+    assert loaded(tmp_path, 'denials = "error"', denials="auto").denials == "auto"
     assert loaded(tmp_path, denials="result").denials == "result"
     error = refusal(tmp_path, environ={"MCPGUARD_DENIALS": "both"})
-    assert (error.message, error.hint) == ("denials: 'both' is neither", "error or result")
+    assert (error.message, error.hint) == ("denials: 'both' is none of auto, error, result", "known: auto error result")
 
 
 def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,8 +238,8 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
         ("[store]\ntimeout = 1", "store.timeout", "unknown setting", "did you mean timeout_ms?"),
         ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "known: keep max_mb arguments"),
         ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),
-        ("denials = 'x'", "denials", "'x' is none of error, result", "known: error result"),
-        ("denials = ['error']", "denials", "['error'] is none of error, result", "did you mean error?"),
+        ("denials = 'x'", "denials", "'x' is none of auto, error, result", "known: auto error result"),
+        ("denials = ['error']", "denials", "['error'] is none of auto, error, result", "did you mean error?"),
         ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", "known: local deny allow"),
         ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "known: normal full"),
         ("[audit]\narguments = 'hashed'", "audit.arguments", "'hashed' is none of hash, none, full", "did you mean hash?"),

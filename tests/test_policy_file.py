@@ -1,12 +1,18 @@
+import gc
 import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mcpguard import policy_file
 from mcpguard.core.policy import Policy
+from mcpguard.core.policy_parse import parse
 from mcpguard.errors import PolicyError
-from mcpguard.policy_file import PolicyFile
+from mcpguard.policy_file import AT_ONCE_BYTES, PolicyFile
 
 
 def rule(limit: str) -> str:
@@ -197,3 +203,137 @@ def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> 
 def test_a_token_that_was_pasted_into_the_file_is_not_told(path: Path) -> None:
     path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
     assert "(a token)" in limit(PolicyFile(path).begin())
+
+
+# Files that are too large to be parsed while a call waits
+
+
+def large(limit: str) -> str:
+    return rule(limit) + "#" * AT_ONCE_BYTES
+
+
+class Parser:
+    """Parses in threads once it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.threads: list[str] = []
+        self.may = threading.Event()
+
+    def __call__(self, text: str, **options: object) -> Policy:
+        self.asked.append(text.split('"')[-2] if '"' in text else "")
+        self.threads.append(threading.current_thread().name)
+        if threading.current_thread() is not threading.main_thread():
+            assert self.may.wait(30)
+        return parse(text, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def parser(running: PolicyFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parser]:
+    found = Parser()
+    monkeypatch.setattr(policy_file, "parse", found)
+    yield found
+    found.may.set()
+    for thread in threading.enumerate():
+        if thread.name == "mcpguard-policy":
+            thread.join(30)
+
+
+def next_of(file: PolicyFile) -> str:
+    """What is taken up next."""
+    deadline = time.monotonic() + 30
+    while (found := file.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return limit(found)
+
+
+def test_a_large_file_is_taken_up_by_the_first_look_after_it_was_parsed_and_once(
+    running: PolicyFile, path: Path, parser: Parser
+) -> None:
+    path.write_text(large("2/1h"))
+    assert [running.poll() for _ in range(3)] == [None] * 3
+    parser.may.set()
+    assert next_of(running) == "2/1h"
+    assert running.poll() is None
+    assert parser.threads == ["mcpguard-policy"]
+
+
+def test_a_file_that_is_not_large_is_taken_up_at_once(running: PolicyFile, path: Path, parser: Parser) -> None:
+    path.write_text(large("2/1h")[:AT_ONCE_BYTES])
+    assert limit(running.poll()) == "2/1h"
+
+
+def test_a_large_file_that_cannot_be_taken_up_is_told_once(running: PolicyFile, path: Path, parser: Parser) -> None:
+    parser.may.set()
+    path.write_text(large("0/1h"))
+    assert next_of(running).startswith(f"{path}: line 1: rule 1: limit: '0/1h' admits nothing")
+    assert running.poll() is None
+    path.write_text(large("2/1h"))
+    assert next_of(running) == "2/1h"
+
+
+def test_a_small_edit_takes_the_place_of_a_large_one_that_is_being_parsed(
+    running: PolicyFile, path: Path, parser: Parser
+) -> None:
+    path.write_text(large("2/1h"))
+    assert running.poll() is None
+    path.write_text(rule("3/1h"))
+    assert limit(running.poll()) == "3/1h"
+    parser.may.set()
+    path.write_text(large("4/1h"))
+    assert next_of(running) == "4/1h"
+    assert running.poll() is None
+
+
+def test_of_large_edits_that_come_while_one_is_parsed_the_last_is_taken_up(
+    running: PolicyFile, path: Path, parser: Parser
+) -> None:
+    for n in (2, 3, 4):
+        path.write_text(large(f"{n}/1h"))
+        assert running.poll() is None
+    assert len(parser.threads) <= 1
+    parser.may.set()
+    assert next_of(running) == "4/1h"
+    assert parser.asked == ["2/1h", "4/1h"]
+
+
+def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_taken_up(
+    running: PolicyFile, path: Path, parser: Parser
+) -> None:
+    path.write_text(large("2/1h"))
+    assert running.poll() is None
+    path.unlink()
+    assert limit(running.poll()) == f"{path}: no such file"
+    parser.may.set()
+    assert running.poll() is None
+
+
+def test_a_large_file_is_parsed_out_of_the_calls_way(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def look(text: str, **options: object) -> Policy:
+        seen.append((sys.getswitchinterval() < 0.001, gc.isenabled()))
+        return parse(text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(policy_file, "parse", look)
+    before = sys.getswitchinterval(), gc.isenabled()
+    path.write_text(large("2/1h"))
+    assert next_of(running) == "2/1h"
+    assert seen == [(True, False)]
+    assert (sys.getswitchinterval(), gc.isenabled()) == before == (before[0], True)
+
+
+def test_a_parser_that_fails_is_told_and_not_asked_again(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(text: str, **options: object) -> Policy:
+        raise ZeroDivisionError(text[:8])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy_file, "parse", fail)
+        path.write_text(large("2/1h"))
+        assert next_of(running) == "internal error, please report it: ZeroDivisionError('[[rule]]')"
+        assert running.poll() is None
+    path.write_text(large("3/1h"))
+    assert next_of(running) == "3/1h"

@@ -46,6 +46,7 @@ class Table:
             sizes = [("USER", user), ("AGENT", agent), ("TOOL", spare - user - agent - 2)]
         else:
             sizes = [("TOOL", max(8, spare))]
+        self._what_size = sizes[-1][1]
         self._columns = [("TIME", 8), ("DECISION", 12), ("AXIS", 5), *sizes, ("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
 
     def heading(self) -> str:
@@ -58,7 +59,8 @@ class Table:
         decision = str(record["decision"])
         what = name.get("tool", printable(str(record.get("reason", ""))))
         if "repeats" in record:
-            what += f" ×{record['repeats']}"
+            times = f" ×{record['repeats']}"
+            what = fit(what, max(1, self._what_size - len(times))).rstrip() + times
         cells = [
             datetime.fromisoformat(str(record["time"])).astimezone().strftime("%H:%M:%S"),
             decision,

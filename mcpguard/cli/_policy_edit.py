@@ -20,13 +20,16 @@ from mcpguard.core.policy import Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.followed_file import FollowedFile
-from mcpguard.stores.files import private_folder
+from mcpguard.stores.files import place_to_make, private_folder
 
 if sys.platform != "win32":
     import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
 """How long to wait for another command that edits the same file; each takes some milliseconds."""
+
+LEFT_AFTER_S: Final = 3600.0
+"""Where folders cannot be locked, an unfinished file of this age is one of a command that was killed."""
 
 _BLANK: Final = " \t\r\n"
 """What TOML takes for blank; to Python more is."""
@@ -45,30 +48,44 @@ def locked(path: Path) -> Iterator[Path]:
     Raises:
         McpguardError: Its folder cannot be used, or another process keeps it locked.
     """
-    target = Path(os.path.realpath(path))
-    with _reported(target), contextlib.ExitStack() as undo:
+    with _reported(path), contextlib.ExitStack() as undo:
+        target = place_to_make(path)
         private_folder(target.parent)
-        if sys.platform != "win32":
-            folder = os.open(target.parent, os.O_RDONLY)
-            undo.callback(os.close, folder)
-            deadline = time.monotonic() + LOCK_TIMEOUT_S
-            while not _locks(folder):
-                if time.monotonic() > deadline:
-                    raise McpguardError(f"{target}: locked by another process", "end the process that holds it")
-                time.sleep(0.01)
+        alone = _wait_for_lock(target, undo)
+        _remove_leftovers(target, older_than_s=0 if alone else LEFT_AFTER_S)
         yield target
 
 
-def _locks(fd: int) -> bool:
-    """Take the lock if nobody has it, or if there is none to be had on this file system."""
+def _wait_for_lock(path: Path, undo: contextlib.ExitStack) -> bool:
+    """Lock a file's folder until `undo`; False if that cannot be done on this file system."""
     if sys.platform != "win32":
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-    return True
+        folder = os.open(path.parent, os.O_RDONLY)
+        undo.callback(os.close, folder)
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while time.monotonic() <= deadline:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                return False
+            else:
+                return True
+        raise McpguardError(f"{path}: locked by another process", "end the process that holds it")
+    return False
+
+
+def _new_files(path: Path) -> str:
+    """How the names begin of files that are to take the place of a file."""
+    return f".{path.name}.mcpguard-"
+
+
+def _remove_leftovers(path: Path, *, older_than_s: float) -> None:
+    """Remove what a command that was killed has left of a new file."""
+    for entry in path.parent.iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.startswith(_new_files(path)) and entry.lstat().st_mtime <= time.time() - older_than_s:
+                entry.unlink()
 
 
 @contextlib.contextmanager
@@ -104,11 +121,13 @@ def write(path: Path, text: str) -> None:
     with _reported(path):
         if path.exists() and not os.access(path, os.W_OK):  # another file could take its place all the same
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=_new_files(path))
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(text.encode())
                 file.flush()
+                if sys.platform != "win32":
+                    os.fchmod(file.fileno(), 0o600)  # whatever the umask
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()
                     if sys.platform != "win32":

@@ -9,7 +9,7 @@ import click
 
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named
-from mcpguard.cli._store import opened
+from mcpguard.cli._store import reading
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.cli._token import examined
 from mcpguard.config import Settings
@@ -22,7 +22,7 @@ from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
 from mcpguard.relay.run import configured_identity
-from mcpguard.stores.base import Store
+from mcpguard.stores.base import Readable
 from mcpguard.stores.files import named_path
 
 ROWS_LOOKED_AT: Final = 2000
@@ -152,7 +152,7 @@ def explain(
     now_us, failure = 0, ""
     try:
         if settings.address.exists():
-            with opened(settings) as store:
+            with reading(settings) as store:
                 call = call if server else call._replace(server=_server_of(store, settings.namespace, tool))
                 states, now_us = store.peek(policy.plan(call, settings.namespace).counters)
     except StoreUnavailable as error:
@@ -181,7 +181,7 @@ def _agent_open(settings: Settings, who: Identity) -> str:
     return "a client fills in its own name" if who.client is None and who.trust_client_info else ""
 
 
-def _server_of(store: Store, namespace: str, tool: str) -> str:
+def _server_of(store: Readable, namespace: str, tool: str) -> str:
     """The server whose tool of this name was called last; empty if the audit's newest rows have none."""
     for entry in islice(store.newest(), ROWS_LOOKED_AT):
         if entry.record.get("tool") == tool and entry.record["namespace"] == namespace:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcpguard.config import Settings
-from mcpguard.core.policy import glob, glob_agent
-from mcpguard.stores.base import Store
+from mcpguard.core.patterns import glob, glob_agent
+from mcpguard.stores.base import Readable, Store
 
 PATIENCE_MS = 5000
 """How long a command waits for the store, at least. Nobody's call waits for a command."""
@@ -23,6 +23,16 @@ def opened(settings: Settings) -> Iterator[Store]:
         StoreUnavailable: It cannot be used.
     """
     store = settings.open_store(least_timeout_ms=PATIENCE_MS)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextlib.contextmanager
+def reading(settings: Settings) -> Iterator[Readable]:
+    """The store that the settings name, which exists, to be read: nobody waits for it. Raises as `opened` does."""
+    store = settings.read_store(least_timeout_ms=PATIENCE_MS)
     try:
         yield store
     finally:

@@ -15,15 +15,15 @@ import click
 
 from mcpguard import config
 from mcpguard.cli._command import Group
-from mcpguard.cli._store import opened, selects, tolerant_output
+from mcpguard.cli._store import reading, selects, tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line, printable
-from mcpguard.core.policy import glob
+from mcpguard.core.patterns import glob
 from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
 from mcpguard.stores.address import SqliteAddress
-from mcpguard.stores.base import Store
-from mcpguard.stores.integrity import identity
+from mcpguard.stores.base import Readable
+from mcpguard.stores.sqlite.integrity import identity
 
 POLL_S: Final = 0.25
 """How long a new row may wait until `tail -f` shows it."""
@@ -33,6 +33,8 @@ DISORDER_US: Final = 3600 * 1_000_000
 
 ROWS: Final = 10
 """What `tail` shows unless it is told how many, or since when."""
+
+_IN_CONTEXT: Final = ("user", "agent", "server", "tool")
 
 _Print = Callable[[Mapping[str, object]], None]
 
@@ -56,6 +58,14 @@ class _Filter(NamedTuple):
     def is_narrow(self) -> bool:
         """Whether there could be rows of its namespace that are not shown."""
         return bool(self.patterns or self.decisions or self.since_us)
+
+    def wants(self, context: Mapping[str, object]) -> bool:
+        """Whether a row with this context may be shown."""
+        return context["namespace"] == self.namespace and all(
+            key in context and selects(key, pattern, str(context[key]))
+            for key, pattern in self.patterns.items()
+            if key in _IN_CONTEXT
+        )
 
     def admits(self, record: Mapping[str, object]) -> bool:
         """Whether a row is shown."""
@@ -124,7 +134,7 @@ def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *
             return
     while True:
         file = _file(settings)  # before it is opened: if it is another then, it is opened once more
-        with opened(settings) as store:
+        with reading(settings) as store:
             place = 0
             if not is_new:
                 place, newest = _newest(store, wanted, rows)
@@ -153,7 +163,7 @@ def _comes(settings: Settings) -> bool:
 
 
 def _shows_until_replaced(
-    settings: Settings, store: Store, file: tuple[int, int] | None, place: int, wanted: _Filter, show: _Print
+    settings: Settings, store: Readable, file: tuple[int, int] | None, place: int, wanted: _Filter, show: _Print
 ) -> bool:
     """Show the rows after a place as they come, until the store is in another file; False if nobody reads stdout any more."""
     while True:
@@ -178,12 +188,13 @@ def _file(settings: Settings) -> tuple[int, int] | None:
         return (0, 0)  # opening it will say what is the matter
 
 
-def _newest(store: Store, wanted: _Filter, rows: int | None) -> tuple[int, list[dict[str, object]]]:
+def _newest(store: Readable, wanted: _Filter, rows: int | None) -> tuple[int, list[dict[str, object]]]:
     """The place of the newest row, and the newest rows that are wanted, oldest first."""
-    place = 0
+    place = next((entry.place for entry in store.newest()), 0)
     found: list[dict[str, object]] = []
-    for entry in store.newest():
-        place = place or entry.place
+    for entry in store.newest(wanted=wanted.wants):
+        if entry.place > place:
+            continue  # it came meanwhile, and is shown by whoever follows
         at_us = entry.record["time_us"]
         if len(found) == rows or (isinstance(at_us, int) and at_us < wanted.since_us - DISORDER_US):
             break

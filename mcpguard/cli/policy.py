@@ -12,15 +12,16 @@ import click
 from mcpguard import config
 from mcpguard.cli import _policy_show
 from mcpguard.cli._command import Group
-from mcpguard.cli._store import opened, tolerant_output
+from mcpguard.cli._store import reading, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Call, Policy, Rule
-from mcpguard.core.policy_explain import label, sentence, tier_warning, warnings
+from mcpguard.core.policy_explain import counted_in_grains, label, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.policy_file import PolicyFile
+from mcpguard.stores.files import exposed
 
 CALLS_LOOKED_AT: Final = 20_000
 """How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
@@ -50,7 +51,8 @@ def _selectors(function: _F) -> _F:
 def command() -> None:
     """Show, check and edit the policy: how often which tools may be called, by whom.
 
-    A running wrapper obeys an edit from its next call on.
+    A running wrapper obeys an edit from its next call on. A file over 16 KiB (about 200 rules) is parsed beside the calls: a
+    wrapper obeys it from within moments of that call on.
 
     \b
     Examples:
@@ -90,12 +92,14 @@ def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **select
     what = f"rule {at + 1}, which was {before.rules[at].limit_text}" if replaced else f"new rule {at + 1}"
     click.echo(printable(f"{settings.policy}: {what}"))
     click.echo(printable(sentence(after.rules[at])))
+    for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if replaced else before.rules):
+        click.echo(consequence)
     _warn(before, after)
 
 
 def _warn(before: Policy, after: Policy) -> None:
     """Say on stderr what is odd about a policy and was not before."""
-    known = warnings(before)
+    known = set(warnings(before))
     for warning in warnings(after):
         if warning not in known:
             click.echo(printable(f"warning: {warning}"), err=True)
@@ -120,6 +124,8 @@ def unset(policy: str | None, **selectors: Any) -> None:
         raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, policy_now.rules))
     gone, after = found
     click.echo(printable(f"{settings.policy}: removed {gone.text}, which was {gone.limit_text}"))
+    for consequence in dict.fromkeys(one for rule in after.rules for one in counted_in_grains(rule, [gone])):
+        click.echo(consequence)
     if not after.rules:
         click.echo(_policy_show.NO_RULES)
 
@@ -274,7 +280,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """Check FILE, or the policy in force: whether it can be taken up, and what is odd about it.
 
     The exit status is 0 if it can be taken up, with or without warnings, else 78. If there is an audit, rules that have
-    matched none of its newest calls are told too, and so is a configured agent whose tier no rule matches.
+    matched none of its newest calls are told too, and so is a configured agent whose tier no rule matches, and who else may
+    change the policy, config.toml or the store.
 
     \b
     Example:
@@ -285,7 +292,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     found, is_starter = _policy_in(path, named=settings.policy_named or file is not None)
     unmatched = _never_matched(found, settings) if file is None and not is_starter else []
     unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
-    told = [*warnings(found), *([unlimited] if unlimited else []), *unmatched]
+    files = settings.files if file is None else [path]
+    told = [*warnings(found), *([unlimited] if unlimited else []), *unmatched, *exposed(files)]
     if as_json:
         result = {"file": None if is_starter else str(path), "starter": is_starter, "rules": len(found.rules), "warnings": told}
         click.echo(json.dumps(result, indent=2))
@@ -314,7 +322,7 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
     try:
         if not settings.address.exists():
             return []
-        with opened(settings) as store:
+        with reading(settings) as store:
             for _, record in store.newest():
                 rows += 1
                 if record["namespace"] == settings.namespace and all(key in record for key in AXES):  # else it was no call
@@ -325,11 +333,12 @@ def _never_matched(policy: Policy, settings: Settings) -> list[str]:
                     break
     except StoreUnavailable:
         return []
+    matched = {at for call in calls for at in policy.matched(call)}
     since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit"
         for at, rule in enumerate(policy.rules)
-        if calls and "scope" not in rule.selectors and not any(map(rule.matches, calls))
+        if calls and "scope" not in rule.selectors and at not in matched
     ]
 
 

@@ -27,6 +27,8 @@ class Option(NamedTuple):
         return not (self.metavar or self.choices)
 
 
+_DENIALS: Final = ("auto", "error", "result")
+
 OPTIONS: Final = (
     Option("--server", "server", "NAME", "The server's name in rules and audit. Default: from the command."),
     Option("--user", "user", "U", "Who calls. Default: MCPGUARD_USER, config.toml, the account."),
@@ -35,7 +37,7 @@ OPTIONS: Final = (
     Option("--config", "config", "F", "The settings file."),
     Option("--store", "store", "URL", "Where counters and audit are: sqlite:///absolute/path.db, or redis://host/0"),
     Option("--observe", "observe", "", "Decide and log, deny nothing."),
-    Option("--denials", "denials", "", "How a denial is sent: as error or tool result.", ("error", "result")),
+    Option("--denials", "denials", "", "How a denial is sent: by the client (auto), error, tool result.", _DENIALS),
 )
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 

@@ -11,9 +11,16 @@ from typing import Final, NamedTuple
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.policy import Reported
 from mcpguard.core.skim import Unbuilt
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import REFUSED, Charge, Verdict
 
 _MAX_ID_CHARS: Final = 2048
+"""An id as long as a whole name, all in escapes, is whole."""
+
+_SUMMED_UP: Final = "more of this kind, not kept one by one"
+
+MAX_DENIED_CHARS: Final = 1024
+"""Of a call that was not made longer arguments are cut, with a hash, where the audit keeps arguments in full: a client may send
+as many such calls as it likes."""
 
 MEMBERS: Final = (
     "id", "time", "time_us", "session", "seq", "namespace", "server", "request_id", "user", "user_source", "agent",
@@ -39,7 +46,8 @@ class Row(NamedTuple):
         counted: What the limit's counter holds, and with a denial the denials since: `count` in a record.
         remaining: Calls that the limit still admits.
         retry_after_ms: The wait that is enough, rounded up.
-        repeats: How many equal denials it stands for, all since the row before it; None if it was written at once.
+        repeats: How many denials it stands for, equal ones or those of one kind, all since the row before it; None if it was
+            written at once.
         detail: What else there is to say, as the text of a JSON object.
     """
 
@@ -68,7 +76,7 @@ class Outcome(NamedTuple):
 
 def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
     """The row for a charge, by its number in the session."""
-    detail = charge.detail
+    detail = shortened(charge.detail) if verdict.decision in REFUSED else charge.detail
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
         detail = detail | {"exceeded": exceeded}
@@ -97,6 +105,32 @@ def session_of(row: Row) -> str:
 def cut_id(request_id: str | None) -> str | None:
     """A request's id as a row has it."""
     return cut(request_id) if request_id and len(request_id) > _MAX_ID_CHARS else request_id
+
+
+def shortened(detail: dict[str, object]) -> dict[str, object]:
+    """What a row says besides of a call that was not made."""
+    arguments = compact(detail["arguments"]) if "arguments" in detail else ""
+    return detail | {"arguments": cut(arguments)} if len(arguments) > MAX_DENIED_CHARS else detail
+
+
+def summed(one: Row, other: Row) -> Row:
+    """What two denials of one kind have in common, as a row that stands for both."""
+    reported = _common(one.reported, other.reported) if one.reported and other.reported else None
+    context, detail = _common(one.context, other.context), _common(one.detail or "{}", other.detail or "{}")
+    return Row(other.time_us, other.seq, other.decision, context, reported, detail=detail)
+
+
+def sum_of(common: Row) -> Row:
+    """The row of denials of one kind that have this in common."""
+    return common._replace(detail=compact(json.loads(common.detail or "{}") | {"reason": _SUMMED_UP}))
+
+
+def _common(one: str, other: str) -> str:
+    """The members that two JSON objects have in common."""
+    if one == other:
+        return one
+    members, others = json.loads(one), json.loads(other)
+    return compact({key: value for key, value in members.items() if key in others and others[key] == value})
 
 
 def _wait(wait_us: int | None) -> dict[str, object]:

@@ -16,6 +16,37 @@ UNAVAILABLE: Final = 503
 SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
 
+RESULT_CLIENTS: Final = frozenset({"fastmcp", "mcp"})
+RESULT_CLIENT_BEGINNINGS: Final = ("qwen-cli-mcp-client-", "stdio: ")
+"""Names, and beginnings of names, of clients that get a denial as a tool result where the form is `auto`. Every other client
+gets the error.
+
+`mcp` (the Python SDK), `fastmcp` (FastMCP) and `stdio: COMMAND` (the OpenAI Agents SDK for TypeScript) are what a library calls
+itself for a program that gives no name. Agent frameworks are built on them: an error ends the run in some, reaches the model
+without its reason in others, and is retried by others. Qwen Code 0.15 retries, too. The text of a result reaches the model in
+all of them but one, which shows the model neither form.
+
+Source: docs/clients.md, for which each client was sent both forms.
+"""
+
+
+def form(denials: str, client_name: str | None) -> str:
+    """The form of a denial: `error` or `result`.
+
+    A client without a name gets the error. The SDKs always send a name, so such a client is a program written by hand. It may
+    not look at `isError`, and then takes a denial for an answer.
+
+    `trust_client_info` makes no difference here. A client that gives a false name changes only the form of its own denials.
+
+    Args:
+        denials: What is configured: `error` and `result` hold for every client; `auto` goes by the client's name.
+        client_name: What the client calls itself; None if it has given no name.
+    """
+    if denials != "auto":
+        return denials
+    name = client_name or ""
+    return "result" if name in RESULT_CLIENTS or name.startswith(RESULT_CLIENT_BEGINNINGS) else "error"
+
 
 def error(request_id: str, code: int, message: str, data: dict[str, object] | None = None) -> bytes:
     """A JSON-RPC error response as one line.
@@ -33,7 +64,7 @@ def error(request_id: str, code: int, message: str, data: dict[str, object] | No
 
 
 def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
-    """The same as a tool result with `isError`, which every host shows to the model.
+    """The same as a tool result with `isError`.
 
     Clients of 2026-07-28 reject a result without `resultType`; older ones ignore it.
     """

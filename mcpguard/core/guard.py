@@ -97,7 +97,7 @@ class Guard:
         policy: The policy in force, or why there is none: then every call is denied.
         session: 16 hex digits that no other session has.
         namespace: Counters and audit of one namespace know nothing of another's.
-        denials: `error` or `result`.
+        denials: The form of a denial: `error`, `result`, or `auto`, by the client's name.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
         args_key: Returns the key of the arguments' hash, and is asked at each call; without a key there is no hash.
     """
@@ -109,7 +109,7 @@ class Guard:
         *,
         session: str,
         namespace: str = "default",
-        denials: str = "error",
+        denials: str = "auto",
         arguments: str = "hash",
         args_key: Callable[[], bytes] = bytes,
     ) -> None:
@@ -203,12 +203,15 @@ class Guard:
             if charge.request_id in self._withdrawn:  # cancelled in the same reading, before it was decided
                 self._lose(charge.request_id, "cancelled", now_us)
             return Forward(charge.frame.raw + b"\n")
+        params = charge.frame.params
+        if charge.rounds and isinstance(params, dict):
+            self._retries.give_back(charge.call.user, charge.call.tool, params, charge.rounds)
         reason = str(charge.detail.get("reason", ""))
         if reason == _SERVER_GONE:
             return Reply(denial.error(charge.request_id, denial.SERVER_GONE, charge.why))
         code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
-        params = charge.frame.params
-        if self._denials == "result" and not (isinstance(params, dict) and params.get("task") is not None):
+        becomes_task = isinstance(params, dict) and params.get("task") is not None
+        if denial.form(self._denials, charge.client_name) == "result" and not becomes_task:
             return Reply(denial.result(charge.request_id, message, data))
         return Reply(denial.error(charge.request_id, code, message, data))
 
@@ -311,6 +314,7 @@ class Guard:
         note = noted.get(tool_use_id(about) or "") if noted else None
         caller = self._caller(client_name, about.get(meta.AGENT), note, tool)
         charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
+        charge.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
                 charge.args_hash = args_hash(params.get("arguments"), key)

@@ -1,36 +1,61 @@
-"""What one session remembers to write its audit: when equal denials share a row, and how long a loop has gone on."""
+"""What one session remembers to write its audit: when denials share a row, and how long a loop has gone on."""
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
-from mcpguard.core.audit import Row, fragment, row
+from mcpguard.core.audit import Row, fragment, row, sum_of, summed
 from mcpguard.core.policy import Plan
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import REFUSED, Charge, Verdict
 
 STORM_US: Final = 1_000_000
-"""Equal denials within this time share a row."""
+"""Equal denials within this time share a row; so do denials of one kind that are beyond the kind's budget."""
 
-_REFUSED: Final = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
-"""The decisions that may come in storms."""
+BURST_BYTES: Final = 64 * 1024
+REFILL_BYTES_PER_S: Final = 2 * 1024
+"""A kind's budget: what the rows of its denials may take at once, and what is added to that each second.
 
-_MAX_REMEMBERED: Final = 4096
-"""Storms that a session remembers, and counters that it was denied on. Beyond it storms get their rows at once, and denials
-are counted anew."""
+The first is about a hundred rows, which show what a flood is made of. The second is three rows of the usual size, so that three
+loops at once each keep their row a second. Beyond its budget a kind has one row a second, which sums it up. So a client that
+makes up a name for every call needs about a day to fill the audit's 256 MB; without a budget, half a minute.
+"""
+
+ROW_BYTES: Final = 256
+"""What a row takes beside its context, its detail and the request's id: numbers, the limit, its place in an index."""
+
+_MAX_STORMS: Final = 1024
+"""Storms that a session remembers. While it has as many, further denials are summed up by kind. Where `flush` is called each
+second, budgets allow for fewer."""
+
+_MAX_DENIALS: Final = 4096
+"""Counters that a session remembers to have been denied on. Beyond it denials are counted anew."""
+
+_Key = tuple[str, str, str | None]
+"""What equal denials have in common: their context, their decision, and the limit as a row names it."""
+
+_Kind = tuple[str, str]
+"""What the denials of one kind have in common: their decision, and the axis of the limit; empty where none has made it."""
 
 
 class _Storm(NamedTuple):
+    kind: _Kind
     since_us: int
     audit_id: str
     waiting: int = 0
     last: Row | None = None
 
 
+class _Budget(NamedTuple):
+    left_bytes: int
+    at_us: int
+
+
 class Journal:
     """What one session remembers to write its audit.
 
-    That is the number of its newest row; its storms, which are equal denials that share a row; and, to tell how long a loop has
-    gone on, its denials on each counter since the last admission.
+    That is the number of its newest row; its storms, which are equal denials that share a row; what is left of each kind's
+    budget, beyond which denials of one kind share a row though they differ in names; and, to tell how long a loop has gone on,
+    its denials on each counter since the last admission. All of it is bounded, whatever a client calls things.
 
     Args:
         session: 16 hex digits that no other session has.
@@ -44,7 +69,9 @@ class Journal:
         self.session = session
         self.seq = 0
         self.tally: Counter[tuple[str, str]] = Counter()
-        self._storms: dict[tuple[str, str, str | None], _Storm] = {}
+        self._storms: dict[_Key, _Storm] = {}
+        self._sums: dict[_Kind, _Storm] = {}  # the same of what is beyond a budget
+        self._budgets: dict[_Kind, _Budget] = {}  # one that is not here is full
         self._denials: dict[int, int] = {}
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
@@ -56,23 +83,20 @@ class Journal:
             charges: What was asked.
             verdicts: What became of each. `audit_id`, `news` and a denial's `count` are set here.
             time_us: Wall-clock time.
+
+        Returns:
+            A row for each verdict that is news, in order.
         """
         rows: list[Row] = []
         self._before.clear()
         self._seq_before = self.seq
+        is_full = self._is_full
         for charge, verdict in zip(charges, verdicts, strict=True):
-            if verdict.decision not in _REFUSED:
-                rows.append(row(charge, verdict, time_us, self.seq + 1))
-                self._note(charge, verdict)
-                continue
             self._count(charge, verdict)
             one = row(charge, verdict, time_us, self.seq + 1)
-            if self._is_news(one, verdict):
+            if verdict.decision not in REFUSED or self._is_news(one, verdict, is_full=is_full):
                 rows.append(one)
                 self._number(verdict)
-                self._set(self._storms, (one.context, one.decision, one.reported), _Storm(time_us, verdict.audit_id))
-        if len(self._storms) > _MAX_REMEMBERED:
-            rows += self.flush(time_us, all_of_them=True)
         return rows
 
     def wrote(self, charge: Charge, verdict: Verdict) -> None:
@@ -82,16 +106,13 @@ class Journal:
         """
         self._before.clear()
         self._seq_before = self.seq
-        self._note(charge, verdict)
-
-    def _note(self, charge: Charge, verdict: Verdict) -> None:
         self._count(charge, verdict)
         self._number(verdict)
 
     def _number(self, verdict: Verdict) -> None:
         self.seq += 1
         verdict.news = True
-        verdict.audit_id = f"{self.session}-{self.seq}"
+        verdict.audit_id = self._newest_id
 
     def take_back(self) -> None:
         """Undo what the last call of `rows` did: the transaction that its rows were for has failed."""
@@ -112,23 +133,43 @@ class Journal:
             mapping[key] = value
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
-        """The rows of the storms that have waited for a second, or of all."""
-        rows = []
-        for key, storm in list(self._storms.items()):
-            if not all_of_them and 0 <= time_us - storm.since_us < STORM_US:
-                continue
-            if storm.last is None:
-                self._set(self._storms, key, None)
-                continue
-            self.seq += 1
-            rows.append(storm.last._replace(time_us=time_us, seq=self.seq, repeats=storm.waiting))
-            self._set(self._storms, key, _Storm(time_us, f"{self.session}-{self.seq}"))
+        """The rows of the storms that have waited for a second, or of all.
+
+        One that its kind's budget does not allow for becomes a part of the kind's row.
+        """
+        rows: list[Row] = []
+        for key, storm in self._due(self._storms, time_us, all_of_them=all_of_them):
+            del self._storms[key]
+            if storm.last and self._pay(storm.kind, storm.last, time_us):
+                rows.append(self._repeated(storm.last, storm.waiting, time_us))
+                self._storms[key] = _Storm(storm.kind, time_us, self._newest_id)
+            elif storm.last:
+                self._sum_up(storm.kind, storm.last, storm.waiting)
+        for kind, storm in self._due(self._sums, time_us, all_of_them=all_of_them):
+            del self._sums[kind]
+            if storm.last:
+                rows.append(self._repeated(sum_of(storm.last), storm.waiting, time_us))
+                self._sums[kind] = _Storm(kind, time_us, self._newest_id)
+        for kind in list(self._budgets):
+            if self._left(kind, time_us) == BURST_BYTES:
+                del self._budgets[kind]
         return rows
+
+    def _due(self, storms: dict[Any, _Storm], time_us: int, *, all_of_them: bool) -> list[tuple[Any, _Storm]]:
+        return [one for one in storms.items() if all_of_them or not 0 <= time_us - one[1].since_us < STORM_US]
+
+    def _repeated(self, last: Row, times: int, time_us: int) -> Row:
+        self.seq += 1
+        return last._replace(time_us=time_us, seq=self.seq, repeats=times)
+
+    @property
+    def _newest_id(self) -> str:
+        return f"{self.session}-{self.seq}"
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there are denials that no row tells of yet, or storms to be forgotten."""
-        return bool(self._storms)
+        """Whether there are denials that no row tells of yet, or something to be forgotten."""
+        return bool(self._storms or self._sums or self._budgets)
 
     def remembered(self, charge: Charge, time_us: int) -> tuple[list[bool], list[int]] | None:
         """What `rows` would go by, for a store that decides and writes rows elsewhere.
@@ -141,28 +182,74 @@ class Journal:
             return None
         plan = charge.plan
         if charge.decided is not None:
-            return [self._is_storm((charge.context, charge.decided, None), time_us)], []
+            return [_goes_on(self._storms.get((charge.context, charge.decided, None)), time_us)], []
         words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
         return (
             [
-                self._is_storm((charge.context, word, fragment(reported)), time_us)
+                _goes_on(self._storms.get((charge.context, word, fragment(reported))), time_us)
                 for word, reported in zip(words, plan.reported, strict=True)
             ],
             [self._denials.get(plan.counters[limit.counter].id, 0) if limit.n else 0 for limit in plan.limits],
         )
 
-    def _is_storm(self, key: tuple[str, str, str | None], time_us: int) -> bool:
-        storm = self._storms.get(key)
-        return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)
+    def allowance(self, time_us: int) -> tuple[int, int, dict[str, int], dict[str, bool]] | None:
+        """How many denials that share no row yet may have one of their own, for a store that decides and writes rows elsewhere.
 
-    def _is_news(self, one: Row, verdict: Verdict) -> bool:
-        key = (one.context, one.decision, one.reported)
-        if not self._is_storm(key, one.time_us):
+        Returns:
+            What a row takes beside its texts; a whole budget; what is left of those that are not whole; and
+            the kinds whose denials beyond their budget share a row that there is. A kind is named by decision and axis. None
+            if a session that begins has no more.
+        """
+        if not self.is_waiting:
+            return None
+        left = {} if self._is_full else {" ".join(kind): self._left(kind, time_us) for kind in self._budgets}
+        sums = {" ".join(kind): True for kind, storm in self._sums.items() if _goes_on(storm, time_us)}
+        return ROW_BYTES, 0 if self._is_full else BURST_BYTES, left, sums
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._storms) >= _MAX_STORMS
+
+    def _is_news(self, one: Row, verdict: Verdict, *, is_full: bool) -> bool:
+        """Whether a denial has a row of its own; if not, it waits for the next row of its storm."""
+        kind = one.decision, verdict.reported.axis if verdict.reported else ""
+        key = one.context, one.decision, one.reported
+        new = _Storm(kind, one.time_us, f"{self.session}-{one.seq}")
+        storm = self._storms.get(key)
+        if _goes_on(storm, one.time_us):
+            self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))
+        elif not is_full and self._pay(kind, one, one.time_us):
+            self._set(self._storms, key, new)
             return True
-        storm = self._storms[key]
-        self._set(self._storms, key, _Storm(storm.since_us, storm.audit_id, storm.waiting + 1, one))
+        else:
+            storm = self._sums.get(kind)
+            if not _goes_on(storm, one.time_us):
+                self._set(self._sums, kind, new)
+                return True
+            self._sum_up(kind, one, 1)
         verdict.audit_id = storm.audit_id
         return False
+
+    def _sum_up(self, kind: _Kind, one: Row, times: int) -> None:
+        """Let a row that is beyond its kind's budget wait, as many times, for the kind's next row."""
+        sum_ = self._sums.get(kind) or _Storm(kind, one.time_us - STORM_US, "")
+        self._set(self._sums, kind, sum_._replace(waiting=sum_.waiting + times, last=summed(sum_.last or one, one)))
+
+    def _pay(self, kind: _Kind, one: Row, time_us: int) -> bool:
+        """Take a row from its kind's budget; False, and nothing is taken, if there is too little left."""
+        texts = f"{one.context}{one.detail or ''}{one.request_id or ''}"
+        left = self._left(kind, time_us) - ROW_BYTES - len(texts.encode())
+        if left < 0:
+            return False
+        self._set(self._budgets, kind, _Budget(left, time_us))
+        return True
+
+    def _left(self, kind: _Kind, time_us: int) -> int:
+        """What is left of a kind's budget. It is whole after the clock was set back."""
+        budget = self._budgets.get(kind)
+        if budget is None or time_us < budget.at_us:
+            return BURST_BYTES
+        return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
 
     def _count(self, charge: Charge, verdict: Verdict) -> None:
         axis = str(charge.detail.get("axis", ""))  # of a denial that no limit made
@@ -178,7 +265,7 @@ class Journal:
 
     def _count_denial(self, plan: Plan, verdict: Verdict) -> None:
         """Count a denial on each counter that had no room, and into the verdict's count those on the counter that it names."""
-        if len(self._denials) > _MAX_REMEMBERED:
+        if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
         refusing = {reported for reported, _ in verdict.exceeded}
@@ -191,3 +278,8 @@ class Journal:
             self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
             if named and verdict.count is not None:
                 verdict.count += self._denials[counter_id]
+
+
+def _goes_on(storm: _Storm | None, time_us: int) -> TypeGuard[_Storm]:
+    """Whether a denial would share a storm's next row."""
+    return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)

@@ -19,7 +19,11 @@ State = tuple[int, ...]
 EMPTY: Final[State] = ()
 
 EXACT: Final = 64
-"""Limits up to this many per window are exact; of larger ones the window's grain is a 64th of it."""
+"""Limits up to this many per window are exact; of larger ones the window's grain is a 64th of it.
+
+What a larger limit has counted stays in grains if the limit becomes smaller: only the last time of each is known, and to take
+the calls of one for older than that could admit too many.
+"""
 
 MAX_ENTRIES: Final = EXACT + 2
 """Entries that a log can hold: 65 grains can begin within a window, and one before it can end within it."""

@@ -7,18 +7,18 @@ the call's plan: the limits that must have room, and the counters that they look
 
 import json
 from collections.abc import Sequence
+from operator import and_
 from typing import Final, NamedTuple
 
 from mcpguard.core.digest import cut, number
 from mcpguard.core.limiter import Limit
+from mcpguard.core.patterns import coverage, glob, glob_agent
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 """What a rule can select on, in the order in which its text names them."""
 
 AXES: Final = ("user", "agent", "tool", "server")
 """What a rule's allowance can be split by."""
-
-_AGENT_PARTS: Final = 3
 
 
 class Call(NamedTuple):
@@ -86,6 +86,11 @@ class Rule(NamedTuple):
         return self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
 
     @property
+    def shared(self) -> dict[str, list[str]]:
+        """The selectors that its allowance is not split by: one counter is shared by all that they select."""
+        return {key: sorted(set(texts)) for key, texts in sorted(self.selectors.items()) if key not in self.per}
+
+    @property
     def limit_text(self) -> str:
         """What it allows, as a policy file has it: `20/1m 100/1h`, `deny` or `unlimited`."""
         if self.deny:
@@ -105,7 +110,7 @@ class Rule(NamedTuple):
         for key, patterns in self.selectors.items():
             if key in {"role", "scope"}:
                 values = call.roles if key == "role" else call.scopes
-                if not all(any(glob(pattern, value) for value in values) for pattern in patterns):
+                if not all(_one_matches(pattern, values) for pattern in patterns):
                     return False
             elif not _MATCH[key](patterns[0], getattr(call, key)):
                 return False
@@ -122,11 +127,15 @@ class Rule(NamedTuple):
         match = _MATCH.get(selector, glob)
         return all(any(match(pattern, text) for text in theirs) for pattern in mine)
 
-    def competes_with(self, other: "Rule") -> bool:
-        """Whether one of the two could be an override of the other."""
-        return self.per == other.per and all(
-            (key in self.selectors) == (key in other.selectors) for key in ("user", "agent", "tool")
-        )
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What it has in common with the rules that it competes with: one of them can be an override of another."""
+        return self.per, *(key in self.selectors for key in ("user", "agent", "tool"))
+
+    @property
+    def reach(self) -> tuple[object, ...]:
+        """What it has in common with the rules that differ in role or scope only: users, agents, tools, servers, and `per`."""
+        return self.per, *(self.selectors.get(key) for key in AXES)
 
     def yields_to(self, other: "Rule") -> bool:
         """Whether `other`, where it matches too, takes this one's place.
@@ -135,14 +144,10 @@ class Rule(NamedTuple):
         covers the other neither is narrower, so that both apply.
         """
         return (
-            self.competes_with(other)
+            self.kind == other.kind
             and all(self.covers(other, key) for key in SELECTORS)
             and not all(other.covers(self, key) for key in SELECTORS)
         )
-
-    def differs_in_role_or_scope_only(self, other: "Rule") -> bool:
-        """Whether the two select the same users, agents, tools and servers, and count alike."""
-        return self.per == other.per and all(self.selectors.get(key) == other.selectors.get(key) for key in AXES)
 
 
 class Counter(NamedTuple):
@@ -205,6 +210,11 @@ class Policy:
         self.rules = rules
         self.digest = digest
         self.observe = observe
+        self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}  # by what they name without a `*`
+        for at, rule in enumerate(rules):
+            axes = tuple([axis for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]])
+            names = tuple([rule.selectors[axis][0] for axis in axes])
+            self._places.setdefault(axes, {}).setdefault(names, []).append(at)
 
     def reaches_tier(self, tier: str) -> bool:
         """Whether a rule can match calls of agents of a tier; where none can, nothing limits them."""
@@ -212,27 +222,55 @@ class Policy:
         return any(not pattern or glob(pattern[0].split("::")[1], tier) for pattern in patterns)
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
-        """What `call` has to pass. It is worth remembering: a rule costs a comparison with each other that matches."""
+        """What `call` has to pass. It is worth remembering."""
         return _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
 
     def applying(self, call: Call) -> list[tuple[Rule, int]]:
         """The rules that apply to `call`, with their places in the file."""
         return [(self.rules[at], at) for at, winner in self.matching(call) if winner is None]
 
+    def matched(self, call: Call) -> list[int]:
+        """The places of the rules that match `call`."""
+        places: list[int] = []
+        for axes, named in self._places.items():
+            places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
+        return [at for at in sorted(places) if self.rules[at].matches(call)]
+
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The places of the rules that match `call`, each with the place of the rule it yields to, if it does."""
-        matched = [at for at, rule in enumerate(self.rules) if rule.matches(call)]
-        rules = self.rules
-        narrower = {at: next((w for w in matched if rules[at].yields_to(rules[w])), None) for at in matched}
-        standing = [at for at in matched if narrower[at] is None]
+        matched = self.matched(call)
+        rules = [self.rules[at] for at in matched]
+        firsts: dict[tuple[object, ...], int] = {}
         result: list[tuple[int, int | None]] = []
-        for at in matched:
-            winner = narrower[at]
-            if winner is None:
-                rule = rules[at]
-                winner = next((w for w in standing if w < at and rule.differs_in_role_or_scope_only(rules[w])), None)
-            result.append((at, winner))
+        for at, rule, narrower in zip(matched, rules, _narrower(rules), strict=True):
+            winner = matched[_lowest(narrower)] if narrower else firsts.setdefault(rule.reach, at)
+            result.append((at, winner if winner != at else None))
         return result
+
+
+def _narrower(rules: Sequence[Rule]) -> list[int]:
+    """For each of the rules that match a call those that it yields to, as a set of bits: `Rule.yields_to`, for all pairs."""
+    kinds: dict[tuple[object, ...], int] = {}
+    for at, rule in enumerate(rules):
+        kinds[rule.kind] = kinds.get(rule.kind, 0) | 1 << at
+    covered = [kinds[rule.kind] for rule in rules]
+    for key in SELECTORS:
+        lists = [rule.selectors.get(key, ()) for rule in rules]
+        columns = [lists]
+        if key == "agent":  # each of its parts is a pattern of its own
+            agents = [tuple(patterns[0].split("::")) if patterns else () for patterns in lists]
+            columns = [[agent[part : part + 1] for agent in agents] for part in range(3)]
+        for column in columns:
+            covered = [*map(and_, covered, coverage(column, meet=key in AXES))]
+    alike: dict[int, int] = {}
+    for at, bits in enumerate(covered):  # rules that cover the same are as wide as each other
+        alike[bits] = alike.get(bits, 0) | 1 << at
+    return [bits & ~alike[bits] for bits in covered]
+
+
+def _lowest(bits: int) -> int:
+    """The lowest bit of a set that has some."""
+    return (bits & -bits).bit_length() - 1
 
 
 def _plan(rules: Sequence[Rule], call: Call, namespace: str, observe: bool) -> Plan:
@@ -255,8 +293,7 @@ def _plan(rules: Sequence[Rule], call: Call, namespace: str, observe: bool) -> P
 
 def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
     values = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
-    others = {key: sorted(set(texts)) for key, texts in sorted(rule.selectors.items()) if key not in rule.per}
-    return json.dumps([namespace, values, others, window_us], separators=(",", ":"))
+    return json.dumps([namespace, values, rule.shared, window_us], separators=(",", ":"))
 
 
 def window_of(label: str) -> int:
@@ -269,32 +306,8 @@ def counter_id(label: str) -> int:
     return number(label)
 
 
-def glob(pattern: str, text: str) -> bool:
-    """Whether `text` is matched by `pattern`, in which `*` stands for any text, also none. Time is linear in both.
-
-    >>> glob("crm_*", "crm_read"), glob("crm_*", "crm"), glob("*", "")
-    (True, False, True)
-    """
-    first, *middle = pattern.split("*")
-    if not middle:
-        return pattern == text
-    last = middle.pop()
-    end = len(text) - len(last)
-    position = len(first)
-    if position > end or not text.startswith(first) or not text.endswith(last):
-        return False
-    for piece in middle:
-        found = text.find(piece, position, end)
-        if found < 0:
-            return False
-        position = found + len(piece)
-    return True
-
-
-def glob_agent(pattern: str, text: str) -> bool:
-    """`glob` for each of an agent's three parts, so that `*` does not cross `::`."""
-    patterns, parts = pattern.split("::"), text.split("::")
-    return len(patterns) == len(parts) == _AGENT_PARTS and all(map(glob, patterns, parts))
+def _one_matches(pattern: str, values: Sequence[str]) -> bool:
+    return pattern in values or ("*" in pattern and any(glob(pattern, value) for value in values))
 
 
 _MATCH: Final = {"user": glob, "agent": glob_agent, "tool": glob, "server": glob}

@@ -1,11 +1,13 @@
 """Rules in words, and what is odd about a policy though it can be taken up."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.core.identity import known_client
-from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule, glob
+from mcpguard.core.limiter import EXACT
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,
@@ -219,26 +221,51 @@ def label(policy: Policy, at: int) -> str:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    closing = [at for at, rule in enumerate(policy.rules) if rule.deny and not rule.observe]
+    named: dict[tuple[str, str], list[int]] = {}
     for at, rule in enumerate(policy.rules):
-        shutter = None if rule.deny else next((other for other in closing if _closes(policy, other, at)), None)
-        if shutter is not None:
-            yield (
-                f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all that it selects;"
-                " an exception has the same of user, agent and tool, and the same per"
-            )
+        for name in _names(rule):
+            named.setdefault(name, []).append(at)
+    shutters: dict[int, int] = {}
+    for at, rule in enumerate(policy.rules):
+        if rule.deny and not rule.observe:
+            near = min([named[name] for name in _names(rule)], key=len, default=range(len(policy.rules)))
+            for closed in _closed_by(policy.rules, at, near):
+                shutters.setdefault(closed, at)
+    for at, shutter in sorted(shutters.items()):
+        yield (
+            f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all that it selects;"
+            " an exception has the same of user, agent and tool, and the same per"
+        )
 
 
-def _closes(policy: Policy, closing: int, at: int) -> bool:
-    """Whether one rule denies every call that another matches, and nothing takes its place for any of them."""
-    deny, rule = policy.rules[closing], policy.rules[at]
-    if not all(deny.covers(rule, key) for key in SELECTORS):
-        return False
-    return not any(
-        _overlap(rule, other)
-        for place, other in enumerate(policy.rules)
-        if deny.yields_to(other) or (place < closing and deny.differs_in_role_or_scope_only(other))
-    )
+def _names(rule: Rule) -> list[tuple[str, str]]:
+    """What a rule names in full; so does each rule that it covers."""
+    return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
+
+
+def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
+    """The rules of which one rule denies every call that they match, and nothing takes its place for any of them.
+
+    Args:
+        rules: All of them.
+        closing: The place of the one that denies.
+        near: The places of those that it can cover.
+    """
+    deny = rules[closing]
+    axis = next((axis for axis in AXES if axis in deny.selectors), "")
+    exceptions: dict[str, list[int]] = {}  # by what they name on this axis: two that name different things do not meet
+    for at in near:
+        if deny.yields_to(rules[at]) or (at < closing and deny.reach == rules[at].reach):
+            exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
+    every = {at for some in exceptions.values() for at in some}
+    for at in near:
+        rule = rules[at]
+        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
+            continue
+        name = dict(_names(rule)).get(axis)
+        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
+        if not any(_overlap(rule, rules[other]) for other in meeting):
+            yield at
 
 
 def _overlap(rule: Rule, other: Rule) -> bool:
@@ -260,6 +287,39 @@ def _meet(key: str, one: str, two: str) -> bool:
     (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
     begin = mine.startswith(theirs) or theirs.startswith(mine)
     return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
+
+
+def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
+    """What a limit of 64 or less says of calls that a larger one has counted, one sentence for each such window.
+
+    Args:
+        rule: The rule with the limits that are in force from now on.
+        before: The rules that may have counted in its counters.
+    """
+    larger = {
+        rate.window_us
+        for other in before
+        if other.per == rule.per and other.shared == rule.shared and _overlap(rule, other)
+        for rate in other.rates
+        if rate.n > EXACT
+    }
+    return [
+        f"Calls already made count up to {_short(-(-rate.window_us // EXACT))} longer (a {EXACT}th of the {rate.text} window):"
+        f" above {EXACT} the time of each is not kept."
+        for rate in rule.rates
+        if rate.n <= EXACT and rate.window_us in larger
+    ]
+
+
+def _short(span_us: int) -> str:
+    """A span of time in whole seconds, rounded up.
+
+    >>> _short(1_350_000_000), _short(3_600_000_001)
+    ('22m 30s', '1h 1s')
+    """
+    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
 
 
 def _foreign_names(policy: Policy) -> Iterator[str]:

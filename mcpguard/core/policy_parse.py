@@ -80,28 +80,39 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         raise PolicyError(
             f"{source}: line {_line_of('rule', text)}: 'rule' is not a list of tables", "begin each rule with a line [[rule]]"
         )
-    lines = [text.count("\n", 0, match.start()) + 1 for match in _HEADER.finditer(text)]
+    lines = _header_lines(text)
+    first_line = _line_of("rule", text)
     rules: list[Rule] = []
     numbers: dict[tuple[object, ...], int] = {}
     for at, table in enumerate(tables):
         line = lines[at] if len(lines) == len(tables) else 0
-        where = f"{source}: line {line or _line_of('rule', text)}: rule {at + 1}"
+        where = f"{source}: line {line or first_line}: rule {at + 1}"
         rule = parse_rule(table, where=where, line=line)
-        twin = numbers.get(rule.key)
-        if twin:
+        twin = numbers.setdefault(rule.key, at + 1)
+        if twin <= at:
             raise PolicyError(
                 f"{where}: the same selectors and per as rule {twin}: {rule.text}",
                 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]',
             )
         rules.append(rule)
-        numbers[rule.key] = at + 1
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return Policy(tuple(rules), digest, observe=observe or whole == "observe")
 
 
+def _header_lines(text: str) -> list[int]:
+    """The lines that begin a rule."""
+    lines = []
+    line, counted = 1, 0
+    for match in _HEADER.finditer(text):
+        line += text.count("\n", counted, match.start())
+        counted = match.start()
+        lines.append(line)
+    return lines
+
+
 def _line_of(key: str, text: str) -> int:
     """The first line that sets a key or begins a table of that name, 1 if there is none that can be told."""
-    match = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
+    match = re.search(rf"^[ \t]*(?:\[+[ \t]*)?[\"']?{re.escape(key)}\b", text, re.MULTILINE)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 
 

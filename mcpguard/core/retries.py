@@ -51,10 +51,10 @@ class FreeRetries:
         Returns:
             The retry's number; 0 if the server has not asked for it, or it was made already.
         """
-        state, inputs = params.get("requestState"), params.get("inputResponses")
+        state = params.get("requestState")
         if not (state is None or type(state) is str):  # a long integer is not the text of its digits
             return 0
-        ticket = _ticket(user, tool, Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset()))
+        ticket = _ticket(user, tool, _given(state, params))
         waiting = self._waiting.get(ticket)
         if not waiting:
             return 0
@@ -62,6 +62,18 @@ class FreeRetries:
         if not waiting:
             del self._waiting[ticket]
         return rounds
+
+    def give_back(self, user: str, tool: str, params: dict[str, object], rounds: int) -> None:
+        """Undo `redeem`: the call was not forwarded, so that it may be made again."""
+        state = params.get("requestState")
+        assert state is None or isinstance(state, str)  # noqa: S101 - else it was not redeemed
+        self._waiting.setdefault(_ticket(user, tool, _given(state, params)), []).append(rounds)
+
+
+def _given(state: str | None, params: dict[str, object]) -> Asks:
+    """What a call brings of what may have been asked for."""
+    inputs = params.get("inputResponses")
+    return Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset())
 
 
 def _ticket(user: str, tool: str, asks: Asks) -> bytes:

@@ -23,6 +23,9 @@ Decided = Literal[
 FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
 """The decisions after which a call goes on to the server."""
 
+REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
+"""The decisions that charge nothing, so that only a budget bounds how many there are."""
+
 
 class Charge:
     """A command to the relay: have the store decide this and write its audit row; then tell the guard.
@@ -39,6 +42,7 @@ class Charge:
         decided: Set if it is decided already and has only to be written.
         why: Then, if it is a denial, the sentence that the client gets.
         rounds: Its number among the free retries of one charge; 0 if it is none.
+        client_name: What the client calls itself, for the form of a denial; None if it has given no name.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Charge:
         self.decided = decided
         self.why = ""
         self.rounds = 0
+        self.client_name: str | None = None
 
 
 class Verdict:

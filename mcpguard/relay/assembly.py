@@ -7,7 +7,7 @@ from typing import Final
 from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, quoted, summary
-from mcpguard.core.digest import cut
+from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
@@ -21,7 +21,10 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import IdentitySource, Pumps
 from mcpguard.relay.session import Life
 from mcpguard.relay.watchdog import Watchdog
-from mcpguard.stores.failover import LAST_TRY_S, FailoverStore
+from mcpguard.stores.address import SqliteAddress
+from mcpguard.stores.failover.spill import SpillFolder
+from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
+from mcpguard.stores.files import exposed
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. One that is stuck, and a call with it, ends with us."""
@@ -76,6 +79,8 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     watchdog = Watchdog(child.pid)
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
     _introduce(console, guard, policy, user=user, where=where, store=settings.address.shown)
+    for line in exposed(settings.files):
+        console.line(line)
     pumps.start()
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()
@@ -108,4 +113,18 @@ def _verified(identity: Identity, settings: Settings, console: Console) -> tuple
 
 def _store(settings: Settings, console: Console) -> FailoverStore:
     settings.address.load()  # not at the expense of the store's budget
-    return FailoverStore(settings.open_store, mode=settings.on_unavailable, notify=console.line, timeout_ms=settings.timeout_ms)
+    return FailoverStore(
+        settings.open_store,
+        mode=settings.on_unavailable,
+        notify=console.line,
+        spills=_spills(settings),
+        timeout_ms=settings.timeout_ms,
+    )
+
+
+def _spills(settings: Settings) -> SpillFolder:
+    """Where wrappers of the same store and namespace leave what it does not take: beside a file, else in the state folder."""
+    address = settings.address
+    beside = address.path if isinstance(address, SqliteAddress) else settings.database.with_name("mcpguard")
+    which = blake2b(f"{address.shown}\0{settings.namespace}".encode(), digest_size=8).hexdigest()
+    return SpillFolder(beside.parent, f"{beside.name}-spill-{which}-")

@@ -9,7 +9,7 @@ from mcpguard.errors import ConfigError
 
 if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
     from mcpguard.core.claude_code import AgentNote
-    from mcpguard.stores.base import Store
+    from mcpguard.stores.base import Readable, Store
 
 
 class Options(NamedTuple):
@@ -50,6 +50,13 @@ class Address(Protocol):
             StoreUnavailable: It cannot be used.
         """
 
+    def read(self, options: Options) -> "Readable":
+        """The store, which exists, to be read only: where that is possible without a lock or the right to write.
+
+        Raises:
+            StoreUnavailable: It cannot be read.
+        """
+
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """Note which agent makes a call, for the store's users, without opening the whole of it.
 
@@ -82,11 +89,11 @@ class SqliteAddress(NamedTuple):
 
     def load(self) -> None:
         """See `Address`."""
-        import mcpguard.stores.sqlite  # noqa: F401
+        import mcpguard.stores.sqlite.store  # noqa: F401
 
     def open(self, options: Options) -> "Store":
         """See `Address`."""
-        from mcpguard.stores.sqlite import SqliteStore
+        from mcpguard.stores.sqlite.store import SqliteStore
 
         return SqliteStore(
             self.path,
@@ -97,9 +104,15 @@ class SqliteAddress(NamedTuple):
             max_bytes=options.max_bytes,
         )
 
+    def read(self, options: Options) -> "Readable":
+        """See `Address`."""
+        from mcpguard.stores.sqlite.reader import Reader
+
+        return Reader(self.path)
+
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""
-        from mcpguard.stores import notes
+        from mcpguard.stores.sqlite import notes
 
         notes.leave(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
 

@@ -1,8 +1,9 @@
 """What every store does, and the reference that does it in memory."""
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from mcpguard.core import limiter
@@ -36,7 +37,35 @@ class Held(NamedTuple):
     used: int
 
 
-class Store(Protocol):
+Context = Callable[[Mapping[str, object]], bool]
+"""Says of a row's context, which is who called what, whether the row is wanted."""
+
+
+class Readable(Protocol):
+    """A store as commands read it. Every method raises `StoreUnavailable` where it cannot."""
+
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+        """The audit's rows after a place, oldest first.
+
+        Args:
+            after: The place.
+            wanted: Which rows; None for all. Where many rows share a context it is asked once for all of them.
+        """
+
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+        """The audit's rows, newest first; see `entries`."""
+
+    def held(self) -> list[Held]:
+        """The counters that hold something."""
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """The logs of these counters as they are now for everybody, in order, and the store's time. Changes nothing."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class Store(Readable, Protocol):
     """Counters and audit. One thread at a time, but for `tend`, which may run beside the others.
 
     Every method raises `StoreUnavailable` where it cannot do what it promises. Then it has changed nothing, and the
@@ -44,7 +73,7 @@ class Store(Protocol):
     """
 
     warnings: tuple[str, ...]
-    """What is amiss with the store's set-up, for whoever is in charge of it: a line each."""
+    """What is amiss with the store, for whoever is in charge of it: a line each. They may change with `tend`."""
 
     @property
     def args_key(self) -> bytes:
@@ -63,38 +92,32 @@ class Store(Protocol):
         """Join outcomes to their rows."""
 
     def tend(self) -> None:
-        """Do what keeps the store small and quick. To be called now and then, away from a call's path."""
+        """Do what keeps the store small and quick. To be called now and then, away from a call's path.
+
+        It raises only for what makes the store unusable for calls, too.
+        """
 
     @property
     def restless(self) -> bool:
         """Whether `tend` has to be called soon though nothing happens."""
 
     def last_seen(self) -> tuple[dict[int, State], int]:
-        """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail."""
+        """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail.
+
+        A counter may be left out; one that is named has the very log that it had when this store decided on it last.
+        """
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """Count what was admitted elsewhere. The logs' times are relative to now, and not positive.
 
         Args:
             logs: By counter.
-            once: A name for them, the same if they are told again since the store may not have counted them: one that cannot
-                tell whether it did counts what has this name no more than once.
+            once: A name for them, the same if they are told again, perhaps by another process, since nobody knows whether they
+                were counted. What has this name is counted once; the store knows it for a week.
         """
-
-    def entries(self, *, after: int = 0) -> Iterator[Entry]:
-        """The audit's rows after a place, oldest first."""
-
-    def newest(self) -> Iterator[Entry]:
-        """The audit's rows, newest first."""
-
-    def held(self) -> list[Held]:
-        """The counters that hold something."""
 
     def reset(self, labels: Sequence[str]) -> int:
         """Empty these counters, for everybody who uses the store, from the next decision on; how many there were."""
-
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """The logs of these counters as they are now for everybody, in order, and the store's time. Changes nothing."""
 
     def note_agent(self, namespace: str, note: AgentNote) -> None:
         """Note which agent makes a call, for every wrapper of the namespace, from now on and for `NOTE_KEPT_US`.
@@ -107,9 +130,6 @@ class Store(Protocol):
 
         On a call's path: one reading, which waits for no lock and changes nothing. A note can be read any number of times.
         """
-
-    def close(self) -> None:
-        """Let go of everything."""
 
 
 def decide_all(
@@ -173,6 +193,7 @@ class Memory:
         self.rows: list[Row] = []
         self.outcomes: dict[int, Outcome] = {}
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
+        self.adopted: set[str] = set()
 
 
 class MemoryStore:
@@ -202,7 +223,6 @@ class MemoryStore:
             if one.news:
                 one.row = len(self._memory.rows)
                 self._memory.rows.append(next(rows))
-        self._memory.rows.extend(rows)
         return verdicts
 
     def append(self, rows: Sequence[Row]) -> list[int]:
@@ -230,21 +250,25 @@ class MemoryStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
+        if once in self._memory.adopted:
+            return
+        self._memory.adopted.add(once)
         now_us = self._clock()
         for counter, log in logs:
             self._memory.counters[counter.id] = counter
             before = self._memory.states.get(counter.id, EMPTY)
             self._memory.states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
 
-    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        for place in range(after, len(self._memory.rows)):
-            yield self._entry(place)
+        return (self._entry(place) for place in range(after, len(self._memory.rows)) if self._is_wanted(place, wanted))
 
-    def newest(self) -> Iterator[Entry]:
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        for place in reversed(range(len(self._memory.rows))):
-            yield self._entry(place)
+        return reversed(list(self.entries(wanted=wanted)))
+
+    def _is_wanted(self, place: int, wanted: Context | None) -> bool:
+        return wanted is None or wanted(json.loads(self._memory.rows[place].context))
 
     def _entry(self, place: int) -> Entry:
         _, outcome, duration_us = self._memory.outcomes.get(place, (place, None, None))

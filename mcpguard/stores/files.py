@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,9 @@ from mcpguard.errors import ConfigError, StoreUnavailable
 _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
+
+_MAX_LINKS: Final = 40
+"""As many links as Linux follows."""
 
 
 def named_path(name: str, *, where: str) -> Path:
@@ -56,15 +60,94 @@ def read_at_once(path: Path, max_bytes: int = -1) -> bytes:
 
 
 def open_private(path: Path) -> int:
-    """A file descriptor for reading and writing; a new file has mode 0600 whatever the umask."""
+    """A file descriptor for reading and writing; a new file has mode 0600 whatever the umask.
+
+    Raises:
+        OSError: It cannot be opened or made. See `place_to_make`, too.
+    """
     flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
     try:
         return os.open(path, flags)
     except FileNotFoundError:
-        fd = os.open(path, flags | os.O_CREAT, 0o600)
-        if sys.platform != "win32":
-            os.fchmod(fd, 0o600)
-        return fd
+        place = place_to_make(path)
+    try:
+        fd = os.open(place, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:  # another process was faster
+        return os.open(place, flags | getattr(os, "O_NOFOLLOW", 0))
+    if sys.platform != "win32":
+        os.fchmod(fd, 0o600)
+    return fd
+
+
+def place_to_make(path: Path) -> Path:
+    """Where a file is, or is made if it is missing: what `path` leads to if it is a link.
+
+    Raises:
+        OSError: The file is missing, and a link to it lies in a folder that others may write to: one of them may have put it
+            there to have us make a file somewhere else.
+    """
+    place, link = Path(os.path.realpath(path)), path
+    for _ in range(_MAX_LINKS):
+        if place.exists() or not link.is_symlink():
+            break
+        if _who_else_writes(link.parent.stat(), new_files=True):
+            raise OSError(errno.ELOOP, "a link to a missing file, in a folder that others may write to", str(path))
+        link = link.parent / link.readlink()
+    return place
+
+
+def exposed(paths: Iterable[Path]) -> list[str]:
+    """Which files other accounts may change, since one owns or may write to a file or its folder.
+
+    Args:
+        paths: The files. One that is missing lies in a folder all the same.
+
+    Returns:
+        A line for each reason.
+    """
+    files: dict[str, list[str]] = {}
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        for place in dict.fromkeys((path.parent, real.parent, real)):
+            with contextlib.suppress(OSError):
+                if who := _who_else_writes(place.stat()):
+                    files.setdefault(f"{place} {who}", []).append(str(path))
+                    break
+    return [f"other accounts may change {', '.join(names)}: {reason}" for reason, names in files.items()]
+
+
+def _who_else_writes(found: os.stat_result, *, new_files: bool = False) -> str:
+    """Who else may write to a file or folder, as the end of a sentence about it; empty if only we and root may.
+
+    Args:
+        found: What the system says of it.
+        new_files: Whether it matters, too, that others can put files into a folder in which each can change only his own.
+    """
+    if sys.platform == "win32":
+        return ""  # access lists tell that there
+    if found.st_uid not in (0, os.geteuid()):
+        return f"belongs to user {found.st_uid}"
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and not new_files:
+        return ""
+    if found.st_mode & stat.S_IWOTH:
+        return "may be written to by everybody"
+    if found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid):
+        return f"may be written to by group {found.st_gid}"
+    return ""
+
+
+def _is_private(group: int) -> bool:
+    """Whether a group has no other member than us and root: many systems give each account a group of its own."""
+    if sys.platform == "win32":
+        return True
+    import grp
+    import pwd
+
+    try:
+        account, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return (group == 0 or found.gr_name == account) and {*found.gr_mem} <= {account, "root"}
 
 
 def private_folder(folder: Path) -> None:

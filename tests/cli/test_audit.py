@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.audit import MEMBERS
+from mcpguard.cli._audit_table import Table
+from mcpguard.core.audit import MEMBERS, line
 from tests.cli.command import ALICE, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, start
+from tests.core.build import WALL_US, Talk
 from tests.end_to_end.host import DEADLINE_S, Host, audit, environment, policy, rule
 
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
@@ -290,3 +292,18 @@ def test_a_reader_that_takes_one_line_of_many_is_no_error(home: Path) -> None:
 @pytest.mark.parametrize("argv", [[], ["tail"]])
 def test_help_has_an_example(tmp_path: Path, argv: list[str]) -> None:
     assert "Example" in mcpguard(tmp_path, "audit", *argv, "--help").stdout
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_a_row_that_sums_up_a_flood_says_so_and_how_many_it_stands_for_on_a_terminal_of_any_width(width: int) -> None:
+    talk = Talk('[[rule]]\nuser = "*"\ntool = "closed*"\nlimit = "deny"\n')
+    for at in range(500):
+        talk.call(f"closed {at}")
+    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
+    first, *_, summed = talk.records
+    table = Table(width, coloured=False)
+    lines = [table.lines(one)[-1] for one in (first | {"tool": "x" * 300, "repeats": 7}, summed)]
+    assert max(map(len, lines)) < width
+    assert re.search(r" denied +user .*x+… ×7 +deny", lines[0])
+    assert re.search(rf" denied +user .*mor.* ×{summed['repeats']} +deny", lines[1])
+    assert f'repeats={summed["repeats"]} reason="more of this kind, not kept one by one"' in line(summed)

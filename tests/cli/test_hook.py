@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pytest
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.stores.address import SqliteAddress
-from mcpguard.stores.queue import QueueLock
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.locks import lock_file
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
 from tests.core.test_claude_code import EXPLORE, without
 from tests.end_to_end.host import DEADLINE_S, environment
@@ -134,25 +134,19 @@ def test_a_file_that_is_no_store_is_left_alone(home: Path) -> None:
     assert (home / "mcpguard.db").read_bytes() == content
 
 
-@contextlib.contextmanager
-def locked(path: Path, how: str) -> Iterator[None]:
-    if how == "queue":
-        with contextlib.closing(QueueLock(path.with_name(path.name + "-queue"))) as lock:
-            assert lock.acquire(DEADLINE_S)
-            yield
-            lock.release()
-    else:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-            db.execute("BEGIN EXCLUSIVE")
-            yield
-            db.execute("ROLLBACK")
-
-
-@pytest.mark.parametrize("how", ["queue", "database"])
-def test_a_locked_store_is_not_waited_for_long(home: Path, how: str) -> None:
-    with locked(home / "mcpguard.db", how):
+def test_a_call_log_that_another_holds_is_not_waited_for_long(home: Path) -> None:
+    with contextlib.closing(lock_file(home / "mcpguard.db-calls")) as lock:
+        assert lock.acquire(DEADLINE_S)
         hook(home, EXPLORE)
+        lock.release()
     assert not noted(home / "mcpguard.db")
+
+
+def test_a_lock_on_the_database_is_no_matter(home: Path) -> None:
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db", isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        hook(home, EXPLORE)
+    assert noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
 
 
 def test_the_store_is_given_the_time_that_a_call_gives_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +228,5 @@ def test_it_loads_nothing_that_it_does_not_need(home: Path) -> None:
         check=True,
     ).stderr.decode()
     loaded = {line.rpartition("|")[2].strip() for line in lines.splitlines()}
-    assert "mcpguard.stores.notes" in loaded
-    assert (
-        not {"mcp", "rich", "anyio", "asyncio", "tomlkit", "logging", "mcpguard.stores.sqlite", "mcpguard.core.policy"} & loaded
-    )
+    assert "mcpguard.stores.sqlite.notes" in loaded
+    assert not {"mcp", "rich", "anyio", "asyncio", "tomlkit", "logging", "mcpguard.stores.sqlite.store", "sqlite3"} & loaded

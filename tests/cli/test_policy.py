@@ -1,14 +1,20 @@
+import errno
+import fcntl
 import json
 import os
 import resource
 import shlex
+import signal
 import stat
 import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from mcpguard.cli._policy_edit import put
 from mcpguard.core.policy_parse import STARTER, parse
 from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, Host, environment
@@ -53,6 +59,35 @@ def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_al
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "50/1h")
     assert "rule 1, which was 100/1h" in done.stdout
     assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
+
+
+LATE = "Calls already made count up to {} longer (a 64th of the {} window): above 64 the time of each is not kept.\n"
+
+
+@pytest.mark.parametrize(
+    ("selectors", "limits", "told"),
+    [
+        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # the other window is a new one
+        (["--user", "*"], ["65/1h"], ""),
+        (["--user", "bob"], ["10/60m"], LATE.format("57s", "60m")),  # an override counts in the same counter
+        (["--user", "bob", "--per", "none"], ["10/1h"], ""),
+        (["--user", "bob", "--role", "dev"], ["10/1h"], ""),
+    ],
+)
+def test_set_says_how_much_longer_calls_count_that_a_limit_above_64_has_counted(
+    tmp_path: Path, file: Path, selectors: list[str], limits: list[str], told: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "search", *selectors, *limits)
+    assert "".join(done.stdout.splitlines(keepends=True)[2:]) == told
+
+
+def test_so_does_unset_where_a_narrower_limit_applies_from_now_on(tmp_path: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
+    mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
+    assert done.stdout.endswith("removed user=bob, which was 100/1d\n" + LATE.format("22m 30s", "1d"))
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "*")
+    assert "longer" not in done.stdout
 
 
 def test_set_puts_a_new_rule_at_the_end_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
@@ -295,6 +330,81 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, file: Path) -
         assert old.read() == BY_HAND
     assert "tool=x" in [rule.text for rule in parse(file.read_text()).rules]
     assert list(tmp_path.iterdir()) == [file]
+
+
+KILLED_BEFORE_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from mcpguard.cli import _policy_edit
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+_policy_edit.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
+"""
+
+
+def test_an_edit_that_is_killed_leaves_the_file_as_it_was_and_the_next_removes_what_is_beside_it(
+    tmp_path: Path, file: Path
+) -> None:
+    backup = tmp_path / ".policy.toml.20261126"
+    backup.write_text("mine")
+    done = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_END, file], check=False, timeout=DEADLINE_S)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_text() == BY_HAND
+    assert len(list(tmp_path.iterdir())) == 3
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m").returncode == 0
+    assert sorted(tmp_path.iterdir()) == [backup, file]
+
+
+@pytest.mark.parametrize(("age_s", "left"), [(60, True), (7200, False)])
+def test_where_folders_cannot_be_locked_only_what_is_old_is_removed(
+    tmp_path: Path, file: Path, age_s: float, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    leftover = tmp_path / ".policy.toml.mcpguard-abc"
+    leftover.touch()
+    now = leftover.stat().st_mtime
+    monkeypatch.setattr(time, "time", lambda: now + age_s)
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert leftover.exists() is left
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
+def test_a_file_that_is_begun_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    def masked() -> None:
+        os.umask(umask)
+
+    home = tmp_path / "home"
+    assert mcpguard(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
+    assert stat.S_IMODE((home / "policy.toml").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("argv", [["init"], ["set", "--tool", "x", "5/1m"], ["edit"]])
+def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    link = shared / "policy.toml"
+    link.symlink_to(tmp_path / "target")
+    done = mcpguard(tmp_path, "policy", *argv, "--policy", str(link), EDITOR="true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{link}: cannot be written: a link to a missing file, in a folder that others may write to" in done.stderr
+    assert list(tmp_path.iterdir()) == [shared]
+
+
+def test_check_tells_who_else_may_change_the_files_that_decide(tmp_path: Path, file: Path) -> None:
+    assert "may change" not in mcpguard(tmp_path, "policy", "check").stdout
+    file.chmod(0o666)
+    done = mcpguard(tmp_path, "policy", "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"warning: other accounts may change {file}: {file} may be written to by everybody\n" in done.stdout
+    assert len(json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)["warnings"]) == 1
+    (tmp_path / "config.toml").touch()
+    (tmp_path / "config.toml").chmod(0o666)
+    assert mcpguard(tmp_path, "policy", "check").stdout.count("may change") == 2
+    assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 1
 
 
 def test_the_mode_of_a_file_stays(tmp_path: Path, file: Path) -> None:

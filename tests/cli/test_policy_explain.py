@@ -2,14 +2,14 @@
 
 import getpass
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcpguard.stores.queue import QueueLock
 from tests.cli.command import calls, mcpguard, on_terminal
-from tests.end_to_end.host import DEADLINE_S, audit, policy, rule
+from tests.end_to_end.host import audit, policy, rule
 
 RULES = (
     rule("100/1h", user="*", tool="echo")
@@ -221,13 +221,11 @@ def test_without_a_store_all_counters_are_empty_and_none_is_made(tmp_path: Path)
 
 @pytest.mark.parametrize("how", ["damaged", "locked"])
 def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the_same(home: Path, how: str) -> None:
-    lock = QueueLock(home / "mcpguard.db-queue")
+    lock = sqlite3.connect(home / "mcpguard.db", isolation_level=None)
     if how == "damaged":
-        for journal in ("-wal", "-shm"):  # what SQLite would mend it from
-            (home / f"mcpguard.db{journal}").unlink(missing_ok=True)
         (home / "mcpguard.db").write_bytes(b"something else, and longer than a header" * 10)
     else:
-        assert lock.acquire(DEADLINE_S)
+        lock.execute("BEGIN EXCLUSIVE")
     done = mcpguard(home, "policy", "explain", *WHO, "--tool", "echo")
     found = explained(home, *WHO, "--tool", "echo")
     lock.close()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, policy, rule
 

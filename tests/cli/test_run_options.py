@@ -12,7 +12,7 @@ from tests.cli.command import command as mcpguard
 from tests.end_to_end.host import DEADLINE_S, environment
 
 ODD = "--server=crm --denials=result --denials=none --observe=1 --user= -- - -x --no-such --help --= = -v=--observe --observ ü"
-WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "error", "result", "npx", ""]
+WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "auto", "error", "result", "npx", ""]
 
 
 def by_click(argv: list[str]) -> dict[str, object] | None:

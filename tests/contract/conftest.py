@@ -8,7 +8,7 @@ import pytest
 from mcpguard.stores.address import Options
 from mcpguard.stores.base import Memory, MemoryStore, Store
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Time
 from tests.redis_servers import SERVERS, Server, running
 

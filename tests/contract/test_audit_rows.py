@@ -1,11 +1,17 @@
 """The audit: a row for every decision, in order, without gaps, and few for a storm."""
 
+import json
 from collections import Counter
+from collections.abc import Callable
+
+import pytest
 
 from mcpguard.core.audit import Outcome
+from mcpguard.core.digest import cut
 from mcpguard.core.frames import read
-from mcpguard.core.journal import Journal
-from mcpguard.core.verdict import Verdict
+from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import Unauthenticated
 from tests.contract.conftest import Place
 from tests.core.build import Session, call_line, identity
 
@@ -111,6 +117,71 @@ def test_every_denial_of_a_storm_names_the_row_that_tells_of_it(place: Place) ->
     assert [verdict.news for verdict in verdicts] == [True, False, False, False]
     assert {verdict.audit_id for verdict in verdicts} == {records(place)[5]["id"]}
     assert [verdict.row is None for verdict in verdicts] == [False, True, True, True]
+
+
+FLOODS: dict[str, Callable[[Session, str], list[Charge]]] = {
+    "denied": lambda session, name: session.charges(f"closed {name}"),
+    "rate_limited": lambda session, name: session.charges(f"limited {name}"),
+    "invalid": lambda session, name: actions(session, call_line(f"{name}", None)),
+    "unauthenticated": lambda session, name: actions(session, call_line(f"{name}")),
+}
+"""What makes a charge that is refused in this way, of the n-th name."""
+
+FLOODED = """
+[[rule]]
+user = "*"
+tool = "closed*"
+limit = "deny"
+[[rule]]
+user = "*"
+tool = "limited*"
+per = ["user"]
+limit = "1/1h"
+"""
+
+
+def actions(session: Session, line: bytes) -> list[Charge]:
+    return [one for one in session.guard.client_messages(read([line]), now_us=0) if isinstance(one, Charge)]
+
+
+@pytest.mark.parametrize("decision", FLOODS)
+def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_pushes_none_out(place: Place, decision: str) -> None:
+    session = Session(place.open(), FLOODED)
+    admitted = session.call("limited")[0]
+    if decision == "unauthenticated":
+        session.guard.identify(Unauthenticated("it has expired", "log in"))
+    verdicts = []
+    for at in range(20):
+        names = [f"{at} {one} ".ljust(200, "x") for one in range(250)]
+        charges = [charge for name in names for charge in FLOODS[decision](session, name)]
+        verdicts += session.store.decide(charges, session.journal)
+        place.pass_ms(100)
+        if at % 2:
+            session.store.append(session.journal.flush(place.wall()))
+    session.store.append(session.journal.flush(place.wall(), all_of_them=True))
+    first, *refused = records(place)
+    assert (first["id"], first["decision"]) == (admitted.audit_id, "allowed")
+    assert {one["decision"] for one in refused} == {decision}
+    assert len(refused) < (BURST_BYTES + 2 * REFILL_BYTES_PER_S) // (ROW_BYTES + 200) + 4
+    assert sum(int(str(one.get("repeats", 1))) for one in refused) == len(verdicts) == 5000
+    assert {one.audit_id for one in verdicts} <= {str(one["id"]) for one in refused}
+    assert [one["seq"] for one in refused] == list(range(2, len(refused) + 2))
+    for one in refused:
+        if "repeats" in one:
+            assert one["reason"] == "more of this kind, not kept one by one"
+            assert "tool" not in one
+            assert one.get("user") == first["user"] or decision == "unauthenticated"
+    assert session.call("other")[0].news
+
+
+def test_of_a_call_that_was_denied_long_arguments_are_cut(place: Place) -> None:
+    session = Session(place.open(), POLICY, arguments="full")
+    arguments = {"text": "x" * 10_000}
+    session.call("report", 6, arguments=arguments)
+    session.call("closed", arguments=arguments)
+    *admitted, limited, closed = [one["arguments"] for one in records(place)]
+    assert admitted == [arguments] * 5
+    assert limited == closed == cut(json.dumps(arguments, separators=(",", ":")))
 
 
 def test_denials_that_differ_do_not_share_a_row(place: Place) -> None:

@@ -220,6 +220,8 @@ def test_upkeep_changes_no_decision(place: Place) -> None:
     session.store.tend()
     assert list(used(place).values()) == [5]
     assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
+    place.pass_ms(5000)
+    session.store.tend()
     assert session.store.restless is False
 
 

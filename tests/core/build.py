@@ -1,7 +1,10 @@
 """What the tests build policies, sessions and frames from."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mcpguard.core.answers import AnswerLines
@@ -38,6 +41,23 @@ class Time:
 
     def pass_s(self, seconds: int) -> None:
         self.now_us += 1_000_000 * seconds
+
+
+def steps(do: Callable[[], object]) -> int:
+    """How many functions are called."""
+    seen = 0
+
+    def count(_frame: FrameType, event: str, _arg: object) -> None:
+        nonlocal seen
+        seen += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        do()
+    finally:
+        sys.setprofile(before)
+    return seen
 
 
 def identity(

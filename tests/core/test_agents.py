@@ -241,9 +241,9 @@ def test_a_rule_yields_only_to_one_that_competes_and_matches_too_and_every_other
             rule = policy.rules[at]
             if winner is not None:
                 assert winner in matching
-                assert rule.competes_with(policy.rules[winner])
+                assert rule.kind == policy.rules[winner].kind
                 assert rule.yields_to(policy.rules[winner]) or (
-                    rule.differs_in_role_or_scope_only(policy.rules[winner]) and winner < at and matching[winner] is None
+                    rule.reach == policy.rules[winner].reach and winner < at and matching[winner] is None
                 )
             else:
                 assert not any(rule.yields_to(policy.rules[other]) for other in matching)

@@ -21,7 +21,9 @@ from mcpguard.core.audit import (
     rfc3339,
     row,
     session_of,
+    sum_of,
     summary,
+    summed,
 )
 from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
@@ -298,19 +300,6 @@ def test_a_denial_that_comes_late_is_news_though_nobody_flushed() -> None:
     assert [one.repeats for one in journal.flush(WALL_US + 9_000_000)] == [2]
 
 
-def test_many_storms_at_once_take_bounded_memory_and_lose_no_denial() -> None:
-    journal = Journal("s")
-    rows: list[Row] = []
-    for at in range(10_000):
-        context = CONTEXT.replace("alice", f"user{at}")
-        for _ in range(2):
-            rows += denial(journal, WALL_US + at, context=context)[0]
-        assert len(journal._storms) <= 4097 + 4096
-    rows += journal.flush(WALL_US, all_of_them=True)
-    assert sum(one.repeats or 1 for one in rows) == 20_000
-    assert [one.seq for one in rows] == list(range(1, len(rows) + 1))
-
-
 def test_counts_of_many_loops_take_bounded_memory() -> None:
     journal = Journal("s")
     for at in range(9000):
@@ -351,6 +340,38 @@ def test_without_a_key_there_is_no_hash_of_arguments_and_with_one_there_is() -> 
     key = b"k"
     talk.call("x", arguments={"secret": 7})
     assert [one.get("args_hash") for one in talk.records] == [None, args_hash({"secret": 7}, b"k").hex()]
+
+
+def test_of_a_call_that_was_not_made_long_arguments_are_cut_and_short_ones_kept() -> None:
+    policy = 'mode = "enforce"\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
+    talk = Talk(policy, arguments="full")
+    for arguments in ({"a": "x" * 1000}, {"a": "x" * 10_000}):
+        talk.one("closed")
+        for tool in ("closed", "open"):
+            talk.call(tool, arguments=arguments)
+        talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
+    denied = [one["arguments"] for one in talk.records if "repeats" in one]
+    assert denied == [{"a": "x" * 1000}, cut('{"a":"' + "x" * 10_000 + '"}')]
+    assert [one["arguments"] for one in talk.records if one["tool"] == "open"] == [{"a": "x" * 1000}, {"a": "x" * 10_000}]
+
+
+def test_a_sum_of_denials_has_what_they_have_in_common_and_nothing_that_is_of_one_alone() -> None:
+    first = Row(
+        WALL_US, 1, "unauthenticated", '{"session":"s","user":"alice","tool":"a"}', '{"axis":"user","rule":"r"}', "1", b"h",
+        "ab" * 16, 3, 0, 9, 5, '{"axis":"user","reason":"expired","arguments":{}}',
+    )  # fmt: skip
+    other = first._replace(time_us=WALL_US + 1, seq=2, context='{"session":"s","user":"alice","tool":"b"}')
+    sum_row = sum_of(summed(first, other._replace(reported='{"axis":"user","rule":"q"}', detail='{"axis":"user"}')))
+    assert sum_row == Row(
+        WALL_US + 1,
+        2,
+        "unauthenticated",
+        '{"session":"s","user":"alice"}',
+        '{"axis":"user"}',
+        detail='{"axis":"user","reason":"more of this kind, not kept one by one"}',
+    )
+    bare = Row(WALL_US, 1, "invalid", '{"session":"s"}')
+    assert summed(bare, bare)._replace(detail=None) == bare
 
 
 def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from mcpguard.core import denial
+from mcpguard.core.identity import Identity
+from mcpguard.core.meta import CLIENT_INFO
 from mcpguard.core.policy import Call, Reported
 from mcpguard.core.verdict import Verdict
-from mcpguard.errors import PolicyError
-from tests.core.build import Talk, call_line, identity
+from mcpguard.errors import PolicyError, Unauthenticated
+from tests.core.build import Talk, call_line, identity, request
 
 ALICE = Call("alice@acme.com", "Claude Code::interactive::default", "crm", "search_customers")
 HUNDRED = Reported("user", "user=alice@acme.com tool=search_customers", 100, "1h")
@@ -156,7 +158,7 @@ POLICY = '[[rule]]\ntool = "search"\nlimit = "1/1m"\n'
 
 
 def test_as_a_result_a_denial_is_a_tool_result_with_the_same_message_and_data() -> None:
-    error, result = Talk(POLICY), Talk(POLICY, denials="result")
+    error, result = Talk(POLICY, denials="error"), Talk(POLICY, denials="result")
     for talk in (error, result):
         talk.client(call_line("search", 1), call_line("search", 2))
     (as_error,), (as_result,) = error.to_client, result.to_client
@@ -172,10 +174,89 @@ def test_as_a_result_a_denial_is_a_tool_result_with_the_same_message_and_data() 
     }
 
 
-def test_a_call_that_is_to_become_a_task_gets_the_error_either_way() -> None:
-    talk = Talk(POLICY, denials="result")
-    talk.client(call_line("search", 1), call_line("search", 2, task={"ttl": 1}), call_line("search", 3, task=None))
-    assert [set(reply) - {"jsonrpc", "id"} for reply in talk.to_client] == [{"error"}, {"result"}]
+def forms(talk: Talk) -> list[str]:
+    return [form for reply in talk.to_client for form in ("error", "result") if form in reply]
+
+
+def called(request_id: int, name: object = None) -> bytes:
+    """A call that itself says which client makes it, as those without a handshake do."""
+    return call_line("search", request_id, **({} if name is None else {"_meta": {CLIENT_INFO: {"name": name}}}))
+
+
+def greeted(name: object) -> bytes:
+    return request("initialize", 0, clientInfo={"name": name, "version": "1"})
+
+
+NAMES = [
+    *(("mcp", "result"), ("fastmcp", "result"), ("stdio: npx", "result"), ("qwen-cli-mcp-client-crm", "result")),
+    *(("claude-code", "error"), ("codex-mcp-client", "error"), ("my-own", "error"), ("MCP", "error"), ("mcp ", "error")),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), NAMES)
+def test_by_default_a_client_with_the_name_of_one_that_loses_errors_gets_a_result_and_any_other_the_error(
+    name: str, form: str
+) -> None:
+    by_handshake, by_call = Talk(POLICY), Talk(POLICY)
+    by_handshake.client(greeted(name), called(1), called(2))
+    by_call.client(called(1), called(2, name))
+    assert forms(by_handshake) == forms(by_call) == [form]
+
+
+@pytest.mark.parametrize("name", [None, "", 7, ["mcp"]])
+def test_a_client_that_gives_no_name_gets_the_error(name: object) -> None:
+    silent, nameless = Talk(POLICY), Talk(POLICY)
+    silent.client(called(1), called(2))
+    nameless.client(greeted(name), called(1), called(2, name))
+    assert forms(silent) == forms(nameless) == ["error"]
+
+
+def test_the_name_in_a_call_comes_before_that_of_the_handshake() -> None:
+    talk = Talk(POLICY)
+    talk.client(greeted("mcp"), called(1), called(2), called(3, "zed"), called(4))
+    talk.client(greeted("zed"), called(5), called(6, "mcp"), called(7))
+    assert forms(talk) == ["result", "error", "result", "error", "result", "error"]
+
+
+def test_a_name_that_comes_after_a_call_does_not_change_its_form() -> None:
+    talk = Talk(POLICY)
+    talk.client(called(1), called(2), greeted("mcp"), called(3), greeted("zed"))
+    assert forms(talk) == ["error", "result"]
+
+
+@pytest.mark.parametrize("denials", ["error", "result"])
+def test_a_form_that_is_configured_holds_for_every_client(denials: str) -> None:
+    talk = Talk(POLICY, denials=denials)
+    talk.client(called(1), called(2), greeted("mcp"), called(3), called(4, "zed"), called(5, "fastmcp"))
+    assert forms(talk) == [denials] * 4
+
+
+def test_a_client_that_is_not_believed_gets_the_form_of_its_name_all_the_same() -> None:
+    talk = Talk(POLICY, who=Identity("alice", "os", "crm", trust_client_info=False))
+    talk.client(greeted("mcp"), called(1), called(2), called(3, "zed"))
+    assert forms(talk) == ["result", "error"]
+    assert {record["agent"] for record in talk.records} == {"unknown::interactive::default"}
+
+
+@pytest.mark.parametrize("reason", ["rate_limited", "denied", "unauthenticated", "policy_invalid"])
+def test_every_kind_of_denial_takes_the_form_that_the_client_reads(reason: str) -> None:
+    policies: dict[str, str | PolicyError] = {
+        "denied": '[[rule]]\ntool = "search"\nlimit = "deny"\n',
+        "policy_invalid": PolicyError("policy.toml: line 3: not TOML"),
+    }
+    talk = Talk(policies.get(reason, POLICY))
+    if reason == "unauthenticated":
+        talk.guard.identify(Unauthenticated("there is no token", "write one"))
+    talk.client(called(1), called(2, "mcp"))
+    assert talk.to_client[-1]["result"]["_meta"]["mcpguard/denial"]["reason"] == reason
+
+
+@pytest.mark.parametrize("denials", ["auto", "result"])
+def test_a_call_that_is_to_become_a_task_gets_the_error_either_way(denials: str) -> None:
+    talk = Talk(POLICY, denials=denials)
+    talk.client(greeted("mcp"), call_line("search", 1))
+    talk.client(call_line("search", 2, task={"ttl": 1}), call_line("search", 3, task=None))
+    assert forms(talk) == ["error", "result"]
 
 
 def test_the_user_and_the_agent_of_the_call_are_those_in_the_denial() -> None:

@@ -8,7 +8,7 @@ import pytest
 from mcpguard.core import guard
 from mcpguard.core.audit import Outcome
 from mcpguard.core.frames import Refusal, read
-from mcpguard.core.guard import Forward, Guard
+from mcpguard.core.guard import Forward, Guard, Reply
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict
@@ -324,6 +324,18 @@ def test_a_retry_that_the_server_asked_for_is_free_once() -> None:
     assert (ids(talk.to_server), ids(talk.to_client)) == ([1, 2], [3])
     assert [one["decision"] for one in talk.records] == ["allowed", "continued", "rate_limited"]
     assert sum(held.used for held in talk.store.held()) == 1
+
+
+def test_a_retry_that_was_not_forwarded_since_the_store_was_unavailable_stays_free() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(call_line("x", 1))
+    asks(talk, 1, "s1", "who")
+    (charge,) = talk.charges("x", requestState="s1", inputResponses={"who": 1})
+    assert charge.decided == "continued"
+    assert isinstance(talk.guard.charged(charge, Verdict("unavailable"), now_us=0), Reply)
+    talk.client(call_line("x", 3, requestState="s1", inputResponses={"who": 1}))
+    talk.client(call_line("x", 4, requestState="s1", inputResponses={"who": 1}))
+    assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "continued", "rate_limited"]
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,29 @@
-"""What a failed transaction leaves in a session's journal: nothing."""
+"""A session's journal: denials that come in floods have few rows, and a failed transaction leaves nothing in it."""
 
 import random
+from collections import Counter
+from collections.abc import Mapping
 from copy import copy
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
-from mcpguard.core.journal import Journal
-from mcpguard.core.verdict import Charge, Verdict
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.core.audit import Row, compact
+from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
+from mcpguard.core.policy import Call, Plan, Reported
+from mcpguard.core.verdict import REFUSED, Charge, Decided, Verdict
 from tests.core.build import WALL_US, Talk
 
 POLICY = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
 
 
 def everything(journal: Journal) -> list[object]:
-    return [journal.seq, dict(journal.tally), dict(journal._storms), dict(journal._denials)]
+    tables: tuple[Mapping[Any, object], ...] = (journal._storms, journal._sums, journal._budgets, journal._denials)
+    return [journal.seq, dict(journal.tally), *map(dict, tables)]
 
 
 def decided(talk: Talk, tool: str, times: int) -> tuple[list[Charge], list[Verdict]]:
@@ -51,7 +63,7 @@ def test_what_is_thrown_out_to_keep_memory_bounded_comes_back_too() -> None:
         talk.call(f"tool {at}", 2)
     charges, verdicts = decided(talk, "another", 2)
     before = everything(talk.journal)
-    assert talk.journal.rows(charges, verdicts, WALL_US)
+    talk.journal.rows(charges, verdicts, WALL_US)
     assert len(talk.journal._denials) < 10
     talk.journal.take_back()
     assert everything(talk.journal) == before
@@ -65,3 +77,219 @@ def test_taking_back_twice_takes_back_once() -> None:
     talk.journal.take_back()
     talk.journal.take_back()
     assert everything(talk.journal) == before
+
+
+# Floods
+
+
+BY_USER, BY_TOOL = Reported("user", "user=*", 5, "1h"), Reported("tool", "tool=*", None, None)
+KINDS: list[tuple[Decided, Reported | None]] = [
+    ("rate_limited", BY_USER),
+    ("denied", BY_USER),
+    ("denied", BY_TOOL),
+    ("unauthenticated", None),
+    ("invalid", None),
+    ("unavailable", None),
+    ("allowed", BY_USER),
+    ("would_deny", BY_TOOL),
+    ("continued", None),
+    ("policy", None),
+]
+
+
+def charge(name: str, decided: Decided, reported: Reported | None, request_id: int = 1) -> tuple[Charge, Verdict]:
+    context = compact({"session": "s", "user": "alice", "tool": name})
+    detail: dict[str, object] = {} if reported else {"reason": "x"}
+    one = Charge(Call("alice", "a::b::c", "crm", name), Plan(), context, request_id=str(request_id), detail=detail)
+    return one, Verdict(decided, reported)
+
+
+def kind_of(row: Row) -> tuple[str, str | None]:
+    return row.decision, row.reported and row.reported[:12]  # the axis comes first
+
+
+def size_of(row: Row) -> int:
+    return ROW_BYTES + len(row.context) + len(row.detail or "") + len(row.request_id or "")
+
+
+@dataclass
+class Step:
+    """Time passes; then calls are decided together, perhaps by a transaction that fails first; then rows are flushed."""
+
+    pass_us: int
+    calls: list[tuple[int, int]]
+    fails: bool
+    flushes: bool
+
+
+@dataclass
+class Flood:
+    """A journal, and all that came of it."""
+
+    journal: Journal = field(default_factory=lambda: Journal("s"))
+    time_us: int = WALL_US
+    rows: list[Row] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    def take(self, step: Step, pad: str) -> None:
+        self.time_us += step.pass_us
+        asked = [charge(f"{name} {pad}", *KINDS[kind], len(self.verdicts)) for kind, name in step.calls]
+        charges, verdicts = [one for one, _ in asked], [one for _, one in asked]
+        if step.fails:
+            before = everything(self.journal)
+            self.journal.rows(charges, [*map(copied, verdicts)], self.time_us)
+            self.journal.take_back()
+            assert everything(self.journal) == before
+        rows = self.journal.rows(charges, verdicts, self.time_us)
+        assert [f"s-{one.seq}" for one in rows] == [one.audit_id for one in verdicts if one.news]
+        assert all(one.news for one in verdicts if one.forwards)
+        self.rows += rows
+        self.verdicts += verdicts
+        if step.flushes:
+            self.flush()
+
+    def flush(self, *, all_of_them: bool = False) -> None:
+        self.rows += self.journal.flush(self.time_us, all_of_them=all_of_them)
+
+
+CALLS = st.one_of(
+    st.lists(st.tuples(st.integers(0, len(KINDS) - 1), st.integers(0, 300)), max_size=6),
+    st.tuples(st.integers(0, 5), st.integers(0, 300)).map(lambda one: [(one[0], one[1] + at) for at in range(40)]),
+)
+PASSING = st.one_of(st.sampled_from([0, 200_000, 999_999, 1_000_000, 5_000_000, 3_600_000_000]), st.integers(0, 3_000_000))
+
+
+def steps(passing: st.SearchStrategy[int]) -> st.SearchStrategy[list[Step]]:
+    return st.lists(st.builds(Step, passing, CALLS, st.booleans(), st.booleans()), max_size=25)
+
+
+@given(steps(PASSING | st.sampled_from([-1, -5_000_000])), st.sampled_from(["", "x" * 200, "x" * 1500]))
+@settings(max_examples=150)
+def test_every_denial_is_in_exactly_one_row_and_names_one_whatever_floods_come_and_however_time_goes(
+    steps: list[Step], pad: str
+) -> None:
+    flood = Flood()
+    for step in steps:
+        flood.take(step, pad)
+        kinds = {(one.decision, one.reported) for one in flood.verdicts}
+        assert max(len(flood.journal._sums), len(flood.journal._budgets)) <= len(kinds)
+    flood.flush(all_of_them=True)
+    assert [one.seq for one in flood.rows] == list(range(1, len(flood.rows) + 1))
+    told: Counter[str] = Counter()
+    for one in flood.rows:
+        told[one.decision] += one.repeats or 1
+    assert told == Counter(one.decision for one in flood.verdicts)
+    assert {one.audit_id for one in flood.verdicts} <= {f"s-{one.seq}" for one in flood.rows}
+    tallied: Counter[str] = Counter()
+    for (word, _), times in flood.journal.tally.items():
+        tallied[word] += times
+    assert told == tallied
+
+
+@given(steps(PASSING), st.sampled_from(["x" * 200, "x" * 1500]))
+@settings(max_examples=150)
+def test_the_rows_of_a_flood_stay_within_the_budget_of_its_kind_in_any_period(steps: list[Step], pad: str) -> None:
+    flood = Flood()
+    for step in steps:
+        flood.take(step, pad)
+    refused = sorted((one for one in flood.rows if one.decision in REFUSED), key=lambda one: str(kind_of(one)))
+    for _, found in groupby(refused, kind_of):
+        rows = list(found)
+        longest = max(map(size_of, rows))
+        level, since_us = 0.0, rows[0].time_us  # of the worst period that ends with a row: what is more than was added in it
+        for one in rows:
+            added = (one.time_us - since_us) / 1_000_000 * (REFILL_BYTES_PER_S + longest)  # and a row a second sums up
+            level, since_us = max(0.0, level - added) + size_of(one), one.time_us
+            assert level <= BURST_BYTES + longest
+
+
+def test_a_flood_of_ever_new_names_has_some_hundred_rows_and_then_some_each_second() -> None:
+    flood = Flood()
+    for at in range(2000):
+        flood.take(Step(35_000, [(4, 10 * at + one) for one in range(10)], fails=False, flushes=at % 6 == 0), "x" * 200)
+    at_once = sum(one.time_us - WALL_US < 2_000_000 for one in flood.rows)
+    assert 100 < at_once < 150
+    assert (len(flood.rows) - at_once) / 70 < 6
+    sums = [one for one in flood.rows if one.repeats]
+    assert sum(map(size_of, flood.rows)) < 300_000
+    assert {one.context for one in sums} == {'{"session":"s","user":"alice"}'}
+    assert max(len(flood.journal._storms), len(sums)) < 200
+
+
+def test_a_flood_of_one_kind_takes_nothing_from_another() -> None:
+    flood = Flood()
+    flood.take(Step(0, [(2, name) for name in range(500)], fails=False, flushes=False), "")
+    before = len(flood.rows)
+    flood.take(Step(0, [(kind, name) for kind in (0, 1, 3, 4, 5) for name in range(3)], fails=False, flushes=False), "")
+    assert len(flood.rows) - before == 15
+
+
+def test_three_loops_at_once_keep_their_row_a_second_all_day() -> None:
+    flood = Flood()
+    for _ in range(1200):
+        flood.take(
+            Step(200_000, [(0, name) for name in range(3) for _ in range(5)], fails=False, flushes=True), "search_customers"
+        )
+    assert 3 * 239 <= len(flood.rows) <= 3 * 241
+    assert {one.context for one in flood.rows} == {
+        charge(f"{name} search_customers", *KINDS[0])[0].context for name in range(3)
+    }
+
+
+def test_loops_whose_rows_are_beyond_the_budget_are_summed_up_and_lose_no_denial() -> None:
+    flood = Flood()
+    names = range(80)
+    for _ in range(50):
+        flood.take(Step(200_000, [(0, name) for name in names for _ in range(2)], fails=False, flushes=True), "x" * 300)
+    flood.flush(all_of_them=True)
+    sums = [one for one in flood.rows if '"tool"' not in one.context]
+    assert len(sums) >= 5
+    assert len(flood.rows) < 200
+    assert sum(one.repeats or 1 for one in flood.rows) == 50 * 160
+
+
+def test_a_session_whose_rows_nobody_flushes_remembers_a_bounded_number_of_storms() -> None:
+    flood = Flood()
+    for at in range(60):
+        flood.take(Step(40_000_000, [(4, 200 * at + name) for name in range(200)], fails=False, flushes=False), "")
+        assert len(flood.journal._storms) < 1400
+    allowance = flood.journal.allowance(flood.time_us)
+    assert allowance == (ROW_BYTES, 0, {}, {"invalid ": True})
+    flood.flush(all_of_them=True)
+    assert sum(one.repeats or 1 for one in flood.rows) == 60 * 200
+
+
+def test_a_clock_that_is_set_back_makes_the_budget_whole() -> None:
+    flood = Flood()
+    flood.take(Step(0, [(4, name) for name in range(1000)], fails=False, flushes=False), "")
+    before = len(flood.rows)
+    flood.take(Step(-3_600_000_000, [(4, 2000 + name) for name in range(3)], fails=False, flushes=True), "")
+    assert len(flood.rows) >= before + 3
+
+
+def test_a_session_tells_what_its_rows_go_by_and_forgets_a_flood() -> None:
+    flood = Flood()
+    assert flood.journal.allowance(WALL_US) is None
+    flood.take(Step(0, [(1, name) for name in range(1000)], fails=False, flushes=False), "")
+    row_bytes, whole, left, sums = flood.journal.allowance(WALL_US) or pytest.fail("it has a budget that is not whole")
+    assert (row_bytes, whole, sums) == (ROW_BYTES, BURST_BYTES, {"denied user": True})
+    assert list(left) == ["denied user"]
+    assert left["denied user"] < 1000
+    flood.time_us += 1_000_000
+    flood.flush()
+    assert flood.journal.allowance(flood.time_us + 999_999) == (
+        ROW_BYTES,
+        BURST_BYTES,
+        {"denied user": left["denied user"] + REFILL_BYTES_PER_S * 2 - 1},
+        {"denied user": True},
+    )
+    assert flood.journal.allowance(flood.time_us + 1_000_000) == (
+        ROW_BYTES,
+        BURST_BYTES,
+        {"denied user": left["denied user"] + REFILL_BYTES_PER_S * 2},
+        {},
+    )
+    assert flood.journal.is_waiting
+    flood.time_us += 33_000_000
+    flood.flush()
+    assert not flood.journal.is_waiting

@@ -1,17 +1,17 @@
 """Rules: which match, which yield, what they count by. The vectors have most of it; here is what they leave out."""
 
 import json
-import re
-import sys
-from types import FrameType
+from collections.abc import Sequence
+from typing import SupportsIndex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy import Call, Plan, Policy, Rate, Rule, glob, glob_agent
+from mcpguard.core.policy import Call, Plan, Policy, Rate, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_limits, parse_rate, parse_rule, text_of
 from mcpguard.errors import ExitStatus, PolicyError
+from tests.core.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
 
@@ -34,62 +34,6 @@ def applying(*rules: str, call: Call = ALICE) -> list[int]:
 
 def label(plan: Plan, at: int = 0) -> list[object]:
     return list(json.loads(plan.counters[at].label))
-
-
-# Patterns
-
-
-@given(st.text("ab*", max_size=7), st.text("ab", max_size=9))
-def test_a_star_stands_for_any_text_and_nothing_else_is_special(pattern: str, text: str) -> None:
-    model = ".*".join(map(re.escape, pattern.split("*")))
-    assert glob(pattern, text) == bool(re.fullmatch(model, text))
-
-
-@pytest.mark.parametrize(
-    ("pattern", "text", "matches"),
-    [
-        ("*", "", True),
-        ("", "", True),
-        ("", "a", False),
-        ("a*a", "a", False),
-        ("a*a", "aa", True),
-        ("ab*ba", "aba", False),
-        ("*ab*ab*", "abb", False),
-        ("a?c", "abc", False),
-        ("[ab]", "a", False),
-        ("a.c", "abc", False),
-        ("a*\nb", "a\n\nb", True),
-        ("É*", "É", True),
-        ("É*", "é", False),
-        ("**", "x", True),
-    ],
-)
-def test_patterns(pattern: str, text: str, matches: bool) -> None:
-    assert glob(pattern, text) is matches
-
-
-def test_patterns_that_make_backtracking_matchers_hang_are_matched() -> None:
-    text = "a" * 20_000
-    assert not glob("a*" * 2_000 + "b", text)
-    assert not glob("*a" * 2_000 + "b*", text)
-    assert glob("*a" * 2_000 + "*", text)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "agent", "matches"),
-    [
-        ("*::*::*", "a::b::c", True),
-        ("*::b::*", "a::b::c", True),
-        ("a*::b::c", "abc::b::c", True),
-        ("*::c", "a::b::c", False),
-        ("*", "a::b::c", False),
-        ("a::*", "a::b::c", False),
-        ("*::b::c", "a:\\:\\b::b::c", True),
-        ("a::b::*", "a::b::c::d", False),
-    ],
-)
-def test_a_star_in_an_agent_pattern_stays_within_its_part(pattern: str, agent: str, matches: bool) -> None:
-    assert glob_agent(pattern, agent) is matches
 
 
 # Matching and yielding
@@ -153,6 +97,54 @@ def test_of_competing_rules_the_narrower_applies_and_of_others_all(rules: tuple[
 def test_matching_tells_which_rule_each_yields_to() -> None:
     chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
     assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
+
+
+def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
+    """What `Policy.matching` tells, by what it means: each rule that matches is compared with each other."""
+    matched = [at for at, rule in enumerate(rules) if rule.matches(call)]
+    narrower = {at: next((other for other in matched if rules[at].yields_to(rules[other])), None) for at in matched}
+    standing = [at for at in matched if narrower[at] is None]
+    firsts = {at: next(other for other in standing if rules[other].reach == rules[at].reach) for at in standing}
+    return [(at, narrower[at] if at not in firsts or firsts[at] == at else firsts[at]) for at in matched]
+
+
+few = st.text("ab*", min_size=1, max_size=4)
+names = st.text("ab", min_size=1, max_size=4)
+selectors = st.fixed_dictionaries(
+    {},
+    optional={
+        "user": few.map(lambda text: (text,)),
+        "agent": st.tuples(few, few, few).map(lambda parts: ("::".join(parts),)),
+        "tool": few.map(lambda text: (text,)),
+        "server": few.map(lambda text: (text,)),
+        "role": st.lists(few, min_size=1, max_size=2).map(tuple),
+        "scope": st.lists(few, min_size=1, max_size=2).map(tuple),
+    },
+)
+pers = st.sampled_from([frozenset[str](), frozenset({"user"}), frozenset({"tool", "server"})])
+calls = st.builds(
+    Call,
+    names,
+    st.tuples(names, names, names).map("::".join),
+    names,
+    names,
+    st.lists(names, max_size=3).map(tuple),
+    st.lists(names, max_size=2).map(tuple),
+)
+
+
+@given(st.lists(st.builds(Rule, selectors, pers), max_size=25), calls)
+def test_rules_match_and_yield_as_if_each_were_compared_with_each_other(rules: list[Rule], call: Call) -> None:
+    assert Policy(tuple(rules)).matching(call) == matching(rules, call)
+
+
+@given(st.lists(few, min_size=1, max_size=25, unique=True), st.lists(few, min_size=1, max_size=3), names)
+def test_of_many_rules_that_match_a_call_each_yields_as_if_it_were_compared_with_each_other(
+    users: list[str], tools: list[str], name: str
+) -> None:
+    rules = [Rule({"user": (user,), "tool": (tool,)}, frozenset()) for user in users for tool in tools]
+    call = Call(name, "a::b::c", name, name)
+    assert Policy(tuple(rules)).matching(call) == matching(rules, call)
 
 
 # Counters
@@ -411,23 +403,49 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
 
 
 def test_a_policy_costs_a_step_for_each_rule_and_no_more() -> None:
-    def steps(rules: int) -> int:
-        seen = 0
-
-        def count(_frame: FrameType, event: str, _arg: object) -> None:
-            nonlocal seen
-            seen += event in {"call", "c_call"}
-
+    def of(rules: int) -> int:
         text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(rules))
-        before = sys.getprofile()
-        sys.setprofile(count)
-        try:
-            parse(text).plan(ALICE)
-        finally:
-            sys.setprofile(before)
-        return seen
+        return steps(lambda: parse(text).plan(ALICE))
 
-    assert steps(400) <= 4.5 * steps(100)
+    assert of(400) <= 4.5 * of(100)
+
+
+class Scanned(str):
+    """A text that tells how much of it was looked through for lines."""
+
+    characters = 0
+
+    def count(self, text: str, start: SupportsIndex | None = 0, end: SupportsIndex | None = None, /) -> int:
+        first, last, _ = slice(start, end).indices(len(self))
+        self.characters += last - first
+        return super().count(text, start, end)
+
+
+def test_the_lines_of_all_rules_are_found_in_one_pass() -> None:
+    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100)))
+    assert [rule.line for rule in parse(text).rules] == list(range(1, 300, 3))
+    assert text.characters <= 3 * len(text)
+
+
+@pytest.mark.parametrize("selector", ["user = '{}*'", "user = '*{}'", "user = '*'\nscope = '{}'", "user = '{}*'\ntool = '*{}'"])
+def test_rules_that_match_one_call_cost_a_step_each_and_no_more(selector: str) -> None:
+    def of(rules: int) -> int:
+        names = ["a" * at for at in range(1, rules + 1)]
+        text = "".join(f"[[rule]]\n{selector.replace('{}', name)}\nper = []\nlimit = '1/1s'\n" for name in names)
+        policy, call = parse(text), Call(names[-1], "a::b::c", "crm", names[-1], (), tuple(names))
+        assert len(policy.matching(call)) == rules
+        return steps(lambda: policy.plan(call))
+
+    assert of(400) <= 4.5 * of(100)
+
+
+def test_rules_that_name_others_cost_a_call_nothing() -> None:
+    def of(rules: int) -> int:
+        text = "".join(f"[[rule]]\nuser = 'u{at}'\ntool = 't{at}'\nlimit = '1/1s'\n" for at in range(rules))
+        policy = parse(text)
+        return steps(lambda: policy.plan(Call("u7", "a::b::c", "crm", "t7")))
+
+    assert of(1000) == of(10)
 
 
 def test_a_rule_of_its_own_is_named_as_its_caller_says() -> None:

@@ -1,9 +1,14 @@
 import re
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mcpguard.core.policy_explain import sentence, tier_warning, warnings
+from mcpguard.core.policy import SELECTORS, Call, Policy, Rule
+from mcpguard.core.policy_explain import counted_in_grains, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse
+from tests.core.build import steps
 
 
 def keys(text: str) -> list[str]:
@@ -208,6 +213,62 @@ def test_exceptions_for_other_calls_do_not_hide_the_warning() -> None:
     assert rules(closed, wide, "agent='A*::*::*' tool='t3*' limit='5/1m'") == []
 
 
+names = st.sampled_from(["a", "ab", "b", "*", "a*", "ab*"])
+calls = [
+    Call(user, "x::y::z", "s", tool, ("a", "b"))
+    for user in ("a", "ab", "abc", "b", "c")
+    for tool in ("a", "ab", "abc", "b", "c")
+]
+closing_rules = st.builds(
+    Rule,
+    st.fixed_dictionaries(
+        {}, optional={key: names.map(lambda name: (name,)) for key in ("user", "tool")} | {"role": st.just(("a",))}
+    ),
+    st.sampled_from([frozenset[str](), frozenset({"user"})]),
+    deny=st.booleans(),
+    observe=st.sampled_from([False, False, True]),
+)
+
+
+def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
+    """The rules that can never admit, each with the first that closes it: each is compared with each other."""
+    found: dict[int, int] = {}
+    for closing, deny in enumerate(rules):
+        instead = [
+            other for at, other in enumerate(rules) if deny.yields_to(other) or (at < closing and deny.reach == other.reach)
+        ]
+        for at, rule in enumerate(rules):
+            covered = deny.deny and not deny.observe and not rule.deny and all(deny.covers(rule, key) for key in SELECTORS)
+            if covered and not any(rule.matches(call) and other.matches(call) for other in instead for call in calls):
+                found.setdefault(at, closing)
+    return sorted(found.items())
+
+
+@given(st.lists(closing_rules, max_size=8))
+def test_rules_are_closed_as_if_each_were_compared_with_each_other(rules: list[Rule]) -> None:
+    told = [re.findall(r"(?:^|: )rule (\d+) ", warning) for warning in warnings(Policy(tuple(rules)))]
+    assert [(int(at) - 1, int(shutter) - 1) for at, shutter in told] == closed(rules)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("", "tool='t{}' limit='1/1s'"),
+        ("", "user='u{}' tool='x' limit='1/1s'"),
+        ("user='u{}' tool='t' limit='deny'", "user='u{}' server='s' tool='t' limit='1/1s'"),
+        ("tool='t{}' limit='deny'", "user='u' tool='t{}' limit='1/1s'"),
+    ],
+)
+def test_looking_for_closed_rules_costs_a_step_a_rule_and_no_more(texts: tuple[str, str]) -> None:
+    def of(rules: int) -> int:
+        bodies = [text.replace("{}", str(at)) for at in range(rules) for text in texts if text]
+        tables = "".join("\n".join(["[[rule]]", *keys(text), ""]) for text in ["tool='*' limit='deny'", *bodies])
+        policy = parse(tables)
+        return steps(lambda: warnings(policy))
+
+    assert of(400) <= 4.5 * of(100)
+
+
 def test_nothing_is_closed_where_all_is_observed() -> None:
     assert rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'", head="mode='observe'\n") == []
 
@@ -243,3 +304,25 @@ TIERS = [
 def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
     found = tier_warning(parse(text or "mode = 'enforce'"), tier)
     assert found == (f"no rule matches agents of the tier {tier}, so that nothing limits their calls" if warned else None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "spans"),
+    [
+        ("user='*' limit='64/1w'", "user='*' limit='65/7d'", ["2h 37m 30s"]),
+        ("user='*' limit='64/1m'", "user='*' limit='64/1m'", []),
+        ("user='*' limit='65/1m'", "user='*' limit='99/1m'", []),
+        ("user='*' limit=['1/1m', '2/1h']", "user='*' limit=['99/1m', '999/1h']", ["1s", "57s"]),
+        ("user='bob' limit='1/1m'", "user='ann' limit='99/1m'", []),
+        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m'", ["1s"]),
+        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m' per=['tool']", []),
+        ("user='bob' limit='1/1m' per=['tool']", "user='b*' limit='99/1m' per=['tool']", []),
+        ("user='*' role='a' limit='1/1m'", "user='*' limit='99/1m'", []),
+        ("user='*' limit='deny'", "user='*' limit='99/1m'", []),
+    ],
+)
+def test_a_limit_of_64_or_less_counts_calls_longer_that_a_larger_one_has_counted(
+    rule: str, before: str, spans: list[str]
+) -> None:
+    now, then = (parse("\n".join(["[[rule]]", *keys(text)])).rules[0] for text in (rule, before))
+    assert [text.split(" longer")[0].rpartition("up to ")[2] for text in counted_in_grains(now, [then])] == spans

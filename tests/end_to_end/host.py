@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 
 ROOT = Path(__file__).parents[2]
 SERVERS = Path(__file__).parent / "servers"

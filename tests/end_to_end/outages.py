@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.store import SqliteStore
 
 from .host import DEADLINE_S, ROOT, Host, call, policy, rule, until
 
@@ -70,9 +71,19 @@ def used(home: Path) -> list[int]:
         store.close()
 
 
+def is_drained(path: Path, rows: int) -> None:
+    """Wait until a database has so many audit rows."""
+
+    def has() -> bool:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return bool(db.execute("SELECT count(*) FROM audit").fetchone()[0] >= rows)
+
+    until(has, f"{rows} rows in {path}")
+
+
 @contextlib.contextmanager
 def stopped_holder(what: str, path: Path) -> Iterator[None]:
-    """A process that has taken the store's lock, and is stopped: `hold` the queue's, `hold_transaction` the database's too."""
+    """A process that has taken the store's lock, and is stopped: `hold` a file's lock, `hold_transaction` a store's turn."""
     command = [sys.executable, "-m", "tests.stores.worker", what, str(path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as holder:

@@ -66,7 +66,7 @@ def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
         (["--agent", "Explore"], {}, "'Explore' does not have three parts"),
         ([], {"MCPGUARD_AGENT": "a::*::b"}, "'a::*::b' is a pattern"),
         (["--store", "redis//x"], {}, "store: this is not a URL"),
-        ([], {"MCPGUARD_DENIALS": "both"}, "denials: 'both' is neither"),
+        ([], {"MCPGUARD_DENIALS": "both"}, "denials: 'both' is none of auto, error, result"),
         (["--config", "/no/such/config.toml"], {}, "/no/such/config.toml: no such file"),
         (["--config", "/"], {}, "/: cannot be read: Is a directory"),
     ],
@@ -219,6 +219,40 @@ def test_an_edit_is_obeyed_by_calls_that_were_written_together_with_others(tmp_p
         host.send(lines([call(number, "search") for number in range(1, 13)]))
         assert ["result" in host.answer(number) for number in range(1, 13)] == [True] * 10 + [False] * 2
         assert host.end() == 0
+
+
+def test_who_else_may_change_what_decides_is_told_once_at_the_start(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", tool="search")).chmod(0o666)
+    with Host(tmp_path, *script("obedient")) as host:
+        assert "result" in host.call(1, "search")
+        assert "result" in host.call(2, "search")
+        assert host.end() == 0
+    file = tmp_path / "policy.toml"
+    assert host.err.count("may change") == 1
+    assert f"mcpguard: other accounts may change {file}: {file} may be written to by everybody\n" in host.err
+
+
+def test_a_large_edit_is_obeyed_within_moments_and_the_last_good_policy_until_then(tmp_path: Path) -> None:
+    many = "".join(rule("1/1h", tool=f"tool-{number}") for number in range(1000))
+    policy(tmp_path, many + rule("1/1h", tool="search"))
+    codes: list[int] = []
+
+    def calls(host: Host) -> int:
+        codes.append(host.call(len(codes), "search").get("error", {"code": 0})["code"])
+        return codes[-1]
+
+    with Host(tmp_path, *script("obedient")) as host:
+        assert [calls(host), calls(host)] == [0, 429]
+        policy(tmp_path, many + rule("deny", tool="search"))
+        until(lambda: calls(host) == 403, "the edit is obeyed")
+        policy(tmp_path, many + "[[rule]]")
+        until(lambda: calls(host) == 403 and "policy not taken up" in host.err, "what is wrong with an edit is said")
+        policy(tmp_path, many + rule("2/1h", tool="search"))
+        until(lambda: calls(host) == 0, "the next edit is obeyed")
+        assert host.end() == 0
+        reasons = [row["reason"].partition(":")[0] for row in host.notes()]
+    assert [code for code, before in zip(codes, [None, *codes], strict=False) if code != before] == [0, 429, 403, 0]
+    assert reasons == ["in force at the start", "taken up", "not taken up", "taken up"]
 
 
 @pytest.mark.parametrize("broken", ["", "[[rule]\n", None], ids=["empty", "not TOML", "gone"])

@@ -55,6 +55,36 @@ def test_four_machines_with_two_wrappers_each_admit_together_exactly_what_one_ma
     assert not list(tmp_path.glob("machine*/*.db*"))
 
 
+def test_a_flood_of_refused_calls_in_one_namespace_leaves_the_limits_of_another_alone(tmp_path: Path) -> None:
+    """Three wrappers are asked for closed tools of ever new names, as much as would fill the server."""
+    with running(tmp_path / "redis", "--maxmemory", "6mb", "--maxmemory-policy", "noeviction") as server:
+
+        def flood(home: Path) -> list[Message]:
+            policy(home, rule("deny", tool="*"))
+            (home / "config.toml").write_text('[store]\nnamespace = "a"\ntimeout_ms = 10000\n[audit]\nmax_mb = 1\n')
+            requests = [call(number, f"{home.name} {number:<200}") for number in range(3500)]
+            with Host(home, *script("obedient"), options=WHO, env={"MCPGUARD_STORE": server.url}) as host:
+                with host.sending(lines(requests)):
+                    answers = [host.message() for _ in requests]
+                assert host.end() == 0
+            assert "store unavailable" not in host.err
+            return answers
+
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(flood, [tmp_path / f"flooding{at}" for at in range(3)]))
+        assert {answer["error"]["code"] for some in found for answer in some} == {403}
+        admitted = 0
+        for at in range(3):
+            home = tmp_path / f"machine{at}"
+            policy(home, rule("5/1h", user="*", tool="search"))
+            (home / "config.toml").write_text("[store]\ntimeout_ms = 10000\n")
+            with Host(home, *script("obedient"), options=WHO, env={"MCPGUARD_STORE": server.url}) as host:
+                admitted += sum("result" in host.call(number, "search") for number in range(5))
+                assert host.end() == 0
+            assert "store unavailable" not in host.err
+        assert admitted == 5
+
+
 @pytest.mark.timeout(180)
 def test_a_server_that_is_killed_and_comes_back_keeps_every_count(tmp_path: Path) -> None:
     """While it is away the wrappers deny: what was admitted before, and what is afterwards, make up the limit."""

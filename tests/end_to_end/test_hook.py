@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mcpguard.stores.address import Options
-from mcpguard.stores.queue import QueueLock
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.sqlite.locks import lock_file
 from tests.redis_servers import Server, running
 
 from .host import DEADLINE_S, Host, Message, environment, policy, request, rule, script, until
@@ -128,7 +128,7 @@ def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_pa
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
         hello(host)
         assert "result" in call(host, "before")
-        with contextlib.closing(QueueLock(tmp_path / "mcpguard.db-queue")) as lock:
+        with contextlib.closing(lock_file(tmp_path / "mcpguard.db-calls")) as lock:
             assert lock.acquire(DEADLINE_S)
             hook(tmp_path, "t1")
             assert "result" in call(host, "t1")
@@ -137,7 +137,7 @@ def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_pa
     assert "store unavailable" in host.err
 
 
-@pytest.mark.parametrize(("what", "file"), [("hold", "mcpguard.db-queue"), ("hold_transaction", "mcpguard.db")])
+@pytest.mark.parametrize(("what", "file"), [("hold", "mcpguard.db-calls"), ("hold_transaction", "mcpguard.db")])
 def test_while_a_stopped_process_has_the_stores_lock_the_hook_ends_and_the_call_goes_on(
     tmp_path: Path, what: str, file: str
 ) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.stores.sqlite.call_log import log_path
+
 from .host import Host, audit, script
-from .outages import codes, is_back, root_only, settings, told, used, wait_for
+from .outages import codes, is_back, is_drained, root_only, settings, told, used, wait_for
 
 
 def overwrite_pages(path: Path) -> None:
@@ -75,6 +77,7 @@ def test_a_database_that_is_damaged_in_mid_session_is_reported_and_not_used_agai
         assert codes(host, 1) == [200]
     with Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
+        is_drained(path, 4)
         with contextlib.closing(sqlite3.connect(path)) as db, contextlib.closing(sqlite3.connect(copy)) as to:
             db.backup(to)
         damage(path)
@@ -130,10 +133,8 @@ def remove_the_folder(path: Path) -> None:
 def rename_another_over_it(path: Path) -> None:
     other = path.with_name("other.db")
     with contextlib.closing(sqlite3.connect(other)) as db:
-        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE other (x)")
     other.rename(path)
-    for end in ("-wal", "-shm"):  # else SQLite would take the old file's log for the new one's
-        path.with_name(path.name + end).unlink()
 
 
 @pytest.mark.parametrize("remove", [unlink, unlink_all, remove_the_folder, rename_another_over_it])
@@ -144,6 +145,7 @@ def test_a_store_that_is_removed_or_replaced_is_said_and_made_anew_with_what_was
     path = tmp_path / "state" / "mcpguard.db"
     with Host(tmp_path, *script("obedient"), options=["--store", f"sqlite://{path}"]) as host:
         assert codes(host, 2) == [200, 200]
+        is_drained(path, 3)
         remove(path)
         wait_for(host, "was removed or replaced")
         assert codes(host, 4) == [200] * 3 + [429]
@@ -153,18 +155,54 @@ def test_a_store_that_is_removed_or_replaced_is_said_and_made_anew_with_what_was
         assert "Traceback" not in host.err
 
 
-def test_a_log_that_is_removed_is_said_and_the_file_taken_up_again(tmp_path: Path) -> None:
-    settings(tmp_path)
+def put_back(log: Path, before: bytes) -> None:
+    with log.open("r+b") as file:
+        file.write(before)
+
+
+def replace(log: Path, before: bytes) -> None:
+    log.with_name("new").write_bytes(before)
+    log.with_name("new").rename(log)
+
+
+LOG_DAMAGES: dict[str, Callable[[Path, bytes], object]] = {
+    "removed": lambda log, _: log.unlink(),
+    "moved away": lambda log, _: log.rename(log.with_name("away")),
+    "cut": lambda log, _: os.truncate(log, 5000),
+    "emptied": lambda log, _: os.truncate(log, 0),
+    "overwritten": lambda log, _: put_back(log, b"\xa5" * log.stat().st_size),
+    "put back": put_back,
+    "replaced": replace,
+}
+
+
+@pytest.mark.parametrize("damage", LOG_DAMAGES)
+@pytest.mark.parametrize("mode", ["local", "deny"])
+def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_is_counted_by_itself(
+    tmp_path: Path, damage: str, mode: str
+) -> None:
+    settings(tmp_path, mode, timeout_ms=5000)  # a busy machine is no outage here
     path = tmp_path / "mcpguard.db"
-    with Host(tmp_path, *script("obedient")) as host:
-        assert codes(host, 2) == [200, 200]
-        for end in ("-wal", "-shm"):
-            path.with_name(path.name + end).unlink()
-        assert codes(host, 4) == [200] * 3 + [429]
-        wait_for(host, "store unavailable")
-        is_back(host)
-        assert codes(host, 1) == [429]
-        assert "Traceback" not in host.err
+    log = log_path(path)
+    with Host(tmp_path, *script("obedient")) as one, Host(tmp_path, *script("obedient")) as other:
+        assert codes(one, 1) == [200]
+        is_drained(path, 3)
+        before = log.read_bytes()
+        assert codes(other, 1) == codes(one, 1) == [200]
+        is_drained(path, 5)
+        LOG_DAMAGES[damage](log, before)
+        found = codes(one, 1) + codes(other, 1)
+        assert found == ([200, 200] if mode == "local" else [503, 503])
+        for host in (one, other):
+            assert told(host, "store unavailable") == 1
+        if log.exists():
+            log.unlink()
+        is_back(one)
+        is_back(other)
+        left = 0 if mode == "local" else 2
+        assert codes(one, 3) == [200] * left + [429] * (3 - left)
+        assert codes(other, 1) == [429]
+        assert "Traceback" not in one.err + other.err
 
 
 @pytest.mark.parametrize("mode", ["local", "deny", "allow"])

@@ -6,10 +6,12 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from mcpguard.stores.sqlite.call_log import log_path
 
 from .host import Host, audit, call, script, total, until
 from .outages import BUDGET_MS, SLOW_S, codes, is_back, settings, stopped_holder, told, used
@@ -20,18 +22,9 @@ MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
 Holding = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-@contextlib.contextmanager
-def foreign_transaction(path: Path) -> Iterator[None]:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("BEGIN IMMEDIATE")
-        yield
-        db.execute("ROLLBACK")
-
-
 HOLDS: dict[str, Callable[[Path], contextlib.AbstractContextManager[None]]] = {
     "a stopped wrapper in its transaction": lambda path: stopped_holder("hold_transaction", path),
-    "a stopped holder of the queue": lambda path: stopped_holder("hold", path.with_name(path.name + "-queue")),
-    "another program's transaction": foreign_transaction,
+    "a stopped holder of the call log": lambda path: stopped_holder("hold", log_path(path)),
 }
 
 
@@ -66,6 +59,20 @@ def test_a_store_that_is_locked_in_mid_session_costs_one_call_its_budget_and_is_
     assert total(rows, "unavailable") == (4 if mode == "deny" else 0)
 
 
+def test_another_programs_lock_on_the_database_is_no_outage(tmp_path: Path) -> None:
+    settings(tmp_path)
+    path = tmp_path / "mcpguard.db"
+    with Host(tmp_path, *script("obedient")) as host:
+        assert codes(host, 1) == [200]
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            assert codes(host, 5) == [200] * 4 + [429]
+            db.execute("ROLLBACK")
+        assert host.end() == 0
+        assert "store unavailable" not in host.err
+    assert used(tmp_path) == [5]
+
+
 def test_a_wrapper_that_starts_while_the_store_is_locked_answers_within_the_budget(tmp_path: Path, hold: Holding) -> None:
     settings(tmp_path)
     with Host(tmp_path, *script("obedient")) as first:
@@ -88,7 +95,7 @@ def test_a_wrapper_that_started_without_a_store_uses_the_stores_key_when_it_is_b
     settings(tmp_path)
     with contextlib.ExitStack() as stack:
         assert codes(stack.enter_context(Host(tmp_path, *script("obedient"))), 1) == [200]
-        with stopped_holder("hold", tmp_path / "mcpguard.db-queue"):
+        with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
             host = stack.enter_context(Host(tmp_path, *script("obedient")))
             assert codes(host, 1) == [200]
         is_back(host)
@@ -108,7 +115,7 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
         for host in hosts:
             assert codes(host, 1) == [200]
         seen = [1, 2, 3]  # each has seen the calls of those before it
-        with stopped_holder("hold", tmp_path / "mcpguard.db-queue"):
+        with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
             for host, already in zip(hosts, seen, strict=True):
                 assert codes(host, 7) == [200] * (6 - already) + [429] * (1 + already)
         for host in hosts:
@@ -136,7 +143,7 @@ def test_a_wrapper_that_ends_while_the_store_is_locked_ends_as_soon_as_ever(tmp_
     settings(tmp_path)
     with Host(tmp_path, *script("obedient")) as first:
         assert codes(first, 1) == [200]
-    with stopped_holder("hold", tmp_path / "mcpguard.db-queue"), Host(tmp_path, *script("obedient")) as host:
+    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         since = time.monotonic()
         assert host.end() == 0
@@ -148,7 +155,7 @@ def test_a_wrapper_that_ends_just_after_the_lock_came_free_hands_over_what_it_co
     settings(tmp_path)
     with Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
-        with stopped_holder("hold", tmp_path / "mcpguard.db-queue"):
+        with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
             assert codes(host, 2) == [200, 200]
         host.end()
     assert used(tmp_path) == [3]
@@ -165,7 +172,7 @@ def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_
         file.write("timeout_ms = 60_000\n")
     with Host(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
-        with stopped_holder("hold", tmp_path / "mcpguard.db-queue"):
+        with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
             host.send(call(1, "search"))
             waiter = re.compile(rf"-> FLOCK .* {host.process.pid} ")
             until(lambda: bool(waiter.search(Path("/proc/locks").read_text())), "the call waits for the lock")

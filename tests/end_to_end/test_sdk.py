@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import anyio
 import pytest
-from mcp import Client, MCPError, StdioServerParameters
+from mcp import Client, Implementation, MCPError, StdioServerParameters
 from mcp.types import TextContent
 
 from .host import SERVERS, audit, environment, policy, rule, total
@@ -24,6 +24,7 @@ def guarded(home: Path, *command: str, options: tuple[str, ...] = ()) -> StdioSe
     return StdioServerParameters(command=sys.executable, args=arguments, env=environment(home))
 
 
+ERRORS = ("--denials", "error")
 ON_THE_SDK = (sys.executable, str(SERVERS / "on_the_sdk.py"))
 
 
@@ -44,7 +45,7 @@ def test_the_official_client_and_server_work_through_the_guard_and_a_denial_is_r
         steps.append((progress, total))
 
     async def run() -> MCPError:
-        async with Client(guarded(tmp_path, *ON_THE_SDK), mode=mode) as client:
+        async with Client(guarded(tmp_path, *ON_THE_SDK, options=ERRORS), mode=mode) as client:
             tools = (await client.list_tools()).tools
             assert [tool.name for tool in tools] == ["search_customers", "import_customers"]
             for city in ("oslo", "lyon"):
@@ -70,11 +71,11 @@ def test_the_official_client_and_server_work_through_the_guard_and_a_denial_is_r
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_the_official_client_takes_a_denial_that_is_a_result(tmp_path: Path, mode: Mode) -> None:
+def test_the_official_client_that_gives_no_name_of_its_own_gets_a_denial_as_a_result(tmp_path: Path, mode: Mode) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="search_customers"))
 
     async def run() -> Any:
-        async with Client(guarded(tmp_path, *ON_THE_SDK, options=("--denials", "result")), mode=mode) as client:
+        async with Client(guarded(tmp_path, *ON_THE_SDK), mode=mode) as client:
             await client.call_tool("search_customers", {"query": "oslo"})
             return await client.call_tool("search_customers", {"query": "oslo"})
 
@@ -84,13 +85,30 @@ def test_the_official_client_takes_a_denial_that_is_a_result(tmp_path: Path, mod
     assert result.meta["mcpguard/denial"]["axis"] == "user"
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_the_official_client_with_a_name_of_its_own_gets_a_denial_as_an_error(tmp_path: Path, mode: Mode) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="search_customers"))
+    name = Implementation(name="my-own", version="1")
+
+    async def run() -> MCPError:
+        async with Client(guarded(tmp_path, *ON_THE_SDK), mode=mode, client_info=name) as client:
+            await client.call_tool("search_customers", {"query": "oslo"})
+            with pytest.raises(MCPError) as denial:
+                await client.call_tool("search_customers", {"query": "oslo"})
+            return denial.value
+
+    denial = anyio.run(run)
+    assert (denial.code, denial.data["axis"]) == (429, "user")
+    assert {row["agent"] for row in audit(tmp_path)} == {"my-own::interactive::default"}
+
+
 def test_calls_of_the_official_client_at_the_same_time_are_each_answered(tmp_path: Path) -> None:
     policy(tmp_path, rule("20/1h", user="*", tool="search_customers"))
     found: list[str] = []
     codes: list[int] = []
 
     async def run() -> None:
-        async with Client(guarded(tmp_path, *ON_THE_SDK)) as client:
+        async with Client(guarded(tmp_path, *ON_THE_SDK, options=ERRORS)) as client:
 
             async def search(city: str) -> None:
                 try:
@@ -139,7 +157,7 @@ def test_the_reference_server_works_through_the_guard(tmp_path: Path, everything
         steps.append(progress)
 
     async def run() -> MCPError:
-        async with Client(guarded(tmp_path, *everything), mode=mode) as client:
+        async with Client(guarded(tmp_path, *everything, options=ERRORS), mode=mode) as client:
             tools = {tool.name for tool in (await client.list_tools()).tools}
             assert {"echo", "trigger-long-running-operation"} <= tools
             assert (await client.list_prompts()).prompts

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
@@ -10,17 +11,18 @@ from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.base import Memory, MemoryStore
-from mcpguard.stores.failover import PROBE_US, FailoverStore
+from mcpguard.stores.failover.spill import SpillFolder
+from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from tests.core.build import WALL_US, Session, Time
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 
 
 class Moody(MemoryStore):
-    """What it does is in `place.failing`; what happens just before it does something, in `place.before`."""
+    """What it does is in `place.failing`; what happens just before it does something and after, in `before` and `after`."""
 
     def __init__(self, place: "Place") -> None:
-        super().__init__(place.memory, clock=place.time, wall=Time(WALL_US))
+        super().__init__(place.memory, clock=place.time, wall=place.wall)
         self._place = place
         self.closed_by: str | None = None
 
@@ -30,7 +32,9 @@ class Moody(MemoryStore):
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         self._place.reach("append")
-        return super().append(rows)
+        handles = super().append(rows)
+        self._place.has_done("append")
+        return handles
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         self._place.reach("record")
@@ -39,6 +43,11 @@ class Moody(MemoryStore):
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
         self._place.reach("adopt")
         super().adopt(logs, once)
+        self._place.has_done("adopt")
+
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        logs, now_us = super().last_seen()
+        return {key: log for key, log in logs.items() if key not in self._place.forgotten}, now_us
 
     def tend(self) -> None:
         self._place.reach("tend")
@@ -49,25 +58,56 @@ class Moody(MemoryStore):
 
 
 class Place:
-    """Where a moody store is."""
+    """Where a moody store is, and one wrapper that uses it.
 
-    def __init__(self, mode: str = "local", policy: str = LIMIT_3, *, timeout_ms: int = 30_000) -> None:
-        self.time = Time()
-        self.memory = Memory()
-        self.failing: dict[str, Exception] = {}
+    Args:
+        mode: What becomes of calls without the store.
+        policy: The policy.
+        timeout_ms: The budget of a call.
+        folder: Where spill files are; None for nowhere.
+        other: A place whose store and clocks this one has too.
+        session: The wrapper's session.
+    """
+
+    def __init__(
+        self,
+        mode: str = "local",
+        policy: str = LIMIT_3,
+        *,
+        timeout_ms: int = 30_000,
+        folder: Path | None = None,
+        other: "Place | None" = None,
+        session: str = "00000000000000aa",
+    ) -> None:
+        self.time: Time = other.time if other else Time()
+        self.wall: Time = other.wall if other else Time(WALL_US)
+        self.memory: Memory = other.memory if other else Memory()
+        self.base = "this boot"
+        self.failing: dict[str, BaseException] = {}
         self.before: dict[str, Callable[[], object]] = {}
+        self.after: dict[str, Callable[[], object]] = {}
+        self.forgotten: set[int] = set()  # counters that `last_seen` leaves out
         self.opened: list[Moody] = []
         self.said: list[str] = []
         self.store = FailoverStore(
-            self.open, mode=mode, notify=self.said.append, timeout_ms=timeout_ms, clock=self.time, wall=Time(WALL_US)
+            self.open,
+            mode=mode,
+            notify=self.said.append,
+            spills=SpillFolder(folder, "db-spill-", base=lambda: self.base) if folder else None,
+            timeout_ms=timeout_ms,
+            clock=self.time,
+            wall=self.wall,
         )
-        self.session = Session(self.store, policy, args_key=lambda: self.store.args_key)
+        self.session = Session(self.store, policy, session=session, args_key=lambda: self.store.args_key)
         assert self.store.args_key  # it has been opened
 
     def reach(self, what: str) -> None:
         self.before.pop(what, lambda: None)()
         if what in self.failing:
             raise self.failing[what]
+
+    def has_done(self, what: str) -> None:
+        self.after.pop(what, lambda: None)()
 
     def open(self) -> Moody:
         self.reach("open")
@@ -80,9 +120,16 @@ class Place:
     def break_down(self) -> None:
         self.fail("open", "decide", "append", "record", "adopt", "tend")
 
+    def kill(self) -> None:
+        """End without a word, as a process does that is killed."""
+        file = self.store._buffer.spill._file
+        if file is not None:
+            file.close()
+        self.store._leftovers.close()
+
     def mend(self) -> None:
         """It works again, and is probed and taken up."""
-        self.failing.clear()
+        self.failing = {}
         self.probe()
         assert self.store._store is not None
 

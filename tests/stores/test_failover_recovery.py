@@ -8,10 +8,9 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import meanwhile, spool
 from mcpguard.stores.base import Memory
-from mcpguard.stores.failover import LAST_TRY_S, PROBE_US
-from mcpguard.stores.spool import BATCH, BATCH_CHARS, MAX_SPOOLED
+from mcpguard.stores.failover.store import LAST_TRY_S, PROBE_US
+from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
 from tests.core.build import START_US
 from tests.stores.moody import LIMIT_3, Moody, Place
 
@@ -46,17 +45,6 @@ def test_outcomes_come_to_the_right_rows_among_denials_and_storms(mode: str) -> 
     allowed = "allowed" if mode == "local" else "allowed_unavailable"
     told = [(record["decision"], record.get("outcome")) for record in place.records()]
     assert told == [(allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
-
-
-def test_an_outcome_whose_row_was_dropped_goes_to_no_other() -> None:
-    place = Place(policy=UNLIMITED)
-    place.break_down()
-    dropped = place.one()
-    place.call(MAX_SPOOLED)
-    place.mend()
-    place.ends(dropped)
-    assert len(place.records()) == MAX_SPOOLED
-    assert set(place.outcomes()) == {None}
 
 
 def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
@@ -198,43 +186,6 @@ def test_calls_that_are_let_through_uncounted_stay_uncounted() -> None:
     place.call(5)
     place.mend()
     assert (place.used(), len(place.records())) == ([], 5)
-
-
-def test_rows_with_long_arguments_are_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "MAX_SPOOLED_CHARS", 10_000)
-    place = Place(policy=UNLIMITED)
-    place.session.guard._arguments = "full"
-    place.break_down()
-    for _ in range(20):
-        place.session.call("x", arguments={"text": "a" * 1000})
-    place.mend()
-    assert [record["seq"] for record in place.records()] == list(range(12, 21))
-    assert "11 older ones are lost" in place.said[-1]
-
-
-def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meanwhile, "MAX_COUNTERS", 10)
-    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
-    place.break_down()
-    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
-    assert place.one("tool 0").decision == "rate_limited"
-    place.time.pass_s(60)
-    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
-    place.mend()
-    assert place.used() == [1] * 10
-
-
-def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meanwhile, "MAX_COUNTERS", 10)
-    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1d"\n')
-    for round_ in range(4):
-        place.break_down()
-        place.call(1, f"tool {round_} a")
-        place.memory.states.clear()
-        place.mend()
-        for at in range(4):
-            place.call(1, f"tool {round_} {at}")
-        assert len(place.store._meanwhile._local) <= 10
 
 
 def test_the_end_of_a_session_is_one_more_try() -> None:

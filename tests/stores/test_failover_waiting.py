@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from mcpguard.core.audit import Row
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import StoreBusy, StoreUnavailable
 from mcpguard.stores.base import Memory, MemoryStore
-from mcpguard.stores.failover import PROBE_US, FailoverStore
-from mcpguard.stores.opening import Opening
+from mcpguard.stores.failover.connector import Connector
+from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from tests.core.build import Session, Time
 from tests.end_to_end.host import until
 from tests.stores.moody import LIMIT_3, Place
@@ -117,10 +117,10 @@ def test_a_store_that_opens_when_nobody_wants_it_any_more_is_closed(door: Door) 
 
 def test_a_store_that_opened_and_is_not_wanted_is_closed() -> None:
     door = Door(timeout_ms=0)
-    opening = Opening(door.open)
+    connector = Connector(door.open)
     door.go_on.set()
-    assert opening.wait(ENOUGH_S)
-    opening.abandon()
+    assert connector.wait(ENOUGH_S)
+    connector.abandon()
     assert door.closed.is_set()
     door.store.close()
 
@@ -167,6 +167,15 @@ def test_a_fault_that_no_store_should_have_is_an_outage_and_not_a_crash(failing:
     place.store.tend()
     assert place.used() == [3]
     assert place.outcomes().count("ok") == 1
+
+
+def test_upkeep_that_does_not_get_its_turn_leaves_calls_to_the_store() -> None:
+    place = Place()
+    place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}
+    place.store.tend()
+    assert (place.said, place.store.restless) == ([], False)
+    assert place.call() == ["allowed"]
+    assert len(place.records()) == 1
 
 
 @pytest.mark.parametrize("failing", ["open", "adopt", "append"])

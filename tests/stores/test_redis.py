@@ -1,22 +1,25 @@
 """What a store on a server does beyond the contract: whom it shares with, what it forgets, what it says of the server."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.audit import Outcome, Row, compact
+from mcpguard.core.frames import read
 from mcpguard.core.journal import Journal
-from mcpguard.core.verdict import Verdict
+from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
 from mcpguard.stores.base import wall_us
 from mcpguard.stores.redis import rows, upkeep
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.store import NEARBY_US, RedisStore
-from tests.core.build import Session
+from tests.core.build import Session, Time
 from tests.redis_servers import Server, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
@@ -71,7 +74,7 @@ def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened)
     session.store.record([Outcome(verdict.row or 0, "ok", 1)])
     session.store.tend()
     found = keys(server)
-    assert len(found) == 7
+    assert len(found) == 7  # meta, a counter, their index, tended; rows, outcomes, and their size
     assert {key.split("}")[0] for key in found} == {"{mcpguard:team%20a"}
 
 
@@ -110,40 +113,205 @@ def test_a_restarted_server_is_told_its_scripts_again_and_no_call_notices(server
     assert [held.used for held in session.store.held()] == [6]
 
 
+HOUR_US = 3600 * 1_000_000
+
+
+def session_in_the_past(server: Server, hours: int) -> Session:
+    """A session whose rows are as old as that by the server's time."""
+    past = Time(wall_us() - hours * HOUR_US)
+    return Session(RedisStore(server.address, PATIENT, clock=past, wall=past), POLICY, session="00000000000000bb")
+
+
+def call_with_outcomes(session: Session, times: int) -> None:
+    session.store.record([Outcome(one.row or 0, "ok", 1) for one in session.call("free", times)])
+
+
+MAX_BYTES = 4_000_000
+"""Of an audit that is small, and still so large that what else takes memory in a server is little beside it."""
+
+
+def taken(server: Server) -> int:
+    """The memory that is taken by what is stored, and some more that depends on what the server has ever done."""
+    server.command("SCRIPT", "FLUSH", "SYNC")
+    return int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
+
+
+def share_of_max(server: Server, most: int) -> float:
+    """How much of `MAX_BYTES` was taken when `taken` said so. Drops all."""
+    server.command("FLUSHALL")
+    return (most - taken(server)) / MAX_BYTES
+
+
 def test_rows_that_are_too_old_go_and_their_outcomes_with_them(server: Server, opened: Opened) -> None:
-    for at in range(300):
-        server.command("XADD", "{mcpguard:default}:audit", f"{1000 + at}-0", "context", "{}")
-    old = rows.place(b"1000-0")
-    session = Session(opened(keep_us=3600 * 1_000_000), POLICY)
-    verdict = session.one("report")
-    session.store.record([Outcome(old, "ok", 1), Outcome(verdict.row or 0, "ok", 1)])
-    assert len([key for key in keys(server) if ":outcomes:" in key]) == 2
+    old = session_in_the_past(server, 2)
+    call_with_outcomes(old, 500)
+    old.call("report", 6)
+    session = Session(opened(keep_us=HOUR_US), POLICY)
+    call_with_outcomes(session, 1)
     session.store.tend()
-    assert int(server.command("XLEN", "{mcpguard:default}:audit")[1:]) < 101  # a server trims whole nodes of a stream
-    server.command("XTRIM", "{mcpguard:default}:audit", "MINID", "2000-0")
-    server.command("DEL", "{mcpguard:default}:tended")
-    Session(opened(), POLICY).store.tend()
-    assert len([key for key in keys(server) if ":outcomes:" in key]) == 1
     (entry,) = session.store.entries()
-    assert entry.record["outcome"] == "ok"
+    assert (entry.record["session"], entry.record["outcome"]) == (session.journal.session, "ok")
+    assert server.command("HLEN", "{mcpguard:default}:outcomes") == b":1\r\n"
+    old.store.close()
 
 
-def test_outcomes_do_not_stay_longer_than_their_rows_may(server: Server, opened: Opened) -> None:
-    session = Session(opened(keep_us=3600 * 1_000_000), POLICY)
-    session.store.record([Outcome(session.one("report").row or 0, "ok", 1)])
-    (outcomes,) = [key for key in keys(server) if ":outcomes:" in key]
-    assert 3_600_000 < int(server.command("PTTL", outcomes)[1:]) <= 3_600_000 + 2 * rows.BUCKET_MS
-
-
-def test_an_audit_that_takes_too_much_memory_loses_its_oldest_rows(server: Server, opened: Opened) -> None:
-    session = Session(opened(max_bytes=200_000), POLICY)
+def test_upkeep_lets_calls_through_between_its_pieces(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = session_in_the_past(server, 2)
     for _ in range(4):
-        session.call("free", 500)
+        call_with_outcomes(old, 500)
+    old.store.close()
+    session = Session(opened(keep_us=HOUR_US), POLICY)
+    lengths: list[int] = []
+    ask = Link.ask
+
+    def noting(link: Link, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
+        lengths.append(int(server.command("XLEN", "{mcpguard:default}:audit")[1:]))
+        return ask(link, commands, deadline_s=deadline_s)
+
+    monkeypatch.setattr(Link, "ask", noting)
     session.store.tend()
-    size = int(server.command("MEMORY", "USAGE", "{mcpguard:default}:audit")[1:])
-    assert 100_000 < size < 260_000
-    newest = next(session.store.newest())
-    assert newest.record["seq"] == 2000
+    monkeypatch.undo()
+    assert lengths[-1] == 0
+    assert max(before - after for before, after in pairwise(lengths)) <= 200
+
+
+def test_the_outcome_of_a_row_that_is_gone_is_not_kept(server: Server, opened: Opened) -> None:
+    session = Session(opened(max_bytes=100_000), POLICY)
+    gone = session.one("free")
+    session.call("free", 300)
+    kept = session.one("free")
+    session.store.record([Outcome(one.row or 0, "ok", 1) for one in (gone, kept)])
+    assert server.command("HKEYS", "{mcpguard:default}:outcomes").count(b"$") == 1
+    assert next(session.store.newest()).record["outcome"] == "ok"
+
+
+def test_a_row_whose_stream_was_emptied_by_hand_costs_no_other(server: Server, opened: Opened) -> None:
+    session = Session(opened(max_bytes=100_000), POLICY)
+    session.call("free", 300)
+    server.command("DEL", "{mcpguard:default}:audit")
+    session.call("free", 60)
+    session.call("free", 1)
+    assert len(list(session.store.entries())) == 61
+
+
+def test_an_audit_never_takes_more_memory_than_it_may_and_the_oldest_rows_go(server: Server, opened: Opened) -> None:
+    session = Session(opened(max_bytes=MAX_BYTES), POLICY)
+    most = 0
+    for _ in range(80):
+        call_with_outcomes(session, 250)
+        most = max(most, taken(server))
+    seqs = [entry.record["seq"] for entry in session.store.entries()]
+    assert seqs == list(range(20_001 - len(seqs), 20_001))
+    assert server.command("HLEN", "{mcpguard:default}:outcomes") == b":%d\r\n" % len(seqs)
+    assert 0.6 < share_of_max(server, most) < 1.1
+
+
+@pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
+def test_rows_of_any_length_are_counted_with_what_the_server_takes_for_them(
+    server: Server, opened: Opened, length: int
+) -> None:
+    """The lengths are those of which a server's allocator and its nodes of a stream waste most, and the least one."""
+    store = opened(max_bytes=MAX_BYTES)
+    rows_there = [Row(1, at, "allowed", "{}", detail=compact({"arguments": "a" * length})) for at in range(50)]
+    most = 0
+    for _ in range(2 * MAX_BYTES // (50 * (length + 150))):
+        store.append(rows_there)
+        most = max(most, taken(server))
+    assert 0.4 < share_of_max(server, most) < 1.1
+
+
+def refusals(session: Session, name: str) -> list[Charge]:
+    """Frames that are refused, each of another server whose name is long, so that no two share a row."""
+    lines = [b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)]
+    found = [one for one in session.guard.client_messages(read(lines), now_us=0) if isinstance(one, Charge)]
+    for at, one in enumerate(found):
+        one.context = one.context.replace('"crm"', f'"{name} {at:<200}"')
+    return found
+
+
+def refuse(session: Session, name: str) -> None:
+    """Refuse frames as a wrapper does that has begun just now: it may have a row for each."""
+    session.journal = Journal(session.journal.session)
+    verdicts = session.store.decide(refusals(session, name), session.journal)
+    assert all(one.news for one in verdicts)
+
+
+def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_no_row_of_a_forwarded_call(
+    server: Server, opened: Opened
+) -> None:
+    wrappers = [Session(opened(max_bytes=MAX_BYTES), POLICY, session=f"{at:016x}") for at in range(3)]
+    for _ in range(8):
+        call_with_outcomes(wrappers[0], 500)
+    most = 0
+    for at in range(50):
+        for wrapper in wrappers:
+            refuse(wrapper, f"{wrapper.journal.session} {at}")
+            most = max(most, taken(server))
+    rows_there = [entry.record for entry in opened().entries()]
+    decisions = Counter(row["decision"] for row in rows_there)
+    assert decisions["allowed"] == 4000
+    assert 1000 < decisions["invalid"] < 15_000
+    assert rows_there[-1]["seq"] == wrappers[-1].journal.seq
+    assert {row["outcome"] for row in rows_there if row["decision"] == "allowed"} == {"ok"}
+    assert 0.6 < share_of_max(server, most) < 1.1
+
+
+def test_refusals_keep_their_share_while_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
+    session = Session(opened(max_bytes=1_000_000), POLICY)
+    for at in range(20):
+        refuse(session, str(at))
+    for _ in range(20):
+        call_with_outcomes(session, 500)
+    sizes = [int(server.command("MEMORY", "USAGE", "{mcpguard:default}:" + name)[1:]) for name in ("audit", "refused")]
+    assert 0.15 < sizes[1] / sum(sizes) < 0.35
+    assert sum(sizes) > 600_000
+
+
+def test_a_namespace_that_is_flooded_leaves_the_limits_of_others_alone(tmp_path: Path) -> None:
+    with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
+        flooded = Session(RedisStore(server.address, PATIENT._replace(namespace="a", max_bytes=MAX_BYTES)), POLICY)
+        other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
+        assert other.decisions("report", 2) == ["allowed"] * 2
+        for at in range(250):
+            refuse(flooded, str(at))
+        assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
+        for session in (flooded, other):
+            session.store.close()
+
+
+def test_a_lower_bound_is_reached_by_calls_and_by_upkeep(server: Server, opened: Opened) -> None:
+    for _ in range(4):
+        Session(opened(), POLICY).call("free", 500)
+    held = int(server.command("XLEN", "{mcpguard:default}:audit")[1:])
+    session = Session(opened(max_bytes=100_000), POLICY)
+    session.call("free", 100)
+    left = int(server.command("XLEN", "{mcpguard:default}:audit")[1:])
+    assert held - left == 100
+    session.store.tend()
+    assert int(server.command("XLEN", "{mcpguard:default}:audit")[1:]) < 200
+
+
+def test_rows_that_are_newer_than_the_servers_time_stay_in_order(server: Server, opened: Opened) -> None:
+    """A clock that was put back, or a server that took over and whose clock is behind."""
+    ahead = session_in_the_past(server, -1)
+    ahead.call("report", 6)
+    session = Session(opened(), POLICY)
+    session.call("report", 2)
+    told = [(entry.record["session"], entry.record["seq"]) for entry in session.store.entries()]
+    assert told == [("00000000000000bb", at) for at in range(1, 7)] + [(session.journal.session, 1)]
+    assert [entry.record["seq"] for entry in session.store.newest()] == [1, 6, 5, 4, 3, 2, 1]
+    ahead.store.close()
+
+
+def test_refusals_are_read_in_their_order_among_other_rows(server: Server, opened: Opened) -> None:
+    session = Session(opened(), POLICY)
+    for at in range(12):
+        session.store.decide(refusals(session, str(at)), session.journal)
+        session.call("free", 50 if at % 2 else 500)
+    entries = list(session.store.entries())
+    assert [entry.record["seq"] for entry in entries] == list(range(1, session.journal.seq + 1))
+    assert list(session.store.newest()) == entries[::-1]
+    assert list(session.store.entries(after=entries[777].place)) == entries[778:]
 
 
 def test_one_wrapper_tends_for_all(server: Server, opened: Opened) -> None:
@@ -168,12 +336,12 @@ def test_what_a_row_says_takes_the_place_of_a_decision_whose_reply_was_lost(serv
 
 def test_a_wrapper_that_starts_does_not_search_the_audit_of_a_fleet(server: Server, opened: Opened) -> None:
     for minute in range(1, 1500):
-        old = rows.fields(Row(minute * 60_000_000, 1, "allowed", "{}"))
-        server.command("XADD", "{mcpguard:default}:audit", f"{minute * 60_000}-1", *old)
+        old = rows.packed(Row(minute * 60_000_000, 1, "allowed", "{}"))
+        server.command("XADD", "{mcpguard:default}:audit", f"{minute * 60_000}-1", "row", old)
     server.command("CONFIG", "RESETSTAT")
     session = Session(opened(), POLICY)
     session.store.append(session.journal.rows(session.charges("free"), [Verdict("allowed")], wall_us()))
-    assert b"cmdstat_xrevrange:calls=1," in server.command("INFO", "commandstats")
+    assert b"cmdstat_xrevrange:calls=2," in server.command("INFO", "commandstats")
 
 
 def test_rows_that_come_after_a_decision_leave_its_own_alone(server: Server, opened: Opened) -> None:
@@ -228,8 +396,7 @@ def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_p
     ],
 )
 def test_a_row_is_read_as_it_was_written_whatever_a_later_program_puts_beside_it(row: Row) -> None:
-    name, value = rows.fields(row)
-    assert rows.row([b"later", b"x\ny", name.encode(), value]) == row
+    assert rows.row([b"later", b"x\ny", b"row", rows.packed(row)]) == row
 
 
 def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server, opened: Opened) -> None:
@@ -259,7 +426,7 @@ def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy
 
 
 def test_the_search_for_rows_reads_no_more_of_long_ones_than_there_is_time_for(server: Server, opened: Opened) -> None:
-    _, long = rows.fields(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    long = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
     for _ in range(60):
         server.command("XADD", "{mcpguard:default}:audit", "*", "row", long)
     store = opened()
@@ -288,20 +455,6 @@ def test_counters_are_looked_through_piece_by_piece_since_a_server_does_nothing_
     assert b"cmdstat_hgetall" not in server.command("INFO", "commandstats")
 
 
-def test_how_calls_ended_takes_its_part_of_the_memory_and_goes_with_the_rows(server: Server, opened: Opened) -> None:
-    session = Session(opened(max_bytes=400_000), POLICY)
-    for _ in range(8):
-        session.store.record([Outcome(one.row or 0, "ok", 1) for one in session.call("free", 250)])
-    session.store.tend()
-    (outcomes,) = [key for key in keys(server) if ":outcomes:" in key]
-    audit = "{mcpguard:default}:audit"
-    left = int(server.command("XLEN", audit)[1:])
-    assert int(server.command("HLEN", outcomes)[1:]) == left
-    assert 500 < left < 1500
-    assert sum(int(server.command("MEMORY", "USAGE", key)[1:]) for key in (audit, outcomes)) < 500_000
-    assert {entry.record["outcome"] for entry in session.store.entries()} == {"ok"}
-
-
 def test_a_user_who_may_not_what_a_script_does_is_told_what_he_needs(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         session = Session(RedisStore(server.address, PATIENT), POLICY)
@@ -322,24 +475,3 @@ def test_a_decision_that_the_server_cannot_write_whole_counts_nothing(tmp_path: 
         assert session.store.held() == []
         session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
         assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
-
-
-def test_a_month_of_ended_calls_is_measured_in_a_few_questions(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, hashes = opened(), range(1200)
-    first = wall_us() // 1000 // rows.BUCKET_MS - len(hashes)
-    server.command("XADD", "{mcpguard:default}:audit", f"{first * rows.BUCKET_MS}-0", "row", "x")
-    for at in hashes:
-        server.command("SADD", "{mcpguard:default}:outcomes", str(first + at))
-    asked: list[int] = []
-    ask = Link.ask
-
-    def noting(link: Link, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
-        asked.append(len(commands))
-        return ask(link, commands, deadline_s=deadline_s)
-
-    monkeypatch.setattr(Link, "ask", noting)
-    store.tend()
-    assert sum(asked) > len(hashes)
-    assert len(asked) < 20

@@ -11,7 +11,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.redis import checks
+from mcpguard.stores.redis import checks, request
 from mcpguard.stores.redis.address import parse
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import Session
@@ -99,6 +99,21 @@ def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is
     session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
     assert session.decisions("report") == ["allowed"]
     assert used(server) == [1]
+
+
+def test_a_script_that_starts_after_its_deadline_writes_nothing_and_makes_no_room(server: Server) -> None:
+    store = RedisStore(server.address, Options(timeout_ms=5000, max_bytes=100_000))
+    session = Session(store, POLICY)
+    session.call("free", 300)
+    before = (list(store.entries()), store.held())
+    charges = session.charges("report")
+    counters = request.counters_of(charges)
+    keys, labels = request.named(store._prefix, counters)
+    told = request.arguments(charges, counters, session.journal, 0)
+    past_us = store._now_us() - 10_000_000
+    assert len(store._run("charge", keys, labels, request.bounds(past_us, session.journal.seq, 1), *told)) == 1
+    assert (list(store.entries()), store.held()) == before
+    store.close()
 
 
 def test_a_server_that_goes_and_comes_back_between_two_calls_is_connected_anew(server: Server) -> None:

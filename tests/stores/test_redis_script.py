@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.core import limiter
+from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge
 from mcpguard.stores.address import Options
 from mcpguard.stores.base import Memory, MemoryStore
-from mcpguard.stores.redis import states
+from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import WALL_US, Time
 from tests.redis_servers import Server, running
@@ -60,10 +61,11 @@ def plans(draw: st.DrawFn) -> list[Plan]:
 
 @dataclass(slots=True)
 class Step:
-    """Time passes, and some calls are decided together."""
+    """Time passes, and some calls are decided together: by which plan, whether in detail, how, and a long name's number."""
 
     pass_us: int
-    calls: list[tuple[int, bool, str | None]]
+    calls: list[tuple[int, bool, str | None, int]]
+    flushes: bool = False
 
 
 def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
@@ -73,9 +75,13 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
         st.integers(0, 70_000_000),
     )
     decided = st.sampled_from([None] * 8 + ["continued", "invalid", "policy"])
-    call = st.tuples(st.integers(0, plan_count - 1), st.booleans(), decided)
-    calls = st.one_of(st.lists(call, min_size=1, max_size=4), call.map(lambda one: [one] * 33))
-    return st.lists(st.builds(Step, passing, calls), min_size=1, max_size=40)
+    call = st.tuples(st.integers(0, plan_count - 1), st.booleans(), decided, st.just(0))
+    calls = st.one_of(
+        st.lists(call, min_size=1, max_size=4),
+        call.map(lambda one: [one] * 33),
+        st.builds(lambda one, first: [(*one[:3], first + at) for at in range(33)], call, st.integers(0, 100)),
+    )
+    return st.lists(st.builds(Step, passing, calls, st.booleans()), min_size=1, max_size=40)
 
 
 def charges_of(step: Step, plans: Sequence[Plan]) -> list[Charge]:
@@ -83,14 +89,14 @@ def charges_of(step: Step, plans: Sequence[Plan]) -> list[Charge]:
         Charge(
             Call("u", "a::b::c", "s", "t"),
             Plan() if decided == "policy" else plans[which],
-            f'{{"session":"00000000000000aa","tool":"t{which}"}}',
+            f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
             request_id='"é"',
             args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
             trace_id="ab" * 16 if detailed else None,
-            detail={"reason": "x"} if detailed else {},
+            detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
             decided=decided,  # type: ignore[arg-type]
         )
-        for which, detailed, decided in step.calls
+        for which, detailed, decided, name in step.calls
     ]
 
 
@@ -120,6 +126,15 @@ class Pair:
         for one, want in zip(verdicts, wanted, strict=True):
             one.row = want.row = None
         assert list(map(vars, verdicts)) == list(map(vars, wanted))
+        if step.flushes:
+            self.store.append(mine.flush(self.wall()))
+            self.reference.append(theirs.flush(self.wall()))
+        assert vars(mine) == vars(theirs)
+
+    def rows(self) -> list[Row]:
+        """What the server keeps of the audit."""
+        found = [one for key in self.store._audit[:2] for one in self.store._ask(("XRANGE", key, "-", "+"))[0]]
+        return [rows.row(fields) for _, fields in sorted(found, key=lambda one: rows.place(one[0]))]
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
@@ -135,8 +150,8 @@ def test_the_script_keeps_the_logs_and_writes_the_rows_of_the_pure_functions(
         if counters:
             kept = logs_in(pair.store, counters)
             assert kept == [pair.memory.states.get(counter.id, EMPTY) for counter in counters]
-    rows = [entry.record for entry in pair.store.entries()]
-    assert rows == [entry.record for entry in pair.reference.entries()]
+    assert pair.rows() == pair.memory.rows
+    assert [entry.record for entry in pair.store.entries()] == [entry.record for entry in pair.reference.entries()]
     pair.store.close()
     server.command("FLUSHALL")
 
@@ -150,7 +165,7 @@ def test_a_log_that_a_smaller_limit_filled_entry_by_entry_goes_on_in_grains(serv
     grain_us = 1_000_000 // limiter.EXACT
     for plan, pass_us, times in ((small, 100, limiter.EXACT), (large, grain_us + 1, 20)):
         for _ in range(times):
-            pair.take(Step(pass_us, [(0, False, None)]), [plan])
+            pair.take(Step(pass_us, [(0, False, None, 0)]), [plan])
             assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
 
@@ -207,7 +222,7 @@ def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
     counter = Counter(1, "[1000000]", 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
     for pass_us in (0, 400_000, 599_999, 1, 399_999, 1):
-        pair.take(Step(pass_us, [(0, False, None)]), [plan])
+        pair.take(Step(pass_us, [(0, False, None, 0)]), [plan])
     assert [entry.record["decision"] for entry in pair.store.entries()].count("allowed") == 4
     assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
@@ -223,10 +238,10 @@ def test_a_call_that_is_closed_leaves_alone_how_often_others_were_denied(server:
         Plan((one, Limit(0, 0, -1, 1)), (reported, closed), (counter,)),
         Plan((one,), (reported,), (counter,)),
     ]
-    pair.take(Step(0, [(which, False, None) for which in (0, 0, 1, 2)]), plans)
-    rows = [entry.record for entry in pair.store.entries()]
-    assert rows == [entry.record for entry in pair.reference.entries()]
-    assert [row.get("count") for row in rows] == [1, 2, None, 3]
+    pair.take(Step(0, [(which, False, None, 0) for which in (0, 0, 1, 2)]), plans)
+    found = [entry.record for entry in pair.store.entries()]
+    assert found == [entry.record for entry in pair.reference.entries()]
+    assert [row.get("count") for row in found] == [1, 2, None, 3]
     pair.store.close()
 
 
@@ -235,6 +250,6 @@ def test_what_was_seen_last_of_a_counter_is_what_the_server_keeps(server: Server
     counter = Counter(1, "[1000000]", 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
     for _ in range(3):
-        pair.take(Step(1, [(0, False, None)]), [plan])
+        pair.take(Step(1, [(0, False, None, 0)]), [plan])
         assert pair.store.last_seen() == ({1: pair.memory.states[1]}, pair.time())
     pair.store.close()

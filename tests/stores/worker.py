@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
-from mcpguard.stores.queue import QueueLock
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.locks import lock_file
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
 
 QUICK = 20
@@ -63,8 +63,8 @@ def call_a_share(path: Path) -> None:
 
 
 def hold(path: Path) -> None:
-    """Hold the queue's lock until told to let it go."""
-    lock = QueueLock(path)
+    """Hold the lock on a file until told to let it go."""
+    lock = lock_file(path)
     say(str(lock.acquire(10)))
     sys.stdin.readline()
     lock.release()
@@ -75,7 +75,7 @@ def hold(path: Path) -> None:
 def hold_transaction(path: Path) -> None:
     """Begin a decision and do not end it until told to."""
     store = SqliteStore(path)
-    with store.turn():
+    with store._turn():
         say("begun")
         sys.stdin.readline()
     say("ended")
@@ -83,11 +83,11 @@ def hold_transaction(path: Path) -> None:
 
 
 def fill_the_disk(path: Path) -> None:
-    """Decide until no file may grow any more; then let them grow again and see what is there."""
+    """Decide while no file may grow or be written beyond some bytes; then let them and see what is there."""
     session = Session(SqliteStore(path), FOREVER, session=session_name())
     admitted = session.call("x", 10)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(path.name + "-wal").stat().st_size + 40_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
     failures = 0
     while failures < 3:
         try:

@@ -14,7 +14,7 @@ from mcpguard.stores.files import named_path, read_at_once
 if TYPE_CHECKING:
     from mcpguard.core.claude_code import AgentNote
     from mcpguard.stores.address import Options
-    from mcpguard.stores.base import Store
+    from mcpguard.stores.base import Readable, Store
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 """An `s` is for TLS. A cluster's URL may name several nodes; any of them that answers is enough."""
@@ -76,6 +76,10 @@ class RedisAddress:
         from mcpguard.stores.redis.store import RedisStore
 
         return RedisStore(self, options)
+
+    def read(self, options: "Options") -> "Readable":
+        """See `Address`."""
+        return self.open(options)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""

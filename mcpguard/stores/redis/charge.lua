@@ -1,9 +1,10 @@
 -- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
 --
--- KEYS  the audit, the index of counters; then each counter
--- ARGV  the counters' labels; the deadline in this server's time and the session's newest row number; then two for each call:
---       its limits; and, each with a NUL behind it, its decision if it is decided already, what the session's journal
---       remembers, and of its row what comes before the context, the context, and the detail
+-- KEYS  as `audit.lua` has them; the index of counters; then each counter
+-- ARGV  the counters' labels; the deadline in this server's time, the session's newest row number, and how much memory the
+--       audit may take; the session's allowance of rows for denials; then two for each call: its limits; and, each with a NUL
+--       behind it, its decision if it is decided already, what the session's journal remembers, and of its row what comes
+--       before the context, the context, the detail, and what a denial has in place of a detail that is too long for it
 -- Returns the time; and, unless the deadline has passed, each counter as it is now, and of each call: the id of its row if it is
 --       news, the decision, the limit that is reported (0: none), what its counter holds, the wait, and how many limits had
 --       no room, which follow with their waits. All in one table, for a server looks at each for a while.
@@ -11,23 +12,24 @@
 -- Every call waits for this. What costs most are numbers as text and tables that grow: {nil, nil, nil, nil} has its places.
 
 local PER_CALL = 2
-local CALL = 'sssss'
+local CALL = 'ssssss'
 local NUMBERS = '<i8i8i8i8i8' -- of a row: its number, what is counted, what is left, the wait, how often it is repeated; -1: none
 local LIMIT = '<i8i8I4I4I4s' -- n, window, counter (0: none), rule, whether it only reports, its words
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
 local NOTHING_REMEMBERED = {{}, {}}
 
 local now = clock()
-local deadline, seq = struct.unpack('<i8i8', ARGV[2])
+local deadline, seq, most = struct.unpack('<i8i8i8', ARGV[2])
 if now > deadline then
   return {now}
 end
-local audit, index = KEYS[1], KEYS[2]
-local logs, values = read(3)
+local index = KEYS[5]
+local logs, values = read(6)
 local changed = {nil, nil, nil, nil} -- by counter: its window
 local denied = {} -- by counter: the session's denials since it last admitted
 local storms = {} -- the denials that have a row
-local rows = {} -- by the place of their id in the reply
+local allowance -- core/journal.Journal.allowance, once it is needed
+local rows = {} -- by the place of their id in the reply, each {stream, text}
 local reply = {now, nil, nil, nil, nil, nil, nil, nil, nil, nil}
 for at = 1, #values do
   reply[1 + at] = values[at]
@@ -131,8 +133,8 @@ local function with_denials(limits, word, reported, count, exceeded, remembered)
   return count
 end
 
--- Equal denials share a row: whether this one has its own
-local function is_news(word, context, words, is_storm)
+-- core/journal.Journal: whether this one has its own row. Equal denials share one, and beyond a budget those of one kind
+local function is_news(word, beginning, context, words, detail, is_storm)
   if not REFUSED[word] then
     return true
   end
@@ -140,8 +142,18 @@ local function is_news(word, context, words, is_storm)
   if is_storm or storms[key] then
     return false
   end
-  storms[key] = true
-  return true
+  allowance = allowance or cjson.decode(ARGV[3])
+  local row_bytes, all, left, sums = unpack(allowance)
+  local kind = word .. ' ' .. (string.match(words, '^{"axis":"(%a+)"') or '')
+  local request_id = string.match(beginning, '\n([^\n]*)')
+  local rest = (left[kind] or all) - row_bytes - #context - #detail - #request_id
+  if rest >= 0 then
+    left[kind], storms[key] = rest, true
+    return true
+  end
+  local is_first = not sums[kind]
+  sums[kind] = true
+  return is_first
 end
 
 local function ms_up(us)
@@ -175,13 +187,14 @@ local function limits_of(packed)
   return limits
 end
 
-for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
-  local word, told, beginning, context, detail = struct.unpack(CALL, ARGV[first + 1])
+for first = 4, #ARGV - PER_CALL + 1, PER_CALL do
+  local word, told, beginning, context, detail, short = struct.unpack(CALL, ARGV[first + 1])
   local remembered = told == '' and NOTHING_REMEMBERED or cjson.decode(told)
   local words, is_storm = '', remembered[1][1] == 1
   local reported, held, count, left, wait, exceeded = 0, false, false, false, false, {}
+  local limits
   if word == '' then
-    local limits = limits_of(ARGV[first])
+    limits = limits_of(ARGV[first])
     local admitted, before
     admitted, before, exceeded = decide(limits)
     word, reported, held, left, wait = verdict(limits, admitted, before, exceeded)
@@ -189,9 +202,12 @@ for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
     if reported > 0 then
       words, is_storm = limits[reported][6], remembered[1][reported] == 1
     end
-    if #exceeded > 1 then
-      detail = with_exceeded(detail, limits, exceeded)
-    end
+  end
+  if short ~= '' and REFUSED[word] then
+    detail = short
+  end
+  if #exceeded > 1 then
+    detail = with_exceeded(detail, limits, exceeded)
   end
   local place = #reply + 1
   reply[place], reply[place + 1], reply[place + 2] = false, word, reported
@@ -199,10 +215,11 @@ for first = 3, #ARGV - PER_CALL + 1, PER_CALL do
   for at, one in ipairs(exceeded) do
     reply[place + 4 + 2 * at], reply[place + 5 + 2 * at] = one[1], one[2]
   end
-  if is_news(word, context, words, is_storm) then
+  if is_news(word, beginning, context, words, detail, is_storm) then
     seq = seq + 1
-    rows[place] = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
+    local row = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, left or -1, wait and ms_up(wait) or -1, -1)
+    rows[place] = {REFUSED[word] and REFUSALS or MAIN, row}
   end
 end
 
@@ -220,15 +237,19 @@ local function label_of(counter)
 end
 
 -- Rows first: what a server has refused to write it must not have counted, and a row alone is found and replaced
-for place = 2 + #values, #reply do
-  if rows[place] then
-    reply[place] = redis.call('XADD', audit, '*', 'row', rows[place])
+if next(rows) then
+  read_audit()
+  for place = 2 + #values, #reply do
+    if rows[place] then
+      reply[place] = append(rows[place][1], rows[place][2], now, most)
+    end
   end
+  write_audit()
 end
 for counter, window in pairs(changed) do
   if not values[counter] then
-    name(index, KEYS[2 + counter], label_of(counter))
+    name(index, KEYS[5 + counter], label_of(counter))
   end
-  reply[1 + counter] = write(KEYS[2 + counter], logs[counter], window, now)
+  reply[1 + counter] = write(KEYS[5 + counter], logs[counter], window, now)
 end
 return reply

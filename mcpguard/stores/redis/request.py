@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from mcpguard.core.audit import compact, fragment
-from mcpguard.core.journal import Journal
+from mcpguard.core.audit import MAX_DENIED_CHARS, compact, fragment, shortened
+from mcpguard.core.journal import BURST_BYTES, ROW_BYTES, Journal
 from mcpguard.core.policy import Counter, Plan
 from mcpguard.core.verdict import Charge, Decided, Verdict
 from mcpguard.stores.redis import rows, states
 
 _TOLD: Final = 6
 """How many values the script returns for each call, not counting the limits that had no room."""
+
+_WHOLE_ALLOWANCE: Final = compact((ROW_BYTES, BURST_BYTES, {}, {}))
+"""What a session that begins has of `Journal.allowance`."""
 
 _LIMIT: Final = struct.Struct("<qqIII")
 
@@ -35,25 +38,32 @@ def counters_of(charges: Sequence[Charge]) -> tuple[Counter, ...]:
 @lru_cache(maxsize=512)
 def named(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], str]:
     """The keys of `charge.lua` in a namespace, and its first argument."""
-    keys = (prefix + "audit", prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
+    keys = (*rows.keys(prefix), prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
     return keys, "".join([f"{counter.label}\0" for counter in counters])
 
 
-deadline: Final = struct.Struct("<qq").pack
-"""The second argument: until when, by its own clock, the server may begin to decide; and the session's newest row number."""
+bounds: Final = struct.Struct("<qqq").pack
+"""The second argument: until when, by its own clock, the server may begin to decide; the session's newest row number; and how
+much memory the audit may take."""
+
+appended: Final = struct.Struct("<qq").pack
+"""The first argument of `append.lua`: how much memory the audit may take, and how many rows are replaced."""
 
 
 def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
-    """The rest of what `charge.lua` is sent: two strings for each call."""
+    """The rest of what `charge.lua` is sent: the session's allowance, and two strings for each call."""
     place = {counter.id: at for at, counter in enumerate(counters, 1)}
-    told: list[bytes | str] = []
+    allowance = journal.allowance(time_us)
+    told: list[bytes | str] = [_WHOLE_ALLOWANCE if allowance is None else compact(allowance)]
     for charge in charges:
         remembered = journal.remembered(charge, time_us)
         memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
         detail = compact(charge.detail) if charge.detail else ""
+        short = compact(shortened(charge.detail)) if len(detail) > MAX_DENIED_CHARS else detail
         told += (
             b"" if charge.decided is not None else _limits(charge.plan, tuple([place[one.id] for one in charge.plan.counters])),
-            f"{charge.decided or ''}\0{memory}\0{rows.beginning(charge, time_us)}\0{charge.context}\0{detail}\0",
+            f"{charge.decided or ''}\0{memory}\0{rows.beginning(charge, time_us)}\0{charge.context}\0{detail}\0"
+            f"{'' if short == detail else short}\0",
         )
     return told
 

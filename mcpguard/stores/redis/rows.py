@@ -1,16 +1,12 @@
-"""The audit: a stream of rows, and beside it how the calls ended, in hashes that each hold some minutes' calls."""
+"""The audit: two streams of rows, of which one has the refusals, and beside them a hash of how the calls ended."""
 
 import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Outcome, Row, cut_id, record
-from mcpguard.core.verdict import Charge
+from mcpguard.core.audit import Row, cut_id, record
+from mcpguard.core.verdict import REFUSED, Charge
 from mcpguard.stores.base import Entry
-from mcpguard.stores.redis.link import Command
-
-BUCKET_MS: Final = 10 * 60 * 1000
-"""The rows of this long have their outcomes in one hash, which goes as a whole."""
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")
@@ -27,11 +23,11 @@ def beginning(charge: Charge, time_us: int) -> str:
     return f"{time_us}\n{request_id}\n{charge.args_hash.hex() if charge.args_hash else ''}\n{charge.trace_id or ''}"
 
 
-def fields(row: Row) -> tuple[str, bytes]:
-    """A row as the stream has it."""
+def packed(row: Row) -> bytes:
+    """A row as its stream has it."""
     lines = [_line(getattr(row, name)) + "\n" for name in _LINES]
     numbers = [-1 if (value := getattr(row, name)) is None else value for name in _NUMBERS]
-    return "row", "".join(lines).encode() + _PACKED.pack(*numbers)
+    return "".join(lines).encode() + _PACKED.pack(*numbers)
 
 
 def _line(value: object) -> str:
@@ -64,26 +60,14 @@ def entry_id(place: int) -> str:
     return f"{place >> 64}-{place & (1 << 64) - 1}"
 
 
-def bucket(place: int) -> int:
-    """Which hash has the outcome of a row."""
-    return (place >> 64) // BUCKET_MS
+def keys(prefix: str) -> tuple[str, ...]:
+    """The keys of `audit.lua` in a namespace: the two streams, the outcomes, and how much memory the streams take."""
+    return tuple([prefix + name for name in ("audit", "refused", "outcomes", "size")])
 
 
-def outcome_commands(prefix: str, outcomes: Sequence[Outcome], keep_us: int) -> list[Command]:
-    """What joins outcomes to their rows. The first one of a row stands."""
-    commands: list[Command] = [
-        ("HSETNX", f"{prefix}outcomes:{bucket(row)}", entry_id(row), f"{outcome} {duration_us}")
-        for row, outcome, duration_us in outcomes
-    ]
-    for one in sorted({bucket(outcome.row) for outcome in outcomes}):
-        commands.append(("PEXPIRE", f"{prefix}outcomes:{one}", keep_us // 1000 + 2 * BUCKET_MS))
-        commands.append(("SADD", f"{prefix}outcomes", one))
-    return commands
-
-
-def outcome_questions(prefix: str, places: Sequence[int]) -> list[Command]:
-    """What asks for the outcomes of rows, in the order of the rows."""
-    return [("HGET", f"{prefix}outcomes:{bucket(one)}", entry_id(one)) for one in places]
+def stream(row: Row) -> int:
+    """Which of the two streams a row belongs in, as `audit.lua` counts them."""
+    return 2 if row.decision in REFUSED else 1
 
 
 def entry(name: bytes, found: Sequence[bytes], outcome: bytes | None) -> Entry:

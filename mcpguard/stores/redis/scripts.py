@@ -3,6 +3,15 @@
 from pathlib import Path
 from typing import Final
 
+PARTS: Final = {
+    "charge": ("log", "audit"),
+    "adopt": ("log",),
+    "append": ("audit",),
+    "record": (),
+    "prune": ("audit",),
+}
+"""The scripts, and the parts that they begin with."""
+
 _SERVERS_TIME: Final = """
 local LIFE = 'PXAT'
 local function clock()
@@ -29,10 +38,10 @@ def script(name: str, *, told_time: bool = False) -> str:
     """The text of a script.
 
     Args:
-        name: `charge` or `adopt`.
+        name: One of `PARTS`.
         told_time: For tests: another script, which is told the time by its last argument. The one that decides otherwise
             asks the server, and nothing that it is sent can change that.
     """
     here = Path(__file__).parent
     clock = _TOLD_TIME if told_time else _SERVERS_TIME
-    return "".join([clock, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in ("log", name))])
+    return "".join([clock, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name))])

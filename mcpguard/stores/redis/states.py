@@ -21,6 +21,12 @@ _HEAD: Final = struct.Struct("<qqIq")
 _ENTRY: Final = struct.Struct("<qI")
 
 
+def newest_us(value: bytes) -> int:
+    """When the newest entry of the log in a counter's value was made."""
+    newest: int = _HEAD.unpack_from(value)[1]
+    return newest
+
+
 def log(value: bytes | None) -> State:
     """The log in a counter's value; None is a counter that there is not."""
     if value is None:

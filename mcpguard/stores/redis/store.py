@@ -2,13 +2,14 @@
 
 One decision is one script: it reads the counters of all calls, decides, and writes counters and audit rows, on the server's
 clock. It is the pure functions that every other store uses, once more, and tested against them step by step.
-All keys of a namespace lie in one slot, `{mcpguard:NAMESPACE}:…`.
+All keys of a namespace lie in one slot, `{mcpguard:NAMESPACE}:…`. The audit is bounded by whoever writes to it, in the script.
 """
 
 import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -22,12 +23,13 @@ from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Clock, Entry, Held, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Context, Entry, Held, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link, scan
-from mcpguard.stores.redis.request import arguments, counters_of, deadline, named, verdicts_of
+from mcpguard.stores.redis.request import appended, arguments, bounds, counters_of, named, verdicts_of
 from mcpguard.stores.redis.scripts import script
+from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
 
 SCHEMA: Final = 1
@@ -48,8 +50,10 @@ _FIRST_LOOK: Final = 8
 _LONG_BYTES: Final = 1 << 20
 """Replies of about this length are read in time."""
 
-_REMEMBERED: Final = 4096
 _TRIES: Final = 3
+
+_Found = tuple[bytes, Sequence[bytes]]
+"""The id of a row, and its fields."""
 
 
 class RedisStore:
@@ -80,14 +84,16 @@ class RedisStore:
         options = options or Options()
         self._shown = address.shown
         self._timeout_s = options.timeout_ms / 1000
-        self._keep_us = options.keep_us
+        self._max_bytes = options.max_bytes
         self._clock = clock
         self._wall = wall
         self._prefix = states.prefix(options.namespace)
-        self._scripts = {name: script(name, told_time=clock is not None) for name in ("charge", "adopt")}
+        self._audit = rows.keys(self._prefix)
+        names = ("charge", "adopt", "append", "record")
+        self._scripts = {name: script(name, told_time=clock is not None) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
-        self._seen: dict[int, bytes | None] = {}
+        self._seen = Seen()
         self._reply_lost = True
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = time.monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
@@ -114,11 +120,12 @@ class RedisStore:
             ("HSETNX", meta, "schema", SCHEMA),
             ("HSETNX", meta, "args_key", os.urandom(32)),
             ("HMGET", meta, "schema", "args_key"),
-            ("MEMORY", "USAGE", meta),  # what upkeep needs, refused at once if it is refused
+            ("XDEL", self._key("refused"), "0-0"),  # does nothing; what the audit needs only when it is full is refused at once
+            ("HDEL", self._key("outcomes"), ""),
             *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
         ]
         replies = self._link.ask(commands, deadline_s=deadline_s)
-        _, _, (schema, self.args_key), _, *shas = map(self._link.checked, replies)
+        _, _, (schema, self.args_key), _, _, *shas = map(self._link.checked, replies)
         if int(schema) > SCHEMA:
             raise StoreUnavailable(
                 f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",
@@ -161,18 +168,12 @@ class RedisStore:
         time_us = self._wall()
         counters = counters_of(charges)
         values, told = self._charge(charges, counters, journal, time_us)
-        self._remember(counters, values)
+        self._seen.note(counters, values, self._now_us())
         verdicts = verdicts_of(charges, told)
         if len(verdicts) == 1 and verdicts[0].forwards:
             journal.wrote(charges[0], verdicts[0])
             return verdicts
-        rows_there = sum([one.row is not None for one in verdicts])
-        if more := journal.rows(charges, verdicts, time_us)[rows_there:]:  # old storms have to go, to make room for new ones
-            try:
-                self.append(more)
-            except StoreUnavailable:
-                journal.take_back()
-                raise
+        journal.rows(charges, verdicts, time_us)  # as the script has written them
         return verdicts
 
     def _charge(
@@ -185,7 +186,8 @@ class RedisStore:
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
-            server_us, *done = self._run("charge", keys, labels, deadline(deadline_us, journal.seq), *told, deadline_s=end_s)
+            bounded = bounds(deadline_us, journal.seq, self._max_bytes)
+            server_us, *done = self._run("charge", keys, labels, bounded, *told, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
             if done or not charges:
@@ -193,27 +195,20 @@ class RedisStore:
             # Its clock runs ahead of what we thought: it has charged nothing, and now we know its time
         raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
 
-    def _remember(self, counters: Sequence[Counter], values: Sequence[bytes | None]) -> None:
-        if len(self._seen) > _REMEMBERED:
-            self._seen.clear()
-        for counter, value in zip(counters, values, strict=True):
-            self._seen[counter.id] = value
-
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. What a row says takes the place of what a decision whose reply was lost has written of the same call."""
-        audit = self._key("audit")
-        commands: list[Command] = []
-        if self._reply_lost and rows_to_write and (doubled := self._doubled(rows_to_write[0])):
-            commands.append(("XDEL", audit, *doubled))
-        commands += [("XADD", audit, "*", *rows.fields(row)) for row in rows_to_write]
+        doubled = self._doubled(rows_to_write[0]) if self._reply_lost and rows_to_write else []
         added: list[int] = []
-        for at in range(0, len(commands), _BATCH):
-            *_, done = self._ask(("MULTI",), *commands[at : at + _BATCH], ("EXEC",))
-            added += [rows.place(entry_id) for entry_id in done if isinstance(entry_id, bytes)]
+        for at in range(0, len(rows_to_write), _BATCH):
+            replaced = doubled if at == 0 else []
+            told: list[bytes | str] = [part for stream, name in replaced for part in (str(stream), name)]
+            for row in rows_to_write[at : at + _BATCH]:
+                told += (str(rows.stream(row)), rows.packed(row))
+            added += map(rows.place, self._run("append", self._audit, appended(self._max_bytes, len(replaced)), *told))
         self._reply_lost = False
         return added
 
-    def _doubled(self, first: Row) -> list[bytes]:
+    def _doubled(self, first: Row) -> list[tuple[int, bytes]]:
         """The rows that the session of `first` has written already, from its number on.
 
         A decision has written them when `first` was made; what was written back since, lately. A call may wait for the search:
@@ -224,24 +219,27 @@ class RedisStore:
         age_us = max(0, self._wall() - first.time_us)
         made_us = self._now_us() - age_us
         begin_us = made_us - NEARBY_US - int(self._timeout_s * 1_000_000)  # its row was made when the reply did not come
-        doubled: dict[bytes, None] = {}
-        if age_us > NEARBY_US:
-            nearby = ("XRANGE", str(max(0, begin_us) // 1000), str(max(0, made_us + NEARBY_US) // 1000))
-            for name, seq in self._rows_of(session, *nearby, end_s=end_s - self._timeout_s / 4):
-                if seq >= first.seq:
-                    doubled[name] = None
+        nearby = ("XRANGE", str(max(0, begin_us) // 1000), str(max(0, made_us + NEARBY_US) // 1000))
         lately = ("XREVRANGE", "+", str(max(0, made_us - LOOK_BACK_US) // 1000))
-        for name, seq in self._rows_of(session, *lately, end_s=end_s):
-            if seq < first.seq:
-                break
-            doubled[name] = None
+        doubled: dict[tuple[int, bytes], None] = {}
+        for stream in (1, 2) if age_us > NEARBY_US else ():
+            for name, seq in self._rows_of(session, stream, *nearby, end_s=end_s - self._timeout_s / 4):
+                if seq >= first.seq:
+                    doubled[stream, name] = None
+        for stream in (1, 2):
+            for name, seq in self._rows_of(session, stream, *lately, end_s=end_s):
+                if seq < first.seq:
+                    break
+                doubled[stream, name] = None
         return list(doubled)
 
-    def _rows_of(self, session: str, command: str, begin: str, end: str, *, end_s: float) -> Iterator[tuple[bytes, int]]:
+    def _rows_of(
+        self, session: str, stream: int, command: str, begin: str, end: str, *, end_s: float
+    ) -> Iterator[tuple[bytes, int]]:
         """A session's rows with their numbers, in the order of a command, until a time. Few at first: rows may be long."""
         count, seen, needle = _FIRST_LOOK, 0, session.encode()
         while seen < LOOK_BACK:
-            found = self._ask((command, self._key("audit"), begin, end, "COUNT", count))[0]
+            found = self._ask((command, self._audit[stream - 1], begin, end, "COUNT", count))[0]
             for name, fields in found:
                 if any(needle in part for part in fields):  # to read them all would take its time
                     one = rows.row(fields)
@@ -257,29 +255,45 @@ class RedisStore:
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
         for at in range(0, len(outcomes), _BATCH):
-            self._ask(*rows.outcome_commands(self._prefix, outcomes[at : at + _BATCH], self._keep_us))
+            some = outcomes[at : at + _BATCH]
+            told = [part for row, outcome, us in some for part in (rows.entry_id(row), f"{outcome} {us}")]
+            self._run("record", (self._key("audit"), self._key("outcomes")), *told)
 
-    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        while found := self._ask(("XRANGE", self._key("audit"), "(" + rows.entry_id(after), "+", "COUNT", _BATCH))[0]:
-            yield from self._joined(found)
+        while found := self._page("XRANGE", "(" + rows.entry_id(after), "+"):
+            yield from self._joined(found, wanted)
             after = rows.place(found[-1][0])
 
-    def newest(self) -> Iterator[Entry]:
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
         before = "+"
-        while found := self._ask(("XREVRANGE", self._key("audit"), before, "-", "COUNT", _BATCH))[0]:
-            yield from self._joined(found)
+        while found := self._page("XREVRANGE", before, "-"):
+            yield from self._joined(found, wanted)
             before = "(" + found[-1][0].decode()
 
-    def _joined(self, found: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Entry]:
-        """Rows with how their calls ended."""
-        outcomes = self._ask(*rows.outcome_questions(self._prefix, [rows.place(name) for name, _ in found]))
-        return [rows.entry(name, fields, outcome) for (name, fields), outcome in zip(found, outcomes, strict=True)]
+    def _page(self, command: str, begin: str, end: str) -> list[_Found]:
+        """The next rows of both streams, in the order of a command, as they were at one moment."""
+        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in self._audit[:2]]
+        *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
+        sign = -1 if command == "XREVRANGE" else 1
+        found = [(sign * rows.place(name), (name, fields)) for page in pages for name, fields in self._link.checked(page)]
+        found.sort(key=itemgetter(0))
+        for page in pages:
+            if len(page) == _BATCH:  # what comes after its last row is not read yet
+                last = sign * rows.place(page[-1][0])
+                found = [one for one in found if one[0] <= last]
+        return [one for _, one in found]
+
+    def _joined(self, found: Sequence[_Found], wanted: Context | None) -> list[Entry]:
+        """Rows that are wanted, with how their calls ended."""
+        outcomes = self._ask(("HMGET", self._key("outcomes"), *(name for name, _ in found)))[0]
+        joined = [rows.entry(name, fields, outcome) for (name, fields), outcome in zip(found, outcomes, strict=True)]
+        return [one for one in joined if wanted is None or wanted(one.record)]
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
-        return {key: states.log(value) for key, value in self._seen.items()}, self._now_us()
+        return self._seen.logs(), self._now_us()
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
@@ -315,8 +329,7 @@ class RedisStore:
             keys = [self._counter_key(key) for key in ids]
             *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
             gone += count
-            for key in ids:
-                self._seen.pop(key, None)
+            self._seen.forget(ids)
         return gone
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:

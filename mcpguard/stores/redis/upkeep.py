@@ -1,12 +1,14 @@
 """What keeps a namespace small, away from every call's path and on a connection of its own."""
 
+import struct
 import time
 from functools import partial
 from typing import Any, Final
 
+from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link, scan
-from mcpguard.stores.redis.rows import BUCKET_MS, bucket, place
+from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.states import counter_key
 
 EVERY_MS: Final = 60_000
@@ -14,11 +16,6 @@ EVERY_MS: Final = 60_000
 
 TIMEOUT_S: Final = 2.0
 """How long any step may take. No call waits for it."""
-
-_AT_ONCE: Final = 10_000
-"""Rows that go in one command: some milliseconds, so that no decision waits long behind it."""
-
-_BATCH: Final = 500
 
 _DROP_UNUSED: Final = """
 local gone = 0
@@ -32,7 +29,9 @@ return gone
 
 
 class Upkeep:
-    """Lets go of what is too old or too much.
+    """Lets go of what is too old, piece by piece, so that no decision waits long behind it.
+
+    Whoever writes rows keeps them within their memory; here they are only where that was lowered.
 
     Args:
         address: The server.
@@ -65,52 +64,12 @@ class Upkeep:
             link.close()
 
     def _prune(self, link: Link) -> None:
-        seconds, _ = self._ask(link, ("TIME",))
-        audit = self._prefix + "audit"
-        horizon_ms = int(seconds) * 1000 - self._keep_us // 1000
-        while self._ask(link, ("XTRIM", audit, "MINID", "~", max(0, horizon_ms), "LIMIT", _AT_ONCE)):
+        """Drop rows that are too old, and counters that are gone from the index."""
+        keys = rows.keys(self._prefix)
+        bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
+        while self._ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
             pass
-        self._drop_outcomes(link)
-        if too_many := self._too_many(link):
-            while self._ask(link, ("XTRIM", audit, "MAXLEN", "~", too_many, "LIMIT", _AT_ONCE)):
-                pass
-            self._drop_outcomes(link)
         self._drop_counters(link)
-
-    def _too_many(self, link: Link) -> int:
-        """How many rows may stay, if they and their outcomes take too much memory; else 0."""
-        audit = self._prefix + "audit"
-        keys = [audit, *self._outcomes(link).values()]
-        size = 0
-        for at in range(0, len(keys), _BATCH):  # a month has thousands of them: one by one they would take minutes
-            questions = [("MEMORY", "USAGE", key) for key in keys[at : at + _BATCH]]
-            size += sum([int(link.checked(reply) or 0) for reply in link.ask(questions, deadline_s=_soon_s())])
-        if size <= self._max_bytes:
-            return 0
-        return max(1, int(self._ask(link, ("XLEN", audit))) * self._max_bytes // size)
-
-    def _drop_outcomes(self, link: Link) -> None:
-        """Drop the outcomes of rows that are gone."""
-        oldest = self._ask(link, ("XRANGE", self._prefix + "audit", "-", "+", "COUNT", 1))
-        seconds, _ = self._ask(link, ("TIME",))
-        first = bucket(place(oldest[0][0])) if oldest else int(seconds) * 1000 // BUCKET_MS
-        for one, key in self._outcomes(link).items():
-            if one < first:
-                self._ask(link, ("UNLINK", key))
-                self._ask(link, ("SREM", self._prefix + "outcomes", one))
-            elif one == first and oldest:
-                self._drop_some_outcomes(link, key, place(oldest[0][0]))
-
-    def _outcomes(self, link: Link) -> dict[int, str]:
-        """The hashes of outcomes, by their numbers."""
-        found = self._ask(link, ("SMEMBERS", self._prefix + "outcomes"))
-        return {int(one): f"{self._prefix}outcomes:{int(one)}" for one in found}
-
-    def _drop_some_outcomes(self, link: Link, key: str, oldest: int) -> None:
-        """Drop outcomes from a hash some of whose rows are still there."""
-        for some in scan(partial(self._ask, link), key):
-            if gone := [name for name in some if place(name) < oldest]:
-                self._ask(link, ("HDEL", key, *gone))
 
     def _drop_counters(self, link: Link) -> None:
         """Drop counters from the index whose keys have expired."""

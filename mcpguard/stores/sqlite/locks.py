@@ -1,7 +1,7 @@
-"""The queue before a database: a file lock that is fair, is freed by the kernel when its holder dies, and can be given up.
+"""Locks on files: fair, freed by the kernel when their holder dies, and possible to give up.
 
-SQLite's own waiting backs off up to 100 ms, so that of many writers some wait for seconds. Blocking on `flock` is first come,
-first served, but cannot be bounded in time; so it is done in a helper thread, and only if the lock is not free at once.
+Blocking on `flock` is first come, first served, but cannot be bounded in time; so it is done in a helper thread, and only if
+the lock is not free at once.
 """
 
 import os
@@ -16,8 +16,10 @@ from mcpguard.stores.files import open_private
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt
 
+    _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the file's end: what is locked cannot be read by others
+
     def _try_lock(fd: int) -> bool:
-        os.lseek(fd, 0, os.SEEK_SET)
+        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -29,7 +31,7 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
             time.sleep(0.001)
 
     def _unlock(fd: int) -> None:
-        os.lseek(fd, 0, os.SEEK_SET)
+        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
 
 else:
@@ -56,14 +58,11 @@ class QueueLock:
     """A lock on a file, between processes. One thread at a time asks for it.
 
     Args:
-        path: The file; made if it is missing.
-
-    Raises:
-        OSError: The file cannot be opened.
+        fd: The open file, which belongs to the lock from now on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._fd = open_private(path)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._mutex = threading.Lock()
         self._wanted = False
         self._closed = False
@@ -123,6 +122,7 @@ class QueueLock:
             with self._mutex:
                 self._helper_busy = False
                 if self._closed:
+                    _unlock(self._fd)  # closing may not: somebody else may have the same open file
                     os.close(self._fd)
                     return
                 if self._wanted:
@@ -132,13 +132,13 @@ class QueueLock:
                     _unlock(self._fd)
 
 
-def queue_of(database: Path) -> QueueLock:
-    """The queue before a database; its file lies beside the database's.
+def lock_file(path: Path) -> QueueLock:
+    """A lock on a file of its own, which is made if it is missing.
 
     Raises:
         OSError: It cannot be opened.
     """
-    return QueueLock(database.with_name(database.name + "-queue"))
+    return QueueLock(open_private(path))
 
 
 class SharedHold:
@@ -155,25 +155,15 @@ class SharedHold:
         self._fd = open_private(path)
 
     def alone(self) -> bool:
-        """Whether nobody else holds it; the caller must hold the queue lock. Always true where locks cannot be shared."""
+        """Whether nobody else holds it; the caller must hold the store's lock. Always true where locks cannot be shared."""
         if sys.platform == "win32":  # pragma: no cover - not run in CI
             return True
         return _try_lock(self._fd)
 
     def share(self) -> None:
-        """Hold it together with others. The caller holds the queue lock, so that nobody is `alone` meanwhile."""
+        """Hold it together with others. The caller holds the store's lock, so that nobody is `alone` meanwhile."""
         if sys.platform != "win32":
             fcntl.flock(self._fd, fcntl.LOCK_SH)
-
-    @property
-    def is_marked(self) -> bool:
-        """Whether `mark` was called, by whomever."""
-        return os.fstat(self._fd).st_size > 0
-
-    def mark(self) -> None:
-        """Note in the file that what it stands for has been made."""
-        if not self.is_marked:
-            os.write(self._fd, b"made\n")
 
     def close(self) -> None:
         """Let go."""

@@ -1,4 +1,4 @@
-"""The queue before a database."""
+"""Locks on files, between processes."""
 
 import os
 import threading
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores import queue
-from mcpguard.stores.queue import QueueLock, SharedHold
+from mcpguard.stores.sqlite import locks as module
+from mcpguard.stores.sqlite.locks import QueueLock, SharedHold, lock_file
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 
 @pytest.fixture
 def locks(tmp_path: Path) -> Iterator[list[QueueLock]]:
     """Three who ask for one lock."""
-    made = [QueueLock(tmp_path / "queue") for _ in range(3)]
+    made = [lock_file(tmp_path / "queue") for _ in range(3)]
     yield made
     for lock in made:
         lock.close()
@@ -34,13 +34,13 @@ def test_one_at_a_time_has_the_lock(locks: list[QueueLock]) -> None:
 def test_a_request_that_was_given_up_takes_nothing(locks: list[QueueLock], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = locks
     came = threading.Event()
-    lock_file = queue._lock
+    lock = module._lock
 
     def lock_and_tell(fd: int) -> None:
-        lock_file(fd)
+        lock(fd)
         came.set()
 
-    monkeypatch.setattr(queue, "_lock", lock_and_tell)
+    monkeypatch.setattr(module, "_lock", lock_and_tell)
     assert first.acquire(0)
     assert not second.acquire(0.01)
     first.release()
@@ -87,7 +87,7 @@ def test_many_who_take_turns_never_have_it_together(tmp_path: Path) -> None:
     together: list[str] = []
 
     def take_turns() -> None:
-        lock = QueueLock(tmp_path / "queue")
+        lock = lock_file(tmp_path / "queue")
         for at in range(100):
             if lock.acquire(ENOUGH_S if at % 3 else 0.0001):
                 if not inside.acquire(blocking=False):
@@ -109,7 +109,7 @@ def test_many_who_take_turns_never_have_it_together(tmp_path: Path) -> None:
 def test_the_lock_of_a_process_that_was_killed_comes_free(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     holder = start("hold", tmp_path / "queue")
     assert heard(holder) == "True"
-    lock = QueueLock(tmp_path / "queue")
+    lock = lock_file(tmp_path / "queue")
     assert not lock.acquire(0.01)
     holder.kill()
     assert lock.acquire(ENOUGH_S)
@@ -120,7 +120,7 @@ def test_the_lock_of_a_process_that_was_killed_comes_free(tmp_path: Path, start:
 def test_processes_exclude_one_another(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     holder = start("hold", tmp_path / "queue")
     assert heard(holder) == "True"
-    lock = QueueLock(tmp_path / "queue")
+    lock = lock_file(tmp_path / "queue")
     assert not lock.acquire(0)
     tell(holder)
     assert heard(holder) == "released"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
@@ -98,7 +99,7 @@ def test_a_stopped_holder_of_the_lock_costs_a_call_its_budget_and_consumes_nothi
     store = SqliteStore(path, timeout_ms=50)
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = "2/1h"\n')
     assert session.decisions("x") == ["allowed"]
-    holder = start(what, path.with_name(path.name + "-queue") if what == "hold" else path)
+    holder = start(what, log_path(path) if what == "hold" else path)
     assert heard(holder) in {"True", "begun"}
     holder.send_signal(signal.SIGSTOP)
     for _ in range(2):

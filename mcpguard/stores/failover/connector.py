@@ -1,4 +1,4 @@
-"""Opening a store in the background: whoever needs it decides how long to wait."""
+"""Opens a store in the background: whoever needs it decides how long to wait."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ NOT_IN_TIME: Final = StoreUnavailable("it does not open in time")
 """Of an attempt that has not ended."""
 
 
-class Opening:
+class Connector:
     """Opens a store in a thread of its own.
 
     Args:
@@ -25,7 +25,7 @@ class Opening:
         self._store: Store | None = None
         self._error = NOT_IN_TIME
         self._abandoned = False
-        threading.Thread(target=self._open, name="mcpguard-open", daemon=True).start()
+        threading.Thread(target=self._open, name="mcpguard-connect", daemon=True).start()
 
     def _open(self) -> None:
         try:

@@ -1,27 +1,30 @@
-"""A store that may fail: what happens to calls while it does not answer, and how it is taken up again.
+"""A circuit breaker around a store.
 
-The first failure opens a breaker: no later call waits. The bookkeeper's thread probes every one to five seconds; when the
-store answers again it gets what it is owed, and decides again.
+The first failure opens it: no later call waits. The bookkeeper's thread probes every one to five seconds; when the store
+answers again it gets what the write-behind buffer holds, and decides again.
 """
 
 import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.audit import Outcome, Row, plural
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
-from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Store, monotonic_us, wall_us
-from mcpguard.stores.meanwhile import Meanwhile
-from mcpguard.stores.opening import NOT_IN_TIME, Opening, unavailable
-from mcpguard.stores.spool import Batch, Spool, write
+from mcpguard.errors import StoreBusy, StoreUnavailable
+from mcpguard.stores.base import Clock, Context, Entry, Held, Store, wall_us
+from mcpguard.stores.clock import boot_us
+from mcpguard.stores.failover.connector import NOT_IN_TIME, Connector, unavailable
+from mcpguard.stores.failover.leftovers import Leftovers
+from mcpguard.stores.failover.local_counting import LocalCounting
+from mcpguard.stores.failover.spill import SpillFolder, SpillLog
+from mcpguard.stores.failover.write_behind import Batch, WriteBehindBuffer, newest_place, write
 
 PROBE_US: Final = (1_000_000, 5_000_000)
 """The least and the most time between two probes; in between at random, so that many wrappers do not probe at once."""
@@ -33,6 +36,8 @@ _SAID: Final = {"local": "this wrapper counts on its own", "deny": "calls are de
 _STORE_BITS: Final = 128
 """Handles of the second store and later ones carry its number above these bits."""
 
+T = TypeVar("T")
+
 
 class FailoverStore:
     """A store that never raises on a call's path.
@@ -41,9 +46,10 @@ class FailoverStore:
 
     Args:
         reopen: Opens the real store; raises `StoreUnavailable` if it cannot.
-        mode: What becomes of calls meanwhile: `local` lets each wrapper admit what the limits allow by its own counting,
-            starting from the counters it last saw; `deny` and `allow` do what they say.
+        mode: What becomes of calls without it: `local` lets each wrapper admit what the limits allow by its own counting,
+            starting from the counters it last saw; `deny` forwards nothing; `allow` forwards all that no rule closes.
         notify: Gets one line at each change of state.
+        spills: Where the write-behind buffer is mirrored on disk; None for nowhere.
         timeout_ms: The budget: how long the first call waits for a store that is still being opened. Opening begins at once.
         clock: A monotone clock, for the breaker and for local counting.
         wall: Wall-clock time, for the audit.
@@ -57,8 +63,9 @@ class FailoverStore:
         *,
         mode: str,
         notify: Callable[[str], None],
+        spills: SpillFolder | None = None,
         timeout_ms: int = 250,
-        clock: Clock = monotonic_us,
+        clock: Clock = boot_us,
         wall: Clock = wall_us,
     ) -> None:
         self._reopen = reopen
@@ -71,14 +78,15 @@ class FailoverStore:
         self._store: Store | None = None
         self._failed: Store | None = None
         self._failure = NOT_IN_TIME
-        self._spool = Spool()
-        self._meanwhile = Meanwhile(mode, self._spool)
+        self._buffer = WriteBehindBuffer(SpillLog(spills, clock, wall))
+        self._local = LocalCounting(mode, self._buffer)
+        self._leftovers = Leftovers(spills, clock, wall, notify)
         self._stores = 0  # how many stores came before this one, each with rows of its own
         self._args_key = b""
         self._tending = threading.Lock()
         self._probe_us = 0
         self._starting = True  # nobody has needed the store yet
-        self._opening: Opening | None = Opening(reopen)
+        self._connector: Connector | None = Connector(reopen)
 
     @property
     def args_key(self) -> bytes:
@@ -93,25 +101,27 @@ class FailoverStore:
                 self._await(self._timeout_s)
 
     def _await(self, timeout_s: float) -> None:
-        """Wait for the first opening. The caller holds `_switching`."""
-        if not self._starting or self._opening is None:
+        """Wait for the first attempt to open it. The caller holds `_switching`."""
+        if not self._starting or self._connector is None:
             return
         self._starting = False
-        if not self._opening.wait(timeout_s):
+        if not self._connector.wait(timeout_s):
             self._fail(NOT_IN_TIME)
             return
-        opening, self._opening = self._opening, None
+        connector, self._connector = self._connector, None
         try:
-            store = opening.store()
+            store = connector.store()
             self._meet(store)
-            while not self._spool.is_empty:
-                self._write(store, self._spool.take())
+            while not self._buffer.is_empty:
+                self._write(store, self._buffer.take())
         except StoreUnavailable as error:
-            opening.abandon()
+            connector.abandon()
             self._fail(error)
         else:
             self._store = store
-            self._spool.all_written()
+            self._buffer.all_written()
+            self._buffer.clear_spill()
+            self._leftovers.look_soon()
 
     # calls
 
@@ -126,12 +136,13 @@ class FailoverStore:
                 except Exception as error:
                     self._fail(unavailable(error))
                 else:
+                    self._local.saw(charges, self._clock())
                     if self._store.args_key != self._args_key:  # its server came back without its data
                         self._meet(self._store)
                     if self._stores:
                         self._mark(verdicts)
                     return verdicts
-            return self._meanwhile.decide(charges, journal, failure=self._failure, now_us=self._clock(), time_us=self._wall())
+            return self._local.decide(charges, journal, failure=self._failure, now_us=self._clock(), time_us=self._wall())
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`; but it does not raise."""
@@ -141,7 +152,7 @@ class FailoverStore:
                     return self._store.append(rows)
                 except Exception as error:
                     self._fail(unavailable(error))
-            return self._spool.keep(rows)
+            return self._buffer.keep(rows)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`; but it does not raise: what the store does not take is kept for later."""
@@ -150,14 +161,14 @@ class FailoverStore:
 
     def _record(self, outcomes: Sequence[Outcome]) -> None:
         if self._store is not None:
-            outcomes = self._spool.settle(outcomes)
+            outcomes = self._buffer.settle(outcomes)
             try:
                 self._store.record(outcomes)
             except Exception as error:
                 self._fail(unavailable(error))
             else:
                 return
-        self._spool.ended(outcomes)
+        self._buffer.ended(outcomes)
 
     def _mark(self, verdicts: Sequence[Verdict]) -> None:
         """Tell this store's handles from those of the one before: it may use the same numbers for other rows."""
@@ -180,8 +191,9 @@ class FailoverStore:
         now_us = self._clock()
         if self._store is not None:
             seen, their_now_us = self._store.last_seen()
-            self._meanwhile.know({key: limiter.shift(state, now_us - their_now_us) for key, state in seen.items()})
+            self._local.know({key: limiter.shift(state, now_us - their_now_us) for key, state in seen.items()})
             self._failed, self._store = self._store, None
+        self._buffer.spill.active = True
         self._failure = error
         self._probe_us = now_us + _between(*PROBE_US)
         hint = f" ({error.hint})" if error.hint else ""
@@ -196,22 +208,40 @@ class FailoverStore:
                 return
             try:
                 store.tend()
+            except StoreBusy:
+                pass  # calls have their turns, and upkeep has another try
             except Exception as error:
                 with self._switching:
                     if self._store is store:
                         self._fail(unavailable(error))
+            self._pass_on_warnings(store)
+            self._leftovers.work(self._with_store)
         self._join_outcomes()
 
     def _join_outcomes(self) -> None:
         """Give a store that is back the next outcomes of the meantime."""
         with self._switching:
-            if self._store is not None and (outcomes := self._spool.outcomes()):
+            if self._store is not None and (outcomes := self._buffer.outcomes()):
                 self._record(outcomes)
+            if self._store is not None and not self._buffer.has_outcomes:
+                self._buffer.clear_spill()
+
+    def _with_store(self, use: Callable[[Store], T]) -> T:
+        """What a function returns that uses the store; no call uses it meanwhile.
+
+        Raises:
+            StoreUnavailable: There is none now, or it fails.
+        """
+        with self._switching:
+            if self._store is None:
+                raise self._failure
+            return use(self._store)
 
     @property
     def restless(self) -> bool:
         """Whether `tend` has to be called soon though nothing happens."""
-        return self._store is None or self._spool.has_outcomes
+        store = self._store
+        return store is None or self._buffer.has_outcomes or self._leftovers.is_waited_for or store.restless
 
     def _probe(self, timeout_s: float, *, until_us: int | None = None) -> None:
         """Look whether the store answers again, and take it up if it does.
@@ -221,28 +251,29 @@ class FailoverStore:
             until_us: For a last try, at once: until when it has to be taken up.
         """
         self._close_failed()
-        if self._starting and self._opening is not None:
-            if self._opening.wait(timeout_s):
+        if self._starting and self._connector is not None:
+            if self._connector.wait(timeout_s):
                 self._started()
             return
         with self._switching:  # a call may be taking the first one up
             if self._store is not None:
                 return
-            opening = self._opening
-            if opening is None:
+            self._buffer.spill.retry()
+            connector = self._connector
+            if connector is None:
                 if until_us is None and self._clock() < self._probe_us:
                     return
-                opening = self._opening = Opening(self._reopen)
-        if not opening.wait(timeout_s):
+                connector = self._connector = Connector(self._reopen)
+        if not connector.wait(timeout_s):
             return
         with self._switching:  # a call that waits for the first one takes it
-            if self._opening is not opening:
+            if self._connector is not connector:
                 return
-            self._opening = None
+            self._connector = None
         try:
-            self._take_up(opening.store(), until_us)
+            self._take_up(connector.store(), until_us)
         except StoreUnavailable as error:
-            opening.abandon()
+            connector.abandon()
             with self._switching:
                 if self._failure is NOT_IN_TIME:  # now it is known why
                     self._fail(error)
@@ -251,21 +282,31 @@ class FailoverStore:
 
     def _take_up(self, store: Store, until_us: int | None) -> None:
         """Write back what a store that answers again is owed, and let it decide."""
+        try:
+            place = newest_place(store)
+        except Exception as error:
+            raise unavailable(error) from error
         with self._switching:
             self._meet(store)
-            in_hand = self._spool.rows
-        while not self._write_some(store, hurries=self._spool.written > in_hand):
+            self._buffer.begin_to_write(place)
+            in_hand = self._buffer.rows
+        while not self._write_some(store, hurries=self._buffer.written > in_hand):
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
-        self._notify(f"store is back: {self._spool.all_written()}")
+        self._notify(f"store is back: {self._buffer.all_written()}")
+        self._leftovers.look_soon()
 
     def _meet(self, store: Store) -> None:
         """Look whose store it is, and say what its owner should know."""
         if store.args_key != self._args_key:
             if self._args_key:
                 self._stores += 1
-                self._spool.disown()
+            self._buffer.belongs_to(store.args_key)
             self._args_key = store.args_key
+        self._pass_on_warnings(store)
+
+    def _pass_on_warnings(self, store: Store) -> None:
+        """Say what the store's owner should know, once."""
         for warning in store.warnings:
             if warning not in self.warnings:
                 self._notify(warning)
@@ -281,8 +322,8 @@ class FailoverStore:
         with self._switching:
             until_us = self._clock() + patience_us
             while True:
-                batch = self._spool.take()
-                if self._spool.is_empty:
+                batch = self._buffer.take()
+                if self._buffer.is_empty:
                     self._write(store, batch, patience_us=patience_us)
                     self._store = store
                     return True
@@ -303,26 +344,37 @@ class FailoverStore:
             with _released(self._switching) if while_released else contextlib.nullcontext():
                 handles = write(store, batch, self._clock, patience_us=patience_us)
         except Exception as error:
-            self._spool.put_back(batch, error)
+            self._buffer.put_back(batch, error)
             raise unavailable(error) from error
-        self._spool.wrote(batch, handles)
+        self._buffer.wrote(batch, handles)
 
     def close(self) -> None:
         """See `Store`. One more try to hand over what is owed, for at most `LAST_TRY_S` and an operation of the store."""
         until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
         if self._tending.acquire(timeout=LAST_TRY_S):
-            if self._store is None and not self._spool.is_empty:
+            if self._store is None and not self._buffer.is_empty:
                 left_s = max(0, until_us - self._clock()) / 1_000_000
                 self._probe(min(self._timeout_s, left_s), until_us=until_us)
-            while self._store is not None and self._spool.has_outcomes and self._clock() < until_us:
+            while self._store is not None and self._buffer.has_outcomes and self._clock() < until_us:
                 self._join_outcomes()
+            self._leftovers.close()
             self._close_failed()
             self._tending.release()
         with self._switching:
+            self._leave_rest()
             if self._store is not None:
                 self._store.close()
-            if self._opening is not None:
-                self._opening.abandon()
+            if self._connector is not None:
+                self._connector.abandon()
+
+    def _leave_rest(self) -> None:
+        """Leave to other wrappers what could not be handed over, and say how much that is."""
+        rows = self._buffer.rows + self._buffer.dropped
+        kept = self._buffer.leave()
+        if kept:
+            self._notify(f"{plural(kept, 'audit row')} kept on disk for the next wrapper that reaches the store")
+        if rows > kept:
+            self._notify(f"{plural(rows - kept, 'audit row')} lost: there is no room for them in memory or on disk")
 
     def _close_failed(self) -> None:
         """Close a store that has failed: the last who closes an SQLite file copies its log back, which takes its time."""
@@ -332,13 +384,13 @@ class FailoverStore:
 
     # reading, which may fail
 
-    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return self._up().entries(after=after)
+        return self._up().entries(after=after, wanted=wanted)
 
-    def newest(self) -> Iterator[Entry]:
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return self._up().newest()
+        return self._up().newest(wanted=wanted)
 
     def held(self) -> list[Held]:
         """See `Store`."""

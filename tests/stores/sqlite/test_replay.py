@@ -1,7 +1,5 @@
-"""Counting in a file, by a snapshot and the audit rows after it, is the same as counting in memory."""
+"""Counting in files, by a database and the call log after it, is the same as counting in memory."""
 
-import contextlib
-import sqlite3
 import tempfile
 from pathlib import Path
 from secrets import token_hex
@@ -10,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.core import limiter
+from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import counters, sqlite, upkeep
 from mcpguard.stores.base import Memory, MemoryStore, Store
-from mcpguard.stores.counters import ChargedRow
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
+from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import START_US, WALL_US, Session, Time
 
 MIXED = """
@@ -44,7 +42,7 @@ limit = "deny"
 
 calls = st.tuples(st.just("call"), st.integers(0, 2), st.sampled_from(["x", "x", "y", "z", "closed"]), st.integers(1, 4))
 pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000, -300_000]))
-one_offs = st.tuples(st.sampled_from(["tend", "reset", "adopt", "append", "reopen", "fail"]), st.integers(0, 2))
+one_offs = st.tuples(st.sampled_from(["tend", "reset", "adopt", "append", "reopen", "fail", "forget"]), st.integers(0, 2))
 
 
 class Pair:
@@ -100,25 +98,35 @@ class Pair:
         self.files[at].store = self.file()
 
     def fail(self, at: int) -> None:
-        """A decision that another's lock makes impossible, for a wrapper whose audit is not looked at."""
+        """A decision that is impossible, for a wrapper whose audit is not looked at."""
         bystander = self.session(self.files[at].store, 9)
-        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreUnavailable):
-                bystander.call("x")
+        log = log_path(self.path)
+        log.rename(log.with_name("away"))
+        with pytest.raises(StoreUnavailable):
+            bystander.call("x")
+        log.with_name("away").rename(log)
+
+    def forget(self, at: int) -> None:
+        """A wrapper that remembers some counters only, as if there were too many."""
+        store = self.files[at].store
+        assert isinstance(store, SqliteStore)
+        store._memory.complete = False
+        store._memory.states.clear()
 
     def compare(self) -> None:
         now_us = self.time()
+        store = self.files[0].store
+        assert isinstance(store, SqliteStore)
+        logs = {label: limiter.live(log, window_us, now_us) for label, window_us, log in store._reader.counters()}
         windows = {key: counter.window_us for key, counter in self.memory.counters.items()}
-        expected = {key: limiter.live(log, windows[key], now_us) for key, log in self.memory.states.items()}
-        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-            db.execute("BEGIN")
-            fold = counters.unfolded(db)
-            logs = counters.read(db, windows) | fold.states
-        assert {key: limiter.live(logs[key], windows[key], now_us) for key in expected} == expected
-        assert {held.label: held.used for held in self.files[0].store.held()} == dict(self.references[0].store.held())
+        expected = {
+            self.memory.counters[key].label: limiter.live(log, windows[key], now_us) for key, log in self.memory.states.items()
+        }
+        assert {label: log for label, log in logs.items() if log} == {label: log for label, log in expected.items() if log}
+        assert {held.label: held.used for held in store.held()} == dict(self.references[0].store.held())
         shown = [[entry.record for entry in session.store.entries()] for session in (self.files[0], self.references[0])]
         assert shown[0] == shown[1]
+        assert [entry.record for entry in store.newest()] == shown[0][::-1]
 
     def close(self) -> None:
         for session in self.files:
@@ -126,12 +134,13 @@ class Pair:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30), st.sampled_from([2, counters.FOLD_AT_MOST]))
-def test_many_wrappers_on_a_file_decide_count_and_write_as_they_would_in_memory(
-    steps: list[tuple[str, ...]], fold_at_most: int
+@given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30), st.sampled_from([1, upkeep.DRAIN_BYTES]))
+def test_many_wrappers_on_a_store_decide_count_and_write_as_they_would_in_memory(
+    steps: list[tuple[str, ...]], drain_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlite, "FOLD_AT_MOST", fold_at_most)  # by few, what is remembered is folded again and again
+        patch.setattr(upkeep, "DRAIN_BYTES", drain_bytes)
+        patch.setattr(call_log, "RING_BYTES", 64 * 1024)
         pair = Pair(Path(folder) / "mcpguard.db")
         try:
             for what, *values in steps:
@@ -146,12 +155,12 @@ pauses_us = st.sampled_from([-7, 0, 1, 1000, 900_000, 1_000_000, 5_000_000, 61_0
 
 @given(st.lists(st.tuples(pauses_us, st.integers(1, 40)), min_size=1), st.sampled_from([1, 3, 64, 65, 200]), st.integers(0))
 def test_rows_that_are_replayed_give_the_very_logs_that_the_decisions_had(
-    steps: list[tuple[int, int]], n: int, snapshot_at: int
+    steps: list[tuple[int, int]], n: int, drained_at: int
 ) -> None:
     named = tuple(Counter(at, f"counter {at}", 60_000_000) for at in range(2))
     limits = (Limit(n, 60_000_000, 0), Limit(70, 60_000_000, 1, rule=1, observe=True), Limit(n + 1, 60_000_000, 0, rule=2))
     states: list[State] = [EMPTY, EMPTY]
-    rows: list[ChargedRow] = []
+    rows: list[str] = []
     now_us = START_US
     for pause_us, times in steps:
         now_us += pause_us
@@ -160,10 +169,36 @@ def test_rows_that_are_replayed_give_the_very_logs_that_the_decisions_had(
             states = list(decision.states)
             if decision.charged:
                 charged_us = states[decision.charged[0].counter][-2]
-                rows.append((charged_us, counters.charges(named, decision.charged)))
-    snapshot_at %= len(rows) + 1
+                row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
+                rows.append(entries.row_line(row, charged_us, entries.charges(named, decision.charged)))
+    drained_at %= len(rows) + 1
     replayed = {0: EMPTY, 1: EMPTY}
-    counters.replay(replayed, rows[:snapshot_at])
-    replayed = {key: counters.unpack(counters.pack(log)) if log else log for key, log in replayed.items()}
-    counters.replay(replayed, rows[snapshot_at:])
-    assert [replayed[0], replayed[1]] == states
+    for text in rows[:drained_at]:
+        memory.replay(replayed, text)
+    replayed = {key: memory.unpack(memory.pack(log)) if log else log for key, log in replayed.items()}
+    followed = memory.Memory([(key, 60_000_000, log) for key, log in replayed.items()])
+    for text in rows[drained_at:]:
+        memory.replay(replayed, text)
+        followed.apply(text)
+    assert [replayed[0], replayed[1]] == [followed.states[0], followed.states[1]] == states
+
+
+@given(
+    st.builds(
+        audit.Row,
+        st.integers(0, 1 << 62),
+        st.integers(1, 1 << 62),
+        st.sampled_from(["allowed", "rate_limited"]),
+        st.builds(lambda text: audit.compact({"user": text}), st.text()),
+        st.none() | st.just('{"axis":"user"}'),
+        st.none() | st.builds(audit.compact, st.text() | st.integers()),
+        st.none() | st.binary(min_size=1, max_size=12),
+        st.none() | st.just("ab" * 16),
+        *[st.none() | st.integers(0, 1 << 62)] * 4,
+        st.none() | st.builds(lambda text: audit.compact({"reason": text}), st.text()),
+    )
+)
+def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
+    line = entries.row_line(row, 7, "[[1,2,3]]")
+    assert "\n" not in line
+    assert entries.read_row(line.split("\t")) == row

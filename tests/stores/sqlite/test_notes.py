@@ -5,18 +5,16 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import notes
 from mcpguard.stores.base import MemoryStore, wall_us
-from mcpguard.stores.failover import FailoverStore
-from mcpguard.stores.migrations import migrate
-from mcpguard.stores.queue import QueueLock
-from mcpguard.stores.sqlite import SqliteStore
+from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.sqlite import memory, notes
+from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time
 from tests.stores.conftest import Worker, heard, tell
 
@@ -55,27 +53,19 @@ def test_where_no_store_is_none_is_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database, by far, but longer than a header of one hundred bytes is" * 3])
-def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not a call log, by far, but longer than a header" * 3])
+def test_a_file_that_is_no_call_log_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.db"
-    path.write_bytes(content)
-    with pytest.raises(sqlite3.Error):
+    log_path(path).write_bytes(content)
+    with pytest.raises(StoreUnavailable, match="damaged"):
         leave(path)
-    assert path.read_bytes() == content
-
-
-def test_a_store_of_an_older_program_gets_no_note(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        migrate(db, path=str(path), stop_before=1)
-    with pytest.raises(sqlite3.OperationalError, match="no such table"):
-        leave(path)
+    assert log_path(path).read_bytes() == content
 
 
 def test_a_lock_that_is_not_given_up_is_waited_for_within_bounds(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     path = tmp_path / "a.db"
     SqliteStore(path).close()
-    worker = start("hold", path.with_name("a.db-queue"))
+    worker = start("hold", log_path(path))
     assert heard(worker) == "True"
     begin = time.monotonic()
     assert not leave(path, timeout_s=0.1)
@@ -85,50 +75,37 @@ def test_a_lock_that_is_not_given_up_is_waited_for_within_bounds(tmp_path: Path,
     assert leave(path)
 
 
-def test_the_database_is_waited_for_no_longer_than_the_queue_left_time_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, now_s, waits = tmp_path / "a.db", [100.0], list[float]()
-    SqliteStore(path).close()
-
-    class Slow(QueueLock):
-        def acquire(self, timeout_s: float) -> bool:
-            waits.append(timeout_s)
-            now_s[0] += 0.75
-            return super().acquire(timeout_s)
-
-    def connect(file: str, *, timeout: float, **options: Any) -> sqlite3.Connection:
-        waits.append(timeout)
-        return sqlite3.Connection(file, timeout=timeout, **options)
-
-    monkeypatch.setattr("mcpguard.stores.queue.QueueLock", Slow)
-    monkeypatch.setattr("mcpguard.stores.notes.time.monotonic", lambda: now_s[0])
-    monkeypatch.setattr("mcpguard.stores.notes.sqlite3.connect", connect)
-    assert leave(path, timeout_s=1.0)
-    assert leave(path, timeout_s=0.5)
-    assert waits == [1.0, 0.25, 0.5, 0.0]
-
-
-def test_who_writes_a_note_drops_the_old_ones_and_those_from_a_future_that_was_taken_back(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    SqliteStore(path).close()
-    leave(path, AgentNote("old", "a::b::c"), wall=WALL_US)
-    leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
-    assert rows(path) == [("late",)]
-    leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
-    assert rows(path) == [("new",)]
-
-
-def test_upkeep_drops_old_notes(tmp_path: Path) -> None:
+def test_old_notes_and_those_from_a_future_that_was_taken_back_are_not_found_and_go(tmp_path: Path) -> None:
     path, wall, clock = tmp_path / "a.db", Time(WALL_US), Time()
     store = SqliteStore(path, wall=wall, clock=clock)
-    store.note_agent("default", NOTE)
+    leave(path, AgentNote("old", "a::b::c"), wall=WALL_US - NOTE_KEPT_US - 1)
+    leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
+    leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
+    assert store.noted_agents("default", ["old", "late", "new"]) == {"new": "a::b::c"}
+    store.noted_agents("default", [])
     store.tend()
-    assert rows(path) == [("t1",)]
+    assert rows(path) == [("new",)]
     wall.now_us += NOTE_KEPT_US + 1
     clock.pass_s(120)
+    Session(store, "mode = 'enforce'").call("x")
     store.tend()
     assert rows(path) == []
+    store.close()
+
+
+def test_of_many_notes_the_newest_are_remembered_and_the_others_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "REMEMBERED", 3)
+    clock = Time()
+    store = SqliteStore(tmp_path / "a.db", wall=Time(WALL_US), clock=clock)
+    names = [f"t{at}" for at in range(20)]
+    for name in names:
+        leave(tmp_path / "a.db", AgentNote(name, name))
+        Session(store, "mode = 'enforce'").call("x")
+    store.tend()
+    assert len(store._memory.notes) <= 6
+    assert store.noted_agents("default", names) == {name: name for name in names}
     store.close()
 
 

@@ -1,0 +1,1 @@
+"""Counters and audit in files of one machine."""

@@ -1,0 +1,144 @@
+"""The database: what the call log says, kept for as long as it is wanted, and what calls leave to others to look at.
+
+No call writes to it. One process at a time, the one with the store's lock, moves records of the log into it, and the position
+of the last one with them. It has a rollback journal and no shared memory: nothing that happens to a file beside it can kill a
+reader.
+"""
+
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.sqlite import integrity
+from mcpguard.stores.sqlite.call_log import START, Position
+from mcpguard.stores.sqlite.memory import unpack
+
+BUSY_S: Final = 2.0
+"""How long somebody who reads or writes the database waits for another. No usual call reads it."""
+
+_BATCH: Final = 500
+_NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_T = TypeVar("_T")
+
+
+def connect(path: Path, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+    """A connection to a database that exists.
+
+    Args:
+        path: The file.
+        mode: `ro` or `rw`.
+        timeout_s: How long each statement waits for another process.
+
+    Raises:
+        sqlite3.Error: It cannot be opened.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA mmap_size = 0")  # a file that is cut must be an error: a mapped one would kill us
+    return db
+
+
+@contextlib.contextmanager
+def writing(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that writes."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:  # a commit can fail, too
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def reading(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that reads, so that all that is read belongs together."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+
+
+def position(db: sqlite3.Connection) -> Position:
+    """The position of the log that the database is at."""
+    found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('end', 'row', 'checksum')").fetchall())
+    return Position(found["end"], found["row"], bytes(found["checksum"])) if found else START
+
+
+def set_position(db: sqlite3.Connection, at: Position) -> None:
+    """Note the position, in the transaction that brings the database there."""
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(at._asdict().items()))
+
+
+def key(db: sqlite3.Connection) -> bytes | None:
+    """The store's key, if the database has one already."""
+    found = db.execute("SELECT value FROM meta WHERE key = 'key'").fetchone()
+    return bytes(found[0]) if found else None
+
+
+def set_key(db: sqlite3.Connection, value: bytes) -> None:
+    """Note the store's key."""
+    db.execute("INSERT INTO meta VALUES ('key', ?)", (value,))
+
+
+def count_counters(db: sqlite3.Connection, most: int) -> int:
+    """How many counters there are; `most` if there are more."""
+    return int(db.execute("SELECT count(*) FROM (SELECT 1 FROM counter LIMIT ?)", (most,)).fetchone()[0])
+
+
+def all_logs(db: sqlite3.Connection) -> list[tuple[int, int, State]]:
+    """Each counter's id, window in µs and log."""
+    return [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
+
+
+def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
+    """The logs of some counters; one that is not there is empty."""
+    found = dict.fromkeys(ids, EMPTY)
+    for some in batches(list(ids)):
+        question = f"SELECT id, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
+        found |= {key: unpack(log) for key, log in db.execute(question, some)}
+    return found
+
+
+def batches(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Values in as many as one statement takes."""
+    for at in range(0, len(values), _BATCH):
+        yield values[at : at + _BATCH]
+
+
+def marks(values: Sequence[object]) -> str:
+    """Question marks for values."""
+    return ",".join("?" * len(values))
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn failures of the database and the system into what the user can be told."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise unavailable(path, error) from error
+    except OSError as error:
+        raise unavailable(path, error) from error
+
+
+def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
+    """What the user can be told of a failure."""
+    if isinstance(error, OSError):
+        if error.errno in _NO_ROOM:
+            return StoreUnavailable(f"{path} cannot be used: {error.strerror}", "is its disk full?")
+        what = f"{error.filename or path} cannot be used: {error.strerror or error}"
+        return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
+    words = str(error)
+    if "malformed" in words or "not a database" in words:
+        return integrity.damaged(path, words)
+    if "locked" in words:
+        return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")
+    return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")

@@ -1,0 +1,190 @@
+"""What one process remembers of a store: counters, notes and names, as the call log tells them one record after the other.
+
+A process that opens a store takes in the database's counters, if they are not too many, and then follows the log. So it knows
+each counter without asking: one that it does not remember is empty. Where there are too many counters it remembers some of
+them, and asks the database for others.
+"""
+
+import json
+import struct
+from collections.abc import Collection, Iterable, MutableMapping
+from functools import lru_cache
+from typing import Final
+
+from mcpguard.core import limiter
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.stores.sqlite import entries
+
+REMEMBERED: Final = 8192
+"""Counters that a process remembers, some 300 bytes each; likewise notes."""
+
+DROPPED: Final = 65_536
+"""Counters of which a process remembers only that it has seen them."""
+
+
+class Memory:
+    """A store's counters and notes at one position of its log.
+
+    Args:
+        logs: The counters that hold something: window in µs and log, by id.
+        complete: Whether that is all of them.
+
+    Attributes:
+        states: Logs by counter.
+        complete: Whether a counter that is not among them is empty.
+        dropped: Counters that were not empty when they were dropped to make room, with the store time at which they will be.
+        dropped_until_us: The store time at which the last of those is empty that are not even among `dropped`.
+        notes: Which agent makes a call, and when that was noted, by namespace and call.
+        has_all_notes: Whether a note that is not among them does not exist.
+        once: Names of admissions that were counted and must not be again.
+    """
+
+    def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
+        self.states: dict[int, State] = {}
+        self.complete = complete
+        self.dropped: dict[int, int] = {}
+        self.dropped_until_us = 0
+        self.notes: dict[tuple[str, str], tuple[str, int]] = {}
+        self.has_all_notes = True
+        self.once: set[str] = set()
+        self._windows: dict[int, int] = {}
+        for key, window_us, log in logs:
+            self.know(key, window_us, log)
+
+    def know(self, key: int, window_us: int, log: State) -> None:
+        """Remember a counter's log."""
+        self.states[key] = log
+        self._windows[key] = window_us
+
+    def apply(self, text: str) -> None:
+        """Take in a record of the log."""
+        for line in text.split("\n"):
+            kind = line[0]
+            if kind == entries.ROW:
+                _, charged_us, charged = line.rsplit("\t", 2)
+                if charged:
+                    self.charge(int(charged_us), charged)
+            elif kind in _FOLLOWED:
+                self._follow(kind, line.split("\t"))
+
+    def charge(self, now_us: int, charged: str) -> None:
+        """Charge counters as a row tells."""
+        if self.complete:
+            for key, window_us, _ in entries.read_charges(charged):
+                if key not in self.states:
+                    self.know(key, window_us, EMPTY)
+        charge(self.states, now_us, charged)
+
+    def _follow(self, kind: str, fields: list[str]) -> None:
+        if kind == entries.NOTE:
+            _, namespace, tool_use_id, agent, noted_us = fields
+            self.notes[json.loads(namespace), tool_use_id] = (json.loads(agent), int(noted_us))
+            return
+        if kind == entries.ONCE:
+            self.once.add(fields[1])
+            return
+        if self.complete and kind == entries.MERGED and int(fields[1]) not in self.states:
+            self.know(int(fields[1]), int(fields[2]), EMPTY)
+        change(self.states, fields)
+
+    def latest_us(self) -> int:
+        """The store time of the newest charge; 0 if there is none."""
+        return max((log[-2] for log in self.states.values() if log), default=0)
+
+    def forget_expired(self, now_us: int) -> None:
+        """Forget the counters whose windows have passed: they are empty."""
+        for key, log in list(self.states.items()):
+            if not limiter.live(log, self._windows[key], now_us):
+                del self.states[key], self._windows[key]
+
+    def make_room(self) -> None:
+        """Bound what is remembered: forget what is empty at the newest time there is, then drop what was charged longest ago.
+
+        Not while a decision is under way: it relies on what it has asked the database for.
+        """
+        if len(self.notes) > 2 * REMEMBERED:
+            self.has_all_notes = False
+            self.notes = dict(list(self.notes.items())[-REMEMBERED:])
+        if len(self.states) > 2 * REMEMBERED:
+            self._drop_counters()
+
+    def _drop_counters(self) -> None:
+        now_us = self.latest_us()
+        self.forget_expired(now_us)
+        surplus = len(self.states) - REMEMBERED
+        if surplus <= 0:
+            return
+        self.complete = False
+        self.dropped = {key: until_us for key, until_us in self.dropped.items() if until_us > now_us}
+        for key in sorted(self.states, key=lambda key: self.states[key][-2])[:surplus]:
+            until_us = self.states.pop(key)[-2] + self._windows.pop(key)
+            if len(self.dropped) < DROPPED:
+                self.dropped[key] = until_us
+            else:
+                self.dropped_until_us = max(self.dropped_until_us, until_us)
+
+
+_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, entries.NOTE, entries.ONCE})
+
+
+def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:
+    """Charge those counters of a row that are in `states`."""
+    for key, window_us, n in entries.read_charges(charged):
+        log = states.get(key)
+        if log is not None:
+            states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us)
+
+
+def change(states: MutableMapping[int, State], fields: list[str]) -> None:
+    """Carry out a line that merges or empties a counter, if that is in `states`."""
+    key = int(fields[1])
+    if key not in states:
+        return
+    if fields[0] == entries.EMPTIED:
+        states[key] = EMPTY
+    else:
+        states[key] = limiter.merge(states[key], tuple(map(int, fields[3].split(","))), int(fields[2]))
+
+
+def replay(states: MutableMapping[int, State], text: str) -> None:
+    """Carry out what a record says of the counters in `states`."""
+    for line in text.split("\n"):
+        kind = line[0]
+        if kind == entries.ROW:
+            _, charged_us, charged = line.rsplit("\t", 2)
+            if charged:
+                charge(states, int(charged_us), charged)
+        elif kind in {entries.MERGED, entries.EMPTIED}:
+            change(states, line.split("\t"))
+
+
+def touched(text: str) -> Collection[int]:
+    """The counters that a record changes."""
+    found: set[int] = set()
+    for line in text.split("\n"):
+        kind = line[0]
+        if kind == entries.ROW:
+            if charged := line.rpartition("\t")[2]:
+                found.update(key for key, _, _ in entries.read_charges(charged))
+        elif kind in {entries.MERGED, entries.EMPTIED}:
+            found.add(int(line.split("\t")[1]))
+    return found
+
+
+def pack(state: State) -> bytes:
+    """A log as it is stored: little-endian, 8 bytes for when its newest entry was opened, 12 for each entry."""
+    return _layout(len(state) // 2).pack(*state)
+
+
+def unpack(log: bytes) -> State:
+    """A log from its stored form.
+
+    >>> unpack(pack((5, 1, 2, 5, 9)))
+    (5, 1, 2, 5, 9)
+    """
+    return _layout((len(log) - 8) // 12).unpack(log)
+
+
+@lru_cache(maxsize=256)
+def _layout(entries: int) -> struct.Struct:
+    return struct.Struct("<q" + "qI" * entries)

@@ -1,0 +1,255 @@
+"""Reads a store: the database, and what the call log has beyond it, as one. Takes no lock and writes nothing.
+
+So it reads on a file system that is read-only, too, and no call waits for it.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from mcpguard.core import limiter
+from mcpguard.core.audit import Row, record
+from mcpguard.core.limiter import State
+from mcpguard.core.policy import Counter
+from mcpguard.stores import clock
+from mcpguard.stores.base import Clock, Context, Entry, Held
+from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
+from mcpguard.stores.sqlite.memory import REMEMBERED, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.schema import require_schema
+
+_TRIES: Final = 5
+"""How often the log is read again that was moved into the database meanwhile."""
+
+_BATCH: Final = 500
+_SELECT: Final = """
+    SELECT a.id, a.time_us, a.seq, a.decision, c.json, r.json, a.request_id, a.args_hash, a.trace_id, a.counted,
+        a.remaining, a.retry_after_ms, a.repeats, a.detail, a.outcome, a.duration_us
+    FROM audit a JOIN fragment c ON c.id = a.context LEFT JOIN fragment r ON r.id = a.reported
+"""
+_AFTER: Final = f"{_SELECT} WHERE a.id > ? AND a.id < ? %s ORDER BY a.id LIMIT {_BATCH}"
+_BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}"
+"""The next rows, oldest first or newest first, as `_entry` takes them."""
+
+_NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
+_NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
+
+_Found = TypeVar("_Found")
+_Outcomes = Mapping[int, tuple[str, int]]
+
+
+class Pending(NamedTuple):
+    """What the log has beyond the database.
+
+    Attributes:
+        first: The number of its first audit row; all before it are in the database.
+        texts: The records.
+    """
+
+    first: int
+    texts: list[str]
+
+
+class Reader:
+    """A store that is read.
+
+    Args:
+        path: The database.
+        log: The call log, which is not closed with the reader; None to open it, if there is one.
+
+    Attributes:
+        clock: The store's time.
+
+    Raises:
+        StoreUnavailable: The store cannot be read.
+    """
+
+    def __init__(self, path: Path, log: CallLog | None = None) -> None:
+        self.path = path
+        self._own_log: CallLog | None = None
+        with contextlib.ExitStack() as undo, database.reported(path):
+            self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="ro")))
+            require_schema(self._db, path=str(path))
+            if log is None and log_path(path).exists():
+                log = self._own_log = CallLog(log_path(path), writable=False)
+            undo.pop_all()
+        self._log = log
+        self.clock: Clock = self._shared_clock
+
+    def _shared_clock(self) -> int:
+        """The time that all who share the store agree on; on another machine, or after a restart, that of the newest charge."""
+        header = self._log.header if self._log else {}
+        if header.get("time_base") == clock.base_id():
+            return clock.boot_us() + int(str(header["time_offset_us"]))
+        return max((log[-2] for _, _, log in self.counters() if log), default=0)
+
+    # counters
+
+    def counters(self) -> list[tuple[str, int, State]]:
+        """Each counter's label, window in µs and log."""
+        question = "SELECT id, label, window_us, log FROM counter"
+        found, texts = self._with_log(lambda db: db.execute(question).fetchall())
+        states = {key: unpack(log) for key, _, _, log in found}
+        names = {key: (label, window_us) for key, label, window_us, _ in found}
+        for text in texts:
+            for line in text.split("\n"):
+                if line[0] == entries.COUNTER:
+                    _, key, window_us, label = line.split("\t")
+                    names[int(key)] = (label, int(window_us))
+            states |= dict.fromkeys(touched(text) - states.keys(), limiter.EMPTY)
+            replay(states, text)
+        return [(*names[key], log) for key, log in states.items() if key in names]
+
+    def held(self) -> list[Held]:
+        """See `Readable`."""
+        now_us = self.clock()
+        logs = [(label, limiter.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
+        return [Held(label, limiter.used(log)) for label, log in logs if log]
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Readable`."""
+        return self.logs([counter.id for counter in counters]), self.clock()
+
+    def logs(self, ids: Sequence[int], upto: Position | None = None) -> list[State]:
+        """The logs of these counters, in order, as they are at a position of the call log, or now."""
+        states, texts = self._with_log(lambda db: database.logs(db, ids), upto)
+        for text in texts:
+            replay(states, text)
+        return [states[key] for key in ids]
+
+    def memory(self) -> tuple[Memory, Position]:
+        """What a process that follows the call log begins with, and the position to follow it from."""
+        with database.reported(self.path), database.reading(self._db):
+            complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
+            memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
+            notes = self._db.execute(_NOTES, (REMEMBERED + 1,)).fetchall()
+            memory.has_all_notes = len(notes) <= REMEMBERED
+            memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
+            memory.once = {once for (once,) in self._db.execute("SELECT once FROM adopted")}
+            return memory, database.position(self._db)
+
+    def latest_us(self) -> int:
+        """The store time of the newest charge that the database knows of; 0 if there is none."""
+        with database.reported(self.path):
+            return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
+
+    def notes(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """The agents that the database has noted for these calls, and when."""
+        found: dict[str, tuple[str, int]] = {}
+        with database.reported(self.path):
+            for some in database.batches(tool_use_ids):
+                question = f"{_NOTES_OF} ({database.marks(some)})"
+                found |= {call: (agent, us) for call, agent, us in self._db.execute(question, (namespace, *some))}
+        return found
+
+    # audit
+
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+        """See `Readable`."""
+        pending = self._pending()
+        if after < pending.first - 1:
+            yield from self._archived(_AFTER, lambda last: (last, pending.first), after, wanted, _outcomes(pending.texts))
+        yield from (entry for entry in _rows(pending, wanted) if entry.place > after)
+
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+        """See `Readable`."""
+        pending = self._pending()
+        yield from reversed(list(_rows(pending, wanted)))
+        yield from self._archived(_BEFORE, lambda last: (last,), pending.first, wanted, _outcomes(pending.texts))
+
+    def _archived(
+        self,
+        question: str,
+        bounds: Callable[[int], tuple[int, ...]],
+        last: int,
+        wanted: Context | None,
+        outcomes: _Outcomes,
+    ) -> Iterator[Entry]:
+        """Rows of the database, some at a time, so that nobody waits long for us."""
+        with database.reported(self.path):
+            among = self._among(wanted)
+        if among is None:
+            return
+        while True:
+            with database.reported(self.path):
+                found = self._db.execute(question % among, bounds(last)).fetchall()
+            for one in found:
+                yield _entry(one, outcomes)
+            if len(found) < _BATCH:
+                return
+            last = found[-1][0]
+
+    def _among(self, wanted: Context | None) -> str | None:
+        """A condition on rows' contexts: many rows share one, so that few have to be looked at. None if none is wanted."""
+        if wanted is None:
+            return ""
+        every = self._db.execute("SELECT id, json FROM fragment WHERE namespace IS NOT NULL").fetchall()
+        ids = [key for key, text in every if wanted(json.loads(text))]
+        if not ids:
+            return None
+        return "" if len(ids) == len(every) else f"AND a.context IN ({','.join(map(str, ids))})"
+
+    # both
+
+    def _pending(self) -> Pending:
+        at, texts = self._with_log(database.position)
+        return Pending(at.row, texts)
+
+    def _with_log(
+        self, question: Callable[[sqlite3.Connection], _Found], upto: Position | None = None
+    ) -> tuple[_Found, list[str]]:
+        """What the database answers, and the log's records since then."""
+        for _ in range(_TRIES):
+            with database.reported(self.path), database.reading(self._db):
+                at = database.position(self._db)
+                found = question(self._db)
+            if self._log is None:
+                return found, []
+            try:
+                records = self._log.records(at)
+                return found, [text for text, after in records if upto is None or after.end <= upto.end]
+            except Lost:
+                continue  # moved into the database meanwhile, and written over
+        raise damaged(self._log.path if self._log else self.path, "it does not continue where the database is")
+
+    def close(self) -> None:
+        """Close the files."""
+        self._db.close()
+        if self._own_log is not None:
+            self._own_log.close()
+
+
+def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
+    """The outcomes that records tell, by row; the first of each stands."""
+    found: dict[int, tuple[str, int]] = {}
+    for text in texts:
+        for line in text.split("\n"):
+            if line[0] == entries.OUTCOME:
+                _, row, outcome, duration_us = line.split("\t")
+                found.setdefault(int(row), (outcome, int(duration_us)))
+    return found
+
+
+def _rows(pending: Pending, wanted: Context | None) -> Iterator[Entry]:
+    """The audit rows of the log, oldest first."""
+    outcomes = _outcomes(pending.texts)
+    number = pending.first
+    for text in pending.texts:
+        for line in text.split("\n"):
+            if line[0] == entries.ROW:
+                row = entries.read_row(line.split("\t"))
+                if wanted is None or wanted(json.loads(row.context)):
+                    outcome, duration_us = outcomes.get(number, (None, None))
+                    yield Entry(number, record(row, outcome=outcome, duration_us=duration_us))
+                number += 1
+
+
+def _entry(found: Sequence[object], outcomes: _Outcomes) -> Entry:
+    """A row as it is read from the database."""
+    place, *row, outcome, duration_us = found
+    if outcome is None:
+        outcome, duration_us = outcomes.get(place, (None, None))  # type: ignore[call-overload]
+    return Entry(place, record(Row(*row), outcome=outcome, duration_us=duration_us))  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""The database's schema, as numbered steps that lose nothing.
+
+Step n brings a file from version n - 1 to n. A released step is never edited: a file that has it will not see the edit.
+"""
+
+import sqlite3
+from typing import Final
+
+from mcpguard.errors import StoreUnavailable
+
+PAGE_BYTES: Final = 4096
+
+STEPS: Final = (
+    """
+    -- key, and the call log's position that the rest is at: end, row, checksum, and pruned_us: when somebody pruned last
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    -- id: a hash of the label, which says what is counted, last_us: the time of the log's newest entry
+    CREATE TABLE counter (
+        id INTEGER PRIMARY KEY, window_us INTEGER NOT NULL, label TEXT NOT NULL, last_us INTEGER NOT NULL, log BLOB NOT NULL
+    );
+    -- bytes: about how much of the file its audit takes
+    CREATE TABLE namespace (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL DEFAULT 0, keep_us INTEGER, max_bytes INTEGER
+    );
+    -- id: a hash of the JSON, which many audit rows share, namespace: of a row's context, NULL of the limit that decided
+    CREATE TABLE fragment (id INTEGER PRIMARY KEY, json TEXT NOT NULL, namespace INTEGER, uses INTEGER NOT NULL);
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, time_us INTEGER NOT NULL, seq INTEGER NOT NULL,
+        decision TEXT NOT NULL, context INTEGER NOT NULL, reported INTEGER, request_id TEXT, args_hash BLOB, trace_id TEXT,
+        counted INTEGER, remaining INTEGER, retry_after_ms INTEGER, repeats INTEGER, detail TEXT,
+        outcome TEXT, duration_us INTEGER
+    );
+    CREATE INDEX audit_of_namespace ON audit (namespace, id);
+    -- which agent makes a call, as a hook noted it in wall-clock time
+    CREATE TABLE agent_note (
+        namespace TEXT NOT NULL, tool_use_id TEXT NOT NULL, agent TEXT NOT NULL, noted_us INTEGER NOT NULL,
+        PRIMARY KEY (namespace, tool_use_id)
+    ) WITHOUT ROWID;
+    -- the names of admissions that must not be counted twice
+    CREATE TABLE adopted (once TEXT PRIMARY KEY, time_us INTEGER NOT NULL) WITHOUT ROWID
+    """,
+)
+
+_PREVIEWS: Final = 3
+"""Versions of programs that were never released."""
+
+VERSION: Final = _PREVIEWS + len(STEPS)
+
+
+def require_schema(db: sqlite3.Connection, *, path: str) -> int:
+    """The version of a file's schema, 0 if it has none yet.
+
+    Raises:
+        StoreUnavailable: The file was written by a later program, or by one that was never released.
+    """
+    found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if found > VERSION:
+        raise StoreUnavailable(
+            f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",
+            "use the mcpguard that wrote it, or another file",
+        )
+    if 0 < found <= _PREVIEWS:
+        raise StoreUnavailable(f"{path} was written by an unreleased preview of mcpguard", "move it away: a new one is made")
+    return found
+
+
+def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None) -> None:
+    """Bring a file up to this program's schema. The caller holds the store's lock.
+
+    Args:
+        db: A connection in autocommit mode.
+        path: How an error names the file.
+        stop_before: For tests: leave out this step and all after it.
+
+    Raises:
+        StoreUnavailable: See `require_schema`.
+    """
+    found = require_schema(db, path=path)
+    if not found:
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that what pruning frees can be given back a little at a time
+    for number, step in enumerate(STEPS[max(0, found - _PREVIEWS) : stop_before], max(found, _PREVIEWS) + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in step.split(";"):
+                if statement.strip():
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise

@@ -1,0 +1,377 @@
+"""Counters and audit on one machine: a call log that calls share, and an SQLite database that follows it.
+
+A decision takes a turn on the call log: it reads what others have appended, decides by what this process remembers, and
+appends one record that tells what became of the call and what it was charged on. Everything else (outcomes, notes, counters
+that are reset) is a record, too, so that every process that follows the log knows the same. Upkeep moves the records into the
+database.
+
+Files, beside the database: `-calls` is the call log, `-lock` is held by whoever opens the store or does upkeep, and `-open`
+is held, shared, by everyone who has the store open.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from mcpguard.core import limiter
+from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.journal import Journal
+from mcpguard.core.limiter import EMPTY, Decision, State
+from mcpguard.core.policy import Counter, Plan, counter_id
+from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.base import Clock, Context, Entry, Held, decide_one, wall_us
+from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
+from mcpguard.stores.sqlite.integrity import DamagedError
+from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.sqlite.opening import open_files
+from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
+
+TURN_SHARE: Final = 0.8
+"""How much of its budget a call may wait for its turn."""
+
+PACE_BYTES: Final = RING_BYTES // 16
+"""So much, twice, may a wrapper have in the log that the database does not have yet, before it waits for it."""
+
+LOOK_EVERY_S: Final = 0.001
+
+_LONG_BYTES: Final = MAX_TEXT_BYTES // 8
+"""Calls that are longer together are decided one by one: their rows may hold their arguments, six characters for each."""
+
+
+class SqliteStore:
+    """A store in files of one machine.
+
+    Args:
+        path: The database; it and its folder are made if they are missing, with modes 0600 and 0700.
+        timeout_ms: How long a decision waits for its turn.
+        durability: `full` forces each decision to the disk before the call is forwarded; `normal` leaves that to the system,
+            so that a power cut can lose the last ones.
+        namespace: Whose audit rows are pruned: others of the file have settings of their own.
+        keep_us: How long they are kept.
+        max_bytes: How much of the disk the audit may take, with the call log, before the oldest rows go.
+        clock: The store's time, instead of the machine's own.
+        wall: Wall-clock time, for the audit.
+
+    Raises:
+        StoreUnavailable: The files cannot be made, are damaged, lie on a network file system, were written by a later
+            program, or another machine has them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        timeout_ms: int = 250,
+        durability: str = "normal",
+        namespace: str = "default",
+        keep_us: int = 30 * 86400 * 1_000_000,
+        max_bytes: int = 256 * 1024 * 1024,
+        clock: Clock | None = None,
+        wall: Clock = wall_us,
+    ) -> None:
+        self.path = path
+        self._wall = wall
+        self._timeout_s = timeout_ms / 1000
+        self._durable = durability == "full"
+        self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
+        self._log = self._files.log
+        self._turn_lock = QueueLock(os.dup(self._log.fd))
+        self._reader = self._files.reader
+        self._clock = self._reader.clock
+        self._memory = self._files.memory
+        self._at = self._files.at
+        self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
+        self._tending = threading.Lock()  # the store's lock is the process's, not a thread's
+        self._own_bytes = 0
+        self._pace_mark = self._at.end
+        self.args_key = self._log.key
+        self.warnings = self._files.warnings
+
+    # calls
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """See `Store`."""
+        if len(charges) > 1 and sum(len(charge.frame.raw) for charge in charges if charge.frame) > _LONG_BYTES:
+            return [verdict for charge in charges for verdict in self.decide([charge], journal)]
+        try:
+            return self._decide(charges, journal)
+        except LogFull:
+            self._await_upkeep(self._at.end - RING_BYTES // 2)
+            return self._decide(charges, journal)
+        finally:
+            self._keep_pace()
+
+    def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """Decide charges whose rows fit into one record."""
+        with self._turn():
+            self._learn(charges)
+            memory, now_us = self._memory, self._clock()
+            changed: dict[int, State] = {}
+            lines: list[str] = []
+            decisions: list[Decision] = []
+            verdicts: list[Verdict] = []
+            for charge in charges:
+                counters = charge.plan.counters
+                logs = [changed.get(one.id) or memory.states.get(one.id, EMPTY) for one in counters]
+                verdict, decision = decide_one(charge, logs, now_us)
+                for limit in decision.charged:
+                    changed[counters[limit.counter].id] = decision.states[limit.counter]
+                decisions.append(decision)
+                verdicts.append(verdict)
+            rows = iter(journal.rows(charges, verdicts, self._wall()))
+            try:
+                numbered = self._at.row
+                for charge, verdict, decision in zip(charges, verdicts, decisions, strict=True):
+                    if verdict.news:
+                        lines += _decided(next(rows), charge.plan, decision)
+                        verdict.row, numbered = numbered, numbered + 1
+                lines += [entries.row_line(row) for row in rows]
+                self._append(lines)
+            except BaseException:
+                journal.take_back()
+                raise
+            for charge, decision in zip(charges, decisions, strict=True):
+                for limit in decision.charged:
+                    counter = charge.plan.counters[limit.counter]
+                    memory.know(counter.id, counter.window_us, decision.states[limit.counter])
+            return verdicts
+
+    def _learn(self, charges: Sequence[Charge]) -> None:
+        """Ask the database for the counters that are not remembered, where there are too many to remember all."""
+        memory = self._memory
+        if memory.complete:
+            return
+        unknown = {one.id: one.window_us for charge in charges for one in charge.plan.counters if one.id not in memory.states}
+        if unknown:
+            for key, log in zip(unknown, self._reader.logs(list(unknown), self._at), strict=True):
+                memory.know(key, unknown[key], log)
+
+    def append(self, rows: Sequence[Row]) -> list[int]:
+        """See `Store`."""
+        with self._turn():
+            first = self._at.row
+            self._append([entries.row_line(row) for row in rows])
+        return list(range(first, first + len(rows)))
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Store`."""
+        with self._turn():
+            self._append([entries.outcome_line(one) for one in outcomes])
+
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        """See `Store`."""
+        return dict(self._memory.states), self._clock()
+
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+        """See `Store`."""
+        with self._turn():
+            if once in self._memory.once:
+                return
+            now_us = self._clock()
+            lines = [entries.counter_line(counter) for counter, _ in logs]
+            lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
+            self._tell([*lines, entries.once_line(once, self._wall())])
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """See `Store`."""
+        held = {one.label for one in self.held()}
+        with self._turn():
+            self._tell([entries.emptied_line(counter_id(label)) for label in labels])
+        return len(held & set(labels))
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        """See `Store`."""
+        with self._turn():
+            self._tell([entries.note_line(namespace, note, self._wall())])
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """See `Store`."""
+        with self._reported():
+            self._follow()
+        memory, wall_us = self._memory, self._wall()
+        noted = {one: memory.notes[namespace, one] for one in tool_use_ids if (namespace, one) in memory.notes}
+        unknown = [] if memory.has_all_notes else [one for one in tool_use_ids if one not in noted]
+        if unknown:
+            noted |= self._reader.notes(namespace, unknown)
+        return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}
+
+    # the call log
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A turn on the call log, with all that others have appended taken in.
+
+        Raises:
+            StoreUnavailable: It did not come in time, or the log cannot be trusted.
+        """
+        self._take_turn()
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self.path, error) from error
+        finally:
+            self._turn_lock.release()
+
+    def _take_turn(self) -> None:
+        if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
+            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+        try:
+            self._log.check()
+            self._follow()
+            self._memory.make_room()
+        except BaseException as error:
+            self._turn_lock.release()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise database.unavailable(self.path, error) from error
+            raise
+
+    def _follow(self) -> None:
+        """Take in what others have appended."""
+        try:
+            if self._log.has_more(self._at):
+                for text, at in self._log.records(self._at):
+                    self._memory.apply(text)
+                    self._at = at
+        except Lost:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Remember what the database has, since the log has gone on so far that what we have not read is written over."""
+        if self._log.drained().end <= self._at.end:
+            raise damaged(self._log.path, "what it held was written over") from None
+        dropped, until_us = self._memory.dropped, self._memory.dropped_until_us
+        self._memory, self._at = self._reader.memory()
+        self._memory.dropped, self._memory.dropped_until_us = dropped, until_us
+        try:
+            for text, at in self._log.records(self._at):
+                self._memory.apply(text)
+                self._at = at
+        except Lost:
+            raise damaged(self._log.path, "it does not continue where the database is") from None
+
+    def _append(self, lines: Sequence[str]) -> None:
+        """Append lines as one record; the caller has the turn."""
+        if lines:
+            rows = sum(line[0] == entries.ROW for line in lines)
+            before = self._at.end
+            self._at = self._log.append(self._at, "\n".join(lines), rows, durable=self._durable)
+            self._own_bytes += self._at.end - before
+
+    def _keep_pace(self) -> None:
+        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
+        if self._own_bytes > PACE_BYTES:
+            self._own_bytes = 0
+            self._await_upkeep(self._pace_mark)
+            self._pace_mark = self._at.end
+
+    def _await_upkeep(self, end: int) -> None:
+        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take."""
+        deadline_s = time.monotonic() + self._timeout_s
+        while self._log.drained().end < end and time.monotonic() < deadline_s:
+            if not self._have_lock(self._upkeep.drain):
+                time.sleep(LOOK_EVERY_S)
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        """Append lines, and take them in."""
+        self._append(lines)
+        self._memory.apply("\n".join(lines))
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        with database.reported(self.path):
+            yield
+
+    # reading
+
+    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+        """See `Store`."""
+        return self._reader.entries(after=after, wanted=wanted)
+
+    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+        """See `Store`."""
+        return self._reader.newest(wanted=wanted)
+
+    def held(self) -> list[Held]:
+        """See `Store`."""
+        return self._reader.held()
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Store`."""
+        return self._reader.peek(counters)
+
+    # upkeep
+
+    @property
+    def restless(self) -> bool:
+        """See `Store`."""
+        return self._log.drained().end < self._at.end or self._upkeep.is_behind
+
+    def tend(self) -> None:
+        """See `Store`. One process at a time does it; the others find it done.
+
+        A database that takes nothing for some other reason than damage is no matter to calls as long as the log has room: that
+        becomes a warning.
+        """
+        self._log.check()
+        self._files.check_database()
+        if self._upkeep.is_due(self._at.end, self._clock()):
+            try:
+                self._have_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+            except DamagedError:
+                raise
+            except StoreUnavailable as error:
+                trouble = f"{error.message} ({error.hint}); calls go on as long as {self._log.path.name} has room"
+                self.warnings = (*self._files.warnings, trouble)
+            else:
+                self.warnings = self._files.warnings
+
+    def _have_lock(self, work: Callable[[], None]) -> bool:
+        """Do something with the store's lock; False if another process has it, which then does the same."""
+        with database.reported(self.path):
+            if not self._tending.acquire(blocking=False):
+                return False
+            try:
+                if not self._files.lock.acquire_by_trying(0):
+                    return False
+                try:
+                    work()
+                except Lost:
+                    raise damaged(self._log.path, "it does not continue where the database is") from None
+                finally:
+                    self._files.lock.release()
+            finally:
+                self._tending.release()
+        return True
+
+    def close(self) -> None:
+        """See `Store`. The database has everything then, if it can."""
+        with contextlib.suppress(StoreUnavailable):
+            self._log.check()
+            self._files.check_database()
+            if self._log.drained().end < self._at.end:
+                self._have_lock(self._upkeep.drain)
+        self._turn_lock.close()
+        self._files.close()
+
+
+def _decided(row: Row, plan: Plan, decision: Decision) -> list[str]:
+    """The lines of a decision: its row, and the counters that it found empty."""
+    if not decision.charged:
+        return [entries.row_line(row)]
+    states = decision.states
+    charged_us = states[decision.charged[0].counter][-2]
+    line = entries.row_line(row, charged_us, entries.charges(plan.counters, decision.charged))
+    new = [
+        plan.counters[limit.counter]
+        for limit in decision.charged
+        if len(states[limit.counter]) == 3 and states[limit.counter][2] == 1
+    ]
+    return [*map(entries.counter_line, new), line]

@@ -1,0 +1,164 @@
+"""The call log: a ring of records, of which none is half there, whoever writes it and however that ends."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.sqlite import call_log
+from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, create
+
+HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
+SMALL = 128 * 1024
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.db-calls"
+
+
+@pytest.fixture
+def log(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallLog]:
+    monkeypatch.setattr(call_log, "RING_BYTES", SMALL)
+    create(path, HEADER)
+    opened = CallLog(path)
+    yield opened
+    opened.close()
+
+
+def texts(log: CallLog, at: Position = START) -> list[str]:
+    return [text for text, _ in log.records(at)]
+
+
+def test_a_new_log_is_empty_whole_and_nobody_elses_business(log: CallLog, path: Path) -> None:
+    assert texts(log) == []
+    assert log.key == bytes(32)
+    assert log.drained() == START
+    assert path.stat().st_size == path.stat().st_blocks * 512 == 4096 + SMALL
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_appended_is_read_by_everybody_in_order_with_the_numbers_of_its_rows(log: CallLog, path: Path) -> None:
+    other = CallLog(path, writable=False)
+    at = log.append(START, "+ one\n+ two", 2)
+    at = log.append(at, "o ü", 0)
+    found = list(other.records(START))
+    assert [text for text, _ in found] == ["+ one\n+ two", "o ü"]
+    assert [after.row for _, after in found] == [3, 3]
+    assert found[-1][1] == at == other.end(START)
+    assert texts(other, found[0][1]) == ["o ü"]
+    other.close()
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 100, 70_000])
+def test_a_record_that_its_writer_could_not_finish_is_not_there_and_is_written_over(log: CallLog, length: int) -> None:
+    at = log.append(START, "before", 0)
+    whole = log.append(at, "x" * 100_000, 1)
+    os.pwrite(log.fd, bytes(whole.end - at.end - length), 4096 + at.end + length)  # killed after so many bytes
+    assert texts(log) == ["before"]
+    log.append(at, "after", 1)
+    assert texts(log) == ["before", "after"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40_000), st.booleans()), max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_a_ring_that_is_drained_gives_back_what_was_written_however_often_it_goes_round(steps: list[tuple[int, bool]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call_log, "RING_BYTES", SMALL)
+        create(Path(folder) / "log", HEADER)
+        log = CallLog(Path(folder) / "log")
+        at, waiting = START, list[str]()
+        for number, (length, drains) in enumerate(steps):
+            text = f"{number} " + "ä" * (length // 2)
+            try:
+                at = log.append(at, text, 1)
+                waiting.append(text)
+            except StoreUnavailable:
+                assert at.end + length + 200 > log.drained().end + SMALL
+            assert texts(log, log.drained()) == waiting
+            if drains:
+                log.set_drained(at)
+                waiting.clear()
+        log.close()
+
+
+def test_a_log_that_nobody_drains_is_full_in_the_end_and_loses_nothing(log: CallLog) -> None:
+    at, written = START, 0
+    with contextlib.suppress(StoreUnavailable):
+        while True:
+            at = log.append(at, f"{written:01000}", 1)
+            written += 1
+    with pytest.raises(StoreUnavailable, match="is full"):
+        log.append(at, f"{written:01000}", 1)
+    assert [int(text) for text in texts(log)] == list(range(written))
+    assert written > 100
+    log.set_drained(at)
+    log.append(at, "room again", 0)
+    assert texts(log, at) == ["room again"]
+
+
+def test_who_was_overtaken_is_told_so(log: CallLog) -> None:
+    sleeper = at = log.append(START, "x", 0)
+    for _ in range(300):
+        at = log.append(at, "y" * 1000, 0)
+        log.set_drained(at)
+    with pytest.raises(Lost):
+        log.has_more(sleeper)
+
+
+def test_a_log_that_was_put_back_to_an_earlier_state_is_noticed(log: CallLog, path: Path) -> None:
+    at = log.append(START, "x", 0)
+    before = path.read_bytes()
+    at = log.append(at, "y", 0)
+    with path.open("r+b") as file:
+        file.write(before)
+    with pytest.raises(Lost):
+        log.has_more(at)
+
+
+def test_a_log_that_is_removed_replaced_or_cut_is_noticed(log: CallLog, path: Path) -> None:
+    log.check()
+    os.truncate(path, 5000)
+    with pytest.raises(StoreUnavailable, match="damaged: it was cut"):
+        log.check()
+    os.truncate(path, 4096 + SMALL)
+    log.check()
+    path.rename(path.with_name("away"))
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        log.check()
+    create(path, HEADER)
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        log.check()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a log", b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)])
+def test_what_is_no_call_log_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StoreUnavailable, match="damaged") as raised:
+        CallLog(path)
+    assert "move it away" in raised.value.hint
+    assert path.read_bytes() == content
+
+
+def test_the_format_of_a_later_program_is_refused(path: Path, log: CallLog) -> None:
+    log.write_header({**HEADER, "format": call_log.FORMAT + 1})
+    with pytest.raises(StoreUnavailable, match=f"has format {call_log.FORMAT + 1}"):
+        CallLog(path)
+
+
+def test_a_record_that_cannot_be_forced_to_the_disk_is_taken_back(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(call_log, "_sync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        log.append(START, "x", 1, durable=True)
+    assert texts(log) == []

@@ -1,0 +1,433 @@
+"""The SQLite store's file: its modes, its schema, its time, and what becomes of calls when it cannot be used."""
+
+import contextlib
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import ExitStatus, StoreUnavailable
+from mcpguard.stores import clock
+from mcpguard.stores.files import refuse_network
+from mcpguard.stores.sqlite import call_log, memory, opening, schema
+from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.memory import pack, unpack
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import WALL_US, Session, Time, identity
+
+FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
+
+Open = Callable[..., SqliteStore]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "state" / "mcpguard.db"
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[Open]:
+    opened: list[SqliteStore] = []
+
+    class ClosedOnce(SqliteStore):
+        def close(self) -> None:
+            if self in opened:
+                opened.remove(self)
+                super().close()
+
+    def make(**options: object) -> SqliteStore:
+        opened.append(ClosedOnce(path, **options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    while opened:
+        opened[-1].close()
+
+
+def decisions(store: SqliteStore, times: int, session: str = "a" * 16) -> list[str]:
+    return Session(store, FIVE_A_MINUTE, session=session).decisions("x", times)
+
+
+def ask(path: Path, question: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(question).fetchall()
+
+
+# Files
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_files_are_0600_in_0700_whatever_the_umask(path: Path, open_store: Open, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        decisions(open_store(), 3)
+    finally:
+        os.umask(before)
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    assert names == ["mcpguard.db", "mcpguard.db-calls", "mcpguard.db-lock", "mcpguard.db-open"]
+    assert {stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()} == {0o600}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path.parent.parent)} == {0o700}
+
+
+def test_a_folder_that_is_there_keeps_its_mode(path: Path, open_store: Open) -> None:
+    path.parent.mkdir(parents=True, mode=0o755)
+    open_store()
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+
+
+def test_reopening_changes_nothing(open_store: Open) -> None:
+    time, wall = Time(), Time(WALL_US)
+    first = open_store(clock=time, wall=wall)
+    decisions(first, 4)
+    before = (first.held(), list(first.entries()), first.args_key)
+    first.close()
+    second = open_store(clock=time, wall=wall)
+    assert (second.held(), list(second.entries()), second.args_key) == before
+    assert decisions(second, 2, "b" * 16) == ["allowed", "rate_limited"]
+
+
+def test_each_file_has_a_key_of_its_own(tmp_path: Path) -> None:
+    stores = [SqliteStore(tmp_path / name) for name in ("one.db", "two.db")]
+    assert stores[0].args_key != stores[1].args_key
+    for store in stores:
+        store.close()
+
+
+def test_a_folder_in_place_of_the_file_is_said_and_nothing_is_put_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with pytest.raises(StoreUnavailable, match="state is a folder") as raised:
+        SqliteStore(tmp_path / "state")
+    assert "mcpguard.db" in raised.value.hint
+    assert raised.value.exit_status == ExitStatus.STORE_UNAVAILABLE
+    assert [one.name for one in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreUnavailable, match="cannot be used: Not a directory") as raised:
+        SqliteStore(tmp_path / "file" / "mcpguard.db")
+    assert "MCPGUARD_HOME" in raised.value.hint
+
+
+@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_a_damaged_file_is_reported_and_not_made_anew(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="is damaged") as raised:
+            SqliteStore(path)
+        assert raised.value.message.startswith(str(path))
+        assert "move it away" in raised.value.hint
+    assert path.read_bytes() == content
+
+
+def test_damage_that_comes_later_is_reported_by_upkeep_and_by_whoever_opens_the_store(path: Path, open_store: Open) -> None:
+    time = Time()
+    store = open_store(clock=time)
+    decisions(store, 3)
+    time.pass_s(3)
+    store.tend()
+    with path.open("r+b") as file:
+        file.seek(1024)
+        file.write(b"\xff" * (path.stat().st_size - 1024))
+    damaged = path.read_bytes()
+    decisions(store, 2, "b" * 16)
+    time.pass_s(3)
+    for attempt in (store.tend, open_store):
+        with pytest.raises(StoreUnavailable, match=r"is damaged") as raised:
+            attempt()
+        assert raised.value.message.startswith(str(path))
+    store.close()
+    assert path.read_bytes() == damaged
+
+
+# Schema
+
+
+def test_a_schema_of_a_later_program_is_refused_with_a_word_and_untouched(path: Path, open_store: Open) -> None:
+    open_store().close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+    before = path.read_bytes()
+    with pytest.raises(StoreUnavailable) as raised:
+        open_store()
+    assert f"has schema {schema.VERSION + 1}" in raised.value.message
+    assert f"up to {schema.VERSION}" in raised.value.message
+    assert raised.value.hint
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_file_of_an_unreleased_program_is_refused_and_untouched(path: Path, open_store: Open, version: int) -> None:
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    with pytest.raises(StoreUnavailable, match="unreleased preview"):
+        open_store()
+    assert path.read_bytes() == before
+
+
+def test_a_step_that_fails_leaves_the_schema_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = "CREATE TABLE extra (x); CREATE TABLE extra (x)"
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, broken))
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
+        with pytest.raises(sqlite3.OperationalError):
+            schema.migrate(db, path="x")
+        assert db.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 1,)
+        assert db.execute("SELECT * FROM sqlite_schema WHERE name = 'extra'").fetchall() == []
+        assert not db.in_transaction
+
+
+def test_a_log_is_stored_in_the_documented_form() -> None:
+    state = (1_767_225_600_000_000, 1, 2, 1_767_225_600_000_001, 4_000_000_000)
+    assert pack(state) == b"".join(
+        [
+            (1_767_225_600_000_000).to_bytes(8, "little"),
+            (1).to_bytes(8, "little") + (2).to_bytes(4, "little"),
+            (1_767_225_600_000_001).to_bytes(8, "little") + (4_000_000_000).to_bytes(4, "little"),
+        ]
+    )
+    assert unpack(pack(state)) == state
+
+
+# Time
+
+
+class Machine:
+    """A machine whose clocks the test winds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.boot = Time(100_000_000)
+        self.base = "boot 1"
+        self.wall = Time(WALL_US)
+        monkeypatch.setattr(clock, "boot_us", lambda: self.boot())
+        monkeypatch.setattr(clock, "base_id", lambda: self.base)
+
+    def reboots(self) -> None:
+        self.base += "1"
+        self.boot.now_us = 5_000_000
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def test_steps_of_the_wall_clock_do_not_matter(machine: Machine, open_store: Open) -> None:
+    year_us = 365 * 86_400_000_000
+    assert decisions(open_store(wall=machine.wall), 3) == ["allowed"] * 3
+    machine.wall.now_us -= year_us
+    assert decisions(open_store(wall=machine.wall), 2) == ["allowed"] * 2
+    machine.wall.now_us += 2 * year_us
+    machine.boot.now_us += 59_999_999
+    assert decisions(open_store(wall=machine.wall), 1) == ["rate_limited"]
+    machine.boot.now_us += 1
+    assert decisions(open_store(wall=machine.wall), 6) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_second_time_base_is_refused_while_somebody_holds_the_first(machine: Machine, open_store: Open) -> None:
+    first = open_store(wall=machine.wall)
+    decisions(first, 3)
+    machine.reboots()
+    with pytest.raises(StoreUnavailable, match="in use by another machine") as raised:
+        open_store(wall=machine.wall)
+    assert "Redis" in raised.value.hint
+    machine.base = "boot 1"
+    machine.boot.now_us = 100_000_000
+    assert decisions(first, 3, "b" * 16) == ["allowed", "allowed", "rate_limited"]
+
+
+def test_a_second_time_base_takes_over_when_nobody_holds_the_first(machine: Machine, open_store: Open) -> None:
+    first, second = open_store(wall=machine.wall), open_store(wall=machine.wall)
+    decisions(first, 5)
+    first.close()
+    machine.reboots()
+    with pytest.raises(StoreUnavailable):
+        open_store(wall=machine.wall)
+    second.close()
+    machine.wall.pass_s(30)
+    after = open_store(wall=machine.wall)
+    assert decisions(after, 1, "b" * 16) == ["rate_limited"]
+    machine.boot.pass_s(30)
+    assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
+    assert decisions(open_store(wall=machine.wall), 1, "d" * 16) == ["rate_limited"]
+
+
+def test_time_does_not_run_backwards_over_a_restart_with_a_clock_that_was_set_back(machine: Machine, open_store: Open) -> None:
+    first = open_store(wall=machine.wall)
+    machine.boot.pass_s(3600)
+    decisions(first, 5)
+    first.close()
+    machine.reboots()
+    machine.wall.pass_s(-86_400)
+    after = open_store(wall=machine.wall)
+    denied = Session(after, FIVE_A_MINUTE, session="b" * 16).one("x")
+    assert (denied.decision, denied.retry_after_us) == ("rate_limited", 60_000_000)
+    machine.boot.now_us += 60_000_000
+    assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_the_machines_own_clock_runs_forward_and_has_a_base() -> None:
+    first = clock.boot_us()
+    assert clock.boot_us() >= first > 0
+    assert clock.base_id() == clock.base_id() != ""
+
+
+# Where
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"])
+@pytest.mark.parametrize("point", ["/", "/srv/share", "/srv/a\\040share", "/srv/dépôt"])
+def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, point: str) -> None:
+    table = f"21 1 8:1 / / rw - ext4 /dev/sda rw\n36 21 0:1 / {point} rw,noatime shared:1 - {kind} host:/x rw\n"
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(table)
+    folder = Path(point.replace("\\040", " ")) / "state"
+    with pytest.raises(StoreUnavailable, match="network file system") as raised:
+        refuse_network(folder, mountinfo)
+    assert f"({kind})" in raised.value.message
+    assert "Redis" in raised.value.hint
+
+
+@pytest.mark.parametrize("folder", ["/srv/shared", "/srv/share/local/state", "/home/alice"])
+def test_a_local_file_system_beside_or_inside_a_network_one_is_not(tmp_path: Path, folder: str) -> None:
+    table = (
+        "21 1 8:1 / / rw - ext4 /dev/sda rw\n"
+        "36 21 0:1 / /srv/share rw - nfs4 host:/x rw\n"
+        "37 36 8:2 / /srv/share/local rw - ext4 /dev/sdb rw\n"
+    )
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(table)
+    refuse_network(Path(folder), mountinfo)
+
+
+def test_where_no_table_of_mounts_is_nothing_is_refused(tmp_path: Path) -> None:
+    refuse_network(Path("/srv"), tmp_path / "missing")
+
+
+def test_opening_on_a_network_file_system_makes_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "36 21 0:1 / / rw - nfs4 host:/x rw\n")
+    with pytest.raises(StoreUnavailable):
+        SqliteStore(path)
+    assert list(path.parent.iterdir()) == []
+
+
+# A bad day
+
+
+def test_a_decision_that_fails_consumes_nothing_and_leaves_no_gap(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 2)
+    seen = store.last_seen()
+
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(call_log, "_pwrite", fail)
+        for times in (1, 2):
+            with pytest.raises(StoreUnavailable, match="Input/output error"):
+                session.call("x", times)
+            assert store.last_seen() == seen
+    assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_lock_on_the_database_costs_a_decision_anything(path: Path, open_store: Open) -> None:
+    store = open_store(timeout_ms=1)
+    decisions(store, 1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        assert decisions(store, 5, "b" * 16) == ["allowed"] * 4 + ["rate_limited"]
+        db.execute("ROLLBACK")
+
+
+def test_a_turn_that_another_holds_costs_a_decision_its_budget_and_consumes_nothing(open_store: Open) -> None:
+    store, other = open_store(timeout_ms=20), open_store()
+    with other._turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
+        decisions(store, 1)
+    assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_denial_that_has_no_row_writes_nothing_and_is_decided_on_what_counts_now(open_store: Open) -> None:
+    time, wall = Time(), Time(WALL_US)
+    store, other = open_store(clock=time, wall=wall), open_store(clock=time, wall=wall)
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 5)
+    assert [session.one("x").news for _ in range(3)] == [True, False, False]
+    end = store._at
+    assert session.decisions("x") == ["rate_limited"]
+    assert store._at == end
+    other.reset([store.held()[0].label])
+    assert session.decisions("x") == ["allowed"]
+
+
+def test_opening_waits_for_others_and_then_says_who_is_in_the_way(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
+    first = open_store()
+    assert first._files.lock.acquire_by_trying(0)
+    with pytest.raises(StoreUnavailable, match="is locked by another process"):
+        open_store(timeout_ms=1)
+    first._files.lock.release()
+    open_store()
+
+
+def test_a_store_that_was_closed_has_everything_in_its_database(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 6)
+    store.close()
+    assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
+    log_path(path).unlink()
+    assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
+
+
+@pytest.mark.parametrize(("durability", "syncs"), [("normal", 0), ("full", 1)])
+def test_durability_forces_a_decision_to_the_disk_or_leaves_that_to_the_system(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, durability: str, syncs: int
+) -> None:
+    store = open_store(durability=durability)
+    synced: list[int] = []
+    monkeypatch.setattr(call_log, "_sync", synced.append)
+    decisions(store, 1)
+    assert len(synced) == syncs
+
+
+def test_memory_for_counters_is_bounded_and_forgets_no_count(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "REMEMBERED", 10)
+    time = Time()
+    session = Session(open_store(clock=time), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
+    tools = [f"tool{at}" for at in range(50)]
+    assert [session.decisions(tool) for tool in tools] == [["allowed"]] * 50
+    assert len(session.store.last_seen()[0]) <= 30
+    assert [session.decisions(tool) for tool in tools] == [["rate_limited"]] * 50
+    time.pass_s(3)
+    session.store.tend()
+    late = Session(open_store(clock=time), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n', session="b" * 16)
+    assert [late.decisions(tool) for tool in tools] == [["rate_limited"]] * 50
+
+
+def test_texts_that_a_client_has_chosen_for_their_hashes_free_no_counter(open_store: Open) -> None:
+    policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
+    decided = []
+    for number, (agent, tool) in enumerate([("k00f171e14af5eb70", "ping"), *[("k4ec372a41ceca31d", "search")] * 3]):
+        store = open_store(clock=Time(), wall=Time(WALL_US))  # one that remembers nothing
+        who = identity("eve", f"{agent}::interactive::default", "crm")
+        decided += Session(store, policy, session=f"{number:016}", who=who).decisions(tool, 3)
+        store.close()
+    assert decided.count("allowed") == 3 + 5
+
+
+def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided_one_by_one(open_store: Open) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, FIVE_A_MINUTE, arguments="full")
+    assert [verdict.decision for verdict in session.call("x", 6, arguments={"text": "ä" * 300_000})] == ["allowed"] * 5 + [
+        "rate_limited"
+    ]
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
+    assert "not kept" in str(next(iter(store.entries())).record["arguments"])

@@ -1,0 +1,387 @@
+"""Upkeep: the log moves into the database, what is too old or too much goes, and none of it is on a call's path."""
+
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.stores.sqlite import call_log, upkeep
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import WALL_US, Session, Time, identity
+
+FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
+MINUTE_S = 61
+
+Open = Callable[..., SqliteStore]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "mcpguard.db"
+
+
+@pytest.fixture
+def times() -> tuple[Time, Time]:
+    return Time(), Time(WALL_US)
+
+
+@pytest.fixture
+def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
+    with contextlib.ExitStack() as opened:
+        clocks = {"clock": times[0], "wall": times[1]}
+        yield lambda **options: opened.enter_context(contextlib.closing(SqliteStore(path, **{**clocks, **options})))
+
+
+@pytest.fixture
+def tend(times: tuple[Time, Time]) -> Callable[..., None]:
+    """Lets time pass until upkeep is due, and has it done until there is nothing more to do."""
+
+    def do(*stores: SqliteStore, after_s: int = MINUTE_S) -> None:
+        for time in times:
+            time.pass_s(after_s)
+        for store in stores:
+            store.tend()
+            while store.restless:
+                store.tend()
+
+    return do
+
+
+def ask(path: Path, question: str) -> object:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(question).fetchone()[0]
+
+
+def rows(path: Path, table: str) -> object:
+    return ask(path, f"SELECT count(*) FROM {table}")  # noqa: S608 - names of this test
+
+
+def used(store: SqliteStore) -> list[int]:
+    return sorted(held.used for held in store.held())
+
+
+# Draining
+
+
+def test_the_log_is_moved_into_the_database_after_a_while_or_when_it_is_much(
+    path: Path, open_store: Open, times: tuple[Time, Time]
+) -> None:
+    store = open_store()
+    store.tend()
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 2)
+    store.tend()
+    assert (rows(path, "audit"), store.restless) == (0, True)
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    store.tend()
+    assert (rows(path, "audit"), store.restless) == (2, False)
+    while store._at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
+        session.call("free", 100)
+    store.tend()
+    assert (rows(path, "audit"), store.restless) == (session.calls, False)
+    assert used(store) == [2]
+
+
+def test_what_one_wrapper_has_moved_no_other_needs_to_move(open_store: Open, times: tuple[Time, Time]) -> None:
+    one, other = open_store(), open_store()
+    one.tend()
+    Session(one, FIVE_A_MINUTE).call("x", 2)
+    Session(other, FIVE_A_MINUTE, session="b" * 16).call("x", 2)
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    other.tend()
+    assert not one.restless
+    assert used(one) == [4]
+
+
+def test_while_one_wrapper_does_upkeep_the_others_go_on(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+    one, other = open_store(), open_store(timeout_ms=1)
+    assert one._files.lock.acquire_by_trying(0)
+    session = Session(other, FIVE_A_MINUTE)
+    assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    other.tend()
+    assert (rows(path, "audit"), other.restless) == (0, True)
+    one._files.lock.release()
+    other.tend()
+    assert rows(path, "audit") == 6
+
+
+def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
+    """Let something happen within the next transaction that moves records, once."""
+    write = upkeep._Drain.write
+
+    def wrapped(self: upkeep._Drain, first_row: int, batch: list[str]) -> None:
+        monkeypatch.undo()
+        write(self, first_row, batch)
+        happen()
+
+    monkeypatch.setattr(upkeep._Drain, "write", wrapped)
+
+
+def test_a_call_is_decided_while_a_transaction_of_upkeep_is_open(
+    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = open_store(), open_store(timeout_ms=1)
+    Session(one, FIVE_A_MINUTE).call("x", 2)
+    session = Session(other, FIVE_A_MINUTE, session="b" * 16)
+    decided: list[str] = []
+    during(monkeypatch, lambda: decided.extend(session.decisions("x")))
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    one.tend()
+    assert decided == ["allowed"]
+    assert used(one) == used(other) == [3]
+
+
+@pytest.mark.parametrize("between", ["reset", "adopt", "call"])
+def test_what_happens_while_the_log_is_moved_is_not_undone(
+    open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    store, other = open_store(), open_store()
+    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "1000/1h"\n')
+    (counter,) = session.charges("x")[0].plan.counters
+    session.call("x", 3)
+
+    def happen() -> None:
+        if between == "reset":
+            other.reset([counter.label])
+        elif between == "adopt":
+            other.adopt([(counter, (-1, -1, 4))], token_hex())
+        else:
+            Session(other, '[[rule]]\ntool = "x"\nlimit = "1000/1h"\n', session="b" * 16).call("x", 2)
+
+    during(monkeypatch, happen)
+    tend(store, after_s=3)
+    expected = {"reset": [], "adopt": [7], "call": [5]}[between]
+    assert used(store) == used(other) == used(open_store()) == expected
+
+
+def test_a_wrapper_that_slept_while_the_log_went_round_counts_all(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
+    store = open_store()
+    sleeper = Session(open_store(), FIVE_A_MINUTE)
+    sleeper.one("x")
+    busy = Session(store, FIVE_A_MINUTE, session="b" * 16)
+    busy.call("x", 3)
+    for _ in range(30):
+        busy.call("free", 50)
+        store.tend()
+    assert sleeper.decisions("x", 2) == ["allowed", "rate_limited"]
+    assert used(store) == [5]
+
+
+def test_an_outcome_joins_its_row_before_with_and_after_it_is_moved(
+    path: Path, open_store: Open, tend: Callable[..., None]
+) -> None:
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+
+    def outcomes() -> list[object]:
+        found = [entry.record.get("outcome") for entry in store.entries()]
+        assert [entry.record.get("outcome") for entry in store.newest()] == found[::-1]
+        return found
+
+    early, late = session.call("x", 2)
+    store.record([Outcome(early.row or 0, "ok", 1)])
+    assert outcomes() == ["ok", None]
+    tend(store)
+    assert outcomes() == ["ok", None]
+    store.record([Outcome(late.row or 0, "tool_error", 1), Outcome(early.row or 0, "rpc_error", 1)])
+    assert outcomes() == ["ok", "tool_error"]
+    tend(store)
+    assert outcomes() == ["ok", "tool_error"]
+    assert ask(path, "SELECT group_concat(outcome) FROM audit") == "ok,tool_error"
+
+
+def test_a_reader_waits_for_nobody_and_writes_nothing(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 2)
+    tend(store)
+    session.call("x", 2)
+    with store._turn():
+        assert store._files.lock.acquire_by_trying(0)
+        before = [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())]
+        assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4]
+        assert [entry.record["seq"] for entry in store.entries(after=3)] == [4]
+        assert [entry.place for entry in store.newest()] == [4, 3, 2, 1]
+        assert [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())] == before
+        store._files.lock.release()
+
+
+def is_users(user: str, who: Mapping[str, object]) -> bool:
+    return who["user"] == user
+
+
+def test_rows_are_found_by_who_called_what(open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store()
+    for number, user in enumerate(["alice", "bob", "alice"]):
+        Session(store, FIVE_A_MINUTE, session=f"{number:016x}", who=identity(user)).call("x")
+        if number < 2:
+            tend(store)
+    for user, found in (("alice", [1, 3]), ("bob", [2]), ("nobody", [])):
+        wanted = partial(is_users, user)
+        assert [entry.place for entry in store.entries(wanted=wanted)] == found
+        assert [entry.place for entry in store.newest(wanted=wanted)] == found[::-1]
+
+
+# Pruning
+
+
+def test_rows_older_than_they_are_kept_are_pruned_with_their_words(
+    path: Path, open_store: Open, tend: Callable[..., None]
+) -> None:
+    store = open_store(keep_us=100_000_000)
+    old = Session(store, FIVE_A_MINUTE, session="a" * 16)
+    old.call("free", 5000)
+    tend(store)
+    young = Session(store, FIVE_A_MINUTE, session="b" * 16)
+    young.call("free", 7)
+    tend(store, after_s=39)
+    assert rows(path, "audit") == 5007
+    tend(store)
+    young.call("free")
+    tend(store)
+    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16] * 1
+    assert rows(path, "fragment") == 1
+    assert old.decisions("free") == ["allowed"]
+    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16, "a" * 16]
+
+
+def test_rows_of_another_namespace_are_kept_as_long_as_that_one_keeps_them(open_store: Open, tend: Callable[..., None]) -> None:
+    brief, long = open_store(namespace="brief", keep_us=100_000_000), open_store(namespace="long", keep_us=1_000_000_000)
+    for _ in range(3):
+        for name, store in (("brief", brief), ("long", long)):
+            Session(store, FIVE_A_MINUTE, namespace=name).call("free", 400)
+    tend(brief, after_s=200)
+    Session(brief, FIVE_A_MINUTE, namespace="brief").call("free")
+    tend(brief, long)
+    assert Counter(entry.record["namespace"] for entry in brief.entries()) == {"brief": 1, "long": 1200}
+
+
+@pytest.mark.parametrize("kind", ["short", "long names", "long arguments"])
+def test_a_store_keeps_within_a_tenth_of_its_size_at_every_moment(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(upkeep, "RING_BYTES", 256 * 1024)
+    most = 4_000_000
+    store = open_store(max_bytes=most)
+    session = Session(store, FIVE_A_MINUTE, arguments="full" if kind == "long arguments" else "hash")
+    session.call("x", 3)
+    largest = 0
+    for number in range(300):
+        if kind == "short":
+            session.call("free", 200)
+        elif kind == "long names":
+            for at in range(60):
+                session.call(f"{number}-{at}-{'n' * 200}")
+        else:
+            session.call("free", arguments={"text": "x" * 60_000})
+        store.tend()
+        largest = max(largest, sum(one.stat().st_size for one in path.parent.iterdir()))
+    assert most * 0.6 < largest < most * 1.1
+    kept = [entry.record["seq"] for entry in store.entries()]
+    assert kept == list(range(session.journal.seq - len(kept) + 1, session.journal.seq + 1))
+    assert session.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+
+
+def test_a_file_gives_back_what_pruning_freed_a_little_at_a_time(
+    path: Path, open_store: Open, times: tuple[Time, Time]
+) -> None:
+    store = open_store(keep_us=100_000_000)
+    session = Session(store, FIVE_A_MINUTE)
+    for _ in range(200):
+        session.call("free", 200)
+        store.tend()
+    before = path.stat().st_size
+    for time in times:
+        time.pass_s(200)
+    session.call("free")
+    store.tend()
+    sizes = [path.stat().st_size]
+    while store.restless:
+        store.tend()
+        sizes.append(path.stat().st_size)
+    assert before > 2_500_000
+    assert sizes[-1] < 1_500_000
+    assert max(one - other for one, other in zip([before, *sizes], sizes, strict=False)) <= upkeep._PAGES_AT_ONCE * 4096 + 4096
+
+
+def test_what_one_namespace_writes_costs_another_no_audit_row(open_store: Open, tend: Callable[..., None]) -> None:
+    mine, theirs = open_store(namespace="one", max_bytes=100_000), open_store(namespace="two", max_bytes=100_000)
+    one = Session(mine, '[[rule]]\ntool = "*"\nlimit = "5/1w"\n', namespace="one")
+    two = Session(theirs, FIVE_A_MINUTE, namespace="two", session="b" * 16)
+    two.call("x", 3)
+    for name in range(20):
+        mine.decide([charge for at in range(100) for charge in one.charges(f"tool-{name}-{at}")], one.journal)
+    two.call("x", 2)
+    tend(theirs, mine)
+    kept = Counter(entry.record["namespace"] for entry in mine.entries())
+    assert kept["two"] == 5
+    assert 50 < kept["one"] < 1000
+
+
+def test_what_counters_take_costs_no_audit_row(open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store(max_bytes=8_000_000)
+    session = Session(store, '[[rule]]\ntool = "*"\nlimit = ["5/1w", "6/2w", "7/3w", "8/4w"]\n')
+    for name in range(0, 3000, 100):
+        store.decide([charge for at in range(100) for charge in session.charges(f"tool-{name + at:0100}")], session.journal)
+    tend(store)
+    assert len(list(store.entries())) == 3000
+
+
+def test_the_newest_row_stays_so_that_no_number_is_used_twice(open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store(max_bytes=1)
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 2)
+    tend(store)
+    assert [entry.place for entry in store.entries()] == [2]
+    assert session.decisions("free") == ["allowed"]
+    assert [entry.place for entry in store.entries()] == [2, 3]
+
+
+def test_how_a_call_ended_whose_row_is_gone_is_not_kept(open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store(max_bytes=1)
+    verdicts = Session(store, FIVE_A_MINUTE).call("free", 3)
+    tend(store)
+    store.record([Outcome(verdict.row or 0, "ok", 1) for verdict in verdicts])
+    tend(store)
+    assert [(entry.place, entry.record["outcome"]) for entry in store.entries()] == [(3, "ok")]
+
+
+def test_counters_whose_windows_have_passed_are_dropped_and_have_their_labels_when_they_count_again(
+    path: Path, open_store: Open, tend: Callable[..., None]
+) -> None:
+    store, other = open_store(), open_store()
+    session = Session(store, '[[rule]]\ntool = "x"\nlimit = ["5/1m", "9/1h"]\n')
+    session.call("x")
+    tend(store)
+    assert rows(path, "counter") == 2
+    session.call("free")
+    tend(store, after_s=120)
+    assert rows(path, "counter") == 1
+    session.call("x")
+    assert used(store) == used(other) == [1, 2]
+    tend(store)
+    assert used(open_store()) == [2]
+
+
+def test_old_notes_and_names_go(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    (counter,) = session.charges("x")[0].plan.counters
+    store.adopt([(counter, (-1, -1, 4))], "a name")
+    tend(store)
+    store.adopt([(counter, (-1, -1, 4))], "a name")
+    open_store().adopt([(counter, (-1, -1, 4))], "a name")
+    assert rows(path, "adopted") == 1
+    session.call("x")
+    tend(store, after_s=31 * 86_400)
+    assert rows(path, "adopted") == 0

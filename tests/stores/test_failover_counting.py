@@ -1,0 +1,224 @@
+"""What a wrapper admits by its own counting while its store cannot be used: never more than by what it has seen."""
+
+import pytest
+
+from mcpguard.core.guard import Reply
+from mcpguard.stores.failover import local_counting, write_behind
+from tests.stores.moody import LIMIT_3, Place
+
+EACH_TOOL_1 = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
+EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
+UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
+CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
+MODES = ["local", "deny", "allow"]
+
+
+def forget(place: Place, tool: str) -> None:
+    """The store does not tell any more what it last showed of a tool's counter."""
+    place.forgotten.update(counter.id for charge in place.session.charges(tool) for counter in charge.plan.counters)
+
+
+def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 10)
+    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
+    place.break_down()
+    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
+    assert place.one("tool 0").decision == "rate_limited"
+    place.time.pass_s(60)
+    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
+    place.mend()
+    assert place.used() == [1] * 10
+
+
+def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 10)
+    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1d"\n')
+    for round_ in range(4):
+        place.break_down()
+        place.call(1, f"tool {round_} a")
+        place.memory.states.clear()
+        place.mend()
+        for at in range(4):
+            place.call(1, f"tool {round_} {at}")
+        assert len(place.store._local._logs) <= 10
+
+
+def test_a_counter_that_was_seen_and_is_not_known_any_more_is_not_counted_anew_in_any_outage() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
+    forget(place, "echo")
+    for _ in range(3):
+        place.break_down()
+        assert place.call(5, "echo") == ["unavailable"] * 5
+        assert place.call(1, "never seen") == ["allowed"]
+        place.mend()
+    assert place.call(1, "echo") == ["rate_limited"]
+
+
+def test_such_a_counter_is_counted_again_when_its_window_has_passed() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.call(5, "echo")
+    forget(place, "echo")
+    place.break_down()
+    place.time.now_us += 3600_000_000 - 1
+    assert place.call(1, "echo") == ["unavailable"]
+    place.time.now_us += 1
+    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_counter_that_only_others_have_used_is_counted_on_from_what_the_store_told_of_it() -> None:
+    other = Place(policy=EACH_TOOL_5)
+    other.call(3, "echo")
+    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
+    place.call(1, "x")
+    place.break_down()
+    place.call(1, "x")
+    assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
+
+
+def test_what_was_admitted_in_one_outage_is_known_in_the_next_though_the_store_does_not_name_it() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.break_down()
+    place.call(3, "echo")
+    place.mend()
+    forget(place, "echo")
+    place.break_down()
+    assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
+
+
+def test_what_was_known_of_a_counter_in_one_outage_does_not_count_in_the_next_if_the_store_has_charged_it_since() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.break_down()
+    place.call(3, "echo")
+    place.mend()
+    place.call(2, "echo")
+    forget(place, "echo")
+    place.break_down()
+    assert place.call(1, "echo") == ["unavailable"]
+
+
+def test_a_counter_that_the_store_showed_to_be_empty_is_counted_from_nothing() -> None:
+    place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
+    assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
+    (_, echo) = [charge.plan.counters for charge in place.session.charges("x") + place.session.charges("echo")]
+    place.memory.states.update({counter.id: () for counter in echo if counter.id not in place.memory.states})
+    place.time.pass_s(60)
+    place.break_down()
+    assert place.call(1, "echo") == ["allowed"]
+
+
+def test_beyond_the_counters_that_are_remembered_none_is_taken_for_one_that_was_never_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
+    place = Place(policy=EACH_TOOL_5)
+    place.call(5, "echo")
+    for at in range(200):
+        place.call(1, f"tool {at}")
+    assert len(place.store._local._expiry_us) <= 100
+    place.forgotten.update(place.memory.states)
+    place.break_down()
+    assert place.call(1, "echo") + place.call(1, "never seen") == ["unavailable"] * 2
+    place.time.pass_s(3600)
+    assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
+
+
+def test_of_more_counters_than_can_be_kept_those_that_were_charged_last_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
+    place = Place(policy=EACH_TOOL_5)
+    for tool in ("a", "b", "c", "a"):
+        place.call(1, tool)
+        place.time.pass_ms(1)
+    place.break_down()
+    assert [place.one(tool).decision for tool in ("a", "b", "c")] == ["allowed", "unavailable", "allowed"]
+
+
+def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
+    place = Place(policy=LIMIT_3 + '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
+    place.call(2, "echo")
+    forget(place, "echo")
+    place.forgotten.intersection_update(counter.id for counter in place.memory.counters.values() if '"tool"' in counter.label)
+    place.break_down()
+    assert place.call(2, "echo") == ["allowed", "rate_limited"]
+
+
+# what cannot be put on record is not forwarded
+
+
+@pytest.mark.parametrize("policy", [LIMIT_3, UNLIMITED, '[[rule]]\ntool = "*"\nlimit = "unlimited"\n', "mode = 'observe'"])
+def test_with_deny_no_call_is_forwarded_though_nothing_counts_it(policy: str) -> None:
+    place = Place("deny", policy)
+    place.break_down()
+    (charge,) = place.session.charges("search")
+    (verdict,) = place.store.decide([charge], place.session.journal)
+    done = place.session.guard.charged(charge, verdict, now_us=0)
+    assert verdict.decision == "unavailable"
+    assert isinstance(done, Reply)
+    assert b'"code":503' in done.data
+    assert b'"reason":"store_unavailable"' in done.data
+
+
+def test_with_deny_a_free_retry_is_not_forwarded() -> None:
+    place = Place("deny", UNLIMITED)
+    place.break_down()
+    (charge,) = place.session.charges("search")
+    charge.decided = "continued"
+    (verdict,) = place.store.decide([charge], place.session.journal)
+    assert (verdict.decision, charge.detail["reason"]) == ("unavailable", "store_unavailable")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_closed_tool_and_a_caller_without_a_name_are_refused_as_ever(mode: str) -> None:
+    place = Place(mode, CLOSED)
+    place.break_down()
+    (charge,) = place.session.charges("search")
+    charge.decided = "unauthenticated"
+    assert [one.decision for one in place.store.decide([charge], place.session.journal)] == ["unauthenticated"]
+    assert place.call(1, "drop") == ["denied"]
+
+
+@pytest.mark.parametrize("mode", ["local", "allow"])
+@pytest.mark.parametrize("decided", [None, "continued"])
+def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
+    monkeypatch: pytest.MonkeyPatch, mode: str, decided: str | None
+) -> None:
+    monkeypatch.setattr(write_behind, "MAX_ROWS", 5)
+    place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n')
+    place.break_down()
+    charges = place.session.charges("search", 7)
+    for charge in charges:
+        charge.decided = decided  # type: ignore[assignment]
+    decisions = [one.decision for one in place.store.decide(charges, place.session.journal)]
+    assert decisions[5:] + place.call(1) == ["unavailable"] * 3
+    assert "unavailable" not in decisions[:5]
+    place.mend()
+    assert place.used() == ([5] if (mode, decided) == ("local", None) else [])
+    assert [record["decision"] for record in place.records()] == [*decisions[:5], "unavailable"]
+
+
+def test_rows_of_forwarded_calls_outlive_all_others_and_what_is_dropped_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "MAX_ROWS", 10)
+    place = Place("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n')
+    place.break_down()
+    for at in range(8):
+        place.call(1, f"open {at}")
+        place.call(1, f"closed {2 * at}")
+        place.call(1, f"closed {2 * at + 1}")
+    place.mend()
+    records = place.records()
+    assert [record["tool"] for record in records if record["decision"] == "allowed"] == [f"open {at}" for at in range(8)]
+    assert [record["tool"] for record in records if record["decision"] == "denied"] == [f"closed {at}" for at in range(6, 16)]
+    seqs = [int(str(record["seq"])) for record in records]
+    assert seqs == sorted(seqs)
+    assert "18 audit rows of the meantime written; 6 rows of denials dropped" in place.said[-1]
+
+
+def test_a_call_with_long_arguments_is_not_forwarded_where_there_is_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "MAX_CHARS", 10_000)
+    place = Place(policy=UNLIMITED)
+    place.session.guard._arguments = "full"
+    place.break_down()
+    decisions = [place.session.call("x", arguments={"text": "a" * 1000})[0].decision for _ in range(20)]
+    assert decisions == ["allowed"] * 10 + ["unavailable"] * 10
+    place.mend()
+    assert [record["seq"] for record in place.records()] == list(range(1, 12))

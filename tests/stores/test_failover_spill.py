@@ -1,0 +1,546 @@
+"""What a wrapper leaves on disk that ends while its store cannot be used, and how others take it in."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.address import Options
+from mcpguard.stores.base import Memory, Store
+from mcpguard.stores.failover import spill, write_behind
+from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
+from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
+from mcpguard.stores.failover.store import PROBE_US, FailoverStore
+from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import START_US, Session, Time
+from tests.redis_servers import running
+from tests.stores.moody import LIMIT_3, Moody, Place
+
+MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
+UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
+MIXED = MANY + '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
+
+
+def left(folder: Path) -> list[Path]:
+    return sorted(folder.glob("db-spill-*"))
+
+
+def ended(place: Place) -> None:
+    place.store.close()
+
+
+def killed(place: Place) -> None:
+    place.kill()
+
+
+def down(folder: Path, policy: str = MIXED, **options: Any) -> Place:
+    """A wrapper in an outage."""
+    place = Place(policy=policy, folder=folder, **options)
+    place.break_down()
+    return place
+
+
+def successor(place: Place, folder: Path, **options: Any) -> Place:
+    """Another wrapper of the same store, which works, that has had the time to look for what others have left."""
+    after = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", **options)
+    after.store.tend()
+    return after
+
+
+@pytest.mark.parametrize("end", [ended, killed])
+def test_a_wrapper_that_ends_in_an_outage_leaves_counts_rows_and_outcomes_to_the_next(
+    tmp_path: Path, end: Callable[[Place], None]
+) -> None:
+    place = down(tmp_path)
+    first = place.one()
+    assert place.call(1, "drop") == ["denied"]
+    place.ends(first, "tool_error")
+    second = place.one()
+    place.ends(second)
+    end(place)
+    assert [path.stat().st_mode & 0o777 for path in left(tmp_path)] == [0o600]
+    after = successor(place, tmp_path)
+    assert after.used() == [2]
+    assert [record["decision"] for record in after.records()] == ["allowed", "denied", "allowed"]
+    assert after.outcomes() == ["tool_error", None, "ok"]
+    assert "args_hash" in after.records()[0]
+    assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the meantime written"]
+    assert left(tmp_path) == []
+    assert not after.store.restless
+
+
+def test_an_end_in_order_says_how_many_rows_are_kept(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.call(3)
+    place.store.close()
+    assert place.said[-1] == "3 audit rows kept on disk for the next wrapper that reaches the store"
+
+
+def test_an_end_in_order_without_a_place_on_disk_says_how_many_rows_are_lost() -> None:
+    place = Place()
+    place.break_down()
+    place.call(3)
+    place.store.close()
+    assert place.said[-1] == "3 audit rows lost: there is no room for them in memory or on disk"
+
+
+def test_an_end_in_order_says_nothing_where_the_store_has_everything(tmp_path: Path) -> None:
+    place = Place(folder=tmp_path)
+    place.call(3)
+    place.store.close()
+    assert (place.said, left(tmp_path)) == ([], [])
+
+
+def test_a_wrapper_that_has_its_store_back_leaves_no_file_and_nothing_is_doubled(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.ends(place.one())
+    assert len(left(tmp_path)) == 1
+    place.mend()
+    place.store.tend()
+    assert left(tmp_path) == []
+    after = successor(place, tmp_path)
+    assert (after.used(), after.outcomes()) == ([1], ["ok"])
+
+
+def test_a_running_wrapper_takes_in_what_another_left_and_leaves_alone_what_belongs_to_one_that_lives(tmp_path: Path) -> None:
+    alive = down(tmp_path, session="00000000000000bb")
+    alive.call(1)
+    running = Place(policy=MIXED, folder=tmp_path, other=alive, session="00000000000000cc")
+    running.store.tend()
+    assert running.records() == []
+    gone = Place(policy=MIXED, folder=tmp_path, other=alive)
+    gone.break_down()
+    gone.call(2)
+    gone.store.close()
+    running.store.tend()
+    assert running.records() == []
+    running.time.now_us += LOOK_EVERY_US
+    running.store.tend()
+    assert running.used() == [2]
+    alive.mend()
+    assert running.used() == [3]
+
+
+def test_a_wrapper_whose_own_store_comes_back_takes_in_what_others_left(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.call(1)
+    other = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    other.break_down()
+    other.call(2)
+    other.store.close()
+    place.mend()
+    assert place.store.restless
+    place.store.tend()
+    assert (place.used(), len(place.records())) == ([3], 3)
+
+
+# exactly once
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+class Steps:
+    """Counts what is written to the store and to spill files, and kills the process at one moment: before or after a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: float = float("inf")
+        for owner, name in (
+            (SpillFile, "append"),
+            (SpillFile, "remove"),
+            (Moody, "adopt"),
+            (Moody, "append"),
+            (Moody, "record"),
+        ):
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, do: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            self.moment()
+            done = do(*args)
+            self.moment()
+            return done
+
+        return counted
+
+    def moment(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.left = float("inf")
+            raise Killed
+
+
+@pytest.mark.parametrize("is_other", [False, True], ids=["itself", "for another"])
+def test_whenever_a_wrapper_is_killed_that_writes_back_nothing_is_lost_and_nothing_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: bool
+) -> None:
+    monkeypatch.setattr(write_behind, "BATCH", 2)
+    steps = Steps(monkeypatch)
+
+    def is_killed_at(moment: int) -> bool:
+        """Whether there is such a moment."""
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        place = writing = down(folder)
+        for _ in range(5):
+            place.ends(place.one())
+        place.call(1, "drop")
+        if is_other:
+            place.kill()
+            writing = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb")
+        steps.left = moment
+        try:
+            writing.mend()
+            while writing.store.restless:
+                writing.store.tend()
+        except Killed:
+            writing.kill()
+            killed = True
+        else:
+            killed = False
+        steps.left = float("inf")
+        after = successor(place, folder)
+        assert left(folder) == []
+        assert after.used() == [5]
+        assert sorted(int(str(record["seq"])) for record in after.records()) == [1, 2, 3, 4, 5, 6]
+        assert after.outcomes().count("ok") >= 5 - 2  # those of rows whose handles nobody knows are lost
+        return killed
+
+    moments = sum(1 for _ in itertools.takewhile(is_killed_at, itertools.count(1)))
+    assert moments > 20
+
+
+def test_rows_that_the_store_has_though_nobody_noted_it_are_found_among_many_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = down(tmp_path)
+    place.call(3)
+    steps = Steps(monkeypatch)
+    place.after["append"] = lambda: setattr(steps, "left", 1)
+    with pytest.raises(Killed):
+        place.mend()
+    place.kill()
+    Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
+    after = successor(place, tmp_path)
+    assert (len(after.records()), after.used()) == (1003, [3])
+
+
+def opens_file(folder: Path) -> Callable[[], Store]:
+    return lambda: SqliteStore(folder / "mcpguard.db")
+
+
+@pytest.fixture
+def opens_server(tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    with running(tmp_path / "redis") as server:
+        yield lambda: RedisStore(server.address, Options(timeout_ms=5000))
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    opens: Callable[[], Store] = opens_file(tmp_path) if kind == "file" else request.getfixturevalue("opens_server")
+    opens().close()  # it has been made
+    time, is_away = Time(), [True]
+
+    def reopen() -> Store:
+        if is_away[0]:
+            raise StoreUnavailable("it is away")
+        return opens()
+
+    def wrapper(session: str) -> tuple[FailoverStore, Session]:
+        folder = SpillFolder(tmp_path, "db-spill-")
+        store = FailoverStore(reopen, mode="local", notify=lambda _: None, spills=folder, timeout_ms=30_000, clock=time)
+        return store, Session(store, MANY, session=session)
+
+    store, session = wrapper("00000000000000aa")
+    session.call("x", 3)
+    append = (SqliteStore if kind == "file" else RedisStore).append
+    with pytest.MonkeyPatch.context() as patch:
+
+        def append_and_die(self: Any, rows: Any) -> None:
+            append(self, rows)
+            raise Killed
+
+        patch.setattr(SqliteStore if kind == "file" else RedisStore, "append", append_and_die)
+        is_away[0] = False
+        time.now_us += PROBE_US[1]
+        with pytest.raises(Killed):
+            store.tend()
+    file = store._buffer.spill._file
+    assert file is not None
+    file.close()
+    after, other_session = wrapper("00000000000000bb")
+    assert other_session.decisions("x") == ["allowed"]
+    after.tend()
+    assert left(tmp_path) == []
+    assert len(list(after.entries())) == 3 + 1
+    assert [held.used for held in after.held()] == [3 + 1]
+    after.close()
+
+
+# time
+
+
+def test_admissions_come_free_a_window_after_they_were_made_whoever_takes_them_in(tmp_path: Path) -> None:
+    place = down(tmp_path, LIMIT_3)
+    place.call(3)
+    place.kill()
+    place.time.pass_s(1800)
+    after = successor(place, tmp_path)
+    after.time.now_us = START_US + 3600_000_000 - 1
+    assert after.used() == [3]
+    after.time.now_us += 1
+    assert after.used() == []
+
+
+@pytest.mark.parametrize(("passed_s", "used"), [(1800, [3]), (3599, [3]), (3600, []), (-1800, [3])])
+def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions_are(
+    tmp_path: Path, passed_s: int, used: list[int]
+) -> None:
+    place = down(tmp_path, LIMIT_3)
+    place.call(3)
+    place.kill()
+    place.wall.pass_s(passed_s)
+    place.time.now_us = 5_000_000_000
+    place.memory.states.clear()
+    after = Place(policy=LIMIT_3, folder=tmp_path, other=place, session="00000000000000bb")
+    after.base = "next boot"
+    after.store.tend()
+    assert after.used() == used
+    assert len(after.records()) == 3
+    if passed_s < 0:  # as if they were just made: later than they were, never earlier
+        after.time.pass_s(3599)
+        assert after.used() == [3]
+        after.time.pass_s(1)
+        assert after.used() == []
+
+
+# another store
+
+
+def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outcomes_of_its_rows(tmp_path: Path) -> None:
+    place = Place(policy=MIXED, folder=tmp_path)
+    old = place.one()
+    place.break_down()
+    new = place.one()
+    place.ends(old, "tool_error")
+    place.ends(new)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, session="00000000000000bb")
+    after.call(1)
+    after.store.tend()
+    assert after.used() == [2]
+    assert [("args_hash" in record, record.get("outcome")) for record in after.records()] == [(True, None), (False, "ok")]
+
+
+def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: Path) -> None:
+    place = Place(policy=MIXED, folder=tmp_path)
+    before = place.one()
+    place.break_down()
+    place.call(1)
+    place.ends(before, "tool_error")
+    place.kill()
+    assert successor(place, tmp_path).outcomes() == ["tool_error", None]
+
+
+def test_a_session_that_met_a_second_store_leaves_hashes_by_the_key_of_that_one_only(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.call(1)
+    place.memory = Memory()
+    place.failing = {"append": StoreUnavailable("not yet")}
+    place.probe()  # it is met, and fails
+    place.call(1)
+    place.kill()
+    place.failing = {}
+    after = successor(place, tmp_path)
+    assert ["args_hash" in record for record in after.records()] == [False, True]
+    assert after.used() == [2]
+
+
+# disks
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_without_room_on_disk_everything_is_kept_in_memory_and_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpillFile, "append", full)
+    place = down(tmp_path)
+    assert place.call(3) == ["allowed"] * 3
+    place.mend()
+    assert (place.used(), len(place.records())) == ([3], 3)
+    assert left(tmp_path) == []
+
+
+def test_an_end_in_order_on_a_full_disk_says_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = down(tmp_path)
+    place.call(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(SpillFile, "append", full)
+        place.call(3)
+        place.store.close()
+    assert place.said[-2:] == [
+        "2 audit rows kept on disk for the next wrapper that reaches the store",
+        "3 audit rows lost: there is no room for them in memory or on disk",
+    ]
+    after = successor(place, tmp_path)
+    assert (after.used(), len(after.records())) == ([2], 2)
+
+
+def test_what_could_not_be_written_to_disk_is_when_there_is_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = down(tmp_path)
+    place.call(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(SpillFile, "append", full)
+        place.call(2)
+    place.time.now_us += RETRY_US
+    place.store.tend()
+    place.kill()
+    after = successor(place, tmp_path)
+    assert (after.used(), len(after.records())) == ([3], 3)
+
+
+def test_a_file_that_cannot_note_what_is_written_to_the_store_is_removed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = down(tmp_path)
+    place.call(2)
+    monkeypatch.setattr(SpillFile, "append", full)
+    monkeypatch.setattr(Moody, "append", lambda *_: killed_here())
+    with pytest.raises(Killed):
+        place.mend()
+    assert left(tmp_path) == []
+
+
+def killed_here() -> None:
+    raise Killed
+
+
+def test_a_line_that_a_crash_has_cut_off_is_left_out_and_spoils_none_that_is_written_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = down(tmp_path)
+    place.call(3)
+    place.kill()
+    (path,) = left(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    steps = Steps(monkeypatch)
+    taker = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    taker.after["append"] = lambda: setattr(steps, "left", 1)
+    with pytest.raises(Killed):
+        taker.store.tend()
+    taker.kill()
+    assert b'\n["place",' in path.read_bytes()
+    after = successor(place, tmp_path)
+    assert (after.used(), len(after.records())) == ([3], 2)
+
+
+def test_a_write_that_is_cut_off_by_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = down(tmp_path)
+    place.call(2)
+    (path,) = left(tmp_path)
+    size = path.stat().st_size
+    write = spill.os.write  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(spill.os, "write", lambda fd, data: write(fd, data[:7]))  # type: ignore[attr-defined]
+        place.call(1)
+    assert path.stat().st_size == size
+
+
+def test_a_file_grows_no_further_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "MAX_FILE_BYTES", 5000)
+    place = down(tmp_path)
+    place.call(50)
+    (path,) = left(tmp_path)
+    assert 3000 < path.stat().st_size <= 5000
+    place.mend()
+    assert (place.used(), len(place.records())) == ([50], 50)
+
+
+def test_no_file_is_made_beside_too_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "MAX_FOLDER_BYTES", 100)
+    for session in "ab":
+        place = down(tmp_path, session=session * 16)
+        place.call(1)
+        place.kill()
+    assert len(left(tmp_path)) == 1
+
+
+def test_what_waits_for_a_full_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "MAX_WAITING", 20)
+    monkeypatch.setattr(SpillFile, "append", full)
+    place = down(tmp_path)
+    place.call(50)
+    assert len(place.store._buffer.spill._waiting) <= 20
+    place.mend()
+    assert (place.used(), len(place.records())) == ([50], 50)
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n"])
+def test_a_file_of_another_program_is_left_as_it_is_and_told_once(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "db-spill-0"
+    path.write_bytes(content)
+    place = Place(folder=tmp_path)
+    for _ in range(3):
+        place.store.tend()
+        place.time.now_us += LOOK_EVERY_US
+    assert path.read_bytes() == content
+    assert len(place.said) == 1
+    assert "cannot be taken in and is left as it is" in place.said[0]
+    assert not place.store.restless
+    assert place.call(1) == ["allowed"]
+
+
+def test_an_empty_file_of_a_wrapper_that_was_killed_when_it_made_it_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "db-spill-0").touch()
+    place = Place(folder=tmp_path)
+    place.store.tend()
+    assert (left(tmp_path), place.said) == ([], [])
+
+
+# while it is taken in
+
+
+def test_a_store_that_fails_while_it_takes_in_what_was_left_stays_in_use_and_gets_it_later(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.call(3)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after.fail("append")
+    after.store.tend()
+    assert not after.store.restless
+    assert after.said == []
+    assert after.call(1) == ["allowed"]
+    after.failing = {}
+    after.time.now_us += LOOK_EVERY_US
+    after.store.tend()
+    assert (after.used(), len(after.records())) == ([4], 4)
+
+
+def test_calls_have_their_turns_between_the_batches_that_are_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "BATCH", 10)
+    place = down(tmp_path)
+    place.call(100)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+
+    def slow() -> None:
+        after.time.pass_ms(100)
+        after.before["append"] = slow
+
+    after.before["append"] = slow
+    rounds = 0
+    while after.store.restless:
+        after.store.tend()
+        rounds += 1
+    assert 2 < rounds < 10
+    assert len(after.records()) == 100

@@ -1,0 +1,199 @@
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.files import exposed, open_private, place_to_make
+from mcpguard.stores.sqlite.store import SqliteStore
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    folder = tmp_path / "ours"
+    folder.mkdir(mode=0o700)
+    file = folder / "policy.toml"
+    file.touch(0o600)
+    return file
+
+
+def of_another_account(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, 4242, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+
+
+def with_group(path: Path, monkeypatch: pytest.MonkeyPatch, *, members: list[str], name: str | None = None) -> None:
+    """Let a file's group, ours by default, have members."""
+    import grp
+    import pwd
+
+    account = pwd.getpwuid(os.geteuid()).pw_name
+    group = grp.struct_group((name or account, "x", path.stat().st_gid or 4242, members))
+    if os.geteuid() == 0:
+        os.chown(path, -1, 4242)
+    monkeypatch.setattr(grp, "getgrgid", lambda _: group)
+
+
+# Who else may change a file
+
+
+def test_nobody_else_may_change_a_file_of_our_own_in_a_folder_of_our_own(file: Path) -> None:
+    file.chmod(0o644)
+    file.parent.chmod(0o755)
+    assert exposed([file]) == []
+
+
+def test_a_file_that_everybody_may_write_is_told(file: Path) -> None:
+    file.chmod(0o602)
+    assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by everybody"]
+
+
+def test_a_folder_that_everybody_may_write_is_told_once_for_all_files_in_it(file: Path) -> None:
+    file.parent.chmod(0o777)
+    other = file.with_name("config.toml")  # which does not exist: it could be made
+    folder = file.parent
+    assert exposed([file, other]) == [f"other accounts may change {file}, {other}: {folder} may be written to by everybody"]
+
+
+def test_in_a_folder_where_each_may_change_only_his_own_a_file_of_ours_is_safe(file: Path) -> None:
+    file.parent.chmod(0o1777)
+    assert exposed([file]) == []
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_file_or_folder_of_another_account_is_told(file: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.parent.chmod(0o1777)
+    of_another_account(file if place == "file" else file.parent, monkeypatch)
+    (line,) = exposed([file])
+    assert " belongs to user " in line
+
+
+def test_what_root_owns_is_told_by_its_mode_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    assert bool(exposed([file])) == (file.stat().st_uid != 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "told"), [(None, [], False), (None, ["root"], False), (None, ["bob"], True), ("staff", [], True)]
+)
+def test_a_group_that_may_write_is_told_unless_it_is_our_own(
+    file: Path, name: str | None, members: list[str], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.chmod(0o660)
+    with_group(file, monkeypatch, members=members, name=name)
+    assert bool(exposed([file])) is told
+
+
+def test_a_group_without_a_name_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+
+    def unknown(group: int) -> None:
+        raise KeyError(group)
+
+    file.chmod(0o660)
+    monkeypatch.setattr(grp, "getgrgid", unknown)
+    assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by group {file.stat().st_gid}"]
+
+
+def test_of_a_link_its_folder_and_what_it_leads_to_are_looked_at(file: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    link = shared / "policy.toml"
+    link.symlink_to(file)
+    assert exposed([link]) == []
+    file.parent.chmod(0o777)
+    assert exposed([link]) == [f"other accounts may change {link}: {file.parent} may be written to by everybody"]
+    file.parent.chmod(0o700)
+    shared.chmod(0o777)
+    assert exposed([link]) == [f"other accounts may change {link}: {shared} may be written to by everybody"]
+
+
+def test_what_cannot_be_looked_at_is_not_told(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert exposed([tmp_path / "no" / "folder" / "file", loop]) == []
+
+
+# Files that are made
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777])
+def test_a_file_that_is_made_is_ours_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        os.close(open_private(tmp_path / "file"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, mode: int) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    link, target = shared / "file", tmp_path / "target"
+    link.symlink_to(target)
+    indirect = tmp_path / "link"
+    indirect.symlink_to(link)
+    for path in (link, indirect):
+        with pytest.raises(OSError, match="a link to a missing file, in a folder that others may write to"):
+            open_private(path)
+    assert not target.exists()
+    target.write_text("here")
+    for path in (link, indirect):
+        assert place_to_make(path) == target
+        os.close(open_private(path))
+
+
+def test_nor_is_it_to_make_a_store(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "mcpguard.db").symlink_to(tmp_path / "target")
+    with pytest.raises(StoreUnavailable, match="a link to a missing file, in a folder that others may write to"):
+        SqliteStore(shared / "mcpguard.db", timeout_ms=1000)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_link_to_nothing_of_our_own_is_followed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "link").symlink_to("target")
+    os.close(open_private(tmp_path / "link"))
+    assert (tmp_path / "target").is_file()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_that_leads_to_itself_is_not_followed_for_ever(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.symlink_to("../" + tmp_path.name + "/other")
+    other.symlink_to("../" + tmp_path.name + "/one")
+    place_to_make(one)
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        open_private(one)
+
+
+def test_a_file_that_another_makes_at_the_same_time_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    monkeypatch.setattr("mcpguard.stores.files.place_to_make", lambda path: (file.write_text("theirs"), path)[1])
+    fd = open_private(file)
+    assert os.read(fd, 10) == b"theirs"
+    os.close(fd)
+
+
+def test_a_link_that_is_put_there_at_the_last_moment_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, target = tmp_path / "file", tmp_path / "target"
+
+    def planted(path: Path) -> Path:
+        path.symlink_to(target)
+        return path
+
+    monkeypatch.setattr("mcpguard.stores.files.place_to_make", planted)
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        open_private(file)
+    assert not target.exists()

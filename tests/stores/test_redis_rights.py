@@ -1,0 +1,227 @@
+"""The user of a server, with the rights that the README shows: enough for everything, and for nothing of others."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from secrets import token_hex
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.journal import Journal
+from mcpguard.core.verdict import Verdict
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.address import Options
+from mcpguard.stores.base import wall_us
+from mcpguard.stores.redis.address import RedisAddress, parse
+from mcpguard.stores.redis.link import Link
+from mcpguard.stores.redis.store import RedisStore
+from tests.cli.command import command, line_of, mcpguard
+from tests.core.build import TESTS, Session, Time
+from tests.end_to_end.host import DEADLINE_S, Host, environment, policy, rule, script
+from tests.redis_servers import ENOUGH_S, Server, running
+
+PASSWORD = "s3cret"
+POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
+HOUR_US = 3600 * 1_000_000
+OPTIONS = Options(namespace="crm", timeout_ms=5000, keep_us=HOUR_US, max_bytes=100_000)
+OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    (shown,) = (TESTS.parent / "README.md").read_text().split("```acl\n")[1:]
+    with running(tmp_path_factory.mktemp("redis"), "--enable-debug-command", "yes", "--enable-module-command", "yes") as server:
+        set_user = shown.split("```")[0].replace("PASSWORD", PASSWORD).split()
+        assert server.command(*set_user) == b"+OK\r\n"
+        yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    """A server with two teams' namespaces."""
+    shared.command("FLUSHALL")
+    for namespace in ("crm", "billing"):
+        RedisStore(shared.address, Options(namespace=namespace, timeout_ms=5000)).close()
+    return shared
+
+
+@pytest.fixture
+def user(server: Server) -> RedisAddress:
+    return parse(url(server), PASSWORD)
+
+
+def url(server: Server) -> str:
+    return server.url.replace("://", "://mcpguard@")
+
+
+def test_a_store_can_do_all_that_it_does(server: Server, user: RedisAddress) -> None:
+    past = Time(wall_us() - 2 * HOUR_US)
+    old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
+    old.store.record([Outcome(one.row or 0, "ok", 1) for one in old.call("free", 5)])
+    old.store.close()
+    session = Session(user.open(OPTIONS), POLICY, session="00000000000000bb")
+    store, counter = session.store, session.charges("report")[0].plan.counters[0]
+    assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
+    server.command("SCRIPT", "FLUSH")
+    store.adopt([(counter, (-1, -1, 1))], token_hex())
+    server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert session.decisions("report") == ["rate_limited"]
+    store.append(session.journal.flush(wall_us(), all_of_them=True))
+    assert [held.used for held in store.held()] == [6]
+    assert len(store.peek([counter])[0][0]) > 1
+
+    user.leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
+    store.note_agent("crm", AgentNote("b", "Plan"))
+    assert store.noted_agents("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
+
+    server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
+    store.tend()
+    assert server.command("HEXISTS", "{mcpguard:crm}:counters", "7") == b":0\r\n"
+    entries = list(store.entries())
+    assert {entry.record["session"] for entry in entries} == {session.journal.session}
+    assert list(store.newest()) == entries[::-1]
+
+    last = session.call("free", 500)[-1]  # more than there is room for
+    store.record([Outcome(last.row or 0, "ok", 1)])
+    assert next(store.newest()).record["outcome"] == "ok"
+    deaf = Journal(session.journal.session)
+    deaf.seq = session.journal.seq - 1
+    again = user.open(OPTIONS)
+    again.append(deaf.rows(session.charges("free"), [Verdict("unavailable")], wall_us()))
+    told = [(entry.record["seq"], entry.record["decision"]) for entry in store.newest()]
+    assert told[:2] == [(deaf.seq, "unavailable"), (deaf.seq - 1, "allowed")]
+    assert store.reset([held.label for held in store.held()]) == 1
+    for one in (store, again):
+        one.close()
+
+
+def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) -> None:
+    policy(tmp_path, rule("5/1h", user="*", tool="search"))
+    (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
+    where, password = url(server), PASSWORD
+    variables = {"MCPGUARD_STORE": where, "MCPGUARD_STORE_PASSWORD": password}
+    hook = subprocess.run(
+        command("hook", "claude-code"),
+        input=json.dumps(
+            {
+                "hook_event_name": "PreToolUse",
+                "tool_name": "mcp__crm__search",
+                "tool_use_id": "toolu_1",
+                "agent_id": "a1",
+                "agent_type": "Explore",
+            }
+        ).encode(),
+        env=environment(tmp_path, **variables),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert hook.stdout + hook.stderr == b""
+    following = subprocess.Popen(
+        command("audit", "tail", "-f", "--json", "--decision", "allowed"),
+        env=environment(tmp_path, **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables) as host:
+        assert "result" in host.call(1, "search", _meta={"claudecode/toolUseId": "toolu_1"})
+        first = json.loads(line_of(following))
+        assert "result" in host.call(2, "search")
+        second = json.loads(line_of(following))
+        assert host.end() == 0
+    following.kill()
+    assert following.communicate(timeout=DEADLINE_S)[1] == b""
+    assert first["agent"].endswith("::subagent::Explore")
+    tail = mcpguard(tmp_path, "audit", "tail", "--json", "-n", "1", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
+    assert json.loads(tail.stdout) == second | {key: json.loads(tail.stdout)[key] for key in ("outcome", "duration_ms")}
+    reset = mcpguard(tmp_path, "reset", "--yes", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
+    assert reset.stdout.endswith("1 counter reset\n")
+
+
+def test_another_database_takes_one_right_more(server: Server) -> None:
+    elsewhere = parse(url(server).replace("/0", "/3"), PASSWORD)
+    with pytest.raises(StoreUnavailable, match="no permissions to run the 'select' command"):
+        elsewhere.open(OPTIONS)
+    server.command("ACL", "SETUSER", "mcpguard", "+select")
+    elsewhere.open(OPTIONS).close()
+    server.command("ACL", "SETUSER", "mcpguard", "-select")
+
+
+REFUSED = [
+    *("FLUSHALL", "FLUSHDB", "SWAPDB 0 1", "SELECT 1", "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "SHUTDOWN NOSAVE"),
+    *(
+        "CONFIG GET *",
+        "CONFIG SET maxmemory 1",
+        "ACL LIST",
+        "ACL SETUSER mcpguard allkeys",
+        "ACL WHOAMI",
+        "ACL GETUSER default",
+    ),
+    *("CLIENT KILL TYPE normal", "CLIENT LIST", "CLIENT PAUSE 1000", "CLIENT NO-EVICT on", "MONITOR", "DEBUG SLEEP 0"),
+    *(
+        "SCRIPT FLUSH",
+        "SCRIPT KILL",
+        "SCRIPT EXISTS x",
+        "FUNCTION FLUSH",
+        "FUNCTION LIST",
+        "FUNCTION DELETE lib",
+        "FUNCTION DUMP",
+    ),
+    *("SLOWLOG GET", "LATENCY LATEST", "SAVE", "BGSAVE", "BGREWRITEAOF", "REPLICAOF NO ONE", "FAILOVER", "MODULE LIST"),
+    *("CLUSTER INFO", "MEMORY STATS", "MEMORY DOCTOR", "LATENCY RESET", "CONFIG RESETSTAT"),
+    *("PUBLISH all x", "SUBSCRIBE all", "PSUBSCRIBE *", "SPUBLISH all x", "PUBSUB CHANNELS"),
+    *(f"{command} {FOREIGN}" for command in ("GET", "DEL", "UNLINK", "HGETALL", "DUMP", "TYPE", "TTL", "PERSIST", "EXISTS")),
+    *(
+        f"HSET {FOREIGN} schema 9",
+        f"HMGET {FOREIGN} args_key",
+        f"SET {FOREIGN} x",
+        f"MGET {OWN} {FOREIGN}",
+        f"HSCAN {FOREIGN} 0",
+    ),
+    *(f"XRANGE {FOREIGN} - +", f"XADD {FOREIGN} * a b", f"MEMORY USAGE {FOREIGN}", f"EXPIRE {FOREIGN} 0", f"WATCH {FOREIGN}"),
+    *(f"{command} {OWN} {FOREIGN}" for command in ("RENAME", "RENAMENX", "COPY", "RPOPLPUSH")),
+    *(f"{command} {FOREIGN} {OWN}" for command in ("RENAME", "RENAMENX", "COPY")),
+    *(
+        f"COPY {OWN} {OWN}2 DB 1",
+        f"MOVE {OWN} 1",
+        f"SORT {OWN} STORE {FOREIGN}",
+        f"MIGRATE h 1 {OWN} 0 1",
+        f"RESTORE {FOREIGN} 0 x",
+    ),
+    *("GET x", "SET {mcpguard:crm x", "SET {mcpguard:crm2}:x y", "SET {mcpguard:CRM}:x y", "SET x{mcpguard:crm}:x y"),
+]
+"""What could be done to a server, or to another team on it."""
+
+
+@pytest.fixture
+def link(user: RedisAddress) -> Iterator[Link]:
+    link = Link(user, timeout_s=ENOUGH_S, key=OWN, deadline_s=time.monotonic() + ENOUGH_S)
+    yield link
+    link.close()
+
+
+def answer(link: Link, *words: str) -> str:
+    return str(link.ask([words], deadline_s=time.monotonic() + ENOUGH_S)[0])
+
+
+@pytest.mark.parametrize("attack", REFUSED)
+def test_whatever_concerns_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
+    words = attack.split()
+    call = f"return redis.call({','.join(map(json.dumps, words))})"
+    assert "no permissions" in answer(link, *words).lower()
+    for keys in (), (OWN,), (FOREIGN,):
+        assert re.search(r"(?i)ACL failure|no permissions|not allowed from", answer(link, "EVAL", call, str(len(keys)), *keys))
+    assert server.command("HGET", FOREIGN, "schema") == b"$1\r\n1\r\n"
+    assert server.command("DBSIZE") == b":2\r\n"
+
+
+def test_a_library_of_functions_cannot_be_loaded(link: Link) -> None:
+    library = "#!lua name=lib\nredis.register_function('f', function() return 1 end)"
+    assert "no permissions" in answer(link, "FUNCTION", "LOAD", library)
+    assert "no permissions" in answer(link, "FCALL", "f", "0")

@@ -1,0 +1,112 @@
+"""What a wrapper remembers of its counters, for the time when the server does not answer."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy import Counter
+from mcpguard.stores.address import Options
+from mcpguard.stores.redis import seen
+from mcpguard.stores.redis.seen import Seen
+from mcpguard.stores.redis.states import log
+from mcpguard.stores.redis.store import RedisStore
+from tests.core.build import Session
+from tests.redis_servers import Server, running
+
+NOW_US = 10_000_000
+SECOND_US = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound that a test reaches soon: eight counters, of which six are left."""
+    monkeypatch.setattr(seen, "MOST", 8)
+    monkeypatch.setattr(seen, "LEFT", 6)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+def value(newest_us: int) -> bytes:
+    """Of a counter that was charged once."""
+    packed = struct.pack("<qqIq", newest_us, newest_us, 1, 1)
+    assert log(packed) == (newest_us, newest_us, 1)
+    return packed
+
+
+def counter(number: int, window_us: int = 5 * SECOND_US) -> Counter:
+    return Counter(number, f"[{window_us}]", window_us)
+
+
+def note(kept: Seen, number: int, newest_us: int | None, now_us: int = NOW_US, window_us: int = 5 * SECOND_US) -> None:
+    kept.note([counter(number, window_us)], [None if newest_us is None else value(newest_us)], now_us)
+
+
+def ids(kept: Seen) -> list[int]:
+    return list(kept.logs())
+
+
+def test_what_holds_nothing_any_more_goes_first_and_nothing_is_forgotten() -> None:
+    kept = Seen()
+    for number in range(4):
+        note(kept, number, NOW_US - 1)
+    note(kept, 4, None)
+    note(kept, 5, NOW_US - 5 * SECOND_US)
+    for number in range(6, 8):
+        note(kept, number, NOW_US)
+    assert ids(kept) == list(range(8))
+    note(kept, 8, None)
+    assert ids(kept) == [0, 1, 2, 3, 6, 7]
+
+
+def test_then_the_least_recently_used_goes() -> None:
+    kept = Seen()
+    for number, newest_us in enumerate([3, 9, 1, 4, 5, 6, 7, 8]):
+        note(kept, number, NOW_US + newest_us)
+    note(kept, 0, NOW_US + 3)
+    note(kept, 8, NOW_US)
+    assert ids(kept) == [4, 5, 6, 7, 0, 8]
+
+
+def test_a_counter_with_a_long_window_is_remembered_as_long_as_it_holds_something() -> None:
+    kept = Seen()
+    note(kept, 0, 1, window_us=100 * SECOND_US)
+    for number in range(1, 200):
+        now_us = NOW_US + number * SECOND_US // 4
+        note(kept, number, now_us - 5 * SECOND_US, now_us)
+    assert 0 in ids(kept)
+
+
+def test_counters_that_are_seen_again_and_again_are_never_dropped() -> None:
+    kept = Seen()
+    for number in range(100):
+        note(kept, 1000, NOW_US - 1)
+        note(kept, number, NOW_US)
+    assert 1000 in ids(kept)
+
+
+def test_a_counter_that_was_emptied_is_forgotten() -> None:
+    kept = Seen()
+    note(kept, 1, NOW_US)
+    note(kept, 2, None)
+    kept.forget([1, 7])
+    assert kept.logs() == {2: EMPTY}
+
+
+def test_a_store_tells_of_the_counters_it_used_last_what_they_held(server: Server) -> None:
+    store = RedisStore(server.address, Options(timeout_ms=5000))
+    session = Session(store, '[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
+    newest: dict[int, State] = {}
+    for at in range(9):
+        assert session.decisions(f"tool {at}") == ["allowed"]
+        (counter,) = session.charges(f"tool {at}")[0].plan.counters
+        newest[counter.id] = store.peek([counter])[0][0]
+    known = store.last_seen()[0]
+    assert len(known) == 6
+    assert known == {key: newest[key] for key in list(newest)[3:]}
+    store.close()
