@@ -79,7 +79,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     watchdog = Watchdog(child.pid)
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
     _introduce(console, guard, policy, user=user, where=where, store=settings.address.shown)
-    for line in exposed(settings.files):
+    for line in (*settings.warnings, *exposed(settings.files)):
         console.line(line)
     pumps.start()
     status = life.supervise(child, pumps, console)
