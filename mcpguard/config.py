@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
-from mcpguard.stores.address import Address, Options, SqliteAddress, address
+from mcpguard.stores.address import Address, Options, SqliteAddress, address, has_password
 from mcpguard.stores.files import named_path, read_at_once
 
 if TYPE_CHECKING:  # loaded where it is configured
@@ -42,6 +42,7 @@ class Settings(NamedTuple):
         max_mb: How much of the store a namespace may take before its oldest audit rows go.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
         file: `config.toml`, which may be missing; None if these come from elsewhere.
+        warnings: What whoever starts a guard with these should know.
     """
 
     policy: Path
@@ -65,6 +66,7 @@ class Settings(NamedTuple):
     max_mb: int = 256
     arguments: str = "hash"
     file: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without its secrets: the password, and an address that may hold one."""
@@ -211,6 +213,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         database=places.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         file=file,
+        warnings=_warnings(file, store=options.get("store")),
         **values,  # type: ignore[arg-type]
     )
 
@@ -224,6 +227,13 @@ def _switch(word: str, *, where: str) -> bool:
     if (found := _WORDS.get(word.lower())) is None:
         raise ConfigError(f"{where}: {word!r} is neither 1 nor 0", f"{where}=1")
     return found
+
+
+def _warnings(file: Path, *, store: str | None) -> tuple[str, ...]:
+    if not store or not has_password(store):
+        return ()
+    places = f"{file} (mode 0600) or MCPGUARD_STORE"
+    return (f"--store holds a password, which other accounts can see in the list of processes: put the URL into {places}",)
 
 
 def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:

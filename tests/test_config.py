@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.config import Settings, account, folders, load, span_us
 from mcpguard.errors import ConfigError
-from mcpguard.stores.address import SqliteAddress
+from mcpguard.stores.address import SqliteAddress, has_password
 
 DAY_US = 86_400_000_000
 
@@ -367,3 +367,37 @@ def test_settings_that_are_shown_for_debugging_hold_no_secret(tmp_path: Path) ->
     )
     assert settings.store_password == "hidden"
     assert not any(secret in repr(settings) for secret in ("s3cret", "hidden"))
+
+
+WITH_PASSWORD = "redis://alice:S3cret@cache.acme.com/0"
+
+
+def test_a_password_on_the_command_line_is_warned_of_and_not_repeated(tmp_path: Path) -> None:
+    (warning,) = loaded(tmp_path, store=WITH_PASSWORD).warnings
+    assert "--store holds a password" in warning
+    assert f"{tmp_path}/config.toml" in warning
+    assert "S3cret" not in warning
+    assert loaded(tmp_path, environ={"MCPGUARD_STORE": WITH_PASSWORD}).warnings == ()
+    assert loaded(tmp_path, f'[store]\nurl = "{WITH_PASSWORD}"').warnings == ()
+    assert loaded(tmp_path, f'[store]\nurl = "{WITH_PASSWORD}"', store="redis://cache.acme.com/0").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "has"),
+    [
+        ("redis://:x@host", True),
+        ("rediss://a:x@host:6380/0?ca_file=/b", True),
+        ("redis+cluster://a:x@one:1,two:2", True),
+        ("unix://a:x@/run/redis.sock", True),
+        ("redis://a:x%40y@host", True),
+        ("redis://host:6379/0", False),
+        ("redis://a@host:6379/0", False),
+        ("redis://a:@host", False),
+        ("redis+cluster://one:1,two:2", False),
+        ("redis://host/0?password_file=/a:b@c", False),
+        ("sqlite:////a:b@c.db", False),
+        ("no URL", False),
+    ],
+)
+def test_whether_a_url_has_a_password(url: str, has: bool) -> None:
+    assert has_password(url) is has

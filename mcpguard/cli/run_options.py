@@ -35,7 +35,12 @@ OPTIONS: Final = (
     Option("--agent", "agent", "A", "client::tier::name; an empty part is filled in."),
     Option("--policy", "policy", "F", "The policy file."),
     Option("--config", "config", "F", "The settings file."),
-    Option("--store", "store", "URL", "Where counters and audit are: sqlite:///absolute/path.db, or redis://host/0"),
+    Option(
+        "--store",
+        "store",
+        "URL",
+        "The store: sqlite:///absolute/path.db or redis://host/0; one with a password in config.toml.",
+    ),
     Option("--observe", "observe", "", "Decide and log, deny nothing."),
     Option("--denials", "denials", "", "How a denial is sent: by the client (auto), error, tool result.", _DENIALS),
     Option("--quiet", "quiet", "", "Say nothing on stderr but errors."),

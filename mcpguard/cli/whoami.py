@@ -19,8 +19,9 @@ from mcpguard.cli._text import is_coloured
 from mcpguard.cli._token import examined, place
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
-from mcpguard.core.identity import Identity, server_name
+from mcpguard.core.identity import Identity
 from mcpguard.core.policy_explain import tier_warning
+from mcpguard.core.server_name import server_name
 from mcpguard.errors import ExitStatus, PolicyError
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.run import configured_identity

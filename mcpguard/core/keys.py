@@ -14,19 +14,18 @@ RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "reque
 
 _FOLDED: Final = {keys: frozenset(map(str.casefold, keys)) for keys in (RESERVED, RESERVED_PARAMS)}
 
-_OTHERS_OWN: Final = ("__proto__", "$serde_json::private::")
-"""JavaScript's Object.assign takes the members of the one for its own; Rust's serde_json parses the text below the other, with
-its feature raw_value: `{"$serde_json::private::RawValue": "…"}` is to it whatever the text says, such as a call."""
-
-_surrogate = re.compile("[\ud800-\udfff]").search
+# C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method". JavaScript's Object.assign
+# takes the members of __proto__ for its own. Rust's serde_json parses the text below the other key, with its feature raw_value:
+# `{"$serde_json::private::RawValue": "…"}` is to it whatever the text says, such as a call.
+_odd = re.compile("[\ud800-\udfff]|(?:\\A|\0)(__proto__|\\$serde_json::private::)").search
 
 AT_ONCE: Final = 4096
 """Keys that are looked at in one step."""
 
+_TWICE: Final = "a key that comes twice"
+
 _PARTS: Final = 4
 """A set of all the hashes takes ten times their size, so there is one for this part of them at a time."""
-
-_TWICE: Final = "a key that comes twice"
 
 
 class FaultyObject(dict[str, object]):
@@ -82,10 +81,10 @@ def _fault_in_many(keys: Iterable[str], reserved: frozenset[str]) -> str | None:
 def _fault_in_some(keys: list[str], reserved: frozenset[str]) -> str | None:
     """The same for keys that all differ. One step for all of them instead of one for each: there may be a million."""
     text = "\0".join(keys)
-    # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method".
-    if text.count("\0") >= len(keys) or _surrogate(text):
+    odd = _odd(text)
+    if text.count("\0") >= len(keys) or (odd and not odd[1]):
         return "U+0000 or a lone surrogate in a key"
-    if text.startswith(_OTHERS_OWN) or any(f"\0{own}" in text for own in _OTHERS_OWN):
+    if odd:
         return "a key that has a meaning of its own for some parsers"
     folded = text.casefold().split("\0")
     if len(set(folded)) < len(keys):
@@ -93,7 +92,7 @@ def _fault_in_some(keys: list[str], reserved: frozenset[str]) -> str | None:
     others = [fold for key, fold in zip(keys, folded, strict=True) if key not in reserved]
     # Go's `encoding/json/v2` does not see underscores and dashes either, where it ignores case
     joined = "\0".join(others).replace("_", "").replace("-", "").split("\0")
-    if not (_FOLDED[reserved].isdisjoint(others) and _FOLDED[reserved].isdisjoint(joined)):
+    if not _FOLDED[reserved].isdisjoint(others + joined):
         return "a key that is a reserved one in other letters"
     return None
 

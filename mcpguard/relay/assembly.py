@@ -82,7 +82,7 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
     tell = console.line if is_known and isinstance(policy, Policy) else console.error
     _introduce(tell, guard, policy, user=user, where=where, store=settings.address.shown)
-    for line in exposed(settings.files):
+    for line in (*settings.warnings, *exposed(settings.files)):
         console.error(line)
     status = life.supervise(child, pumps, console)
     watchdog.dismiss()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from mcpguard.config import Settings, account
-from mcpguard.core.identity import Identity, parse_agent, server_name
+from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.relay.child import spawn
 from mcpguard.relay.command import environment
 from mcpguard.relay.session import Life
@@ -31,7 +31,8 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     _ = settings.address
     life = Life()
     child = spawn(argv, environment(os.environ))
-    from mcpguard.relay.assembly import guarded  # from here on the server boots beside us
+    from mcpguard.core.server_name import server_name  # from here on the server boots beside us
+    from mcpguard.relay.assembly import guarded
 
     child.confirm()
     identity = configured_identity(settings, server or server_name(argv))

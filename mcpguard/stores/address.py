@@ -116,6 +116,11 @@ class SqliteAddress(NamedTuple):
         notes.leave(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
 
 
+def has_password(url: str) -> bool:
+    """Whether a password stands in a URL."""
+    return re.match(r"[^:/?#]+://[^/?#]*:[^/?#]+@", url) is not None
+
+
 def address(url: str, password: str = "") -> Address:
     """What a URL names.
 

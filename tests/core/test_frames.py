@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import tracemalloc
 from typing import Any
 
@@ -396,6 +397,17 @@ def test_a_call_without_params_is_refused() -> None:
 def test_params_of_other_methods_are_held_to_the_same_keys() -> None:
     assert refusal('{"id":5,"method":"a","params":{"x":1,"X":2}}').code == INVALID_PARAMS
     assert isinstance(one('{"id":5,"method":"a","params":{"name":7}}'), Frame)
+
+
+@pytest.mark.parametrize(
+    ("last", "fault"), [("x", None), ("K5", "case alone|equal"), ("Params", "other letters"), ("\\u0000", "U\\+0000")]
+)
+def test_every_one_of_many_keys_is_looked_at(last: str, fault: str | None) -> None:
+    for many in (10, 10_000):
+        line = '{"id":5,"method":"a",' + "".join(f'"k{n}":0,' for n in range(many)) + f'"{last}":0}}'
+        got = one(line)
+        assert (isinstance(got, Frame), getattr(got, "id", None)) == (fault is None, "5")
+        assert fault is None or re.search(fault, refusal(line).message)
 
 
 def test_a_name_with_a_pair_of_surrogates_is_a_character_and_passes() -> None:

@@ -299,3 +299,14 @@ def test_without_a_policy_the_starter_policy_is_in_force_until_there_is_one(tmp_
         assert "result" in host.call("new", "search")
         assert host.end() == 0
     assert json.loads(json.dumps(answers[100]))["error"]["data"]["limit"] == 100
+
+
+@pytest.mark.parametrize("on_the_command_line", [True, False])
+def test_a_password_in_the_list_of_processes_is_warned_of_once(tmp_path: Path, on_the_command_line: bool) -> None:
+    url = "redis://alice:S3cret@127.0.0.1:1/0"
+    options, env = (["--store", url], {}) if on_the_command_line else ([], {"MCPGUARD_STORE": url})
+    with Host(tmp_path, *script("obedient"), options=options, env=env) as host:
+        host.ask(1, "ping")
+        assert host.end() == 0
+        assert host.err.count("--store holds a password") == on_the_command_line
+        assert "S3cret" not in host.err

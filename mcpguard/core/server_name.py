@@ -1,0 +1,280 @@
+"""A name for a server, derived from the command that starts it.
+
+The name goes to the audit and to stderr, so no word may become one that could be a secret. A launcher's options are read as the
+launcher reads them; where one is not known, nothing after it is a name, and the server is named after the launcher.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from mcpguard.core.redaction import holds_token
+
+
+class _Launcher(NamedTuple):
+    """How a program's command line leads to the program that it starts.
+
+    Attributes:
+        flags: Letters of short options that take no value.
+        valued: Letters of those that take one: the rest of the word, or the next word.
+        attached: Letters of those whose value, if they have one, is the rest of the word.
+        named: Letters of those whose value is the program: a module or a file.
+        long_flags: Options of more than a letter that take no value. With one dash they are no letters in a row.
+        long_valued: Options of more than a letter that take a value.
+        long_named: Options of more than a letter whose value is the program.
+        ahead: Words before the program: subcommands.
+        skipped: How many words before the program can be anything.
+        is_code: Whether a word that is no option is code.
+    """
+
+    flags: str = ""
+    valued: str = ""
+    attached: str = ""
+    named: str = ""
+    long_flags: str = ""
+    long_valued: str = ""
+    long_named: str = ""
+    ahead: str = ""
+    skipped: int = 0
+    is_code: bool = False
+
+
+_SHELL: Final = _Launcher(
+    flags="abefhiklmnptuvxBCEHPT",
+    valued="oO",
+    long_flags="--login --norc --noprofile --posix --restricted",
+    long_valued="--rcfile --init-file",
+)
+_PYTHON: Final = _Launcher(flags="bBdEhiIOPqRsStuvVx0123456789.", valued="WX", named="m")
+_NODE: Final = _Launcher(
+    flags="i",
+    valued="Cr",
+    long_flags="--watch",
+    long_valued="""--require --import --loader --experimental-loader --conditions --env-file --tsconfig --title
+        --max-old-space-size""",
+    ahead="watch",
+)
+_NPX: Final = _Launcher(
+    flags="yqsd",
+    valued="pw",
+    long_flags="--yes --quiet --silent --offline --prefer-offline --prefer-online --ignore-scripts --ignore-existing --bun",
+    long_valued="--package --registry --cache --userconfig --prefix --loglevel --cwd --workspace --filter",
+)
+_NPM: Final = _NPX._replace(ahead="exec run x dlx")
+_UV: Final = _Launcher(
+    flags="qvnUs",
+    valued="bcfipPwC",
+    named="m",
+    long_flags="""--quiet --verbose --offline --isolated --refresh --reinstall --upgrade --frozen --locked --native-tls --script
+        --managed-python --all-extras --active --exact --dev --compile-bytecode""",
+    long_valued="""--from --with --with-editable --with-requirements --directory --project --python --index --index-url
+        --extra-index-url --default-index --find-links --extra --group --env-file --config-file --cache-dir --constraints
+        --overrides --package --spec --pip-args --refresh-package --python-platform --exclude-newer --index-strategy
+        --keyring-provider --resolution --prerelease --link-mode --allow-insecure-host --color""",
+    long_named="--module",
+    ahead="run tool x",
+)
+_DOCKER: Final = _Launcher(
+    flags="itdPqD",
+    valued="acehlmpuvwH",
+    long_flags="""--rm --interactive --tty --detach --init --privileged --read-only --publish-all --quiet --debug --tls
+        --tlsverify --replace --oom-kill-disable""",
+    long_valued="""--add-host --annotation --attach --blkio-weight --build-arg --cap-add --cap-drop --cgroup-parent --cidfile
+        --config --context --cpu-shares --cpus --cpuset-cpus --device --dns --dns-search --entrypoint --env --env-file --expose
+        --gpus --group-add --health-cmd --host --hostname --ip --ipc --label --label-file --link --log-driver --log-level
+        --log-opt --mac-address --memory --memory-swap --mount --name --net --network --network-alias --pid --pids-limit
+        --platform --publish --pull --restart --runtime --secret --security-opt --shm-size --stop-signal --stop-timeout
+        --storage-opt --sysctl --tlscacert --tlscert --tlskey --tmpfs --ulimit --user --userns --uts --volume --volume-driver
+        --volumes-from --workdir""",
+    ahead="container run exec",
+)
+_POWERSHELL: Final = _Launcher(
+    long_flags="-noprofile -nop -nologo -nol -noninteractive -noni -noexit -sta -mta -login",
+    long_valued="-executionpolicy -ep -ex -windowstyle -w -workingdirectory -wd -version -inputformat -outputformat",
+    long_named="-file -f",
+    is_code=True,
+)
+_LAUNCHERS: Final = {
+    **dict.fromkeys("ash bash dash ksh sh zsh".split(), _SHELL),
+    **dict.fromkeys("py pypy python pythonw".split(), _PYTHON),
+    **dict.fromkeys("node nodejs tsx ts-node".split(), _NODE),
+    **dict.fromkeys("bunx npx pnpx".split(), _NPX),
+    **dict.fromkeys("uv uvx".split(), _UV),
+    **dict.fromkeys("docker podman nerdctl".split(), _DOCKER),
+    **dict.fromkeys("powershell pwsh".split(), _POWERSHELL),
+    "bun": _Launcher(
+        flags="bi",
+        valued="r",
+        long_flags="--bun --hot --watch --smol --silent",
+        long_valued="--preload --cwd --env-file",
+        ahead="run x",
+    ),
+    "cmd": _Launcher(ahead="/c /C /d /D /s /S /q /Q"),
+    "deno": _Launcher(
+        flags="Aqr",
+        valued="cL",
+        attached="EINRSW",
+        long_flags="--quiet --reload --cached-only --frozen --watch --check --node-modules-dir --prompt",
+        long_valued="--config --import-map --lock --cert --location --seed --log-level --env-file",
+        ahead="run",
+    ),
+    "doas": _Launcher(flags="nLs", valued="aCu"),
+    "dotnet": _Launcher(valued="cfrv", long_valued="--project --framework --configuration", ahead="exec run"),
+    "env": _Launcher(flags="i0v", valued="uC", long_flags="--ignore-environment --debug", long_valued="--unset --chdir"),
+    "fish": _Launcher(flags="iln", long_flags="--interactive --login --private"),
+    "go": _Launcher(
+        long_flags="-race -v -x -a -trimpath",
+        long_valued="-C -exec -tags -mod -modfile -ldflags -gcflags",
+        ahead="run",
+    ),
+    "java": _Launcher(
+        attached="DX",
+        long_flags="-ea -esa -server -client --enable-preview",
+        long_valued="-cp -classpath --class-path -p --module-path --add-modules --add-opens --add-exports",
+        long_named="-jar -m --module",
+    ),
+    "nice": _Launcher(flags="0123456789", valued="n", long_valued="--adjustment"),
+    "nohup": _Launcher(),
+    "npm": _NPM._replace(valued="pwC"),
+    "perl": _Launcher(flags="acnpswWtTuUX", valued="I", attached="0CDFilMmx"),
+    "php": _Launcher(flags="aCHilmnqsvw", valued="cdStz", named="f"),
+    "pipx": _UV._replace(named="", long_named="", ahead="run"),
+    "pnpm": _NPM._replace(flags="qrsw", valued="CF"),
+    "poetry": _Launcher(
+        flags="nqv", valued="CP", long_flags="--quiet --verbose", long_valued="--directory --project", ahead="run"
+    ),
+    "ruby": _Launcher(flags="acdlnpsSvwy", valued="CEIr", attached="0FKTWix"),
+    "setsid": _Launcher(flags="cfw", long_flags="--ctty --fork --wait"),
+    "ssh": _Launcher(flags="46AaCfgGKkMNnqsTtVvXxYy", valued="bBcDEeFIiJLlmOopQRSWw", skipped=1),
+    "stdbuf": _Launcher(valued="ioe", long_valued="--input --output --error"),
+    "sudo": _Launcher(
+        flags="AbEeHiKklnPSsVv",
+        valued="CDghpRrTtUu",
+        long_flags="--preserve-env --login --background --non-interactive --set-home --stdin",
+        long_valued="--user --group --chdir --host --prompt --chroot",
+    ),
+    "time": _Launcher(flags="apqv", valued="fo"),
+    "timeout": _Launcher(
+        flags="v",
+        valued="ks",
+        long_flags="--foreground --preserve-status --verbose",
+        long_valued="--kill-after --signal",
+        skipped=1,
+    ),
+    "yarn": _NPM._replace(valued="p"),
+}
+"""Launchers by their names. What an option that is not here may be followed by nobody knows."""
+
+_IS_FLAG: Final = re.compile(
+    r"--(?:allow|deny|disable|enable|experimental|inspect|no|preserve-symlinks|throw|trace|unstable)(?:-[a-z0-9-]+)?"
+)
+"""Options of many launchers whose value is in the same word if they have one."""
+
+_CODE: Final = frozenset("eval exec repl set export".split())
+"""Words after which what runs stands on the command line itself."""
+
+_IS_NO_FLAG: Final = frozenset("--no-extra --no-group --no-install-package --no-build-package --no-binary-package".split())
+
+_GENERIC: Final = frozenset("__main__ app bin build cli cmd dist index lib main mcp mod out server src start".split())
+_EXTENSION = re.compile(r"\.(?:bat|cjs|cmd|dll|exe|git|go|jar|js|mjs|mts|php|pl|ps1|py|pyz|rb|sh|ts)$", re.IGNORECASE)
+_SCHEME = re.compile(r"(?:npm|jsr|github|gitlab|bitbucket|gist|file|git|https?|ssh|git\+\w+):(?://)?")
+_USER_INFO = re.compile(r"(?<=://)[^/]*@")
+_VERSION = re.compile(r"(?<=.)@|[=<>~!]=|[<>\[;]|:(?=[\w.-]+$)")
+
+_NAME = re.compile(r"\w[\w.+-]{0,63}")
+"""What a program, a module, a package or an image may be called."""
+_SECRET = re.compile(r"(?=[A-Za-z_]*[0-9])[A-Za-z0-9_]{24}")
+"""What is called otherwise: so many letters and digits are a key, or a hash."""
+
+
+def server_name(command: Sequence[str]) -> str:
+    """A name for the server that `command` starts, without launchers, options, versions and folders.
+
+    >>> server_name(["npx", "-y", "@modelcontextprotocol/server-everything@2026.7.1", "stdio"])
+    'server-everything'
+    >>> server_name(["node", "/srv/crm/dist/index.js"]), server_name(["docker", "run", "-i", "--rm", "mcp/git:latest"])
+    ('crm', 'git')
+    >>> server_name(["bash", "-ec", "exec crm --api-key 5ecret"])
+    'bash'
+    """
+    words, name = list(command), ""
+    while words and (launched := _launcher(words[0])):
+        name = launched
+        words = _program(_LAUNCHERS[launched], words[1:])
+    # In a launcher's argument there could be anything beside the program's path; the command is nothing else
+    is_path = words and not (name and re.search(r"\s", words[0]))
+    return (_bare(words[0]) if is_path else "") or name or "server"
+
+
+def _launcher(word: str) -> str:
+    """The launcher that a word names, without its folder, extension and version; empty if it is none."""
+    name = _EXTENSION.sub("", re.split(r"[/\\]", word)[-1]).lower()
+    name = re.sub(r"[0-9.]+$", "", name)
+    return name if name in _LAUNCHERS else ""
+
+
+def _program(launcher: _Launcher, words: list[str]) -> list[str]:
+    """The program that a launcher is told to start, and its arguments; nothing if that cannot be told."""
+    skipped = launcher.skipped
+    while words:
+        word, *words = words
+        if word in launcher.ahead.split() or re.match(r"\w+=", word):
+            continue
+        if word == "--":
+            return words[skipped:]
+        if not word.startswith("-"):
+            if skipped:
+                skipped -= 1
+                continue
+            return [] if launcher.is_code or word in _CODE else [word, *words]
+        found = _after_option(launcher, word, words)
+        if found is None:
+            return []
+        words, is_program = found
+        if is_program:
+            return words
+    return []
+
+
+def _after_option(launcher: _Launcher, word: str, words: list[str]) -> tuple[list[str], bool] | None:
+    """What follows an option and its value, and whether the program comes first of it; None if nobody knows."""
+    option, has_value, value = word.partition("=")
+    option = option.lower() if launcher.is_code else option
+    if option in launcher.long_named.split():
+        return ([value, *words] if has_value else words), True
+    if option in launcher.long_valued.split():
+        return (words if has_value else words[1:]), False
+    if option in launcher.long_flags.split() or (_IS_FLAG.fullmatch(option) and option not in _IS_NO_FLAG):
+        return words, False
+    return None if word.startswith("--") else _after_letters(launcher, word[1:], words)
+
+
+def _after_letters(launcher: _Launcher, letters: str, words: list[str]) -> tuple[list[str], bool] | None:
+    """The same for an option of one letter, or several of them in a row."""
+    rest = letters.lstrip(launcher.flags)
+    if letters and (not rest or rest[0] in launcher.attached):
+        return words, False
+    if rest and rest[0] in launcher.valued:
+        return (words if rest[1:] else words[1:]), False
+    if rest and rest[0] in launcher.named:
+        return ([rest[1:], *words] if rest[1:] else words), True
+    return None
+
+
+def _bare(word: str) -> str:
+    """What a path, package, image or URL is called; empty if that does not look like a name."""
+    word = _USER_INFO.sub("", word)
+    scheme = _SCHEME.match(word)
+    if scheme:
+        word = re.split(r"[#?]", word[scheme.end() :])[0]
+    parts = [part for part in re.split(r"[/\\]", word) if part not in {"", ".", ".."}]
+    if not parts:
+        return ""
+    *folders, last = [_VERSION.split(part)[0] for part in parts]
+    last = last.split("#")[0]
+    bare = _EXTENSION.sub("", last)
+    if bare != last:
+        bare = re.sub(r"(?<=.)-v?[0-9]+(?:\.[0-9]+)+.*$", "", bare)  # crm-1.2.3.jar
+    names = [bare, *reversed(folders)]
+    name = next((name for name in names if name.lower() not in {"", *_GENERIC} and not name.startswith("@")), names[0])
+    return name if _NAME.fullmatch(name) and not _SECRET.search(name) and not holds_token(name) else ""
