@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple, get_args
 
 import click
@@ -22,7 +23,7 @@ from mcpguard.core.patterns import glob
 from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
 from mcpguard.stores.address import SqliteAddress
-from mcpguard.stores.base import Readable
+from mcpguard.stores.base import Readable, Wanted
 from mcpguard.stores.sqlite.integrity import identity
 
 POLL_S: Final = 0.25
@@ -59,8 +60,14 @@ class _Filter(NamedTuple):
         """Whether there could be rows of its namespace that are not shown."""
         return bool(self.patterns or self.decisions or self.since_us)
 
-    def wants(self, context: Mapping[str, object]) -> bool:
-        """Whether a row with this context may be shown."""
+    @property
+    def wanted(self) -> Wanted:
+        """What a store has to look for."""
+        axis = self.patterns.get("axis")
+        decisions = frozenset(word for word in get_args(Decided) if any(glob(one, word) for one in self.decisions))
+        return Wanted(self._is_of, decisions if self.decisions else None, partial(glob, axis) if axis else None)
+
+    def _is_of(self, context: Mapping[str, object]) -> bool:
         return context["namespace"] == self.namespace and all(
             key in context and selects(key, pattern, str(context[key]))
             for key, pattern in self.patterns.items()
@@ -192,7 +199,7 @@ def _newest(store: Readable, wanted: _Filter, rows: int | None) -> tuple[int, li
     """The place of the newest row, and the newest rows that are wanted, oldest first."""
     place = next((entry.place for entry in store.newest()), 0)
     found: list[dict[str, object]] = []
-    for entry in store.newest(wanted=wanted.wants):
+    for entry in store.newest(wanted=wanted.wanted):
         if entry.place > place:
             continue  # it came meanwhile, and is shown by whoever follows
         at_us = entry.record["time_us"]

@@ -1,6 +1,5 @@
 """What every store does, and the reference that does it in memory."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -37,22 +36,40 @@ class Held(NamedTuple):
     used: int
 
 
-Context = Callable[[Mapping[str, object]], bool]
-"""Says of a row's context, which is who called what, whether the row is wanted."""
+class Wanted(NamedTuple):
+    """Which rows of the audit are wanted, as far as a store can tell without reading them all. It may give others, too.
+
+    Attributes:
+        context: Says so of a record's members that tell who called what.
+        decisions: Only these; None for any.
+        axis: Says so of the axis of the limit that decided; None for any.
+    """
+
+    context: Callable[[Mapping[str, object]], bool]
+    decisions: frozenset[str] | None = None
+    axis: Callable[[str], bool] | None = None
+
+    def admits(self, record: Mapping[str, object]) -> bool:
+        """Whether a record may be wanted."""
+        return (
+            self.context(record)
+            and (self.decisions is None or record["decision"] in self.decisions)
+            and (self.axis is None or self.axis(str(record.get("axis"))))
+        )
 
 
 class Readable(Protocol):
     """A store as commands read it. Every method raises `StoreUnavailable` where it cannot."""
 
-    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """The audit's rows after a place, oldest first.
 
         Args:
             after: The place.
-            wanted: Which rows; None for all. Where many rows share a context it is asked once for all of them.
+            wanted: Which rows; None for all.
         """
 
-    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """The audit's rows, newest first; see `entries`."""
 
     def held(self) -> list[Held]:
@@ -259,16 +276,14 @@ class MemoryStore:
             before = self._memory.states.get(counter.id, EMPTY)
             self._memory.states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
 
-    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return (self._entry(place) for place in range(after, len(self._memory.rows)) if self._is_wanted(place, wanted))
+        found = (self._entry(place) for place in range(after, len(self._memory.rows)))
+        return (entry for entry in found if wanted is None or wanted.admits(entry.record))
 
-    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return reversed(list(self.entries(wanted=wanted)))
-
-    def _is_wanted(self, place: int, wanted: Context | None) -> bool:
-        return wanted is None or wanted(json.loads(self._memory.rows[place].context))
 
     def _entry(self, place: int) -> Entry:
         _, outcome, duration_us = self._memory.outcomes.get(place, (place, None, None))

@@ -18,7 +18,7 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreBusy, StoreUnavailable
-from mcpguard.stores.base import Clock, Context, Entry, Held, Store, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Store, Wanted, wall_us
 from mcpguard.stores.clock import boot_us
 from mcpguard.stores.failover.connector import NOT_IN_TIME, Connector, unavailable
 from mcpguard.stores.failover.leftovers import Leftovers
@@ -384,11 +384,11 @@ class FailoverStore:
 
     # reading, which may fail
 
-    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return self._up().entries(after=after, wanted=wanted)
 
-    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return self._up().newest(wanted=wanted)
 

@@ -23,7 +23,7 @@ from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Clock, Context, Entry, Held, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Wanted, monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link, scan
@@ -259,13 +259,13 @@ class RedisStore:
             told = [part for row, outcome, us in some for part in (rows.entry_id(row), f"{outcome} {us}")]
             self._run("record", (self._key("audit"), self._key("outcomes")), *told)
 
-    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         while found := self._page("XRANGE", "(" + rows.entry_id(after), "+"):
             yield from self._joined(found, wanted)
             after = rows.place(found[-1][0])
 
-    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         before = "+"
         while found := self._page("XREVRANGE", before, "-"):
@@ -285,11 +285,11 @@ class RedisStore:
                 found = [one for one in found if one[0] <= last]
         return [one for _, one in found]
 
-    def _joined(self, found: Sequence[_Found], wanted: Context | None) -> list[Entry]:
+    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[Entry]:
         """Rows that are wanted, with how their calls ended."""
         outcomes = self._ask(("HMGET", self._key("outcomes"), *(name for name, _ in found)))[0]
         joined = [rows.entry(name, fields, outcome) for (name, fields), outcome in zip(found, outcomes, strict=True)]
-        return [one for one in joined if wanted is None or wanted(one.record)]
+        return [one for one in joined if wanted is None or wanted.admits(one.record)]
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""

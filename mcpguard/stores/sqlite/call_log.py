@@ -61,7 +61,10 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 else:
     _pread = os.pread
     _pwrite = os.pwrite
-    _sync = os.fsync if sys.platform == "darwin" else os.fdatasync
+    if sys.platform == "darwin":
+        _sync = os.fsync
+    else:
+        _sync = os.fdatasync
 
 
 class Position(NamedTuple):

@@ -15,7 +15,7 @@ from mcpguard.core.audit import Row, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.stores import clock
-from mcpguard.stores.base import Clock, Context, Entry, Held
+from mcpguard.stores.base import Clock, Entry, Held, Wanted
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, Memory, replay, touched, unpack
@@ -152,14 +152,14 @@ class Reader:
 
     # audit
 
-    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
         pending = self._pending()
         if after < pending.first - 1:
             yield from self._archived(_AFTER, lambda last: (last, pending.first), after, wanted, _outcomes(pending.texts))
         yield from (entry for entry in _rows(pending, wanted) if entry.place > after)
 
-    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
         pending = self._pending()
         yield from reversed(list(_rows(pending, wanted)))
@@ -170,7 +170,7 @@ class Reader:
         question: str,
         bounds: Callable[[int], tuple[int, ...]],
         last: int,
-        wanted: Context | None,
+        wanted: Wanted | None,
         outcomes: _Outcomes,
     ) -> Iterator[Entry]:
         """Rows of the database, some at a time, so that nobody waits long for us."""
@@ -187,15 +187,22 @@ class Reader:
                 return
             last = found[-1][0]
 
-    def _among(self, wanted: Context | None) -> str | None:
-        """A condition on rows' contexts: many rows share one, so that few have to be looked at. None if none is wanted."""
+    def _among(self, wanted: Wanted | None) -> str | None:
+        """A condition on rows; None if there can be none. Many rows share a text, so that few texts have to be looked at."""
         if wanted is None:
             return ""
-        every = self._db.execute("SELECT id, json FROM fragment WHERE namespace IS NOT NULL").fetchall()
-        ids = [key for key, text in every if wanted(json.loads(text))]
-        if not ids:
+        every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
+        contexts = [key for key, text, namespace in every if namespace is not None and wanted.context(json.loads(text))]
+        if not contexts:
             return None
-        return "" if len(ids) == len(every) else f"AND a.context IN ({','.join(map(str, ids))})"
+        conditions = [f"a.context IN ({_numbers(contexts)})"]
+        if wanted.decisions is not None:
+            conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
+        if wanted.axis is not None:
+            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(json.loads(text)["axis"])]
+            # a denial that no limit made tells its axis itself
+            conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
+        return "AND " + " AND ".join(conditions)
 
     # both
 
@@ -229,6 +236,10 @@ class Reader:
             self._own_log.close()
 
 
+def _numbers(ids: Sequence[int]) -> str:
+    return ",".join(map(str, ids))
+
+
 def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     """The outcomes that records tell, by row; the first of each stands."""
     found: dict[int, tuple[str, int]] = {}
@@ -240,7 +251,7 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     return found
 
 
-def _rows(pending: Pending, wanted: Context | None) -> Iterator[Entry]:
+def _rows(pending: Pending, wanted: Wanted | None) -> Iterator[Entry]:
     """The audit rows of the log, oldest first."""
     outcomes = _outcomes(pending.texts)
     number = pending.first
@@ -248,9 +259,10 @@ def _rows(pending: Pending, wanted: Context | None) -> Iterator[Entry]:
         for line in text.split("\n"):
             if line[0] == entries.ROW:
                 row = entries.read_row(line.split("\t"))
-                if wanted is None or wanted(json.loads(row.context)):
-                    outcome, duration_us = outcomes.get(number, (None, None))
-                    yield Entry(number, record(row, outcome=outcome, duration_us=duration_us))
+                outcome, duration_us = outcomes.get(number, (None, None))
+                found = record(row, outcome=outcome, duration_us=duration_us)
+                if wanted is None or wanted.admits(found):
+                    yield Entry(number, found)
                 number += 1
 
 

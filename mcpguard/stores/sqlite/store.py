@@ -26,7 +26,7 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.stores.base import Clock, Context, Entry, Held, decide_one, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Wanted, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries, notes
 from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
 from mcpguard.stores.sqlite.locks import QueueLock
@@ -303,11 +303,11 @@ class SqliteStore:
 
     # reading
 
-    def entries(self, *, after: int = 0, wanted: Context | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return self._reader.entries(after=after, wanted=wanted)
 
-    def newest(self, *, wanted: Context | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return self._reader.newest(wanted=wanted)
 

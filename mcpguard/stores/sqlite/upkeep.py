@@ -138,9 +138,9 @@ class Upkeep:
                 self._has_more_to_do = True
             if self._has_more_to_do:
                 with database.writing(db):
-                    old = _prune_old(db, wall_us)
-                    _prune_surplus(db)
-                self._has_more_to_do = self._shrink(db) or old
+                    more = _prune_old(db, wall_us)
+                    more |= _prune_surplus(db, _PRUNED_AT_ONCE)
+                self._has_more_to_do = self._shrink(db) or more
 
     def drain(self) -> None:
         """Move into the database all that the log holds. Raises as `tend` does."""
@@ -184,7 +184,8 @@ class Upkeep:
         with database.writing(db):
             _Drain(db, self._log.key).write(since.row, batch)
             database.set_position(db, upto)
-            _prune_surplus(db)
+            more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)))
+        self._has_more_to_do |= more
         self._log.set_drained(upto)
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
@@ -216,8 +217,8 @@ def _prune_old(db: sqlite3.Connection, wall_us: int) -> bool:
     return more
 
 
-def _prune_surplus(db: sqlite3.Connection) -> None:
-    """Drop the oldest rows of each namespace that takes more than it may.
+def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
+    """Drop the oldest rows of each namespace that takes more than it may, so many at most; whether there may be more.
 
     What rows take is known roughly, and never too low. Where all together take less of the file, each is taken to do so.
     """
@@ -225,12 +226,16 @@ def _prune_surplus(db: sqlite3.Connection) -> None:
     (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
     scale = min(1.0, (pages - free) * page_bytes / max(known, 1.0))
     for namespace, max_bytes in db.execute("SELECT id, max_bytes FROM namespace WHERE max_bytes IS NOT NULL").fetchall():
-        most = max(max_bytes - RING_BYTES, max_bytes // 2) / scale
-        while _size(db, namespace) > most:
+        bound = max(max_bytes - RING_BYTES, max_bytes // 2) / scale
+        while _size(db, namespace) > bound:
+            if most <= 0:
+                return True
             found = db.execute(_OLDEST, (namespace, _PRUNED_STEP)).fetchall()
             if not found:
                 break
             _drop_rows(db, namespace, found)
+            most -= len(found)
+    return False
 
 
 def _size(db: sqlite3.Connection, namespace: int) -> int:

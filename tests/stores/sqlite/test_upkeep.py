@@ -11,6 +11,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.core.audit import Outcome
+from mcpguard.stores.base import Wanted
 from mcpguard.stores.sqlite import call_log, upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time, identity
@@ -216,19 +217,30 @@ def test_a_reader_waits_for_nobody_and_writes_nothing(path: Path, open_store: Op
 
 
 def is_users(user: str, who: Mapping[str, object]) -> bool:
-    return who["user"] == user
+    return who.get("user") == user
 
 
-def test_rows_are_found_by_who_called_what(open_store: Open, tend: Callable[..., None]) -> None:
+def test_rows_are_found_by_who_called_what_by_decision_and_by_axis(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store()
     for number, user in enumerate(["alice", "bob", "alice"]):
-        Session(store, FIVE_A_MINUTE, session=f"{number:016x}", who=identity(user)).call("x")
+        Session(store, "[[rule]]\ntool = 'x'\nlimit = '2/1h'\n", session=f"{number:016x}", who=identity(user)).call("x")
         if number < 2:
             tend(store)
-    for user, found in (("alice", [1, 3]), ("bob", [2]), ("nobody", [])):
-        wanted = partial(is_users, user)
-        assert [entry.place for entry in store.entries(wanted=wanted)] == found
-        assert [entry.place for entry in store.newest(wanted=wanted)] == found[::-1]
+    everybody = Wanted(lambda _: True)
+    for wanted, found in (
+        (Wanted(partial(is_users, "alice")), [1, 3]),
+        (Wanted(partial(is_users, "bob")), [2]),
+        (Wanted(partial(is_users, "nobody")), []),
+        (everybody._replace(decisions=frozenset({"allowed"})), [1, 2]),
+        (everybody._replace(decisions=frozenset({"rate_limited", "denied"})), [3]),
+        (everybody._replace(axis="tool".__eq__), [1, 2, 3]),
+        (everybody._replace(axis="user".__eq__), []),
+    ):
+        for _ in range(2):
+            assert [entry.place for entry in store.entries(wanted=wanted)] == found
+            assert [entry.place for entry in store.newest(wanted=wanted)] == found[::-1]
+    tend(store)
+    assert [entry.place for entry in store.entries(wanted=everybody._replace(axis="tool".__eq__))] == [1, 2, 3]
 
 
 # Pruning
