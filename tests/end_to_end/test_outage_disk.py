@@ -1,8 +1,10 @@
 """A disk that is full, and places where nothing may be written."""
 
 import contextlib
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
 
-from .host import Host, call, script
+from .host import Host, call, environment, program, script
 from .outages import codes, is_back, mounted, root_only, settings, told, used, wait_for
 
 MODES = ["local", "deny", "allow"]
@@ -117,6 +119,28 @@ def test_a_file_system_that_is_read_only_is_told_and_used_when_it_may_be_written
             assert codes(host, 1) == [429]
             assert "Traceback" not in host.err
             host.end()
+
+
+@root_only
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_the_audit_on_a_file_system_that_is_read_only_is_read_all_the_same(tmp_path: Path, how: str) -> None:
+    settings(tmp_path)
+    place = tmp_path / "disk"
+    place.mkdir()
+    with mounted(place, "--bind", str(place)):
+        store = f"sqlite://{place}/mcpguard.db"
+        with Host(tmp_path, *script("obedient"), options=["--store", store]) as host:
+            assert codes(host, 2) == [200, 200]
+            if how == "killed":
+                host.kill(signal.SIGKILL)
+            else:
+                host.end()
+        remount(place, "ro")
+        command = program("audit", "tail", "--json", "--store", store)
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=True)
+        remount(place, "rw")
+    assert [json.loads(line)["decision"] for line in done.stdout.splitlines()] == ["policy", "allowed", "allowed"]
+    assert done.stderr == ""
 
 
 @root_only

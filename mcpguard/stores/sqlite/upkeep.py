@@ -27,7 +27,9 @@ DRAIN_EVERY_US: Final = 2_000_000
 
 PRUNE_EVERY_US: Final = 60_000_000
 
-_DRAINED_AT_ONCE_BYTES: Final = 1024 * 1024
+_DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
+"""More in one transaction makes its rollback journal large, which lies beside the database for that time."""
+
 _PRUNED_AT_ONCE: Final = 2000
 _PRUNED_STEP: Final = 100
 _LONG: Final = 1000
@@ -226,7 +228,7 @@ def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
     (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
     scale = min(1.0, (pages - free) * page_bytes / max(known, 1.0))
     for namespace, max_bytes in db.execute("SELECT id, max_bytes FROM namespace WHERE max_bytes IS NOT NULL").fetchall():
-        bound = max(max_bytes - RING_BYTES, max_bytes // 2) / scale
+        bound = _share(max_bytes) / scale
         while _size(db, namespace) > bound:
             if most <= 0:
                 return True
@@ -236,6 +238,11 @@ def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
             _drop_rows(db, namespace, found)
             most -= len(found)
     return False
+
+
+def _share(max_bytes: int) -> int:
+    """What of a namespace's bound its rows may take: the call log takes its part, and so does a rollback journal."""
+    return max(max_bytes - max_bytes // 16 - RING_BYTES, max_bytes // 2)
 
 
 def _size(db: sqlite3.Connection, namespace: int) -> int:
