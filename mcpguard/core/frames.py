@@ -306,7 +306,7 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines; a `Refusal` stands for a line that was too long."""
         *complete, rest = chunk.split(b"\n")
-        lines = [line for last in complete if (line := self._end(last))]
+        lines = [line for last in complete if (last or self._held) and (line := self._end(last))]
         if rest:
             self._hold(rest)
         return lines

@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -21,6 +22,9 @@ _odd = re.compile("[\ud800-\udfff]|(?:\\A|\0)(__proto__|\\$serde_json::private::
 
 AT_ONCE: Final = 4096
 """Keys that are looked at in one step."""
+
+_FEW_CHARS: Final = 256
+"""What was found of keys that are no longer than this in all is remembered."""
 
 _TWICE: Final = "a key that comes twice"
 
@@ -67,7 +71,10 @@ def fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | Non
         return obj.fault
     if obj.keys() <= reserved:
         return None
-    return _fault_in_some(list(obj), reserved) if len(obj) <= AT_ONCE else _fault_in_many(obj, reserved)
+    if len(obj) > AT_ONCE:
+        return _fault_in_many(obj, reserved)
+    text = "\0".join(obj)
+    return (_fault_in if len(text) > _FEW_CHARS else _fault_in_few)(text, len(obj), reserved)
 
 
 def _fault_in_many(keys: Iterable[str], reserved: frozenset[str]) -> str | None:
@@ -78,23 +85,29 @@ def _fault_in_many(keys: Iterable[str], reserved: frozenset[str]) -> str | None:
     return told.fault
 
 
-def _fault_in_some(keys: list[str], reserved: frozenset[str]) -> str | None:
-    """The same for keys that all differ. One step for all of them instead of one for each: there may be a million."""
-    text = "\0".join(keys)
+def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
+    """The same for so many keys, with U+0000 between them. One step for all of them, not for each: there may be a million."""
     odd = _odd(text)
-    if text.count("\0") >= len(keys) or (odd and not odd[1]):
+    if text.count("\0") >= count or (odd and not odd[1]):
         return "U+0000 or a lone surrogate in a key"
     if odd:
         return "a key that has a meaning of its own for some parsers"
-    folded = text.casefold().split("\0")
-    if len(set(folded)) < len(keys):
+    if len(set(text.casefold().split("\0"))) < count:
         return "two keys that differ in case alone"
-    others = [fold for key, fold in zip(keys, folded, strict=True) if key not in reserved]
-    # Go's `encoding/json/v2` does not see underscores and dashes either, where it ignores case
-    joined = "\0".join(others).replace("_", "").replace("-", "").split("\0")
-    if not _FOLDED[reserved].isdisjoint(others + joined):
-        return "a key that is a reserved one in other letters"
-    return None
+    if _FOLDED[reserved].isdisjoint(_spellings(text)):
+        return None
+    others = "\0".join([key for key in text.split("\0") if key not in reserved])
+    return None if _FOLDED[reserved].isdisjoint(_spellings(others)) else "a key that is a reserved one in other letters"
+
+
+_fault_in_few = lru_cache(maxsize=256)(_fault_in)  # a client uses the same few keys all day
+
+
+def _spellings(keys: str) -> list[str]:
+    """These keys as parsers see them that ignore case; Go's `encoding/json/v2` ignores underscores and dashes then, too."""
+    folded = keys.casefold()
+    joined = folded.replace("_", "").replace("-", "")
+    return folded.split("\0") if joined == folded else [*folded.split("\0"), *joined.split("\0")]
 
 
 class ManyKeys:
@@ -117,8 +130,9 @@ class ManyKeys:
         """Tell some of the keys, at most `AT_ONCE`."""
         self._ids += keys.count("id")
         if keys and self._fault is None:
-            self._fault = _TWICE if len(set(keys)) < len(keys) else _fault_in_some(keys, self._reserved)
-            self._hashes.extend(map(hash, "\0".join(keys).casefold().split("\0")))
+            text = "\0".join(keys)
+            self._fault = _TWICE if len(set(keys)) < len(keys) else _fault_in(text, len(keys), self._reserved)
+            self._hashes.extend(map(hash, text.casefold().split("\0")))
 
     @property
     def fault(self) -> str | None:
