@@ -36,8 +36,8 @@ from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 TURN_SHARE: Final = 0.8
 """How much of its budget a call may wait for its turn."""
 
-PACE_BYTES: Final = RING_BYTES // 16
-"""So much, twice, may a wrapper have in the log that the database does not have yet, before it waits for it."""
+PACE_BYTES: Final = RING_BYTES // 4
+"""So much, twice at most, may a wrapper have in the log that the database does not have yet, before it waits for it."""
 
 LOOK_EVERY_S: Final = 0.001
 
@@ -103,7 +103,7 @@ class SqliteStore:
         try:
             return self._decide(charges, journal)
         except LogFull:
-            self._await_upkeep(self._at.end - RING_BYTES // 2)
+            self._await_upkeep(self._at.end)
             return self._decide(charges, journal)
         finally:
             self._keep_pace()

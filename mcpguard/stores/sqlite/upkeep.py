@@ -5,25 +5,20 @@ may have to wait for a transaction of upkeep, and upkeep for them.
 """
 
 import contextlib
-import json
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.core.claude_code import NOTE_KEPT_US
-from mcpguard.core.digest import number
-from mcpguard.core.limiter import State
-from mcpguard.stores.sqlite import database, entries, integrity, notes
+from mcpguard.stores.sqlite import database, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
-from mcpguard.stores.sqlite.memory import pack, replay, touched
-from mcpguard.stores.sqlite.schema import PAGE_BYTES
+from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 
-DRAIN_BYTES: Final = 128 * 1024
+DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
-"""The log is moved when it holds so much that is new, or when so long nobody has: a transaction waits for the disk."""
+"""The log is moved when it holds so much that is new, or when so long nobody has: best while no calls come."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
@@ -32,33 +27,20 @@ _DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
 
 _PRUNED_AT_ONCE: Final = 2000
 _PRUNED_STEP: Final = 100
-_LONG: Final = 1000
 _SPARE_PAGES: Final = 256
 _PAGES_AT_ONCE: Final = 512
 
-_ROW_BYTES: Final = 160
-_FRAGMENT_BYTES: Final = 100
-"""What a row, and a text that rows share, takes in the file beside its own characters: measured, and rounded up."""
 
 _GRACE_US: Final = 60_000_000
 """How long after its window a counter's label is kept. A charge that finds a counter empty brings the label again."""
 
 _ONCE_KEPT_US: Final = 30 * 86_400_000_000
 
-_INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
-_SET_OUTCOME: Final = "UPDATE audit SET outcome = ?, duration_us = ? WHERE id = ? AND outcome IS NULL"
-_USE: Final = """
-    INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
-"""
 _UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
-_SET_COUNTER: Final = """
-    INSERT INTO counter VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET last_us = ?4, log = ?5
-"""
 _SET_BOUNDS: Final = """
     INSERT INTO namespace (name, keep_us, max_bytes) VALUES (?1, ?2, ?3)
     ON CONFLICT (name) DO UPDATE SET keep_us = ?2, max_bytes = ?3
 """
-_SET_LABEL: Final = "UPDATE counter SET label = ? WHERE id = ?"
 _OLDEST: Final = """
     SELECT id, time_us, context, reported, coalesce(length(detail), 0) + coalesce(length(request_id), 0)
     FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
@@ -184,7 +166,7 @@ class Upkeep:
     def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position) -> None:
         """Move some records into the database, and let so many old rows go that it does not grow beyond its bounds."""
         with database.writing(db):
-            _Drain(db, self._log.key).write(since.row, batch)
+            Drain(db, self._log.key).write(since.row, batch)
             database.set_position(db, upto)
             more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)))
         self._has_more_to_do |= more
@@ -254,7 +236,7 @@ def _drop_rows(db: sqlite3.Connection, namespace: int, found: list[tuple[int, in
     unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
     db.executemany("DELETE FROM audit WHERE id = ?", [one[:1] for one in found])
     db.executemany(_UNUSE, [(count, key) for key, count in unused.items()])
-    freed = sum(_row_bytes(length) for *_, length in found) + _drop_unused(db, list(unused))
+    freed = sum(row_bytes(length) for *_, length in found) + _drop_unused(db, list(unused))
     db.execute("UPDATE namespace SET bytes = max(0, bytes - ?) WHERE id = ?", (freed, namespace))
 
 
@@ -264,117 +246,6 @@ def _drop_unused(db: sqlite3.Connection, ids: list[int]) -> int:
     for some in database.batches(ids):
         which = f"WHERE uses <= 0 AND id IN ({database.marks(some)})"
         lengths = db.execute(f"SELECT length(json) FROM fragment {which} AND namespace IS NOT NULL", some)  # noqa: S608 - marks only
-        freed += sum(_fragment_bytes(length) for (length,) in lengths)
+        freed += sum(fragment_bytes(length) for (length,) in lengths)
         db.execute(f"DELETE FROM fragment {which}", some)  # noqa: S608 - marks only
     return freed
-
-
-def _row_bytes(length: int) -> int:
-    """What a row takes with so many characters of its own: long ones in pages of their own, of which the last is not full."""
-    return _ROW_BYTES + (length if length < _LONG else length + PAGE_BYTES)
-
-
-def _fragment_bytes(length: int) -> int:
-    """What a text takes that rows share: such texts lie in no order, so that half of their pages is empty."""
-    return _FRAGMENT_BYTES + 2 * length
-
-
-class _Drain:
-    """Writes some records of the log into the database, in the caller's transaction."""
-
-    def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
-        self._db = db
-        self._key = key
-        self._rows: list[tuple[object, ...]] = []
-        self._uses: dict[str, int] = {}
-        self._own: dict[str, str] = {}  # namespaces of contexts
-        self._bytes: dict[str, int] = {}
-        self._outcomes: dict[int, tuple[str, int]] = {}
-        self._counters: dict[int, tuple[int, str]] = {}
-
-    def write(self, first_row: int, batch: list[str]) -> None:
-        """Write records that begin with an audit row's number."""
-        row = first_row
-        others: list[list[str]] = []
-        for text in batch:
-            time.sleep(0)  # a call that has come meanwhile goes first
-            for line in text.split("\n"):
-                fields = line.split("\t")
-                if fields[0] == entries.ROW:
-                    self._take_row(row, fields)
-                    row += 1
-                else:
-                    others.append(fields)
-        for fields in others:
-            self._take(fields)
-        self._write_rows()
-        self._write_counters(batch)
-
-    def _take_row(self, number_: int, fields: list[str]) -> None:
-        row = entries.read_row(fields)
-        if row.context not in self._own:
-            self._own[row.context] = str(json.loads(row.context)["namespace"])
-        namespace = self._own[row.context]
-        for text in (row.context, row.reported):
-            if text is not None:
-                self._uses[text] = self._uses.get(text, 0) + 1
-        size = _row_bytes(len(row.detail or "") + len(row.request_id or ""))
-        self._bytes[namespace] = self._bytes.get(namespace, 0) + size
-        self._rows.append((number_, namespace, *row))
-
-    def _take(self, fields: list[str]) -> None:
-        kind = fields[0]
-        if kind == entries.OUTCOME:
-            self._outcomes.setdefault(int(fields[1]), (fields[2], int(fields[3])))
-        elif kind == entries.COUNTER:
-            self._counters[int(fields[1])] = (int(fields[2]), fields[3])
-        elif kind == notes.KIND:
-            namespace, note, noted_us = notes.read(fields)
-            self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
-        elif kind == entries.ONCE:
-            self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
-
-    def _write_rows(self) -> None:
-        db = self._db
-        ids = {text: number(text, self._key) for text in self._uses}
-        db.executemany("INSERT OR IGNORE INTO namespace (name) VALUES (?)", [(name,) for name in self._bytes])
-        namespaces = dict(db.execute("SELECT name, id FROM namespace"))
-        for text in self._own:
-            if not db.execute("SELECT 1 FROM fragment WHERE id = ?", (ids[text],)).fetchone():
-                self._bytes[self._own[text]] += _fragment_bytes(len(text))
-        uses = [(ids[text], text, namespaces.get(self._own.get(text, "")), count) for text, count in self._uses.items()]
-        db.executemany(_USE, uses)
-        rows = []
-        for place, namespace, time_us, seq, decision, context, reported, *rest in self._rows:
-            outcome = self._outcomes.pop(int(str(place)), (None, None))
-            limit = None if reported is None else ids[str(reported)]
-            rows.append((place, namespaces[str(namespace)], time_us, seq, decision, ids[str(context)], limit, *rest, *outcome))
-        db.executemany(_INSERT_ROW, rows)
-        db.executemany(_SET_OUTCOME, [(*outcome, row) for row, outcome in self._outcomes.items()])
-        db.executemany("UPDATE namespace SET bytes = bytes + ? WHERE name = ?", [(n, name) for name, n in self._bytes.items()])
-
-    def _write_counters(self, batch: Iterable[str]) -> None:
-        """Bring the counters that the records change up to date."""
-        ids = {key for text in batch for key in touched(text)}
-        states: dict[int, State] = database.logs(self._db, ids)
-        for text in batch:
-            replay(states, text)
-        self._db.executemany("DELETE FROM counter WHERE id = ?", [(key,) for key, log in states.items() if not log])
-        windows = self._windows(batch)
-        values = [
-            (key, windows[key], self._counters.get(key, (0, "[]"))[1], log[-2], pack(log)) for key, log in states.items() if log
-        ]
-        self._db.executemany(_SET_COUNTER, values)
-        labels = [(label, key) for key, (_, label) in self._counters.items() if key in states]
-        self._db.executemany(_SET_LABEL, labels)
-
-    def _windows(self, batch: Iterable[str]) -> Mapping[int, int]:
-        windows = {key: window_us for key, (window_us, _) in self._counters.items()}
-        for text in batch:
-            for line in text.split("\n"):
-                if line[0] == entries.ROW and (charged := line.rpartition("\t")[2]):
-                    windows |= {key: window_us for key, window_us, _ in entries.read_charges(charged)}
-                elif line[0] == entries.MERGED:
-                    fields = line.split("\t")
-                    windows[int(fields[1])] = int(fields[2])
-        return windows

@@ -12,7 +12,7 @@ import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.stores.base import Wanted
-from mcpguard.stores.sqlite import call_log, upkeep
+from mcpguard.stores.sqlite import call_log, draining, upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time, identity
 
@@ -115,14 +115,14 @@ def test_while_one_wrapper_does_upkeep_the_others_go_on(path: Path, open_store: 
 
 def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
     """Let something happen within the next transaction that moves records, once."""
-    write = upkeep._Drain.write
+    write = draining.Drain.write
 
-    def wrapped(self: upkeep._Drain, first_row: int, batch: list[str]) -> None:
+    def wrapped(self: draining.Drain, first_row: int, batch: list[str]) -> None:
         monkeypatch.undo()
         write(self, first_row, batch)
         happen()
 
-    monkeypatch.setattr(upkeep._Drain, "write", wrapped)
+    monkeypatch.setattr(draining.Drain, "write", wrapped)
 
 
 def test_a_call_is_decided_while_a_transaction_of_upkeep_is_open(
@@ -160,6 +160,15 @@ def test_what_happens_while_the_log_is_moved_is_not_undone(
     tend(store, after_s=3)
     expected = {"reset": [], "adopt": [7], "call": [5]}[between]
     assert used(store) == used(other) == used(open_store()) == expected
+
+
+def test_a_storm_waits_for_the_database_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    for _ in range(50):
+        assert set(session.decisions("free", 50)) == {"allowed"}
+    assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 2501))
 
 
 def test_a_wrapper_that_slept_while_the_log_went_round_counts_all(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +292,7 @@ def test_a_store_keeps_within_a_tenth_of_its_size_at_every_moment(
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(upkeep, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 64 * 1024)
     most = 4_000_000
     store = open_store(max_bytes=most)
     session = Session(store, FIVE_A_MINUTE, arguments="full" if kind == "long arguments" else "hash")

@@ -1,0 +1,158 @@
+"""Moves records of the call log into the database: one pass over their lines, in the caller's transaction."""
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from mcpguard.core.digest import number
+from mcpguard.stores.sqlite import database, entries, notes
+from mcpguard.stores.sqlite.memory import change, charge, pack
+from mcpguard.stores.sqlite.schema import PAGE_BYTES
+
+LINES_AT_ONCE: Final = 32
+PAUSE_S: Final = 0.0001
+"""After so many lines, some 100 µs of work, calls of this process get their turn. To yield without a pause does not hand over
+the interpreter's lock: who yields is soonest to ask for it again."""
+
+_ROW_BYTES: Final = 160
+_FRAGMENT_BYTES: Final = 100
+_LONG: Final = 1000
+"""What a row, and a text that rows share, takes in the file beside its own characters: measured, and rounded up."""
+
+_INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
+_SET_OUTCOME: Final = "UPDATE audit SET outcome = ?, duration_us = ? WHERE id = ? AND outcome IS NULL"
+_USE: Final = """
+    INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
+"""
+_SET_COUNTER: Final = """
+    INSERT INTO counter VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET last_us = ?4, log = ?5
+"""
+_SET_LABEL: Final = "UPDATE counter SET label = ? WHERE id = ?"
+_NO_LABEL: Final = "[]"
+
+
+class Drain:
+    """What some records of the log say, to be written into the database.
+
+    Args:
+        db: The database.
+        key: The store's key.
+    """
+
+    def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
+        self._db = db
+        self._key = key
+        self._rows: dict[int, list[object]] = {}
+        self._outcomes: list[tuple[str, str, int]] = []
+        self._fragments: dict[str, tuple[int, int | None]] = {}  # id, and the namespace's of a context
+        self._uses: Counter[str] = Counter()
+        self._bytes: Counter[int] = Counter()
+        self._labels: dict[int, str] = {}
+        self._windows: dict[int, int] = {}
+        self._changes: list[tuple[str, str] | list[str]] = []  # of counters, in order: when and what was charged, or a line
+
+    def write(self, first_row: int, batch: Sequence[str]) -> None:
+        """Write records, of which the first begins with an audit row of this number."""
+        row = first_row
+        since_pause = 0
+        for text in batch:
+            lines = text.split("\n")
+            since_pause += len(lines)
+            if since_pause >= LINES_AT_ONCE:
+                since_pause = 0
+                time.sleep(PAUSE_S)
+            for line in lines:
+                fields = line.split("\t")
+                if fields[0] == entries.ROW:
+                    self._take_row(row, fields)
+                    row += 1
+                else:
+                    self._take(fields)
+        self._write_rows()
+        self._write_counters()
+
+    def _take_row(self, place: int, fields: list[str]) -> None:
+        """Take a row as its line has it: the database makes numbers of its texts."""
+        _, time_us, seq, decision, context, reported, request_id, args_hash, *rest, detail, charged_us, charged = fields
+        context_id, namespace = self._fragments.get(context) or self._context(context)
+        self._uses[context] += 1
+        limit = None
+        if reported:
+            limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
+            self._uses[reported] += 1
+        self._bytes[namespace or 0] += row_bytes(len(detail) + len(request_id))
+        values: list[object] = [place, namespace, time_us, seq, decision, context_id, limit, request_id or None]
+        values.append(bytes.fromhex(args_hash) if args_hash else None)
+        self._rows[place] = [*values, *[value or None for value in rest], detail or None, None, None]
+        if charged:
+            self._changes.append((charged_us, charged))
+
+    def _context(self, text: str) -> tuple[int, int | None]:
+        name = (json.loads(text)["namespace"],)
+        self._db.execute("INSERT OR IGNORE INTO namespace (name) VALUES (?)", name)
+        (namespace,) = self._db.execute("SELECT id FROM namespace WHERE name = ?", name).fetchone()
+        found = self._fragment(text, namespace)
+        if not self._db.execute("SELECT 1 FROM fragment WHERE id = ?", found[:1]).fetchone():
+            self._bytes[namespace] += fragment_bytes(len(text))
+        return found
+
+    def _fragment(self, text: str, namespace: int | None) -> tuple[int, int | None]:
+        self._fragments[text] = number(text, self._key), namespace
+        return self._fragments[text]
+
+    def _take(self, fields: list[str]) -> None:
+        kind = fields[0]
+        if kind == entries.OUTCOME:
+            row = self._rows.get(int(fields[1]))
+            if row is None:
+                self._outcomes.append((fields[2], fields[3], int(fields[1])))
+            elif row[-2] is None:
+                row[-2:] = fields[2:]
+        elif kind == entries.COUNTER:
+            self._labels[int(fields[1])] = fields[3]
+            self._windows[int(fields[1])] = int(fields[2])
+        elif kind in {entries.MERGED, entries.EMPTIED}:
+            self._changes.append(fields)
+        elif kind == notes.KIND:
+            namespace, note, noted_us = notes.read(fields)
+            self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
+        elif kind == entries.ONCE:
+            self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
+
+    def _write_rows(self) -> None:
+        db = self._db
+        db.executemany(_USE, [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()])
+        db.executemany(_INSERT_ROW, self._rows.values())
+        db.executemany(_SET_OUTCOME, self._outcomes)
+        db.executemany("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
+
+    def _write_counters(self) -> None:
+        """Bring the counters that the records change up to date."""
+        for charged in {one[1] for one in self._changes if isinstance(one, tuple)}:
+            self._windows |= {key: window_us for key, window_us, _ in entries.read_charges(charged)}
+        lines = [one for one in self._changes if not isinstance(one, tuple)]
+        self._windows |= {int(fields[1]): int(fields[2]) for fields in lines if fields[0] == entries.MERGED}
+        states = database.logs(self._db, {*self._windows, *(int(fields[1]) for fields in lines)})
+        for one in self._changes:
+            if isinstance(one, tuple):
+                charge(states, int(one[0]), one[1])
+            else:
+                change(states, one)
+        self._db.executemany("DELETE FROM counter WHERE id = ?", [(key,) for key, log in states.items() if not log])
+        held = [(key, log) for key, log in states.items() if log]
+        values = [(key, self._windows[key], self._labels.get(key, _NO_LABEL), log[-2], pack(log)) for key, log in held]
+        self._db.executemany(_SET_COUNTER, values)
+        self._db.executemany(_SET_LABEL, [(label, key) for key, label in self._labels.items() if states.get(key)])
+
+
+def row_bytes(length: int) -> int:
+    """What a row takes with so many characters of its own: long ones in pages of their own, of which the last is not full."""
+    return _ROW_BYTES + (length if length < _LONG else length + PAGE_BYTES)
+
+
+def fragment_bytes(length: int) -> int:
+    """What a text takes that rows share: such texts lie in no order, so that half of their pages is empty."""
+    return _FRAGMENT_BYTES + 2 * length
