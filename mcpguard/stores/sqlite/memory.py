@@ -17,9 +17,6 @@ from mcpguard.stores.sqlite import entries, notes
 REMEMBERED: Final = 8192
 """Counters that a process remembers, some 300 bytes each; likewise notes."""
 
-DROPPED: Final = 65_536
-"""Counters of which a process remembers only that it has seen them."""
-
 
 class Memory:
     """A store's counters and notes at one position of its log.
@@ -31,8 +28,6 @@ class Memory:
     Attributes:
         states: Logs by counter.
         complete: Whether a counter that is not among them is empty.
-        dropped: Counters that were not empty when they were dropped to make room, with the store time at which they will be.
-        dropped_until_us: The store time at which the last of those is empty that are not even among `dropped`.
         notes: Which agent makes a call, and when that was noted, by namespace and call.
         has_all_notes: Whether a note that is not among them does not exist.
         once: Names of admissions that were counted and must not be again.
@@ -41,8 +36,6 @@ class Memory:
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
         self.states: dict[int, State] = {}
         self.complete = complete
-        self.dropped: dict[int, int] = {}
-        self.dropped_until_us = 0
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.has_all_notes = True
         self.once: set[str] = set()
@@ -108,19 +101,12 @@ class Memory:
             self._drop_counters()
 
     def _drop_counters(self) -> None:
-        now_us = self.latest_us()
-        self.forget_expired(now_us)
+        self.forget_expired(self.latest_us())
         surplus = len(self.states) - REMEMBERED
-        if surplus <= 0:
-            return
-        self.complete = False
-        self.dropped = {key: until_us for key, until_us in self.dropped.items() if until_us > now_us}
-        for key in sorted(self.states, key=lambda key: self.states[key][-2])[:surplus]:
-            until_us = self.states.pop(key)[-2] + self._windows.pop(key)
-            if len(self.dropped) < DROPPED:
-                self.dropped[key] = until_us
-            else:
-                self.dropped_until_us = max(self.dropped_until_us, until_us)
+        if surplus > 0:
+            self.complete = False
+            for key in sorted(self.states, key=lambda key: self.states[key][-2])[:surplus]:
+                del self.states[key], self._windows[key]
 
 
 _FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.ONCE})

@@ -260,9 +260,7 @@ class SqliteStore:
         """Remember what the database has, since the log has gone on so far that what we have not read is written over."""
         if self._log.drained().end <= self._at.end:
             raise damaged(self._log.path, "what it held was written over") from None
-        dropped, until_us = self._memory.dropped, self._memory.dropped_until_us
         self._memory, self._at = self._reader.memory()
-        self._memory.dropped, self._memory.dropped_until_us = dropped, until_us
         try:
             for text, at in self._log.records(self._at):
                 self._memory.apply(text)
