@@ -276,10 +276,14 @@ class SqliteStore:
             self._own_bytes += self._at.end - before
 
     def _keep_pace(self) -> None:
-        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
+        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all.
+
+        What is amiss with the database is for `tend` to say: the decision before this stands.
+        """
         if self._own_bytes > PACE_BYTES:
             self._own_bytes = 0
-            self._await_upkeep(self._pace_mark)
+            with contextlib.suppress(StoreUnavailable):
+                self._await_upkeep(self._pace_mark)
             self._pace_mark = self._at.end
 
     def _await_upkeep(self, end: int) -> None:

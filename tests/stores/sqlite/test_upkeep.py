@@ -13,6 +13,7 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.stores.base import Wanted
 from mcpguard.stores.sqlite import call_log, draining, upkeep
+from mcpguard.stores.sqlite import store as module
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time, identity
 
@@ -169,6 +170,23 @@ def test_a_storm_waits_for_the_database_and_is_no_outage(open_store: Open, monke
     for _ in range(50):
         assert set(session.decisions("free", 50)) == {"allowed"}
     assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 2501))
+
+
+def test_a_decision_in_a_storm_stands_though_the_database_takes_nothing(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PACE_BYTES", 1000)
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+
+    def full(_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(upkeep.Upkeep, "drain", full)
+    decided = [decision for _ in range(10) for decision in session.decisions("x")]
+    assert decided == ["allowed"] * 5 + ["rate_limited"] * 5
+    assert used(store) == [5]
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_wrapper_that_slept_while_the_log_went_round_counts_all(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
