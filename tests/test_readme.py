@@ -1,10 +1,16 @@
-"""Every block of the README is run or checked here; a server's user is tried in `tests/stores/test_redis_rights.py`."""
+"""Every block of the README and of the manual in `docs/` is run or checked here.
+
+Some are checked elsewhere: a server's user in `tests/stores/test_redis_rights.py`, rows of the audit in
+`tests/test_audit_page.py`, the commands' help in `tests/test_command_reference.py`, and the clients' table in `tests/test_clients_page.py`.
+"""
 
 import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
+import tomllib
 from pathlib import Path
 
 import click
@@ -27,10 +33,17 @@ from tests.end_to_end.host import environment, program
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {"README.md": README, **DOCS}
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(kind: str) -> list[str]:
-    return [match[1] for match in re.finditer(rf"^```{kind}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
+def blocks(kind: str, page: str = README) -> list[str]:
+    return [textwrap.dedent(match["text"]) for match in BLOCK.finditer(page) if match["kind"] == kind]
+
+
+def all_blocks(kind: str) -> list[str]:
+    return [block for page in PAGES.values() for block in blocks(kind, page)]
 
 
 def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -65,8 +78,61 @@ def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
     assert "together=(-n 4 " in (ROOT / ".ci/run").read_text()
 
 
+def test_the_other_shell_blocks_install_a_package_or_an_extra_that_there_is() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    others = [block for block in all_blocks("sh") if block not in blocks("sh")[:2]]
+    assert len(others) >= 3
+    for line in "".join(others).splitlines():
+        match = re.fullmatch(r"(?:uv tool|pipx) install ([\w-]+)|\.venv/bin/pip install --quiet '\.\[(\w+)\]'", line)
+        assert match, line
+        assert match[1] in {None, project["name"]}
+        assert match[2] in {None, *project["optional-dependencies"]}
+
+
+def test_python_blocks_run() -> None:
+    for block in all_blocks("python"):
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_block_is_of_a_kind_that_is_checked() -> None:
+    for page, text in PAGES.items():
+        kinds = [match["kind"] for match in BLOCK.finditer(text)]
+        assert set(kinds) <= {"acl", "console", "json", "python", "sh", "text", "toml", "yaml"}, page
+        assert 2 * len(kinds) == len(re.findall(r"^ *```", text, re.MULTILINE)), page
+
+
+def test_json_blocks_are_json() -> None:
+    for block in all_blocks("json"):
+        json.loads(block)
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 200
+
+
+def test_links_between_the_readme_the_manual_and_the_contributors_page_lead_somewhere() -> None:
+    pages = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / name for name in DOCS)}
+    for page in pages:
+        for target, _, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)(#([^)]+))?\)", page.read_text()):
+            file = (page.parent / target).resolve() if target else page
+            assert file.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(file.read_text()), f"{page.name}: {target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower())).strip("-") for heading in headings}
+
+
+def test_the_glossary_has_each_term_once() -> None:
+    terms = re.findall(r"^### (.*)$", DOCS["glossary.md"], re.MULTILINE)
+    assert len(terms) == len(set(terms)) > 20
+
+
 def test_each_command_shown_is_one_that_the_command_line_takes() -> None:
-    for block in blocks("console"):
+    assert blocks("console")
+    for block in all_blocks("console"):
         for line in block.splitlines():
             argv = shlex.split(line.removeprefix("$ mcpguard "))
             assert line.startswith("$ mcpguard ")
@@ -82,23 +148,23 @@ def test_the_limit_that_is_set_in_the_readme_is_set(tmp_path: Path) -> None:
 
 
 def test_client_entries_start_mcpguard_as_the_command_line_takes_it() -> None:
-    entries = [entry for block in blocks("json") for entry in json.loads(block).get("mcpServers", {}).values()]
+    entries = [entry for block in all_blocks("json") for entry in json.loads(block).get("mcpServers", {}).values()]
     guarded = [entry for entry in entries if entry["command"] == "mcpguard"]
-    assert len(guarded) >= 2
+    assert len(guarded) >= 3
     for entry in guarded:
         _, context = context_of(entry["args"])
         assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
 
 
 def test_a_subagents_own_entry_starts_mcpguard_as_the_command_line_takes_it() -> None:
-    (block,) = blocks("yaml")
+    (block,) = all_blocks("yaml")
     _, context = context_of(json.loads(block.split("args: ")[1].splitlines()[0]))
     assert context.params["agent"] == "Claude Code::subagent::crm-researcher"
     assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
 
 
 def test_the_hook_shown_is_the_one_that_its_help_shows_and_starts_a_command_that_there_is(tmp_path: Path) -> None:
-    (shown,) = [json.loads(block) for block in blocks("json") if '"hooks"' in block]
+    (shown,) = [json.loads(block) for block in all_blocks("json") if '"hooks"' in block]
     text = run("hook", "claude-code", "--help", home=tmp_path).stdout
     assert json.loads(text[text.index("{") : text.rindex("}") + 1]) == shown
     command = shown["hooks"]["PreToolUse"][0]["hooks"][0]["command"]
@@ -106,7 +172,7 @@ def test_the_hook_shown_is_the_one_that_its_help_shows_and_starts_a_command_that
 
 
 def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
-    for block in blocks("toml"):
+    for block in all_blocks("toml"):
         if "[[rule]]" in block:
             assert parse(block).rules
         else:
@@ -116,12 +182,12 @@ def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
 
 
 def test_the_addresses_and_the_extra_shown_are_what_the_program_takes(tmp_path: Path) -> None:
-    third = blocks("sh")[2]
-    (extra,) = re.findall(r"'\.\[(\w+)\]'", third)
+    chapter = DOCS["stores-and-fleets.md"].split("## Redis or Valkey, for a fleet")[1].split("\n## ")[0]
+    (install,) = blocks("sh", chapter)
+    (extra,) = re.findall(r"'\.\[(\w+)\]'", install)
     assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
     for name in ("password", "ca.pem"):
         (tmp_path / name).write_text("s3cret\n")
-    chapter = README.split("## A fleet on one Redis")[1].split("\n## ")[0]
     shown = re.findall(r'^url = "(.*)"$', chapter, re.MULTILINE) + re.findall(r"^\| `(.*?://.*?)` \|", chapter, re.MULTILINE)
     found = [address(url.replace("~/.config/mcpguard", str(tmp_path))) for url in shown]
     assert len(found) == 5
@@ -129,14 +195,42 @@ def test_the_addresses_and_the_extra_shown_are_what_the_program_takes(tmp_path: 
 
 
 def test_every_setting_and_every_variable_is_documented() -> None:
-    settings = {key for keys in config._TABLES.values() for key in keys} - {"max_frame_bytes"}
-    assert {key for key in settings if not re.search(rf"\b{key}\b", README)} == set()
-    variables = set(re.findall(r"MCPGUARD_[A-Z]+", (ROOT / "mcpguard/config.py").read_text()))
-    assert {name for name in variables if name not in README} == set()
+    page = DOCS["configuration.md"]
+    settings = {key for keys in config._TABLES.values() for key in keys}
+    assert {key for key in settings if not re.search(rf"\b{key}\b", page)} == set()
+    variables = set(re.findall(r"MCPGUARD_[A-Z_]+[A-Z]", (ROOT / "mcpguard/config.py").read_text()))
+    assert {name for name in variables if f"`{name}`" not in page} == set()
+
+
+def test_the_defaults_and_values_of_settings_are_those_of_the_program() -> None:
+    rows = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| (.*?) \| (.*?) \|$", DOCS["configuration.md"], re.MULTILINE)
+    plain = {table: keys for table, keys in config._TABLES.items() if table != "identity.jwt"}
+    assert [(table, key) for table, key, *_ in rows] == [(table, key) for table, keys in plain.items() for key in keys]
+    for _, key, default, values in rows:
+        if key in config._RANGES:
+            assert default == str(config.Settings._field_defaults[key])
+            assert values.startswith("{} to {} ".format(*config._RANGES[key]))
+        elif key == "keep":
+            assert config.span_us(default.strip("`"), where=key) == config.Settings._field_defaults["keep_us"]
+        elif key in config._CHOICES:
+            assert default == f"`{config.Settings._field_defaults[key]}`"
+            assert re.findall(r"`(\w+)`", values)[: len(config._CHOICES[key])] == list(config._CHOICES[key])
+        elif key in config._SWITCHES:
+            assert default == f"`{str(config.Settings._field_defaults[key]).lower()}`"
 
 
 def test_no_figure_is_left_to_be_filled_in() -> None:
-    assert re.findall(r"\| [A-Z]+_[A-Z0-9]+ ", README) == []
+    assert [page for page, text in PAGES.items() if re.search(r"\| [A-Z]+_[A-Z0-9]+ ", text)] == []
+
+
+def test_the_figures_of_the_readme_are_those_of_the_manual() -> None:
+    chapter = README.split("## How fast it is")[1].split("\n## ")[0]
+    figures = re.findall(r"[\d,]+(?:–[\d,]+)? (?:µs|MiB)|[\d,]+–[\d,]+", chapter)
+    assert len(figures) >= 8
+    measured = (
+        DOCS["performance.md"].replace("18 / 24 MiB", "18 MiB").replace("9 / 10 MiB", "9 MiB").replace("15 / 17 MiB", "15 MiB")
+    )
+    assert [figure for figure in figures if figure not in measured] == []
 
 
 def test_every_command_is_documented() -> None:
@@ -152,7 +246,7 @@ def _rule(text: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "row", re.findall(r"^\| (`.*?) \| (.*?) \|$", README.split("## How rules override")[1], re.MULTILINE)[:7]
+    "row", re.findall(r"^\| (`.*?) \| (.*?) \|$", DOCS["policy.md"].split("## How rules override")[1], re.MULTILINE)[:7]
 )
 def test_the_table_of_overrides_says_what_holds(row: tuple[str, str]) -> None:
     rules = [_rule(text) for text in re.findall(r"`([^`]*=[^`]*)`", row[0])]
@@ -170,7 +264,7 @@ def test_the_table_of_overrides_says_what_holds(row: tuple[str, str]) -> None:
 
 
 def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
-    shown = next(json.loads(block) for block in blocks("json") if '"error"' in block)
+    shown = next(json.loads(block) for block in blocks("json", DOCS["policy.md"]) if '"error"' in block)
     now_us = 0
     store = MemoryStore(clock=lambda: now_us)
     policy = parse('[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n')
@@ -197,17 +291,17 @@ def test_the_output_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
 
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
-    table = README.split("| exit status | |")[1].split("##")[0]
+    table = DOCS["configuration.md"].split("| exit status | |")[1].split("##")[0]
     documented = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for number in row.split(",")}
     assert documented == {int(status) for status in ExitStatus} - {0}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the table has a column for each system")
-def test_the_files_are_where_the_readme_says_whatever_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_are_where_the_manual_says_whatever_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
     places = config.folders({})
     home = Path.home()
     assert places.config_file == home / ".config/mcpguard/config.toml"
     assert places.database == home / ".local/state/mcpguard/mcpguard.db"
-    assert "`~/.config/mcpguard`" in README
-    assert "`~/.local/state/mcpguard`" in README
+    assert "`~/.config/mcpguard`" in DOCS["configuration.md"]
+    assert "`~/.local/state/mcpguard`" in DOCS["configuration.md"]

@@ -39,8 +39,9 @@ def test_a_subagents_call_is_noted_with_its_type() -> None:
     assert agent_note(EXPLORE) == AgentNote("toolu_01ABC", "Claude Code::subagent::Explore")
 
 
-def test_a_note_is_good_for_as_long_as_the_readme_says() -> None:
-    assert f"A note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in (TESTS.parent / "README.md").read_text()
+def test_a_note_is_good_for_as_long_as_the_manual_says() -> None:
+    page = (TESTS.parent / "docs/identity-and-agents.md").read_text()
+    assert f"A note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
 
 
 def test_a_main_agents_call_is_not_noted() -> None:

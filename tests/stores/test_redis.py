@@ -462,7 +462,7 @@ def test_a_user_who_may_not_what_a_script_does_is_told_what_he_needs(tmp_path: P
         server.command("ACL", "SETUSER", "default", "-mget")
         with pytest.raises(StoreUnavailable, match="mget") as caught:
             session.call("report")
-        assert caught.value.hint == "the README lists what its user needs"
+        assert caught.value.hint == "docs/stores-and-fleets.md lists the rights that it needs"
 
 
 @pytest.mark.parametrize("command", ["xadd", "set", "hset"])

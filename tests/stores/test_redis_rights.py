@@ -1,4 +1,4 @@
-"""The user of a server, with the rights that the README shows: enough for everything, and for nothing of others."""
+"""The user of a server, with the rights that the manual shows: enough for everything, and for nothing of others."""
 
 import json
 import re
@@ -34,7 +34,7 @@ OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    (shown,) = (TESTS.parent / "README.md").read_text().split("```acl\n")[1:]
+    (shown,) = (TESTS.parent / "docs/stores-and-fleets.md").read_text().split("```acl\n")[1:]
     with running(tmp_path_factory.mktemp("redis"), "--enable-debug-command", "yes", "--enable-module-command", "yes") as server:
         set_user = shown.split("```")[0].replace("PASSWORD", PASSWORD).split()
         assert server.command(*set_user) == b"+OK\r\n"

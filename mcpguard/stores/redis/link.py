@@ -39,7 +39,7 @@ _HINTS: Final = (
     ("MISCONF", "it cannot write its data to disk"),
     ("NOAUTH", "it wants a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL"),
     ("WRONGPASS", "check the user and the password"),
-    ("NOPERM", "the README lists what its user needs"),
+    ("NOPERM", "docs/stores-and-fleets.md lists the rights that it needs"),
     ("CLUSTERDOWN", "a part of the cluster is down"),
 )
 

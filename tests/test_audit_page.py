@@ -1,0 +1,44 @@
+"""`docs/audit.md` names every member and every value of the audit, with rows as they are written."""
+
+import json
+import re
+from typing import get_args
+
+from mcpguard.core.audit import MEMBERS
+from mcpguard.core.verdict import FORWARDED, Decided
+from tests.audit_examples import HEADING, PAGE, examples, section
+
+TEXT, _, EXAMPLES = PAGE.read_text().partition(HEADING)
+
+
+def chapter(title: str) -> str:
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def first_cells(title: str) -> list[str]:
+    cells = re.findall(r"^\| (`.*?`) \|", chapter(title), re.MULTILINE)
+    return [name for cell in cells for name in re.findall("`(.*?)`", cell)]
+
+
+def test_every_member_of_a_row_is_described() -> None:
+    assert first_cells("Members") == list(MEMBERS)
+
+
+def test_every_decision_is_described_and_said_to_be_forwarded_or_not() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", chapter("Decisions"), re.MULTILINE))
+    assert list(rows) == list(get_args(Decided))
+    assert {name for name, forwarded in rows.items() if forwarded == "yes"} == FORWARDED
+
+
+def test_every_decision_has_an_example_as_it_is_written() -> None:
+    shown = {name: json.loads(block) for name, block in re.findall(r"### (\w+)\n\n```json\n(.*?)\n```", EXAMPLES, re.DOTALL)}
+    assert shown == examples(), "run python -m tests.audit_examples"
+    assert section() == HEADING + EXAMPLES
+
+
+def test_the_outcomes_described_are_those_of_the_program() -> None:
+    root = PAGE.parents[1]
+    text = "".join((root / "mcpguard/core" / name).read_text() for name in ("answers.py", "guard.py"))
+    outcomes = first_cells("Outcomes")
+    assert {"ok", "tool_error", "rpc_error", "cancelled", "no_answer", "unparsed"} == set(outcomes)
+    assert all(f'"{outcome}"' in text for outcome in outcomes)

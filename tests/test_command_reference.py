@@ -1,0 +1,20 @@
+"""`docs/commands.md` is what the commands' help says."""
+
+from tests.command_reference import PAGE, contexts, reference
+
+
+def words(text: str) -> list[str]:
+    return text.split()  # releases of click wrap lines in different places
+
+
+def test_the_command_reference_is_the_help_of_every_command() -> None:
+    assert words(PAGE.read_text()) == words(reference()), "run python -m tests.command_reference"
+
+
+def test_every_command_and_subcommand_has_a_section() -> None:
+    from mcpguard.cli import commands
+
+    paths = {context.command_path for context in contexts(commands.cli, "mcpguard")}
+    assert {"mcpguard run", "mcpguard policy set", "mcpguard audit tail", "mcpguard hook claude-code"} <= paths
+    headings = {line.lstrip("# ") for line in PAGE.read_text().splitlines() if line.startswith("##")}
+    assert headings == paths
