@@ -1,0 +1,87 @@
+"""Write the pictures of `docs/images` from real runs on a terminal: `python -m tests.terminal_pictures`."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import tempfile
+import termios
+from html import unescape
+from io import StringIO
+from pathlib import Path
+from typing import Final
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+
+from tests.end_to_end.host import environment, program
+
+IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
+COLUMNS: Final = 88
+TIMEOUT_S: Final = 250
+FORMAT: Final = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+"""Rich's own, without the fonts of another host."""
+
+
+def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
+    """What a command leaves on a terminal, with its colours: without lines that it has erased."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
+    process = subprocess.Popen(program(*argv), env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    written = bytearray()
+    try:
+        while some := os.read(ours, 65536):
+            written += some
+    except OSError:  # Linux reports the end of a terminal as an error
+        pass
+    os.close(ours)
+    assert process.wait(timeout=TIMEOUT_S) == 0, written.decode()
+    text = re.sub(r"\x1b\[\?25[lh]", "", written.decode().replace("\r\n", "\n"))
+    text = re.sub(r"[^\n]*\n\r?\x1b\[1A\x1b\[2K", "", text)
+    return re.sub(r"[^\n]*\r\x1b\[2K", "", text)
+
+
+def shown() -> dict[str, Text]:
+    """What each picture shows, by its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = environment(Path(folder), TERM="xterm-256color", TMPDIR=folder)
+        demo = on_a_terminal("demo", "--keep", env=env)
+        (home,) = Path(folder).glob("mcpguard-demo-*")
+        env["MCPGUARD_HOME"] = str(home)
+        policy = on_a_terminal("policy", "show", env=env).replace(str(home), "~/.config/mcpguard")
+        audit = on_a_terminal("audit", "tail", "-n", "12", env=env)
+    lines = demo.splitlines()
+    first = next(at for at, line in enumerate(lines) if "caught in a loop" in line)
+    last = next(at for at, line in enumerate(lines) if "reached the server and" in line)
+    outputs = {
+        "demo": ("mcpguard demo", "\n".join(lines[first : last + 1])),
+        "policy-show": ("mcpguard policy show", policy),
+        "audit-tail": ("mcpguard audit tail -n 12", audit),
+    }
+    return {name: Text(f"$ {command}\n", "bold") + Text.from_ansi(out.rstrip()) for name, (command, out) in outputs.items()}
+
+
+def svg(name: str, text: Text) -> str:
+    """The picture of a text."""
+    console = Console(
+        record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor", highlight=False
+    )
+    console.print(text)
+    picture = console.export_svg(title="mcpguard", code_format=FORMAT, unique_id=name)
+    return "\n".join(line.rstrip() for line in picture.splitlines()) + "\n"
+
+
+def words(picture: str) -> list[str]:
+    """The words of a picture, all numbers alike."""
+    texts = re.findall(r"<text [^>]*>([^<]*)</text>", picture)
+    return re.sub(r"\d[\d,]*", "N", unescape(" ".join(texts)).replace("\xa0", " ")).split()
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    for name, text in shown().items():
+        (IMAGES / f"{name}.svg").write_text(svg(name, text))
