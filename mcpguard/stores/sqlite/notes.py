@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core.claude_code import AgentNote
-from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
 from mcpguard.stores.sqlite.locks import QueueLock
 
 KIND: Final = "n"
@@ -51,6 +51,8 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
         try:
             log.check()
             log.append(log.end(log.drained()), line(namespace, note, wall_us), 0)
+        except Lost:
+            raise damaged(log.path, "it does not continue where the database is") from None
         finally:
             lock.release()
     return True

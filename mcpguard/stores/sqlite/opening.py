@@ -12,7 +12,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.base import Clock
 from mcpguard.stores.files import open_private, private_folder, refuse_network
 from mcpguard.stores.sqlite import call_log, database, integrity
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, log_path
 from mcpguard.stores.sqlite.locks import QueueLock, SharedHold, lock_file
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.reader import Reader
@@ -84,9 +84,9 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         refuse_network(path.parent)
         if path.is_dir():
             raise StoreUnavailable(f"{path} is a folder", f"name a file in it, such as {path / 'mcpguard.db'}")
-        lock = lock_file(path.with_name(path.name + "-lock"))
+        lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
-        hold = SharedHold(path.with_name(path.name + "-open"))
+        hold = SharedHold(beside(path, "-open"))
         undo.callback(hold.close)
         if not lock.acquire_by_trying(max(OPEN_TIMEOUT_S, timeout_s)):
             raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
@@ -96,7 +96,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
                 log = _call_log(path, db, warnings)
                 undo.callback(log.close)
                 _agree(path, db, log, hold, warnings)
-            reader = Reader(path, log)
+            reader = Reader(path, log, timeout_s=timeout_s)
             undo.callback(reader.close)
             memory, at = reader.memory()
             with _turn(log, max(OPEN_TIMEOUT_S, timeout_s)):

@@ -28,7 +28,7 @@ from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.base import Clock, Entry, Held, Wanted, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries, notes
-from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
+from mcpguard.stores.sqlite.call_log import RING_BYTES, LogFull, Lost, damaged
 from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
@@ -40,9 +40,6 @@ PACE_BYTES: Final = RING_BYTES // 4
 """So much, twice at most, may a wrapper have in the log that the database does not have yet, before it waits for it."""
 
 LOOK_EVERY_S: Final = 0.001
-
-_LONG_BYTES: Final = MAX_TEXT_BYTES // 8
-"""Calls that are longer together are decided one by one: their rows may hold their arguments, six characters for each."""
 
 
 class SqliteStore:
@@ -98,8 +95,6 @@ class SqliteStore:
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        if len(charges) > 1 and sum(len(charge.frame.raw) for charge in charges if charge.frame) > _LONG_BYTES:
-            return [verdict for charge in charges for verdict in self.decide([charge], journal)]
         try:
             return self._decide(charges, journal)
         except LogFull:
@@ -109,7 +104,7 @@ class SqliteStore:
             self._keep_pace()
 
     def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
-        """Decide charges whose rows fit into one record."""
+        """Decide charges in one turn."""
         self._take_turn()
         try:
             self._learn(charges)
@@ -149,13 +144,13 @@ class SqliteStore:
         self, charges: Sequence[Charge], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
     ) -> None:
         """Append the rows of decisions, and number the verdicts that have one."""
-        lines: list[str] = []
+        groups: list[str] = []
         number = self._at.row
         for charge, (verdict, decision) in zip(charges, decided, strict=True):
             if verdict.news:
-                lines += _decided(rows[number - self._at.row], charge.plan, decision)
+                groups.append("\n".join(_decided(rows[number - self._at.row], charge.plan, decision)))
                 verdict.row, number = number, number + 1
-        self._append(lines, len(rows))
+        self._append(groups)
 
     def _learn(self, charges: Sequence[Charge]) -> None:
         """Ask the database for the counters that are not remembered, where there are too many to remember all."""
@@ -171,7 +166,7 @@ class SqliteStore:
         """See `Store`."""
         with self._turn():
             first = self._at.row
-            self._append([entries.row_line(row) for row in rows], len(rows))
+            self._append([entries.row_line(row) for row in rows])
         return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
@@ -191,7 +186,7 @@ class SqliteStore:
             now_us = self._clock()
             lines = [entries.counter_line(counter) for counter, _ in logs]
             lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
-            self._tell([*lines, entries.once_line(once, self._wall())])
+            self._tell(["\n".join([*lines, entries.once_line(once, self._wall())])])
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
@@ -268,35 +263,36 @@ class SqliteStore:
         except Lost:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 
-    def _append(self, lines: Sequence[str], rows: int = 0) -> None:
-        """Append lines, of which some are audit rows, as one record; the caller has the turn."""
-        if lines:
+    def _append(self, groups: Sequence[str]) -> None:
+        """Append groups of lines, each of which takes effect together: all groups or none; the caller has the turn."""
+        if groups:
             before = self._at.end
-            self._at = self._log.append(self._at, "\n".join(lines), rows, durable=self._durable)
+            self._at = self._log.append_all(self._at, entries.records(groups), durable=self._durable)
             self._own_bytes += self._at.end - before
 
     def _keep_pace(self) -> None:
-        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all.
-
-        What is amiss with the database is for `tend` to say: the decision before this stands.
-        """
+        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
         if self._own_bytes > PACE_BYTES:
             self._own_bytes = 0
-            with contextlib.suppress(StoreUnavailable):
-                self._await_upkeep(self._pace_mark)
+            self._await_upkeep(self._pace_mark)
             self._pace_mark = self._at.end
 
     def _await_upkeep(self, end: int) -> None:
-        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take."""
-        deadline_s = time.monotonic() + self._timeout_s
-        while self._log.drained().end < end and time.monotonic() < deadline_s:
-            if not self._have_lock(self._upkeep.drain):
-                time.sleep(LOOK_EVERY_S)
+        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take.
 
-    def _tell(self, lines: Sequence[str]) -> None:
-        """Append lines, and take them in."""
-        self._append(lines)
-        self._memory.apply("\n".join(lines))
+        What is amiss with the database is for `tend` to say: a decision before this stands.
+        """
+        until_s = time.monotonic() + self._timeout_s
+        with contextlib.suppress(StoreUnavailable), self._reported():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                if not self._have_lock(lambda: self._upkeep.drain(until_s=until_s)):
+                    time.sleep(LOOK_EVERY_S)
+
+    def _tell(self, groups: Sequence[str]) -> None:
+        """Append groups of lines, and take them in."""
+        self._append(groups)
+        for group in groups:
+            self._memory.apply(group)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -370,7 +366,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """See `Store`. The database has everything then, if it can."""
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(StoreUnavailable), self._reported():
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._at.end:
