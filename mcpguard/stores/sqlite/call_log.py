@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.files import open_private
+from mcpguard.stores.sqlite.locks import QueueLock
 
 FORMAT: Final = 1
 
@@ -146,6 +147,19 @@ class CallLog:
     def key(self) -> bytes:
         """The store's key."""
         return bytes.fromhex(str(self.header["key"]))
+
+    def turn(self) -> QueueLock:
+        """The lock on the log, on an open file of its own: where locking moves a file's position, reading must not meet it.
+
+        Raises:
+            OSError, StoreUnavailable: The path names this file no more.
+        """
+        self.check()
+        fd = os.open(self.path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        if _identity(os.fstat(fd)) != self._identity:
+            os.close(fd)
+            self.check()
+        return QueueLock(fd)
 
     def check(self) -> None:
         """Look whether the path still names this file, whole.

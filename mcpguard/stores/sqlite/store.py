@@ -10,13 +10,12 @@ is held, shared, by everyone who has the store open.
 """
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
@@ -29,7 +28,6 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.base import Clock, Entry, Held, Wanted, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries, notes
 from mcpguard.stores.sqlite.call_log import RING_BYTES, LogFull, Lost, damaged
-from mcpguard.stores.sqlite.locks import QueueLock
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
@@ -40,6 +38,9 @@ PACE_BYTES: Final = RING_BYTES // 4
 """So much, twice at most, may a wrapper have in the log that the database does not have yet, before it waits for it."""
 
 LOOK_EVERY_S: Final = 0.001
+
+
+_Result = TypeVar("_Result")
 
 
 class SqliteStore:
@@ -79,7 +80,7 @@ class SqliteStore:
         self._durable = durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
         self._log = self._files.log
-        self._turn_lock = QueueLock(os.dup(self._log.fd))
+        self._turn_lock = self._files.turn
         self._reader = self._files.reader
         self._clock = self._reader.clock
         self._memory = self._files.memory
@@ -95,13 +96,9 @@ class SqliteStore:
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        try:
-            return self._decide(charges, journal)
-        except LogFull:
-            self._await_upkeep(self._at.end)
-            return self._decide(charges, journal)
-        finally:
-            self._keep_pace()
+        verdicts = self._with_room(lambda: self._decide(charges, journal))
+        self._keep_pace()
+        return verdicts
 
     def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """Decide charges in one turn."""
@@ -164,15 +161,12 @@ class SqliteStore:
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
-        with self._turn():
-            first = self._at.row
-            self._append([entries.row_line(row) for row in rows])
+        first = self._tell([entries.row_line(row) for row in rows])
         return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        with self._turn():
-            self._append([entries.outcome_line(one) for one in outcomes])
+        self._tell([entries.outcome_line(one) for one in outcomes])
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -180,25 +174,26 @@ class SqliteStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
-        with self._turn():
+
+        def lines() -> list[str]:
             if once in self._memory.once:
-                return
+                return []
             now_us = self._clock()
             lines = [entries.counter_line(counter) for counter, _ in logs]
             lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
-            self._tell(["\n".join([*lines, entries.once_line(once, self._wall())])])
+            return ["\n".join([*lines, entries.once_line(once, self._wall())])]
+
+        self._tell(lines)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         held = {one.label for one in self.held()}
-        with self._turn():
-            self._tell([entries.emptied_line(counter_id(label)) for label in labels])
+        self._tell([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
     def note_agent(self, namespace: str, note: AgentNote) -> None:
         """See `Store`."""
-        with self._turn():
-            self._tell([notes.line(namespace, note, self._wall())])
+        self._tell([notes.line(namespace, note, self._wall())])
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
@@ -288,11 +283,31 @@ class SqliteStore:
                 if not self._have_lock(lambda: self._upkeep.drain(until_s=until_s)):
                     time.sleep(LOOK_EVERY_S)
 
-    def _tell(self, groups: Sequence[str]) -> None:
-        """Append groups of lines, and take them in."""
-        self._append(groups)
-        for group in groups:
-            self._memory.apply(group)
+    def _with_room(self, append: Callable[[], _Result]) -> _Result:
+        """What a function returns that appends: once more, when upkeep has made room, if the log is full."""
+        try:
+            return append()
+        except LogFull:
+            self._await_upkeep(self._at.end)
+            return append()
+
+    def _tell(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+        """Append groups of lines, which may depend on what is remembered, in a turn of their own, and take them in.
+
+        Returns:
+            The number of the next audit row before that.
+        """
+
+        def tell() -> int:
+            with self._turn():
+                row = self._at.row
+                found = groups() if callable(groups) else groups
+                self._append(found)
+                for group in found:
+                    self._memory.apply(group)
+                return row
+
+        return self._with_room(tell)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -371,7 +386,6 @@ class SqliteStore:
             self._files.check_database()
             if self._log.drained().end < self._at.end:
                 self._have_lock(self._upkeep.drain)
-        self._turn_lock.close()
         self._files.close()
 
 

@@ -1,17 +1,20 @@
 """What others do to a store's files, and what large calls do, breaks none of its promises."""
 
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import pytest
 
+from mcpguard.core.audit import Outcome
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import call_log, entries, notes, store, upkeep
+from mcpguard.stores.sqlite import call_log, database, entries, notes, store, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -200,3 +203,79 @@ def test_a_note_for_a_log_that_was_put_back_is_refused_with_a_word(path: Path, o
         log.set_drained(Position(1000, 7, b"gone"))
     with pytest.raises(StoreUnavailable, match="does not continue"):
         notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
+
+
+def test_whoever_tells_something_of_a_full_log_waits_until_upkeep_has_made_room(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    store = open_store()
+    (verdict,) = Session(store, MANY).call("x")
+    (counter,) = Session(store, MANY).charges("x")[0].plan.counters
+    for _ in range(2):
+        while store._at.end - store._log.drained().end < 63 * 1024:
+            store._append(["x" * 500])
+        store.record([Outcome(verdict.row or 0, "ok", 1)] * 100)
+        assert store._log.drained().end > store._at.end - 32 * 1024
+    while store._at.end - store._log.drained().end < 63 * 1024:
+        store._append(["x" * 500])
+    store.adopt([(counter, (-1, -1, 1))] * 100, token_hex())
+    assert used(store) == [101]
+    assert [entry.record["outcome"] for entry in store.entries()] == ["ok"]
+
+
+def ends_after(work: Callable[..., None]) -> Callable[..., None]:
+    """A function that ends its process, as far as that can be seen from here, when it has done its work."""
+
+    def end(*args: Any) -> None:
+        work(*args)
+        raise OSError(5, "killed here")
+
+    return end
+
+
+def test_whoever_ends_while_a_removed_log_is_made_anew_leaves_no_number_of_a_row_to_be_used_twice(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    session = Session(store, MANY)
+    session.call("x", 3)
+    drain(store)
+    lost = session.call("x", 3)[-1].row or 0
+    log_path(path).unlink()
+    for module, name in (database, "set_position"), (call_log, "create"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, ends_after(getattr(module, name)))
+            with pytest.raises(StoreUnavailable, match="killed here"):
+                SqliteStore(path)
+    after = open_store()
+    assert (Session(after, MANY, session="b" * 16).one("x").row or 0) > lost
+    drain(after)
+    assert [entry.record["seq"] for entry in after.entries()] == [1, 2, 3, 1]
+
+
+def test_a_turn_is_asked_for_on_a_file_position_that_no_reading_moves(path: Path, open_store: Open) -> None:
+    store, other = open_store(), open_store()
+    os.lseek(store._log.fd, 5, os.SEEK_SET)
+    assert store._turn_lock.acquire(1)
+    os.lseek(store._turn_lock._fd, 7, os.SEEK_SET)
+    assert os.lseek(store._log.fd, 0, os.SEEK_CUR) == 5
+    assert not other._turn_lock.acquire_by_trying(0)
+    store._turn_lock.release()
+    path.with_name("mcpguard.db-calls").rename(path.with_name("away"))
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        store._log.turn()
+
+
+def test_a_log_that_was_removed_is_made_anew_though_an_idle_wrapper_still_has_the_old_one(path: Path, open_store: Open) -> None:
+    idle = open_store()
+    session = Session(idle, MANY)
+    session.call("x", 3)
+    drain(idle)
+    log_path(path).unlink()
+    after = open_store()
+    assert "was removed" in after.warnings[0]
+    Session(after, MANY, session="b" * 16).call("x", 2)
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        session.call("x")
+    assert used(after) == [5]
