@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from mcpguard.core import audit, denial, frames
@@ -39,7 +39,8 @@ _MAX_UNREAD_BYTES: Final = 32 * 1024
 """Above this, what the server wrote is read for answers at once, while it is in the cache; else the bookkeeper reads it."""
 
 _AT_ONCE: Final = 256
-"""Decisions in one transaction: some milliseconds, so that other wrappers get their turn."""
+_AT_ONCE_BYTES: Final = 256 * 1024
+"""Decisions in one transaction: some milliseconds, so that other wrappers get their turn. Rows may hold calls' arguments."""
 
 _OUTCOMES_AT_ONCE: Final = 100
 
@@ -281,8 +282,7 @@ class Pumps:
 
     def _decide(self, charges: Sequence[Charge]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        for at in range(0, len(charges), _AT_ONCE):
-            some = charges[at : at + _AT_ONCE]
+        for some in [charges] if len(charges) == 1 else _portions(charges):
             try:
                 verdicts += self._store.decide(some, self._journal)
             except StoreUnavailable as error:
@@ -409,3 +409,18 @@ def _unjudged(lines: Sequence[bytes | Refusal]) -> list[bytes]:
             requests = [one.id for one in messages if isinstance(one, Frame) and one.id is not None]
             replies += [denial.error(one, denial.UNAVAILABLE, why, {"reason": "internal_error"}) for one in requests]
     return replies
+
+
+def _portions(charges: Sequence[Charge]) -> Iterator[Sequence[Charge]]:
+    """Charges, as many at a time as are decided in one transaction."""
+    some: list[Charge] = []
+    size = 0
+    for charge in charges:
+        length = len(charge.frame.raw) if charge.frame else 0
+        if some and (len(some) == _AT_ONCE or size + length > _AT_ONCE_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(charge)
+        size += length
+    if some:
+        yield some

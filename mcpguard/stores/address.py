@@ -1,5 +1,6 @@
 """Where a store is: what its URL names, and how to open it."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -80,7 +81,7 @@ class SqliteAddress(NamedTuple):
     def exists(self) -> bool:
         """See `Address`."""
         try:
-            return self.path.stat().st_size > 0 or self.path.with_name(self.path.name + "-calls").exists()
+            return self.path.stat().st_size > 0 or Path(f"{os.path.realpath(self.path)}-calls").exists()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

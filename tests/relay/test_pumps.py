@@ -16,7 +16,7 @@ from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
-from mcpguard.relay import output
+from mcpguard.relay import output, pumps
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
@@ -41,10 +41,12 @@ class Store(MemoryStore):
         self._server_reads = server_reads
         self.failure: Exception | None = None
         self.early: list[bool] = []
+        self.together: list[int] = []
         self.asked: list[list[str]] = []
         self.outcomes: SimpleQueue[str] = SimpleQueue()
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        self.together.append(len(charges))
         self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
         if self.failure:
             raise self.failure
@@ -164,6 +166,21 @@ def test_the_store_has_decided_before_the_server_has_one_byte(line: Line) -> Non
     assert line.server_has(3) == [PING, call(1), call(2)]
     assert line.store.early == [False, False]  # the policy at the start, and the calls
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
+
+
+def test_no_more_calls_are_decided_at_once_than_the_store_takes_in_one_transaction(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = len(json.dumps(call(1)))
+    monkeypatch.setattr(pumps, "_AT_ONCE", 3)
+    monkeypatch.setattr(pumps, "_AT_ONCE_BYTES", 5 * length)
+    line.send(*map(call, range(1, 8)))
+    line.server_has(2)
+    line.client_has(5)
+    assert line.store.together == [1, 3, 3, 1]  # the policy at the start, and the calls
+    line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(1, 4)], call(4))
+    line.client_has(4)
+    assert line.store.together[4:] == [1, 1, 2]
 
 
 def test_a_store_that_does_not_answer_denies_calls_and_lets_the_rest_pass(line: Line) -> None:

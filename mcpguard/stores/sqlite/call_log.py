@@ -19,12 +19,13 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.files import open_private
+from mcpguard.stores.sqlite.locks import QueueLock
 
 FORMAT: Final = 1
 
@@ -147,6 +148,19 @@ class CallLog:
         """The store's key."""
         return bytes.fromhex(str(self.header["key"]))
 
+    def turn(self) -> QueueLock:
+        """The lock on the log, on an open file of its own: where locking moves a file's position, reading must not meet it.
+
+        Raises:
+            OSError, StoreUnavailable: The path names this file no more.
+        """
+        self.check()
+        fd = os.open(self.path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        if _identity(os.fstat(fd)) != self._identity:
+            os.close(fd)
+            self.check()
+        return QueueLock(fd)
+
     def check(self) -> None:
         """Look whether the path still names this file, whole.
 
@@ -197,27 +211,37 @@ class CallLog:
         return at
 
     def append(self, at: Position, text: str, rows: int, *, durable: bool = False) -> Position:
-        """Append a record at the end of the log; the caller has the lock and has read all that is there.
+        """Append one record: see `append_all`."""
+        return self.append_all(at, [(text, rows)], durable=durable)
+
+    def append_all(self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False) -> Position:
+        """Append records at the end of the log, all or none; the caller has the lock and has read all that is there.
 
         Args:
             at: The end.
-            text: The record's lines.
-            rows: How many of them are audit rows.
-            durable: Whether to force it to the disk.
+            records: Each record's lines, and how many of them are audit rows.
+            durable: Whether to force them to the disk.
 
         Raises:
             LogFull: There is no room, because the database does not follow.
-            OSError: It cannot be written. Then nothing was appended.
+            StoreUnavailable: A record is longer than a reader looks for. It must not be written: others would stop before it.
+            OSError: They cannot be written. Then nothing was appended.
         """
-        data = text.encode()
-        body = _HEAD.pack(at.end, at.row, rows, len(data)) + data
-        checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
-        after = Position(at.end + len(body) + _CHECKSUM_BYTES, at.row + rows, checksum)
+        data = bytearray()
+        after = at
+        for text, rows in records:
+            body = text.encode()
+            if len(body) > MAX_TEXT_BYTES:
+                raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
+            body = _HEAD.pack(after.end, after.row, rows, len(body)) + body
+            checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
+            after = Position(after.end + len(body) + _CHECKSUM_BYTES, after.row + rows, checksum)
+            data += body + checksum
         if after.end > self._room_until:
             self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
             if after.end > self._room_until:
                 raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
-        self._write(at.end, body + checksum)
+        self._write(at.end, bytes(data))
         if durable:
             try:
                 _sync(self.fd)
@@ -299,13 +323,20 @@ def create(path: Path, header: Mapping[str, object], at: Position = START) -> No
         os.close(fd)
     log = CallLog(new)
     log.begin_at(at)
+    _sync(log.fd)  # a power cut soon afterwards must not leave a file of zeros in its place
     log.close()
     new.rename(path)
 
 
 def log_path(database: Path) -> Path:
-    """Where the call log of a database lies: beside it."""
-    return database.with_name(database.name + "-calls")
+    """Where the call log of a database lies."""
+    return beside(database, "-calls")
+
+
+def beside(database: Path, suffix: str) -> Path:
+    """A file beside a database: beside the file itself, so that all who use it by whatever link share that, too."""
+    real = Path(os.path.realpath(database))
+    return real.with_name(real.name + suffix)
 
 
 def damaged(path: Path, how: str) -> StoreDamaged:

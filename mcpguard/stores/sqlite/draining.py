@@ -31,7 +31,6 @@ _SET_COUNTER: Final = """
     INSERT INTO counter VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET last_us = ?4, log = ?5
 """
 _SET_LABEL: Final = "UPDATE counter SET label = ? WHERE id = ?"
-_NO_LABEL: Final = "[]"
 
 
 class Drain:
@@ -143,7 +142,7 @@ class Drain:
                 change(states, one)
         self._db.executemany("DELETE FROM counter WHERE id = ?", [(key,) for key, log in states.items() if not log])
         held = [(key, log) for key, log in states.items() if log]
-        values = [(key, self._windows[key], self._labels.get(key, _NO_LABEL), log[-2], pack(log)) for key, log in held]
+        values = [(key, self._windows[key], self._labels.get(key, entries.NO_LABEL), log[-2], pack(log)) for key, log in held]
         self._db.executemany(_SET_COUNTER, values)
         self._db.executemany(_SET_LABEL, [(label, key) for key, label in self._labels.items() if states.get(key)])
 

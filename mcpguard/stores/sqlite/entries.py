@@ -15,7 +15,7 @@ kind. No field holds a tab or a line break: texts are JSON without spaces, in AS
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -30,8 +30,34 @@ MERGED: Final = "m"
 EMPTIED: Final = "r"
 ONCE: Final = "t"
 
+NO_LABEL: Final = ""
+"""Of a counter that was charged by a log whose database was removed, which had its label."""
+
 MAX_DETAIL_CHARS: Final = 1024 * 1024
 """The longest detail of a row, which holds a call's arguments if the audit keeps them in full."""
+
+
+RECORD_CHARS: Final = 256 * 1024
+"""How long a record becomes whose lines may as well stand in several."""
+
+
+def records(groups: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Groups of lines in as few records as hold them, each with the number of its rows. No group is divided."""
+    together: list[str] = []
+    chars = 0
+    for group in groups:
+        chars += len(group) + 1
+        if together and chars > RECORD_CHARS:
+            yield _record(together)
+            together, chars = [], len(group) + 1
+        together.append(group)
+    if together:
+        yield _record(together)
+
+
+def _record(groups: Sequence[str]) -> tuple[str, int]:
+    text = "\n".join(groups)
+    return text, text.count(f"\n{ROW}") + text.startswith(ROW)
 
 
 def _kept(detail: str) -> str:

@@ -5,14 +5,12 @@ A hook is a process that lives for a moment before each call. It needs nothing o
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from mcpguard.core.claude_code import AgentNote
-from mcpguard.stores.sqlite.call_log import CallLog, log_path
-from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
 
 KIND: Final = "n"
 """The kind of a note's line in the call log: namespace as JSON, the call's id, agent as JSON, wall-clock time."""
@@ -45,12 +43,14 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
     Raises:
         OSError, StoreUnavailable: The log is missing, is none, or cannot be written.
     """
-    with contextlib.closing(CallLog(log_path(path))) as log, contextlib.closing(QueueLock(os.dup(log.fd))) as lock:
+    with contextlib.closing(CallLog(log_path(path))) as log, contextlib.closing(log.turn()) as lock:
         if not lock.acquire(timeout_s):
             return False
         try:
             log.check()
             log.append(log.end(log.drained()), line(namespace, note, wall_us), 0)
+        except Lost:
+            raise damaged(log.path, "it does not continue where the database is") from None
         finally:
             lock.release()
     return True

@@ -12,7 +12,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.base import Clock
 from mcpguard.stores.files import open_private, private_folder, refuse_network
 from mcpguard.stores.sqlite import call_log, database, integrity
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, log_path
 from mcpguard.stores.sqlite.locks import QueueLock, SharedHold, lock_file
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.reader import Reader
@@ -32,6 +32,7 @@ class Files(NamedTuple):
         path: The database.
         identity: What tells it from another file in its place.
         log: The call log.
+        turn: The lock on the call log, which is not held.
         lock: The store's lock, which is not held.
         hold: Tells others that somebody has the store open.
         reader: Reads log and database, and tells the store's time.
@@ -43,6 +44,7 @@ class Files(NamedTuple):
     path: Path
     identity: tuple[int, int]
     log: CallLog
+    turn: QueueLock
     lock: QueueLock
     hold: SharedHold
     reader: Reader
@@ -62,6 +64,7 @@ class Files(NamedTuple):
     def close(self) -> None:
         """Close all of them."""
         self.reader.close()
+        self.turn.close()
         self.log.close()
         self.hold.close()
         self.lock.close()
@@ -84,9 +87,9 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         refuse_network(path.parent)
         if path.is_dir():
             raise StoreUnavailable(f"{path} is a folder", f"name a file in it, such as {path / 'mcpguard.db'}")
-        lock = lock_file(path.with_name(path.name + "-lock"))
+        lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
-        hold = SharedHold(path.with_name(path.name + "-open"))
+        hold = SharedHold(beside(path, "-open"))
         undo.callback(hold.close)
         if not lock.acquire_by_trying(max(OPEN_TIMEOUT_S, timeout_s)):
             raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
@@ -96,10 +99,12 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
                 log = _call_log(path, db, warnings)
                 undo.callback(log.close)
                 _agree(path, db, log, hold, warnings)
-            reader = Reader(path, log)
+            reader = Reader(path, log, timeout_s=timeout_s)
             undo.callback(reader.close)
             memory, at = reader.memory()
-            with _turn(log, max(OPEN_TIMEOUT_S, timeout_s)):
+            turn = log.turn()
+            undo.callback(turn.close)
+            with _held(turn, log, max(OPEN_TIMEOUT_S, timeout_s)):
                 for text, after in log.records(at):
                     memory.apply(text)
                     at = after
@@ -108,19 +113,18 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         finally:
             lock.release()
         undo.pop_all()
-        return Files(path, integrity.identity(path), log, lock, hold, reader, memory, at, tuple(warnings))
+        return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
 
 
 @contextlib.contextmanager
-def _turn(log: CallLog, timeout_s: float) -> Iterator[None]:
+def _held(turn: QueueLock, log: CallLog, timeout_s: float) -> Iterator[None]:
     """A turn on the call log: a store whose log another process holds, and does not let go, cannot be used."""
-    with contextlib.closing(QueueLock(os.dup(log.fd))) as turn:
-        if not turn.acquire_by_trying(timeout_s):
-            raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
-        try:
-            yield
-        finally:
-            turn.release()
+    if not turn.acquire_by_trying(timeout_s):
+        raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 def _database(path: Path) -> sqlite3.Connection:
@@ -149,9 +153,9 @@ def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLo
         if key is not None:
             warnings.append(f"{beside} was removed: calls that only it held are counted and audited no more")
             at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
-        call_log.create(beside, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
-        with database.writing(db):
+        with database.writing(db):  # first: who ends between the two leaves no log that the database is not at
             database.set_position(db, at)
+        call_log.create(beside, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
     return CallLog(beside)
 
 
@@ -197,7 +201,7 @@ def _time_base(path: Path, log: CallLog, hold: SharedHold, latest_us: int, wall:
     """
     header, mine = log.header, clock.base_id()
     if header.get("time_base") != mine:
-        if not hold.alone():
+        if "time_base" in header and not hold.alone():  # nobody counts by a log that has none: it was made just now
             raise StoreUnavailable(
                 f"{path} is in use by another machine, or by a container with a clock of its own",
                 "counters that machines share belong into Redis; here, name a file of its own with --store",

@@ -1,6 +1,7 @@
-"""Reads a store: the database, and what the call log has beyond it, as one. Takes no lock and writes nothing.
+"""Reads a store: the database, and what the call log has beyond it, as one. Takes no lock of a call's, and writes nothing.
 
-So it reads on a file system that is read-only, too, and no call waits for it.
+So it reads on a file system that is read-only, too, and no call waits for it. It only undoes what a process has left half
+written in the database that was killed, which SQLite does for whoever may write to the file.
 """
 
 import contextlib
@@ -59,6 +60,7 @@ class Reader:
     Args:
         path: The database.
         log: The call log, which is not closed with the reader; None to open it as soon as there is one.
+        timeout_s: How long it waits for upkeep.
 
     Attributes:
         clock: The store's time.
@@ -67,11 +69,12 @@ class Reader:
         StoreUnavailable: The store cannot be read.
     """
 
-    def __init__(self, path: Path, log: CallLog | None = None) -> None:
+    def __init__(self, path: Path, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
         self.path = path
         self._own_log: CallLog | None = None
         with contextlib.ExitStack() as undo, database.reported(path):
-            self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="ro")))
+            self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
+            self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path=str(path))
             undo.pop_all()
         self._log = log
@@ -95,8 +98,8 @@ class Reader:
 
     def counters(self) -> list[tuple[str, int, State]]:
         """Each counter's label, window in µs and log."""
-        question = "SELECT id, label, window_us, log FROM counter"
-        found, texts = self._with_log(lambda db: db.execute(question).fetchall())
+        question = "SELECT id, label, window_us, log FROM counter WHERE label != ?"
+        found, texts = self._with_log(lambda db: db.execute(question, (entries.NO_LABEL,)).fetchall())
         states = {key: unpack(log) for key, _, _, log in found}
         names = {key: (label, window_us) for key, label, window_us, _ in found}
         for text in texts:

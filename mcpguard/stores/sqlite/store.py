@@ -10,13 +10,12 @@ is held, shared, by everyone who has the store open.
 """
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
@@ -28,8 +27,7 @@ from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.base import Clock, Entry, Held, Wanted, decide_one, wall_us
 from mcpguard.stores.sqlite import database, entries, notes
-from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
-from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.sqlite.call_log import RING_BYTES, LogFull, Lost, damaged
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
@@ -41,8 +39,8 @@ PACE_BYTES: Final = RING_BYTES // 4
 
 LOOK_EVERY_S: Final = 0.001
 
-_LONG_BYTES: Final = MAX_TEXT_BYTES // 8
-"""Calls that are longer together are decided one by one: their rows may hold their arguments, six characters for each."""
+
+_Result = TypeVar("_Result")
 
 
 class SqliteStore:
@@ -82,7 +80,7 @@ class SqliteStore:
         self._durable = durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
         self._log = self._files.log
-        self._turn_lock = QueueLock(os.dup(self._log.fd))
+        self._turn_lock = self._files.turn
         self._reader = self._files.reader
         self._clock = self._reader.clock
         self._memory = self._files.memory
@@ -98,18 +96,12 @@ class SqliteStore:
 
     def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        if len(charges) > 1 and sum(len(charge.frame.raw) for charge in charges if charge.frame) > _LONG_BYTES:
-            return [verdict for charge in charges for verdict in self.decide([charge], journal)]
-        try:
-            return self._decide(charges, journal)
-        except LogFull:
-            self._await_upkeep(self._at.end)
-            return self._decide(charges, journal)
-        finally:
-            self._keep_pace()
+        verdicts = self._with_room(lambda: self._decide(charges, journal))
+        self._keep_pace()
+        return verdicts
 
     def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
-        """Decide charges whose rows fit into one record."""
+        """Decide charges in one turn."""
         self._take_turn()
         try:
             self._learn(charges)
@@ -149,13 +141,13 @@ class SqliteStore:
         self, charges: Sequence[Charge], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
     ) -> None:
         """Append the rows of decisions, and number the verdicts that have one."""
-        lines: list[str] = []
+        groups: list[str] = []
         number = self._at.row
         for charge, (verdict, decision) in zip(charges, decided, strict=True):
             if verdict.news:
-                lines += _decided(rows[number - self._at.row], charge.plan, decision)
+                groups.append("\n".join(_decided(rows[number - self._at.row], charge.plan, decision)))
                 verdict.row, number = number, number + 1
-        self._append(lines, len(rows))
+        self._append(groups)
 
     def _learn(self, charges: Sequence[Charge]) -> None:
         """Ask the database for the counters that are not remembered, where there are too many to remember all."""
@@ -169,15 +161,12 @@ class SqliteStore:
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
-        with self._turn():
-            first = self._at.row
-            self._append([entries.row_line(row) for row in rows], len(rows))
+        first = self._tell([entries.row_line(row) for row in rows])
         return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        with self._turn():
-            self._append([entries.outcome_line(one) for one in outcomes])
+        self._tell([entries.outcome_line(one) for one in outcomes])
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -185,25 +174,26 @@ class SqliteStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
         """See `Store`."""
-        with self._turn():
+
+        def lines() -> list[str]:
             if once in self._memory.once:
-                return
+                return []
             now_us = self._clock()
             lines = [entries.counter_line(counter) for counter, _ in logs]
             lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
-            self._tell([*lines, entries.once_line(once, self._wall())])
+            return ["\n".join([*lines, entries.once_line(once, self._wall())])]
+
+        self._tell(lines)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         held = {one.label for one in self.held()}
-        with self._turn():
-            self._tell([entries.emptied_line(counter_id(label)) for label in labels])
+        self._tell([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
     def note_agent(self, namespace: str, note: AgentNote) -> None:
         """See `Store`."""
-        with self._turn():
-            self._tell([notes.line(namespace, note, self._wall())])
+        self._tell([notes.line(namespace, note, self._wall())])
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
@@ -268,35 +258,56 @@ class SqliteStore:
         except Lost:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 
-    def _append(self, lines: Sequence[str], rows: int = 0) -> None:
-        """Append lines, of which some are audit rows, as one record; the caller has the turn."""
-        if lines:
+    def _append(self, groups: Sequence[str]) -> None:
+        """Append groups of lines, each of which takes effect together: all groups or none; the caller has the turn."""
+        if groups:
             before = self._at.end
-            self._at = self._log.append(self._at, "\n".join(lines), rows, durable=self._durable)
+            self._at = self._log.append_all(self._at, entries.records(groups), durable=self._durable)
             self._own_bytes += self._at.end - before
 
     def _keep_pace(self) -> None:
-        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all.
-
-        What is amiss with the database is for `tend` to say: the decision before this stands.
-        """
+        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
         if self._own_bytes > PACE_BYTES:
             self._own_bytes = 0
-            with contextlib.suppress(StoreUnavailable):
-                self._await_upkeep(self._pace_mark)
+            self._await_upkeep(self._pace_mark)
             self._pace_mark = self._at.end
 
     def _await_upkeep(self, end: int) -> None:
-        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take."""
-        deadline_s = time.monotonic() + self._timeout_s
-        while self._log.drained().end < end and time.monotonic() < deadline_s:
-            if not self._have_lock(self._upkeep.drain):
-                time.sleep(LOOK_EVERY_S)
+        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take.
 
-    def _tell(self, lines: Sequence[str]) -> None:
-        """Append lines, and take them in."""
-        self._append(lines)
-        self._memory.apply("\n".join(lines))
+        What is amiss with the database is for `tend` to say: a decision before this stands.
+        """
+        until_s = time.monotonic() + self._timeout_s
+        with contextlib.suppress(StoreUnavailable), self._reported():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                if not self._have_lock(lambda: self._upkeep.drain(until_s=until_s)):
+                    time.sleep(LOOK_EVERY_S)
+
+    def _with_room(self, append: Callable[[], _Result]) -> _Result:
+        """What a function returns that appends: once more, when upkeep has made room, if the log is full."""
+        try:
+            return append()
+        except LogFull:
+            self._await_upkeep(self._at.end)
+            return append()
+
+    def _tell(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+        """Append groups of lines, which may depend on what is remembered, in a turn of their own, and take them in.
+
+        Returns:
+            The number of the next audit row before that.
+        """
+
+        def tell() -> int:
+            with self._turn():
+                row = self._at.row
+                found = groups() if callable(groups) else groups
+                self._append(found)
+                for group in found:
+                    self._memory.apply(group)
+                return row
+
+        return self._with_room(tell)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -370,12 +381,11 @@ class SqliteStore:
 
     def close(self) -> None:
         """See `Store`. The database has everything then, if it can."""
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(StoreUnavailable), self._reported():
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._at.end:
                 self._have_lock(self._upkeep.drain)
-        self._turn_lock.close()
         self._files.close()
 
 

@@ -5,13 +5,16 @@ may have to wait for a transaction of upkeep, and upkeep for them.
 """
 
 import contextlib
+import math
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import database, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
@@ -126,15 +129,19 @@ class Upkeep:
                     more |= _prune_surplus(db, _PRUNED_AT_ONCE)
                 self._has_more_to_do = self._shrink(db) or more
 
-    def drain(self) -> None:
-        """Move into the database all that the log holds. Raises as `tend` does."""
-        with self._connected() as db:
-            self._drain(db)
+    def drain(self, *, until_s: float = math.inf) -> None:
+        """Move into the database all that the log holds. Raises as `tend` does.
+
+        Args:
+            until_s: The monotonic clock's reading after which nothing more is begun, and nobody waited for.
+        """
+        with self._connected(max(0.0, until_s - time.monotonic())) as db:
+            self._drain(db, until_s)
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
+    def _connected(self, timeout_s: float = math.inf) -> Iterator[sqlite3.Connection]:
         """The database, which looks whole. It is opened each time: remembered pages would hide that the file is damaged."""
-        with contextlib.closing(database.connect(self._path, mode="rw")) as db:
+        with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=min(timeout_s, database.BUSY_S))) as db:
             db.execute("PRAGMA synchronous = FULL")  # nobody's call waits for it
             integrity.check_pages(db, self._path)
             yield db
@@ -149,7 +156,7 @@ class Upkeep:
                 self._has_more_to_do = True
             self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection) -> None:
+    def _drain(self, db: sqlite3.Connection, until_s: float = math.inf) -> None:
         at = last = database.position(db)
         batch: list[str] = []
         size = 0
@@ -160,12 +167,17 @@ class Upkeep:
             if size > _DRAINED_AT_ONCE_BYTES:
                 self._write(db, at, batch, last)
                 at, batch, size = last, [], 0
+                if time.monotonic() > until_s:
+                    return
         if batch:
             self._write(db, at, batch, last)
 
     def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position) -> None:
         """Move some records into the database, and let so many old rows go that it does not grow beyond its bounds."""
         with database.writing(db):
+            if database.position(db) != since:
+                hint = f"was {self._path.name}-lock removed, which is to keep them apart?"
+                raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
             Drain(db, self._log.key).write(since.row, batch)
             database.set_position(db, upto)
             more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)))

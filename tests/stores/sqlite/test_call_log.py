@@ -162,3 +162,22 @@ def test_a_record_that_cannot_be_forced_to_the_disk_is_taken_back(log: CallLog, 
     with pytest.raises(OSError, match="Input/output"):
         log.append(START, "x", 1, durable=True)
     assert texts(log) == []
+
+
+def test_records_that_do_not_all_fit_are_not_appended_at_all(log: CallLog) -> None:
+    at = log.append(START, "before", 0)
+    with pytest.raises(StoreUnavailable, match="is full"):
+        log.append_all(at, [("x" * 50_000, 1)] * 3)
+    assert texts(log) == ["before"]
+    after = log.append_all(at, [("x" * 50_000, 1)] * 2, durable=True)
+    assert [len(text) for text in texts(log)] == [6, 50_000, 50_000]
+    assert (after, after.row) == (log.end(START), 3)
+
+
+def test_a_record_that_is_longer_than_readers_look_for_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 70_000)
+    at = log.append(START, "ä" * 35_000, 0)
+    with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):
+        log.append_all(at, [("before", 0), ("x" * 70_001, 0)])
+    assert texts(log) == ["ä" * 35_000]
+    assert log.end(START) == at

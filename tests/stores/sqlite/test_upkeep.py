@@ -179,7 +179,7 @@ def test_a_decision_in_a_storm_stands_though_the_database_takes_nothing(
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
 
-    def full(_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(upkeep.Upkeep, "drain", full)

@@ -1,0 +1,281 @@
+"""What others do to a store's files, and what large calls do, breaks none of its promises."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.core.claude_code import AgentNote
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.sqlite import call_log, database, entries, notes, store, upkeep
+from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
+from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import Session, identity
+
+MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
+
+Open = Callable[..., SqliteStore]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "mcpguard.db"
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[Open]:
+    with contextlib.ExitStack() as opened:
+        yield lambda at=path, **options: opened.enter_context(contextlib.closing(SqliteStore(at, **options)))
+
+
+def used(store: SqliteStore) -> list[int]:
+    return sorted(held.used for held in store.held())
+
+
+def drain(store: SqliteStore) -> None:
+    assert store._have_lock(store._upkeep.drain)
+
+
+# Long records
+
+
+def test_calls_of_one_turn_whose_names_are_long_together_are_seen_whole_by_others(open_store: Open) -> None:
+    one, other = open_store(), open_store()
+    long = Session(one, MANY, who=identity(roles=tuple("é" * 200 + str(number) for number in range(12))))
+    assert {verdict.decision for verdict in long.call("x", 256)} == {"allowed"}
+    assert one._at.end > call_log.MAX_TEXT_BYTES
+    Session(other, MANY, session="b" * 16).call("x", 2)
+    assert used(one) == used(other) == [258]
+    assert [entry.place for entry in other.entries()] == list(range(1, 259))
+    drain(one)
+    assert used(open_store()) == [258]
+
+
+def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 40_000)
+    monkeypatch.setattr(entries, "RECORD_CHARS", 10_000, raising=False)
+    one, other = open_store(), open_store()
+    Session(other, MANY).call("x", 3)
+    (label,) = [held.label for held in other.held()]
+    assert one.reset([*(f"none {number}" for number in range(3000)), label]) == 1
+    assert used(other) == []
+    assert Session(other, MANY, session="b" * 16).one("x").remaining == 99_999
+
+
+# A database that others hold
+
+
+@pytest.mark.parametrize("trouble", ["locked", "full"])
+def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(store, "PACE_BYTES", 1000)
+    session = Session(open_store(timeout_ms=1), MANY)
+    session.one("x")
+
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
+        if trouble == "locked":
+            theirs.execute("BEGIN EXCLUSIVE")
+        else:
+            monkeypatch.setattr(upkeep.Upkeep, "_write", full)
+        for _ in range(20):
+            assert session.decisions("x", 10) == ["allowed"] * 10
+    monkeypatch.undo()
+    assert used(open_store()) == [201]
+
+
+def test_nobody_waits_longer_for_upkeep_than_a_call_may(open_store: Open) -> None:
+    reader = open_store(timeout_ms=70)._reader
+    assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
+
+
+# Two that do the same
+
+
+def test_two_processes_that_both_move_the_log_since_its_lock_was_removed_count_nothing_twice(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = open_store()
+    path.with_name("mcpguard.db-lock").unlink()
+    other = open_store()
+    (counter,) = Session(one, MANY).charges("x")[0].plan.counters
+    one.adopt([(counter, (-1, -1, 4))], token_hex())
+    records = CallLog.records
+
+    def overtaken(self: CallLog, at: Position) -> Iterator[tuple[str, Position]]:
+        monkeypatch.undo()
+        found = list(records(self, at))
+        drain(other)
+        return iter(found)
+
+    monkeypatch.setattr(CallLog, "records", overtaken)
+    with pytest.raises(StoreUnavailable, match="two processes at once") as raised:
+        drain(one)
+    assert "-lock removed" in raised.value.hint
+    assert used(one) == used(other) == [4]
+
+
+def test_a_database_that_is_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, path: Path, open_store: Open) -> None:
+    one = open_store()
+    (tmp_path / "link.db").symlink_to(path)
+    other = open_store(tmp_path / "link.db")
+    Session(one, MANY).call("x", 3)
+    Session(other, MANY, session="b" * 16).call("x", 2)
+    drain(other)
+    assert used(one) == used(other) == [5]
+    with contextlib.closing(Reader(tmp_path / "link.db")) as reader:
+        assert [entry.place for entry in reader.entries()] == [1, 2, 3, 4, 5]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "state"]
+    assert other.warnings == ()
+
+
+# Ends
+
+
+def test_what_a_killed_process_left_half_written_in_the_database_keeps_no_reader_out(
+    tmp_path: Path, path: Path, open_store: Open
+) -> None:
+    store = open_store()
+    session = Session(store, MANY)
+    session.call("x", 3)
+    drain(store)
+    session.call("x", 2)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE audit SET detail = ?", ("x" * 50_000,))
+        writer.executemany("INSERT INTO agent_note VALUES ('a', ?, 'b', 1)", [(f"{at:0500}",) for at in range(50)])
+        left = tmp_path / "left"
+        shutil.copytree(path.parent, left)  # as a SIGKILL at this moment leaves it
+        writer.execute("ROLLBACK")
+    assert (left / "mcpguard.db-journal").stat().st_size > 4096
+    with contextlib.closing(Reader(left / path.name)) as reader:
+        assert [entry.record["seq"] for entry in reader.entries()] == [1, 2, 3, 4, 5]
+        assert [held.used for held in reader.held()] == [5]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader._db.execute("DELETE FROM audit")
+
+
+def test_a_counter_whose_label_went_with_the_database_is_counted_and_not_listed(path: Path, open_store: Open) -> None:
+    store = open_store()
+    policy = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
+    session = Session(store, policy)
+    session.call("x", 2)
+    drain(store)
+    session.call("x", 2)
+    path.unlink()
+    after = open_store()
+    assert Session(after, policy, session="b" * 16).one("x").remaining == 2
+    drain(after)
+    assert after.held() == open_store().held() == []
+    assert Session(open_store(), policy, session="c" * 16).one("x").remaining == 1
+
+
+def test_a_store_whose_folder_cannot_be_looked_at_any_more_can_be_closed(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+
+    def refuse(_: CallLog) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(CallLog, "check", refuse)
+    store.close()
+    assert store._log.fd == -1
+
+
+def test_a_note_for_a_log_that_was_put_back_is_refused_with_a_word(path: Path, open_store: Open) -> None:
+    open_store().close()
+    with contextlib.closing(CallLog(log_path(path))) as log:
+        log.set_drained(Position(1000, 7, b"gone"))
+    with pytest.raises(StoreUnavailable, match="does not continue"):
+        notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
+
+
+def test_whoever_tells_something_of_a_full_log_waits_until_upkeep_has_made_room(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    store = open_store()
+    (verdict,) = Session(store, MANY).call("x")
+    (counter,) = Session(store, MANY).charges("x")[0].plan.counters
+    for _ in range(2):
+        while store._at.end - store._log.drained().end < 63 * 1024:
+            store._append(["x" * 500])
+        store.record([Outcome(verdict.row or 0, "ok", 1)] * 100)
+        assert store._log.drained().end > store._at.end - 32 * 1024
+    while store._at.end - store._log.drained().end < 63 * 1024:
+        store._append(["x" * 500])
+    store.adopt([(counter, (-1, -1, 1))] * 100, token_hex())
+    assert used(store) == [101]
+    assert [entry.record["outcome"] for entry in store.entries()] == ["ok"]
+
+
+def ends_after(work: Callable[..., None]) -> Callable[..., None]:
+    """A function that ends its process, as far as that can be seen from here, when it has done its work."""
+
+    def end(*args: Any) -> None:
+        work(*args)
+        raise OSError(5, "killed here")
+
+    return end
+
+
+def test_whoever_ends_while_a_removed_log_is_made_anew_leaves_no_number_of_a_row_to_be_used_twice(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    session = Session(store, MANY)
+    session.call("x", 3)
+    drain(store)
+    lost = session.call("x", 3)[-1].row or 0
+    log_path(path).unlink()
+    for module, name in (database, "set_position"), (call_log, "create"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, ends_after(getattr(module, name)))
+            with pytest.raises(StoreUnavailable, match="killed here"):
+                SqliteStore(path)
+    after = open_store()
+    assert (Session(after, MANY, session="b" * 16).one("x").row or 0) > lost
+    drain(after)
+    assert [entry.record["seq"] for entry in after.entries()] == [1, 2, 3, 1]
+
+
+def test_a_turn_is_asked_for_on_a_file_position_that_no_reading_moves(path: Path, open_store: Open) -> None:
+    store, other = open_store(), open_store()
+    os.lseek(store._log.fd, 5, os.SEEK_SET)
+    assert store._turn_lock.acquire(1)
+    os.lseek(store._turn_lock._fd, 7, os.SEEK_SET)
+    assert os.lseek(store._log.fd, 0, os.SEEK_CUR) == 5
+    assert not other._turn_lock.acquire_by_trying(0)
+    store._turn_lock.release()
+    path.with_name("mcpguard.db-calls").rename(path.with_name("away"))
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        store._log.turn()
+
+
+def test_a_log_that_was_removed_is_made_anew_though_an_idle_wrapper_still_has_the_old_one(path: Path, open_store: Open) -> None:
+    idle = open_store()
+    session = Session(idle, MANY)
+    session.call("x", 3)
+    drain(idle)
+    log_path(path).unlink()
+    after = open_store()
+    assert "was removed" in after.warnings[0]
+    Session(after, MANY, session="b" * 16).call("x", 2)
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        session.call("x")
+    assert used(after) == [5]
