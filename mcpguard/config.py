@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
-from mcpguard.stores.address import Address, Options, SqliteAddress, address, has_password
-from mcpguard.stores.files import named_path, read_at_once
+from mcpguard.files import named_path, read_at_once
+from mcpguard.stores.address import address, has_password
+from mcpguard.stores.api import Address, Options
+from mcpguard.stores.sqlite.address import SqliteAddress
 
 if TYPE_CHECKING:  # loaded where it is configured
-    from mcpguard.jwt_settings import JwtSettings
-    from mcpguard.stores.base import Readable, Store
+    from mcpguard.auth.settings import JwtSettings
+    from mcpguard.stores.api import Readable, Store
 
 
 class Settings(NamedTuple):
@@ -262,7 +264,7 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
                 inner = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
                 raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *inner]))
         if name == "identity.jwt" and verifies:
-            from mcpguard import jwt_settings
+            from mcpguard.auth import settings as jwt_settings
 
             values["jwt"] = jwt_settings.read(table, file=file, state=state)
         else:

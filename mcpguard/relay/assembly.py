@@ -15,6 +15,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.errors import PolicyError, Unauthenticated
+from mcpguard.files import exposed
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
@@ -22,10 +23,9 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import IdentitySource, Pumps
 from mcpguard.relay.session import Life
 from mcpguard.relay.watchdog import Watchdog
-from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
-from mcpguard.stores.files import exposed
+from mcpguard.stores.sqlite.address import SqliteAddress
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. One that is stuck, and a call with it, ends with us."""
@@ -108,7 +108,7 @@ def _introduce(
 
 def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
     """Where the token tells who is calling, and who that is now."""
-    from mcpguard.tokens import TokenSource  # loads PyJWT: only where it is needed
+    from mcpguard.auth.token import TokenSource  # loads PyJWT: only where it is needed
 
     assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
     source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.error)

@@ -10,12 +10,13 @@ import pytest
 
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import MemoryStore, wall_us
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time
+from tests.memory_store import MemoryStore
 from tests.stores.conftest import Worker, heard, tell
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
@@ -149,7 +150,7 @@ def test_a_note_that_the_store_does_not_take_is_an_outage() -> None:
 
 
 def test_while_the_store_answers_notes_pass_through(tmp_path: Path) -> None:
-    store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None)
+    store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
     store.note_agent("default", NOTE)
     assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
     assert store.peek(())[0] == []
