@@ -1,13 +1,41 @@
 """Settings for every test, and what several kinds of them share."""
 
+from __future__ import annotations
+
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.real_parts.parts import Parts
+if TYPE_CHECKING:
+    from tests.real_parts.parts import Parts
+
+TESTS = Path(__file__).parent
+
+POSIX = (
+    "benchmarks",
+    "cli",
+    "demo/test_story.py",
+    "end_to_end",
+    "examples",
+    "real_parts",
+    "relay",
+    "stores/sqlite/test_processes.py",
+    "stores/test_files.py",
+    *sorted(f"stores/{path.name}" for path in (TESTS / "stores").glob("test_redis*.py")),
+    "test_config.py",
+    "test_jwks.py",
+    "test_jwt_settings.py",
+    "test_readme.py",
+    "test_tokens.py",
+    "test_tokens_in_time.py",
+)
+"""The folders and modules whose tests need POSIX: signals, modes of files, `sh`, terminals, sockets with a path, or its paths
+in messages. Their tests have the mark `posix`, as single tests elsewhere do. Windows cannot import most of these modules.
+"""
 
 settings.register_profile(
     "mcpguard",
@@ -23,7 +51,25 @@ settings.load_profile("mcpguard")
 @pytest.fixture(scope="session")
 def parts(request: pytest.FixtureRequest) -> Parts:
     """Clients and servers as their makers publish them, which pytest's cache keeps from run to run."""
+    from tests.real_parts.parts import Parts  # it locks as POSIX does
+
     return Parts(Path(request.config.cache.mkdir("real-parts")), own={"python-2": sys.executable})
+
+
+def _needs_posix(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in POSIX)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Import no module on Windows that needs POSIX. None leaves the question to pytest."""
+    return True if sys.platform == "win32" and _needs_posix(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the modules that need POSIX."""
+    for item in items:
+        if _needs_posix(item.path):
+            item.add_marker(pytest.mark.posix)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -76,6 +76,7 @@ def test_two_edits_in_one_tick_of_the_clock_are_both_found(running: PolicyFile, 
         assert limit(running.poll()) == f"{n}/1h"
 
 
+@pytest.mark.posix
 def test_an_edit_that_keeps_the_time_and_size_is_found_by_the_time_of_the_change(
     running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_file_that_is_put_in_its_place_is_found(running: PolicyFile, path: Pat
     assert limit(running.poll()) == "2/1h"
 
 
+@pytest.mark.posix
 def test_a_file_behind_a_link_is_followed(path: Path) -> None:
     target = path.with_name("team.toml")
     target.write_text(rule("1/1h"))
@@ -138,6 +140,7 @@ def test_a_file_that_goes_is_reported_once_and_found_again_when_it_comes_back(ru
     assert limit(running.poll()) == "1/1h"
 
 
+@pytest.mark.posix
 def test_a_file_that_becomes_a_folder_is_reported_once(running: PolicyFile, path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -189,6 +192,7 @@ def test_observing_is_of_every_policy_that_is_taken_up(path: Path, content: str 
     assert second.observe
 
 
+@pytest.mark.posix
 def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> None:
     path.symlink_to(path)
     file = PolicyFile(path)

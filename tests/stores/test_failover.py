@@ -196,6 +196,7 @@ def test_an_observed_rule_without_room_is_not_charged_afterwards(broken: Broken)
     assert [held.used for held in broken.store.held()] == [3]
 
 
+@pytest.mark.posix
 def test_a_store_that_is_removed_is_noticed_and_made_anew(broken: Broken) -> None:
     broken.call(3)
     broken.store.tend()

@@ -51,6 +51,7 @@ def successor(place: Place, folder: Path, **options: Any) -> Place:
     return after
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("end", [ended, killed])
 def test_a_wrapper_that_ends_in_an_outage_leaves_counts_rows_and_outcomes_to_the_next(
     tmp_path: Path, end: Callable[[Place], None]

@@ -11,8 +11,8 @@ from mcpguard.errors import StoreBusy, StoreUnavailable
 from mcpguard.stores.failover.connector import Connector
 from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from tests.core.build import Session, Time
-from tests.end_to_end.host import until
 from tests.memory_store import Memory, MemoryStore
+from tests.redis_servers import wait_for
 from tests.stores.moody import LIMIT_3, Place
 
 ENOUGH_S = 30
@@ -239,7 +239,7 @@ def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_fro
     told: list[object] = []
     call = threading.Thread(target=lambda: told.append(session.decisions("x")))
     call.start()
-    until(lambda: not door.store._starting, "the call waits for the store")
+    wait_for(lambda: not door.store._starting, "the call waits for the store")
 
     def tend() -> None:
         door.store.tend()

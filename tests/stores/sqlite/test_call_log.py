@@ -37,6 +37,7 @@ def texts(log: CallLog, at: Position = START) -> list[str]:
     return [text for text, _ in log.records(at)]
 
 
+@pytest.mark.posix
 def test_a_new_log_is_empty_whole_and_nobody_elses_business(log: CallLog, path: Path) -> None:
     assert texts(log) == []
     assert log.key == bytes(32)
@@ -58,6 +59,7 @@ def test_what_is_appended_is_read_by_everybody_in_order_with_the_numbers_of_its_
     other.close()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("length", [0, 1, 20, 100, 70_000])
 def test_a_record_that_its_writer_could_not_finish_is_not_there_and_is_written_over(log: CallLog, length: int) -> None:
     at = log.append(START, "before", 0)

@@ -106,6 +106,7 @@ def test_many_who_take_turns_never_have_it_together(tmp_path: Path) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
+@pytest.mark.posix
 def test_the_lock_of_a_process_that_was_killed_comes_free(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     holder = start("hold", tmp_path / "queue")
     assert heard(holder) == "True"
@@ -117,6 +118,7 @@ def test_the_lock_of_a_process_that_was_killed_comes_free(tmp_path: Path, start:
     lock.close()
 
 
+@pytest.mark.posix
 def test_processes_exclude_one_another(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     holder = start("hold", tmp_path / "queue")
     assert heard(holder) == "True"
@@ -128,6 +130,7 @@ def test_processes_exclude_one_another(tmp_path: Path, start: Callable[[str, Pat
     lock.close()
 
 
+@pytest.mark.posix
 def test_closing_frees_the_lock_also_while_a_helper_waits_for_another(locks: list[QueueLock], tmp_path: Path) -> None:
     first, second, third = locks
     assert first.acquire(0)

@@ -59,6 +59,7 @@ def ask(path: Path, question: str) -> list[tuple[object, ...]]:
 # Files
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
 def test_files_are_0600_in_0700_whatever_the_umask(path: Path, open_store: Open, umask: int) -> None:
     before = os.umask(umask)
@@ -72,6 +73,7 @@ def test_files_are_0600_in_0700_whatever_the_umask(path: Path, open_store: Open,
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path.parent.parent)} == {0o700}
 
 
+@pytest.mark.posix
 def test_a_folder_that_is_there_keeps_its_mode(path: Path, open_store: Open) -> None:
     path.parent.mkdir(parents=True, mode=0o755)
     open_store()
@@ -309,6 +311,7 @@ def test_the_machines_own_clock_runs_forward_and_has_a_base() -> None:
 # Where
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p"])
 @pytest.mark.parametrize("point", ["/", "/srv/share", "/srv/a\\040share", "/srv/dépôt"])
 def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, point: str) -> None:
@@ -322,6 +325,7 @@ def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, point: str)
     assert "Redis" in raised.value.hint
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("folder", ["/srv/shared", "/srv/share/local/state", "/home/alice"])
 def test_a_local_file_system_beside_or_inside_a_network_one_is_not(tmp_path: Path, folder: str) -> None:
     table = (
@@ -338,6 +342,7 @@ def test_where_no_table_of_mounts_is_nothing_is_refused(tmp_path: Path) -> None:
     refuse_network(Path("/srv"), tmp_path / "missing")
 
 
+@pytest.mark.posix
 def test_opening_on_a_network_file_system_makes_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "36 21 0:1 / / rw - nfs4 host:/x rw\n")
     with pytest.raises(StoreUnavailable):
