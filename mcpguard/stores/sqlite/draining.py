@@ -28,7 +28,8 @@ _USE: Final = """
     INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
 """
 _SET_COUNTER: Final = """
-    INSERT INTO counter VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET last_us = ?4, log = ?5
+    INSERT INTO counter VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET last_us = excluded.last_us, log = excluded.log
 """
 _SET_LABEL: Final = "UPDATE counter SET label = ? WHERE id = ?"
 

@@ -41,8 +41,8 @@ _ONCE_KEPT_US: Final = 30 * 86_400_000_000
 
 _UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
 _SET_BOUNDS: Final = """
-    INSERT INTO namespace (name, keep_us, max_bytes) VALUES (?1, ?2, ?3)
-    ON CONFLICT (name) DO UPDATE SET keep_us = ?2, max_bytes = ?3
+    INSERT INTO namespace (name, keep_us, max_bytes) VALUES (?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET keep_us = excluded.keep_us, max_bytes = excluded.max_bytes
 """
 _OLDEST: Final = """
     SELECT id, time_us, context, reported, coalesce(length(detail), 0) + coalesce(length(request_id), 0)
