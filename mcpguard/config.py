@@ -13,7 +13,7 @@ from mcpguard.stores.address import Address, Options, SqliteAddress, address, ha
 from mcpguard.stores.files import named_path, read_at_once
 
 if TYPE_CHECKING:  # loaded where it is configured
-    from mcpguard.jwt_settings import JwtSettings
+    from mcpguard.auth.settings import JwtSettings
     from mcpguard.stores.base import Readable, Store
 
 
@@ -262,7 +262,7 @@ def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
                 inner = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
                 raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *inner]))
         if name == "identity.jwt" and verifies:
-            from mcpguard import jwt_settings
+            from mcpguard.auth import settings as jwt_settings
 
             values["jwt"] = jwt_settings.read(table, file=file, state=state)
         else:

@@ -11,7 +11,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.errors import ConfigError
 
 if TYPE_CHECKING:  # loads PyJWT, which most commands do without
-    from mcpguard.tokens import Examination, TokenSource
+    from mcpguard.auth.token import Examination, TokenSource
 
 
 def place(key: str, options: Mapping[str, str | None]) -> str:
@@ -34,8 +34,8 @@ def examined(
     Raises:
         ConfigError: No token is to name the user here.
     """
-    from mcpguard.jwks import FETCH_S
-    from mcpguard.tokens import VARIABLE, TokenSource
+    from mcpguard.auth.keys import FETCH_S
+    from mcpguard.auth.token import VARIABLE, TokenSource
 
     if settings.jwt is None:
         raise ConfigError("no token names the user here", "there is no [identity.jwt] in config.toml")

@@ -1,6 +1,6 @@
 """What the claims of a token say of who is calling, and what is wrong with them.
 
-Nothing here looks at a signature: `mcpguard.tokens` does, and trusts no claim before.
+Nothing here looks at a signature: `mcpguard.auth.token` does, and trusts no claim before.
 """
 
 from collections.abc import Iterator, Mapping

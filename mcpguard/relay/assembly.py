@@ -108,7 +108,7 @@ def _introduce(
 
 def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
     """Where the token tells who is calling, and who that is now."""
-    from mcpguard.tokens import TokenSource  # loads PyJWT: only where it is needed
+    from mcpguard.auth.token import TokenSource  # loads PyJWT: only where it is needed
 
     assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
     source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.error)

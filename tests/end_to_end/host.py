@@ -43,7 +43,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def program(*argv: str, tuned: Mapping[str, object] | None = None) -> list[str]:
-    """The command line of mcpguard, in which some constants, such as `mcpguard.jwks.FETCH_S`, have other values."""
+    """The command line of mcpguard, in which some constants, such as `mcpguard.auth.keys.FETCH_S`, have other values."""
     if not tuned:
         return [sys.executable, "-m", "mcpguard", *argv]
     lines = ["import importlib"]

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from mcpguard.auth.keys import REFRESH_S
 from mcpguard.core.claims import LEEWAY_S
-from mcpguard.jwks import REFRESH_S
 from tests import provider
 from tests.provider import KeyServer, settings, token, write_token
 
 from .host import DEADLINE_S, Host, Message, budget, call, policy, rule, script
 
 OBEDIENT = script("obedient")
-PATIENT = {"mcpguard.jwks.FETCH_S": DEADLINE_S}
+PATIENT = {"mcpguard.auth.keys.FETCH_S": DEADLINE_S}
 """Waits for keys as long as a busy machine takes to send them."""
 
 
@@ -306,7 +306,7 @@ def test_jwt_is_loaded_only_where_users_are_verified(tmp_path: Path) -> None:
     with Host(tmp_path, *OBEDIENT, env=loud) as host:
         assert "result" in host.call(1, "search")
         assert host.end() == 0
-        assert not {"jwt", "ssl", "mcpguard.tokens", "mcpguard.jwt_settings"} & {
+        assert not {"jwt", "ssl", "mcpguard.auth.token", "mcpguard.auth.settings"} & {
             line.rpartition("|")[2].strip() for line in host.err.splitlines()
         }
 
@@ -326,4 +326,4 @@ def test_what_fetches_keys_is_loaded_only_where_keys_are_fetched(
         assert host.end() == 0
         loaded = {line.rpartition("|")[2].strip() for line in host.err.splitlines()}
     assert "jwt" in loaded
-    assert ("mcpguard.fetch" in loaded) == loads
+    assert ("mcpguard.auth.fetch" in loaded) == loads

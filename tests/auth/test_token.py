@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.jwt_settings import JwtSettings
-from mcpguard.tokens import MAX_TOKEN_BYTES, TokenSource
+from mcpguard.auth.settings import JwtSettings
+from mcpguard.auth.token import MAX_TOKEN_BYTES, TokenSource
+from tests.auth.token_holder import CONFIGURED, Wrapper, told
 from tests.provider import AUDIENCE, ISSUER, claims, jwk, key, part, token
-from tests.token_holder import CONFIGURED, Wrapper, told
 
 NOT_A_JWT = "is not a signed JWT"
 NOT_THEIRS = f"has a signature that is not {ISSUER}'s"

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.auth.settings import ALGORITHMS, JwtSettings, shown_url, url_problem
 from mcpguard.config import Settings, load
 from mcpguard.core.claims import Expected
 from mcpguard.errors import ConfigError
-from mcpguard.jwt_settings import ALGORITHMS, JwtSettings, shown_url, url_problem
 from tests.provider import token
 
 LEAST = """

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from mcpguard.jwt_settings import is_loopback, url_problem
+from mcpguard.auth.settings import is_loopback, url_problem
 
 MAX_REDIRECTS: Final = 3
 

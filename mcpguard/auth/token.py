@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple
 
 import jwt
 
+from mcpguard.auth.keys import REFRESH_S, Jwk, Keys, keys_of
+from mcpguard.auth.settings import JwtSettings
 from mcpguard.core import claims
 from mcpguard.core.claims import Claims
 from mcpguard.core.identity import Identity
 from mcpguard.errors import Unauthenticated
 from mcpguard.followed_file import FollowedFile
-from mcpguard.jwks import REFRESH_S, Jwk, Keys, keys_of
-from mcpguard.jwt_settings import JwtSettings
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
 """Tokens with hundreds of groups take some ten kilobytes; what is longer is something else."""

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol
 
+from mcpguard.auth.settings import JwtSettings, shown_url
 from mcpguard.core.claims import time_of
 from mcpguard.core.digest import blake2b
 from mcpguard.followed_file import FollowedFile
-from mcpguard.jwt_settings import JwtSettings, shown_url
 from mcpguard.stores.files import private_folder, read_at_once
 
 REFRESH_S: Final = 30.0
@@ -282,7 +282,7 @@ class RemoteKeys(_Known):
 
     def _renew(self) -> None:
         try:
-            from mcpguard import fetch  # TLS and HTTP are loaded when keys have to be fetched, and in this thread
+            from mcpguard.auth import fetch  # TLS and HTTP are loaded when keys have to be fetched, and in this thread
 
             keys = parse_keys((self._fetch or fetch.get)(self._url, FETCH_S, MAX_BYTES))
             if self._clock() >= self._give_up_s:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.jwks import MAX_AGE_S, REFRESH_S, RemoteKeys
-from mcpguard.tokens import TokenSource
+from mcpguard.auth.keys import MAX_AGE_S, REFRESH_S, RemoteKeys
+from mcpguard.auth.token import TokenSource
+from tests.auth.token_holder import CONFIGURED, Wrapper, told
 from tests.end_to_end.host import until
 from tests.provider import jwk, key_set, token, write_token
-from tests.token_holder import CONFIGURED, Wrapper, told
 
 NOT_THEIRS = "has a signature that is not "
 

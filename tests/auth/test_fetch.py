@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from mcpguard.fetch import FetchError, get
+from mcpguard.auth.fetch import FetchError, get
 from tests import provider
 from tests.provider import KeyServer, key
 

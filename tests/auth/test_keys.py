@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jwt.algorithms import RSAAlgorithm
 
-from mcpguard.jwks import FETCH_S, MAX_AGE_S, REFRESH_S, FileKeys, RemoteKeys, find, parse_keys
+from mcpguard.auth.keys import FETCH_S, MAX_AGE_S, REFRESH_S, FileKeys, RemoteKeys, find, parse_keys
 from tests import provider
 from tests.end_to_end.host import until
 from tests.provider import KeyServer, jwk, key, key_set

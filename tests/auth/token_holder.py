@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mcpguard.auth.keys import FileKeys
+from mcpguard.auth.settings import JwtSettings
+from mcpguard.auth.token import TokenSource
 from mcpguard.core.claims import Expected
 from mcpguard.core.identity import Identity
 from mcpguard.errors import Unauthenticated
-from mcpguard.jwks import FileKeys
-from mcpguard.jwt_settings import JwtSettings
-from mcpguard.tokens import TokenSource
 from tests.provider import AUDIENCE, ISSUER, jwk, key_set
 
 CONFIGURED = Identity("", "jwt", "crm")
