@@ -21,9 +21,9 @@ from mcpguard.core.policy_parse import parse, parse_rule
 from mcpguard.core.verdict import Charge
 from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
-from mcpguard.stores.base import MemoryStore
 from mcpguard.stores.redis.address import SCHEMES
 from tests.end_to_end.host import environment, program
+from tests.memory_store import MemoryStore
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -1,9 +1,11 @@
 """What the guard asks of a store, and what it gets back."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
+from mcpguard.core import limiter
 from mcpguard.core.frames import Frame
-from mcpguard.core.limiter import Decision
+from mcpguard.core.limiter import Decision, State
 from mcpguard.core.policy import Call, Plan, Reported
 
 Decided = Literal[
@@ -149,3 +151,18 @@ def _allowed(plan: Plan, decision: Decision) -> Verdict:
         count=decision.used[plan.limits[tightest].counter] + 1,
         remaining=least[1],
     )
+
+
+def decide_one(charge: Charge, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
+    """Decide one charge against its counters' logs, in the plan's order.
+
+    Returns:
+        What becomes of the call, and what that does to the logs.
+    """
+    if charge.decided is not None:
+        return Verdict(charge.decided), _NOTHING
+    decision = limiter.decide(charge.plan.limits, states, now_us)
+    return verdict(charge.plan, decision), decision
+
+
+_NOTHING: Final = Decision(False, (), (), ())

@@ -27,7 +27,8 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.readiness import ClientEnd, ServerInput, await_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
-from mcpguard.stores.base import Store, monotonic_us, wall_us
+from mcpguard.stores.base import Store
+from mcpguard.stores.clock import monotonic_us, wall_us
 
 EXIT_S: Final = 0.3
 """How long after a server has closed its input we may learn that it has exited."""

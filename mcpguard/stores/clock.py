@@ -1,9 +1,20 @@
-"""The time of one machine: a clock that never runs backwards, counts sleep, and ignores steps of the wall clock."""
+"""The clocks of one machine. One never runs backwards, counts sleep, and ignores steps of the wall clock: `boot_us`."""
 
 import contextlib
 import sys
 import time
 from pathlib import Path
+
+
+def wall_us() -> int:
+    """Wall-clock time."""
+    return time.time_ns() // 1000
+
+
+def monotonic_us() -> int:
+    """A monotone clock, for one process."""
+    return time.monotonic_ns() // 1000
+
 
 if sys.platform == "linux":
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.base import Store
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Time
+from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import SERVERS, Server, running
 
 

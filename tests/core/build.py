@@ -17,7 +17,8 @@ from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError
-from mcpguard.stores.base import MemoryStore, Store
+from mcpguard.stores.base import Store
+from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent.parent
 START_US = 1_000_000_000_000

@@ -30,8 +30,8 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge, Verdict
-from mcpguard.stores.base import MemoryStore
 from tests.core.build import WALL_US, Session, Talk, Time
+from tests.memory_store import MemoryStore
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'

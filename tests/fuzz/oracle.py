@@ -16,10 +16,10 @@ from mcpguard.core.digest import cut
 from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from mcpguard.core.guard import Forward, Reply
 from mcpguard.core.verdict import Charge
-from mcpguard.stores.base import MemoryStore
 from tests.core.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
+from tests.memory_store import MemoryStore
 
 POLICY: Final = """
 [[rule]]

@@ -21,7 +21,7 @@ from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import Pumps
-from mcpguard.stores.base import MemoryStore
+from tests.memory_store import MemoryStore
 
 TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
 

@@ -10,10 +10,10 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Memory, MemoryStore
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from tests.core.build import WALL_US, Session, Time
+from tests.memory_store import Memory, MemoryStore
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 

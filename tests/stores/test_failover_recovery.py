@@ -8,10 +8,10 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Memory
 from mcpguard.stores.failover.store import LAST_TRY_S, PROBE_US
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
 from tests.core.build import START_US
+from tests.memory_store import Memory
 from tests.stores.moody import LIMIT_3, Moody, Place
 
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'

@@ -9,7 +9,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Memory, Store
+from mcpguard.stores.base import Store
 from mcpguard.stores.failover import spill, write_behind
 from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
 from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
@@ -17,6 +17,7 @@ from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import START_US, Session, Time
+from tests.memory_store import Memory
 from tests.redis_servers import running
 from tests.stores.moody import LIMIT_3, Moody, Place
 

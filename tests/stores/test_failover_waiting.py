@@ -8,11 +8,11 @@ import pytest
 
 from mcpguard.core.audit import Row
 from mcpguard.errors import StoreBusy, StoreUnavailable
-from mcpguard.stores.base import Memory, MemoryStore
 from mcpguard.stores.failover.connector import Connector
 from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from tests.core.build import Session, Time
 from tests.end_to_end.host import until
+from tests.memory_store import Memory, MemoryStore
 from tests.stores.moody import LIMIT_3, Place
 
 ENOUGH_S = 30

@@ -15,7 +15,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import wall_us
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import rows, upkeep
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.store import NEARBY_US, RedisStore

@@ -11,7 +11,8 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.errors import ConfigError, StoreUnavailable
 from mcpguard.stores.address import Options, address
-from mcpguard.stores.base import Store, wall_us
+from mcpguard.stores.base import Store
+from mcpguard.stores.clock import wall_us
 from tests.core.build import Session
 from tests.redis_servers import Server, certificates, cluster, running
 

@@ -16,7 +16,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import wall_us
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress, parse
 from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.store import RedisStore

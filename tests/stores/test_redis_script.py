@@ -16,10 +16,10 @@ from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Memory, MemoryStore
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import WALL_US, Time
+from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import Server, running
 
 NOW_US = WALL_US

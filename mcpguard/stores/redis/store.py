@@ -23,7 +23,8 @@ from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import Options
-from mcpguard.stores.base import Clock, Entry, Held, Wanted, monotonic_us, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link, scan

@@ -24,9 +24,10 @@ from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import Charge, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Wanted, decide_one, wall_us
+from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database, entries, notes
 from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged
 from mcpguard.stores.sqlite.locks import QueueLock

@@ -10,12 +10,13 @@ import pytest
 
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import MemoryStore, wall_us
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time
+from tests.memory_store import MemoryStore
 from tests.stores.conftest import Worker, heard, tell
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")

@@ -12,11 +12,12 @@ from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Memory, MemoryStore, Store
+from mcpguard.stores.base import Store
 from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import START_US, WALL_US, Session, Time
+from tests.memory_store import Memory, MemoryStore
 
 MIXED = """
 [[rule]]

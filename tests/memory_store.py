@@ -1,0 +1,169 @@
+"""The reference that every store is compared with: a store in memory."""
+
+import os
+from collections.abc import Iterator, MutableMapping, Sequence
+
+from mcpguard.core import limiter
+from mcpguard.core.audit import Outcome, Row, record
+from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.journal import Journal
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy import Counter
+from mcpguard.core.verdict import Charge, Verdict, decide_one
+from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.clock import monotonic_us, wall_us
+
+
+class Memory:
+    """What the memory stores of one process share."""
+
+    def __init__(self) -> None:
+        self.args_key = os.urandom(32)
+        self.states: dict[int, State] = {}
+        self.counters: dict[int, Counter] = {}
+        self.rows: list[Row] = []
+        self.outcomes: dict[int, Outcome] = {}
+        self.notes: dict[tuple[str, str], tuple[str, int]] = {}
+        self.adopted: set[str] = set()
+
+
+class MemoryStore:
+    """The reference: counters and audit of one process, gone with it.
+
+    Args:
+        memory: What it shares with other stores.
+        clock: The store's time.
+        wall: Wall-clock time, for the audit.
+    """
+
+    restless = False
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, memory: Memory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
+        self._memory = memory or Memory()
+        self._clock = clock
+        self._wall = wall
+        self.args_key = self._memory.args_key
+
+    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+        """See `Store`."""
+        verdicts, changed = decide_all(charges, self._memory.states, self._clock())
+        self._memory.counters.update(changed)
+        rows = iter(journal.rows(charges, verdicts, self._wall()))
+        for one in verdicts:
+            if one.news:
+                one.row = len(self._memory.rows)
+                self._memory.rows.append(next(rows))
+        return verdicts
+
+    def append(self, rows: Sequence[Row]) -> list[int]:
+        """See `Store`."""
+        first = len(self._memory.rows)
+        self._memory.rows.extend(rows)
+        return list(range(first, len(self._memory.rows)))
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Store`."""
+        for outcome in outcomes:
+            self._memory.outcomes.setdefault(outcome.row, outcome)
+
+    def tend(self) -> None:
+        """See `Store`. Forgets the counters whose windows have passed, and old notes."""
+        self._drop_old_notes()
+        now_us = self._clock()
+        for key, state in list(self._memory.states.items()):
+            if not limiter.live(state, self._memory.counters[key].window_us, now_us):
+                del self._memory.states[key]
+
+    def last_seen(self) -> tuple[dict[int, State], int]:
+        """See `Store`."""
+        return dict(self._memory.states), self._clock()
+
+    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+        """See `Store`."""
+        if once in self._memory.adopted:
+            return
+        self._memory.adopted.add(once)
+        now_us = self._clock()
+        for counter, log in logs:
+            self._memory.counters[counter.id] = counter
+            before = self._memory.states.get(counter.id, EMPTY)
+            self._memory.states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
+
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """See `Store`."""
+        found = (self._entry(place) for place in range(after, len(self._memory.rows)))
+        return (entry for entry in found if wanted is None or wanted.admits(entry.record))
+
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """See `Store`."""
+        return reversed(list(self.entries(wanted=wanted)))
+
+    def _entry(self, place: int) -> Entry:
+        _, outcome, duration_us = self._memory.outcomes.get(place, (place, None, None))
+        return Entry(place + 1, record(self._memory.rows[place], outcome=outcome, duration_us=duration_us))
+
+    def held(self) -> list[Held]:
+        """See `Store`."""
+        now_us = self._clock()
+        held = [
+            Held(counter.label, limiter.used(limiter.live(self._memory.states[key], counter.window_us, now_us)))
+            for key, counter in self._memory.counters.items()
+            if key in self._memory.states
+        ]
+        return [one for one in held if one.used]
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """See `Store`."""
+        keys = [key for key, counter in self._memory.counters.items() if counter.label in set(labels)]
+        return sum(self._memory.states.pop(key, None) is not None for key in keys)
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Store`."""
+        return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
+
+    def note_agent(self, namespace: str, note: AgentNote) -> None:
+        """See `Store`."""
+        self._drop_old_notes()
+        self._memory.notes[namespace, note.tool_use_id] = (note.agent, self._wall())
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """See `Store`."""
+        self._drop_old_notes()
+        notes = self._memory.notes
+        return {one: notes[namespace, one][0] for one in tool_use_ids if (namespace, one) in notes}
+
+    def _drop_old_notes(self) -> None:
+        wall_us = self._wall()
+        for key, (_, noted_us) in list(self._memory.notes.items()):
+            if abs(wall_us - noted_us) > NOTE_KEPT_US:
+                del self._memory.notes[key]
+
+    def close(self) -> None:
+        """See `Store`."""
+
+
+def decide_all(
+    charges: Sequence[Charge], states: MutableMapping[int, State], now_us: int
+) -> tuple[list[Verdict], dict[int, Counter]]:
+    """Decide charges in order against the logs in `states`, which is kept up.
+
+    Args:
+        charges: What is asked.
+        states: The logs by counter id; one that is missing is empty.
+        now_us: The store's time.
+
+    Returns:
+        The verdicts, and the counters whose logs have changed.
+    """
+    verdicts: list[Verdict] = []
+    changed: dict[int, Counter] = {}
+    for charge in charges:
+        counters = charge.plan.counters
+        one, decision = decide_one(charge, [states.get(counter.id, EMPTY) for counter in counters], now_us)
+        verdicts.append(one)
+        for limit in decision.charged:
+            counter = counters[limit.counter]
+            states[counter.id] = decision.states[limit.counter]
+            changed[counter.id] = counter
+    return verdicts, changed
