@@ -10,7 +10,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict, decide_one
-from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mcpguard.stores.redis.address import RedisAddress, parse
+from mcpguard.stores.redis.url import RedisUrl, parse
 from tests.missing import missing
 
 ENOUGH_S = 60
@@ -62,7 +62,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
-    def address(self) -> RedisAddress:
+    def address(self) -> RedisUrl:
         return parse(f"unix://{self._socket}")
 
     def start(self, *more: str) -> "Server":

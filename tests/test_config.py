@@ -7,7 +7,8 @@ import pytest
 
 from mcpguard.config import Settings, account, folders, load, span_us
 from mcpguard.errors import ConfigError
-from mcpguard.stores.address import SqliteAddress, has_password
+from mcpguard.stores.address import has_password
+from mcpguard.stores.sqlite.address import SqliteAddress
 
 DAY_US = 86_400_000_000
 

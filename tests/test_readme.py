@@ -21,7 +21,7 @@ from mcpguard.core.policy_parse import parse, parse_rule
 from mcpguard.core.verdict import Charge
 from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
-from mcpguard.stores.redis.address import SCHEMES
+from mcpguard.stores.redis.url import SCHEMES
 from tests.end_to_end.host import environment, program
 from tests.memory_store import MemoryStore
 

@@ -22,7 +22,7 @@ from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
 from mcpguard.relay.run import configured_identity
-from mcpguard.stores.base import Readable
+from mcpguard.stores.api import Readable
 from mcpguard.stores.files import named_path
 
 ROWS_LOOKED_AT: Final = 2000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mcpguard.config import Settings
 from mcpguard.core.patterns import glob, glob_agent
-from mcpguard.stores.base import Readable, Store
+from mcpguard.stores.api import Readable, Store
 
 PATIENCE_MS = 5000
 """How long a command waits for the store, at least. Nobody's call waits for a command."""

@@ -22,8 +22,8 @@ from mcpguard.core.audit import line, printable
 from mcpguard.core.patterns import glob
 from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
-from mcpguard.stores.address import SqliteAddress
-from mcpguard.stores.base import Readable, Wanted
+from mcpguard.stores.api import Readable, Wanted
+from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.integrity import identity
 
 POLL_S: Final = 0.25

@@ -14,7 +14,7 @@ from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES
 from mcpguard.core.policy_explain import window
 from mcpguard.errors import ExitStatus, UsageError
-from mcpguard.stores.base import Held
+from mcpguard.stores.api import Held
 
 
 @click.command("reset", Command, short_help="Empty counters.")

@@ -22,10 +22,10 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.pumps import IdentitySource, Pumps
 from mcpguard.relay.session import Life
 from mcpguard.relay.watchdog import Watchdog
-from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.files import exposed
+from mcpguard.stores.sqlite.address import SqliteAddress
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. One that is stuck, and a call with it, ends with us."""

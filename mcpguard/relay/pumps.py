@@ -27,7 +27,7 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.readiness import ClientEnd, ServerInput, await_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
-from mcpguard.stores.base import Store
+from mcpguard.stores.api import Store
 from mcpguard.stores.clock import monotonic_us, wall_us
 
 EXIT_S: Final = 0.3

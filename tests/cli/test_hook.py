@@ -16,7 +16,7 @@ import pytest
 
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.core.claude_code import AgentNote
-from mcpguard.stores.address import SqliteAddress
+from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard

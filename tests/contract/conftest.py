@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.address import Options
-from mcpguard.stores.base import Store
+from mcpguard.stores.api import Options, Store
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Time

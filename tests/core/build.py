@@ -17,7 +17,7 @@ from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import PolicyError
-from mcpguard.stores.base import Store
+from mcpguard.stores.api import Store
 from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent.parent

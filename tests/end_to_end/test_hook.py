@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.locks import lock_file
 from tests.redis_servers import Server, running

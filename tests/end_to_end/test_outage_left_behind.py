@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import running
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.address import Options
-from mcpguard.stores.base import Store
+from mcpguard.stores.api import Options, Store
 from mcpguard.stores.failover import spill, write_behind
 from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
 from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder

@@ -14,7 +14,7 @@ from mcpguard.core.frames import read
 from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import rows, upkeep
 from mcpguard.stores.redis.link import Command, Link

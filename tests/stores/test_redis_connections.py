@@ -10,9 +10,10 @@ import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.errors import ConfigError, StoreUnavailable
-from mcpguard.stores.address import Options, address
-from mcpguard.stores.base import Store
+from mcpguard.stores.address import address
+from mcpguard.stores.api import Options, Store
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.redis.address import RedisAddress
 from tests.core.build import Session
 from tests.redis_servers import Server, certificates, cluster, running
 
@@ -47,7 +48,7 @@ def refusal(url: str, password: str = "", timeout_ms: int = 20_000) -> str:
 
 def test_a_server_is_reached_by_its_socket(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
-        assert works(server.address.open(Options(timeout_ms=20_000)))
+        assert works(RedisAddress(server.address).open(Options(timeout_ms=20_000)))
 
 
 def test_a_database_of_its_own_is_used(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.redis import checks, request
-from mcpguard.stores.redis.address import parse
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.redis.url import parse
 from tests.core.build import Session
 from tests.redis_servers import Server, free_port, running, wait_for
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.redis.address import parse
 from mcpguard.stores.redis.link import Link
+from mcpguard.stores.redis.url import parse
 from tests.redis_servers import ENOUGH_S, wait_for
 
 BUDGET_S = 1.0

@@ -15,11 +15,12 @@ from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.redis.address import RedisAddress, parse
+from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.redis.url import RedisUrl, parse
 from tests.cli.command import command, line_of, mcpguard
 from tests.core.build import TESTS, Session, Time
 from tests.end_to_end.host import DEADLINE_S, Host, environment, policy, rule, script
@@ -51,7 +52,7 @@ def server(shared: Server) -> Server:
 
 
 @pytest.fixture
-def user(server: Server) -> RedisAddress:
+def user(server: Server) -> RedisUrl:
     return parse(url(server), PASSWORD)
 
 
@@ -59,12 +60,12 @@ def url(server: Server) -> str:
     return server.url.replace("://", "://mcpguard@")
 
 
-def test_a_store_can_do_all_that_it_does(server: Server, user: RedisAddress) -> None:
+def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None:
     past = Time(wall_us() - 2 * HOUR_US)
     old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
     old.store.record([Outcome(one.row or 0, "ok", 1) for one in old.call("free", 5)])
     old.store.close()
-    session = Session(user.open(OPTIONS), POLICY, session="00000000000000bb")
+    session = Session(RedisAddress(user).open(OPTIONS), POLICY, session="00000000000000bb")
     store, counter = session.store, session.charges("report")[0].plan.counters[0]
     assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
     server.command("SCRIPT", "FLUSH")
@@ -75,7 +76,7 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisAddress) -> 
     assert [held.used for held in store.held()] == [6]
     assert len(store.peek([counter])[0][0]) > 1
 
-    user.leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
+    RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
     store.note_agent("crm", AgentNote("b", "Plan"))
     assert store.noted_agents("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
 
@@ -91,7 +92,7 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisAddress) -> 
     assert next(store.newest()).record["outcome"] == "ok"
     deaf = Journal(session.journal.session)
     deaf.seq = session.journal.seq - 1
-    again = user.open(OPTIONS)
+    again = RedisAddress(user).open(OPTIONS)
     again.append(deaf.rows(session.charges("free"), [Verdict("unavailable")], wall_us()))
     told = [(entry.record["seq"], entry.record["decision"]) for entry in store.newest()]
     assert told[:2] == [(deaf.seq, "unavailable"), (deaf.seq - 1, "allowed")]
@@ -147,9 +148,9 @@ def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) ->
 def test_another_database_takes_one_right_more(server: Server) -> None:
     elsewhere = parse(url(server).replace("/0", "/3"), PASSWORD)
     with pytest.raises(StoreUnavailable, match="no permissions to run the 'select' command"):
-        elsewhere.open(OPTIONS)
+        RedisAddress(elsewhere).open(OPTIONS)
     server.command("ACL", "SETUSER", "mcpguard", "+select")
-    elsewhere.open(OPTIONS).close()
+    RedisAddress(elsewhere).open(OPTIONS).close()
     server.command("ACL", "SETUSER", "mcpguard", "-select")
 
 
@@ -200,7 +201,7 @@ REFUSED = [
 
 
 @pytest.fixture
-def link(user: RedisAddress) -> Iterator[Link]:
+def link(user: RedisUrl) -> Iterator[Link]:
     link = Link(user, timeout_s=ENOUGH_S, key=OWN, deadline_s=time.monotonic() + ENOUGH_S)
     yield link
     link.close()

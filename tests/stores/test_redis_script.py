@@ -15,7 +15,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import Charge
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import WALL_US, Time

@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Counter
-from mcpguard.stores.address import Options
+from mcpguard.stores.api import Options
 from mcpguard.stores.redis import seen
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.states import log

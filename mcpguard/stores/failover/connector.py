@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Store
+from mcpguard.stores.api import Store
 
 NOT_IN_TIME: Final = StoreUnavailable("it does not open in time")
 """Of an attempt that has not ended."""

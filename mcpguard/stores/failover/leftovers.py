@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Store
+from mcpguard.stores.api import Clock, Store
 from mcpguard.stores.failover.spill import HEADER, SpillFile, SpillFolder, SpillLog
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer, newest_place, write
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mcpguard.core.audit import Row, compact
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock
+from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.files import private_folder, refuse_network
 

@@ -18,7 +18,7 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreBusy, StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Store, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Store, Wanted
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.failover.connector import NOT_IN_TIME, Connector, unavailable
 from mcpguard.stores.failover.leftovers import Leftovers

@@ -16,7 +16,7 @@ from mcpguard.core.limiter import EMPTY, EXACT, State
 from mcpguard.core.policy import Counter, counter_id, window_of
 from mcpguard.core.verdict import FORWARDED
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Clock, Store
+from mcpguard.stores.api import Clock, Store
 from mcpguard.stores.failover.spill import SpillLog
 
 MAX_ROWS: Final = 10_000

@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.redis.address import RedisAddress
+from mcpguard.stores.redis.url import RedisUrl
 
 Command = tuple[bytes | str | int, ...]
 
@@ -143,7 +143,7 @@ class Link:
         StoreUnavailable: No server answers, or it refuses us.
     """
 
-    def __init__(self, address: RedisAddress, *, timeout_s: float, key: str, deadline_s: float) -> None:
+    def __init__(self, address: RedisUrl, *, timeout_s: float, key: str, deadline_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._key = key

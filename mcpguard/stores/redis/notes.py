@@ -5,12 +5,12 @@ import time
 from collections.abc import Sequence
 
 from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.states import prefix
+from mcpguard.stores.redis.url import RedisUrl
 
 
-def leave(address: RedisAddress, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
+def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
     """Write a note on a connection of its own.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mcpguard.core.audit import Row, cut_id, record
 from mcpguard.core.verdict import REFUSED, Charge
-from mcpguard.stores.base import Entry
+from mcpguard.stores.api import Entry
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")

@@ -22,16 +22,15 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
 from mcpguard.core.verdict import Charge, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.address import Options
-from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.request import appended, arguments, bounds, counters_of, named, verdicts_of
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
+from mcpguard.stores.redis.url import RedisUrl
 
 SCHEMA: Final = 1
 """The form of a namespace's keys. One that was released only gets additions."""
@@ -80,7 +79,7 @@ class RedisStore:
     restless = False
 
     def __init__(
-        self, address: RedisAddress, options: Options | None = None, *, clock: Clock | None = None, wall: Clock = wall_us
+        self, address: RedisUrl, options: Options | None = None, *, clock: Clock | None = None, wall: Clock = wall_us
     ) -> None:
         options = options or Options()
         self._shown = address.shown

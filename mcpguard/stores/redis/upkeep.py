@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, Final
 
 from mcpguard.stores.redis import rows
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.states import counter_key
+from mcpguard.stores.redis.url import RedisUrl
 
 EVERY_MS: Final = 60_000
 """How often; one wrapper does it for all."""
@@ -40,7 +40,7 @@ class Upkeep:
         max_bytes: How much memory they may take before the oldest go.
     """
 
-    def __init__(self, address: RedisAddress, prefix: str, *, keep_us: int, max_bytes: int) -> None:
+    def __init__(self, address: RedisUrl, prefix: str, *, keep_us: int, max_bytes: int) -> None:
         self._address = address
         self._prefix = prefix
         self._keep_us = keep_us

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
-from mcpguard.stores.base import Clock
+from mcpguard.stores.api import Clock
 from mcpguard.stores.files import open_private, private_folder, refuse_network
 from mcpguard.stores.sqlite import call_log, database, integrity
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, log_path

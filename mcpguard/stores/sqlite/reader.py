@@ -15,7 +15,7 @@ from mcpguard.core.audit import Row, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.stores import clock
-from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, Memory, replay, touched, unpack

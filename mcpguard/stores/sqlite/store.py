@@ -26,7 +26,7 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
 from mcpguard.core.verdict import Charge, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.stores.base import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database, entries, notes
 from mcpguard.stores.sqlite.call_log import MAX_TEXT_BYTES, RING_BYTES, LogFull, Lost, damaged

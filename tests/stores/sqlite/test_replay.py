@@ -12,7 +12,7 @@ from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.base import Store
+from mcpguard.stores.api import Store
 from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore

@@ -11,7 +11,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.core.audit import Outcome
-from mcpguard.stores.base import Wanted
+from mcpguard.stores.api import Wanted
 from mcpguard.stores.sqlite import call_log, draining, upkeep
 from mcpguard.stores.sqlite import store as module
 from mcpguard.stores.sqlite.store import SqliteStore

@@ -1,14 +1,17 @@
-"""What every store does, and the reference that does it in memory."""
+"""What every store promises: to wrappers, and to commands; and how one is reached and used."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.claude_code import AgentNote
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import State
-from mcpguard.core.policy import Counter
-from mcpguard.core.verdict import Charge, Verdict
+if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
+    from mcpguard.core.audit import Outcome, Row
+    from mcpguard.core.claude_code import AgentNote
+    from mcpguard.core.journal import Journal
+    from mcpguard.core.limiter import State
+    from mcpguard.core.policy import Counter
+    from mcpguard.core.verdict import Charge, Verdict
 
 Clock = Callable[[], int]
 """Reads microseconds."""
@@ -143,4 +146,59 @@ class Store(Readable, Protocol):
         """The agents noted in the namespace for these calls, by id; those without a note, or with an old one, are left out.
 
         On a call's path: one reading, which waits for no lock and changes nothing. A note can be read any number of times.
+        """
+
+
+class Options(NamedTuple):
+    """How a store is used.
+
+    Attributes:
+        namespace: Counters and audit are per namespace.
+        timeout_ms: How long a decision waits.
+        durability: `full` or `normal`; a server has its own.
+        keep_us: How long audit rows are kept.
+        max_bytes: How large the audit may grow before the oldest rows go.
+    """
+
+    namespace: str = "default"
+    timeout_ms: int = 250
+    durability: str = "normal"
+    keep_us: int = 30 * 86400 * 1_000_000
+    max_bytes: int = 256 * 1024 * 1024
+
+
+class Address(Protocol):
+    """What a store's URL names."""
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be printed: without anything secret."""
+
+    def exists(self) -> bool:
+        """Whether there is a store yet: the first wrapper makes it."""
+
+    def load(self) -> None:
+        """Import what opening needs: that takes its time however well the store is."""
+
+    def open(self, options: Options) -> Store:
+        """The store; it is made if it is missing.
+
+        Raises:
+            StoreUnavailable: It cannot be used.
+        """
+
+    def read(self, options: Options) -> Readable:
+        """The store, which exists, to be read only: where that is possible without a lock or the right to write.
+
+        Raises:
+            StoreUnavailable: It cannot be read.
+        """
+
+    def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
+        """Note which agent makes a call, for the store's users, without opening the whole of it.
+
+        A note that cannot be written in time may be dropped without an error: a hook has nobody to tell.
+
+        Raises:
+            Exception: It could not be written.
         """

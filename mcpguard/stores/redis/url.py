@@ -1,0 +1,129 @@
+"""Where a server is, and as whom it is spoken to: a URL, without the client that connects."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from mcpguard.errors import ConfigError
+from mcpguard.stores.files import named_path, read_at_once
+
+SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+"""An `s` is for TLS. A cluster's URL may name several nodes; any of them that answers is enough."""
+
+EXAMPLE: Final = "redis://cache.acme.com:6379/0"
+
+_PORT: Final = 6379
+_FILES: Final = ("ca_file", "cert_file", "key_file")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """What a URL of Redis or Valkey says.
+
+    Attributes:
+        scheme: One of `SCHEMES`.
+        hosts: Hosts and ports, in the order in which they are tried; none with `unix`.
+        path: The socket's file, with `unix`.
+        database: The database's number.
+        username: Empty for the server's default user.
+        password: Empty for none.
+        files: `ca_file`, `cert_file`, `key_file`: what TLS trusts instead of the system's authorities, and our certificate.
+    """
+
+    scheme: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    database: int = 0
+    username: str = ""
+    password: str = field(default="", repr=False)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection is encrypted, and the server's certificate checked."""
+        return self.scheme.startswith("rediss")
+
+    @property
+    def shown(self) -> str:
+        """The URL as it may be printed: without user, password and files."""
+        where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        cluster = self.scheme.endswith("cluster")
+        return f"{self.scheme}://{where}" + ("" if cluster or (self.path and not self.database) else f"/{self.database}")
+
+
+def parse(url: str, password: str = "") -> RedisUrl:
+    """Take a URL apart.
+
+    Args:
+        url: `redis://user:password@host:6379/0`, `unix:///run/redis.sock?db=0`, `redis+cluster://one:6379,two:6379`; with
+            `?ca_file=`, `cert_file=`, `key_file=` and `password_file=` behind it.
+        password: One that does not stand in the URL.
+
+    Raises:
+        ConfigError: It cannot be, a file that it names cannot be read, or the client for Redis is not installed. The message
+            does not repeat the URL: it may hold a password.
+    """
+    scheme = url.partition("://")[0]
+    try:
+        split = urlsplit(url)
+        names = dict(parse_qsl(split.query, keep_blank_values=True, strict_parsing=bool(split.query)))
+    except ValueError:
+        raise _wrong("this is not a URL", EXAMPLE) from None
+    who, _, where = split.netloc.rpartition("@")
+    username, _, given = who.partition(":")
+    known = {"password_file", *({"db"} if scheme == "unix" else _FILES if scheme.startswith("rediss") else ())}
+    if names.keys() & {*_FILES} and not known & {*_FILES}:
+        raise _wrong("ca_file, cert_file and key_file are for TLS", "rediss://, or rediss+cluster:// for a cluster")
+    if split.fragment or not names.keys() <= known:  # not repeated: it may be the rest of a password
+        raise _wrong("the URL has a setting that is unknown", f"known: {' '.join(sorted(known))}; %23 and %3F for # and ?")
+    database = names.get("db", "0") if scheme == "unix" else split.path.strip("/") or "0"
+    if not re.fullmatch(r"[0-9]{1,4}", database) or (scheme.endswith("cluster") and database != "0"):
+        raise _wrong("the database is not a number" if not database.isdigit() else "a cluster has only database 0", EXAMPLE)
+    if (scheme == "unix") != (not where) or (scheme == "unix" and not split.path.strip("/")):
+        raise _wrong("no server" if scheme != "unix" else "a unix:// URL is a path", "unix:///run/redis.sock or " + EXAMPLE)
+    if scheme == "unix" and sys.platform == "win32":
+        raise _wrong("unix:// is not for Windows", EXAMPLE)
+    if any(importlib.util.find_spec(name) is None for name in ("redis", "hiredis")):
+        raise ConfigError("the store is a Redis server, and its client is not installed", "pip install 'mcpguard-cli[redis]'")
+    return RedisUrl(
+        scheme,
+        hosts=tuple(_host(one, cluster=scheme.endswith("cluster")) for one in where.split(",")) if where else (),
+        path=unquote(split.path) if scheme == "unix" else "",
+        database=int(database),
+        username=unquote(username),
+        password=unquote(given) or (_content(names["password_file"]) if "password_file" in names else password),
+        files={name: _readable(names[name]) for name in _FILES if name in names},
+    )
+
+
+def _host(text: str, *, cluster: bool) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]/]+))(?::([0-9]{1,5}))?", text)
+    if not match or int(match[3] or _PORT) > 0xFFFF:
+        raise _wrong("not a host and a port", "redis+cluster://one:6379,two:6379" if cluster else EXAMPLE)
+    return unquote(match[1] or match[2]), int(match[3] or _PORT)
+
+
+def _content(name: str) -> str:
+    try:
+        return read_at_once(named_path(name, where="store: password_file")).decode().strip("\r\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise _wrong(f"password_file {name} cannot be read: {why}", "it holds the password and nothing else") from error
+
+
+def _readable(name: str) -> str:
+    path = named_path(name, where="store")
+    try:
+        read_at_once(path, 1)
+    except (OSError, ValueError) as error:  # a name with U+0000 is a ValueError
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        raise _wrong(f"{name} cannot be read: {why}", "it is a file in PEM format") from error
+    return str(path)
+
+
+def _wrong(what: str, hint: str) -> ConfigError:
+    return ConfigError(f"store: {what}", hint)

@@ -1,0 +1,58 @@
+"""Where a store in files is, and how to open it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mcpguard.stores.api import Options, Readable, Store
+
+if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
+    from mcpguard.core.claude_code import AgentNote
+
+
+class SqliteAddress(NamedTuple):
+    """A file."""
+
+    path: Path
+
+    @property
+    def shown(self) -> str:
+        """See `Address`."""
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """See `Address`."""
+        try:
+            return self.path.stat().st_size > 0 or self.path.with_name(self.path.name + "-calls").exists()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # opening it will say what is the matter
+
+    def load(self) -> None:
+        """See `Address`."""
+        import mcpguard.stores.sqlite.store  # noqa: F401
+
+    def open(self, options: Options) -> Store:
+        """See `Address`."""
+        from mcpguard.stores.sqlite.store import SqliteStore
+
+        return SqliteStore(
+            self.path,
+            timeout_ms=options.timeout_ms,
+            durability=options.durability,
+            namespace=options.namespace,
+            keep_us=options.keep_us,
+            max_bytes=options.max_bytes,
+        )
+
+    def read(self, options: Options) -> Readable:
+        """See `Address`."""
+        from mcpguard.stores.sqlite.reader import Reader
+
+        return Reader(self.path)
+
+    def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
+        """See `Address`."""
+        from mcpguard.stores.sqlite import notes
+
+        notes.leave(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
