@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
+from mcpguard.files import named_path, read_at_once
 from mcpguard.stores.address import address, has_password
 from mcpguard.stores.api import Address, Options
-from mcpguard.stores.files import named_path, read_at_once
 from mcpguard.stores.sqlite.address import SqliteAddress
 
 if TYPE_CHECKING:  # loaded where it is configured

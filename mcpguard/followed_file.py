@@ -6,7 +6,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from mcpguard.stores.files import read_at_once
+from mcpguard.files import read_at_once
 
 SETTLING_NS: Final = 50_000_000
 """A file younger than this is read again at the next look: two edits can fall into one tick of the file system's clock."""

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from mcpguard.auth.settings import JwtSettings, shown_url
 from mcpguard.core.claims import time_of
 from mcpguard.core.digest import blake2b
+from mcpguard.files import private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
-from mcpguard.stores.files import private_folder, read_at_once
 
 REFRESH_S: Final = 30.0
 """Keys are asked for at most once in this time, whatever tokens name; the first load is not counted."""

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from mcpguard.core.claims import Expected
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
-from mcpguard.stores.files import named_path
+from mcpguard.files import named_path
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """What may be allowed. Never `none`, and never HMAC, whose key would be a secret that could also make tokens."""

@@ -19,8 +19,8 @@ from mcpguard.cli._policy_show import no_such_file
 from mcpguard.core.policy import Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
+from mcpguard.files import place_to_make, private_folder
 from mcpguard.followed_file import FollowedFile
-from mcpguard.stores.files import place_to_make, private_folder
 
 if sys.platform != "win32":
     import fcntl

@@ -21,9 +21,9 @@ from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated, UsageError
-from mcpguard.relay.run import configured_identity
+from mcpguard.files import named_path
+from mcpguard.identity import configured_identity
 from mcpguard.stores.api import Readable
-from mcpguard.stores.files import named_path
 
 ROWS_LOOKED_AT: Final = 2000
 """How many of the audit's newest rows are searched for the server of a tool."""

@@ -20,8 +20,8 @@ from mcpguard.core.policy import AXES, Call, Policy, Rule
 from mcpguard.core.policy_explain import counted_in_grains, label, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.files import exposed
 from mcpguard.policy_file import PolicyFile
-from mcpguard.stores.files import exposed
 
 CALLS_LOOKED_AT: Final = 20_000
 """How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""

@@ -23,8 +23,8 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.server_name import server_name
 from mcpguard.errors import ExitStatus, PolicyError
+from mcpguard.identity import configured_identity
 from mcpguard.policy_file import PolicyFile
-from mcpguard.relay.run import configured_identity
 
 Report = dict[str, Any]
 

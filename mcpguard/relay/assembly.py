@@ -15,6 +15,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.errors import PolicyError, Unauthenticated
+from mcpguard.files import exposed
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
@@ -24,7 +25,6 @@ from mcpguard.relay.session import Life
 from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
-from mcpguard.stores.files import exposed
 from mcpguard.stores.sqlite.address import SqliteAddress
 
 CLOSE_S: Final = LAST_TRY_S + 0.25

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from mcpguard.config import Settings, account
-from mcpguard.core.identity import Identity, parse_agent
+from mcpguard.config import Settings
+from mcpguard.core.identity import parse_agent
+from mcpguard.identity import configured_identity
 from mcpguard.relay.child import spawn
 from mcpguard.relay.command import environment
 from mcpguard.relay.session import Life
@@ -37,20 +38,3 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     child.confirm()
     identity = configured_identity(settings, server or server_name(argv))
     return guarded(child, life, identity, settings, observe=observe)
-
-
-def configured_identity(settings: Settings, server: str) -> Identity:
-    """Who is calling as far as that is configured. Where a token has to name the user, nobody is until one does.
-
-    Raises:
-        ConfigError: The configured agent cannot be.
-    """
-    parts = parse_agent(settings.agent, where="agent") if settings.agent else {}
-    if settings.jwt:
-        user, source = "", "jwt"
-    elif settings.user is None:
-        user, source = account(), "os"
-    else:
-        user, source = settings.user, "config"
-    trusts = {"trust_client_info": settings.trust_client_info, "trust_meta": settings.trust_meta}
-    return Identity(user, source, server, **parts, **trusts)  # type: ignore[arg-type]

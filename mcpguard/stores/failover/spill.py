@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from mcpguard.core.audit import Row, compact
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import private_folder
 from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
-from mcpguard.stores.files import private_folder, refuse_network
+from mcpguard.stores.filesystem import refuse_network
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024

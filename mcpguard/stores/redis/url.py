@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mcpguard.errors import ConfigError
-from mcpguard.stores.files import named_path, read_at_once
+from mcpguard.files import named_path, read_at_once
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 """An `s` is for TLS. A cluster's URL may name several nodes; any of them that answers is enough."""

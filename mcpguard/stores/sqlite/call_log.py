@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.stores.files import open_private
+from mcpguard.files import open_private
 
 FORMAT: Final = 1
 

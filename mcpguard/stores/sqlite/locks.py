@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from mcpguard.stores.files import open_private
+from mcpguard.files import open_private
 
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import open_private, private_folder
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
-from mcpguard.stores.files import open_private, private_folder, refuse_network
+from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import call_log, database, integrity
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, log_path
 from mcpguard.stores.sqlite.locks import QueueLock, SharedHold, lock_file

@@ -11,7 +11,7 @@ import pytest
 
 from mcpguard.errors import ExitStatus, StoreUnavailable
 from mcpguard.stores import clock
-from mcpguard.stores.files import refuse_network
+from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import call_log, memory, opening, schema
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack, unpack

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.files import exposed, open_private, place_to_make
+from mcpguard.files import exposed, open_private, place_to_make
 from mcpguard.stores.sqlite.store import SqliteStore
 
 
@@ -180,7 +180,7 @@ def test_a_link_that_leads_to_itself_is_not_followed_for_ever(tmp_path: Path) ->
 
 def test_a_file_that_another_makes_at_the_same_time_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
-    monkeypatch.setattr("mcpguard.stores.files.place_to_make", lambda path: (file.write_text("theirs"), path)[1])
+    monkeypatch.setattr("mcpguard.files.place_to_make", lambda path: (file.write_text("theirs"), path)[1])
     fd = open_private(file)
     assert os.read(fd, 10) == b"theirs"
     os.close(fd)
@@ -193,7 +193,7 @@ def test_a_link_that_is_put_there_at_the_last_moment_is_not_followed(tmp_path: P
         path.symlink_to(target)
         return path
 
-    monkeypatch.setattr("mcpguard.stores.files.place_to_make", planted)
+    monkeypatch.setattr("mcpguard.files.place_to_make", planted)
     with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
         open_private(file)
     assert not target.exists()

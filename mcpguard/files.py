@@ -1,9 +1,8 @@
-"""Files and folders that are nobody else's business, on a disk of this machine."""
+"""Files and folders that are nobody else's business."""
 
 import contextlib
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterable
@@ -11,11 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core.redaction import holds_token
-from mcpguard.errors import ConfigError, StoreUnavailable
-
-_NETWORK: Final = frozenset(
-    "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
-)
+from mcpguard.errors import ConfigError
 
 _MAX_LINKS: Final = 40
 """As many links as Linux follows."""
@@ -158,31 +153,3 @@ def private_folder(folder: Path) -> None:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         folder.chmod(0o700)
-
-
-def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> None:
-    """Refuse a folder on a file system whose locks and shared memory are not those of one machine.
-
-    Args:
-        folder: It exists.
-        table: Linux's table of mounts; elsewhere there is none, and SQLite's own locks have to tell.
-
-    Raises:
-        StoreUnavailable: It is on such a file system.
-    """
-    try:
-        mounts = table.read_text(errors="replace").splitlines()
-    except OSError:
-        return
-    inside = f"{folder.resolve()}/"
-    kind, longest = "", -1
-    for mount in mounts:
-        left, _, right = mount.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), left.split(" ")[4])
-        if len(point) >= longest and inside.startswith(point.rstrip("/") + "/"):
-            kind, longest = right.split(" ")[0], len(point)
-    if kind in _NETWORK:
-        raise StoreUnavailable(
-            f"{folder} lies on a network file system ({kind})",
-            "counters that machines share belong into Redis; here, name a local file with --store",
-        )
