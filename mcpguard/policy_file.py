@@ -1,4 +1,4 @@
-"""The policy file as it changes under a running wrapper."""
+"""The policy file: as it is, and as it changes under a running wrapper."""
 
 import contextlib
 import gc
@@ -88,7 +88,7 @@ class PolicyFile:
             if self._is_no_file_yet(content):
                 return parse(STARTER, source="starter policy", observe=self._observe)
             if content is None:
-                return PolicyError(f"{self.path}: no such file", "make one: mcpguard policy init")
+                return no_such_file(self.path, named=self._named)
             if isinstance(content, str):
                 return PolicyError(f"{self.path}: cannot be read: {content}", "a policy is a file in TOML")
             source = str(self.path)
@@ -132,3 +132,26 @@ def _giving_way() -> Iterator[None]:
         sys.setswitchinterval(switch_s)
         if collects:
             gc.enable()
+
+
+def load(path: Path, *, named: bool) -> tuple[Policy, bool]:
+    """The policy in a file, and whether it is the starter policy since there is no file.
+
+    Raises:
+        PolicyError: It holds none.
+    """
+    file = PolicyFile(path, named=named)
+    policy = file.begin()
+    if isinstance(policy, PolicyError):
+        raise policy
+    return policy, file.is_starter
+
+
+def no_such_file(path: Path, *, named: bool) -> PolicyError:
+    """What is said of a policy file that is not there; if somebody has named it, the name may be wrong."""
+    what = f"{path}: no such file"
+    if not named:
+        return PolicyError(what, "make one: mcpguard policy init")
+    import shlex  # on the way to an error only
+
+    return PolicyError(what, f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}")

@@ -1,6 +1,5 @@
-"""A policy in words: as JSON, as text, as a table; and what is said of one that is not there."""
+"""A policy in words: as JSON, as text, as a table."""
 
-import shlex
 from pathlib import Path
 from typing import Final
 
@@ -8,7 +7,6 @@ from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES, Policy, Rule
 from mcpguard.core.policy_explain import sentence
-from mcpguard.errors import PolicyError
 
 NO_RULES: Final = "no rules: nothing is limited"
 """What is said of a policy without rules."""
@@ -41,14 +39,6 @@ def as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object
             for rule in policy.rules
         ],
     }
-
-
-def no_such_file(path: Path, *, named: bool) -> PolicyError:
-    """What is said of a policy file that is not there; if somebody has named it, the name may be wrong."""
-    what = f"{path}: no such file"
-    if not named:
-        return PolicyError(what, "make one: mcpguard policy init")
-    return PolicyError(what, f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}")
 
 
 def print_plain(policy: Policy) -> None:

@@ -21,7 +21,7 @@ from mcpguard.core.policy_explain import counted_in_grains, label, sentence, tie
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
 from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
 from mcpguard.files import exposed
-from mcpguard.policy_file import PolicyFile
+from mcpguard.policy_file import load
 
 CALLS_LOOKED_AT: Final = 20_000
 """How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
@@ -84,7 +84,7 @@ def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **select
     if name is not None:
         table["name"] = name
     _rule(table)
-    from mcpguard.cli._policy_edit import put
+    from mcpguard.policy_editing import put
 
     settings = config.load(os.environ, policy=policy)
     before, after, at = put(settings.policy, table)
@@ -115,12 +115,12 @@ def unset(policy: str | None, **selectors: Any) -> None:
       mcpguard policy unset --user bob@acme.com --tool search_customers
     """
     rule = _rule(_table(selectors) | {"limit": "unlimited"})
-    from mcpguard.cli._policy_edit import take_out
+    from mcpguard.policy_editing import take_out
 
     settings = config.load(os.environ, policy=policy)
     found = take_out(settings.policy, rule, named=settings.policy_named)
     if found is None:
-        policy_now, _ = _policy_in(settings.policy)
+        policy_now, _ = load(settings.policy, named=True)
         raise McpguardError(f"{settings.policy}: no rule {rule.text}", _nearest(rule, policy_now.rules))
     gone, after = found
     click.echo(printable(f"{settings.policy}: removed {gone.text}, which was {gone.limit_text}"))
@@ -173,20 +173,6 @@ def _rule(table: dict[str, Any]) -> Rule:
         raise UsageError(error.message.removeprefix(f"{_COMMAND_LINE}: "), error.hint) from error
 
 
-def _policy_in(path: Path, *, named: bool = True) -> tuple[Policy, bool]:
-    """The policy in a file, and whether it is the starter policy since there is no file.
-
-    Raises:
-        PolicyError: It holds none.
-    """
-    file = PolicyFile(path, named=named)
-    policy = file.begin()
-    if isinstance(policy, PolicyError):
-        missing = _policy_show.no_such_file(path, named=named)
-        raise missing if missing.message == policy.message else policy
-    return policy, file.is_starter
-
-
 @command.command(short_help="Show the policy in words.")
 @_file_option
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
@@ -199,7 +185,7 @@ def show(policy: str | None, as_json: bool) -> None:
       mcpguard policy show --json
     """
     settings = config.load(os.environ, policy=policy)
-    found, is_starter = _policy_in(settings.policy, named=settings.policy_named)
+    found, is_starter = load(settings.policy, named=settings.policy_named)
     if as_json:
         click.echo(json.dumps(_policy_show.as_json(found, settings.policy, is_starter=is_starter), indent=2))
         return
@@ -255,7 +241,7 @@ def explain(
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
     _policy_why.require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, server=server, **options)
-    policy, is_starter = _policy_in(settings.policy, named=settings.policy_named)
+    policy, is_starter = load(settings.policy, named=settings.policy_named)
     who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
     places = {key: place(key, {"user": user, "agent": agent}) for key in ("user", "agent")}
     called = server or os.environ.get("MCPGUARD_SERVER")
@@ -289,7 +275,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """
     settings = config.load(os.environ, policy=policy)
     path = settings.policy if file is None else Path(file)
-    found, is_starter = _policy_in(path, named=settings.policy_named or file is not None)
+    found, is_starter = load(path, named=settings.policy_named or file is not None)
     unmatched = _never_matched(found, settings) if file is None and not is_starter else []
     unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
     files = settings.files if file is None else [path]
@@ -352,20 +338,11 @@ def init(policy: str | None) -> None:
       mcpguard policy init
     """
     path = config.load(os.environ, policy=policy).policy
-    if not _begin(path):
+    from mcpguard.policy_editing import begin
+
+    if not begin(path):
         raise McpguardError(f"{path} exists already", "change it with mcpguard policy set, or mcpguard policy edit")
     click.echo(printable(f"{path}: {len(parse(STARTER).rules)} starter rules"))
-
-
-def _begin(path: Path) -> bool:
-    """Write the starter policy to a file, unless there is something already."""
-    from mcpguard.cli._policy_edit import locked, write
-
-    with locked(path) as target:
-        if target.exists():
-            return False
-        write(target, STARTER)
-        return True
 
 
 @command.command("path", short_help="Print where the policy file is.")
@@ -390,7 +367,9 @@ def edit(policy: str | None) -> None:
       EDITOR=nano mcpguard policy edit
     """
     path = config.load(os.environ, policy=policy).policy
-    _begin(path)
+    from mcpguard.policy_editing import begin
+
+    begin(path)
     try:
         click.edit(filename=str(path))
     except click.ClickException as error:
@@ -399,7 +378,7 @@ def edit(policy: str | None) -> None:
         raise McpguardError(
             f"the editor: not a command: {error}", "VISUAL or EDITOR: each quotation mark needs another"
         ) from error
-    found, _ = _policy_in(path)
+    found, _ = load(path, named=True)
     click.echo(printable(f"{path}: OK, {_count(found)}"))
     for warning in warnings(found):
         click.echo(printable(f"warning: {warning}"), err=True)

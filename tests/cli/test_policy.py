@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.cli._policy_edit import put
 from mcpguard.core.policy_parse import STARTER, parse
+from mcpguard.policy_editing import put
 from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 
@@ -335,9 +335,9 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, file: Path) -
 KILLED_BEFORE_THE_END = """
 import os, signal, sys
 from pathlib import Path
-from mcpguard.cli import _policy_edit
+from mcpguard import policy_editing
 os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
-_policy_edit.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
+policy_editing.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
 """
 
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from mcpguard.cli._policy_show import no_such_file
 from mcpguard.core.policy import Policy, Rule
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.files import place_to_make, private_folder
 from mcpguard.followed_file import FollowedFile
+from mcpguard.policy_file import no_such_file
 
 if sys.platform != "win32":
     import fcntl
@@ -145,6 +145,19 @@ def write(path: Path, text: str) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def begin(path: Path) -> bool:
+    """Write the starter policy to a file, unless there is something already: False then.
+
+    Raises:
+        McpguardError: It cannot be written.
+    """
+    with locked(path) as target:
+        if target.exists():
+            return False
+        write(target, STARTER)
+        return True
 
 
 def place_of(policy: Policy, rule: Rule) -> int | None:
