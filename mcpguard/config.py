@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # loaded where it is configured
     from mcpguard.auth.settings import JwtSettings
     from mcpguard.stores.api import Readable, Store
 
+PATIENCE_MS: Final = 5000
+"""How long a command waits for the store, at least. Nobody's call waits for a command."""
+
 
 class Settings(NamedTuple):
     """What `config.toml`, the environment and the options come to.
@@ -101,9 +104,9 @@ class Settings(NamedTuple):
         """
         return self.address.open(self._store_options(least_timeout_ms))
 
-    def read_store(self, *, least_timeout_ms: int = 0) -> "Readable":
-        """Open the store that the settings name, which exists, for reading. Raises as `open_store` does."""
-        return self.address.read(self._store_options(least_timeout_ms))
+    def read_store(self) -> "Readable":
+        """Open the store that the settings name, which exists, for a command to read. Raises as `open_store` does."""
+        return self.address.read(self._store_options(PATIENCE_MS))
 
     def _store_options(self, least_timeout_ms: int) -> Options:
         return Options(

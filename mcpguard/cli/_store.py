@@ -6,12 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcpguard.config import Settings
+from mcpguard.config import PATIENCE_MS, Settings
 from mcpguard.core.patterns import glob, glob_agent
 from mcpguard.stores.api import Readable, Store
-
-PATIENCE_MS = 5000
-"""How long a command waits for the store, at least. Nobody's call waits for a command."""
 
 
 @contextlib.contextmanager
@@ -32,7 +29,7 @@ def opened(settings: Settings) -> Iterator[Store]:
 @contextlib.contextmanager
 def reading(settings: Settings) -> Iterator[Readable]:
     """The store that the settings name, which exists, to be read: nobody waits for it. Raises as `opened` does."""
-    store = settings.read_store(least_timeout_ms=PATIENCE_MS)
+    store = settings.read_store()
     try:
         yield store
     finally:

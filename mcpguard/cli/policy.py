@@ -102,7 +102,11 @@ def _warn(before: Policy, after: Policy) -> None:
     known = set(warnings(before))
     for warning in warnings(after):
         if warning not in known:
-            click.echo(printable(f"warning: {warning}"), err=True)
+            _warning(warning)
+
+
+def _warning(text: str) -> None:
+    click.echo(printable(f"warning: {text}"), err=True)
 
 
 @command.command(short_help="Remove a rule.")
@@ -234,7 +238,9 @@ def explain(
       mcpguard policy explain --token --tool delete_user
     """
     from mcpguard.cli import _policy_why
-    from mcpguard.cli._token import place
+    from mcpguard.cli._places import place
+    from mcpguard.policy_explaining import caller
+    from mcpguard.policy_explaining import explain as explained
 
     if token is not None and user is not None:
         raise UsageError("--user and --token: both name the user", "leave one of them out")
@@ -242,10 +248,10 @@ def explain(
     _policy_why.require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     settings = config.load(os.environ, config=config_file, server=server, **options)
     policy, is_starter = load(settings.policy, named=settings.policy_named)
-    who = _policy_why.identity(settings, user=user, agent=agent, token=token, roles=role, scopes=scope)
+    who = caller(settings, user=user, agent=agent, token=token, roles=role, scopes=scope, notify=_warning)
     places = {key: place(key, {"user": user, "agent": agent}) for key in ("user", "agent")}
     called = server or os.environ.get("MCPGUARD_SERVER")
-    found = _policy_why.explain(settings, policy, who, tool=tool, server=called, places=places)
+    found = explained(settings, policy, who, tool=tool, server=called, places=places, notify=_warning)
     if as_json:
         click.echo(json.dumps(_policy_why.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))
         return

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,9 +14,9 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._audit_table import fit
 from mcpguard.cli._command import Command
+from mcpguard.cli._places import place
 from mcpguard.cli._store import tolerant_output
 from mcpguard.cli._text import is_coloured
-from mcpguard.cli._token import examined, place
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity
@@ -25,6 +25,9 @@ from mcpguard.core.server_name import server_name
 from mcpguard.errors import ExitStatus, PolicyError
 from mcpguard.identity import configured_identity
 from mcpguard.policy_file import PolicyFile
+
+if TYPE_CHECKING:
+    from mcpguard.auth.settings import JwtSettings
 
 Report = dict[str, Any]
 
@@ -57,7 +60,7 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
     settings = config.load(os.environ, server=server, **options)
     named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
     identity = configured_identity(settings, named)
-    report = _verified(settings, identity) if settings.jwt else _caller(settings, identity)
+    report = _verified(settings, settings.jwt, identity) if settings.jwt else _caller(settings, identity)
     report |= {f"{key}_from": place(key, options) for key in ("user", "agent") if report.get(f"{key}_source") == "config"}
     if as_json:
         click.echo(json.dumps(report))
@@ -84,12 +87,13 @@ def _caller(settings: Settings, identity: Identity) -> Report:
     return report | {"problems": [], "warnings": warnings}
 
 
-def _verified(settings: Settings, configured: Identity) -> Report:
+def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
     """The same where a token names the user, with all that can be said of it."""
+    from mcpguard.auth.examining import examined
     from mcpguard.core.claims import time_of, utc
 
     warnings: list[str] = []
-    source, found = examined(settings, configured, notify=warnings.append)
+    source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
     report = _caller(settings, found.identity or configured)
     if found.identity is None:
         del report["user"], report["user_source"]

@@ -1,0 +1,168 @@
+"""One call as the policy sees it, and what the counters hold for it now."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mcpguard.config import Settings
+from mcpguard.core.identity import Identity, parse_agent
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy import Call, Policy
+from mcpguard.core.policy_explain import tier_warning
+from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
+from mcpguard.core.verdict import Verdict
+from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
+from mcpguard.files import named_path
+from mcpguard.identity import configured_identity
+from mcpguard.stores.api import Readable
+
+ROWS_LOOKED_AT: Final = 2000
+"""How many of the audit's newest rows are searched for the server of a tool."""
+
+
+class Explanation(NamedTuple):
+    """All that there is to say of a call.
+
+    Attributes:
+        call: The call.
+        sources: Where its user, agent and server come from: `jwt`, `config`, `os`, `default`, `audit` or `unknown`; and
+            under `user_from` and `agent_from`, of what is configured, the place.
+        whys: What each rule is to it.
+        rooms: For the place of each rule that applies: what is left of its limits.
+        verdict: What the next such call would get; None if the store cannot be read.
+        failure: Then, why it cannot.
+        agent_open: What may name the agent otherwise in a call, as a clause; empty if nothing does.
+    """
+
+    call: Call
+    sources: dict[str, str]
+    whys: list[Why]
+    rooms: dict[int, list[Room]]
+    verdict: Verdict | None
+    failure: str
+    agent_open: str
+
+
+def caller(
+    settings: Settings,
+    *,
+    user: str | None,
+    agent: str | None,
+    token: str | None,
+    roles: Sequence[str],
+    scopes: Sequence[str],
+    notify: Callable[[str], None],
+) -> Identity:
+    """Who calls: whom a wrapper that is started here would take its caller for, but for what is given instead.
+
+    Args:
+        settings: Of this machine.
+        user: The user; None for the usual one. With one no token is looked at.
+        agent: The agent; None for the usual one.
+        token: The file of a token; empty for the usual one, None if no option asks for a token.
+        roles: The roles; none for the token's.
+        scopes: The scopes; none for the token's.
+        notify: Gets warnings.
+
+    Raises:
+        ConfigError: There can be no token here, or the agent cannot be.
+        Unauthenticated: The token names nobody.
+    """
+    configured = configured_identity(settings._replace(agent=agent or settings.agent), "")
+    if token is not None or (settings.jwt and user is None):
+        who = _verified(settings, configured, named_path(token, where="--token") if token else None, notify)
+    else:
+        who = configured._replace(user=user, user_source="config") if user is not None else configured
+    if agent and not _is_part_of(agent, who):
+        notify(f"--agent: a call has another one, {who.agent(None)[0]}, since the token names it")
+    if (roles or scopes) and settings.jwt is None:
+        notify("no call has roles or scopes here: there is no [identity.jwt] in config.toml")
+    return who._replace(roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)
+
+
+def _is_part_of(agent: str, who: Identity) -> bool:
+    """Whether the parts that `agent` gives are all the caller's."""
+    given = parse_agent(agent, where="--agent")
+    return all(getattr(who, key) == given[key] for key in given.keys() & {"client", "tier", "name"})
+
+
+def _verified(settings: Settings, configured: Identity, file: Path | None, notify: Callable[[str], None]) -> Identity:
+    from mcpguard.auth.examining import examined  # loads PyJWT: only where it is needed
+
+    if settings.jwt is None:
+        raise ConfigError("no token names the user here", "there is no [identity.jwt] in config.toml")
+    found = examined(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=notify, file=file)[1]
+    if found.identity is None:
+        problem = found.problems[0]
+        raise Unauthenticated(f"every call is denied with 401: {problem.message}", problem.hint)
+    return found.identity
+
+
+def explain(
+    settings: Settings,
+    policy: Policy,
+    who: Identity,
+    *,
+    tool: str,
+    server: str | None,
+    places: Mapping[str, str],
+    notify: Callable[[str], None],
+) -> Explanation:
+    """Explain a call.
+
+    Args:
+        settings: Of this machine.
+        policy: The policy in force.
+        who: Who calls.
+        tool: Which tool.
+        server: Of which server; None for the one that had a call of this tool last.
+        places: Where the `user` and the `agent` stand if they are configured.
+        notify: Gets warnings.
+    """
+    unlimited = tier_warning(policy, who.tier)
+    if unlimited:
+        notify(unlimited)
+    agent, agent_source = who.agent(None)
+    call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
+    states: Sequence[State] | None = None
+    now_us, failure = 0, ""
+    try:
+        if settings.address.exists():
+            with contextlib.closing(settings.read_store()) as store:
+                call = call if server else call._replace(server=_server_of(store, settings.namespace, tool))
+                states, now_us = store.peek(policy.plan(call, settings.namespace).counters)
+    except StoreUnavailable as error:
+        failure = error.message
+    plan = policy.plan(call, settings.namespace)
+    if states is None:
+        states = [EMPTY] * len(plan.counters)
+    whys = why(policy, call)
+    applying = [one.at for one in whys if one.status == "applies"]
+    left: dict[int, list[Room]] = {at: [] for at in applying}
+    for room in rooms(plan, states, now_us):
+        left[applying[room.place]].append(room)
+    sources = {
+        "user": who.user_source,
+        "agent": agent_source,
+        "server": "config" if server else "audit" if call.server else "unknown",
+    }
+    sources |= {f"{key}_from": places[key] for key in ("user", "agent") if sources[key] == "config"}
+    verdict = None if failure else next_call(plan, states, now_us)
+    return Explanation(call, sources, whys, left, verdict, failure, _agent_open(settings, who))
+
+
+def _agent_open(settings: Settings, who: Identity) -> str:
+    if settings.jwt and settings.jwt.expected.agent_claim and who.user_source != "jwt":
+        return f"the user's token may name another in {settings.jwt.expected.agent_claim}"
+    return "a client fills in its own name" if who.client is None and who.trust_client_info else ""
+
+
+def _server_of(store: Readable, namespace: str, tool: str) -> str:
+    """The server whose tool of this name was called last; empty if the audit's newest rows have none."""
+    for entry in islice(store.newest(), ROWS_LOOKED_AT):
+        if entry.record.get("tool") == tool and entry.record["namespace"] == namespace:
+            return str(entry.record["server"])
+    return ""
