@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,16 +27,18 @@ POSIX = (
     "stores/sqlite/test_processes.py",
     "stores/test_files.py",
     *sorted(f"stores/{path.name}" for path in (TESTS / "stores").glob("test_redis*.py")),
+    "auth",
     "test_config.py",
-    "test_jwks.py",
-    "test_jwt_settings.py",
     "test_readme.py",
-    "test_tokens.py",
-    "test_tokens_in_time.py",
 )
 """The folders and modules whose tests need POSIX: signals, modes of files, `sh`, terminals, sockets with a path, or its paths
 in messages. Their tests have the mark `posix`, as single tests elsewhere do. Windows cannot import most of these modules.
 """
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell sets that for what it runs in the background, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "mcpguard",

@@ -1,5 +1,6 @@
 import gc
 import os
+import shlex
 import sys
 import threading
 import time
@@ -164,6 +165,12 @@ def test_a_file_that_is_named_but_missing_is_an_error_until_it_is_there(path: Pa
     assert file.poll() is None
     path.write_text(rule("1/1h"))
     assert limit(file.poll()) == "1/1h"
+
+
+def test_a_named_file_that_is_missing_asks_whether_its_name_is_right(path: Path) -> None:
+    found = PolicyFile(path, named=True).begin()
+    assert isinstance(found, PolicyError)
+    assert found.hint == f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
 
 
 def test_where_nobody_named_a_file_the_starter_policy_is_in_force_until_there_is_one(path: Path) -> None:
