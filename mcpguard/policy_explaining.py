@@ -1,4 +1,4 @@
-"""One call as the policy sees it, and what the counters hold for it now."""
+"""The policy beside the store: one call and what the counters hold for it now, and the rules that no call has matched."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy import Call, Policy
-from mcpguard.core.policy_explain import tier_warning
+from mcpguard.core.policy import AXES, Call, Policy
+from mcpguard.core.policy_explain import label, tier_warning
 from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
@@ -21,6 +21,10 @@ from mcpguard.stores.api import Readable
 
 ROWS_LOOKED_AT: Final = 2000
 """How many of the audit's newest rows are searched for the server of a tool."""
+
+
+CALLS_LOOKED_AT: Final = 20_000
+"""How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
 
 
 class Explanation(NamedTuple):
@@ -166,3 +170,30 @@ def _server_of(store: Readable, namespace: str, tool: str) -> str:
         if entry.record.get("tool") == tool and entry.record["namespace"] == namespace:
             return str(entry.record["server"])
     return ""
+
+
+def never_matched(policy: Policy, settings: Settings) -> list[str]:
+    """Warnings of rules that matched no call in the audit, if there is one; scopes are not in it."""
+    calls: set[Call] = set()
+    rows = 0
+    try:
+        if not settings.address.exists():
+            return []
+        with contextlib.closing(settings.read_store()) as store:
+            for _, record in store.newest():
+                rows += 1
+                if record["namespace"] == settings.namespace and all(key in record for key in AXES):  # else it was no call
+                    roles = record.get("roles")
+                    user, agent, tool, server = (str(record[key]) for key in AXES)
+                    calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))
+                if rows == CALLS_LOOKED_AT:
+                    break
+    except StoreUnavailable:
+        return []
+    matched = {at for call in calls for at in policy.matched(call)}
+    since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
+    return [
+        f"{label(policy, at)} has matched none of {since} calls in the audit"
+        for at, rule in enumerate(policy.rules)
+        if calls and "scope" not in rule.selectors and at not in matched
+    ]

@@ -12,19 +12,16 @@ import click
 from mcpguard import config
 from mcpguard.cli import _policy_show
 from mcpguard.cli._command import Group
-from mcpguard.cli._store import reading, tolerant_output
+from mcpguard.cli._store import tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy import AXES, Call, Policy, Rule
-from mcpguard.core.policy_explain import counted_in_grains, label, sentence, tier_warning, warnings
+from mcpguard.core.policy import AXES, Policy, Rule
+from mcpguard.core.policy_explain import counted_in_grains, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
-from mcpguard.errors import ConfigError, McpguardError, PolicyError, StoreUnavailable, UsageError
+from mcpguard.errors import ConfigError, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed
 from mcpguard.policy_file import load
-
-CALLS_LOOKED_AT: Final = 20_000
-"""How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _COMMAND_LINE: Final = "command line"
@@ -279,10 +276,12 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
     Example:
       mcpguard policy check examples/policy.toml
     """
+    from mcpguard.policy_explaining import never_matched
+
     settings = config.load(os.environ, policy=policy)
     path = settings.policy if file is None else Path(file)
     found, is_starter = load(path, named=settings.policy_named or file is not None)
-    unmatched = _never_matched(found, settings) if file is None and not is_starter else []
+    unmatched = never_matched(found, settings) if file is None and not is_starter else []
     unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
     files = settings.files if file is None else [path]
     told = [*warnings(found), *([unlimited] if unlimited else []), *unmatched, *exposed(files)]
@@ -305,33 +304,6 @@ def _configured_tier(settings: Settings) -> str | None:
 
 def _count(policy: Policy) -> str:
     return plural(len(policy.rules), "rule") if policy.rules else _policy_show.NO_RULES
-
-
-def _never_matched(policy: Policy, settings: Settings) -> list[str]:
-    """Warnings of rules that matched no call in the audit, if there is one; scopes are not in it."""
-    calls: set[Call] = set()
-    rows = 0
-    try:
-        if not settings.address.exists():
-            return []
-        with reading(settings) as store:
-            for _, record in store.newest():
-                rows += 1
-                if record["namespace"] == settings.namespace and all(key in record for key in AXES):  # else it was no call
-                    roles = record.get("roles")
-                    user, agent, tool, server = (str(record[key]) for key in AXES)
-                    calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))
-                if rows == CALLS_LOOKED_AT:
-                    break
-    except StoreUnavailable:
-        return []
-    matched = {at for call in calls for at in policy.matched(call)}
-    since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
-    return [
-        f"{label(policy, at)} has matched none of {since} calls in the audit"
-        for at, rule in enumerate(policy.rules)
-        if calls and "scope" not in rule.selectors and at not in matched
-    ]
 
 
 @command.command(short_help="Write the starter policy to a file.")
