@@ -16,8 +16,8 @@ import pytest
 
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.stores.sqlite.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
 from tests.core.test_claude_code import EXPLORE, without

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mcpguard.stores.api import Options
+from mcpguard.stores.locks import lock_file
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.sqlite.locks import lock_file
 from tests.redis_servers import Server, running
 
 from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script, until

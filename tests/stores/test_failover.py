@@ -9,7 +9,7 @@ import pytest
 from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
 from mcpguard.stores.failover.store import PROBE_US, FailoverStore
-from mcpguard.stores.sqlite.locks import lock_file
+from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
 

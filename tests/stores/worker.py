@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
-from mcpguard.stores.sqlite.locks import lock_file
+from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time
 

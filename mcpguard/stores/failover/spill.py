@@ -19,6 +19,7 @@ from mcpguard.files import private_folder
 from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
+from mcpguard.stores.locks import try_lock
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
@@ -32,35 +33,12 @@ RETRY_RECORDS: Final = 500
 """How often it is tried again to write, and how many records at a time: some milliseconds."""
 
 _TRIES: Final = 3
-_LOCKED_AT: Final = 1 << 30
-"""The byte that is locked on Windows, where what is locked cannot be read: far behind the end."""
 
 Record = Sequence[Any]
 """What was done to a buffer, as JSON has it: a word, and what goes with it."""
 
 HEADER: Final = "spill"
 """Begins the first record: the clock's base and reading, wall-clock time, and the members of a row."""
-
-if sys.platform == "win32":  # pragma: no cover - not run in CI
-    import msvcrt
-
-    def _try_lock(fd: int) -> bool:
-        os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 class SpillFile:
@@ -184,7 +162,7 @@ def _locked(path: Path, how: int = 0) -> SpillFile | None:
     """A file that nobody else has locked, locked; None if somebody has, or it is removed meanwhile."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | how, 0o600)
     try:
-        if _try_lock(fd) and os.path.samestat(os.fstat(fd), path.stat()):
+        if try_lock(fd) and os.path.samestat(os.fstat(fd), path.stat()):
             return SpillFile(fd, path)
     except FileNotFoundError:
         pass

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import open_private
-from mcpguard.stores.sqlite.locks import QueueLock
+from mcpguard.stores.locks import QueueLock
 
 FORMAT: Final = 1
 

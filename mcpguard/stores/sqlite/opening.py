@@ -12,9 +12,9 @@ from mcpguard.files import open_private, private_folder
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
+from mcpguard.stores.locks import QueueLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import call_log, database, integrity
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, log_path
-from mcpguard.stores.sqlite.locks import QueueLock, SharedHold, lock_file
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.schema import migrate

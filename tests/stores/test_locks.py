@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.sqlite import locks as module
-from mcpguard.stores.sqlite.locks import QueueLock, SharedHold, lock_file
+from mcpguard.stores import locks as module
+from mcpguard.stores.locks import QueueLock, SharedHold, lock_file
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 

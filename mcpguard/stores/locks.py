@@ -18,7 +18,8 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 
     _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the file's end: what is locked cannot be read by others
 
-    def _try_lock(fd: int) -> bool:
+    def try_lock(fd: int) -> bool:
+        """Take the lock on an open file if nobody has it; whether it was taken. Closing the file frees it."""
         os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -27,7 +28,7 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
         return True
 
     def _lock(fd: int) -> None:
-        while not _try_lock(fd):
+        while not try_lock(fd):
             time.sleep(0.001)
 
     def _unlock(fd: int) -> None:
@@ -37,7 +38,8 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 else:
     import fcntl
 
-    def _try_lock(fd: int) -> bool:
+    def try_lock(fd: int) -> bool:
+        """Take the lock on an open file if nobody has it; whether it was taken. Closing the file frees it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,7 +77,7 @@ class QueueLock:
         """Wait for the lock; False if it has not come in time. A request that is given up takes nothing."""
         with self._mutex:
             if not self._helper_busy:
-                if _try_lock(self._fd):
+                if try_lock(self._fd):
                     return True
                 self._helper_busy = True
                 self._ask()
@@ -91,7 +93,7 @@ class QueueLock:
     def acquire_by_trying(self, timeout_s: float) -> bool:
         """The same without a place in the queue, for one who asks again and again: nothing is left waiting when he gives up."""
         deadline = time.monotonic() + timeout_s
-        while not _try_lock(self._fd):
+        while not try_lock(self._fd):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(TRY_EVERY_S)
@@ -158,7 +160,7 @@ class SharedHold:
         """Whether nobody else holds it; the caller must hold the store's lock. Always true where locks cannot be shared."""
         if sys.platform == "win32":  # pragma: no cover - not run in CI
             return True
-        return _try_lock(self._fd)
+        return try_lock(self._fd)
 
     def share(self) -> None:
         """Hold it together with others. The caller holds the store's lock, so that nobody is `alone` meanwhile."""
