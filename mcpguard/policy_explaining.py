@@ -12,7 +12,7 @@ from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import AXES, Call, Policy
 from mcpguard.core.policy_explain import label, tier_warning
-from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
+from mcpguard.core.policy_why import Headroom, RuleMatch, headrooms, next_call, why
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
 from mcpguard.files import named_path
@@ -34,7 +34,7 @@ class Explanation(NamedTuple):
         call: The call.
         sources: Where its user, agent and server come from: `jwt`, `config`, `os`, `default`, `audit` or `unknown`; and
             under `user_from` and `agent_from`, of what is configured, the place.
-        whys: What each rule is to it.
+        matches: What each rule is to it.
         rooms: For the place of each rule that applies: what is left of its limits.
         verdict: What the next such call would get; None if the store cannot be read.
         failure: Then, why it cannot.
@@ -43,8 +43,8 @@ class Explanation(NamedTuple):
 
     call: Call
     sources: dict[str, str]
-    whys: list[Why]
-    rooms: dict[int, list[Room]]
+    matches: list[RuleMatch]
+    headrooms: dict[int, list[Headroom]]
     verdict: Verdict | None
     failure: str
     agent_open: str
@@ -143,10 +143,10 @@ def explain(
     plan = policy.plan(call, settings.namespace)
     if states is None:
         states = [EMPTY] * len(plan.counters)
-    whys = why(policy, call)
-    applying = [one.at for one in whys if one.status == "applies"]
-    left: dict[int, list[Room]] = {at: [] for at in applying}
-    for room in rooms(plan, states, now_us):
+    matches = why(policy, call)
+    applying = [one.at for one in matches if one.status == "applies"]
+    left: dict[int, list[Headroom]] = {at: [] for at in applying}
+    for room in headrooms(plan, states, now_us):
         left[applying[room.place]].append(room)
     sources = {
         "user": who.user_source,
@@ -155,7 +155,7 @@ def explain(
     }
     sources |= {f"{key}_from": places[key] for key in ("user", "agent") if sources[key] == "config"}
     verdict = None if failure else next_call(plan, states, now_us)
-    return Explanation(call, sources, whys, left, verdict, failure, _agent_open(settings, who))
+    return Explanation(call, sources, matches, left, verdict, failure, _agent_open(settings, who))
 
 
 def _agent_open(settings: Settings, who: Identity) -> str:

@@ -37,7 +37,7 @@ def examples() -> dict[str, dict[str, object]]:
     for request_id in 1, 2, 3:
         talk.client(call_line("search_customers", request_id, arguments={"name": "Smith"}))
         if request_id == 1:
-            talk.store.record([Outcome(talk.verdicts[-1].row or 0, "ok", 41_250)])
+            talk.store.record([Outcome(talk.verdicts[-1].row_id or 0, "ok", 41_250)])
     talk.client(call_line("delete_user", 4, arguments={"id": 7}))
     for request_id in 5, 6:
         talk.client(call_line("generate_report", request_id, arguments={"year": 2026}))
@@ -45,8 +45,8 @@ def examples() -> dict[str, dict[str, object]]:
     talk.answer(7, resultType="input_required", inputRequests={"when": {}}, requestState="s1")
     talk.client(call_line("book_meeting", 8, arguments={"with": "Smith"}, requestState="s1", inputResponses={"when": 1}))
     talk.client(b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"search_customers","NAME":"delete_user"}}')
-    (charge,) = talk.charges("search_customers", arguments={"name": "Smith"})
-    talk.store.append(talk.journal.rows([charge], [Verdict("allowed_unavailable")], WALL_US))
+    (request,) = talk.charges("search_customers", arguments={"name": "Smith"})
+    talk.store.append(talk.journal.rows([request], [Verdict("allowed_unavailable")], WALL_US))
     talk.guard.server_gone("the server exited with status 1")
     talk.client(call_line("search_customers", 11))
 

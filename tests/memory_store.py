@@ -9,7 +9,7 @@ from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import Counter
-from mcpguard.core.verdict import Charge, Verdict, decide_one
+from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 
@@ -36,7 +36,7 @@ class MemoryStore:
         wall: Wall-clock time, for the audit.
     """
 
-    restless = False
+    needs_tending = False
     warnings: tuple[str, ...] = ()
 
     def __init__(self, memory: Memory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
@@ -45,14 +45,14 @@ class MemoryStore:
         self._wall = wall
         self.args_key = self._memory.args_key
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        verdicts, changed = decide_all(charges, self._memory.states, self._clock())
+        verdicts, changed = decide_all(requests, self._memory.states, self._clock())
         self._memory.counters.update(changed)
-        rows = iter(journal.rows(charges, verdicts, self._wall()))
+        rows = iter(journal.rows(requests, verdicts, self._wall()))
         for one in verdicts:
-            if one.news:
-                one.row = len(self._memory.rows)
+            if one.has_own_row:
+                one.row_id = len(self._memory.rows)
                 self._memory.rows.append(next(rows))
         return verdicts
 
@@ -65,7 +65,7 @@ class MemoryStore:
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
         for outcome in outcomes:
-            self._memory.outcomes.setdefault(outcome.row, outcome)
+            self._memory.outcomes.setdefault(outcome.row_id, outcome)
 
     def tend(self) -> None:
         """See `Store`. Forgets the counters whose windows have passed, and old notes."""
@@ -144,7 +144,7 @@ class MemoryStore:
 
 
 def decide_all(
-    charges: Sequence[Charge], states: MutableMapping[int, State], now_us: int
+    requests: Sequence[DecisionRequest], states: MutableMapping[int, State], now_us: int
 ) -> tuple[list[Verdict], dict[int, Counter]]:
     """Decide charges in order against the logs in `states`, which is kept up.
 
@@ -158,9 +158,9 @@ def decide_all(
     """
     verdicts: list[Verdict] = []
     changed: dict[int, Counter] = {}
-    for charge in charges:
-        counters = charge.plan.counters
-        one, decision = decide_one(charge, [states.get(counter.id, EMPTY) for counter in counters], now_us)
+    for request in requests:
+        counters = request.plan.counters
+        one, decision = decide_one(request, [states.get(counter.id, EMPTY) for counter in counters], now_us)
         verdicts.append(one)
         for limit in decision.charged:
             counter = counters[limit.counter]

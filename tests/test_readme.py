@@ -25,7 +25,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Call
 from mcpguard.core.policy_parse import parse, parse_rule
-from mcpguard.core.verdict import Charge
+from mcpguard.core.verdict import DecisionRequest
 from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
 from mcpguard.stores.redis.url import SCHEMES
@@ -271,10 +271,10 @@ def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
     reply = None
     for _ in range(101):
         line = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search_customers"}}'
-        (charge,) = guard.client_messages(read([line]), now_us=0)
-        assert isinstance(charge, Charge)
-        (verdict,) = store.decide([charge], journal)
-        reply = guard.charged(charge, verdict, now_us=0)
+        (request,) = guard.client_messages(read([line]), now_us=0)
+        assert isinstance(request, DecisionRequest)
+        (verdict,) = store.decide([request], journal)
+        reply = guard.charged(request, verdict, now_us=0)
         now_us = 3600_000_000 - 846_213_000
     assert isinstance(reply, Reply)
     assert json.loads(reply.data) == shown

@@ -12,7 +12,7 @@ from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.audit import ms_up, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import Policy
-from mcpguard.core.policy_why import Room, Why
+from mcpguard.core.policy_why import Headroom, RuleMatch
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.policy_explaining import Explanation
@@ -83,15 +83,15 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
                 "reason": one.reason or None,
                 "yields_to": None if one.winner is None else one.winner + 1,
                 "narrower_in": list(one.narrower_in),
-                "limits": [_room_as_json(room, known=not found.failure) for room in found.rooms.get(one.at, [])],
+                "limits": [_room_as_json(room, known=not found.failure) for room in found.headrooms.get(one.at, [])],
             }
-            for one in found.whys
+            for one in found.matches
         ],
         "next": None if verdict is None else _verdict_as_json(verdict),
     }
 
 
-def _room_as_json(room: Room, *, known: bool) -> dict[str, object]:
+def _room_as_json(room: Headroom, *, known: bool) -> dict[str, object]:
     counter = None if room.counter is None else Counted.of(room.counter.label)
     return {
         **room.reported.members(),
@@ -136,7 +136,7 @@ def print_subject(found: Explanation) -> None:
 def print_plain(found: Explanation) -> None:
     """Print the rules by what they are to the call."""
     for status, heading in _HEADINGS.items():
-        those = [one for one in found.whys if one.status == status]
+        those = [one for one in found.matches if one.status == status]
         if those:
             click.echo(f"\n{heading}:")
         for one in those:
@@ -155,7 +155,7 @@ def print_table(found: Explanation) -> None:
     table.add_column("STATUS", overflow="fold", max_width=8)
     table.add_column("WHY, AND WHAT IS LEFT", overflow="fold", ratio=3)
     styles = {"applies": "green", "yields": "yellow", "no match": "dim"}
-    for one in found.whys:
+    for one in found.matches:
         table.add_row(
             Text(printable(f"{one.at + 1}. {named(one.rule)}{_observed(one)}")),
             Text(printable(one.rule.limit_text).replace(" ", "\n")),
@@ -166,11 +166,11 @@ def print_table(found: Explanation) -> None:
     console.print(table)
 
 
-def _observed(one: Why) -> str:
+def _observed(one: RuleMatch) -> str:
     return " [reports only]" if one.rule.observe else ""
 
 
-def _lines(found: Explanation, one: Why) -> list[str]:
+def _lines(found: Explanation, one: RuleMatch) -> list[str]:
     """Why a rule does not apply, or what is left of each of its limits."""
     if one.reason:
         return [one.reason]
@@ -179,7 +179,7 @@ def _lines(found: Explanation, one: Why) -> list[str]:
     if not one.rule.rates:
         return ["counts nothing"]
     lines = []
-    for room in found.rooms[one.at]:
+    for room in found.headrooms[one.at]:
         assert room.counter is not None  # noqa: S101 - only `deny` has none
         held = "" if found.failure else f"{room.used:,} used, {room.remaining:,} left"
         counter = Counted.of(room.counter.label).text

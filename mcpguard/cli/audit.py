@@ -176,7 +176,7 @@ def _shows_until_replaced(
     while True:
         is_replaced = _file(settings) != file  # what was written before that is still in the one that we hold
         for entry in store.entries(after=place):
-            place = entry.place
+            place = entry.row_id
             if wanted.admits(entry.record):
                 show(entry.record)
         if is_replaced:
@@ -197,10 +197,10 @@ def _file(settings: Settings) -> tuple[int, int] | None:
 
 def _newest(store: Readable, wanted: _Filter, rows: int | None) -> tuple[int, list[dict[str, object]]]:
     """The place of the newest row, and the newest rows that are wanted, oldest first."""
-    place = next((entry.place for entry in store.newest()), 0)
+    place = next((entry.row_id for entry in store.newest()), 0)
     found: list[dict[str, object]] = []
     for entry in store.newest(wanted=wanted.wanted):
-        if entry.place > place:
+        if entry.row_id > place:
             continue  # it came meanwhile, and is shown by whoever follows
         at_us = entry.record["time_us"]
         if len(found) == rows or (isinstance(at_us, int) and at_us < wanted.since_us - DISORDER_US):

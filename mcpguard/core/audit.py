@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.policy import Reported
 from mcpguard.core.skim import Unbuilt
-from mcpguard.core.verdict import REFUSED, Charge, Verdict
+from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 _MAX_ID_CHARS: Final = 2048
 """An id as long as a whole name, all in escapes, is whole."""
@@ -67,16 +67,16 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a forwarded call ended: `row` is the store's handle on its row."""
+    """How a forwarded call ended; `row_id` is the store's own id of its row."""
 
-    row: int
+    row_id: int
     outcome: str
     duration_us: int
 
 
-def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
+def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
     """The row for a charge, by its number in the session."""
-    detail = shortened(charge.detail) if verdict.decision in REFUSED else charge.detail
+    detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
         detail = detail | {"exceeded": exceeded}
@@ -84,11 +84,11 @@ def row(charge: Charge, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
         time_us,
         seq,
         verdict.decision,
-        charge.context,
+        request.context,
         fragment(verdict.reported) if verdict.reported else None,
-        cut_id(charge.request_id),
-        charge.args_hash,
-        charge.trace_id,
+        cut_id(request.request_id),
+        request.args_hash,
+        request.trace_id,
         verdict.count,
         verdict.remaining,
         None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us),

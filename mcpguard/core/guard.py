@@ -1,8 +1,8 @@
 """The state machine of one session: messages and verdicts in, actions out.
 
 The relay hands what the client wrote to `client_messages`, and carries out the actions that come back, in order. A `Forward` or
-a `Reply` it writes. A `Charge` it takes to the store, all charges of one reading together, and each verdict to `charged`, which
-says what becomes of the call. What the server says has passed already when `server_lines` is shown it: outcomes cost a call
+a `Reply` it writes. A `DecisionRequest` it takes to the store, all of one reading together, and each verdict to `charged`,
+which says what becomes of the call. What the server says has passed already when `server_lines` is shown it: outcomes cost a call
 nothing.
 
 Before it judges calls the relay may ask `wanted_notes` for which of them a hook may have noted an agent, and fetch those notes.
@@ -23,7 +23,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
 from mcpguard.core.retries import FreeRetries
 from mcpguard.core.skim import Unbuilt
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
 
 MAX_IN_FLIGHT: Final = 65_536
@@ -54,21 +54,21 @@ class Reply(NamedTuple):
     data: bytes
 
 
-Action = Forward | Reply | Charge
+Action = Forward | Reply | DecisionRequest
 
 
 class InFlight(NamedTuple):
     """A request that the server has been sent and has not answered.
 
     Attributes:
-        row: The store's handle on its audit row; None if it has none.
+        row_id: The store's handle on its audit row; None if it has none.
         since_us: When it was sent, by a monotone clock.
         tool: The tool that it calls; None if it is no call.
         user: Who calls it.
         rounds: Its number among the free retries of one charge; 0 if it is none.
     """
 
-    row: int | None
+    row_id: int | None
     since_us: int
     tool: str | None = None
     user: str = ""
@@ -156,13 +156,13 @@ class Guard:
         """
         self._client_waits = False
 
-    def policy_note(self, *, reason: str = "in force at the start") -> Charge:
+    def policy_note(self, *, reason: str = "in force at the start") -> DecisionRequest:
         """A row for the audit: this policy is in force, was taken up, or could not be."""
         policy = self._policy
         detail: dict[str, object] = {"policy": policy.digest} if isinstance(policy, Policy) else {}
         detail["reason"] = reason
         call = Call("", "", self.identity.server, "")
-        return Charge(call, Plan(), self._context({"server": call.server}), detail=detail, decided="policy")
+        return DecisionRequest(call, Plan(), self._context({"server": call.server}), detail=detail, decided="policy")
 
     def wanted_notes(self, calls: Iterable[Frame]) -> list[str]:
         """The ids of those calls whose agents a hook may have noted, each once; none where all of the agent is configured."""
@@ -202,27 +202,27 @@ class Guard:
                 actions.append(self._passing(message, now_us))
         return actions
 
-    def charged(self, charge: Charge, verdict: Verdict, *, now_us: int) -> Forward | Reply | None:
+    def charged(self, request: DecisionRequest, verdict: Verdict, *, now_us: int) -> Forward | Reply | None:
         """What a verdict leads to: the call goes on, or its denial goes back. None for what needs neither."""
-        if charge.frame is None or charge.request_id is None:
+        if request.frame is None or request.request_id is None:
             return None
         if verdict.forwards:
-            flight = InFlight(verdict.row, now_us, charge.call.tool, charge.call.user, charge.rounds)
-            self._sent(charge.request_id, flight, now_us)
-            if charge.request_id in self._withdrawn:  # cancelled in the same reading, before it was decided
-                self._lose(charge.request_id, "cancelled", now_us)
-            return Forward(charge.frame.raw + b"\n")
-        params = charge.frame.params
-        if charge.rounds and isinstance(params, dict):
-            self._retries.give_back(charge.call.user, charge.call.tool, params, charge.rounds)
-        reason = str(charge.detail.get("reason", ""))
+            flight = InFlight(verdict.row_id, now_us, request.call.tool, request.call.user, request.rounds)
+            self._sent(request.request_id, flight, now_us)
+            if request.request_id in self._withdrawn:  # cancelled in the same reading, before it was decided
+                self._lose(request.request_id, "cancelled", now_us)
+            return Forward(request.frame.raw + b"\n")
+        params = request.frame.params
+        if request.rounds and isinstance(params, dict):
+            self._retries.give_back(request.call.user, request.call.tool, params, request.rounds)
+        reason = str(request.detail.get("reason", ""))
         if reason == _SERVER_GONE:
-            return next(iter(self._in_the_servers_place(charge.request_id, charge.why)), None)
-        code, message, data = denial.describe(charge.call, verdict, reason, charge.why)
+            return next(iter(self._in_the_servers_place(request.request_id, request.why)), None)
+        code, message, data = denial.describe(request.call, verdict, reason, request.why)
         becomes_task = isinstance(params, dict) and params.get("task") is not None
-        if denial.form(self._denials, charge.client_name) == "result" and not becomes_task:
-            return Reply(denial.result(charge.request_id, message, data))
-        return Reply(denial.error(charge.request_id, code, message, data))
+        if denial.form(self._denials, request.client_name) == "result" and not becomes_task:
+            return Reply(denial.result(request.request_id, message, data))
+        return Reply(denial.error(request.request_id, code, message, data))
 
     def server_lines(self, lines: Iterable[Line], *, now_us: int) -> list[Outcome]:
         """Read outcomes off what the server said.
@@ -241,8 +241,8 @@ class Guard:
             answer = answers.read_answer(line.frame, whole=line.whole)
             flight = self._answered(answer.id) if answer else None
             if answer and flight and flight.tool is not None:
-                if flight.row is not None:
-                    outcomes.append(Outcome(flight.row, answer.outcome, now_us - flight.since_us))
+                if flight.row_id is not None:
+                    outcomes.append(Outcome(flight.row_id, answer.outcome, now_us - flight.since_us))
                 if answer.asks:
                     self._retries.grant(flight.user, flight.tool, answer.asks, flight.rounds + 1)
         return outcomes
@@ -258,8 +258,8 @@ class Guard:
         replies: list[Reply] = []
         for request_id, flight in self._in_flight.items():
             replies += self._in_the_servers_place(request_id, how)
-            if flight.row is not None:
-                outcomes.append(Outcome(flight.row, "no_answer", now_us - flight.since_us))
+            if flight.row_id is not None:
+                outcomes.append(Outcome(flight.row_id, "no_answer", now_us - flight.since_us))
         self._in_flight.clear()
         self._in_flight_chars = 0
         return replies, outcomes
@@ -294,7 +294,7 @@ class Guard:
             members["tool"] = cut(refusal.tool)
         call = Call(self.identity.user, "", self.identity.server, refusal.tool or "")
         actions.append(
-            Charge(
+            DecisionRequest(
                 call,
                 Plan(),
                 self._context(members),
@@ -318,7 +318,7 @@ class Guard:
                 self._cancelled(params.get("requestId"), now_us)
         return Forward(frame.raw + b"\n")
 
-    def _call(self, frame: Frame, noted: Mapping[str, str]) -> Charge:
+    def _call(self, frame: Frame, noted: Mapping[str, str]) -> DecisionRequest:
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - what `Frame.is_call` promises
         about = _meta_of(frame)
@@ -326,35 +326,35 @@ class Guard:
         client_name = _name_in(about.get(meta.CLIENT_INFO)) or self._client_name
         note = noted.get(tool_use_id(about) or "") if noted else None
         caller = self._caller(client_name, about.get(meta.AGENT), note, tool)
-        charge = Charge(caller.call, caller.plan, caller.context, frame, frame.id)
-        charge.client_name = client_name
+        request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
+        request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
-                charge.args_hash = args_hash(params.get("arguments"), key)
+                request.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             arguments = params.get("arguments")
-            charge.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}
+            request.detail = {"arguments": arguments.text if isinstance(arguments, Unbuilt) else _kept(arguments)}
         trace = about.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
-            charge.trace_id = match[1]
+            request.trace_id = match[1]
         if self._gone:
-            charge.decided = "unavailable"
-            charge.detail = {**charge.detail, "reason": _SERVER_GONE}
-            charge.why = self._gone
+            request.decided = "unavailable"
+            request.detail = {**request.detail, "reason": _SERVER_GONE}
+            request.why = self._gone
         elif self._unauthenticated:
-            charge.decided = "unauthenticated"
-            charge.detail = {**charge.detail, "axis": "user", "reason": self._unauthenticated.message}
+            request.decided = "unauthenticated"
+            request.detail = {**request.detail, "axis": "user", "reason": self._unauthenticated.message}
             hint = self._unauthenticated.hint
-            charge.why = f"{self._unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
+            request.why = f"{self._unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
         elif isinstance(self._policy, PolicyError):
-            charge.decided = "unavailable"
-            charge.detail = {**charge.detail, "reason": "policy_invalid"}
-            charge.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
+            request.decided = "unavailable"
+            request.detail = {**request.detail, "reason": "policy_invalid"}
+            request.why = f"no policy is in force. {self._policy.message}. Every tool is closed until it is mended."
         elif frame.is_retry and not caller.plan.is_closed:
             rounds = self._retries.redeem(caller.call.user, tool, params)
             if rounds:
-                charge.decided, charge.rounds = "continued", rounds
-        return charge
+                request.decided, request.rounds = "continued", rounds
+        return request
 
     def _caller(self, client_name: str | None, meta_agent: object, note: str | None, tool: str) -> Caller:
         named = meta_agent if isinstance(meta_agent, str) else None
@@ -401,8 +401,8 @@ class Guard:
 
     def _lose(self, request_id: str, outcome: str, now_us: int) -> None:
         flight = self._answered(request_id)
-        if flight and flight.row is not None:
-            self._lost.append(Outcome(flight.row, outcome, now_us - flight.since_us))
+        if flight and flight.row_id is not None:
+            self._lost.append(Outcome(flight.row_id, outcome, now_us - flight.since_us))
 
     def _cancelled(self, request_id: object, now_us: int) -> None:
         told = frames.id_text(request_id)

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, TypeGuard
 
 from mcpguard.core.audit import Row, fragment, row, sum_of, summed
 from mcpguard.core.policy import Plan
-from mcpguard.core.verdict import REFUSED, Charge, Verdict
+from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
 """Equal denials within this time share a row; so do denials of one kind that are beyond the kind's budget."""
@@ -76,12 +76,12 @@ class Journal:
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
 
-    def rows(self, charges: Sequence[Charge], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
-        """The rows to write for charges that were just decided; completes the verdicts.
+    def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
+        """The rows to write for requests that were just decided; completes the verdicts.
 
         Args:
-            charges: What was asked.
-            verdicts: What became of each. `audit_id`, `news` and a denial's `count` are set here.
+            requests: What was asked.
+            verdicts: What became of each. `audit_id`, `has_own_row` and a denial's `count` are set here.
             time_us: Wall-clock time.
 
         Returns:
@@ -91,27 +91,27 @@ class Journal:
         self._before.clear()
         self._seq_before = self.seq
         is_full = self._is_full
-        for charge, verdict in zip(charges, verdicts, strict=True):
-            self._count(charge, verdict)
-            one = row(charge, verdict, time_us, self.seq + 1)
-            if verdict.decision not in REFUSED or self._is_news(one, verdict, is_full=is_full):
+        for request, verdict in zip(requests, verdicts, strict=True):
+            self._count(request, verdict)
+            one = row(request, verdict, time_us, self.seq + 1)
+            if verdict.decision not in REFUSED or self._gets_own_row(one, verdict, is_full=is_full):
                 rows.append(one)
                 self._number(verdict)
         return rows
 
-    def wrote(self, charge: Charge, verdict: Verdict) -> None:
+    def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
         """Note that the row of a charge that was not refused, the one with the number `seq + 1`, is in the store.
 
         For a store that cannot know before it has written; `rows` does the same for all that it returns.
         """
         self._before.clear()
         self._seq_before = self.seq
-        self._count(charge, verdict)
+        self._count(request, verdict)
         self._number(verdict)
 
     def _number(self, verdict: Verdict) -> None:
         self.seq += 1
-        verdict.news = True
+        verdict.has_own_row = True
         verdict.audit_id = self._newest_id
 
     def take_back(self) -> None:
@@ -171,7 +171,7 @@ class Journal:
         """Whether there are denials that no row tells of yet, or something to be forgotten."""
         return bool(self._storms or self._sums or self._budgets)
 
-    def remembered(self, charge: Charge, time_us: int) -> tuple[list[bool], list[int]] | None:
+    def remembered(self, request: DecisionRequest, time_us: int) -> tuple[list[bool], list[int]] | None:
         """What `rows` would go by, for a store that decides and writes rows elsewhere.
 
         Returns:
@@ -180,13 +180,13 @@ class Journal:
         """
         if not (self._storms or self._denials):
             return None
-        plan = charge.plan
-        if charge.decided is not None:
-            return [_goes_on(self._storms.get((charge.context, charge.decided, None)), time_us)], []
+        plan = request.plan
+        if request.decided is not None:
+            return [_goes_on(self._storms.get((request.context, request.decided, None)), time_us)], []
         words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
         return (
             [
-                _goes_on(self._storms.get((charge.context, word, fragment(reported))), time_us)
+                _goes_on(self._storms.get((request.context, word, fragment(reported))), time_us)
                 for word, reported in zip(words, plan.reported, strict=True)
             ],
             [self._denials.get(plan.counters[limit.counter].id, 0) if limit.n else 0 for limit in plan.limits],
@@ -210,7 +210,7 @@ class Journal:
     def _is_full(self) -> bool:
         return len(self._storms) >= _MAX_STORMS
 
-    def _is_news(self, one: Row, verdict: Verdict, *, is_full: bool) -> bool:
+    def _gets_own_row(self, one: Row, verdict: Verdict, *, is_full: bool) -> bool:
         """Whether a denial has a row of its own; if not, it waits for the next row of its storm."""
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
         key = one.context, one.decision, one.reported
@@ -251,15 +251,15 @@ class Journal:
             return BURST_BYTES
         return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
 
-    def _count(self, charge: Charge, verdict: Verdict) -> None:
-        axis = str(charge.detail.get("axis", ""))  # of a denial that no limit made
+    def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
+        axis = str(request.detail.get("axis", ""))  # of a denial that no limit made
         if verdict.reported and verdict.decision != "allowed":
             axis = verdict.reported.axis
         self._set(self.tally, (verdict.decision, axis), self.tally[verdict.decision, axis] + 1)
         if verdict.decision == "rate_limited":
-            self._count_denial(charge.plan, verdict)
+            self._count_denial(request.plan, verdict)
         elif self._denials and verdict.decision in {"allowed", "would_deny"}:
-            for counter in charge.plan.counters:
+            for counter in request.plan.counters:
                 if counter.id in self._denials:
                     self._set(self._denials, counter.id, None)
 

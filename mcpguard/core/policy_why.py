@@ -12,7 +12,7 @@ from mcpguard.core.verdict import Verdict, verdict
 Status = Literal["applies", "yields", "no match"]
 
 
-class Why(NamedTuple):
+class RuleMatch(NamedTuple):
     """What a rule is to a call.
 
     Attributes:
@@ -32,7 +32,7 @@ class Why(NamedTuple):
     narrower_in: tuple[str, ...] = ()
 
 
-class Room(NamedTuple):
+class Headroom(NamedTuple):
     """What is left of a limit now.
 
     Attributes:
@@ -52,26 +52,26 @@ class Room(NamedTuple):
     retry_after_us: int | None
 
 
-def why(policy: Policy, call: Call) -> list[Why]:
+def why(policy: Policy, call: Call) -> list[RuleMatch]:
     """What each rule is to a call, in the order of the file."""
     matching = dict(policy.matching(call))
     return [_why(policy, at, matching, call) for at in range(len(policy.rules))]
 
 
-def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -> Why:
+def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -> RuleMatch:
     rule = policy.rules[at]
     if at not in matching:
-        return Why(at, rule, "no match", _mismatch(rule, call))
+        return RuleMatch(at, rule, "no match", _mismatch(rule, call))
     winner = matching[at]
     if winner is None:
-        return Why(at, rule, "applies")
+        return RuleMatch(at, rule, "applies")
     other = policy.rules[winner]
     narrower = tuple(key for key in SELECTORS if not other.covers(rule, key)) if rule.yields_to(other) else ()
     if narrower:
-        return Why(at, rule, "yields", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
+        return RuleMatch(at, rule, "yields", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
     differing = [key for key in ("role", "scope") if rule.selectors.get(key) != other.selectors.get(key)]
     reason = f"rule {winner + 1} comes first in the file, and differs in {series(differing)} only"
-    return Why(at, rule, "yields", reason, winner)
+    return RuleMatch(at, rule, "yields", reason, winner)
 
 
 def _mismatch(rule: Rule, call: Call) -> str:
@@ -91,7 +91,7 @@ def _mismatch(rule: Rule, call: Call) -> str:
     return series(words)
 
 
-def rooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Room]:
+def headrooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Headroom]:
     """What is left of each limit of a plan.
 
     Args:
@@ -102,12 +102,12 @@ def rooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Room]:
     found = []
     for limit, reported in zip(plan.limits, plan.reported, strict=True):
         if not limit.n:
-            found.append(Room(reported, limit.rule, None, 0, 0, None))
+            found.append(Headroom(reported, limit.rule, None, 0, 0, None))
             continue
         log = limiter.live(states[limit.counter], limit.window_us, now_us)
         used = limiter.used(log)
         wait_us = limiter.retry_after(log, limit.n, limit.window_us, now_us)
-        found.append(Room(reported, limit.rule, plan.counters[limit.counter], used, max(0, limit.n - used), wait_us))
+        found.append(Headroom(reported, limit.rule, plan.counters[limit.counter], used, max(0, limit.n - used), wait_us))
     return found
 
 

@@ -29,7 +29,7 @@ REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthentica
 """The decisions that charge nothing, so that only a budget bounds how many there are."""
 
 
-class Charge:
+class DecisionRequest:
     """A command to the relay: have the store decide this and write its audit row; then tell the guard.
 
     Attributes:
@@ -86,7 +86,7 @@ class Verdict:
         retry_after_us: The wait that is enough for all limits; None if waiting does not help, or need not.
         exceeded: Every limit that said no, with its wait; None if waiting does not help.
         audit_id: The id of the audit row that tells of it.
-        row: The store's own handle on that row, for its outcome.
+        row_id: The store's own handle on that row, for its outcome.
         news: Whether it has an audit row of its own; equal denials share one.
     """
 
@@ -100,7 +100,7 @@ class Verdict:
         retry_after_us: int | None = None,
         exceeded: tuple[tuple[Reported, int | None], ...] = (),
         audit_id: str = "",
-        row: int | None = None,
+        row_id: int | None = None,
     ) -> None:
         self.decision = decision
         self.reported = reported
@@ -109,8 +109,8 @@ class Verdict:
         self.retry_after_us = retry_after_us
         self.exceeded = exceeded
         self.audit_id = audit_id
-        self.row = row
-        self.news = False
+        self.row_id = row_id
+        self.has_own_row = False
 
     @property
     def forwards(self) -> bool:
@@ -153,16 +153,16 @@ def _allowed(plan: Plan, decision: Decision) -> Verdict:
     )
 
 
-def decide_one(charge: Charge, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
+def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
     """Decide one charge against its counters' logs, in the plan's order.
 
     Returns:
         What becomes of the call, and what that does to the logs.
     """
-    if charge.decided is not None:
-        return Verdict(charge.decided), _NOTHING
-    decision = limiter.decide(charge.plan.limits, states, now_us)
-    return verdict(charge.plan, decision), decision
+    if request.decided is not None:
+        return Verdict(request.decided), _NOTHING
+    decision = limiter.decide(request.plan.limits, states, now_us)
+    return verdict(request.plan, decision), decision
 
 
 _NOTHING: Final = Decision(False, (), (), ())

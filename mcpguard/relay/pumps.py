@@ -20,7 +20,7 @@ from mcpguard.core.guard import Action, Forward, Guard, Reply
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
@@ -250,10 +250,14 @@ class Pumps:
             noted = self._noted(calls)
             now_us = monotonic_us()
             actions = self._new_policy() + self._guard.client_messages(messages, now_us=now_us, noted=noted)
-            charges = [action for action in actions if isinstance(action, Charge)]
-            verdicts = iter(self._decide(charges) if charges else ())
+            requests = [action for action in actions if isinstance(action, DecisionRequest)]
+            verdicts = iter(self._decide(requests) if requests else ())
             for action in actions:
-                done = self._guard.charged(action, next(verdicts), now_us=now_us) if isinstance(action, Charge) else action
+                done = (
+                    self._guard.charged(action, next(verdicts), now_us=now_us)
+                    if isinstance(action, DecisionRequest)
+                    else action
+                )
                 if isinstance(done, Forward):
                     forwards.append(done.data)
                 elif isinstance(done, Reply):
@@ -281,20 +285,20 @@ class Pumps:
         tell(f"policy {reason}")
         return [self._guard.policy_note(reason=reason)]
 
-    def _decide(self, charges: Sequence[Charge]) -> list[Verdict]:
+    def _decide(self, requests: Sequence[DecisionRequest]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        for some in [charges] if len(charges) == 1 else _portions(charges):
+        for some in [requests] if len(requests) == 1 else _portions(requests):
             try:
                 verdicts += self._store.decide(some, self._journal)
             except StoreUnavailable as error:
                 self._console.error(f"store unavailable: {error.message}", kind="store unavailable")
-                for charge in some:
-                    charge.detail = {**charge.detail, "reason": "store_unavailable"}
-                    charge.why = f"the store of counters is unavailable ({error.message})."
+                for request in some:
+                    request.detail = {**request.detail, "reason": "store_unavailable"}
+                    request.why = f"the store of counters is unavailable ({error.message})."
                 verdicts += [Verdict("unavailable") for _ in some]
-        for charge, verdict in zip(charges, verdicts, strict=True):
-            if verdict.news and not verdict.forwards and verdict.decision != "policy":
-                self._tell(audit.row(charge, verdict, wall_us()))
+        for request, verdict in zip(requests, verdicts, strict=True):
+            if verdict.has_own_row and not verdict.forwards and verdict.decision != "policy":
+                self._tell(audit.row(request, verdict, wall_us()))
         return verdicts
 
     def _wake_bookkeeper(self) -> None:
@@ -375,7 +379,7 @@ class Pumps:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
             except Exception as error:  # the books go on: storms, upkeep and recovery depend on this thread
                 self._internal_error(error)
-            if self._journal.is_waiting or self._store.restless:
+            if self._journal.is_waiting or self._store.needs_tending:
                 self._work.set()
 
     def _close_books(self) -> None:
@@ -412,16 +416,16 @@ def _unjudged(lines: Sequence[bytes | Refusal]) -> list[bytes]:
     return replies
 
 
-def _portions(charges: Sequence[Charge]) -> Iterator[Sequence[Charge]]:
+def _portions(requests: Sequence[DecisionRequest]) -> Iterator[Sequence[DecisionRequest]]:
     """Charges, as many at a time as are decided in one transaction."""
-    some: list[Charge] = []
+    some: list[DecisionRequest] = []
     size = 0
-    for charge in charges:
-        length = len(charge.frame.raw) if charge.frame else 0
+    for request in requests:
+        length = len(request.frame.raw) if request.frame else 0
         if some and (len(some) == _AT_ONCE or size + length > _AT_ONCE_BYTES):
             yield some
             some, size = [], 0
-        some.append(charge)
+        some.append(request)
         size += length
     if some:
         yield some

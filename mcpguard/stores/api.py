@@ -11,16 +11,16 @@ if TYPE_CHECKING:  # settings are read before the server is started: nothing of 
     from mcpguard.core.journal import Journal
     from mcpguard.core.limiter import State
     from mcpguard.core.policy import Counter
-    from mcpguard.core.verdict import Charge, Verdict
+    from mcpguard.core.verdict import DecisionRequest, Verdict
 
 Clock = Callable[[], int]
 """Reads microseconds."""
 
 
 class Entry(NamedTuple):
-    """A row of the audit as it is read: its place, which only grows, and its record."""
+    """A row of the audit as it is read: its id in this store, which only grows, and its record."""
 
-    place: int
+    row_id: int
     record: dict[str, object]
 
 
@@ -62,10 +62,10 @@ class Readable(Protocol):
     """A store as commands read it. Every method raises `StoreUnavailable` where it cannot."""
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """The audit's rows after a place, oldest first.
+        """The audit's rows after a row, oldest first.
 
         Args:
-            after: The place.
+            after: The id of that row.
             wanted: Which rows; None for all.
         """
 
@@ -96,7 +96,7 @@ class Store(Readable, Protocol):
     def args_key(self) -> bytes:
         """The key of the hash of arguments, the store's own: the same for all who use it, and another for another store."""
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide charges in order, in one transaction with their audit rows.
 
         When this returns, the admitted calls are counted for every user of the store, and their rows are in it.
@@ -115,7 +115,7 @@ class Store(Readable, Protocol):
         """
 
     @property
-    def restless(self) -> bool:
+    def needs_tending(self) -> bool:
         """Whether `tend` has to be called soon though nothing happens."""
 
     def last_seen(self) -> tuple[dict[int, State], int]:

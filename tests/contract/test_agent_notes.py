@@ -78,8 +78,8 @@ def test_a_note_changes_no_counter_and_no_audit(place: Place) -> None:
 
 def test_counters_can_be_looked_at_without_changing_them(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
-    (charge,) = session.charges("x")
-    counters = charge.plan.counters
+    (request,) = session.charges("x")
+    counters = request.plan.counters
     other = place.open()
     assert other.peek(counters)[0] == [EMPTY, EMPTY]
     session.call("x", 2)

@@ -10,7 +10,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.digest import cut
 from mcpguard.core.frames import read
 from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import Unauthenticated
 from tests.contract.conftest import Place
 from tests.core.build import Session, call_line, identity
@@ -64,8 +64,8 @@ def test_each_session_counts_its_rows_without_gaps(place: Place) -> None:
 def test_rows_that_were_decided_elsewhere_get_handles_for_their_outcomes(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report")
-    charges = session.charges("report", 3)
-    rows = session.journal.rows(charges, [Verdict("allowed") for _ in charges], place.wall())
+    requests = session.charges("report", 3)
+    rows = session.journal.rows(requests, [Verdict("allowed") for _ in requests], place.wall())
     handles = session.store.append(rows)
     session.call("report")
     session.store.record([Outcome(handles[2], "ok", 3000), Outcome(handles[0], "tool_error", 1000)])
@@ -77,10 +77,10 @@ def test_rows_that_were_decided_elsewhere_get_handles_for_their_outcomes(place: 
 def test_an_outcome_is_joined_to_its_row_and_the_first_one_stands(place: Place) -> None:
     session = Session(place.open(), POLICY)
     first, second = session.call("report", 2)
-    assert first.row is not None
-    assert second.row is not None
-    session.store.record([Outcome(second.row, "tool_error", 1500), Outcome(first.row, "ok", 250)])
-    session.store.record([Outcome(second.row, "ok", 9)])
+    assert first.row_id is not None
+    assert second.row_id is not None
+    session.store.record([Outcome(second.row_id, "tool_error", 1500), Outcome(first.row_id, "ok", 250)])
+    session.store.record([Outcome(second.row_id, "ok", 9)])
     told = [(one["outcome"], one["duration_ms"]) for one in records(place)]
     assert told == [("ok", 0.25), ("tool_error", 1.5)]
 
@@ -88,7 +88,7 @@ def test_an_outcome_is_joined_to_its_row_and_the_first_one_stands(place: Place) 
 def test_no_outcomes_and_many_outcomes_are_recorded_alike(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.store.record([])
-    rows = [verdict.row for verdict in session.call("free", 1100)]
+    rows = [verdict.row_id for verdict in session.call("free", 1100)]
     session.store.record([Outcome(row, "ok", 0) for row in rows if row is not None])
     assert Counter(one.get("outcome") for one in records(place)) == {"ok": 1100}
 
@@ -114,12 +114,12 @@ def test_every_denial_of_a_storm_names_the_row_that_tells_of_it(place: Place) ->
     session = Session(place.open(), POLICY)
     session.call("report", 5)
     verdicts = session.call("report", 4)
-    assert [verdict.news for verdict in verdicts] == [True, False, False, False]
+    assert [verdict.has_own_row for verdict in verdicts] == [True, False, False, False]
     assert {verdict.audit_id for verdict in verdicts} == {records(place)[5]["id"]}
-    assert [verdict.row is None for verdict in verdicts] == [False, True, True, True]
+    assert [verdict.row_id is None for verdict in verdicts] == [False, True, True, True]
 
 
-FLOODS: dict[str, Callable[[Session, str], list[Charge]]] = {
+FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
     "denied": lambda session, name: session.charges(f"closed {name}"),
     "rate_limited": lambda session, name: session.charges(f"limited {name}"),
     "invalid": lambda session, name: actions(session, call_line(f"{name}", None)),
@@ -140,8 +140,8 @@ limit = "1/1h"
 """
 
 
-def actions(session: Session, line: bytes) -> list[Charge]:
-    return [one for one in session.guard.client_messages(read([line]), now_us=0) if isinstance(one, Charge)]
+def actions(session: Session, line: bytes) -> list[DecisionRequest]:
+    return [one for one in session.guard.client_messages(read([line]), now_us=0) if isinstance(one, DecisionRequest)]
 
 
 @pytest.mark.parametrize("decision", FLOODS)
@@ -153,8 +153,8 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_pushes_no
     verdicts = []
     for at in range(20):
         names = [f"{at} {one} ".ljust(200, "x") for one in range(250)]
-        charges = [charge for name in names for charge in FLOODS[decision](session, name)]
-        verdicts += session.store.decide(charges, session.journal)
+        requests = [request for name in names for request in FLOODS[decision](session, name)]
+        verdicts += session.store.decide(requests, session.journal)
         place.pass_ms(100)
         if at % 2:
             session.store.append(session.journal.flush(place.wall()))
@@ -171,7 +171,7 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_pushes_no
             assert one["reason"] == "more of this kind, not kept one by one"
             assert "tool" not in one
             assert one.get("user") == first["user"] or decision == "unauthenticated"
-    assert session.call("other")[0].news
+    assert session.call("other")[0].has_own_row
 
 
 def test_of_a_call_that_was_denied_long_arguments_are_cut(place: Place) -> None:
@@ -198,7 +198,7 @@ def test_a_denial_after_a_quiet_second_has_a_row_of_its_own_at_once(place: Place
     session = Session(place.open(), POLICY)
     session.call("report", 6)
     place.pass_ms(1000)
-    assert session.one("report").news
+    assert session.one("report").has_own_row
     assert len(records(place)) == 7
 
 
@@ -247,8 +247,8 @@ def test_what_is_decided_already_is_written_and_consumes_nothing(place: Place) -
 
 def test_rows_can_be_written_without_a_decision(place: Place) -> None:
     session = Session(place.open(), POLICY)
-    charge = session.charges("free")[0]
-    rows = Journal("c" * 16).rows([charge], [Verdict("allowed_unavailable")], place.wall())
+    request = session.charges("free")[0]
+    rows = Journal("c" * 16).rows([request], [Verdict("allowed_unavailable")], place.wall())
     session.store.append(rows)
     (one,) = records(place)
     assert (one["decision"], one["time_us"]) == ("allowed_unavailable", place.wall())
@@ -262,12 +262,12 @@ def test_the_audit_is_read_from_a_place_on_and_from_its_end(place: Place) -> Non
     reader = place.open()
     entries = list(reader.entries())
     assert [entry.record["seq"] for entry in entries] == list(range(1, 1204))
-    assert [entry.place for entry in entries] == sorted({entry.place for entry in entries})
+    assert [entry.row_id for entry in entries] == sorted({entry.row_id for entry in entries})
     assert list(reader.newest()) == entries[::-1]
-    assert list(reader.entries(after=entries[700].place)) == entries[701:]
-    assert list(reader.entries(after=entries[-1].place)) == []
+    assert list(reader.entries(after=entries[700].row_id)) == entries[701:]
+    assert list(reader.entries(after=entries[-1].row_id)) == []
     session.call("free")
-    assert [entry.record["seq"] for entry in reader.entries(after=entries[-1].place)] == [1204]
+    assert [entry.record["seq"] for entry in reader.entries(after=entries[-1].row_id)] == [1204]
 
 
 def test_all_handles_hash_arguments_with_one_key_and_other_stores_with_another(place: Place) -> None:
@@ -280,6 +280,6 @@ def test_names_of_any_kind_come_back_as_they_were(place: Place) -> None:
     session = Session(place.open(), POLICY)
     names = ["", "-- drop", "\x1b[2J", "é" * 100, "\U0001f600", 'a"b\\c', "%s {0}"]
     lines = [call_line(name, name) for name in names]
-    charges = session.guard.client_messages(read(lines), now_us=0)
-    session.store.decide([charge for charge in charges if not isinstance(charge, tuple)], session.journal)
+    requests = session.guard.client_messages(read(lines), now_us=0)
+    session.store.decide([request for request in requests if not isinstance(request, tuple)], session.journal)
     assert [(one["tool"], one["request_id"]) for one in records(place)] == [(name, name) for name in names]

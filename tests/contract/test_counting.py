@@ -117,9 +117,9 @@ def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Ca
         session = Session(place.open(), THREE_AXES + '[[rule]]\ntool = "search"\nlimit = "deny"\n')
         verdicts = []
         for start in range(0, len(tools), 24):
-            charges = [charge for tool in tools[start : start + 24] for charge in session.charges(tool)]
-            for at in range(0, len(charges), at_once):
-                verdicts += session.store.decide(charges[at : at + at_once], session.journal)
+            requests = [request for tool in tools[start : start + 24] for request in session.charges(tool)]
+            for at in range(0, len(requests), at_once):
+                verdicts += session.store.decide(requests[at : at + at_once], session.journal)
             place.pass_ms(60_000)
         rows = [entry.record | {"args_hash": None} for entry in session.store.entries()]
         return [[(one.decision, one.count, one.remaining, one.exceeded, one.audit_id) for one in verdicts], rows]
@@ -130,8 +130,8 @@ def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Ca
 def test_a_reading_may_meet_ten_thousand_counters(place: Place) -> None:
     windows = ", ".join(f'"5/{seconds}s"' for seconds in range(60, 100))
     session = Session(place.open(), f'[[rule]]\ntool = "*"\nlimit = [{windows}]\n')
-    charges = [charge for number in range(256) for charge in session.charges(f"tool{number}")]
-    verdicts = session.store.decide(charges, session.journal)
+    requests = [request for number in range(256) for request in session.charges(f"tool{number}")]
+    verdicts = session.store.decide(requests, session.journal)
     assert {(verdict.decision, verdict.remaining) for verdict in verdicts} == {("allowed", 4)}
     assert len(place.open().held()) == 256 * 40
 
@@ -222,16 +222,16 @@ def test_upkeep_changes_no_decision(place: Place) -> None:
     assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
     place.pass_ms(5000)
     session.store.tend()
-    assert session.store.restless is False
+    assert session.store.needs_tending is False
 
 
 def test_a_store_tells_what_it_saw_last(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
-    (charge,) = session.charges("report")
-    session.store.decide([charge], session.journal)
+    (request,) = session.charges("report")
+    session.store.decide([request], session.journal)
     seen, now_us = session.store.last_seen()
     assert now_us == place.time()
-    assert seen[charge.plan.counters[0].id][-2:] == (place.time(), 1)
+    assert seen[request.plan.counters[0].id][-2:] == (place.time(), 1)
 
 
 def test_what_was_admitted_elsewhere_is_counted_once_it_is_adopted(place: Place) -> None:
@@ -258,10 +258,10 @@ def test_a_counter_that_was_unknown_can_be_adopted(place: Place) -> None:
 
 def test_many_counters_in_one_transaction_are_all_counted(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
-    charges = [charge for at in range(700) for charge in session.charges(f"tool{at}")]
+    requests = [request for at in range(700) for request in session.charges(f"tool{at}")]
     for decision in ("allowed", "rate_limited"):
-        verdicts = session.store.decide(charges, session.journal)
+        verdicts = session.store.decide(requests, session.journal)
         assert {verdict.decision for verdict in verdicts} == {decision}
     other = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n', session="b" * 16)
-    assert {verdict.decision for verdict in other.store.decide(charges, other.journal)} == {"rate_limited"}
+    assert {verdict.decision for verdict in other.store.decide(requests, other.journal)} == {"rate_limited"}
     assert len(used(place)) == 700

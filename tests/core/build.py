@@ -15,7 +15,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 from mcpguard.stores.api import Store
 from tests.memory_store import MemoryStore
@@ -101,13 +101,13 @@ class Session:
         self.journal = Journal(session)
         self.calls = 0
 
-    def charges(self, tool: str, times: int = 1, **params: object) -> list[Charge]:
+    def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
         """The charges of `times` calls that the client makes at once."""
         lines = []
         for _ in range(times):
             self.calls += 1
             lines.append(call_line(tool, self.calls, **params))
-        return [action for action in self.guard.client_messages(read(lines), now_us=0) if isinstance(action, Charge)]
+        return [action for action in self.guard.client_messages(read(lines), now_us=0) if isinstance(action, DecisionRequest)]
 
     def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
         """The verdicts on `times` calls, decided in one transaction."""
@@ -139,11 +139,11 @@ class Talk(Session):
         wanted = self.guard.wanted_notes([one for one in messages if isinstance(one, Frame) and one.is_call])
         found = {one: (noted or {})[one] for one in wanted if one in (noted or {})}
         actions = self.guard.client_messages(messages, now_us=self.time(), noted=found)
-        charges = [action for action in actions if isinstance(action, Charge)]
-        verdicts = iter(self.store.decide(charges, self.journal))
+        requests = [action for action in actions if isinstance(action, DecisionRequest)]
+        verdicts = iter(self.store.decide(requests, self.journal))
         for action in actions:
             done: Any = action
-            if isinstance(action, Charge):
+            if isinstance(action, DecisionRequest):
                 self.verdicts.append(next(verdicts))
                 done = self.guard.charged(action, self.verdicts[-1], now_us=self.time())
             if isinstance(done, Forward):

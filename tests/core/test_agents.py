@@ -12,7 +12,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.skim import HEAVY_PARTS
-from mcpguard.core.verdict import Charge
+from mcpguard.core.verdict import DecisionRequest
 from tests.core.build import Talk, call_line, request
 
 UNNAMED = Identity("alice", "os", "crm")
@@ -147,7 +147,7 @@ def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts
         assert len(agent.encode(errors="surrogatepass")) <= 300
         json.dumps(talk.records)
         (charge,) = talk.guard.client_messages(read([called("c", **params)]), now_us=0)
-        assert isinstance(charge, Charge)
+        assert isinstance(charge, DecisionRequest)
         assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
 
 

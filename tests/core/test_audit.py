@@ -29,7 +29,7 @@ from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
 from mcpguard.core.policy import Call, Counter, Plan, Reported
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from tests.core.build import WALL_US, Session, Talk, Time
 from tests.memory_store import MemoryStore
 
@@ -109,10 +109,10 @@ def test_a_call_without_a_trace_gets_one_of_its_own() -> None:
 
 def test_several_limits_without_room_are_each_told_with_their_wait() -> None:
     exceeded = ((HOURLY, 1500), (Reported("tool", "tool=x", None, None), None))
-    charge = Charge(Call("alice", "a::b::c", "crm", "search"), Plan(), CONTEXT, detail={"x": 1})
-    written = row(charge, Verdict("denied", exceeded[1][0], exceeded=exceeded), WALL_US)
+    request = DecisionRequest(Call("alice", "a::b::c", "crm", "search"), Plan(), CONTEXT, detail={"x": 1})
+    written = row(request, Verdict("denied", exceeded[1][0], exceeded=exceeded), WALL_US)
     assert record(written)["exceeded"] == [HOURLY.members() | {"retry_after_ms": 2}, {"axis": "tool", "rule": "tool=x"}]
-    assert charge.detail == {"x": 1}
+    assert request.detail == {"x": 1}
 
 
 def test_a_denial_by_one_limit_tells_it_as_the_only_one() -> None:
@@ -266,18 +266,18 @@ def test_a_journal_tallies_decisions_by_axis() -> None:
 
 
 def denial(journal: Journal, at_us: int, counter: int = 0, context: str = CONTEXT) -> tuple[list[Row], Verdict]:
-    charge = Charge(Call("alice", "a::b::c", "crm", "search"), Plan(), context, request_id=str(counter))
+    request = DecisionRequest(Call("alice", "a::b::c", "crm", "search"), Plan(), context, request_id=str(counter))
     verdict = Verdict("denied", HOURLY, exceeded=((HOURLY, None),))
-    return journal.rows([charge], [verdict], at_us), verdict
+    return journal.rows([request], [verdict], at_us), verdict
 
 
 def test_a_storm_is_told_at_once_then_once_a_second_then_forgotten() -> None:
     journal = Journal("00000000000000aa")
     rows, first = denial(journal, WALL_US)
-    assert ([one.seq for one in rows], first.news, first.audit_id) == ([1], True, "00000000000000aa-1")
+    assert ([one.seq for one in rows], first.has_own_row, first.audit_id) == ([1], True, "00000000000000aa-1")
     for at in range(1, 4):
         rows, verdict = denial(journal, WALL_US + at * 100_000, counter=at)
-        assert (rows, verdict.news, verdict.audit_id) == ([], False, first.audit_id)
+        assert (rows, verdict.has_own_row, verdict.audit_id) == ([], False, first.audit_id)
     assert journal.flush(WALL_US + 999_999) == []
     (told,) = journal.flush(WALL_US + 1_000_000)
     assert (told.repeats, told.seq, told.request_id, told.time_us) == (3, 2, "3", WALL_US + 1_000_000)
@@ -293,10 +293,10 @@ def test_a_denial_that_comes_late_is_news_though_nobody_flushed() -> None:
     journal = Journal("s")
     denial(journal, WALL_US)
     rows, verdict = denial(journal, WALL_US + 1_000_000)
-    assert (len(rows), verdict.news) == (1, True)
+    assert (len(rows), verdict.has_own_row) == (1, True)
     denial(journal, WALL_US + 1_500_000)
     rows, verdict = denial(journal, WALL_US + 9_000_000)
-    assert (rows, verdict.news) == ([], False)
+    assert (rows, verdict.has_own_row) == ([], False)
     assert [one.repeats for one in journal.flush(WALL_US + 9_000_000)] == [2]
 
 
@@ -305,7 +305,7 @@ def test_counts_of_many_loops_take_bounded_memory() -> None:
     for at in range(9000):
         plan = Plan((Limit(1, 1, 0),), (HOURLY,), (Counter(at, "", 1),))
         verdict = Verdict("rate_limited", HOURLY, count=1, retry_after_us=1, exceeded=((HOURLY, 1),))
-        journal.rows([Charge(Call("a", "b", "c", "d"), plan, CONTEXT)], [verdict], WALL_US)
+        journal.rows([DecisionRequest(Call("a", "b", "c", "d"), plan, CONTEXT)], [verdict], WALL_US)
         assert verdict.count == 2
     assert len(journal._denials) <= 4097
 
@@ -393,14 +393,14 @@ def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:
 def test_a_journal_tells_what_its_rows_go_by() -> None:
     session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
     session.call("closed", 2)
-    (charge,) = session.charges("closed")
-    assert session.journal.remembered(charge, WALL_US) is None
+    (request,) = session.charges("closed")
+    assert session.journal.remembered(request, WALL_US) is None
     session.call("closed", 3)
-    assert session.journal.remembered(charge, WALL_US) == ([True, False], [3, 0])
-    assert session.journal.remembered(charge, WALL_US + 1_000_000) == ([True, False], [3, 0])  # some wait for their row
+    assert session.journal.remembered(request, WALL_US) == ([True, False], [3, 0])
+    assert session.journal.remembered(request, WALL_US + 1_000_000) == ([True, False], [3, 0])  # some wait for their row
     session.journal.flush(WALL_US + 1_000_000)
-    assert session.journal.remembered(charge, WALL_US + 1_500_000) == ([True, False], [3, 0])
-    assert session.journal.remembered(charge, WALL_US + 2_000_000) == ([False, False], [3, 0])
+    assert session.journal.remembered(request, WALL_US + 1_500_000) == ([True, False], [3, 0])
+    assert session.journal.remembered(request, WALL_US + 2_000_000) == ([False, False], [3, 0])
     (other,) = session.charges("other")
     assert session.journal.remembered(other, WALL_US) == ([False, False], [0, 0])
 

@@ -11,7 +11,7 @@ from mcpguard.core.frames import Refusal, read
 from mcpguard.core.guard import Forward, Guard, Reply
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy_parse import parse
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 from tests.core.build import Talk, call_line, identity, request
 
@@ -41,9 +41,9 @@ def test_only_calls_are_limited() -> None:
 
 def test_what_is_forwarded_is_what_came_on_one_line() -> None:
     line = '{"jsonrpc":"2.0", "id":1,\r"method":"tools/call","params":{"name":"x","arguments":{"a":"\u2028"}}}\r'.encode()
-    (charge,) = Guard(identity(), parse(ANYTHING), session="s").client_messages(read([line]), now_us=0)
-    assert isinstance(charge, Charge)
-    forward = Guard(identity(), parse(ANYTHING), session="s").charged(charge, Verdict("allowed"), now_us=0)
+    (request,) = Guard(identity(), parse(ANYTHING), session="s").client_messages(read([line]), now_us=0)
+    assert isinstance(request, DecisionRequest)
+    forward = Guard(identity(), parse(ANYTHING), session="s").charged(request, Verdict("allowed"), now_us=0)
     assert isinstance(forward, Forward)
     assert forward.data == line.replace(b"\r", b" ").replace("\u2028".encode(), b"\\u2028") + b"\n"
 
@@ -83,7 +83,7 @@ def test_what_is_refused_is_audited_and_answered_and_not_forwarded() -> None:
         ("invalid", None, None, "not valid JSON"),
         ("invalid", 5, "x", "two keys that differ in case alone in params"),
     ]
-    assert [verdict.news for verdict in talk.verdicts] == [True, True, False]
+    assert [verdict.has_own_row for verdict in talk.verdicts] == [True, True, False]
 
 
 def test_what_asks_for_no_answer_is_refused_in_silence() -> None:
@@ -216,14 +216,14 @@ def test_ids_of_different_types_are_different_requests() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 1), call_line("x", "1"))
     talk.answer("1")
-    assert [outcome.row for outcome in talk.outcomes] == [1]
+    assert [outcome.row_id for outcome in talk.outcomes] == [1]
 
 
 def test_of_two_calls_under_one_id_the_first_counts_as_never_answered() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 7), call_line("x", 7))
     talk.answer(7)
-    assert [(outcome.row, outcome.outcome) for outcome in talk.outcomes] == [(0, "no_answer"), (1, "ok")]
+    assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(0, "no_answer"), (1, "ok")]
 
 
 @pytest.mark.parametrize("request_id", [7, "a", "é", int("9" * 4000)])
@@ -244,12 +244,12 @@ def test_a_cancelled_call_ends_as_cancelled_and_its_late_answer_counts_for_nothi
 def test_a_call_with_an_id_of_very_many_digits_can_be_cancelled() -> None:
     talk = Talk(ANYTHING)
     number = b"9" * 5000
-    charges = talk.guard.client_messages(
+    requests = talk.guard.client_messages(
         read([b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}']), now_us=0
     )
-    assert isinstance(charges[0], Charge)
-    (verdict,) = talk.store.decide([charges[0]], talk.journal)
-    talk.guard.charged(charges[0], verdict, now_us=0)
+    assert isinstance(requests[0], DecisionRequest)
+    (verdict,) = talk.store.decide([requests[0]], talk.journal)
+    talk.guard.charged(requests[0], verdict, now_us=0)
     talk.guard.client_messages(read([b'{"method":"notifications/cancelled","params":{"requestId":' + number + b"}}"]), now_us=0)
     assert [outcome.outcome for outcome in talk.guard.server_lines([], now_us=0)] == ["cancelled"]
 
@@ -330,9 +330,9 @@ def test_a_retry_that_was_not_forwarded_since_the_store_was_unavailable_stays_fr
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     asks(talk, 1, "s1", "who")
-    (charge,) = talk.charges("x", requestState="s1", inputResponses={"who": 1})
-    assert charge.decided == "continued"
-    assert isinstance(talk.guard.charged(charge, Verdict("unavailable"), now_us=0), Reply)
+    (request,) = talk.charges("x", requestState="s1", inputResponses={"who": 1})
+    assert request.decided == "continued"
+    assert isinstance(talk.guard.charged(request, Verdict("unavailable"), now_us=0), Reply)
     talk.client(call_line("x", 3, requestState="s1", inputResponses={"who": 1}))
     talk.client(call_line("x", 4, requestState="s1", inputResponses={"who": 1}))
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "continued", "rate_limited"]
@@ -577,8 +577,8 @@ def test_a_long_name_is_not_remembered_and_its_counter_has_it_cut() -> None:
 
 def test_a_call_that_no_store_has_a_row_of_is_answered_and_may_be_retried() -> None:
     talk = Talk(ANYTHING)
-    (charge,) = talk.charges("greet")
-    talk.guard.charged(charge, Verdict("allowed"), now_us=0)
+    (request,) = talk.charges("greet")
+    talk.guard.charged(request, Verdict("allowed"), now_us=0)
     talk.answer(1, resultType="input_required", inputRequests={"who": {}})
     assert talk.outcomes == []
     talk.client(call_line("greet", 2, inputResponses={"who": {}}))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mcpguard.core.audit import Row, compact
 from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
 from mcpguard.core.policy import Call, Plan, Reported
-from mcpguard.core.verdict import REFUSED, Charge, Decided, Verdict
+from mcpguard.core.verdict import REFUSED, Decided, DecisionRequest, Verdict
 from tests.core.build import WALL_US, Talk
 
 POLICY = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
@@ -26,9 +26,9 @@ def everything(journal: Journal) -> list[object]:
     return [journal.seq, dict(journal.tally), *map(dict, tables)]
 
 
-def decided(talk: Talk, tool: str, times: int) -> tuple[list[Charge], list[Verdict]]:
-    charges = talk.charges(tool, times)
-    return charges, talk.store.decide(charges, Journal("elsewhere"))
+def decided(talk: Talk, tool: str, times: int) -> tuple[list[DecisionRequest], list[Verdict]]:
+    requests = talk.charges(tool, times)
+    return requests, talk.store.decide(requests, Journal("elsewhere"))
 
 
 def test_what_a_failed_transaction_did_to_the_journal_is_taken_back_whole() -> None:
@@ -36,16 +36,16 @@ def test_what_a_failed_transaction_did_to_the_journal_is_taken_back_whole() -> N
     talk = Talk(POLICY)
     time_us = WALL_US
     for _ in range(500):
-        charges, verdicts = decided(talk, chance.choice(["a", "b", "closed"]), chance.randint(1, 4))
+        requests, verdicts = decided(talk, chance.choice(["a", "b", "closed"]), chance.randint(1, 4))
         time_us += chance.choice([0, 300_000, 1_500_000])
         talk.time.pass_ms(chance.choice([0, 20_000]))
         before = everything(talk.journal)
-        rows = talk.journal.rows(charges, [*map(copied, verdicts)], time_us)
+        rows = talk.journal.rows(requests, [*map(copied, verdicts)], time_us)
         after = everything(talk.journal)
         assert after != before
         talk.journal.take_back()
         assert everything(talk.journal) == before
-        assert talk.journal.rows(charges, verdicts, time_us) == rows
+        assert talk.journal.rows(requests, verdicts, time_us) == rows
         assert everything(talk.journal) == after
         if chance.random() < 0.2:
             talk.journal.flush(time_us)
@@ -53,7 +53,7 @@ def test_what_a_failed_transaction_did_to_the_journal_is_taken_back_whole() -> N
 
 def copied(verdict: Verdict) -> Verdict:
     twin = copy(verdict)
-    twin.audit_id, twin.news = "", False
+    twin.audit_id, twin.has_own_row = "", False
     return twin
 
 
@@ -61,9 +61,9 @@ def test_what_is_thrown_out_to_keep_memory_bounded_comes_back_too() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     for at in range(4100):
         talk.call(f"tool {at}", 2)
-    charges, verdicts = decided(talk, "another", 2)
+    requests, verdicts = decided(talk, "another", 2)
     before = everything(talk.journal)
-    talk.journal.rows(charges, verdicts, WALL_US)
+    talk.journal.rows(requests, verdicts, WALL_US)
     assert len(talk.journal._denials) < 10
     talk.journal.take_back()
     assert everything(talk.journal) == before
@@ -97,10 +97,10 @@ KINDS: list[tuple[Decided, Reported | None]] = [
 ]
 
 
-def charge(name: str, decided: Decided, reported: Reported | None, request_id: int = 1) -> tuple[Charge, Verdict]:
+def charge(name: str, decided: Decided, reported: Reported | None, request_id: int = 1) -> tuple[DecisionRequest, Verdict]:
     context = compact({"session": "s", "user": "alice", "tool": name})
     detail: dict[str, object] = {} if reported else {"reason": "x"}
-    one = Charge(Call("alice", "a::b::c", "crm", name), Plan(), context, request_id=str(request_id), detail=detail)
+    one = DecisionRequest(Call("alice", "a::b::c", "crm", name), Plan(), context, request_id=str(request_id), detail=detail)
     return one, Verdict(decided, reported)
 
 
@@ -134,15 +134,15 @@ class Flood:
     def take(self, step: Step, pad: str) -> None:
         self.time_us += step.pass_us
         asked = [charge(f"{name} {pad}", *KINDS[kind], len(self.verdicts)) for kind, name in step.calls]
-        charges, verdicts = [one for one, _ in asked], [one for _, one in asked]
+        requests, verdicts = [one for one, _ in asked], [one for _, one in asked]
         if step.fails:
             before = everything(self.journal)
-            self.journal.rows(charges, [*map(copied, verdicts)], self.time_us)
+            self.journal.rows(requests, [*map(copied, verdicts)], self.time_us)
             self.journal.take_back()
             assert everything(self.journal) == before
-        rows = self.journal.rows(charges, verdicts, self.time_us)
-        assert [f"s-{one.seq}" for one in rows] == [one.audit_id for one in verdicts if one.news]
-        assert all(one.news for one in verdicts if one.forwards)
+        rows = self.journal.rows(requests, verdicts, self.time_us)
+        assert [f"s-{one.seq}" for one in rows] == [one.audit_id for one in verdicts if one.has_own_row]
+        assert all(one.has_own_row for one in verdicts if one.forwards)
         self.rows += rows
         self.verdicts += verdicts
         if step.flushes:

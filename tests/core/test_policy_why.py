@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mcpguard.core import limiter
 from mcpguard.core.policy import Call
 from mcpguard.core.policy_parse import parse
-from mcpguard.core.policy_why import Room, Why, next_call, rooms, why
+from mcpguard.core.policy_why import Headroom, RuleMatch, headrooms, next_call, why
 from tests.core.build import START_US
 from tests.core.test_agents import rules, written
 
@@ -15,11 +15,11 @@ ALICE = Call("alice", "Claude Code::subagent::Explore", "crm", "search", ("suppo
 S = 1_000_000
 
 
-def explained(*texts: str, call: Call = ALICE) -> list[Why]:
+def explained(*texts: str, call: Call = ALICE) -> list[RuleMatch]:
     return why(parse("".join(f"[[rule]]\n{text}\n" for text in texts)), call)
 
 
-def told(one: Why) -> tuple[object, ...]:
+def told(one: RuleMatch) -> tuple[object, ...]:
     return one.status, one.reason, one.winner, one.narrower_in
 
 
@@ -89,14 +89,14 @@ def test_every_rule_is_told_once_in_order_and_those_that_apply_are_those_that_th
     tables: list[dict[str, object]],
 ) -> None:
     policy = written(tables)
-    whys = why(policy, ALICE)
-    assert [one.at for one in whys] == list(range(len(policy.rules)))
-    assert [one.at for one in whys if one.status == "applies"] == [at for _, at in policy.applying(ALICE)]
-    for one in whys:
+    matches = why(policy, ALICE)
+    assert [one.at for one in matches] == list(range(len(policy.rules)))
+    assert [one.at for one in matches if one.status == "applies"] == [at for _, at in policy.applying(ALICE)]
+    for one in matches:
         assert bool(one.reason) == (one.status != "applies")
         assert (one.winner is not None) == (one.status == "yields")
     plan = policy.plan(ALICE)
-    assert [room.reported for room in rooms(plan, [limiter.EMPTY] * len(plan.counters), START_US)] == list(plan.reported)
+    assert [room.reported for room in headrooms(plan, [limiter.EMPTY] * len(plan.counters), START_US)] == list(plan.reported)
 
 
 def test_what_is_left_of_each_limit_is_told_with_its_counter_and_the_wait() -> None:
@@ -104,18 +104,18 @@ def test_what_is_left_of_each_limit_is_told_with_its_counter_and_the_wait() -> N
     plan = policy.plan(ALICE)
     state = limiter.charge(limiter.EMPTY, 2, 60 * S, START_US)
     state = limiter.charge(state, 2, 60 * S, START_US + 10 * S)
-    minute, hour, deny = rooms(plan, [state, state], START_US + 20 * S)
-    assert minute == Room(plan.reported[0], 0, plan.counters[0], 2, 0, 40 * S)
-    assert hour == Room(plan.reported[1], 0, plan.counters[1], 2, 7, 0)
-    assert deny == Room(plan.reported[2], 1, None, 0, 0, None)
-    later, *_ = rooms(plan, [state, state], START_US + 60 * S)
+    minute, hour, deny = headrooms(plan, [state, state], START_US + 20 * S)
+    assert minute == Headroom(plan.reported[0], 0, plan.counters[0], 2, 0, 40 * S)
+    assert hour == Headroom(plan.reported[1], 0, plan.counters[1], 2, 7, 0)
+    assert deny == Headroom(plan.reported[2], 1, None, 0, 0, None)
+    later, *_ = headrooms(plan, [state, state], START_US + 60 * S)
     assert (later.used, later.remaining, later.retry_after_us) == (1, 1, 0)
 
 
 def test_a_limit_that_was_lowered_below_what_its_counter_holds_has_nothing_left() -> None:
     plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
     state = limiter.charge(limiter.charge(limiter.EMPTY, 5, 60 * S, START_US), 5, 60 * S, START_US)
-    (room,) = rooms(plan, [state], START_US)
+    (room,) = headrooms(plan, [state], START_US)
     assert (room.used, room.remaining) == (2, 0)
 
 

@@ -15,7 +15,7 @@ from mcpguard.core.answers import AnswerLines
 from mcpguard.core.digest import cut
 from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from mcpguard.core.guard import Forward, Reply
-from mcpguard.core.verdict import Charge
+from mcpguard.core.verdict import DecisionRequest
 from tests.core.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
@@ -86,13 +86,13 @@ class Wire(Session):
     def _take(self, lines: Iterable[bytes | Refusal]) -> None:
         """What a pump does with one reading."""
         actions = self.guard.client_messages(read(lines), now_us=0)
-        charges = [action for action in actions if isinstance(action, Charge)]
-        verdicts = iter(self.store.decide(charges, self.journal))
+        requests = [action for action in actions if isinstance(action, DecisionRequest)]
+        verdicts = iter(self.store.decide(requests, self.journal))
         for action in actions:
-            done = self.guard.charged(action, next(verdicts), now_us=0) if isinstance(action, Charge) else action
+            done = self.guard.charged(action, next(verdicts), now_us=0) if isinstance(action, DecisionRequest) else action
             if isinstance(done, Forward):
                 self.to_server.append(done.data)
-                if isinstance(action, Charge) and action.decided == "continued":
+                if isinstance(action, DecisionRequest) and action.decided == "continued":
                     self.continued.append(action.call.tool)
             elif isinstance(done, Reply):
                 self.to_client.append(done.data)

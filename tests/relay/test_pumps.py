@@ -14,7 +14,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.relay import output, pumps
 from mcpguard.relay.child import Child
@@ -45,12 +45,12 @@ class Store(MemoryStore):
         self.asked: list[list[str]] = []
         self.outcomes: SimpleQueue[str] = SimpleQueue()
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
-        self.together.append(len(charges))
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        self.together.append(len(requests))
         self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
         if self.failure:
             raise self.failure
-        return super().decide(charges, journal)
+        return super().decide(requests, journal)
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         self.asked.append([*tool_use_ids])

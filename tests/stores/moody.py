@@ -8,7 +8,7 @@ from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import PROBE_US, FailoverStore
@@ -26,9 +26,9 @@ class Moody(MemoryStore):
         self._place = place
         self.closed_by: str | None = None
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         self._place.reach("decide")
-        return super().decide(charges, journal)
+        return super().decide(requests, journal)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         self._place.reach("append")
@@ -144,8 +144,8 @@ class Place:
         return self.session.one(tool)
 
     def ends(self, verdict: Verdict, outcome: str = "ok") -> None:
-        assert verdict.row is not None
-        self.store.record([Outcome(verdict.row, outcome, 1000)])
+        assert verdict.row_id is not None
+        self.store.record([Outcome(verdict.row_id, outcome, 1000)])
 
     def used(self) -> list[int]:
         return [held.used for held in MemoryStore(self.memory, clock=self.time).held()]

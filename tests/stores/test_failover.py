@@ -76,7 +76,7 @@ def test_what_was_admitted_locally_is_counted_when_the_store_is_back(broken: Bro
     broken.lock.release()
     broken.probe()
     broken.probe()  # and what was written is where it belongs
-    assert not broken.store.restless
+    assert not broken.store.needs_tending
     assert [held.used for held in broken.store.held()] == [3]
     assert broken.call() == ["rate_limited"]
 
@@ -109,9 +109,9 @@ def test_audit_rows_of_the_meantime_are_written_in_order_and_without_a_gap(broke
 @pytest.mark.parametrize("broken", [("deny",)], indirect=True)
 def test_deny_answers_that_the_store_is_unavailable(broken: Broken) -> None:
     assert broken.lock.acquire(1)
-    (charge,) = broken.session.charges("search")
-    (verdict,) = broken.store.decide([charge], broken.session.journal)
-    done = broken.session.guard.charged(charge, verdict, now_us=0)
+    (request,) = broken.session.charges("search")
+    (verdict,) = broken.store.decide([request], broken.session.journal)
+    done = broken.session.guard.charged(request, verdict, now_us=0)
     assert isinstance(done, Reply)
     reply = json.loads(done.data)
     assert reply["error"]["code"] == 503
@@ -137,7 +137,7 @@ def test_after_the_first_failure_no_call_asks_the_store_until_the_probe(broken: 
     broken.time.now_us += PROBE_US[0] - 1
     broken.store.tend()
     assert broken.opened == opened
-    assert broken.store.restless
+    assert broken.store.needs_tending
 
 
 def test_each_change_of_state_is_one_line(broken: Broken) -> None:
@@ -174,7 +174,7 @@ def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> Non
     broken.store = FailoverStore(broken.open, mode="local", notify=broken.said.append, clock=broken.time)
     broken.probe()
     assert "damaged" in broken.said[-1]
-    assert broken.store.restless
+    assert broken.store.needs_tending
     assert broken.path.read_bytes().startswith(b"not a database")
 
 
@@ -207,5 +207,5 @@ def test_a_store_that_is_removed_is_noticed_and_made_anew(broken: Broken) -> Non
     assert broken.call() == ["rate_limited"]
     broken.probe()
     broken.probe()
-    assert not broken.store.restless
+    assert not broken.store.needs_tending
     assert broken.path.stat().st_mode & 0o777 == 0o600

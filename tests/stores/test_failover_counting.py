@@ -15,7 +15,7 @@ MODES = ["local", "deny", "allow"]
 
 def forget(place: Place, tool: str) -> None:
     """The store does not tell any more what it last showed of a tool's counter."""
-    place.forgotten.update(counter.id for charge in place.session.charges(tool) for counter in charge.plan.counters)
+    place.forgotten.update(counter.id for request in place.session.charges(tool) for counter in request.plan.counters)
 
 
 def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_what_was_known_of_a_counter_in_one_outage_does_not_count_in_the_next_if
 def test_a_counter_that_the_store_showed_to_be_empty_is_counted_from_nothing() -> None:
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
-    (_, echo) = [charge.plan.counters for charge in place.session.charges("x") + place.session.charges("echo")]
+    (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
     place.memory.states.update({counter.id: () for counter in echo if counter.id not in place.memory.states})
     place.time.pass_s(60)
     place.break_down()
@@ -149,9 +149,9 @@ def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
 def test_with_deny_no_call_is_forwarded_though_nothing_counts_it(policy: str) -> None:
     place = Place("deny", policy)
     place.break_down()
-    (charge,) = place.session.charges("search")
-    (verdict,) = place.store.decide([charge], place.session.journal)
-    done = place.session.guard.charged(charge, verdict, now_us=0)
+    (request,) = place.session.charges("search")
+    (verdict,) = place.store.decide([request], place.session.journal)
+    done = place.session.guard.charged(request, verdict, now_us=0)
     assert verdict.decision == "unavailable"
     assert isinstance(done, Reply)
     assert b'"code":503' in done.data
@@ -161,19 +161,19 @@ def test_with_deny_no_call_is_forwarded_though_nothing_counts_it(policy: str) ->
 def test_with_deny_a_free_retry_is_not_forwarded() -> None:
     place = Place("deny", UNLIMITED)
     place.break_down()
-    (charge,) = place.session.charges("search")
-    charge.decided = "continued"
-    (verdict,) = place.store.decide([charge], place.session.journal)
-    assert (verdict.decision, charge.detail["reason"]) == ("unavailable", "store_unavailable")
+    (request,) = place.session.charges("search")
+    request.decided = "continued"
+    (verdict,) = place.store.decide([request], place.session.journal)
+    assert (verdict.decision, request.detail["reason"]) == ("unavailable", "store_unavailable")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_closed_tool_and_a_caller_without_a_name_are_refused_as_ever(mode: str) -> None:
     place = Place(mode, CLOSED)
     place.break_down()
-    (charge,) = place.session.charges("search")
-    charge.decided = "unauthenticated"
-    assert [one.decision for one in place.store.decide([charge], place.session.journal)] == ["unauthenticated"]
+    (request,) = place.session.charges("search")
+    request.decided = "unauthenticated"
+    assert [one.decision for one in place.store.decide([request], place.session.journal)] == ["unauthenticated"]
     assert place.call(1, "drop") == ["denied"]
 
 
@@ -185,10 +185,10 @@ def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
     monkeypatch.setattr(write_behind, "MAX_ROWS", 5)
     place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n')
     place.break_down()
-    charges = place.session.charges("search", 7)
-    for charge in charges:
-        charge.decided = decided  # type: ignore[assignment]
-    decisions = [one.decision for one in place.store.decide(charges, place.session.journal)]
+    requests = place.session.charges("search", 7)
+    for request in requests:
+        request.decided = decided  # type: ignore[assignment]
+    decisions = [one.decision for one in place.store.decide(requests, place.session.journal)]
     assert decisions[5:] + place.call(1) == ["unavailable"] * 3
     assert "unavailable" not in decisions[:5]
     place.mend()

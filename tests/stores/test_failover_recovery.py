@@ -29,7 +29,7 @@ def test_how_a_call_of_the_meantime_ended_is_joined_to_its_row_whenever_it_is_kn
     place.ends(after, "cancelled")
     place.store.tend()
     assert place.outcomes() == ["tool_error", "rpc_error", "cancelled"]
-    assert not place.store.restless
+    assert not place.store.needs_tending
 
 
 @pytest.mark.parametrize("mode", ["allow", "local"])
@@ -52,12 +52,12 @@ def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
     first, second = place.one(), place.one()
     place.fail("record")
     place.ends(first)
-    assert place.store.restless
+    assert place.store.needs_tending
     place.mend()
     place.ends(second)
     place.store.tend()
     assert place.outcomes() == ["ok", "ok"]
-    assert not place.store.restless
+    assert not place.store.needs_tending
 
 
 def test_another_store_gets_neither_outcomes_nor_hashes_of_the_one_before() -> None:
@@ -92,7 +92,7 @@ def test_an_interrupted_write_back_is_taken_up_again_and_loses_nothing(failing: 
     verdicts = [place.one() for _ in range(3 * BATCH)]
     place.fail(failing)
     place.probe()
-    assert place.store.restless
+    assert place.store.needs_tending
     verdicts.append(place.one())
     place.mend()
     for verdict in verdicts:
@@ -140,7 +140,7 @@ def test_a_store_that_is_slow_to_count_is_not_taken_up_with_a_call_waiting() -> 
     place.before["adopt"] = lambda: place.time.pass_ms(200)
     place.failing.clear()
     place.probe()
-    assert place.store.restless
+    assert place.store.needs_tending
     place.mend()
     assert (place.used(), len(place.records())) == ([2], 2)
 
@@ -286,6 +286,6 @@ def test_a_long_row_keeps_its_arguments_if_it_is_the_counting_that_was_slow() ->
     place.before["adopt"] = lambda: place.time.pass_ms(200)
     place.failing.clear()
     place.probe()
-    assert place.store.restless
+    assert place.store.needs_tending
     place.mend()
     assert [len(str(record["arguments"])) > BATCH_CHARS for record in place.records()] == [True]

@@ -71,7 +71,7 @@ def test_a_wrapper_that_ends_in_an_outage_leaves_counts_rows_and_outcomes_to_the
     assert "args_hash" in after.records()[0]
     assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the meantime written"]
     assert left(tmp_path) == []
-    assert not after.store.restless
+    assert not after.store.needs_tending
 
 
 def test_an_end_in_order_says_how_many_rows_are_kept(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_wrapper_whose_own_store_comes_back_takes_in_what_others_left(tmp_path
     other.call(2)
     other.store.close()
     place.mend()
-    assert place.store.restless
+    assert place.store.needs_tending
     place.store.tend()
     assert (place.used(), len(place.records())) == ([3], 3)
 
@@ -197,7 +197,7 @@ def test_whenever_a_wrapper_is_killed_that_writes_back_nothing_is_lost_and_nothi
         steps.left = moment
         try:
             writing.mend()
-            while writing.store.restless:
+            while writing.store.needs_tending:
                 writing.store.tend()
         except Killed:
             writing.kill()
@@ -440,7 +440,7 @@ def test_a_line_that_a_crash_has_cut_off_is_left_out_and_spoils_none_that_is_wri
     with pytest.raises(Killed):
         taker.store.tend()
     taker.kill()
-    assert b'\n["place",' in path.read_bytes()
+    assert b'\n["newest",' in path.read_bytes()
     after = successor(place, tmp_path)
     assert (after.used(), len(after.records())) == ([3], 2)
 
@@ -497,7 +497,7 @@ def test_a_file_of_another_program_is_left_as_it_is_and_told_once(tmp_path: Path
     assert path.read_bytes() == content
     assert len(place.said) == 1
     assert "cannot be taken in and is left as it is" in place.said[0]
-    assert not place.store.restless
+    assert not place.store.needs_tending
     assert place.call(1) == ["allowed"]
 
 
@@ -518,7 +518,7 @@ def test_a_store_that_fails_while_it_takes_in_what_was_left_stays_in_use_and_get
     after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
     after.fail("append")
     after.store.tend()
-    assert not after.store.restless
+    assert not after.store.needs_tending
     assert after.said == []
     assert after.call(1) == ["allowed"]
     after.failing = {}
@@ -540,7 +540,7 @@ def test_calls_have_their_turns_between_the_batches_that_are_taken_in(tmp_path: 
 
     after.before["append"] = slow
     rounds = 0
-    while after.store.restless:
+    while after.store.needs_tending:
         after.store.tend()
         rounds += 1
     assert 2 < rounds < 10

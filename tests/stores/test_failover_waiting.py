@@ -60,9 +60,9 @@ def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it
     assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
     assert "store unavailable: it does not open in time" in door.said[0]
     door.store.tend()
-    assert door.store.restless
+    assert door.store.needs_tending
     door.go_on.set()
-    door.tend_until(lambda: not door.store.restless)
+    door.tend_until(lambda: not door.store.needs_tending)
     assert [held.used for held in door.store.held()] == [3]
     assert len(door.said) == 2
     assert session.decisions("x") == ["rate_limited"]
@@ -76,7 +76,7 @@ def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_
     door.store.tend()
     assert door.said == []
     door.go_on.set()
-    door.tend_until(lambda: not door.store.restless)
+    door.tend_until(lambda: not door.store.needs_tending)
     assert door.said == []
     assert session.decisions("x") == ["allowed"]
     assert [entry.record["decision"] for entry in door.store.entries()] == ["policy", "allowed"]
@@ -105,7 +105,7 @@ def test_why_a_store_did_not_open_is_said_when_it_is_known(door: Door) -> None:
 def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> None:
     assert door.store.args_key == b""
     door.go_on.set()
-    door.tend_until(lambda: not door.store.restless)
+    door.tend_until(lambda: not door.store.needs_tending)
     assert door.store.args_key == door.memory.args_key
 
 
@@ -173,7 +173,7 @@ def test_upkeep_that_does_not_get_its_turn_leaves_calls_to_the_store() -> None:
     place = Place()
     place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}
     place.store.tend()
-    assert (place.said, place.store.restless) == ([], False)
+    assert (place.said, place.store.needs_tending) == ([], False)
     assert place.call() == ["allowed"]
     assert len(place.records()) == 1
 
@@ -185,7 +185,7 @@ def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
     place.call(2)
     place.failing = {failing: ZeroDivisionError("a bug")}
     place.probe()
-    assert place.store.restless
+    assert place.store.needs_tending
     place.mend()
     assert place.used() == [2]
 
@@ -193,10 +193,10 @@ def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
 def test_a_denial_for_want_of_a_store_says_what_is_wrong_and_what_to_do() -> None:
     place = Place("deny")
     place.break_down()
-    (charge,) = place.session.charges("search")
-    (verdict,) = place.store.decide([charge], place.session.journal)
+    (request,) = place.session.charges("search")
+    (verdict,) = place.store.decide([request], place.session.journal)
     assert verdict.decision == "unavailable"
-    assert charge.why == (
+    assert request.why == (
         "the store of counters is unavailable: it is gone (bring it back). "
         "Try again in some seconds; if that does not help, the store has to be mended."
     )

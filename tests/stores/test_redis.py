@@ -12,7 +12,7 @@ import pytest
 from mcpguard.core.audit import Outcome, Row, compact
 from mcpguard.core.frames import read
 from mcpguard.core.journal import Journal
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
@@ -71,7 +71,7 @@ def test_two_namespaces_of_one_server_share_nothing(server: Server, opened: Open
 def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened) -> None:
     session = Session(opened(namespace="team a"), POLICY)
     verdict = session.one("report")
-    session.store.record([Outcome(verdict.row or 0, "ok", 1)])
+    session.store.record([Outcome(verdict.row_id or 0, "ok", 1)])
     session.store.tend()
     found = keys(server)
     assert len(found) == 7  # meta, a counter, their index, tended; rows, outcomes, and their size
@@ -123,7 +123,7 @@ def session_in_the_past(server: Server, hours: int) -> Session:
 
 
 def call_with_outcomes(session: Session, times: int) -> None:
-    session.store.record([Outcome(one.row or 0, "ok", 1) for one in session.call("free", times)])
+    session.store.record([Outcome(one.row_id or 0, "ok", 1) for one in session.call("free", times)])
 
 
 MAX_BYTES = 4_000_000
@@ -181,7 +181,7 @@ def test_the_outcome_of_a_row_that_is_gone_is_not_kept(server: Server, opened: O
     gone = session.one("free")
     session.call("free", 300)
     kept = session.one("free")
-    session.store.record([Outcome(one.row or 0, "ok", 1) for one in (gone, kept)])
+    session.store.record([Outcome(one.row_id or 0, "ok", 1) for one in (gone, kept)])
     assert server.command("HKEYS", "{mcpguard:default}:outcomes").count(b"$") == 1
     assert next(session.store.newest()).record["outcome"] == "ok"
 
@@ -221,10 +221,10 @@ def test_rows_of_any_length_are_counted_with_what_the_server_takes_for_them(
     assert 0.4 < share_of_max(server, most) < 1.1
 
 
-def refusals(session: Session, name: str) -> list[Charge]:
+def refusals(session: Session, name: str) -> list[DecisionRequest]:
     """Frames that are refused, each of another server whose name is long, so that no two share a row."""
     lines = [b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)]
-    found = [one for one in session.guard.client_messages(read(lines), now_us=0) if isinstance(one, Charge)]
+    found = [one for one in session.guard.client_messages(read(lines), now_us=0) if isinstance(one, DecisionRequest)]
     for at, one in enumerate(found):
         one.context = one.context.replace('"crm"', f'"{name} {at:<200}"')
     return found
@@ -234,7 +234,7 @@ def refuse(session: Session, name: str) -> None:
     """Refuse frames as a wrapper does that has begun just now: it may have a row for each."""
     session.journal = Journal(session.journal.session)
     verdicts = session.store.decide(refusals(session, name), session.journal)
-    assert all(one.news for one in verdicts)
+    assert all(one.has_own_row for one in verdicts)
 
 
 def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_no_row_of_a_forwarded_call(
@@ -312,7 +312,7 @@ def test_refusals_are_read_in_their_order_among_other_rows(server: Server, opene
     entries = list(session.store.entries())
     assert [entry.record["seq"] for entry in entries] == list(range(1, session.journal.seq + 1))
     assert list(session.store.newest()) == entries[::-1]
-    assert list(session.store.entries(after=entries[777].place)) == entries[778:]
+    assert list(session.store.entries(after=entries[777].row_id)) == entries[778:]
 
 
 def test_one_wrapper_tends_for_all(server: Server, opened: Opened) -> None:

@@ -28,7 +28,7 @@ def works(store: Store) -> bool:
     """Whether everything that a wrapper and the commands do can be done."""
     session = Session(store, POLICY)
     verdicts = session.call("report", 6)
-    store.record([Outcome(verdicts[0].row or 0, "ok", 1)])
+    store.record([Outcome(verdicts[0].row_id or 0, "ok", 1)])
     store.append(session.journal.flush(wall_us(), all_of_them=True))
     store.adopt([(session.charges("report")[0].plan.counters[0], (-1, -1, 1))], token_hex())
     store.tend()

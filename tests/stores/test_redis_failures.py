@@ -107,10 +107,10 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_makes_no_roo
     session = Session(store, POLICY)
     session.call("free", 300)
     before = (list(store.entries()), store.held())
-    charges = session.charges("report")
-    counters = request.counters_of(charges)
+    requests = session.charges("report")
+    counters = request.counters_of(requests)
     keys, labels = request.named(store._prefix, counters)
-    told = request.arguments(charges, counters, session.journal, 0)
+    told = request.arguments(requests, counters, session.journal, 0)
     past_us = store._now_us() - 10_000_000
     assert len(store._run("charge", keys, labels, request.bounds(past_us, session.journal.seq, 1), *told)) == 1
     assert (list(store.entries()), store.held()) == before

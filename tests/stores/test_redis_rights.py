@@ -63,7 +63,7 @@ def url(server: Server) -> str:
 def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None:
     past = Time(wall_us() - 2 * HOUR_US)
     old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
-    old.store.record([Outcome(one.row or 0, "ok", 1) for one in old.call("free", 5)])
+    old.store.record([Outcome(one.row_id or 0, "ok", 1) for one in old.call("free", 5)])
     old.store.close()
     session = Session(RedisAddress(user).open(OPTIONS), POLICY, session="00000000000000bb")
     store, counter = session.store, session.charges("report")[0].plan.counters[0]
@@ -88,7 +88,7 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None
     assert list(store.newest()) == entries[::-1]
 
     last = session.call("free", 500)[-1]  # more than there is room for
-    store.record([Outcome(last.row or 0, "ok", 1)])
+    store.record([Outcome(last.row_id or 0, "ok", 1)])
     assert next(store.newest()).record["outcome"] == "ok"
     deaf = Journal(session.journal.session)
     deaf.seq = session.journal.seq - 1

@@ -14,7 +14,7 @@ from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Call, Counter, Plan, Reported
-from mcpguard.core.verdict import Charge
+from mcpguard.core.verdict import DecisionRequest
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.store import RedisStore
@@ -84,9 +84,9 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
     return st.lists(st.builds(Step, passing, calls, st.booleans()), min_size=1, max_size=40)
 
 
-def charges_of(step: Step, plans: Sequence[Plan]) -> list[Charge]:
+def charges_of(step: Step, plans: Sequence[Plan]) -> list[DecisionRequest]:
     return [
-        Charge(
+        DecisionRequest(
             Call("u", "a::b::c", "s", "t"),
             Plan() if decided == "policy" else plans[which],
             f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
@@ -124,7 +124,7 @@ class Pair:
         verdicts = self.store.decide(charges_of(step, plans), mine)
         wanted = self.reference.decide(charges_of(step, plans), theirs)
         for one, want in zip(verdicts, wanted, strict=True):
-            one.row = want.row = None
+            one.row_id = want.row_id = None
         assert list(map(vars, verdicts)) == list(map(vars, wanted))
         if step.flushes:
             self.store.append(mine.flush(self.wall()))
@@ -134,7 +134,7 @@ class Pair:
     def rows(self) -> list[Row]:
         """What the server keeps of the audit."""
         found = [one for key in self.store._audit[:2] for one in self.store._ask(("XRANGE", key, "-", "+"))[0]]
-        return [rows.row(fields) for _, fields in sorted(found, key=lambda one: rows.place(one[0]))]
+        return [rows.row(fields) for _, fields in sorted(found, key=lambda one: rows.row_id(one[0]))]
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))

@@ -11,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Store
 from mcpguard.stores.failover.spill import HEADER, SpillFile, SpillFolder, SpillLog
-from mcpguard.stores.failover.write_behind import WriteBehindBuffer, newest_place, write
+from mcpguard.stores.failover.write_behind import WriteBehindBuffer, newest_row_id, write
 
 LOOK_EVERY_US: Final = 60_000_000
 """How often files are looked for, beside once when a store is taken up."""
@@ -129,7 +129,7 @@ class Leftovers:
         _, buffer = self._current
         key = with_store(lambda store: _begin(store, buffer))
         if doubts := buffer.in_doubt:
-            buffer.are_there(_there(with_store, doubts, buffer.first_place or 0))
+            buffer.are_there(_there(with_store, doubts, buffer.newest_before or 0))
         while not buffer.is_empty:
             if self._clock() > until_us:
                 return False
@@ -170,8 +170,8 @@ def _record_some(buffer: WriteBehindBuffer, with_store: WithStore) -> None:
 def _begin(store: Store, buffer: WriteBehindBuffer) -> bytes:
     """Prepare a buffer for being written to a store, whose key is returned."""
     buffer.belongs_to(store.args_key)
-    if buffer.first_place is None:
-        buffer.begin_to_write(newest_place(store))
+    if buffer.newest_before is None:
+        buffer.begin_to_write(newest_row_id(store))
     return store.args_key
 
 

@@ -7,7 +7,7 @@ from mcpguard.core import limiter
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, EXACT, Limit, State
 from mcpguard.core.policy import Plan
-from mcpguard.core.verdict import FORWARDED, Charge, Verdict, verdict
+from mcpguard.core.verdict import FORWARDED, DecisionRequest, Verdict, verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
 
@@ -44,13 +44,13 @@ class LocalCounting:
         self._unknown_expiry_us = 0  # the same for all the counters that are remembered no more
         self._forget_us = 0
 
-    def saw(self, charges: Sequence[Charge], now_us: int) -> None:
+    def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
         """Note which counters the store has just decided on. What was known of them is outdated."""
         if self._mode != "local":
             return
-        for charge in charges:
-            if charge.decided is None:
-                for counter in charge.plan.counters:
+        for request in requests:
+            if request.decided is None:
+                for counter in request.plan.counters:
                     self._expiry_us[counter.id] = now_us + counter.window_us
                     if self._logs:
                         self._logs.pop(counter.id, None)
@@ -74,12 +74,12 @@ class LocalCounting:
         self._logs, self._others = _newest(self._logs), _newest(self._others)
 
     def decide(
-        self, charges: Sequence[Charge], journal: Journal, *, failure: StoreUnavailable, now_us: int, time_us: int
+        self, requests: Sequence[DecisionRequest], journal: Journal, *, failure: StoreUnavailable, now_us: int, time_us: int
     ) -> list[Verdict]:
-        """Decide charges in order.
+        """Decide requests in order.
 
         Args:
-            charges: What is asked.
+            requests: What is asked.
             journal: The session's.
             failure: What the store has, for those who are denied for it.
             now_us: A monotone clock's reading.
@@ -87,31 +87,31 @@ class LocalCounting:
         """
         room = self._buffer.room_for_calls
         verdicts: list[Verdict] = []
-        for charge in charges:
-            found = self._decide_one(charge, now_us, has_room=room > 0)
+        for request in requests:
+            found = self._decide_one(request, now_us, has_room=room > 0)
             room -= found.forwards
             verdicts.append(found)
-            if found.decision == "unavailable" and charge.decided != "unavailable":
-                charge.detail = charge.detail | {"reason": "store_unavailable"}
+            if found.decision == "unavailable" and request.decided != "unavailable":
+                request.detail = request.detail | {"reason": "store_unavailable"}
                 hint = f" ({failure.hint})" if failure.hint else ""
-                charge.why = (
+                request.why = (
                     f"the store of counters is unavailable: {failure.message}{hint}. "
                     "Try again in some seconds; if that does not help, the store has to be mended."
                 )
-        handles = iter(self._buffer.keep(journal.rows(charges, verdicts, time_us)))
+        handles = iter(self._buffer.keep(journal.rows(requests, verdicts, time_us)))
         for found in verdicts:
-            if found.news:
-                found.row = next(handles)
+            if found.has_own_row:
+                found.row_id = next(handles)
         return verdicts
 
-    def _decide_one(self, charge: Charge, now_us: int, *, has_room: bool) -> Verdict:
-        plan = charge.plan
-        if charge.decided and charge.decided not in FORWARDED:
-            return Verdict(charge.decided)
+    def _decide_one(self, request: DecisionRequest, now_us: int, *, has_room: bool) -> Verdict:
+        plan = request.plan
+        if request.decided and request.decided not in FORWARDED:
+            return Verdict(request.decided)
         if self._mode == "deny" or not has_room:
             return _refused(plan)
-        if charge.decided:
-            return Verdict(charge.decided)
+        if request.decided:
+            return Verdict(request.decided)
         if self._mode == "allow":
             found = _uncounted(plan)
             return Verdict("allowed_unavailable") if found.forwards and plan.counters else found

@@ -16,7 +16,7 @@ from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreBusy, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Store, Wanted
 from mcpguard.stores.clock import boot_us, wall_us
@@ -24,7 +24,7 @@ from mcpguard.stores.failover.connector import NOT_IN_TIME, Connector, unavailab
 from mcpguard.stores.failover.leftovers import Leftovers
 from mcpguard.stores.failover.local_counting import LocalCounting
 from mcpguard.stores.failover.spill import SpillFolder, SpillLog
-from mcpguard.stores.failover.write_behind import Batch, WriteBehindBuffer, newest_place, write
+from mcpguard.stores.failover.write_behind import Batch, WriteBehindBuffer, newest_row_id, write
 
 PROBE_US: Final = (1_000_000, 5_000_000)
 """The least and the most time between two probes; in between at random, so that many wrappers do not probe at once."""
@@ -111,7 +111,7 @@ class FailoverStore:
         connector, self._connector = self._connector, None
         try:
             store = connector.store()
-            self._meet(store)
+            self._check_generation(store)
             while not self._buffer.is_empty:
                 self._write(store, self._buffer.take())
         except StoreUnavailable as error:
@@ -125,24 +125,24 @@ class FailoverStore:
 
     # calls
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`; but it does not raise."""
         with self._switching:
-            if self._starting and any(charge.frame is not None for charge in charges):
+            if self._starting and any(request.frame is not None for request in requests):
                 self._await(self._timeout_s)
             if self._store is not None:
                 try:
-                    verdicts = self._store.decide(charges, journal)
+                    verdicts = self._store.decide(requests, journal)
                 except Exception as error:
                     self._fail(unavailable(error))
                 else:
-                    self._local.saw(charges, self._clock())
+                    self._local.saw(requests, self._clock())
                     if self._store.args_key != self._args_key:  # its server came back without its data
-                        self._meet(self._store)
+                        self._check_generation(self._store)
                     if self._stores:
                         self._mark(verdicts)
                     return verdicts
-            return self._local.decide(charges, journal, failure=self._failure, now_us=self._clock(), time_us=self._wall())
+            return self._local.decide(requests, journal, failure=self._failure, now_us=self._clock(), time_us=self._wall())
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`; but it does not raise."""
@@ -173,16 +173,16 @@ class FailoverStore:
     def _mark(self, verdicts: Sequence[Verdict]) -> None:
         """Tell this store's handles from those of the one before: it may use the same numbers for other rows."""
         for found in verdicts:
-            if found.row is not None:
-                found.row += self._stores << _STORE_BITS
+            if found.row_id is not None:
+                found.row_id += self._stores << _STORE_BITS
 
     def _of_this_store(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """The outcomes of rows that are in this store, or wait for it."""
         if not self._stores:
             return outcomes
         first = self._stores << _STORE_BITS
-        ours = [one._replace(row=one.row - first) for one in outcomes if one.row >= first]
-        return ours + [one for one in outcomes if one.row < 0]
+        ours = [one._replace(row_id=one.row_id - first) for one in outcomes if one.row_id >= first]
+        return ours + [one for one in outcomes if one.row_id < 0]
 
     # the breaker
 
@@ -238,10 +238,10 @@ class FailoverStore:
             return use(self._store)
 
     @property
-    def restless(self) -> bool:
+    def needs_tending(self) -> bool:
         """Whether `tend` has to be called soon though nothing happens."""
         store = self._store
-        return store is None or self._buffer.has_outcomes or self._leftovers.is_waited_for or store.restless
+        return store is None or self._buffer.has_outcomes or self._leftovers.is_waited_for or store.needs_tending
 
     def _probe(self, timeout_s: float, *, until_us: int | None = None) -> None:
         """Look whether the store answers again, and take it up if it does.
@@ -283,12 +283,12 @@ class FailoverStore:
     def _take_up(self, store: Store, until_us: int | None) -> None:
         """Write back what a store that answers again is owed, and let it decide."""
         try:
-            place = newest_place(store)
+            newest = newest_row_id(store)
         except Exception as error:
             raise unavailable(error) from error
         with self._switching:
-            self._meet(store)
-            self._buffer.begin_to_write(place)
+            self._check_generation(store)
+            self._buffer.begin_to_write(newest)
             in_hand = self._buffer.rows
         while not self._write_some(store, hurries=self._buffer.written > in_hand):
             if until_us is not None and self._clock() > until_us:
@@ -296,7 +296,7 @@ class FailoverStore:
         self._notify(f"store is back: {self._buffer.all_written()}")
         self._leftovers.look_soon()
 
-    def _meet(self, store: Store) -> None:
+    def _check_generation(self, store: Store) -> None:
         """Look whose store it is, and say what its owner should know."""
         if store.args_key != self._args_key:
             if self._args_key:

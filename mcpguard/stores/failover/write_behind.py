@@ -104,9 +104,9 @@ class WriteBehindBuffer:
         """Rows that were dropped since the last `all_written`."""
         self.written = 0
         """Rows that were written since then."""
-        self.owed: dict[int, tuple[Counter, State]] = {}
+        self.pending: dict[int, tuple[Counter, State]] = {}
         """The admissions that the store does not know of, by counter."""
-        self.first_place: int | None = None
+        self.newest_before: int | None = None
         """The store's newest row before any of the rows here is written to it; None if none is yet."""
         self._unsure: tuple[list[tuple[Counter, State]], str] | None = None  # logs that the store may have counted
         self._forwarded, self._others = _Rows(), _Rows()
@@ -131,15 +131,15 @@ class WriteBehindBuffer:
             now_us: When.
             is_exact: Whether each admission has an entry of its own, as with limits up to `EXACT`.
         """
-        log = limiter.live(self.owed.get(counter.id, (counter, EMPTY))[1], counter.window_us, now_us)
+        log = limiter.live(self.pending.get(counter.id, (counter, EMPTY))[1], counter.window_us, now_us)
         log = limiter.charge(log, EXACT if is_exact else EXACT + 1, counter.window_us, now_us)
-        self.owed[counter.id] = (counter, log)
+        self.pending[counter.id] = (counter, log)
         self.spill.note(("log", counter.label, now_us))
 
     def forget_expired(self, now_us: int) -> None:
         """Let go of the admissions whose windows have passed."""
-        for key in [key for key, (counter, log) in self.owed.items() if not limiter.live(log, counter.window_us, now_us)]:
-            del self.owed[key]
+        for key in [key for key, (counter, log) in self.pending.items() if not limiter.live(log, counter.window_us, now_us)]:
+            del self.pending[key]
 
     def keep(self, rows: Sequence[Row]) -> list[int]:
         """Keep rows for later, on disk too if that is possible; their provisional handles."""
@@ -181,7 +181,7 @@ class WriteBehindBuffer:
         if self._unsure:
             (logs, once), self._unsure = self._unsure, None
         else:
-            logs, once = [self.owed.pop(key) for key in list(self.owed)[:BATCH]], os.urandom(8).hex()
+            logs, once = [self.pending.pop(key) for key in list(self.pending)[:BATCH]], os.urandom(8).hex()
         rows: list[tuple[int, Row]] = []
         chars = 0
         while (queue := self._older()) and len(rows) < BATCH:
@@ -232,7 +232,7 @@ class WriteBehindBuffer:
     @property
     def is_empty(self) -> bool:
         """Whether no admission and no row is owed."""
-        return not (self.owed or self._unsure or self.rows)
+        return not (self.pending or self._unsure or self.rows)
 
     @property
     def rows(self) -> int:
@@ -244,7 +244,7 @@ class WriteBehindBuffer:
         dropped = f"; {plural(self.dropped, 'row')} of denials dropped" if self.dropped else ""
         text = f"{plural(self.written, 'audit row')} of the meantime written{dropped}"
         self.written = self.dropped = 0
-        self.first_place = None
+        self.newest_before = None
         return text
 
     @property
@@ -256,10 +256,10 @@ class WriteBehindBuffer:
         """Outcomes with the store's own handles; without those whose rows were dropped."""
         settled: list[Outcome] = []
         for outcome in outcomes:
-            if outcome.row >= 0:
+            if outcome.row_id >= 0:
                 settled.append(outcome)
-            elif (handle := self._handles.pop(outcome.row, None)) is not None:
-                settled.append(outcome._replace(row=handle))
+            elif (handle := self._handles.pop(outcome.row_id, None)) is not None:
+                settled.append(outcome._replace(row_id=handle))
         return settled
 
     def outcomes(self) -> list[Outcome]:
@@ -284,17 +284,17 @@ class WriteBehindBuffer:
     def _disown(self) -> None:
         self._handles.clear()
         self._in_doubt.clear()
-        self.first_place = None
+        self.newest_before = None
         self._forwarded.drop_hashes()
         self._others.drop_hashes()
         waiting = {handle for handle, _ in self._forwarded.items()}
-        self._outcomes = deque((one for one in self._outcomes if one.row in waiting), self._outcomes.maxlen)
+        self._outcomes = deque((one for one in self._outcomes if one.row_id in waiting), self._outcomes.maxlen)
 
-    def begin_to_write(self, place: int) -> None:
+    def begin_to_write(self, newest: int) -> None:
         """Note the store's newest row before any of the rows here is written to it: nobody has to look for them before that."""
-        if self.first_place is None:
-            self.first_place = place
-            self.spill.note(("place", place))
+        if self.newest_before is None:
+            self.newest_before = newest
+            self.spill.note(("newest", newest))
 
     def clear_spill(self) -> None:
         """Nothing is kept here any more: have no spill file until there is something again."""
@@ -335,11 +335,11 @@ class WriteBehindBuffer:
                     self._outcomes.append(Outcome(handle, outcome, duration_us))
                 case "key", [str(key)]:
                     self._set_key(key)
-                case "place", [int(place)]:
-                    self.first_place = place
+                case "newest", [int(newest)]:
+                    self.newest_before = newest
                 case "sending", [str(once), list(ids), list(handles)]:
                     if not (self._unsure and self._unsure[1] == once):
-                        logs = [self.owed.pop(key) for key in ids if key in self.owed]
+                        logs = [self.pending.pop(key) for key in ids if key in self.pending]
                         self._unsure = (logs, once) if logs else None
                     self._in_doubt.update(handles)
                 case "counted", []:
@@ -351,8 +351,8 @@ class WriteBehindBuffer:
                     self._in_doubt.difference_update(written)
 
     def _owe(self, counter: Counter, log: State) -> None:
-        before = limiter.live(self.owed.get(counter.id, (counter, EMPTY))[1], counter.window_us, log[-2])
-        self.owed[counter.id] = (counter, limiter.merge(before, log, counter.window_us))
+        before = limiter.live(self.pending.get(counter.id, (counter, EMPTY))[1], counter.window_us, log[-2])
+        self.pending[counter.id] = (counter, limiter.merge(before, log, counter.window_us))
 
     @property
     def in_doubt(self) -> dict[tuple[str, int], int]:
@@ -393,10 +393,10 @@ def write(store: Store, batch: Batch, clock: Clock, *, patience_us: int | None =
     return store.append([row for _, row in batch.rows]) if batch.rows else []
 
 
-def newest_place(store: Store) -> int:
+def newest_row_id(store: Store) -> int:
     """The place of a store's newest row; 0 if it has none."""
     newest = next(store.newest(), None)
-    return newest.place if newest else 0
+    return newest.row_id if newest else 0
 
 
 def _shortened(row: Row) -> Row:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from mcpguard.core.audit import MAX_DENIED_CHARS, compact, fragment, shortened
 from mcpguard.core.journal import BURST_BYTES, ROW_BYTES, Journal
 from mcpguard.core.policy import Counter, Plan
-from mcpguard.core.verdict import Charge, Decided, Verdict
+from mcpguard.core.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.redis import rows, states
 
 _TOLD: Final = 6
@@ -27,11 +27,11 @@ _DECIDED: Final[dict[bytes, Decided]] = {
 }
 
 
-def counters_of(charges: Sequence[Charge]) -> tuple[Counter, ...]:
+def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     """The counters of all charges that are to be decided, each once."""
-    if len(charges) == 1:
-        return () if charges[0].decided is not None else charges[0].plan.counters
-    found = {counter.id: counter for charge in charges if charge.decided is None for counter in charge.plan.counters}
+    if len(requests) == 1:
+        return () if requests[0].decided is not None else requests[0].plan.counters
+    found = {counter.id: counter for request in requests if request.decided is None for counter in request.plan.counters}
     return tuple(found.values())
 
 
@@ -50,19 +50,23 @@ appended: Final = struct.Struct("<qq").pack
 """The first argument of `append.lua`: how much memory the audit may take, and how many rows are replaced."""
 
 
-def arguments(charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int) -> list[bytes | str]:
+def arguments(
+    requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
+) -> list[bytes | str]:
     """The rest of what `charge.lua` is sent: the session's allowance, and two strings for each call."""
     place = {counter.id: at for at, counter in enumerate(counters, 1)}
     allowance = journal.allowance(time_us)
     told: list[bytes | str] = [_WHOLE_ALLOWANCE if allowance is None else compact(allowance)]
-    for charge in charges:
-        remembered = journal.remembered(charge, time_us)
+    for request in requests:
+        remembered = journal.remembered(request, time_us)
         memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
-        detail = compact(charge.detail) if charge.detail else ""
-        short = compact(shortened(charge.detail)) if len(detail) > MAX_DENIED_CHARS else detail
+        detail = compact(request.detail) if request.detail else ""
+        short = compact(shortened(request.detail)) if len(detail) > MAX_DENIED_CHARS else detail
         told += (
-            b"" if charge.decided is not None else _limits(charge.plan, tuple([place[one.id] for one in charge.plan.counters])),
-            f"{charge.decided or ''}\0{memory}\0{rows.beginning(charge, time_us)}\0{charge.context}\0{detail}\0"
+            b""
+            if request.decided is not None
+            else _limits(request.plan, tuple([place[one.id] for one in request.plan.counters])),
+            f"{request.decided or ''}\0{memory}\0{rows.beginning(request, time_us)}\0{request.context}\0{detail}\0"
             f"{'' if short == detail else short}\0",
         )
     return told
@@ -81,19 +85,19 @@ def _limits(plan: Plan, places: tuple[int, ...]) -> bytes:
     )
 
 
-def verdicts_of(charges: Sequence[Charge], told: Sequence[Any]) -> list[Verdict]:
+def verdicts_of(requests: Sequence[DecisionRequest], told: Sequence[Any]) -> list[Verdict]:
     """The verdicts that `charge.lua` has returned on these charges, in order."""
     found: list[Verdict] = []
     here = 0
-    for charge in charges:
-        entry_id, word, at, count, wait_us, full = told[here : here + _TOLD]
+    for request in requests:
+        stream_id, word, at, count, wait_us, full = told[here : here + _TOLD]
         here += _TOLD + 2 * full
-        limits = charge.plan.reported
-        one = Verdict(charge.decided or _DECIDED[word], row=None if entry_id is None else rows.place(entry_id))
+        limits = request.plan.reported
+        one = Verdict(request.decided or _DECIDED[word], row_id=None if stream_id is None else rows.row_id(stream_id))
         if at:
             one.reported = limits[at - 1]
             one.count = count
-            one.remaining = None if count is None else max(0, charge.plan.limits[at - 1].n - count)
+            one.remaining = None if count is None else max(0, request.plan.limits[at - 1].n - count)
         if full:
             exceeded = told[here - 2 * full : here]
             one.retry_after_us = wait_us

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from mcpguard.core.audit import Row, cut_id, record
-from mcpguard.core.verdict import REFUSED, Charge
+from mcpguard.core.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import Entry
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
@@ -17,10 +17,10 @@ As `charge.lua` has it: numbers as text would cost a server more than all else t
 """
 
 
-def beginning(charge: Charge, time_us: int) -> str:
+def beginning(request: DecisionRequest, time_us: int) -> str:
     """The lines before the context, which are known before a call is decided."""
-    request_id = cut_id(charge.request_id) or ""
-    return f"{time_us}\n{request_id}\n{charge.args_hash.hex() if charge.args_hash else ''}\n{charge.trace_id or ''}"
+    request_id = cut_id(request.request_id) or ""
+    return f"{time_us}\n{request_id}\n{request.args_hash.hex() if request.args_hash else ''}\n{request.trace_id or ''}"
 
 
 def packed(row: Row) -> bytes:
@@ -45,19 +45,19 @@ def row(found: Sequence[bytes]) -> Row:
     return Row(**values)
 
 
-def place(entry_id: bytes) -> int:
-    """The place of an entry: its time and its number within the millisecond, as one number.
+def row_id(stream_id: bytes) -> int:
+    """The id of a row: its time and its number within the millisecond, as one number.
 
-    >>> entry_id(place(b"1767225600000-3"))
+    >>> stream_id(row_id(b"1767225600000-3"))
     '1767225600000-3'
     """
-    ms, _, number = entry_id.partition(b"-")
+    ms, _, number = stream_id.partition(b"-")
     return int(ms) << 64 | int(number)
 
 
-def entry_id(place: int) -> str:
-    """The server's name for a place."""
-    return f"{place >> 64}-{place & (1 << 64) - 1}"
+def stream_id(row_id: int) -> str:
+    """The id that the server gives a row in its stream."""
+    return f"{row_id >> 64}-{row_id & (1 << 64) - 1}"
 
 
 def keys(prefix: str) -> tuple[str, ...]:
@@ -74,4 +74,4 @@ def entry(name: bytes, found: Sequence[bytes], outcome: bytes | None) -> Entry:
     """A row as it is read, with how its call ended."""
     word, _, duration_us = (outcome or b"").partition(b" ")
     how = {"outcome": word.decode(), "duration_us": int(duration_us)} if word else {}
-    return Entry(place(name), record(row(found), **how))  # type: ignore[arg-type]
+    return Entry(row_id(name), record(row(found), **how))  # type: ignore[arg-type]

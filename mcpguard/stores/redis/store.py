@@ -20,7 +20,7 @@ from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
-from mcpguard.core.verdict import Charge, Verdict
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
@@ -76,7 +76,7 @@ class RedisStore:
         StoreUnavailable: It does not answer, refuses us, or is too old.
     """
 
-    restless = False
+    needs_tending = False
 
     def __init__(
         self, address: RedisUrl, options: Options | None = None, *, clock: Clock | None = None, wall: Clock = wall_us
@@ -163,26 +163,26 @@ class RedisStore:
             reply = self._replies([("EVAL", self._scripts[name], *rest)], deadline_s)[0]
         return self._link.checked(reply)
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         time_us = self._wall()
-        counters = counters_of(charges)
-        values, told = self._charge(charges, counters, journal, time_us)
+        counters = counters_of(requests)
+        values, told = self._charge(requests, counters, journal, time_us)
         self._seen.note(counters, values, self._now_us())
-        verdicts = verdicts_of(charges, told)
+        verdicts = verdicts_of(requests, told)
         if len(verdicts) == 1 and verdicts[0].forwards:
-            journal.wrote(charges[0], verdicts[0])
+            journal.wrote(requests[0], verdicts[0])
             return verdicts
-        journal.rows(charges, verdicts, time_us)  # as the script has written them
+        journal.rows(requests, verdicts, time_us)  # as the script has written them
         return verdicts
 
     def _charge(
-        self, charges: Sequence[Charge], counters: Sequence[Counter], journal: Journal, time_us: int
+        self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
     ) -> tuple[list[bytes | None], list[Any]]:
         """Let the server decide, within the time that a call has: what the counters are now, and what became of each call."""
         end_s = time.monotonic() + self._timeout_s
         keys, labels = named(self._prefix, tuple(counters))
-        told = arguments(charges, counters, journal, time_us)
+        told = arguments(requests, counters, journal, time_us)
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
@@ -190,7 +190,7 @@ class RedisStore:
             server_us, *done = self._run("charge", keys, labels, bounded, *told, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
-            if done or not charges:
+            if done or not requests:
                 return done[: len(counters)], done[len(counters) :]
             # Its clock runs ahead of what we thought: it has charged nothing, and now we know its time
         raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
@@ -204,7 +204,7 @@ class RedisStore:
             told: list[bytes | str] = [part for stream, name in replaced for part in (str(stream), name)]
             for row in rows_to_write[at : at + _BATCH]:
                 told += (str(rows.stream(row)), rows.packed(row))
-            added += map(rows.place, self._run("append", self._audit, appended(self._max_bytes, len(replaced)), *told))
+            added += map(rows.row_id, self._run("append", self._audit, appended(self._max_bytes, len(replaced)), *told))
         self._reply_lost = False
         return added
 
@@ -256,14 +256,14 @@ class RedisStore:
         """See `Store`."""
         for at in range(0, len(outcomes), _BATCH):
             some = outcomes[at : at + _BATCH]
-            told = [part for row, outcome, us in some for part in (rows.entry_id(row), f"{outcome} {us}")]
+            told = [part for row, outcome, us in some for part in (rows.stream_id(row), f"{outcome} {us}")]
             self._run("record", (self._key("audit"), self._key("outcomes")), *told)
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        while found := self._page("XRANGE", "(" + rows.entry_id(after), "+"):
+        while found := self._page("XRANGE", "(" + rows.stream_id(after), "+"):
             yield from self._joined(found, wanted)
-            after = rows.place(found[-1][0])
+            after = rows.row_id(found[-1][0])
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
@@ -277,11 +277,11 @@ class RedisStore:
         asked = [(command, key, begin, end, "COUNT", _BATCH) for key in self._audit[:2]]
         *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
         sign = -1 if command == "XREVRANGE" else 1
-        found = [(sign * rows.place(name), (name, fields)) for page in pages for name, fields in self._link.checked(page)]
+        found = [(sign * rows.row_id(name), (name, fields)) for page in pages for name, fields in self._link.checked(page)]
         found.sort(key=itemgetter(0))
         for page in pages:
             if len(page) == _BATCH:  # what comes after its last row is not read yet
-                last = sign * rows.place(page[-1][0])
+                last = sign * rows.row_id(page[-1][0])
                 found = [one for one in found if one[0] <= last]
         return [one for _, one in found]
 

@@ -139,7 +139,7 @@ def counter_line(counter: Counter) -> str:
 
 def outcome_line(outcome: Outcome) -> str:
     """How a forwarded call ended."""
-    return f"{OUTCOME}\t{outcome.row}\t{outcome.outcome}\t{outcome.duration_us}"
+    return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
 
 
 def merged_line(counter: Counter, log: State) -> str:

@@ -60,7 +60,7 @@ class Memory:
                 self._follow(kind, line.split("\t"))
 
     def charge(self, now_us: int, charged: str) -> None:
-        """Charge counters as a row tells."""
+        """DecisionRequest counters as a row tells."""
         if self.complete:
             for key, window_us, _ in entries.read_charges(charged):
                 if key not in self.states:
@@ -113,7 +113,7 @@ _FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entri
 
 
 def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:
-    """Charge those counters of a row that are in `states`."""
+    """DecisionRequest those counters of a row that are in `states`."""
     for key, window_us, n in entries.read_charges(charged):
         log = states.get(key)
         if log is not None:

@@ -160,7 +160,7 @@ class Reader:
         pending = self._pending()
         if after < pending.first - 1:
             yield from self._archived(_AFTER, lambda last: (last, pending.first), after, wanted, _outcomes(pending.texts))
-        yield from (entry for entry in _rows(pending, wanted) if entry.place > after)
+        yield from (entry for entry in _rows(pending, wanted) if entry.row_id > after)
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""

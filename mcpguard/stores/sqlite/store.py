@@ -23,7 +23,7 @@ from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
-from mcpguard.core.verdict import Charge, Verdict, decide_one
+from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
@@ -95,31 +95,31 @@ class SqliteStore:
 
     # calls
 
-    def decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        verdicts = self._with_room(lambda: self._decide(charges, journal))
+        verdicts = self._with_room(lambda: self._decide(requests, journal))
         self._keep_pace()
         return verdicts
 
-    def _decide(self, charges: Sequence[Charge], journal: Journal) -> list[Verdict]:
+    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide charges in one turn."""
         self._take_turn()
         try:
-            self._learn(charges)
+            self._learn(requests)
             states, now_us = self._memory.states, self._clock()
             changed: dict[int, State] = {}
-            decided = [self._decide_one(charge, states, changed, now_us) for charge in charges]
+            decided = [self._decide_one(request, states, changed, now_us) for request in requests]
             verdicts = [verdict for verdict, _ in decided]
-            rows = journal.rows(charges, verdicts, self._wall())
+            rows = journal.rows(requests, verdicts, self._wall())
             if rows:
                 try:
-                    self._append_decided(charges, decided, rows)
+                    self._append_decided(requests, decided, rows)
                 except BaseException:
                     journal.take_back()
                     raise
-            for charge, (_, decision) in zip(charges, decided, strict=True):
+            for request, (_, decision) in zip(requests, decided, strict=True):
                 for limit in decision.charged:
-                    counter = charge.plan.counters[limit.counter]
+                    counter = request.plan.counters[limit.counter]
                     self._memory.know(counter.id, counter.window_us, decision.states[limit.counter])
             return verdicts
         except (sqlite3.Error, OSError) as error:
@@ -128,34 +128,36 @@ class SqliteStore:
             self._turn_lock.release()
 
     def _decide_one(
-        self, charge: Charge, states: Mapping[int, State], changed: dict[int, State], now_us: int
+        self, request: DecisionRequest, states: Mapping[int, State], changed: dict[int, State], now_us: int
     ) -> tuple[Verdict, Decision]:
         """Decide one charge by what is remembered, and by what those before it in the same turn have changed."""
-        counters = charge.plan.counters
+        counters = request.plan.counters
         logs = [changed.get(one.id) or states.get(one.id, EMPTY) for one in counters]
-        verdict, decision = decide_one(charge, logs, now_us)
+        verdict, decision = decide_one(request, logs, now_us)
         for limit in decision.charged:
             changed[counters[limit.counter].id] = decision.states[limit.counter]
         return verdict, decision
 
     def _append_decided(
-        self, charges: Sequence[Charge], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
+        self, requests: Sequence[DecisionRequest], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
     ) -> None:
         """Append the rows of decisions, and number the verdicts that have one."""
         groups: list[str] = []
         number = self._at.row
-        for charge, (verdict, decision) in zip(charges, decided, strict=True):
-            if verdict.news:
-                groups.append("\n".join(_decided(rows[number - self._at.row], charge.plan, decision)))
-                verdict.row, number = number, number + 1
+        for request, (verdict, decision) in zip(requests, decided, strict=True):
+            if verdict.has_own_row:
+                groups.append("\n".join(_decided(rows[number - self._at.row], request.plan, decision)))
+                verdict.row_id, number = number, number + 1
         self._append(groups)
 
-    def _learn(self, charges: Sequence[Charge]) -> None:
+    def _learn(self, requests: Sequence[DecisionRequest]) -> None:
         """Ask the database for the counters that are not remembered, where there are too many to remember all."""
         memory = self._memory
         if memory.complete:
             return
-        unknown = {one.id: one.window_us for charge in charges for one in charge.plan.counters if one.id not in memory.states}
+        unknown = {
+            one.id: one.window_us for request in requests for one in request.plan.counters if one.id not in memory.states
+        }
         if unknown:
             for key, log in zip(unknown, self._reader.logs(list(unknown), self._at), strict=True):
                 memory.know(key, unknown[key], log)
@@ -336,7 +338,7 @@ class SqliteStore:
     # upkeep
 
     @property
-    def restless(self) -> bool:
+    def needs_tending(self) -> bool:
         """See `Store`."""
         try:
             return self._log.drained().end < self._at.end or self._upkeep.is_behind

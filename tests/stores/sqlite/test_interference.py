@@ -54,7 +54,7 @@ def test_calls_of_one_turn_whose_names_are_long_together_are_seen_whole_by_other
     assert one._at.end > call_log.MAX_TEXT_BYTES
     Session(other, MANY, session="b" * 16).call("x", 2)
     assert used(one) == used(other) == [258]
-    assert [entry.place for entry in other.entries()] == list(range(1, 259))
+    assert [entry.row_id for entry in other.entries()] == list(range(1, 259))
     drain(one)
     assert used(open_store()) == [258]
 
@@ -137,7 +137,7 @@ def test_a_database_that_is_reached_by_a_link_has_one_log_and_one_lock(tmp_path:
     drain(other)
     assert used(one) == used(other) == [5]
     with contextlib.closing(Reader(tmp_path / "link.db")) as reader:
-        assert [entry.place for entry in reader.entries()] == [1, 2, 3, 4, 5]
+        assert [entry.row_id for entry in reader.entries()] == [1, 2, 3, 4, 5]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "state"]
     assert other.warnings == ()
 
@@ -215,7 +215,7 @@ def test_whoever_tells_something_of_a_full_log_waits_until_upkeep_has_made_room(
     for _ in range(2):
         while store._at.end - store._log.drained().end < 63 * 1024:
             store._append(["x" * 500])
-        store.record([Outcome(verdict.row or 0, "ok", 1)] * 100)
+        store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 100)
         assert store._log.drained().end > store._at.end - 32 * 1024
     while store._at.end - store._log.drained().end < 63 * 1024:
         store._append(["x" * 500])
@@ -241,7 +241,7 @@ def test_whoever_ends_while_a_removed_log_is_made_anew_leaves_no_number_of_a_row
     session = Session(store, MANY)
     session.call("x", 3)
     drain(store)
-    lost = session.call("x", 3)[-1].row or 0
+    lost = session.call("x", 3)[-1].row_id or 0
     log_path(path).unlink()
     for module, name in (database, "set_position"), (call_log, "create"):
         with monkeypatch.context() as patch:
@@ -249,7 +249,7 @@ def test_whoever_ends_while_a_removed_log_is_made_anew_leaves_no_number_of_a_row
             with pytest.raises(StoreUnavailable, match="killed here"):
                 SqliteStore(path)
     after = open_store()
-    assert (Session(after, MANY, session="b" * 16).one("x").row or 0) > lost
+    assert (Session(after, MANY, session="b" * 16).one("x").row_id or 0) > lost
     drain(after)
     assert [entry.record["seq"] for entry in after.entries()] == [1, 2, 3, 1]
 

@@ -69,7 +69,7 @@ class Pair:
     def call(self, at: int, tool: str, times: int) -> None:
         one, other = self.files[at].call(tool, times), self.references[at].call(tool, times)
         for verdict in (*one, *other):
-            verdict.row = None
+            verdict.row_id = None
         assert list(map(vars, one)) == list(map(vars, other))
 
     def tend(self, at: int) -> None:

@@ -393,7 +393,7 @@ def test_a_denial_that_has_no_row_writes_nothing_and_is_decided_on_what_counts_n
     store, other = open_store(clock=time, wall=wall), open_store(clock=time, wall=wall)
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 5)
-    assert [session.one("x").news for _ in range(3)] == [True, False, False]
+    assert [session.one("x").has_own_row for _ in range(3)] == [True, False, False]
     end = store._at
     assert session.decisions("x") == ["rate_limited"]
     assert store._at == end

@@ -49,7 +49,7 @@ def tend(times: tuple[Time, Time]) -> Callable[..., None]:
             time.pass_s(after_s)
         for store in stores:
             store.tend()
-            while store.restless:
+            while store.needs_tending:
                 store.tend()
 
     return do
@@ -79,14 +79,14 @@ def test_the_log_is_moved_into_the_database_after_a_while_or_when_it_is_much(
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
     store.tend()
-    assert (rows(path, "audit"), store.restless) == (0, True)
+    assert (rows(path, "audit"), store.needs_tending) == (0, True)
     times[0].now_us += upkeep.DRAIN_EVERY_US
     store.tend()
-    assert (rows(path, "audit"), store.restless) == (2, False)
+    assert (rows(path, "audit"), store.needs_tending) == (2, False)
     while store._at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
         session.call("free", 100)
     store.tend()
-    assert (rows(path, "audit"), store.restless) == (session.calls, False)
+    assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
     assert used(store) == [2]
 
 
@@ -97,7 +97,7 @@ def test_what_one_wrapper_has_moved_no_other_needs_to_move(open_store: Open, tim
     Session(other, FIVE_A_MINUTE, session="b" * 16).call("x", 2)
     times[0].now_us += upkeep.DRAIN_EVERY_US
     other.tend()
-    assert not one.restless
+    assert not one.needs_tending
     assert used(one) == [4]
 
 
@@ -108,7 +108,7 @@ def test_while_one_wrapper_does_upkeep_the_others_go_on(path: Path, open_store: 
     assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
     times[0].now_us += upkeep.DRAIN_EVERY_US
     other.tend()
-    assert (rows(path, "audit"), other.restless) == (0, True)
+    assert (rows(path, "audit"), other.needs_tending) == (0, True)
     one._files.lock.release()
     other.tend()
     assert rows(path, "audit") == 6
@@ -216,11 +216,11 @@ def test_an_outcome_joins_its_row_before_with_and_after_it_is_moved(
         return found
 
     early, late = session.call("x", 2)
-    store.record([Outcome(early.row or 0, "ok", 1)])
+    store.record([Outcome(early.row_id or 0, "ok", 1)])
     assert outcomes() == ["ok", None]
     tend(store)
     assert outcomes() == ["ok", None]
-    store.record([Outcome(late.row or 0, "tool_error", 1), Outcome(early.row or 0, "rpc_error", 1)])
+    store.record([Outcome(late.row_id or 0, "tool_error", 1), Outcome(early.row_id or 0, "rpc_error", 1)])
     assert outcomes() == ["ok", "tool_error"]
     tend(store)
     assert outcomes() == ["ok", "tool_error"]
@@ -238,7 +238,7 @@ def test_a_reader_waits_for_nobody_and_writes_nothing(path: Path, open_store: Op
         before = [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())]
         assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4]
         assert [entry.record["seq"] for entry in store.entries(after=3)] == [4]
-        assert [entry.place for entry in store.newest()] == [4, 3, 2, 1]
+        assert [entry.row_id for entry in store.newest()] == [4, 3, 2, 1]
         assert [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())] == before
         store._files.lock.release()
 
@@ -264,10 +264,10 @@ def test_rows_are_found_by_who_called_what_by_decision_and_by_axis(open_store: O
         (everybody._replace(axis="user".__eq__), []),
     ):
         for _ in range(2):
-            assert [entry.place for entry in store.entries(wanted=wanted)] == found
-            assert [entry.place for entry in store.newest(wanted=wanted)] == found[::-1]
+            assert [entry.row_id for entry in store.entries(wanted=wanted)] == found
+            assert [entry.row_id for entry in store.newest(wanted=wanted)] == found[::-1]
     tend(store)
-    assert [entry.place for entry in store.entries(wanted=everybody._replace(axis="tool".__eq__))] == [1, 2, 3]
+    assert [entry.row_id for entry in store.entries(wanted=everybody._replace(axis="tool".__eq__))] == [1, 2, 3]
 
 
 # Pruning
@@ -346,7 +346,7 @@ def test_a_file_gives_back_what_pruning_freed_a_little_at_a_time(
     session.call("free")
     store.tend()
     sizes = [path.stat().st_size]
-    while store.restless:
+    while store.needs_tending:
         store.tend()
         sizes.append(path.stat().st_size)
     assert before > 2_500_000
@@ -360,7 +360,7 @@ def test_what_one_namespace_writes_costs_another_no_audit_row(open_store: Open, 
     two = Session(theirs, FIVE_A_MINUTE, namespace="two", session="b" * 16)
     two.call("x", 3)
     for name in range(20):
-        mine.decide([charge for at in range(100) for charge in one.charges(f"tool-{name}-{at}")], one.journal)
+        mine.decide([request for at in range(100) for request in one.charges(f"tool-{name}-{at}")], one.journal)
     two.call("x", 2)
     tend(theirs, mine)
     kept = Counter(entry.record["namespace"] for entry in mine.entries())
@@ -372,7 +372,7 @@ def test_what_counters_take_costs_no_audit_row(open_store: Open, tend: Callable[
     store = open_store(max_bytes=8_000_000)
     session = Session(store, '[[rule]]\ntool = "*"\nlimit = ["5/1w", "6/2w", "7/3w", "8/4w"]\n')
     for name in range(0, 3000, 100):
-        store.decide([charge for at in range(100) for charge in session.charges(f"tool-{name + at:0100}")], session.journal)
+        store.decide([request for at in range(100) for request in session.charges(f"tool-{name + at:0100}")], session.journal)
     tend(store)
     assert len(list(store.entries())) == 3000
 
@@ -382,18 +382,18 @@ def test_the_newest_row_stays_so_that_no_number_is_used_twice(open_store: Open, 
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
     tend(store)
-    assert [entry.place for entry in store.entries()] == [2]
+    assert [entry.row_id for entry in store.entries()] == [2]
     assert session.decisions("free") == ["allowed"]
-    assert [entry.place for entry in store.entries()] == [2, 3]
+    assert [entry.row_id for entry in store.entries()] == [2, 3]
 
 
 def test_how_a_call_ended_whose_row_is_gone_is_not_kept(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store(max_bytes=1)
     verdicts = Session(store, FIVE_A_MINUTE).call("free", 3)
     tend(store)
-    store.record([Outcome(verdict.row or 0, "ok", 1) for verdict in verdicts])
+    store.record([Outcome(verdict.row_id or 0, "ok", 1) for verdict in verdicts])
     tend(store)
-    assert [(entry.place, entry.record["outcome"]) for entry in store.entries()] == [(3, "ok")]
+    assert [(entry.row_id, entry.record["outcome"]) for entry in store.entries()] == [(3, "ok")]
 
 
 def test_counters_whose_windows_have_passed_are_dropped_and_have_their_labels_when_they_count_again(
