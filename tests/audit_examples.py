@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from mcpguard.core.audit import Outcome
+from mcpguard.core.events import Started
 from mcpguard.core.identity import Identity
 from mcpguard.core.verdict import Decided, Verdict
 from mcpguard.errors import Unauthenticated
@@ -33,7 +34,7 @@ SESSION: Final = "45732ae6c06cfb07"
 def examples() -> dict[str, dict[str, object]]:
     """A record for each decision, by its name."""
     talk = Talk(POLICY, session=SESSION, args_key=lambda: bytes(16))
-    talk.store.decide([talk.guard.policy_note()], talk.journal)
+    talk.handle(Started())
     for request_id in 1, 2, 3:
         talk.client(call_line("search_customers", request_id, arguments={"name": "Smith"}))
         if request_id == 1:
@@ -47,14 +48,18 @@ def examples() -> dict[str, dict[str, object]]:
     talk.client(b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"search_customers","NAME":"delete_user"}}')
     (request,) = talk.charges("search_customers", arguments={"name": "Smith"})
     talk.store.append(talk.journal.rows([request], [Verdict("allowed_unavailable")], WALL_US))
-    talk.guard.server_gone("the server exited with status 1")
+    talk.input_closes("the server exited with status 1")
     talk.client(call_line("search_customers", 11))
 
     nobody = Talk(POLICY, who=Identity("", "jwt", "crm", client="Claude Code"), session=SESSION)
-    nobody.guard.identify(Unauthenticated("the token in ~/.config/acme/token expired at 2026-01-01T00:00:00Z", "get a new one"))
+    nobody.identify(Unauthenticated("the token in ~/.config/acme/token expired at 2026-01-01T00:00:00Z", "get a new one"))
     nobody.client(call_line("search_customers", 1))
-    found = {str(one["decision"]): one for one in reversed(talk.records + nobody.records)}
+    found = {str(one["decision"]): one for one in reversed([*all_of(talk), *all_of(nobody)])}
     return {name: found[name] for name in get_args(Decided)}
+
+
+def all_of(talk: Talk) -> list[dict[str, object]]:
+    return [entry.record for entry in talk.store.entries()]
 
 
 def section() -> str:

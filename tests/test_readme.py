@@ -19,16 +19,15 @@ import pytest
 
 from mcpguard import config
 from mcpguard.cli import commands
-from mcpguard.core.frames import read
-from mcpguard.core.guard import Guard, Reply
+from mcpguard.core.commands import ToClient
+from mcpguard.core.events import Decided
 from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Call
 from mcpguard.core.policy_parse import parse, parse_rule
-from mcpguard.core.verdict import DecisionRequest
 from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
 from mcpguard.stores.redis.url import SCHEMES
+from tests.core.build import Session
 from tests.end_to_end.host import environment, program
 from tests.memory_store import MemoryStore
 
@@ -266,18 +265,15 @@ def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
     now_us = 0
     store = MemoryStore(clock=lambda: now_us)
     policy = parse('[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n')
-    guard = Guard(Identity("alice@acme.com", "config", "crm", client="Claude Code"), policy, session="45732ae6c06cfb07")
-    journal = Journal(guard.session)
-    reply = None
+    who = Identity("alice@acme.com", "config", "crm", client="Claude Code")
+    session = Session(store, policy, session="45732ae6c06cfb07", who=who)
+    replies: list[ToClient] = []
     for _ in range(101):
         line = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search_customers"}}'
-        (request,) = guard.client_messages(read([line]), now_us=0)
-        assert isinstance(request, DecisionRequest)
-        (verdict,) = store.decide([request], journal)
-        reply = guard.charged(request, verdict, now_us=0)
+        (verdict,) = store.decide(session.requests(line), session.journal)
+        replies = [one for one in session.machine.handle(Decided([verdict])) if isinstance(one, ToClient)]
         now_us = 3600_000_000 - 846_213_000
-    assert isinstance(reply, Reply)
-    assert json.loads(reply.data) == shown
+    assert [json.loads(one.data) for one in replies] == [shown]
 
 
 def test_the_output_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:

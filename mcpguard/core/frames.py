@@ -54,9 +54,11 @@ class Frame(NamedTuple):
 
     @property
     def is_retry(self) -> bool:
-        """Whether this is a call that claims to go on with one that the server asked something for."""
+        """Whether this is a call that claims to continue one that the server has asked a question about."""
         params = self.params
-        return self.is_call and isinstance(params, dict) and ("requestState" in params or "inputResponses" in params)
+        if self.method != TOOLS_CALL or not isinstance(params, dict):
+            return False
+        return "requestState" in params or "inputResponses" in params
 
 
 class Refusal(NamedTuple):

@@ -1,1 +1,1 @@
-"""The only place that moves bytes: the server's process, the pumps, and the life of the whole."""
+"""Moves bytes between client and server, and runs the server's process. It decides nothing."""

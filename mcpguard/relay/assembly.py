@@ -1,4 +1,4 @@
-"""Puts a guard together from settings. Imported when the server has been started: what it needs is loaded while that boots."""
+"""Assembles a session from settings. It is imported after the server was started, so that it loads while the server boots."""
 
 import os
 import threading
@@ -9,36 +9,38 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, quoted, summary
 from mcpguard.core.digest import blake2b, cut
-from mcpguard.core.guard import Guard
+from mcpguard.core.events import IdentityChanged
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
+from mcpguard.core.session import Session
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.policy_file import PolicyFile
-from mcpguard.relay.child import Child
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.pumps import IdentitySource, Pumps
-from mcpguard.relay.session import Life
+from mcpguard.relay.process import ServerProcess
+from mcpguard.relay.supervisor import Supervisor
+from mcpguard.relay.traffic import Traffic
+from mcpguard.relay.upstream import IdentitySource
 from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
-"""How long the store may take to close. One that is stuck, and a call with it, ends with us."""
+"""How long the store may take to close. A store that hangs, with a call in it, ends with the process."""
 
 
-def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *, observe: bool) -> int:
-    """Relay and guard a server that has been started, until one side ends.
+def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, settings: Settings, *, observe: bool) -> int:
+    """Relay and guard the traffic of a server that has been started, until one side ends.
 
     Args:
-        child: The server.
-        life: Watches over it.
-        identity: Who is calling, and the server's name.
-        settings: Of this machine.
+        server: The server's process.
+        supervisor: Starts the traffic and shuts it down.
+        identity: The configured identity, and the server's name.
+        settings: The settings of this machine.
         observe: Decide and log, deny nothing.
 
     Returns:
@@ -49,10 +51,10 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     policy = policy_file.begin()
     store = _store(settings, console)
     journal = Journal(os.urandom(8).hex())
-    guard = Guard(
+    session = Session(
         identity,
         policy,
-        session=journal.session,
+        journal,
         namespace=settings.namespace,
         denials=settings.denials,
         arguments=settings.arguments,
@@ -62,61 +64,60 @@ def guarded(child: Child, life: Life, identity: Identity, settings: Settings, *,
     user, is_known = identity.user, True
     if settings.jwt:
         who, found = _verified(identity, settings, console)
-        guard.identify(found)
+        session.handle(IdentityChanged(found))
         is_known = isinstance(found, Identity)
         user = f"unauthenticated: {found.message}" if isinstance(found, Unauthenticated) else found.user
-    output = ClientOutput(1, lambda: life.ended("client"))
-    pumps = Pumps(
-        child,
-        guard,
+    output = ClientOutput(1, lambda: supervisor.ended("client"))
+    traffic = Traffic(
+        server,
+        session,
         store,
-        journal,
-        policy_file,
         output,
         console,
-        life.ended,
+        supervisor.ended,
+        policy=policy_file,
         who=who,
         max_frame_bytes=settings.max_frame_bytes,
     )
-    watchdog = Watchdog(child.pid)
+    watchdog = Watchdog(server.pid)
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
     tell = console.line if is_known and isinstance(policy, Policy) else console.error
-    _introduce(tell, guard, policy, user=user, where=where, store=settings.address.shown)
+    _introduce(tell, session, policy, user=user, where=where, store=settings.address.shown)
     for line in (*settings.warnings, *exposed(settings.files)):
         console.error(line)
-    status = life.supervise(child, pumps, console)
+    status = supervisor.supervise(server, traffic, console)
     watchdog.dismiss()
     console.line(summary(journal.tally))
     closing = threading.Thread(target=store.close, name="mcpguard-close", daemon=True)
     closing.start()
-    closing.join(life.at_most(CLOSE_S))
+    closing.join(supervisor.at_most(CLOSE_S))
     return status
 
 
 def _introduce(
-    tell: Callable[[str], None], guard: Guard, policy: Policy | PolicyError, *, user: str, where: str, store: str
+    tell: Callable[[str], None], session: Session, policy: Policy | PolicyError, *, user: str, where: str, store: str
 ) -> None:
-    """Say who calls, by which policy, and where it is counted; and if no rule is for such an agent."""
+    """Write the line that names the caller, the policy and the store; and a warning if no rule limits the agent's tier."""
     rules = plural(len(policy.rules), "rule") if isinstance(policy, Policy) else f"no policy: {policy.message}"
-    names = {"server": guard.identity.server, "user": user, "agent": guard.agent}
+    names = {"server": session.identity.server, "user": user, "agent": session.agent}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
     tell(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
-    unlimited = tier_warning(policy, guard.identity.tier) if isinstance(policy, Policy) else None
+    unlimited = tier_warning(policy, session.identity.tier) if isinstance(policy, Policy) else None
     if unlimited:
         tell(unlimited)
 
 
 def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
-    """Where the token tells who is calling, and who that is now."""
-    from mcpguard.auth.token import TokenSource  # loads PyJWT: only where it is needed
+    """The source of the identity that a token verifies, and the identity now."""
+    from mcpguard.auth.token import TokenSource  # loads PyJWT: only if it is needed
 
-    assert settings.jwt is not None  # noqa: S101 - what the caller has looked at
+    assert settings.jwt is not None  # noqa: S101 - the caller has checked it
     source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.error)
     return source, source.begin()
 
 
 def _store(settings: Settings, console: Console) -> FailoverStore:
-    settings.address.load()  # not at the expense of the store's budget
+    settings.address.load()  # outside of the store's time budget
     return FailoverStore(
         settings.open_store,
         mode=settings.on_unavailable,
@@ -127,7 +128,7 @@ def _store(settings: Settings, console: Console) -> FailoverStore:
 
 
 def _spills(settings: Settings) -> SpillFolder:
-    """Where wrappers of the same store and namespace leave what it does not take: beside a file, else in the state folder."""
+    """The folder for the spill files of this store and namespace: beside a store that is a file, else the state folder."""
     address = settings.address
     beside = address.path if isinstance(address, SqliteAddress) else settings.database.with_name("mcpguard")
     which = blake2b(f"{address.shown}\0{settings.namespace}".encode(), digest_size=8).hexdigest()

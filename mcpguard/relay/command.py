@@ -1,4 +1,4 @@
-"""The server's command: the program that it names, and the environment that it gets."""
+"""The server's command: the program that it names, and the environment that the server gets."""
 
 import os
 import shutil
@@ -9,11 +9,11 @@ from typing import Final
 from mcpguard.errors import CommandError, ExitStatus
 
 SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE", "MCPGUARD_STORE_PASSWORD"})
-"""Variables of ours that are none of the server's business: a token, a password, and an address that may hold one."""
+"""Variables that are kept from the server: a token, a password, and an address that may contain a password."""
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the server gets of the guard's environment: all but the guard's own secrets."""
+    """The server's environment: mcpguard's, without mcpguard's secrets."""
     return {key: value for key, value in environ.items() if key not in SECRETS}
 
 
@@ -21,7 +21,7 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
     """The file that a command names.
 
     Raises:
-        CommandError: There is none, or it may not be executed.
+        CommandError: There is no such file, or it is not executable.
     """
     found = shutil.which(command, path=environ.get("PATH"))
     if found:
@@ -33,5 +33,5 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
             "name a program, or an interpreter and a script",
             ExitStatus.NOT_EXECUTABLE,
         )
-    hint = "check the path" if os.path.dirname(command) else "give its full path: clients start us with a short PATH"  # noqa: PTH120
+    hint = "check the path" if os.path.dirname(command) else "give its full path: clients start mcpguard with a short PATH"  # noqa: PTH120
     raise CommandError(f"cannot run {command}: no such command", hint, ExitStatus.NOT_FOUND)

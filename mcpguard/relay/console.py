@@ -1,4 +1,4 @@
-"""Our lines on stderr, which may be a pipe that nobody reads, or a log that grows."""
+"""Lines on stderr, which may be a pipe that nobody reads, or a log file that grows."""
 
 import os
 import sys
@@ -11,13 +11,13 @@ from mcpguard.core.audit import printable
 from mcpguard.relay.readiness import Readiness
 
 AT_ONCE: Final = 10
-"""Lines of one kind that are written as they come, before it is one each `EVERY_S`."""
+"""How many lines of one kind are written at once, before one is written every `EVERY_S`."""
 
 EVERY_S: Final = 1.0
 
 
 class _Kind:
-    """How many lines of a kind may be written now, and how many were left out since the last one."""
+    """How many lines of a kind may be written now, and how many were left out since the last one that was."""
 
     def __init__(self, now_s: float) -> None:
         self.room = float(AT_ONCE)
@@ -26,10 +26,10 @@ class _Kind:
 
 
 class Console:
-    """Writes whole lines to a descriptor without ever waiting for it.
+    """Writes whole lines to a descriptor and never waits for it.
 
     Args:
-        fd: Where to.
+        fd: The descriptor.
         quiet: Whether only errors are written.
         clock_s: A monotone clock.
     """
@@ -44,19 +44,23 @@ class Console:
         self._is_ready = Readiness(fd)
 
     def line(self, text: str, *, kind: str = "") -> None:
-        """Write `mcpguard: text`, or count it as dropped if the other side does not take it now.
+        """Write `mcpguard: text`. If the descriptor is full the line is dropped; a later line says how many were.
 
         Args:
             text: The line.
-            kind: What it is one of many of, where a client decides how many: `AT_ONCE` of them are written at once, then one
-                each `EVERY_S` which says how many were left out. Never made of names that a client chooses.
+            kind: Names lines of which a client can cause any number: `AT_ONCE` of a kind are written at once, then one every
+                `EVERY_S`, which says how many were left out. A kind must not contain names that a client chooses.
         """
         if not self._is_quiet:
             self._write(text, kind)
 
     def error(self, text: str, *, kind: str = "") -> None:
-        """The same for what somebody has to mend, or that it is mended: it is written though we are to be quiet."""
+        """Write a line about something that somebody has to mend, or that is mended, even if the console is quiet."""
         self._write(text, kind)
+
+    def internal_error(self, error: Exception) -> None:
+        """Write a line about a bug in mcpguard."""
+        self.error(f"internal error, please report it: {error!r}", kind="internal error")
 
     def _write(self, text: str, kind: str) -> None:
         with self._lock:
@@ -79,7 +83,7 @@ class Console:
                 self._dropped += 1
 
     def _left_out(self, kind: str) -> int | None:
-        """How many lines of a kind were left out before this one; None if this one is left out, too."""
+        """How many lines of a kind were left out before this one; None if this one has to be left out, too."""
         now_s = self._clock_s()
         one = self._kinds.setdefault(kind, _Kind(now_s))
         one.room = min(AT_ONCE, one.room + (now_s - one.since_s) / EVERY_S)

@@ -1,4 +1,4 @@
-"""The client's side of the relay: the server's stream and the guard's own replies, which never tear a frame."""
+"""The output to the client: the server's stream, and mcpguard's replies, which are written between two frames."""
 
 import os
 import threading
@@ -10,22 +10,22 @@ from typing import Final
 from mcpguard.relay.readiness import LOOK_S, PAUSE_S, Readiness, await_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
-"""Replies that may wait for the client to read before we stop reading from it."""
+"""How many bytes of replies may be queued before the client is not read from until it has read some."""
 
 _AT_ONCE_BYTES: Final = 4096
-"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF). Replies are written in such pieces: a write
-returns when all of it is taken, and so shows late that a slow client reads."""
+"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF). Replies are written in such pieces: a longer
+write returns only when all of it is taken, which hides for long that a slow client reads."""
 
 
 class ClientOutput:
     """Writes to the client, from several threads.
 
     Args:
-        fd: The client's end.
-        gone: Called once when the client does not take anything any more.
+        fd: The descriptor that the client reads from.
+        gone: Called once when the client has closed its end.
 
     Attributes:
-        taken: How many bytes the client has taken, or its pipe.
+        taken: How many bytes the client or its pipe has taken.
     """
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
@@ -43,11 +43,11 @@ class ClientOutput:
         self._is_ready = Readiness(fd)
 
     def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
-        """Pass on what the server wrote. Waits for the client; waiting replies are written where a frame ends.
+        """Pass on what the server wrote. Waits for the client. Queued replies are written where a frame ends.
 
         Args:
-            chunk: What it wrote.
-            observe: Is shown it before the client is, and not at all after the end.
+            chunk: What the server wrote.
+            observe: Called with the chunk before it is written; not called after `finish`.
         """
         with self._writing:
             if self._finished:
@@ -66,7 +66,7 @@ class ClientOutput:
             self._wake()
 
     def reply(self, data: bytes) -> None:
-        """Write a whole frame of our own as soon as may be. Does not wait for the client; `await_room` does."""
+        """Write whole frames of mcpguard's own between two others, now or later. Only `await_room` waits for the client."""
         if not self._queue and self._writing.acquire(blocking=False):
             try:
                 if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._is_ready():
@@ -83,7 +83,7 @@ class ClientOutput:
             self._changed.notify_all()
 
     def await_room(self, client_has_ended: Callable[[], bool]) -> None:
-        """Wait as long as more than `MAX_QUEUED_BYTES` wait for the client.
+        """Backpressure: wait while more than `MAX_QUEUED_BYTES` are queued.
 
         Raises:
             ConnectionAbortedError: The client has closed its side, and has taken nothing for `PAUSE_S`.
@@ -101,16 +101,16 @@ class ClientOutput:
 
     @property
     def is_writing(self) -> bool:
-        """Whether something is being written, which may take as long as the client does not read."""
+        """Whether bytes are being written. That lasts until the client reads them."""
         return self._writing.locked()
 
     def finish(self, last_replies: Callable[[], bytes]) -> None:
-        """End the stream: a frame that the server left unfinished ends here, then come all replies, then nothing any more.
+        """End the stream: close a frame that the server left unfinished, write all replies, then write nothing more.
 
         Waits for the client.
 
         Args:
-            last_replies: Is asked when nothing of the server's is passed on any more.
+            last_replies: Called when nothing more of the server's is passed on; returns the last replies.
         """
         with self._writing:
             self._finished = True
@@ -120,10 +120,10 @@ class ClientOutput:
             self._in_frame = False
             self._write_queued()
             self._write(replies)
-            self._broken = True  # what is begun now would be torn by our own end
+            self._broken = True  # the process is about to end, which would cut off a later frame
 
     def _write(self, data: bytes, at_once: int = _AT_ONCE_BYTES) -> None:
-        """Write in pieces, or drop it if the client is gone. The caller holds `_writing`."""
+        """Write in pieces; drop the data if the client is gone. The caller holds `_writing`."""
         if self._broken:
             return
         written = 0
@@ -145,7 +145,7 @@ class ClientOutput:
         return count
 
     def _write_queued(self) -> None:
-        """Write what waits, if no frame is open. The caller holds `_writing`."""
+        """Write the queued replies, if no frame is open. The caller holds `_writing`."""
         while self._queue and not self._in_frame:
             with self._changed:
                 batch = b"".join(self._queue)

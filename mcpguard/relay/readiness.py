@@ -1,7 +1,7 @@
-"""Whether a descriptor takes or has bytes, and waiting until it does.
+"""Whether a descriptor is ready for a read or a write, and waiting until it is.
 
-The client's descriptors may not wait by themselves: whoever has one open together with us can tell the system so for all, and
-Node does.
+Reads and writes of the client's descriptors may be non-blocking: a process that shares a descriptor can set that for all of
+them, and Node does.
 """
 
 import sys
@@ -9,37 +9,37 @@ from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
-"""How long a server may take nothing after its client has gone."""
+"""How long a server may take nothing after its client has left, before it is given up."""
 
 PAUSE_S: Final = 10.0
-"""How long a client may take nothing before it is not waited for: after its end, or the server's."""
+"""How long a client may take nothing, after it has closed its side or the server has ended, before it is given up."""
 
 LOOK_S: Final = 0.01
-"""How often whoever waits for a server looks whether there is something else to do."""
+"""How often a thread that waits for the server looks for other work."""
 
 if sys.platform == "win32":
 
     class Readiness:
-        """There is no way to tell on Windows: a pipe is never called ready, so that a thread that may wait writes to it."""
+        """Windows cannot tell: a pipe is never called ready, so that only a thread that may wait writes to it."""
 
         def __init__(self, fd: int) -> None:
             self._fd = fd
 
         def __call__(self) -> bool:
-            """Whether a write of `PIPE_BUF` bytes would not wait."""
+            """Whether a write of `PIPE_BUF` bytes would return at once."""
             return False
 
     class ServerInput:
-        """Writes to a pipe wait in the system on Windows, so that there is nothing to wait for here."""
+        """On Windows a write to a pipe blocks, so that there is nothing to wait for."""
 
         def __init__(self, fd: int) -> None:
             del fd
 
-        def wait(self, client: int, meanwhile: Callable[[], bool]) -> None:
-            """Nothing to wait for."""
+        def wait(self, client: int, work: Callable[[], bool]) -> None:
+            """Return at once."""
 
     class ClientEnd:
-        """There is no way to tell on Windows but to read."""
+        """Windows cannot tell without a read."""
 
         def __init__(self, fd: int) -> None:
             del fd
@@ -49,14 +49,14 @@ if sys.platform == "win32":
             return False
 
     def has_bytes(fd: int) -> bool:
-        """Whether a read would not wait: there is no way to tell on Windows."""
+        """Whether a read would return at once: Windows cannot tell."""
         return False
 
     def await_bytes(fd: int) -> None:
-        """Nothing to wait for: reads wait by themselves on Windows."""
+        """Return at once: reads block on Windows."""
 
     def await_room(fd: int) -> None:
-        """Nothing to wait for: writes wait by themselves on Windows."""
+        """Return at once: writes block on Windows."""
 
 else:
     import os
@@ -64,10 +64,10 @@ else:
     import time
 
     _ITS_END: Final = getattr(select, "POLLRDHUP", 0)
-    """What to ask for to be told of the other side's end: of a pipe's always, of a socket's other half with this, on Linux."""
+    """The event for the end of the other side. A pipe's is always reported; half a socket's only if asked for, on Linux."""
 
     class Readiness:
-        """Asks the system.
+        """Tells whether a write would return at once.
 
         Args:
             fd: A pipe, a socket, a terminal or a file.
@@ -78,11 +78,11 @@ else:
             self._poll.register(fd, select.POLLOUT)
 
         def __call__(self) -> bool:
-            """Whether a write of `PIPE_BUF` bytes would not wait."""
+            """Whether a write of `PIPE_BUF` bytes would return at once."""
             return any(event & select.POLLOUT for _, event in self._poll.poll(0))
 
     class ServerInput:
-        """The pipe to the server. A write to it never waits, so that the writer can do something else while the pipe is full.
+        """The pipe to the server. It is made non-blocking, so that the writer can do other work while the pipe is full.
 
         Args:
             fd: The pipe.
@@ -92,12 +92,12 @@ else:
             self._fd = fd
             os.set_blocking(fd, False)
 
-        def wait(self, client: int, meanwhile: Callable[[], bool]) -> None:
+        def wait(self, client: int, work: Callable[[], bool]) -> None:
             """Wait until the pipe takes bytes, or the server has closed it.
 
             Args:
-                client: Where the client writes to us.
-                meanwhile: Done while we wait; again at once as long as it says that it did something.
+                client: The descriptor that the client writes to.
+                work: Called while the pipe is full; called again at once if it returns that it did something.
 
             Raises:
                 ConnectionAbortedError: The client has closed its end of `client`, and the server has not taken a byte for
@@ -108,7 +108,7 @@ else:
             poll.register(client, _ITS_END)
             deadline = float("inf")
             while time.monotonic() < deadline:
-                told = dict(poll.poll(0 if meanwhile() else LOOK_S * 1000))
+                told = dict(poll.poll(0 if work() else LOOK_S * 1000))
                 if self._fd in told:
                     return
                 if client in told:
@@ -117,10 +117,10 @@ else:
             raise ConnectionAbortedError
 
     class ClientEnd:
-        """Tells that the client has closed its side while there may still be something to read.
+        """Tells that the client has closed its side, even if there are still bytes to be read.
 
         Args:
-            fd: Where the client writes to us.
+            fd: The descriptor that the client writes to.
         """
 
         def __init__(self, fd: int) -> None:
@@ -128,22 +128,22 @@ else:
 
         def __call__(self) -> bool:
             """Whether the client has closed its side. From any thread."""
-            poll = select.poll()  # one of its own: two threads must not ask the same one
+            poll = select.poll()  # a new one: two threads must not use the same object
             poll.register(self._fd, _ITS_END)
             return bool(poll.poll(0))
 
     def has_bytes(fd: int) -> bool:
-        """Whether a read would not wait."""
+        """Whether a read would return at once."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(0))
 
     def await_bytes(fd: int) -> None:
-        """Wait until there is something to read, or the end."""
+        """Wait until there are bytes to read, or the end."""
         _await(fd, select.POLLIN)
 
     def await_room(fd: int) -> None:
-        """Wait until a write takes something, or fails."""
+        """Wait until a write takes bytes, or fails."""
         _await(fd, select.POLLOUT)
 
     def _await(fd: int, event: int) -> None:

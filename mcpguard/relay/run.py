@@ -1,4 +1,4 @@
-"""Starts a session: the server first, then all that the guard needs, while the server boots."""
+"""Starts a session: first the server, then the modules that mcpguard needs, which are loaded while the server boots."""
 
 import os
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
 from mcpguard.identity import configured_identity
-from mcpguard.relay.child import spawn
 from mcpguard.relay.command import environment
-from mcpguard.relay.session import Life
+from mcpguard.relay.process import spawn
+from mcpguard.relay.supervisor import Supervisor
 
 
 def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe: bool) -> int:
-    """Start a server, relay and guard it until one side ends.
+    """Start a server, and relay and guard its traffic until one side ends.
 
     Args:
         argv: The server's command.
-        settings: Of this machine.
+        settings: The settings of this machine.
         server: The server's name; None to derive it from the command.
         observe: Decide and log, deny nothing.
 
@@ -25,16 +25,16 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
 
     Raises:
         CommandError: The server cannot be started.
-        ConfigError: The configured agent or store cannot be.
+        ConfigError: The configured agent or store is invalid.
     """
     if settings.agent:
-        parse_agent(settings.agent, where="agent")  # one that cannot be is said before anything starts
+        parse_agent(settings.agent, where="agent")  # raises before anything is started
     _ = settings.address
-    life = Life()
-    child = spawn(argv, environment(os.environ))
-    from mcpguard.core.server_name import server_name  # from here on the server boots beside us
+    supervisor = Supervisor()
+    server_process = spawn(argv, environment(os.environ))
+    from mcpguard.core.server_name import server_name  # from here on the server boots at the same time
     from mcpguard.relay.assembly import guarded
 
-    child.confirm()
+    server_process.confirm()
     identity = configured_identity(settings, server or server_name(argv))
-    return guarded(child, life, identity, settings, observe=observe)
+    return guarded(server_process, supervisor, identity, settings, observe=observe)

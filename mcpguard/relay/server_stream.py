@@ -1,4 +1,4 @@
-"""What the server writes, on its way to the pump."""
+"""The server's output, as it is read by the downstream loop."""
 
 import os
 import sys
@@ -9,20 +9,21 @@ from typing import Final
 from mcpguard.relay.readiness import has_bytes
 
 CHUNK_BYTES: Final = 64 * 1024
-"""What a pipe holds."""
+"""The size of a pipe."""
 
 MAX_HELD_BYTES: Final = 32 * 1024 * 1024
-"""What may wait for the client to read before the server has to."""
+"""How many bytes are read ahead before the server has to wait for the client."""
 
 
 class ServerStream:
-    """The server's output, read by the pump down, and read ahead of it by the pump up where nothing would go on otherwise.
+    """The server's output. The downstream loop reads it; the upstream loop reads it ahead to resolve a deadlock.
 
-    A client that writes thousands of calls before it reads an answer leaves no room for answers. Then the pump down waits for
-    the client, the server for that pump, and the pump up for the server. So the pump up reads ahead, and all of them go on.
+    A client that writes thousands of calls before it reads an answer leaves no room for answers. Then the downstream loop waits
+    for the client, the server for the downstream loop, and the upstream loop for the server. So the upstream loop reads ahead,
+    which lets the server go on.
 
     Args:
-        fd: Our end of the server's standard output.
+        fd: mcpguard's end of the server's standard output.
     """
 
     def __init__(self, fd: int) -> None:
@@ -34,7 +35,7 @@ class ServerStream:
         self._end_bytes = sys.maxsize  # where the stream ends though its pipe does not
 
     def read(self) -> bytes:
-        """Some of what comes next; empty at the end. For the pump down.
+        """The next bytes; empty at the end. Only the downstream loop calls it.
 
         Raises:
             OSError: The stream is broken.
@@ -45,24 +46,24 @@ class ServerStream:
             chunk = self._held.popleft() if self._held else b""
             if chunk:
                 self._passed_bytes += len(chunk)
-                self._held_bytes -= len(chunk)  # after it: `end` must miss none
+                self._held_bytes -= len(chunk)  # in this order: `end` must count all bytes
             else:
                 chunk = os.read(self._fd, CHUNK_BYTES)
                 self._passed_bytes += len(chunk)
             return chunk
 
     def end(self) -> None:
-        """The server is gone: what it wrote is in the pipe. The stream ends behind that, whoever else goes on writing to it."""
-        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held, in the pipe, and in the hand of whoever is reading now
+        """The server is gone, and what it wrote is in the pipe: end the stream after that, even if others go on writing."""
+        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held, in the pipe, and in a read that is under way
         self._end_bytes = waiting + self._passed_bytes
 
     @property
     def has_more(self) -> bool:
-        """Whether there is something left to be read, or the end."""
+        """Whether there are bytes to be read, or the end."""
         return bool(self._held) or has_bytes(self._fd)
 
     def read_ahead(self) -> bool:
-        """Read some in advance if the pump down is busy with what it has; whether there was any. Does not wait."""
+        """Read some bytes ahead if the downstream loop is busy; whether there were any. Does not wait."""
         if self._held_bytes >= MAX_HELD_BYTES or not self._reading.acquire(blocking=False):
             return False
         try:
@@ -70,7 +71,7 @@ class ServerStream:
                 return False
             chunk = os.read(self._fd, CHUNK_BYTES)
             if not chunk:
-                return False  # the end is for the pump to find
+                return False  # the downstream loop has to find the end
             self._held.append(chunk)
             self._held_bytes += len(chunk)
         except OSError:

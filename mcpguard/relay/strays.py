@@ -1,8 +1,9 @@
-"""A server's processes beyond its process group, on Linux: those that descend from it, and those that hold its pipes.
+"""Processes of a server outside of its process group, on Linux: its descendants, and processes that hold its pipes.
 
-`setsid` takes a process out of the group that signals go to. It is found in `/proc` while its parent lives, or while it has the
-server's stdin or stdout. One that has cut all of these ties, as a daemon does, is on its own. A child subreaper would find that
-too, but it changes what servers see: the guard would be an orphan's parent, and some servers end when that becomes process 1.
+`setsid` takes a process out of the group that signals go to. Such a process is found in `/proc` while its parent lives, or
+while its stdin or stdout is the server's. A process that has cut all of these ties, as a daemon does, is not found. A child
+subreaper would find it too, but it changes what servers see: mcpguard would become an orphan's parent, and some servers exit
+when process 1 becomes their parent.
 """
 
 import contextlib
@@ -14,15 +15,15 @@ from typing import Final, NamedTuple
 _PROC: Final = "/proc"
 _STAT_BYTES: Final = 1024
 _PARENT, _GROUP, _STARTED = 1, 2, 19
-"""Where `_stat` has the parent's number, the group's, and the start time."""
+"""The places of the parent's pid, the group and the start time in what `_stat` returns."""
 
 
 class Process(NamedTuple):
-    """A process, told from a later one with the same number by its start time.
+    """A process; the start time distinguishes it from a later one with the same pid.
 
     Attributes:
-        pid: Its number.
-        started: When it was started, in ticks since the system was.
+        pid: Its pid.
+        started: When it was started, in ticks since the system started.
     """
 
     pid: int
@@ -30,7 +31,7 @@ class Process(NamedTuple):
 
 
 def pipe_of(fd: int) -> str | None:
-    """What `/proc` calls the pipe that a descriptor of ours is an end of; None if it is none."""
+    """The name in `/proc` of the pipe that a descriptor is an end of; None if it is not a pipe."""
     found = os.fstat(fd)
     return f"pipe:[{found.st_ino}]" if stat.S_ISFIFO(found.st_mode) else None
 
@@ -39,8 +40,8 @@ def find(leader: int, pipes: Collection[str | None]) -> set[Process]:
     """The processes of a server that are not in its group.
 
     Args:
-        leader: The server's process; its group has the same number.
-        pipes: Its stdin and stdout, as `pipe_of` has them.
+        leader: The server's pid, which is also the number of its group.
+        pipes: Its stdin and stdout, as `pipe_of` names them.
     """
     processes: dict[int, Process] = {}
     children: dict[int, list[int]] = {}
@@ -64,7 +65,7 @@ def find(leader: int, pipes: Collection[str | None]) -> set[Process]:
 
 
 def send(process: Process, number: int) -> None:
-    """Send a signal to a process if it still runs, as far as the system lets us."""
+    """Send a signal to a process if it still runs and the system permits it."""
     fields = _stat(process.pid)
     if fields is not None and fields[_STARTED] == process.started:
         with contextlib.suppress(OSError):
@@ -72,7 +73,7 @@ def send(process: Process, number: int) -> None:
 
 
 def _link(path: str) -> str:
-    """What a link names, which may be a file that nobody must wait for; empty if it is not ours to see."""
+    """The target of a link, which is not opened; empty if it may not be read."""
     try:
         return os.readlink(path)  # noqa: PTH115 - hundreds of them
     except OSError:
@@ -81,13 +82,13 @@ def _link(path: str) -> str:
 
 def _pids() -> list[int]:
     try:
-        return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 - names alone are wanted
+        return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 - only names are needed
     except OSError:
         return []
 
 
 def _stat(pid: int) -> list[bytes] | None:
-    """The fields of `/proc/PID/stat` behind the name, which may hold anything; None if there is no such process any more."""
+    """The fields of `/proc/PID/stat` after the name, which may contain anything; None if the process has ended."""
     try:
         fd = os.open(f"{_PROC}/{pid}/stat", os.O_RDONLY)
     except OSError:

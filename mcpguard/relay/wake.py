@@ -9,17 +9,17 @@ if sys.platform == "win32":
     TICK_S = 0.2
 
     class Wake:
-        """A queue that is looked at every `TICK_S`, since on Windows no signal ends the wait for a lock."""
+        """A queue that is polled every `TICK_S`, because on Windows no signal ends the wait for a lock."""
 
         def __init__(self) -> None:
             self._queue: SimpleQueue[None] = SimpleQueue()
 
         def set(self) -> None:
-            """End the present wait, or the next one."""
+            """End the current wait, or the next one."""
             self._queue.put(None)
 
         def wait(self, timeout_s: float | None) -> None:
-            """Wait until somebody calls `set`, or a signal comes, or time is up, or for no reason."""
+            """Wait until `set` is called, a signal comes or time is up. It may return without a reason."""
             with contextlib.suppress(Empty):
                 self._queue.get(timeout=TICK_S if timeout_s is None else min(timeout_s, TICK_S))
 
@@ -30,7 +30,7 @@ else:
     import signal
 
     class Wake:
-        """A pipe that signals write to as well: one that comes just before the wait would not end it otherwise."""
+        """A pipe that signals write to as well, so that a signal just before the wait ends it, too."""
 
         def __init__(self) -> None:
             self._read, write = os.pipe()
@@ -42,12 +42,12 @@ else:
             self._poll.register(self._read, select.POLLIN)
 
         def set(self) -> None:
-            """End the present wait, or the next one."""
-            with contextlib.suppress(BlockingIOError):  # full: it is woken already
+            """End the current wait, or the next one."""
+            with contextlib.suppress(BlockingIOError):  # full: it will wake anyway
                 os.write(self._write, b"!")
 
         def wait(self, timeout_s: float | None) -> None:
-            """Wait until somebody calls `set`, or a signal comes, or time is up, or for no reason."""
+            """Wait until `set` is called, a signal comes or time is up. It may return without a reason."""
             self._poll.poll(None if timeout_s is None else timeout_s * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read, 1 << 16)

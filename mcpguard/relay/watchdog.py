@@ -1,7 +1,7 @@
-"""What ends the server's group when the guard is killed and can end nothing any more.
+"""Ends the server's process group when mcpguard is killed.
 
-The server itself dies with us where the kernel can be asked for that; what it has started does not. So a shell waits for the
-end of a pipe that only we hold: if that comes without a word from us, it kills the group.
+On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the end of a
+pipe that only mcpguard holds. If nothing was written to the pipe before its end, the shell kills the group.
 """
 
 import contextlib
@@ -14,35 +14,35 @@ _SCRIPT: Final = 'read -r word || kill -s KILL -- "-$1"'
 
 
 class Watchdog:
-    """Watches over us on behalf of a process group. Does nothing on Windows, or where there is no shell.
+    """Ends a process group if mcpguard ends before `dismiss`. Does nothing on Windows, or without a shell.
 
     Args:
         group: The number of the process group.
     """
 
     def __init__(self, group: int) -> None:
-        self._leash = -1
+        self._write = -1
         if sys.platform == "win32":
             return
-        ours, self._leash = os.pipe()
+        read, self._write = os.pipe()
         nowhere = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
         try:
             os.posix_spawn(
                 _SHELL,
                 [_SHELL, "-c", _SCRIPT, "mcpguard-watchdog", str(group)],
                 {},
-                file_actions=[(os.POSIX_SPAWN_DUP2, ours, 0), *nowhere],
-                setpgroup=0,  # what is sent to our group, or to the server's, is not for it
+                file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), *nowhere],
+                setpgroup=0,  # signals to mcpguard's group or the server's must not reach it
             )
         except OSError:
             self.dismiss()
         finally:
-            os.close(ours)
+            os.close(read)
 
     def dismiss(self) -> None:
-        """The group is gone: there is nothing to watch over any more."""
-        if self._leash >= 0:
+        """The group is gone: end the shell."""
+        if self._write >= 0:
             with contextlib.suppress(OSError):
-                os.write(self._leash, b"done\n")
-            os.close(self._leash)
-            self._leash = -1
+                os.write(self._write, b"done\n")
+            os.close(self._write)
+            self._write = -1

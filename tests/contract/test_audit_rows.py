@@ -8,7 +8,7 @@ import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.digest import cut
-from mcpguard.core.frames import read
+from mcpguard.core.events import IdentityChanged
 from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import Unauthenticated
@@ -122,8 +122,8 @@ def test_every_denial_of_a_storm_names_the_row_that_tells_of_it(place: Place) ->
 FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
     "denied": lambda session, name: session.charges(f"closed {name}"),
     "rate_limited": lambda session, name: session.charges(f"limited {name}"),
-    "invalid": lambda session, name: actions(session, call_line(f"{name}", None)),
-    "unauthenticated": lambda session, name: actions(session, call_line(f"{name}")),
+    "invalid": lambda session, name: session.requests(call_line(f"{name}", None)),
+    "unauthenticated": lambda session, name: session.requests(call_line(f"{name}")),
 }
 """What makes a charge that is refused in this way, of the n-th name."""
 
@@ -140,16 +140,12 @@ limit = "1/1h"
 """
 
 
-def actions(session: Session, line: bytes) -> list[DecisionRequest]:
-    return [one for one in session.guard.client_messages(read([line]), now_us=0) if isinstance(one, DecisionRequest)]
-
-
 @pytest.mark.parametrize("decision", FLOODS)
 def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_pushes_none_out(place: Place, decision: str) -> None:
     session = Session(place.open(), FLOODED)
     admitted = session.call("limited")[0]
     if decision == "unauthenticated":
-        session.guard.identify(Unauthenticated("it has expired", "log in"))
+        session.machine.handle(IdentityChanged(Unauthenticated("it has expired", "log in")))
     verdicts = []
     for at in range(20):
         names = [f"{at} {one} ".ljust(200, "x") for one in range(250)]
@@ -226,12 +222,11 @@ def test_count_adds_a_denial_once_though_two_limits_meet_in_one_counter(place: P
 
 def test_what_is_decided_already_is_written_and_consumes_nothing(place: Place) -> None:
     session = Session(place.open(), POLICY)
-    note = session.guard.policy_note(reason="taken up")
-    refused, _ = session.guard.client_messages(read([b'{"jsonrpc":"2.0","id":4,"method":7}']), now_us=0)
+    policy = session.policy_row()
+    (refused,) = session.requests(b'{"jsonrpc":"2.0","id":4,"method":7}')
     retry = session.charges("report")[0]
     retry.decided = "continued"
-    assert not isinstance(refused, tuple)
-    verdicts = session.store.decide([note, refused, retry], session.journal)
+    verdicts = session.store.decide([policy, refused, retry], session.journal)
     assert [(one.decision, one.forwards, one.count) for one in verdicts] == [
         ("policy", False, None),
         ("invalid", False, None),
@@ -239,7 +234,7 @@ def test_what_is_decided_already_is_written_and_consumes_nothing(place: Place) -
     ]
     assert place.open().held() == []
     policy_row, invalid_row, retry_row = records(place)
-    assert (policy_row["decision"], policy_row["reason"]) == ("policy", "taken up")
+    assert (policy_row["decision"], policy_row["reason"]) == ("policy", "in force at the start")
     assert len(str(policy_row["policy"])) == 32
     assert (invalid_row["reason"], invalid_row["request_id"]) == ("a method that is not a string", 4)
     assert (retry_row["decision"], retry_row["tool"]) == ("continued", "report")
@@ -280,6 +275,5 @@ def test_names_of_any_kind_come_back_as_they_were(place: Place) -> None:
     session = Session(place.open(), POLICY)
     names = ["", "-- drop", "\x1b[2J", "é" * 100, "\U0001f600", 'a"b\\c', "%s {0}"]
     lines = [call_line(name, name) for name in names]
-    requests = session.guard.client_messages(read(lines), now_us=0)
-    session.store.decide([request for request in requests if not isinstance(request, tuple)], session.journal)
+    session.store.decide(session.requests(*lines), session.journal)
     assert [(one["tool"], one["request_id"]) for one in records(place)] == [(name, name) for name in names]

@@ -2,21 +2,23 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mcpguard.core import events
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Outcome
-from mcpguard.core.frames import Frame, Refusal, read
-from mcpguard.core.guard import Forward, Guard, Reply
+from mcpguard.core.commands import Decide, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.frames import Refusal, read
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
+from mcpguard.core.session import Session as Machine
 from mcpguard.core.verdict import DecisionRequest, Verdict
-from mcpguard.errors import PolicyError
+from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.stores.api import Store
 from tests.memory_store import MemoryStore
 
@@ -84,7 +86,7 @@ def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
 
 
 class Session:
-    """A guard and its journal on a store: what a wrapper is, without its pipes."""
+    """The core's session on a store: what a wrapper is, without its pipes."""
 
     def __init__(
         self,
@@ -97,17 +99,40 @@ class Session:
     ) -> None:
         self.store = store
         taken = parse(policy) if isinstance(policy, str) else policy
-        self.guard = Guard(who or identity(), taken, session=session, **options)
         self.journal = Journal(session)
+        self.machine = Machine(who or identity(), taken, self.journal, **options)
         self.calls = 0
 
+    def requests(self, *lines: bytes | Refusal) -> list[DecisionRequest]:
+        """What the store has to decide when the client writes lines, all read at once: not in portions, as for a relay."""
+        commands = self.machine.handle(events.ClientWrote(read(lines), 0))
+        if any(isinstance(one, LookUp) for one in commands):
+            self.machine.handle(events.LookedUp({}))
+        return [one for one in self.machine._exchange.steps if isinstance(one, DecisionRequest)]
+
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
-        """The charges of `times` calls that the client makes at once."""
+        """The requests of `times` calls that the client makes at once."""
         lines = []
         for _ in range(times):
             self.calls += 1
             lines.append(call_line(tool, self.calls, **params))
-        return [action for action in self.guard.client_messages(read(lines), now_us=0) if isinstance(action, DecisionRequest)]
+        return self.requests(*lines)
+
+    def policy_row(self) -> DecisionRequest:
+        """The row that a session begins with."""
+        (decide,) = self.machine.handle(events.Started())
+        assert isinstance(decide, Decide)
+        return decide.requests[0]
+
+    def answer_to(self, verdict: Verdict) -> dict[str, Any]:
+        """What the client is answered if that is the verdict on the last request."""
+        (reply,) = [one for one in self.machine.handle(events.Decided([verdict])) if isinstance(one, ToClient)]
+        answer: dict[str, Any] = json.loads(reply.data)
+        return answer
+
+    def keep_arguments(self, how: str) -> None:
+        """Have the audit keep arguments in another way from now on."""
+        self.machine._requests._arguments = how
 
     def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
         """The verdicts on `times` calls, decided in one transaction."""
@@ -122,43 +147,144 @@ class Session:
 
 
 class Talk(Session):
-    """A conversation: what the client and the server write, and what reaches the other side."""
+    """A conversation. Each method is something that happens; it returns what comes out, in order, first what the client gets.
+
+    `forwarded 1` is a request with the id 1 that the server gets, `forwarded ping` a notification and `forwarded answer 1` a
+    response. `answered 1: 429` is an error that the client gets, and `answered 1: result` a result.
+    """
 
     def __init__(self, policy: str | Policy | PolicyError = "mode = 'enforce'", **options: Any) -> None:
         self.time = Time()
-        super().__init__(MemoryStore(clock=self.time, wall=Time(WALL_US)), policy, **options)
-        self.answers = AnswerLines()
+        self.wall = Time(WALL_US)
+        super().__init__(MemoryStore(clock=self.time, wall=self.wall), policy, **options)
+        self.lines = AnswerLines()
+        self.store_failure = ""  # why the store fails, if it does
+        self.fails_after: int | None = None  # how many times the store decides before it fails
+        self.noted: Mapping[str, str] = {}
         self.to_server: list[Any] = []
         self.to_client: list[Any] = []
-        self.outcomes: list[Outcome] = []
+        self.forwarded_bytes: list[bytes] = []
+        self.logs: list[Log] = []
+        self.looked_up: list[LookUp] = []
+        self.together: list[int] = []  # how many requests were decided at once
         self.verdicts: list[Verdict] = []
+        self.recorded: list[int] = []  # how many outcomes were recorded at once
+        self.outcomes: list[Outcome] = []
 
-    def client(self, *lines: bytes | Refusal, noted: dict[str, str] | None = None) -> None:
+    def handle(self, event: events.Event) -> list[str]:
+        """Carry out what an event leads to, as the relay does."""
+        came_out: list[str] = []
+        next_event: events.Event | None = event
+        while next_event is not None:
+            commands, next_event = self.machine.handle(next_event), None
+            for command in commands:
+                assert next_event is None, "a command that asks for something is the last"
+                if isinstance(command, ToServer):
+                    self.forwarded_bytes.append(command.data)
+                    messages = [json.loads(line) for line in command.data.splitlines()]
+                    self.to_server += messages
+                    came_out += map(_forwarded, messages)
+                elif isinstance(command, ToClient):
+                    messages = [json.loads(line) for line in command.data.splitlines()]
+                    self.to_client += messages
+                    came_out += map(_answered, messages)
+                elif isinstance(command, Log):
+                    self.logs.append(command)
+                else:
+                    next_event = self._do(command)
+        return came_out
+
+    def _do(self, command: Decide | LookUp | Record) -> events.Event:
+        if isinstance(command, LookUp):
+            self.looked_up.append(command)
+            return events.LookedUp({one: self.noted[one] for one in command.tool_use_ids if one in self.noted})
+        if isinstance(command, Decide):
+            if self.store_failure or len(self.together) == self.fails_after:
+                return events.StoreFailed(self.store_failure)
+            self.together.append(len(command.requests))
+            verdicts = self.store.decide(command.requests, self.journal)
+            self.verdicts += verdicts
+            return events.Decided(verdicts)
+        if self.store_failure:
+            return events.RecordingFailed()
+        self.recorded.append(len(command.outcomes))
+        self.outcomes += command.outcomes
+        self.store.record(command.outcomes)
+        self.store.append(command.rows)
+        return events.Recorded()
+
+    def client(self, *lines: bytes | Refusal, noted: Mapping[str, str] | None = None) -> list[str]:
         """The client writes lines, all read at once; hooks have noted agents for some of them."""
-        messages = read(lines)
-        wanted = self.guard.wanted_notes([one for one in messages if isinstance(one, Frame) and one.is_call])
-        found = {one: (noted or {})[one] for one in wanted if one in (noted or {})}
-        actions = self.guard.client_messages(messages, now_us=self.time(), noted=found)
-        requests = [action for action in actions if isinstance(action, DecisionRequest)]
-        verdicts = iter(self.store.decide(requests, self.journal))
-        for action in actions:
-            done: Any = action
-            if isinstance(action, DecisionRequest):
-                self.verdicts.append(next(verdicts))
-                done = self.guard.charged(action, self.verdicts[-1], now_us=self.time())
-            if isinstance(done, Forward):
-                self.to_server.append(json.loads(done.data))
-            elif isinstance(done, Reply):
-                self.to_client.append(json.loads(done.data))
+        self.noted = noted or {}
+        return self.handle(events.ClientWrote(read(lines), self.time()))
 
-    def server(self, *messages: object) -> None:
-        """The server writes messages."""
+    def server(self, *messages: object) -> list[str]:
+        """The server writes messages, and outcomes are recorded some time later."""
         stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
-        self.outcomes += self.guard.server_lines(self.answers.feed(stream), now_us=self.time())
+        return self.handle(events.ServerWrote(self.lines.feed(stream), self.time())) + self.record()
 
     def answer(self, request_id: object, **result: object) -> None:
-        self.server({"jsonrpc": "2.0", "id": request_id, "result": result})
+        """The server answers a request with a result."""
+        assert self.server({"jsonrpc": "2.0", "id": request_id, "result": result}) == []
+
+    def record(self) -> list[str]:
+        """The time has come to record outcomes."""
+        came_out = self.handle(events.RecordingDue(self.wall()))
+        return came_out + (self.record() if self.machine.has_outcomes else [])
+
+    def take_up(self, policy: str | PolicyError) -> list[str]:
+        """The policy file has changed."""
+        return self.handle(events.PolicyChanged(parse(policy) if isinstance(policy, str) else policy))
+
+    def identify(self, found: Identity | Unauthenticated) -> list[str]:
+        """The token has changed."""
+        return self.handle(events.IdentityChanged(found))
+
+    def client_leaves(self) -> list[str]:
+        return self.handle(events.ClientLeft())
+
+    def input_closes(self, why: str) -> list[str]:
+        """The server receives nothing more."""
+        return self.handle(events.InputClosed(why))
+
+    def server_does_not_take(self, *lines: bytes) -> list[str]:
+        return self.handle(events.Undelivered(b"".join(line + b"\n" for line in lines), self.time()))
+
+    def server_exits(self, how: str) -> list[str]:
+        return self.handle(events.ServerExited(how, self.time())) + self.record()
+
+    @property
+    def awaits_answers(self) -> bool:
+        return self.machine.awaits_answers
+
+    @property
+    def logged(self) -> list[str]:
+        """The lines for stderr."""
+        return [log.text for log in self.logs]
+
+    @property
+    def errors(self) -> list[str]:
+        return [log.text for log in self.logs if log.is_error]
+
+    @property
+    def log_kinds(self) -> list[str]:
+        return [log.kind for log in self.logs]
 
     @property
     def records(self) -> list[dict[str, object]]:
-        return [entry.record for entry in self.store.entries()]
+        """The audit, without the rows of policies."""
+        return [entry.record for entry in self.store.entries() if entry.record["decision"] != "policy"]
+
+    @property
+    def policy_records(self) -> list[dict[str, object]]:
+        return [entry.record for entry in self.store.entries() if entry.record["decision"] == "policy"]
+
+
+def _forwarded(message: dict[str, Any]) -> str:
+    if "method" not in message:
+        return f"forwarded answer {message['id']}"
+    return f"forwarded {message.get('id', message['method'])}"
+
+
+def _answered(message: dict[str, Any]) -> str:
+    return f"answered {message['id']}: {message['error']['code'] if 'error' in message else 'result'}"

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.frames import Frame, read
+from mcpguard.core.commands import LookUp
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.skim import HEAVY_PARTS
-from mcpguard.core.verdict import DecisionRequest
 from tests.core.build import Talk, call_line, request
 
 UNNAMED = Identity("alice", "os", "crm")
@@ -79,10 +78,8 @@ def test_the_agent_of_a_call_is_asked_for_by_the_id_that_its_meta_has_however_th
     if heavy:
         line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))
     talk = Talk(who=UNNAMED)
-    (call,) = read([line.encode()])
-    assert isinstance(call, Frame)
-    assert talk.guard.wanted_notes([call]) == ["t1"]
     talk.client(line.encode(), noted={"t1": EXPLORE, "t2": "a::b::c"})
+    assert talk.looked_up == [LookUp(("t1",), answers=False)]
     assert agents(talk) == [(EXPLORE, "hook")]
 
 
@@ -93,19 +90,23 @@ def test_of_many_calls_at_once_each_is_its_own_agents_whatever_their_arguments_h
     batch = b"[" + b",".join(called(f"b{at}", **by_id(f"t{at}")) for at in range(600)) + b"]"
     single = [called(f"s{at}", arguments=decoys, **by_id(f"t{at}")) for at in range(600, 620)]
     lines = [called("first", arguments=decoys), batch, *single, called("last", **by_id("t899"))]
-    calls = [one for one in read(lines) if isinstance(one, Frame)]
-    assert talk.guard.wanted_notes(calls) == [f"t{at}" for at in (*range(620), 899)]
     talk.client(*lines, noted=noted)
+    assert talk.looked_up == [LookUp(tuple(f"t{at}" for at in (*range(620), 899)), answers=False)]
     named = [str(agent).rpartition("::")[2] for agent, _ in agents(talk)]
     assert named == ["default", *map(str, range(620)), "899"]
 
 
 def test_no_note_is_wanted_of_what_has_no_id_or_needs_none() -> None:
     calls = [called("a"), called("b", **by_id("t 1")), called("c", **by_id("t1")), called("d", **by_id("t1"))]
-    frames = [one for one in read(calls) if isinstance(one, Frame)]
-    assert Talk(who=UNNAMED).guard.wanted_notes(frames) == ["t1"]
-    assert Talk(who=UNNAMED).guard.wanted_notes(frames[:2]) == []
-    assert Talk().guard.wanted_notes(frames) == []  # all of its agent is configured
+    forwarded = ["forwarded a", "forwarded b", "forwarded c", "forwarded d"]
+    talk = Talk(who=UNNAMED)
+    assert talk.client(*calls[:2]) == forwarded[:2]
+    assert talk.looked_up == []
+    assert talk.client(*calls) == forwarded
+    assert talk.looked_up == [LookUp(("t1",), answers=False)]
+    configured = Talk()  # all of its agent
+    assert configured.client(*calls) == forwarded
+    assert configured.looked_up == []
 
 
 HOSTILE: list[object] = [
@@ -146,8 +147,7 @@ def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts
         agent = str(talk.records[0]["agent"])
         assert len(agent.encode(errors="surrogatepass")) <= 300
         json.dumps(talk.records)
-        (charge,) = talk.guard.client_messages(read([called("c", **params)]), now_us=0)
-        assert isinstance(charge, DecisionRequest)
+        (charge,) = talk.requests(called("c", **params))
         assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
 
 
@@ -179,7 +179,7 @@ def test_long_names_that_count_for_nothing_take_no_memory() -> None:
     talk = Talk(who=UNNAMED)
     for at in range(50):
         talk.client(called(f"{at}", _meta={"mcpguard/agent": "x" * 10_000 + str(at)}))
-    assert talk.guard._callers == {}
+    assert not talk.machine._callers
 
 
 # What a client says of itself loosens nothing

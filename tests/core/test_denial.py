@@ -246,7 +246,7 @@ def test_every_kind_of_denial_takes_the_form_that_the_client_reads(reason: str) 
     }
     talk = Talk(policies.get(reason, POLICY))
     if reason == "unauthenticated":
-        talk.guard.identify(Unauthenticated("there is no token", "write one"))
+        talk.identify(Unauthenticated("there is no token", "write one"))
     talk.client(called(1), called(2, "mcp"))
     assert talk.to_client[-1]["result"]["_meta"]["mcpguard/denial"]["reason"] == reason
 

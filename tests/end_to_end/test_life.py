@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.relay import session
+from mcpguard.relay import supervisor
 
 from .host import Host, audit, call, environment, lines, policy, request, rule, script, until
 
@@ -482,7 +482,7 @@ def test_a_client_that_reads_late_gets_all_that_a_server_wrote_before_it_exited(
     with Host(tmp_path, sys.executable, "-S", "-c", writes) as host:
         host.send(call(1, "t"))
         with pytest.raises(subprocess.TimeoutExpired):
-            host.process.wait(session.DRAIN_S + 0.5)
+            host.process.wait(supervisor.DRAIN_S + 0.5)
         assert host.line() == b"x" * 150_000
         assert host.answer(1)["error"]["code"] == GONE
         assert host.wait() == 3

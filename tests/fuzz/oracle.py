@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from mcpguard.core import audit
+from mcpguard.core import audit, events
 from mcpguard.core.answers import AnswerLines
+from mcpguard.core.commands import Decide, LookUp, ToClient, ToServer
 from mcpguard.core.digest import cut
 from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
-from mcpguard.core.guard import Forward, Reply
-from mcpguard.core.verdict import DecisionRequest
 from tests.core.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
@@ -81,21 +80,23 @@ class Wire(Session):
 
     def answer(self, data: bytes) -> None:
         """The server writes this."""
-        self.guard.server_lines(self.answers.feed(data), now_us=0)
+        self.machine.handle(events.ServerWrote(self.answers.feed(data), 0))
 
     def _take(self, lines: Iterable[bytes | Refusal]) -> None:
-        """What a pump does with one reading."""
-        actions = self.guard.client_messages(read(lines), now_us=0)
-        requests = [action for action in actions if isinstance(action, DecisionRequest)]
-        verdicts = iter(self.store.decide(requests, self.journal))
-        for action in actions:
-            done = self.guard.charged(action, next(verdicts), now_us=0) if isinstance(action, DecisionRequest) else action
-            if isinstance(done, Forward):
-                self.to_server.append(done.data)
-                if isinstance(action, DecisionRequest) and action.decided == "continued":
-                    self.continued.append(action.call.tool)
-            elif isinstance(done, Reply):
-                self.to_client.append(done.data)
+        """What the relay does with one read."""
+        event: events.Event | None = events.ClientWrote(read(lines), 0)
+        while event is not None:
+            commands, event = self.machine.handle(event), None
+            for command in commands:
+                if isinstance(command, Decide):
+                    event = events.Decided(self.store.decide(command.requests, self.journal))
+                    self.continued += [one.call.tool for one in command.requests if one.decided == "continued"]
+                elif isinstance(command, LookUp):
+                    event = events.LookedUp({})
+                elif isinstance(command, ToServer):
+                    self.to_server += command.data.splitlines(keepends=True)
+                elif isinstance(command, ToClient):
+                    self.to_client += command.data.splitlines(keepends=True)
 
     @property
     def charged(self) -> Counter[str]:

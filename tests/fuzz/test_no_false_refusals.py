@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.core.events import ServerExited
 from tests.fuzz.oracle import Wire, check, honest
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.jsonl"))
@@ -142,7 +143,8 @@ def test_recorded_answers_are_read_and_leave_nothing_open(path: Path) -> None:
             wire.write(frame["frame"].encode() + b"\n")
         else:
             wire.answer(frame["frame"].encode() + b"\n")
-    assert wire.guard.server_exited("server exited with status 0", now_us=0) == ([], [])
+    assert wire.machine.handle(ServerExited("server exited with status 0", 0)) == []
+    assert not wire.machine.awaits_answers
 
 
 @pytest.mark.parametrize("method", REQUESTS)

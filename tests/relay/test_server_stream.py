@@ -44,7 +44,7 @@ def test_there_is_nothing_to_read_ahead_of_a_silent_server(server: Server) -> No
     assert not server.stream.read_ahead()
 
 
-def test_the_end_is_left_to_the_pump(server: Server) -> None:
+def test_the_end_is_left_to_the_downstream_loop(server: Server) -> None:
     server.write(b"last")
     server.end()
     assert server.stream.read_ahead()
@@ -53,16 +53,16 @@ def test_the_end_is_left_to_the_pump(server: Server) -> None:
     assert server.stream.read() == b""
 
 
-def test_a_pump_that_reads_is_not_overtaken(server: Server) -> None:
+def test_a_downstream_loop_that_reads_is_not_overtaken(server: Server) -> None:
     found: list[bytes] = []
-    pump = threading.Thread(target=lambda: found.append(server.stream.read()))
-    pump.start()
+    downstream = threading.Thread(target=lambda: found.append(server.stream.read()))
+    downstream.start()
     while not server.stream._reading.locked():
         pass
     assert not server.stream.read_ahead()
-    server.write(b"for the pump")
-    pump.join()
-    assert found == [b"for the pump"]
+    server.write(b"for the loop")
+    downstream.join()
+    assert found == [b"for the loop"]
 
 
 def test_no_more_is_read_ahead_than_memory_is_meant_to_take(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.relay import strays
-from mcpguard.relay.child import Child, spawn
+from mcpguard.relay.process import ServerProcess, spawn
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
@@ -25,15 +25,15 @@ DETACHES = "import os, signal; os.fork() and signal.pause(); os.setsid(); os.for
 REDIRECTS = "null = os.open('/dev/null', os.O_RDWR); os.dup2(null, 0); os.write(1, b'up'); os.dup2(null, 1); signal.pause()"
 STAYS = "signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
-Start = Callable[[str], Child]
+Start = Callable[[str], ServerProcess]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts servers, and waits until what has left them is up."""
-    children: list[Child] = []
+    children: list[ServerProcess] = []
 
-    def start(program: str) -> Child:
+    def start(program: str) -> ServerProcess:
         child = spawn([sys.executable, "-S", "-c", program], os.environ)
         children.append(child)
         child.confirm()
@@ -48,7 +48,7 @@ def start() -> Iterator[Start]:
         os.close(child.stdout)
 
 
-def nobody_holds(child: Child) -> bool:
+def nobody_holds(child: ServerProcess) -> bool:
     """Whether nobody has the other end of a server's output any more."""
     return bool(select.select([child.stdout], [], [], 30)[0]) and os.read(child.stdout, 1) == b""
 

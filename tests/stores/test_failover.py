@@ -1,12 +1,10 @@
 """What happens to calls while a store does not answer, and what the store gets when it does again."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
 from mcpguard.stores.failover.store import PROBE_US, FailoverStore
 from mcpguard.stores.locks import lock_file
@@ -111,12 +109,10 @@ def test_deny_answers_that_the_store_is_unavailable(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     (request,) = broken.session.charges("search")
     (verdict,) = broken.store.decide([request], broken.session.journal)
-    done = broken.session.guard.charged(request, verdict, now_us=0)
-    assert isinstance(done, Reply)
-    reply = json.loads(done.data)
-    assert reply["error"]["code"] == 503
-    assert reply["error"]["data"]["reason"] == "store_unavailable"
-    assert "store of counters is unavailable" in reply["error"]["message"]
+    error = broken.session.answer_to(verdict)["error"]
+    assert error["code"] == 503
+    assert error["data"]["reason"] == "store_unavailable"
+    assert "store of counters is unavailable" in error["message"]
 
 
 @pytest.mark.parametrize("broken", [("allow",)], indirect=True)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from mcpguard.core.guard import Reply
 from mcpguard.stores.failover import local_counting, write_behind
 from tests.stores.moody import LIMIT_3, Place
 
@@ -151,11 +150,9 @@ def test_with_deny_no_call_is_forwarded_though_nothing_counts_it(policy: str) ->
     place.break_down()
     (request,) = place.session.charges("search")
     (verdict,) = place.store.decide([request], place.session.journal)
-    done = place.session.guard.charged(request, verdict, now_us=0)
+    error = place.session.answer_to(verdict)["error"]
     assert verdict.decision == "unavailable"
-    assert isinstance(done, Reply)
-    assert b'"code":503' in done.data
-    assert b'"reason":"store_unavailable"' in done.data
+    assert (error["code"], error["data"]["reason"]) == (503, "store_unavailable")
 
 
 def test_with_deny_a_free_retry_is_not_forwarded() -> None:
@@ -216,7 +213,7 @@ def test_rows_of_forwarded_calls_outlive_all_others_and_what_is_dropped_is_told(
 def test_a_call_with_long_arguments_is_not_forwarded_where_there_is_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "MAX_CHARS", 10_000)
     place = Place(policy=UNLIMITED)
-    place.session.guard._arguments = "full"
+    place.session.keep_arguments("full")
     place.break_down()
     decisions = [place.session.call("x", arguments={"text": "a" * 1000})[0].decision for _ in range(20)]
     assert decisions == ["allowed"] * 10 + ["unavailable"] * 10

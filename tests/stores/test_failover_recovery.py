@@ -255,7 +255,7 @@ def test_admissions_that_may_be_counted_already_are_told_again_by_the_same_name_
 
 def test_long_rows_are_written_back_a_few_at_a_time_and_one_that_cannot_be_comes_without_its_arguments() -> None:
     place = Place(policy=UNLIMITED)
-    place.session.guard._arguments = "full"
+    place.session.keep_arguments("full")
     place.break_down()
     for size in (BATCH_CHARS // 3, BATCH_CHARS // 3, BATCH_CHARS // 3, 3 * BATCH_CHARS):
         place.session.call("x", arguments={"text": "a" * size})
@@ -280,7 +280,7 @@ def test_long_rows_are_written_back_a_few_at_a_time_and_one_that_cannot_be_comes
 
 def test_a_long_row_keeps_its_arguments_if_it_is_the_counting_that_was_slow() -> None:
     place = Place(timeout_ms=250)
-    place.session.guard._arguments = "full"
+    place.session.keep_arguments("full")
     place.break_down()
     place.session.call("x", arguments={"text": "a" * BATCH_CHARS})
     place.before["adopt"] = lambda: place.time.pass_ms(200)

@@ -70,8 +70,7 @@ def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it
 
 def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_written_then(door: Door) -> None:
     session = Session(door.store, LIMIT_3)
-    note = session.guard.policy_note()
-    door.store.decide([note], session.journal)
+    door.store.decide([session.policy_row()], session.journal)
     door.store.append(session.journal.flush(0))
     door.store.tend()
     assert door.said == []
@@ -85,7 +84,7 @@ def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_
 def test_a_session_that_ends_before_its_store_is_needed_leaves_its_policy_in_the_audit() -> None:
     door = Door(timeout_ms=30_000)
     session = Session(door.store, LIMIT_3)
-    door.store.decide([session.guard.policy_note()], session.journal)
+    door.store.decide([session.policy_row()], session.journal)
     door.go_on.set()
     door.store.close()
     assert [entry.record["decision"] for entry in MemoryStore(door.memory).entries()] == ["policy"]

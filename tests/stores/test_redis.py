@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from mcpguard.core.audit import Outcome, Row, compact
-from mcpguard.core.frames import read
 from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
@@ -224,7 +223,7 @@ def test_rows_of_any_length_are_counted_with_what_the_server_takes_for_them(
 def refusals(session: Session, name: str) -> list[DecisionRequest]:
     """Frames that are refused, each of another server whose name is long, so that no two share a row."""
     lines = [b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)]
-    found = [one for one in session.guard.client_messages(read(lines), now_us=0) if isinstance(one, DecisionRequest)]
+    found = session.requests(*lines)
     for at, one in enumerate(found):
         one.context = one.context.replace('"crm"', f'"{name} {at:<200}"')
     return found

@@ -8,11 +8,11 @@ from typing import cast
 
 import pytest
 
-from mcpguard.relay import session
-from mcpguard.relay.child import Child, spawn
+from mcpguard.relay import supervisor
 from mcpguard.relay.console import Console
-from mcpguard.relay.pumps import Pumps
-from mcpguard.relay.session import Life
+from mcpguard.relay.process import ServerProcess, spawn
+from mcpguard.relay.supervisor import Supervisor
+from mcpguard.relay.traffic import Ended, Traffic
 from tests.end_to_end.host import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -42,12 +42,12 @@ class Output:
         return self.writes >= 0
 
 
-class Books:
-    """Stands for the pumps: notes how they are told to finish, and whether the client still waits for answers then."""
+class Loops:
+    """Stands for the traffic: notes how it is told to finish, and whether the client still waits for answers then."""
 
     def __init__(self) -> None:
-        self.life: Life | None = None
-        self.child: Child | None = None
+        self.supervisor: Supervisor | None = None
+        self.child: ServerProcess | None = None
         self.finished: list[str] = []
         self.client_leaves = False  # at once
         self.client_waits = True
@@ -56,9 +56,9 @@ class Books:
 
     def start(self) -> None:
         if self.client_leaves:
-            assert self.life
+            assert self.supervisor
             assert self.child
-            self.life.ended("client")
+            self.supervisor.ended("client")
             self.child.close_stdin()
 
     def client_left(self) -> None:
@@ -82,42 +82,42 @@ class Books:
 
     def answer_rest(self, how: str) -> None:
         self.finished.append(how)
-        assert self.life
-        self.life.ended("answers")
+        assert self.supervisor
+        self.supervisor.ended("answers")
 
-    def close_books(self, timeout_s: float) -> None:
-        assert timeout_s <= session.BOOKS_S
+    def finish(self, timeout_s: float) -> None:
+        assert timeout_s <= supervisor.LAST_ROWS_S
 
 
 class Scene:
-    """One life, with a real server, and what the guard says of it."""
+    """A supervisor with a real server, and what is written to stderr."""
 
     def __init__(self) -> None:
-        self.life = Life()
-        self.books = Books()
-        self.books.life = self.life
+        self.supervisor = Supervisor()
+        self.traffic = Loops()
+        self.traffic.supervisor = self.supervisor
         self.read, self.write = os.pipe()
-        self.children: list[Child] = []
+        self.children: list[ServerProcess] = []
 
-    def server(self, *argv: str) -> Child:
+    def server(self, *argv: str) -> ServerProcess:
         child = spawn(argv, os.environ)
         self.children.append(child)
-        self.books.child = child
+        self.traffic.child = child
         child.confirm()
         return child
 
     def supervise(self) -> int:
-        return self.life.supervise(self.children[0], cast(Pumps, self.books), Console(self.write))
+        return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write))
 
-    def stream_ends_with(self, child: Child) -> threading.Thread:
-        """Does what the pump of the server's stream does."""
+    def stream_ends_with(self, child: ServerProcess) -> threading.Thread:
+        """Does what the downstream loop does."""
 
-        def pump() -> None:
+        def downstream() -> None:
             while os.read(child.stdout, 1 << 16):
                 pass
-            self.life.ended("server")
+            self.supervisor.ended("server")
 
-        thread = threading.Thread(target=pump)
+        thread = threading.Thread(target=downstream)
         thread.start()
         return thread
 
@@ -135,14 +135,14 @@ GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
 def _patient(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server has all the time that a busy machine may need for its end."""
     for name in GRACES:
-        monkeypatch.setattr(session, name, 30.0)
+        monkeypatch.setattr(supervisor, name, 30.0)
 
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     for name in (*GRACES, "DRAIN_S", "DRAIN_AFTER_SIGNAL_S", "QUIET_S"):
-        monkeypatch.setattr(session, name, 0.1)
-    monkeypatch.setattr(session, "PAUSE_S", 0.5)
+        monkeypatch.setattr(supervisor, name, 0.1)
+    monkeypatch.setattr(supervisor, "PAUSE_S", 0.5)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # a shell may have had some ignored
     one = Scene()
     yield one
@@ -159,53 +159,53 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 @pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)])
 def test_a_server_that_exits_ends_it_with_its_status(scene: Scene, command: str, status: int) -> None:
-    pump = scene.stream_ends_with(scene.server("sh", "-c", command))
+    downstream = scene.stream_ends_with(scene.server("sh", "-c", command))
     assert scene.supervise() == status
-    assert scene.books.finished == [f"server exited with status {status}"]
+    assert scene.traffic.finished == [f"server exited with status {status}"]
     assert scene.said() == f"mcpguard: server exited with status {status}\n"
-    pump.join()
+    downstream.join()
 
 
 @pytest.mark.usefixtures("_patient")
 def test_a_client_that_ends_first_is_no_news(scene: Scene) -> None:
     child = scene.server("cat")
-    pump = scene.stream_ends_with(child)
+    downstream = scene.stream_ends_with(child)
     child.close_stdin()
-    scene.life.ended("client")
+    scene.supervisor.ended("client")
     assert scene.supervise() == 0
-    assert scene.books.finished == ["server exited with status 0"]
+    assert scene.traffic.finished == ["server exited with status 0"]
     assert scene.said() == ""
-    pump.join()
+    downstream.join()
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_server_that_outlives_a_stream_is_asked_to_end(scene: Scene, side: str) -> None:
+def test_a_server_that_outlives_a_stream_is_asked_to_end(scene: Scene, side: Ended) -> None:
     scene.server("sleep", "1000")
-    scene.life.ended(side)
+    scene.supervisor.ended(side)
     assert scene.supervise() == 128 + signal.SIGTERM
 
 
 @pytest.mark.usefixtures("_patient")
 def test_a_server_whose_stream_has_ended_may_end_in_its_own_way(scene: Scene) -> None:
     scene.server("sh", "-c", "exec >&-; cat; exit 6")
-    scene.life.ended("server")
+    scene.supervisor.ended("server")
     assert scene.supervise() == 6
 
 
 def test_a_server_that_outlives_a_stream_and_does_not_listen_is_killed(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", IGNORING)
     assert os.read(child.stdout, 2) == b"up"
-    scene.life.ended("client")
+    scene.supervisor.ended("client")
     assert scene.supervise() == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on(scene: Scene, number: signal.Signals) -> None:
-    pump = scene.stream_ends_with(scene.server("cat"))
+    downstream = scene.stream_ends_with(scene.server("cat"))
     os.kill(os.getpid(), number)
     assert scene.supervise() == 128 + number
     assert scene.said() == ""
-    pump.join()
+    downstream.join()
 
 
 def test_a_signal_that_the_server_does_not_heed_is_followed_by_its_end(scene: Scene) -> None:
@@ -219,10 +219,10 @@ def test_a_signal_that_the_server_does_not_heed_is_followed_by_its_end(scene: Sc
 def test_a_signal_cuts_short_the_time_that_a_server_has_after_the_clients_end(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "GRACE_AFTER_EOF_S", 1000.0)
+    monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 1000.0)
     child = scene.server("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
     assert os.read(child.stdout, 3) == b"up\n"
-    scene.life.ended("client")
+    scene.supervisor.ended("client")
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     assert scene.supervise() == 5
@@ -233,7 +233,7 @@ HELPER = "import os, signal; os.fork() or signal.pause(); {}"
 """A server with a helper that has its pipes, and what the server does then."""
 
 
-def helper_ends(child: Child) -> None:
+def helper_ends(child: ServerProcess) -> None:
     """Kill what a server has left running, and see that it was alive: it alone holds the server's output open."""
     assert not select.select([child.stdout], [], [], 0)[0]
     os.killpg(child.pid, signal.SIGKILL)
@@ -243,7 +243,7 @@ def helper_ends(child: Child) -> None:
 def test_what_a_server_leaves_running_when_it_exits_is_left_alone(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os._exit(3)"))
     assert scene.supervise() == 3
-    assert scene.books.finished == ["server exited with status 3"]
+    assert scene.traffic.finished == ["server exited with status 3"]
     helper_ends(child)
 
 
@@ -251,39 +251,39 @@ def test_what_a_server_leaves_running_when_it_exits_is_left_alone(scene: Scene) 
 def test_what_a_server_leaves_running_when_its_client_has_left_is_left_alone(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, owed: int
 ) -> None:
-    monkeypatch.setattr(session, "GRACE_AFTER_EOF_S", 30.0)
+    monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 30.0)
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.read(0, 1)"))
-    scene.books.client_leaves, scene.books.owed = True, owed
+    scene.traffic.client_leaves, scene.traffic.owed = True, owed
     assert scene.supervise() == 0
-    assert scene.books.owed < 0
+    assert scene.traffic.owed < 0
     helper_ends(child)
 
 
 def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.kill(os.getpid(), 9)"))
-    pump = scene.stream_ends_with(child)  # ends when nobody holds the server's output
+    downstream = scene.stream_ends_with(child)  # ends when nobody holds the server's output
     assert scene.supervise() == 137
-    pump.join(30)
-    assert not pump.is_alive()
+    downstream.join(30)
+    assert not downstream.is_alive()
 
 
 def test_what_a_server_leaves_running_when_it_is_told_to_end_is_killed(scene: Scene) -> None:
     heeds = "import os, signal; signal.signal(15, lambda *_: os._exit(0)); os.fork() and (os.write(1, b'up'), signal.pause());"
     child = scene.server(sys.executable, "-S", "-c", heeds + IGNORING)
     assert os.read(child.stdout, 2) + os.read(child.stdout, 2) == b"upup"
-    pump = scene.stream_ends_with(child)
+    downstream = scene.stream_ends_with(child)
     os.kill(os.getpid(), signal.SIGTERM)
     assert scene.supervise() == 0
-    pump.join(30)
-    assert not pump.is_alive()
+    downstream.join(30)
+    assert not downstream.is_alive()
 
 
 def test_a_launchers_child_is_served_on_until_it_ends(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and os._exit(0); os.read(0, 1)")
-    pump = scene.stream_ends_with(child)
+    downstream = scene.stream_ends_with(child)
 
     def end() -> None:
-        until(lambda: scene.life._is_launcher, "the launcher is gone")
+        until(lambda: scene.supervisor._is_launcher, "the launcher is gone")
         os.write(child.stdin, b"end")
 
     thread = threading.Thread(target=end)
@@ -291,19 +291,19 @@ def test_a_launchers_child_is_served_on_until_it_ends(scene: Scene) -> None:
     assert scene.supervise() == 0
     assert scene.said() == "mcpguard: server exited with status 0\n"
     thread.join()
-    pump.join()
+    downstream.join()
 
 
 @pytest.mark.parametrize("ends_with", ["client", "signal"])
 def test_a_launchers_child_that_does_not_listen_is_killed_in_the_end(scene: Scene, ends_with: str) -> None:
     child = scene.server(sys.executable, "-S", "-c", "import os, signal; os.fork() and os._exit(0);" + IGNORING)
     assert os.read(child.stdout, 2) == b"up"
-    pump = scene.stream_ends_with(child)
+    downstream = scene.stream_ends_with(child)
 
     def end() -> None:
-        until(lambda: scene.life._is_launcher, "the launcher is gone")
+        until(lambda: scene.supervisor._is_launcher, "the launcher is gone")
         if ends_with == "client":
-            scene.life.ended("client")
+            scene.supervisor.ended("client")
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -311,48 +311,48 @@ def test_a_launchers_child_that_does_not_listen_is_killed_in_the_end(scene: Scen
     thread.start()
     assert scene.supervise() == 0
     thread.join()
-    pump.join(30)
-    assert not pump.is_alive()
+    downstream.join(30)
+    assert not downstream.is_alive()
 
 
 @pytest.mark.parametrize(("leaves", "waits"), [("nobody", True), ("client", False), ("signal", False)])
 def test_nothing_is_answered_in_the_servers_place_once_the_client_has_left(scene: Scene, leaves: str, waits: bool) -> None:
     child = scene.server("sh", "-c", "read line; exit 7")
-    pump = scene.stream_ends_with(child)
+    downstream = scene.stream_ends_with(child)
     if leaves == "client":
-        scene.books.client_leaves = True
+        scene.traffic.client_leaves = True
     elif leaves == "signal":
         os.kill(os.getpid(), signal.SIGTERM)
     else:
         os.write(child.stdin, b"\n")
     scene.supervise()
-    assert scene.books.client_waits == waits
-    pump.join()
+    assert scene.traffic.client_waits == waits
+    downstream.join()
 
 
 def test_a_stream_that_somebody_else_holds_open_does_not_keep_it(scene: Scene) -> None:
     scene.server("false")
     assert scene.supervise() == 1
-    assert scene.books.finished == ["server exited with status 1"]
+    assert scene.traffic.finished == ["server exited with status 1"]
 
 
 def test_a_signal_that_is_ignored_when_it_begins_stays_ignored(scene: Scene) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    Life()
+    Supervisor()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.usefixtures("_patient")
 def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> None:
     for _ in range(100_000):
-        scene.life.ended("client")
+        scene.supervisor.ended("client")
     child = scene.server("cat")
     child.close_stdin()
     assert scene.supervise() == 0
 
 
 def test_a_signal_cuts_short_the_time_that_a_server_has_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "GRACE_AFTER_TERM_S", 1000.0)
+    monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 1000.0)
     tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
     child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
     assert os.read(child.stdout, 2) == b"up"
@@ -363,31 +363,31 @@ def test_a_signal_cuts_short_the_time_that_a_server_has_after_sigterm(scene: Sce
 
     thread = threading.Thread(target=signal_us)
     thread.start()
-    scene.life.ended("client")
+    scene.supervisor.ended("client")
     assert scene.supervise() == 128 + signal.SIGKILL
     thread.join()
 
 
 def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:
     scene.server("false")
-    scene.books.output.writes = 3  # each found after `QUIET_S`
+    scene.traffic.output.writes = 3  # each found after `QUIET_S`
     assert scene.supervise() == 1
-    assert scene.books.output.writes == -1
+    assert scene.traffic.output.writes == -1
 
 
 def test_a_client_that_takes_nothing_is_not_waited_for_without_end(scene: Scene) -> None:
     scene.server("false")
-    scene.books.output.writes = 1000
+    scene.traffic.output.writes = 1000
     assert scene.supervise() == 1
-    assert scene.books.output.writes > 990
+    assert scene.traffic.output.writes > 990
 
 
 def test_a_client_that_reads_is_waited_for_as_long_as_it_takes_something(scene: Scene) -> None:
     scene.server("false")
-    scene.books.output.writes, scene.books.output.takes = 1000, 3
+    scene.traffic.output.writes, scene.traffic.output.takes = 1000, 3
     assert scene.supervise() == 1
-    assert scene.books.output.takes == 0
-    assert scene.books.output.writes > 990
+    assert scene.traffic.output.takes == 0
+    assert scene.traffic.output.writes > 990
 
 
 @pytest.mark.parametrize("heeds", ["its input", "nothing"])
@@ -395,7 +395,7 @@ def test_a_server_that_cannot_be_signalled_does_not_keep_it(scene: Scene, monkey
     scene.server(*(["cat"] if heeds == "its input" else ["sleep", "1000"]))
     if heeds == "its input":
         for name in GRACES:
-            monkeypatch.setattr(session, name, 30.0)
+            monkeypatch.setattr(supervisor, name, 30.0)
     os.kill(os.getpid(), signal.SIGTERM)
     with monkeypatch.context() as patched:
         for name in ("kill", "killpg"):

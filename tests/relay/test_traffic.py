@@ -8,29 +8,34 @@ from typing import Any
 
 import pytest
 
+from mcpguard.core import exchange
 from mcpguard.core.audit import Outcome
-from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
+from mcpguard.core.session import Session
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
-from mcpguard.relay import output, pumps
-from mcpguard.relay.child import Child
+from mcpguard.relay import output
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.pumps import Pumps
+from mcpguard.relay.process import ServerProcess
+from mcpguard.relay.traffic import Ended, Traffic
 from tests.memory_store import MemoryStore
 
 TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
 
 
-class Silent:
-    """A policy file that does not change."""
+class PolicyFile:
+    """A policy file that changes when the test says so."""
+
+    def __init__(self) -> None:
+        self.changed: Policy | PolicyError | None = None
 
     def poll(self) -> Policy | PolicyError | None:
-        return None
+        changed, self.changed = self.changed, None
+        return changed
 
 
 class Store(MemoryStore):
@@ -63,7 +68,7 @@ class Store(MemoryStore):
 
 
 class Output(ClientOutput):
-    """The client's side, with a pump that can be held when the client has what the server wrote."""
+    """The client's side. The downstream loop can be held when the client has what the server wrote."""
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
         super().__init__(fd, gone)
@@ -76,7 +81,7 @@ class Output(ClientOutput):
 
 
 class Line:
-    """The pumps, with the test at all ends: the client's, the server's and the console's."""
+    """The traffic of a session, with the test at all ends: the client's, the server's and the console's."""
 
     def __init__(self) -> None:
         source, self.to_guard = os.pipe()
@@ -86,26 +91,30 @@ class Line:
         server_stdout, self.server_writes = os.pipe()
         self.console, console = os.pipe()
         self.client_ended, self.server_ended, self.answered = threading.Event(), threading.Event(), threading.Event()
-        events = {"client": self.client_ended, "server": self.server_ended, "answers": self.answered}
+        events: dict[Ended, threading.Event] = {
+            "client": self.client_ended,
+            "server": self.server_ended,
+            "answers": self.answered,
+        }
         self.store = Store(self.server_reads)
+        self.policy = PolicyFile()
         self._fds = [
             source, self.to_guard, self.from_guard, client_write, self.server_reads, server_stdout, self.server_writes,
             self.console, console,
         ]  # fmt: skip
         self.output = Output(client_write, self.client_ended.set)
-        self.child = Child(0, server_stdin, server_stdout, -1, "server")
-        self.pumps = Pumps(
-            self.child,
-            Guard(Identity("alice", "config", "crm"), TWO_AN_HOUR, session="0" * 16),
+        self.server = ServerProcess(0, server_stdin, server_stdout, -1, "server")
+        self.traffic = Traffic(
+            self.server,
+            Session(Identity("alice", "config", "crm"), TWO_AN_HOUR, Journal("0" * 16)),
             self.store,
-            Journal("0" * 16),
-            Silent(),
             self.output,
             Console(console),
-            lambda event: events[event].set(),
+            lambda what: events[what].set(),
+            policy=self.policy,
             source=source,
         )
-        self.pumps.start()
+        self.traffic.start()
 
     def send(self, *messages: dict[str, Any]) -> None:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
@@ -130,12 +139,12 @@ class Line:
         self._fds.remove(self.server_writes)
         assert self.client_ended.wait(30)
         assert self.server_ended.wait(30)
-        self.pumps.answer_rest("over")
+        self.traffic.answer_rest("over")
         assert self.answered.wait(30)
-        self.pumps.close_books(30)
-        for thread in self.pumps._threads:  # one that still has to close a descriptor would close the next test's
+        self.traffic.finish(30)
+        for thread in self.traffic._threads:  # one that still has to close a descriptor would close the next test's
             thread.join()
-        for fd in (*self._fds, self.child.stdin):
+        for fd in (*self._fds, self.server.stdin):
             os.close(fd)
 
 
@@ -172,8 +181,8 @@ def test_no_more_calls_are_decided_at_once_than_the_store_takes_in_one_transacti
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     length = len(json.dumps(call(1)))
-    monkeypatch.setattr(pumps, "_AT_ONCE", 3)
-    monkeypatch.setattr(pumps, "_AT_ONCE_BYTES", 5 * length)
+    monkeypatch.setattr(exchange, "MAX_PORTION", 3)
+    monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
     line.send(*map(call, range(1, 8)))
     line.server_has(2)
     line.client_has(5)
@@ -181,6 +190,21 @@ def test_no_more_calls_are_decided_at_once_than_the_store_takes_in_one_transacti
     line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(1, 4)], call(4))
     line.client_has(4)
     assert line.store.together[4:] == [1, 1, 2]
+
+
+def test_a_policy_is_obeyed_and_on_record_before_the_calls_that_are_read_after_its_edit(line: Line) -> None:
+    line.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
+    line.send(call(1))
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(1, 403)]
+    line.policy.changed = PolicyError("line 3: broken")
+    line.send(call(2))
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(2, 403)]
+    told = [(entry.record["decision"], entry.record.get("reason")) for entry in line.store.entries()]
+    assert told[:3] == [("policy", "in force at the start"), ("policy", "taken up"), ("denied", None)]
+    assert ("policy", "not taken up: line 3: broken") in told[3:]  # the second denial shares the first one's row
+    lines = os.read(line.console, 4096).decode().splitlines()
+    assert lines[0] == "mcpguard: policy taken up"
+    assert "mcpguard: policy not taken up: line 3: broken" in lines
 
 
 def test_a_store_that_does_not_answer_denies_calls_and_lets_the_rest_pass(line: Line) -> None:
@@ -257,7 +281,7 @@ class Who:
 
 
 def test_who_calls_is_asked_for_a_calls_sake_however_its_method_is_written(line: Line) -> None:
-    line.pumps._who = who = Who()
+    line.traffic._upstream._who = who = Who()
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
         os.write(line.to_guard, message + b"\n")
         line.server_has()
@@ -279,7 +303,7 @@ def test_what_the_client_writes_is_read_though_somebody_has_told_the_system_that
 
 
 def test_no_call_is_charged_once_the_server_takes_no_more_and_each_is_told_why(line: Line) -> None:
-    line.pumps.close_input("the server has closed its output")
+    line.traffic.close_input("the server has closed its output")
     line.send(call(1), {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, {"jsonrpc": "2.0", "method": "note"})
     errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has(2)]
     assert errors == [(1, -32000, "the server has closed its output"), (2, -32000, "the server has closed its output")]

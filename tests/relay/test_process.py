@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import CommandError
-from mcpguard.relay.child import Child, spawn
 from mcpguard.relay.command import SECRETS, environment, find_program
+from mcpguard.relay.process import ServerProcess, spawn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-Start = Callable[..., Child]
+Start = Callable[..., ServerProcess]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts children, and ends them with the test."""
-    children: list[Child] = []
+    children: list[ServerProcess] = []
 
-    def start(*argv: str, environ: Mapping[str, str] | None = None) -> Child:
+    def start(*argv: str, environ: Mapping[str, str] | None = None) -> ServerProcess:
         child = spawn(argv, os.environ if environ is None else environ)
         children.append(child)
         child.confirm()
@@ -40,7 +40,7 @@ def start() -> Iterator[Start]:
         os.close(child.stdout)
 
 
-def ended(child: Child) -> int:
+def ended(child: ServerProcess) -> int:
     """Wait for its end; its status."""
     if child.status is None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -49,7 +49,7 @@ def ended(child: Child) -> int:
     return status
 
 
-def said(child: Child) -> str:
+def said(child: ServerProcess) -> str:
     """All that it writes until it closes its output."""
     data = b""
     while more := os.read(child.stdout, 1 << 16):
@@ -218,7 +218,7 @@ def test_it_dies_with_its_parent_even_if_it_heeds_nothing(tmp_path: Path) -> Non
     read, write = os.pipe()
     server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.write({write}, b'up'); signal.pause()"
     parent = (
-        "import os, signal, sys; from mcpguard.relay.child import spawn;"
+        "import os, signal, sys; from mcpguard.relay.process import spawn;"
         f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ).confirm(); signal.pause()"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -10,9 +10,12 @@ EXPIRED = Unauthenticated("the token in /t expired at 2026-01-01T00:00:00Z", "ge
 
 def test_without_a_verified_user_every_call_is_denied_and_all_else_passes() -> None:
     talk = Talk(PolicyError("broken"), who=VERIFIED)
-    talk.guard.identify(EXPIRED)
-    talk.client(call_line("x", 1, requestState="s"), request("tools/list", 2), b"not json")
-    assert [message["id"] for message in talk.to_server] == [2]
+    talk.identify(EXPIRED)
+    assert talk.client(call_line("x", 1, requestState="s"), request("tools/list", 2), b"not json") == [
+        "answered 1: 401",
+        "forwarded 2",
+        "answered None: -32700",
+    ]
     error = talk.to_client[0]["error"]
     assert error["code"] == 401
     assert error["message"] == "Tool x was not called: the token in /t expired at 2026-01-01T00:00:00Z. Get a new one."
@@ -33,13 +36,13 @@ def test_without_a_verified_user_every_call_is_denied_and_all_else_passes() -> N
 def test_a_denial_for_want_of_a_user_leaves_a_retry_to_who_may() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n', who=VERIFIED)
     alice = Identity("alice", "jwt", "crm")
-    talk.guard.identify(alice)
-    talk.client(call_line("x", 1))
+    talk.identify(alice)
+    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
     talk.answer(1, resultType="input_required", requestState="s", inputRequests={})
-    talk.guard.identify(EXPIRED)
-    talk.client(call_line("x", 2, requestState="s"))
-    talk.guard.identify(alice)
-    talk.client(call_line("x", 3, requestState="s"))
+    talk.identify(EXPIRED)
+    assert talk.client(call_line("x", 2, requestState="s")) == ["answered 2: 401"]
+    talk.identify(alice)
+    assert talk.client(call_line("x", 3, requestState="s")) == ["forwarded 3"]
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "unauthenticated", "continued"]
 
 
@@ -48,7 +51,7 @@ def test_who_is_calling_can_change_from_one_call_to_the_next_and_nothing_of_the_
     alice = Identity("alice", "jwt", "crm", name="job", agent_source="jwt", roles=("dev",), email="a@acme.com", act=("p", "q"))
     everybody: list[Identity | Unauthenticated] = [alice, EXPIRED, Identity("bob", "jwt", "crm"), alice]
     for at, found in enumerate(everybody):
-        talk.guard.identify(found)
+        talk.identify(found)
         talk.client(call_line("x", at))
     shown = [
         [one.get(key) for key in ("decision", "user", "email", "roles", "act", "agent", "agent_source")] for one in talk.records
@@ -64,7 +67,7 @@ def test_who_is_calling_can_change_from_one_call_to_the_next_and_nothing_of_the_
 
 def test_long_names_of_a_token_are_cut_in_the_audit() -> None:
     talk = Talk(who=VERIFIED)
-    talk.guard.identify(Identity("u" * 999, "jwt", "crm", roles=("r" * 999,), email="e" * 999, act=("a" * 999,)))
+    talk.identify(Identity("u" * 999, "jwt", "crm", roles=("r" * 999,), email="e" * 999, act=("a" * 999,)))
     talk.client(call_line("x"))
     (one,) = talk.records
     names = [one["user"], one["email"], *one["roles"], *one["act"]]  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""A server's process on Windows, with the same interface as on POSIX. Type-checked, but not run by its authors."""
+"""The server's process on Windows, with the same interface as on POSIX. It is type-checked, but its authors have not run it."""
 
 import sys
 
 if sys.platform != "win32":
-    raise ImportError("elsewhere this is mcpguard.relay.posix")
+    raise ImportError("elsewhere import mcpguard.relay.process_posix")
 
 import contextlib
 import os
@@ -15,49 +15,49 @@ from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.relay.command import find_program
 
 
-class Child:
+class ServerProcess:
     """The server's process, its group, and the pipes to it.
 
     Args:
-        process: As it was started, in a process group of its own.
+        process: The process, in a process group of its own.
 
     Attributes:
-        status: Its exit status if it has ended.
-        was_killed: Whether a signal has ended it: there are none.
+        status: Its exit status; None while it runs.
+        was_killed: Whether a signal ended it: never, because Windows has no signals.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - we asked for pipes
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - `spawn` asks for pipes
         self._process = process
         self.pid = process.pid
         self.stdin = process.stdin.fileno()
         self.stdout = process.stdout.fileno()
         self.status: int | None = None
         self.was_killed = False
-        self._nowhere = os.open(os.devnull, os.O_WRONLY)
+        self._devnull = os.open(os.devnull, os.O_WRONLY)
 
     def confirm(self) -> None:
-        """Nothing to wait for: Windows says at once whether a program can run."""
+        """Nothing to wait for: `spawn` has raised if Windows cannot run the program."""
 
     def poll(self) -> int | None:
-        """Its exit status if it has ended."""
+        """Its exit status; None while it runs."""
         if self.status is None:
             self.status = self._process.poll()
         return self.status
 
     def wait(self, ended: Callable[[], None]) -> None:
-        """Wait until it has ended, and tell."""
+        """Wait until it has ended, then call `ended`."""
         self._process.wait()
         ended()
 
     def signal(self, number: int) -> None:
-        """Ask its group to end: a Ctrl-Break, which is the one signal that a group can get."""
+        """Ask its group to end, whatever the number: Ctrl-Break is the only signal that a group can receive."""
         del number
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.CTRL_BREAK_EVENT)
 
     def kill(self) -> None:
-        """End it and all that it started, whatever they heed."""
+        """Kill it and the processes that it started."""
         taskkill = ["taskkill", "/T", "/F", "/PID", str(self.pid)]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(taskkill, capture_output=True, timeout=2, check=False)
@@ -65,12 +65,12 @@ class Child:
             self._process.kill()
 
     def close_stdin(self) -> None:
-        """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
-        os.dup2(self._nowhere, self.stdin, inheritable=False)
+        """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
+        os.dup2(self._devnull, self.stdin, inheritable=False)
 
 
-def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
-    """Start a server in a process group of its own, with pipes for input and output and our own stderr.
+def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
+    """Start a server in a process group of its own, with pipes for input and output and mcpguard's stderr.
 
     Args:
         argv: Its command; the first word is looked up in `PATH`, with the endings of `PATHEXT` (`npx` is `npx.cmd`).
@@ -96,4 +96,4 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
             "name a program, or an interpreter and a script",
             ExitStatus.NOT_EXECUTABLE,
         ) from error
-    return Child(process)
+    return ServerProcess(process)

@@ -1,9 +1,9 @@
-"""A server's process on POSIX: started before anything slow is loaded, and ended with all that it started."""
+"""The server's process on POSIX: started before anything slow is loaded, and ended with all processes that it started."""
 
 import sys
 
 if sys.platform == "win32":
-    raise ImportError("on Windows this is mcpguard.relay.windows")
+    raise ImportError("on Windows import mcpguard.relay.process_windows")
 
 import contextlib
 import errno
@@ -19,19 +19,19 @@ from mcpguard.relay.command import find_program
 _PR_SET_PDEATHSIG: Final = 1
 
 
-class Child:
+class ServerProcess:
     """The server's process, its group, and the pipes to it.
 
     Args:
         pid: The process; on POSIX also the number of its group.
         stdin: Our end of its standard input.
         stdout: Our end of its standard output.
-        failed: Where the new process says why it could not become the server; it ends when it has.
-        command: How an error names it.
+        failed: The pipe on which the new process reports why it could not become the server. It ends when the program runs.
+        command: The command, for errors.
 
     Attributes:
-        status: Its exit status if it has ended, as a shell has it: 128 + n for signal n.
-        was_killed: Whether a signal has ended it.
+        status: Its exit status as a shell reports it, 128 + n for signal n; None while it runs.
+        was_killed: Whether a signal ended it.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, failed: int, command: str) -> None:
@@ -44,13 +44,13 @@ class Child:
         self.was_killed = False
         self._pipes = {strays.pipe_of(stdin), strays.pipe_of(stdout)}
         self._strays: set[strays.Process] = set()
-        self._nowhere = os.open(os.devnull, os.O_WRONLY)  # at the end there may be no descriptor left
+        self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
 
     def confirm(self) -> None:
-        """Wait until the program runs: some milliseconds, in which we had better things to do.
+        """Wait until the program runs. That takes some milliseconds, which the caller uses to load modules first.
 
         Raises:
-            CommandError: It does not.
+            CommandError: The system cannot run it.
         """
         failure = os.read(self._failed, 16)
         os.close(self._failed)
@@ -60,15 +60,15 @@ class Child:
             what, hint = os.strerror(number), "a script needs a first line like #!/bin/sh"
             if number == errno.ENOEXEC:
                 what = "not a program for this system"
-            elif number == errno.ENOENT:  # the program itself is there: it was looked for
+            elif number == errno.ENOENT:  # the program itself exists: `find_program` found it
                 what, hint = "its interpreter is missing", "look at its first line, or at what it was built for"
             raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
 
     def poll(self) -> int | None:
-        """Its exit status if it has ended.
+        """Its exit status; None while it runs.
 
-        On Linux the system keeps its number until we end: what it started may outlive it by hours, and a signal to the group of
-        that number must not find another one.
+        On Linux it stays a zombie until mcpguard ends, so that its number is not used again. Processes that it started may
+        outlive it by hours, and a signal to its group must not reach another group with the same number.
         """
         if self.status is None:
             try:
@@ -82,32 +82,33 @@ class Child:
         return self.status
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and all that it started, as far as the system lets us: it may run as another user.
+        """Send a signal to it and to the processes that it started, unless they run as another user.
 
-        On Linux that includes what has left its group. It is looked for first: what a dying parent leaves is hard to find.
+        On Linux that includes processes that left its group. They are looked for first: once their parent is dead they are hard
+        to find.
         """
         if sys.platform == "linux":
             self._strays |= strays.find(self.pid, self._pipes)
         try:
             os.killpg(self.pid, number)
         except OSError:
-            if self.status is None:  # it has left its group, perhaps
+            if self.status is None:  # it may have left its group
                 with contextlib.suppress(OSError):
                     os.kill(self.pid, number)
         for process in self._strays:
             strays.send(process, number)
 
     def kill(self) -> None:
-        """End it and all that it started, whatever they heed."""
+        """Kill it and the processes that it started."""
         self.signal(signal.SIGKILL)
 
     def close_stdin(self) -> None:
-        """End its input. The descriptor's number stays taken: another thread may be about to write to it."""
-        os.dup2(self._nowhere, self.stdin, inheritable=False)
+        """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
+        os.dup2(self._devnull, self.stdin, inheritable=False)
 
 
 def _exit_code(pid: int) -> int | None:
-    """How a child has ended: its status, or -n for signal n; None if it has not."""
+    """The status of a process that has ended, or -n for signal n; None while it runs."""
     if sys.platform == "linux":
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is None:
@@ -117,27 +118,27 @@ def _exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> Child:
-    """Start a server in a process group of its own, with pipes for input and output and our own stderr.
+def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
+    """Start a server in a process group of its own, with pipes for input and output and mcpguard's stderr.
 
-    To be called while this process has one thread. Where the system can, the server is killed when we are.
+    Call it while this process has one thread. On Linux the server is killed when mcpguard is.
 
     Args:
         argv: Its command; the first word is looked up in `PATH`.
         environ: Its environment.
 
     Raises:
-        CommandError: There is no such program. That the system cannot run it is for `Child.confirm` to say.
+        CommandError: There is no such program. If the system cannot run it, `ServerProcess.confirm` raises.
     """
     program = find_program(argv[0], environ)
     try:
         return _spawn(program, argv, environ)
-    except OSError as error:  # of ours: the new process tells its own by itself
+    except OSError as error:  # in this process: the new one reports its own errors
         what = f"cannot start {argv[0]}: {error.strerror}"
         raise CommandError(what, "look at the limits of this system: ulimit -a", ExitStatus.NOT_EXECUTABLE) from error
 
 
-def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> Child:
+def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe()
     failed_read, failed_write = os.pipe()
@@ -147,20 +148,20 @@ def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> Chi
         _become(program, argv, environ, stdin_read, stdout_write, failed_write, parent)
     for fd in (stdin_read, stdout_write, failed_write):
         os.close(fd)
-    return Child(pid, stdin_write, stdout_read, failed_read, argv[0])
+    return ServerProcess(pid, stdin_write, stdout_read, failed_read, argv[0])
 
 
 def _become(
     program: str, argv: Sequence[str], environ: Mapping[str, str], stdin: int, stdout: int, failed: int, parent: int
 ) -> None:
-    """In the new process: turn into the server. Does not return."""
+    """In the new process: become the server. Does not return."""
     try:
         os.setpgid(0, 0)
         if sys.platform == "linux":
             _die_with(parent)
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would be inherited
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a server would inherit that
             signal.signal(number, signal.SIG_DFL)
         os.execve(program, list(argv), dict(environ))  # noqa: S606 - starting a program without a shell is the point
     except OSError as error:
@@ -170,8 +171,8 @@ def _become(
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel to kill us when the parent is gone, however it went. SIGKILL: a server may ignore all else."""
-    import ctypes  # in the new process only: it would cost the guard memory
+    """Have the kernel kill this process when the parent ends in any way. With SIGKILL: a server may ignore other signals."""
+    import ctypes  # in the new process only: it costs memory
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:

@@ -1,0 +1,106 @@
+"""What the store is asked to decide and to write: a call, a refused frame, or a policy that was taken up."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+
+from mcpguard.core import meta
+from mcpguard.core.audit import args_hash
+from mcpguard.core.callers import Callers
+from mcpguard.core.claude_code import tool_use_id
+from mcpguard.core.digest import cut
+from mcpguard.core.frames import Frame, Refusal
+from mcpguard.core.policy import Call, Plan, Policy
+from mcpguard.core.skim import Unbuilt
+from mcpguard.core.verdict import DecisionRequest
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class DecisionRequests:
+    """Makes decision requests.
+
+    Args:
+        callers: The identity and the policy in force.
+        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        args_key: Returns the key of the hash. It is asked for each call. Without a key there is no hash.
+    """
+
+    def __init__(self, callers: Callers, arguments: str, args_key: Callable[[], bytes]) -> None:
+        self._callers = callers
+        self._arguments = arguments
+        self._args_key = args_key
+
+    def of_call(self, frame: Frame, agents: Mapping[str, str]) -> DecisionRequest:
+        """The request for a call, to be decided by its plan.
+
+        Args:
+            frame: The call.
+            agents: The agents that hooks noted, by `tool_use_id`.
+        """
+        params = frame.params
+        assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
+        about = meta_of(frame)
+        client_name = self._callers.client_name
+        if meta.CLIENT_INFO in about:
+            client_name = name_in(about[meta.CLIENT_INFO]) or client_name
+        noted = agents.get(tool_use_id(about) or "") if agents else None
+        caller = self._callers.caller(client_name, about.get(meta.AGENT), noted, params["name"])
+        request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
+        request.client_name = client_name
+        if self._arguments == "hash":
+            if key := self._args_key():
+                request.args_hash = args_hash(params.get("arguments"), key)
+        elif self._arguments == "full":
+            request.detail = {"arguments": _in_full(params.get("arguments"))}
+        trace = about.get(meta.TRACEPARENT)
+        if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
+            request.trace_id = match[1]
+        return request
+
+    def of_refusal(self, refusal: Refusal) -> DecisionRequest:
+        """The row of a frame that was refused."""
+        who = self._callers.identity
+        tool = {} if refusal.tool is None else {"tool": cut(refusal.tool)}
+        return DecisionRequest(
+            Call(who.user, "", who.server, refusal.tool or ""),
+            Plan(),
+            self._callers.context(tool),
+            request_id=None if refusal.id == "null" else cut(refusal.id),
+            detail={"reason": refusal.message},
+            decided="invalid",
+        )
+
+    def of_policy(self, reason: str) -> DecisionRequest:
+        """The row that names the policy in force, and why the row is written."""
+        policy, server = self._callers.policy, self._callers.identity.server
+        detail: dict[str, object] = {"policy": policy.digest} if isinstance(policy, Policy) else {}
+        detail["reason"] = reason
+        context = self._callers.context({}, with_user=False)
+        return DecisionRequest(Call("", "", server, ""), Plan(), context, detail=detail, decided="policy")
+
+
+def meta_of(call: Frame) -> dict[str, object]:
+    """A call's `_meta`; empty if it is not an object."""
+    params = call.params
+    if not isinstance(params, dict) or "_meta" not in params:
+        return {}
+    found = params["_meta"]
+    return found if isinstance(found, dict) else {}
+
+
+def name_in(client_info: object) -> str | None:
+    """The client's name in a `clientInfo`; None if there is none."""
+    name = client_info.get("name") if isinstance(client_info, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _in_full(arguments: object) -> object:
+    """Arguments as the audit keeps them in full: as text if little of them was built, or if a number exceeds JSON's range."""
+    if isinstance(arguments, Unbuilt):
+        return arguments.text
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except ValueError:
+        return json.dumps(arguments)
+    return arguments

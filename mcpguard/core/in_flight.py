@@ -1,0 +1,84 @@
+"""Requests in flight: sent to the server and not answered yet; and the outcomes of those that have ended."""
+
+from typing import Final, NamedTuple
+
+from mcpguard.core.audit import Outcome
+
+MAX_IN_FLIGHT: Final = 65_536
+MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
+"""How many requests are remembered, and the length of their ids and tool names. Beyond either limit the oldest request is
+forgotten, because some are never answered."""
+
+
+class InFlight(NamedTuple):
+    """A request that was sent to the server and is not answered yet.
+
+    Attributes:
+        row_id: The store's id of its audit row; None if it has no row.
+        since_us: When it was sent, by a monotone clock.
+        tool: The tool that it calls; None if it is not a call.
+        user: The caller.
+        rounds: Its number among the free retries of one charge; 0 if it is not one.
+    """
+
+    row_id: int | None
+    since_us: int
+    tool: str | None = None
+    user: str = ""
+    rounds: int = 0
+
+
+class RequestsInFlight:
+    """The requests in flight, by id, and the outcomes that are not recorded yet."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, InFlight] = {}
+        self._chars = 0
+        self._outcomes: list[Outcome] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether there are outcomes to be recorded."""
+        return bool(self._outcomes)
+
+    def add(self, request_id: str, request: InFlight) -> None:
+        """Remember a request that is being sent.
+
+        A request with the same id ends as `no_answer`: answers can only be told apart by their ids.
+        """
+        requests = self._requests
+        if request_id in requests:
+            self.end(request_id, "no_answer", request.since_us)
+        requests[request_id] = request
+        self._chars += len(request_id) + len(request.tool or "")
+        while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
+            self.end(next(iter(requests)), "no_answer", request.since_us)
+
+    def end(self, request_id: str, outcome: str, now_us: int) -> InFlight | None:
+        """Forget a request, and keep its outcome if it has a row. None if it is not in flight."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return None
+        self._chars -= len(request_id) + len(request.tool or "")
+        if request.row_id is not None:
+            self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
+        return request
+
+    def end_all(self, outcome: str, now_us: int) -> list[str]:
+        """Forget all requests; their ids, oldest first."""
+        ids = list(self._requests)
+        for request_id in ids:
+            self.end(request_id, outcome, now_us)
+        return ids
+
+    def take_outcomes(self, most: int) -> list[Outcome]:
+        """Remove and return the oldest outcomes, `most` at most."""
+        taken, self._outcomes = self._outcomes[:most], self._outcomes[most:]
+        return taken
+
+    def drop_outcomes(self) -> None:
+        """Forget all outcomes that are not recorded."""
+        self._outcomes.clear()

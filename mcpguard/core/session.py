@@ -1,0 +1,390 @@
+"""The state machine of one session: one event in, commands out.
+
+Theory of operation
+===================
+
+`Session.handle` takes an event of `events` and returns commands of `commands`. The relay carries the commands out, in order,
+before it hands over the next event. The session does no I/O and reads no clock. A session has three states side by side.
+
+**The client**: *waits* until `ClientLeft`, then *has left*. Requests that the server will not answer are answered by mcpguard
+only while the client waits: a client that closes its side may fail on a frame that it no longer expects. Denials and refusals
+are sent in both states.
+
+**The server**: *serves* until `InputClosed`, then *takes nothing more*. From then on no call is charged and nothing is
+forwarded; a request is answered with an error that says why. After `ServerExited` it *is gone*: all requests in flight have
+been answered, and what the client writes is discarded.
+
+**The exchange**, in which messages of the client are judged:
+
+====================  ==================================  =========================================================
+state                 event                               leads to
+====================  ==================================  =========================================================
+idle                  `ClientWrote`                       `LookUp` if the verdicts depend on notes or answers that
+                                                          the session does not have; else as after `LookedUp`
+idle                  `Started`, `PolicyChanged`          `Decide` with the row of the policy in force
+looking up            `LookedUp`                          `Decide`; without a call or a refused frame, the end
+deciding              `Decided`, `StoreFailed`            `Decide` with the next portion of requests; after the last
+                                                          one, the end
+any                   `Unjudged`                          an error for each request among the lines, then idle
+====================  ==================================  =========================================================
+
+At its end an exchange gives a `ToServer` or a `ToClient` for each message, and is idle again. The relay hands over no second
+`ClientWrote` before that. These events may come in any state of an exchange:
+
+- `ServerWrote`: outcomes are read off the answers, and free retries are granted.
+- `Undelivered`: requests among the frames are answered with an error.
+- `IdentityChanged`: the next call is this identity's.
+- `RecordingDue`: `Record`, with some outcomes and the rows that sum up denials. `Recorded` leads to a line for each row.
+
+Invariants
+----------
+
+- Nothing is forwarded that was not decided: `ToServer` holds messages that are not calls, and calls with a verdict that admits
+  them, which the store has therefore counted.
+- Every request has exactly one answer, unless the client leaves: a denial or a refusal, or the server's answer, or an error
+  if the server cannot answer. A request is in flight from its `ToServer` until the second or the third.
+- Messages go to the server in the order in which the client wrote them. Answers go to the client in that order, too.
+- Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries` and `journal`.
+- `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from mcpguard.core import answers, audit, denial, events, frames, meta
+from mcpguard.core.callers import Callers
+from mcpguard.core.claude_code import tool_use_id
+from mcpguard.core.commands import Command, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.decision_requests import DecisionRequests, meta_of, name_in
+from mcpguard.core.exchange import Exchange
+from mcpguard.core.frames import TOOLS_CALL, Frame, Refusal
+from mcpguard.core.identity import Identity
+from mcpguard.core.in_flight import InFlight, RequestsInFlight
+from mcpguard.core.journal import Journal
+from mcpguard.core.policy import Policy
+from mcpguard.core.retries import FreeRetries
+from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
+from mcpguard.errors import PolicyError
+
+MAX_OUTCOMES: Final = 100
+"""Outcomes in one `Record`: calls are not decided while the store writes it."""
+
+_INPUT_CLOSED: Final = "the server has closed its input"
+_UNJUDGED: Final = "mcpguard failed to judge this request; it was not forwarded"
+
+_SERVER_GONE: Final = "server_gone"
+"""The audit's reason for a call that came when the server took nothing more."""
+
+_NO_AGENTS: Final[Mapping[str, str]] = {}
+
+
+class Session:
+    """One client's session with one server.
+
+    Args:
+        identity: The configured identity.
+        policy: The policy in force, or why there is none: then every call is denied.
+        journal: What the session remembers in order to write its audit rows.
+        namespace: Counters and audit rows of one namespace are separate from all others'.
+        denials: The form of a denial: `error`, `result`, or `auto`, which depends on the client's name.
+        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        args_key: Returns the key of the arguments' hash. It is asked for each call. Without a key there is no hash.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy | PolicyError,
+        journal: Journal,
+        *,
+        namespace: str = "default",
+        denials: str = "auto",
+        arguments: str = "hash",
+        args_key: Callable[[], bytes] = bytes,
+    ) -> None:
+        self.journal = journal
+        self.namespace = namespace
+        self._denials = denials
+        self._callers = Callers(identity, policy, journal.session, namespace)
+        self._requests = DecisionRequests(self._callers, arguments, args_key)
+        self._in_flight = RequestsInFlight()
+        self._retries = FreeRetries()
+        self._client_waits = True
+        self._input_closed = ""  # why, once it is
+        self._server_exited = False
+        self._exchange = self._idle = Exchange((), 0)
+        self._recording: Sequence[audit.Row] = ()
+
+    def handle(self, event: events.Event) -> list[Command]:
+        """What to do about an event, in order."""
+        return _TRANSITIONS[type(event)](self, event)
+
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether a request is in flight, so that something that the server writes could be an answer."""
+        return bool(self._in_flight)
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether a `RecordingDue` would lead to outcomes being recorded."""
+        return self._in_flight.has_outcomes
+
+    @property
+    def identity(self) -> Identity:
+        """The identity in force."""
+        return self._callers.identity
+
+    @property
+    def agent(self) -> str:
+        """The agent of a call that does not name one."""
+        return self._callers.identity.agent(self._callers.client_name)[0]
+
+    # The policy and the caller
+
+    def _started(self, _: events.Started) -> list[Command]:
+        return self._write_policy_row("in force at the start")
+
+    def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
+        self._callers.take_up(event.found)
+        is_error = isinstance(event.found, PolicyError)
+        reason = f"not taken up: {event.found.message}" if isinstance(event.found, PolicyError) else "taken up"
+        return [Log(f"policy {reason}", is_error=is_error), *self._write_policy_row(reason)]
+
+    def _write_policy_row(self, reason: str) -> list[Command]:
+        self._exchange = exchange = Exchange((), 0)
+        request = self._requests.of_policy(reason)
+        exchange.steps.append(request)
+        exchange.requests.append(request)
+        return [exchange.ask()]
+
+    def _identity_changed(self, event: events.IdentityChanged) -> list[Command]:
+        self._callers.identify(event.found)
+        return []
+
+    # The exchange
+
+    def _client_wrote(self, event: events.ClientWrote) -> list[Command]:
+        if self._server_exited:
+            return []
+        self._exchange = exchange = Exchange(event.messages, event.now_us)
+        look_up = self._to_look_up(exchange)
+        return [look_up] if look_up else self._judge(_NO_AGENTS)
+
+    def _to_look_up(self, exchange: Exchange) -> LookUp | None:
+        """What the verdicts on messages depend on; None if the session knows all of it."""
+        ids: dict[str, None] = {}
+        for message in exchange.messages:
+            if isinstance(message, Frame) and message.method == TOOLS_CALL:
+                about = meta_of(message)
+                if meta.TOOL_USE_ID in about and (one := tool_use_id(about)) and not self._callers.identity.has_whole_agent:
+                    ids[one] = None
+                exchange.has_retry = exchange.has_retry or message.is_retry
+        return LookUp(tuple(ids), exchange.has_retry) if ids or exchange.has_retry else None
+
+    def _looked_up(self, event: events.LookedUp) -> list[Command]:
+        return self._judge(event.agents)
+
+    def _judge(self, agents: Mapping[str, str]) -> list[Command]:
+        steps, requests = self._exchange.steps, self._exchange.requests
+        for message in self._exchange.messages:
+            if isinstance(message, Refusal):
+                requests.append(self._requests.of_refusal(message))
+                steps.append(requests[-1])
+                if message.answered:
+                    steps.append(ToClient(denial.error(message.id, message.code, f"Refused: {message.message}")))
+            elif message.method == TOOLS_CALL:
+                requests.append(self._call(message, agents))
+                steps.append(requests[-1])
+            elif not self._input_closed:
+                steps.append(self._passing(message))
+            elif message.id is not None and self._client_waits:
+                steps.append(ToClient(denial.error(message.id, denial.SERVER_GONE, self._input_closed)))
+        return self._go_on()
+
+    def _call(self, frame: Frame, agents: Mapping[str, str]) -> DecisionRequest:
+        """The request for a call. It is decided already if no limit needs to be looked at."""
+        request = self._requests.of_call(frame, agents)
+        unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
+        if self._input_closed:
+            request.decided = "unavailable"
+            request.detail = {**request.detail, "reason": _SERVER_GONE}
+            request.why = self._input_closed
+        elif unauthenticated:
+            request.decided = "unauthenticated"
+            request.detail = {**request.detail, "axis": "user", "reason": unauthenticated.message}
+            hint = unauthenticated.hint
+            request.why = f"{unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
+        elif isinstance(policy, PolicyError):
+            request.decided = "unavailable"
+            request.detail = {**request.detail, "reason": "policy_invalid"}
+            request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is mended."
+        elif self._exchange.has_retry and frame.is_retry and not request.plan.is_closed and isinstance(frame.params, dict):
+            request.rounds = self._retries.redeem(request.call.user, request.call.tool, frame.params)
+            if request.rounds:
+                request.decided = "continued"
+        return request
+
+    def _passing(self, frame: Frame) -> ToServer:
+        """Learn what there is to learn from a message that is not a call, and forward it."""
+        if frame.id is not None:
+            self._in_flight.add(frame.id, InFlight(None, self._exchange.now_us))
+        params = frame.params
+        if isinstance(params, dict):
+            if frame.method == "initialize":
+                self._callers.client_name = name_in(params.get("clientInfo"))
+            elif frame.method == "notifications/cancelled":
+                self._cancelled(params.get("requestId"))
+        return ToServer(frame.raw + b"\n")
+
+    def _cancelled(self, request_id: object) -> None:
+        told = frames.id_text(request_id)
+        if told is not None and not self._in_flight.end(told, "cancelled", self._exchange.now_us):
+            self._exchange.withdrawn.update(one for one in self._exchange.requests if one.request_id == told)
+
+    def _go_on(self) -> list[Command]:
+        """Ask for the next verdicts. If there are no more to come, forward and answer what the exchange has judged."""
+        exchange = self._exchange
+        if len(exchange.verdicts) < len(exchange.requests):
+            return [exchange.ask()]
+        self._exchange = self._idle
+        commands: list[Command] = []
+        verdicts = iter(exchange.verdicts)
+        for step in exchange.steps:
+            command = self._settle(step, next(verdicts), exchange) if isinstance(step, DecisionRequest) else step
+            if command is not None:
+                commands.append(command)
+        return commands
+
+    def _settle(self, request: DecisionRequest, verdict: Verdict, exchange: Exchange) -> ToServer | ToClient | None:
+        """Forward a call, or answer it with its denial. None for a row that is not a call's."""
+        if request.frame is None or request.request_id is None:
+            return None
+        call = request.call
+        if verdict.forwards:
+            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds)
+            self._in_flight.add(request.request_id, flight)
+            if request in exchange.withdrawn:
+                self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
+            return ToServer(request.frame.raw + b"\n")
+        params = request.frame.params
+        if request.rounds and isinstance(params, dict):
+            self._retries.give_back(call.user, call.tool, params, request.rounds)
+        reason = str(request.detail.get("reason", ""))
+        if reason == _SERVER_GONE:
+            return ToClient(denial.error(request.request_id, denial.SERVER_GONE, request.why)) if self._client_waits else None
+        code, message, data = denial.describe(call, verdict, reason, request.why)
+        becomes_task = isinstance(params, dict) and params.get("task") is not None
+        if denial.form(self._denials, request.client_name) == "result" and not becomes_task:
+            return ToClient(denial.result(request.request_id, message, data))
+        return ToClient(denial.error(request.request_id, code, message, data))
+
+    def _decided(self, event: events.Decided) -> list[Command]:
+        lines: list[Command] = []
+        for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):
+            if verdict.has_own_row and verdict.decision in REFUSED:
+                lines.append(_line_of(audit.row(request, verdict, 0)))
+        self._exchange.verdicts += event.verdicts
+        return lines + self._go_on()
+
+    def _store_failed(self, event: events.StoreFailed) -> list[Command]:
+        asked = self._exchange.asked
+        for request in asked:
+            request.detail = {**request.detail, "reason": "store_unavailable"}
+            request.why = f"the store of counters is unavailable ({event.message})."
+        log = Log(f"store unavailable: {event.message}", kind="store unavailable", is_error=True)
+        self._exchange.verdicts += [Verdict("unavailable") for _ in asked]
+        return [log, *self._go_on()]
+
+    def _unjudged(self, event: events.Unjudged) -> list[Command]:
+        self._exchange = self._idle
+        commands: list[Command] = []
+        data: dict[str, object] = {"reason": "internal_error"}
+        for line in event.lines:
+            with contextlib.suppress(Exception):  # the bug may be in the parser
+                for message in frames.parse(line) if isinstance(line, bytes) else ():
+                    if isinstance(message, Frame) and message.id is not None:
+                        self._in_flight.end(message.id, "no_answer", event.now_us)
+                        commands.append(ToClient(denial.error(message.id, denial.UNAVAILABLE, _UNJUDGED, data)))
+        return commands
+
+    # The server, and the end
+
+    def _server_wrote(self, event: events.ServerWrote) -> list[Command]:
+        for line in event.lines:
+            if not self._in_flight:
+                break
+            answer = answers.read_answer(line.frame, whole=line.whole)
+            request = self._in_flight.end(answer.id, answer.outcome, event.now_us) if answer else None
+            if answer and answer.asks and request and request.tool is not None:
+                self._retries.grant(request.user, request.tool, answer.asks, request.rounds + 1)
+        return []
+
+    def _undelivered(self, event: events.Undelivered) -> list[Command]:
+        ids = [
+            message.id
+            for line in event.data.split(b"\n")
+            for message in (frames.parse(line) if line else ())
+            if isinstance(message, Frame) and message.id is not None
+        ]
+        open_ids = [one for one in ids if self._in_flight.end(one, "no_answer", event.now_us)]
+        return self._answer_all(open_ids, _INPUT_CLOSED)
+
+    def _close_input(self, event: events.InputClosed) -> list[Command]:
+        self._input_closed = self._input_closed or event.why
+        return []
+
+    def _client_left(self, _: events.ClientLeft) -> list[Command]:
+        self._client_waits = False
+        return []
+
+    def _exit(self, event: events.ServerExited) -> list[Command]:
+        self._server_exited = True
+        return self._answer_all(self._in_flight.end_all("no_answer", event.now_us), event.how)
+
+    def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
+        """Answer requests that the server will not answer, if the client waits for answers."""
+        return [ToClient(denial.error(one, denial.SERVER_GONE, why)) for one in ids] if self._client_waits else []
+
+    # What no call waits for
+
+    def _recording_due(self, event: events.RecordingDue) -> list[Command]:
+        outcomes = self._in_flight.take_outcomes(MAX_OUTCOMES)
+        self._recording = self.journal.flush(event.wall_us, all_of_them=event.everything)
+        return [Record(outcomes, self._recording)] if outcomes or self._recording else []
+
+    def _recorded(self, _: events.Recorded) -> list[Command]:
+        rows, self._recording = self._recording, ()
+        return [_line_of(row) for row in rows]
+
+    def _recording_failed(self, _: events.RecordingFailed) -> list[Command]:
+        self._recording = ()
+        self._in_flight.drop_outcomes()  # the calls are counted; memory must not grow while the store is away
+        return []
+
+
+_TRANSITIONS: Final[Mapping[type, Callable[[Session, Any], list[Command]]]] = {
+    events.ClientWrote: Session._client_wrote,
+    events.Decided: Session._decided,
+    events.ServerWrote: Session._server_wrote,
+    events.LookedUp: Session._looked_up,
+    events.StoreFailed: Session._store_failed,
+    events.Unjudged: Session._unjudged,
+    events.Undelivered: Session._undelivered,
+    events.RecordingDue: Session._recording_due,
+    events.Recorded: Session._recorded,
+    events.RecordingFailed: Session._recording_failed,
+    events.Started: Session._started,
+    events.PolicyChanged: Session._policy_changed,
+    events.IdentityChanged: Session._identity_changed,
+    events.InputClosed: Session._close_input,
+    events.ClientLeft: Session._client_left,
+    events.ServerExited: Session._exit,
+}
+"""What each event leads to."""
+
+
+def _line_of(row: audit.Row) -> Log:
+    """The line about a denial or a refusal. Its kind holds nothing that a client chooses, such as the tool's name."""
+    record = audit.record(row)
+    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")

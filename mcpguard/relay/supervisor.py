@@ -1,0 +1,200 @@
+"""The supervisor: from the server's start to the end of the session.
+
+The exit status is the server's. Every wait of a shutdown is bounded and named here.
+
+- **The server exits by itself.** Requests that it has not answered are answered, if the client is still there. Processes that
+  it leaves running are left alone. If it exits with 0 while another process holds its output, as a launcher's child does, the
+  session lasts as long as that process.
+- **A signal kills the server.** The same, but the processes that it leaves running are killed.
+- **The client closes its side, or mcpguard gets a signal.** The server has some time to exit, then it is ended with all
+  processes that it started. Nothing is answered in its place.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from mcpguard.relay.process import ServerProcess
+from mcpguard.relay.readiness import PAUSE_S
+from mcpguard.relay.wake import Wake
+
+if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed before it starts
+    from mcpguard.relay.console import Console
+    from mcpguard.relay.traffic import Ended, Traffic
+
+GRACE_AFTER_EOF_S: Final = 2.0
+"""After the client has closed its side: for the server's last answers and its exit. The clients of both SDKs wait as long."""
+
+GRACE_AFTER_TERM_S: Final = 2.0
+"""After SIGTERM, before SIGKILL."""
+
+GRACE_AFTER_KILL_S: Final = 0.3
+"""After SIGKILL, which does not reach a server that runs as another user."""
+
+GRACE_AFTER_SIGNAL_S: Final = 1.0
+"""After a signal to mcpguard, which is passed on. Clients kill a wrapper that still runs after two seconds."""
+
+DRAIN_S: Final = 2.0
+DRAIN_AFTER_SIGNAL_S: Final = 0.3
+"""After the server's exit: for the last answers, if it is not the client that is slow."""
+
+QUIET_S: Final = 0.25
+"""After the server's exit: how long a stream that another process holds open must be silent to count as ended."""
+
+LAST_ROWS_S: Final = 0.5
+"""For the session's last audit rows."""
+
+END_AFTER_SIGNAL_S: Final = 1.9
+"""After a signal to mcpguard: for the whole shutdown."""
+
+_NAMES: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+_ENDING: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_SIGKILL: Final = 9
+
+
+class Supervisor:
+    """Starts and ends the traffic with one server.
+
+    Make it in the main thread before the server is started, so that there is a handler for every signal.
+    """
+
+    def __init__(self) -> None:
+        self._ended: set[str] = set()
+        self._signals: list[int] = []
+        self._signalled_s = 0.0
+        self._is_launcher = False  # whether it exited with 0 before its client had ended
+        self._woken = Wake()
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        if sys.platform != "win32":
+            signal.signal(signal.SIGCHLD, self._on_exit)
+
+    def ended(self, what: "Ended") -> None:
+        """Note that a stream, or the last answers, have ended. From any thread."""
+        self._ended.add(what)
+        self._woken.set()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if not self._signals:
+            self._signalled_s = time.monotonic()
+        self._signals.append(number)
+        self._woken.set()
+
+    def _on_exit(self, *_: object) -> None:
+        self._woken.set()
+
+    def supervise(self, server: ServerProcess, traffic: "Traffic", console: "Console") -> int:
+        """Start the traffic, wait until something ends, and shut down in order.
+
+        Returns:
+            The exit status: the server's.
+        """
+        if sys.platform == "win32":
+            threading.Thread(target=server.wait, args=(self._on_exit,), daemon=True).start()
+        else:  # a client may start mcpguard with blocked signals; the server has inherited that already
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING})
+        self._is_launcher = server.poll() == 0
+        traffic.start()
+        self._wait(lambda: server.poll() is not None or self._is_ending)
+        if server.status == 0 and "client" not in self._ended:  # a process that it started may serve on: one that has its pipes
+            self._is_launcher = True
+            self._wait(lambda: self._is_ending)
+        is_ended_by_us = not self._has_exited(server) and self._end_server(server, traffic)
+        if is_ended_by_us or server.was_killed:
+            server.kill()
+        status = 128 + _SIGKILL if server.status is None else server.status
+        how = f"server exited with status {status}"
+        traffic.close_input(how)
+        self._drain_stream(server, traffic)
+        if self._signals or "client" in self._ended:
+            traffic.client_left()
+        else:
+            (console.error if status else console.line)(how)
+        traffic.answer_rest(how)
+        self._drain_answers(traffic)
+        traffic.finish(self.at_most(LAST_ROWS_S))
+        return status
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether a stream has ended, or a signal has come."""
+        return bool(self._ended or self._signals)
+
+    def _has_exited(self, server: ServerProcess) -> bool:
+        return "server" in self._ended if self._is_launcher else server.poll() is not None
+
+    def at_most(self, most_s: float) -> float:
+        """How long a part of the shutdown may take: `most_s`, or less after a signal."""
+        if not self._signals:
+            return most_s
+        return max(0.05, min(most_s, self._signalled_s + END_AFTER_SIGNAL_S - time.monotonic()))
+
+    def _end_server(self, server: ServerProcess, traffic: "Traffic") -> bool:
+        """End a server that runs though a stream has ended or a signal has come. A signal cuts its time short.
+
+        Returns:
+            Whether it was told to end; False if it has exited by itself.
+        """
+        if not self._signals:
+            traffic.close_input("the server has closed its output")
+            if self._wait(lambda: self._has_exited(server), GRACE_AFTER_EOF_S, 0.0):
+                return False
+        if self._signals:
+            traffic.client_left()
+        server.signal(self._signals[0] if self._signals else signal.SIGTERM)
+        traffic.close_input("mcpguard is about to end")
+        if not self._wait(lambda: self._has_exited(server), GRACE_AFTER_TERM_S, GRACE_AFTER_SIGNAL_S):
+            server.kill()
+            self._wait(lambda: self._has_exited(server), GRACE_AFTER_KILL_S)
+        return True
+
+    def _drain_stream(self, server: ServerProcess, traffic: "Traffic") -> None:
+        """Wait until the client has received what the server wrote last.
+
+        That is at the end of the server's stream. If another process holds the stream open, it is when the client has received
+        what the server can have written, as long as the client takes it. If the server exited with 0 and left requests
+        unanswered, a process that holds its stream may answer them.
+        """
+        began_s = time.monotonic()
+        while server.status == 0 and not self._signals and traffic.awaits_answers():
+            ended = self._wait(lambda: "server" in self._ended, QUIET_S, 0.0)
+            if ended or time.monotonic() - began_s >= GRACE_AFTER_EOF_S:
+                break
+        traffic.end_stream()
+        taken, idle_s = traffic.output.taken, 0.0
+        while not self._wait(lambda: "server" in self._ended, QUIET_S, DRAIN_AFTER_SIGNAL_S):
+            before, taken = taken, traffic.output.taken
+            idle_s = idle_s + QUIET_S if taken == before else 0.0
+            if self._signals or not traffic.is_passing_on or idle_s >= PAUSE_S:
+                return
+
+    def _drain_answers(self, traffic: "Traffic") -> None:
+        """Wait until the client has received the last answers: as long as it takes some, but not after a signal."""
+        taken = traffic.output.taken
+        while not self._wait(lambda: "answers" in self._ended, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
+            before, taken = taken, traffic.output.taken
+            if self._signals or taken == before:
+                return
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:
+        """Wait until `done`, which becomes true by a signal or by the end of something; False if that took too long.
+
+        Args:
+            done: The condition.
+            timeout_s: How long to wait; None for no limit.
+            after_signal_s: How long to wait after a signal to mcpguard; None if a signal makes no difference.
+        """
+        began_s = time.monotonic()
+        while not done():
+            limits_s = [] if timeout_s is None else [timeout_s]
+            if self._signals and after_signal_s is not None:
+                limits_s.append(max(0.0, self._signalled_s - began_s) + after_signal_s)
+            left_s = min(limits_s) - (time.monotonic() - began_s) if limits_s else None
+            if left_s is not None and left_s <= 0.0:
+                return False
+            self._woken.wait(left_s)
+        return True

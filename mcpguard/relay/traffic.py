@@ -1,0 +1,136 @@
+"""The traffic of one session: the loops between client and server, and how they end."""
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from mcpguard.core import events, frames
+from mcpguard.core.session import Session
+from mcpguard.relay.bookkeeper import Bookkeeper
+from mcpguard.relay.console import Console
+from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.relay.downstream import Downstream
+from mcpguard.relay.output import ClientOutput
+from mcpguard.relay.process import ServerProcess
+from mcpguard.relay.server_stream import ServerStream
+from mcpguard.relay.unread import Unread
+from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
+from mcpguard.stores.api import Store
+
+Ended = Literal["client", "server", "answers"]
+"""What has ended: the client's stream, the server's stream, or the last answers to the client."""
+
+
+class Traffic:
+    """Starts the loops, each in a thread of its own, and ends them.
+
+    The loops block: a byte that passes through an event loop costs several times as much as the whole decision.
+
+    Args:
+        server: The server's process.
+        session: The core's state machine.
+        store: Decides and writes for it.
+        output: The client's side.
+        console: Takes lines for stderr.
+        ended: Called with what has ended, from a thread of the traffic.
+        policy: Where the policy comes from.
+        who: Where the identity comes from; None if it does not change.
+        source: The descriptor that the client writes to.
+        max_frame_bytes: The longest line that is accepted from the client.
+    """
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        session: Session,
+        store: Store,
+        output: ClientOutput,
+        console: Console,
+        ended: Callable[[Ended], None],
+        *,
+        policy: PolicySource,
+        who: IdentitySource | None = None,
+        source: int = 0,
+        max_frame_bytes: int = frames.MAX_FRAME_BYTES,
+    ) -> None:
+        self.output = output
+        self._ended = ended
+        self._shut_down = threading.Event()
+        self._unread = Unread()
+        self._stream = ServerStream(server.stdout)
+        self._dispatcher = Dispatcher(session, store, self._unread, output.reply, console)
+        self._bookkeeper = Bookkeeper(session, store, self._dispatcher, console, self._shut_down)
+        self._downstream = Downstream(self._stream, output, session, self._unread, self._dispatcher, kept=self._bookkeeper.wake)
+        self._upstream = Upstream(
+            server,
+            self._dispatcher,
+            output,
+            console,
+            read_ahead=self._stream.read_ahead,
+            judged=self._bookkeeper.wake,
+            shut_down=self._shut_down,
+            policy=policy,
+            who=who,
+            source=source,
+            max_frame_bytes=max_frame_bytes,
+        )
+        self._threads = [
+            threading.Thread(target=self._upstream.run, args=(lambda: ended("client"),), name="mcpguard-upstream", daemon=True),
+            threading.Thread(
+                target=self._downstream.run, args=(lambda: ended("server"),), name="mcpguard-downstream", daemon=True
+            ),
+            threading.Thread(target=self._bookkeeper.run, name="mcpguard-bookkeeper", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Write the row of the policy in force, and begin to move bytes."""
+        self._dispatcher.dispatch(events.Started())
+        self._bookkeeper.wake()
+        for thread in self._threads:
+            thread.start()
+
+    def close_input(self, why: str) -> None:
+        """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
+        self._upstream.close_input(why)
+
+    def client_left(self) -> None:
+        """The client has left, or wants mcpguard to end: requests that the server leaves unanswered stay unanswered."""
+        self._dispatcher.post(events.ClientLeft())
+
+    def awaits_answers(self) -> bool:
+        """Whether the server has not answered all requests."""
+        return self._dispatcher.awaits_answers()
+
+    def end_stream(self) -> None:
+        """The server is gone: pass on what it can have written, and nothing that others write to its stream later."""
+        self._stream.end()
+
+    @property
+    def is_passing_on(self) -> bool:
+        """Whether bytes of the server's are on their way to the client."""
+        return self.output.is_writing or self._stream.has_more
+
+    def answer_rest(self, how: str) -> None:
+        """The server is gone: end the output with an answer for every request in flight. `ended` is told `answers` then.
+
+        What the client and the server write later is discarded.
+
+        Args:
+            how: What became of the server, for the client.
+        """
+        self._shut_down.set()
+        self._bookkeeper.wake()
+        threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
+
+    def _answer_rest(self, how: str) -> None:
+        self.output.finish(lambda: self._last_answers(how))
+        self._ended("answers")
+
+    def _last_answers(self, how: str) -> bytes:
+        """Called when nothing more is passed on, since the server may have answered with what was passed on last."""
+        self._upstream.notice_client_end()
+        return self._dispatcher.last_answers(how)
+
+    def finish(self, timeout_s: float) -> None:
+        """Write the session's last rows, but do not wait longer than this for a store that hangs."""
+        self._bookkeeper.finish(timeout_s)

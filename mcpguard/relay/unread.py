@@ -1,0 +1,46 @@
+"""What the server has written and the client has received, until outcomes are read off it."""
+
+from collections import deque
+from collections.abc import Iterator
+
+from mcpguard.core.answers import AnswerLines
+from mcpguard.core.events import ServerWrote
+from mcpguard.stores.clock import monotonic_us
+
+
+class Unread:
+    """Keeps chunks of the server's stream. One thread adds, and one thread at a time takes.
+
+    Attributes:
+        held_bytes: How much is kept.
+    """
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        self._chunks: deque[tuple[bytes, int]] = deque()
+        self._lines = AnswerLines()
+
+    def add(self, chunk: bytes, *, awaits_answers: bool) -> bool:
+        """Keep a chunk that may hold answers; whether it is kept.
+
+        Args:
+            chunk: What the server wrote.
+            awaits_answers: Whether a request is in flight. If not, whole frames need not be kept.
+        """
+        if not (self._chunks or awaits_answers) and self._lines.is_between_frames and chunk[-1:] == b"\n":
+            return False
+        self._chunks.append((chunk, monotonic_us()))
+        self.held_bytes += len(chunk)
+        return True
+
+    def take(self) -> Iterator[ServerWrote]:
+        """What is kept, as events; each chunk is given up when the next one is asked for."""
+        while self._chunks:
+            chunk, now_us = self._chunks[0]
+            yield ServerWrote(self._lines.feed(chunk), now_us)
+            self._chunks.popleft()  # only now: `add` must not take the stream to be between two frames before `feed` is done
+            self.held_bytes -= len(chunk)
+
+    def last(self, now_us: int) -> ServerWrote:
+        """The unterminated answer that the stream ended with, if any."""
+        return ServerWrote(self._lines.last(), now_us)

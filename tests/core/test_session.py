@@ -1,0 +1,489 @@
+"""A session as a conversation: what the client and the server write, and what comes out, in order."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from mcpguard.core import callers, events, exchange, frames, session
+from mcpguard.core.audit import Outcome
+from mcpguard.core.commands import Decide
+from mcpguard.core.frames import Refusal
+from mcpguard.core.identity import Identity
+from mcpguard.core.policy_parse import parse
+from mcpguard.errors import PolicyError
+from tests.core.build import WALL_US, Talk, call_line, identity, request
+
+ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
+CLOSED = '[[rule]]\ntool = "x"\nlimit = "deny"\n'
+ANYTHING = "mode = 'enforce'"
+UNNAMED = Identity("alice", "os", "crm")
+INFO = "io.modelcontextprotocol/clientInfo"
+NOTIFICATION = b'{"jsonrpc":"2.0","method":"notifications/x"}'
+RESPONSE = b'{"jsonrpc":"2.0","id":9,"result":{}}'
+
+
+def test_every_event_has_its_transition() -> None:
+    """The table is untyped: this sees that each method takes the event that it is called for."""
+    takes = {get_type_hints(method)[parameter_of(method)]: method for method in session._TRANSITIONS.values()}
+    assert takes == session._TRANSITIONS
+    assert set(takes) == set(get_args(events.Event))
+
+
+def parameter_of(method: Callable[..., object]) -> str:
+    return list(inspect.signature(method).parameters)[1]
+
+
+# Judging
+
+
+def test_only_calls_are_limited() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    for at in range(3):
+        assert talk.client(request("tools/list", f"list{at}"), request("prompts/get", f"get{at}", name="x")) == [
+            f"forwarded list{at}",
+            f"forwarded get{at}",
+        ]
+        assert talk.client(NOTIFICATION, RESPONSE) == ["forwarded notifications/x", "forwarded answer 9"]
+    assert (len(talk.to_server), talk.to_client, talk.records) == (12, [], [])
+    assert talk.client(call_line("x", 1), call_line("x", 2), call_line("y", 3)) == [
+        "forwarded 1",
+        "answered 2: 429",
+        "forwarded 3",
+    ]
+
+
+def test_what_is_forwarded_is_what_came_on_one_line() -> None:
+    line = '{"jsonrpc":"2.0", "id":1,\r"method":"tools/call","params":{"name":"x","arguments":{"a":"\u2028"}}}\r'.encode()
+    talk = Talk(ANYTHING)
+    assert talk.client(line) == ["forwarded 1"]
+    assert talk.forwarded_bytes == [line.replace(b"\r", b" ").replace("\u2028".encode(), b"\\u2028") + b"\n"]
+
+
+def test_a_call_inside_what_a_lone_cr_would_split_reaches_the_server_as_one_line_or_not_at_all() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    hidden = call_line("x").decode()
+    inside = f'{{"jsonrpc":"2.0","method":"n","params":{{"x":"\r{hidden}\r"}}}}'
+    behind = f'{{"jsonrpc":"2.0","method":"n"}}\r{hidden}'
+    assert talk.client(inside.encode()) == ["answered None: -32700"]
+    assert talk.client(behind.encode()) == ["answered None: -32700"]
+
+
+def test_a_batch_is_judged_member_by_member() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    members = [call_line("x", 1), call_line("x", 2), request("ping", 3), b"7", call_line("y", 4)]
+    assert talk.client(b"[" + b",".join(members) + b"]") == [
+        "forwarded 1",
+        "answered 2: 429",
+        "forwarded 3",
+        "answered None: -32600",
+        "forwarded 4",
+    ]
+
+
+def test_commands_come_in_the_order_of_the_lines() -> None:
+    talk = Talk(ANYTHING)
+    assert talk.client(request("a", 1), call_line("x", 2), b"{", request("b", 3), call_line("y", 4)) == [
+        "forwarded 1",
+        "forwarded 2",
+        "answered None: -32700",
+        "forwarded 3",
+        "forwarded 4",
+    ]
+
+
+def test_nothing_of_what_was_read_at_once_is_forwarded_before_all_of_it_is_decided() -> None:
+    talk = Talk(ANYTHING)
+    messages = frames.read([request("ping", 1), call_line("x", 2), NOTIFICATION])
+    (decide,) = talk.machine.handle(events.ClientWrote(messages, 0))
+    assert isinstance(decide, Decide)
+    assert [one.request_id for one in decide.requests] == ["2"]
+
+
+def test_no_more_is_decided_at_once_than_the_store_takes_in_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = len(call_line("x", 1))
+    monkeypatch.setattr(exchange, "MAX_PORTION", 3)
+    monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
+    assert talk.client(*[call_line("x", at) for at in range(1, 8)]) == [
+        *(f"forwarded {at}" for at in range(1, 6)),
+        "answered 6: 429",
+        "answered 7: 429",
+    ]
+    assert talk.together == [3, 3, 1]
+    long = [call_line("y", at, more="x" * 2 * length) for at in (1, 2, 3)]
+    talk.client(*long, call_line("y", 4))
+    assert talk.together[3:] == [1, 1, 2]
+
+
+def test_what_is_refused_is_audited_and_answered_and_not_forwarded() -> None:
+    talk = Talk(ANYTHING)
+    two_names = b'{"id":5,"method":"tools/call","params":{"name":"x","Name":"y"}}'
+    assert talk.client(b"not json", two_names, Refusal(-32700, "too long")) == [
+        "answered None: -32700",
+        "answered 5: -32602",
+        "answered None: -32700",
+    ]
+    assert talk.to_client[0]["error"]["message"] == "Refused: not valid JSON"
+    told = [(one["decision"], one.get("request_id"), one.get("tool"), one["reason"]) for one in talk.records]
+    assert told == [
+        ("invalid", None, None, "not valid JSON"),
+        ("invalid", 5, "x", "two keys that differ in case alone in params"),
+    ]
+    assert [verdict.has_own_row for verdict in talk.verdicts] == [True, True, False]
+
+
+def test_what_asks_for_no_answer_is_refused_in_silence() -> None:
+    talk = Talk(ANYTHING)
+    assert talk.client(b'{"method":"tools/call","params":{"name":"x"}}', b'{"id":1,"result":1,"result":2}') == []
+    assert [one["decision"] for one in talk.records] == ["invalid", "invalid"]
+
+
+def test_a_denial_is_answered_under_the_id_the_client_wrote() -> None:
+    talk = Talk(CLOSED)
+    talk.client(call_line("x", "é\ud800"), call_line("x", -5), call_line("x", 10**30))
+    assert [one["id"] for one in talk.to_client] == ["é\ud800", -5, 10**30]
+
+
+def test_a_line_on_stderr_tells_of_each_denial_and_refusal_that_has_a_row_of_its_own() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(call_line("x", 1), call_line("x", 2), call_line("x", 3), b"not json")
+    assert [line.split()[0] for line in talk.logged] == ["rate_limited", "invalid"]
+    assert talk.log_kinds == ["rate_limited tool", "invalid "]
+
+
+# Who is calling
+
+
+def test_the_handshake_names_the_client_from_then_on() -> None:
+    talk = Talk(ANYTHING, who=UNNAMED)
+    talk.client(call_line("x", 1))
+    talk.client(request("initialize", 2, clientInfo={"name": "claude-ai", "version": "1"}), call_line("x", 3))
+    told = [(one["agent"], one["agent_source"]) for one in talk.records]
+    assert told == [("unknown::interactive::default", "default"), ("Claude Desktop::interactive::default", "clientInfo")]
+    assert talk.machine.agent == "Claude Desktop::interactive::default"
+    assert talk.machine.identity == UNNAMED
+
+
+def test_without_a_handshake_each_call_names_its_client() -> None:
+    talk = Talk(ANYTHING, who=UNNAMED)
+    talk.client(call_line("x", 1, _meta={INFO: {"name": "codex-mcp-client"}}), call_line("x", 2))
+    assert [one["agent"] for one in talk.records] == ["Codex::interactive::default", "unknown::interactive::default"]
+    talk.client(request("initialize", 3, clientInfo={"name": "claude-ai"}))
+    talk.client(call_line("x", 4, _meta={INFO: {"name": "codex-mcp-client"}}))
+    assert talk.records[-1]["agent"] == "Codex::interactive::default"
+
+
+@pytest.mark.parametrize("info", [None, 7, [], {}, {"name": 7}, {"name": ""}, {"name": None}])
+def test_a_client_info_that_is_none_names_nobody(info: object) -> None:
+    talk = Talk(ANYTHING, who=UNNAMED)
+    talk.client(request("initialize", 1, clientInfo=info), call_line("x", 2, _meta={INFO: info}), call_line("x", 3, _meta=7))
+    talk.client(b'{"jsonrpc":"2.0","id":4,"method":"initialize","params":[]}')
+    assert {one["agent"] for one in talk.records} == {"unknown::interactive::default"}
+    assert len(talk.to_server) == 4
+
+
+def test_a_client_that_names_itself_gets_the_counter_of_that_agent_and_no_other() -> None:
+    talk = Talk('[[rule]]\nagent = "*::*::*"\nlimit = "1/1m"\n', who=UNNAMED)
+    came_out = []
+    for at, name in enumerate(["a", "b", "a", "x::background::y", "a:", ":a", "a:"]):
+        came_out += talk.client(call_line("x", at, _meta={INFO: {"name": name}}))
+    assert [line for line in came_out if line.startswith("answered")] == ["answered 2: 429", "answered 6: 429"]
+
+
+@pytest.mark.parametrize("name", ["x:", "x::", ":", "::", "x\\", "x\\:", "::subagent::y", "*"])
+def test_no_name_that_a_client_gives_itself_gets_it_out_of_a_rule_on_its_tier(name: str) -> None:
+    talk = Talk('[[rule]]\nagent = "*::interactive::*"\nlimit = "deny"\n', who=UNNAMED)
+    assert talk.client(call_line("x", 1, _meta={INFO: {"name": name}})) == ["answered 1: 403"]
+
+
+def test_an_agent_that_a_call_names_counts_only_where_that_is_trusted() -> None:
+    meta = {"mcpguard/agent": "a::b::c"}
+    trusting = Talk(ANYTHING, who=Identity("alice", "os", "crm", trust_meta=True))
+    wary = Talk(ANYTHING, who=UNNAMED)
+    for talk in (trusting, wary):
+        talk.client(call_line("x", 1, _meta=meta), call_line("x", 2, _meta={"mcpguard/agent": 7}))
+    assert next((one["agent"], one["agent_source"]) for one in trusting.records) == ("a::b::c", "meta")
+    assert {one["agent"] for one in wary.records} == {"unknown::interactive::default"}
+
+
+def test_roles_and_the_users_source_are_in_the_audit() -> None:
+    talk = Talk(ANYTHING, who=identity(roles=("dev", "ops")))
+    talk.client(call_line("x"))
+    assert (talk.records[0]["roles"], talk.records[0]["user_source"]) == (["dev", "ops"], "config")
+
+
+def test_memory_for_callers_is_bounded() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(*[call_line(f"tool{at}", at) for at in range(3000)])
+    assert len(talk.machine._callers) <= 1024
+    assert len(talk.to_server) == 3000
+
+
+def test_calls_alike_have_one_plan_and_memory_for_them_is_bounded() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
+    first, second = talk.charges("search", 2)
+    assert first.plan is second.plan
+    for number in range(3000):
+        talk.charges(f"tool {number}")
+    assert len(talk.machine._callers) <= callers.MAX_CALLERS
+
+
+def test_a_long_name_is_not_remembered_and_its_counter_has_it_cut() -> None:
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
+    name = "x" * 5000
+    assert talk.client(call_line(name, 1), call_line(name, 2), call_line(name + "y", 3)) == [
+        "forwarded 1",
+        "answered 2: 429",
+        "forwarded 3",
+    ]
+    assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
+    assert not talk.machine._callers
+    assert all(len(held.label) < 600 for held in talk.store.held())
+
+
+def test_a_trace_parent_is_taken_up_if_it_is_one() -> None:
+    talk = Talk(ANYTHING)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    parents: list[object] = [f"00-{trace}-b7ad6b7169203331-01", f"00-{trace}-b7ad6b7169203331", 7, "x" * 100]
+    talk.client(*[call_line("x", at, _meta={"traceparent": parent}) for at, parent in enumerate(parents)])
+    assert [one["trace_id"] == trace for one in talk.records] == [True, False, False, False]
+
+
+def test_arguments_with_a_number_beyond_the_usual_are_kept_in_full_as_text() -> None:
+    talk = Talk(ANYTHING, arguments="full")
+    talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
+    assert talk.records[0]["arguments"] == '{"n": Infinity}'
+
+
+# The policy
+
+
+def test_a_session_begins_with_the_row_of_its_policy() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.handle(events.Started()) == []
+    assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
+        (parse(ONE_A_MINUTE).digest, "in force at the start")
+    ]
+    assert talk.logged == []
+
+
+def test_a_broken_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
+    talk = Talk(PolicyError("policy.toml: line 1: broken"))
+    assert talk.client(call_line("x", 1), request("tools/list", 2)) == ["answered 1: 503", "forwarded 2"]
+    assert talk.take_up(PolicyError("policy.toml: line 2: broken still")) == []
+    assert talk.client(call_line("x", 3)) == ["answered 3: 503"]
+    assert "line 2: broken still" in talk.to_client[-1]["error"]["message"]
+    assert talk.take_up(ONE_A_MINUTE) == []
+    assert talk.client(call_line("x", 4), call_line("x", 5)) == ["forwarded 4", "answered 5: 429"]
+    assert [one["decision"] for one in talk.records] == ["unavailable", "allowed", "rate_limited"]
+
+
+def test_a_broken_edit_leaves_the_last_good_policy_in_force() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
+    talk.take_up(PolicyError("broken"))
+    assert talk.client(call_line("x", 2), call_line("y", 3)) == ["answered 2: 429", "forwarded 3"]
+
+
+def test_an_edit_is_obeyed_from_the_next_call_on_and_keeps_the_counters() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.client(call_line("x", 1), call_line("x", 2)) == ["forwarded 1", "answered 2: 429"]
+    talk.take_up(ONE_A_MINUTE.replace("1/1m", "2/1m"))
+    assert talk.client(call_line("x", 3), call_line("x", 4)) == ["forwarded 3", "answered 4: 429"]
+
+
+def test_taking_up_a_policy_is_a_line_and_a_row_that_lead_to_nothing() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.take_up(ONE_A_MINUTE) == []
+    assert talk.policy_records[0]["policy"] == parse(ONE_A_MINUTE).digest
+    assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("taken up", ["policy taken up"], [])
+
+
+def test_a_policy_that_is_broken_is_an_error_line_and_a_row_with_the_policy_that_stays_in_force() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.take_up(PolicyError("line 1: broken")) == []
+    assert talk.errors == ["policy not taken up: line 1: broken"]
+    assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
+        (parse(ONE_A_MINUTE).digest, "not taken up: line 1: broken")
+    ]
+
+
+def test_the_row_of_a_policy_that_never_was_in_force_names_none() -> None:
+    talk = Talk(PolicyError("x"))
+    talk.take_up(PolicyError("y"))
+    assert [("policy" in one, one["reason"]) for one in talk.policy_records] == [(False, "not taken up: y")]
+
+
+# The store
+
+
+def test_a_store_that_fails_denies_calls_and_lets_the_rest_pass() -> None:
+    talk = Talk(ANYTHING)
+    talk.store_failure = "the disk is full"
+    assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == [
+        "answered 1: 503",
+        "forwarded 2",
+        "answered None: -32700",
+    ]
+    error = talk.to_client[0]["error"]
+    assert error["data"]["reason"] == "store_unavailable"
+    assert error["message"] == "Tool x was not called: the store of counters is unavailable (the disk is full)."
+    assert (talk.errors, talk.log_kinds) == (["store unavailable: the disk is full"], ["store unavailable"])
+    talk.store_failure = ""
+    assert talk.client(call_line("x", 3)) == ["forwarded 3"]
+
+
+def test_a_store_that_fails_for_some_of_many_calls_denies_just_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_PORTION", 2)
+    talk = Talk(ANYTHING)
+    talk.fails_after = 1
+    assert talk.client(*[call_line("x", at) for at in range(4)]) == [
+        "forwarded 0",
+        "forwarded 1",
+        "answered 2: 503",
+        "answered 3: 503",
+    ]
+
+
+def test_outcomes_that_a_store_cannot_take_are_dropped_and_later_ones_are_recorded() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(*[call_line("x", at) for at in range(150)])
+    talk.store_failure = "it is away"
+    for at in range(149):
+        talk.answer(at)
+    assert not talk.machine.has_outcomes
+    talk.store_failure = ""
+    talk.answer(149)
+    assert talk.outcomes == [Outcome(149, "ok", 0)]
+
+
+def test_many_outcomes_are_recorded_a_portion_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MAX_OUTCOMES", 2)
+    talk = Talk(ANYTHING)
+    talk.client(*[call_line("x", at) for at in range(5)])
+    talk.server(*[{"id": at, "result": {}} for at in range(5)])
+    assert talk.outcomes == [Outcome(at, "ok", 0) for at in range(5)]
+    assert talk.recorded == [2, 2, 1]
+
+
+def test_denials_that_share_a_row_are_recorded_when_it_is_time_with_a_line_each() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(*[call_line("x", at) for at in range(5)])
+    assert (talk.record(), len(talk.logged)) == ([], 1)
+    talk.wall.pass_s(1)
+    assert talk.record() == []
+    assert (talk.records[-1]["decision"], talk.records[-1]["repeats"]) == ("rate_limited", 3)
+    assert "repeats=3" in talk.logged[1]
+    assert talk.log_kinds == ["rate_limited tool"] * 2
+
+
+def test_at_the_end_of_a_session_no_denial_waits_for_a_later_row() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(*[call_line("x", at) for at in range(3)])
+    assert talk.handle(events.RecordingDue(WALL_US, everything=True)) == []
+    assert talk.records[-1]["repeats"] == 1
+
+
+# A bug
+
+
+def test_requests_that_a_bug_keeps_from_being_judged_are_answered_and_not_forwarded() -> None:
+    talk = Talk(ANYTHING)
+    lines: list[bytes | Refusal] = [
+        request("ping", 1),
+        call_line("x", 2),
+        NOTIFICATION,
+        b"not json",
+        Refusal(-32700, "too long"),
+    ]
+    talk.machine.handle(events.ClientWrote(frames.read(lines), 0))  # the store breaks down here
+    assert talk.handle(events.Unjudged(lines, 0)) == ["answered 1: 503", "answered 2: 503"]
+    assert {one["error"]["data"]["reason"] for one in talk.to_client} == {"internal_error"}
+    assert talk.client(call_line("x", 3)) == ["forwarded 3"]
+    assert talk.server_exits("over") == ["answered 3: -32000"]
+
+
+def test_a_bug_in_the_parser_leaves_no_other_line_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(ANYTHING)
+    parse_line = frames.parse
+
+    def broken(line: bytes) -> Any:
+        assert b"poison" not in line
+        return parse_line(line)
+
+    monkeypatch.setattr(frames, "parse", broken)
+    assert talk.handle(events.Unjudged([b'{"id":1,"method":"poison"}', request("ping", 2)], 0)) == ["answered 2: 503"]
+
+
+# The end
+
+
+def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
+    talk = Talk(ANYTHING)
+    for line in (call_line("x", 1), request("ping", "two"), call_line("x", 3), call_line("x", 4)):
+        talk.client(line)
+    talk.answer(3)
+    talk.client(b'{"method":"notifications/cancelled","params":{"requestId":4}}')
+    talk.time.pass_ms(2)
+    assert talk.server_exits("server exited with status 7") == ["answered 1: -32000", "answered two: -32000"]
+    assert talk.to_client == [
+        {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "server exited with status 7"}},
+        {"jsonrpc": "2.0", "id": "two", "error": {"code": -32000, "message": "server exited with status 7"}},
+    ]
+    assert talk.outcomes[1:] == [Outcome(2, "cancelled", 0), Outcome(0, "no_answer", 2000)]
+    assert talk.server_exits("again") == []
+    assert len(talk.outcomes) == 3
+    assert not talk.awaits_answers
+
+
+def test_what_the_client_writes_after_the_servers_exit_is_discarded() -> None:
+    talk = Talk(ANYTHING)
+    assert talk.server_exits("over") == []
+    assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == []
+    assert talk.records == []
+
+
+@pytest.mark.parametrize("denials", ["error", "result"])
+def test_what_comes_when_the_server_takes_no_more_is_answered_and_audited_and_neither_charged_nor_forwarded(
+    denials: str,
+) -> None:
+    talk = Talk(ONE_A_MINUTE, denials=denials)
+    assert talk.input_closes("the server has closed its input") == []
+    assert talk.input_closes("server exited with status 1") == []  # the first reason counts
+    assert talk.client(call_line("x", 1), request("tools/list", 2), NOTIFICATION, b"not json") == [
+        "answered 1: -32000",
+        "answered 2: -32000",
+        "answered None: -32700",
+    ]
+    assert talk.to_client[0]["error"]["message"] == "the server has closed its input"
+    assert [(one["decision"], one["reason"]) for one in talk.records] == [
+        ("unavailable", "server_gone"),
+        ("invalid", "not valid JSON"),
+    ]
+    assert not talk.store.held()
+
+
+def test_what_the_server_did_not_take_is_answered() -> None:
+    talk = Talk(ANYTHING)
+    lines = [call_line("x", 1), request("ping", 2), b'{"method":"n"}', RESPONSE]
+    assert talk.client(*lines) == ["forwarded 1", "forwarded 2", "forwarded n", "forwarded answer 9"]
+    assert talk.server_does_not_take(*lines, b"", call_line("x", 77)) == ["answered 1: -32000", "answered 2: -32000"]
+    assert talk.record() == []
+    assert talk.outcomes == [Outcome(0, "no_answer", 0)]
+    assert not talk.awaits_answers
+
+
+def test_once_the_client_has_left_nothing_is_answered_in_the_servers_place_but_what_the_guard_denies_or_refuses_is() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    lines = [call_line("x", 1), request("ping", 2)]
+    assert talk.client(*lines) == ["forwarded 1", "forwarded 2"]
+    assert talk.client_leaves() == []
+    assert talk.client(call_line("x", 3), b"not json") == ["answered 3: 429", "answered None: -32700"]
+    assert talk.server_does_not_take(lines[1]) == []
+    talk.input_closes("the server has closed its input")
+    assert talk.client(call_line("x", 4), request("ping", 5)) == []
+    assert talk.server_exits("over") == []
+    assert talk.outcomes == [Outcome(0, "no_answer", 0)]
+    assert [one["decision"] for one in talk.records] == ["allowed", "rate_limited", "invalid", "unavailable"]
