@@ -26,7 +26,7 @@ def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool
     settings = config.load(os.environ, server=server, **options)
     settings = settings._replace(quiet=quiet or settings.quiet)
     status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
-    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: pumps may still wait for a client
+    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: a thread of the relay may still wait for a client
 
 
 def _open_standard_streams() -> None:

@@ -1,6 +1,6 @@
-"""What the server's frames answer, read off after they have passed.
+"""Outcomes, read off the server's frames after the frames have passed.
 
-Nothing here can hold a frame up or change it: an answer that is not understood has only an unknown outcome.
+Nothing here can delay or change a frame. If an answer is not understood, its outcome is unknown.
 """
 
 import json
@@ -16,7 +16,7 @@ class Answer(NamedTuple):
     Attributes:
         id: The request's id as JSON text.
         outcome: `ok`, `tool_error`, `rpc_error`, or `unparsed` if it was too large to tell.
-        asks: For a result of type `input_required`, what the retry will carry; else None.
+        asks: For a result of type `input_required`, what the retry has to carry; else None.
     """
 
     id: str
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 class Asks(NamedTuple):
-    """What a server asks for before it goes on with a call.
+    """What a server asks for before it continues a call.
 
     Attributes:
         state: The `requestState` that the retry has to carry; None if there is none.
@@ -37,28 +37,28 @@ class Asks(NamedTuple):
 
 
 _ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
-# The two orders in which the SDKs of today write a response. Each matches at one place of the object's own level only.
+# The two orders in which today's SDKs write a response. Each pattern matches only at the outer level of the object.
 _ID_FIRST = re.compile(rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
 _RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
 _ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
-# Requests and notifications, as every SDK writes them: their id, if they have one, is the server's
+# Requests and notifications, as every SDK writes them. Their id, if there is one, was chosen by the server
 _NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
-# What only some results have, and what makes a difference to their outcome
+# Members that change the outcome of a result
 _TELLING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
 
 MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
-"""Larger answers are looked at from both ends only."""
+"""Of larger answers only both ends are looked at."""
 
 
 def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
-    """What one line from the server answers.
+    """Read a line of the server's as an answer.
 
     Args:
         frame: The line.
-        whole: Whether that is all of it, or its two ends only.
+        whole: Whether it is the whole line; if not, it is its two ends.
 
     Returns:
-        None for a request, a notification, or what is not a response at all.
+        The answer; None for a request, a notification, or anything else that is not a response.
     """
     found = _shape(frame)
     if found:
@@ -67,7 +67,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
             return Answer(request_id, "rpc_error")
         if not whole:
             return Answer(request_id, "unparsed")
-        # Without these words it is neither an error nor a question: no SDK spells its own keys with escapes
+        # Without these words it is neither an error nor a question: no SDK writes its own keys with escapes
         if not _TELLING.search(frame):
             return Answer(request_id, "ok")
     elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):
@@ -108,14 +108,14 @@ def _answer(request_id: str, message: dict[str, object]) -> Answer:
 
 
 class Line(NamedTuple):
-    """A line of the server's that may be an answer: all of it, or its two ends if it is over `MAX_PARSED_ANSWER_BYTES`."""
+    """A line of the server's that may be an answer: the whole line, or its two ends if it exceeds `MAX_PARSED_ANSWER_BYTES`."""
 
     frame: bytes
     whole: bool
 
 
 class AnswerLines:
-    """Cuts the server's stream into the lines that may be answers, in bounded memory and with few looks at each byte."""
+    """Cuts the server's stream into lines that may be answers, in bounded memory and with few passes over each byte."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -124,11 +124,11 @@ class AnswerLines:
 
     @property
     def is_between_frames(self) -> bool:
-        """Whether the stream so far ended with a newline."""
+        """Whether the stream so far ends with a newline."""
         return not (self._held or self._skipping)
 
     def feed(self, chunk: bytes) -> list[Line]:
-        """The lines that `chunk` completes, without those that have no id."""
+        """The lines that `chunk` completes, except those without an id."""
         end = chunk.find(b"\n") + 1
         if not end:
             self._hold(chunk)
@@ -140,7 +140,7 @@ class AnswerLines:
             lines = self._finish()
             start = end
         last = chunk.rfind(b"\n") + 1
-        # The start of a long line often tells more cheaply than a search through all of it
+        # The start of a long line often shows that it is not an answer, which is cheaper than a search through all of it
         while (end := chunk.find(b"\n", start) + 1) - start > _LONG_BYTES and _NO_ANSWER.match(chunk, start):
             start = end
         if last > start and chunk.find(b'"id"', start, last) >= 0:
@@ -150,7 +150,7 @@ class AnswerLines:
         return lines
 
     def last(self) -> list[Line]:
-        """What the stream ended with, without a newline, if that is a whole answer: one that was cut off answers nothing."""
+        """The unterminated last line, if it is a whole answer: one that was cut off answers nothing."""
         if self._skipping or not 0 < self._held <= MAX_PARSED_ANSWER_BYTES:
             return []
         lines = self._finish()
@@ -183,4 +183,4 @@ class AnswerLines:
 
 _LONG_BYTES: Final = 4096
 _LOOK_BYTES: Final = 1024
-"""What is kept of either end of a very long line: its id is in one of them."""
+"""How much is kept of each end of a very long line: its id is in one of them."""

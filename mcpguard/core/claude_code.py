@@ -1,7 +1,7 @@
-"""What Claude Code tells of its agents: who makes a call, in the input of its hooks; which call it is, in the call itself.
+"""Claude Code's agents: a hook learns which agent makes a call, and the call itself carries the id that the hook was given.
 
-All its agents speak through one connection, and a call does not say which of them makes it. But its `_meta` has the id that
-the hooks before it were given, so that a note taken there can be joined with the call here.
+All agents of Claude Code use one connection, and a call does not say which of them makes it. But its `_meta` has the
+`tool_use_id` that the hooks before the call were given. So a note that a hook takes can be joined with the call.
 
 Source: the hooks reference at code.claude.com/docs/en/hooks, common input fields and PreToolUse.
 """
@@ -15,7 +15,7 @@ from mcpguard.core.digest import cut
 from mcpguard.core.identity import DEFAULT_NAME, KNOWN_CLIENTS, TIERS, escape_part
 
 NOTE_KEPT_US: Final = 3600 * 1_000_000
-"""How long a note is good for, an hour: a call may wait that long for its user's permission. Then it is dropped."""
+"""How long a note is kept, an hour: a call may wait that long for its user's permission."""
 
 _CLIENT: Final = KNOWN_CLIENTS["claude-code"]
 _MCP_TOOL: Final = "mcp__"
@@ -30,14 +30,14 @@ class AgentNote(NamedTuple):
 
 
 def agent_note(hook_input: object) -> AgentNote | None:
-    """What is worth noting of a PreToolUse hook's input.
+    """The note that a PreToolUse hook's input gives.
 
     Args:
-        hook_input: The JSON value that the hook was given. Members that are missing or odd are as good as none.
+        hook_input: The JSON value that the hook was given. Members of an unexpected type count as missing.
 
     Returns:
-        A note for an MCP tool's call by a subagent, or by a session that was started as a named agent. None for all else: a
-        call without a note is the main agent's.
+        A note if a subagent, or a session that was started as a named agent, calls an MCP tool. None otherwise: a call without
+        a note is the main agent's.
     """
     if not isinstance(hook_input, dict):
         return None
@@ -53,7 +53,7 @@ def agent_note(hook_input: object) -> AgentNote | None:
 
 
 def tool_use_id(of_call: Mapping[str, object]) -> str | None:
-    """The id that a call's `_meta` has, if it is one."""
+    """The `tool_use_id` in a call's `_meta`; None if there is none, or not a valid one."""
     value = of_call.get(meta.TOOL_USE_ID)
     return value if _is_id(value) else None
 

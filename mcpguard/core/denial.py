@@ -1,4 +1,4 @@
-"""A denial as the client gets it: a JSON-RPC error or a tool result, whose message alone tells the whole story."""
+"""A denial as the client gets it: a JSON-RPC error or a tool result. Its message is complete without the data."""
 
 from typing import Final
 
@@ -11,20 +11,20 @@ RATE_LIMITED: Final = 429
 DENIED: Final = 403
 UNAUTHENTICATED: Final = 401
 UNAVAILABLE: Final = 503
-"""HTTP's numbers for the same things. JSON-RPC demands an integer, and MCP closes -32768…-32000 to applications."""
+"""HTTP's numbers for the same reasons. JSON-RPC demands an integer, and MCP reserves -32768…-32000."""
 
 SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
 
 RESULT_CLIENTS: Final = frozenset({"fastmcp", "mcp"})
 RESULT_CLIENT_BEGINNINGS: Final = ("qwen-cli-mcp-client-", "stdio: ")
-"""Names, and beginnings of names, of clients that get a denial as a tool result where the form is `auto`. Every other client
-gets the error.
+"""Names, and beginnings of names, of clients that get a denial as a tool result if the form is `auto`. Every other client gets
+the error.
 
-`mcp` (the Python SDK), `fastmcp` (FastMCP) and `stdio: COMMAND` (the OpenAI Agents SDK for TypeScript) are what a library calls
-itself for a program that gives no name. Agent frameworks are built on them: an error ends the run in some, reaches the model
-without its reason in others, and is retried by others. Qwen Code 0.15 retries, too. The text of a result reaches the model in
-all of them but one, which shows the model neither form.
+`mcp` (the Python SDK), `fastmcp` (FastMCP) and `stdio: COMMAND` (the OpenAI Agents SDK for TypeScript) are the names that a
+library uses for a program that gives no name. Agent frameworks are built on these libraries: in some an error ends the run, in
+others it reaches the model without its reason, and others retry the call. Qwen Code 0.15 retries, too. The text of a result
+reaches the model in all of them except one, which shows the model neither form.
 
 Source: docs/clients.md, for which each client was sent both forms.
 """
@@ -34,12 +34,12 @@ def form(denials: str, client_name: str | None) -> str:
     """The form of a denial: `error` or `result`.
 
     A client without a name gets the error. The SDKs always send a name, so such a client is a program written by hand. It may
-    not look at `isError`, and then takes a denial for an answer.
+    not look at `isError`, and would take the result for an answer.
 
     `trust_client_info` makes no difference here. A client that gives a false name changes only the form of its own denials.
 
     Args:
-        denials: What is configured: `error` and `result` hold for every client; `auto` goes by the client's name.
+        denials: The configured form: `error` and `result` hold for every client; `auto` depends on the client's name.
         client_name: What the client calls itself; None if it has given no name.
     """
     if denials != "auto":
@@ -55,7 +55,7 @@ def error(request_id: str, code: int, message: str, data: dict[str, object] | No
         request_id: The id as JSON text.
         code: The error's code.
         message: What happened.
-        data: More of it, for programs.
+        data: The same in a form for programs.
     """
     body: dict[str, object] = {"code": code, "message": message}
     if data is not None:
@@ -64,9 +64,9 @@ def error(request_id: str, code: int, message: str, data: dict[str, object] | No
 
 
 def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
-    """The same as a tool result with `isError`.
+    """A tool result with `isError` as one line.
 
-    Clients of 2026-07-28 reject a result without `resultType`; older ones ignore it.
+    Clients of 2026-07-28 reject a result without `resultType`; older clients ignore it.
     """
     body = {
         "content": [{"type": "text", "text": message}],
@@ -81,10 +81,10 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
     """The code, the message and the data of a denial.
 
     Args:
-        call: Who called what.
-        verdict: A verdict that does not forward it.
-        reason: For a denial that no rule made, the word for it: `store_unavailable`, `policy_invalid`.
-        why: Likewise, a sentence that says what is the matter and what to do.
+        call: Who called which tool.
+        verdict: A verdict that does not forward the call.
+        reason: For a denial that no rule made, its reason: `store_unavailable`, `policy_invalid`.
+        why: For a denial that no rule made, a sentence that states the cause and what to do.
     """
     tool = printable(cut(call.tool))
     who = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}

@@ -1,8 +1,8 @@
-"""From the client's bytes to JSON-RPC messages, strictly.
+"""Parses the client's bytes into JSON-RPC messages, strictly.
 
-The guard must never judge one message while the server runs another. So a line is understood the one way that every JSON
-parser shares, or it is refused: no key that two parsers would read differently (repeated, differing in case alone, cut at a
-U+0000, or without its lone surrogates), no encoding that one repairs and another rejects, no second value on a line.
+mcpguard must never judge one message while the server runs another. So a line is accepted only if every JSON parser reads it
+in the same way. Refused are: a key that two parsers would read differently (repeated, differing only by case, cut at U+0000, or
+without its lone surrogates), an encoding that one parser repairs and another rejects, and a second value on a line.
 """
 
 import json
@@ -20,16 +20,16 @@ INVALID_PARAMS: Final = -32602
 """Codes of JSON-RPC 2.0, section 5.1."""
 
 MAX_DEPTH: Final = 512
-"""Arrays and objects within one another. Deeper lines are refused: they could exhaust a recursive parser's stack."""
+"""How deep arrays and objects may be nested. Deeper lines are refused: they could exhaust a recursive parser's stack."""
 
 MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 """The longest line accepted from a client by default; TypeScript SDK servers close the connection on a longer one."""
 
 MAX_BATCH: Final = 1024
-"""Messages in a batch. Each of 5 million that fit into a line would cost an answer and an audit row: gigabytes at once."""
+"""How many messages a batch may have. 5 million fit into a line, and each would cost an answer and an audit row: gigabytes."""
 
 TOOLS_CALL: Final = "tools/call"
-"""The one method of MCP that invokes a tool."""
+"""The only method of MCP that invokes a tool."""
 
 
 class Frame(NamedTuple):
@@ -49,7 +49,7 @@ class Frame(NamedTuple):
 
     @property
     def is_call(self) -> bool:
-        """Whether this is a `tools/call`; its `params` are then an object with a `name` that is text."""
+        """Whether this is a `tools/call`. If so, its `params` are an object with a `name` that is a string."""
         return self.method == TOOLS_CALL
 
     @property
@@ -66,10 +66,10 @@ class Refusal(NamedTuple):
 
     Attributes:
         code: The JSON-RPC error code.
-        message: What is wrong with it, without quoting it.
-        id: The id to answer with as JSON text, `null` if it has none that can be told.
-        answered: Whether it is answered at all: if it has an id and its sender waits, so not if it is an answer itself.
-        tool: The tool's name if it was a call that named one.
+        message: What is wrong with it; it does not quote the line.
+        id: The id of the answer as JSON text; `null` if the message has no id or an ambiguous one.
+        answered: Whether it is answered: it has an id and is not an answer itself.
+        tool: The tool's name if it is a call that names one.
     """
 
     code: int
@@ -80,7 +80,7 @@ class Refusal(NamedTuple):
 
 
 class LongInteger(str):
-    """An integer with more digits than Python converts (4,300), kept as its text."""
+    """An integer with more digits than Python converts (4,300), kept as text."""
 
     __slots__ = ()
 
@@ -97,16 +97,16 @@ def _integer(digits: str) -> int | LongInteger:
 
 
 def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
-    """The parser that `JSONDecoder.raw_decode` calls; it raises `StopIteration` where a value is missing."""
+    """The parser that `JSONDecoder.raw_decode` calls. It raises `StopIteration` if a value is missing."""
     return make_scanner(json.JSONDecoder(object_pairs_hook=as_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
 
 
 _scan = _scanner()
-# A hook for integers costs a call each, so it is used only where the line above has met one that is too long.
+# A hook for integers costs a call for each, so it is used only for a line in which `_scan` has met one that is too long.
 _scan_long = _scanner(parse_int=_integer)
 _space = re.compile(r"[ \t\n\r]*").match
 
-# Up to the next bracket, past texts. Possessive, and without a need for the closing quote: what does not parse is linear, too
+# Up to the next bracket, past strings. Possessive, and the closing quote is optional, so that invalid JSON is linear, too
 _bracket = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])', re.DOTALL)
 
 # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method".
@@ -117,7 +117,7 @@ def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
     """The messages in what the client wrote, in order.
 
     Args:
-        lines: Lines without their newlines, or what `LineSplitter` says of one that was too long.
+        lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
     """
     messages: list[Frame | Refusal] = []
     for line in lines:
@@ -126,13 +126,13 @@ def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
-    """Judge one line from the client.
+    """The messages of one line.
 
     Args:
         line: The line without its newline; not blank.
 
     Returns:
-        One element, or for a batch one for each member, in order.
+        One element; for a batch one for each member, in order.
     """
     outline: Outline | None = None
     try:
@@ -156,12 +156,12 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     if not isinstance(value, list):
         return (Refusal(INVALID_REQUEST, "neither an object nor a batch"),)
     if not 0 < len(value) <= MAX_BATCH:
-        return (Refusal(INVALID_REQUEST, f"a batch of none, or of more than {MAX_BATCH}"),)
+        return (Refusal(INVALID_REQUEST, f"a batch must have 1 to {MAX_BATCH} messages"),)
     spans = (outline or _outline(line)).spans()
     return [
         _judge(member, line[start:end])
         if isinstance(member, dict)
-        else Refusal(INVALID_REQUEST, "a batch of other than objects")
+        else Refusal(INVALID_REQUEST, "a member of a batch that is not an object")
         for member, (start, end) in zip(value, spans, strict=True)
     ]
 
@@ -171,10 +171,10 @@ def _outline(line: bytes) -> Outline:
 
 
 def _whole(text: str) -> object:
-    """The one JSON value of a text.
+    """The JSON value of a text.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: The text is not exactly one JSON value.
     """
     start = _end_of_space(text, 0)
     try:
@@ -182,7 +182,7 @@ def _whole(text: str) -> object:
             value, end = _scan(text, start)
         except json.JSONDecodeError:
             raise
-        except ValueError:  # NaN and its kin, or an integer of too many digits: the second try tells which
+        except ValueError:  # NaN or Infinity, or an integer of too many digits: the second try distinguishes them
             value, end = _scan_long(text, start)
     except StopIteration:
         raise ValueError("a value is missing") from None
@@ -198,7 +198,7 @@ def _end_of_space(text: str, start: int) -> int:
 
 def _is_too_deep(line: bytes) -> bool:
     depth = 0
-    for match in iter(_bracket.scanner(line).match, None):  # type: ignore[attr-defined]  # one after the other, in linear time
+    for match in iter(_bracket.scanner(line).match, None):  # type: ignore[attr-defined]  # each starts where the last one ended: linear time
         if match[1] in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
@@ -231,7 +231,7 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     fault = _fault_in_params(method, params)
     if fault:
         return _refuse(message, INVALID_PARAMS, fault, request_id)
-    return Frame(one_line_for_all(raw), method, request_id, params)
+    return Frame(escape_line_separators(raw), method, request_id, params)
 
 
 def _refuse(message: dict[str, object], code: int, fault: str, request_id: str | None) -> Refusal:
@@ -247,7 +247,7 @@ def _refuse(message: dict[str, object], code: int, fault: str, request_id: str |
 
 
 def _waits(message: dict[str, object]) -> bool:
-    """Whether the sender of this waits for an answer: it has an id, and is no answer itself."""
+    """Whether the sender waits for an answer: the message has an id, and is not an answer itself."""
     return "id" in message and (message.get("method") is not None or not ("result" in message or "error" in message))
 
 
@@ -275,14 +275,14 @@ def _fault_in_params(method: str | None, params: object) -> str | None:
     return None
 
 
-def one_line_for_all(raw: bytes) -> bytes:
-    r"""The same JSON value in bytes that no line splitter would take for more than one line.
+def escape_line_separators(raw: bytes) -> bytes:
+    r"""The same JSON value, in bytes that every line splitter takes for one line.
 
-    A raw CR, which strict JSON has between tokens only, becomes a space; raw U+0085, U+2028 and U+2029, which it has in
-    strings only, become escapes. Python SDK servers split their input at a lone CR, Node's `readline` at U+2028, Python's
+    A raw CR becomes a space: in strict JSON it stands only between tokens. Raw U+0085, U+2028 and U+2029 become escapes: they
+    stand only in strings. Python SDK servers split their input at a lone CR, Node's `readline` at U+2028, Python's
     `splitlines` at all four.
 
-    >>> one_line_for_all('["\u2028"]\r'.encode())
+    >>> escape_line_separators('["\u2028"]\r'.encode())
     b'["\\u2028"] '
     """
     raw = raw.replace(b"\r", b" ")
@@ -294,7 +294,7 @@ def one_line_for_all(raw: bytes) -> bytes:
 
 
 class LineSplitter:
-    """Cuts a stream into lines, discarding one that is too long as it streams in.
+    """Cuts a stream into lines. A line that is too long is discarded as it streams in.
 
     Args:
         max_frame_bytes: The longest line, without its newline.
@@ -306,7 +306,7 @@ class LineSplitter:
         self._held = 0
 
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
-        """The lines that `chunk` completes, without newlines; a `Refusal` stands for a line that was too long."""
+        """The lines that `chunk` completes, without newlines or blank lines; a `Refusal` stands for one that was too long."""
         *complete, rest = chunk.split(b"\n")
         lines = [line for last in complete if (last or self._held) and (line := self._end(last))]
         if rest:
@@ -314,7 +314,7 @@ class LineSplitter:
         return lines
 
     def finish(self) -> list[bytes | Refusal]:
-        """The unterminated last line, if there is one; the stream has ended."""
+        """The unterminated last line, if there is one. Call it at the end of the stream."""
         line = self._end(b"")
         return [line] if line else []
 

@@ -1,7 +1,8 @@
-"""Free retries: calls that go on with one that was charged, because the server asked something before it could answer.
+"""Free retries: calls that continue a charged call, because the server asked for something before it could answer.
 
-A server asks by a result of type `input_required`; the client calls once more, with what was asked for. Such a retry is free
-only if this session has seen the server ask for it, of this user and tool, and once for each time that it asked. All else pays.
+A server asks with a result of type `input_required`. The client calls again, with what was asked for. Such a retry is free only
+if this session has seen the server ask this user for it, for this tool, and only once for each time that it asked. All other
+calls pay.
 """
 
 from typing import Final
@@ -11,26 +12,26 @@ from mcpguard.core.audit import compact
 from mcpguard.core.digest import blake2b
 
 MAX_ROUNDS: Final = 10
-"""Retries that one charge pays for; SDK clients do up to ten on their own."""
+"""Retries that one charge pays for. SDK clients make up to ten by themselves."""
 
 _MAX_WAITING: Final = 1024
-"""Retries that are remembered. Beyond it the oldest is forgotten: some are never made at all."""
+"""How many retries are remembered. Beyond that the oldest is forgotten, because some are never made."""
 
 
 class FreeRetries:
-    """The retries that the server has asked for and that nobody has made yet."""
+    """The retries that the server has asked for and that the client has not made yet."""
 
     def __init__(self) -> None:
         self._waiting: dict[bytes, list[int]] = {}
 
     def grant(self, user: str, tool: str, asks: Asks, rounds: int) -> None:
-        """Note that the server asks for a retry.
+        """Remember that the server asks for a retry.
 
         Args:
-            user: Who called.
+            user: The user who called.
             tool: The tool that was called.
             asks: What the retry has to carry.
-            rounds: The retry's number, from 1, among those of one charge. Beyond `MAX_ROUNDS` it is not free.
+            rounds: The retry's number, from 1, among the retries of one charge. Beyond `MAX_ROUNDS` it is not free.
         """
         if rounds > MAX_ROUNDS:
             return
@@ -41,12 +42,12 @@ class FreeRetries:
         del waiting[:-_MAX_WAITING]
 
     def redeem(self, user: str, tool: str, params: dict[str, object]) -> int:
-        """Use up the retry that a call is.
+        """Use up the retry that a call makes.
 
         Args:
-            user: Who calls.
+            user: The user who calls.
             tool: The tool that is called.
-            params: The call's.
+            params: The call's `params`.
 
         Returns:
             The retry's number; 0 if the server has not asked for it, or it was made already.
@@ -64,19 +65,19 @@ class FreeRetries:
         return rounds
 
     def give_back(self, user: str, tool: str, params: dict[str, object], rounds: int) -> None:
-        """Undo `redeem`: the call was not forwarded, so that it may be made again."""
+        """Undo `redeem`: the call was not forwarded, so it may be made again."""
         state = params.get("requestState")
-        assert state is None or isinstance(state, str)  # noqa: S101 - else it was not redeemed
+        assert state is None or isinstance(state, str)  # noqa: S101 - `redeem` refuses other states
         self._waiting.setdefault(_ticket(user, tool, _given(state, params)), []).append(rounds)
 
 
 def _given(state: str | None, params: dict[str, object]) -> Asks:
-    """What a call brings of what may have been asked for."""
+    """The state and the inputs that a call carries."""
     inputs = params.get("inputResponses")
     return Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset())
 
 
 def _ticket(user: str, tool: str, asks: Asks) -> bytes:
-    """What a retry has in common with what was asked for: the state, or without one the inputs. A digest: they may be long."""
+    """What a retry and its question have in common: the state, or the inputs if there is none. A digest: both may be long."""
     what = (user, tool, sorted(asks.inputs) if asks.state is None else asks.state)
     return blake2b(compact(what).encode()).digest()

@@ -1,10 +1,11 @@
-"""Heavy lines: strict JSON of which little is built, since all of it would cost many times the line's size.
+"""Heavy lines: strict JSON that is checked but mostly not built, because the objects would take many times the line's size.
 
-A list of empty lists takes two bytes of a line for each, and 88 in Python's memory. So a heavy line is checked as bytes, and
-where the members of its outer objects begin and end is noted on the way. Then only what the guard looks at is built.
+An empty list takes two bytes of a line, and 88 bytes of Python's memory. So a heavy line is checked as bytes, and the places
+where the members of its outer objects begin and end are noted. Then only the members that mcpguard looks at are built.
 
-The check has two parts. A pattern sees to it that every token may follow the one before it, and a loop that each bracket and
-comma fits the array or object that it is in. Both cost the same whatever the line holds: a deep one costs no more than a flat.
+The check has two parts. A pattern checks that every token may follow the one before it. A loop checks that each bracket and
+comma fits the array or object that it is in. Both cost the same whatever the line holds: a deep line costs no more than a flat
+one.
 """
 
 import re
@@ -19,23 +20,23 @@ from mcpguard.core import meta
 from mcpguard.core.keys import AT_ONCE, RESERVED, RESERVED_PARAMS, ManyKeys
 
 HEAVY_PARTS: Final = 50_000
-"""Commas and opening brackets from which on a line is heavy."""
+"""A line with more commas and opening brackets than this is heavy."""
 
 _BUILT_BYTES: Final = 65_536
-"""How much of a line's arrays and objects is built. Texts and numbers always are, since they do not grow."""
+"""How many bytes of a line's arrays and objects are built. Strings and numbers are always built: they do not grow."""
 
 _SHORT_BYTES: Final = 64
-"""Members that are no longer than this on average have their keys found all at once."""
+"""If members are no longer than this on average, their keys are found in one pass."""
 
 _RESERVED: Final = {"": RESERVED, "params": RESERVED_PARAMS}
 _KEPT: Final = {"": RESERVED, "params": RESERVED_PARAMS | {"clientInfo", "requestId"}, "_meta": meta.READ}
-"""What is kept of an envelope, of `params` and of `_meta`."""
+"""The members that are kept of an envelope, of `params` and of `_meta`."""
 
 _INSIDE: Final = {"": "params", "params": "_meta"}
-"""In the envelope, and in `params`: the member that is looked into in its turn."""
+"""The member of the envelope, and of `params`, whose own members are looked at."""
 
 _BUILT: Final = frozenset({"clientInfo", "inputResponses", meta.CLIENT_INFO})
-"""Members that are built though they are objects: their own members count."""
+"""Members that are built even if they are objects, because their own members are needed."""
 
 _WS: Final = rb"[ \t\n\r]*+"
 _STRING: Final = rb'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*+"'
@@ -46,14 +47,14 @@ _INNERMOST: Final = rb"(?:" + _STRING + rb"|\{" + _WS + rb"\}|(?=\])|true|false|
 _CLOSED: Final = rb"[\]} \t\n\r]*+"
 
 
-@cache  # compiled when they are first needed: most sessions never see a heavy line, and all have a start
+@cache  # compiled on first use: most sessions never see a heavy line, and compiling would slow each start
 def _compiled(pattern: bytes) -> re.Pattern[bytes]:
     return re.compile(pattern)
 
 
-# Brackets that open, with their keys; what is within, which is nothing in an empty array; and brackets that close
+# Opening brackets, with their keys; what is inside, which is nothing in an empty array; and closing brackets
 _FIRST: Final = _OPENED + _INNERMOST + _CLOSED
-# After a comma the same; a string may be a key, or the whole of it
+# The same after a comma, where a string may be a key or a value
 _OTHERS: Final = (
     rb"(?:," + _WS + rb"(?!\])(?:" + _STRING + rb"(?:" + _COLON + _OPENED + _INNERMOST + rb")?+|" + _OPENED + _INNERMOST + rb")"
     + _CLOSED + rb"){1,64}+"
@@ -72,11 +73,11 @@ _COMMA_IN: Final = {_END_OF_ARRAY: _COMMA, _END_OF_OBJECT: _COMMA_BEFORE_KEY}
 
 
 class TooDeep(ValueError):
-    """More arrays and objects within one another than are allowed."""
+    """Arrays and objects are nested deeper than allowed."""
 
 
 class Unbuilt(NamedTuple):
-    """A value that was only checked: its text."""
+    """The text of a value that was checked but not built."""
 
     text: str
 
@@ -85,22 +86,22 @@ Decode = Callable[[str], object]
 
 
 def is_heavy(line: bytes) -> bool:
-    """Whether building all of a line could cost many times its size."""
+    """Whether building all of a line could take many times its size."""
     return len(line) > HEAVY_PARTS and line.count(b",") + line.count(b"[") + line.count(b"{") > HEAVY_PARTS
 
 
 class Outline:
-    """A line that was checked, and where its outer values begin and end.
+    """A line that was checked, and the places where its outer values begin and end.
 
     Args:
         line: UTF-8.
-        decode: Builds a value of its text.
-        deepest: How many arrays and objects may be within one another.
-        most: How many members a batch may have. Of a longer one no member is built.
-        where: What the line is if it is not all that a client wrote: `_meta`.
+        decode: Builds a value from its text.
+        deepest: How deep arrays and objects may be nested.
+        most: How many members a batch may have. Of a longer batch no member is built.
+        where: `_meta` if the line is the text of that member; empty if it is a whole line of the client's.
 
     Raises:
-        TooDeep: More of them are.
+        TooDeep: They are nested deeper.
         ValueError: The line is not one JSON value.
     """
 
@@ -116,7 +117,7 @@ class Outline:
         self._room = _BUILT_BYTES
 
     def value(self) -> object:
-        """What the guard looks at: an object, or a list of objects and, for members of other kinds, None; else `Unbuilt`."""
+        """What is built: an object; or a list of a batch's objects, with None for other members; or `Unbuilt`."""
         if self._first == _OBJECT:
             return self._object(self._start, len(self._line), 0, self._where)
         if self._first != _ARRAY:
@@ -127,17 +128,17 @@ class Outline:
         return [self._object(start, end, 1) if self._line[start] == _OBJECT else None for start, end in spans]
 
     def spans(self) -> list[tuple[int, int]]:
-        """Where each member of a batch begins and ends. Of one that has more than it may, one more than that are told."""
+        """Where each member of a batch begins and ends. Of a batch that is too long, one more than allowed are returned."""
         spans = [self._trimmed(at + 1, end) for at, end in pairwise(self._marks[0])]
         return spans if spans[0][0] < spans[0][1] else []
 
     def _trimmed(self, start: int, end: int) -> tuple[int, int]:
-        """The same place without the spaces at its ends."""
+        """The same span without the spaces at its ends."""
         text = self._line[start:end].rstrip(_SPACE)
         return start + len(text) - len(text.lstrip(_SPACE)), start + len(text)
 
     def _object(self, start: int, end: int, level: int, where: str = "") -> dict[str, object]:
-        """The object there, with those of its members that are kept."""
+        """The object in a span, with only those members that are kept."""
         marks = self._marks[level]
         marks = marks[bisect_left(marks, start) : bisect_left(marks, end)]
         told = ManyKeys(_RESERVED[where]) if where in _RESERVED else None
@@ -154,18 +155,18 @@ class Outline:
         return told.object_of(kept) if told else kept
 
     def _keys(self, marks: "array[int]") -> list[str]:
-        """The keys between marks that follow one another in an object."""
+        """The keys between consecutive marks of an object."""
         start, end, count = marks[0] + 1, marks[-1], len(marks) - 1
         keys: list[bytes] = []
         if end - start < _SHORT_BYTES * count:
             keys = [key for key in _compiled(_KEYS).findall(self._line, start, end) if key]
-        if len(keys) != count:  # there are objects within, and their keys too; or no member at all
+        if len(keys) != count:  # there are keys of inner objects, too; or no member at all
             matches = [_compiled(_KEY).match(self._line, mark + 1) for mark in marks[:-1]]
             keys = [match[1] for match in matches if match]
         return self._decode(f"[{b','.join(keys).decode()}]")  # type: ignore[return-value]
 
     def _member(self, key: str, start: int, end: int, level: int, where: str) -> object:
-        """The value of a member. What is not built is `Unbuilt`."""
+        """The value of a member; `Unbuilt` if it is not built."""
         match = _compiled(_KEY).match(self._line, start)
         start, end = self._trimmed(match.end() if match else start, end)
         first = self._line[start]
@@ -183,29 +184,29 @@ class Outline:
 
 
 class _Check:
-    """Checks a line, and notes the marks of its outer values: brackets and commas.
+    """Checks a line, and notes the marks of its outer values, which are brackets and commas.
 
     Args:
         line: UTF-8.
-        levels: How deep values are outer ones, if all that they are in are objects, or the line's own array.
-        deepest: How many arrays and objects may be within one another.
-        most: How many members the line's own array may have. If it has more, its values are not outer ones.
+        levels: Down to which depth values count as outer, if they are only inside objects or the line's own array.
+        deepest: How deep arrays and objects may be nested.
+        most: How many members the line's own array may have. If it has more, its values do not count as outer.
 
     Raises:
-        TooDeep: More of them are.
+        TooDeep: They are nested deeper.
         ValueError: The line is not one JSON value.
 
     Attributes:
-        marks: The places of outer values' marks by depth: the bracket that opens, commas, and the bracket that closes.
+        marks: By depth, the places of the outer values' marks: the opening bracket, commas, and the closing bracket.
     """
 
     def __init__(self, line: bytes, *, levels: int, deepest: int, most: int) -> None:
         self.marks = [array("I") for _ in range(levels)]
         self._deepest = deepest
         self._most = most
-        self._outer: list[int] = []  # the brackets that will close the outer values that are open
-        self._inner: list[int] = []  # those that will close the values in them, but for the innermost; 0 for the outer one
-        self._end = 0  # the one that will close the innermost value; 0 if that is an outer one
+        self._outer: list[int] = []  # the closing brackets of the outer values that are open
+        self._inner: list[int] = []  # those of the values inside them, except the innermost; 0 for the outer one
+        self._end = 0  # that of the innermost value; 0 if it is an outer one
         at = 0
         match = _compiled(_FIRST).match(line)
         while match:
@@ -218,7 +219,7 @@ class _Check:
     def _piece(self, piece: bytes, start: int) -> None:
         if b"\\" in piece:
             piece = piece.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-        parts = piece.split(b'"')  # every other one is a text
+        parts = piece.split(b'"')  # every other part is a string
         marks = b"".join(parts[::2]).translate(None, _OTHER_BYTES)
         outer = self._follow(marks.replace(b",:", bytes([_COMMA_BEFORE_KEY])).replace(b":", b""))
         if any(outer):
@@ -228,7 +229,7 @@ class _Check:
                 marks_there.extend(map(places.__getitem__, numbers))
 
     def _follow(self, marks: bytes) -> list[list[int]]:
-        """See that every mark fits. The numbers of those that are outer values', by their depth."""
+        """Check that every mark fits; returns the numbers of the outer values' marks, by depth."""
         outer: list[list[int]] = [[] for _ in self.marks]
         inner, end = self._inner, self._end
         depth = len(self._outer)
@@ -257,11 +258,11 @@ class _Check:
         return outer
 
     def _comma(self) -> int:
-        """The comma that fits where the innermost outer value is an object; none elsewhere."""
+        """The comma that fits if the innermost outer value is an object; 0 otherwise."""
         return _COMMA_BEFORE_KEY if self._outer[-1:] == [_END_OF_OBJECT] else 0
 
     def _follow_outer(self, mark: int) -> tuple[int, int]:
-        """The same in an outer value: the mark's depth; and, if an inner value begins there, the bracket that will close it."""
+        """Follow a mark in an outer value: its depth; and, if an inner value begins there, its closing bracket."""
         depth = len(self._outer)
         if mark in _END:
             if depth == len(self.marks) or (depth and mark == _ARRAY):

@@ -1,4 +1,4 @@
-"""What the guard asks of a store, and what it gets back."""
+"""What the core asks a store, and what it gets back."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -30,7 +30,7 @@ REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthentica
 
 
 class DecisionRequest:
-    """A command to the relay: have the store decide this and write its audit row; then tell the guard.
+    """What a store has to decide, and the audit row that it writes for it.
 
     Attributes:
         call: Who calls what.

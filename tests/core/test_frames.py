@@ -20,7 +20,7 @@ from mcpguard.core.frames import (
     LineSplitter,
     LongInteger,
     Refusal,
-    one_line_for_all,
+    escape_line_separators,
     parse,
 )
 from tests.core.build import TESTS
@@ -120,7 +120,7 @@ def test_a_batch_is_taken_apart_and_each_member_passes_byte_for_byte(data: Any, 
 
 @given(st.text())
 def test_the_substitutions_change_no_value_and_leave_no_line_break(text: str) -> None:
-    raw = one_line_for_all(json.dumps([text], ensure_ascii=False).encode() + b"\r")
+    raw = escape_line_separators(json.dumps([text], ensure_ascii=False).encode() + b"\r")
     assert json.loads(raw) == [text]
     assert not {"\r", "\n", "\u0085", "\u2028", "\u2029"} & set(raw.decode())
 
