@@ -39,6 +39,11 @@ class Exchange:
         self.verdicts: list[Verdict] = []
         self.withdrawn: set[DecisionRequest] = set()
 
+    def request(self, request: DecisionRequest) -> None:
+        """Add a step that the store decides about."""
+        self.steps.append(request)
+        self.requests.append(request)
+
     def ask(self) -> Decide:
         """The next portion of requests that the store has not decided."""
         requests, start = self.requests, len(self.verdicts)

@@ -14,35 +14,37 @@ are sent in both states.
 forwarded; a request is answered with an error that says why. After `ServerExited` it *is gone*: all requests in flight have
 been answered, and what the client writes is discarded.
 
-**The exchange**, in which messages of the client are judged:
+**The exchange**, in which the messages of one read from the client are judged:
 
 ====================  ==================================  =========================================================
 state                 event                               leads to
 ====================  ==================================  =========================================================
 idle                  `ClientWrote`                       `LookUp` if the verdicts depend on notes or answers that
-                                                          the session does not have; else as after `LookedUp`
+                                                          the session does not have; else as `LookedUp`
 idle                  `Started`, `PolicyChanged`          `Decide` with the row of the policy in force
-looking up            `LookedUp`                          `Decide`; without a call or a refused frame, the end
+looking up            `LookedUp`                          `Decide` if there is a call or a refused frame; else the
+                                                          end of the exchange
 deciding              `Decided`, `StoreFailed`            `Decide` with the next portion of requests; after the last
-                                                          one, the end
+                                                          portion the end of the exchange
 any                   `Unjudged`                          an error for each request among the lines, then idle
 ====================  ==================================  =========================================================
 
-At its end an exchange gives a `ToServer` or a `ToClient` for each message, and is idle again. The relay hands over no second
-`ClientWrote` before that. These events may come in any state of an exchange:
+At its end an exchange gives a `ToServer` or a `ToClient` for each message, and is idle again. Only `ServerWrote` may also come
+while it looks up. All other events come while it is idle:
 
 - `ServerWrote`: outcomes are read off the answers, and free retries are granted.
 - `Undelivered`: requests among the frames are answered with an error.
-- `IdentityChanged`: the next call is this identity's.
-- `RecordingDue`: `Record`, with some outcomes and the rows that sum up denials. `Recorded` leads to a line for each row.
+- `IdentityChanged`: calls are the new identity's from the next one on.
+- `RecordingDue`: `Record` with some outcomes and the rows that sum up denials, if there are any. `Recorded` leads to a line for
+  each row, `RecordingFailed` to nothing: the outcomes are lost.
 
 Invariants
 ----------
 
 - Nothing is forwarded that was not decided: `ToServer` holds messages that are not calls, and calls with a verdict that admits
   them, which the store has therefore counted.
-- Every request has exactly one answer, unless the client leaves: a denial or a refusal, or the server's answer, or an error
-  if the server cannot answer. A request is in flight from its `ToServer` until the second or the third.
+- Every request has exactly one answer, unless the client cancels it or leaves: a denial or a refusal, or the server's answer,
+  or an error because the server cannot answer. A request is in flight from its `ToServer` until its end.
 - Messages go to the server in the order in which the client wrote them. Answers go to the client in that order, too.
 - Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries` and `journal`.
 - `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
@@ -153,9 +155,7 @@ class Session:
 
     def _write_policy_row(self, reason: str) -> list[Command]:
         self._exchange = exchange = Exchange((), 0)
-        request = self._requests.of_policy(reason)
-        exchange.steps.append(request)
-        exchange.requests.append(request)
+        exchange.request(self._requests.of_policy(reason))
         return [exchange.ask()]
 
     def _identity_changed(self, event: events.IdentityChanged) -> list[Command]:
@@ -186,16 +186,14 @@ class Session:
         return self._judge(event.agents)
 
     def _judge(self, agents: Mapping[str, str]) -> list[Command]:
-        steps, requests = self._exchange.steps, self._exchange.requests
-        for message in self._exchange.messages:
+        exchange, steps = self._exchange, self._exchange.steps
+        for message in exchange.messages:
             if isinstance(message, Refusal):
-                requests.append(self._requests.of_refusal(message))
-                steps.append(requests[-1])
+                exchange.request(self._requests.of_refusal(message))
                 if message.answered:
                     steps.append(ToClient(denial.error(message.id, message.code, f"Refused: {message.message}")))
             elif message.method == TOOLS_CALL:
-                requests.append(self._call(message, agents))
-                steps.append(requests[-1])
+                exchange.request(self._call(message, agents))
             elif not self._input_closed:
                 steps.append(self._passing(message))
             elif message.id is not None and self._client_waits:
@@ -226,7 +224,7 @@ class Session:
         return request
 
     def _passing(self, frame: Frame) -> ToServer:
-        """Learn what there is to learn from a message that is not a call, and forward it."""
+        """Forward a message that is not a call, after looking for the client's name and for a cancellation."""
         if frame.id is not None:
             self._in_flight.add(frame.id, InFlight(None, self._exchange.now_us))
         params = frame.params

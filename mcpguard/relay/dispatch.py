@@ -101,12 +101,12 @@ class Dispatcher:
                 elif isinstance(command, Log):
                     self._log(command)
                 else:
-                    next_event = self._ask_store(command)
+                    next_event = self._answer(command)
         if to_client:
             reply(b"".join(to_client))
         return b"".join(to_server)
 
-    def _ask_store(self, command: Decide | LookUp | Record) -> events.Event:
+    def _answer(self, command: Decide | LookUp | Record) -> events.Event:
         """Carry out a command that is answered with an event."""
         if isinstance(command, Decide):
             try:

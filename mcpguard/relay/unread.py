@@ -34,12 +34,13 @@ class Unread:
         return True
 
     def take(self) -> Iterator[ServerWrote]:
-        """What is kept, as events; each chunk is given up when the next one is asked for."""
+        """Give up what is kept, as events."""
         while self._chunks:
             chunk, now_us = self._chunks[0]
-            yield ServerWrote(self._lines.feed(chunk), now_us)
-            self._chunks.popleft()  # only now: `add` must not take the stream to be between two frames before `feed` is done
+            lines = self._lines.feed(chunk)
+            self._chunks.popleft()  # after `feed`: until then `add` cannot tell whether the stream is between two frames
             self.held_bytes -= len(chunk)
+            yield ServerWrote(lines, now_us)
 
     def last(self, now_us: int) -> ServerWrote:
         """The unterminated answer that the stream ended with, if any."""

@@ -1,0 +1,118 @@
+import os
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from mcpguard.core import events
+from mcpguard.core.audit import Outcome
+from mcpguard.core.frames import read
+from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
+from mcpguard.core.policy_parse import parse
+from mcpguard.core.session import Session
+from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.relay.console import Console
+from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.relay.unread import Unread
+from tests.core.build import call_line, request
+from tests.memory_store import MemoryStore
+
+CALL = call_line("x", 1)
+ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}\n'
+
+
+class Store(MemoryStore):
+    """A store whose notes and outcomes fail when they are told to."""
+
+    failure: StoreUnavailable | None = None
+
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        if self.failure:
+            raise self.failure
+        return super().noted_agents(namespace, tool_use_ids)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        if self.failure:
+            raise self.failure
+        super().record(outcomes)
+
+
+class Scene:
+    """A dispatcher, with what it replies and what it logs."""
+
+    def __init__(self) -> None:
+        self.console, self.write = os.pipe()
+        self.store = Store()
+        self.unread = Unread()
+        self.replies: list[bytes] = []
+        self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
+        console = Console(self.write, quiet=True)
+        self.dispatcher = Dispatcher(self.session, self.store, self.unread, self.replies.append, console)
+
+    def client(self, *lines: bytes) -> bytes:
+        return self.dispatcher.dispatch(events.ClientWrote(read(lines), 0))
+
+    def decisions(self) -> list[object]:
+        return [entry.record["decision"] for entry in self.store.entries()]
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    one = Scene()
+    yield one
+    os.close(one.console)
+    os.close(one.write)
+
+
+def test_what_one_read_leads_to_is_written_in_one_piece_each_way(scene: Scene) -> None:
+    lines = [CALL, request("ping", 2), b"not json", b"[]"]
+    assert scene.client(*lines) == CALL + b"\n" + lines[1] + b"\n"
+    assert [reply.count(b"\n") for reply in scene.replies] == [2]
+
+
+def test_posted_events_are_dispatched_before_the_next_one_and_wait_for_nobody(scene: Scene) -> None:
+    with scene.dispatcher._lock:
+        scene.dispatcher.post(events.PolicyChanged(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
+        scene.dispatcher.post(events.PolicyChanged(PolicyError("broken")))
+    assert scene.decisions() == []
+    assert scene.client(CALL) == b""
+    assert scene.decisions() == ["policy", "policy", "denied"]
+
+
+def test_a_quiet_console_has_the_lines_that_somebody_has_to_act_on(scene: Scene) -> None:
+    scene.dispatcher.post(events.PolicyChanged(parse("mode = 'observe'")))
+    scene.dispatcher.post(events.PolicyChanged(PolicyError("broken")))
+    scene.client(CALL)
+    assert os.read(scene.console, 4096) == b"mcpguard: policy not taken up: broken\n"
+
+
+def test_what_the_server_has_written_is_read_before_it_is_told_whether_answers_are_missing(scene: Scene) -> None:
+    assert not scene.dispatcher.awaits_answers()
+    scene.client(CALL)
+    assert scene.dispatcher.awaits_answers()
+    scene.unread.add(ANSWER, awaits_answers=True)
+    assert not scene.dispatcher.awaits_answers()
+
+
+def test_requests_that_the_last_bytes_of_the_server_answer_are_not_answered_again(scene: Scene) -> None:
+    scene.client(CALL, request("ping", 2), request("ping", 3))
+    scene.unread.add(ANSWER, awaits_answers=True)
+    scene.unread.add(b'{"jsonrpc":"2.0","id":2,"result":{}}', awaits_answers=True)  # unterminated
+    last = scene.dispatcher.last_answers("server exited with status 1")
+    assert (last.count(b"\n"), b'"id":3,' in last) == (1, True)
+    assert scene.dispatcher.last_answers("again") == b""
+
+
+def test_a_call_is_judged_without_its_note_if_the_store_cannot_be_asked(scene: Scene) -> None:
+    scene.store.failure = StoreUnavailable("it is away")
+    assert scene.client(call_line("x", 1, _meta={"claudecode/toolUseId": "t1"}))
+    assert [entry.record["agent"] for entry in scene.store.entries()] == ["unknown::interactive::default"]
+
+
+def test_outcomes_that_cannot_be_recorded_are_dropped_and_nobody_is_told(scene: Scene) -> None:
+    scene.client(CALL)
+    scene.unread.add(ANSWER, awaits_answers=True)
+    scene.dispatcher.read_answers()
+    scene.store.failure = StoreUnavailable("it is away")
+    assert scene.dispatcher.dispatch(events.RecordingDue(0)) == b""
+    assert not scene.session.has_outcomes

@@ -1,0 +1,57 @@
+import pytest
+
+from mcpguard.core.answers import Line
+from mcpguard.relay.unread import Unread
+
+ANSWER = b'{"id":1,"result":{}}\n'
+
+
+def lines(unread: Unread) -> list[bytes]:
+    return [line.frame.rstrip(b"\n") for event in unread.take() for line in event.lines]
+
+
+def test_what_may_be_an_answer_is_kept_until_it_is_taken() -> None:
+    unread = Unread()
+    assert unread.add(ANSWER, awaits_answers=True)
+    assert unread.held_bytes == len(ANSWER)
+    assert lines(unread) == [ANSWER[:-1]]
+    assert (unread.held_bytes, lines(unread)) == (0, [])
+
+
+def test_whole_frames_are_not_kept_while_no_request_is_in_flight() -> None:
+    unread = Unread()
+    assert not unread.add(ANSWER, awaits_answers=False)
+    assert unread.held_bytes == 0
+
+
+@pytest.mark.parametrize("cut", range(1, len(ANSWER) - 1))
+def test_a_frame_in_parts_is_kept_whole(cut: int) -> None:
+    unread = Unread()
+    assert unread.add(ANSWER[:cut], awaits_answers=False)
+    assert unread.add(ANSWER[cut:], awaits_answers=False)
+    assert lines(unread) == [ANSWER[:-1]]
+    assert unread.add(ANSWER[:cut], awaits_answers=False)
+    assert lines(unread) == []
+    assert unread.add(ANSWER[cut:], awaits_answers=False)
+    assert lines(unread) == [ANSWER[:-1]]
+
+
+def test_the_end_of_a_frame_is_kept_though_it_comes_while_the_start_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    unread = Unread()
+    unread.add(ANSWER[:5], awaits_answers=True)
+    feed = unread._lines.feed
+
+    def feed_slowly(chunk: bytes) -> list[Line]:
+        if chunk == ANSWER[:5]:
+            assert unread.add(ANSWER[5:], awaits_answers=False)
+        return feed(chunk)
+
+    monkeypatch.setattr(unread._lines, "feed", feed_slowly)
+    assert lines(unread) == [ANSWER[:-1]]
+
+
+def test_an_answer_that_ends_with_the_stream_is_the_last() -> None:
+    unread = Unread()
+    unread.add(ANSWER[:-1], awaits_answers=True)
+    assert lines(unread) == []
+    assert unread.last(7) == ([Line(ANSWER[:-1], True)], 7)
