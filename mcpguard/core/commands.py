@@ -1,65 +1,83 @@
 """Commands: what the core tells the relay to do. `session` says which event leads to which.
 
-A command that asks for something is the last in its list. The relay answers it with the event that the command names.
+A command that asks for something is the last in its list. The relay answers it with the event that the command names. Nobody
+changes a command once it is made.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.verdict import DecisionRequest
 
 
-class ToServer(NamedTuple):
+class ToServer:
     """Write these frames to the server."""
 
-    data: bytes
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
-class ToClient(NamedTuple):
+class ToClient:
     """Write these frames to the client, between two frames of the server's."""
 
-    data: bytes
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
-class LookUp(NamedTuple):
+class LookUp:
     """Find out what the client's messages depend on, then answer with `LookedUp`.
 
-    Attributes:
+    Args:
         tool_use_ids: The calls whose agents a hook may have noted in the store, each once.
         answers: Whether a call claims to continue one that the server has asked a question about. If so, first pass on as
             `ServerWrote` everything that the server has written.
     """
 
-    tool_use_ids: Sequence[str]
-    answers: bool
+    __slots__ = ("answers", "tool_use_ids")
+
+    def __init__(self, tool_use_ids: Sequence[str], *, answers: bool) -> None:
+        self.tool_use_ids = tool_use_ids
+        self.answers = answers
 
 
-class Decide(NamedTuple):
+class Decide:
     """Have the store decide these requests in one transaction, then answer with `Decided` or `StoreFailed`."""
 
-    requests: Sequence[DecisionRequest]
+    __slots__ = ("requests",)
+
+    def __init__(self, requests: Sequence[DecisionRequest]) -> None:
+        self.requests = requests
 
 
-class Record(NamedTuple):
+class Record:
     """Have the store write these outcomes and rows, then answer with `Recorded` or `RecordingFailed`."""
 
-    outcomes: Sequence[Outcome]
-    rows: Sequence[Row]
+    __slots__ = ("outcomes", "rows")
+
+    def __init__(self, outcomes: Sequence[Outcome], rows: Sequence[Row]) -> None:
+        self.outcomes = outcomes
+        self.rows = rows
 
 
-class Log(NamedTuple):
+class Log:
     """Write a line to stderr.
 
-    Attributes:
+    Args:
         text: The line.
         kind: Lines of the same kind are rationed if a client can cause any number of them; empty if it cannot.
         is_error: Whether somebody has to act on it, so that it is written even with `--quiet`.
     """
 
-    text: str
-    kind: str = ""
-    is_error: bool = False
+    __slots__ = ("is_error", "kind", "text")
+
+    def __init__(self, text: str, *, kind: str = "", is_error: bool = False) -> None:
+        self.text = text
+        self.kind = kind
+        self.is_error = is_error
 
 
 Command = ToServer | ToClient | LookUp | Decide | Record | Log

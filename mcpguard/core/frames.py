@@ -54,11 +54,9 @@ class Frame(NamedTuple):
 
     @property
     def is_retry(self) -> bool:
-        """Whether this is a call that claims to continue one that the server has asked a question about."""
+        """Of a call: whether it claims to continue one that the server has asked a question about."""
         params = self.params
-        if self.method != TOOLS_CALL or not isinstance(params, dict):
-            return False
-        return "requestState" in params or "inputResponses" in params
+        return isinstance(params, dict) and ("requestState" in params or "inputResponses" in params)
 
 
 class Refusal(NamedTuple):

@@ -180,7 +180,7 @@ class Session:
                 if meta.TOOL_USE_ID in about and (one := tool_use_id(about)) and not self._callers.identity.has_whole_agent:
                     ids[one] = None
                 exchange.has_retry = exchange.has_retry or message.is_retry
-        return LookUp(tuple(ids), exchange.has_retry) if ids or exchange.has_retry else None
+        return LookUp(tuple(ids), answers=exchange.has_retry) if ids or exchange.has_retry else None
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
         return self._judge(event.agents)

@@ -71,6 +71,6 @@ class Bookkeeper:
     def _record(self, *, everything: bool = False) -> None:
         while True:  # a portion at a time: calls are decided in between
             self._dispatcher.read_answers()
-            self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything))
+            self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=everything))
             if not self._session.has_outcomes:
                 return

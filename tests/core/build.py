@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -165,7 +165,7 @@ class Talk(Session):
         self.to_client: list[Any] = []
         self.forwarded_bytes: list[bytes] = []
         self.logs: list[Log] = []
-        self.looked_up: list[LookUp] = []
+        self.looked_up: list[tuple[Sequence[str], bool]] = []  # ids of calls, and whether the answers are needed
         self.together: list[int] = []  # how many requests were decided at once
         self.verdicts: list[Verdict] = []
         self.recorded: list[int] = []  # how many outcomes were recorded at once
@@ -196,7 +196,7 @@ class Talk(Session):
 
     def _do(self, command: Decide | LookUp | Record) -> events.Event:
         if isinstance(command, LookUp):
-            self.looked_up.append(command)
+            self.looked_up.append((command.tool_use_ids, command.answers))
             return events.LookedUp({one: self.noted[one] for one in command.tool_use_ids if one in self.noted})
         if isinstance(command, Decide):
             if self.store_failure or len(self.together) == self.fails_after:

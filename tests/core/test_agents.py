@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.commands import LookUp
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_parse import parse
@@ -79,7 +78,7 @@ def test_the_agent_of_a_call_is_asked_for_by_the_id_that_its_meta_has_however_th
         line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))
     talk = Talk(who=UNNAMED)
     talk.client(line.encode(), noted={"t1": EXPLORE, "t2": "a::b::c"})
-    assert talk.looked_up == [LookUp(("t1",), answers=False)]
+    assert talk.looked_up == [(("t1",), False)]
     assert agents(talk) == [(EXPLORE, "hook")]
 
 
@@ -91,7 +90,7 @@ def test_of_many_calls_at_once_each_is_its_own_agents_whatever_their_arguments_h
     single = [called(f"s{at}", arguments=decoys, **by_id(f"t{at}")) for at in range(600, 620)]
     lines = [called("first", arguments=decoys), batch, *single, called("last", **by_id("t899"))]
     talk.client(*lines, noted=noted)
-    assert talk.looked_up == [LookUp(tuple(f"t{at}" for at in (*range(620), 899)), answers=False)]
+    assert talk.looked_up == [(tuple(f"t{at}" for at in (*range(620), 899)), False)]
     named = [str(agent).rpartition("::")[2] for agent, _ in agents(talk)]
     assert named == ["default", *map(str, range(620)), "899"]
 
@@ -103,7 +102,7 @@ def test_no_note_is_wanted_of_what_has_no_id_or_needs_none() -> None:
     assert talk.client(*calls[:2]) == forwarded[:2]
     assert talk.looked_up == []
     assert talk.client(*calls) == forwarded
-    assert talk.looked_up == [LookUp(("t1",), answers=False)]
+    assert talk.looked_up == [(("t1",), False)]
     configured = Talk()  # all of its agent
     assert configured.client(*calls) == forwarded
     assert configured.looked_up == []

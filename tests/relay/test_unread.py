@@ -54,4 +54,5 @@ def test_an_answer_that_ends_with_the_stream_is_the_last() -> None:
     unread = Unread()
     unread.add(ANSWER[:-1], awaits_answers=True)
     assert lines(unread) == []
-    assert unread.last(7) == ([Line(ANSWER[:-1], True)], 7)
+    last = unread.last(7)
+    assert (last.lines, last.now_us) == ([Line(ANSWER[:-1], True)], 7)
