@@ -17,11 +17,12 @@ from mcpguard.core.policy_parse import parse
 from mcpguard.core.session import Session
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
-from mcpguard.relay import output
+from mcpguard.relay import output, upstream
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.traffic import Ended, Traffic
+from tests.end_to_end.host import until
 from tests.memory_store import MemoryStore
 
 TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
@@ -126,6 +127,12 @@ class Line:
     def client_has(self, messages: int = 1) -> list[dict[str, Any]]:
         """What the client has got, once it has at least so many messages."""
         return _read(self.from_guard, messages)
+
+    def close_server_input(self) -> None:
+        """The server closes its input."""
+        os.close(self.server_reads)
+        self._fds.remove(self.server_reads)
+        self.store._server_reads = self.console  # there is nothing to be seen any more
 
     def close_client(self) -> None:
         os.close(self.to_guard)
@@ -321,3 +328,26 @@ def test_a_client_that_is_gone_is_noticed_though_it_has_left_more_replies_than_m
     line.send(*(call(request_id) for request_id in range(10)))
     line.close_client()
     assert line.client_ended.wait(30)
+
+
+def test_requests_that_the_server_does_not_take_are_answered_and_so_are_those_after_them(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "EXIT_S", 0.0)
+    line.close_server_input()
+    line.send(call(1), PING)
+    line.send(call(2))
+    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has(3)]
+    assert errors == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
+
+
+def test_requests_that_a_server_does_not_take_since_it_exits_are_answered_with_its_status(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "EXIT_S", 1000.0)
+    line.close_server_input()
+    line.send(call(1))
+    until(lambda: line.traffic._upstream._is_input_closed, "the server has been found to take nothing")
+    line.traffic.answer_rest("server exited with status 3")
+    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
+    assert errors == [(1, -32000, "server exited with status 3")]
