@@ -67,6 +67,9 @@ class MemoryStore:
         for outcome in outcomes:
             self._memory.outcomes.setdefault(outcome.row_id, outcome)
 
+    def keep_pace(self) -> None:
+        pass
+
     def tend(self) -> None:
         """See `Store`. Forgets the counters whose windows have passed, and old notes."""
         self._drop_old_notes()

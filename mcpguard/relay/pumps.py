@@ -223,6 +223,7 @@ class Pumps:
         left = self._send(forwards) if forwards else b""
         if left and not self._stop.wait(EXIT_S):  # else the server has exited: `answer_rest` answers all that it left open
             self._undelivered(left)
+        self._store.keep_pace()
         self.output.await_room(self._client_has_ended)
 
     def _reply(self, replies: Iterable[bytes]) -> None:
@@ -373,8 +374,8 @@ class Pumps:
             self._stop.wait(TICK_S)
             self._work.clear()
             try:
+                self._store.tend()  # first: it makes room for what is written next
                 self._write_books()
-                self._store.tend()
             except StoreUnavailable:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
             except Exception as error:  # the books go on: storms, upkeep and recovery depend on this thread

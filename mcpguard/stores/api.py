@@ -114,6 +114,12 @@ class Store(Readable, Protocol):
         It raises only for what makes the store unusable for calls, too.
         """
 
+    def keep_pace(self) -> None:
+        """Wait until upkeep has caught up with what this process wrote, if that is much; at most for the store's timeout.
+
+        To be called after calls were forwarded and before more are read, so that the client waits, and no call does.
+        """
+
     @property
     def needs_tending(self) -> bool:
         """Whether `tend` has to be called soon though nothing happens."""

@@ -218,6 +218,11 @@ class FailoverStore:
             self._leftovers.work(self._with_store)
         self._join_outcomes()
 
+    def keep_pace(self) -> None:
+        """See `Store`."""
+        if store := self._store:
+            store.keep_pace()
+
     def _join_outcomes(self) -> None:
         """Give a store that is back the next outcomes of the meantime."""
         with self._switching:

@@ -350,6 +350,9 @@ class RedisStore:
         values = self._ask(notes.asking(namespace, tool_use_ids))[0]
         return notes.read(tool_use_ids, values, wall_us=self._wall())
 
+    def keep_pace(self) -> None:
+        """See `Store`: the server keeps its own bounds."""
+
     def tend(self) -> None:
         """See `Store`. Once a minute, by one wrapper for all: lets go of what is too old or too much.
 

@@ -27,16 +27,18 @@ from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import database, entries, notes
-from mcpguard.stores.sqlite.call_log import RING_BYTES, LogFull, Lost, damaged
+from mcpguard.stores.sqlite import call_log, database, entries, notes
+from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 TURN_SHARE: Final = 0.8
 """How much of its budget a call may wait for its turn."""
 
-PACE_BYTES: Final = RING_BYTES // 4
-"""So much, twice at most, may a wrapper have in the log that the database does not have yet, before it waits for it."""
+PACE_BYTES: Final = 64 * 1024
+PACE_SHARE: Final = 4
+"""A process that has appended this many bytes looks how much of the log is free. It waits for the database before it decides
+more calls once it has appended a quarter of that, twice. So n busy processes leave 2 / (n + 2) of the log free for others."""
 
 LOOK_EVERY_S: Final = 0.001
 
@@ -97,9 +99,7 @@ class SqliteStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        verdicts = self._with_room(lambda: self._decide(requests, journal))
-        self._keep_pace()
-        return verdicts
+        return self._with_room(lambda: self._decide(requests, journal))
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide charges in one turn."""
@@ -268,30 +268,35 @@ class SqliteStore:
             self._at = self._log.append_all(self._at, entries.records(groups), durable=self._durable)
             self._own_bytes += self._at.end - before
 
-    def _keep_pace(self) -> None:
-        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
-        if self._own_bytes > PACE_BYTES:
-            self._own_bytes = 0
-            self._await_upkeep(self._pace_mark)
-            self._pace_mark = self._at.end
+    def keep_pace(self) -> None:
+        """See `Store`."""
+        if self._own_bytes <= PACE_BYTES:
+            return
+        with contextlib.suppress(StoreUnavailable), self._reported():  # the next call or `tend` will say what is the matter
+            free_bytes = call_log.RING_BYTES - (self._at.end - self._log.drained().end)
+            if self._own_bytes > free_bytes // PACE_SHARE:
+                self._await_drained(self._pace_mark)
+                self._own_bytes, self._pace_mark = 0, self._at.end
 
-    def _await_upkeep(self, end: int) -> None:
-        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take.
-
-        What is amiss with the database is for `tend` to say: a decision before this stands.
-        """
+    def _await_drained(self, end: int) -> None:
+        """Wait until the database has the log up to a position, for at most the time that a decision may take."""
         until_s = time.monotonic() + self._timeout_s
-        with contextlib.suppress(StoreUnavailable), self._reported():
-            while self._log.drained().end < end and time.monotonic() < until_s:
-                if not self._have_lock(lambda: self._upkeep.drain(until_s=until_s)):
-                    time.sleep(LOOK_EVERY_S)
+        while self._log.drained().end < end and time.monotonic() < until_s:
+            time.sleep(LOOK_EVERY_S)
 
-    def _with_room(self, append: Callable[[], _Result]) -> _Result:
-        """What a function returns that appends: once more, when upkeep has made room, if the log is full."""
+    def _with_room(self, append: Callable[[], _Result], *, drains: bool = False) -> _Result:
+        """Run a function that appends; if the log is full, run it again when there is room.
+
+        Args:
+            append: The function.
+            drains: Whether this process may make the room itself, which takes disk operations. No call waits for them.
+        """
         try:
             return append()
         except LogFull:
-            self._await_upkeep(self._at.end)
+            with contextlib.suppress(StoreUnavailable), self._reported():
+                if not (drains and self._have_lock(self._upkeep.drain)):
+                    self._await_drained(self._at.end)
             return append()
 
     def _tell(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
@@ -310,7 +315,7 @@ class SqliteStore:
                     self._memory.apply(group)
                 return row
 
-        return self._with_room(tell)
+        return self._with_room(tell, drains=True)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:

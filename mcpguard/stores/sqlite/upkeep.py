@@ -5,9 +5,7 @@ may have to wait for a transaction of upkeep, and upkeep for them.
 """
 
 import contextlib
-import math
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,19 +127,15 @@ class Upkeep:
                     more |= _prune_surplus(db, _PRUNED_AT_ONCE)
                 self._has_more_to_do = self._shrink(db) or more
 
-    def drain(self, *, until_s: float = math.inf) -> None:
-        """Move into the database all that the log holds. Raises as `tend` does.
-
-        Args:
-            until_s: The monotonic clock's reading after which nothing more is begun, and nobody waited for.
-        """
-        with self._connected(max(0.0, until_s - time.monotonic())) as db:
-            self._drain(db, until_s)
+    def drain(self) -> None:
+        """Move into the database all that the log holds. Raises as `tend` does."""
+        with self._connected() as db:
+            self._drain(db)
 
     @contextlib.contextmanager
-    def _connected(self, timeout_s: float = math.inf) -> Iterator[sqlite3.Connection]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         """The database, which looks whole. It is opened each time: remembered pages would hide that the file is damaged."""
-        with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=min(timeout_s, database.BUSY_S))) as db:
+        with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
             db.execute("PRAGMA synchronous = FULL")  # nobody's call waits for it
             integrity.check_pages(db, self._path)
             yield db
@@ -156,7 +150,7 @@ class Upkeep:
                 self._has_more_to_do = True
             self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection, until_s: float = math.inf) -> None:
+    def _drain(self, db: sqlite3.Connection) -> None:
         at = last = database.position(db)
         batch: list[str] = []
         size = 0
@@ -167,8 +161,6 @@ class Upkeep:
             if size > _DRAINED_AT_ONCE_BYTES:
                 self._write(db, at, batch, last)
                 at, batch, size = last, [], 0
-                if time.monotonic() > until_s:
-                    return
         if batch:
             self._write(db, at, batch, last)
 

@@ -80,7 +80,8 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     monkeypatch.setattr(store, "PACE_BYTES", 1000)
-    session = Session(open_store(timeout_ms=1), MANY)
+    busy = open_store(timeout_ms=1)
+    session = Session(busy, MANY)
     session.one("x")
 
     def full(*_: object, **__: object) -> None:
@@ -93,6 +94,7 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
             monkeypatch.setattr(upkeep.Upkeep, "_write", full)
         for _ in range(20):
             assert session.decisions("x", 10) == ["allowed"] * 10
+            busy.keep_pace()
     monkeypatch.undo()
     assert used(open_store()) == [201]
 
