@@ -114,10 +114,13 @@ class Store(Readable, Protocol):
         It raises only for what makes the store unusable for calls, too.
         """
 
-    def keep_pace(self) -> None:
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
         """Wait until upkeep has caught up with what this process wrote, if that is much; at most for the store's timeout.
 
         To be called after calls were forwarded and before more are read, so that the client waits, and no call does.
+
+        Args:
+            hurry: Called before it waits: has another thread call `tend` at once.
         """
 
     @property

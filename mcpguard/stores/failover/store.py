@@ -218,10 +218,10 @@ class FailoverStore:
             self._leftovers.work(self._with_store)
         self._join_outcomes()
 
-    def keep_pace(self) -> None:
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`."""
         if store := self._store:
-            store.keep_pace()
+            store.keep_pace(hurry)
 
     def _join_outcomes(self) -> None:
         """Give a store that is back the next outcomes of the meantime."""

@@ -8,7 +8,7 @@ All keys of a namespace lie in one slot, `{mcpguard:NAMESPACE}:…`. The audit i
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -350,7 +350,7 @@ class RedisStore:
         values = self._ask(notes.asking(namespace, tool_use_ids))[0]
         return notes.read(tool_use_ids, values, wall_us=self._wall())
 
-    def keep_pace(self) -> None:
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`: the server keeps its own bounds."""
 
     def tend(self) -> None:

@@ -268,13 +268,14 @@ class SqliteStore:
             self._at = self._log.append_all(self._at, entries.records(groups), durable=self._durable)
             self._own_bytes += self._at.end - before
 
-    def keep_pace(self) -> None:
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`."""
         if self._own_bytes <= PACE_BYTES:
             return
         with contextlib.suppress(StoreUnavailable), self._reported():  # the next call or `tend` will say what is the matter
             free_bytes = call_log.RING_BYTES - (self._at.end - self._log.drained().end)
             if self._own_bytes > free_bytes // PACE_SHARE:
+                hurry()
                 self._await_drained(self._pace_mark)
                 self._own_bytes, self._pace_mark = 0, self._at.end
 

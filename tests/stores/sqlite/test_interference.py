@@ -94,7 +94,7 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
             monkeypatch.setattr(upkeep.Upkeep, "_write", full)
         for _ in range(20):
             assert session.decisions("x", 10) == ["allowed"] * 10
-            busy.keep_pace()
+            busy.keep_pace(lambda: None)
     monkeypatch.undo()
     assert used(open_store()) == [201]
 

@@ -173,7 +173,7 @@ def test_a_storm_waits_for_upkeep_between_its_calls_and_is_no_outage(open_store:
     with tended(store):
         for _ in range(60):
             assert set(session.decisions("free", 50)) == {"allowed"}
-            store.keep_pace()
+            store.keep_pace(lambda: None)
     assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 3001))
 
 
@@ -186,7 +186,7 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
     monkeypatch.setattr(stormy, "_await_drained", waits.append)  # nobody does upkeep, so it would wait
     while not waits:
         session.call("free", 10)
-        stormy.keep_pace()
+        stormy.keep_pace(lambda: None)
     assert other.decisions("free", 250) == ["allowed"] * 250  # the same again
 
 
@@ -211,7 +211,7 @@ def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypa
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(8):
         assert session.decisions("free", 10) == ["allowed"] * 10
-        store.keep_pace()  # nobody does upkeep
+        store.keep_pace(lambda: None)  # nobody does upkeep
 
 
 @contextlib.contextmanager
