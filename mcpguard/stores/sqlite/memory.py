@@ -5,6 +5,7 @@ each counter without asking: one that it does not remember is empty. Where there
 them, and asks the database for others.
 """
 
+import itertools
 import struct
 from collections.abc import Collection, Iterable, MutableMapping
 from functools import lru_cache
@@ -12,10 +13,17 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, State
+from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
 
-REMEMBERED: Final = 8192
-"""Counters that a process remembers, some 300 bytes each; likewise notes."""
+LOADED: Final = 8192
+"""Counters that a process takes in when it opens a store, and notes that it remembers. More would delay the start."""
+
+REMEMBERED: Final = 65_536
+"""Counters that a process remembers, some 300 bytes each."""
+
+_DROPPED_AT_ONCE: Final = 1024
+"""Counters that are dropped in one go, beyond `REMEMBERED`: about a millisecond's work."""
 
 
 class Memory:
@@ -81,32 +89,36 @@ class Memory:
 
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""
-        return max((log[-2] for log in self.states.values() if log), default=0)
+        return max(map(_charged_us, self.states.values()), default=0)
 
-    def forget_expired(self, now_us: int) -> None:
-        """Forget the counters whose windows have passed: they are empty."""
-        for key, log in list(self.states.items()):
-            if not limiter.live(log, self._windows[key], now_us):
-                del self.states[key], self._windows[key]
-
-    def make_room(self) -> None:
-        """Bound what is remembered: forget what is empty at the newest time there is, then drop what was charged longest ago.
+    def make_room(self, clock: Clock) -> None:
+        """Drop notes and counters if there are too many.
 
         Not while a decision is under way: it relies on what it has asked the database for.
-        """
-        if len(self.notes) > 2 * REMEMBERED:
-            self.has_all_notes = False
-            self.notes = dict(list(self.notes.items())[-REMEMBERED:])
-        if len(self.states) > 2 * REMEMBERED:
-            self._drop_counters()
 
-    def _drop_counters(self) -> None:
-        self.forget_expired(self.latest_us())
-        surplus = len(self.states) - REMEMBERED
-        if surplus > 0:
-            self.complete = False
-            for key in sorted(self.states, key=lambda key: self.states[key][-2])[:surplus]:
-                del self.states[key], self._windows[key]
+        Args:
+            clock: The store's time.
+        """
+        if len(self.notes) > 2 * LOADED:
+            self.has_all_notes = False
+            self.notes = dict(list(self.notes.items())[-LOADED:])
+        if len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE:
+            self._drop_counters(clock())
+
+    def _drop_counters(self, now_us: int) -> None:
+        """Of the counters that were remembered first, drop the half that was charged longest ago; the others count as new."""
+        oldest = sorted(itertools.islice(self.states, 2 * _DROPPED_AT_ONCE), key=lambda key: _charged_us(self.states[key]))
+        for key in oldest[:_DROPPED_AT_ONCE]:
+            log, window_us = self.states.pop(key), self._windows.pop(key)
+            if limiter.live(log, window_us, now_us):
+                self.complete = False
+        for key in oldest[_DROPPED_AT_ONCE:]:
+            self.states[key] = self.states.pop(key)
+
+
+def _charged_us(log: State) -> int:
+    """When a log was charged last, in store time; 0 if it is empty."""
+    return log[-2] if log else 0
 
 
 _FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.ONCE})

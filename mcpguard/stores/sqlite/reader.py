@@ -19,7 +19,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
-from mcpguard.stores.sqlite.memory import REMEMBERED, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.memory import LOADED, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
 
 _TRIES: Final = 5
@@ -122,7 +122,11 @@ class Reader:
         return self.logs([counter.id for counter in counters]), self.clock()
 
     def logs(self, ids: Sequence[int], upto: Position | None = None) -> list[State]:
-        """The logs of these counters, in order, as they are at a position of the call log, or now."""
+        """The logs of these counters, in order, as they are at a position of the call log, or now.
+
+        Raises:
+            Lost: The database is beyond that position.
+        """
         states, texts = self._with_log(lambda db: database.logs(db, ids), upto)
         for text in texts:
             replay(states, text)
@@ -131,10 +135,10 @@ class Reader:
     def memory(self) -> tuple[Memory, Position]:
         """What a process that follows the call log begins with, and the position to follow it from."""
         with database.reported(self.path), database.reading(self._db):
-            complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
+            complete = database.count_counters(self._db, LOADED + 1) <= LOADED
             memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
-            notes = self._db.execute(_NOTES, (REMEMBERED + 1,)).fetchall()
-            memory.has_all_notes = len(notes) <= REMEMBERED
+            notes = self._db.execute(_NOTES, (LOADED + 1,)).fetchall()
+            memory.has_all_notes = len(notes) <= LOADED
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
             memory.once = {once for (once,) in self._db.execute("SELECT once FROM adopted")}
             return memory, database.position(self._db)
@@ -221,6 +225,8 @@ class Reader:
             with database.reported(self.path), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
+            if upto is not None and at.end > upto.end:
+                raise Lost
             with database.reported(self.path):
                 log = self._call_log()
             if log is None:

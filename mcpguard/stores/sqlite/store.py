@@ -102,10 +102,17 @@ class SqliteStore:
         return self._with_room(lambda: self._decide(requests, journal))
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide charges in one turn."""
+        """Decide requests in one turn."""
+        if not self._memory.complete:
+            with contextlib.suppress(Lost), self._reported():  # Lost: the database has moved on; ask again in the turn
+                self._follow()
+                self._learn(requests)
         self._take_turn()
         try:
-            self._learn(requests)
+            try:
+                self._learn(requests)
+            except Lost:
+                raise damaged(self._log.path, "its database is beyond it") from None
             states, now_us = self._memory.states, self._clock()
             changed: dict[int, State] = {}
             decided = [self._decide_one(request, states, changed, now_us) for request in requests]
@@ -151,7 +158,11 @@ class SqliteStore:
         self._append(groups)
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
-        """Ask the database for the counters that are not remembered, where there are too many to remember all."""
+        """Ask the database for the counters that are not remembered, where there are too many to remember all.
+
+        Raises:
+            Lost: The database is beyond what this process has read of the log.
+        """
         memory = self._memory
         if memory.complete:
             return
@@ -227,12 +238,12 @@ class SqliteStore:
             self._turn_lock.release()
 
     def _take_turn(self) -> None:
+        self._memory.make_room(self._clock)  # before others have to wait for us
         if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
             raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
             self._log.check()
             self._follow()
-            self._memory.make_room()
         except BaseException as error:
             self._turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
