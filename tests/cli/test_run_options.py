@@ -39,7 +39,21 @@ def test_other_commands_are_not_for_it(argv: list[str]) -> None:
     assert run_options.parse(argv) is None
 
 
-HEAVY = {"anyio", "asyncio", "click", "dataclasses", "hashlib", "inspect", "jwt", "logging", "mcp", "redis", "rich", "tomlkit"}
+HEAVY = {
+    "anyio",
+    "asyncio",
+    "click",
+    "dataclasses",
+    "hashlib",
+    "httpx2",
+    "inspect",
+    "jwt",
+    "logging",
+    "mcp",
+    "redis",
+    "rich",
+    "tomlkit",
+}
 
 
 def test_a_running_guard_loads_nothing_heavy(tmp_path: Path) -> None:
