@@ -1,6 +1,7 @@
 """Who is calling, by the settings of this machine."""
 
 from mcpguard.config import Settings, account
+from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity, parse_agent
 
 
@@ -10,12 +11,19 @@ def configured_identity(settings: Settings, server: str) -> Identity:
     Raises:
         ConfigError: The configured agent cannot be.
     """
-    parts = parse_agent(settings.agent, where="agent") if settings.agent else {}
+    agent = parse_agent(settings.agent, where="agent") if settings.agent else Agent()
     if settings.jwt:
         user, source = "", "jwt"
     elif settings.user is None:
         user, source = account(), "os"
     else:
         user, source = settings.user, "config"
-    trusts = {"trust_client_info": settings.trust_client_info, "trust_meta": settings.trust_meta}
-    return Identity(user, source, server, **parts, **trusts)  # type: ignore[arg-type]
+    return Identity(
+        user,
+        source,
+        server,
+        agent,
+        "config" if any(agent) else "default",
+        trust_client_info=settings.trust_client_info,
+        trust_meta=settings.trust_meta,
+    )

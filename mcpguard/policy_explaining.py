@@ -90,7 +90,7 @@ def caller(
 def _is_part_of(agent: str, who: Identity) -> bool:
     """Whether the parts that `agent` gives are all the caller's."""
     given = parse_agent(agent, where="--agent")
-    return all(getattr(who, key) == given[key] for key in given.keys() & {"client", "tier", "name"})
+    return who.agent_parts == given.or_else(who.agent_parts)
 
 
 def _verified(settings: Settings, configured: Identity, file: Path | None, notify: Callable[[str], None]) -> Identity:
@@ -126,7 +126,7 @@ def explain(
         places: Where the `user` and the `agent` stand if they are configured.
         notify: Gets warnings.
     """
-    unlimited = tier_warning(policy, who.tier)
+    unlimited = tier_warning(policy, who.agent_parts.tier)
     if unlimited:
         notify(unlimited)
     agent, agent_source = who.agent(None)
@@ -161,7 +161,7 @@ def explain(
 def _agent_open(settings: Settings, who: Identity) -> str:
     if settings.jwt and settings.jwt.expected.agent_claim and who.user_source != "jwt":
         return f"the user's token may name another in {settings.jwt.expected.agent_claim}"
-    return "a client fills in its own name" if who.client is None and who.trust_client_info else ""
+    return "a client fills in its own name" if not who.agent_parts.client and who.trust_client_info else ""
 
 
 def _server_of(store: Readable, namespace: str, tool: str) -> str:

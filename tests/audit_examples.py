@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Final, get_args
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.verdict import Decided, Verdict
@@ -50,7 +51,7 @@ def examples() -> dict[str, dict[str, object]]:
     talk.guard.server_gone("the server exited with status 1")
     talk.client(call_line("search_customers", 11))
 
-    nobody = Talk(POLICY, who=Identity("", "jwt", "crm", client="Claude Code"), session=SESSION)
+    nobody = Talk(POLICY, who=Identity("", "jwt", "crm", Agent(client="Claude Code")), session=SESSION)
     nobody.guard.identify(Unauthenticated("the token in ~/.config/acme/token expired at 2026-01-01T00:00:00Z", "get a new one"))
     nobody.client(call_line("search_customers", 1))
     found = {str(one["decision"]): one for one in reversed(talk.records + nobody.records)}

@@ -19,6 +19,7 @@ import pytest
 
 from mcpguard import config
 from mcpguard.cli import commands
+from mcpguard.core.agent import Agent
 from mcpguard.core.frames import read
 from mcpguard.core.guard import Guard, Reply
 from mcpguard.core.identity import Identity
@@ -266,7 +267,7 @@ def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
     now_us = 0
     store = MemoryStore(clock=lambda: now_us)
     policy = parse('[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n')
-    guard = Guard(Identity("alice@acme.com", "config", "crm", client="Claude Code"), policy, session="45732ae6c06cfb07")
+    guard = Guard(Identity("alice@acme.com", "config", "crm", Agent(client="Claude Code")), policy, session="45732ae6c06cfb07")
     journal = Journal(guard.session)
     reply = None
     for _ in range(101):

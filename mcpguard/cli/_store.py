@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcpguard.config import PATIENCE_MS, Settings
-from mcpguard.core.patterns import glob, glob_agent
+from mcpguard.core.agent import Agent, agent_matches
+from mcpguard.core.patterns import glob
 from mcpguard.stores.api import Readable, Store
 
 
@@ -38,8 +39,8 @@ def reading(settings: Settings) -> Iterator[Readable]:
 
 def selects(key: str, pattern: str, text: str) -> bool:
     """Whether a filter's pattern matches a name: an agent's part by part if the pattern has all three, else as a whole."""
-    if key == "agent" and pattern.count("::") == text.count("::"):
-        return glob_agent(pattern, text)
+    if key == "agent" and Agent.split(pattern) and Agent.split(text):
+        return agent_matches(pattern, text)
     return glob(pattern, text)
 
 

@@ -297,7 +297,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> None:
 
 def _configured_tier(settings: Settings) -> str | None:
     try:
-        return parse_agent(settings.agent, where="agent").get("tier") if settings.agent else None
+        return parse_agent(settings.agent, where="agent").tier if settings.agent else None
     except ConfigError:
         return None  # `run` says so
 

@@ -82,7 +82,7 @@ def _caller(settings: Settings, identity: Identity) -> Report:
     ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
     warnings = ["MCPGUARD_TOKEN is set, and not looked at: config.toml has no [identity.jwt]"] if ignored else []
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
-    unlimited = None if isinstance(policy, PolicyError) else tier_warning(policy, identity.tier)
+    unlimited = None if isinstance(policy, PolicyError) else tier_warning(policy, identity.agent_parts.tier)
     warnings += [unlimited] if unlimited else []
     return report | {"problems": [], "warnings": warnings}
 

@@ -6,8 +6,9 @@ Nothing here looks at a signature: `mcpguard.auth.token` does, and trusts no cla
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from mcpguard.core.agent import Agent, escape_part
 from mcpguard.core.audit import rfc3339
-from mcpguard.core.identity import Identity, escape_part
+from mcpguard.core.identity import Identity
 from mcpguard.errors import Unauthenticated
 
 LEEWAY_S: Final = 30
@@ -100,7 +101,8 @@ def identity(claims: Claims, expected: Expected, configured: Identity) -> Identi
         scopes=_scopes(claims),
         email=email if _is_name(email) and _is_verified(claims) else None,
         act=_actors(claims.get("act")),
-        **agent,
+        agent_parts=agent.or_else(configured.agent_parts),
+        agent_source="jwt" if any(agent) else configured.agent_source,
     )
 
 
@@ -157,14 +159,11 @@ def _scopes(claims: Claims) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _agent(claim: object) -> dict[str, Any]:
-    """The parts that a claim gives: of `client::tier::name` those that are not empty; anything else is a name."""
-    if not _is_name(claim):
-        return {}
-    text = str(claim)
-    parts = text.split("::") if text.count("::") == 2 else ["", "", escape_part(text)]
-    given = {key: part for key, part in zip(("client", "tier", "name"), parts, strict=True) if part}
-    return given | {"agent_source": "jwt"} if given else {}
+def _agent(claim: object) -> Agent:
+    """The parts that a claim gives. A text that does not have three parts is a name."""
+    if not isinstance(claim, str) or not _is_name(claim):
+        return Agent()
+    return Agent.split(claim) or Agent(name=escape_part(claim))
 
 
 def _actors(act: object) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from operator import and_
 from typing import Final, NamedTuple
 
+from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.digest import cut, number
 from mcpguard.core.limiter import Limit
-from mcpguard.core.patterns import coverage, glob, glob_agent
+from mcpguard.core.patterns import coverage, glob
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 """What a rule can select on, in the order in which its text names them."""
@@ -84,6 +85,12 @@ class Rule(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """What no two rules of a policy have in common: the selectors, and what the allowance is split by."""
         return self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
+
+    @property
+    def agent(self) -> Agent | None:
+        """The pattern for agents; None if the rule does not select on the agent."""
+        patterns = self.selectors.get("agent")
+        return Agent.split(patterns[0]) if patterns else None
 
     @property
     def shared(self) -> dict[str, list[str]]:
@@ -218,8 +225,8 @@ class Policy:
 
     def reaches_tier(self, tier: str) -> bool:
         """Whether a rule can match calls of agents of a tier; where none can, nothing limits them."""
-        patterns = [rule.selectors.get("agent") for rule in self.rules]
-        return any(not pattern or glob(pattern[0].split("::")[1], tier) for pattern in patterns)
+        agents = [rule.agent for rule in self.rules]
+        return any(agent is None or glob(agent.tier, tier) for agent in agents)
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
         """What `call` has to pass. It is worth remembering."""
@@ -258,7 +265,7 @@ def _narrower(rules: Sequence[Rule]) -> list[int]:
         lists = [rule.selectors.get(key, ()) for rule in rules]
         columns = [lists]
         if key == "agent":  # each of its parts is a pattern of its own
-            agents = [tuple(patterns[0].split("::")) if patterns else () for patterns in lists]
+            agents = [rule.agent or () for rule in rules]
             columns = [[agent[part : part + 1] for agent in agents] for part in range(3)]
         for column in columns:
             covered = [*map(and_, covered, coverage(column, meet=key in AXES))]
@@ -310,4 +317,4 @@ def _one_matches(pattern: str, values: Sequence[str]) -> bool:
     return pattern in values or ("*" in pattern and any(glob(pattern, value) for value in values))
 
 
-_MATCH: Final = {"user": glob, "agent": glob_agent, "tool": glob, "server": glob}
+_MATCH: Final = {"user": glob, "agent": agent_matches, "tool": glob, "server": glob}

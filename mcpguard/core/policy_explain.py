@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.identity import known_client
 from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
@@ -205,9 +206,9 @@ def tier_warning(policy: Policy, tier: str | None) -> str | None:
 
     Args:
         policy: A policy.
-        tier: The tier that is configured; None if none is.
+        tier: The tier that is configured; None or empty if none is.
     """
-    if tier is None or not policy.rules or policy.reaches_tier(tier):
+    if not tier or not policy.rules or policy.reaches_tier(tier):
         return None
     return f"no rule matches agents of the tier {tier}, so that nothing limits their calls"
 
@@ -279,7 +280,7 @@ def _overlap(rule: Rule, other: Rule) -> bool:
 
 def _meet(key: str, one: str, two: str) -> bool:
     if key == "agent":
-        return all(_meet("", mine, theirs) for mine, theirs in zip(one.split("::"), two.split("::"), strict=True))
+        return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
     if "*" not in one:
         return glob(two, one)
     if "*" not in two:
@@ -332,7 +333,7 @@ def _foreign_names(policy: Policy) -> Iterator[str]:
 
 def _own_names(policy: Policy) -> Iterator[str]:
     for at, rule in enumerate(policy.rules):
-        client, *rest = rule.selectors.get("agent", ("",))[0].split("::")
-        if known_client(client) != client:
-            agent = "::".join([known_client(client), *rest])
+        own = rule.agent
+        if own and known_client(own.client) != own.client:
+            agent = own._replace(client=known_client(own.client))
             yield f'{label(policy, at)} names a client as it calls itself; did you mean agent = "{agent}"?'

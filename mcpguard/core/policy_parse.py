@@ -5,8 +5,8 @@ import tomllib
 from collections.abc import Collection
 from typing import Final
 
+from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.digest import blake2b
-from mcpguard.core.identity import TIERS
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 from mcpguard.errors import PolicyError
 
@@ -259,21 +259,12 @@ def _pattern(key: str, value: object, where: str) -> str:
         raise PolicyError(f"{where}: {key}: {value!r} is not text", f'{key} = "…", with * for any text')
     if not value:
         raise PolicyError(f"{where}: {key}: empty text matches nothing", f'leave {key} out to match any, or write "*"')
-    if key == "agent":
-        parts = value.split("::")
-        if len(parts) != 3 or not all(parts):
-            raise PolicyError(
-                f"{where}: agent: {value!r} does not have three parts",
-                f'an agent is client::tier::name; did you mean "{_three_parts(value)}"?',
-            )
+    if key == "agent" and Agent.parse(value) is None:
+        raise PolicyError(
+            f"{where}: agent: {value!r} does not have three parts",
+            f'an agent is client::tier::name; did you mean "{nearest(value)}"?',
+        )
     return value
-
-
-def _three_parts(text: str) -> str:
-    parts = [part or "*" for part in text.split("::")]
-    if parts[0] in TIERS:
-        parts.insert(0, "*")
-    return "::".join([*parts[:3], "*", "*"][:3])
 
 
 def _per(value: object, where: str) -> tuple[str, ...]:

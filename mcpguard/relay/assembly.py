@@ -101,7 +101,7 @@ def _introduce(
     names = {"server": guard.identity.server, "user": user, "agent": guard.agent}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
     tell(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
-    unlimited = tier_warning(policy, guard.identity.tier) if isinstance(policy, Policy) else None
+    unlimited = tier_warning(policy, guard.identity.agent_parts.tier) if isinstance(policy, Policy) else None
     if unlimited:
         tell(unlimited)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Outcome
 from mcpguard.core.frames import Frame, Refusal, read
@@ -68,10 +69,7 @@ def identity(
     roles: tuple[str, ...] = (),
     scopes: tuple[str, ...] = (),
 ) -> Identity:
-    client, tier, name = agent.split("::")
-    return Identity(
-        user, "config", server, client=client, tier=tier, name=name, agent_source="config", roles=roles, scopes=scopes
-    )
+    return Identity(user, "config", server, Agent.parse(agent) or Agent(), "config", roles=roles, scopes=scopes)
 
 
 def request(method: str, request_id: object = 1, **params: object) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.frames import Frame, read
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Policy
@@ -170,7 +171,7 @@ def test_with_a_client_that_is_not_believed_no_era_of_the_protocol_and_no_member
 
 @pytest.mark.parametrize("odd", [None, 7, [], {}, "", "a", "a::b", "a::b::c::d", "::b::c", "a::b::", ["a::b::c"]])
 def test_an_agent_of_a_calls_own_that_is_none_counts_for_nothing_though_it_is_trusted(odd: object) -> None:
-    talk = Talk(who=Identity("alice", "os", "crm", client="X", trust_meta=True))
+    talk = Talk(who=Identity("alice", "os", "crm", Agent("X"), trust_meta=True))
     talk.client(called("a", _meta={"mcpguard/agent": odd}), called("b", _meta={"mcpguard/agent": "a::b::c"}))
     assert agents(talk) == [("X::interactive::default", "default"), ("a::b::c", "meta")]
 

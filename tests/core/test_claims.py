@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.claims import LEEWAY_S, Expected, claim_at, identity, problems, time_of
 from mcpguard.core.identity import Identity
 
 NOW_S = 1_767_225_600
 EXPECTED = Expected("https://idp.acme.com/", ("crm-mcp", "crm"))
 GOOD: dict[str, Any] = {"iss": "https://idp.acme.com/", "aud": "crm-mcp", "sub": "alice", "exp": NOW_S + 60}
-CONFIGURED = Identity("", "jwt", "crm", client="Mine", tier="api", agent_source="config")
+CONFIGURED = Identity("", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
 
 
 def why(more: dict[str, Any] | None = None, expected: Expected = EXPECTED, *, now_s: float = NOW_S) -> list[str]:
@@ -106,7 +107,7 @@ def test_a_subject_is_required_whatever_names_the_user() -> None:
 
 
 def test_who_is_calling_is_what_the_claims_say_and_else_what_is_configured() -> None:
-    assert who() == Identity("alice", "jwt", "crm", client="Mine", tier="api", agent_source="config")
+    assert who() == Identity("alice", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
     assert who({"ext": {"user": "al"}}, user_claim="ext.user").user == "al"
     assert who({"email": 7}).email is None
 

@@ -4,22 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.identity import Identity, escape_part, known_client, parse_agent
+from mcpguard.core.agent import Agent
+from mcpguard.core.identity import Identity, known_client, parse_agent
 from mcpguard.errors import ConfigError, ExitStatus
-
-parts = st.text("a:\\b", max_size=6)
-
-
-@given(parts, parts)
-def test_no_two_texts_have_one_escaped_form(one: str, other: str) -> None:
-    assert (escape_part(one) == escape_part(other)) == (one == other)
 
 
 @given(st.text("a:\\b", min_size=1, max_size=8))
 def test_an_escaped_part_never_adds_a_part(text: str) -> None:
     agent, _ = Identity("u", "os", "s").agent(text)
-    assert agent.split("::")[1:] == ["interactive", "default"]
-    assert len(agent.split("::")) == 3
+    parsed = Agent.parse(agent)
+    assert parsed is not None
+    assert parsed[1:] == ("interactive", "default")
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
@@ -56,12 +51,12 @@ def test_an_unset_client_is_filled_from_what_the_client_calls_itself(name: str |
 
 
 def test_what_a_client_says_of_itself_never_overrides_what_is_configured() -> None:
-    who = Identity("u", "os", "s", client="Mine", agent_source="config")
+    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
     assert who.agent("claude-ai") == ("Mine::interactive::default", "config")
 
 
 def test_a_client_that_is_not_trusted_is_unknown() -> None:
-    who = Identity("u", "os", "s", tier="api", name="job", agent_source="config", trust_client_info=False)
+    who = Identity("u", "os", "s", Agent(tier="api", name="job"), agent_source="config", trust_client_info=False)
     assert who.agent("claude-ai") == ("unknown::api::job", "config")
 
 
@@ -79,9 +74,9 @@ EXPLORE = "Claude Code::subagent::Explore"
 def test_a_hooks_note_fills_the_parts_that_are_not_configured() -> None:
     assert Identity("u", "os", "s").agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
     assert Identity("u", "os", "s").agent(None, noted=EXPLORE) == (EXPLORE, "hook")
-    who = Identity("u", "os", "s", client="Mine", agent_source="config")
+    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("Mine::subagent::Explore", "hook")
-    who = Identity("u", "os", "s", tier="background", agent_source="config")
+    who = Identity("u", "os", "s", Agent(tier="background"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("Claude Code::background::Explore", "hook")
 
 
@@ -90,7 +85,7 @@ def test_a_hooks_note_does_not_need_a_client_that_is_trusted() -> None:
 
 
 def test_an_agent_that_is_configured_whole_stays_whatever_a_hook_noted() -> None:
-    who = Identity("u", "os", "s", client="a", tier="interactive", name="default", agent_source="config")
+    who = Identity("u", "os", "s", Agent("a", "interactive", "default"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("a::interactive::default", "config")
 
 
@@ -106,13 +101,13 @@ def test_a_note_that_is_no_agent_counts_for_nothing(noted: str) -> None:
 @pytest.mark.parametrize(
     ("text", "given"),
     [
-        ("a::b::c", {"client": "a", "tier": "b", "name": "c", "agent_source": "config"}),
-        ("::subagent::Explore", {"tier": "subagent", "name": "Explore", "agent_source": "config"}),
-        ("a::::", {"client": "a", "agent_source": "config"}),
-        ("::::", {}),
+        ("a::b::c", Agent("a", "b", "c")),
+        ("::subagent::Explore", Agent(tier="subagent", name="Explore")),
+        ("a::::", Agent("a")),
+        ("::::", Agent()),
     ],
 )
-def test_a_configured_agent_gives_the_parts_that_are_not_empty(text: str, given: dict[str, str]) -> None:
+def test_a_configured_agent_gives_the_parts_that_are_not_empty(text: str, given: Agent) -> None:
     assert parse_agent(text, where="--agent") == given
 
 
