@@ -1,41 +1,17 @@
-import errno
-import fcntl
 import json
 import os
 import resource
 import shlex
-import signal
 import stat
 import subprocess
-import sys
-import time
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from mcpguard.core.policy_parse import STARTER, parse
-from mcpguard.policy_editing import put
 from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, Host, environment
-
-BY_HAND = """\
-# Our policy. Ask Ines before you change it.
-
-mode = "enforce"  # for real
-
-# Searches are dear.
-[[rule]]
-tool  = "search"      # the slow one
-user  = "*"
-limit = "100/1h"      # agreed in May
-
-# Reports
-[[rule]]
-tool = "report"
-limit = [ "5/1m" ]
-# last words
-"""
+from tests.test_policy_editing import BY_HAND
 
 
 @pytest.fixture
@@ -90,140 +66,11 @@ def test_so_does_unset_where_a_narrower_limit_applies_from_now_on(tmp_path: Path
     assert "longer" not in done.stdout
 
 
-def test_set_puts_a_new_rule_at_the_end_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
-    mcpguard(tmp_path, "policy", "set", "--tool", "search", "--per", "none", "--role", "a", "--role", "b", "deny")
-    rule = '\n[[rule]]\ntool = "search"\nrole = ["a", "b"]\nper = []\nlimit = "deny"\n'
-    assert file.read_text() == BY_HAND + rule
-
-
-def test_the_same_selectors_split_otherwise_are_another_rule(tmp_path: Path, file: Path) -> None:
-    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--per", "user,tool", "1/1h")
-    assert len(parse(file.read_text()).rules) == 2
-    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--per", "tool", "1/1h")
-    assert len(parse(file.read_text()).rules) == 3
-
-
-def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -> None:
-    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--name", 'the "dear" one', "50/1h")
-    changed = BY_HAND.replace('"100/1h"', '"50/1h"').replace("[[rule]]\n", "[[rule]]\nname = 'the \"dear\" one'\n", 1)
-    assert tomllib.loads(file.read_text()) == tomllib.loads(changed)
-    assert "# Reports\n[[rule]]" in file.read_text()
-    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--name", "renamed", "50/1h")
-    assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
-
-
-@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
-def test_an_empty_name_takes_the_name_away_and_is_none_on_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
-    file = tmp_path / "policy.toml"
-    unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
-    file.write_text(unnamed)
-    mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "ours", "5/1m")
-    assert parse(file.read_text()).rules[0].name == "ours"
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "", "5/1m")
-    assert (done.returncode, done.stderr, file.read_text().replace(" }", "}")) == (0, "", unnamed)
-    mcpguard(tmp_path, "policy", "set", "--tool", "a", "--name", "", "5/1m")
-    mcpguard(tmp_path, "policy", "set", "--tool", "b", "--name", "", "5/1m")
-    assert "name" not in file.read_text()
-    assert [rule.text for rule in parse(file.read_text()).rules] == ["tool=a", "tool=b"]
-
-
-COMMENTED = """\
-[[ rule ]]  # spaced
-tool = "a"
-limit = [
-  "20/1m",   # short bursts
-  # and the long run
-  "100/1h",  # per hour
-]
-
-[[rule]]  # not spaced
-tool = "b"
-limit = "5/1m"  # five
-"""
-
-
-@pytest.mark.parametrize(
-    ("limits", "before", "after"),
-    [
-        (["10/1m", "100/1h"], '"20/1m",', '"10/1m",'),
-        (["20/1m"], '  "100/1h",  # per hour\n', ""),
-        (["90/1h"], '  "20/1m",   # short bursts\n  # and the long run\n  "100', '  # and the long run\n  "90'),
-        (["20/1m", "100/1h", "500/1d"], "# per hour\n", '# per hour\n  "500/1d",\n'),
-        (["deny"], COMMENTED[40:116], '"deny" # short bursts; and the long run; per hour'),
-    ],
-)
-def test_the_comments_in_a_list_of_limits_stay_with_what_they_speak_of(
-    tmp_path: Path, limits: list[str], before: str, after: str
-) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text(COMMENTED)
-    mcpguard(tmp_path, "policy", "set", "--tool", "a", *limits)
-    assert file.read_text() == COMMENTED.replace(before, after)
-
-
-def test_an_edit_touches_no_other_rule(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text(COMMENTED)
-    mcpguard(tmp_path, "policy", "set", "--tool", "b", "6/1m")
-    assert file.read_text() == COMMENTED.replace("5/1m", "6/1m")
-
-
-def test_line_ends_of_windows_stay(tmp_path: Path, file: Path) -> None:
-    file.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
-    mcpguard(tmp_path, "policy", "set", "--tool", "x", "--name", "n", "5/1m")
-    mcpguard(tmp_path, "policy", "set", "--tool", "report", "--name", "n", "6/1m")
-    content = file.read_bytes()
-    assert content.count(b"\n") == content.count(b"\r\n") == BY_HAND.count("\n") + 6
-
-
-def test_lines_that_an_edit_writes_end_as_those_of_the_file_do(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b'[[rule]]\r\ntool = "c"\r\nlimit = [\r\n  "7/1d", # x\r\n]\r\n')
-    mcpguard(tmp_path, "policy", "set", "--tool", "c", "9/1m", "10/1h")
-    content = file.read_bytes()
-    assert parse(content.decode()).rules[0].limit_text == "9/1m 10/1h"
-    assert content.count(b"\n") == content.count(b"\r\n") > 5
-
-
-@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85"])
-def test_what_only_python_takes_for_a_line_end_is_left_alone(tmp_path: Path, char: str) -> None:
-    file = tmp_path / "policy.toml"
-    first = f'# a{char}b\n\n[[rule]]\nname = "c{char}d"\ntool = "a"\nlimit = "5/1m"\n\n'
-    text = first + f'[[rule]]\ntool = "b"\nlimit = "5/1m"\n# z{char}'
-    file.write_text(text)
-    for tool in ("a", "b"):
-        done = mcpguard(tmp_path, "policy", "set", "--tool", tool, "6/1m")
-        assert (done.returncode, done.stderr) == (0, "")
-    assert file.read_text() == text.replace("5/1m", "6/1m")
-    mcpguard(tmp_path, "policy", "set", "--tool", "c", "7/1m")
-    assert file.read_text().startswith(text.replace("5/1m", "6/1m") + "\n\n[[rule]]\n")
-
-
-def test_rules_in_an_inline_list_can_be_edited_too(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text('rule = [{tool = "a", limit = "5/1m"}, {tool = "b", limit = "5/1m"}]  # terse\n')
-    mcpguard(tmp_path, "policy", "set", "--tool", "b", "--name", "n", "6/1m")
-    mcpguard(tmp_path, "policy", "set", "--tool", "c", "7/1m")
-    mcpguard(tmp_path, "policy", "unset", "--tool", "a")
-    assert [(rule.text, rule.limit_text) for rule in parse(file.read_text()).rules] == [("tool=b", "6/1m"), ("tool=c", "7/1m")]
-    assert "# terse" in file.read_text()
-
-
 def test_unset_removes_the_rule_with_the_comment_right_above_it_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--user", "*", "--tool", "search")
     assert done.stdout == f"{file}: removed user=* tool=search, which was 100/1h\n"
     begin, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
     assert file.read_text() == BY_HAND[:begin] + BY_HAND[end:]
-
-
-def test_unset_of_the_last_rule_leaves_a_policy_that_allows_all(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text('# ours\n[[rule]]\ntool = "a"\nlimit = "5/1m"\n')
-    assert mcpguard(tmp_path, "policy", "unset", "--tool", "a").returncode == 0
-    assert parse(file.read_text()).rules == ()
-    assert file.read_text() == '# ours\n\nmode = "enforce"\n'
-    mcpguard(tmp_path, "policy", "set", "--tool", "b", "5/1m")
-    assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").returncode == 0
 
 
 def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, file: Path) -> None:
@@ -324,52 +171,6 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: P
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, file: Path) -> None:
-    with file.open() as old:
-        mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
-        assert old.read() == BY_HAND
-    assert "tool=x" in [rule.text for rule in parse(file.read_text()).rules]
-    assert list(tmp_path.iterdir()) == [file]
-
-
-KILLED_BEFORE_THE_END = """
-import os, signal, sys
-from pathlib import Path
-from mcpguard import policy_editing
-os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
-policy_editing.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
-"""
-
-
-def test_an_edit_that_is_killed_leaves_the_file_as_it_was_and_the_next_removes_what_is_beside_it(
-    tmp_path: Path, file: Path
-) -> None:
-    backup = tmp_path / ".policy.toml.20261126"
-    backup.write_text("mine")
-    done = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_END, file], check=False, timeout=DEADLINE_S)
-    assert done.returncode == -signal.SIGKILL
-    assert file.read_text() == BY_HAND
-    assert len(list(tmp_path.iterdir())) == 3
-    assert mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m").returncode == 0
-    assert sorted(tmp_path.iterdir()) == [backup, file]
-
-
-@pytest.mark.parametrize(("age_s", "left"), [(60, True), (7200, False)])
-def test_where_folders_cannot_be_locked_only_what_is_old_is_removed(
-    tmp_path: Path, file: Path, age_s: float, left: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_locks(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    leftover = tmp_path / ".policy.toml.mcpguard-abc"
-    leftover.touch()
-    now = leftover.stat().st_mtime
-    monkeypatch.setattr(time, "time", lambda: now + age_s)
-    put(file, {"tool": "x", "limit": "5/1m"})
-    assert leftover.exists() is left
-
-
 @pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
 def test_a_file_that_is_begun_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     def masked() -> None:
@@ -405,25 +206,6 @@ def test_check_tells_who_else_may_change_the_files_that_decide(tmp_path: Path, f
     (tmp_path / "config.toml").chmod(0o666)
     assert mcpguard(tmp_path, "policy", "check").stdout.count("may change") == 2
     assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 1
-
-
-def test_the_mode_of_a_file_stays(tmp_path: Path, file: Path) -> None:
-    file.chmod(0o644)
-    mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
-
-
-def test_a_link_stays_and_its_target_is_edited(tmp_path: Path) -> None:
-    (tmp_path / "team").mkdir()
-    target = tmp_path / "team" / "limits.toml"
-    target.write_text(BY_HAND)
-    (tmp_path / "policy.toml").symlink_to("team/limits.toml")
-    assert mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m").returncode == 0
-    assert (tmp_path / "policy.toml").is_symlink()
-    assert target.read_text() == BY_HAND + '\n[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
-    target.unlink()
-    assert mcpguard(tmp_path, "policy", "init").returncode == 0
-    assert target.read_text() == STARTER
 
 
 def test_sets_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
@@ -594,22 +376,6 @@ def test_set_refuses_what_no_policy_file_can_hold(tmp_path: Path, file: Path, op
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 2)
     assert done.stderr.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
     assert file.read_text() == BY_HAND
-
-
-@pytest.mark.parametrize("verb", [["set", "1/1h"], ["unset"]], ids=["set", "unset"])
-def test_no_edit_waits_for_what_is_no_file(tmp_path: Path, verb: list[str]) -> None:
-    os.mkfifo(tmp_path / "policy.toml")
-    done = mcpguard(tmp_path, "policy", *verb, "--tool", "search")
-    assert (done.returncode, done.stdout) == (78, "")
-    assert f"{tmp_path / 'policy.toml'}: cannot be read: not a regular file" in done.stderr
-
-
-def test_an_edit_of_a_file_in_another_encoding_names_the_line(tmp_path: Path, file: Path) -> None:
-    file.write_bytes(BY_HAND.replace("Ask Ines", "Ask Inés").encode("latin-1"))
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "search", "1/1h")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (78, f"mcpguard: {file}: line 1: not UTF-8")
-    file.write_bytes(BY_HAND.replace("in May", "in März").encode("latin-1"))
-    assert "line 9: not UTF-8" in mcpguard(tmp_path, "policy", "set", "--tool", "search", "1/1h").stderr
 
 
 def test_path_prints_the_path(tmp_path: Path) -> None:
