@@ -346,18 +346,6 @@ def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: P
     assert "rule 2" not in done.stdout
 
 
-def test_check_passes_over_rows_of_what_was_no_call(tmp_path: Path, file: Path) -> None:
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
-        host.call(1, "report")
-        host.send({"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "search"}})
-        host.ask(2, "ping")
-        host.end()
-    done = mcpguard(tmp_path, "policy", "check")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit" in done.stdout
-    assert "rule 2" not in done.stdout
-
-
 def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
     file = tmp_path / "a" / "policy.toml"
     done = mcpguard(tmp_path, "policy", "init", "--policy", str(file))

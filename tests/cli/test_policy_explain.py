@@ -155,12 +155,6 @@ def test_what_is_not_given_is_as_a_wrapper_here_would_have_it(tmp_path: Path) ->
     assert "server: - (not known; name it with --server)" in text
 
 
-def test_the_rules_of_roles_and_scopes_see_those_that_are_given(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="delete") + rule("20/1h", tool="delete", scope="admin.users"))
-    assert explained(tmp_path, "--tool", "delete")["next"]["decision"] == "denied"
-    assert explained(tmp_path, "--tool", "delete", "--scope", "admin.users")["next"]["decision"] == "allowed"
-
-
 @pytest.mark.parametrize(
     "argv",
     [
@@ -213,14 +207,6 @@ def test_a_broken_policy_is_said_with_its_line(home: Path) -> None:
     assert "line 1" in done.stderr
 
 
-def test_without_a_store_all_counters_are_empty_and_none_is_made(tmp_path: Path) -> None:
-    policy(tmp_path, RULES)
-    found = explained(tmp_path, *WHO, "--tool", "echo")
-    assert found["next"]["decision"] == "allowed"
-    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {0}
-    assert not (tmp_path / "mcpguard.db").exists()
-
-
 @pytest.mark.parametrize("how", ["damaged", "locked"])
 def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the_same(home: Path, how: str) -> None:
     lock = sqlite3.connect(home / "mcpguard.db", isolation_level=None)
@@ -241,12 +227,6 @@ def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the
     assert found["store"]["reason"]
     assert found["next"] is None
     assert {left["count"] for one in found["rules"] for left in one["limits"]} == {None}
-
-
-def test_counters_of_another_namespace_are_not_looked_at(home: Path) -> None:
-    found = explained(home, *WHO, "--tool", "echo", "--server", "crm", MCPGUARD_NAMESPACE="other")
-    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {0}
-    assert explained(home, *WHO, "--tool", "echo", MCPGUARD_NAMESPACE="other")["call"]["server"] is None
 
 
 def test_the_starter_policy_is_explained_as_such(tmp_path: Path) -> None:

@@ -92,23 +92,6 @@ def test_of_somebody_else_it_is_said_that_their_token_may_name_the_agent(home: P
     assert "  agent:  unknown::interactive::default (the user's token may name another in" in text
 
 
-def test_another_token_can_be_explained_than_the_usual_one(home: Path) -> None:
-    other = home / "other"
-    write_token(other, token(sub="bob"))
-    found = explained(home, "--token", str(other), MCPGUARD_TOKEN=token(sub="carol"))
-    assert (found["call"]["user"], found["next"]["decision"]) == ("bob", "denied")
-
-
-def test_of_somebody_else_no_token_is_asked(home: Path) -> None:
-    found = explained(home, "--user", "bob")
-    assert (found["call"]["user"], found["next"]["decision"]) == ("bob", "denied")
-    assert explained(home, "--user", "bob", "--scope", "admin.users")["next"]["decision"] == "allowed"
-
-
-def test_scopes_that_are_given_are_instead_of_the_tokens(home: Path) -> None:
-    assert explained(home, "--scope", "read")["next"]["decision"] == "denied"
-
-
 def test_a_token_that_names_nobody_is_told_as_the_call_would_be(home: Path) -> None:
     write_token(home / "token", token(exp=1000))
     assert refused(home) == [
