@@ -55,8 +55,8 @@ def _leave(status: int) -> None:
 
 
 def _complain(message: str, hint: str, status: ExitStatus) -> ExitStatus:
-    from mcpguard.core.audit import printable
     from mcpguard.core.redaction import redacted
+    from mcpguard.core.text import printable
 
     lines = [f"mcpguard: {message}", *([f"hint: {hint}"] if hint else [])]
     lines = [printable(redacted(line)) for line in lines]  # a name may hold line ends; a token may stand where one belongs

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from mcpguard.cli._text import is_coloured
-from mcpguard.core.audit import printable
+from mcpguard.core.text import printable
 
 WIDE: Final = 130
 """Columns from which on user and agent stand in each row; below, a line of their own has them where they change."""

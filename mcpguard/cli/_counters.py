@@ -4,8 +4,8 @@ import json
 from typing import NamedTuple, Self
 
 from mcpguard.cli._store import selects
-from mcpguard.core.audit import quoted
 from mcpguard.core.policy import SELECTORS
+from mcpguard.core.text import quoted
 
 
 class Counted(NamedTuple):

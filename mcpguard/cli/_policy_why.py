@@ -9,10 +9,11 @@ import click
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.audit import ms_up, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_why import Headroom, RuleMatch
+from mcpguard.core.text import printable
+from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.policy_explaining import Explanation

@@ -7,7 +7,7 @@ from unicodedata import east_asian_width
 
 import click
 
-from mcpguard.core.audit import printable
+from mcpguard.core.text import printable
 
 if TYPE_CHECKING:  # loaded where there is a terminal
     from rich.console import Console

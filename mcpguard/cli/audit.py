@@ -18,8 +18,9 @@ from mcpguard import config
 from mcpguard.cli._command import Group
 from mcpguard.cli._store import reading, selects, tolerant_output
 from mcpguard.config import Settings, span_us
-from mcpguard.core.audit import line, printable
+from mcpguard.core.audit import line
 from mcpguard.core.patterns import glob
+from mcpguard.core.text import printable
 from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
 from mcpguard.stores.api import Readable, Wanted

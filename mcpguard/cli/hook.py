@@ -37,7 +37,7 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        from mcpguard.core.audit import printable  # a call waits for the hook
+        from mcpguard.core.text import printable  # a call waits for the hook
 
         click.echo(printable(f"mcpguard: {error.format_message()}"), err=True)
         raise click.exceptions.Exit(ExitStatus.OK) from error

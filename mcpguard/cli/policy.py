@@ -14,11 +14,11 @@ from mcpguard.cli import _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._store import tolerant_output
 from mcpguard.config import Settings
-from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import AXES, Policy, Rule
 from mcpguard.core.policy_explain import counted_in_grains, sentence, tier_warning, warnings
 from mcpguard.core.policy_parse import STARTER, parse, parse_rule
+from mcpguard.core.text import plural, printable
 from mcpguard.errors import ConfigError, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed
 from mcpguard.policy_file import load

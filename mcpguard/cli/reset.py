@@ -10,9 +10,9 @@ from mcpguard import config
 from mcpguard.cli._command import Command
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._store import opened, tolerant_output
-from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES
 from mcpguard.core.policy_explain import window
+from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
 

@@ -18,10 +18,10 @@ from mcpguard.cli._places import place
 from mcpguard.cli._store import tolerant_output
 from mcpguard.cli._text import is_coloured
 from mcpguard.config import Settings
-from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.server_name import server_name
+from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError
 from mcpguard.identity import configured_identity
 from mcpguard.policy_file import PolicyFile

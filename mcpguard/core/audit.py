@@ -3,14 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from json import encoder
 from typing import Final, NamedTuple
 
-from mcpguard.core.digest import blake2b, cut
+from mcpguard.core.digest import cut
 from mcpguard.core.policy import Reported
-from mcpguard.core.skim import Unbuilt
+from mcpguard.core.text import compact, plural, quoted
+from mcpguard.core.times import ms_up, rfc3339
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 _MAX_ID_CHARS: Final = 2048
@@ -97,6 +96,11 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
     )
 
 
+def audit_id(session: str, seq: int) -> str:
+    """The id of a row: its session and its number there. A denial tells it to the client."""
+    return f"{session}-{seq}"
+
+
 def session_of(row: Row) -> str:
     """The session that wrote a row."""
     return str(json.loads(row.context).get("session", ""))
@@ -137,28 +141,10 @@ def _wait(wait_us: int | None) -> dict[str, object]:
     return {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}
 
 
-def ms_up(us: int) -> int:
-    """Whole milliseconds, rounded up: waiting that long is enough."""
-    return -(-us // 1000)
-
-
-compact = json.JSONEncoder(separators=(",", ":")).encode
-"""JSON without spaces, in ASCII."""
-
-# What `JSONEncoder(sort_keys=True, separators=(",", ":")).encode` makes anew for each text, made once: a third of its time
-_canonical = encoder.c_make_encoder(None, None, encoder.encode_basestring_ascii, None, ":", ",", True, False, True)  # type: ignore[attr-defined]
-
-
 @lru_cache(maxsize=512)
 def fragment(reported: Reported) -> str:
     """How a row names a limit."""
     return compact(reported.members())
-
-
-def args_hash(arguments: object, key: bytes) -> bytes:
-    """A keyed BLAKE2b of a call's arguments: equal for equal ones, and no way back to them without the key."""
-    text = arguments.text if isinstance(arguments, Unbuilt) else "".join(_canonical(arguments, 0))
-    return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()
 
 
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:
@@ -169,7 +155,7 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
         **context,
         **(json.loads(row.reported) if row.reported else {}),
         **(json.loads(row.detail) if row.detail else {}),
-        "id": f"{session}-{row.seq}",
+        "id": audit_id(session, row.seq),
         "time": rfc3339(row.time_us),
         "time_us": row.time_us,
         "seq": row.seq,
@@ -198,38 +184,6 @@ def _id_value(text: str | None) -> object:
         return json.loads(text)
     except ValueError:
         return text  # an integer of more digits than Python converts, or one that was cut
-
-
-def rfc3339(time_us: int) -> str:
-    """Wall-clock time in UTC, to the microsecond; exact for any integer that a date can have."""
-    return (
-        (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us))
-        .isoformat(timespec="microseconds")
-        .replace("+00:00", "Z")
-    )
-
-
-def printable(text: str) -> str:
-    r"""Text without what could steer a terminal: controls, line separators and lone surrogates become escapes.
-
-    >>> printable("a\x1b[2J")
-    'a\\x1b[2J'
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
-
-
-def quoted(value: object) -> str:
-    r"""A value for `key=value`: printable, in quotation marks if it needs them, and no two values in one form.
-
-    >>> quoted("alice"), quoted("Claude Code"), quoted("a\x1b"), quoted("a\\x1b")
-    ('alice', '"Claude Code"', '"a\\x1b"', '"a\\\\x1b"')
-    """
-    text = str(value)
-    if text.isprintable() and text and not any(char in text for char in ' "=\\'):
-        return text
-    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def line(entry: Mapping[str, object]) -> str:
@@ -264,8 +218,3 @@ def summary(tally: Mapping[tuple[str, str], int]) -> str:
     parts = [f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()]
     calls = f"{plural(totals.total(), 'call')}: {', '.join(parts)}" if parts else "no calls"
     return f"{calls}; {plural(refused, 'invalid frame')}" if refused else calls
-
-
-def plural(n: int, noun: str) -> str:
-    """A number of things."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from mcpguard.core.agent import Agent, escape_part
-from mcpguard.core.audit import rfc3339
 from mcpguard.core.identity import Identity
+from mcpguard.core.times import rfc3339
 from mcpguard.errors import Unauthenticated
 
 LEEWAY_S: Final = 30

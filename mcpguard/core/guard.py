@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from mcpguard.core import answers, denial, frames, meta
 from mcpguard.core.answers import Line
-from mcpguard.core.audit import Outcome, args_hash, compact
+from mcpguard.core.arguments import args_hash
+from mcpguard.core.audit import Outcome
 from mcpguard.core.claude_code import tool_use_id
 from mcpguard.core.digest import cut
 from mcpguard.core.frames import Frame, Refusal
@@ -23,6 +24,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
 from mcpguard.core.retries import FreeRetries
 from mcpguard.core.skim import Unbuilt
+from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
 

@@ -7,8 +7,8 @@ only if this session has seen the server ask for it, of this user and tool, and 
 from typing import Final
 
 from mcpguard.core.answers import Asks
-from mcpguard.core.audit import compact
 from mcpguard.core.digest import blake2b
+from mcpguard.core.text import compact
 
 MAX_ROUNDS: Final = 10
 """Retries that one charge pays for; SDK clients do up to ten on their own."""

@@ -7,13 +7,14 @@ from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.audit import plural, quoted, summary
+from mcpguard.core.audit import summary
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.guard import Guard
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
+from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.policy_file import PolicyFile

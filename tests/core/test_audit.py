@@ -1,30 +1,13 @@
 """The audit's record, its forms, and when equal denials share a row."""
 
-import hashlib
 import json
-import re
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.audit import (
-    MEMBERS,
-    Row,
-    args_hash,
-    line,
-    ms_up,
-    printable,
-    quoted,
-    record,
-    rfc3339,
-    row,
-    session_of,
-    sum_of,
-    summary,
-    summed,
-)
+from mcpguard.core.arguments import args_hash
+from mcpguard.core.audit import MEMBERS, Row, line, record, row, session_of, sum_of, summary, summed
 from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
@@ -119,81 +102,6 @@ def test_a_denial_by_one_limit_tells_it_as_the_only_one() -> None:
     told = record(Row(WALL_US, 1, "denied", CONTEXT, reported='{"axis":"tool","rule":"tool=x"}'))
     assert told["exceeded"] == [{"axis": "tool", "rule": "tool=x"}]
     assert "exceeded" not in record(Row(WALL_US, 1, "allowed", CONTEXT, reported=json.dumps(HOURLY.members())))
-
-
-@pytest.mark.parametrize(("us", "ms"), [(0, 0), (1, 1), (999, 1), (1000, 1), (1001, 2)])
-def test_milliseconds_are_rounded_up(us: int, ms: int) -> None:
-    assert ms_up(us) == ms
-
-
-@pytest.mark.parametrize(
-    ("us", "text"),
-    [
-        (0, "1970-01-01T00:00:00.000000Z"),
-        (1, "1970-01-01T00:00:00.000001Z"),
-        (WALL_US + 123_456, "2026-01-01T00:00:00.123456Z"),
-        (-1, "1969-12-31T23:59:59.999999Z"),
-        (9_999_999_999_999_999, "2286-11-20T17:46:39.999999Z"),
-    ],
-)
-def test_times_are_exact_to_the_microsecond(us: int, text: str) -> None:
-    assert rfc3339(us) == text
-
-
-# Names
-
-
-def test_a_name_is_whole_up_to_256_bytes_and_cut_with_a_hash_above() -> None:
-    for whole in ("", "a" * 256, "é" * 128, "\U0001f600" * 64):
-        assert cut(whole) == whole
-    for long in ("a" * 257, "é" * 129, "\U0001f600" * 65, "a" * 100_000, "\ud800" * 100):
-        short = cut(long)
-        assert len(short.encode()) <= 256
-        assert long.startswith(short[: short.index("…")])
-        assert len(short.split("…#")[1]) == 16
-
-
-def test_names_that_differ_at_the_end_only_are_cut_to_different_ones() -> None:
-    assert cut("a" * 300 + "b") != cut("a" * 300 + "c")
-
-
-@given(st.text(max_size=30))
-def test_printable_text_holds_nothing_that_could_steer_a_terminal(text: str) -> None:
-    shown = printable(text)
-    assert shown.isprintable()
-    assert shown == text or not text.isprintable()
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain é 😀", "plain é 😀"),
-        ("\x1b[31m", "\\x1b[31m"),
-        ("a\nb\r\t", "a\\nb\\r\\t"),
-        ("\x9b", "\\x9b"),
-        ("\u2028\u202e\u200b", "\\u2028\\u202e\\u200b"),
-        ("\ud800", "\\ud800"),
-        ("\U000e0001", "\\U000e0001"),
-    ],
-)
-def test_controls_are_shown_as_escapes(text: str, shown: str) -> None:
-    assert printable(text) == shown
-
-
-# Arguments
-
-
-def test_equal_arguments_have_one_hash_whatever_their_order_and_spelling() -> None:
-    one = json.loads('{"a":1,"b":{"c":"\\u00e9","d":[1,2]}}')
-    other = json.loads('{"b":{"d":[1,2],"c":"é"},"a":1}')
-    assert args_hash(one, b"k") == args_hash(other, b"k")
-    assert args_hash(one, b"k") == hashlib.blake2b(b'{"a":1,"b":{"c":"\\u00e9","d":[1,2]}}', key=b"k", digest_size=12).digest()
-
-
-def test_arguments_that_differ_or_another_key_give_another_hash() -> None:
-    values: list[Any] = [None, {}, {"a": 1}, {"a": "1"}, {"a": True}, {"a": None}, {"a": [1]}, {"a": {"b": 1}}, "\ud800"]
-    assert len({args_hash(value, b"k") for value in values}) == len(values)
-    assert args_hash({}, b"k") != args_hash({}, b"l")
 
 
 # Lines
@@ -419,11 +327,3 @@ def test_a_journal_tells_whether_what_is_decided_already_or_closed_would_share_a
 
 def test_a_row_tells_its_session() -> None:
     assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
-
-
-@given(st.lists(st.text(st.sampled_from(' "=\\\x1bx1bn\nü客')), min_size=2, max_size=2, unique=True))
-def test_no_two_values_look_alike_on_a_line_and_a_word_ends_where_it_seems_to(values: list[str]) -> None:
-    one, other = map(quoted, values)
-    assert one != other
-    assert one.isprintable()
-    assert re.fullmatch(r'[^ "=\\]+|"(?:[^"\\]|\\.)*"', one)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome, Row, compact
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.frames import read
 from mcpguard.core.journal import Journal
+from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcpguard.core.audit import Row, compact
+from mcpguard.core.audit import Row
+from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import private_folder
 from mcpguard.stores.api import Clock

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, plural
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
+from mcpguard.core.text import plural
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreBusy, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Store, Wanted

@@ -10,10 +10,11 @@ from collections.abc import ItemsView, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, compact, plural, session_of
+from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import EMPTY, EXACT, State
 from mcpguard.core.policy import Counter, counter_id, window_of
+from mcpguard.core.text import compact, plural
 from mcpguard.core.verdict import FORWARDED
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Store

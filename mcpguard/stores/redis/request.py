@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from mcpguard.core.audit import MAX_DENIED_CHARS, compact, fragment, shortened
+from mcpguard.core.audit import MAX_DENIED_CHARS, fragment, shortened
 from mcpguard.core.journal import BURST_BYTES, ROW_BYTES, Journal
 from mcpguard.core.policy import Counter, Plan
+from mcpguard.core.text import compact
 from mcpguard.core.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.redis import rows, states
 

@@ -15,11 +15,12 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from mcpguard.core import limiter, policy
-from mcpguard.core.audit import Outcome, Row, compact, session_of
+from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
+from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted

@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
-from mcpguard.core.audit import Outcome, Row, compact
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.limiter import Limit, State
 from mcpguard.core.policy import Counter
+from mcpguard.core.text import compact
 
 ROW: Final = "+"
 COUNTER: Final = "="
