@@ -12,7 +12,7 @@ from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import AXES, Call, Policy
 from mcpguard.core.policy_explain import label, tier_warning
-from mcpguard.core.policy_why import Headroom, RuleMatch, headrooms, next_call, why
+from mcpguard.core.policy_match import Headroom, RuleMatch, headrooms, next_call, rule_matches
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
 from mcpguard.files import named_path
@@ -143,7 +143,7 @@ def explain(
     plan = policy.plan(call, settings.namespace)
     if states is None:
         states = [EMPTY] * len(plan.counters)
-    matches = why(policy, call)
+    matches = rule_matches(policy, call)
     applying = [one.at for one in matches if one.status == "applies"]
     left: dict[int, list[Headroom]] = {at: [] for at in applying}
     for room in headrooms(plan, states, now_us):

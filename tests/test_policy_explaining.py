@@ -105,7 +105,7 @@ def counts(found: Explanation) -> set[int]:
 
 def test_each_rule_applies_is_overridden_or_does_not_match(home: Home) -> None:
     found = home.explain()
-    assert [one.status for one in found.matches] == ["yields", "applies", "applies", "no match", "applies"]
+    assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
     assert (found.matches[0].winner, found.matches[0].narrower_in) == (1, ("user",))
     assert found.matches[3].reason == "the tool is not report"
     assert found.call == Call("alice@acme.com", "Claude Code::interactive::default", "crm", "echo")
@@ -149,7 +149,7 @@ def test_a_damaged_store_is_reported_and_the_rules_are_explained_all_the_same(ho
     home.settings().database.write_bytes(b"something else, and longer than a header" * 10)
     found = home.explain()
     assert (bool(found.failure), found.verdict) == (True, None)
-    assert [one.status for one in found.matches] == ["yields", "applies", "applies", "no match", "applies"]
+    assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
 
 
 def test_a_locked_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
@@ -318,7 +318,7 @@ def test_a_token_that_names_nobody_is_the_error_that_a_call_would_get(home: Home
         home.caller()
     file = home.folder / "token"
     assert raised.value.message == f"every call is denied with 401: the token in {file} expired at 1970-01-01T00:16:40Z"
-    assert raised.value.hint == "get a new token; it counts from the next call on, without a restart"
+    assert raised.value.hint == "get a new token; the next call uses it, without a restart"
 
 
 def test_a_token_in_place_of_its_file_is_not_repeated(home: Home, verified: Callable[..., None]) -> None:

@@ -11,7 +11,7 @@ from mcpguard.cli._policy_show import named
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import Policy
-from mcpguard.core.policy_why import Headroom, RuleMatch
+from mcpguard.core.policy_match import Headroom, RuleMatch
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict
@@ -26,7 +26,7 @@ _SAID: Final = {
 }
 """What is said of a source; of `config` its place."""
 
-_HEADINGS: Final = {"applies": "Applies", "yields": "Yields", "no match": "Does not match"}
+_HEADINGS: Final = {"applies": "Applies", "overridden": "Overridden", "no match": "Does not match"}
 
 
 def require_names(given: Iterable[tuple[str, str | None]]) -> None:
@@ -82,7 +82,7 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
                 "name": one.rule.name or None,
                 "status": one.status.replace(" ", "_"),
                 "reason": one.reason or None,
-                "yields_to": None if one.winner is None else one.winner + 1,
+                "overridden_by": None if one.winner is None else one.winner + 1,
                 "narrower_in": list(one.narrower_in),
                 "limits": [_room_as_json(room, known=not found.failure) for room in found.headrooms.get(one.at, [])],
             }
@@ -153,9 +153,9 @@ def print_table(found: Explanation) -> None:
     console, table = new_table()
     table.add_column("RULE", overflow="fold", ratio=2)
     table.add_column("LIMIT", overflow="fold", max_width=12)
-    table.add_column("STATUS", overflow="fold", max_width=8)
+    table.add_column("STATUS", overflow="fold", max_width=10)
     table.add_column("WHY, AND WHAT IS LEFT", overflow="fold", ratio=3)
-    styles = {"applies": "green", "yields": "yellow", "no match": "dim"}
+    styles = {"applies": "green", "overridden": "yellow", "no match": "dim"}
     for one in found.matches:
         table.add_row(
             Text(printable(f"{one.at + 1}. {named(one.rule)}{_observed(one)}")),

@@ -144,7 +144,7 @@ class Rule(NamedTuple):
         """What it has in common with the rules that differ in role or scope only: users, agents, tools, servers, and `per`."""
         return self.per, *(self.selectors.get(key) for key in AXES)
 
-    def yields_to(self, other: "Rule") -> bool:
+    def is_overridden_by(self, other: "Rule") -> bool:
         """Whether `other`, where it matches too, takes this one's place.
 
         It does if it is narrower in at least one selector and no less narrow in the rest. Of two patterns neither of which

@@ -256,7 +256,7 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
     axis = next((axis for axis in AXES if axis in deny.selectors), "")
     exceptions: dict[str, list[int]] = {}  # by what they name on this axis: two that name different things do not meet
     for at in near:
-        if deny.yields_to(rules[at]) or (at < closing and deny.reach == rules[at].reach):
+        if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
             exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
     every = {at for some in exceptions.values() for at in some}
     for at in near:

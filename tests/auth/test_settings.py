@@ -145,14 +145,14 @@ def test_keys_are_fetched_where_nobody_can_change_them_on_their_way(url: str) ->
         ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://127.1/", "only https is trusted, or http on this machine"),
-        ("ftp://127.0.0.1/keys", "this is neither https nor a file"),
-        ("file://host/keys.json", "this is neither https nor a file"),
+        ("ftp://127.0.0.1/keys", "this is neither an https URL nor a file"),
+        ("file://host/keys.json", "this is neither an https URL nor a file"),
         ("https://", "this is not a URL"),
         ("https://a:99999/", "this is not a URL"),
         ("https://[::1", "this is not a URL"),
         ("https://idp.acme.com/a b", "this is not a URL"),
         ("https://idp.acme.com/\x00", "this is not a URL"),
-        ("https://user:s3cret@idp.acme.com/keys", "a URL with a password in it is not used"),
+        ("https://user:s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
     ],
 )
 def test_a_url_that_is_not_trusted_is_refused_without_its_password(tmp_path: Path, url: str, why: str) -> None:

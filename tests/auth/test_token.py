@@ -59,7 +59,7 @@ def test_a_token_that_names_no_key_is_tried_with_each_that_fits(tmp_path: Path, 
     assert wrapper.has(token(algorithm, headers={"kid": None})) == "alice"
     assert wrapper.has(token(algorithm, 2, headers={"kid": None})) == "alice"
     assert NOT_THEIRS in wrapper.has(token(algorithm, 3, headers={"kid": None}))
-    assert f"names no key, and {wrapper.jwks} has none for PS256" in wrapper.has(token("PS256", headers={"kid": None}))
+    assert f"has no kid, and {wrapper.jwks} has no key for PS256" in wrapper.has(token("PS256", headers={"kid": None}))
 
 
 def test_a_key_is_known_by_its_name_and_its_algorithm_together(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_key_is_known_by_its_name_and_its_algorithm_together(tmp_path: Path) -
     assert wrapper.has(token(headers={"kid": "one"})) == "alice"
     assert wrapper.has(token(number=1, headers={"kid": "one"})) == "alice"
     other = Wrapper(tmp_path, jwk("RS256"), algorithms=("RS256", "RS512"))
-    why = "is signed with RS512, which the key that it names is not for"
+    why = "is signed with RS512, but the key with its kid is for another algorithm"
     assert why in other.has(token("RS512", headers={"kid": "RS256-0"}))
 
 
@@ -224,7 +224,7 @@ def test_an_algorithm_that_is_not_allowed_is_reported_beside_the_problems_of_the
 def test_keys_that_cannot_be_had_are_a_problem_beside_that_of_the_token(wrapper: Wrapper) -> None:
     wrapper.jwks.unlink()
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
-    keys = f"keys cannot be had from {wrapper.jwks}: no such file"
+    keys = f"keys cannot be fetched from {wrapper.jwks}: no such file"
     for content, why in (
         (None, f"there is no token: {wrapper.file} does not exist"),
         ("opaque", f"the token in {wrapper.file} {NOT_A_JWT}"),
@@ -327,9 +327,9 @@ def test_a_token_in_the_environment_comes_before_the_file(tmp_path: Path) -> Non
 def test_what_to_do_about_a_token_that_has_expired_depends_on_where_it_is(tmp_path: Path) -> None:
     filed = Wrapper(tmp_path)
     filed.has(token(exp=1))
-    assert filed.source.examine().problems[0].hint == "get a new token; it counts from the next call on, without a restart"
+    assert filed.source.examine().problems[0].hint == "get a new token; the next call uses it, without a restart"
     given_ = Wrapper(tmp_path, MCPGUARD_TOKEN=token(exp=1))
-    assert "start the server anew" in given_.source.examine().problems[0].hint
+    assert "restart the server" in given_.source.examine().problems[0].hint
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(alphabet="ey.J-_=0", max_size=99).map(str.encode)))

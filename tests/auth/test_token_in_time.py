@@ -161,7 +161,7 @@ def test_a_signature_that_no_known_key_made_asks_for_new_keys_and_the_call_waits
     write_token(remote.file, token(headers={"kid": kid}))
     said = told(remote.source.poll(for_call=False))
     assert NOT_THEIRS in said
-    assert said.endswith(" as far as is known: newer keys are being fetched")
+    assert said.endswith("; newer keys are being fetched")
     remote.go_on.set()
     assert remote.polls() == "alice"
     assert remote.asked == 2
@@ -205,9 +205,9 @@ def test_what_is_not_known_while_the_provider_is_down_is_told_apart_and_no_secre
         wrapper, key_set(jwk()), ValueError("connection refused"), key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
     )
     remote.begins(token(number=1, headers={"kid": kid}))
-    end = "as far as is known: newer keys cannot be had from https://idp.acme.com/keys: connection refused"
+    end = "newer keys cannot be fetched from https://idp.acme.com/keys: connection refused"
     until(lambda: not remote.keys.is_fetching, "the end of a fetch")
-    assert told(remote.source.begin()) == f"the token in {remote.file} {what} {end}"
+    assert told(remote.source.begin()) == f"the token in {remote.file} {what}; {end}"
     remote.now_s += REFRESH_S
     remote.polls()
     assert told(remote.source.begin()) == "alice"
@@ -227,7 +227,7 @@ def test_once_an_attempt_has_failed_as_the_last_one_did_nobody_is_told_that_keys
     assert "keys are being fetched" in remote.begins(token(exp=int(wrapper.now_s) + 9999))
     remote.go_on.set()
     remote.keys.wait(30)
-    assert remote.polls().endswith("keys cannot be had from https://idp.acme.com/keys: connection refused")
+    assert remote.polls().endswith("keys cannot be fetched from https://idp.acme.com/keys: connection refused")
 
 
 def test_a_clock_that_is_set_back_makes_nothing_last_longer(wrapper: Wrapper) -> None:
@@ -265,7 +265,7 @@ def test_keys_that_cannot_be_read_are_told_of(wrapper: Wrapper) -> None:
     wrapper.jwks.unlink()
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
-    assert told(source.begin()) == f"keys cannot be had from {wrapper.jwks}: no such file"
+    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: no such file"
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)])

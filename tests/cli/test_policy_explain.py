@@ -62,7 +62,7 @@ Applies:
 6. 2/1h  agent=*::interactive::* (all agents) [reports only]
     2/1h: 2 used, 0 left of agent="Claude Code::interactive::default"
 
-Yields:
+Overridden:
 1. 100/1h  user=* tool=echo
     rule 2 is narrower in user
 
@@ -114,16 +114,16 @@ def test_json_has_all_of_it(home: Path) -> None:
         "mode": "enforce",
         "line": 1,
         "name": None,
-        "status": "yields",
+        "status": "overridden",
         "reason": "rule 2 is narrower in user",
-        "yields_to": 2,
+        "overridden_by": 2,
         "narrower_in": ["user"],
         "limits": [],
     }
     (left,) = second["limits"]
     assert (left["limit"], left["window"], left["count"], left["remaining"], left["retry_after_ms"]) == (3, "1h", 2, 1, 0)
     assert left["counter"] == "user=alice@acme.com tool=echo server=crm"
-    assert [one["status"] for one in found["rules"]] == ["yields", "applies", "applies", "no_match", "no_match", "applies"]
+    assert [one["status"] for one in found["rules"]] == ["overridden", "applies", "applies", "no_match", "no_match", "applies"]
 
 
 def test_a_closed_tool_and_an_unlimited_one_are_said_to_be(home: Path) -> None:

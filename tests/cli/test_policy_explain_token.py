@@ -96,7 +96,7 @@ def test_a_token_that_names_nobody_is_told_as_the_call_would_be(home: Path) -> N
     write_token(home / "token", token(exp=1000))
     assert refused(home) == [
         f"mcpguard: every call is denied with 401: the token in {home / 'token'} expired at 1970-01-01T00:16:40Z",
-        "hint: get a new token; it counts from the next call on, without a restart",
+        "hint: get a new token; the next call uses it, without a restart",
     ]
 
 

@@ -137,7 +137,7 @@ def test_problems_of_the_token_its_file_and_the_keys_are_told_together(tmp_path:
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert [line.partition(". hint")[0] for line in lines if line.startswith("problem: ")] == [
-        f"problem: keys cannot be had from {keys.url}: it answers with HTTP status 503",
+        f"problem: keys cannot be fetched from {keys.url}: it answers with HTTP status 503",
         f"problem: the token in {file} is not for the audience {AUDIENCE}",
         f"problem: the token in {file} expired at 1970-01-01T00:00:01Z",
     ]
@@ -146,7 +146,7 @@ def test_problems_of_the_token_its_file_and_the_keys_are_told_together(tmp_path:
     told = [problem["message"] for problem in whoami(tmp_path, status=1)["problems"]]
     assert told == [
         f"there is no token: {file} does not exist",
-        f"keys cannot be had from {keys.url}: it answers with HTTP status 503",
+        f"keys cannot be fetched from {keys.url}: it answers with HTTP status 503",
     ]
     assert "s3cret" not in done.stdout + done.stderr
 
@@ -170,7 +170,7 @@ def test_keys_that_cannot_be_had_are_told_of(tmp_path: Path, keys: KeyServer) ->
     keys.status = 500
     report = whoami(tmp_path, status=1)
     assert report["keys"] == {"source": keys.url, "problem": "it answers with HTTP status 500"}
-    assert report["problems"][0]["message"] == f"keys cannot be had from {keys.url}: it answers with HTTP status 500"
+    assert report["problems"][0]["message"] == f"keys cannot be fetched from {keys.url}: it answers with HTTP status 500"
 
 
 def test_without_a_token_it_says_where_one_is_looked_for(tmp_path: Path, keys: KeyServer) -> None:

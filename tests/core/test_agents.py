@@ -243,11 +243,11 @@ def test_a_rule_yields_only_to_one_that_competes_and_matches_too_and_every_other
             if winner is not None:
                 assert winner in matching
                 assert rule.kind == policy.rules[winner].kind
-                assert rule.yields_to(policy.rules[winner]) or (
+                assert rule.is_overridden_by(policy.rules[winner]) or (
                     rule.reach == policy.rules[winner].reach and winner < at and matching[winner] is None
                 )
             else:
-                assert not any(rule.yields_to(policy.rules[other]) for other in matching)
+                assert not any(rule.is_overridden_by(policy.rules[other]) for other in matching)
 
 
 @given(st.lists(rules, max_size=5), st.randoms(use_true_random=False))

@@ -94,7 +94,7 @@ def test_of_competing_rules_the_narrower_applies_and_of_others_all(rules: tuple[
     assert applying(*rules, call=call) == apply
 
 
-def test_matching_tells_which_rule_each_yields_to() -> None:
+def test_matching_tells_which_rule_each_is_overridden_by() -> None:
     chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
     assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
 
@@ -102,7 +102,7 @@ def test_matching_tells_which_rule_each_yields_to() -> None:
 def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
     """What `Policy.matching` tells, by what it means: each rule that matches is compared with each other."""
     matched = [at for at, rule in enumerate(rules) if rule.matches(call)]
-    narrower = {at: next((other for other in matched if rules[at].yields_to(rules[other])), None) for at in matched}
+    narrower = {at: next((other for other in matched if rules[at].is_overridden_by(rules[other])), None) for at in matched}
     standing = [at for at in matched if narrower[at] is None]
     firsts = {at: next(other for other in standing if rules[other].reach == rules[at].reach) for at in standing}
     return [(at, narrower[at] if at not in firsts or firsts[at] == at else firsts[at]) for at in matched]

@@ -235,7 +235,9 @@ def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
     found: dict[int, int] = {}
     for closing, deny in enumerate(rules):
         instead = [
-            other for at, other in enumerate(rules) if deny.yields_to(other) or (at < closing and deny.reach == other.reach)
+            other
+            for at, other in enumerate(rules)
+            if deny.is_overridden_by(other) or (at < closing and deny.reach == other.reach)
         ]
         for at, rule in enumerate(rules):
             covered = deny.deny and not deny.observe and not rule.deny and all(deny.covers(rule, key) for key in SELECTORS)

@@ -208,7 +208,7 @@ def test_a_provider_that_is_down_stops_nobody_whose_key_is_known(tmp_path: Path)
         assert "result" in host.call(1, "search")
         write_token(file, token(number=1))
         message = denied(call_until(host, "search", "error"))["message"]
-        assert "keys are being fetched" in message or f"keys cannot be had from {url}: connection refused" in message
+        assert "keys are being fetched" in message or f"keys cannot be fetched from {url}: connection refused" in message
         assert host.end() == 0
     (kept,) = tmp_path.glob("jwks-*.json")
     assert kept.stat().st_mode & 0o777 == 0o600
