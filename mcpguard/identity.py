@@ -1,4 +1,4 @@
-"""Who is calling, by the settings of this machine."""
+"""The caller according to the settings of this machine."""
 
 from mcpguard.config import Settings, account
 from mcpguard.core.agent import Agent
@@ -6,10 +6,10 @@ from mcpguard.core.identity import Identity, parse_agent
 
 
 def configured_identity(settings: Settings, server: str) -> Identity:
-    """Who is calling as far as that is configured. Where a token has to name the user, nobody is until one does.
+    """The caller as far as it is configured. If users are verified, the user is empty until a token names one.
 
     Raises:
-        ConfigError: The configured agent cannot be.
+        ConfigError: The configured agent does not have three parts, or is a pattern.
     """
     agent = parse_agent(settings.agent, where="agent") if settings.agent else Agent()
     if settings.jwt:
