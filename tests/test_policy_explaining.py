@@ -197,7 +197,7 @@ def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
 def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
     home.policy = parse('[[rule]]\nagent = "*::interactive::*"\nlimit = "2/1h"\n')
     home.explain(who=identity(agent="a::interactve::b"))
-    assert home.warnings == ["no rule matches agents of the tier interactve, so that nothing limits their calls"]
+    assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; is it misspelt?"]
 
 
 # Who calls

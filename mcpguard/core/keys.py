@@ -16,8 +16,8 @@ RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "reque
 _FOLDED: Final = {keys: frozenset(map(str.casefold, keys)) for keys in (RESERVED, RESERVED_PARAMS)}
 
 # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: it reads "method\ud800" as "method". JavaScript's
-# Object.assign sets the prototype from the key __proto__. Rust's serde_json with its feature raw_value parses the text below the
-# other key: it reads `{"$serde_json::private::RawValue": "…"}` as whatever the text holds, such as a call.
+# Object.assign sets the prototype from __proto__. Rust's serde_json with its feature raw_value parses the text below
+# the other key: it reads `{"$serde_json::private::RawValue": "…"}` as whatever the text holds, such as a call.
 _odd = re.compile("[\ud800-\udfff]|(?:\\A|\0)(__proto__|\\$serde_json::private::)").search
 
 AT_ONCE: Final = 4096

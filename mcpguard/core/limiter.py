@@ -1,7 +1,7 @@
 """The limiter: a coalesced log of a sliding window, as pure functions on integer microseconds.
 
-A counter's state is the log of its admissions: their times and costs. An entry counts while it is younger than the window, so
-that no window of that length, wherever it starts, holds more than the limit. For limits up to `EXACT` each admission has its own
+A counter's state is the log of its admissions: their times and costs. An entry counts while it is younger than the window. So
+no window of that length, wherever it starts, holds more than the limit. For limits up to `EXACT` each admission has its own
 entry. For larger limits, admissions within a 64th of the window share an entry and count as if all of them had the time of the
 last. This keeps the log short: a call is admitted at most a 64th of the window late, and the limit is never exceeded.
 """
@@ -21,12 +21,12 @@ EMPTY: Final[State] = ()
 EXACT: Final = 64
 """Limits up to this many per window are exact. For larger ones an entry covers a grain: a 64th of the window.
 
-If a limit is lowered to `EXACT` or less, entries that cover a grain stay: only the time of their last admission is known, and any
-earlier time could admit too many calls.
+If a limit is lowered to `EXACT` or less, entries that cover a grain stay: only the time of their last admission is known, and
+an earlier time could admit too many calls.
 """
 
 MAX_ENTRIES: Final = EXACT + 2
-"""The largest number of entries in a log: 65 grains can begin within a window, and one can begin before and end within it."""
+"""The most entries in a log: 65 grains can begin within a window, and one can begin before it and end within it."""
 
 
 class Limit(NamedTuple):

@@ -15,7 +15,7 @@ def holds_token(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Replace each JWT in a text, whole or cut short. It begins with a header in base64url with `alg` (RFC 7515, section 4.1.1).
+    """Replace each JWT in a text, whole or cut short. Its header, in base64url, has `alg` (RFC 7515, section 4.1.1).
 
     >>> redacted("no such file: eyJhbGciOiJSUzI1NiJ9.e30.c2ln")
     'no such file: (a token)'

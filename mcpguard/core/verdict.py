@@ -79,11 +79,11 @@ class Verdict:
 
     Attributes:
         decision: One of `Decided`.
-        reported: The limit that decided: of the exceeded limits the one with the longest wait. If none is exceeded, the enforced
-            limit with the least quota left, or an observed one if none is enforced.
+        reported: The limit that decided: the exceeded limit with the longest wait. If none is exceeded, the enforced limit with
+            the least quota left, or an observed one if none is enforced.
         count: The calls in the counter of `reported`, and for a denial also the denials since.
         remaining: How many calls `reported` still admits.
-        retry_after_us: The wait after which all limits have room; None if there is nothing to wait for, or waiting does not help.
+        retry_after_us: The wait after which all limits have room; None if they have room, or if waiting does not help.
         exceeded: Every limit without room, with its wait; None if waiting does not help.
         audit_id: The id of the audit row.
         row_id: The store's handle on that row, for its outcome.

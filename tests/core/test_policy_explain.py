@@ -190,7 +190,7 @@ def test_a_rule_that_can_admit_is_not_told(texts: tuple[str, ...]) -> None:
 
 def test_an_exception_that_is_split_otherwise_is_none() -> None:
     (warning,) = rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['user']")
-    assert warning.endswith("an exception has the same of user, agent and tool, and the same per")
+    assert warning.endswith("an exception must select on the same of user, agent and tool, and have the same per")
 
 
 def test_a_rule_on_any_tool_is_closed_by_one_on_any_tool() -> None:
@@ -305,7 +305,9 @@ TIERS = [
 @pytest.mark.parametrize(("text", "tier", "warned"), TIERS)
 def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
     found = tier_warning(parse(text or "mode = 'enforce'"), tier)
-    assert found == (f"no rule matches agents of the tier {tier}, so that nothing limits their calls" if warned else None)
+    assert found == (
+        f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?" if warned else None
+    )
 
 
 @pytest.mark.parametrize(
