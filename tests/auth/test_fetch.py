@@ -103,7 +103,7 @@ def test_a_compressed_document_is_refused_and_never_expanded(server: KeyServer, 
     assert fails(server.url) == "its answer is compressed, although it was asked for an uncompressed one"
 
 
-def test_a_document_that_breaks_off_is_not_accepted(server: KeyServer) -> None:
+def test_a_truncated_document_is_an_error(server: KeyServer) -> None:
     server.behaviour = lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + server.body[:9])
     assert fails(server.url) == "it does not speak HTTP"
 

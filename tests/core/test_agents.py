@@ -231,7 +231,7 @@ def test_no_agent_that_is_only_said_loosens_a_users_or_a_tools_limit(
 
 
 @given(st.lists(rules, max_size=6))
-def test_a_rule_yields_only_to_one_that_competes_and_matches_too_and_every_other_applies(
+def test_a_rule_is_overridden_only_by_a_competing_rule_that_matches_too(
     tables: list[dict[str, object]],
 ) -> None:
     policy = written(tables)

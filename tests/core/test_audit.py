@@ -20,7 +20,7 @@ HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
 
 
-def test_a_record_has_its_members_in_their_order_and_none_that_does_not_apply() -> None:
+def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> None:
     full = Row(
         WALL_US,
         7,
@@ -66,7 +66,7 @@ def test_a_record_has_its_members_in_their_order_and_none_that_does_not_apply() 
     }
 
 
-def test_the_members_that_are_documented_are_those_there_are() -> None:
+def test_a_record_has_only_the_documented_members() -> None:
     documented = (
         "id time time_us session seq namespace server request_id user user_source agent agent_source email roles tool"
         " args_hash trace_id act decision axis rule limit window count remaining retry_after_ms exceeded repeats outcome"
@@ -84,13 +84,13 @@ def test_a_request_id_is_shown_as_the_client_sent_it(text: str | None, value: ob
     assert record(Row(WALL_US, 1, "allowed", CONTEXT, request_id=text)).get("request_id") == value
 
 
-def test_a_call_without_a_trace_gets_one_of_its_own() -> None:
+def test_a_call_without_a_trace_id_gets_one() -> None:
     told = [record(Row(WALL_US, seq, "allowed", CONTEXT))["trace_id"] for seq in (1, 255)]
     assert told == ["00000000000000aa0000000000000001", "00000000000000aa00000000000000ff"]
     assert "trace_id" not in record(Row(WALL_US, 1, "policy", '{"session":"x"}'))
 
 
-def test_several_limits_without_room_are_each_told_with_their_wait() -> None:
+def test_each_exceeded_limit_is_listed_with_its_wait() -> None:
     exceeded = ((HOURLY, 1500), (Reported("tool", "tool=x", None, None), None))
     request = DecisionRequest(Call("alice", "a::b::c", "crm", "search"), Plan(), CONTEXT, detail={"x": 1})
     written = row(request, Verdict("denied", exceeded[1][0], exceeded=exceeded), WALL_US)
@@ -98,7 +98,7 @@ def test_several_limits_without_room_are_each_told_with_their_wait() -> None:
     assert request.detail == {"x": 1}
 
 
-def test_a_denial_by_one_limit_tells_it_as_the_only_one() -> None:
+def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
     told = record(Row(WALL_US, 1, "denied", CONTEXT, reported='{"axis":"tool","rule":"tool=x"}'))
     assert told["exceeded"] == [{"axis": "tool", "rule": "tool=x"}]
     assert "exceeded" not in record(Row(WALL_US, 1, "allowed", CONTEXT, reported=json.dumps(HOURLY.members())))
@@ -138,16 +138,16 @@ def test_a_denial_by_one_limit_tells_it_as_the_only_one() -> None:
         ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\x1b[2J\\n"'),
     ],
 )
-def test_a_record_on_a_line(entry: dict[str, object], text: str) -> None:
+def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], text: str) -> None:
     assert line(entry) == text
 
 
 @given(st.dictionaries(st.sampled_from(["axis", "user", "agent", "tool", "rule", "reason", "outcome"]), st.text(max_size=6)))
-def test_a_line_is_one_printable_line_whatever_anybody_is_called(entry: dict[str, object]) -> None:
+def test_a_record_is_one_printable_line_whatever_the_names(entry: dict[str, object]) -> None:
     assert line(entry | {"decision": "allowed"}).isprintable()
 
 
-def test_a_summary_tells_each_decision_and_the_axes_of_denials_most_first() -> None:
+def test_a_summary_lists_decisions_and_the_axes_of_denials_by_frequency() -> None:
     tally = {
         ("allowed", ""): 9,
         ("rate_limited", "tool"): 2,
@@ -159,12 +159,12 @@ def test_a_summary_tells_each_decision_and_the_axes_of_denials_most_first() -> N
     assert summary({("policy", ""): 4}) == summary({}) == "no calls"
 
 
-def test_a_summary_counts_a_refused_frame_as_no_call() -> None:
+def test_a_summary_does_not_count_invalid_frames_as_calls() -> None:
     assert summary({("invalid", ""): 1, ("allowed", ""): 1}) == "1 call: 1 allowed; 1 invalid frame"
     assert summary({("invalid", ""): 2}) == "no calls; 2 invalid frames"
 
 
-def test_a_journal_tallies_decisions_by_axis() -> None:
+def test_a_journal_counts_decisions_by_axis() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
     talk.call("x", 3)
     assert talk.journal.tally == {("allowed", ""): 2, ("rate_limited", "tool"): 1}
@@ -179,7 +179,7 @@ def denial(journal: Journal, at_us: int, counter: int = 0, context: str = CONTEX
     return journal.rows([request], [verdict], at_us), verdict
 
 
-def test_a_storm_is_told_at_once_then_once_a_second_then_forgotten() -> None:
+def test_equal_denials_have_a_row_at_once_then_one_a_second_and_are_then_forgotten() -> None:
     journal = Journal("00000000000000aa")
     rows, first = denial(journal, WALL_US)
     assert ([one.seq for one in rows], first.has_own_row, first.audit_id) == ([1], True, "00000000000000aa-1")
@@ -197,7 +197,7 @@ def test_a_storm_is_told_at_once_then_once_a_second_then_forgotten() -> None:
     assert not journal.is_waiting
 
 
-def test_a_denial_that_comes_late_is_news_though_nobody_flushed() -> None:
+def test_a_late_denial_has_a_row_of_its_own_although_nothing_was_flushed() -> None:
     journal = Journal("s")
     denial(journal, WALL_US)
     rows, verdict = denial(journal, WALL_US + 1_000_000)
@@ -208,7 +208,7 @@ def test_a_denial_that_comes_late_is_news_though_nobody_flushed() -> None:
     assert [one.repeats for one in journal.flush(WALL_US + 9_000_000)] == [2]
 
 
-def test_counts_of_many_loops_take_bounded_memory() -> None:
+def test_the_counts_of_denials_take_bounded_memory() -> None:
     journal = Journal("s")
     for at in range(9000):
         plan = Plan((Limit(1, 1, 0),), (HOURLY,), (Counter(at, "", 1),))
@@ -218,7 +218,7 @@ def test_counts_of_many_loops_take_bounded_memory() -> None:
     assert len(journal._denials) <= 4097
 
 
-def test_an_admission_ends_the_count_of_denials_and_a_would_be_denial_does_too() -> None:
+def test_an_admission_or_a_would_be_denial_resets_the_count_of_denials() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n')
     assert [verdict.count for verdict in talk.call("x", 3)] == [1, 2, 3]
     talk.call("y")
@@ -233,7 +233,7 @@ def test_a_denial_by_a_closed_tool_has_no_count() -> None:
     assert "count" not in talk.records[0]
 
 
-def test_of_a_rate_and_a_closed_tool_the_denial_is_final() -> None:
+def test_a_denied_tool_is_denied_for_good_although_a_limit_is_exceeded_too() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n[[rule]]\nuser = "*"\ntool = "x"\nlimit = "1/1h"\n')
     talk.one("x")
     verdict = talk.one("x")
@@ -241,7 +241,7 @@ def test_of_a_rate_and_a_closed_tool_the_denial_is_final() -> None:
     assert (verdict.reported.window, verdict.count, len(verdict.exceeded)) == ("1h", 2, 2)
 
 
-def test_without_a_key_there_is_no_hash_of_arguments_and_with_one_there_is() -> None:
+def test_arguments_are_hashed_only_with_a_key() -> None:
     key = b""
     talk = Talk("mode = 'enforce'", args_key=lambda: key)
     talk.call("x", arguments={"secret": 7})
@@ -250,7 +250,7 @@ def test_without_a_key_there_is_no_hash_of_arguments_and_with_one_there_is() -> 
     assert [one.get("args_hash") for one in talk.records] == [None, args_hash({"secret": 7}, b"k").hex()]
 
 
-def test_of_a_call_that_was_not_made_long_arguments_are_cut_and_short_ones_kept() -> None:
+def test_the_row_of_a_refused_call_cuts_long_arguments() -> None:
     policy = 'mode = "enforce"\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
     talk = Talk(policy, arguments="full")
     for arguments in ({"a": "x" * 1000}, {"a": "x" * 10_000}):
@@ -263,7 +263,7 @@ def test_of_a_call_that_was_not_made_long_arguments_are_cut_and_short_ones_kept(
     assert [one["arguments"] for one in talk.records if one["tool"] == "open"] == [{"a": "x" * 1000}, {"a": "x" * 10_000}]
 
 
-def test_a_sum_of_denials_has_what_they_have_in_common_and_nothing_that_is_of_one_alone() -> None:
+def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
     first = Row(
         WALL_US, 1, "unauthenticated", '{"session":"s","user":"alice","tool":"a"}', '{"axis":"user","rule":"r"}', "1", b"h",
         "ab" * 16, 3, 0, 9, 5, '{"axis":"user","reason":"expired","arguments":{}}',
@@ -282,7 +282,7 @@ def test_a_sum_of_denials_has_what_they_have_in_common_and_nothing_that_is_of_on
     assert summed(bare, bare)._replace(detail=None) == bare
 
 
-def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:
+def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
     policy = "mode = 'enforce'"
     hashed, none, full = (Talk(policy, arguments=kept, args_key=lambda: b"k") for kept in ("hash", "none", "full"))
     for talk in (hashed, none, full):
@@ -298,7 +298,7 @@ def test_what_an_audit_keeps_of_arguments_is_chosen() -> None:
 # What a store that decides elsewhere is told
 
 
-def test_a_journal_tells_what_its_rows_go_by() -> None:
+def test_a_journal_exports_what_its_rows_depend_on() -> None:
     session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
     session.call("closed", 2)
     (request,) = session.charges("closed")
@@ -313,7 +313,7 @@ def test_a_journal_tells_what_its_rows_go_by() -> None:
     assert session.journal.remembered(other, WALL_US) == ([False, False], [0, 0])
 
 
-def test_a_journal_tells_whether_what_is_decided_already_or_closed_would_share_a_row() -> None:
+def test_a_journal_predicts_whether_a_refused_call_shares_a_row() -> None:
     session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "x"\nlimit = "deny"\n')
     (closed,) = session.charges("x")
     session.store.decide([closed], session.journal)
@@ -325,5 +325,5 @@ def test_a_journal_tells_whether_what_is_decided_already_or_closed_would_share_a
     assert session.journal.remembered(refused, WALL_US) == ([True], [])
 
 
-def test_a_row_tells_its_session() -> None:
+def test_the_session_of_a_row_is_read_from_its_context() -> None:
     assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]

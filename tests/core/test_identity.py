@@ -45,22 +45,22 @@ def test_clients_that_differ_in_name_are_different_agents(one: str, other: str) 
         (None, "unknown::interactive::default"),
     ],
 )
-def test_an_unset_client_is_filled_from_what_the_client_calls_itself(name: str | None, agent: str) -> None:
+def test_an_unset_client_is_filled_from_client_info(name: str | None, agent: str) -> None:
     source = "clientInfo" if name else "default"
     assert Identity("u", "os", "s").agent(name) == (agent, source)
 
 
-def test_what_a_client_says_of_itself_never_overrides_what_is_configured() -> None:
+def test_client_info_never_replaces_a_configured_client() -> None:
     who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
     assert who.agent("claude-ai") == ("Mine::interactive::default", "config")
 
 
-def test_a_client_that_is_not_trusted_is_unknown() -> None:
+def test_without_trust_in_client_info_the_client_is_unknown() -> None:
     who = Identity("u", "os", "s", Agent(tier="api", name="job"), agent_source="config", trust_client_info=False)
     assert who.agent("claude-ai") == ("unknown::api::job", "config")
 
 
-def test_a_call_names_its_agent_only_where_that_is_trusted() -> None:
+def test_the_agent_in_a_calls_meta_is_used_only_if_meta_is_trusted() -> None:
     trusting = Identity("u", "os", "s", trust_meta=True)
     assert trusting.agent("claude-ai", "a::b::c") == ("a::b::c", "meta")
     for odd in ("a::b", "a::b::c::d", "a::::c", ""):
@@ -80,21 +80,21 @@ def test_a_hooks_note_fills_the_parts_that_are_not_configured() -> None:
     assert who.agent("claude-code", noted=EXPLORE) == ("Claude Code::background::Explore", "hook")
 
 
-def test_a_hooks_note_does_not_need_a_client_that_is_trusted() -> None:
+def test_a_hooks_note_is_used_without_trust_in_client_info() -> None:
     assert Identity("u", "os", "s", trust_client_info=False).agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
 
 
-def test_an_agent_that_is_configured_whole_stays_whatever_a_hook_noted() -> None:
+def test_a_wholly_configured_agent_ignores_hooks_notes() -> None:
     who = Identity("u", "os", "s", Agent("a", "interactive", "default"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("a::interactive::default", "config")
 
 
-def test_an_agent_that_a_trusted_call_names_goes_before_a_hooks_note() -> None:
+def test_the_agent_in_trusted_meta_takes_precedence_over_a_hooks_note() -> None:
     assert Identity("u", "os", "s", trust_meta=True).agent(None, "a::b::c", EXPLORE) == ("a::b::c", "meta")
 
 
 @pytest.mark.parametrize("noted", ["", "a", "a::b", "a::::c", "::b::c", "a::b::c::d"])
-def test_a_note_that_is_no_agent_counts_for_nothing(noted: str) -> None:
+def test_a_note_without_a_valid_agent_is_ignored(noted: str) -> None:
     assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
 
 
@@ -107,7 +107,7 @@ def test_a_note_that_is_no_agent_counts_for_nothing(noted: str) -> None:
         ("::::", Agent()),
     ],
 )
-def test_a_configured_agent_gives_the_parts_that_are_not_empty(text: str, given: Agent) -> None:
+def test_the_empty_parts_of_a_configured_agent_are_not_configured(text: str, given: Agent) -> None:
     assert parse_agent(text, where="--agent") == given
 
 
@@ -115,7 +115,7 @@ def test_a_configured_agent_gives_the_parts_that_are_not_empty(text: str, given:
     ("text", "words"),
     [("a", "does not have three parts"), ("a::b::c::d", "does not have three parts"), ("a::*::c", "is a pattern")],
 )
-def test_a_configured_agent_that_cannot_be_is_an_error_that_names_its_place(text: str, words: str) -> None:
+def test_an_invalid_configured_agent_is_an_error_that_names_its_place(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as raised:
         parse_agent(text, where="--agent")
     assert raised.value.message.startswith(f"--agent: '{text}' ")

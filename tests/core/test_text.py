@@ -10,7 +10,7 @@ from mcpguard.core.text import plural, printable, quoted
 
 
 @given(st.text(max_size=30))
-def test_printable_text_holds_nothing_that_could_steer_a_terminal(text: str) -> None:
+def test_printable_text_has_nothing_that_could_control_a_terminal(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
@@ -28,12 +28,12 @@ def test_printable_text_holds_nothing_that_could_steer_a_terminal(text: str) -> 
         ("\U000e0001", "\\U000e0001"),
     ],
 )
-def test_controls_are_shown_as_escapes(text: str, shown: str) -> None:
+def test_control_characters_become_escapes(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @given(st.lists(st.text(st.sampled_from(' "=\\\x1bx1bn\nü客')), min_size=2, max_size=2, unique=True))
-def test_no_two_values_look_alike_on_a_line_and_a_word_ends_where_it_seems_to(values: list[str]) -> None:
+def test_different_values_have_different_quoted_forms_without_ambiguous_ends(values: list[str]) -> None:
     one, other = map(quoted, values)
     assert one != other
     assert one.isprintable()
