@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard
+from tests.cli.command import mcpguard, process
 from tests.end_to_end.host import ROOT, policy, rule
 
 
@@ -123,5 +123,5 @@ def heed_ctrl_c() -> None:
 def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word(tmp_path: Path, argv: list[str], module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = mcpguard(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
+    done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

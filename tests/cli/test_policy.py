@@ -16,7 +16,7 @@ import pytest
 
 from mcpguard.core.policy_parse import STARTER, parse
 from mcpguard.policy_editing import put
-from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal
+from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal, process
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 
 BY_HAND = """\
@@ -297,7 +297,7 @@ def test_a_file_or_folder_that_may_not_be_read_or_written_is_told_and_left(
 ) -> None:
     file.chmod(mode)
     tmp_path.chmod(folder_mode)
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m", under=BOUND)
+    done = process(tmp_path, "policy", "set", "--tool", "x", "5/1m", under=BOUND)
     tmp_path.chmod(0o700)
     file.chmod(0o600)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 2)
@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: P
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
+    done = process(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written: File too large" in done.stderr
     assert file.read_text() == BY_HAND
@@ -376,7 +376,7 @@ def test_a_file_that_is_begun_is_its_owners_alone_whatever_the_umask(tmp_path: P
         os.umask(umask)
 
     home = tmp_path / "home"
-    assert mcpguard(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
+    assert process(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
     assert stat.S_IMODE((home / "policy.toml").stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
@@ -499,7 +499,7 @@ def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, 
 
 def test_characters_that_the_terminal_does_not_have_are_escaped(tmp_path: Path, file: Path) -> None:
     file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n')
-    done = mcpguard(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
+    done = process(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\u043f" in done.stdout
 

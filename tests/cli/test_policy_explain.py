@@ -33,7 +33,7 @@ NO_ROLES = "warning: no call has roles or scopes here: there is no [identity.jwt
 
 
 def explained(home: Path, *argv: str, **env: str) -> dict[str, Any]:
-    done = mcpguard(home, "policy", "explain", *argv, "--json", preexec=None, **env)
+    done = mcpguard(home, "policy", "explain", *argv, "--json", **env)
     assert (done.returncode, done.stderr) == (0, NO_ROLES if {"--role", "--scope"} & {*argv} else "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
