@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,19 @@ RULES = (
 WHO = ("--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two calls, made once."""
+    home = tmp_path_factory.mktemp("used")
+    policy(home, RULES)
+    calls(home, "echo", 2)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    policy(tmp_path, RULES)
-    calls(tmp_path, "echo", 2)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,20 @@ RULES = (
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calls by Alice and Bob, made once."""
+    home = tmp_path_factory.mktemp("used")
+    policy(home, RULES)
+    calls(home, "echo", 2)
+    calls(home, "plain", 1, *BOB)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    policy(tmp_path, RULES)
-    calls(tmp_path, "echo", 2)
-    calls(tmp_path, "plain", 1, *BOB)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
