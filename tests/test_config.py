@@ -165,8 +165,8 @@ def test_a_tilde_is_the_accounts_folder(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_home_folder_that_is_not_known_is_told_where_it_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({"MCPGUARD_HOME": str(tmp_path), name: "~nosuchuser/x"})
-    assert caught.value.message == f"{name}: the folder that ~nosuchuser/x begins at is not known"
-    assert caught.value.hint == "write the whole path"
+    assert caught.value.message == f"{name}: the home or working folder for ~nosuchuser/x does not exist"
+    assert caught.value.hint == "write an absolute path"
 
 
 def test_a_path_from_where_we_are_is_told_if_that_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_a_path_from_where_we_are_is_told_if_that_folder_is_gone(tmp_path: Path,
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(ConfigError, match=r"the folder that team\.toml begins at is not known"):
+    with pytest.raises(ConfigError, match=r"the home or working folder for team\.toml does not exist"):
         load({"MCPGUARD_HOME": str(tmp_path)}, policy="team.toml")
 
 
@@ -217,7 +217,7 @@ def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
 
 def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path))
-    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it is a file in TOML")
+    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it must be a TOML file")
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def test_a_file_of_settings_that_is_no_toml_is_named(tmp_path: Path, content: by
     (tmp_path / "bad.toml").write_bytes(content)
     error = refusal(tmp_path, config=str(tmp_path / "bad.toml"))
     assert error.message.startswith(f"{tmp_path}/bad.toml: not TOML: ")
-    assert error.hint == "text stands in quotes, tables in [brackets]"
+    assert error.hint == "write text in quotes, and table names in [brackets]"
 
 
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
-        (b"\xff\xfe", "not UTF-8", "it is a file in TOML, saved as UTF-8"),
+        (b"\xff\xfe", "not UTF-8", "save it as UTF-8"),
         (b'\xef\xbb\xbfdenials = "error"', "begins with a byte order mark", "save it as UTF-8 without one"),
     ],
     ids=["not UTF-8", "a byte order mark"],
@@ -272,8 +272,8 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
         ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
         ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
-        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", "a number and one of s m h d w: 30d"),
-        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", "a number and one of s m h d w: 30d"),
+        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", "write a number and one of s m h d w, such as 30d"),
+        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", "write a number and one of s m h d w, such as 30d"),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_named_with_what_would_be_right(

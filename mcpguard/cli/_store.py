@@ -1,4 +1,4 @@
-"""The store and its filters, for commands that read or empty it."""
+"""Opens the store for commands that read or empty it, and filters what they read."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ from mcpguard.stores.api import Readable, Store
 
 @contextlib.contextmanager
 def opened(settings: Settings) -> Iterator[Store]:
-    """The store that the settings name; it is made if it is missing.
+    """Open the store that the settings name, and create it if it is missing.
 
     Raises:
-        ConfigError: The store's URL cannot be.
-        StoreUnavailable: It cannot be used.
+        ConfigError: The store's URL is not valid.
+        StoreUnavailable: The store cannot be used.
     """
     store = settings.open_store(least_timeout_ms=PATIENCE_MS)
     try:
@@ -28,7 +28,7 @@ def opened(settings: Settings) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def reading(settings: Settings) -> Iterator[Readable]:
-    """The store that the settings name, which exists, to be read: nobody waits for it. Raises as `opened` does."""
+    """Open an existing store to read it, without delaying any call. Raises the errors of `opened`."""
     store = settings.read_store()
     try:
         yield store
@@ -37,16 +37,16 @@ def reading(settings: Settings) -> Iterator[Readable]:
 
 
 def selects(key: str, pattern: str, text: str) -> bool:
-    """Whether a filter's pattern matches a name: an agent's part by part if the pattern has all three, else as a whole."""
+    """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
     if key == "agent" and pattern.count("::") == text.count("::"):
         return glob_agent(pattern, text)
     return glob(pattern, text)
 
 
 def tolerant_output() -> None:
-    """Let stdout write characters that its encoding does not have as escapes, and be nowhere if it is closed."""
+    """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
     if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until we end
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="backslashreplace")

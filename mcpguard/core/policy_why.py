@@ -1,4 +1,4 @@
-"""Why a policy decides a call as it does: which rules apply, which yield and to which, which do not match, and what is left."""
+"""Why a policy decides a call as it does: which rules apply, are overridden or do not match, and what is left."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ from mcpguard.core.policy import AXES, SELECTORS, Call, Counter, Plan, Policy, R
 from mcpguard.core.policy_explain import series
 from mcpguard.core.verdict import Verdict, verdict
 
-Status = Literal["applies", "yields", "no match"]
+Status = Literal["applies", "overridden", "no match"]
 
 
 class RuleMatch(NamedTuple):
@@ -18,9 +18,9 @@ class RuleMatch(NamedTuple):
     Attributes:
         at: The rule's place in the policy, from 0.
         rule: The rule itself.
-        status: Whether it applies, yields to another, or does not match.
+        status: Whether it applies, is overridden, or does not match.
         reason: Why it does not apply, as a clause; empty if it does.
-        winner: The place of the rule that it yields to.
+        winner: The place of the rule that overrides it.
         narrower_in: The selectors in which that one is narrower; empty if it only comes first in the file.
     """
 
@@ -68,10 +68,10 @@ def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -
     other = policy.rules[winner]
     narrower = tuple(key for key in SELECTORS if not other.covers(rule, key)) if rule.yields_to(other) else ()
     if narrower:
-        return RuleMatch(at, rule, "yields", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
+        return RuleMatch(at, rule, "overridden", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
     differing = [key for key in ("role", "scope") if rule.selectors.get(key) != other.selectors.get(key)]
     reason = f"rule {winner + 1} comes first in the file, and differs in {series(differing)} only"
-    return RuleMatch(at, rule, "yields", reason, winner)
+    return RuleMatch(at, rule, "overridden", reason, winner)
 
 
 def _mismatch(rule: Rule, call: Call) -> str:

@@ -236,4 +236,4 @@ def test_what_is_shown_of_a_url_is_scheme_host_and_path(url: str, shown: str) ->
 def test_a_home_folder_that_is_not_known_is_told(tmp_path: Path, key: str) -> None:
     rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
     message, _ = refusal(tmp_path, f'{rest}\n{key} = "~nosuchuser/x"\n')
-    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the folder that ~nosuchuser/x begins at is not known"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the home or working folder for ~nosuchuser/x does not exist"

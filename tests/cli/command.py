@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 from mcpguard.cli import main
 from tests.end_to_end.host import DEADLINE_S, Host, environment, program, script
 
@@ -34,19 +36,17 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
     Use `process` where the test is about a process: signals, locks that this process holds, permissions, encodings.
     """
     if argv[:1] and argv[0] in ENDS_ITS_PROCESS:
-        return process(home, *argv, **env)
+        return process(home, *argv, preexec=None, **env)
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     with (
         Path(os.devnull).open() as nothing,
         patch.dict(os.environ, environment(home, **env), clear=True),
         patch.multiple(sys, argv=["mcpguard", *argv], stdin=nothing, stdout=out, stderr=err),
     ):
-        try:
+        with pytest.raises(SystemExit) as end:
             main()
-        except SystemExit as end:
-            status = int(end.code or 0)
     said = [stream.detach().getvalue().decode() for stream in (out, err)]
-    return subprocess.CompletedProcess(argv, status, *said)
+    return subprocess.CompletedProcess(argv, int(end.value.code or 0), *said)
 
 
 def process(

@@ -185,7 +185,7 @@ def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path:
 def test_without_a_store_there_is_a_note_on_stderr_only(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "tail")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == f"mcpguard: no audit yet: there is no store at {tmp_path / 'mcpguard.db'}\n"
+    assert done.stderr == f"mcpguard: no audit log yet: there is no store at {tmp_path / 'mcpguard.db'}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +206,7 @@ def test_a_store_that_cannot_be_is_told(tmp_path: Path) -> None:
 def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_path: Path) -> None:
     following = followed(tmp_path, "--json", "--decision", "allowed")
     assert following.stderr
-    assert b"no audit yet" in following.stderr.readline()
+    assert b"no audit log yet" in following.stderr.readline()
     with Host(tmp_path, *OBEDIENT, options=ALICE) as alice, Host(tmp_path, *OBEDIENT, options=BOB) as bob:
         alice.call(1, "echo")
         assert json.loads(line_of(following))["user"] == "alice@acme.com"
@@ -240,7 +240,7 @@ def test_following_goes_on_with_a_store_that_takes_the_place_of_the_first(tmp_pa
     following.terminate()
     _, said = following.communicate(timeout=DEADLINE_S)
     file = home / "mcpguard.db"
-    assert said.decode() == f"mcpguard: {file} was removed or replaced; following the new one from its beginning\n"
+    assert said.decode() == f"mcpguard: {file} was removed or replaced; following the new store from its first row\n"
 
 
 def test_following_waits_for_a_new_store_where_the_first_was_removed(tmp_path: Path) -> None:

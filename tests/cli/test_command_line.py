@@ -66,7 +66,7 @@ def test_an_option_with_one_value_is_not_given_two(tmp_path: Path, argv: list[st
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     first, hint = done.stderr.splitlines()
-    assert first.endswith("is given 2 times, and has one value.")
+    assert first.endswith("is given 2 times, but takes one value.")
     assert hint.startswith("hint: ")
     assert hint.endswith(" --help")
     assert list(tmp_path.iterdir()) == []
@@ -87,6 +87,26 @@ def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None
     assert hint.startswith("hint: keep one")
     done = mcpguard(tmp_path, "polic\nhint: run me")
     assert done.stderr.split("\n")[0] == r"mcpguard: no such command: polic\nhint: run me"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["policy", "show"], 0),
+        (["policy", "check", "nowhere.toml"], 78),
+        (["policy", "explain", "--tool", "search"], 0),
+        (["audit", "tail"], 0),
+        (["reset"], 2),
+        (["whoami", "--json"], 0),
+        (["--help"], 0),
+    ],
+)
+def test_a_process_ends_with_the_output_and_the_status_that_the_command_has_in_this_one(
+    tmp_path: Path, argv: list[str], status: int
+) -> None:
+    apart, here = process(tmp_path, *argv), mcpguard(tmp_path, *argv)
+    assert apart.returncode == here.returncode == status
+    assert (apart.stdout, apart.stderr) == (here.stdout, here.stderr)
 
 
 INTERRUPTED = """\

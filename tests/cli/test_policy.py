@@ -49,7 +49,7 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     done = mcpguard(tmp_path / "new", "policy", "set", "--user", "*", "--tool", "search", "20/1m", "100/1h")
     file = tmp_path / "new" / "policy.toml"
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (f"{file}: new rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
+    assert done.stdout == (f"{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
     assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -57,7 +57,7 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
 
 def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "50/1h")
-    assert "rule 1, which was 100/1h" in done.stdout
+    assert "changed rule 1 (it was 100/1h)" in done.stdout
     assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
 
 
@@ -85,7 +85,7 @@ def test_so_does_unset_where_a_narrower_limit_applies_from_now_on(tmp_path: Path
     mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
     mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
     done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
-    assert done.stdout.endswith("removed user=bob, which was 100/1d\n" + LATE.format("22m 30s", "1d"))
+    assert done.stdout.endswith("removed the rule for user=bob (it was 100/1d)\n" + LATE.format("22m 30s", "1d"))
     done = mcpguard(tmp_path, "policy", "unset", "--user", "*")
     assert "longer" not in done.stdout
 
@@ -211,7 +211,7 @@ def test_rules_in_an_inline_list_can_be_edited_too(tmp_path: Path) -> None:
 
 def test_unset_removes_the_rule_with_the_comment_right_above_it_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--user", "*", "--tool", "search")
-    assert done.stdout == f"{file}: removed user=* tool=search, which was 100/1h\n"
+    assert done.stdout == f"{file}: removed the rule for user=* tool=search (it was 100/1h)\n"
     begin, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
     assert file.read_text() == BY_HAND[:begin] + BY_HAND[end:]
 
@@ -229,8 +229,8 @@ def test_unset_of_the_last_rule_leaves_a_policy_that_allows_all(tmp_path: Path) 
 def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule tool=search"
-    assert "hint: the nearest:" in done.stderr
+    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule for tool=search"
+    assert "hint: similar rules:" in done.stderr
     assert "user=* tool=search" in done.stderr
     assert file.read_text() == BY_HAND
 
@@ -245,7 +245,7 @@ def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, fil
         (["--tool", "x", "5/1m", "6/60s"], "two limits for one window", "keep"),
         (["--agent", "subagent", "5/1m"], "does not have three parts", "client::tier::name"),
         (["--tool", "", "5/1m"], "empty text", "*"),
-        (["--per", "users", "5/1m"], "unknown axis 'users'", "user agent tool server"),
+        (["--per", "users", "5/1m"], "unknown axis 'users'", "user,agent,tool,server"),
         (["--per", "", "5/1m"], "unknown axis ''", "none"),
     ],
 )
@@ -484,7 +484,7 @@ def test_show_fits_a_terminal_of_eighty_columns_and_needs_no_colour(tmp_path: Pa
     assert status == 0
     assert "\x1b" not in plain
     assert [line for line in plain.splitlines()[1:] if len(line) > 80] == []
-    assert "IN WORDS" in plain
+    assert "MEANING" in plain
     assert "\x1b[" in on_terminal(tmp_path, "policy", "show")[1]
     assert "\x1b" not in mcpguard(tmp_path, "policy", "show").stdout
 
@@ -579,12 +579,12 @@ def test_check_passes_over_rows_of_what_was_no_call(tmp_path: Path, file: Path) 
 def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
     file = tmp_path / "a" / "policy.toml"
     done = mcpguard(tmp_path, "policy", "init", "--policy", str(file))
-    assert (done.returncode, done.stdout) == (0, f"{file}: 4 starter rules\n")
+    assert (done.returncode, done.stdout) == (0, f"{file}: wrote 4 starter rules\n")
     assert file.read_text() == STARTER
     file.write_text(BY_HAND)
     done = mcpguard(tmp_path, "policy", "init", MCPGUARD_POLICY=str(file))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert file.read_text() == BY_HAND
 
 
@@ -634,15 +634,15 @@ def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
 def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="no-such-editor")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[1] == "hint: name one with VISUAL or EDITOR"
+    assert done.stderr.splitlines()[1] == "hint: set VISUAL or EDITOR to the editor's command"
 
 
 def test_an_editor_whose_command_cannot_be_read_is_told(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR='"')
     assert (done.returncode, done.stdout) == (1, "")
     first, hint = done.stderr.splitlines()
-    assert first == "mcpguard: the editor: not a command: No closing quotation"
-    assert hint.startswith("hint: VISUAL or EDITOR: ")
+    assert first == "mcpguard: VISUAL or EDITOR is not a command: No closing quotation"
+    assert hint == "hint: close each quotation mark"
 
 
 def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:

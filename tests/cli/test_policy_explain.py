@@ -66,13 +66,13 @@ call of echo
 
 Applies:
 2. 3/1h  user=alice@acme.com tool=echo
-    3/1h: 2 used, 1 left of user=alice@acme.com tool=echo server=crm
+    3/1h: 2 used, 1 left for user=alice@acme.com tool=echo server=crm
 3. 50/90m  tool=echo
-    50/90m: 2 used, 48 left of tool=echo server=crm
-6. 2/1h  agent=*::interactive::* (all agents) [reports only]
-    2/1h: 2 used, 0 left of agent="Claude Code::interactive::default"
+    50/90m: 2 used, 48 left for tool=echo server=crm
+6. 2/1h  agent=*::interactive::* (all agents) [observe mode]
+    2/1h: 2 used, 0 left for agent="Claude Code::interactive::default"
 
-Yields:
+Overridden:
 1. 100/1h  user=* tool=echo
     rule 2 is narrower in user
 
@@ -82,7 +82,7 @@ Does not match:
 5. deny  tool=delete
     the tool is not delete
 
-Next call: would_deny by 2/1h of agent=*::interactive::*; room in"""
+Next call: would_deny by 2/1h (rule agent=*::interactive::*); retry in"""
     )
 
 
@@ -124,23 +124,23 @@ def test_json_has_all_of_it(home: Path) -> None:
         "mode": "enforce",
         "line": 1,
         "name": None,
-        "status": "yields",
+        "status": "overridden",
         "reason": "rule 2 is narrower in user",
-        "yields_to": 2,
+        "overridden_by": 2,
         "narrower_in": ["user"],
         "limits": [],
     }
     (left,) = second["limits"]
     assert (left["limit"], left["window"], left["count"], left["remaining"], left["retry_after_ms"]) == (3, "1h", 2, 1, 0)
     assert left["counter"] == "user=alice@acme.com tool=echo server=crm"
-    assert [one["status"] for one in found["rules"]] == ["yields", "applies", "applies", "no_match", "no_match", "applies"]
+    assert [one["status"] for one in found["rules"]] == ["overridden", "applies", "applies", "no_match", "no_match", "applies"]
 
 
 def test_a_closed_tool_and_an_unlimited_one_are_said_to_be(home: Path) -> None:
     policy(home, rule("deny", tool="delete") + rule("unlimited", tool="free"))
     closed = mcpguard(home, "policy", "explain", "--tool", "delete").stdout
     assert "    denies the call\n" in closed
-    assert closed.endswith("Next call: denied by tool=delete\n")
+    assert closed.endswith("Next call: denied by the rule tool=delete\n")
     free = mcpguard(home, "policy", "explain", "--tool", "free").stdout
     assert "    counts nothing\n" in free
     assert free.endswith("Next call: allowed; no rule limits it\n")
@@ -162,7 +162,7 @@ def test_what_is_not_given_is_as_a_wrapper_here_would_have_it(tmp_path: Path) ->
     assert "  user:   bob (MCPGUARD_USER)\n  agent:  A::b::c (config.toml)\n" in text
     text = mcpguard(tmp_path, "policy", "explain", "--tool", "echo", "--agent", "::api::").stdout
     assert "agent:  unknown::api::default (a client fills in its own name)" in text
-    assert "server: - (not known; name it with --server)" in text
+    assert "server: - (unknown; name it with --server)" in text
 
 
 def test_the_rules_of_roles_and_scopes_see_those_that_are_given(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_pattern_is_no_call(home: Path, argv: tuple[str, ...]) -> None:
     assert done.stdout == ""
     first, hint = done.stderr.splitlines()
     assert first.endswith(" is a pattern")
-    assert hint == "hint: a call has names of its own; patterns are for rules"
+    assert hint == "hint: a call has exact names; only rules have patterns"
 
 
 def test_an_agent_of_two_parts_and_a_missing_tool_are_errors_of_one_line(home: Path) -> None:
@@ -208,7 +208,7 @@ def test_an_option_that_is_empty_is_an_error_and_not_as_if_it_were_left_out(home
     named = [] if option == "--tool" else ["--tool", "echo"]
     done = mcpguard(home, "policy", "explain", *named, option, "")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"mcpguard: {option}: it is empty\nhint: name one, or leave the option out\n"
+    assert done.stderr == f"mcpguard: {option} is empty\nhint: give a name, or leave the option out\n"
 
 
 def test_where_a_client_that_names_itself_is_not_believed_none_is_said_to_fill_its_name_in(home: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the
     assert "the store cannot be read" in done.stdout
     assert "    rule 2 is narrower in user\n" in done.stdout
     assert " used, " not in done.stdout
-    assert done.stdout.endswith("Next call: not known, since the store cannot be read\n")
+    assert done.stdout.endswith("Next call: unknown, because the store cannot be read\n")
     assert found["store"]["readable"] is False
     assert found["store"]["reason"]
     assert found["next"] is None
@@ -262,7 +262,7 @@ def test_counters_of_another_namespace_are_not_looked_at(home: Path) -> None:
 def test_the_starter_policy_is_explained_as_such(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo")
     assert done.stdout.startswith(f"starter policy: no file at {tmp_path}/policy.toml\n")
-    assert "Next call: allowed; 99 left after it by 100/1m of" in done.stdout
+    assert "Next call: allowed; then 99 left of 100/1m (rule" in done.stdout
 
 
 def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> None:

@@ -127,12 +127,12 @@ def test_a_token_in_place_of_its_file_is_not_repeated(home: Path) -> None:
 def test_a_token_whose_home_folder_is_not_known_is_one_line(home: Path) -> None:
     assert (
         refused(home, "--token", "~nosuchuser/x")[0]
-        == "mcpguard: --token: the folder that ~nosuchuser/x begins at is not known"
+        == "mcpguard: --token: the home or working folder for ~nosuchuser/x does not exist"
     )
 
 
 def test_a_user_and_a_token_are_one_too_many(home: Path) -> None:
-    assert refused(home, "--token", "x", "--user", "bob")[0] == "mcpguard: --user and --token: both name the user"
+    assert refused(home, "--token", "x", "--user", "bob")[0] == "mcpguard: --user and --token both name the user"
 
 
 def test_without_verified_users_there_is_no_token_to_explain(tmp_path: Path) -> None:

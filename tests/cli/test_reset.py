@@ -49,12 +49,12 @@ def test_it_empties_all_counters_and_prints_them(home: Path) -> None:
             "user=alice@acme.com tool=echo server=crm: 2 calls in the last hour",
             "user=bob tool=plain server=files: 1 call in the last hour",
             "tool=echo server=crm: 2 calls in the last 90 minutes",
-            "user=alice@acme.com agent=*::interactive::* together: 2 calls in the last 30 minutes",
+            "user=alice@acme.com agent=*::interactive::* (counted together): 2 calls in the last 30 minutes",
             "4 counters reset",
         ]
     )
     assert held(home) == 0
-    assert mcpguard(home, "reset", "--yes").stdout == "no counter that holds anything matches\n"
+    assert mcpguard(home, "reset", "--yes").stdout == "no counter in use matches\n"
 
 
 def test_as_json_it_prints_each_counter_that_it_emptied_on_a_line_and_nothing_else(home: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:
 def test_without_a_terminal_it_refuses_to_go_on_without_yes(home: Path) -> None:
     done = mcpguard(home, "reset")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[1] == "hint: add --yes"
+    assert done.stderr.splitlines()[1] == "hint: add --yes to reset without asking"
     assert held(home) == 4
 
 

@@ -69,7 +69,7 @@ def test_a_rule_that_yields_names_the_other_and_the_selectors_in_which_it_is_nar
     for at, pair in ((1, (wide, narrow)), (0, (narrow, wide))):
         yields, applies = explained(*(text + limit for text in pair))[:: 1 if at else -1]
         words = " and ".join(selectors)
-        assert told(yields) == ("yields", f"rule {at + 1} is narrower in {words}", at, selectors)
+        assert told(yields) == ("overridden", f"rule {at + 1} is narrower in {words}", at, selectors)
         assert told(applies) == ("applies", "", None, ())
 
 
@@ -80,8 +80,8 @@ def test_of_rules_that_differ_in_role_or_scope_only_the_first_is_said_to_be_the_
         "tool='search'\nscope='read'\nlimit='3/1m'",
     )
     assert told(first) == ("applies", "", None, ())
-    assert told(second) == ("yields", "rule 1 comes first in the file, and differs in role only", 0, ())
-    assert told(third) == ("yields", "rule 1 comes first in the file, and differs in role and scope only", 0, ())
+    assert told(second) == ("overridden", "rule 1 comes first in the file, and differs in role only", 0, ())
+    assert told(third) == ("overridden", "rule 1 comes first in the file, and differs in role and scope only", 0, ())
 
 
 @given(st.lists(rules, max_size=6))
@@ -94,7 +94,7 @@ def test_every_rule_is_told_once_in_order_and_those_that_apply_are_those_that_th
     assert [one.at for one in matches if one.status == "applies"] == [at for _, at in policy.applying(ALICE)]
     for one in matches:
         assert bool(one.reason) == (one.status != "applies")
-        assert (one.winner is not None) == (one.status == "yields")
+        assert (one.winner is not None) == (one.status == "overridden")
     plan = policy.plan(ALICE)
     assert [room.reported for room in headrooms(plan, [limiter.EMPTY] * len(plan.counters), START_US)] == list(plan.reported)
 

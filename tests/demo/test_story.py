@@ -53,7 +53,7 @@ def test_exactly_a_hundred_of_alices_three_thousand_calls_reach_the_server(run: 
 
 
 def test_bob_is_never_denied(run: Run) -> None:
-    assert "Bob's 10 searches meanwhile: 10 answered, 0 denied" in run.out
+    assert "Bob's 10 searches during the loop: 10 answered, 0 denied" in run.out
     assert run.row("bob", "search_customers") == ["10", "10", "-", "-", "-"]
     assert run.row("bob", "generate_report") == ["2", "2", "-", "-", "-"]
 

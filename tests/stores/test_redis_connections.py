@@ -196,7 +196,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name in ("password_file", "ca_file", "cert_file"):
         with pytest.raises(ConfigError, match=f"{tmp_path}/none"):
             address(f"rediss://host?{name}={tmp_path}/none")
-        with pytest.raises(ConfigError, match="the folder that ~nosuchuser/x begins at is not known"):
+        with pytest.raises(ConfigError, match="the home or working folder for ~nosuchuser/x does not exist"):
             address(f"rediss://host?{name}=~nosuchuser/x")
         with pytest.raises(ConfigError, match="cannot be read"):
             address(f"rediss://host?{name}=%00")
