@@ -246,6 +246,9 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
 
 
+SPAN = "write a number and one of s m h d w, such as 30d"
+
+
 @pytest.mark.parametrize(
     ("text", "where", "what", "hint"),
     [
@@ -272,8 +275,8 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
         ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
         ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
-        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", "write a number and one of s m h d w, such as 30d"),
-        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", "write a number and one of s m h d w, such as 30d"),
+        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", SPAN),
+        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", SPAN),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_named_with_what_would_be_right(

@@ -28,8 +28,8 @@ from mcpguard.policy_file import load
 def command() -> None:
     """Show, check, explain and edit the policy, which limits how often tools may be called, and by whom.
 
-    Running servers obey an edit from their next call on. A file over 16 KiB (about 200 rules) is parsed in the background, and
-    is obeyed within moments of that call.
+    Running servers obey an edit from their next call on. A file over 16 KiB (about 200 rules) is parsed in the background, so
+    an edit of it applies some moments after that call.
 
     \b
     Examples:
@@ -154,7 +154,7 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
 @click.option("--role", metavar="R", multiple=True, help="A role of the caller. May be repeated.")
 @click.option("--scope", metavar="S", multiple=True, help="A scope of the caller. May be repeated.")
 @click.option(
-    "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the user from the token, or from the one in FILE."
+    "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the caller from the token, or from the token in FILE."
 )
 @policy_option
 @click.option("--config", "config_file", metavar="F", help="The settings file. Default: MCPGUARD_CONFIG, the account's.")

@@ -46,7 +46,7 @@ OPTIONS: Final = (
         "--denials",
         "denials",
         "",
-        "The form of a denial: an error, a tool result, or what the client can read (auto).",
+        "Answer a denied call with an error, with a tool result, or depending on the client (auto).",
         _DENIALS,
     ),
     Option("--quiet", "quiet", "", "Write only errors to stderr."),

@@ -142,7 +142,7 @@ async def _act(page: Page, stage: Stage) -> list[Tally]:
     loop, searches, subagent = (Tally(person, "search_customers") for person in (ALICE, BOB, CAROL))
     bob_reports, alice_reports = (Tally(person, "generate_report") for person in (BOB, ALICE))
     async with _connected(stage, ALICE, BOB, CAROL) as (alice, bob, carol):
-        page.heading(f"Alice's agent is caught in a loop and makes {LOOP_CALLS:,} searches. Bob makes {BOB_CALLS}")
+        page.heading(f"Alice's agent is caught in a loop: {LOOP_CALLS:,} searches, while Bob makes {BOB_CALLS}")
         with page.progress("Alice's loop", LOOP_CALLS, every=LOOP_CALLS // 3) as show:
             async with anyio.create_task_group() as together:
                 turns = [anyio.Event() for _ in range(BOB_CALLS)]

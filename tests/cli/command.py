@@ -42,9 +42,9 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
         Path(os.devnull).open() as nothing,
         patch.dict(os.environ, environment(home, **env), clear=True),
         patch.multiple(sys, argv=["mcpguard", *argv], stdin=nothing, stdout=out, stderr=err),
+        pytest.raises(SystemExit) as end,
     ):
-        with pytest.raises(SystemExit) as end:
-            main()
+        main()
     said = [stream.detach().getvalue().decode() for stream in (out, err)]
     return subprocess.CompletedProcess(argv, int(end.value.code or 0), *said)
 

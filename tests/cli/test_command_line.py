@@ -98,7 +98,6 @@ def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None
         (["audit", "tail"], 0),
         (["reset"], 2),
         (["whoami", "--json"], 0),
-        (["--help"], 0),
     ],
 )
 def test_a_process_ends_with_the_output_and_the_status_that_the_command_has_in_this_one(
