@@ -11,13 +11,13 @@ from tests.end_to_end.host import ROOT, policy, rule
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
-def test_without_a_command_there_is_the_help_and_nothing_in_front_of_it(tmp_path: Path, argv: list[str]) -> None:
+def test_without_a_command_the_help_is_printed_to_stderr(tmp_path: Path, argv: list[str]) -> None:
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == mcpguard(tmp_path, *argv, "--help").stdout
 
 
-def test_a_hook_without_a_command_forbids_no_call(tmp_path: Path) -> None:
+def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "hook")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == mcpguard(tmp_path, "hook", "--help").stdout
@@ -62,7 +62,7 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
         ["run", "--user", "a", "--user=b", "cat"],
     ],
 )
-def test_an_option_with_one_value_is_not_given_two(tmp_path: Path, argv: list[str]) -> None:
+def test_an_option_with_one_value_may_not_be_given_twice(tmp_path: Path, argv: list[str]) -> None:
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     first, hint = done.stderr.splitlines()
@@ -72,13 +72,13 @@ def test_an_option_with_one_value_is_not_given_two(tmp_path: Path, argv: list[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_option_that_may_be_repeated_may_be(tmp_path: Path) -> None:
+def test_role_and_scope_may_be_repeated(tmp_path: Path) -> None:
     argv = ["--role", "a", "--role", "b", "--scope", "c", "--scope", "d"]
     assert mcpguard(tmp_path, "policy", "set", *argv, "5/1m").returncode == 0
     assert mcpguard(tmp_path, "policy", "unset", *argv).returncode == 0
 
 
-def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None:
+def test_line_ends_in_a_name_are_escaped_in_an_error(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1m", user="x\nhint: run me\u2028\x85", tool="\r") * 2)
     done = mcpguard(tmp_path, "policy", "check")
     assert done.returncode == 78
@@ -100,9 +100,7 @@ def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None
         (["whoami", "--json"], 0),
     ],
 )
-def test_a_process_ends_with_the_output_and_the_status_that_the_command_has_in_this_one(
-    tmp_path: Path, argv: list[str], status: int
-) -> None:
+def test_a_command_has_the_same_output_and_status_in_a_process_of_its_own(tmp_path: Path, argv: list[str], status: int) -> None:
     apart, here = process(tmp_path, *argv), mcpguard(tmp_path, *argv)
     assert apart.returncode == here.returncode == status
     assert (apart.stdout, apart.stderr) == (here.stdout, here.stderr)
@@ -139,7 +137,7 @@ def heed_ctrl_c() -> None:
         (["audit", "tail"], "mcpguard.cli.audit"),
     ],
 )
-def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word(tmp_path: Path, argv: list[str], module: str) -> None:
+def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_path: Path, argv: list[str], module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)

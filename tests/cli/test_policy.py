@@ -74,14 +74,14 @@ LATE = "Calls already made count up to {} longer (a 64th of the {} window): abov
         (["--user", "bob", "--role", "dev"], ["10/1h"], ""),
     ],
 )
-def test_set_says_how_much_longer_calls_count_that_a_limit_above_64_has_counted(
+def test_set_says_how_much_longer_the_calls_of_a_limit_above_64_count(
     tmp_path: Path, file: Path, selectors: list[str], limits: list[str], told: str
 ) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--tool", "search", *selectors, *limits)
     assert "".join(done.stdout.splitlines(keepends=True)[2:]) == told
 
 
-def test_so_does_unset_where_a_narrower_limit_applies_from_now_on(tmp_path: Path) -> None:
+def test_unset_says_so_too_if_a_lower_limit_now_applies(tmp_path: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
     mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
     done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
@@ -96,14 +96,14 @@ def test_set_puts_a_new_rule_at_the_end_and_keeps_all_else(tmp_path: Path, file:
     assert file.read_text() == BY_HAND + rule
 
 
-def test_the_same_selectors_split_otherwise_are_another_rule(tmp_path: Path, file: Path) -> None:
+def test_the_same_selectors_with_another_per_are_another_rule(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--per", "user,tool", "1/1h")
     assert len(parse(file.read_text()).rules) == 2
     mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--per", "tool", "1/1h")
     assert len(parse(file.read_text()).rules) == 3
 
 
-def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -> None:
+def test_a_name_given_later_is_written_to_its_rule(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "--name", 'the "dear" one', "50/1h")
     changed = BY_HAND.replace('"100/1h"', '"50/1h"').replace("[[rule]]\n", "[[rule]]\nname = 'the \"dear\" one'\n", 1)
     assert tomllib.loads(file.read_text()) == tomllib.loads(changed)
@@ -113,7 +113,7 @@ def test_a_name_given_later_stands_in_its_own_rule(tmp_path: Path, file: Path) -
 
 
 @pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
-def test_an_empty_name_takes_the_name_away_and_is_none_on_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
+def test_an_empty_name_removes_the_name_and_names_no_new_rule(tmp_path: Path, *, inline: bool) -> None:
     file = tmp_path / "policy.toml"
     unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
     file.write_text(unnamed)
@@ -152,23 +152,21 @@ limit = "5/1m"  # five
         (["deny"], COMMENTED[40:116], '"deny" # short bursts; and the long run; per hour'),
     ],
 )
-def test_the_comments_in_a_list_of_limits_stay_with_what_they_speak_of(
-    tmp_path: Path, limits: list[str], before: str, after: str
-) -> None:
+def test_comments_in_a_list_of_limits_stay_with_their_limit(tmp_path: Path, limits: list[str], before: str, after: str) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(COMMENTED)
     mcpguard(tmp_path, "policy", "set", "--tool", "a", *limits)
     assert file.read_text() == COMMENTED.replace(before, after)
 
 
-def test_an_edit_touches_no_other_rule(tmp_path: Path) -> None:
+def test_an_edit_changes_no_other_rule(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(COMMENTED)
     mcpguard(tmp_path, "policy", "set", "--tool", "b", "6/1m")
     assert file.read_text() == COMMENTED.replace("5/1m", "6/1m")
 
 
-def test_line_ends_of_windows_stay(tmp_path: Path, file: Path) -> None:
+def test_windows_line_ends_stay(tmp_path: Path, file: Path) -> None:
     file.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
     mcpguard(tmp_path, "policy", "set", "--tool", "x", "--name", "n", "5/1m")
     mcpguard(tmp_path, "policy", "set", "--tool", "report", "--name", "n", "6/1m")
@@ -186,7 +184,7 @@ def test_lines_that_an_edit_writes_end_as_those_of_the_file_do(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85"])
-def test_what_only_python_takes_for_a_line_end_is_left_alone(tmp_path: Path, char: str) -> None:
+def test_characters_that_only_python_takes_for_line_ends_stay(tmp_path: Path, char: str) -> None:
     file = tmp_path / "policy.toml"
     first = f'# a{char}b\n\n[[rule]]\nname = "c{char}d"\ntool = "a"\nlimit = "5/1m"\n\n'
     text = first + f'[[rule]]\ntool = "b"\nlimit = "5/1m"\n# z{char}'
@@ -226,7 +224,7 @@ def test_unset_of_the_last_rule_leaves_a_policy_that_allows_all(tmp_path: Path) 
     assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").returncode == 0
 
 
-def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, file: Path) -> None:
+def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule for tool=search"
@@ -249,7 +247,7 @@ def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, fil
         (["--per", "", "5/1m"], "unknown axis ''", "none"),
     ],
 )
-def test_a_bad_limit_or_pattern_is_told_in_one_line_and_a_hint(
+def test_an_invalid_limit_or_pattern_is_reported_in_one_line_and_a_hint(
     tmp_path: Path, argv: list[str], message: str, hint: str
 ) -> None:
     done = mcpguard(tmp_path, "policy", "set", *argv)
@@ -270,7 +268,7 @@ def test_set_without_a_limit_is_a_usage_error(tmp_path: Path) -> None:
     "content", [b"", b"# nothing\n", b'[[rule]]\ntool = "a\n', b"\xff\xfe", b"[[rule]]\ntool = 'a'\nlimt = '5/1m'\n"]
 )
 @pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"]])
-def test_a_file_that_is_no_policy_is_told_and_left_alone(tmp_path: Path, content: bytes, argv: list[str]) -> None:
+def test_a_file_that_is_not_a_policy_is_reported_and_not_changed(tmp_path: Path, content: bytes, argv: list[str]) -> None:
     file = tmp_path / "policy.toml"
     file.write_bytes(content)
     done = mcpguard(tmp_path, "policy", *argv)
@@ -283,7 +281,7 @@ def test_a_file_that_is_no_policy_is_told_and_left_alone(tmp_path: Path, content
 
 
 @pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"], ["edit"]])
-def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path, argv: list[str]) -> None:
+def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, argv: list[str]) -> None:
     (tmp_path / "policy.toml").mkdir()
     done = mcpguard(tmp_path, "policy", *argv, EDITOR="true")
     assert (done.returncode, done.stdout) == (78, "")
@@ -292,7 +290,7 @@ def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path, argv: list[str]) 
 
 
 @pytest.mark.parametrize(("mode", "folder_mode", "status"), [(0, 0o700, 78), (0o444, 0o700, 1), (0o600, 0o500, 1)])
-def test_a_file_or_folder_that_may_not_be_read_or_written_is_told_and_left(
+def test_missing_permissions_are_reported_and_the_file_is_not_changed(
     tmp_path: Path, file: Path, mode: int, folder_mode: int, status: int
 ) -> None:
     file.chmod(mode)
@@ -305,7 +303,7 @@ def test_a_file_or_folder_that_may_not_be_read_or_written_is_told_and_left(
     assert file.read_text() == BY_HAND
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = mcpguard(tmp_path, "policy", "set", "--policy", str(tmp_path / "file" / "policy.toml"), "--tool", "x", "5/1m")
     assert done.returncode in {1, 78}
@@ -313,7 +311,7 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: Path, file: Path) -> None:
+def test_a_full_disk_leaves_the_file_unchanged_and_no_temporary_file(tmp_path: Path, file: Path) -> None:
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
@@ -341,7 +339,7 @@ policy_editing.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
 """
 
 
-def test_an_edit_that_is_killed_leaves_the_file_as_it_was_and_the_next_removes_what_is_beside_it(
+def test_a_killed_edit_leaves_the_file_unchanged_and_the_next_edit_removes_its_temporary_file(
     tmp_path: Path, file: Path
 ) -> None:
     backup = tmp_path / ".policy.toml.20261126"
@@ -355,7 +353,7 @@ def test_an_edit_that_is_killed_leaves_the_file_as_it_was_and_the_next_removes_w
 
 
 @pytest.mark.parametrize(("age_s", "left"), [(60, True), (7200, False)])
-def test_where_folders_cannot_be_locked_only_what_is_old_is_removed(
+def test_if_folders_cannot_be_locked_only_old_temporary_files_are_removed(
     tmp_path: Path, file: Path, age_s: float, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(fd: int, operation: int) -> None:
@@ -371,7 +369,7 @@ def test_where_folders_cannot_be_locked_only_what_is_old_is_removed(
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
-def test_a_file_that_is_begun_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     def masked() -> None:
         os.umask(umask)
 
@@ -382,7 +380,7 @@ def test_a_file_that_is_begun_is_its_owners_alone_whatever_the_umask(tmp_path: P
 
 
 @pytest.mark.parametrize("argv", [["init"], ["set", "--tool", "x", "5/1m"], ["edit"]])
-def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
+def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -394,7 +392,7 @@ def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(
     assert list(tmp_path.iterdir()) == [shared]
 
 
-def test_check_tells_who_else_may_change_the_files_that_decide(tmp_path: Path, file: Path) -> None:
+def test_check_warns_of_files_that_other_accounts_may_change(tmp_path: Path, file: Path) -> None:
     assert "may change" not in mcpguard(tmp_path, "policy", "check").stdout
     file.chmod(0o666)
     done = mcpguard(tmp_path, "policy", "check")
@@ -407,13 +405,13 @@ def test_check_tells_who_else_may_change_the_files_that_decide(tmp_path: Path, f
     assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 1
 
 
-def test_the_mode_of_a_file_stays(tmp_path: Path, file: Path) -> None:
+def test_an_edit_keeps_the_mode_of_the_file(tmp_path: Path, file: Path) -> None:
     file.chmod(0o644)
     mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m")
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
-def test_a_link_stays_and_its_target_is_edited(tmp_path: Path) -> None:
+def test_an_edit_keeps_a_link_and_changes_its_target(tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
     target = tmp_path / "team" / "limits.toml"
     target.write_text(BY_HAND)
@@ -426,7 +424,7 @@ def test_a_link_stays_and_its_target_is_edited(tmp_path: Path) -> None:
     assert target.read_text() == STARTER
 
 
-def test_sets_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
     tools = [f"tool_{number}" for number in range(8)]
     argv = [command("policy", "set", "--tool", tool, "5/1m") for tool in tools]
     running = [subprocess.Popen(one, env=environment(tmp_path), stdout=subprocess.DEVNULL) for one in argv]
@@ -461,7 +459,7 @@ def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path
     )
 
 
-def test_show_as_json_has_all_of_it(tmp_path: Path, file: Path) -> None:
+def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
     file.write_text(BY_HAND.replace("enforce", "observe"))
     shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
     assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
@@ -477,7 +475,7 @@ def test_show_as_json_has_all_of_it(tmp_path: Path, file: Path) -> None:
     }
 
 
-def test_show_fits_a_terminal_of_eighty_columns_and_needs_no_colour(tmp_path: Path, file: Path) -> None:
+def test_show_fits_eighty_columns_and_obeys_no_color(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--user", "*@a-company.example", "--agent", "Claude Code::subagent::Explore", "7/1h")
     mcpguard(tmp_path, "policy", "set", "--tool", "a_name_without_any_place_to_break_" * 4, "10000/1d")
     status, plain = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
@@ -497,7 +495,7 @@ def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, 
         assert not {"\x1b", "\x07", "\x9b", "\r"} & set(text)
 
 
-def test_characters_that_the_terminal_does_not_have_are_escaped(tmp_path: Path, file: Path) -> None:
+def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: Path) -> None:
     file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n')
     done = process(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -524,7 +522,7 @@ def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path
     assert "mcp__crm__search" in warning
 
 
-def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
+def test_check_of_a_missing_file_fails(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "check", "nowhere.toml")
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith("mcpguard: nowhere.toml: no such file\nhint: ")
@@ -532,7 +530,7 @@ def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", [["check"], ["show"], ["explain", "--tool", "x"], ["unset", "--tool", "x"]])
-def test_the_hint_at_a_named_file_that_is_not_there_makes_that_file(tmp_path: Path, argv: list[str]) -> None:
+def test_the_hint_for_a_missing_policy_file_creates_it(tmp_path: Path, argv: list[str]) -> None:
     file = tmp_path / "our team" / "policy.toml"
     done = mcpguard(tmp_path, "policy", *argv, "--policy", str(file))
     assert (done.returncode, done.stdout) == (78, "")
@@ -544,7 +542,7 @@ def test_the_hint_at_a_named_file_that_is_not_there_makes_that_file(tmp_path: Pa
     assert file.read_text() == STARTER
 
 
-def test_a_policy_without_rules_is_said_to_limit_nothing(tmp_path: Path, file: Path) -> None:
+def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
     said = "no rules: nothing is limited"
     file.write_text("rule = []\n")
     assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
@@ -556,7 +554,7 @@ def test_a_policy_without_rules_is_said_to_limit_nothing(tmp_path: Path, file: P
     assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").stdout.splitlines()[1:] == [said]
 
 
-def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: Path, file: Path) -> None:
+def test_check_warns_of_rules_that_matched_no_call(tmp_path: Path, file: Path) -> None:
     assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
     calls(tmp_path, "report", 1)
     done = mcpguard(tmp_path, "policy", "check")
@@ -564,7 +562,7 @@ def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: P
     assert "rule 2" not in done.stdout
 
 
-def test_check_passes_over_rows_of_what_was_no_call(tmp_path: Path, file: Path) -> None:
+def test_check_ignores_audit_rows_that_are_not_calls(tmp_path: Path, file: Path) -> None:
     with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
         host.call(1, "report")
         host.send({"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "search"}})
@@ -589,7 +587,7 @@ def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
-def test_set_refuses_what_no_policy_file_can_hold(tmp_path: Path, file: Path, option: str) -> None:
+def test_set_refuses_text_that_is_not_utf_8(tmp_path: Path, file: Path, option: str) -> None:
     done = mcpguard(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 2)
     assert done.stderr.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
@@ -597,7 +595,7 @@ def test_set_refuses_what_no_policy_file_can_hold(tmp_path: Path, file: Path, op
 
 
 @pytest.mark.parametrize("verb", [["set", "1/1h"], ["unset"]], ids=["set", "unset"])
-def test_no_edit_waits_for_what_is_no_file(tmp_path: Path, verb: list[str]) -> None:
+def test_an_edit_does_not_wait_for_a_pipe(tmp_path: Path, verb: list[str]) -> None:
     os.mkfifo(tmp_path / "policy.toml")
     done = mcpguard(tmp_path, "policy", *verb, "--tool", "search")
     assert (done.returncode, done.stdout) == (78, "")
@@ -617,7 +615,7 @@ def test_path_prints_the_path(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "path", MCPGUARD_POLICY="/a/b.toml").stdout == "/a/b.toml\n"
 
 
-def test_edit_checks_what_the_editor_leaves(tmp_path: Path, file: Path) -> None:
+def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
     assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
     assert file.read_text() == BY_HAND.replace("100", "200")
@@ -637,7 +635,7 @@ def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path)
     assert done.stderr.splitlines()[1] == "hint: set VISUAL or EDITOR to the editor's command"
 
 
-def test_an_editor_whose_command_cannot_be_read_is_told(tmp_path: Path, file: Path) -> None:
+def test_an_editor_command_that_cannot_be_parsed_is_reported(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR='"')
     assert (done.returncode, done.stdout) == (1, "")
     first, hint = done.stderr.splitlines()
