@@ -1,6 +1,6 @@
-"""Every block of the README and of the manual in `docs/` is run or checked here.
+"""Runs or checks every block of the README and of the manual in `docs/`.
 
-Some are checked elsewhere: a server's user in `tests/stores/test_redis_rights.py`, rows of the audit in
+Some blocks are checked elsewhere: the user of a Redis server in `tests/stores/test_redis_rights.py`, rows of the audit log in
 `tests/test_audit_page.py`, the commands' help in `tests/test_command_reference.py`, and the clients' table in
 `tests/test_clients_page.py`.
 """
@@ -53,7 +53,7 @@ def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
-    """What the command line makes of `mcpguard ARGV`, without doing it."""
+    """Parse `mcpguard ARGV` without running it."""
     command: click.Command = commands.cli
     context = click.Context(command)
     while isinstance(command, click.Group):

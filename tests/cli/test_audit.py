@@ -32,7 +32,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alice's three calls, of which two are over a limit, Bob's of a tool that is closed, and one with an observed rule."""
+    """Two calls by Alice, the second over a limit; and by Bob one call of a closed tool and one with a rule in observe mode."""
     home = tmp_path_factory.mktemp("home")
     observed = '[[rule]]\ntool = "watched"\nlimit = "deny"\nmode = "observe"\n'
     policy(home, rule("1/1h", user="*", tool="echo") + rule("deny", tool="closed") + observed)
@@ -225,7 +225,7 @@ def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path
     calls(home, "echo", 1)
     following = followed(home, "--json", "--decision", "allowed")
     assert json.loads(line_of(following))["tool"] == "echo"
-    following.send_signal(signal.SIGSTOP)  # so that all of it happens between two looks
+    following.send_signal(signal.SIGSTOP)  # so that everything happens between two polls
     calls(home, "last_of_the_first", 1)
     for file in home.glob("mcpguard.db*"):
         file.unlink()

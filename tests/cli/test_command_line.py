@@ -1,4 +1,4 @@
-"""What is said of a command line that cannot be, and how."""
+"""Errors of command lines: messages, hints and exit statuses."""
 
 import os
 import signal
@@ -116,11 +116,11 @@ class Interrupted:
 
 sys.meta_path.insert(0, Interrupted)
 """
-"""Is loaded by the interpreter's start: Ctrl-C while a module is about to be loaded."""
+"""A `sitecustomize` module that sends SIGINT just before a module is imported."""
 
 
 def heed_ctrl_c() -> None:
-    """A shell has it ignored by what runs in the background."""
+    """Restore the default action, because a shell ignores SIGINT for background processes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""`mcpguard hook claude-code`: quick, silent and never in the way."""
+"""`mcpguard hook claude-code`: it is quick and silent, and never stops a call."""
 
 import contextlib
 import json
@@ -25,11 +25,11 @@ from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, u
 from tests.end_to_end.outages import root_only
 
 IN_TIME_S = TIMEOUT_S + 20
-"""Its own bound, and much for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
+"""The hook's own time limit, and time for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
 
 
 def note(home: Path, given: dict[str, Any], *options: str, **env: str) -> None:
-    """Run the hook with all the time that a busy machine may need to take a note."""
+    """Run the hook with enough time to write a note on a busy machine."""
     budget(home, PATIENT_MS)
     hook(home, given, *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}, **env)
 
@@ -42,7 +42,7 @@ def hook(
     tuned: Mapping[str, object] | None = None,
     **env: str,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the hook; it has to be silent, and content, whatever it is given."""
+    """Run the hook. It must print nothing and exit with status 0 for any input."""
     data = json.dumps(given).encode() if isinstance(given, dict) else given
     begin = time.monotonic()
     done = subprocess.run(
@@ -74,7 +74,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_a_subagents_call_is_noted(home: Path) -> None:
     def is_noted() -> bool:
-        hook(home, EXPLORE)  # it may run out of time on a busy machine
+        hook(home, EXPLORE)  # it may time out on a busy machine, so it is run again
         return noted(home / "mcpguard.db") is not None
 
     until(is_noted, "a note")
@@ -122,7 +122,7 @@ def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path)
     assert noted(home / "mcpguard.db")
     huge = json.dumps(without(tool_use_id="huge", tool_input={"text": "x" * MAX_INPUT_BYTES})).encode()
     begin = time.monotonic()
-    with contextlib.suppress(BrokenPipeError):  # it need not be read to its end
+    with contextlib.suppress(BrokenPipeError):  # the hook need not read all of its input
         subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
     assert time.monotonic() - begin < IN_TIME_S
     assert not noted(home / "mcpguard.db", tool_use_id="huge")
@@ -184,19 +184,19 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
 @root_only
 def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
     nameserver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    place = ".".join(["127", *map(str, os.urandom(2)), "53"])  # nobody else's, who runs this test at the same time
+    place = ".".join(["127", *map(str, os.urandom(2)), "53"])  # an address of its own, for tests that run at the same time
     with contextlib.closing(nameserver):
-        nameserver.bind((place, 53))  # it hears, and does not answer
+        nameserver.bind((place, 53))  # it receives queries and does not answer
         (tmp_path / "resolv.conf").write_text(f"nameserver {place}\noptions timeout:30 attempts:5\n")
         under = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', tmp_path / "resolv.conf"]
-        tuned = {"mcpguard.cli.hook.TIMEOUT_S": 8}  # long enough to get so far on a busy machine
+        tuned = {"mcpguard.cli.hook.TIMEOUT_S": 8}  # long enough to reach the query on a busy machine
 
         def has_hung() -> bool:
             hook(tmp_path, EXPLORE, "--store", "redis://cache.acme.com:6379/0", under=[*map(str, under)], tuned=tuned)
             asked, _, _ = select.select([nameserver], [], [], 0)
-            return bool(asked)  # unless it ran out of time before
+            return bool(asked)  # false if the hook timed out earlier
 
-        until(has_hung, "it asks the nameserver")
+        until(has_hung, "it asks the name server")
         assert b"cache" in nameserver.recv(4096)
 
 

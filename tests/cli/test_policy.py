@@ -67,7 +67,7 @@ LATE = "Calls already made count up to {} longer (a 64th of the {} window): abov
 @pytest.mark.parametrize(
     ("selectors", "limits", "told"),
     [
-        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # the other window is a new one
+        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # 1d is a new window
         (["--user", "*"], ["65/1h"], ""),
         (["--user", "bob"], ["10/60m"], LATE.format("57s", "60m")),  # an override counts in the same counter
         (["--user", "bob", "--per", "none"], ["10/1h"], ""),

@@ -1,4 +1,4 @@
-"""`mcpguard policy explain`, against a store that wrappers have used."""
+"""`mcpguard policy explain` with a store that has counters."""
 
 import getpass
 import json

@@ -1,4 +1,4 @@
-"""What is shown stays within eighty columns, of which a wide character takes two: on a terminal, and in a pipe."""
+"""Output fits eighty columns, on a terminal and in a pipe. A wide character takes two columns."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the tests build policies, sessions and frames from."""
+"""Builds policies, sessions and frames for tests."""
 
 import json
 import sys
@@ -22,14 +22,14 @@ from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent.parent
 START_US = 1_000_000_000_000
-"""Where the tests' store time begins: not at 0, which a clock that was never set would show."""
+"""The start of the tests' store time. It is not 0, so that a clock that was never set is noticed."""
 
 WALL_US = 1_767_225_600_000_000
 """2026-01-01T00:00:00Z."""
 
 
 class Time:
-    """A clock that moves when it is told to."""
+    """A clock that tests set."""
 
     def __init__(self, now_us: int = START_US) -> None:
         self.now_us = now_us
@@ -45,7 +45,7 @@ class Time:
 
 
 def steps(do: Callable[[], object]) -> int:
-    """How many functions are called."""
+    """The number of functions that `do` calls."""
     seen = 0
 
     def count(_frame: FrameType, event: str, _arg: object) -> None:
@@ -84,7 +84,7 @@ def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
 
 
 class Session:
-    """A guard and its journal on a store: what a wrapper is, without its pipes."""
+    """A guard, its journal and a store: a wrapper without pipes."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Session:
         self.calls = 0
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
-        """The charges of `times` calls that the client makes at once."""
+        """The requests of `times` calls that the client makes at once."""
         lines = []
         for _ in range(times):
             self.calls += 1
@@ -122,7 +122,7 @@ class Session:
 
 
 class Talk(Session):
-    """A conversation: what the client and the server write, and what reaches the other side."""
+    """A conversation: what the client and the server write, and what the other side receives."""
 
     def __init__(self, policy: str | Policy | PolicyError = "mode = 'enforce'", **options: Any) -> None:
         self.time = Time()
@@ -134,7 +134,7 @@ class Talk(Session):
         self.verdicts: list[Verdict] = []
 
     def client(self, *lines: bytes | Refusal, noted: dict[str, str] | None = None) -> None:
-        """The client writes lines, all read at once; hooks have noted agents for some of them."""
+        """Let the client write lines, which are read at once. `noted` has agents that hooks noted, by the id of the tool use."""
         messages = read(lines)
         wanted = self.guard.wanted_notes([one for one in messages if isinstance(one, Frame) and one.is_call])
         found = {one: (noted or {})[one] for one in wanted if one in (noted or {})}
@@ -152,7 +152,7 @@ class Talk(Session):
                 self.to_client.append(json.loads(done.data))
 
     def server(self, *messages: object) -> None:
-        """The server writes messages."""
+        """Let the server write messages."""
         stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
         self.outcomes += self.guard.server_lines(self.answers.feed(stream), now_us=self.time())
 
