@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple, Self
 
-from mcpguard.cli._store import selects
+from mcpguard.cli._options import selects
 from mcpguard.core.audit import quoted
 from mcpguard.core.policy import SELECTORS
 

@@ -5,6 +5,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from mcpguard.core.patterns import glob, glob_agent
 from mcpguard.core.policy import AXES, Rule
 from mcpguard.core.policy_parse import parse_rule
 from mcpguard.errors import PolicyError, UsageError
@@ -25,6 +26,13 @@ def filter_options(what: str) -> Callable[[_F], _F]:
         click.option("--server", metavar="G", help=f"Only {what} of this server."),
         click.option("--tool", metavar="G", help=f"Only {what} of this tool."),
     )
+
+
+def selects(key: str, pattern: str, text: str) -> bool:
+    """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
+    if key == "agent" and pattern.count("::") == text.count("::"):
+        return glob_agent(pattern, text)
+    return glob(pattern, text)
 
 
 def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:

@@ -1,7 +1,9 @@
 """Text for people: paragraphs of at most 80 columns for a pipe, tables for a terminal."""
 
 import os
+import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
 
@@ -37,6 +39,15 @@ def paragraph(text: str, *, indent: str = "") -> None:
         replace_whitespace=False,
     )
     click.echo("\n".join(lines).replace(_FILLER, ""))
+
+
+def tolerant_output() -> None:
+    """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="backslashreplace")
 
 
 def is_coloured() -> bool:

@@ -16,8 +16,8 @@ import click
 
 from mcpguard import config
 from mcpguard.cli._command import Group
-from mcpguard.cli._options import filter_options, store_option
-from mcpguard.cli._store import reading, selects, tolerant_output
+from mcpguard.cli._options import filter_options, selects, store_option
+from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line, printable
 from mcpguard.core.patterns import glob
@@ -144,7 +144,7 @@ def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *
             return
     while True:
         file = _file(settings)  # asked before the store is opened, so that a replacement in between is noticed
-        with reading(settings) as store:
+        with contextlib.closing(settings.read_store()) as store:
             last_id = 0
             if not is_new:
                 last_id, newest = _newest(store, wanted, rows)

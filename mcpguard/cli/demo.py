@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from mcpguard.cli._command import Command
-from mcpguard.cli._store import tolerant_output
+from mcpguard.cli._text import tolerant_output
 from mcpguard.errors import ExitStatus
 
 

@@ -12,7 +12,7 @@ from mcpguard import config
 from mcpguard.cli import _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, rule_of, rule_options, rule_table, store_option
-from mcpguard.cli._store import tolerant_output
+from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import plural, printable
 from mcpguard.core.identity import parse_agent

@@ -1,5 +1,6 @@
 """`mcpguard reset`: empty counters."""
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from mcpguard import config
 from mcpguard.cli._command import Command
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._options import filter_options, store_option
-from mcpguard.cli._store import opened, tolerant_output
+from mcpguard.cli._text import tolerant_output
 from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES
 from mcpguard.core.policy_explain import window
@@ -23,7 +24,7 @@ from mcpguard.stores.api import Held
 @store_option
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
-def command(store: str | None, yes: bool, as_json: bool, **selectors: str | None) -> int:
+def command(yes: bool, as_json: bool, **options: str | None) -> int:
     """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
 
     A selector matches what a counter counts, not who has called: --user does not match a tool's counter that all users share.
@@ -35,15 +36,15 @@ def command(store: str | None, yes: bool, as_json: bool, **selectors: str | None
       mcpguard reset --tool 'crm_*' --yes
     """
     tolerant_output()
-    patterns = {key: pattern for key in AXES if (pattern := selectors[key]) is not None}
+    patterns = {key: pattern for key in AXES if (pattern := options[key]) is not None}
     if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("reset asks for confirmation, and there is no terminal", "add --yes to reset without asking")
-    settings = config.load(os.environ, store=store)
+    settings = config.load(os.environ, store=options["store"])
     if not settings.address.exists():
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return ExitStatus.OK
-    with opened(settings) as opened_store:
-        counters = [(held, Counted.of(held.label)) for held in opened_store.held()]
+    with contextlib.closing(settings.open_store(least_timeout_ms=config.PATIENCE_MS)) as store:
+        counters = [(held, Counted.of(held.label)) for held in store.held()]
         found = [
             (held, counter)
             for held, counter in counters
@@ -55,7 +56,7 @@ def command(store: str | None, yes: bool, as_json: bool, **selectors: str | None
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
-        opened_store.reset([held.label for held, _ in found])
+        store.reset([held.label for held, _ in found])
     for held, counter in found:
         click.echo(json.dumps(_as_json(held, counter)) if as_json else _text(held, counter))
     click.echo(f"{_count(found)} reset", err=as_json)

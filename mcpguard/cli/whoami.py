@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -12,11 +11,9 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli._audit_table import fit
 from mcpguard.cli._command import Command
 from mcpguard.cli._options import json_option
-from mcpguard.cli._store import tolerant_output
-from mcpguard.cli._text import is_coloured
+from mcpguard.cli._text import new_table, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity
@@ -151,24 +148,19 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _show(report: Report) -> None:
-    """Print two columns of the terminal's width, or plain lines in a pipe."""
+    """Print two columns within the terminal's width, or plain lines in a pipe."""
     rows = [(printable(name), printable(text)) for name, text in _rows(report)]
     if not sys.stdout.isatty():
         for name, text in rows:
             click.echo(f"{name}: {text}")
         return
-    from rich.cells import cell_len
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
-    columns = shutil.get_terminal_size().columns - 1  # a line of full width would wrap on some terminals
-    left = min(max(cell_len(name) for name, _ in rows), columns // 3)
+    console, table = new_table()
+    console.width -= 1  # a line of full width would wrap on some terminals
+    table.show_header = False
+    table.add_column(overflow="fold", max_width=console.width // 3)
+    table.add_column(overflow="fold")
     for name, text in rows:
-        first, *more = [str(line).rstrip() for line in Text(text).wrap(console, max(8, columns - left - 2))] or [""]
-        label = fit(name, left)
-        if is_coloured() and name in {"problem", "warning"}:
-            label = click.style(label, fg="red" if name == "problem" else "yellow")
-        click.echo(f"{label}  {first}")
-        for line in more:
-            click.echo(f"{'':<{left}}  {line}")
+        table.add_row(Text(name, style={"problem": "red", "warning": "yellow"}.get(name, "")), Text(text))
+    console.print(table)

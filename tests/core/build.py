@@ -134,7 +134,7 @@ class Talk(Session):
         self.verdicts: list[Verdict] = []
 
     def client(self, *lines: bytes | Refusal, noted: dict[str, str] | None = None) -> None:
-        """Let the client write lines, which are read at once. `noted` has agents that hooks noted, by the id of the tool use."""
+        """Let the client write lines, which are read at once. `noted` has the agents that hooks noted, by id."""
         messages = read(lines)
         wanted = self.guard.wanted_notes([one for one in messages if isinstance(one, Frame) and one.is_call])
         found = {one: (noted or {})[one] for one in wanted if one in (noted or {})}

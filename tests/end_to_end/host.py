@@ -77,7 +77,7 @@ def until(done: Callable[[], bool], what: str) -> None:
 
 
 def budget(home: Path, timeout_ms: int) -> None:
-    """Set `timeout_ms` in `config.toml`, unless it is set already. The file is replaced, so that no wrapper reads half of it."""
+    """Set `timeout_ms` in `config.toml`, unless it is set. The file is replaced, so that no wrapper reads half of it."""
     home.mkdir(exist_ok=True, parents=True)
     file = home / "config.toml"
     with contextlib.suppress(ValueError, RecursionError):  # a test has written a broken file
