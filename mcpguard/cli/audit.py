@@ -86,7 +86,7 @@ class _Filter(NamedTuple):
         )
 
 
-@click.group("audit", Group, short_help="Read the audit log.")
+@click.group("audit", Group)
 def command() -> None:
     """Read the audit log, which has a row for each decision.
 

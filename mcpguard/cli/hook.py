@@ -45,7 +45,7 @@ def _harmless() -> Iterator[None]:
         raise click.exceptions.Exit(ExitStatus.OK) from error
 
 
-@click.group("hook", cls=_Harmless, short_help="Commands for the hooks of clients.")
+@click.group("hook", cls=_Harmless)
 def command() -> None:
     """Commands for the hooks of clients. A hook tells mcpguard which agent makes a call.
 

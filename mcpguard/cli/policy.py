@@ -24,7 +24,7 @@ from mcpguard.files import exposed
 from mcpguard.policy_file import load
 
 
-@click.group("policy", Group, short_help="Show, check and edit limits.")
+@click.group("policy", Group)
 def command() -> None:
     """Show, check, explain and edit the policy, which limits how often tools may be called, and by whom.
 

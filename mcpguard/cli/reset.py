@@ -19,7 +19,7 @@ from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
 
 
-@click.command("reset", Command, short_help="Empty counters.")
+@click.command("reset", Command)
 @filter_options("counters")
 @store_option
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")

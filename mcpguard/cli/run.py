@@ -22,7 +22,6 @@ def _click(option: Option) -> click.Option:
     cls=Command,
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     params=[_click(option) for option in OPTIONS],
-    short_help="Start a server behind mcpguard.",
 )
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
 def command(argv: tuple[str, ...], **options: Any) -> None:

@@ -35,12 +35,7 @@ _SOURCES: Final = {
 }
 
 
-@click.command(
-    "whoami",
-    Command,
-    context_settings=run.command.context_settings,
-    short_help="Show which user and agent a server would have.",
-)
+@click.command("whoami", Command, context_settings=run.command.context_settings)
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]")
 def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options: Any) -> int:
