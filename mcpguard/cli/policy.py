@@ -204,9 +204,9 @@ def explain(
 def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """Check FILE, or the policy in force, for errors and likely mistakes.
 
-    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. Without FILE the command also
-    warns of rules that match none of the newest calls in the audit log, of a configured agent whose tier no rule matches, and
-    of other accounts that may change the policy, config.toml or the store.
+    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. The command also warns of other
+    accounts that may change the file. Without FILE it also checks config.toml and the store for such accounts, and warns of
+    rules that match none of the newest calls in the audit log and of a configured agent whose tier no rule matches.
 
     \b
     Example:
