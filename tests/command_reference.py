@@ -20,9 +20,7 @@ are plain text in a pipe. Colours appear only on a terminal, and never if `NO_CO
 
 def contexts(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
     """A command and its subcommands, in the order of the help."""
-    context = click.Context(
-        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH, **command.context_settings
-    )
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield context
     if isinstance(command, click.Group):
         for child in command.list_commands(context):

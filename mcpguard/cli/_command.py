@@ -8,7 +8,16 @@ import click
 from mcpguard.errors import ExitStatus
 
 
-class Command(click.Command):
+class _ShortHelp(click.Command):
+    """A command with `-h`, whatever its context: click keeps the help option of the first context."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """See `click.Command`."""
+        del ctx
+        return ["-h", "--help"]
+
+
+class Command(_ShortHelp):
     """A command that refuses an option with one value that is given twice."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -40,7 +49,7 @@ def _holds_one(option: click.Option) -> bool:
     return not (option.multiple or option.is_flag or option.count)
 
 
-class Group(click.Group):
+class Group(_ShortHelp, click.Group):
     """A group of commands. Without a command it prints its help to stderr and exits with the status for wrong usage."""
 
     command_class = Command

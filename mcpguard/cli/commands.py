@@ -49,7 +49,7 @@ class _Commands(Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands)
 @click.version_option(__version__, prog_name="mcpguard", message="%(prog)s %(version)s")
 def cli() -> None:
     """Limit how often AI agents call MCP tools, by user, tool and agent.
