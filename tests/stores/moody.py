@@ -10,9 +10,10 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.spill import SpillFolder
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
-from tests.core.build import WALL_US, Session, Time
+from mcpguard.stores.failover.store import FailoverStore
+from tests.core.build import WALL_US, Time, Wrapper
 from tests.memory_store import Memory, MemoryStore
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
@@ -98,7 +99,7 @@ class Place:
             clock=self.time,
             wall=self.wall,
         )
-        self.session = Session(self.store, policy, session=session, args_key=lambda: self.store.args_key)
+        self.session = Wrapper(self.store, policy, session=session, args_key=lambda: self.store.args_key)
         assert self.store.args_key  # it has been opened
 
     def reach(self, what: str) -> None:

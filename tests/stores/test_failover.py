@@ -1,5 +1,6 @@
 """What happens to calls while a store does not answer, and what the store gets when it does again."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,18 @@ import pytest
 
 from mcpguard.core.guard import Reply
 from mcpguard.core.verdict import Verdict
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
+from mcpguard.stores.failover.breaker import PROBE_US
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Session, Time
+from tests.core.build import Time, Wrapper
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
+
+
+def used(path: Path, time: Time) -> list[int]:
+    with contextlib.closing(SqliteStore(path, clock=time)) as store:
+        return [held.used for held in store.held()]
 
 
 class Broken:
@@ -26,7 +33,7 @@ class Broken:
         self.said: list[str] = []
         self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
-        self.session = Session(self.store, policy)
+        self.session = Wrapper(self.store, policy)
         self.lock = lock_file(path.with_name(path.name + "-calls"))
 
     def open(self) -> SqliteStore:
@@ -44,11 +51,11 @@ class Broken:
         self.store.tend()
 
     def records(self) -> list[dict[str, object]]:
-        store = SqliteStore(self.path, clock=self.time)
-        try:
+        with contextlib.closing(SqliteStore(self.path, clock=self.time)) as store:
             return [entry.record for entry in store.entries()]
-        finally:
-            store.close()
+
+    def used(self) -> list[int]:
+        return used(self.path, self.time)
 
     def close(self) -> None:
         self.lock.release()
@@ -77,7 +84,7 @@ def test_what_was_admitted_locally_is_counted_when_the_store_is_back(broken: Bro
     broken.probe()
     broken.probe()  # and what was written is where it belongs
     assert not broken.store.needs_tending
-    assert [held.used for held in broken.store.held()] == [3]
+    assert broken.used() == [3]
     assert broken.call() == ["rate_limited"]
 
 
@@ -157,12 +164,12 @@ def test_a_store_that_is_dead_at_the_start_is_taken_up_when_it_lives(tmp_path: P
     store = FailoverStore(
         lambda: SqliteStore(place / "mcpguard.db", clock=time), mode="local", notify=lambda _: None, clock=time
     )
-    session = Session(store, LIMIT_3)
+    session = Wrapper(store, LIMIT_3)
     assert [session.one("search").decision for _ in range(4)] == ["allowed"] * 3 + ["rate_limited"]
     place.unlink()
     time.now_us += PROBE_US[1]
     store.tend()
-    assert [held.used for held in store.held()] == [3]
+    assert used(place / "mcpguard.db", time) == [3]
     store.close()
 
 
@@ -193,7 +200,7 @@ def test_an_observed_rule_without_room_is_not_charged_afterwards(broken: Broken)
     assert broken.call(5) == ["allowed"] * 3 + ["would_deny"] * 2
     broken.lock.release()
     broken.probe()
-    assert [held.used for held in broken.store.held()] == [3]
+    assert broken.used() == [3]
 
 
 @pytest.mark.posix

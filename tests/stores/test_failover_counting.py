@@ -3,7 +3,7 @@
 import pytest
 
 from mcpguard.core.guard import Reply
-from mcpguard.stores.failover import local_counting, write_behind
+from mcpguard.stores.failover import buffered_rows, local_counting
 from tests.stores.moody import LIMIT_3, Place
 
 EACH_TOOL_1 = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
@@ -182,7 +182,7 @@ def test_a_closed_tool_and_a_caller_without_a_name_are_refused_as_ever(mode: str
 def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
     monkeypatch: pytest.MonkeyPatch, mode: str, decided: str | None
 ) -> None:
-    monkeypatch.setattr(write_behind, "MAX_ROWS", 5)
+    monkeypatch.setattr(buffered_rows, "MAX_ROWS", 5)
     place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n')
     place.break_down()
     requests = place.session.charges("search", 7)
@@ -197,7 +197,7 @@ def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
 
 
 def test_rows_of_forwarded_calls_outlive_all_others_and_what_is_dropped_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "MAX_ROWS", 10)
+    monkeypatch.setattr(buffered_rows, "MAX_ROWS", 10)
     place = Place("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n')
     place.break_down()
     for at in range(8):
@@ -210,11 +210,11 @@ def test_rows_of_forwarded_calls_outlive_all_others_and_what_is_dropped_is_told(
     assert [record["tool"] for record in records if record["decision"] == "denied"] == [f"closed {at}" for at in range(6, 16)]
     seqs = [int(str(record["seq"])) for record in records]
     assert seqs == sorted(seqs)
-    assert "18 audit rows of the meantime written; 6 rows of denials dropped" in place.said[-1]
+    assert "18 audit rows of the outage written; 6 rows of denials dropped" in place.said[-1]
 
 
 def test_a_call_with_long_arguments_is_not_forwarded_where_there_is_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "MAX_CHARS", 10_000)
+    monkeypatch.setattr(buffered_rows, "MAX_CHARS", 10_000)
     place = Place(policy=UNLIMITED)
     place.session.guard._arguments = "full"
     place.break_down()

@@ -8,7 +8,8 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.failover.store import LAST_TRY_S, PROBE_US
+from mcpguard.stores.failover.breaker import PROBE_US
+from mcpguard.stores.failover.store import LAST_TRY_S
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
 from tests.core.build import START_US
 from tests.memory_store import Memory
@@ -124,7 +125,7 @@ def test_calls_that_come_as_quickly_as_rows_are_written_back_do_not_keep_the_sto
     def flood() -> None:
         assert len(place.records()) < 20 * BATCH
         place.before["append"] = flood
-        if not place.store._switching.locked():  # else calls have to wait
+        if not place.store._lock.locked():  # else calls have to wait
             place.call(BATCH)
 
     place.before["append"] = flood

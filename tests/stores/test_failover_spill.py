@@ -1,5 +1,6 @@
 """What a wrapper leaves on disk that ends while its store cannot be used, and how others take it in."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.failover import spill, write_behind
+from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
 from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import START_US, Session, Time
+from tests.core.build import START_US, Time, Wrapper
 from tests.memory_store import Memory
 from tests.redis_servers import running
 from tests.stores.moody import LIMIT_3, Moody, Place
@@ -69,7 +71,7 @@ def test_a_wrapper_that_ends_in_an_outage_leaves_counts_rows_and_outcomes_to_the
     assert [record["decision"] for record in after.records()] == ["allowed", "denied", "allowed"]
     assert after.outcomes() == ["tool_error", None, "ok"]
     assert "args_hash" in after.records()[0]
-    assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the meantime written"]
+    assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the outage written"]
     assert left(tmp_path) == []
     assert not after.store.needs_tending
 
@@ -254,10 +256,10 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
             raise StoreUnavailable("it is away")
         return opens()
 
-    def wrapper(session: str) -> tuple[FailoverStore, Session]:
+    def wrapper(session: str) -> tuple[FailoverStore, Wrapper]:
         folder = SpillFolder(tmp_path, "db-spill-")
         store = FailoverStore(reopen, mode="local", notify=lambda _: None, spills=folder, timeout_ms=30_000, clock=time)
-        return store, Session(store, MANY, session=session)
+        return store, Wrapper(store, MANY, session=session)
 
     store, session = wrapper("00000000000000aa")
     session.call("x", 3)
@@ -280,9 +282,10 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
     assert other_session.decisions("x") == ["allowed"]
     after.tend()
     assert left(tmp_path) == []
-    assert len(list(after.entries())) == 3 + 1
-    assert [held.used for held in after.held()] == [3 + 1]
     after.close()
+    with contextlib.closing(opens()) as reader:
+        assert len(list(reader.entries())) == 3 + 1
+        assert [held.used for held in reader.held()] == [3 + 1]
 
 
 # time

@@ -74,10 +74,10 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None
     assert session.decisions("report") == ["rate_limited"]
     store.append(session.journal.flush(wall_us(), all_of_them=True))
     assert [held.used for held in store.held()] == [6]
-    assert len(store.peek([counter])[0][0]) > 1
+    assert len(RedisAddress(user).read(OPTIONS).peek([counter])[0][0]) > 1
 
     RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
-    store.note_agent("crm", AgentNote("b", "Plan"))
+    RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)
     assert store.noted_agents("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
 
     server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")

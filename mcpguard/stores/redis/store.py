@@ -16,7 +16,6 @@ from redis.exceptions import ResponseError
 
 from mcpguard.core import limiter, policy
 from mcpguard.core.audit import Outcome, Row, compact, session_of
-from mcpguard.core.claude_code import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter, counter_id
@@ -338,10 +337,6 @@ class RedisStore:
         time_there, *values = self._ask(("TIME",), *asked)
         now_us = self._clock() if self._clock else _time_us(time_there)
         return [states.log(value) for value in (values[0] if values else ())], now_us
-
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        """See `Store`."""
-        self._ask(notes.writing(namespace, note, wall_us=self._wall()))
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
