@@ -58,11 +58,12 @@ def test_probes_keep_within_their_bounds(time: Time, drawn: int, wait_us: int) -
 
 
 def test_a_probe_that_succeeds_closes_it(breaker: CircuitBreaker) -> None:
+    states = []
     breaker.trip(GONE)
-    breaker.begin_probe()
-    assert breaker.state == "half-open"
-    breaker.close()
-    assert breaker.state == "closed"
+    for report in (breaker.begin_probe, breaker.close):
+        report()
+        states.append(breaker.state)
+    assert states == ["half-open", "closed"]
 
 
 def test_a_probe_that_fails_opens_it_schedules_the_next_one_and_is_not_told(breaker: CircuitBreaker, time: Time) -> None:
