@@ -412,7 +412,7 @@ def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server,
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcpguard.stores.redis.store.LOOK_BACK", 50)
+    monkeypatch.setattr("mcpguard.stores.redis.store.SEARCHED_ROWS", 50)
     session = Session(opened(), POLICY)
     time_us = wall_us()
     session.call("report", 3)
