@@ -76,7 +76,7 @@ def test_local_counting_starts_from_the_counters_that_were_last_seen(broken: Bro
     assert broken.call(2) == ["allowed", "rate_limited"]
 
 
-def test_what_was_admitted_locally_is_counted_when_the_store_is_back(broken: Broken) -> None:
+def test_calls_admitted_by_local_counting_are_counted_in_the_store_afterwards(broken: Broken) -> None:
     broken.call()
     assert broken.lock.acquire(1)
     assert broken.call(2) == ["allowed", "allowed"]
@@ -88,7 +88,7 @@ def test_what_was_admitted_locally_is_counted_when_the_store_is_back(broken: Bro
     assert broken.call() == ["rate_limited"]
 
 
-def test_a_place_that_was_taken_locally_comes_free_a_window_after_it_was_taken(broken: Broken) -> None:
+def test_a_call_admitted_by_local_counting_leaves_the_window_at_the_right_time(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     broken.call(3)
     broken.lock.release()
@@ -100,7 +100,7 @@ def test_a_place_that_was_taken_locally_comes_free_a_window_after_it_was_taken(b
     assert broken.call() == ["allowed"]
 
 
-def test_audit_rows_of_the_meantime_are_written_in_order_and_without_a_gap(broken: Broken) -> None:
+def test_audit_rows_of_an_outage_are_written_in_order_and_without_a_gap(broken: Broken) -> None:
     broken.call()
     assert broken.lock.acquire(1)
     broken.call(3)
@@ -127,7 +127,7 @@ def test_deny_answers_that_the_store_is_unavailable(broken: Broken) -> None:
 
 
 @pytest.mark.parametrize("broken", [("allow",)], indirect=True)
-def test_allow_lets_calls_through_and_the_audit_says_so(broken: Broken) -> None:
+def test_allow_forwards_calls_and_the_audit_log_says_so(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     assert broken.call(5) == ["allowed_unavailable"] * 5
     broken.lock.release()
@@ -135,7 +135,7 @@ def test_allow_lets_calls_through_and_the_audit_says_so(broken: Broken) -> None:
     assert [record["decision"] for record in broken.records()] == ["allowed_unavailable"] * 5
 
 
-def test_after_the_first_failure_no_call_asks_the_store_until_the_probe(broken: Broken) -> None:
+def test_after_the_first_failure_no_call_uses_the_store_until_the_probe(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     broken.call()
     opened = broken.opened
@@ -147,7 +147,7 @@ def test_after_the_first_failure_no_call_asks_the_store_until_the_probe(broken: 
     assert broken.store.needs_tending
 
 
-def test_each_change_of_state_is_one_line(broken: Broken) -> None:
+def test_each_change_of_state_is_reported_in_one_line(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     broken.call(10)
     broken.probe()
@@ -157,7 +157,7 @@ def test_each_change_of_state_is_one_line(broken: Broken) -> None:
     assert [line.split(":")[0] for line in broken.said] == ["store unavailable", "store is back"]
 
 
-def test_a_store_that_is_dead_at_the_start_is_taken_up_when_it_lives(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tmp_path: Path) -> None:
     place = tmp_path / "state"
     place.write_text("in the way")
     time = Time()
@@ -204,7 +204,7 @@ def test_an_observed_rule_without_room_is_not_charged_afterwards(broken: Broken)
 
 
 @pytest.mark.posix
-def test_a_store_that_is_removed_is_noticed_and_made_anew(broken: Broken) -> None:
+def test_a_removed_store_is_reported_and_created_again(broken: Broken) -> None:
     broken.call(3)
     broken.store.tend()
     for file in broken.path.parent.iterdir():

@@ -62,7 +62,7 @@ def door() -> Iterator[Door]:
     one.store.close()
 
 
-def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it_opens(door: Door) -> None:
+def test_calls_do_without_a_store_that_does_not_open_in_time_until_it_opens(door: Door) -> None:
     session = Wrapper(door.store, LIMIT_3)
     assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
     assert "store unavailable: it does not open in time" in door.said[0]
@@ -75,7 +75,7 @@ def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it
     assert session.decisions("x") == ["rate_limited"]
 
 
-def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_written_then(door: Door) -> None:
+def test_only_a_call_waits_for_a_store_to_open_and_other_rows_are_written_when_it_opens(door: Door) -> None:
     session = Wrapper(door.store, LIMIT_3)
     note = session.guard.policy_note()
     door.store.decide([note], session.journal)
@@ -89,7 +89,7 @@ def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_
     assert door.decisions() == ["policy", "allowed"]
 
 
-def test_a_session_that_ends_before_its_store_is_needed_leaves_its_policy_in_the_audit() -> None:
+def test_a_session_without_a_call_still_writes_its_policy_row() -> None:
     door = Door(timeout_ms=30_000)
     session = Wrapper(door.store, LIMIT_3)
     door.store.decide([session.guard.policy_note()], session.journal)
@@ -98,7 +98,7 @@ def test_a_session_that_ends_before_its_store_is_needed_leaves_its_policy_in_the
     assert door.decisions() == ["policy"]
 
 
-def test_why_a_store_did_not_open_is_said_when_it_is_known(door: Door) -> None:
+def test_the_reason_why_a_store_did_not_open_is_reported_when_it_is_known(door: Door) -> None:
     door.failure = StoreUnavailable("it is a teapot")
     Wrapper(door.store, LIMIT_3).call("x")
     door.go_on.set()
@@ -116,13 +116,13 @@ def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> Non
     assert door.store.args_key == door.memory.args_key
 
 
-def test_a_store_that_opens_when_nobody_wants_it_any_more_is_closed(door: Door) -> None:
+def test_a_store_that_opens_after_the_end_of_the_session_is_closed(door: Door) -> None:
     door.store.close()
     door.go_on.set()
     assert door.closed.wait(ENOUGH_S)
 
 
-def test_a_store_that_opened_and_is_not_wanted_is_closed() -> None:
+def test_an_abandoned_attempt_closes_the_store_that_it_opened() -> None:
     door = Door(timeout_ms=0)
     connector = Connector(door.open)
     door.go_on.set()
@@ -132,7 +132,7 @@ def test_a_store_that_opened_and_is_not_wanted_is_closed() -> None:
     door.store.close()
 
 
-def test_a_failed_store_is_closed_away_from_the_calls() -> None:
+def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     place = Place()
     place.break_down()
     place.call(3)
@@ -141,7 +141,7 @@ def test_a_failed_store_is_closed_away_from_the_calls() -> None:
     assert place.opened[0].closed_by is not None
 
 
-def test_probes_are_one_to_five_seconds_apart_and_never_the_same() -> None:
+def test_probes_are_one_to_five_seconds_apart_at_random() -> None:
     place = Place()
     place.break_down()
     place.call()
@@ -161,7 +161,7 @@ def test_probes_are_one_to_five_seconds_apart_and_never_the_same() -> None:
 
 
 @pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
-def test_a_fault_that_no_store_should_have_is_an_outage_and_not_a_crash(failing: str) -> None:
+def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(failing: str) -> None:
     place = Place()
     first = place.one()
     place.failing[failing] = ZeroDivisionError("a bug")
@@ -176,7 +176,7 @@ def test_a_fault_that_no_store_should_have_is_an_outage_and_not_a_crash(failing:
     assert place.outcomes().count("ok") == 1
 
 
-def test_upkeep_that_does_not_get_its_turn_leaves_calls_to_the_store() -> None:
+def test_upkeep_that_finds_the_store_busy_is_no_outage() -> None:
     place = Place()
     place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}
     place.store.tend()
@@ -186,7 +186,7 @@ def test_upkeep_that_does_not_get_its_turn_leaves_calls_to_the_store() -> None:
 
 
 @pytest.mark.parametrize("failing", ["open", "adopt", "append"])
-def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
+def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing: str) -> None:
     place = Place()
     place.break_down()
     place.call(2)
@@ -197,7 +197,7 @@ def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
     assert place.used() == [2]
 
 
-def test_a_denial_for_want_of_a_store_says_what_is_wrong_and_what_to_do() -> None:
+def test_a_denial_in_an_outage_says_what_is_wrong_and_what_to_do() -> None:
     place = Place("deny")
     place.break_down()
     (request,) = place.session.charges("search")
@@ -205,7 +205,7 @@ def test_a_denial_for_want_of_a_store_says_what_is_wrong_and_what_to_do() -> Non
     assert verdict.decision == "unavailable"
     assert request.why == (
         "the store of counters is unavailable: it is gone (bring it back). "
-        "Try again in some seconds; if that does not help, the store has to be mended."
+        "Try again in a few seconds. If that does not help, the store has to be repaired."
     )
 
 
@@ -234,7 +234,7 @@ class TellingLock:
         return self._lock.locked()
 
 
-def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_from_it() -> None:
+def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> None:
     door = Door(timeout_ms=1000 * ENOUGH_S)
     lock = TellingLock()
     door.store._lock = lock  # type: ignore[assignment]
@@ -259,7 +259,7 @@ def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_fro
     door.store.close()
 
 
-def test_a_probe_while_the_first_call_writes_what_is_owed_opens_no_second_store() -> None:
+def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() -> None:
     place = Place()
     door = Door(timeout_ms=1000 * ENOUGH_S)
     opened: list[MemoryStore] = []

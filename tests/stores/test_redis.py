@@ -68,7 +68,7 @@ def test_two_namespaces_of_one_server_share_nothing(server: Server, opened: Open
     assert len(list(one.entries())) == len(list(other.entries())) == 6
 
 
-def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened) -> None:
+def test_all_keys_of_a_namespace_are_in_one_slot(server: Server, opened: Opened) -> None:
     session = Session(opened(namespace="team a"), POLICY)
     verdict = session.one("report")
     session.store.record([Outcome(verdict.row_id or 0, "ok", 1)])
@@ -78,7 +78,7 @@ def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened)
     assert {key.split("}")[0] for key in found} == {"{mcpguard:team%20a"}
 
 
-def test_a_counter_lives_on_the_server_as_long_as_its_window_and_no_longer(server: Server, opened: Opened) -> None:
+def test_the_key_of_a_counter_expires_with_its_window(server: Server, opened: Opened) -> None:
     session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "9/1h"\n[[rule]]\nuser = "*"\nlimit = "9/4s"\n')
     session.call("x")
     lives = sorted(int(server.command("PTTL", key)[1:]) for key in keys(server) if ":counter:" in key)
@@ -89,7 +89,7 @@ def test_a_counter_lives_on_the_server_as_long_as_its_window_and_no_longer(serve
     assert len(session.store.held()) == 1
 
 
-def test_counters_that_have_expired_are_dropped_from_the_index(server: Server, opened: Opened) -> None:
+def test_expired_counters_are_deleted_from_the_index(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY + '[[rule]]\nuser = "*"\nlimit = "9/1h"\n')
     session.call("report")
     gone, kept = (key for key in keys(server) if ":counter:" in key)
@@ -100,7 +100,7 @@ def test_counters_that_have_expired_are_dropped_from_the_index(server: Server, o
     assert gone.rpartition(":")[2].encode() not in members
 
 
-def test_a_restarted_server_is_told_its_scripts_again_and_no_call_notices(server: Server, opened: Opened) -> None:
+def test_scripts_are_sent_again_to_a_restarted_server_and_no_call_fails(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     assert session.decisions("report") == ["allowed"]
     server.command("SCRIPT", "FLUSH")
@@ -143,7 +143,7 @@ def share_of_max(server: Server, most: int) -> float:
     return (most - taken(server)) / MAX_BYTES
 
 
-def test_rows_that_are_too_old_go_and_their_outcomes_with_them(server: Server, opened: Opened) -> None:
+def test_old_rows_are_deleted_together_with_their_outcomes(server: Server, opened: Opened) -> None:
     old = session_in_the_past(server, 2)
     call_with_outcomes(old, 500)
     old.call("report", 6)
@@ -156,7 +156,9 @@ def test_rows_that_are_too_old_go_and_their_outcomes_with_them(server: Server, o
     old.store.close()
 
 
-def test_upkeep_lets_calls_through_between_its_pieces(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_decided_between_two_pieces_of_upkeep(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = session_in_the_past(server, 2)
     for _ in range(4):
         call_with_outcomes(old, 500)
@@ -176,7 +178,7 @@ def test_upkeep_lets_calls_through_between_its_pieces(server: Server, opened: Op
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
-def test_the_outcome_of_a_row_that_is_gone_is_not_kept(server: Server, opened: Opened) -> None:
+def test_the_outcome_of_a_deleted_row_is_not_kept(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=100_000), POLICY)
     gone = session.one("free")
     session.call("free", 300)
@@ -186,7 +188,7 @@ def test_the_outcome_of_a_row_that_is_gone_is_not_kept(server: Server, opened: O
     assert next(session.store.newest()).record["outcome"] == "ok"
 
 
-def test_a_row_whose_stream_was_emptied_by_hand_costs_no_other(server: Server, opened: Opened) -> None:
+def test_emptying_one_stream_by_hand_deletes_no_row_of_the_other(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=100_000), POLICY)
     session.call("free", 300)
     server.command("DEL", "{mcpguard:default}:audit")
@@ -195,7 +197,7 @@ def test_a_row_whose_stream_was_emptied_by_hand_costs_no_other(server: Server, o
     assert len(list(session.store.entries())) == 61
 
 
-def test_an_audit_never_takes_more_memory_than_it_may_and_the_oldest_rows_go(server: Server, opened: Opened) -> None:
+def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=MAX_BYTES), POLICY)
     most = 0
     for _ in range(80):
@@ -208,7 +210,7 @@ def test_an_audit_never_takes_more_memory_than_it_may_and_the_oldest_rows_go(ser
 
 
 @pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
-def test_rows_of_any_length_are_counted_with_what_the_server_takes_for_them(
+def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
     server: Server, opened: Opened, length: int
 ) -> None:
     """The lengths are those of which a server's allocator and its nodes of a stream waste most, and the least one."""
@@ -237,7 +239,7 @@ def refuse(session: Session, name: str) -> None:
     assert all(one.has_own_row for one in verdicts)
 
 
-def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_no_row_of_a_forwarded_call(
+def test_a_flood_of_refusals_stays_within_the_bound_and_evicts_no_row_of_a_forwarded_call(
     server: Server, opened: Opened
 ) -> None:
     wrappers = [Session(opened(max_bytes=MAX_BYTES), POLICY, session=f"{at:016x}") for at in range(3)]
@@ -257,7 +259,7 @@ def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_n
     assert 0.6 < share_of_max(server, most) < 1.1
 
 
-def test_refusals_keep_their_share_while_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
+def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=1_000_000), POLICY)
     for at in range(20):
         refuse(session, str(at))
@@ -268,7 +270,7 @@ def test_refusals_keep_their_share_while_forwarded_calls_need_room(server: Serve
     assert sum(sizes) > 600_000
 
 
-def test_a_namespace_that_is_flooded_leaves_the_limits_of_others_alone(tmp_path: Path) -> None:
+def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
         flooded = Session(RedisStore(server.address, PATIENT._replace(namespace="a", max_bytes=MAX_BYTES)), POLICY)
         other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
@@ -280,7 +282,7 @@ def test_a_namespace_that_is_flooded_leaves_the_limits_of_others_alone(tmp_path:
             session.store.close()
 
 
-def test_a_lower_bound_is_reached_by_calls_and_by_upkeep(server: Server, opened: Opened) -> None:
+def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, opened: Opened) -> None:
     for _ in range(4):
         Session(opened(), POLICY).call("free", 500)
     held = int(server.command("XLEN", "{mcpguard:default}:audit")[1:])
@@ -292,7 +294,7 @@ def test_a_lower_bound_is_reached_by_calls_and_by_upkeep(server: Server, opened:
     assert int(server.command("XLEN", "{mcpguard:default}:audit")[1:]) < 200
 
 
-def test_rows_that_are_newer_than_the_servers_time_stay_in_order(server: Server, opened: Opened) -> None:
+def test_rows_stay_in_order_when_the_servers_clock_steps_back(server: Server, opened: Opened) -> None:
     """A clock that was put back, or a server that took over and whose clock is behind."""
     ahead = session_in_the_past(server, -1)
     ahead.call("report", 6)
@@ -304,7 +306,7 @@ def test_rows_that_are_newer_than_the_servers_time_stay_in_order(server: Server,
     ahead.store.close()
 
 
-def test_refusals_are_read_in_their_order_among_other_rows(server: Server, opened: Opened) -> None:
+def test_rows_of_both_streams_are_read_in_the_order_in_which_they_were_written(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     for at in range(12):
         session.store.decide(refusals(session, str(at)), session.journal)
@@ -315,13 +317,13 @@ def test_refusals_are_read_in_their_order_among_other_rows(server: Server, opene
     assert list(session.store.entries(after=entries[777].row_id)) == entries[778:]
 
 
-def test_one_wrapper_tends_for_all(server: Server, opened: Opened) -> None:
+def test_one_wrapper_does_upkeep_for_all(server: Server, opened: Opened) -> None:
     for _ in range(2):
         opened().tend()
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:tended")[1:]) <= upkeep.EVERY_MS
 
 
-def test_what_a_row_says_takes_the_place_of_a_decision_whose_reply_was_lost(server: Server, opened: Opened) -> None:
+def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(server: Server, opened: Opened) -> None:
     """The server may have decided what nobody heard of; the wrapper went on by itself, and tells of it when it is back."""
     session = Session(opened(), POLICY)
     session.call("report", 2)
@@ -335,7 +337,7 @@ def test_what_a_row_says_takes_the_place_of_a_decision_whose_reply_was_lost(serv
     assert [held.used for held in session.store.held()] == [5]
 
 
-def test_a_wrapper_that_starts_does_not_search_the_audit_of_a_fleet(server: Server, opened: Opened) -> None:
+def test_a_wrapper_that_starts_does_not_search_all_rows_of_a_fleet(server: Server, opened: Opened) -> None:
     for minute in range(1, 1500):
         old = rows.packed(Row(minute * 60_000_000, 1, "allowed", "{}"))
         server.command("XADD", "{mcpguard:default}:audit", f"{minute * 60_000}-1", "row", old)
@@ -345,7 +347,7 @@ def test_a_wrapper_that_starts_does_not_search_the_audit_of_a_fleet(server: Serv
     assert b"cmdstat_xrevrange:calls=2," in server.command("INFO", "commandstats")
 
 
-def test_rows_that_come_after_a_decision_leave_its_own_alone(server: Server, opened: Opened) -> None:
+def test_appended_rows_replace_no_row_with_an_earlier_number(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     session.call("report", 6)
     place_of_another = opened()
@@ -354,7 +356,7 @@ def test_rows_that_come_after_a_decision_leave_its_own_alone(server: Server, ope
     assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_namespace_that_a_later_program_wrote_is_refused_with_a_word(server: Server, opened: Opened) -> None:
+def test_a_namespace_with_a_later_schema_is_refused_with_a_reason(server: Server, opened: Opened) -> None:
     server.command("HSET", "{mcpguard:default}:meta", "schema", "2")
     with pytest.raises(StoreUnavailable, match="has schema 2, and this mcpguard knows schemas up to 1"):
         opened()
@@ -372,7 +374,7 @@ def test_a_namespace_that_a_later_program_wrote_is_refused_with_a_word(server: S
         (["--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"], ["volatile-ttl", "keeps nothing on disk"]),
     ],
 )
-def test_a_server_that_may_lose_counters_is_warned_of(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_a_setting_that_can_lose_counters_is_warned_about(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     with running(tmp_path / "redis", *arguments) as server:
         store = RedisStore(server.address, PATIENT)
         assert len(store.warnings) == len(words)
@@ -382,7 +384,7 @@ def test_a_server_that_may_lose_counters_is_warned_of(tmp_path: Path, arguments:
         store.close()
 
 
-def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_a_server_that_does_not_report_its_settings_causes_no_warning(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--rename-command", "CONFIG", "") as server:
         store = RedisStore(server.address, PATIENT)
         assert store.warnings == ()
@@ -396,11 +398,11 @@ def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_p
         Row(1, 2, "rate_limited", '{"é":1}', "{}", '"é"', b"\n\x00\xff", "ab", 0, 0, 0, 0, '{"x":"\\n"}'),
     ],
 )
-def test_a_row_is_read_as_it_was_written_whatever_a_later_program_puts_beside_it(row: Row) -> None:
+def test_a_row_is_read_as_it_was_written_even_if_a_later_version_adds_fields(row: Row) -> None:
     assert rows.row([b"later", b"x\ny", b"row", rows.packed(row)]) == row
 
 
-def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server, opened: Opened) -> None:
+def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     counter = session.charges("report")[0].plan.counters[0]
     for once in ("a", "a", "b", "a"):
@@ -409,7 +411,7 @@ def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server,
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
-def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy_fleet(
+def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mcpguard.stores.redis.store.SEARCHED_ROWS", 50)
@@ -426,7 +428,7 @@ def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy
     assert mine == [1, 2, 3]
 
 
-def test_the_search_for_rows_reads_no_more_of_long_ones_than_there_is_time_for(server: Server, opened: Opened) -> None:
+def test_the_search_for_rows_reads_fewer_rows_at_a_time_if_they_are_long(server: Server, opened: Opened) -> None:
     long = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
     for _ in range(60):
         server.command("XADD", "{mcpguard:default}:audit", "*", "row", long)
@@ -445,9 +447,7 @@ def test_the_search_for_rows_reads_no_more_of_long_ones_than_there_is_time_for(s
     assert max(asked) <= 8
 
 
-def test_counters_are_looked_through_piece_by_piece_since_a_server_does_nothing_else_meanwhile(
-    server: Server, opened: Opened
-) -> None:
+def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_between(server: Server, opened: Opened) -> None:
     session = Session(opened(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\n')
     for at in range(1200):
         session.one(f"tool {at}")
@@ -456,7 +456,7 @@ def test_counters_are_looked_through_piece_by_piece_since_a_server_does_nothing_
     assert b"cmdstat_hgetall" not in server.command("INFO", "commandstats")
 
 
-def test_a_user_who_may_not_what_a_script_does_is_told_what_he_needs(tmp_path: Path) -> None:
+def test_a_user_without_a_right_that_a_script_needs_is_told_which_one(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         session = Session(RedisStore(server.address, PATIENT), POLICY)
         server.command("ACL", "SETUSER", "default", "-mget")

@@ -51,7 +51,7 @@ def used(server: Server) -> list[int]:
     return held
 
 
-def test_nobody_at_the_address_is_one_line(tmp_path: Path) -> None:
+def test_an_address_without_a_server_is_reported_in_one_line(tmp_path: Path) -> None:
     port = free_port()
     with unavailable(f"redis://127.0.0.1:{port}/0 does not answer: .*refused"):
         RedisStore(parse(f"redis://127.0.0.1:{port}"))
@@ -102,7 +102,7 @@ def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is
     assert used(server) == [1]
 
 
-def test_a_script_that_starts_after_its_deadline_writes_nothing_and_makes_no_room(server: Server) -> None:
+def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_row(server: Server) -> None:
     store = RedisStore(server.address, Options(timeout_ms=5000, max_bytes=100_000))
     session = Session(store, POLICY)
     session.call("free", 300)
@@ -117,7 +117,7 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_makes_no_roo
     store.close()
 
 
-def test_a_server_that_goes_and_comes_back_between_two_calls_is_connected_anew(server: Server) -> None:
+def test_a_server_that_restarts_between_two_calls_is_reconnected(server: Server) -> None:
     session = Session(opened(server), POLICY)
     session.call("report")
     server.kill()
@@ -162,7 +162,7 @@ def test_a_server_that_cannot_write_to_its_disk_refuses(server: Server) -> None:
         session.call("report")
 
 
-def test_a_server_that_reads_its_data_back_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_server_that_is_loading_its_data_is_unavailable(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--rdbcompression", "no") as server:
         for at in range(100):
             server.command("SET", f"k{at}", "v" * 1500)
@@ -173,7 +173,7 @@ def test_a_server_that_reads_its_data_back_is_not_there_yet(tmp_path: Path) -> N
             opened(server)
 
 
-def test_a_password_that_is_changed_shuts_out_the_next_connection(server: Server) -> None:
+def test_the_next_connection_with_a_changed_password_is_refused(server: Server) -> None:
     session = Session(opened(server), POLICY)
     session.call("report")
     server.kill()
@@ -182,7 +182,7 @@ def test_a_password_that_is_changed_shuts_out_the_next_connection(server: Server
         session.call("report")
 
 
-def test_a_failure_while_one_reads_is_one_line(server: Server) -> None:
+def test_a_failure_of_a_read_is_reported_in_one_line(server: Server) -> None:
     store = opened(server)
     Session(store, POLICY).call("report")
     server.kill()
@@ -196,7 +196,7 @@ def test_a_failure_while_one_reads_is_one_line(server: Server) -> None:
             ask()
 
 
-def test_upkeep_that_fails_is_put_off(server: Server) -> None:
+def test_upkeep_that_fails_is_tried_again_later(server: Server) -> None:
     store = opened(server)
     server.kill()
     store.tend()
@@ -217,5 +217,5 @@ def test_an_old_server_is_refused(info: bytes, word: str) -> None:
 
 
 @pytest.mark.parametrize("info", [b"redis_version:7.0.0", b"redis_version:7.2.4\r\nvalkey_version:8.0.1", b"", b"\xff"])
-def test_a_server_that_is_new_enough_or_does_not_say_is_taken(info: bytes) -> None:
+def test_a_server_that_is_new_enough_or_does_not_report_its_version_is_accepted(info: bytes) -> None:
     assert checks.judged("redis://host", [info, b"", b"", None]) == ()

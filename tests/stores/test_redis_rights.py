@@ -60,7 +60,7 @@ def url(server: Server) -> str:
     return server.url.replace("://", "://mcpguard@")
 
 
-def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None:
+def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: RedisUrl) -> None:
     past = Time(wall_us() - 2 * HOUR_US)
     old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
     old.store.record([Outcome(one.row_id or 0, "ok", 1) for one in old.call("free", 5)])
@@ -101,7 +101,7 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None
         one.close()
 
 
-def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) -> None:
+def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, server: Server) -> None:
     policy(tmp_path, rule("5/1h", user="*", tool="search"))
     (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
     where, password = url(server), PASSWORD
@@ -145,7 +145,7 @@ def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) ->
     assert reset.stdout.endswith("1 counter reset\n")
 
 
-def test_another_database_takes_one_right_more(server: Server) -> None:
+def test_another_database_needs_one_more_right(server: Server) -> None:
     elsewhere = parse(url(server).replace("/0", "/3"), PASSWORD)
     with pytest.raises(StoreUnavailable, match="no permissions to run the 'select' command"):
         RedisAddress(elsewhere).open(OPTIONS)
@@ -212,7 +212,7 @@ def answer(link: Link, *words: str) -> str:
 
 
 @pytest.mark.parametrize("attack", REFUSED)
-def test_whatever_concerns_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
+def test_access_to_the_data_of_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
     words = attack.split()
     call = f"return redis.call({','.join(map(json.dumps, words))})"
     assert "no permissions" in answer(link, *words).lower()

@@ -105,7 +105,7 @@ class LocalCounting:
                 hint = f" ({failure.hint})" if failure.hint else ""
                 request.why = (
                     f"the store of counters is unavailable: {failure.message}{hint}. "
-                    "Try again in some seconds; if that does not help, the store has to be mended."
+                    "Try again in a few seconds. If that does not help, the store has to be repaired."
                 )
         handles = iter(self._buffer.keep(journal.rows(requests, verdicts, time_us)))
         for found in verdicts:
