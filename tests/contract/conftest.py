@@ -1,4 +1,4 @@
-"""Each kind of store, as something of which one can open several handles."""
+"""Makes each kind of store, for tests that open several handles on one store."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
 
 class Place:
-    """Where a store is: every handle that is opened here shares it. Its time stands still until it is moved."""
+    """One store, on which a test can open several handles. Its time stands still until the test moves it."""
 
     def __init__(self, kind: Kind, namespace: str) -> None:
         self.namespace = namespace

@@ -1,4 +1,4 @@
-"""Notes of which agent makes a call; what every store does with them, and with the reading of counters."""
+"""Notes of which agent makes a call, and reading counters with `peek`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The audit: a row for every decision, in order, without gaps, and few for a storm."""
+"""Audit rows: one for every decision, in order, without gaps, and few for many equal denials."""
 
 import json
 from collections import Counter
@@ -125,7 +125,7 @@ FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
     "invalid": lambda session, name: actions(session, call_line(f"{name}", None)),
     "unauthenticated": lambda session, name: actions(session, call_line(f"{name}")),
 }
-"""What makes a charge that is refused in this way, of the n-th name."""
+"""By decision: makes a request with this decision and the n-th name."""
 
 FLOODED = """
 [[rule]]

@@ -1,4 +1,4 @@
-"""Counters: never over, all or nothing, exact to the millisecond, shared by every handle."""
+"""Counters: never above the limit, charged all or none, exact to the millisecond, shared by all handles."""
 
 from collections.abc import Callable
 from secrets import token_hex

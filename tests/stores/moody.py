@@ -1,4 +1,4 @@
-"""A store in memory that fails when it is told to, behind a breaker, with a wrapper that uses it."""
+"""A wrapper with failover around a store in memory that fails on demand."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 
 
 class Moody(MemoryStore):
-    """What it does is in `place.failing`; what happens just before it does something and after, in `before` and `after`."""
+    """A store whose operations fail as `place.failing` says. Hooks in `place.before` and `place.after` run around them."""
 
     def __init__(self, place: "Place") -> None:
         super().__init__(place.memory, clock=place.time, wall=place.wall)
@@ -122,14 +122,14 @@ class Place:
         self.fail("open", "decide", "append", "record", "adopt", "tend")
 
     def kill(self) -> None:
-        """End without a word, as a process does that is killed."""
+        """Release the locks on spill files, as the system does when the process is killed."""
         file = self.store._buffer.spill._file
         if file is not None:
             file.close()
         self.store._leftovers.close()
 
     def mend(self) -> None:
-        """It works again, and is probed and taken up."""
+        """Let the store work again, and let a probe close the breaker."""
         self.failing = {}
         self.probe()
         assert self.store._store is not None

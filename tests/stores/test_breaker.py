@@ -1,4 +1,4 @@
-"""The state machine of the circuit breaker, with a clock and a die that the tests set."""
+"""The state machine of the circuit breaker, with an injected clock and injected random numbers."""
 
 import pytest
 

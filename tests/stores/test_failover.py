@@ -1,4 +1,4 @@
-"""What happens to calls while a store does not answer, and what the store gets when it does again."""
+"""Calls during and after an outage of an SQLite store."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def used(path: Path, time: Time) -> list[int]:
 
 
 class Broken:
-    """A store file whose queue somebody else can hold, and a wrapper that uses it."""
+    """A wrapper with an SQLite store, whose lock a test can hold so that the store cannot be used."""
 
     def __init__(self, path: Path, mode: str, policy: str = LIMIT_3) -> None:
         self.path = path
@@ -82,7 +82,7 @@ def test_calls_admitted_by_local_counting_are_counted_in_the_store_afterwards(br
     assert broken.call(2) == ["allowed", "allowed"]
     broken.lock.release()
     broken.probe()
-    broken.probe()  # and what was written is where it belongs
+    broken.probe()  # outcomes of the outage are joined
     assert not broken.store.needs_tending
     assert broken.used() == [3]
     assert broken.call() == ["rate_limited"]

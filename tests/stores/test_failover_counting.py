@@ -1,4 +1,4 @@
-"""What a wrapper admits by its own counting while its store cannot be used: never more than by what it has seen."""
+"""Local counting: a wrapper never counts from less than it has seen."""
 
 import pytest
 
@@ -14,7 +14,7 @@ MODES = ["local", "deny", "allow"]
 
 
 def forget(place: Place, tool: str) -> None:
-    """The store does not tell any more what it last showed of a tool's counter."""
+    """Let `last_seen` leave out a tool's counter."""
     place.forgotten.update(counter.id for request in place.session.charges(tool) for counter in request.plan.counters)
 
 

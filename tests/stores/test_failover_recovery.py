@@ -1,4 +1,4 @@
-"""What a store gets when it answers again, and what it does not: nothing is lost, and nothing of another store's reaches it."""
+"""Write-back after an outage: nothing is lost, and nothing of one store reaches another."""
 
 from collections.abc import Sequence
 

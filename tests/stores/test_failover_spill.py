@@ -1,4 +1,4 @@
-"""What a wrapper leaves on disk that ends while its store cannot be used, and how others take it in."""
+"""Spill files: what a wrapper that ends in an outage leaves on disk, and how others take it in."""
 
 import contextlib
 import itertools
@@ -47,7 +47,7 @@ def down(folder: Path, policy: str = MIXED, **options: Any) -> Place:
 
 
 def successor(place: Place, folder: Path, **options: Any) -> Place:
-    """Another wrapper of the same store, which works, that has had the time to look for what others have left."""
+    """Another wrapper of the same store, which works. It has taken in the files that it found."""
     after = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", **options)
     after.store.tend()
     return after
@@ -186,7 +186,7 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
     steps = Steps(monkeypatch)
 
     def is_killed_at(moment: int) -> bool:
-        """Whether there is such a moment."""
+        """Kill the process at a moment. Returns whether there was such a moment."""
         folder = tmp_path / str(moment)
         folder.mkdir()
         place = writing = down(folder)
@@ -211,7 +211,7 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
         assert left(folder) == []
         assert after.used() == [5]
         assert sorted(int(str(record["seq"])) for record in after.records()) == [1, 2, 3, 4, 5, 6]
-        assert after.outcomes().count("ok") >= 5 - 2  # those of rows whose handles nobody knows are lost
+        assert after.outcomes().count("ok") >= 5 - 2  # the outcomes of a batch are lost if its row ids are unknown
         return killed
 
     moments = sum(1 for _ in itertools.takewhile(is_killed_at, itertools.count(1)))
@@ -316,7 +316,7 @@ def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions
     after.store.tend()
     assert after.used() == used
     assert len(after.records()) == 3
-    if passed_s < 0:  # as if they were just made: later than they were, never earlier
+    if passed_s < 0:  # the admissions count as if they were made now: they expire too late, never too early
         after.time.pass_s(3599)
         assert after.used() == [3]
         after.time.pass_s(1)
@@ -356,7 +356,7 @@ def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_th
     place.call(1)
     place.memory = Memory()
     place.failing = {"append": StoreUnavailable("not yet")}
-    place.probe()  # it is met, and fails
+    place.probe()  # the wrapper meets the second store, which fails
     place.call(1)
     place.kill()
     place.failing = {}

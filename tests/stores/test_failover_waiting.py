@@ -1,4 +1,4 @@
-"""What a store that does not answer costs a call: its budget once, and then nothing."""
+"""A store that does not answer delays one call by its budget, and no later one."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ ENOUGH_S = 30
 
 
 class Door:
-    """Opens a store when it is told to, and never before."""
+    """A wrapper whose store opens when the test says so."""
 
     def __init__(self, *, timeout_ms: int = 10) -> None:
         self.memory = Memory()
@@ -210,7 +210,7 @@ def test_a_denial_in_an_outage_says_what_is_wrong_and_what_to_do() -> None:
 
 
 class TellingLock:
-    """A lock that tells when somebody has to wait for it."""
+    """A lock that reports when a thread has to wait for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -282,7 +282,7 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
     )
     lock = store._lock = TellingLock()  # type: ignore[assignment]
     place.call()
-    store.append(place.memory.rows)  # it is not open yet, so that it is owed them
+    store.append(place.memory.rows)  # the store is not open yet, so the buffer keeps them
     door.go_on.set()
     session = Wrapper(store, LIMIT_3)
     call = threading.Thread(target=session.decisions, args=("x",))

@@ -14,7 +14,7 @@ from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 @pytest.fixture
 def locks(tmp_path: Path) -> Iterator[list[QueueLock]]:
-    """Three who ask for one lock."""
+    """Three objects for one lock."""
     made = [lock_file(tmp_path / "queue") for _ in range(3)]
     yield made
     for lock in made:
@@ -154,4 +154,4 @@ def test_a_shared_hold_keeps_others_from_holding_it_alone(tmp_path: Path) -> Non
     one.close()
     assert two.alone()
     two.close()
-    assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - names are what is compared
+    assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - the test compares names

@@ -1,4 +1,4 @@
-"""What a store on a server does beyond the contract: whom it shares with, what it forgets, what it says of the server."""
+"""The Redis store beyond the contract: namespaces, expiry, the bound of the audit log, warnings about the server."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +117,7 @@ HOUR_US = 3600 * 1_000_000
 
 
 def session_in_the_past(server: Server, hours: int) -> Session:
-    """A session whose rows are as old as that by the server's time."""
+    """A session whose clocks are this many hours behind the server's."""
     past = Time(wall_us() - hours * HOUR_US)
     return Session(RedisStore(server.address, PATIENT, clock=past, wall=past), POLICY, session="00000000000000bb")
 
@@ -127,18 +127,18 @@ def call_with_outcomes(session: Session, times: int) -> None:
 
 
 MAX_BYTES = 4_000_000
-"""Of an audit that is small, and still so large that what else takes memory in a server is little beside it."""
+"""A small bound of the audit log, beside which the rest of the memory that a server uses is still small."""
 
 
 def taken(server: Server) -> int:
-    """The memory that is taken by what is stored, and some more that depends on what the server has ever done."""
+    """The memory that the server's data takes. It includes some memory that depends on the server's history."""
     server.command("SCRIPT", "FLUSH", "SYNC")
     dataset = int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
-    return dataset - (dataset >> 63 << 64)  # less than nothing is a large number there
+    return dataset - (dataset >> 63 << 64)  # the server reports a negative number as a large one
 
 
 def share_of_max(server: Server, most: int) -> float:
-    """How much of `MAX_BYTES` was taken when `taken` said so. Drops all."""
+    """Which share of `MAX_BYTES` the audit log used when `taken` returned this. Deletes all rows."""
     server.command("FLUSHALL")
     return (most - taken(server)) / MAX_BYTES
 
@@ -213,7 +213,7 @@ def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(s
 def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
     server: Server, opened: Opened, length: int
 ) -> None:
-    """The lengths are those of which a server's allocator and its nodes of a stream waste most, and the least one."""
+    """The lengths are the shortest one, and those for which the server's allocator and stream nodes waste most."""
     store = opened(max_bytes=MAX_BYTES)
     rows_there = [Row(1, at, "allowed", "{}", detail=compact({"arguments": "a" * length})) for at in range(50)]
     most = 0
@@ -224,7 +224,7 @@ def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_lengt
 
 
 def refusals(session: Session, name: str) -> list[DecisionRequest]:
-    """Frames that are refused, each of another server whose name is long, so that no two share a row."""
+    """Refused requests, each for another server with a long name, so that no two share a row."""
     lines = [b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)]
     found = [one for one in session.guard.client_messages(read(lines), now_us=0) if isinstance(one, DecisionRequest)]
     for at, one in enumerate(found):
@@ -233,7 +233,7 @@ def refusals(session: Session, name: str) -> list[DecisionRequest]:
 
 
 def refuse(session: Session, name: str) -> None:
-    """Refuse frames as a wrapper does that has begun just now: it may have a row for each."""
+    """Refuse requests as a new wrapper does, whose allowance of rows is whole."""
     session.journal = Journal(session.journal.session)
     verdicts = session.store.decide(refusals(session, name), session.journal)
     assert all(one.has_own_row for one in verdicts)
@@ -295,7 +295,7 @@ def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, 
 
 
 def test_rows_stay_in_order_when_the_servers_clock_steps_back(server: Server, opened: Opened) -> None:
-    """A clock that was put back, or a server that took over and whose clock is behind."""
+    """The clock was set back, or a replica whose clock is behind took over."""
     ahead = session_in_the_past(server, -1)
     ahead.call("report", 6)
     session = Session(opened(), POLICY)
@@ -324,14 +324,14 @@ def test_one_wrapper_does_upkeep_for_all(server: Server, opened: Opened) -> None
 
 
 def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(server: Server, opened: Opened) -> None:
-    """The server may have decided what nobody heard of; the wrapper went on by itself, and tells of it when it is back."""
+    """The server has decided calls whose reply was lost. The wrapper decided them by itself and writes its rows later."""
     session = Session(opened(), POLICY)
     session.call("report", 2)
     session.call("report", 3)
     deaf = Journal(session.journal.session)
-    deaf.seq = 2  # it has not heard of the last three
-    rows_of_the_meantime = deaf.rows(session.charges("free", 4), [Verdict("allowed_unavailable") for _ in range(4)], 1)
-    opened().append(rows_of_the_meantime)
+    deaf.seq = 2  # the replies to the last three were lost
+    rows_of_the_outage = deaf.rows(session.charges("free", 4), [Verdict("allowed_unavailable") for _ in range(4)], 1)
+    opened().append(rows_of_the_outage)
     told = [(entry.record["seq"], entry.record["decision"]) for entry in session.store.entries()]
     assert told == [(1, "allowed"), (2, "allowed"), *((seq, "allowed_unavailable") for seq in range(3, 7))]
     assert [held.used for held in session.store.held()] == [5]

@@ -1,4 +1,4 @@
-"""How a server is reached: with a password, as a user with few rights, encrypted, by a socket, in a cluster."""
+"""Connections to a server: with a password, with few rights, over TLS, over a socket, to a cluster."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ def opened(url: str, password: str = "", namespace: str = "default", timeout_ms:
 
 
 def works(store: Store) -> bool:
-    """Whether everything that a wrapper and the commands do can be done."""
+    """Whether a wrapper and the commands can use the store."""
     session = Session(store, POLICY)
     verdicts = session.call("report", 6)
     store.record([Outcome(verdicts[0].row_id or 0, "ok", 1)])
@@ -126,7 +126,7 @@ def test_in_a_cluster_any_node_leads_to_the_one_that_owns_the_namespace(tmp_path
             assert works(opened(f"redis+cluster://127.0.0.1:{node.port}", namespace=str(at)))
         nodes[0].kill()
         seeds = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-        for namespace in "abc":  # two of three namespaces have an owner that is alive
+        for namespace in "abc":  # the owner of two of three namespaces still runs
             try:
                 assert works(opened(f"redis+cluster://{seeds}", namespace=namespace))
             except StoreUnavailable as error:

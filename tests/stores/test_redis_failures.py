@@ -1,4 +1,4 @@
-"""A server that fails: one line, within the budget, and nothing charged that is not said."""
+"""A server that fails: each failure is one line, within the budget, and charges nothing unseen."""
 
 import signal
 import threading
@@ -19,9 +19,9 @@ from tests.redis_servers import Server, free_port, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 BUDGET_MS = 1000
-"""Short enough to be waited for where the server hangs; long enough for one that works, on a busy machine."""
+"""A budget that a test can wait for if the server hangs, and that a working server keeps on a busy machine."""
 LATE_S = 20.0
-"""What nobody waits for who keeps to the budget, be the machine as busy as it may."""
+"""Longer than a call that keeps its budget takes, even on a busy machine."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def opened(server: Server) -> RedisStore:
 
 @contextmanager
 def unavailable(words: str) -> Iterator[None]:
-    """What happens inside fails in one line, and in time."""
+    """Expect that the block fails in time, with a message of one line."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=words) as caught:
         yield
@@ -95,7 +95,7 @@ def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it
 
 
 def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is_tried_again_in_time(server: Server) -> None:
-    """A server whose clock was put forward seems late, once: its refusal tells its time."""
+    """If the server's clock was set forward, its first script is refused as too late. The refusal tells the new time."""
     session = Session(opened(server), POLICY)
     session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
     assert session.decisions("report") == ["allowed"]
@@ -124,7 +124,7 @@ def test_a_server_that_restarts_between_two_calls_is_reconnected(server: Server)
     with unavailable("does not answer"):
         session.call("report")
     server.start()
-    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # it kept nothing on disk
+    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # the server kept nothing on disk
 
 
 def test_a_server_without_memory_refuses_and_charges_nothing(server: Server) -> None:

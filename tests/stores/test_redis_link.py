@@ -1,4 +1,4 @@
-"""The bytes between a store and its server: pieces, time-outs, and what nobody asked."""
+"""The bytes between a store and its server: fragments, timeouts and unasked data."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ Peer = Callable[[Callable[[socket.socket], None]], Link]
 
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Peer]:
-    """Opens a link to a server that does what it is told to, once somebody has connected."""
+    """Opens a link to a server that runs the test's function for its connection."""
     threads: list[threading.Thread] = []
     links: list[Link] = []
 
@@ -36,7 +36,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
             with listening, listening.accept()[0] as link:
                 link.settimeout(ENOUGH_S)
                 does(link)
-                with contextlib.suppress(ConnectionResetError):  # it has not read all of it
+                with contextlib.suppress(ConnectionResetError):  # the link has not read everything
                     assert link.recv(1) == b""
 
         threads.append(threading.Thread(target=serve))
@@ -81,7 +81,7 @@ def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_co
         ask(link)
     enough.set()
     assert link.is_lost
-    with pytest.raises(StoreUnavailable):  # and nothing is sent on it any more
+    with pytest.raises(StoreUnavailable):  # nothing more is sent on it
         ask(link)
     assert heard == QUESTION
 

@@ -1,4 +1,4 @@
-"""The user of a server, with the rights that the manual shows: enough for everything, and for nothing of others."""
+"""The rights that the manual shows for a Redis user: enough for mcpguard, and no access to the data of others."""
 
 import json
 import re
@@ -197,7 +197,7 @@ REFUSED = [
     ),
     *("GET x", "SET {mcpguard:crm x", "SET {mcpguard:crm2}:x y", "SET {mcpguard:CRM}:x y", "SET x{mcpguard:crm}:x y"),
 ]
-"""What could be done to a server, or to another team on it."""
+"""Attacks on the server, or on another team's namespace."""
 
 
 @pytest.fixture

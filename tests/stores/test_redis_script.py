@@ -1,4 +1,4 @@
-"""The script against the pure functions: the same logs and the same rows, step by step."""
+"""Compares the scripts with the pure functions: same logs and same rows after each step."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ SIZES = (1, 2, 3, 5, 63, 64, 65, 66, 67, 100, 130, 1_000_000_000)
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[Plan]:
-    """Some plans that meet in some of their counters, each with a window of its own."""
+    """Plans that share some of their counters. Each counter has its own window."""
     windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
     counters = [Counter(at + 1, f'["é",{at},{window}]', window) for at, window in enumerate(windows)]
     found = []
@@ -61,7 +61,7 @@ def plans(draw: st.DrawFn) -> list[Plan]:
 
 @dataclass(slots=True)
 class Step:
-    """Time passes, and some calls are decided together: by which plan, whether in detail, how, and a long name's number."""
+    """A time that passes, and calls that are then decided together: plan, whether with detail, decision, number of a name."""
 
     pass_us: int
     calls: list[tuple[int, bool, str | None, int]]
@@ -69,7 +69,7 @@ class Step:
 
 
 def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
-    """Time that passes: nothing, a bit, grains, whole windows, and back."""
+    """Times that pass: none, little, grains, whole windows, and negative ones."""
     passing = st.one_of(
         st.sampled_from([0, 1, 999, 15_625, 15_626, 1_000_000, 1_000_001, 60_000_000, -1, -5_000_000]),
         st.integers(0, 70_000_000),
@@ -106,7 +106,7 @@ def logs_in(store: RedisStore, counters: Sequence[Counter]) -> list[State]:
 
 
 class Pair:
-    """The same calls to the server and to the reference."""
+    """Makes the same calls on the server and on the reference store."""
 
     def __init__(self, server: Server) -> None:
         self.time = Time(NOW_US)
@@ -132,7 +132,7 @@ class Pair:
         assert vars(mine) == vars(theirs)
 
     def rows(self) -> list[Row]:
-        """What the server keeps of the audit."""
+        """The audit rows on the server."""
         found = [one for key in self.store._audit[:2] for one in self.store._ask(("XRANGE", key, "-", "+"))[0]]
         return [rows.row(fields) for _, fields in sorted(found, key=lambda one: rows.row_id(one[0]))]
 

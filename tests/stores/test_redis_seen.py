@@ -1,4 +1,4 @@
-"""What a wrapper remembers of its counters, for the time when the server does not answer."""
+"""The memory of counters, for outages: its bound, and which counters it forgets first."""
 
 import struct
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ SECOND_US = 1_000_000
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound that a test reaches soon: eight counters, of which six are left."""
+    """A low bound: eight counters, of which six are left after cleaning up."""
     monkeypatch.setattr(seen, "MOST", 8)
     monkeypatch.setattr(seen, "LEFT", 6)
 
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def value(newest_us: int) -> bytes:
-    """Of a counter that was charged once."""
+    """The value of a counter that was charged once."""
     packed = struct.pack("<qqIq", newest_us, newest_us, 1, 1)
     assert log(packed) == (newest_us, newest_us, 1)
     return packed

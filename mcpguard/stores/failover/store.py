@@ -145,7 +145,7 @@ class FailoverStore:
                     self._fail(error)
             return {}
 
-    # opening and failing; the caller holds the lock where nothing else is said
+    # opening and failing; unless a docstring says otherwise, the caller holds the lock
 
     def _await_opening(self) -> None:
         """Wait for the first attempt to open the store. The caller does not hold the lock."""
