@@ -530,6 +530,34 @@ def test_a_failure_while_a_file_is_taken_in_is_no_outage_and_is_tried_again_late
     assert (after.used(), len(after.records())) == ([4], 4)
 
 
+def test_outcomes_that_the_store_does_not_take_while_a_file_is_taken_in_are_tried_again_later(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.ends(place.one())
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after.fail("record")
+    after.store.tend()
+    assert after.outcomes() == [None]
+    after.failing = {}
+    after.time.now_us += LOOK_EVERY_US
+    after.store.tend()
+    assert (after.outcomes(), left(tmp_path)) == (["ok"], [])
+
+
+def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_it_is_and_reported_once(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.call(1)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after.failing = {"append": ZeroDivisionError("a bug")}
+    for _ in range(3):
+        after.store.tend()
+        after.time.now_us += LOOK_EVERY_US
+    assert len(left(tmp_path)) == len(after.said) == 1
+    assert "cannot be taken in and is left as it is: ZeroDivisionError('a bug')" in after.said[0]
+    assert not after.store.needs_tending
+
+
 def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "BATCH", 10)
     place = down(tmp_path)
