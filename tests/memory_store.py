@@ -1,7 +1,7 @@
 """The reference that every store is compared with: a store in memory."""
 
 import os
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, record
@@ -70,6 +70,9 @@ class MemoryStore:
         """See `Store`."""
         for outcome in outcomes:
             self._memory.outcomes.setdefault(outcome.row_id, outcome)
+
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        pass
 
     def tend(self) -> None:
         """See `Store`. Forgets the counters whose windows have passed, and old notes."""

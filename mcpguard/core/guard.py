@@ -2,8 +2,8 @@
 
 The relay hands what the client wrote to `client_messages`, and carries out the actions that come back, in order. A `Forward` or
 a `Reply` it writes. A `DecisionRequest` it takes to the store, all of one reading together, and each verdict to `charged`,
-which says what becomes of the call. What the server says has passed already when `server_lines` is shown it: outcomes cost a call
-nothing.
+which says what becomes of the call. What the server says has passed already when `server_lines` is shown it: outcomes cost a
+call nothing.
 
 Before it judges calls the relay may ask `wanted_notes` for which of them a hook may have noted an agent, and fetch those notes.
 """

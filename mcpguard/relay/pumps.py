@@ -114,6 +114,7 @@ class Pumps:
         self._answers = AnswerLines()
         self._outcomes: list[Outcome] = []
         self._work = threading.Event()
+        self._hurry = threading.Event()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._pump_up, name="mcpguard-up", daemon=True),
@@ -161,7 +162,7 @@ class Pumps:
             how: What became of it, for the client.
         """
         self._stop.set()
-        self._work.set()
+        self._hurry_bookkeeper()
         threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
 
     def _answer_rest(self, how: str) -> None:
@@ -223,6 +224,7 @@ class Pumps:
         left = self._send(forwards) if forwards else b""
         if left and not self._stop.wait(EXIT_S):  # else the server has exited: `answer_rest` answers all that it left open
             self._undelivered(left)
+        self._store.keep_pace(self._hurry_bookkeeper)
         self.output.await_room(self._client_has_ended)
 
     def _reply(self, replies: Iterable[bytes]) -> None:
@@ -305,6 +307,10 @@ class Pumps:
         if not self._work.is_set():
             self._work.set()
 
+    def _hurry_bookkeeper(self) -> None:
+        self._work.set()
+        self._hurry.set()
+
     def _tell(self, row: audit.Row) -> None:
         """Say what was denied or refused. Whoever makes up names for tools, or odd frames, must not fill a disk with that."""
         record = audit.record(row)
@@ -370,11 +376,12 @@ class Pumps:
     def _keep_books(self) -> None:
         while not self._stop.is_set():
             self._work.wait()
-            self._stop.wait(TICK_S)
+            self._hurry.wait(TICK_S)
+            self._hurry.clear()
             self._work.clear()
             try:
+                self._store.tend()  # first: it makes room for what is written next
                 self._write_books()
-                self._store.tend()
             except StoreUnavailable:
                 self._outcomes.clear()  # the calls are counted; how they ended is lost with the store
             except Exception as error:  # the books go on: storms, upkeep and recovery depend on this thread

@@ -99,6 +99,15 @@ class CallStore(Protocol):
             StoreUnavailable: Calls cannot use the store either.
         """
 
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        """If this process has written much that upkeep has not processed, wait for upkeep, at most for the store's timeout.
+
+        To be called after calls were forwarded and before more are read: so the client waits, and no call does.
+
+        Args:
+            hurry: Called before the wait. It lets another thread call `tend` at once.
+        """
+
     @property
     def needs_tending(self) -> bool:
         """Whether `tend` has to be called soon even if no call comes."""

@@ -1,4 +1,5 @@
 import re
+import string
 from collections.abc import Callable
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core.patterns import coverage, glob, glob_agent
+from tests.core.build import steps
 
 
 @given(st.text("ab*", max_size=7), st.text("ab", max_size=9))
@@ -78,3 +80,9 @@ def test_a_list_covers_those_that_have_a_pattern_for_each_of_its_own(lists: list
 def test_of_patterns_that_match_one_text_the_same_cover_the_same(text: str, patterns: list[str]) -> None:
     lists = [[], *([pattern] for pattern in patterns if glob(pattern, text))]
     assert coverage(lists, meet=True) == coverage(lists, meet=False) == covering(lists, glob)
+
+
+def test_the_work_for_a_thousand_patterns_grows_with_their_number_not_with_its_square() -> None:
+    letters = string.ascii_letters[:32]
+    lists = [[f"*{one}*{two}*"] for one in letters for two in letters]
+    assert steps(lambda: coverage(lists, meet=True)) < 6 * steps(lambda: coverage(lists[: len(lists) // 4], meet=True))

@@ -238,6 +238,11 @@ class FailoverStore:
             self._leftovers.work(self._with_store)
         self._join_outcomes()
 
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        """See `CallStore`."""
+        if store := self._store:
+            store.keep_pace(hurry)
+
     def _join_outcomes(self) -> None:
         """Write some of the outcomes in the buffer."""
         with self._lock:

@@ -8,7 +8,7 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -349,6 +349,9 @@ class RedisStore:
             return {}
         values = self._ask(notes.reading(namespace, tool_use_ids))[0]
         return notes.read(tool_use_ids, values, wall_us=self._wall())
+
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        """See `CallStore`. Does nothing: a call is in the server when it is decided."""
 
     def tend(self) -> None:
         """See `Store`. Once a minute one wrapper deletes old rows for all.

@@ -97,7 +97,7 @@ def test_old_notes_and_those_from_a_future_that_was_taken_back_are_not_found_and
 def test_of_many_notes_the_newest_are_remembered_and_the_others_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "REMEMBERED", 3)
+    monkeypatch.setattr(memory, "LOADED", 3)
     clock = Time()
     store = SqliteStore(tmp_path / "a.db", wall=Time(WALL_US), clock=clock)
     names = [f"t{at}" for at in range(20)]
