@@ -26,6 +26,10 @@ class Memory:
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.adopted: set[str] = set()
 
+    def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int) -> None:
+        """See `Address`."""
+        self.notes[namespace, note.tool_use_id] = (note.agent, wall_us)
+
 
 class MemoryStore:
     """Counters and audit rows in memory.
@@ -124,11 +128,6 @@ class MemoryStore:
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
         return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
-
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        """See `Store`."""
-        self._drop_old_notes()
-        self._memory.notes[namespace, note.tool_use_id] = (note.agent, self._wall())
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""

@@ -17,7 +17,7 @@ from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore, Store
 from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent.parent
@@ -83,12 +83,12 @@ def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
     return request("tools/call", request_id, name=tool, **params)
 
 
-class Session:
+class Wrapper:
     """A guard, its journal and a store: a wrapper without pipes."""
 
     def __init__(
         self,
-        store: Store,
+        store: CallStore,
         policy: str | Policy | PolicyError,
         *,
         session: str = "00000000000000aa",
@@ -119,6 +119,12 @@ class Session:
     def one(self, tool: str) -> Verdict:
         (verdict,) = self.call(tool)
         return verdict
+
+
+class Session(Wrapper):
+    """A wrapper on a store that can be read."""
+
+    store: Store
 
 
 class Talk(Session):
