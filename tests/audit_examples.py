@@ -1,4 +1,4 @@
-"""Write the examples of `docs/audit.md`, a row for each decision: `python -m tests.audit_examples`."""
+"""Writes the examples in `docs/audit.md`, a row for each decision: `python -m tests.audit_examples`."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ SESSION: Final = "45732ae6c06cfb07"
 
 
 def examples() -> dict[str, dict[str, object]]:
-    """A record for each decision, by its name."""
+    """An audit record for each decision, by the decision's name."""
     talk = Talk(POLICY, session=SESSION, args_key=lambda: bytes(16))
     talk.store.decide([talk.guard.policy_note()], talk.journal)
     for request_id in 1, 2, 3:
@@ -59,9 +59,9 @@ def examples() -> dict[str, dict[str, object]]:
 
 
 def section() -> str:
-    """The part of the page that has the examples."""
+    """The section of the page with the examples."""
     shown = [f"### {name}\n\n```json\n{json.dumps(one, indent=2)}\n```\n" for name, one in examples().items()]
-    return "\n".join([HEADING, f"The rows are of this policy:\n\n```toml{POLICY}```\n", *shown])
+    return "\n".join([HEADING, f"The rows are from a session with this policy:\n\n```toml{POLICY}```\n", *shown])
 
 
 if __name__ == "__main__":

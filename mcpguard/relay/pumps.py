@@ -27,7 +27,7 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.readiness import ClientEnd, ServerInput, await_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES, ServerStream
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import monotonic_us, wall_us
 
 EXIT_S: Final = 0.3
@@ -81,7 +81,7 @@ class Pumps:
         self,
         child: Child,
         guard: Guard,
-        store: Store,
+        store: CallStore,
         journal: Journal,
         policy: PolicySource,
         output: ClientOutput,

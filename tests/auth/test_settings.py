@@ -236,4 +236,4 @@ def test_a_shown_url_has_scheme_host_and_path_only(url: str, shown: str) -> None
 def test_an_unknown_home_folder_is_an_error(tmp_path: Path, key: str) -> None:
     rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
     message, _ = refusal(tmp_path, f'{rest}\n{key} = "~nosuchuser/x"\n')
-    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the folder that ~nosuchuser/x begins at is not known"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the home or working folder for ~nosuchuser/x does not exist"

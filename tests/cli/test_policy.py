@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.core.policy_parse import STARTER, parse
-from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal
+from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal, process
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 from tests.test_policy_editing import BY_HAND
 
@@ -25,7 +25,7 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     done = mcpguard(tmp_path / "new", "policy", "set", "--user", "*", "--tool", "search", "20/1m", "100/1h")
     file = tmp_path / "new" / "policy.toml"
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (f"{file}: new rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
+    assert done.stdout == (f"{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
     assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -33,7 +33,7 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
 
 def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "50/1h")
-    assert "rule 1, which was 100/1h" in done.stdout
+    assert "changed rule 1 (it was 100/1h)" in done.stdout
     assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
 
 
@@ -43,41 +43,41 @@ LATE = "Calls already made count up to {} longer (a 64th of the {} window): abov
 @pytest.mark.parametrize(
     ("selectors", "limits", "told"),
     [
-        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # the other window is a new one
+        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # 1d is a new window
         (["--user", "*"], ["65/1h"], ""),
         (["--user", "bob"], ["10/60m"], LATE.format("57s", "60m")),  # an override counts in the same counter
         (["--user", "bob", "--per", "none"], ["10/1h"], ""),
         (["--user", "bob", "--role", "dev"], ["10/1h"], ""),
     ],
 )
-def test_set_says_how_much_longer_calls_count_that_a_limit_above_64_has_counted(
+def test_set_says_how_much_longer_the_calls_of_a_limit_above_64_count(
     tmp_path: Path, file: Path, selectors: list[str], limits: list[str], told: str
 ) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--tool", "search", *selectors, *limits)
     assert "".join(done.stdout.splitlines(keepends=True)[2:]) == told
 
 
-def test_so_does_unset_where_a_narrower_limit_applies_from_now_on(tmp_path: Path) -> None:
+def test_unset_says_so_too_if_a_lower_limit_now_applies(tmp_path: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
     mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
     done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
-    assert done.stdout.endswith("removed user=bob, which was 100/1d\n" + LATE.format("22m 30s", "1d"))
+    assert done.stdout.endswith("removed the rule for user=bob (it was 100/1d)\n" + LATE.format("22m 30s", "1d"))
     done = mcpguard(tmp_path, "policy", "unset", "--user", "*")
     assert "longer" not in done.stdout
 
 
 def test_unset_removes_the_rule_with_the_comment_right_above_it_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--user", "*", "--tool", "search")
-    assert done.stdout == f"{file}: removed user=* tool=search, which was 100/1h\n"
+    assert done.stdout == f"{file}: removed the rule for user=* tool=search (it was 100/1h)\n"
     begin, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
     assert file.read_text() == BY_HAND[:begin] + BY_HAND[end:]
 
 
-def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, file: Path) -> None:
+def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule tool=search"
-    assert "hint: the nearest:" in done.stderr
+    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule for tool=search"
+    assert "hint: similar rules:" in done.stderr
     assert "user=* tool=search" in done.stderr
     assert file.read_text() == BY_HAND
 
@@ -92,11 +92,11 @@ def test_unset_of_a_rule_that_is_not_there_names_the_nearest(tmp_path: Path, fil
         (["--tool", "x", "5/1m", "6/60s"], "two limits for one window", "keep"),
         (["--agent", "subagent", "5/1m"], "does not have three parts", "client::tier::name"),
         (["--tool", "", "5/1m"], "empty text", "*"),
-        (["--per", "users", "5/1m"], "unknown axis 'users'", "user agent tool server"),
+        (["--per", "users", "5/1m"], "unknown axis 'users'", "user,agent,tool,server"),
         (["--per", "", "5/1m"], "unknown axis ''", "none"),
     ],
 )
-def test_a_bad_limit_or_pattern_is_told_in_one_line_and_a_hint(
+def test_an_invalid_limit_or_pattern_is_reported_in_one_line_and_a_hint(
     tmp_path: Path, argv: list[str], message: str, hint: str
 ) -> None:
     done = mcpguard(tmp_path, "policy", "set", *argv)
@@ -117,7 +117,7 @@ def test_set_without_a_limit_is_a_usage_error(tmp_path: Path) -> None:
     "content", [b"", b"# nothing\n", b'[[rule]]\ntool = "a\n', b"\xff\xfe", b"[[rule]]\ntool = 'a'\nlimt = '5/1m'\n"]
 )
 @pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"]])
-def test_a_file_that_is_no_policy_is_told_and_left_alone(tmp_path: Path, content: bytes, argv: list[str]) -> None:
+def test_a_file_that_is_not_a_policy_is_reported_and_not_changed(tmp_path: Path, content: bytes, argv: list[str]) -> None:
     file = tmp_path / "policy.toml"
     file.write_bytes(content)
     done = mcpguard(tmp_path, "policy", *argv)
@@ -130,7 +130,7 @@ def test_a_file_that_is_no_policy_is_told_and_left_alone(tmp_path: Path, content
 
 
 @pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"], ["edit"]])
-def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path, argv: list[str]) -> None:
+def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, argv: list[str]) -> None:
     (tmp_path / "policy.toml").mkdir()
     done = mcpguard(tmp_path, "policy", *argv, EDITOR="true")
     assert (done.returncode, done.stdout) == (78, "")
@@ -139,12 +139,12 @@ def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path, argv: list[str]) 
 
 
 @pytest.mark.parametrize(("mode", "folder_mode", "status"), [(0, 0o700, 78), (0o444, 0o700, 1), (0o600, 0o500, 1)])
-def test_a_file_or_folder_that_may_not_be_read_or_written_is_told_and_left(
+def test_missing_permissions_are_reported_and_the_file_is_not_changed(
     tmp_path: Path, file: Path, mode: int, folder_mode: int, status: int
 ) -> None:
     file.chmod(mode)
     tmp_path.chmod(folder_mode)
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m", under=BOUND)
+    done = process(tmp_path, "policy", "set", "--tool", "x", "5/1m", under=BOUND)
     tmp_path.chmod(0o700)
     file.chmod(0o600)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 2)
@@ -152,7 +152,7 @@ def test_a_file_or_folder_that_may_not_be_read_or_written_is_told_and_left(
     assert file.read_text() == BY_HAND
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = mcpguard(tmp_path, "policy", "set", "--policy", str(tmp_path / "file" / "policy.toml"), "--tool", "x", "5/1m")
     assert done.returncode in {1, 78}
@@ -160,11 +160,11 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: Path, file: Path) -> None:
+def test_a_full_disk_leaves_the_file_unchanged_and_no_temporary_file(tmp_path: Path, file: Path) -> None:
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
+    done = process(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written: File too large" in done.stderr
     assert file.read_text() == BY_HAND
@@ -172,18 +172,18 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: P
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
-def test_a_file_that_is_begun_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     def masked() -> None:
         os.umask(umask)
 
     home = tmp_path / "home"
-    assert mcpguard(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
+    assert process(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
     assert stat.S_IMODE((home / "policy.toml").stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("argv", [["init"], ["set", "--tool", "x", "5/1m"], ["edit"]])
-def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
+def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -195,7 +195,7 @@ def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(
     assert list(tmp_path.iterdir()) == [shared]
 
 
-def test_check_tells_who_else_may_change_the_files_that_decide(tmp_path: Path, file: Path) -> None:
+def test_check_warns_of_files_that_other_accounts_may_change(tmp_path: Path, file: Path) -> None:
     assert "may change" not in mcpguard(tmp_path, "policy", "check").stdout
     file.chmod(0o666)
     done = mcpguard(tmp_path, "policy", "check")
@@ -208,7 +208,7 @@ def test_check_tells_who_else_may_change_the_files_that_decide(tmp_path: Path, f
     assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 1
 
 
-def test_sets_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
     tools = [f"tool_{number}" for number in range(8)]
     argv = [command("policy", "set", "--tool", tool, "5/1m") for tool in tools]
     running = [subprocess.Popen(one, env=environment(tmp_path), stdout=subprocess.DEVNULL) for one in argv]
@@ -243,7 +243,7 @@ def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path
     )
 
 
-def test_show_as_json_has_all_of_it(tmp_path: Path, file: Path) -> None:
+def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
     file.write_text(BY_HAND.replace("enforce", "observe"))
     shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
     assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
@@ -259,14 +259,14 @@ def test_show_as_json_has_all_of_it(tmp_path: Path, file: Path) -> None:
     }
 
 
-def test_show_fits_a_terminal_of_eighty_columns_and_needs_no_colour(tmp_path: Path, file: Path) -> None:
+def test_show_fits_eighty_columns_and_obeys_no_color(tmp_path: Path, file: Path) -> None:
     mcpguard(tmp_path, "policy", "set", "--user", "*@a-company.example", "--agent", "Claude Code::subagent::Explore", "7/1h")
     mcpguard(tmp_path, "policy", "set", "--tool", "a_name_without_any_place_to_break_" * 4, "10000/1d")
     status, plain = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
     assert status == 0
     assert "\x1b" not in plain
     assert [line for line in plain.splitlines()[1:] if len(line) > 80] == []
-    assert "IN WORDS" in plain
+    assert "MEANING" in plain
     assert "\x1b[" in on_terminal(tmp_path, "policy", "show")[1]
     assert "\x1b" not in mcpguard(tmp_path, "policy", "show").stdout
 
@@ -279,9 +279,9 @@ def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, 
         assert not {"\x1b", "\x07", "\x9b", "\r"} & set(text)
 
 
-def test_characters_that_the_terminal_does_not_have_are_escaped(tmp_path: Path, file: Path) -> None:
+def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: Path) -> None:
     file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n')
-    done = mcpguard(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
+    done = process(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\u043f" in done.stdout
 
@@ -306,7 +306,7 @@ def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path
     assert "mcp__crm__search" in warning
 
 
-def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
+def test_check_of_a_missing_file_fails(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "check", "nowhere.toml")
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith("mcpguard: nowhere.toml: no such file\nhint: ")
@@ -314,7 +314,7 @@ def test_check_of_a_file_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", [["check"], ["show"], ["explain", "--tool", "x"], ["unset", "--tool", "x"]])
-def test_the_hint_at_a_named_file_that_is_not_there_makes_that_file(tmp_path: Path, argv: list[str]) -> None:
+def test_the_hint_for_a_missing_policy_file_creates_it(tmp_path: Path, argv: list[str]) -> None:
     file = tmp_path / "our team" / "policy.toml"
     done = mcpguard(tmp_path, "policy", *argv, "--policy", str(file))
     assert (done.returncode, done.stdout) == (78, "")
@@ -326,7 +326,7 @@ def test_the_hint_at_a_named_file_that_is_not_there_makes_that_file(tmp_path: Pa
     assert file.read_text() == STARTER
 
 
-def test_a_policy_without_rules_is_said_to_limit_nothing(tmp_path: Path, file: Path) -> None:
+def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
     said = "no rules: nothing is limited"
     file.write_text("rule = []\n")
     assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
@@ -338,7 +338,7 @@ def test_a_policy_without_rules_is_said_to_limit_nothing(tmp_path: Path, file: P
     assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").stdout.splitlines()[1:] == [said]
 
 
-def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: Path, file: Path) -> None:
+def test_check_warns_of_rules_that_matched_no_call(tmp_path: Path, file: Path) -> None:
     assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
     calls(tmp_path, "report", 1)
     done = mcpguard(tmp_path, "policy", "check")
@@ -349,17 +349,17 @@ def test_check_tells_of_rules_that_have_matched_no_call_of_the_audit(tmp_path: P
 def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
     file = tmp_path / "a" / "policy.toml"
     done = mcpguard(tmp_path, "policy", "init", "--policy", str(file))
-    assert (done.returncode, done.stdout) == (0, f"{file}: 4 starter rules\n")
+    assert (done.returncode, done.stdout) == (0, f"{file}: wrote 4 starter rules\n")
     assert file.read_text() == STARTER
     file.write_text(BY_HAND)
     done = mcpguard(tmp_path, "policy", "init", MCPGUARD_POLICY=str(file))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert file.read_text() == BY_HAND
 
 
 @pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
-def test_set_refuses_what_no_policy_file_can_hold(tmp_path: Path, file: Path, option: str) -> None:
+def test_set_refuses_text_that_is_not_utf_8(tmp_path: Path, file: Path, option: str) -> None:
     done = mcpguard(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 2)
     assert done.stderr.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
@@ -371,7 +371,7 @@ def test_path_prints_the_path(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "path", MCPGUARD_POLICY="/a/b.toml").stdout == "/a/b.toml\n"
 
 
-def test_edit_checks_what_the_editor_leaves(tmp_path: Path, file: Path) -> None:
+def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
     assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
     assert file.read_text() == BY_HAND.replace("100", "200")
@@ -388,15 +388,15 @@ def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
 def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="no-such-editor")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[1] == "hint: name one with VISUAL or EDITOR"
+    assert done.stderr.splitlines()[1] == "hint: set VISUAL or EDITOR to the editor's command"
 
 
-def test_an_editor_whose_command_cannot_be_read_is_told(tmp_path: Path, file: Path) -> None:
+def test_an_editor_command_that_cannot_be_parsed_is_reported(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR='"')
     assert (done.returncode, done.stdout) == (1, "")
     first, hint = done.stderr.splitlines()
-    assert first == "mcpguard: the editor: not a command: No closing quotation"
-    assert hint.startswith("hint: VISUAL or EDITOR: ")
+    assert first == "mcpguard: VISUAL or EDITOR is not a command: No closing quotation"
+    assert hint == "hint: close each quotation mark"
 
 
 def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:

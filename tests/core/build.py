@@ -1,4 +1,4 @@
-"""What the tests build policies, sessions and frames from."""
+"""Builds policies, sessions and frames for tests."""
 
 import json
 import sys
@@ -18,19 +18,19 @@ from mcpguard.core.policy import Policy
 from mcpguard.core.policy_parse import parse
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore, Store
 from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent.parent
 START_US = 1_000_000_000_000
-"""Where the tests' store time begins: not at 0, which a clock that was never set would show."""
+"""The start of the tests' store time. It is not 0, so that a clock that was never set is noticed."""
 
 WALL_US = 1_767_225_600_000_000
 """2026-01-01T00:00:00Z."""
 
 
 class Time:
-    """A clock that moves when it is told to."""
+    """A clock that tests set."""
 
     def __init__(self, now_us: int = START_US) -> None:
         self.now_us = now_us
@@ -46,7 +46,7 @@ class Time:
 
 
 def steps(do: Callable[[], object]) -> int:
-    """How many functions are called."""
+    """The number of functions that `do` calls."""
     seen = 0
 
     def count(_frame: FrameType, event: str, _arg: object) -> None:
@@ -81,12 +81,12 @@ def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
     return request("tools/call", request_id, name=tool, **params)
 
 
-class Session:
-    """A guard and its journal on a store: what a wrapper is, without its pipes."""
+class Wrapper:
+    """A guard, its journal and a store: a wrapper without pipes."""
 
     def __init__(
         self,
-        store: Store,
+        store: CallStore,
         policy: str | Policy | PolicyError,
         *,
         session: str = "00000000000000aa",
@@ -100,7 +100,7 @@ class Session:
         self.calls = 0
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
-        """The charges of `times` calls that the client makes at once."""
+        """The requests of `times` calls that the client makes at once."""
         lines = []
         for _ in range(times):
             self.calls += 1
@@ -119,8 +119,14 @@ class Session:
         return verdict
 
 
+class Session(Wrapper):
+    """A wrapper on a store that can be read."""
+
+    store: Store
+
+
 class Talk(Session):
-    """A conversation: what the client and the server write, and what reaches the other side."""
+    """A conversation: what the client and the server write, and what the other side receives."""
 
     def __init__(self, policy: str | Policy | PolicyError = "mode = 'enforce'", **options: Any) -> None:
         self.time = Time()
@@ -132,7 +138,7 @@ class Talk(Session):
         self.verdicts: list[Verdict] = []
 
     def client(self, *lines: bytes | Refusal, noted: dict[str, str] | None = None) -> None:
-        """The client writes lines, all read at once; hooks have noted agents for some of them."""
+        """Let the client write lines, which are read at once. `noted` has the agents that hooks noted, by id."""
         messages = read(lines)
         wanted = self.guard.wanted_notes([one for one in messages if isinstance(one, Frame) and one.is_call])
         found = {one: (noted or {})[one] for one in wanted if one in (noted or {})}
@@ -150,7 +156,7 @@ class Talk(Session):
                 self.to_client.append(json.loads(done.data))
 
     def server(self, *messages: object) -> None:
-        """The server writes messages."""
+        """Let the server write messages."""
         stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
         self.outcomes += self.guard.server_lines(self.answers.feed(stream), now_us=self.time())
 

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.claude_code import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
@@ -27,7 +27,7 @@ from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import call_log, database, entries, notes
+from mcpguard.stores.sqlite import call_log, database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
@@ -205,10 +205,6 @@ class SqliteStore:
         self._tell([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        """See `Store`."""
-        self._tell([notes.line(namespace, note, self._wall())])
-
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         with self._reported():
@@ -350,10 +346,6 @@ class SqliteStore:
     def held(self) -> list[Held]:
         """See `Store`."""
         return self._reader.held()
-
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """See `Store`."""
-        return self._reader.peek(counters)
 
     # upkeep
 
