@@ -62,7 +62,7 @@ async def _get(url: str, timeout_s: float, max_bytes: int) -> bytes:
                 return answer
             target = urljoin(url, answer)
             if url_problem(target) or (urlsplit(target).scheme == "http" and urlsplit(url).scheme != "http"):
-                raise FetchError("it redirects to where nothing is trusted: only https is")
+                raise FetchError("it redirects to an address that is not trusted: only https is")
             url = target
     raise FetchError("it redirects too often")
 
@@ -127,14 +127,14 @@ class _DaemonThreads(ThreadPoolExecutor):
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.ProxyError):  # its text is the proxy's
-        return "the proxy does not let us through"
+        return "the proxy refuses the connection"
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not trusted: {cause.verify_message}"
         if isinstance(cause, ssl.SSLError):
             return f"the TLS handshake fails: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
         if isinstance(cause, socket.gaierror | UnicodeError):
-            return "its name is not known"
+            return "its name cannot be resolved"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno).lower()
     return "the connection breaks off" if isinstance(error, httpx2.NetworkError) else "it does not speak HTTP"

@@ -160,7 +160,7 @@ def test_redirects_on_this_machine_are_followed_at_most_three_times(server: KeyS
 )
 def test_a_redirect_to_an_untrusted_url_is_not_followed(server: KeyServer, target: str) -> None:
     server.status, server.headers, server.body = 301, {"Location": target}, b""
-    assert fails(server.url) == "it redirects to where nothing is trusted: only https is"
+    assert fails(server.url) == "it redirects to an address that is not trusted: only https is"
 
 
 # TLS
@@ -211,7 +211,7 @@ def test_a_redirect_from_https_to_http_is_not_followed(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with provider.serving() as plain:
         secure.status, secure.headers, secure.body = 302, {"Location": plain.url}, b""
-        assert fails(secure.url) == "it redirects to where nothing is trusted: only https is"
+        assert fails(secure.url) == "it redirects to an address that is not trusted: only https is"
         assert plain.asked == 0
 
 
@@ -303,7 +303,7 @@ def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.
 
     without_proxy(monkeypatch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert fails(f"https://{host}/keys") == "its name is not known"
+    assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
 
 def test_a_redirect_from_this_machine_may_lead_to_https(server: KeyServer) -> None:
@@ -335,7 +335,7 @@ def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest
         thread.join(30)
     assert asked[0].startswith(b"CONNECT idp.acme.com:443 HTTP/1.")
     assert b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n" in asked[0]
-    assert said == "the proxy does not let us through"
+    assert said == "the proxy refuses the connection"
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])

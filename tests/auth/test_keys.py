@@ -1,4 +1,4 @@
-"""The provider's keys: which are taken, where they are kept, and how seldom they are asked for."""
+"""The keys of a provider: which are accepted, how they are cached, and how often they are fetched."""
 
 import json
 import os

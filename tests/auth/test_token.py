@@ -1,4 +1,4 @@
-"""Tokens of every kind, with real signatures, as a wrapper looks at them."""
+"""Tokens of every kind, with real signatures: which are accepted, and why others are rejected."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""A token and its keys as they change, and as time goes by."""
+"""A token and its keys while they change and time passes."""
 
 import os
 import threading
