@@ -69,7 +69,8 @@ async def _get(url: str, timeout_s: float, max_bytes: int) -> bytes:
 
 async def _request(url: str, max_bytes: int) -> bytes | str:
     """The document at a URL, or where it redirects to. A client serves one request, so that no cookie reaches the next."""
-    async with contextlib.AsyncExitStack() as opened, _client(urlsplit(url).hostname or "") as client:
+    host = urlsplit(url).hostname or ""
+    async with contextlib.AsyncExitStack() as opened, await asyncio.to_thread(_client, host) as client:
 
         async def trace(event: str, details: dict[str, Any]) -> None:
             if event == "connection.connect_tcp.complete":  # the client would not close it if its TLS handshake is cancelled
@@ -82,7 +83,11 @@ async def _request(url: str, max_bytes: int) -> bytes | str:
 
 
 def _client(host: str) -> httpx2.AsyncClient:
-    context = httpx2.create_ssl_context()
+    """A client for one host. It reads certificates and the system's proxy settings, which may resolve names: this can block."""
+    try:
+        context = httpx2.create_ssl_context()
+    except OSError as error:
+        raise FetchError("the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read") from error
     try:
         # `trust_env` would send http on this machine through a proxy, and fail if any of the proxies is unusable
         return httpx2.AsyncClient(proxy=_proxy(host), trust_env=False, verify=context, timeout=None, headers=_HEADERS)
@@ -109,7 +114,7 @@ async def _body(response: httpx2.Response, max_bytes: int) -> bytes:
 
 
 class _DaemonThreads(ThreadPoolExecutor):
-    """Resolves names in daemon threads. A resolver cannot be interrupted, so neither the fetch nor the process may join it."""
+    """Runs blocking calls in daemon threads. They cannot be interrupted, so neither the fetch nor the process joins them."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -121,7 +126,7 @@ class _DaemonThreads(ThreadPoolExecutor):
                 except Exception as error:  # for whoever awaits it
                     future.set_exception(error)
 
-        threading.Thread(target=run, name="mcpguard-resolver", daemon=True).start()
+        threading.Thread(target=run, name="mcpguard-fetch", daemon=True).start()
         return future
 
 

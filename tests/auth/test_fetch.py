@@ -205,6 +205,14 @@ def test_a_server_without_tls_at_an_https_url_is_a_one_line_error(server: KeySer
     assert fails(server.url.replace("http:", "https:")).startswith("the TLS handshake fails: ")
 
 
+def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+    assert fails("https://127.0.0.1:1/") == why
+    (tmp_path / "missing").write_text("no certificate")
+    assert fails("https://127.0.0.1:1/") == why
+
+
 def test_a_redirect_from_https_to_http_is_not_followed(
     secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +302,13 @@ def test_a_name_server_that_does_not_answer_times_out_and_keeps_no_process_alive
     ended.set()
     threads[0].join(30)
     assert not threads[0].is_alive()
+
+
+def test_proxy_settings_of_the_system_that_hang_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("mcpguard.auth.fetch.proxy_bypass", lambda _: ended.wait())
+    times_out("https://idp.acme.com/keys")
+    ended.set()
 
 
 @pytest.mark.parametrize("host", ["idp.acme.com", "a" * 64 + ".com"])
