@@ -13,7 +13,7 @@ from mcpguard.errors import ConfigError
 from mcpguard.files import named_path
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""The algorithms that the settings can allow. Never `none`, and never HMAC: whoever verifies with its key can also sign."""
+"""The algorithms that the settings can allow. Never `none`, and never HMAC, whose verification key can also sign."""
 
 _HINTS: Final = {
     "issuer": 'issuer = "https://idp.acme.com/", exactly as in the claim iss of the tokens',

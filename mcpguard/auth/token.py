@@ -175,7 +175,7 @@ class TokenSource:
         if not token:
             return Examination((Unauthenticated(f"{where} is empty", "log in, so that the token is written"),))
         try:
-            header, said = _read(token)
+            header, payload = _read(token)
         except (jwt.DecodeError, ValueError, RecursionError):
             return Examination((Unauthenticated(f"{where} is not a signed JWT", _NOT_A_JWT),))
         except jwt.InvalidTokenError:  # its text can repeat the header
@@ -188,19 +188,19 @@ class TokenSource:
         else:
             hint = "sign with one of these, or change identity.jwt.algorithms"
             forged = Unauthenticated(f"{where} is not signed with {' or '.join(allowed)}", hint)
-        problems = tuple(claims.problems(said, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
+        problems = tuple(claims.problems(payload, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
         stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
         if forged or problems:
             return Examination(
                 (forged, *problems) if forged else problems,
-                claims=said,
+                claims=payload,
                 is_verified=not forged,
                 lacks_key=is_allowed and forged is not None,
-                until_s=min(_begins_s(said, now_s), stale_s),
+                until_s=min(_valid_from_s(payload, now_s), stale_s),
             )
-        until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
-        who = claims.identity(said, self._settings.expected, self._configured)
-        return Examination((), identity=who, claims=said, is_verified=True, until_s=until_s)
+        until_s = min((claims.time_of(payload, "exp") or 0) + claims.LEEWAY_S, stale_s)
+        who = claims.identity(payload, self._settings.expected, self._configured)
+        return Examination((), identity=who, claims=payload, is_verified=True, until_s=until_s)
 
     def _missing(self, why: str | None) -> Unauthenticated:
         file = self._settings.token_file
@@ -281,13 +281,13 @@ def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
         RecursionError: It is nested too deeply.
     """
     parsed = jwt.decode_complete(token, options={"verify_signature": False})
-    header, said = parsed["header"], parsed["payload"]
-    json.dumps([header, said], ensure_ascii=False, allow_nan=False).encode()
-    return header, said
+    header, payload = parsed["header"], parsed["payload"]
+    json.dumps([header, payload], ensure_ascii=False, allow_nan=False).encode()
+    return header, payload
 
 
-def _begins_s(said: Claims, now_s: float) -> float:
+def _valid_from_s(payload: Claims, now_s: float) -> float:
     """When a token that is rejected now can become valid: at its `nbf` or `iat`. Infinity if both have passed."""
-    times = [time_s for name in ("nbf", "iat") if (time_s := claims.time_of(said, name)) is not None]
+    times = [time_s for name in ("nbf", "iat") if (time_s := claims.time_of(payload, name)) is not None]
     begin_s = max(times, default=0.0) - claims.LEEWAY_S
     return begin_s if begin_s > now_s else float("inf")

@@ -45,8 +45,8 @@ class Row(NamedTuple):
         counted: The calls in the limit's counter, and for a denial also the denials since: `count` in a record.
         remaining: Calls that the limit still admits.
         retry_after_ms: The wait after which the call has room, rounded up.
-        repeats: How many denials since the row before it the row stands for: equal ones, or those of one kind. None if it was
-            written at once.
+        repeats: The number of denials since the previous row that this row stands for: equal ones, or those of one kind. None
+            if it was written at once.
         detail: The members of the record that few rows have: a JSON object, as text.
     """
 
@@ -97,7 +97,7 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
 
 
 def audit_id(session: str, seq: int) -> str:
-    """The id of a row: its session and its number there. A denial tells it to the client."""
+    """The id of a row in records and denials: its session and its number in the session."""
     return f"{session}-{seq}"
 
 

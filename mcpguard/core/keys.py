@@ -78,11 +78,11 @@ def fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | Non
 
 
 def _fault_in_many(keys: Iterable[str], reserved: frozenset[str]) -> str | None:
-    told = ManyKeys(reserved)
+    all_keys = ManyKeys(reserved)
     rest = iter(keys)
     while some := list(islice(rest, AT_ONCE)):
-        told.add(some)
-    return told.fault
+        all_keys.add(some)
+    return all_keys.fault
 
 
 def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Describes rules in sentences, and warns of what is odd in a valid policy."""
+"""Describes rules in sentences, and warns of probable mistakes in a valid policy."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +44,7 @@ def sentence(rule: Rule) -> str:
 
 
 def span(rate: Rate) -> str:
-    """A window, as a sentence says it.
+    """A window, as it is written in a sentence.
 
     >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
     ('an hour', 'in any 90 minutes')
@@ -56,7 +56,7 @@ def span(rate: Rate) -> str:
 
 
 def window(window_us: int) -> str:
-    """The length of a window, as a sentence says it.
+    """The length of a window, as it is written in a sentence.
 
     >>> window(3_600_000_000), window(5_400_000_000)
     ('hour', '90 minutes')
@@ -328,7 +328,7 @@ def _foreign_names(policy: Policy) -> Iterator[str]:
         match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
         if match:
             names = f'tool = "{match[2]}", server = "{match[1]}"'
-            yield f"{label(policy, at)} names a tool as Claude Code shows it; did you mean {names}?"
+            yield f"{label(policy, at)} names a tool by its name in Claude Code; did you mean {names}?"
 
 
 def _own_names(policy: Policy) -> Iterator[str]:
@@ -336,4 +336,4 @@ def _own_names(policy: Policy) -> Iterator[str]:
         own = rule.agent
         if own and known_client(own.client) != own.client:
             agent = own._replace(client=known_client(own.client))
-            yield f'{label(policy, at)} names a client as it calls itself; did you mean agent = "{agent}"?'
+            yield f'{label(policy, at)} names a client by its name in clientInfo; did you mean agent = "{agent}"?'

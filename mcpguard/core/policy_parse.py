@@ -11,8 +11,8 @@ from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 from mcpguard.errors import PolicyError
 
 STARTER: Final = """\
-# mcpguard: how often which tools may be called, by whom. `mcpguard policy show` says it in words.
-# These are the starter rules: each user has one allowance for all agents of a tier together.
+# Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
+# These are the starter rules. Each user has one limit for all agents of a tier together.
 
 [[rule]]
 user = "*"

@@ -283,7 +283,7 @@ def test_a_tool_with_the_name_that_claude_code_shows_is_warned_of_with_its_real_
 
 def test_a_client_with_its_name_from_client_info_is_warned_of_with_its_product_name() -> None:
     (warning,) = rules("agent='claude-code::subagent::*' limit='5/1m'")
-    assert warning.endswith('names a client as it calls itself; did you mean agent = "Claude Code::subagent::*"?')
+    assert warning.endswith('names a client by its name in clientInfo; did you mean agent = "Claude Code::subagent::*"?')
     assert (
         rules("agent='Claude Code::*::*' limit='5/1m'", "agent='*::*::*' limit='5/1m'", "agent='goos*::*::*' limit='5/1m'")
         == []
