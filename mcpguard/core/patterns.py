@@ -3,9 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add, or_
-from typing import Final
-
-_AGENT_PARTS: Final = 3
 
 
 def glob(pattern: str, text: str) -> bool:
@@ -37,12 +34,6 @@ def matcher(pattern: str) -> Callable[[str], bool]:
         return True
 
     return matches
-
-
-def glob_agent(pattern: str, text: str) -> bool:
-    """`glob` for each of an agent's three parts, so that `*` does not cross `::`."""
-    patterns, parts = pattern.split("::"), text.split("::")
-    return len(patterns) == len(parts) == _AGENT_PARTS and all(map(glob, patterns, parts))
 
 
 def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
