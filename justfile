@@ -1,8 +1,8 @@
-# Make the virtual environment that .ci/run uses, with what development needs
+# Create the virtual environment that .ci/run uses
 setup:
     test -x .ci/venv/bin/python || python3 -m venv .ci/venv && .ci/venv/bin/pip install --quiet --editable '.[dev]'
 
-# Everything that must hold
+# Lint, types, architecture, manual and tests
 check:
     .ci/run
 
@@ -10,10 +10,10 @@ check:
 test *arguments:
     .ci/venv/bin/python -m pytest -n 4 {{ arguments }}
 
-# The figures of speed: just bench --help
+# Measure speed: just bench --help
 bench *arguments:
     .ci/venv/bin/python -m tests.benchmarks {{ arguments }}
 
-# The demo: half a minute of limits
+# The demo, which takes half a minute
 demo:
     .ci/venv/bin/mcpguard demo

@@ -1,4 +1,4 @@
-"""A client that obeys its limits: it calls a tool in a loop, and after a denial it waits as long as it was told.
+"""A client that obeys its limits: it calls a tool in a loop, and after a denial it waits as long as the denial says.
 
 Run it as `python examples/client.py [CALLS]`.
 """
@@ -16,24 +16,24 @@ LONGEST_WAIT_MS = 10_000
 CRM = StdioServerParameters(
     command="mcpguard",
     args=[
-        # A program reads a denial's numbers off an error; by default a client on this SDK gets a text for a model.
+        # A program needs the numbers in an error. By default a client on this SDK gets a tool result, for its model
         *("run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--denials", "error", "--"),
         *(sys.executable, str(EXAMPLES / "crm_server.py")),
     ],
-    # The SDK passes on little of the environment; what is meant for mcpguard has to be named.
+    # The SDK passes only a few variables on, so name those of mcpguard
     env={name: value for name, value in os.environ.items() if name.startswith("MCPGUARD_")},
 )
 
 
 def wait_ms(error: MCPError) -> int:
-    """How long a denial asks to wait; any other error is raised again, since waiting does not mend it."""
+    """The wait that a denial asks for. Any other error is raised again, because waiting does not help."""
     if isinstance(error.data, dict) and error.data.get("reason") == "rate_limited":
         return int(error.data["retry_after_ms"])
     raise error
 
 
 async def search(client: Client, query: str) -> tuple[int, int]:
-    """Searches, as often as it takes; returns how many customers there are and how many denials there were."""
+    """Search until the call is allowed. Returns the number of customers and the number of denials."""
     denials = 0
     while True:
         try:

@@ -1,13 +1,13 @@
 """The `mcpguard` command, and `python -m mcpguard`."""
 
-import _signal  # type: ignore[import-not-found]  # `signal` takes milliseconds to import, in which Ctrl-C is a traceback
+import _signal  # type: ignore[import-not-found]  # importing `signal` takes milliseconds, in which Ctrl-C would print a traceback
 
-if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not ignored, by whoever has started us
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # the parent process may have made us ignore it
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 def main() -> None:
-    """Run the command line. While it is loaded an interrupt ends the process at once: there is nothing to tidy up yet."""
+    """Run the command line. While modules are loaded, Ctrl-C ends the process at once, because nothing needs cleaning up."""
     from mcpguard.cli import main
 
     main()

@@ -1,4 +1,4 @@
-"""Files and settings: where they lie, and what they may say."""
+"""Reads the settings: options, variables and `config.toml`. Knows where the account's files are."""
 
 import os
 import re
@@ -14,40 +14,40 @@ from mcpguard.stores.address import address, has_password
 from mcpguard.stores.api import Address, Options
 from mcpguard.stores.sqlite.address import SqliteAddress
 
-if TYPE_CHECKING:  # loaded where it is configured
+if TYPE_CHECKING:  # loaded only if configured
     from mcpguard.auth.settings import JwtSettings
     from mcpguard.stores.api import Readable, Store
 
 PATIENCE_MS: Final = 5000
-"""How long a command waits for the store, at least. Nobody's call waits for a command."""
+"""The shortest time that a command waits for the store. No call waits for a command."""
 
 
 class Settings(NamedTuple):
-    """What `config.toml`, the environment and the options come to.
+    """The settings of options, variables and `config.toml` together.
 
     Attributes:
         policy: The policy file.
-        policy_named: Whether somebody named it: then it must exist.
-        database: The account's own store.
-        store: The URL of another one; empty if there is none.
-        store_password: Its password, if that does not stand in the URL.
-        namespace: Counters and audit are per namespace.
-        timeout_ms: How long a call waits for the store.
+        policy_named: Whether an option or a variable names the policy file. Then the file must exist.
+        database: The account's SQLite file, used if `store` is empty.
+        store: The store's URL; empty for the account's SQLite file.
+        store_password: The store's password, if it is not in the URL.
+        namespace: The part of the store whose counters and audit log are used.
+        timeout_ms: How long a call waits for the store at most.
         on_unavailable: `local`, `deny` or `allow`.
         durability: `normal` or `full`.
-        user: The configured user; None for the account's.
+        user: The configured user; None for the OS account.
         agent: The configured agent; None if there is none.
-        jwt: How users are verified; None if they are not.
-        trust_client_info: Whether a client that names itself is believed.
-        trust_meta: Whether a call that names its agent is believed.
+        jwt: How users are verified; None if they are not verified.
+        trust_client_info: Whether the client's own name fills an empty client part.
+        trust_meta: Whether a call may name its own agent.
         denials: `auto`, `error` or `result`.
-        quiet: Whether a running guard says nothing but errors.
+        quiet: Whether `run` writes only errors to stderr.
         max_frame_bytes: The longest line that is accepted from a client.
         keep_us: How long audit rows are kept.
-        max_mb: How much of the store a namespace may take before its oldest audit rows go.
-        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        file: `config.toml`, which may be missing; None if these come from elsewhere.
-        warnings: What whoever starts a guard with these should know.
+        max_mb: The size of a namespace in the store beyond which its oldest audit rows are deleted.
+        arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
+        file: `config.toml`, which may be missing; None if the settings do not come from `load`.
+        warnings: Warnings for the user who starts `run` with these settings.
     """
 
     policy: Path
@@ -74,38 +74,38 @@ class Settings(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Without its secrets: the password, and an address that may hold one."""
+        """Name only the policy: the password and the store's URL are secret."""
         return f"<settings with the policy {self.policy}>"
 
     @property
     def address(self) -> Address:
-        """Where the store is.
+        """The address of the store.
 
         Raises:
-            ConfigError: The URL names no store.
+            ConfigError: The URL is not the URL of a store.
         """
         return address(self.store, self.store_password) if self.store else SqliteAddress(self.database)
 
     @property
     def files(self) -> list[Path]:
-        """The files that decide what is allowed: whoever can change one of them can lift a limit."""
+        """The files that decide what is allowed. Whoever can change one of them can lift a limit."""
         store = self.address
         return [self.policy, *([self.file] if self.file else []), *([store.path] if isinstance(store, SqliteAddress) else [])]
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
-        """Open the store that the settings name; it is made if it is missing.
+        """Open the store, and create it if it is missing.
 
         Args:
-            least_timeout_ms: Wait at least as long as this.
+            least_timeout_ms: The shortest time to wait for the store.
 
         Raises:
-            ConfigError: The URL names no store.
-            StoreUnavailable: It cannot be used.
+            ConfigError: The URL is not the URL of a store.
+            StoreUnavailable: The store cannot be used.
         """
         return self.address.open(self._store_options(least_timeout_ms))
 
     def read_store(self) -> "Readable":
-        """Open the store that the settings name, which exists, for a command to read. Raises as `open_store` does."""
+        """Open an existing store for a command to read. Raises the errors of `open_store`."""
         return self.address.read(self._store_options(PATIENCE_MS))
 
     def _store_options(self, least_timeout_ms: int) -> Options:
@@ -119,31 +119,34 @@ class Settings(NamedTuple):
 
 
 class Folders(NamedTuple):
-    """Where the account's files are: `config` has what people edit, `state` what the program keeps."""
+    """The folders of the account's files: `config` for files that people edit, `state` for files that the program writes."""
 
     config: Path
     state: Path
 
     @property
     def config_file(self) -> Path:
-        """Settings of this machine."""
+        """The settings of this machine."""
         return self.config / "config.toml"
 
     @property
     def policy_file(self) -> Path:
-        """The policy."""
+        """The account's policy."""
         return self.config / "policy.toml"
 
     @property
     def database(self) -> Path:
-        """Counters and audit."""
+        """The account's SQLite store."""
         return self.state / "mcpguard.db"
 
 
 def folders(environ: Mapping[str, str]) -> Folders:
-    """The account's places, or all in the one folder that `MCPGUARD_HOME` names.
+    """The account's folders, or the one folder that `MCPGUARD_HOME` names.
 
-    XDG variables do not count: MCP clients do not pass them on, and one account must have one policy.
+    XDG variables are ignored: MCP clients do not pass them on, and one account must have one policy.
+
+    Raises:
+        ConfigError: `MCPGUARD_HOME` is not a path, or the account has no home folder.
     """
     home = environ.get("MCPGUARD_HOME")
     if home:
@@ -155,10 +158,16 @@ def folders(environ: Mapping[str, str]) -> Folders:
     try:
         places = PlatformDirs("mcpguard", appauthor=False)
         return Folders(Path(places.user_config_dir), Path(places.user_state_dir))
-    except RuntimeError as error:  # no HOME, and no entry for this account
-        raise ConfigError("this account has no home folder", "name a folder for its files with MCPGUARD_HOME") from error
+    except RuntimeError as error:  # HOME is not set, and the system does not know this account
+        raise ConfigError("this account has no home folder", "set MCPGUARD_HOME to a folder for mcpguard's files") from error
     finally:
         os.environ.update(hidden)
+
+
+def place(key: str, option: str | None, environ: Mapping[str, str]) -> str:
+    """Where a configured `user` or `agent` is set: the option, the variable, or `config.toml`."""
+    variable = f"MCPGUARD_{key.upper()}"
+    return f"--{key}" if option else variable if environ.get(variable) else "config.toml"
 
 
 _TABLES: Final[dict[str, tuple[str, ...]]] = {
@@ -181,15 +190,15 @@ _RANGES: Final = {"timeout_ms": (1, 60_000), "max_mb": (1, 1_000_000), "max_fram
 
 
 def load(environ: Mapping[str, str], **options: str | None) -> Settings:
-    """Settings from options, the environment and `config.toml`, the first that has one.
+    """Read the settings. An option overrides a variable, and a variable overrides `config.toml`.
 
     Args:
         environ: The environment.
-        options: `config`, `policy`, `store`, `user`, `agent`, `denials`, as the command line has them; of `server` it is only
-            seen to that it is a name.
+        options: The options `config`, `policy`, `store`, `user`, `agent` and `denials` of the command line. `server` is only
+            checked.
 
     Raises:
-        ConfigError: One of them cannot be.
+        ConfigError: A setting is not valid.
     """
     places = folders(environ)
     named = options.get("config") or environ.get("MCPGUARD_CONFIG")
@@ -208,8 +217,10 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         values["quiet"] = _switch(word, where="MCPGUARD_QUIET")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     for key, name in {**values, "server": server}.items():
-        if key in _NAMES and holds_token(str(name)):  # it would stand in every audit row
-            raise ConfigError(f"{key} holds a token where a name belongs", "only [identity.jwt] takes users from tokens")
+        if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
+            raise ConfigError(
+                f"{key} holds a token where a name belongs", "to take users from tokens, configure [identity.jwt]"
+            )
     policy = values.pop("policy", None)
     option = "--policy" if options.get("policy") else "MCPGUARD_POLICY"
     return Settings(
@@ -224,10 +235,10 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
 
 
 def _switch(word: str, *, where: str) -> bool:
-    """Whether a variable switches something on.
+    """The truth value of a variable.
 
     Raises:
-        ConfigError: It says neither.
+        ConfigError: The word is not one of `_WORDS`.
     """
     if (found := _WORDS.get(word.lower())) is None:
         raise ConfigError(f"{where}: {word!r} is neither 1 nor 0", f"{where}=1")
@@ -242,7 +253,7 @@ def _warnings(file: Path, *, store: str | None) -> tuple[str, ...]:
 
 
 def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:
-    """Refuse a configured user where tokens name the user: whoever set both expects one of them to do what it does not."""
+    """Refuse a configured user beside `[identity.jwt]`, because one of the two would have no effect."""
     places = {**given, f"{file}: identity.user": values.get("user")}
     named = next((place for place, user in places.items() if user), None)
     if named is not None:
@@ -284,7 +295,7 @@ def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
         text = read_at_once(file).decode()
         if text.startswith("\ufeff"):
             raise ConfigError(f"{file}: begins with a byte order mark", "save it as UTF-8 without one")
-        import tomllib  # loaded before the server is started, so only where there is a file
+        import tomllib  # loaded before the server is started, so only if there is a file
 
         return tomllib.loads(text)
     except FileNotFoundError:
@@ -292,11 +303,11 @@ def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
             raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None
         return {}
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it is a file in TOML") from error
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it must be a TOML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8", "it is a file in TOML, saved as UTF-8") from error
-    except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
-        raise ConfigError(f"{file}: not TOML: {error}", "text stands in quotes, tables in [brackets]") from error
+        raise ConfigError(f"{file}: not UTF-8", "save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # tomllib raises these for a very long number and for deep nesting
+        raise ConfigError(f"{file}: not TOML: {error}", "write text in quotes, and table names in [brackets]") from error
 
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:
@@ -318,30 +329,30 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
     return {"store" if key == "url" else key: value}
 
 
-_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # as a policy's; its parser is loaded later
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # the policy's units; its parser is loaded later
 
 
 def span_us(text: str, *, where: str) -> int:
     """A span of time such as `30d` in microseconds.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The text is not a span of time.
     """
     match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if not match or not int(match[1]):
-        raise ConfigError(f"{where}: {text!r} is not a span of time", "a number and one of s m h d w: 30d")
+        raise ConfigError(f"{where}: {text!r} is not a span of time", "write a number and one of s m h d w, such as 30d")
     return int(match[1]) * _UNIT_SECONDS[match[2]] * 1_000_000
 
 
 def _nearest(word: str, known: "tuple[str, ...] | list[str]") -> str:
-    import difflib  # on the way to an error only
+    import difflib  # loaded only for an error
 
     near = difflib.get_close_matches(word, known, 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"known: {' '.join(key for key in known if key)}"
 
 
 def account() -> str:
-    """The name of the account that we run under, or its number if it has no name. No variable can say otherwise on POSIX."""
+    """The name of the OS account, or its number if it has no name. On POSIX no environment variable can change the result."""
     if sys.platform == "win32":
         import getpass
 

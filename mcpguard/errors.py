@@ -1,14 +1,13 @@
-"""What a user can be told, and the exit status that goes with it.
+"""Errors that the user can fix, with their exit statuses.
 
-Every failure that is the user's to mend is a `McpguardError`: one line, and a hint where there is one to give. Any other
-exception that leaves this package is a bug.
+Every such error is a `McpguardError`: one line, and usually a hint. Any other exception that leaves this package is a bug.
 """
 
 from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of `mcpguard`; 69 and 78 are those of BSD's `sysexits.h`, 126 and 127 a shell's."""
+    """Exit statuses of `mcpguard`; 69 and 78 are from BSD's `sysexits.h`, 126, 127 and 130 from the shell."""
 
     OK = 0
     FAILURE = 1
@@ -21,11 +20,11 @@ class ExitStatus(IntEnum):
 
 
 class McpguardError(Exception):
-    """A failure that the user can mend.
+    """A failure that the user can fix.
 
     Args:
         message: One line: what is wrong, and where.
-        hint: One line: what would be right.
+        hint: One line: how to fix it.
     """
 
     exit_status = ExitStatus.FAILURE
@@ -37,51 +36,51 @@ class McpguardError(Exception):
 
 
 class UsageError(McpguardError):
-    """The command line asks for something that cannot be."""
+    """The command line is not valid."""
 
     exit_status = ExitStatus.USAGE
 
 
 class ConfigError(McpguardError):
-    """`config.toml`, the environment or an option does not hold what it should."""
+    """`config.toml`, a variable or an option has a value that is not valid."""
 
     exit_status = ExitStatus.CONFIGURATION
 
 
 class PolicyError(McpguardError):
-    """A policy file cannot be taken up."""
+    """A policy file is not valid or cannot be read."""
 
     exit_status = ExitStatus.CONFIGURATION
 
 
 class Unauthenticated(McpguardError):
-    """Nobody is known to be calling: there is no token, or none that can be trusted.
+    """The user is not verified: there is no token, or the token is not valid.
 
-    Neither the message nor the hint holds anything of the token, but for times of one whose signature was verified.
+    The message and the hint contain nothing from the token, except times of a token whose signature was verified.
     """
 
 
 class StoreUnavailable(McpguardError):
-    """The store of counters and audit cannot be used now."""
+    """The store cannot be used now."""
 
     exit_status = ExitStatus.STORE_UNAVAILABLE
 
 
 class StoreDamaged(StoreUnavailable):
-    """A file of the store is damaged: what it holds cannot be relied on."""
+    """A file of the store is damaged."""
 
 
 class StoreBusy(StoreUnavailable):
-    """Others use the store, and it had no time for us. Nothing is wrong with it, and what was asked may be asked again."""
+    """The store was busy with other processes for longer than the time limit. The request may be repeated."""
 
 
 class CommandError(McpguardError):
     """The server's command cannot be started.
 
     Args:
-        message: One line: which command, and why not.
-        hint: One line: what would be right.
-        exit_status: `NOT_FOUND` or `NOT_EXECUTABLE`, as a shell would have it.
+        message: One line: which command, and why it cannot be started.
+        hint: One line: how to fix it.
+        exit_status: `NOT_FOUND` or `NOT_EXECUTABLE`.
     """
 
     def __init__(self, message: str, hint: str, exit_status: ExitStatus) -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that are nobody else's business."""
+"""Files and folders that only the account may use."""
 
 import contextlib
 import errno
@@ -13,33 +13,33 @@ from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
 
 _MAX_LINKS: Final = 40
-"""As many links as Linux follows."""
+"""The number of links that Linux follows."""
 
 
 def named_path(name: str, *, where: str) -> Path:
-    """The absolute path of what somebody named; a ~ in front is a home folder.
+    """The absolute path of a name. A leading `~` stands for a home folder.
 
     Args:
-        name: As it was written.
-        where: The setting, option or variable that it stands in.
+        name: The name that the user wrote.
+        where: The setting, option or variable that holds the name.
 
     Raises:
-        ConfigError: There is no such folder to begin at, or this is a token, which is not repeated then.
+        ConfigError: The home folder or the working folder is not known; or the name is a token, which the message leaves out.
     """
     if holds_token(name):
         hint = "write the token into a file that only you can read, and name that file"
         raise ConfigError(f"{where} holds a token where a path belongs", hint)
     try:
         return Path(name).expanduser().absolute()
-    except (RuntimeError, OSError) as error:  # no such account, one without a home, or a working folder that is gone
-        raise ConfigError(f"{where}: the folder that {name} begins at is not known", "write the whole path") from error
+    except (RuntimeError, OSError) as error:  # an unknown account, an account without a home, or a deleted working folder
+        raise ConfigError(f"{where}: the home or working folder for {name} does not exist", "write an absolute path") from error
 
 
 def read_at_once(path: Path, max_bytes: int = -1) -> bytes:
-    """What a file holds, or its beginning. A named pipe is refused: it could be waited for without end.
+    """Read a file, or its first bytes. A named pipe is refused, because reading it might never end.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -55,10 +55,10 @@ def read_at_once(path: Path, max_bytes: int = -1) -> bytes:
 
 
 def open_private(path: Path) -> int:
-    """A file descriptor for reading and writing; a new file has mode 0600 whatever the umask.
+    """Open a file for reading and writing, or create it with mode 0600 whatever the umask.
 
     Raises:
-        OSError: It cannot be opened or made. See `place_to_make`, too.
+        OSError: The file cannot be opened or created. See also `place_to_make`.
     """
     flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -67,7 +67,7 @@ def open_private(path: Path) -> int:
         place = place_to_make(path)
     try:
         fd = os.open(place, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # another process was faster
+    except FileExistsError:  # another process created it first
         return os.open(place, flags | getattr(os, "O_NOFOLLOW", 0))
     if sys.platform != "win32":
         os.fchmod(fd, 0o600)
@@ -75,11 +75,11 @@ def open_private(path: Path) -> int:
 
 
 def place_to_make(path: Path) -> Path:
-    """Where a file is, or is made if it is missing: what `path` leads to if it is a link.
+    """The path with all links followed, at which a missing file may be created.
 
     Raises:
-        OSError: The file is missing, and a link to it lies in a folder that others may write to: one of them may have put it
-            there to have us make a file somewhere else.
+        OSError: The file is missing, and a link to it is in a folder that others may write to. One of them may have made the
+            link so that mcpguard creates a file somewhere else.
     """
     place, link = Path(os.path.realpath(path)), path
     for _ in range(_MAX_LINKS):
@@ -92,10 +92,10 @@ def place_to_make(path: Path) -> Path:
 
 
 def exposed(paths: Iterable[Path]) -> list[str]:
-    """Which files other accounts may change, since one owns or may write to a file or its folder.
+    """Which files other accounts may change, because another account owns or may write to the file or its folder.
 
     Args:
-        paths: The files. One that is missing lies in a folder all the same.
+        paths: The files. For a missing file, its folder is checked.
 
     Returns:
         A line for each reason.
@@ -112,14 +112,14 @@ def exposed(paths: Iterable[Path]) -> list[str]:
 
 
 def _who_else_writes(found: os.stat_result, *, new_files: bool = False) -> str:
-    """Who else may write to a file or folder, as the end of a sentence about it; empty if only we and root may.
+    """Who else may write to a file or folder, as the end of a sentence; empty if only this account and root may.
 
     Args:
-        found: What the system says of it.
-        new_files: Whether it matters, too, that others can put files into a folder in which each can change only his own.
+        found: The result of `stat`.
+        new_files: Whether a sticky folder counts as writable. Others can put files into it, but change only their own.
     """
     if sys.platform == "win32":
-        return ""  # access lists tell that there
+        return ""  # Windows has access lists instead
     if found.st_uid not in (0, os.geteuid()):
         return f"belongs to user {found.st_uid}"
     if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and not new_files:
@@ -132,7 +132,7 @@ def _who_else_writes(found: os.stat_result, *, new_files: bool = False) -> str:
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group has no other member than us and root: many systems give each account a group of its own."""
+    """Whether only this account and root are in a group. Many systems give each account a group of its own."""
     if sys.platform == "win32":
         return True
     import grp
@@ -146,7 +146,7 @@ def _is_private(group: int) -> bool:
 
 
 def private_folder(folder: Path) -> None:
-    """Make a folder, and those above it, of mode 0700 whatever the umask; one that exists is left as it is."""
+    """Create a folder and its parents with mode 0700 whatever the umask. An existing folder keeps its mode."""
     if folder.is_dir():
         return
     private_folder(folder.parent)

@@ -1,4 +1,4 @@
-"""A file that is followed while others write it."""
+"""Follows the content of a file that other programs write."""
 
 import os
 import time
@@ -9,24 +9,24 @@ from typing import Final
 from mcpguard.files import read_at_once
 
 SETTLING_NS: Final = 50_000_000
-"""A file younger than this is read again at the next look: two edits can fall into one tick of the file system's clock."""
+"""A file that changed less than this ago is read again at each look: two edits can have the same time stamp."""
 
 
 class FollowedFile:
-    """A file's content as of the last look. A look at a file that has not changed costs one question to the system.
+    """A file's content as of the last look. A look at an unchanged file costs one `stat`.
 
     Args:
         path: The file.
-        max_bytes: No more than one byte beyond this is read; None for all of it.
+        max_bytes: At most one byte more than this is read; None for all bytes.
 
     Attributes:
-        content: What it holds; None if there is no such file, or why it cannot be read.
-        mode: The bits of who may read and write it.
+        content: The content; a text with the reason if the file cannot be read; None if it does not exist.
+        mode: The permission bits.
     """
 
     def __init__(self, path: Path, *, max_bytes: int | None = None) -> None:
         self.path = path
-        self._name = str(path)  # turning the path into it at each look takes as long as the look
+        self._name = str(path)  # converting the path takes as long as the `stat`
         self.content: bytes | str | None = None
         self.mode = 0
         self._max_bytes = max_bytes
@@ -34,14 +34,14 @@ class FollowedFile:
         self._settled = False
 
     def look(self) -> bool:
-        """Read the file if it may have changed; whether it was read."""
+        """Read the file if it may have changed. Whether `content` may be new."""
         try:
-            stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as quick
+            stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast
         except (FileNotFoundError, NotADirectoryError):
             changed = self._stamp is not None
             self._stamp, self.content = None, None
             return changed
-        except (OSError, ValueError) as error:  # a folder on the way may not be entered, or a name cannot be
+        except (OSError, ValueError) as error:  # a folder cannot be entered, or the name is invalid
             before, self._stamp = self.content, None
             self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return self.content != before
@@ -52,7 +52,7 @@ class FollowedFile:
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
-            self.content = "not a regular file"  # reading a pipe could wait for ever
+            self.content = "not a regular file"  # reading a pipe could block for ever
             return True
         try:
             self.content = read_at_once(self.path, -1 if self._max_bytes is None else self._max_bytes + 1)

@@ -1,21 +1,29 @@
-"""Who is calling, by the settings of this machine."""
+"""The caller according to the settings of this machine."""
 
 from mcpguard.config import Settings, account
+from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity, parse_agent
 
 
 def configured_identity(settings: Settings, server: str) -> Identity:
-    """Who is calling as far as that is configured. Where a token has to name the user, nobody is until one does.
+    """The caller as far as it is configured. If users are verified, the user is empty until a token names one.
 
     Raises:
-        ConfigError: The configured agent cannot be.
+        ConfigError: The configured agent does not have three parts, or is a pattern.
     """
-    parts = parse_agent(settings.agent, where="agent") if settings.agent else {}
+    agent = parse_agent(settings.agent, where="agent") if settings.agent else Agent()
     if settings.jwt:
         user, source = "", "jwt"
     elif settings.user is None:
         user, source = account(), "os"
     else:
         user, source = settings.user, "config"
-    trusts = {"trust_client_info": settings.trust_client_info, "trust_meta": settings.trust_meta}
-    return Identity(user, source, server, **parts, **trusts)  # type: ignore[arg-type]
+    return Identity(
+        user,
+        source,
+        server,
+        agent,
+        "config" if any(agent) else "default",
+        trust_client_info=settings.trust_client_info,
+        trust_meta=settings.trust_meta,
+    )

@@ -1,4 +1,4 @@
-"""Changes to a policy file that keep what a person wrote into it: comments, order, mode, and the file itself if we fail."""
+"""Edits a policy file and keeps its comments, order and mode. A failed edit leaves the file unchanged."""
 
 import contextlib
 import errno
@@ -26,27 +26,27 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
-"""How long to wait for another command that edits the same file; each takes some milliseconds."""
+"""How long to wait for other commands that edit the same file. Each takes some milliseconds."""
 
 LEFT_AFTER_S: Final = 3600.0
-"""Where folders cannot be locked, an unfinished file of this age is one of a command that was killed."""
+"""If the folder cannot be locked, an unfinished file of this age was left by a command that was killed."""
 
 _BLANK: Final = " \t\r\n"
-"""What TOML takes for blank; to Python more is."""
+"""White space in TOML. Python knows more characters of that kind."""
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Path]:
-    """Hold others off a policy file.
+    """Lock a policy file against other edits.
 
-    The lock is on its folder, so that no lock file lies about in what may be somebody's repository; where folders cannot be
-    locked, nobody is held off.
+    The lock is on the folder, so that no lock file is left in a repository. If the file system cannot lock folders, there is
+    no lock.
 
     Yields:
-        The file itself, if `path` is a link to it. Its folder exists.
+        The file; if `path` is a link, its target. The folder exists.
 
     Raises:
-        McpguardError: Its folder cannot be used, or another process keeps it locked.
+        McpguardError: The folder cannot be used, or another process keeps it locked.
     """
     with _reported(path), contextlib.ExitStack() as undo:
         target = place_to_make(path)
@@ -57,7 +57,7 @@ def locked(path: Path) -> Iterator[Path]:
 
 
 def _wait_for_lock(path: Path, undo: contextlib.ExitStack) -> bool:
-    """Lock a file's folder until `undo`; False if that cannot be done on this file system."""
+    """Lock a file's folder until `undo` closes; False if this file system cannot lock folders."""
     if sys.platform != "win32":
         folder = os.open(path.parent, os.O_RDONLY)
         undo.callback(os.close, folder)
@@ -76,12 +76,12 @@ def _wait_for_lock(path: Path, undo: contextlib.ExitStack) -> bool:
 
 
 def _new_files(path: Path) -> str:
-    """How the names begin of files that are to take the place of a file."""
+    """The prefix of the names of unfinished files, which replace a file when they are complete."""
     return f".{path.name}.mcpguard-"
 
 
 def _remove_leftovers(path: Path, *, older_than_s: float) -> None:
-    """Remove what a command that was killed has left of a new file."""
+    """Remove unfinished files of commands that were killed."""
     for entry in path.parent.iterdir():
         with contextlib.suppress(OSError):
             if entry.name.startswith(_new_files(path)) and entry.lstat().st_mtime <= time.time() - older_than_s:
@@ -95,15 +95,15 @@ def _reported(path: Path) -> Iterator[None]:
     except OSError as error:
         raise McpguardError(
             f"{path}: cannot be written: {error.strerror or error}",
-            "the file is as it was; are it and its folder writable, and the disk not full?",
+            "the file is unchanged; check that the file and its folder are writable and the disk is not full",
         ) from error
 
 
 def read(path: Path) -> str | None:
-    """A policy file's text; None if there is none.
+    """Read a policy file; None if it does not exist.
 
     Raises:
-        PolicyError: It cannot be read.
+        PolicyError: The file cannot be read, or is not UTF-8.
     """
     file = FollowedFile(path)
     file.look()
@@ -113,13 +113,13 @@ def read(path: Path) -> str | None:
 
 
 def write(path: Path, text: str) -> None:
-    """Put a text in a file's place, all of it or nothing. An existing file's mode and owner stay; a new one has mode 0600.
+    """Replace a file's content atomically. An existing file keeps its mode and owner; a new one has mode 0600.
 
     Raises:
-        McpguardError: It cannot be written; the file is as it was.
+        McpguardError: The file cannot be written; it is unchanged.
     """
     with _reported(path):
-        if path.exists() and not os.access(path, os.W_OK):  # another file could take its place all the same
+        if path.exists() and not os.access(path, os.W_OK):  # replacing it would work, but it is read-only on purpose
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=_new_files(path))
         try:
@@ -127,7 +127,7 @@ def write(path: Path, text: str) -> None:
                 file.write(text.encode())
                 file.flush()
                 if sys.platform != "win32":
-                    os.fchmod(file.fileno(), 0o600)  # whatever the umask
+                    os.fchmod(file.fileno(), 0o600)  # whatever the umask is
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()
                     if sys.platform != "win32":
@@ -139,7 +139,7 @@ def write(path: Path, text: str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        with contextlib.suppress(OSError):  # some file systems do not sync folders
+        with contextlib.suppress(OSError):  # some file systems cannot sync folders
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -148,10 +148,10 @@ def write(path: Path, text: str) -> None:
 
 
 def begin(path: Path) -> bool:
-    """Write the starter policy to a file, unless there is something already: False then.
+    """Write the starter policy to a file; False if the file exists already.
 
     Raises:
-        McpguardError: It cannot be written.
+        McpguardError: The file cannot be written.
     """
     with locked(path) as target:
         if target.exists():
@@ -161,23 +161,23 @@ def begin(path: Path) -> bool:
 
 
 def place_of(policy: Policy, rule: Rule) -> int | None:
-    """Where a policy has a rule with the same selectors and `per`."""
+    """The place of the rule with the same selectors and `per`; None if there is none."""
     return next((at for at, other in enumerate(policy.rules) if other.key == rule.key), None)
 
 
 def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
-    """Set a rule in a policy file: in the place of the one with the same selectors and `per`, else at the end.
+    """Set a rule in a policy file. It replaces the rule with the same selectors and `per`, or is added at the end.
 
     Args:
-        path: The file. If it is missing it begins with the starter rules.
-        table: The rule as the file is to have it; an empty `name` is none, and takes away the one that is there.
+        path: The file. If it does not exist, it is made with the starter rules.
+        table: The rule as a table of the file. An empty `name` removes the rule's name.
 
     Returns:
-        The policy before, the policy now, and where the rule is in it.
+        The policy before, the policy now, and the place of the rule in it.
 
     Raises:
-        PolicyError: The file holds no policy; it is as it was.
-        McpguardError: It cannot be written; it is as it was.
+        PolicyError: The file is not a valid policy; it is unchanged.
+        McpguardError: The file cannot be written; it is unchanged.
     """
     with locked(path) as target:
         text = read(target)
@@ -197,19 +197,19 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
 
 
 def take_out(path: Path, rule: Rule, *, named: bool) -> tuple[Rule, Policy] | None:
-    """Remove the rule with these selectors and `per` from a policy file.
+    """Remove a rule from a policy file.
 
     Args:
         path: The file.
-        rule: Has the selectors and `per`.
-        named: Whether somebody named the file.
+        rule: A rule with the selectors and `per` of the rule to remove.
+        named: Whether an option or a variable names the file.
 
     Returns:
-        The rule that was there, and the policy now; None if there was none, and then nothing is written.
+        The removed rule, and the policy now; None if there is no such rule. Then nothing is written.
 
     Raises:
-        PolicyError: There is no file, or it holds no policy; it is as it was.
-        McpguardError: It cannot be written; it is as it was.
+        PolicyError: The file does not exist or is not a valid policy; it is unchanged.
+        McpguardError: The file cannot be written; it is unchanged.
     """
     with locked(path) as target:
         text = read(target)
@@ -230,7 +230,7 @@ def _with_limit(old: Rule, new: Rule, *, name: str) -> Rule:
 
 
 def _checked(path: Path, text: str, rules: Sequence[Rule]) -> Policy:
-    """The policy that a new text holds, if it is the one that was meant."""
+    """Parse an edited text, and make sure that the edit changed nothing else."""
     policy = parse(text, source=str(path))
     if [_content(rule) for rule in policy.rules] != [_content(rule) for rule in rules]:
         raise McpguardError(f"{path}: this edit would change more than its rule", "edit the file by hand: mcpguard policy edit")
@@ -242,21 +242,21 @@ def _content(rule: Rule) -> tuple[object, ...]:
 
 
 def _document(text: str) -> Any:
-    """A text that tomlkit can change; it is stricter than tomllib here and there."""
+    """Parse a text for editing. tomlkit rejects some texts that tomllib accepts."""
     try:
         return tomlkit.parse(text)
     except (TOMLKitError, ValueError, RecursionError) as error:
-        what = f"this file holds what only a person can edit: {error}"
-        raise McpguardError(what, "edit it by hand: mcpguard policy edit") from error
+        what = f"this file can only be edited by hand: {error}"
+        raise McpguardError(what, "use mcpguard policy edit") from error
 
 
 def _lines(text: str) -> list[str]:
-    """A text's lines with their ends, as TOML has lines: others that Python knows may stand in a comment or a name."""
+    """A text's lines with their ends, by the rules of TOML: Python's other line ends can be part of a comment or a name."""
     return list(io.StringIO(text, newline="\n"))
 
 
 def _ended_alike(old: str, new: str) -> str:
-    """A text whose lines, where they are not the old text's, end as those do: we and tomlkit write them with LF."""
+    """Give new lines the line ends of the old text: this module and tomlkit write LF."""
     if "\r\n" not in old:
         return new
     kept = set(_lines(old))
@@ -285,7 +285,7 @@ def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
         return tomlkit.dumps(document)
     lines = _lines(text)
     end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
-    document = _document("".join(lines[line - 1 : end]))  # no other rule is touched, not even the spacing of its header
+    document = _document("".join(lines[line - 1 : end]))  # other rules stay as they are, even the spacing of their headers
     found = document["rule"][0]
     _set_limit(found, table["limit"])
     name = table.get("name")
@@ -301,9 +301,9 @@ def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
 
 
 def _set_limit(found: Any, limit: str | list[str]) -> None:
-    """Change a limit. Of a list with comments, what stays keeps its place and its comment; without a list they stand behind."""
+    """Change a limit. In a list with comments, limits that stay keep their place and comment. If the list goes, they follow."""
     array = found["limit"]
-    if "#" not in array.as_string():  # no limit has one in it
+    if "#" not in array.as_string():  # a limit never contains #
         found["limit"] = limit
         return
     if limit in ("deny", "unlimited"):
@@ -328,14 +328,14 @@ def _removed(text: str, policy: Policy, at: int) -> str:
     lines = text.split("\n")
     begin = policy.rules[at].line - 1
     end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
-    while end > begin + 1 and _is_aside(lines[end - 1]):  # what stands before the next rule is that one's
+    while end > begin + 1 and _is_aside(lines[end - 1]):  # comments right before the next rule belong to it
         end -= 1
     while end < len(lines) - 1 and not lines[end].strip():
         end += 1
     above = begin
     while above and lines[above - 1].lstrip().startswith("#"):
         above -= 1
-    if above:  # a comment right above a rule goes with it, one that opens the file does not
+    if above:  # a comment right above the rule is removed with it, unless it begins the file
         begin = above
     new = "\n".join([*lines[:begin], *lines[end:]])
     return new if len(policy.rules) > 1 else _without_rules(new)
@@ -346,7 +346,7 @@ def _is_aside(line: str) -> bool:
 
 
 def _without_rules(text: str) -> str:
-    """A file without content would not be a policy."""
+    """Add a `mode` to a text without content: an empty file is not a valid policy."""
     if _document(text):
         return text
     above = text.rstrip(_BLANK)

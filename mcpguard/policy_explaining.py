@@ -1,4 +1,4 @@
-"""The policy beside the store: one call and what the counters hold for it now, and the rules that no call has matched."""
+"""Explains one call by the policy and the counters, and finds rules that no call has matched."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy import AXES, Call, Policy
 from mcpguard.core.policy_explain import label, tier_warning
-from mcpguard.core.policy_why import Headroom, RuleMatch, headrooms, next_call, why
+from mcpguard.core.policy_match import Headroom, RuleMatch, headrooms, next_call, rule_matches
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
 from mcpguard.files import named_path
@@ -20,25 +20,24 @@ from mcpguard.identity import configured_identity
 from mcpguard.stores.api import Readable
 
 ROWS_LOOKED_AT: Final = 2000
-"""How many of the audit's newest rows are searched for the server of a tool."""
-
+"""How many of the newest audit rows are searched for the server of a tool."""
 
 CALLS_LOOKED_AT: Final = 20_000
-"""How many of the audit's newest rows `check` matches rules with; they are read in about half a second."""
+"""How many of the newest audit rows are matched with the rules. Reading them takes about half a second."""
 
 
 class Explanation(NamedTuple):
-    """All that there is to say of a call.
+    """The explanation of a call.
 
     Attributes:
         call: The call.
-        sources: Where its user, agent and server come from: `jwt`, `config`, `os`, `default`, `audit` or `unknown`; and
-            under `user_from` and `agent_from`, of what is configured, the place.
-        matches: What each rule is to it.
-        rooms: For the place of each rule that applies: what is left of its limits.
-        verdict: What the next such call would get; None if the store cannot be read.
-        failure: Then, why it cannot.
-        agent_open: What may name the agent otherwise in a call, as a clause; empty if nothing does.
+        sources: The sources of its user, agent and server: `jwt`, `config`, `os`, `default`, `audit` or `unknown`. For a
+            configured user or agent, `user_from` and `agent_from` hold the place.
+        matches: How each rule matches the call.
+        headrooms: The quota left of each limit, by the place of its rule.
+        verdict: The verdict that the next such call would get; None if the store cannot be read.
+        failure: Why the store cannot be read; empty if it can.
+        agent_open: What can name another agent in a real call, as a clause; empty if nothing can.
     """
 
     call: Call
@@ -60,20 +59,20 @@ def caller(
     scopes: Sequence[str],
     notify: Callable[[str], None],
 ) -> Identity:
-    """Who calls: whom a wrapper that is started here would take its caller for, but for what is given instead.
+    """The caller that a wrapper started here would have, with the given parts replaced.
 
     Args:
-        settings: Of this machine.
-        user: The user; None for the usual one. With one no token is looked at.
-        agent: The agent; None for the usual one.
-        token: The file of a token; empty for the usual one, None if no option asks for a token.
-        roles: The roles; none for the token's.
-        scopes: The scopes; none for the token's.
-        notify: Gets warnings.
+        settings: The settings of this machine.
+        user: Replaces the user, and then no token is read. None to keep the user.
+        agent: Replaces the configured agent; None to keep it.
+        token: The file of a token, or empty for the usual token; None if no option asks for a token.
+        roles: Replace the token's roles; empty to keep them.
+        scopes: Replace the token's scopes; empty to keep them.
+        notify: Receives warnings.
 
     Raises:
-        ConfigError: There can be no token here, or the agent cannot be.
-        Unauthenticated: The token names nobody.
+        ConfigError: No token names the user here, or the agent is invalid.
+        Unauthenticated: The token is rejected.
     """
     configured = configured_identity(settings._replace(agent=agent or settings.agent), "")
     if token is not None or (settings.jwt and user is None):
@@ -88,13 +87,13 @@ def caller(
 
 
 def _is_part_of(agent: str, who: Identity) -> bool:
-    """Whether the parts that `agent` gives are all the caller's."""
+    """Whether the caller has all parts that `agent` names."""
     given = parse_agent(agent, where="--agent")
-    return all(getattr(who, key) == given[key] for key in given.keys() & {"client", "tier", "name"})
+    return who.agent_parts == given.or_else(who.agent_parts)
 
 
 def _verified(settings: Settings, configured: Identity, file: Path | None, notify: Callable[[str], None]) -> Identity:
-    from mcpguard.auth.examining import examined  # loads PyJWT: only where it is needed
+    from mcpguard.auth.examining import examined  # loads PyJWT
 
     if settings.jwt is None:
         raise ConfigError("no token names the user here", "there is no [identity.jwt] in config.toml")
@@ -118,15 +117,15 @@ def explain(
     """Explain a call.
 
     Args:
-        settings: Of this machine.
+        settings: The settings of this machine.
         policy: The policy in force.
-        who: Who calls.
-        tool: Which tool.
-        server: Of which server; None for the one that had a call of this tool last.
-        places: Where the `user` and the `agent` stand if they are configured.
-        notify: Gets warnings.
+        who: The caller.
+        tool: The tool.
+        server: The server; None for the server of the last call of this tool.
+        places: The places of a configured `user` and `agent`: an option, a variable or a file.
+        notify: Receives warnings.
     """
-    unlimited = tier_warning(policy, who.tier)
+    unlimited = tier_warning(policy, who.agent_parts.tier)
     if unlimited:
         notify(unlimited)
     agent, agent_source = who.agent(None)
@@ -143,7 +142,7 @@ def explain(
     plan = policy.plan(call, settings.namespace)
     if states is None:
         states = [EMPTY] * len(plan.counters)
-    matches = why(policy, call)
+    matches = rule_matches(policy, call)
     applying = [one.at for one in matches if one.status == "applies"]
     left: dict[int, list[Headroom]] = {at: [] for at in applying}
     for room in headrooms(plan, states, now_us):
@@ -161,11 +160,11 @@ def explain(
 def _agent_open(settings: Settings, who: Identity) -> str:
     if settings.jwt and settings.jwt.expected.agent_claim and who.user_source != "jwt":
         return f"the user's token may name another in {settings.jwt.expected.agent_claim}"
-    return "a client fills in its own name" if who.client is None and who.trust_client_info else ""
+    return "a client fills in its own name" if not who.agent_parts.client and who.trust_client_info else ""
 
 
 def _server_of(store: Readable, namespace: str, tool: str) -> str:
-    """The server whose tool of this name was called last; empty if the audit's newest rows have none."""
+    """The server of the last call of this tool; empty if the newest rows have no such call."""
     for entry in islice(store.newest(), ROWS_LOOKED_AT):
         if entry.record.get("tool") == tool and entry.record["namespace"] == namespace:
             return str(entry.record["server"])
@@ -173,7 +172,7 @@ def _server_of(store: Readable, namespace: str, tool: str) -> str:
 
 
 def never_matched(policy: Policy, settings: Settings) -> list[str]:
-    """Warnings of rules that matched no call in the audit, if there is one; scopes are not in it."""
+    """One warning for each rule that matched no call in the audit. Rules on scopes are skipped: the audit has no scopes."""
     calls: set[Call] = set()
     rows = 0
     try:
@@ -182,7 +181,9 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
         with contextlib.closing(settings.read_store()) as store:
             for _, record in store.newest():
                 rows += 1
-                if record["namespace"] == settings.namespace and all(key in record for key in AXES):  # else it was no call
+                if record["namespace"] == settings.namespace and all(
+                    key in record for key in AXES
+                ):  # else the row is not a call
                     roles = record.get("roles")
                     user, agent, tool, server = (str(record[key]) for key in AXES)
                     calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))

@@ -1,4 +1,4 @@
-"""The policy file: as it is, and as it changes under a running wrapper."""
+"""Loads the policy file, and follows its changes in a running wrapper."""
 
 import contextlib
 import gc
@@ -15,19 +15,20 @@ from mcpguard.errors import PolicyError
 from mcpguard.followed_file import FollowedFile
 
 AT_ONCE_BYTES: Final = 16 * 1024
-"""A larger file is parsed in a thread. One of this size, about 200 rules, costs the call that finds it some milliseconds."""
+"""A larger file is parsed in a thread. One of this size, about 200 rules, delays the call that finds it by milliseconds."""
 
 SWITCH_S: Final = 0.0005
-"""How long the thread that parses keeps others from running at a time; Python's own 5 ms would add up, several times a call."""
+"""The switch interval while a thread parses. Python's default of 5 ms would delay each call several times."""
 
 
 class PolicyFile:
-    """The policy file, followed while it changes.
+    """The policy file and its changes.
 
     Args:
         path: The file.
-        named: Whether somebody named it. Then it must exist; else the starter policy is in force until it does.
-        observe: Report only, whatever it says.
+        named: Whether an option or a variable names the file. Then it must exist. Else the starter policy is in force until it
+            exists.
+        observe: Report only, whatever `mode` the file has.
     """
 
     def __init__(self, path: Path, *, named: bool = False, observe: bool = False) -> None:
@@ -36,56 +37,56 @@ class PolicyFile:
         self._named = named
         self._observe = observe
         self._file = FollowedFile(path)
-        self._taken_up = False
-        self._has_news = False
+        self._was_loaded = False
+        self._has_changed = False
         self._parsing: _Parsing | None = None
 
     def begin(self) -> Policy | PolicyError:
-        """The policy to start with; an error if there is none, which closes every tool until it is mended."""
+        """The policy at the start, or why there is none: the file is missing or broken. Then every tool is closed."""
         self._file.look()
-        return self._noted(self._understand(self._file.content))
+        return self._noted(self._parsed(self._file.content))
 
     def poll(self) -> Policy | PolicyError | None:
-        """What is new since the last look: a policy, or why the file's new content cannot be taken up. Usually None.
+        """The new policy, or the error in the file's new content; None if the file has not changed, which is usual.
 
-        A file over `AT_ONCE_BYTES` is parsed in a thread: it is told by the first look after that is done.
+        A file over `AT_ONCE_BYTES` is parsed in a thread. The first `poll` after that returns the result.
         """
         before = self._file.content
         if self._file.look() and self._file.content != before:
-            self._has_news = True
-        if not self._has_news:
+            self._has_changed = True
+        if not self._has_changed:
             return None
         content = self._file.content
         large = isinstance(content, bytes) and len(content) > AT_ONCE_BYTES
-        found = self._understood_meanwhile(content) if large else self._understand(content)
+        found = self._parsed_in_thread(content) if large else self._parsed(content)
         if found is None:
             return None
-        self._has_news = False
+        self._has_changed = False
         return self._noted(found)
 
-    def _understood_meanwhile(self, content: bytes | str | None) -> Policy | PolicyError | None:
-        """What a content comes to; None while it is being parsed. One thread at a time does that."""
+    def _parsed_in_thread(self, content: bytes | str | None) -> Policy | PolicyError | None:
+        """The result of parsing a content in a thread; None until it is there. Only one thread parses at a time."""
         parsing = self._parsing
         if parsing and parsing.found is None:
             return None
         self._parsing = None
         if parsing and parsing.content == content:
             return parsing.found
-        self._parsing = _Parsing(content, self._understand)
+        self._parsing = _Parsing(content, self._parsed)
         return None
 
-    def _is_no_file_yet(self, content: bytes | str | None) -> bool:
-        """Whether the starter policy is in force. Once a file was taken up, a file that is gone leaves it in force."""
-        return content is None and not self._named and not self._taken_up
+    def _is_not_made_yet(self, content: bytes | str | None) -> bool:
+        """Whether the starter policy is in force. If the file is removed later, its last policy stays in force."""
+        return content is None and not self._named and not self._was_loaded
 
     def _noted(self, found: Policy | PolicyError) -> Policy | PolicyError:
-        self.is_starter = self._is_no_file_yet(self._file.content)
-        self._taken_up = self._taken_up or (isinstance(found, Policy) and not self.is_starter)
+        self.is_starter = self._is_not_made_yet(self._file.content)
+        self._was_loaded = self._was_loaded or (isinstance(found, Policy) and not self.is_starter)
         return found
 
-    def _understand(self, content: bytes | str | None) -> Policy | PolicyError:
+    def _parsed(self, content: bytes | str | None) -> Policy | PolicyError:
         try:
-            if self._is_no_file_yet(content):
+            if self._is_not_made_yet(content):
                 return parse(STARTER, source="starter policy", observe=self._observe)
             if content is None:
                 return no_such_file(self.path, named=self._named)
@@ -94,38 +95,40 @@ class PolicyFile:
             source = str(self.path)
             return parse(text_of(content, source=source), source=source, observe=self._observe)
         except PolicyError as error:
-            return PolicyError(redacted(error.message), redacted(error.hint))  # every call is answered with it
+            return PolicyError(redacted(error.message), redacted(error.hint))  # the answer to every call contains it
 
 
 class _Parsing:
-    """A content that a thread parses.
+    """A thread that parses a content.
 
     Attributes:
         content: The content.
-        found: What it comes to; None as long as that is not known.
+        found: The policy or the error; None until the thread has finished.
     """
 
-    def __init__(self, content: bytes | str | None, understand: Callable[[bytes | str | None], Policy | PolicyError]) -> None:
+    def __init__(
+        self, content: bytes | str | None, parse_content: Callable[[bytes | str | None], Policy | PolicyError]
+    ) -> None:
         self.content = content
         self.found: Policy | PolicyError | None = None
-        self._understand = understand
+        self._parse_content = parse_content
         threading.Thread(target=self._parse, name="mcpguard-policy", daemon=True).start()
 
     def _parse(self) -> None:
         try:
             with _giving_way():
-                found = self._understand(self.content)
-        except Exception as error:  # else it would never be known that nothing comes of it
+                found = self._parse_content(self.content)
+        except Exception as error:  # else `found` would stay None for ever
             found = PolicyError(f"internal error, please report it: {error!r}")
         self.found = found
 
 
 @contextlib.contextmanager
 def _giving_way() -> Iterator[None]:
-    """Keep out of other threads' way: let them run often, and spare them the looks for garbage at all that is being made."""
+    """Let other threads run often, and spare them garbage collections over the objects that this one makes."""
     switch_s, collects = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(SWITCH_S)
-    gc.disable()  # nothing interrupts a collection
+    gc.disable()  # no other thread can run during a collection
     try:
         yield
     finally:
@@ -135,10 +138,10 @@ def _giving_way() -> Iterator[None]:
 
 
 def load(path: Path, *, named: bool) -> tuple[Policy, bool]:
-    """The policy in a file, and whether it is the starter policy since there is no file.
+    """Load the policy from a file, and tell whether it is the starter policy because there is no file.
 
     Raises:
-        PolicyError: It holds none.
+        PolicyError: The file is broken, or missing although `named`.
     """
     file = PolicyFile(path, named=named)
     policy = file.begin()
@@ -148,10 +151,10 @@ def load(path: Path, *, named: bool) -> tuple[Policy, bool]:
 
 
 def no_such_file(path: Path, *, named: bool) -> PolicyError:
-    """What is said of a policy file that is not there; if somebody has named it, the name may be wrong."""
+    """The error for a policy file that does not exist. If an option or a variable names it, the name may be wrong."""
     what = f"{path}: no such file"
     if not named:
         return PolicyError(what, "make one: mcpguard policy init")
-    import shlex  # on the way to an error only
+    import shlex  # only for error messages
 
     return PolicyError(what, f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}")

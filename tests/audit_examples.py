@@ -1,9 +1,10 @@
-"""Write the examples of `docs/audit.md`, a row for each decision: `python -m tests.audit_examples`."""
+"""Writes the examples in `docs/audit.md`, a row for each decision: `python -m tests.audit_examples`."""
 
 import json
 from pathlib import Path
 from typing import Final, get_args
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.audit import Outcome
 from mcpguard.core.events import Started
 from mcpguard.core.identity import Identity
@@ -32,7 +33,7 @@ SESSION: Final = "45732ae6c06cfb07"
 
 
 def examples() -> dict[str, dict[str, object]]:
-    """A record for each decision, by its name."""
+    """An audit record for each decision, by the decision's name."""
     talk = Talk(POLICY, session=SESSION, args_key=lambda: bytes(16))
     talk.handle(Started())
     for request_id in 1, 2, 3:
@@ -51,7 +52,7 @@ def examples() -> dict[str, dict[str, object]]:
     talk.input_closes("the server exited with status 1")
     talk.client(call_line("search_customers", 11))
 
-    nobody = Talk(POLICY, who=Identity("", "jwt", "crm", client="Claude Code"), session=SESSION)
+    nobody = Talk(POLICY, who=Identity("", "jwt", "crm", Agent(client="Claude Code")), session=SESSION)
     nobody.identify(Unauthenticated("the token in ~/.config/acme/token expired at 2026-01-01T00:00:00Z", "get a new one"))
     nobody.client(call_line("search_customers", 1))
     found = {str(one["decision"]): one for one in reversed([*all_of(talk), *all_of(nobody)])}
@@ -63,9 +64,9 @@ def all_of(talk: Talk) -> list[dict[str, object]]:
 
 
 def section() -> str:
-    """The part of the page that has the examples."""
+    """The section of the page with the examples."""
     shown = [f"### {name}\n\n```json\n{json.dumps(one, indent=2)}\n```\n" for name, one in examples().items()]
-    return "\n".join([HEADING, f"The rows are of this policy:\n\n```toml{POLICY}```\n", *shown])
+    return "\n".join([HEADING, f"The rows are from a session with this policy:\n\n```toml{POLICY}```\n", *shown])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write `docs/commands.md` from the commands' own help: `python -m tests.command_reference`."""
+"""Writes `docs/commands.md` from the help of the commands: `python -m tests.command_reference`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ are plain text in a pipe. Colours appear only on a terminal, and never if `NO_CO
 
 
 def contexts(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
-    """A command and everything below it, in the order of the help."""
+    """A command and its subcommands, in the order of the help."""
     context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield context
     if isinstance(command, click.Group):

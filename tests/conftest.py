@@ -1,4 +1,4 @@
-"""Settings for every test, and what several kinds of them share."""
+"""Settings and fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ POSIX = (
     "test_config.py",
     "test_readme.py",
 )
-"""The folders and modules whose tests need POSIX: signals, modes of files, `sh`, terminals, sockets with a path, or its paths
-in messages. Their tests have the mark `posix`, as single tests elsewhere do. Windows cannot import most of these modules.
+"""The folders and modules whose tests need POSIX: signals, file modes, `sh`, terminals, Unix sockets, or POSIX paths in
+messages. Their tests get the mark `posix`. Single tests elsewhere have it too. Windows cannot import most of these modules.
 """
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell sets that for what it runs in the background, and children inherit it
+):  # a shell ignores SIGINT for background processes, and child processes inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "mcpguard",
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],  # it measures the machine
+    suppress_health_check=[HealthCheck.too_slow],  # it depends on the speed of the machine
     derandomize=True,
     database=None,
     print_blob=True,
@@ -53,8 +53,8 @@ settings.load_profile("mcpguard")
 
 @pytest.fixture(scope="session")
 def parts(request: pytest.FixtureRequest) -> Parts:
-    """Clients and servers as their makers publish them, which pytest's cache keeps from run to run."""
-    from tests.real_parts.parts import Parts  # it locks as POSIX does
+    """Published clients and servers, which pytest's cache keeps from run to run."""
+    from tests.real_parts.parts import Parts  # it uses POSIX locks
 
     return Parts(Path(request.config.cache.mkdir("real-parts")), own={"python-2": sys.executable})
 
@@ -64,19 +64,19 @@ def _needs_posix(path: Path) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Import no module on Windows that needs POSIX. None leaves the question to pytest."""
+    """On Windows, do not import modules that need POSIX. None leaves the decision to pytest."""
     return True if sys.platform == "win32" and _needs_posix(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the modules that need POSIX."""
+    """Mark the tests of modules that need POSIX."""
     for item in items:
         if _needs_posix(item.path):
             item.add_marker(pytest.mark.posix)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say once for each reason how many tests were skipped for it."""
+    """Print each reason for skipped tests once, with the number of tests."""
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()))
     for reason, number in sorted(reasons.items()):
         terminalreporter.write_line(f"{number} skipped: {reason.removeprefix('Skipped: ')}")

@@ -1,7 +1,7 @@
-"""The reference that every store is compared with: a store in memory."""
+"""A store in memory. Tests compare the other stores with it."""
 
 import os
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, record
@@ -15,7 +15,7 @@ from mcpguard.stores.clock import monotonic_us, wall_us
 
 
 class Memory:
-    """What the memory stores of one process share."""
+    """The state that several memory stores share."""
 
     def __init__(self) -> None:
         self.args_key = os.urandom(32)
@@ -26,14 +26,18 @@ class Memory:
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.adopted: set[str] = set()
 
+    def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int) -> None:
+        """See `Address`."""
+        self.notes[namespace, note.tool_use_id] = (note.agent, wall_us)
+
 
 class MemoryStore:
-    """The reference: counters and audit of one process, gone with it.
+    """Counters and audit rows in memory.
 
     Args:
-        memory: What it shares with other stores.
+        memory: The state, which may be shared with other stores; None for a new one.
         clock: The store's time.
-        wall: Wall-clock time, for the audit.
+        wall: Wall-clock time, for audit rows.
     """
 
     needs_tending = False
@@ -67,8 +71,11 @@ class MemoryStore:
         for outcome in outcomes:
             self._memory.outcomes.setdefault(outcome.row_id, outcome)
 
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        pass
+
     def tend(self) -> None:
-        """See `Store`. Forgets the counters whose windows have passed, and old notes."""
+        """See `Store`. Drops counters whose windows have passed, and old notes."""
         self._drop_old_notes()
         now_us = self._clock()
         for key, state in list(self._memory.states.items()):
@@ -122,11 +129,6 @@ class MemoryStore:
         """See `Store`."""
         return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
 
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        """See `Store`."""
-        self._drop_old_notes()
-        self._memory.notes[namespace, note.tool_use_id] = (note.agent, self._wall())
-
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         self._drop_old_notes()
@@ -146,11 +148,11 @@ class MemoryStore:
 def decide_all(
     requests: Sequence[DecisionRequest], states: MutableMapping[int, State], now_us: int
 ) -> tuple[list[Verdict], dict[int, Counter]]:
-    """Decide charges in order against the logs in `states`, which is kept up.
+    """Decide requests in order, and update the counters' logs in `states`.
 
     Args:
-        charges: What is asked.
-        states: The logs by counter id; one that is missing is empty.
+        requests: The requests.
+        states: The logs by counter id. A missing log is empty.
         now_us: The store's time.
 
     Returns:

@@ -1,4 +1,4 @@
-"""An identity provider: real keys, tokens that it signs, and a server of its keys that can behave badly."""
+"""A test identity provider: real keys, signed tokens, and a key server whose answers tests can change."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ def key(algorithm: str, number: int) -> Any:
 
 
 def jwk(algorithm: str = "RS256", number: int = 0, **members: object) -> dict[str, Any]:
-    """The public half, as a provider publishes it."""
+    """The public key, as a provider publishes it."""
     text = get_default_algorithms()[algorithm].to_jwk(key(algorithm, number).public_key())
     return {**json.loads(text), "kid": f"{algorithm}-{number}", "use": "sig", "alg": algorithm, **members}
 
@@ -44,7 +44,7 @@ def key_set(*keys: dict[str, Any]) -> bytes:
 
 
 def claims(**more: Any) -> dict[str, Any]:
-    """What a good token says; None for a claim leaves it out."""
+    """The claims of a valid token. A claim with the value None is left out."""
     now_s = int(time.time())
     said = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "iat": now_s - DAY_S, "exp": now_s + DAY_S, **more}
     return {name: value for name, value in said.items() if value is not None}
@@ -58,13 +58,13 @@ def token(algorithm: str = "RS256", number: int = 0, headers: dict[str, Any] | N
 
 
 def part(value: object) -> str:
-    """A part of a token."""
+    """Encode a part of a token."""
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def settings(home: Path, jwks: str | Path, **more: object) -> Path:
-    """Write a `config.toml` that verifies users, whose token is in the file `token` beside it; the token's file."""
+    """Write a `config.toml` that verifies users by the token in the file `token` beside it. Returns the path of that file."""
     home.mkdir(exist_ok=True, parents=True)
     file = home / "token"
     values = {"issuer": ISSUER, "audience": AUDIENCE, "jwks": str(jwks), "token_file": str(file), **more}
@@ -74,7 +74,7 @@ def settings(home: Path, jwks: str | Path, **more: object) -> Path:
 
 
 def write_token(file: Path, text: str) -> None:
-    """As a program does that renews it: a new file in its place, which nobody else can read."""
+    """Replace the token file by a new private file, as a login tool does."""
     new = file.with_suffix(".new")
     new.write_text(text)
     new.chmod(0o600)
@@ -88,11 +88,11 @@ class KeyServer:
     """Serves keys on this machine.
 
     Attributes:
-        body: What it answers.
-        status: The HTTP status.
-        headers: More headers.
-        behaviour: Does all of the answering instead, if it is set.
-        asked: How many requests have come.
+        body: The body of the answer.
+        status: The HTTP status of the answer.
+        headers: Further headers of the answer.
+        behaviour: If set, it answers instead.
+        asked: The number of requests.
     """
 
     def __init__(self) -> None:
@@ -116,14 +116,14 @@ class KeyServer:
                 self.end_headers()
                 self.wfile.write(outer.body)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
                 del format, args
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """A client that goes is none."""
+                """Ignore clients that disconnect."""
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -131,7 +131,7 @@ class KeyServer:
         self.url = f"http://127.0.0.1:{self.server.server_port}/jwks.json"
 
     def pause(self) -> None:
-        """Say nothing until the end."""
+        """Do not answer until the server is closed."""
         self.ended.wait()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Real servers of Redis and Valkey, each in a folder of its own and gone with its test."""
+"""Starts real Redis and Valkey servers for tests, each in its own folder."""
 
 import contextlib
 import random
@@ -13,13 +13,13 @@ from mcpguard.stores.redis.url import RedisUrl, parse
 from tests.missing import missing
 
 ENOUGH_S = 60
-"""Longer than a server takes to start or stop; a test that waits so long has failed."""
+"""Longer than a server takes to start or stop. A test that waits so long fails."""
 
 SERVERS = ("redis-server", "valkey-server")
 
 
 def free_port() -> int:
-    """A port that nobody uses, and that the system gives to nobody who asks for any: it stays free until its server starts."""
+    """A free port below the range that the system hands out, so that it stays free until the server starts."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def program(name: str) -> str:
-    """The path of a server's program; the test is skipped where it is not installed, which `.ci/run` does not allow."""
+    """The path of a server's program. The test is skipped if the program is missing, and fails under `.ci/run`."""
     found = shutil.which(name)
     if not found:
         missing(f"{name} is not installed", required="MCPGUARD_REQUIRE_REDIS" if name == "redis-server" else "")
@@ -39,10 +39,10 @@ class Server:
     """One server, on a port and on a socket.
 
     Args:
-        folder: Where it keeps its socket and its data.
-        arguments: What else it is started with.
-        kind: Its program.
-        tls: Whether its port speaks TLS only.
+        folder: The folder for its socket and its data.
+        arguments: Further arguments of the program.
+        kind: The program.
+        tls: Whether the port accepts only TLS.
     """
 
     def __init__(self, folder: Path, *arguments: str, kind: str = "redis-server", tls: bool = False) -> None:
@@ -77,11 +77,11 @@ class Server:
 
     @property
     def is_asleep(self) -> bool:
-        """Whether it leaves a question without an answer for half a second."""
+        """Whether it does not answer within half a second."""
         return not self.command("PING", timeout_s=0.5)
 
     def command(self, *words: str | bytes, timeout_s: float = ENOUGH_S) -> bytes:
-        """The first piece of the reply to a command, empty without one; for what a test does beside the store."""
+        """Send a command, and return the first part of the reply; empty without a reply."""
         parts = [word.encode() if isinstance(word, str) else word for word in words]
         packed = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
@@ -122,14 +122,14 @@ def running(folder: Path, *arguments: str, kind: str = "redis-server", tls: bool
 
 
 def certificates(folder: Path) -> None:
-    """A made-up authority in `folder`, with certificates for the server on this machine and for a client."""
+    """Create a test authority in `folder`, with certificates for the server on this machine and for a client."""
 
     def openssl(*arguments: str) -> None:
         subprocess.run([program("openssl"), *arguments], cwd=folder, check=True, capture_output=True, timeout=ENOUGH_S)
 
     folder.mkdir(parents=True, exist_ok=True)
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2")
-    may_sign = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # what Python 3.13 wants to see said, as the next
+    may_sign = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 requires this extension and the next
     may_not = ("-addext", "basicConstraints=critical,CA:FALSE", "-addext", "keyUsage=critical,digitalSignature")
     openssl("req", "-x509", *key, *may_sign, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem")
     for name in ("server", "client"):
@@ -140,7 +140,7 @@ def certificates(folder: Path) -> None:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[list[Server]]:
-    """Three nodes, each of which owns a third of the slots."""
+    """A cluster of three nodes, each with a third of the slots."""
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(running(folder / str(at), "--cluster-enabled", "yes")) for at in range(3)]
         for at, node in enumerate(nodes):

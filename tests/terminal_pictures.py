@@ -1,4 +1,4 @@
-"""Write the pictures of `docs/images` from real runs on a terminal: `python -m tests.terminal_pictures`."""
+"""Draws the pictures in `docs/images` from real runs on a terminal: `python -m tests.terminal_pictures`."""
 
 import fcntl
 import os
@@ -23,11 +23,11 @@ IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
 COLUMNS: Final = 88
 TIMEOUT_S: Final = 250
 FORMAT: Final = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-"""Rich's own, without the fonts of another host."""
+"""Rich's format, without fonts from another host."""
 
 
 def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
-    """What a command leaves on a terminal, with its colours: without lines that it has erased."""
+    """The output of a command on a terminal with colours, without the lines that it erased."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
     process = subprocess.Popen(program(*argv), env=env, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -46,7 +46,7 @@ def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
 
 
 def shown() -> dict[str, Text]:
-    """What each picture shows, by its name."""
+    """The text of each picture, by the picture's name."""
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder), TERM="xterm-256color", TMPDIR=folder)
         demo = on_a_terminal("demo", "--keep", env=env)
@@ -66,7 +66,7 @@ def shown() -> dict[str, Text]:
 
 
 def svg(name: str, text: Text) -> str:
-    """The picture of a text."""
+    """Draw a text as an SVG picture."""
     console = Console(
         record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor", highlight=False
     )
@@ -76,7 +76,7 @@ def svg(name: str, text: Text) -> str:
 
 
 def words(picture: str) -> list[str]:
-    """The words of a picture, all numbers alike."""
+    """The words of a picture. Every number is replaced by N."""
     texts = re.findall(r"<text [^>]*>([^<]*)</text>", picture)
     return re.sub(r"\d[\d,]*", "N", unescape(" ".join(texts)).replace("\xa0", " ")).split()
 

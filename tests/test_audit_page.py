@@ -1,4 +1,4 @@
-"""`docs/audit.md` names every member and every value of the audit, with rows as they are written."""
+"""`docs/audit.md` describes every member and value of a row, and its examples are real rows."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The tables of docs/clients.md say what the program does."""
+"""The tables of `docs/clients.md` agree with the program."""
 
 import re
 from pathlib import Path

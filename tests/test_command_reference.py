@@ -1,4 +1,4 @@
-"""`docs/commands.md` is what the commands' help says."""
+"""`docs/commands.md` is the help of the commands."""
 
 from tests.command_reference import PAGE, contexts, reference
 

@@ -111,7 +111,7 @@ def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_i
         ("namespace", "store", "namespace"),
     ],
 )
-def test_an_option_comes_before_a_variable_and_that_before_the_file(tmp_path: Path, key: str, table: str, name: str) -> None:
+def test_an_option_overrides_a_variable_and_a_variable_the_file(tmp_path: Path, key: str, table: str, name: str) -> None:
     text = f'[{table}]\n{name} = "file"\n'
     variable = {f"MCPGUARD_{key.upper()}": "variable"}
     assert getattr(loaded(tmp_path, text), key) == "file"
@@ -121,7 +121,7 @@ def test_an_option_comes_before_a_variable_and_that_before_the_file(tmp_path: Pa
 
 
 @pytest.mark.parametrize("key", ["USER", "AGENT", "STORE", "DENIALS", "POLICY", "CONFIG", "NAMESPACE"])
-def test_an_empty_variable_is_one_that_is_not_set(tmp_path: Path, key: str) -> None:
+def test_an_empty_variable_counts_as_not_set(tmp_path: Path, key: str) -> None:
     assert loaded(tmp_path, environ={f"MCPGUARD_{key}": ""}) == loaded(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("word", "quiet"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("off", False), ("", True)]
 )
-def test_whether_a_guard_is_quiet_can_be_a_variable_which_comes_before_the_file(tmp_path: Path, word: str, quiet: bool) -> None:
+def test_a_variable_for_quiet_overrides_the_file(tmp_path: Path, word: str, quiet: bool) -> None:
     (tmp_path / "config.toml").write_text("quiet = true\n")
     assert load({"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_QUIET": word}).quiet is quiet
 
@@ -162,19 +162,19 @@ def test_a_tilde_is_the_accounts_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["MCPGUARD_HOME", "MCPGUARD_CONFIG", "MCPGUARD_POLICY"])
-def test_a_home_folder_that_is_not_known_is_told_where_it_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unknown_home_folder_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({"MCPGUARD_HOME": str(tmp_path), name: "~nosuchuser/x"})
-    assert caught.value.message == f"{name}: the folder that ~nosuchuser/x begins at is not known"
-    assert caught.value.hint == "write the whole path"
+    assert caught.value.message == f"{name}: the home or working folder for ~nosuchuser/x does not exist"
+    assert caught.value.hint == "write an absolute path"
 
 
-def test_a_path_from_where_we_are_is_told_if_that_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_refused_if_the_working_folder_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(ConfigError, match=r"the folder that team\.toml begins at is not known"):
+    with pytest.raises(ConfigError, match=r"the home or working folder for team\.toml does not exist"):
         load({"MCPGUARD_HOME": str(tmp_path)}, policy="team.toml")
 
 
@@ -217,7 +217,7 @@ def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
 
 def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path))
-    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it is a file in TOML")
+    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it must be a TOML file")
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def test_a_file_of_settings_that_is_no_toml_is_named(tmp_path: Path, content: by
     (tmp_path / "bad.toml").write_bytes(content)
     error = refusal(tmp_path, config=str(tmp_path / "bad.toml"))
     assert error.message.startswith(f"{tmp_path}/bad.toml: not TOML: ")
-    assert error.hint == "text stands in quotes, tables in [brackets]"
+    assert error.hint == "write text in quotes, and table names in [brackets]"
 
 
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
-        (b"\xff\xfe", "not UTF-8", "it is a file in TOML, saved as UTF-8"),
+        (b"\xff\xfe", "not UTF-8", "save it as UTF-8"),
         (b'\xef\xbb\xbfdenials = "error"', "begins with a byte order mark", "save it as UTF-8 without one"),
     ],
     ids=["not UTF-8", "a byte order mark"],
@@ -244,6 +244,9 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     (tmp_path / "odd.toml").write_bytes(content)
     error = refusal(tmp_path, config=str(tmp_path / "odd.toml"))
     assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
+
+
+SPAN = "write a number and one of s m h d w, such as 30d"
 
 
 @pytest.mark.parametrize(
@@ -272,13 +275,11 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
         ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
         ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
-        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", "a number and one of s m h d w: 30d"),
-        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", "a number and one of s m h d w: 30d"),
+        ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", SPAN),
+        ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", SPAN),
     ],
 )  # fmt: skip
-def test_a_setting_that_cannot_be_is_named_with_what_would_be_right(
-    tmp_path: Path, text: str, where: str, what: str, hint: str
-) -> None:
+def test_an_invalid_setting_is_reported_with_a_hint(tmp_path: Path, text: str, where: str, what: str, hint: str) -> None:
     error = refusal(tmp_path, text)
     assert error.message == ": ".join(part for part in (f"{tmp_path}/config.toml", where, what) if part)
     assert error.hint == hint
@@ -311,7 +312,7 @@ def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None
 
 
 @pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///", "/var/x.db", "postgres://user:s3cret@host/db", ""])
-def test_an_address_of_no_store_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+def test_an_unknown_store_address_is_refused_without_repeating_its_password(tmp_path: Path, url: str) -> None:
     settings = loaded(tmp_path, store=url or "x")
     with pytest.raises(ConfigError) as caught:
         _ = settings.address
@@ -319,7 +320,7 @@ def test_an_address_of_no_store_is_refused_without_its_password(tmp_path: Path, 
     assert "s3cret" not in caught.value.message
 
 
-def test_a_path_with_odd_characters_survives_its_way_through_the_address(tmp_path: Path) -> None:
+def test_a_path_with_special_characters_is_kept_in_the_address(tmp_path: Path) -> None:
     home = tmp_path / "a b%20c ü#?"
     home.mkdir()
     assert loaded(home).address == SqliteAddress(home / "mcpguard.db")
@@ -355,14 +356,14 @@ def test_the_account_is_the_systems_whatever_variables_say(monkeypatch: pytest.M
     assert account() == pwd.getpwuid(os.getuid()).pw_name
 
 
-def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.toml")
     with pytest.raises(ConfigError) as caught:
         load({"MCPGUARD_HOME": str(tmp_path)})
     assert caught.value.message == f"{tmp_path}/config.toml: cannot be read: a pipe, not a file"
 
 
-def test_settings_that_are_shown_for_debugging_hold_no_secret(tmp_path: Path) -> None:
+def test_the_repr_of_settings_has_no_secret(tmp_path: Path) -> None:
     settings = load(
         {"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_STORE": "redis://u:s3cret@x", "MCPGUARD_STORE_PASSWORD": "hidden"}
     )
@@ -373,7 +374,7 @@ def test_settings_that_are_shown_for_debugging_hold_no_secret(tmp_path: Path) ->
 WITH_PASSWORD = "redis://alice:S3cret@cache.acme.com/0"
 
 
-def test_a_password_on_the_command_line_is_warned_of_and_not_repeated(tmp_path: Path) -> None:
+def test_it_warns_of_a_password_on_the_command_line_without_repeating_it(tmp_path: Path) -> None:
     (warning,) = loaded(tmp_path, store=WITH_PASSWORD).warnings
     assert "--store holds a password" in warning
     assert f"{tmp_path}/config.toml" in warning

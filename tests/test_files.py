@@ -41,38 +41,38 @@ def with_group(path: Path, monkeypatch: pytest.MonkeyPatch, *, members: list[str
 # Who else may change a file
 
 
-def test_nobody_else_may_change_a_file_of_our_own_in_a_folder_of_our_own(file: Path) -> None:
+def test_a_private_file_in_a_private_folder_is_not_exposed(file: Path) -> None:
     file.chmod(0o644)
     file.parent.chmod(0o755)
     assert exposed([file]) == []
 
 
-def test_a_file_that_everybody_may_write_is_told(file: Path) -> None:
+def test_a_file_that_everybody_may_write_to_is_exposed(file: Path) -> None:
     file.chmod(0o602)
     assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by everybody"]
 
 
-def test_a_folder_that_everybody_may_write_is_told_once_for_all_files_in_it(file: Path) -> None:
+def test_a_folder_that_everybody_may_write_to_is_reported_once_for_all_its_files(file: Path) -> None:
     file.parent.chmod(0o777)
     other = file.with_name("config.toml")  # which does not exist: it could be made
     folder = file.parent
     assert exposed([file, other]) == [f"other accounts may change {file}, {other}: {folder} may be written to by everybody"]
 
 
-def test_in_a_folder_where_each_may_change_only_his_own_a_file_of_ours_is_safe(file: Path) -> None:
+def test_a_private_file_in_a_sticky_folder_is_not_exposed(file: Path) -> None:
     file.parent.chmod(0o1777)
     assert exposed([file]) == []
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])
-def test_a_file_or_folder_of_another_account_is_told(file: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_or_folder_of_another_account_is_exposed(file: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.chmod(0o1777)
     of_another_account(file if place == "file" else file.parent, monkeypatch)
     (line,) = exposed([file])
     assert " belongs to user " in line
 
 
-def test_what_root_owns_is_told_by_its_mode_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_root_is_exposed_only_by_its_mode(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     assert bool(exposed([file])) == (file.stat().st_uid != 0)
 
@@ -80,7 +80,7 @@ def test_what_root_owns_is_told_by_its_mode_alone(file: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "members", "told"), [(None, [], False), (None, ["root"], False), (None, ["bob"], True), ("staff", [], True)]
 )
-def test_a_group_that_may_write_is_told_unless_it_is_our_own(
+def test_a_file_that_a_group_may_write_to_is_exposed_unless_the_group_is_private(
     file: Path, name: str | None, members: list[str], told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.chmod(0o660)
@@ -88,7 +88,7 @@ def test_a_group_that_may_write_is_told_unless_it_is_our_own(
     assert bool(exposed([file])) is told
 
 
-def test_a_group_without_a_name_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_a_nameless_group_may_write_to_is_exposed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import grp
 
     def unknown(group: int) -> None:
@@ -99,7 +99,7 @@ def test_a_group_without_a_name_is_told(file: Path, monkeypatch: pytest.MonkeyPa
     assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by group {file.stat().st_gid}"]
 
 
-def test_of_a_link_its_folder_and_what_it_leads_to_are_looked_at(file: Path, tmp_path: Path) -> None:
+def test_the_folder_and_the_target_of_a_link_are_checked(file: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     link = shared / "policy.toml"
@@ -112,7 +112,7 @@ def test_of_a_link_its_folder_and_what_it_leads_to_are_looked_at(file: Path, tmp
     assert exposed([link]) == [f"other accounts may change {link}: {shared} may be written to by everybody"]
 
 
-def test_what_cannot_be_looked_at_is_not_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_examined_is_not_reported(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert exposed([tmp_path / "no" / "folder" / "file", loop]) == []
@@ -122,7 +122,7 @@ def test_what_cannot_be_looked_at_is_not_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o777])
-def test_a_file_that_is_made_is_ours_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         os.close(open_private(tmp_path / "file"))
@@ -132,7 +132,7 @@ def test_a_file_that_is_made_is_ours_alone_whatever_the_umask(tmp_path: Path, um
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
-def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, mode: int) -> None:
+def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, mode: int) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(mode)
@@ -150,7 +150,7 @@ def test_a_link_to_nothing_in_a_folder_that_others_may_write_to_is_not_followed(
         os.close(open_private(path))
 
 
-def test_nor_is_it_to_make_a_store(tmp_path: Path) -> None:
+def test_a_dangling_link_is_not_followed_to_create_a_store(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -160,7 +160,7 @@ def test_nor_is_it_to_make_a_store(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-def test_a_link_to_nothing_of_our_own_is_followed(tmp_path: Path) -> None:
+def test_a_dangling_link_in_a_private_folder_is_followed(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "link").symlink_to("target")
     os.close(open_private(tmp_path / "link"))
@@ -178,7 +178,9 @@ def test_a_link_that_leads_to_itself_is_not_followed_for_ever(tmp_path: Path) ->
         open_private(one)
 
 
-def test_a_file_that_another_makes_at_the_same_time_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_another_process_creates_at_the_same_time_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "file"
     monkeypatch.setattr("mcpguard.files.place_to_make", lambda path: (file.write_text("theirs"), path)[1])
     fd = open_private(file)
@@ -186,7 +188,7 @@ def test_a_file_that_another_makes_at_the_same_time_is_opened(tmp_path: Path, mo
     os.close(fd)
 
 
-def test_a_link_that_is_put_there_at_the_last_moment_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_created_at_the_last_moment_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, target = tmp_path / "file", tmp_path / "target"
 
     def planted(path: Path) -> Path:

@@ -3,7 +3,7 @@ import pytest
 from tests.missing import missing
 
 
-def test_what_is_missing_skips_a_test_with_its_reason_and_fails_it_where_nothing_may_be(
+def test_a_missing_program_skips_the_test_or_fails_it_if_required(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MCPGUARD_REQUIRE_ALL", raising=False)

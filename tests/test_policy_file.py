@@ -50,7 +50,7 @@ def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: later)
 
 
-def test_a_file_that_does_not_change_is_nothing_new(running: PolicyFile) -> None:
+def test_an_unchanged_file_changes_nothing(running: PolicyFile) -> None:
     assert [running.poll() for _ in range(3)] == [None] * 3
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Pa
     assert running.poll() is None
 
 
-def test_an_edit_is_found_at_the_next_look(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_is_loaded_by_the_next_poll(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(path, monkeypatch)
     running.poll()
     path.write_text(rule("22/1h"))
@@ -69,7 +69,7 @@ def test_an_edit_is_found_at_the_next_look(running: PolicyFile, path: Path, monk
     assert running.poll() is None
 
 
-def test_two_edits_in_one_tick_of_the_clock_are_both_found(running: PolicyFile, path: Path) -> None:
+def test_two_edits_with_one_time_stamp_are_both_loaded(running: PolicyFile, path: Path) -> None:
     for n in (2, 3, 4):  # of the same size, in the same file, and with the same time
         stamp = path.stat()
         path.write_text(rule(f"{n}/1h"))
@@ -89,7 +89,7 @@ def test_an_edit_that_keeps_the_time_and_size_is_found_by_the_time_of_the_change
     assert limit(running.poll()) == "2/1h"
 
 
-def test_a_file_that_is_put_in_its_place_is_found(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_replaces_the_old_one_is_loaded(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(path, monkeypatch)
     running.poll()
     other = path.with_suffix(".new")
@@ -120,7 +120,7 @@ def test_a_file_behind_a_link_is_followed(path: Path) -> None:
         (b"[[rule]]\n", "line 1: rule 1: no limit"),
     ],
 )
-def test_a_file_that_breaks_is_reported_once_and_found_again_when_it_is_mended(
+def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
     running: PolicyFile, path: Path, content: bytes, words: str
 ) -> None:
     path.write_bytes(content)
@@ -132,7 +132,7 @@ def test_a_file_that_breaks_is_reported_once_and_found_again_when_it_is_mended(
     assert limit(running.poll()) == "1/1h"
 
 
-def test_a_file_that_goes_is_reported_once_and_found_again_when_it_comes_back(running: PolicyFile, path: Path) -> None:
+def test_a_removed_file_is_reported_once_and_loaded_again_when_it_is_back(running: PolicyFile, path: Path) -> None:
     path.unlink()
     assert limit(running.poll()) == f"{path}: no such file"
     assert running.poll() is None
@@ -149,7 +149,7 @@ def test_a_file_that_becomes_a_folder_is_reported_once(running: PolicyFile, path
     assert running.poll() is None
 
 
-def test_a_file_that_is_broken_when_it_begins_is_an_error_until_it_is_mended(path: Path) -> None:
+def test_a_file_that_is_broken_at_the_start_is_an_error_until_it_is_corrected(path: Path) -> None:
     path.write_text("[[rule]")
     file = PolicyFile(path)
     assert f"{path}: line 1: not TOML" in limit(file.begin())
@@ -158,7 +158,7 @@ def test_a_file_that_is_broken_when_it_begins_is_an_error_until_it_is_mended(pat
     assert limit(file.poll()) == "1/1h"
 
 
-def test_a_file_that_is_named_but_missing_is_an_error_until_it_is_there(path: Path) -> None:
+def test_a_named_file_that_is_missing_is_an_error_until_it_exists(path: Path) -> None:
     file = PolicyFile(path, named=True)
     assert limit(file.begin()) == f"{path}: no such file"
     assert not file.is_starter
@@ -173,7 +173,7 @@ def test_a_named_file_that_is_missing_asks_whether_its_name_is_right(path: Path)
     assert found.hint == f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
 
 
-def test_where_nobody_named_a_file_the_starter_policy_is_in_force_until_there_is_one(path: Path) -> None:
+def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path) -> None:
     file = PolicyFile(path)
     starter = file.begin()
     assert isinstance(starter, Policy)
@@ -186,7 +186,7 @@ def test_where_nobody_named_a_file_the_starter_policy_is_in_force_until_there_is
 
 
 @pytest.mark.parametrize("content", [None, rule("1/1h")], ids=["starter", "file"])
-def test_observing_is_of_every_policy_that_is_taken_up(path: Path, content: str | None) -> None:
+def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content: str | None) -> None:
     if content:
         path.write_text(content)
     file = PolicyFile(path, observe=True)
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> 
     assert limit(file.poll()) == "1/1h"
 
 
-def test_a_token_that_was_pasted_into_the_file_is_not_told(path: Path) -> None:
+def test_a_token_pasted_into_the_policy_is_not_repeated_in_the_error(path: Path) -> None:
     path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
     assert "(a token)" in limit(PolicyFile(path).begin())
 
@@ -259,9 +259,7 @@ def next_of(file: PolicyFile) -> str:
     return limit(found)
 
 
-def test_a_large_file_is_taken_up_by_the_first_look_after_it_was_parsed_and_once(
-    running: PolicyFile, path: Path, parser: Parser
-) -> None:
+def test_a_large_file_is_loaded_once_by_the_first_poll_after_parsing(running: PolicyFile, path: Path, parser: Parser) -> None:
     path.write_text(large("2/1h"))
     assert [running.poll() for _ in range(3)] == [None] * 3
     parser.may.set()
@@ -270,12 +268,12 @@ def test_a_large_file_is_taken_up_by_the_first_look_after_it_was_parsed_and_once
     assert parser.threads == ["mcpguard-policy"]
 
 
-def test_a_file_that_is_not_large_is_taken_up_at_once(running: PolicyFile, path: Path, parser: Parser) -> None:
+def test_a_file_that_is_not_large_is_loaded_at_once(running: PolicyFile, path: Path, parser: Parser) -> None:
     path.write_text(large("2/1h")[:AT_ONCE_BYTES])
     assert limit(running.poll()) == "2/1h"
 
 
-def test_a_large_file_that_cannot_be_taken_up_is_told_once(running: PolicyFile, path: Path, parser: Parser) -> None:
+def test_a_large_broken_file_is_reported_once(running: PolicyFile, path: Path, parser: Parser) -> None:
     parser.may.set()
     path.write_text(large("0/1h"))
     assert next_of(running).startswith(f"{path}: line 1: rule 1: limit: '0/1h' admits nothing")
@@ -284,9 +282,7 @@ def test_a_large_file_that_cannot_be_taken_up_is_told_once(running: PolicyFile, 
     assert next_of(running) == "2/1h"
 
 
-def test_a_small_edit_takes_the_place_of_a_large_one_that_is_being_parsed(
-    running: PolicyFile, path: Path, parser: Parser
-) -> None:
+def test_a_small_edit_replaces_a_large_one_that_is_still_being_parsed(running: PolicyFile, path: Path, parser: Parser) -> None:
     path.write_text(large("2/1h"))
     assert running.poll() is None
     path.write_text(rule("3/1h"))
@@ -297,9 +293,7 @@ def test_a_small_edit_takes_the_place_of_a_large_one_that_is_being_parsed(
     assert running.poll() is None
 
 
-def test_of_large_edits_that_come_while_one_is_parsed_the_last_is_taken_up(
-    running: PolicyFile, path: Path, parser: Parser
-) -> None:
+def test_the_last_of_several_large_edits_is_loaded(running: PolicyFile, path: Path, parser: Parser) -> None:
     for n in (2, 3, 4):
         path.write_text(large(f"{n}/1h"))
         assert running.poll() is None
@@ -309,9 +303,7 @@ def test_of_large_edits_that_come_while_one_is_parsed_the_last_is_taken_up(
     assert parser.asked == ["2/1h", "4/1h"]
 
 
-def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_taken_up(
-    running: PolicyFile, path: Path, parser: Parser
-) -> None:
+def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_loaded(running: PolicyFile, path: Path, parser: Parser) -> None:
     path.write_text(large("2/1h"))
     assert running.poll() is None
     path.unlink()
@@ -320,7 +312,7 @@ def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_taken_up(
     assert running.poll() is None
 
 
-def test_a_large_file_is_parsed_out_of_the_calls_way(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_parsed_in_a_thread(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def look(text: str, **options: object) -> Policy:
@@ -335,7 +327,7 @@ def test_a_large_file_is_parsed_out_of_the_calls_way(running: PolicyFile, path: 
     assert (sys.getswitchinterval(), gc.isenabled()) == before == (before[0], True)
 
 
-def test_a_parser_that_fails_is_told_and_not_asked_again(
+def test_an_internal_error_while_parsing_is_reported_once(
     running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(text: str, **options: object) -> Policy:

@@ -1,6 +1,6 @@
-"""Every block of the README and of the manual in `docs/` is run or checked here.
+"""Runs or checks every block of the README and of the manual in `docs/`.
 
-Some are checked elsewhere: a server's user in `tests/stores/test_redis_rights.py`, rows of the audit in
+Some blocks are checked elsewhere: the user of a Redis server in `tests/stores/test_redis_rights.py`, rows of the audit log in
 `tests/test_audit_page.py`, the commands' help in `tests/test_command_reference.py`, and the clients' table in
 `tests/test_clients_page.py`.
 """
@@ -19,6 +19,7 @@ import pytest
 
 from mcpguard import config
 from mcpguard.cli import commands
+from mcpguard.core.agent import Agent
 from mcpguard.core.commands import ToClient
 from mcpguard.core.events import Decided
 from mcpguard.core.identity import Identity
@@ -52,7 +53,7 @@ def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
-    """What the command line makes of `mcpguard ARGV`, without doing it."""
+    """Parse `mcpguard ARGV` without running it."""
     command: click.Command = commands.cli
     context = click.Context(command)
     while isinstance(command, click.Group):
@@ -63,7 +64,7 @@ def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
     return command, command.make_context(command.name, argv)
 
 
-def test_the_first_shell_block_installs_and_does_the_main_job_in_one_line() -> None:
+def test_the_first_shell_block_installs_and_runs_the_demo_in_one_line() -> None:
     (first, *_) = blocks("sh")
     assert first.count("\n") == 1
     assert "pip install --quiet . " in first
@@ -78,7 +79,7 @@ def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
     assert "together=(-n 4 " in (ROOT / ".ci/run").read_text()
 
 
-def test_the_other_shell_blocks_install_a_package_or_an_extra_that_there_is() -> None:
+def test_the_other_shell_blocks_install_an_existing_package_or_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     others = [block for block in all_blocks("sh") if block not in blocks("sh")[:2]]
     assert len(others) >= 3
@@ -95,7 +96,7 @@ def test_python_blocks_run() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_every_block_is_of_a_kind_that_is_checked() -> None:
+def test_every_block_is_of_a_checked_kind() -> None:
     for page, text in PAGES.items():
         kinds = [match["kind"] for match in BLOCK.finditer(text)]
         assert set(kinds) <= {"acl", "console", "json", "python", "sh", "text", "toml", "yaml"}, page
@@ -111,7 +112,7 @@ def test_the_readme_is_short() -> None:
     assert README.count("\n") <= 200
 
 
-def test_links_between_the_readme_the_manual_and_the_contributors_page_lead_somewhere() -> None:
+def test_links_in_readme_manual_and_contributing_lead_somewhere() -> None:
     pages = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / name for name in DOCS)}
     for page in pages:
         for target, _, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)(#([^)]+))?\)", page.read_text()):
@@ -130,7 +131,7 @@ def test_the_glossary_has_each_term_once() -> None:
     assert len(terms) == len(set(terms)) > 20
 
 
-def test_each_command_shown_is_one_that_the_command_line_takes() -> None:
+def test_each_shown_command_is_valid() -> None:
     assert blocks("console")
     for block in all_blocks("console"):
         for line in block.splitlines():
@@ -139,7 +140,7 @@ def test_each_command_shown_is_one_that_the_command_line_takes() -> None:
             context_of(argv)
 
 
-def test_the_limit_that_is_set_in_the_readme_is_set(tmp_path: Path) -> None:
+def test_the_policy_set_of_the_readme_works(tmp_path: Path) -> None:
     (line,) = blocks("console")[0].splitlines()
     done = run(*shlex.split(line.removeprefix("$ mcpguard ")), home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -147,7 +148,7 @@ def test_the_limit_that_is_set_in_the_readme_is_set(tmp_path: Path) -> None:
     assert ("user=* tool=search_customers", "100/1h") in [(rule.text, rule.limit_text) for rule in rules]
 
 
-def test_client_entries_start_mcpguard_as_the_command_line_takes_it() -> None:
+def test_client_entries_have_valid_arguments() -> None:
     entries = [entry for block in all_blocks("json") for entry in json.loads(block).get("mcpServers", {}).values()]
     guarded = [entry for entry in entries if entry["command"] == "mcpguard"]
     assert len(guarded) >= 3
@@ -156,14 +157,14 @@ def test_client_entries_start_mcpguard_as_the_command_line_takes_it() -> None:
         assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
 
 
-def test_a_subagents_own_entry_starts_mcpguard_as_the_command_line_takes_it() -> None:
+def test_a_subagents_own_entry_has_valid_arguments() -> None:
     (block,) = all_blocks("yaml")
     _, context = context_of(json.loads(block.split("args: ")[1].splitlines()[0]))
     assert context.params["agent"] == "Claude Code::subagent::crm-researcher"
     assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
 
 
-def test_the_hook_shown_is_the_one_that_its_help_shows_and_starts_a_command_that_there_is(tmp_path: Path) -> None:
+def test_the_shown_hook_is_that_of_the_help_and_its_command_is_valid(tmp_path: Path) -> None:
     (shown,) = [json.loads(block) for block in all_blocks("json") if '"hooks"' in block]
     text = run("hook", "claude-code", "--help", home=tmp_path).stdout
     assert json.loads(text[text.index("{") : text.rindex("}") + 1]) == shown
@@ -181,7 +182,7 @@ def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
             assert settings.jwt if "[identity.jwt]" in block else settings.user == "alice@acme.com"
 
 
-def test_the_addresses_and_the_extra_shown_are_what_the_program_takes(tmp_path: Path) -> None:
+def test_the_shown_store_addresses_and_extra_are_valid(tmp_path: Path) -> None:
     chapter = DOCS["stores-and-fleets.md"].split("## Redis or Valkey, for a fleet")[1].split("\n## ")[0]
     (install,) = blocks("sh", chapter)
     (extra,) = re.findall(r"'\.\[(\w+)\]'", install)
@@ -202,7 +203,7 @@ def test_every_setting_and_every_variable_is_documented() -> None:
     assert {name for name in variables if f"`{name}`" not in page} == set()
 
 
-def test_the_defaults_and_values_of_settings_are_those_of_the_program() -> None:
+def test_the_documented_defaults_and_values_are_those_of_the_program() -> None:
     rows = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| (.*?) \| (.*?) \|$", DOCS["configuration.md"], re.MULTILINE)
     plain = {table: keys for table, keys in config._TABLES.items() if table != "identity.jwt"}
     assert [(table, key) for table, key, *_ in rows] == [(table, key) for table, keys in plain.items() for key in keys]
@@ -219,7 +220,7 @@ def test_the_defaults_and_values_of_settings_are_those_of_the_program() -> None:
             assert default == f"`{str(config.Settings._field_defaults[key]).lower()}`"
 
 
-def test_no_figure_is_left_to_be_filled_in() -> None:
+def test_no_placeholder_for_a_figure_is_left() -> None:
     assert [page for page, text in PAGES.items() if re.search(r"\| [A-Z]+_[A-Z0-9]+ ", text)] == []
 
 
@@ -245,7 +246,7 @@ def _rule(text: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "row", re.findall(r"^\| (`.*?) \| (.*?) \|$", DOCS["policy.md"].split("## How rules override")[1], re.MULTILINE)[:7]
 )
-def test_the_table_of_overrides_says_what_holds(row: tuple[str, str]) -> None:
+def test_the_table_of_overrides_is_right(row: tuple[str, str]) -> None:
     rules = [_rule(text) for text in re.findall(r"`([^`]*=[^`]*)`", row[0])]
     assert len(rules) == 2
     tool = next((str(rule["tool"]) for rule in rules if "*" not in str(rule.get("tool", "*"))), "search")
@@ -260,12 +261,12 @@ def test_the_table_of_overrides_says_what_holds(row: tuple[str, str]) -> None:
         parse_rule(rule, where="table")
 
 
-def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
+def test_the_shown_denial_is_what_a_client_receives() -> None:
     shown = next(json.loads(block) for block in blocks("json", DOCS["policy.md"]) if '"error"' in block)
     now_us = 0
     store = MemoryStore(clock=lambda: now_us)
     policy = parse('[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n')
-    who = Identity("alice@acme.com", "config", "crm", client="Claude Code")
+    who = Identity("alice@acme.com", "config", "crm", Agent(client="Claude Code"))
     session = Session(store, policy, session="45732ae6c06cfb07", who=who)
     replies: list[ToClient] = []
     for _ in range(101):
@@ -276,7 +277,7 @@ def test_the_denial_shown_is_the_one_that_a_client_gets() -> None:
     assert [json.loads(one.data) for one in replies] == [shown]
 
 
-def test_the_output_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
+def test_the_shown_output_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
     done = run("demo", home=tmp_path)
     assert done.returncode == 0, done.stderr
     masked = re.sub(r"\d+ ms", "N ms", done.stdout)
@@ -284,7 +285,7 @@ def test_the_output_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
     assert re.sub(r"\d+ ms", "N ms", shown) in masked
 
 
-def test_the_exit_statuses_are_those_of_the_program() -> None:
+def test_the_documented_exit_statuses_are_those_of_the_program() -> None:
     table = DOCS["configuration.md"].split("| exit status | |")[1].split("##")[0]
     documented = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for number in row.split(",")}
     assert documented == {int(status) for status in ExitStatus} - {0}

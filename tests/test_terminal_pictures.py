@@ -1,4 +1,4 @@
-"""The pictures in `docs/images` show what the commands print today."""
+"""The pictures in `docs/images` show the current output of the commands."""
 
 import sys
 

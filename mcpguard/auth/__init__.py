@@ -1,1 +1,1 @@
-"""Who a verified token names: its file, the keys that verify it, and the settings that say which are trusted."""
+"""The verified token that names the user: its file, the keys that verify it, and the settings of `[identity.jwt]`."""

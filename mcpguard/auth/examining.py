@@ -1,4 +1,4 @@
-"""What can be said of a token, for commands that tell of it."""
+"""Examines a token for commands that show it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,22 +19,22 @@ def examined(
     notify: Callable[[str], None],
     file: Path | None = None,
 ) -> tuple[TokenSource, Examination]:
-    """Look at the token, and wait for the keys that it needs.
+    """Verify the token. If its keys are not known, wait for them.
 
     Args:
         settings: How users are verified.
-        configured: Who is calling apart from the user.
-        environ: May have a token.
+        configured: The caller's server and agent, as far as they are configured.
+        environ: The environment, which can hold the token.
         budget_ms: See `TokenSource`.
-        notify: Gets warnings.
-        file: The token's file, instead of the configured one and of the environment's token.
+        notify: Receives warnings.
+        file: The file of the token to verify; None for the token that a wrapper would use.
     """
     if file is not None:
         settings = replace(settings, token_file=file)
         environ = {name: value for name, value in environ.items() if name != VARIABLE}
     source = TokenSource(settings, configured, environ, budget_ms=budget_ms, notify=notify)
     found = source.examine()
-    for _ in range(2):  # the first load, and one for a key that it does not have
+    for _ in range(2):  # the first fetch, and a second one if the token's key is not among the keys
         if source.keys.is_fetching:
             source.keys.wait(FETCH_S)
             found = source.examine()

@@ -1,154 +1,151 @@
-"""Gets a small document over HTTPS, within a time and a size, however its server behaves."""
+"""Fetches a small document over HTTPS. The time and the size are bounded, however the server behaves."""
 
-import base64
+import asyncio
 import contextlib
-import http.client
+import os
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Iterable
-from typing import Final
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+import httpx2
 
 from mcpguard.auth.settings import is_loopback, url_problem
 
 MAX_REDIRECTS: Final = 3
 
-_MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+"""No compression: a few kilobytes could expand to gigabytes."""
 
 
 class FetchError(ValueError):
-    """Why a document could not be had, in our words: the server's own may hold anything."""
+    """Why a document could not be fetched. The text never repeats the server's own words, which can hold anything."""
 
 
 def get(url: str, timeout_s: float, max_bytes: int) -> bytes:
-    """The document at a URL.
+    """Fetch the document at a URL.
 
-    A redirect is followed to https only; to http on this machine only from there. HTTPS goes through the proxy that the
-    environment names. Name servers are asked by the system, in its own time; all the rest ends in time.
+    A redirect must lead to https. It may lead to http on this machine only from http on this machine. HTTPS goes through the
+    proxy that the environment names, except to this machine. No cookie, password or certificate of the user's is sent.
 
     Args:
         url: https, or http on this machine.
-        timeout_s: For all of it, redirects and the last byte included.
-        max_bytes: The longest document that is taken.
+        timeout_s: For everything: name resolution, redirects and the last byte included.
+        max_bytes: The longest document that is accepted.
 
     Raises:
-        FetchError: There is none, or it is too long.
+        FetchError: There is no such document, or it is too long.
         TimeoutError: The time is over.
     """
-    deadline_s = time.monotonic() + timeout_s
     try:
+        return asyncio.run(_get(url, timeout_s, max_bytes))
+    except FetchError:
+        raise
+    except httpx2.TimeoutException as error:  # the system gave up before us
+        raise TimeoutError from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise FetchError(_reason(error)) from error
+
+
+async def _get(url: str, timeout_s: float, max_bytes: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(_DaemonThreads())
+    loop.set_exception_handler(lambda *_: None)  # the default one writes a traceback to stderr
+    async with asyncio.timeout(timeout_s):
         for _ in range(1 + MAX_REDIRECTS):
-            answer = _ask(urlsplit(url), deadline_s, max_bytes)
+            answer = await _request(url, max_bytes)
             if isinstance(answer, bytes):
                 return answer
             target = urljoin(url, answer)
             if url_problem(target) or (urlsplit(target).scheme == "http" and urlsplit(url).scheme != "http"):
-                raise FetchError("it redirects to where nothing is trusted: only https is")
+                raise FetchError("it redirects to an address that is not trusted: only https is")
             url = target
-    except FetchError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        _left(deadline_s)  # an answer that was cut looks like any other that is broken
-        raise FetchError(_reason(error)) from error
     raise FetchError("it redirects too often")
 
 
-def _ask(url: SplitResult, deadline_s: float, max_bytes: int) -> bytes | str:
-    """What the server answers: a document, or the address of another."""
-    connection = _connection(url, _left(deadline_s))
-    socks: list[socket.socket] = []
+async def _request(url: str, max_bytes: int) -> bytes | str:
+    """The document at a URL, or where it redirects to. A client serves one request, so that no cookie reaches the next."""
+    host = urlsplit(url).hostname or ""
+    async with contextlib.AsyncExitStack() as opened, await asyncio.to_thread(_client, host) as client:
 
-    def dial(address: tuple[str, int], *_: object) -> socket.socket:
-        socks.append(_dial(*address, deadline_s))
-        return socks[0]
+        async def trace(event: str, details: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":  # the client would not close it if its TLS handshake is cancelled
+                opened.push_async_callback(details["return_value"].aclose)
 
-    connection._create_connection = dial  # type: ignore[attr-defined]  # the usual one gives each address all of the timeout
-    # A timeout is for one byte, and a server may send them one by one; so may a proxy
-    cut = threading.Timer(_left(deadline_s), _cut, (socks,))
-    cut.daemon = True
-    cut.start()
+        async with client.stream("GET", url, extensions={"trace": trace}) as response:
+            if response.has_redirect_location:
+                return response.headers["Location"]
+            return await _body(response, max_bytes)
+
+
+def _client(host: str) -> httpx2.AsyncClient:
+    """A client for one host. It reads certificates and the system's proxy settings, which may resolve names: this can block."""
     try:
-        connection.connect()
-        socks.append(connection.sock)  # TLS took over the other
-        _left(deadline_s)
-        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
-        with connection.getresponse() as response:
-            if response.status in _MOVED:
-                return response.headers.get("Location", "")
-            if response.status != http.client.OK:
-                raise FetchError(f"it answers with HTTP status {response.status}")
-            data = bytearray()
-            while chunk := response.read1(1 << 16):
-                data += chunk
-                if len(data) > max_bytes:
-                    raise FetchError(f"its answer is longer than {max_bytes} bytes")
-        _left(deadline_s)  # what was cut is not the whole
-        return bytes(data)
-    finally:
-        cut.cancel()
-        connection.close()
+        context = httpx2.create_ssl_context()
+    except OSError as error:
+        raise FetchError("the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read") from error
+    try:
+        # `trust_env` would send http on this machine through a proxy, and fail if any of the proxies is unusable
+        return httpx2.AsyncClient(proxy=_proxy(host), trust_env=False, verify=context, timeout=None, headers=_HEADERS)
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise FetchError("the proxy that https_proxy names is not an HTTP proxy") from error
 
 
-def _left(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    return left_s
-
-
-def _dial(host: str, port: int, deadline_s: float) -> socket.socket:
-    """Connect to the first of a host's addresses that lets us. Each may take its share of the time that is left."""
-    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    problem = OSError()
-    for left, (family, kind, protocol, _, place) in zip(range(len(places), 0, -1), places, strict=True):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(_left(deadline_s) / left)
-            sock.connect(place)
-            sock.settimeout(_left(deadline_s))
-            return sock
-        except OSError as error:
-            sock.close()
-            problem = error
-    raise problem
-
-
-def _cut(socks: Iterable[socket.socket]) -> None:
-    """Let whoever waits for more bytes have none."""
-    for sock in socks:
-        with contextlib.suppress(OSError):  # it was closed in this moment
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the plain one's: a TLS goodbye could wait, too
-
-
-def _connection(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
-    host = url.hostname or ""
-    if url.scheme == "http":
-        return http.client.HTTPConnection(host, url.port or 80, timeout=timeout_s)
-    context = ssl.create_default_context()
+def _proxy(host: str) -> str | None:
     proxy = None if is_loopback(host) or proxy_bypass(host) else getproxies().get("https")
-    if not proxy:
-        return http.client.HTTPSConnection(host, url.port or 443, timeout=timeout_s, context=context)
-    via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    connection = http.client.HTTPSConnection(via.hostname or "", via.port or 80, timeout=timeout_s, context=context)
-    headers = {}
-    if via.username is not None:
-        who = f"{unquote(via.username)}:{unquote(via.password or '')}"
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(who.encode()).decode()}"
-    connection.set_tunnel(host, url.port or 443, headers)
-    return connection
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+async def _body(response: httpx2.Response, max_bytes: int) -> bytes:
+    if response.status_code != httpx2.codes.OK:
+        raise FetchError(f"it answers with HTTP status {response.status_code}")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
+    data = bytearray()
+    async for chunk in response.aiter_raw():
+        data += chunk
+        if len(data) > max_bytes:
+            raise FetchError(f"its answer is longer than {max_bytes} bytes")
+    return bytes(data)
+
+
+class _DaemonThreads(ThreadPoolExecutor):
+    """Runs blocking calls in daemon threads. They cannot be interrupted, so neither the fetch nor the process joins them."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except Exception as error:  # for whoever awaits it
+                    future.set_exception(error)
+
+        threading.Thread(target=run, name="mcpguard-fetch", daemon=True).start()
+        return future
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    if isinstance(error, socket.gaierror):
-        return "its name is not known"
-    if type(error) is OSError and error.errno is None:  # of http.client, and with the proxy's words in it
-        return "the proxy does not let us through"
-    if isinstance(error, OSError):
-        return (error.strerror or type(error).__name__).lower()
-    return "it does not speak HTTP"
+    if isinstance(error, httpx2.ProxyError):  # its text is the proxy's
+        return "the proxy refuses the connection"
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"the TLS handshake fails: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
+        if isinstance(cause, socket.gaierror | UnicodeError):
+            return "its name cannot be resolved"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+    return "the connection breaks off" if isinstance(error, httpx2.NetworkError) else "it does not speak HTTP"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.__cause__ or error.__context__

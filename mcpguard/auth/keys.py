@@ -1,4 +1,4 @@
-"""The provider's public keys: from its URL or a file, in memory and on disk, renewed off the calls' path."""
+"""The provider's public keys: from a URL or a file, cached in memory and on disk, refreshed in the background."""
 
 import base64
 import contextlib
@@ -18,27 +18,27 @@ from mcpguard.files import private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 
 REFRESH_S: Final = 30.0
-"""Keys are asked for at most once in this time, whatever tokens name; the first load is not counted."""
+"""The shortest time between two fetches, whatever keys the tokens name. The first fetch of a process does not count."""
 
 FETCH_S: Final = 2.0
-"""What one attempt may take in all."""
+"""The timeout of one fetch."""
 
 MAX_AGE_S: Final = 3600.0
-"""Keys older than this are asked for again, beside the calls: the provider may have withdrawn one."""
+"""Keys older than this are fetched again in the background: the provider may have withdrawn one."""
 
 FILE_AGE_S: Final = 60.0
-"""The same for a file of keys."""
+"""A file of keys is read again after this time."""
 
 MAX_BYTES: Final = 1 << 20
-"""A provider's keys take some kilobytes."""
+"""The largest key set that is accepted. Those of providers take some kilobytes."""
 
 _TOO_LATE: Final = f"no answer in {FETCH_S:g} s"
 _MAX_KEYS: Final = 100
 _MAX_TRIED: Final = 16
-"""How many keys are tried for one signature. Providers publish two or three of a kind."""
+"""How many keys are tried for one signature. Providers publish two or three keys for an algorithm."""
 
 _MIN_RSA_BITS: Final = 2048
-"""NIST SP 800-131A; PyJWT warns below it."""
+"""Weaker keys are ignored. Source: NIST SP 800-131A. PyJWT warns of them."""
 
 _MEMBERS: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 _FITTING: Final[dict[str, dict[str, tuple[str, ...]]]] = {
@@ -51,19 +51,19 @@ _FITTING: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 Jwk = dict[str, str]
-"""A public key as RFC 7517 has it, without any member that is not needed to verify."""
+"""A public key in the form of RFC 7517, reduced to the members that are needed to verify."""
 
 
 class Keys(Protocol):
-    """Keys of one provider. Nothing but `wait` waits for them.
+    """The keys of one provider. Only `wait` blocks.
 
     Attributes:
-        source: The URL, without a query that may hold a secret, or the file.
-        revision: Changes whenever the keys are renewed.
-        problem: Why the last attempt to get them failed; empty if it did not.
-        fetched_s: When they were got, in wall-clock time; None if there are none.
-        stale_s: When `seek` should be called though no key is missing; a time in the past if their age is not known.
-        is_fetching: Whether they are on their way.
+        source: The file or the URL, without its query, which can hold a secret.
+        revision: Changes whenever new keys are in use.
+        problem: Why the last fetch failed; empty if it succeeded.
+        fetched_s: When the keys were fetched, in wall-clock time; None if there are none.
+        stale_s: When to call `seek` even if no key is missing. In the past if the age of the keys is unknown.
+        is_fetching: Whether a fetch is in progress.
     """
 
     source: str
@@ -78,30 +78,30 @@ class Keys(Protocol):
     def is_fetching(self) -> bool: ...  # noqa: D102
 
     def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """The keys that a token of this header may be signed with."""
+        """The keys that can verify a token with this `kid` and `alg`."""
 
     def has(self, kid: str) -> bool:
-        """Whether there is a key of this name, whatever it is for."""
+        """Whether there is a key with this `kid`, for any algorithm."""
 
     def seek(self) -> None:
-        """Get the newest keys, unless that was just tried. Does not wait for them."""
+        """Start to fetch the newest keys, unless the last fetch is too recent. Does not block."""
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until keys that are on their way are here, or will not come."""
+        """Wait until the fetch in progress has succeeded or failed."""
 
 
 def keys_of(settings: JwtSettings) -> Keys:
-    """The keys that are configured."""
+    """The configured source of keys."""
     if isinstance(settings.jwks, Path):
         return FileKeys(settings.jwks)
     return RemoteKeys(settings.jwks, settings.state)
 
 
 def parse_keys(data: bytes) -> tuple[Jwk, ...]:
-    """The public keys of a set that can verify signatures.
+    """The keys of a JWK set that can verify signatures.
 
     Raises:
-        ValueError: This is no key set, or there is no such key in it; the text says which.
+        ValueError: The data is not a key set, or has no such key. The text says which.
     """
     try:
         entries = json.loads(data)["keys"]
@@ -114,7 +114,7 @@ def parse_keys(data: bytes) -> tuple[Jwk, ...]:
 
 
 def _public(entry: object) -> Jwk | None:
-    """What of a key is public; None if it is not for signatures, or too weak."""
+    """The public members of a key; None if the key is not for signatures, or is too weak."""
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
     operations = entry.get("key_ops", ["verify"])
@@ -133,7 +133,7 @@ def _public(entry: object) -> Jwk | None:
 
 
 def find(keys: Sequence[Jwk], kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-    """The keys for a token of this header: of those that fit its algorithm all that have its name, or all if it names none."""
+    """The keys that fit a token's algorithm and its `kid`; without a `kid`, all that fit the algorithm."""
     fits = _FITTING.get(algorithm) or _FITTING[algorithm[:2]]
     fitting = (
         key
@@ -145,13 +145,13 @@ def find(keys: Sequence[Jwk], kid: str | None, algorithm: str) -> tuple[Jwk, ...
     return tuple(islice(fitting, _MAX_TRIED))
 
 
-def _stale_s(got_s: float | None, age_s: float, now_s: float) -> float:
-    """When what was got becomes too old. A time in the future tells no age: the clock was set back since."""
-    return 0.0 if got_s is None or got_s > now_s else got_s + age_s
+def _stale_s(fetched_s: float | None, max_age_s: float, now_s: float) -> float:
+    """When keys become too old. If they come from the future, the clock was set back and their age is unknown."""
+    return 0.0 if fetched_s is None or fetched_s > now_s else fetched_s + max_age_s
 
 
 class _Known:
-    """Looks for keys among those that are here."""
+    """Finds keys among those in memory."""
 
     _keys: tuple[Jwk, ...] = ()
 
@@ -165,7 +165,7 @@ class _Known:
 
 
 class FileKeys(_Known):
-    """Keys in a file that others write."""
+    """Keys in a file that other programs write."""
 
     is_fetching = False
 
@@ -185,7 +185,7 @@ class FileKeys(_Known):
         return _stale_s(self._looked_s, FILE_AGE_S, self._wall())
 
     def seek(self) -> None:
-        """See `Keys`. A file that breaks leaves the last good keys."""
+        """See `Keys`. If the file is broken or gone, the last good keys stay in use."""
         self._looked_s = self._wall()
         before = self._file.content
         first = not self._keys and not self.problem
@@ -209,14 +209,14 @@ class FileKeys(_Known):
 
 
 class RemoteKeys(_Known):
-    """Keys at a URL. What was got last is kept on disk, so that a provider that is down stops nobody whose key is known.
+    """Keys at a URL. The keys that were fetched last are cached on disk, and verify tokens while the provider is down.
 
     Args:
-        url: Where they are.
-        state: The folder in which they are kept.
-        clock: A monotone clock, in seconds.
-        wall: Wall-clock time.
-        fetch: Gets a URL's document of at most some bytes within some seconds; None for `fetch.get`.
+        url: The URL of the key set.
+        state: The folder of the cache.
+        clock: A monotonic clock, in seconds.
+        wall: Wall-clock time, in seconds.
+        fetch: Fetches a URL within a timeout in seconds and a size in bytes; None for `fetch.get`.
     """
 
     def __init__(
@@ -235,13 +235,13 @@ class RemoteKeys(_Known):
         self._clock = clock
         self._wall = wall
         self._fetch = fetch
-        self._kept = state / f"jwks-{blake2b(url.encode(), digest_size=12).hexdigest()}.json"
+        self._cache = state / f"jwks-{blake2b(url.encode(), digest_size=12).hexdigest()}.json"
         self._problem = ""
-        self._idle = threading.Event()  # set while no attempt is under way
+        self._idle = threading.Event()  # set while no fetch is in progress
         self._idle.set()
         self._give_up_s = 0.0
-        self._next_s: float | None = None  # when a key that is missing may be asked for again
-        self._read_kept()
+        self._next_s: float | None = None  # the earliest time of the next fetch; None before the first `seek`
+        self._read_cache()
         if not self._keys:
             self._begin()
 
@@ -282,37 +282,37 @@ class RemoteKeys(_Known):
 
     def _renew(self) -> None:
         try:
-            from mcpguard.auth import fetch  # TLS and HTTP are loaded when keys have to be fetched, and in this thread
+            from mcpguard.auth import fetch  # loads HTTP and TLS: only if keys are fetched, and off the calls' path
 
             keys = parse_keys((self._fetch or fetch.get)(self._url, FETCH_S, MAX_BYTES))
             if self._clock() >= self._give_up_s:
                 raise TimeoutError
             self._keys, self._problem, self.fetched_s = keys, "", self._wall()
             self.revision += 1
-            self._keep()
+            self._write_cache()
         except TimeoutError:
             self._problem = _TOO_LATE
         except ValueError as error:
             self._problem = str(error)
-        except Exception as error:  # whoever waits must not do so for ever
-            self._problem = f"internal error, please report it: {type(error).__name__}"  # its text may hold the URL's secret
+        except Exception as error:  # `wait` must end whatever happens
+            self._problem = f"internal error, please report it: {type(error).__name__}"  # its text can hold a secret of the URL
         finally:
             self._idle.set()
 
-    def _read_kept(self) -> None:
+    def _read_cache(self) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            kept = json.loads(read_at_once(self._kept, MAX_BYTES))
-            if kept["url"] == self.source and (fetched_s := time_of(kept, "fetched_s")):
-                self._keys = parse_keys(json.dumps(kept).encode())
+            cached = json.loads(read_at_once(self._cache, MAX_BYTES))
+            if cached["url"] == self.source and (fetched_s := time_of(cached, "fetched_s")):
+                self._keys = parse_keys(json.dumps(cached).encode())
                 self.fetched_s = fetched_s
 
-    def _keep(self) -> None:
-        """Write the keys for the next start. If that fails it will ask the provider, as this one did."""
-        kept = json.dumps({"url": self.source, "fetched_s": self.fetched_s, "keys": self._keys}).encode()
-        new = self._kept.with_suffix(f".{os.getpid()}.new")
+    def _write_cache(self) -> None:
+        """Write the keys for the next start. If that fails, the next start fetches them."""
+        cached = json.dumps({"url": self.source, "fetched_s": self.fetched_s, "keys": self._keys}).encode()
+        new = self._cache.with_suffix(f".{os.getpid()}.new")
         with contextlib.suppress(OSError):
-            private_folder(self._kept.parent)
+            private_folder(self._cache.parent)
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
-                file.write(kept)
-            new.replace(self._kept)
+                file.write(cached)
+            new.replace(self._cache)

@@ -1,4 +1,4 @@
-"""What `[identity.jwt]` may say."""
+"""The settings of `[identity.jwt]`."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from mcpguard.errors import ConfigError
 from mcpguard.files import named_path
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""What may be allowed. Never `none`, and never HMAC, whose key would be a secret that could also make tokens."""
+"""The algorithms that the settings can allow. Never `none`, and never HMAC, whose verification key can also sign."""
 
 _HINTS: Final = {
-    "issuer": 'issuer = "https://idp.acme.com/", to the letter what tokens have in iss',
-    "audience": 'audience = "crm-mcp", one of what tokens have in aud',
+    "issuer": 'issuer = "https://idp.acme.com/", exactly as in the claim iss of the tokens',
+    "audience": 'audience = "crm-mcp", one of the values in the claim aud of the tokens',
     "jwks": 'jwks = "https://idp.acme.com/.well-known/jwks.json", or a file',
 }
 
@@ -27,30 +27,30 @@ class JwtSettings:
     """How users are verified.
 
     Attributes:
-        expected: What a token must say.
-        jwks: Where the issuer's keys are: a URL or a file.
-        algorithms: The signatures that are accepted.
-        token_file: Where the token is; None if only `MCPGUARD_TOKEN` has it.
-        state: The folder in which keys are kept.
+        expected: The claims that a token must have, and those that are read.
+        jwks: The URL or the file of the issuer's keys.
+        algorithms: The signature algorithms that are accepted.
+        token_file: The file that holds the token; None if only `MCPGUARD_TOKEN` can hold it.
+        state: The folder in which fetched keys are cached.
     """
 
     expected: Expected
-    jwks: str | Path = field(repr=False)  # a URL may hold a secret
+    jwks: str | Path = field(repr=False)  # a URL can hold a secret
     algorithms: tuple[str, ...]
     token_file: Path | None
     state: Path
 
 
 def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings:
-    """The settings of a table that has no key which is unknown.
+    """Read the settings from a table without unknown keys.
 
     Args:
         table: `[identity.jwt]`.
-        file: Where it stands; paths are relative to its folder.
-        state: The folder in which keys are kept.
+        file: The file of the table; paths are relative to its folder.
+        state: The folder in which fetched keys are cached.
 
     Raises:
-        ConfigError: They cannot be.
+        ConfigError: A key is missing, or a value is not allowed.
     """
     where = f"{file}: identity.jwt"
     for key, hint in _HINTS.items():
@@ -65,7 +65,7 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
     jwks = texts["jwks"][0]
     if jwks.startswith("file:///"):
         jwks = unquote(jwks.removeprefix("file://"))
-    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", jwks)  # one letter would be a drive
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", jwks)  # a single letter is a drive on Windows
     if is_url and (problem := url_problem(jwks)):
         raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])
     return JwtSettings(
@@ -78,7 +78,7 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
 
 
 def url_problem(url: str) -> str:
-    """Why keys are not fetched from a URL; empty if they are. Whoever can change them on their way can be anybody."""
+    """Why keys are not fetched from a URL; empty if they are. Whoever can change keys in transit can impersonate any user."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -86,33 +86,33 @@ def url_problem(url: str) -> str:
     except ValueError:
         return "this is not a URL"
     if parts.scheme not in {"https", "http"}:
-        return "this is neither https nor a file"
+        return "this is neither an https URL nor a file"
     if parts.username is not None or parts.password is not None:
-        return "a URL with a password in it is not used"
+        return "a URL must not contain a user or a password"
     if not host or not url.isascii() or not url.isprintable() or " " in url:
         return "this is not a URL"
     return "" if parts.scheme == "https" or is_loopback(host) else "only https is trusted, or http on this machine"
 
 
 def shown_url(url: str) -> str:
-    """A URL as it may be told: without a name, a password, a query or a fragment."""
+    """A URL without user, password, query and fragment, which can hold secrets."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a URL's host is this machine by name or number, whatever a name server says."""
+    """Whether a URL's host is a loopback name or address. No name server is asked."""
     return host in {"localhost", "::1"} or bool(re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
 
 
 def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
     if holds_token(str(value)):
         place = "a path" if where.endswith(("token_file", "jwks")) else "none"
-        hint = "write it into a file that only you can read, and name that file as token_file"
+        hint = "write the token into a file that only you can read, and give that file as token_file"
         raise ConfigError(f"{where} holds a token where {place} belongs", hint)
     values = value if many and isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
-        shown = "this" if where.endswith("jwks") else repr(value)  # a URL may hold a secret
+        shown = "this" if where.endswith("jwks") else repr(value)  # a URL can hold a secret
         raise ConfigError(f"{where}: {shown} is not text", f'{where.rpartition(".")[2]} = "…"')
     return tuple(values)
 

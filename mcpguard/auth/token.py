@@ -1,13 +1,10 @@
-"""Verifies the token that names the user, and follows it while it is renewed, expires, and its provider changes keys."""
+"""Verifies the token that names the user, again whenever the token or the provider's keys change and when it expires."""
 
-import base64
 import contextlib
 import json
-import math
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -21,25 +18,23 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.followed_file import FollowedFile
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
-"""Tokens with hundreds of groups take some ten kilobytes; what is longer is something else."""
+"""The longest token that is accepted. Tokens with hundreds of groups take some ten kilobytes."""
 
 VARIABLE: Final = "MCPGUARD_TOKEN"
 
 _NOT_A_JWT: Final = "a JWT has three parts with dots between them; an opaque access token cannot be verified"
 
-_COMPACT: Final = re.compile(rb"([A-Za-z0-9_-]+=*)\.([A-Za-z0-9_-]+=*)\.([A-Za-z0-9_-]*=*)")
-
 
 class Examination(NamedTuple):
-    """What came of looking at a token.
+    """The result of verifying a token.
 
     Attributes:
-        problems: Every reason why it names nobody; none if it names somebody.
-        identity: Whom it names, if it has no problem.
-        claims: What it says, to be believed only if `is_verified`; None if it cannot be read.
-        is_verified: Whether its signature is one of the provider's.
-        lacks_key: Whether none of the known keys made its signature. A new key may have.
-        until_s: The time until which this holds, if neither the token nor the keys change.
+        problems: Every reason to reject the token; none if it is accepted.
+        identity: The caller that the token names; None if it is rejected.
+        claims: The token's claims, trusted only if `is_verified`; None if they cannot be read.
+        is_verified: Whether a known key of the provider verifies the signature.
+        lacks_key: Whether no known key verifies the signature, so that newer keys may.
+        until_s: Until when the result holds while neither the token nor the keys change.
     """
 
     problems: tuple[Unauthenticated, ...]
@@ -51,16 +46,16 @@ class Examination(NamedTuple):
 
 
 class TokenSource:
-    """Who is calling by the token, as it and the keys change.
+    """The caller that the current token names.
 
     Args:
-        settings: Where the token and the keys are, and what is expected.
-        configured: Who is calling apart from the user: the server, and parts of the agent.
-        environ: The environment; a token in it comes before the file.
-        budget_ms: How long a call waits for keys that are being fetched.
-        notify: Gets a line at each change, and about a file that others can read.
-        keys: The provider's; None for those that the settings name.
-        clock: Wall-clock time in seconds.
+        settings: The places of the token and the keys, and the expected claims.
+        configured: The caller's server and agent, as far as they are configured.
+        environ: The environment. A token in it takes precedence over the file.
+        budget_ms: How long a call waits for a fetch of keys.
+        notify: Receives one line for each change of the caller, and for a token file that others can read.
+        keys: The provider's keys; None for those of the settings.
+        clock: Wall-clock time, in seconds.
     """
 
     def __init__(
@@ -88,11 +83,11 @@ class TokenSource:
         self._keys_seen = -1, "", False
         self._examined = Examination(())
         self._examined_s = 0.0
-        self._told: Identity | tuple[str, str] | None = None
+        self._reported: Identity | tuple[str, str] | None = None
 
     @property
     def where(self) -> str:
-        """Where the token is, for people."""
+        """The place of the token, for messages."""
         if self._token is not None:
             return VARIABLE
         return str(self._settings.token_file) if self._settings.token_file else "nowhere"
@@ -100,22 +95,22 @@ class TokenSource:
     @property
     def _renewal(self) -> str:
         if self._token is not None:
-            return f"get a new token and start the server anew: {VARIABLE} is read at the start"
-        return "get a new token; it counts from the next call on, without a restart"
+            return f"get a new token and restart the server: {VARIABLE} is read only at the start"
+        return "get a new token; the next call uses it, without a restart"
 
     def begin(self) -> Identity | Unauthenticated:
-        """Who is calling now, or why that is not known."""
+        """The caller now, or why the token names none."""
         found = _outcome(self.examine())
-        self._told = _mark(found)
+        self._reported = _mark(found)
         return found
 
     def poll(self, *, for_call: bool = False) -> Identity | Unauthenticated | None:
-        """Who calls from now on, or why nobody does, if that has changed since the last look; else None.
+        """The caller from now on, or why the token names none; None if that has not changed since the last `poll`.
 
-        Where nothing has changed it costs a look at the file's time and one at a clock.
+        Without a change it costs one `stat` of the file and one look at a clock.
 
         Args:
-            for_call: Whether a call is to be judged by it: then keys that are being fetched are waited for.
+            for_call: Whether a call waits for the result. Only then does it wait for a fetch of keys.
         """
         changed = self._may_have_changed()
         if changed:
@@ -130,9 +125,9 @@ class TokenSource:
         if not changed:
             return None
         found = _outcome(self._examined)
-        if self._told == _mark(found):
+        if self._reported == _mark(found):
             return None
-        self._told = _mark(found)
+        self._reported = _mark(found)
         self._notify(f"user {found.user}, verified" if isinstance(found, Identity) else f"unauthenticated: {found.message}")
         return found
 
@@ -141,7 +136,7 @@ class TokenSource:
             before = self._file.content
             if self._look(self._file) and self._file.content != before:
                 return True
-        still_holds = self._examined_s <= self._clock() < self._examined.until_s  # not so either if the clock was set back
+        still_holds = self._examined_s <= self._clock() < self._examined.until_s  # nor if the clock was set back
         return not still_holds or self.keys.revision != self._keys_seen[0]
 
     def _state_of_keys(self) -> tuple[int, str, bool]:
@@ -155,7 +150,7 @@ class TokenSource:
         return was_read
 
     def examine(self) -> Examination:
-        """Look at the token, and ask for keys that it needs."""
+        """Verify the token, and start to fetch keys if it needs newer ones."""
         now_s = self._examined_s = self._clock()
         self._keys_seen = self._state_of_keys()
         content: bytes | str | None = self._token.encode(errors="replace") if self._token is not None else None
@@ -178,28 +173,34 @@ class TokenSource:
             return Examination((Unauthenticated(f"{where} is longer than {MAX_TOKEN_BYTES} bytes", _NOT_A_JWT),))
         token = content.strip()
         if not token:
-            return Examination((Unauthenticated(f"{where} is empty", "log in, so that there is one"),))
+            return Examination((Unauthenticated(f"{where} is empty", "log in, so that the token is written"),))
         try:
-            header, said = _read(token)
-        except ValueError:
+            header, payload = _read(token)
+        except (jwt.DecodeError, ValueError, RecursionError):
             return Examination((Unauthenticated(f"{where} is not a signed JWT", _NOT_A_JWT),))
-        forged = list(self._header_problems(header, where))
-        unsigned = None if forged else self._signature_problem(token, header, where)
-        if unsigned:
-            forged.append(unsigned)
-        problems = tuple(claims.problems(said, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
+        except jwt.InvalidTokenError:  # its text can repeat the header
+            hint = "get a token whose kid is text, and without critical extensions"
+            return Examination((Unauthenticated(f"{where} has an unsupported kid or crit in its header", hint),))
+        allowed = self._settings.algorithms
+        is_allowed = header.get("alg") in allowed
+        if is_allowed:
+            forged = self._signature_problem(token, header, where)
+        else:
+            hint = "sign with one of these, or change identity.jwt.algorithms"
+            forged = Unauthenticated(f"{where} is not signed with {' or '.join(allowed)}", hint)
+        problems = tuple(claims.problems(payload, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
         stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
         if forged or problems:
             return Examination(
-                (*forged, *problems),
-                claims=said,
+                (forged, *problems) if forged else problems,
+                claims=payload,
                 is_verified=not forged,
-                lacks_key=bool(unsigned),
-                until_s=min(_begins_s(said, now_s), stale_s),
+                lacks_key=is_allowed and forged is not None,
+                until_s=min(_valid_from_s(payload, now_s), stale_s),
             )
-        until_s = min((claims.time_of(said, "exp") or 0) + claims.LEEWAY_S, stale_s)
-        who = claims.identity(said, self._settings.expected, self._configured)
-        return Examination((), identity=who, claims=said, is_verified=True, until_s=until_s)
+        until_s = min((claims.time_of(payload, "exp") or 0) + claims.LEEWAY_S, stale_s)
+        who = claims.identity(payload, self._settings.expected, self._configured)
+        return Examination((), identity=who, claims=payload, is_verified=True, until_s=until_s)
 
     def _missing(self, why: str | None) -> Unauthenticated:
         file = self._settings.token_file
@@ -207,66 +208,51 @@ class TokenSource:
             hint = f"set {VARIABLE} where the client starts the server, or identity.jwt.token_file in config.toml"
             return Unauthenticated(f"there is no token: {VARIABLE} is not set", hint)
         if why is None:
-            hint = f"log in, so that it is written (or set {VARIABLE}); it counts from the next call on, without a restart"
+            hint = f"log in, so that the file is written, or set {VARIABLE}; the next call uses the file, without a restart"
             return Unauthenticated(f"there is no token: {file} does not exist", hint)
-        return Unauthenticated(
-            f"the token file {file} cannot be read: {why}", "it is a file that holds the token and nothing else"
-        )
-
-    def _header_problems(self, header: dict[str, Any], where: str) -> Iterator[Unauthenticated]:
-        """Every reason why no signature with this header is verified."""
-        allowed = self._settings.algorithms
-        if header.get("alg") not in allowed:
-            hint = "sign with one of these, or mend identity.jwt.algorithms"
-            yield Unauthenticated(f"{where} is not signed with {' or '.join(allowed)}", hint)
-        if "crit" in header:  # what must be understood (RFC 7515, section 4.1.11)
-            yield Unauthenticated(
-                f"{where} has a critical extension, and none is known here", "get one without crit in its header"
-            )
-        if not isinstance(header.get("kid"), str | None):
-            yield Unauthenticated(f"{where} names its key by what is no text", "get one with text in kid in its header")
+        return Unauthenticated(f"the token file {file} cannot be read: {why}", "the file must hold the token and nothing else")
 
     def _signature_problem(self, token: bytes, header: dict[str, Any], where: str) -> Unauthenticated | None:
-        """Why the signature is not one of the provider's, as far as its keys are known."""
+        """Why none of the known keys verifies the signature; None if one does."""
         algorithm, kid = header["alg"], header.get("kid")
         keys = self.keys.find(kid, algorithm)
         if _is_signed(token, algorithm, keys):
             return None
-        self.keys.seek()  # a provider may have new keys, be it under an old name
+        self.keys.seek()  # the provider may have new keys, possibly with an old kid
         before, keys = keys, self.keys.find(kid, algorithm)
         if keys != before and _is_signed(token, algorithm, keys):
             return None
         if self.keys.fetched_s is None:
             return self._no_keys()
-        hint = "get a new token, or check identity.jwt.jwks; it is asked again with the next calls"
+        hint = "get a new token, or check identity.jwt.jwks; later calls fetch the keys again"
         if keys:
             what = f"has a signature that is not {self._settings.expected.issuer}'s"
-            hint = "it was changed, or signed by somebody else; get a new one"
+            hint = "the token was changed, or somebody else signed it; get a new one"
         elif kid is None:
-            what = f"names no key, and {self.keys.source} has none for {algorithm}"
+            what = f"has no kid, and {self.keys.source} has no key for {algorithm}"
         elif self.keys.has(kid):
-            what = f"is signed with {algorithm}, which the key that it names is not for"
+            what = f"is signed with {algorithm}, but the key with its kid is for another algorithm"
         else:
             what = f"is signed with a key that {self.keys.source} does not have"
-        if self._are_coming():
-            return Unauthenticated(f"{where} {what} as far as is known: newer keys are being fetched", "call again in a moment")
+        if self._is_fetching():
+            return Unauthenticated(f"{where} {what}; newer keys are being fetched", "call again in a moment")
         if self.keys.problem:
-            what += f" as far as is known: newer keys cannot be had from {self.keys.source}: {self.keys.problem}"
+            what += f"; newer keys cannot be fetched from {self.keys.source}: {self.keys.problem}"
         return Unauthenticated(f"{where} {what}", hint)
 
-    def _are_coming(self) -> bool:
-        """Whether keys are being fetched. What is told of that holds until they are here or will not come."""
+    def _is_fetching(self) -> bool:
+        """Whether keys are being fetched. A result that says so holds until the fetch ends."""
         is_fetching = self.keys.is_fetching
-        if is_fetching:  # it may have begun since the look at the keys, and may end as the last attempt did
+        if is_fetching:  # it may have begun after `_keys_seen` was set, and may fail as the last one did
             self._keys_seen = (*self._keys_seen[:2], True)
         return is_fetching
 
     def _no_keys(self) -> Unauthenticated:
         source = self.keys.source
-        if self._are_coming():
+        if self._is_fetching():
             return Unauthenticated(f"keys are being fetched from {source}", "call again in a moment")
-        hint = "check identity.jwt.jwks; it is tried again with the next calls"
-        return Unauthenticated(f"keys cannot be had from {source}: {self.keys.problem}", hint)
+        hint = "check identity.jwt.jwks; later calls try again"
+        return Unauthenticated(f"keys cannot be fetched from {source}: {self.keys.problem}", hint)
 
 
 def _outcome(examined: Examination) -> Identity | Unauthenticated:
@@ -278,66 +264,30 @@ def _mark(found: Identity | Unauthenticated) -> Identity | tuple[str, str]:
 
 
 def _is_signed(token: bytes, algorithm: str, keys: Sequence[Jwk]) -> bool:
-    """Whether one of the keys made the signature."""
+    """Whether one of the keys verifies the signature."""
     for key in keys:
-        with contextlib.suppress(Exception):  # whatever a library makes of it: not verified, and its text may hold the token
+        with contextlib.suppress(Exception):  # any error means: not verified; its text can hold the token
             jwt.PyJWS(algorithms=[algorithm]).decode_complete(token, jwt.PyJWK(dict(key), algorithm), algorithms=[algorithm])
             return True
     return False
 
 
 def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
-    """A token's header and claims, of which nothing is verified.
+    """Parse a token's header and claims without verifying them.
 
     Raises:
-        ValueError: This is not a signed JWT.
+        jwt.InvalidTokenError: `kid` or `crit` in the header is not supported; a `DecodeError` if this is not a JWT at all.
+        ValueError: It holds what cannot be logged as JSON: NaN, Infinity or a lone surrogate.
+        RecursionError: It is nested too deeply.
     """
-    parts = _COMPACT.fullmatch(token)
-    if parts is None:
-        raise ValueError("not three parts in base64url")
-    header, said, _ = map(_decoded, parts.groups())
-    return _object(header), _object(said)
+    parsed = jwt.decode_complete(token, options={"verify_signature": False})
+    header, payload = parsed["header"], parsed["payload"]
+    json.dumps([header, payload], ensure_ascii=False, allow_nan=False).encode()
+    return header, payload
 
 
-def _decoded(part: bytes) -> bytes:
-    data = base64.urlsafe_b64decode(part + b"==")
-    if base64.urlsafe_b64encode(data).rstrip(b"=") != part.rstrip(b"="):
-        raise ValueError("another text for the same bytes")  # its last character may have bits that are not used
-    return data
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    """An object in JSON that everybody reads alike: no name twice, no number without an end, no half of a character.
-
-    Raises:
-        ValueError: This is none.
-    """
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
-        json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("not a finite number")
-    return value
-
-
-def _begins_s(said: Claims, now_s: float) -> float:
-    """When a token that is refused now may be accepted as it is: once its time has come. Never, if that is past."""
-    times = [time_s for name in ("nbf", "iat") if (time_s := claims.time_of(said, name)) is not None]
+def _valid_from_s(payload: Claims, now_s: float) -> float:
+    """When a token that is rejected now can become valid: at its `nbf` or `iat`. Infinity if both have passed."""
+    times = [time_s for name in ("nbf", "iat") if (time_s := claims.time_of(payload, name)) is not None]
     begin_s = max(times, default=0.0) - claims.LEEWAY_S
     return begin_s if begin_s > now_s else float("inf")

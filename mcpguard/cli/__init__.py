@@ -1,7 +1,7 @@
 """The command line.
 
-`mcpguard run` is started with every client and stays all day, so that it goes its own way, which loads no library; all other
-commands are click's, and so is all that `run` does not understand.
+Every client starts `mcpguard run` and keeps it running, so its options are parsed without a library. click parses all other
+commands, and a command line of `run` that has an error or asks for help.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from mcpguard.errors import ExitStatus, McpguardError
 
 
 def main() -> None:
-    """The `mcpguard` command: one line and a hint for what a user can mend, never a traceback for it."""
+    """Run the `mcpguard` command. An error that the user can fix is printed as one line and a hint, without a traceback."""
     try:
         wanted = run_options.parse(sys.argv[1:])
         if wanted is not None:
@@ -40,27 +40,27 @@ def _by_click() -> int:
         ctx = getattr(error, "ctx", None)
         return _complain(error.format_message(), f"{ctx.command_path if ctx else 'mcpguard'} --help", ExitStatus.USAGE)
     except OSError as error:
-        return _complain(f"cannot write: {error.strerror or error}", "", ExitStatus.FAILURE)
+        return _complain(f"cannot write the output: {error.strerror or error}", "", ExitStatus.FAILURE)
     return status if isinstance(status, int) else 0
 
 
 def _leave(status: int) -> None:
-    """End with a status. What is still to be written may have nowhere to go: that is no reason for a traceback."""
+    """Exit with a status. If stdout can no longer be written to, exit without a traceback."""
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the interpreter's own flush
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
         status = status or ExitStatus.FAILURE
     sys.exit(status)
 
 
 def _complain(message: str, hint: str, status: ExitStatus) -> ExitStatus:
-    from mcpguard.core.audit import printable
     from mcpguard.core.redaction import redacted
+    from mcpguard.core.text import printable
 
     lines = [f"mcpguard: {message}", *([f"hint: {hint}"] if hint else [])]
-    lines = [printable(redacted(line)) for line in lines]  # a name may hold line ends; a token may stand where one belongs
-    with contextlib.suppress(OSError, AttributeError):  # nobody listens
+    lines = [printable(redacted(line)) for line in lines]  # a message may quote a name with line ends, or a pasted token
+    with contextlib.suppress(OSError, AttributeError):  # stderr is closed
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
     return status

@@ -1,4 +1,4 @@
-"""The audit's rows as a table for a terminal."""
+"""Shows rows of the audit log as a table on a terminal."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from typing import Final
 import click
 
 from mcpguard.cli._text import is_coloured
-from mcpguard.core.audit import printable
+from mcpguard.core.text import printable
 
 WIDE: Final = 130
-"""Columns from which on user and agent stand in each row; below, a line of their own has them where they change."""
+"""The width from which on each row has user and agent. In a narrower table they have a line of their own when they change."""
 
 _STYLES: Final = {
     "rate_limited": "red",
@@ -28,10 +28,10 @@ _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class Table:
-    """Turns records into lines of at most a width.
+    """Formats audit records as lines of a table.
 
     Args:
-        width: In columns.
+        width: The width of the terminal in columns.
         coloured: Whether decisions are coloured.
     """
 
@@ -40,7 +40,7 @@ class Table:
         self._is_wide = width >= WIDE
         self._who = ""
         self._width = width
-        spare = width - 1 - sum(size + 1 for size in (8, 12, 5, 6, 9, 11))  # the last column of a terminal stays free
+        spare = width - 1 - sum(size + 1 for size in (8, 12, 5, 6, 9, 11))  # a line of full width would wrap on some terminals
         if self._is_wide:
             user, agent = spare // 4, spare * 2 // 5
             sizes = [("USER", user), ("AGENT", agent), ("TOOL", spare - user - agent - 2)]
@@ -50,11 +50,11 @@ class Table:
         self._columns = [("TIME", 8), ("DECISION", 12), ("AXIS", 5), *sizes, ("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
 
     def heading(self) -> str:
-        """The names of the columns."""
+        """The line with the names of the columns."""
         return self._row([name for name, _ in self._columns])
 
     def lines(self, record: Mapping[str, object]) -> list[str]:
-        """A record's line, below a line that says who calls if that is somebody else than in the one before."""
+        """The line of a record. In a narrow table, a line with user, agent and server comes first if they have changed."""
         name = {key: printable(str(record[key])) for key in ("user", "agent", "server", "tool") if key in record}
         decision = str(record["decision"])
         what = name.get("tool", printable(str(record.get("reason", ""))))
@@ -100,7 +100,7 @@ def _end(record: Mapping[str, object]) -> str:
 
 
 def fit(text: str, size: int) -> str:
-    """A text cut or padded to a number of terminal columns; to the right if the number is negative.
+    """A text, cut or padded to a number of terminal columns. A negative number aligns it to the right.
 
     >>> fit("search_customers", 8), fit("7", -3), fit("客户", 5)
     ('search_…', '  7', '客户 ')
@@ -115,7 +115,7 @@ def fit(text: str, size: int) -> str:
 
 
 def wanted() -> Table | None:
-    """The table that stdout is to get: none in a pipe, but for one that COLUMNS is set for."""
+    """The table for stdout. None for a pipe, unless COLUMNS is set."""
     is_terminal = sys.stdout.isatty()
     if not is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         return None

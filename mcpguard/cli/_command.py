@@ -1,4 +1,4 @@
-"""What all our commands and groups have in common."""
+"""Base classes of the commands and groups."""
 
 import signal
 from typing import Any
@@ -8,40 +8,49 @@ import click
 from mcpguard.errors import ExitStatus
 
 
-class Command(click.Command):
-    """A command that lets no option silently take the place of the same one before it."""
+class _ShortHelp(click.Command):
+    """A command with `-h`, whatever its context: click keeps the help option of the first context."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """See `click.Command`."""
+        del ctx
+        return ["-h", "--help"]
+
+
+class Command(_ShortHelp):
+    """A command that refuses an option with one value that is given twice."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Command`.
 
         Raises:
-            click.UsageError: Always with its context, so that whoever tells of it can name this command's help.
+            click.UsageError: With this command's context, so that the hint can name its help.
         """
         try:
             given = self.make_parser(ctx).parse_args(list(args))[2]
             rest = super().parse_args(ctx, args)
             for option in given:
                 if isinstance(option, click.Option) and _holds_one(option) and given.count(option) > 1:
-                    raise click.UsageError(f"{option.opts[-1]} is given {given.count(option)} times, and has one value.")
+                    raise click.UsageError(f"{option.opts[-1]} is given {given.count(option)} times, but takes one value.")
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """See `click.Command`. From here on an interrupt is an exception, since there may be something to tidy up."""
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `__main__` has set it
+        """See `click.Command`. From here on Ctrl-C raises KeyboardInterrupt, so that the command can clean up."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by `__main__`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return super().invoke(ctx)
 
 
 def _holds_one(option: click.Option) -> bool:
-    """Whether a second value would replace the first."""
+    """Whether an option keeps only its last value."""
     return not (option.multiple or option.is_flag or option.count)
 
 
-class Group(click.Group):
-    """A group of such commands, which shows its help on stderr where it is not told what to do."""
+class Group(_ShortHelp, click.Group):
+    """A group of commands. Without a command it prints its help to stderr and exits with the status for wrong usage."""
 
     command_class = Command
 

@@ -1,21 +1,21 @@
-"""Counters in words, from their labels."""
+"""Describes counters, from their labels in the store."""
 
 import json
 from typing import NamedTuple, Self
 
-from mcpguard.cli._store import selects
-from mcpguard.core.audit import quoted
+from mcpguard.cli._options import selects
 from mcpguard.core.policy import SELECTORS
+from mcpguard.core.text import quoted
 
 
 class Counted(NamedTuple):
-    """A counter as its label has it.
+    """What a counter counts.
 
     Attributes:
-        namespace: Whose it is.
-        values: What it counts for, by axis.
-        others: The texts of its rule's other selectors, whose calls it counts together.
-        window_us: Its window.
+        namespace: The counter's namespace.
+        values: The values that it counts, such as one user, by axis.
+        others: The patterns of its rule's other selectors. The counter counts all matching calls together.
+        window_us: The window of its limit.
     """
 
     namespace: str
@@ -25,11 +25,11 @@ class Counted(NamedTuple):
 
     @classmethod
     def of(cls, label: str) -> Self:
-        """What a label says."""
+        """Parse a label."""
         return cls(*json.loads(label))
 
     def is_selected(self, patterns: dict[str, str]) -> bool:
-        """Whether every pattern matches what it counts for, or the text of the selector that it counts together."""
+        """Whether every pattern matches a value of the counter, or the text of another selector of its rule."""
         return all(
             any(
                 selects(key, pattern, text)
@@ -40,11 +40,11 @@ class Counted(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it counts, on one line, but for its window."""
+        """What the counter counts, on one line without the window."""
         parts = []
         for key in SELECTORS:
             if key in self.values:
                 parts.append(f"{key}={quoted(self.values[key])}")
             elif key in self.others:
-                parts.append(f"{key}={quoted(','.join(self.others[key]))} together")
+                parts.append(f"{key}={quoted(','.join(self.others[key]))} (counted together)")
         return " ".join(parts) or "every call"

@@ -1,15 +1,15 @@
-"""A policy in words: as JSON, as text, as a table."""
+"""Prints a policy with a sentence for each rule: as JSON, as text, as a table."""
 
 from pathlib import Path
 from typing import Final
 
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.audit import printable
 from mcpguard.core.policy import AXES, Policy, Rule
 from mcpguard.core.policy_explain import sentence
+from mcpguard.core.text import printable
 
 NO_RULES: Final = "no rules: nothing is limited"
-"""What is said of a policy without rules."""
+"""Printed for a policy without rules."""
 
 
 def as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
@@ -17,27 +17,38 @@ def as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object
 
     Args:
         policy: The policy.
-        path: Where it is, or would be.
-        is_starter: Whether it is the starter policy, since there is no file.
+        path: Its file, which may be missing.
+        is_starter: Whether this is the starter policy, because there is no file.
     """
     return {
-        "file": None if is_starter else str(path),
-        "starter": is_starter,
-        "mode": "observe" if policy.observe else "enforce",
+        **source_as_json(policy, path, is_starter=is_starter),
         "policy": policy.digest,
         "rules": [
             {
-                "rule": rule.text,
-                "limit": rule.limit_text.split(" "),
-                "mode": "observe" if rule.observe else "enforce",
+                **rule_as_json(rule, is_starter=is_starter),
                 "axis": rule.axis,
                 "per": [axis for axis in AXES if axis in rule.per],
-                "line": None if is_starter or not rule.line else rule.line,
-                "name": rule.name or None,
                 "sentence": sentence(rule),
             }
             for rule in policy.rules
         ],
+    }
+
+
+def source_as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
+    """Where a policy comes from, and its mode."""
+    mode = "observe" if policy.observe else "enforce"
+    return {"file": None if is_starter else str(path), "starter": is_starter, "mode": mode}
+
+
+def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
+    """A rule as its author wrote it. A rule of the starter policy has no line."""
+    return {
+        "rule": rule.text,
+        "limit": rule.limit_text.split(" "),
+        "mode": "observe" if rule.observe else "enforce",
+        "line": None if is_starter or not rule.line else rule.line,
+        "name": rule.name or None,
     }
 
 
@@ -49,13 +60,13 @@ def print_plain(policy: Policy) -> None:
 
 
 def print_table(policy: Policy) -> None:
-    """Print a table for a terminal."""
+    """Print a table of the rules for a terminal."""
     from rich.text import Text
 
     console, table = new_table()
     table.add_column("LIMIT", overflow="fold", max_width=16)
     table.add_column("RULE", overflow="fold", ratio=2)
-    table.add_column("IN WORDS", overflow="fold", ratio=3)
+    table.add_column("MEANING", overflow="fold", ratio=3)
     for rule in policy.rules:
         limit = Text(printable(rule.limit_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
         table.add_row(limit, Text(printable(named(rule))), Text(printable(sentence(rule))))
@@ -63,5 +74,5 @@ def print_table(policy: Policy) -> None:
 
 
 def named(rule: Rule) -> str:
-    """A rule's text, and what its author calls it."""
+    """A rule's text and the name that its author gave it."""
     return f"{rule.text} ({rule.name})" if rule.name else rule.text

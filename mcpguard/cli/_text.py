@@ -1,31 +1,33 @@
-"""Text for people: paragraphs of at most eighty columns for a pipe, tables for a terminal."""
+"""Text for people: paragraphs of at most 80 columns for a pipe, tables for a terminal."""
 
 import os
+import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
 
 import click
 
-from mcpguard.core.audit import printable
+from mcpguard.core.text import printable
 
 if TYPE_CHECKING:  # loaded where there is a terminal
     from rich.console import Console
     from rich.table import Table
 
 WIDTH: Final = 80
-"""Of plain text, in columns."""
+"""The width of plain text in columns."""
 
 _FILLER: Final = "\0"
-"""Stands after a character that is two columns wide while lines are measured; what is printable has none."""
+"""Put after each character that is two columns wide, so that `textwrap` counts two. Printable text never contains it."""
 
 
 def paragraph(text: str, *, indent: str = "") -> None:
-    """Print a text, made printable, on as many lines as it needs; a word that is longer than a line stays whole.
+    """Print a text in lines of at most `WIDTH` columns, control characters escaped. Words longer than a line stay whole.
 
     Args:
         text: The text.
-        indent: What stands before each line; without one, all but the first are indented.
+        indent: Put before each line. If it is empty, all lines except the first are indented by four spaces.
     """
     lines = textwrap.wrap(
         "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
@@ -39,13 +41,22 @@ def paragraph(text: str, *, indent: str = "") -> None:
     click.echo("\n".join(lines).replace(_FILLER, ""))
 
 
+def tolerant_output() -> None:
+    """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="backslashreplace")
+
+
 def is_coloured() -> bool:
-    """Whether a terminal is to get colours."""
+    """Whether output to a terminal has colours."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def new_table() -> tuple["Console", "Table"]:
-    """A console on stdout, and an empty table for it. Colours only on a terminal, and not with NO_COLOR."""
+    """A console on stdout and an empty table for it. The console uses colours only on a terminal, and not with NO_COLOR."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`mcpguard audit`: what happened."""
+"""`mcpguard audit`: reads the audit log."""
 
 import contextlib
 import json
@@ -16,10 +16,12 @@ import click
 
 from mcpguard import config
 from mcpguard.cli._command import Group
-from mcpguard.cli._store import reading, selects, tolerant_output
+from mcpguard.cli._options import filter_options, selects, store_option
+from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings, span_us
-from mcpguard.core.audit import line, printable
+from mcpguard.core.audit import line
 from mcpguard.core.patterns import glob
+from mcpguard.core.text import printable
 from mcpguard.core.verdict import Decided
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
 from mcpguard.stores.api import Readable, Wanted
@@ -27,13 +29,13 @@ from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.integrity import identity
 
 POLL_S: Final = 0.25
-"""How long a new row may wait until `tail -f` shows it."""
+"""How often `tail -f` looks for new rows."""
 
 DISORDER_US: Final = 3600 * 1_000_000
-"""How much older than its neighbours a row's time may be: wall clocks step. Beyond that `--since` looks no further back."""
+"""How far rows may be out of order, because wall clocks step. `--since` stops at the first row that is older by more."""
 
 ROWS: Final = 10
-"""What `tail` shows unless it is told how many, or since when."""
+"""How many rows `tail` shows without `-n` and `--since`."""
 
 _IN_CONTEXT: Final = ("user", "agent", "server", "tool")
 
@@ -44,10 +46,10 @@ class _Filter(NamedTuple):
     """Which rows are shown.
 
     Attributes:
-        namespace: Only its rows.
-        patterns: By member.
-        decisions: Patterns, one of which has to match; none for any decision.
-        since_us: Only rows from then on.
+        namespace: The namespace of the rows.
+        patterns: Patterns that a row's members must match, by member.
+        decisions: Patterns, one of which the decision must match; empty for any decision.
+        since_us: The earliest wall-clock time of a row.
     """
 
     namespace: str
@@ -57,12 +59,12 @@ class _Filter(NamedTuple):
 
     @property
     def is_narrow(self) -> bool:
-        """Whether there could be rows of its namespace that are not shown."""
+        """Whether it leaves out rows of its namespace."""
         return bool(self.patterns or self.decisions or self.since_us)
 
     @property
     def wanted(self) -> Wanted:
-        """What a store has to look for."""
+        """The part of the filter that the store applies."""
         axis = self.patterns.get("axis")
         decisions = frozenset(word for word in get_args(Decided) if any(glob(one, word) for one in self.decisions))
         return Wanted(self._is_of, decisions if self.decisions else None, partial(glob, axis) if axis else None)
@@ -75,7 +77,7 @@ class _Filter(NamedTuple):
         )
 
     def admits(self, record: Mapping[str, object]) -> bool:
-        """Whether a row is shown."""
+        """Whether a row passes the filter."""
         return (
             record["namespace"] == self.namespace
             and isinstance(at_us := record["time_us"], int)
@@ -85,9 +87,9 @@ class _Filter(NamedTuple):
         )
 
 
-@click.group("audit", Group, short_help="What happened.")
+@click.group("audit", Group)
 def command() -> None:
-    """What the guard decided.
+    """Read the audit log, which has a row for each decision.
 
     \b
     Example:
@@ -97,21 +99,23 @@ def command() -> None:
 
 
 @command.command(short_help="Show the newest rows.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with rows as they come.")
+@click.option("-f", "--follow", is_flag=True, help="Wait for new rows and show them.")
 @click.option(
-    "-n", "--lines", "rows", type=click.IntRange(min=0), metavar="N", help=f"How many. Default: {ROWS}; with --since all."
+    "-n",
+    "--lines",
+    "rows",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"The number of rows. Default: {ROWS}, or all with --since.",
 )
-@click.option("--user", metavar="G", help="Rows of this user; a pattern with * for more.")
-@click.option("--agent", metavar="G", help="Rows of this agent.")
-@click.option("--server", metavar="G", help="Rows of this server.")
-@click.option("--tool", metavar="G", help="Rows of this tool.")
-@click.option("--axis", metavar="G", help="Rows of this axis: user, tool or agent.")
-@click.option("--decision", metavar="G", multiple=True, help="Rows of this decision, such as rate_limited; again for more.")
-@click.option("--since", metavar="WHEN", help="Rows of the last 10m, 2h, 7d …, or since an RFC 3339 time.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--store", metavar="URL", help="Where the audit is. Default: MCPGUARD_STORE, config.toml, the account's.")
+@filter_options("rows")
+@click.option("--axis", metavar="G", help="Only rows of this axis: user, tool or agent.")
+@click.option("--decision", metavar="G", multiple=True, help="Only rows of this decision, such as denied. May be repeated.")
+@click.option("--since", metavar="WHEN", help="Only rows of the last 10m, 2h, 7d …, or since an RFC 3339 time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@store_option
 def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **filters: Any) -> int:
-    """Show the newest rows of the audit, oldest first: a table on a terminal, key=value lines in a pipe.
+    """Show the newest rows of the audit log, oldest first: a table on a terminal, key=value lines in a pipe.
 
     \b
     Examples:
@@ -127,7 +131,7 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
         _tail(settings, wanted, rows, _printer(as_json=as_json), follow=follow)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
-    except BrokenPipeError:  # nobody reads: what is buffered has to go nowhere when the interpreter ends
+    except BrokenPipeError:  # nobody reads stdout, which the interpreter flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitStatus.OK
 
@@ -135,24 +139,24 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
 def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *, follow: bool) -> None:
     is_new = False
     if not settings.address.exists():
-        _say(f"no audit yet: there is no store at {settings.address.shown}")
-        is_new = follow and _comes(settings)
+        _say(f"no audit log yet: there is no store at {settings.address.shown}")
+        is_new = follow and _store_appears(settings)
         if not is_new:
             return
     while True:
-        file = _file(settings)  # before it is opened: if it is another then, it is opened once more
-        with reading(settings) as store:
-            place = 0
+        file = _file(settings)  # asked before the store is opened, so that a replacement in between is noticed
+        with contextlib.closing(settings.read_store()) as store:
+            last_id = 0
             if not is_new:
-                place, newest = _newest(store, wanted, rows)
+                last_id, newest = _newest(store, wanted, rows)
                 for record in newest:
                     show(record)
                 if not newest and rows != 0 and sys.stdout.isatty():
                     _say(("no row matches" if wanted.is_narrow else "no rows") + (" yet" if follow else ""))
-            if not (follow and _shows_until_replaced(settings, store, file, place, wanted, show)):
+            if not (follow and _show_until_replaced(settings, store, file, last_id, wanted, show)):
                 return
-        _say(f"{settings.address.shown} was removed or replaced; following the new one from its beginning")
-        is_new = _comes(settings)
+        _say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
+        is_new = _store_appears(settings)
         if not is_new:
             return
 
@@ -161,22 +165,22 @@ def _say(text: str) -> None:
     click.echo(printable(f"mcpguard: {text}"), err=True)
 
 
-def _comes(settings: Settings) -> bool:
-    """Wait until there is a store; False if before that nobody reads stdout any more."""
+def _store_appears(settings: Settings) -> bool:
+    """Wait until there is a store. False if the reader of stdout goes away first."""
     while not settings.address.exists():
         if _reader_is_gone():
             return False
     return True
 
 
-def _shows_until_replaced(
-    settings: Settings, store: Readable, file: tuple[int, int] | None, place: int, wanted: _Filter, show: _Print
+def _show_until_replaced(
+    settings: Settings, store: Readable, file: tuple[int, int] | None, last_id: int, wanted: _Filter, show: _Print
 ) -> bool:
-    """Show the rows after a place as they come, until the store is in another file; False if nobody reads stdout any more."""
+    """Show new rows until the store is in another file. False if the reader of stdout goes away first."""
     while True:
-        is_replaced = _file(settings) != file  # what was written before that is still in the one that we hold
-        for entry in store.entries(after=place):
-            place = entry.row_id
+        is_replaced = _file(settings) != file  # asked first: rows written before the replacement are in the open file
+        for entry in store.entries(after=last_id):
+            last_id = entry.row_id
             if wanted.admits(entry.record):
                 show(entry.record)
         if is_replaced:
@@ -186,42 +190,42 @@ def _shows_until_replaced(
 
 
 def _file(settings: Settings) -> tuple[int, int] | None:
-    """What tells the store's file from another in its place; None of a server, which says itself that it is gone."""
+    """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
     if not isinstance(settings.address, SqliteAddress):
         return None
     try:
         return identity(settings.address.path)
     except OSError:
-        return (0, 0)  # opening it will say what is the matter
+        return (0, 0)  # opening the store reports the error
 
 
 def _newest(store: Readable, wanted: _Filter, rows: int | None) -> tuple[int, list[dict[str, object]]]:
-    """The place of the newest row, and the newest rows that are wanted, oldest first."""
-    place = next((entry.row_id for entry in store.newest()), 0)
+    """The id of the newest row, and the newest rows that pass the filter, oldest first."""
+    last_id = next((entry.row_id for entry in store.newest()), 0)
     found: list[dict[str, object]] = []
     for entry in store.newest(wanted=wanted.wanted):
-        if entry.row_id > place:
-            continue  # it came meanwhile, and is shown by whoever follows
+        if entry.row_id > last_id:
+            continue  # written since; `_show_until_replaced` shows it
         at_us = entry.record["time_us"]
         if len(found) == rows or (isinstance(at_us, int) and at_us < wanted.since_us - DISORDER_US):
             break
         if wanted.admits(entry.record):
             found.append(entry.record)
-    return place, found[::-1]
+    return last_id, found[::-1]
 
 
 def _reader_is_gone() -> bool:
-    """Wait for a moment; whether meanwhile nobody reads stdout any more."""
+    """Wait for `POLL_S`. True as soon as the reader of stdout has gone away."""
     if not hasattr(select, "poll"):
         time.sleep(POLL_S)
         return False
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # tells of errors and of a hang-up only
+    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
     return bool(poll.poll(POLL_S * 1000))
 
 
 def _printer(*, as_json: bool) -> _Print:
-    """What puts a record on stdout, at once."""
+    """A function that prints a record."""
     from mcpguard.cli import _audit_table
 
     table = None if as_json else _audit_table.wanted()
@@ -234,7 +238,7 @@ def _printer(*, as_json: bool) -> _Print:
             click.echo(f"time={record['time']} {line(record)}")
         else:
             click.echo("\n".join([*heading, *table.lines(record)]))
-            heading.clear()  # it stands above the first row
+            heading.clear()  # printed above the first row only
 
     return show
 
@@ -249,14 +253,14 @@ def _filter(settings: Settings, *, decision: tuple[str, ...], since: str | None,
 
 def _among(option: str, pattern: str | None, known: tuple[str, ...]) -> None:
     if pattern is not None and not any(glob(pattern, word) for word in known):
-        raise UsageError(f"{option}: {pattern!r} matches none there is", f"known: {' '.join(known)}")
+        raise UsageError(f"{option}: {pattern!r} matches no known value", f"known values: {' '.join(known)}")
 
 
 def _since_us(text: str) -> int:
-    """When `--since` begins: a span before now, or a time; one without an offset is local.
+    """The time that `--since` names: a span before now, or a time. A time without an offset is local.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The text is neither.
     """
     if re.fullmatch(r"[0-9]+[a-z]", text):
         with contextlib.suppress(ConfigError):
@@ -264,4 +268,4 @@ def _since_us(text: str) -> int:
     else:
         with contextlib.suppress(ValueError, OverflowError, OSError):
             return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
-    raise UsageError(f"--since: {text!r} is neither a span nor a time", "10m, 2h, 7d, or 2026-01-31T09:00:00Z")
+    raise UsageError(f"--since: {text!r} is neither a span nor a time", "write 10m, 2h, 7d, or 2026-01-31T09:00:00Z")

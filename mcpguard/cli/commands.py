@@ -1,4 +1,4 @@
-"""The commands: one module a group, loaded when it is asked for."""
+"""The list of commands. The module of a command is loaded when the command is used."""
 
 import importlib
 from typing import Final
@@ -10,19 +10,19 @@ from mcpguard.cli._command import Group
 from mcpguard.errors import UsageError
 
 _COMMANDS: Final = {
-    "run": "start a server behind the guard",
+    "run": "start a server behind mcpguard",
     "policy": "show, check, explain and edit limits",
-    "audit": "what happened",
+    "audit": "read the audit log",
     "reset": "empty counters",
-    "whoami": "who the guard takes you for, and why",
+    "whoami": "show which user and agent a server would have, and why",
     "hook": "tell a client's subagents apart",
-    "demo": "see it at work in half a minute",
+    "demo": "see mcpguard at work in half a minute",
 }
-"""Commands and what help says of each, so that help loads none of them."""
+"""Each command and its line in the help, so that the help loads no command."""
 
 
 class _Commands(Group):
-    """Commands of modules that are imported when one is called: `run` is started often, and stays in memory all day."""
+    """Imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -32,7 +32,7 @@ class _Commands(Group):
             return None
         module = importlib.import_module(f"mcpguard.cli.{cmd_name}")
         command = module.command
-        assert isinstance(command, click.Command)  # noqa: S101 - ours
+        assert isinstance(command, click.Command)  # noqa: S101 - each module has one
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -49,12 +49,12 @@ class _Commands(Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands)
 @click.version_option(__version__, prog_name="mcpguard", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Limit how often MCP tools are called, by user, tool and agent.
+    """Limit how often AI agents call MCP tools, by user, tool and agent.
 
-    In a client's config, put `mcpguard run --` before the server's command.
+    In a client's configuration, put `mcpguard run --` before the server's command.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`mcpguard hook`: what a host's own hooks start, to tell the guard what the wire does not."""
+"""`mcpguard hook`: commands for the hooks of clients. They tell mcpguard what the protocol does not."""
 
 import contextlib
 import json
@@ -14,14 +14,14 @@ from mcpguard.cli._command import Group
 from mcpguard.errors import ExitStatus
 
 TIMEOUT_S: Final = 1.0
-"""How long a hook takes at most, whatever it waits for: the call waits for it. The store has its `timeout_ms`."""
+"""The longest that a hook runs, because a call waits for it. It waits for the store at most `timeout_ms`."""
 
 MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
-"""The call's arguments are part of a hook's input; of a longer one nothing is noted."""
+"""The longest input, which includes the call's arguments. The hook ignores a longer one."""
 
 
 class _Harmless(Group):
-    """A group whose mistakes on the command line are said, but never with exit status 2, which would forbid the call."""
+    """A group that reports usage errors with exit status 0, because a hook's exit status 2 would block the call."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _harmless():
@@ -37,17 +37,17 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        from mcpguard.core.audit import printable  # a call waits for the hook
+        from mcpguard.core.text import printable  # imported late: a call waits for the hook
 
         click.echo(printable(f"mcpguard: {error.format_message()}"), err=True)
         raise click.exceptions.Exit(ExitStatus.OK) from error
-    except click.exceptions.Exit as error:  # after help
+    except click.exceptions.Exit as error:  # the help was printed
         raise click.exceptions.Exit(ExitStatus.OK) from error
 
 
-@click.group("hook", cls=_Harmless, short_help="What a client's own hooks start.")
+@click.group("hook", cls=_Harmless)
 def command() -> None:
-    """What a client's own hooks start, to tell the guard what the protocol does not.
+    """Commands for the hooks of clients. A hook tells mcpguard which agent makes a call.
 
     \b
     Example:
@@ -56,17 +56,17 @@ def command() -> None:
 
 
 @command.command("claude-code", short_help="Tell Claude Code's subagents apart.")
-@click.option("--config", "config_file", metavar="F", help="The settings file, if the wrappers are given one.")
-@click.option("--store", metavar="URL", help="The wrappers' store, if it is not the one of the settings.")
+@click.option("--config", "config_file", metavar="F", help="The settings file, if the server entries name one.")
+@click.option("--store", metavar="URL", help="The server entries' store, if the settings do not name it.")
 def claude_code(config_file: str | None, store: str | None) -> None:
-    """Note which agent of Claude Code makes a call, so that rules and audit know its subagents.
+    """Note which agent of Claude Code makes a call, so that rules and the audit log can tell subagents apart.
 
-    Claude Code starts it before each call (PreToolUse). With it a call of the Explore subagent comes from
-    "Claude Code::subagent::Explore". It prints nothing, takes a second at most, waits for the store no longer than a call
-    does (timeout_ms), and never stops a call. It needs the wrappers' store: give it the options, or in front of it the
-    variables, that your server entries have.
+    Claude Code runs this command before each call (PreToolUse). A call of the Explore subagent then has the agent
+    "Claude Code::subagent::Explore". The command prints nothing and never stops a call. It takes at most a second, and waits
+    for the store no longer than a call does (timeout_ms). It must use the same store as your server entries, so give it the
+    same options or variables.
 
-    In .claude/settings.json, or ~/.claude/settings.json for all projects:
+    Put this into .claude/settings.json, or into ~/.claude/settings.json for all projects:
 
     \b
       {
@@ -87,9 +87,9 @@ def claude_code(config_file: str | None, store: str | None) -> None:
     watchdog = threading.Timer(TIMEOUT_S, os._exit, (ExitStatus.OK,))
     watchdog.daemon = True
     watchdog.start()
-    with contextlib.suppress(BaseException):  # whatever it is, it is no reason to stop a call
+    with contextlib.suppress(BaseException):  # no error of the hook may stop a call
         _note(config_file, store)
-    os._exit(ExitStatus.OK)  # at once: nobody is to wait for a thread that waits for a lock
+    os._exit(ExitStatus.OK)  # at once, without waiting for a thread that waits for a lock
 
 
 def _note(config_file: str | None, store: str | None) -> None:
@@ -106,11 +106,11 @@ def _note(config_file: str | None, store: str | None) -> None:
 
 
 def _input() -> bytes:
-    """All of stdin.
+    """Read all of stdin.
 
     Raises:
-        ValueError: It is too long.
-        OSError: It is closed.
+        ValueError: The input is too long.
+        OSError: stdin is closed.
     """
     data = bytearray()
     while chunk := os.read(0, 1 << 16):

@@ -1,5 +1,6 @@
 """`mcpguard reset`: empty counters."""
 
+import contextlib
 import json
 import os
 import sys
@@ -9,27 +10,25 @@ import click
 from mcpguard import config
 from mcpguard.cli._command import Command
 from mcpguard.cli._counters import Counted
-from mcpguard.cli._store import opened, tolerant_output
-from mcpguard.core.audit import printable
+from mcpguard.cli._options import filter_options, store_option
+from mcpguard.cli._text import tolerant_output
 from mcpguard.core.policy import AXES
 from mcpguard.core.policy_explain import window
+from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
 
 
-@click.command("reset", Command, short_help="Empty counters.")
-@click.option("--user", metavar="G", help="Counters of this user; a pattern with * for more.")
-@click.option("--agent", metavar="G", help="Counters of this agent.")
-@click.option("--server", metavar="G", help="Counters of this server.")
-@click.option("--tool", metavar="G", help="Counters of this tool.")
-@click.option("--store", metavar="URL", help="Where the counters are. Default: MCPGUARD_STORE, config.toml, the account's.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was reset as JSON, one counter a line.")
-def command(store: str | None, yes: bool, as_json: bool, **selectors: str | None) -> int:
-    """Empty the counters that all selectors match, or all of them; running wrappers obey from their next call on.
+@click.command("reset", Command)
+@filter_options("counters")
+@store_option
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
+def command(yes: bool, as_json: bool, **options: str | None) -> int:
+    """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
 
-    A counter that several share, such as a tool's, is selected by what it counts for, not by who has used it. Limits and
-    the audit stay.
+    A selector matches what a counter counts, not who has called: --user does not match a tool's counter that all users share.
+    Running servers count from zero from their next call on.
 
     \b
     Examples:
@@ -37,35 +36,35 @@ def command(store: str | None, yes: bool, as_json: bool, **selectors: str | None
       mcpguard reset --tool 'crm_*' --yes
     """
     tolerant_output()
-    patterns = {key: pattern for key in AXES if (pattern := selectors[key]) is not None}
+    patterns = {key: pattern for key in AXES if (pattern := options[key]) is not None}
     if not yes and not (sys.stdin and sys.stdin.isatty()):
-        raise UsageError("reset asks first, and there is no terminal to ask at", "add --yes")
-    settings = config.load(os.environ, store=store)
+        raise UsageError("reset asks for confirmation, and there is no terminal", "add --yes to reset without asking")
+    settings = config.load(os.environ, store=options["store"])
     if not settings.address.exists():
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return ExitStatus.OK
-    with opened(settings) as opened_store:
-        counters = [(held, Counted.of(held.label)) for held in opened_store.held()]
+    with contextlib.closing(settings.open_store(least_timeout_ms=config.PATIENCE_MS)) as store:
+        counters = [(held, Counted.of(held.label)) for held in store.held()]
         found = [
             (held, counter)
             for held, counter in counters
             if counter.namespace == settings.namespace and counter.is_selected(patterns)
         ]
         if not found:
-            click.echo("no counter that holds anything matches", err=as_json)
+            click.echo("no counter in use matches", err=as_json)
             return ExitStatus.OK
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
-        opened_store.reset([held.label for held, _ in found])
+        store.reset([held.label for held, _ in found])
     for held, counter in found:
-        click.echo(json.dumps(_as_json(held, counter)) if as_json else _words(held, counter))
+        click.echo(json.dumps(_as_json(held, counter)) if as_json else _text(held, counter))
     click.echo(f"{_count(found)} reset", err=as_json)
     return ExitStatus.OK
 
 
 def _as_json(held: Held, counter: Counted) -> dict[str, object]:
-    """A counter with what it counts for, what it counts together, and what it held."""
+    """A counter, and the number of calls that it held."""
     return {
         "namespace": counter.namespace,
         **counter.values,
@@ -75,7 +74,7 @@ def _as_json(held: Held, counter: Counted) -> dict[str, object]:
     }
 
 
-def _words(held: Held, counter: Counted) -> str:
+def _text(held: Held, counter: Counted) -> str:
     calls = f"{held.used:,} call{'' if held.used == 1 else 's'}"
     return printable(f"{counter.text}: {calls} in the last {window(counter.window_us)}")
 
@@ -85,10 +84,10 @@ def _count(found: list[tuple[Held, Counted]]) -> str:
 
 
 def _agreed(found: list[tuple[Held, Counted]]) -> bool:
-    """Name them, the first ones if they are many, and ask."""
+    """List the counters, at most ten of them, and ask for confirmation."""
     shown = 10
     for held, counter in found[:shown]:
-        click.echo(_words(held, counter), err=True)
+        click.echo(_text(held, counter), err=True)
     if len(found) > shown:
         click.echo(f"and {len(found) - shown:,} more", err=True)
     return click.confirm(f"Reset {_count(found)}?", err=True)

@@ -1,4 +1,4 @@
-"""`mcpguard run` as click has it: for its help, and for what is wrong with a command line."""
+"""`mcpguard run` for click, which prints its help and reports errors of its command line."""
 
 from typing import Any
 
@@ -22,17 +22,16 @@ def _click(option: Option) -> click.Option:
     cls=Command,
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     params=[_click(option) for option in OPTIONS],
-    short_help="Start a server behind the guard.",
 )
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
 def command(argv: tuple[str, ...], **options: Any) -> None:
     """Start COMMAND, a stdio MCP server, and limit its tool calls.
 
-    Its stderr, stdout and exit status pass through, and so does what the client writes, except calls over a limit and what is
-    not strict JSON-RPC.
+    Calls over a limit and lines that are not strict JSON-RPC do not reach the server. Everything else passes unchanged in both
+    directions, and so do the server's stderr and exit status.
 
     \b
-    Example, in a client's config:
+    Example, in a client's configuration:
       "command": "mcpguard",
       "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm-server"]
     """

@@ -1,4 +1,4 @@
-"""What `mcpguard run` can be told, and how it is read without a library."""
+"""The options of `mcpguard run`, and a parser for them that needs no library."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -8,11 +8,11 @@ class Option(NamedTuple):
     """An option of `run`.
 
     Attributes:
-        name: As it is written.
-        key: What `start` calls it.
-        metavar: How help names its value; empty if it has none.
-        help: What help says.
-        choices: The values that it can have; empty if any.
+        name: The option on the command line, such as `--user`.
+        key: The parameter of `start`.
+        metavar: The name of its value in the help; empty if it has no value.
+        help: Its text in the help.
+        choices: The allowed values; empty if any value is allowed.
     """
 
     name: str
@@ -23,39 +23,45 @@ class Option(NamedTuple):
 
     @property
     def is_flag(self) -> bool:
-        """Whether it has no value."""
+        """Whether the option has no value."""
         return not (self.metavar or self.choices)
 
 
 _DENIALS: Final = ("auto", "error", "result")
 
 OPTIONS: Final = (
-    Option("--server", "server", "NAME", "The server's name in rules and audit. Default: from the command."),
-    Option("--user", "user", "U", "Who calls. Default: MCPGUARD_USER, config.toml, the account."),
-    Option("--agent", "agent", "A", "client::tier::name; an empty part is filled in."),
-    Option("--policy", "policy", "F", "The policy file."),
-    Option("--config", "config", "F", "The settings file."),
+    Option("--server", "server", "NAME", "The server's name in rules and in the audit log. Default: derived from the command."),
+    Option("--user", "user", "U", "The user who calls. Default: MCPGUARD_USER, config.toml, the OS account."),
+    Option("--agent", "agent", "A", "The agent, client::tier::name. mcpguard fills in empty parts."),
+    Option("--policy", "policy", "F", "The policy file. Default: MCPGUARD_POLICY, the account's file."),
+    Option("--config", "config", "F", "The settings file. Default: MCPGUARD_CONFIG, the account's config.toml."),
     Option(
         "--store",
         "store",
         "URL",
-        "The store: sqlite:///absolute/path.db or redis://host/0; one with a password in config.toml.",
+        "The store: sqlite:///absolute/path.db or redis://host/0. Put a URL with a password into config.toml instead.",
     ),
-    Option("--observe", "observe", "", "Decide and log, deny nothing."),
-    Option("--denials", "denials", "", "How a denial is sent: by the client (auto), error, tool result.", _DENIALS),
-    Option("--quiet", "quiet", "", "Say nothing on stderr but errors."),
+    Option("--observe", "observe", "", "Decide and log, but deny nothing."),
+    Option(
+        "--denials",
+        "denials",
+        "",
+        "Answer a denied call with an error, with a tool result, or depending on the client (auto).",
+        _DENIALS,
+    ),
+    Option("--quiet", "quiet", "", "Write only errors to stderr."),
 )
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any] | None:
-    """The arguments of `start` that a command line means.
+    """Parse the command line of `run`.
 
     Args:
         argv: `run`, options, perhaps `--`, and the server's command.
 
     Returns:
-        The arguments; None if it is not `run`, or not without fault, or asks for help.
+        The arguments of `start`; None if this is another command, has an error, or asks for help.
     """
     words = list(argv)
     if not words or words.pop(0) != "run":

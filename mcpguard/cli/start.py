@@ -1,4 +1,4 @@
-"""Starts `mcpguard run`, whichever way its options were read."""
+"""Starts `mcpguard run` once its options are parsed, by `run_options` or by click."""
 
 import os
 from collections.abc import Sequence
@@ -10,27 +10,27 @@ from mcpguard.relay.run import run
 
 
 def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool, **options: str | None) -> NoReturn:
-    """Run a server behind the guard, and end this process with its status.
+    """Run a server behind mcpguard, and end this process with the server's exit status.
 
     Args:
         argv: The server's command.
-        server: Its name.
-        observe: Decide and log, deny nothing.
-        quiet: Say nothing on stderr but errors.
-        options: As `config.load` has them.
+        server: The server's name; None to derive it from the command.
+        observe: Decide and log, but deny nothing.
+        quiet: Write only errors to stderr.
+        options: The options of `config.load`.
 
     Raises:
-        McpguardError: It cannot be started.
+        McpguardError: The settings are not valid, or the server cannot be started.
     """
     _open_standard_streams()
     settings = config.load(os.environ, server=server, **options)
     settings = settings._replace(quiet=quiet or settings.quiet)
     status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
-    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once: a thread of the relay may still wait for a client
+    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once, because a thread may still wait for the client
 
 
 def _open_standard_streams() -> None:
-    """Open what the client has left closed; else the next file that is opened, such as the store, would be our stderr."""
+    """Open the standard streams that the client left closed, so that no other file, such as the store, takes their place."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)

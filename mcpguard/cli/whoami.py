@@ -1,8 +1,7 @@
-"""`mcpguard whoami`: who a wrapper that is started here would take for its user and agent."""
+"""`mcpguard whoami`: which user and agent a server started here would have."""
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -12,16 +11,14 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli._audit_table import fit
 from mcpguard.cli._command import Command
-from mcpguard.cli._places import place
-from mcpguard.cli._store import tolerant_output
-from mcpguard.cli._text import is_coloured
+from mcpguard.cli._options import json_option
+from mcpguard.cli._text import new_table, tolerant_output
 from mcpguard.config import Settings
-from mcpguard.core.audit import printable
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.server_name import server_name
+from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError
 from mcpguard.identity import configured_identity
 from mcpguard.policy_file import PolicyFile
@@ -32,22 +29,20 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 _SOURCES: Final = {
-    "os": "the account",
+    "os": "the OS account",
     "jwt": "the token",
-    "default": "a client that gives its name fills the first part",
+    "default": "a client fills in its own name",
 }
 
 
-@click.command(
-    "whoami", Command, context_settings=run.command.context_settings, short_help="Who the guard takes you for, and why."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.command("whoami", Command, context_settings=run.command.context_settings)
+@json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]")
 def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options: Any) -> int:
-    """Show which user and agent a wrapper that is started here would have, and where they come from.
+    """Show which user and agent a server started here would have, and where they come from.
 
-    It takes what `run` takes, so that the arguments of a client's entry can be pasted. Of a token it shows what it says, never
-    the token. Exit status 1 if nobody is known to be calling: then each problem is told.
+    Takes the options of `run`, so that you can paste the arguments of a client's entry. Shows the claims of a token, but never
+    the token. If nobody is authenticated, shows every problem and exits with status 1.
 
     \b
     Examples:
@@ -61,7 +56,11 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
     named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
     identity = configured_identity(settings, named)
     report = _verified(settings, settings.jwt, identity) if settings.jwt else _caller(settings, identity)
-    report |= {f"{key}_from": place(key, options) for key in ("user", "agent") if report.get(f"{key}_source") == "config"}
+    report |= {
+        f"{key}_from": config.place(key, options[key], os.environ)
+        for key in ("user", "agent")
+        if report.get(f"{key}_source") == "config"
+    }
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -69,7 +68,7 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
     return ExitStatus.FAILURE if report["problems"] else ExitStatus.OK
 
 
-# What a client's entry gives to `run`, `whoami` takes as well
+# The arguments of a client's entry can be pasted: `whoami` takes the options of `run`
 command.params[:0] = [param for param in run.command.params if isinstance(param, click.Option)]
 
 
@@ -80,15 +79,15 @@ def _caller(settings: Settings, identity: Identity) -> Report:
     report = {"user": identity.user, "user_source": identity.user_source} | known | more
     report = {key: value for key, value in report.items() if value or key == "user"}
     ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
-    warnings = ["MCPGUARD_TOKEN is set, and not looked at: config.toml has no [identity.jwt]"] if ignored else []
+    warnings = ["MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"] if ignored else []
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
-    unlimited = None if isinstance(policy, PolicyError) else tier_warning(policy, identity.tier)
+    unlimited = None if isinstance(policy, PolicyError) else tier_warning(policy, identity.agent_parts.tier)
     warnings += [unlimited] if unlimited else []
     return report | {"problems": [], "warnings": warnings}
 
 
 def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
-    """The same where a token names the user, with all that can be said of it."""
+    """The report if a token names the user: also the token's claims, the provider's keys and every problem."""
     from mcpguard.auth.examining import examined
     from mcpguard.core.claims import time_of, utc
 
@@ -113,7 +112,7 @@ def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> R
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
-    """The report as names and texts."""
+    """The lines of the report, each a name and a text."""
     for key in ("user", "agent"):
         if key in report:
             source = report.get(f"{key}_from") or _SOURCES.get(report[f"{key}_source"], "")
@@ -144,24 +143,19 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _show(report: Report) -> None:
-    """Two columns within a terminal's width; a line for each in a pipe."""
+    """Print two columns within the terminal's width, or plain lines in a pipe."""
     rows = [(printable(name), printable(text)) for name, text in _rows(report)]
     if not sys.stdout.isatty():
         for name, text in rows:
             click.echo(f"{name}: {text}")
         return
-    from rich.cells import cell_len
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
-    columns = shutil.get_terminal_size().columns - 1  # the last column of a terminal stays free
-    left = min(max(cell_len(name) for name, _ in rows), columns // 3)
+    console, table = new_table()
+    console.width -= 1  # a line of full width would wrap on some terminals
+    table.show_header = False
+    table.add_column(overflow="fold", max_width=console.width // 3)
+    table.add_column(overflow="fold")
     for name, text in rows:
-        first, *more = [str(line).rstrip() for line in Text(text).wrap(console, max(8, columns - left - 2))] or [""]
-        label = fit(name, left)
-        if is_coloured() and name in {"problem", "warning"}:
-            label = click.style(label, fg="red" if name == "problem" else "yellow")
-        click.echo(f"{label}  {first}")
-        for line in more:
-            click.echo(f"{'':<{left}}  {line}")
+        table.add_row(Text(name, style={"problem": "red", "warning": "yellow"}.get(name, "")), Text(text))
+    console.print(table)

@@ -1,26 +1,25 @@
-"""The audit: what a row holds, and the forms in which it is shown. `journal` says which rows there are."""
+"""The audit row: its members, and the forms in which it is shown. `journal` decides which rows are written."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from json import encoder
 from typing import Final, NamedTuple
 
-from mcpguard.core.digest import blake2b, cut
+from mcpguard.core.digest import cut
 from mcpguard.core.policy import Reported
-from mcpguard.core.skim import Unbuilt
+from mcpguard.core.text import compact, plural, quoted
+from mcpguard.core.times import ms_up, rfc3339
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 _MAX_ID_CHARS: Final = 2048
-"""An id as long as a whole name, all in escapes, is whole."""
+"""Longer ids are cut. A name of the longest kind, written in escapes only, fits as an id."""
 
 _SUMMED_UP: Final = "more of this kind, not kept one by one"
 
 MAX_DENIED_CHARS: Final = 1024
-"""Of a call that was not made longer arguments are cut, with a hash, where the audit keeps arguments in full: a client may send
-as many such calls as it likes."""
+"""The longest arguments that the row of a refused call has in full; longer ones are cut, with a hash. Nothing limits how many
+calls of that kind a client sends."""
 
 MEMBERS: Final = (
     "id", "time", "time_us", "session", "seq", "namespace", "server", "request_id", "user", "user_source", "agent",
@@ -28,27 +27,27 @@ MEMBERS: Final = (
     "limit", "window", "count", "remaining", "retry_after_ms", "exceeded", "repeats", "reason", "policy", "outcome",
     "duration_ms",
 )  # fmt: skip
-"""The members of a record, in the order in which they are shown."""
+"""The members of a record, in the order of the output."""
 
 
 class Row(NamedTuple):
-    """What a store keeps of a decision.
+    """The audit row of a decision, as a store keeps it.
 
     Attributes:
         time_us: Wall-clock time.
-        seq: Its number in its session, from 1, without gaps.
-        decision: What became of the call.
-        context: Who called what: a JSON object, as text. Many rows have the same.
-        reported: The limit that decided, likewise.
+        seq: The row's number in its session, from 1, without gaps.
+        decision: One of `Decided`.
+        context: The caller and the tool: a JSON object, as text. Many rows have the same context.
+        reported: The limit that decided: a JSON object, as text.
         request_id: The request's id as JSON text.
         args_hash: A keyed hash of the call's arguments.
         trace_id: 32 hex digits from the call's `traceparent`.
-        counted: What the limit's counter holds, and with a denial the denials since: `count` in a record.
+        counted: The calls in the limit's counter, and for a denial also the denials since: `count` in a record.
         remaining: Calls that the limit still admits.
-        retry_after_ms: The wait that is enough, rounded up.
-        repeats: How many denials it stands for, equal ones or those of one kind, all since the row before it; None if it was
-            written at once.
-        detail: What else there is to say, as the text of a JSON object.
+        retry_after_ms: The wait after which the call has room, rounded up.
+        repeats: The number of denials since the previous row that this row stands for: equal ones, or those of one kind. None
+            if it was written at once.
+        detail: The members of the record that few rows have: a JSON object, as text.
     """
 
     time_us: int
@@ -67,7 +66,7 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a forwarded call ended; `row_id` is the store's own id of its row."""
+    """How a forwarded call ended. `row_id` is the store's handle on the call's row."""
 
     row_id: int
     outcome: str
@@ -75,7 +74,7 @@ class Outcome(NamedTuple):
 
 
 def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
-    """The row for a charge, by its number in the session."""
+    """The row of a request that a store has decided; `seq` is its number in the session."""
     detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
@@ -97,31 +96,36 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
     )
 
 
+def audit_id(session: str, seq: int) -> str:
+    """The id of a row in records and denials: its session and its number in the session."""
+    return f"{session}-{seq}"
+
+
 def session_of(row: Row) -> str:
     """The session that wrote a row."""
     return str(json.loads(row.context).get("session", ""))
 
 
 def cut_id(request_id: str | None) -> str | None:
-    """A request's id as a row has it."""
+    """A request's id as rows hold it: cut if it is too long."""
     return cut(request_id) if request_id and len(request_id) > _MAX_ID_CHARS else request_id
 
 
 def shortened(detail: dict[str, object]) -> dict[str, object]:
-    """What a row says besides of a call that was not made."""
+    """The detail of a refused call: with its arguments cut if they are long."""
     arguments = compact(detail["arguments"]) if "arguments" in detail else ""
     return detail | {"arguments": cut(arguments)} if len(arguments) > MAX_DENIED_CHARS else detail
 
 
 def summed(one: Row, other: Row) -> Row:
-    """What two denials of one kind have in common, as a row that stands for both."""
+    """One row for two denials of one kind, with what they have in common."""
     reported = _common(one.reported, other.reported) if one.reported and other.reported else None
     context, detail = _common(one.context, other.context), _common(one.detail or "{}", other.detail or "{}")
     return Row(other.time_us, other.seq, other.decision, context, reported, detail=detail)
 
 
 def sum_of(common: Row) -> Row:
-    """The row of denials of one kind that have this in common."""
+    """The row that stands for denials of one kind, from what they have in common."""
     return common._replace(detail=compact(json.loads(common.detail or "{}") | {"reason": _SUMMED_UP}))
 
 
@@ -137,39 +141,21 @@ def _wait(wait_us: int | None) -> dict[str, object]:
     return {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}
 
 
-def ms_up(us: int) -> int:
-    """Whole milliseconds, rounded up: waiting that long is enough."""
-    return -(-us // 1000)
-
-
-compact = json.JSONEncoder(separators=(",", ":")).encode
-"""JSON without spaces, in ASCII."""
-
-# What `JSONEncoder(sort_keys=True, separators=(",", ":")).encode` makes anew for each text, made once: a third of its time
-_canonical = encoder.c_make_encoder(None, None, encoder.encode_basestring_ascii, None, ":", ",", True, False, True)  # type: ignore[attr-defined]
-
-
 @lru_cache(maxsize=512)
 def fragment(reported: Reported) -> str:
-    """How a row names a limit."""
+    """The JSON text of a limit in a row."""
     return compact(reported.members())
 
 
-def args_hash(arguments: object, key: bytes) -> bytes:
-    """A keyed BLAKE2b of a call's arguments: equal for equal ones, and no way back to them without the key."""
-    text = arguments.text if isinstance(arguments, Unbuilt) else "".join(_canonical(arguments, 0))
-    return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()
-
-
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:
-    """A row as `audit tail --json` shows it, without the members that do not apply."""
+    """A row as `audit tail --json` prints it, without the members that do not apply."""
     context = json.loads(row.context)
     session = context.get("session", "")
     values: dict[str, object] = {
         **context,
         **(json.loads(row.reported) if row.reported else {}),
         **(json.loads(row.detail) if row.detail else {}),
-        "id": f"{session}-{row.seq}",
+        "id": audit_id(session, row.seq),
         "time": rfc3339(row.time_us),
         "time_us": row.time_us,
         "seq": row.seq,
@@ -197,43 +183,11 @@ def _id_value(text: str | None) -> object:
     try:
         return json.loads(text)
     except ValueError:
-        return text  # an integer of more digits than Python converts, or one that was cut
-
-
-def rfc3339(time_us: int) -> str:
-    """Wall-clock time in UTC, to the microsecond; exact for any integer that a date can have."""
-    return (
-        (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us))
-        .isoformat(timespec="microseconds")
-        .replace("+00:00", "Z")
-    )
-
-
-def printable(text: str) -> str:
-    r"""Text without what could steer a terminal: controls, line separators and lone surrogates become escapes.
-
-    >>> printable("a\x1b[2J")
-    'a\\x1b[2J'
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
-
-
-def quoted(value: object) -> str:
-    r"""A value for `key=value`: printable, in quotation marks if it needs them, and no two values in one form.
-
-    >>> quoted("alice"), quoted("Claude Code"), quoted("a\x1b"), quoted("a\\x1b")
-    ('alice', '"Claude Code"', '"a\\x1b"', '"a\\\\x1b"')
-    """
-    text = str(value)
-    if text.isprintable() and text and not any(char in text for char in ' "=\\'):
-        return text
-    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+        return text  # an integer with more digits than Python converts, or an id that was cut
 
 
 def line(entry: Mapping[str, object]) -> str:
-    """A record on one line of `key=value`, for stderr and for a pipe."""
+    """A record as one line of `key=value`, for stderr and pipes."""
     names = ["axis", "user", "agent", "tool"]
     words = [str(entry["decision"]), *(f"{key}={quoted(entry[key])}" for key in names if key in entry)]
     if "limit" in entry:
@@ -249,7 +203,7 @@ def line(entry: Mapping[str, object]) -> str:
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:
-    """What a session's calls came to, by decision and axis, and how many frames were refused, on one line."""
+    """One line with the number of a session's calls by decision and axis, and of its invalid frames."""
     totals: Counter[str] = Counter()
     axes: dict[str, list[str]] = {}
     refused = 0
@@ -264,8 +218,3 @@ def summary(tally: Mapping[tuple[str, str], int]) -> str:
     parts = [f"{n} {word}" + (f" ({', '.join(axes[word])})" if word in axes else "") for word, n in totals.most_common()]
     calls = f"{plural(totals.total(), 'call')}: {', '.join(parts)}" if parts else "no calls"
     return f"{calls}; {plural(refused, 'invalid frame')}" if refused else calls
-
-
-def plural(n: int, noun: str) -> str:
-    """A number of things."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from mcpguard.core.audit import compact
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Plan, Policy
+from mcpguard.core.text import compact
 from mcpguard.errors import PolicyError, Unauthenticated
 
 MAX_CALLERS: Final = 1024

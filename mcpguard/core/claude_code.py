@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeGuard
 
 from mcpguard.core import meta
+from mcpguard.core.agent import DEFAULT, Agent, escape_part
 from mcpguard.core.digest import cut
-from mcpguard.core.identity import DEFAULT_NAME, KNOWN_CLIENTS, TIERS, escape_part
+from mcpguard.core.identity import KNOWN_CLIENTS
 
 NOTE_KEPT_US: Final = 3600 * 1_000_000
 """How long a note is kept, an hour: a call may wait that long for its user's permission."""
@@ -45,11 +46,10 @@ def agent_note(hook_input: object) -> AgentNote | None:
     if not (isinstance(tool, str) and tool.startswith(_MCP_TOOL) and _is_id(call_id)):
         return None
     kind = hook_input.get("agent_type")
-    name = cut(escape_part(kind)) if isinstance(kind, str) and kind else DEFAULT_NAME
-    tier = "subagent" if hook_input.get("agent_id") else TIERS[0]
-    if (tier, name) == (TIERS[0], DEFAULT_NAME):
-        return None
-    return AgentNote(call_id, f"{_CLIENT}::{tier}::{name}")
+    name = cut(escape_part(kind)) if isinstance(kind, str) and kind else DEFAULT.name
+    tier = "subagent" if hook_input.get("agent_id") else DEFAULT.tier
+    agent = Agent(_CLIENT, tier, name)
+    return AgentNote(call_id, str(agent)) if agent[1:] != DEFAULT[1:] else None
 
 
 def tool_use_id(of_call: Mapping[str, object]) -> str | None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from mcpguard.core import meta
-from mcpguard.core.audit import args_hash
+from mcpguard.core.arguments import args_hash
 from mcpguard.core.callers import Callers
 from mcpguard.core.claude_code import tool_use_id
 from mcpguard.core.digest import cut

@@ -2,9 +2,10 @@
 
 from typing import Final
 
-from mcpguard.core.audit import compact, ms_up, plural, printable
 from mcpguard.core.digest import cut
 from mcpguard.core.policy import Call
+from mcpguard.core.text import compact, plural, printable
+from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict
 
 RATE_LIMITED: Final = 429

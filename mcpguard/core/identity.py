@@ -1,10 +1,11 @@
-"""Who is calling: a user, an agent, and the server that is meant.
+"""The caller: the user, the agent, and the server that is called.
 
-A missing identity never means a skipped limit: every part has a value, and where it comes from is recorded beside it.
+A missing identity never skips a limit: each part has a value, and the audit log has the source of each value.
 """
 
 from typing import Final, NamedTuple
 
+from mcpguard.core.agent import DEFAULT, Agent, escape_part
 from mcpguard.errors import ConfigError
 
 KNOWN_CLIENTS: Final = {
@@ -38,46 +39,36 @@ KNOWN_CLIENTS: Final = {
     "windsurf-client": "Windsurf",
     "zed": "Zed",
 }
-"""What clients call themselves in `clientInfo`, and how people know them. Names that are not here stay as they are."""
+"""The names of clients in `clientInfo`, and their product names. Other names are used unchanged."""
 
 _KNOWN_BEGINNINGS: Final = {
     "gemini-cli-mcp-client-": "Gemini CLI",
     "local-agent-mode-": "Claude Desktop",
 }
-"""Clients that put the server's name behind their own."""
-
-TIERS: Final = ("interactive", "subagent", "background", "api")
-"""The usual tiers, the first of which is that of an agent whose tier nobody names; others are allowed."""
-
-UNKNOWN_CLIENT: Final = "unknown"
-DEFAULT_NAME: Final = "default"
+"""Clients that append the server's name to their own name in `clientInfo`."""
 
 
 class Identity(NamedTuple):
-    """What is configured of who is calling.
+    """The caller, as far as it is known before a call.
 
     Attributes:
         user: The user's name.
-        user_source: Where it comes from: `jwt`, `config` or `os`.
+        user_source: The source of the user: `jwt`, `config` or `os`.
         server: The server's name.
-        client: The agent's first part, escaped; None if it is to be found out.
-        tier: Its second part, likewise.
-        name: Its third part, likewise.
-        agent_source: `jwt` if the verified token gave any part, `config` if any was configured, else `default`.
+        agent_parts: The agent. `clientInfo`, a hook or a default fills its empty parts.
+        agent_source: `jwt` if the verified token names a part, else `config` if a part is configured, else `default`.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
         email: The verified token's e-mail address.
-        act: The verified token's actors, first delegator first, the one that calls last.
-        trust_client_info: Whether a client that names itself is believed.
-        trust_meta: Whether a call that names its agent is believed.
+        act: The verified token's actors, first delegator first, the caller last.
+        trust_client_info: Whether the client's name is taken from `clientInfo`.
+        trust_meta: Whether the agent is taken from a call's `_meta`.
     """
 
     user: str
     user_source: str
     server: str
-    client: str | None = None
-    tier: str | None = None
-    name: str | None = None
+    agent_parts: Agent = Agent()
     agent_source: str = "default"
     roles: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
@@ -88,37 +79,35 @@ class Identity(NamedTuple):
 
     @property
     def has_whole_agent(self) -> bool:
-        """Whether every part of the agent is configured, so that neither `clientInfo` nor a hook can fill one."""
-        return None not in (self.client, self.tier, self.name)
+        """Whether every part of the agent is known, so that neither `clientInfo` nor a hook can fill one."""
+        return all(self.agent_parts)
 
     def agent(self, client_name: str | None, meta_agent: str | None = None, noted: str | None = None) -> tuple[str, str]:
-        """The agent of one call as `client::tier::name`, and where it comes from.
+        """The agent of one call as `client::tier::name`, and its source.
 
-        What is configured stays; a hook's note fills the parts that are not. Only the client is taken from `clientInfo`.
+        Configured parts stay. A hook's note fills all other parts; `clientInfo` fills only the client.
 
         Args:
-            client_name: What the client calls itself in `clientInfo`, if it does.
-            meta_agent: What the call's `_meta["mcpguard/agent"]` says, if it does.
-            noted: The agent that a hook noted for this call, if one did.
+            client_name: The client's name in `clientInfo`; None if it has sent none.
+            meta_agent: The agent in the call's `_meta["mcpguard/agent"]`; None if there is none.
+            noted: The agent that a hook noted for this call; None if no hook did.
 
         Returns:
-            The agent, and the last to have filled a part of it: `jwt`, `config`, `clientInfo`, `meta`, `hook` or `default`.
+            The agent, and the last source that filled a part: `jwt`, `config`, `clientInfo`, `meta`, `hook` or `default`.
         """
-        if meta_agent is not None and self.trust_meta and self.agent_source != "jwt" and _has_three_parts(meta_agent):
+        if meta_agent is not None and self.trust_meta and self.agent_source != "jwt" and Agent.parse(meta_agent):
             return meta_agent, "meta"
-        parts = [self.client, self.tier, self.name]
-        source = self.agent_source
-        if noted is not None and not self.has_whole_agent and _has_three_parts(noted):
-            parts = [own or theirs for own, theirs in zip(parts, noted.split("::"), strict=True)]
-            source = "hook"
-        elif self.client is None and client_name and self.trust_client_info:
-            parts[0], source = escape_part(known_client(client_name)), "clientInfo"
-        defaults = (UNKNOWN_CLIENT, TIERS[0], DEFAULT_NAME)
-        return "::".join(own or default for own, default in zip(parts, defaults, strict=True)), source
+        agent, source = self.agent_parts, self.agent_source
+        note = Agent.parse(noted) if noted is not None and not self.has_whole_agent else None
+        if note is not None:
+            agent, source = agent.or_else(note), "hook"
+        elif not agent.client and client_name and self.trust_client_info:
+            agent, source = agent._replace(client=escape_part(known_client(client_name))), "clientInfo"
+        return str(agent.or_else(DEFAULT)), source
 
 
 def known_client(name: str) -> str:
-    """How people know the client that calls itself `name`.
+    """The product name of the client that calls itself `name`.
 
     >>> known_client("claude-ai"), known_client("gemini-cli-mcp-client-crm"), known_client("my-own")
     ('Claude Desktop', 'Gemini CLI', 'my-own')
@@ -127,39 +116,22 @@ def known_client(name: str) -> str:
     return KNOWN_CLIENTS.get(name, beginning)
 
 
-def _has_three_parts(agent: str) -> bool:
-    parts = agent.split("::")
-    return len(parts) == 3 and all(parts)
-
-
-def escape_part(text: str) -> str:
-    r"""One part of an agent, with what would read as a separator escaped. No two texts have one form, and none ends in `:`.
-
-    >>> escape_part("a::subagent"), escape_part("a:b")
-    ('a:\\:\\subagent', 'a:b')
-    """
-    if "::" in text or "\\" in text or text.startswith(":") or text.endswith(":"):
-        return text.replace("\\", "\\\\").replace(":", ":\\")
-    return text
-
-
-def parse_agent(text: str, *, where: str) -> dict[str, str]:
-    """The parts that a configured agent gives, as keyword arguments of `Identity`.
+def parse_agent(text: str, *, where: str) -> Agent:
+    """The parts of the agent that are configured.
 
     Args:
-        text: `client::tier::name`, in which an empty part is one that is not given.
+        text: `client::tier::name`. A part that is not configured is empty.
         where: How an error names the place.
 
     Raises:
         ConfigError: The text does not have three parts, or has a `*` in one.
     """
-    parts = text.split("::")
-    if len(parts) != 3:
+    agent = Agent.split(text)
+    if agent is None:
         raise ConfigError(
             f"{where}: {text!r} does not have three parts",
             "an agent is client::tier::name; a part may be left empty: ::subagent::Explore",
         )
     if "*" in text:
-        raise ConfigError(f"{where}: {text!r} is a pattern", "an agent has a name of its own; patterns are for rules")
-    given = {key: part for key, part in zip(("client", "tier", "name"), parts, strict=True) if part}
-    return given | {"agent_source": "config"} if given else {}
+        raise ConfigError(f"{where}: {text!r} is a pattern", "only rules have patterns; an agent has exact names")
+    return agent

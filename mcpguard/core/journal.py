@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from mcpguard.core.audit import Row, fragment, row, sum_of, summed
+from mcpguard.core.audit import Row, audit_id, fragment, row, sum_of, summed
 from mcpguard.core.policy import Plan
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
@@ -164,7 +164,7 @@ class Journal:
 
     @property
     def _newest_id(self) -> str:
-        return f"{self.session}-{self.seq}"
+        return audit_id(self.session, self.seq)
 
     @property
     def is_waiting(self) -> bool:
@@ -214,7 +214,7 @@ class Journal:
         """Whether a denial has a row of its own; if not, it waits for the next row of its storm."""
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
         key = one.context, one.decision, one.reported
-        new = _Storm(kind, one.time_us, f"{self.session}-{one.seq}")
+        new = _Storm(kind, one.time_us, audit_id(self.session, one.seq))
         storm = self._storms.get(key)
         if _goes_on(storm, one.time_us):
             self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))

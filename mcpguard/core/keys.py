@@ -1,4 +1,4 @@
-"""Keys of an object that two JSON parsers could read differently."""
+"""Finds keys of a JSON object that two parsers could read differently."""
 
 import re
 from array import array
@@ -8,36 +8,36 @@ from itertools import islice
 from typing import Final
 
 RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
-"""The keys of an envelope that mean something to JSON-RPC."""
+"""The keys of an envelope that JSON-RPC defines."""
 
 RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
-"""The keys of `params` that mean something to MCP."""
+"""The keys of `params` that MCP defines."""
 
 _FOLDED: Final = {keys: frozenset(map(str.casefold, keys)) for keys in (RESERVED, RESERVED_PARAMS)}
 
-# C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method". JavaScript's Object.assign
-# takes the members of __proto__ for its own. Rust's serde_json parses the text below the other key, with its feature raw_value:
-# `{"$serde_json::private::RawValue": "…"}` is to it whatever the text says, such as a call.
+# C strings end at U+0000. ujson up to 4 drops a lone high surrogate: it reads "method\ud800" as "method". JavaScript's
+# Object.assign sets the prototype from __proto__. Rust's serde_json with its feature raw_value parses the text below
+# the other key: it reads `{"$serde_json::private::RawValue": "…"}` as whatever the text holds, such as a call.
 _odd = re.compile("[\ud800-\udfff]|(?:\\A|\0)(__proto__|\\$serde_json::private::)").search
 
 AT_ONCE: Final = 4096
-"""Keys that are looked at in one step."""
+"""How many keys are checked in one step."""
 
 _FEW_CHARS: Final = 256
-"""What was found of keys that are no longer than this in all is remembered."""
+"""Results are cached for keys with up to this many characters in all."""
 
 _TWICE: Final = "a key that comes twice"
 
 _PARTS: Final = 4
-"""A set of all the hashes takes ten times their size, so there is one for this part of them at a time."""
+"""A set takes ten times the memory of its hashes, so the hashes are compared in this many parts."""
 
 
 class FaultyObject(dict[str, object]):
-    """An object whose keys have a fault that its members no longer show. A key that comes twice has its last value.
+    """An object with a fault in its keys that its members no longer show. A duplicate key has its last value.
 
     Attributes:
-        fault: What is wrong with its keys.
-        has_two_ids: Whether `id` comes more than once.
+        fault: The fault, for an error message.
+        has_two_ids: Whether `id` is among the duplicate keys.
     """
 
     __slots__ = ("fault", "has_two_ids")
@@ -46,7 +46,7 @@ class FaultyObject(dict[str, object]):
 
 
 def as_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The object of these members; a `FaultyObject` if a key comes twice."""
+    """The object with these members; a `FaultyObject` if a key is duplicate."""
     plain = dict(pairs)
     if len(plain) == len(pairs):
         return plain
@@ -61,7 +61,7 @@ def faulty(members: dict[str, object], fault: str, *, has_two_ids: bool) -> Faul
 
 
 def fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | None:
-    """What could make two parsers read these keys differently; None if nothing could.
+    """Why two parsers could read an object's keys differently; None if they could not.
 
     Args:
         obj: An object.
@@ -78,15 +78,15 @@ def fault_in_keys(obj: dict[str, object], reserved: frozenset[str]) -> str | Non
 
 
 def _fault_in_many(keys: Iterable[str], reserved: frozenset[str]) -> str | None:
-    told = ManyKeys(reserved)
+    all_keys = ManyKeys(reserved)
     rest = iter(keys)
     while some := list(islice(rest, AT_ONCE)):
-        told.add(some)
-    return told.fault
+        all_keys.add(some)
+    return all_keys.fault
 
 
 def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
-    """The same for so many keys, with U+0000 between them. One step for all of them, not for each: there may be a million."""
+    """`fault_in_keys` for `count` keys, joined with U+0000. Each step covers all keys at once: there can be a million."""
     odd = _odd(text)
     if text.count("\0") >= count or (odd and not odd[1]):
         return "U+0000 or a lone surrogate in a key"
@@ -100,21 +100,21 @@ def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
     return None if _FOLDED[reserved].isdisjoint(_spellings(others)) else "a key that is a reserved one in other letters"
 
 
-_fault_in_few = lru_cache(maxsize=256)(_fault_in)  # a client uses the same few keys all day
+_fault_in_few = lru_cache(maxsize=256)(_fault_in)  # a client repeats the same few keys
 
 
 def _spellings(keys: str) -> list[str]:
-    """These keys as parsers see them that ignore case; Go's `encoding/json/v2` ignores underscores and dashes then, too."""
+    """The keys as case-insensitive parsers read them. Go's `encoding/json/v2` then also ignores underscores and dashes."""
     folded = keys.casefold()
     joined = folded.replace("_", "").replace("-", "")
     return folded.split("\0") if joined == folded else [*folded.split("\0"), *joined.split("\0")]
 
 
 class ManyKeys:
-    """The keys of one object, told some at a time, in 8 bytes of memory for each.
+    """The keys of one object, added in parts, with 8 bytes of memory for each key.
 
-    Keys told at different times count as equal if 64 bits of their hashes are: once in 30 million lines of a million keys a
-    line is refused for no other reason.
+    Keys of different parts are compared by 64 bits of their hashes. Of lines with a million keys, one in 30 million is
+    refused by mistake.
 
     Args:
         reserved: `RESERVED` or `RESERVED_PARAMS`.
@@ -127,7 +127,7 @@ class ManyKeys:
         self._hashes = array("q")
 
     def add(self, keys: list[str]) -> None:
-        """Tell some of the keys, at most `AT_ONCE`."""
+        """Add some of the keys, at most `AT_ONCE`."""
         self._ids += keys.count("id")
         if keys and self._fault is None:
             text = "\0".join(keys)
@@ -136,7 +136,7 @@ class ManyKeys:
 
     @property
     def fault(self) -> str | None:
-        """What could make two parsers read them differently; None if nothing could."""
+        """See `fault_in_keys`."""
         if self._fault is None:
             parts = ({one for one in self._hashes if one % _PARTS == part} for part in range(_PARTS))
             if sum(map(len, parts)) < len(self._hashes):
@@ -144,6 +144,6 @@ class ManyKeys:
         return self._fault
 
     def object_of(self, members: dict[str, object]) -> dict[str, object]:
-        """The object that has these keys, with those of its members that were kept."""
+        """The object with these keys. `members` holds those that were kept."""
         fault = self.fault
         return members if fault is None else faulty(members, fault, has_two_ids=self._ids > 1)

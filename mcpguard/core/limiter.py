@@ -1,9 +1,9 @@
 """The limiter: a coalesced log of a sliding window, as pure functions on integer microseconds.
 
-A counter's state is the log of what it admitted: when, and how much. An entry counts while it lies less than a window
-back, so that no window of that length, wherever it starts, ever holds more than the limit. Up to `EXACT` per window each
-admission has an entry of its own. Above, admissions within a 64th of the window share one and count as if all of them had
-come with the last: the log stays short, and what is admitted is at most a 64th of a window late, never over.
+A counter's state is the log of its admissions: their times and costs. An entry counts while it is younger than the window. So
+no window of that length, wherever it starts, holds more than the limit. For limits up to `EXACT` each admission has its own
+entry. For larger limits, admissions within a 64th of the window share an entry and count as if all of them had the time of the
+last. This keeps the log short: a call is admitted at most a 64th of the window late, and the limit is never exceeded.
 """
 
 from collections.abc import Sequence
@@ -13,31 +13,31 @@ from typing import Final, NamedTuple
 State = tuple[int, ...]
 """A counter's log: `(open_first_us, time_us, cost, time_us, cost, …)`, oldest first.
 
-`open_first_us` is when the newest entry was opened. An empty tuple is a counter that has never admitted anything.
+`open_first_us` is the time of the first admission in the newest entry. The log of an unused counter is empty.
 """
 
 EMPTY: Final[State] = ()
 
 EXACT: Final = 64
-"""Limits up to this many per window are exact; of larger ones the window's grain is a 64th of it.
+"""Limits up to this many per window are exact. For larger ones an entry covers a grain: a 64th of the window.
 
-What a larger limit has counted stays in grains if the limit becomes smaller: only the last time of each is known, and to take
-the calls of one for older than that could admit too many.
+If a limit is lowered to `EXACT` or less, entries that cover a grain stay: only the time of their last admission is known, and
+an earlier time could admit too many calls.
 """
 
 MAX_ENTRIES: Final = EXACT + 2
-"""Entries that a log can hold: 65 grains can begin within a window, and one before it can end within it."""
+"""The most entries in a log: 65 grains can begin within a window, and one can begin before it and end within it."""
 
 
 class Limit(NamedTuple):
-    """At most `n` in any window, as one rule has it.
+    """At most `n` calls in any window, by one rule.
 
     Attributes:
-        n: 1 or more; 0 admits nothing, ever, and has no counter.
-        window_us: The window's length; a counter belongs to one window.
-        counter: The index of its counter among the call's; -1 if it has none.
-        rule: The index of its rule among the call's; an observed rule has room if each of its limits has.
-        observe: Whether it reports only.
+        n: 1 or more; or 0 for a rule that denies, which has no counter.
+        window_us: The window's length. A counter belongs to one window.
+        counter: The index of its counter among those of the call; -1 if it has none.
+        rule: The index of its rule among those of the call. An observed rule has room if each of its limits has.
+        observe: Whether it only reports.
     """
 
     n: int
@@ -51,8 +51,8 @@ class Exceeded(NamedTuple):
     """A limit without room.
 
     Attributes:
-        limit: Its index among the call's limits.
-        retry_after_us: The shortest wait that is enough if nothing else comes in; None: no wait is.
+        limit: Its index among the limits of the call.
+        retry_after_us: The shortest wait after which it has room, if no other call comes; None if waiting does not help.
     """
 
     limit: int
@@ -60,14 +60,14 @@ class Exceeded(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of one call.
+    """The decision on one call.
 
     Attributes:
         admitted: Whether every enforced limit had room.
-        used: What each counter held before the call.
-        states: The counters' logs afterwards; the very objects that came in where nothing was charged.
-        exceeded: The enforced limits without room if not admitted, else the observed ones.
-        charged: What was charged: of each counter the smallest limit that had room. The time of it is in the new state.
+        used: The sum in each counter before the call.
+        states: The counters' logs after the call; the same objects as before where nothing was charged.
+        exceeded: The enforced limits without room if the call is not admitted, else the observed ones.
+        charged: The limits that were charged: for each counter the smallest with room. The time is in the new state.
     """
 
     admitted: bool
@@ -78,7 +78,7 @@ class Decision(NamedTuple):
 
 
 def live(state: State, window_us: int, now_us: int) -> State:
-    """The log without the entries that no longer count at `now_us`."""
+    """The log without the entries that have left the window at `now_us`."""
     if len(state) < 3 or state[1] > now_us - window_us:
         return state
     horizon = now_us - window_us
@@ -89,7 +89,7 @@ def live(state: State, window_us: int, now_us: int) -> State:
 
 
 def used(log: State) -> int:
-    """What a live log holds."""
+    """The sum of the costs in a live log."""
     return sum(log[2::2])
 
 
@@ -97,8 +97,8 @@ def retry_after(log: State, n: int, window_us: int, now_us: int, cost: int = 1) 
     """The shortest wait in microseconds after which a live log has room for `cost`.
 
     Returns:
-        0 if it has room now, None if it never will. Waiting that long is enough if nothing else is admitted meanwhile, and
-        a microsecond less is not.
+        0 if it has room now, None if it never will. If nothing else is admitted, waiting that long is enough, and a microsecond
+        less is not.
     """
     if cost > n:
         return None
@@ -113,7 +113,7 @@ def retry_after(log: State, n: int, window_us: int, now_us: int, cost: int = 1) 
 
 
 def charge(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
-    """A live log with `cost` more in it, admitted at `now_us`, which must not lie before its newest entry."""
+    """Add `cost` to a live log, admitted at `now_us`, which must not precede its newest entry."""
     if not log:
         return (now_us, now_us, cost)
     grain = 0 if n <= EXACT else -(-window_us // EXACT)
@@ -125,7 +125,7 @@ def charge(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> St
 
 
 def _coalesce(log: State, grain: int) -> State:
-    """A log that a smaller limit filled entry by entry, in grains. An entry may only move later, so this cannot admit more."""
+    """Merge the exact entries of a log into grains. Entries only move to later times, so no more is admitted than before."""
     entries: list[int] = []
     opened = -1
     for at in range(1, len(log), 2):
@@ -139,12 +139,12 @@ def _coalesce(log: State, grain: int) -> State:
 
 
 def shift(log: State, by_us: int) -> State:
-    """The same log by a clock that reads `by_us` more."""
+    """Convert a log to a clock that is ahead by `by_us`."""
     return tuple([value + by_us if at == 0 or at % 2 else value for at, value in enumerate(log)])
 
 
 def merge(log: State, other: State, window_us: int) -> State:
-    """One log of what two logs of a counter admitted, in grains of the window if it would be too long otherwise."""
+    """Merge two logs of one counter. If the result would be too long, its entries are merged into grains."""
     pairs = sorted([*zip(log[1::2], log[2::2], strict=True), *zip(other[1::2], other[2::2], strict=True)])
     merged = (pairs[-1][0], *[value for pair in pairs for value in pair]) if pairs else EMPTY
     return merged if len(pairs) <= EXACT else _coalesce(merged, -(-window_us // EXACT))
@@ -154,10 +154,10 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     """Decide one call against all its limits: every counter is charged, or none.
 
     Args:
-        limits: What applies to the call. Limits with the same counter have the same window.
+        limits: The limits that apply to the call. Limits with the same counter have the same window.
         states: The log of each counter that `limits` name.
-        now_us: The store's time. Where a log holds a later entry that counts instead: time does not run backwards.
-        cost: What the call costs on each counter, 1 or more.
+        now_us: The store's time. If a log has a later entry, its time is used instead, so that time never runs backwards.
+        cost: The cost of the call on each counter, 1 or more.
 
     Returns:
         The decision. An observed rule is charged if the call is admitted and each of its limits has room.
@@ -192,7 +192,7 @@ def _admitted(
     cost: int,
     exceeded: tuple[Exceeded, ...] = (),
 ) -> Decision:
-    """The decision on a call that these limits admit, each of which charges its counter."""
+    """The decision to admit a call; each limit in `charged` charges its counter."""
     after = list(states)
     for n, window_us, counter, _, _ in charged:
         after[counter] = charge(logs[counter], n, window_us, now_us, cost)
@@ -201,7 +201,7 @@ def _admitted(
 
 @lru_cache(maxsize=512)
 def _smallest(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-    """Of the limits that name a counter the smallest of each."""
+    """The smallest limit of each counter."""
     smallest: dict[int, Limit] = {}
     for limit in limits:
         other = smallest.get(limit.counter)

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from operator import or_
-from typing import Final
-
-_AGENT_PARTS: Final = 3
+from operator import add, or_
 
 
 def glob(pattern: str, text: str) -> bool:
@@ -14,26 +11,29 @@ def glob(pattern: str, text: str) -> bool:
     >>> glob("crm_*", "crm_read"), glob("crm_*", "crm"), glob("*", "")
     (True, False, True)
     """
+    return matcher(pattern)(text)
+
+
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """`glob` with this pattern, for many texts."""
     first, *middle = pattern.split("*")
     if not middle:
-        return pattern == text
+        return pattern.__eq__
     last = middle.pop()
-    end = len(text) - len(last)
-    position = len(first)
-    if position > end or not text.startswith(first) or not text.endswith(last):
-        return False
-    for piece in middle:
-        found = text.find(piece, position, end)
-        if found < 0:
+    begin, least = len(first), len(first) + len(last)
+
+    def matches(text: str) -> bool:
+        if len(text) < least or not text.startswith(first) or not text.endswith(last):
             return False
-        position = found + len(piece)
-    return True
+        position, end = begin, len(text) - len(last)
+        for piece in middle:
+            found = text.find(piece, position, end)
+            if found < 0:
+                return False
+            position = found + len(piece)
+        return True
 
-
-def glob_agent(pattern: str, text: str) -> bool:
-    """`glob` for each of an agent's three parts, so that `*` does not cross `::`."""
-    patterns, parts = pattern.split("::"), text.split("::")
-    return len(patterns) == len(parts) == _AGENT_PARTS and all(map(glob, patterns, parts))
+    return matches
 
 
 def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
@@ -46,15 +46,24 @@ def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
 
     Args:
         lists: The lists.
-        meet: Whether each list has one pattern at most, and all of these match one text. Then only patterns with more than one
-            `*` are compared with each other; else all that have any.
+        meet: Whether each list has at most one pattern, and all of these match one text. Then only patterns with more than one
+            `*` are compared with others; else all that have any.
     """
     plain = [[_without_repeated_stars(pattern) for pattern in patterns] for patterns in lists]
     holders: dict[str, int] = {}
     for at, patterns in enumerate(plain):
         for pattern in patterns:
             holders[pattern] = holders.get(pattern, 0) | 1 << at
-    covered = _covered(holders, meet=meet)
+    covered = _covered_if_they_meet(holders) if meet else {}
+    index: _Index | None = None
+    for pattern in holders:
+        if pattern.count("*") > (1 if meet else 0):
+            index = index or _Index(list(holders))
+            covered[pattern] = reduce(
+                or_, [holders[other] for other in index.matched_by(pattern)]
+            )  # the pattern is one of them
+        elif not meet:
+            covered[pattern] = holders[pattern]
     result = []
     for patterns in plain:
         bits = (1 << len(lists)) - 1
@@ -64,22 +73,18 @@ def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
     return result
 
 
-def _covered(holders: Mapping[str, int], *, meet: bool) -> dict[str, int]:
-    """The lists that have a pattern which each pattern covers."""
+def _covered_if_they_meet(holders: Mapping[str, int]) -> dict[str, int]:
+    """The lists that each pattern with one `*`, or none, covers, where all patterns match one text.
+
+    Both begin as that text does, so one beginning is a part of the other; the ends likewise.
+    """
     begins = _at_least(holders, lambda pattern: len(pattern.partition("*")[0]))
     ends = _at_least(holders, lambda pattern: len(pattern.rpartition("*")[2]))
     covered = dict(holders)
     for pattern in holders:
-        first, *middle = pattern.split("*")
-        if not middle:
-            continue
-        last = middle.pop()
-        # What a common text is matched by begins and ends as it does: of two patterns the longer beginning has the shorter one
-        candidates = begins[len(first)] & ends[len(last)] if meet else -1
-        if middle or not meet:
-            compared = [bits for other, bits in holders.items() if bits & candidates and glob(pattern, other)]
-            candidates = reduce(or_, compared)  # the pattern itself is one
-        covered[pattern] = candidates
+        first, *more = pattern.split("*")
+        if len(more) == 1:
+            covered[pattern] = begins[len(first)] & ends[len(more[0])]
     return covered
 
 
@@ -91,6 +96,42 @@ def _at_least(holders: Mapping[str, int], size: Callable[[str], int]) -> dict[in
         bits |= holders[pattern]
         found[size(pattern)] = bits
     return found
+
+
+class _Index:
+    """Finds the texts that a pattern matches without trying each: they have all characters and pairs of characters that it has.
+
+    Args:
+        texts: The texts.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._having: dict[str, int] = {}
+        for at, text in enumerate(texts):
+            for part in _parts(text):
+                self._having[part] = self._having.get(part, 0) | 1 << at
+
+    def matched_by(self, pattern: str) -> list[str]:
+        """The texts that a pattern matches."""
+        candidates = (1 << len(self._texts)) - 1
+        for piece in pattern.split("*"):
+            for part in _parts(piece):
+                candidates &= self._having.get(part, 0)
+        matches = matcher(pattern)
+        found = []
+        while candidates:
+            lowest = candidates & -candidates
+            candidates ^= lowest
+            text = self._texts[lowest.bit_length() - 1]
+            if matches(text):
+                found.append(text)
+        return found
+
+
+def _parts(text: str) -> set[str]:
+    """The characters of a text, and its pairs of adjacent characters."""
+    return {*text, *map(add, text, text[1:])}
 
 
 def _without_repeated_stars(pattern: str) -> str:

@@ -1,8 +1,8 @@
 """Rules, and which of them apply to a call.
 
-A rule selects calls and says how many. Of the rules that match a call some yield to a more particular one; what remains is
-the call's plan: the limits that must have room, and the counters that they look at. `policy_parse` reads rules from a file,
-`policy_explain` puts them in words.
+A rule selects calls and limits them. Of the rules that match a call, narrower rules override wider ones; the rest make the
+call's plan: the limits that must have room, and their counters. `policy_parse` parses rules, `policy_explain` describes them,
+and `policy_match` explains how they match a call.
 """
 
 import json
@@ -10,22 +10,23 @@ from collections.abc import Sequence
 from operator import and_
 from typing import Final, NamedTuple
 
+from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.digest import cut, number
 from mcpguard.core.limiter import Limit
-from mcpguard.core.patterns import coverage, glob, glob_agent
+from mcpguard.core.patterns import coverage, glob
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
-"""What a rule can select on, in the order in which its text names them."""
+"""The selectors, in the order of a rule's text."""
 
 AXES: Final = ("user", "agent", "tool", "server")
-"""What a rule's allowance can be split by."""
+"""The allowed values in `per`."""
 
 
 class Call(NamedTuple):
-    """What the policy sees of a `tools/call`.
+    """The parts of a `tools/call` that rules select on.
 
     Attributes:
-        user: Who calls; empty if that is not known.
+        user: The user; empty if unknown.
         agent: `client::tier::name`.
         server: The server's configured name.
         tool: The tool's name as the server knows it.
@@ -42,7 +43,7 @@ class Call(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """`n` per window. `text` is the window as it was written (`90m`)."""
+    """`n` calls per window. `text` is the window as the policy writes it (`90m`)."""
 
     n: int
     window_us: int
@@ -53,14 +54,14 @@ class Rule(NamedTuple):
     """One `[[rule]]`.
 
     Attributes:
-        selectors: Patterns by selector; only `role` and `scope` have more than one, and want all of them.
-        per: What the allowance is split by. A split by tool is one by server and tool.
-        per_text: As the file gives it; empty if it does not.
-        rates: The limits. None of them with `deny`; nor with `unlimited`.
-        deny: Whether the rule closes what it selects.
-        observe: Whether it reports only.
-        name: What its author calls it.
-        line: Where it stands in its file, from 1; 0 if that is not known.
+        selectors: Patterns by selector. Only `role` and `scope` can have more than one; all of them must match.
+        per: Each combination of values of these has a counter of its own. `tool` implies `server`.
+        per_text: `per` as the file writes it; empty if the file leaves it out.
+        rates: The limits; none for `deny` and `unlimited`.
+        deny: Whether the rule denies every call that it selects.
+        observe: Whether the rule only reports.
+        name: The rule's `name`; empty if it has none.
+        line: Its line in the file, from 1; 0 if unknown.
     """
 
     selectors: dict[str, tuple[str, ...]]
@@ -74,7 +75,7 @@ class Rule(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The rule as it is reported: its selectors, and `per=` where the file gives one."""
+        """The rule in reports: its selectors, and `per=` if the file has it."""
         words = [f"{key}={','.join(self.selectors[key])}" for key in SELECTORS if key in self.selectors]
         if self.per_text:
             words.append(f"per={self.per_text}")
@@ -82,24 +83,30 @@ class Rule(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What no two rules of a policy have in common: the selectors, and what the allowance is split by."""
+        """The selectors and `per`, which identify a rule within a policy."""
         return self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
 
     @property
+    def agent(self) -> Agent | None:
+        """The agent selector; None if the rule has none."""
+        patterns = self.selectors.get("agent")
+        return Agent.split(patterns[0]) if patterns else None
+
+    @property
     def shared(self) -> dict[str, list[str]]:
-        """The selectors that its allowance is not split by: one counter is shared by all that they select."""
+        """The selectors that are not in `per`: all calls that they select share a counter."""
         return {key: sorted(set(texts)) for key, texts in sorted(self.selectors.items()) if key not in self.per}
 
     @property
     def limit_text(self) -> str:
-        """What it allows, as a policy file has it: `20/1m 100/1h`, `deny` or `unlimited`."""
+        """The limit as a policy file writes it: `20/1m 100/1h`, `deny` or `unlimited`."""
         if self.deny:
             return "deny"
         return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or "unlimited"
 
     @property
     def axis(self) -> str:
-        """The axis that its limits are reported under."""
+        """The axis of its limits in reports."""
         for axis in ("agent", "user", "tool"):
             if axis in self.per:
                 return axis
@@ -117,9 +124,10 @@ class Rule(NamedTuple):
         return True
 
     def covers(self, other: "Rule", selector: str) -> bool:
-        """Whether it is at least as wide as `other` in one selector.
+        """Whether the rule is at least as wide as `other` in one selector.
 
-        A selector covers one whose text it matches; none covers all; fewer roles or scopes cover more of the same.
+        A pattern covers a pattern whose text it matches. A missing selector covers every pattern. A list of roles or scopes
+        covers a longer list with the same roles or scopes.
         """
         mine, theirs = self.selectors.get(selector), other.selectors.get(selector)
         if mine is None or theirs is None:
@@ -129,19 +137,19 @@ class Rule(NamedTuple):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What it has in common with the rules that it competes with: one of them can be an override of another."""
+        """Equal for rules that compete: only then can one override the other."""
         return self.per, *(key in self.selectors for key in ("user", "agent", "tool"))
 
     @property
     def reach(self) -> tuple[object, ...]:
-        """What it has in common with the rules that differ in role or scope only: users, agents, tools, servers, and `per`."""
+        """Equal for rules that differ only in role or scope."""
         return self.per, *(self.selectors.get(key) for key in AXES)
 
-    def yields_to(self, other: "Rule") -> bool:
-        """Whether `other`, where it matches too, takes this one's place.
+    def is_overridden_by(self, other: "Rule") -> bool:
+        """Whether `other` overrides this rule for the calls that both match.
 
-        It does if it is narrower in at least one selector and no less narrow in the rest. Of two patterns neither of which
-        covers the other neither is narrower, so that both apply.
+        It does if it competes with this rule, is narrower in at least one selector, and wider in none. If neither of two
+        patterns covers the other, neither is narrower, and both rules apply.
         """
         return (
             self.kind == other.kind
@@ -151,11 +159,11 @@ class Rule(NamedTuple):
 
 
 class Counter(NamedTuple):
-    """Where admissions are counted.
+    """A counter of admitted calls.
 
     Attributes:
-        id: 63 bits of a hash of `label`; the counter's key in every store.
-        label: JSON: the namespace, the values that it is split by, the rule's other selectors, the window in µs.
+        id: 63 bits of a hash of `label`: the counter's key in every store.
+        label: JSON: the namespace, the values of `per`, the rule's other selectors, the window in µs.
         window_us: The window's length.
     """
 
@@ -165,13 +173,13 @@ class Counter(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """How a limit is named in a denial and in the audit.
+    """A limit in a denial and in the audit.
 
     Attributes:
         axis: `user`, `tool` or `agent`.
         rule: The rule's text.
         limit: Calls per window; None for `deny`.
-        window: The window as it was written; None for `deny`.
+        window: The window as the policy writes it; None for `deny`.
     """
 
     axis: str
@@ -180,12 +188,12 @@ class Reported(NamedTuple):
     window: str | None
 
     def members(self) -> dict[str, object]:
-        """As JSON has it, without what does not apply."""
+        """The members as JSON, without those that do not apply."""
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
 class Plan(NamedTuple):
-    """What one call has to pass: limits, how each is reported, and the counters they name by index."""
+    """The limits that a call must pass, each with its report, and the counters that they name by index."""
 
     limits: tuple[Limit, ...] = ()
     reported: tuple[Reported, ...] = ()
@@ -193,7 +201,7 @@ class Plan(NamedTuple):
 
     @property
     def is_closed(self) -> bool:
-        """Whether no call with this plan goes on, ever."""
+        """Whether every call with this plan is denied."""
         return any(not limit.n and not limit.observe for limit in self.limits)
 
 
@@ -201,28 +209,30 @@ class Policy:
     """A policy in force.
 
     Args:
-        rules: In the order of the file.
-        digest: A hash of the text that it was read from, for the audit.
-        observe: Whether everything is reported only.
+        rules: The rules, in the order of the file.
+        digest: A hash of the file's text, for the audit.
+        observe: Whether all rules only report.
     """
 
     def __init__(self, rules: tuple[Rule, ...], digest: str = "", *, observe: bool = False) -> None:
         self.rules = rules
         self.digest = digest
         self.observe = observe
-        self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}  # by what they name without a `*`
+        self._places: dict[
+            tuple[str, ...], dict[tuple[str, ...], list[int]]
+        ] = {}  # by the selectors without `*`, and by their values
         for at, rule in enumerate(rules):
             axes = tuple([axis for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]])
             names = tuple([rule.selectors[axis][0] for axis in axes])
             self._places.setdefault(axes, {}).setdefault(names, []).append(at)
 
     def reaches_tier(self, tier: str) -> bool:
-        """Whether a rule can match calls of agents of a tier; where none can, nothing limits them."""
-        patterns = [rule.selectors.get("agent") for rule in self.rules]
-        return any(not pattern or glob(pattern[0].split("::")[1], tier) for pattern in patterns)
+        """Whether a rule can match calls of agents with this tier. If none can, nothing limits those calls."""
+        agents = [rule.agent for rule in self.rules]
+        return any(agent is None or glob(agent.tier, tier) for agent in agents)
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
-        """What `call` has to pass. It is worth remembering."""
+        """The limits that `call` must pass. The caller should cache the plan."""
         return _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
 
     def applying(self, call: Call) -> list[tuple[Rule, int]]:
@@ -237,7 +247,7 @@ class Policy:
         return [at for at in sorted(places) if self.rules[at].matches(call)]
 
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
-        """The places of the rules that match `call`, each with the place of the rule it yields to, if it does."""
+        """The places of the rules that match `call`, each with the place of the rule that overrides it, or None."""
         matched = self.matched(call)
         rules = [self.rules[at] for at in matched]
         firsts: dict[tuple[object, ...], int] = {}
@@ -249,7 +259,7 @@ class Policy:
 
 
 def _narrower(rules: Sequence[Rule]) -> list[int]:
-    """For each of the rules that match a call those that it yields to, as a set of bits: `Rule.yields_to`, for all pairs."""
+    """For each of the rules that match a call, the rules that override it, as a set of bits (see `Rule.is_overridden_by`)."""
     kinds: dict[tuple[object, ...], int] = {}
     for at, rule in enumerate(rules):
         kinds[rule.kind] = kinds.get(rule.kind, 0) | 1 << at
@@ -257,19 +267,19 @@ def _narrower(rules: Sequence[Rule]) -> list[int]:
     for key in SELECTORS:
         lists = [rule.selectors.get(key, ()) for rule in rules]
         columns = [lists]
-        if key == "agent":  # each of its parts is a pattern of its own
-            agents = [tuple(patterns[0].split("::")) if patterns else () for patterns in lists]
+        if key == "agent":  # each part is a pattern of its own
+            agents = [rule.agent or () for rule in rules]
             columns = [[agent[part : part + 1] for agent in agents] for part in range(3)]
         for column in columns:
             covered = [*map(and_, covered, coverage(column, meet=key in AXES))]
     alike: dict[int, int] = {}
-    for at, bits in enumerate(covered):  # rules that cover the same are as wide as each other
+    for at, bits in enumerate(covered):  # rules that cover the same rules are equally wide
         alike[bits] = alike.get(bits, 0) | 1 << at
     return [bits & ~alike[bits] for bits in covered]
 
 
 def _lowest(bits: int) -> int:
-    """The lowest bit of a set that has some."""
+    """The lowest bit of a set that is not empty."""
     return (bits & -bits).bit_length() - 1
 
 
@@ -297,7 +307,7 @@ def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
 
 
 def window_of(label: str) -> int:
-    """The window in µs of the counter that a label names."""
+    """The window in µs in a counter's label."""
     return int(json.loads(label)[-1])
 
 
@@ -310,4 +320,4 @@ def _one_matches(pattern: str, values: Sequence[str]) -> bool:
     return pattern in values or ("*" in pattern and any(glob(pattern, value) for value in values))
 
 
-_MATCH: Final = {"user": glob, "agent": glob_agent, "tool": glob, "server": glob}
+_MATCH: Final = {"user": glob, "agent": agent_matches, "tool": glob, "server": glob}

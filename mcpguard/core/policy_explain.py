@@ -1,9 +1,10 @@
-"""Rules in words, and what is odd about a policy though it can be taken up."""
+"""Describes rules in sentences, and warns of probable mistakes in a valid policy."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.identity import known_client
 from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
@@ -20,13 +21,13 @@ _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
 
 def sentence(rule: Rule) -> str:
-    """What a rule limits, as one sentence that says how it is counted.
+    """Describe what a rule limits and how it counts, in one sentence.
 
     Args:
         rule: The rule.
 
     Returns:
-        English text. Names and patterns stand in it as they are: what shows it has to make them printable.
+        English text. It contains names and patterns unescaped: pass it through `printable` before you show it.
     """
     if rule.deny:
         text = _denying(rule)
@@ -43,7 +44,7 @@ def sentence(rule: Rule) -> str:
 
 
 def span(rate: Rate) -> str:
-    """A rate's window in words.
+    """A window, as it is written in a sentence.
 
     >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
     ('an hour', 'in any 90 minutes')
@@ -55,7 +56,7 @@ def span(rate: Rate) -> str:
 
 
 def window(window_us: int) -> str:
-    """A window's length in words.
+    """The length of a window, as it is written in a sentence.
 
     >>> window(3_600_000_000), window(5_400_000_000)
     ('hour', '90 minutes')
@@ -70,7 +71,7 @@ def _times(rate: Rate) -> str:
 
 
 def series(words: Sequence[str]) -> str:
-    """Joins words as English does.
+    """Join words with commas and `and`.
 
     >>> series(["a"]), series(["a", "b"]), series(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
@@ -80,13 +81,13 @@ def series(words: Sequence[str]) -> str:
 
 
 def _matching(rule: Rule, selector: str) -> str:
-    """` matching PATTERN`, but for a pattern that matches all."""
+    """` matching PATTERN`; empty for a pattern that matches everything."""
     pattern = rule.selectors.get(selector, ("*",))[0]
     return "" if pattern in ("*", "*::*::*") else f" matching {pattern}"
 
 
 def _spread(rule: Rule, axis: str) -> str:
-    """How a rule counts along an axis: `one` value, `each` of several apart, `all` selected together, or `any` of them."""
+    """How a rule counts along an axis: for `one` value, for `each` value, for `all` selected values together, or for `any`."""
     patterns = rule.selectors.get(axis)
     if patterns and "*" not in patterns[0]:
         return "one"
@@ -96,7 +97,7 @@ def _spread(rule: Rule, axis: str) -> str:
 
 
 def _who(rule: Rule, *, together: bool = True) -> str:
-    """The sentence's subject: users, or their agents. With `together`, those who share an allowance are said to."""
+    """The sentence's subject: users, or their agents. With `together`, it says who shares a counter."""
     users = _spread(rule, "user")
     badges = _badges(rule)
     narrowing = f"{_matching(rule, 'user')}{badges}"
@@ -115,7 +116,7 @@ def _who(rule: Rule, *, together: bool = True) -> str:
 
 
 def _badges(rule: Rule) -> str:
-    """The roles and scopes that the caller has to have."""
+    """The roles and scopes that the caller must have."""
     words = []
     for key in ("role", "scope"):
         names = rule.selectors.get(key, ())
@@ -147,7 +148,7 @@ def _what(rule: Rule) -> str:
 
 
 def _to_servers(rule: Rule) -> str:
-    """Where the calls go of a rule that tells no tools apart."""
+    """The servers of a rule that does not distinguish tools."""
     spread = _spread(rule, "server")
     if spread == "one":
         return f" to server {rule.selectors['server'][0]}"
@@ -156,7 +157,7 @@ def _to_servers(rule: Rule) -> str:
 
 def _through(rule: Rule) -> str:
     if rule.rates and _spread(rule, "agent") == "each":
-        return ""  # it is the subject
+        return ""  # the agent is the subject
     patterns = rule.selectors.get("agent")
     if not patterns:
         return ""
@@ -164,7 +165,7 @@ def _through(rule: Rule) -> str:
 
 
 def _together(rule: Rule) -> str:
-    """What has one allowance together, users apart: they are the subject."""
+    """What shares a counter, except users, who are in the subject."""
     tools, servers = _spread(rule, "tool"), _spread(rule, "server")
     words = []
     if tools in ("all", "any"):
@@ -188,32 +189,32 @@ def _denying(rule: Rule) -> str:
 
 
 def warnings(policy: Policy) -> list[str]:
-    """What a policy says that its author can hardly mean, one line each.
+    """Find what the author of a policy probably does not mean.
 
     Args:
         policy: A policy.
 
     Returns:
-        A line for each rule that can never admit because another denies all that it selects, for each tool that is named as
-        Claude Code shows it, and for each client that is named as it names itself.
+        One line for each rule that can never admit, because another rule denies all of its calls; for each tool with
+        the name that Claude Code shows; and for each client with its name from `clientInfo`.
     """
     return [*_never_admitting(policy), *_foreign_names(policy), *_own_names(policy)]
 
 
 def tier_warning(policy: Policy, tier: str | None) -> str | None:
-    """A line for an agent whose tier is one that no rule can match, be it for a slip of the pen; None for any other.
+    """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can.
 
     Args:
         policy: A policy.
-        tier: The tier that is configured; None if none is.
+        tier: The configured tier; None or empty if there is none.
     """
-    if tier is None or not policy.rules or policy.reaches_tier(tier):
+    if not tier or not policy.rules or policy.reaches_tier(tier):
         return None
-    return f"no rule matches agents of the tier {tier}, so that nothing limits their calls"
+    return f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?"
 
 
 def label(policy: Policy, at: int) -> str:
-    """How a warning names a rule: its number, its text, and its line if that is known."""
+    """A rule in a warning: its line if it is known, its number and its text."""
     rule = policy.rules[at]
     return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
 
@@ -233,29 +234,29 @@ def _never_admitting(policy: Policy) -> Iterator[str]:
                 shutters.setdefault(closed, at)
     for at, shutter in sorted(shutters.items()):
         yield (
-            f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all that it selects;"
-            " an exception has the same of user, agent and tool, and the same per"
+            f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all of its calls;"
+            " an exception must select on the same of user, agent and tool, and have the same per"
         )
 
 
 def _names(rule: Rule) -> list[tuple[str, str]]:
-    """What a rule names in full; so does each rule that it covers."""
+    """The selectors of a rule without `*`. Each rule that it covers has them too."""
     return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
 
 
 def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
-    """The rules of which one rule denies every call that they match, and nothing takes its place for any of them.
+    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
 
     Args:
-        rules: All of them.
-        closing: The place of the one that denies.
-        near: The places of those that it can cover.
+        rules: All rules.
+        closing: The place of the rule that denies.
+        near: The places of the rules that it can cover.
     """
     deny = rules[closing]
     axis = next((axis for axis in AXES if axis in deny.selectors), "")
-    exceptions: dict[str, list[int]] = {}  # by what they name on this axis: two that name different things do not meet
+    exceptions: dict[str, list[int]] = {}  # by their value on this axis: rules with different values match no common call
     for at in near:
-        if deny.yields_to(rules[at]) or (at < closing and deny.reach == rules[at].reach):
+        if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
             exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
     every = {at for some in exceptions.values() for at in some}
     for at in near:
@@ -269,7 +270,7 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
 
 
 def _overlap(rule: Rule, other: Rule) -> bool:
-    """Whether a call can match both; in doubt, yes."""
+    """Whether a call can match both rules. It may be true although no call can."""
     for key in AXES:
         mine, theirs = rule.selectors.get(key), other.selectors.get(key)
         if mine and theirs and not _meet(key, mine[0], theirs[0]):
@@ -279,7 +280,7 @@ def _overlap(rule: Rule, other: Rule) -> bool:
 
 def _meet(key: str, one: str, two: str) -> bool:
     if key == "agent":
-        return all(_meet("", mine, theirs) for mine, theirs in zip(one.split("::"), two.split("::"), strict=True))
+        return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
     if "*" not in one:
         return glob(two, one)
     if "*" not in two:
@@ -290,11 +291,11 @@ def _meet(key: str, one: str, two: str) -> bool:
 
 
 def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """What a limit of 64 or less says of calls that a larger one has counted, one sentence for each such window.
+    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence a window.
 
     Args:
-        rule: The rule with the limits that are in force from now on.
-        before: The rules that may have counted in its counters.
+        rule: The rule with the new limits.
+        before: The rules that may have counted in the same counters.
     """
     larger = {
         rate.window_us
@@ -312,7 +313,7 @@ def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
 
 
 def _short(span_us: int) -> str:
-    """A span of time in whole seconds, rounded up.
+    """A time span in whole seconds, rounded up.
 
     >>> _short(1_350_000_000), _short(3_600_000_001)
     ('22m 30s', '1h 1s')
@@ -327,12 +328,12 @@ def _foreign_names(policy: Policy) -> Iterator[str]:
         match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
         if match:
             names = f'tool = "{match[2]}", server = "{match[1]}"'
-            yield f"{label(policy, at)} names a tool as Claude Code shows it; did you mean {names}?"
+            yield f"{label(policy, at)} names a tool by its name in Claude Code; did you mean {names}?"
 
 
 def _own_names(policy: Policy) -> Iterator[str]:
     for at, rule in enumerate(policy.rules):
-        client, *rest = rule.selectors.get("agent", ("",))[0].split("::")
-        if known_client(client) != client:
-            agent = "::".join([known_client(client), *rest])
-            yield f'{label(policy, at)} names a client as it calls itself; did you mean agent = "{agent}"?'
+        own = rule.agent
+        if own and known_client(own.client) != own.client:
+            agent = own._replace(client=known_client(own.client))
+            yield f'{label(policy, at)} names a client by its name in clientInfo; did you mean agent = "{agent}"?'

@@ -1,18 +1,18 @@
-"""A policy file's text to rules, with errors that say where, what, and what would be right."""
+"""Parses a policy file. Errors name file, line, rule and field, and hint at the right form."""
 
 import re
 import tomllib
 from collections.abc import Collection
 from typing import Final
 
+from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.digest import blake2b
-from mcpguard.core.identity import TIERS
 from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
 from mcpguard.errors import PolicyError
 
 STARTER: Final = """\
-# mcpguard: how often which tools may be called, by whom. `mcpguard policy show` says it in words.
-# These are the starter rules: each user has one allowance for all agents of a tier together.
+# Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
+# These are the starter rules. Each user has one limit for all agents of a tier together.
 
 [[rule]]
 user = "*"
@@ -38,14 +38,14 @@ agent = "*::api::*"
 per = ["user"]
 limit = "30/1m"
 """
-"""The policy in force where there is no file."""
+"""The policy in force if there is no file."""
 
 MAX_N: Final = 1_000_000_000
-"""The largest limit; above it nothing is limited in practice, and `unlimited` says so."""
+"""The largest limit. A larger one never denies in practice; `unlimited` states that."""
 
 UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 MAX_WINDOW_SECONDS: Final = 3650 * 86400
-"""The longest window, ten years: store times stay exact in the doubles of a Redis script."""
+"""The longest window, ten years. It keeps store times exact in the doubles of a Redis script."""
 
 _RULE_KEYS: Final = (*SELECTORS, "per", "limit", "mode", "name")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
@@ -55,22 +55,24 @@ _UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "
 
 
 def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> Policy:
-    """The policy that a file's text holds.
+    """Parse a policy file's text.
 
     Args:
         text: The file's content.
         source: How errors name the file.
-        observe: Report only, whatever the file says.
+        observe: Report only, whatever `mode` the file has.
 
     Raises:
-        PolicyError: The text is not TOML, or a rule cannot be. The message names file, line, rule and field.
+        PolicyError: The text is not TOML, or a rule is invalid. The message names file, line, rule and field.
     """
     try:
         data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number too long to convert is no TOMLDecodeError, nor is deep nesting
+    except (ValueError, RecursionError) as error:  # not TOMLDecodeError for a number with too many digits, or for deep nesting
         raise PolicyError(*_not_toml(error, source, text)) from error
     if not data:
-        raise PolicyError(f"{source}: line 1: the file is empty", "write rules into it, or remove it for the starter policy")
+        raise PolicyError(
+            f"{source}: line 1: the file is empty", "write rules into the file, or remove it for the starter policy"
+        )
     for key in data:
         if key not in {"mode", "rule"}:
             raise PolicyError(f"{source}: line {_line_of(key, text)}: unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")))
@@ -100,7 +102,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
 
 
 def _header_lines(text: str) -> list[int]:
-    """The lines that begin a rule."""
+    """The lines of the headers `[[rule]]`."""
     lines = []
     line, counted = 1, 0
     for match in _HEADER.finditer(text):
@@ -111,20 +113,20 @@ def _header_lines(text: str) -> list[int]:
 
 
 def _line_of(key: str, text: str) -> int:
-    """The first line that sets a key or begins a table of that name, 1 if there is none that can be told."""
+    """The first line that sets this key or begins this table; 1 if none is found."""
     match = re.search(rf"^[ \t]*(?:\[+[ \t]*)?[\"']?{re.escape(key)}\b", text, re.MULTILINE)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
 def text_of(content: bytes, *, source: str) -> str:
-    """The text of a policy file.
+    """Decode the content of a policy file.
 
     Args:
         content: The file's bytes.
         source: How errors name the file.
 
     Raises:
-        PolicyError: They are not UTF-8. The message names file and line.
+        PolicyError: The bytes are not UTF-8. The message names file and line.
     """
     try:
         return content.decode()
@@ -140,24 +142,24 @@ def _not_toml(error: Exception, source: str, text: str) -> tuple[str, str]:
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
     line = int(found[1]) if found else text.count("\n") + 1
     reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
-    hint = 'text stands in quotes: tool = "search", limit = "100/1h"'
+    hint = 'put text in quotes: tool = "search", limit = "100/1h"'
     if isinstance(error, RecursionError):
-        reason, hint = "nested too deeply", "only per, limit, role and scope are lists, of text"
+        reason, hint = "nested too deeply", "only per, limit, role and scope can be lists, and only of text"
     elif reason.startswith("Cannot overwrite"):
-        hint = "each key stands once; begin each rule with a line [[rule]]"
+        hint = "write each key once; begin each rule with a line [[rule]]"
     return f"{source}: line {line}: not TOML: {reason}", hint
 
 
 def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
-    """One rule.
+    """Parse one rule.
 
     Args:
-        table: Its keys as a policy file has them.
-        where: How errors name it.
-        line: Where it stands in its file.
+        table: The rule's table in the policy file.
+        where: How errors name the rule.
+        line: The rule's line in the file.
 
     Raises:
-        PolicyError: It cannot be; the message begins with `where`.
+        PolicyError: The rule is invalid. The message begins with `where`.
     """
     for key in table:
         if key not in _RULE_KEYS:
@@ -184,10 +186,10 @@ def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
 
 
 def parse_limits(value: object, *, where: str) -> tuple[tuple[Rate, ...], str]:
-    """A rule's `limit`: rates, or else the word `deny` or `unlimited`.
+    """Parse a rule's `limit`: rates, or the word `deny` or `unlimited`.
 
     Raises:
-        PolicyError: It is none of these; the message begins with `where`.
+        PolicyError: The value is none of these. The message begins with `where`.
     """
     if value in ("deny", "unlimited"):
         return (), str(value)
@@ -199,19 +201,19 @@ def parse_limits(value: object, *, where: str) -> tuple[tuple[Rate, ...], str]:
     for rate in rates:
         if rate.window_us in windows:
             both = f"{windows[rate.window_us].n}/{windows[rate.window_us].text} and {rate.n}/{rate.text}"
-            raise PolicyError(f"{where}: two limits for one window: {both}", "keep the one that is meant")
+            raise PolicyError(f"{where}: two limits for one window: {both}", "keep one of them")
         windows[rate.window_us] = rate
     return rates, ""
 
 
 def parse_rate(value: object, *, where: str = "limit") -> Rate:
-    """One `N/W`.
+    """Parse one limit `N/W`.
 
     >>> parse_rate("100/90m")
     Rate(n=100, window_us=5400000000, text='90m')
 
     Raises:
-        PolicyError: It is not of that form, or out of bounds; the message begins with `where`.
+        PolicyError: The value does not have that form, or is out of bounds. The message begins with `where`.
     """
     if not isinstance(value, str):
         raise PolicyError(f"{where}: {value!r} is not text", 'a limit is text in quotes: "100/1h"')
@@ -240,10 +242,10 @@ def _nearest_rate(text: str) -> str:
             return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
     several = re.split(r"[\s,;]+", text.strip())
     if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
-        return f"each limit is a text of its own: {' '.join(several)}"
+        return f"write each limit by itself: {' '.join(several)}"
     if near := _closest(text.strip().lower(), ("deny", "unlimited")):
         return f'did you mean "{near}"?'
-    return 'a limit is calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
+    return 'a limit is a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
 
 
 def _selector(key: str, value: object, where: str) -> tuple[str, ...]:
@@ -259,21 +261,12 @@ def _pattern(key: str, value: object, where: str) -> str:
         raise PolicyError(f"{where}: {key}: {value!r} is not text", f'{key} = "…", with * for any text')
     if not value:
         raise PolicyError(f"{where}: {key}: empty text matches nothing", f'leave {key} out to match any, or write "*"')
-    if key == "agent":
-        parts = value.split("::")
-        if len(parts) != 3 or not all(parts):
-            raise PolicyError(
-                f"{where}: agent: {value!r} does not have three parts",
-                f'an agent is client::tier::name; did you mean "{_three_parts(value)}"?',
-            )
+    if key == "agent" and Agent.parse(value) is None:
+        raise PolicyError(
+            f"{where}: agent: {value!r} does not have three parts",
+            f'an agent is client::tier::name; did you mean "{nearest(value)}"?',
+        )
     return value
-
-
-def _three_parts(text: str) -> str:
-    parts = [part or "*" for part in text.split("::")]
-    if parts[0] in TIERS:
-        parts.insert(0, "*")
-    return "::".join([*parts[:3], "*", "*"][:3])
 
 
 def _per(value: object, where: str) -> tuple[str, ...]:
@@ -282,7 +275,7 @@ def _per(value: object, where: str) -> tuple[str, ...]:
         raise PolicyError(f"{where}: per: {value!r} is not a list", f"write {hint}")
     for axis in value:
         if axis not in AXES:
-            meant = "" if axis in SELECTORS else str(axis)  # role is no misspelt tool
+            meant = "" if axis in SELECTORS else str(axis)  # role is not a misspelt tool
             raise PolicyError(f"{where}: per: unknown axis {axis!r}", _nearest(meant, AXES))
     return tuple(axis for axis in AXES if axis in value)
 
@@ -299,6 +292,6 @@ def _nearest(word: str, known: Collection[str]) -> str:
 
 
 def _closest(word: str, known: Collection[str]) -> str | None:
-    import difflib  # on the way to an error only
+    import difflib  # only for error messages
 
     return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)

@@ -1,4 +1,4 @@
-"""Texts without the tokens that somebody has pasted into them."""
+"""Removes tokens that were pasted into a text by mistake."""
 
 import binascii
 import re
@@ -10,21 +10,21 @@ _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 def holds_token(text: str) -> bool:
-    """Whether there is a JWT in a text, whole or cut short."""
+    """Whether a text contains a JWT, whole or cut short."""
     return redacted(text) != text
 
 
 def redacted(text: str) -> str:
-    """A text without the JWTs in it, whole or cut short: base64url before a dot, with an `alg` in it (RFC 7515, section 4.1.1).
+    """Replace each JWT in a text, whole or cut short. Its header, in base64url, has `alg` (RFC 7515, section 4.1.1).
 
     >>> redacted("no such file: eyJhbGciOiJSUzI1NiJ9.e30.c2ln")
     'no such file: (a token)'
     """
     kept, at = [], 0
-    for found in _MAY_BE_HEADER.finditer(text):  # each by itself: a name with a dot may stand in front of a token
+    for found in _MAY_BE_HEADER.finditer(text):  # try each dot: a name with a dot can precede a token
         if found.start() >= at and _has_algorithm(found[1]):
             kept += [text[at : found.start()], "(a token)"]
-            at = _REST.match(text, found.end()).end()  # type: ignore[union-attr]  # it matches anything
+            at = _REST.match(text, found.end()).end()  # type: ignore[union-attr]  # it also matches the empty text
     return "".join([*kept, text[at:]])
 
 

@@ -8,8 +8,8 @@ calls pay.
 from typing import Final
 
 from mcpguard.core.answers import Asks
-from mcpguard.core.audit import compact
 from mcpguard.core.digest import blake2b
+from mcpguard.core.text import compact
 
 MAX_ROUNDS: Final = 10
 """Retries that one charge pays for. SDK clients make up to ten by themselves."""

@@ -1,7 +1,7 @@
-"""A name for a server, derived from the command that starts it.
+"""Derives a server's name from the command that starts it.
 
-The name goes to the audit and to stderr, so no word may become one that could be a secret. A launcher's options are read as the
-launcher reads them; where one is not known, nothing after it is a name, and the server is named after the launcher.
+The name is written to the audit log and to stderr, so a word that could be a secret is never used. A launcher's options are
+parsed as the launcher parses them. After an unknown option no word is used, and the server is named after the launcher.
 """
 
 import re
@@ -12,19 +12,19 @@ from mcpguard.core.redaction import holds_token
 
 
 class _Launcher(NamedTuple):
-    """How a program's command line leads to the program that it starts.
+    """How a launcher's command line names the program that it starts.
 
     Attributes:
         flags: Letters of short options that take no value.
-        valued: Letters of those that take one: the rest of the word, or the next word.
-        attached: Letters of those whose value, if they have one, is the rest of the word.
-        named: Letters of those whose value is the program: a module or a file.
-        long_flags: Options of more than a letter that take no value. With one dash they are no letters in a row.
-        long_valued: Options of more than a letter that take a value.
-        long_named: Options of more than a letter whose value is the program.
-        ahead: Words before the program: subcommands.
-        skipped: How many words before the program can be anything.
-        is_code: Whether a word that is no option is code.
+        valued: Letters of short options that take a value: the rest of the word, or the next word.
+        attached: Letters of short options whose value, if any, is the rest of the word.
+        named: Letters of short options whose value is the program: a module or a file.
+        long_flags: Long options that take no value, also those with one dash.
+        long_valued: Long options that take a value.
+        long_named: Long options whose value is the program.
+        ahead: Subcommands, which precede the program.
+        skipped: How many arbitrary words precede the program.
+        is_code: Whether a word that is not an option is code.
     """
 
     flags: str = ""
@@ -163,15 +163,15 @@ _LAUNCHERS: Final = {
     ),
     "yarn": _NPM._replace(valued="p"),
 }
-"""Launchers by their names. What an option that is not here may be followed by nobody knows."""
+"""Launchers by name. Whether an option that is not listed takes a value is unknown."""
 
 _IS_FLAG: Final = re.compile(
     r"--(?:allow|deny|disable|enable|experimental|inspect|no|preserve-symlinks|throw|trace|unstable)(?:-[a-z0-9-]+)?"
 )
-"""Options of many launchers whose value is in the same word if they have one."""
+"""Options of many launchers that take no value, or have it in the same word."""
 
 _CODE: Final = frozenset("eval exec repl set export".split())
-"""Words after which what runs stands on the command line itself."""
+"""Words that are followed by code instead of a program."""
 
 _IS_NO_FLAG: Final = frozenset("--no-extra --no-group --no-install-package --no-build-package --no-binary-package".split())
 
@@ -182,9 +182,9 @@ _USER_INFO = re.compile(r"(?<=://)[^/]*@")
 _VERSION = re.compile(r"(?<=.)@|[=<>~!]=|[<>\[;]|:(?=[\w.-]+$)")
 
 _NAME = re.compile(r"\w[\w.+-]{0,63}")
-"""What a program, a module, a package or an image may be called."""
+"""The form of a program's, module's, package's or image's name."""
 _SECRET = re.compile(r"(?=[A-Za-z_]*[0-9])[A-Za-z0-9_]{24}")
-"""What is called otherwise: so many letters and digits are a key, or a hash."""
+"""Not a name: so many letters and digits in a row are a key or a hash."""
 
 
 def server_name(command: Sequence[str]) -> str:
@@ -201,20 +201,20 @@ def server_name(command: Sequence[str]) -> str:
     while words and (launched := _launcher(words[0])):
         name = launched
         words = _program(_LAUNCHERS[launched], words[1:])
-    # In a launcher's argument there could be anything beside the program's path; the command is nothing else
+    # A launcher's argument with spaces can hold more than a path; the first word of the command cannot
     is_path = words and not (name and re.search(r"\s", words[0]))
     return (_bare(words[0]) if is_path else "") or name or "server"
 
 
 def _launcher(word: str) -> str:
-    """The launcher that a word names, without its folder, extension and version; empty if it is none."""
+    """The launcher that a word names, without folder, extension and version; empty if it names none."""
     name = _EXTENSION.sub("", re.split(r"[/\\]", word)[-1]).lower()
     name = re.sub(r"[0-9.]+$", "", name)
     return name if name in _LAUNCHERS else ""
 
 
 def _program(launcher: _Launcher, words: list[str]) -> list[str]:
-    """The program that a launcher is told to start, and its arguments; nothing if that cannot be told."""
+    """The program that a launcher starts, and its arguments; empty if they cannot be found."""
     skipped = launcher.skipped
     while words:
         word, *words = words
@@ -237,7 +237,7 @@ def _program(launcher: _Launcher, words: list[str]) -> list[str]:
 
 
 def _after_option(launcher: _Launcher, word: str, words: list[str]) -> tuple[list[str], bool] | None:
-    """What follows an option and its value, and whether the program comes first of it; None if nobody knows."""
+    """The words after an option and its value, and whether they begin with the program; None if the option is unknown."""
     option, has_value, value = word.partition("=")
     option = option.lower() if launcher.is_code else option
     if option in launcher.long_named.split():
@@ -250,7 +250,7 @@ def _after_option(launcher: _Launcher, word: str, words: list[str]) -> tuple[lis
 
 
 def _after_letters(launcher: _Launcher, letters: str, words: list[str]) -> tuple[list[str], bool] | None:
-    """The same for an option of one letter, or several of them in a row."""
+    """`_after_option` for one short option, or several in one word."""
     rest = letters.lstrip(launcher.flags)
     if letters and (not rest or rest[0] in launcher.attached):
         return words, False
@@ -262,7 +262,7 @@ def _after_letters(launcher: _Launcher, letters: str, words: list[str]) -> tuple
 
 
 def _bare(word: str) -> str:
-    """What a path, package, image or URL is called; empty if that does not look like a name."""
+    """The name in a path, package, image or URL; empty if it does not have the form of a name."""
     word = _USER_INFO.sub("", word)
     scheme = _SCHEME.match(word)
     if scheme:

@@ -1,4 +1,4 @@
-"""What the core asks a store, and what it gets back."""
+"""The request for a decision that the core sends to a store, and the verdict that comes back."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -20,31 +20,31 @@ Decided = Literal[
     "allowed_unavailable",
     "policy",
 ]
-"""How something that has a row in the audit was decided: the `decision` of its record."""
+"""The values of `decision` in an audit record."""
 
 FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
-"""The decisions after which a call goes on to the server."""
+"""The decisions after which a call is forwarded to the server."""
 
 REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
-"""The decisions that charge nothing, so that only a budget bounds how many there are."""
+"""The decisions that charge nothing. Limits do not bound how many there are; the journal's budget does."""
 
 
 class DecisionRequest:
-    """What a store has to decide, and the audit row that it writes for it.
+    """What a store decides about one message, and the audit row that it writes.
 
     Attributes:
-        call: Who calls what.
-        plan: What it has to pass.
-        context: What the audit says of who called what, as a JSON object.
-        frame: What is forwarded if it is admitted.
+        call: The caller and the tool.
+        plan: The limits that the call must pass.
+        context: The caller and the tool in the audit row: a JSON object, as text.
+        frame: The frame to forward if the call is allowed.
         request_id: The request's id as JSON text.
         args_hash: A keyed hash of the call's arguments.
         trace_id: 32 hex digits from the call's `traceparent`.
-        detail: What else the audit says, as members of a JSON object.
-        decided: Set if it is decided already and has only to be written.
-        why: Then, if it is a denial, the sentence that the client gets.
-        rounds: Its number among the free retries of one charge; 0 if it is none.
-        client_name: What the client calls itself, for the form of a denial; None if it has given no name.
+        detail: Further members of the audit record.
+        decided: The decision if there is one already; then the store only writes the row.
+        why: The message to the client if `decided` is a denial.
+        rounds: The call's number among the free retries of one charge; 0 if it is not a retry.
+        client_name: The client's name, which selects the form of a denial; None if the client has sent none.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class DecisionRequest:
 
 
 class Verdict:
-    """What became of a charge.
+    """The decision on a call.
 
     Attributes:
-        decision: The decision, as the audit has it.
-        reported: The limit that decided: of those that said no the one with the longest wait, else the tightest, which is an
-            observed one only if none is enforced.
-        count: What its counter holds, and with a denial the denials since.
-        remaining: Calls that it still admits.
-        retry_after_us: The wait that is enough for all limits; None if waiting does not help, or need not.
-        exceeded: Every limit that said no, with its wait; None if waiting does not help.
-        audit_id: The id of the audit row that tells of it.
-        row_id: The store's own handle on that row, for its outcome.
-        news: Whether it has an audit row of its own; equal denials share one.
+        decision: One of `Decided`.
+        reported: The limit that decided: the exceeded limit with the longest wait. If none is exceeded, the enforced limit with
+            the least quota left, or an observed one if none is enforced.
+        count: The calls in the counter of `reported`, and for a denial also the denials since.
+        remaining: How many calls `reported` still admits.
+        retry_after_us: The wait after which all limits have room; None if they have room, or if waiting does not help.
+        exceeded: Every limit without room, with its wait; None if waiting does not help.
+        audit_id: The id of the audit row.
+        row_id: The store's handle on that row, for its outcome.
+        has_own_row: Whether the call has an audit row of its own; equal denials share one.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class Verdict:
 
     @property
     def forwards(self) -> bool:
-        """Whether the call goes on to the server."""
+        """Whether the call is forwarded to the server."""
         return self.decision in FORWARDED
 
 
 def verdict(plan: Plan, decision: Decision) -> Verdict:
-    """What a decision on a plan's limits means."""
+    """The verdict that follows from a decision on a plan's limits."""
     if not decision.exceeded:
         return _allowed(plan, decision)
     exceeded = tuple((plan.reported[at], wait) for at, wait in decision.exceeded)
@@ -154,10 +154,10 @@ def _allowed(plan: Plan, decision: Decision) -> Verdict:
 
 
 def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
-    """Decide one charge against its counters' logs, in the plan's order.
+    """Decide one request against the logs of its counters, which are in the plan's order.
 
     Returns:
-        What becomes of the call, and what that does to the logs.
+        The verdict, and the decision with the new logs.
     """
     if request.decided is not None:
         return Verdict(request.decided), _NOTHING

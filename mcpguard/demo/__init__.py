@@ -1,1 +1,1 @@
-"""`mcpguard demo`: an agent loops, and the limits hold. Needs `mcp` and `rich`, which `mcpguard run` never imports."""
+"""`mcpguard demo`. Imports `mcp` and `rich`, which `mcpguard run` never does."""

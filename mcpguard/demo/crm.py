@@ -1,7 +1,7 @@
 """A small CRM as an MCP server, for the demo, the examples and first steps: `python -m mcpguard.demo.crm`.
 
-Its data is made up and lives in memory. With `CRM_CALL_LOG=FILE` in the environment, every call that reaches the server
-is appended to that file, one JSON object a line: what a guard in front of the server let through, counted behind it.
+Its data is made up and is in memory. If the variable `CRM_CALL_LOG` names a file, the server appends every call that it
+receives to that file, one JSON object per line. The demo counts those calls, to show that the denied ones did not arrive.
 """
 
 import json
@@ -18,7 +18,7 @@ CALL_LOG_VARIABLE = "CRM_CALL_LOG"
 
 @dataclass(frozen=True)
 class Customer:
-    """A company that buys from us, and whom to talk to there."""
+    """A company, and the person to contact there."""
 
     id: str
     company: str

@@ -1,4 +1,4 @@
-"""How the demo looks: on a terminal with colours and a progress bar, in a pipe as plain lines of at most 80 columns."""
+"""Prints the demo: with colours and a progress bar on a terminal, as plain lines of at most 80 columns in a pipe."""
 
 import json
 import os
@@ -17,12 +17,12 @@ _INDENT = "  "
 
 
 class ReaderGone(Exception):
-    """Nobody reads stdout any more."""
+    """The reader of stdout has gone away."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
-        # What is left in the buffer has to go somewhere when the interpreter ends.
+        # The interpreter flushes the buffer at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ReaderGone
 
@@ -30,41 +30,41 @@ class _Console(Console):
 class Page:
     """Writes the demo to stdout.
 
-    Every method raises `ReaderGone` once stdout is a pipe that nobody reads.
+    Every method raises `ReaderGone` if stdout is a pipe that nobody reads.
     """
 
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
-        # Outside a terminal neither COLUMNS nor FORCE_COLOR changes the text.
+        # In a pipe neither COLUMNS nor FORCE_COLOR changes the text
         self._console = _Console(force_terminal=None if terminal else False, highlight=False)
         self._console.width = min(self._console.width, WIDTH) if terminal else WIDTH
 
     @property
     def width(self) -> int:
-        """The columns that a line may have."""
+        """The longest line, in columns."""
         return self._console.width
 
     def title(self, text: str) -> None:
-        """The demo's first line."""
+        """Print the first line of the demo."""
         self._console.print(Text(text, style="bold"))
 
     def heading(self, text: str) -> None:
-        """The first line of a section."""
+        """Print the first line of a section."""
         self._console.print()
         self._console.print(Text(text, style="bold cyan"))
 
     def say(self, text: str) -> None:
-        """A paragraph."""
+        """Print a paragraph."""
         self._console.print(Text(text))
 
     def verbatim(self, text: str, indent: str = _INDENT) -> None:
-        """What a file holds or a command prints, its lines neither wrapped nor cut."""
+        """Print the content of a file or the output of a command, without wrapping lines."""
         for line in text.splitlines():
             style = "dim" if line.lstrip().startswith("#") else ""
             self._print_line(Text((indent + line).rstrip(), style=style))
 
     def denial(self, code: int, message: str, data: Any) -> None:
-        """An error as a client gets it."""
+        """Print an error that a client received."""
         self._print_line(Text.assemble(_INDENT, ("code     ", "dim"), (str(code), "bold red")))
         for number, line in enumerate(Text(message).wrap(self._console, self.width - 11)):
             label = "message  " if number == 0 else " " * 9
@@ -75,12 +75,12 @@ class Page:
             self._print_line(highlighter(Text(_INDENT * 2 + text)))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> None:
-        """Rows under a header.
+        """Print a table.
 
         Args:
-            header: The columns' names.
+            header: The names of the columns.
             rows: The cells.
-            names: How many columns from the left are words, the others being numbers.
+            names: The number of columns on the left that hold words. The others hold numbers.
         """
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
         for number, row in enumerate([header, *rows]):
@@ -92,15 +92,15 @@ class Page:
 
     @contextmanager
     def progress(self, label: str, total: int, every: int) -> Iterator[Callable[[int, str], None]]:
-        """Shows how far a long work has come.
+        """Show the progress of a long task.
 
         Args:
-            label: What is going on.
-            total: The number of its steps.
-            every: In a pipe, a line is written after so many steps.
+            label: The name of the task.
+            total: The number of steps.
+            every: In a pipe, print a line after this many steps.
 
         Yields:
-            A function to call after each step with the number of steps done and what they brought.
+            A function to call after each step, with the number of steps done and a note on their results.
         """
         if not self._console.is_terminal:
             yield (

@@ -1,4 +1,4 @@
-"""Where the demo happens: a temporary folder, and real guards and servers that are started in it."""
+"""The processes and files of the demo: `mcpguard run` with real servers, in a temporary folder."""
 
 import json
 import os
@@ -18,17 +18,17 @@ from mcpguard.demo.crm import CALL_LOG_VARIABLE
 from mcpguard.errors import McpguardError
 
 _CALL_TIMEOUT_S = 30.0
-"""A call takes about a millisecond; one that takes this long is never going to be answered."""
+"""A call takes about a millisecond. After this time the demo gives up."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody in front of a client.
+    """A user of a client.
 
     Args:
-        name: What the story calls them.
-        client: What their client says it is (`clientInfo.name`).
-        options: Who they are, for `mcpguard run`.
+        name: The name in the demo's output.
+        client: The client's own name (`clientInfo.name`).
+        options: Options of `mcpguard run` that name the user and the agent.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Person:
 
 @dataclass
 class Tally:
-    """What became of one person's calls of one tool, as the client saw it."""
+    """The results of one user's calls of one tool, as the client received them."""
 
     person: Person
     tool: str
@@ -53,10 +53,10 @@ class Tally:
         return self.answered + self.denied.total()
 
     async def call(self, client: Client, **arguments: str) -> None:
-        """Calls the tool once and counts how it went.
+        """Call the tool once and count the result.
 
         Raises:
-            MCPError: The call failed for another reason than a rate limit.
+            MCPError: The call failed, and not because of a rate limit.
         """
         begin = anyio.current_time()
         try:
@@ -73,26 +73,26 @@ class Tally:
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder, which is the `MCPGUARD_HOME` of all that is started here."""
+    """The demo's folder, which is the `MCPGUARD_HOME` of its processes."""
 
     folder: Path
 
     @property
     def stderr(self) -> Path:
-        """Where the guards and the servers write their stderr."""
+        """The file for stderr of mcpguard and the servers."""
         return self.folder / "stderr.txt"
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with no trace of the account's own mcpguard settings."""
+        """This process's environment without the account's own mcpguard variables."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MCPGUARD_")}
         return environment | {"MCPGUARD_HOME": str(self.folder)}
 
     @asynccontextmanager
     async def connect(self, person: Person) -> AsyncIterator[Client]:
-        """Starts a guard with a server of its own behind it, as the person's client would.
+        """Start `mcpguard run` and a server behind it, as the user's client would.
 
         Yields:
-            The client, connected, and knowing the tools.
+            The connected client, which has listed the tools.
         """
         guard = ["-m", "mcpguard", "run", "--server", "crm", *person.options]
         command = StdioServerParameters(
@@ -108,13 +108,13 @@ class Stage:
                 yield client
 
     def reached(self, tally: Tally) -> int:
-        """How many of the calls the server noted when they came in."""
+        """The number of calls that reached the server."""
         log = self._calls_of(tally.person)
         calls = log.read_text("utf-8").splitlines() if log.exists() else []
         return sum(json.loads(call)["tool"] == tally.tool for call in calls)
 
     async def audit_tail(self, rows: int, width: int) -> str:
-        """The audit log's last rows as `mcpguard audit tail` shows them.
+        """The last rows of the audit log, as `mcpguard audit tail` prints them.
 
         Raises:
             McpguardError: The command failed.
@@ -132,10 +132,10 @@ class Stage:
 
 @contextmanager
 def temporary_stage(*, keep: bool) -> Iterator[Stage]:
-    """A stage in a new folder that only this account can read.
+    """Create a stage in a new folder that only this account can read.
 
     Args:
-        keep: The folder stays when all is over; otherwise nothing of it does.
+        keep: Whether the folder stays afterwards.
     """
     folder = Path(tempfile.mkdtemp(prefix="mcpguard-demo-"))
     try:
@@ -146,5 +146,5 @@ def temporary_stage(*, keep: bool) -> Iterator[Stage]:
 
 
 def last_line(text: str) -> str:
-    """The last line of a text that is not blank, or an empty string."""
+    """The last line of a text that is not blank; empty if there is none."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

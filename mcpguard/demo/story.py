@@ -1,7 +1,7 @@
-"""The demo's story: Alice's agent loops, and neither Bob nor the server notices.
+"""The demo's story: Alice's agent loops, and Bob's calls are not affected.
 
-All of it is real: `mcpguard run` processes with the bundled CRM server behind them, driven by the MCP SDK's client,
-with their policy, counters and audit log in a temporary folder. Only the people and their clients' names are made up.
+The demo starts real `mcpguard run` processes with the bundled CRM server behind them, and calls them through the MCP SDK's
+client. Only the users and the names of their clients are made up.
 """
 
 import signal
@@ -53,20 +53,20 @@ ALICE_REPORTS = 4
 AUDIT_ROWS = 8
 
 _STORY_TIMEOUT_S = 120.0
-"""The story takes some seconds; where something is badly wrong, it gives up rather than hangs."""
+"""The story takes some seconds. After this time the demo gives up."""
 
 
 def run_demo(*, keep: bool) -> int:
-    """Shows the demo on stdout.
+    """Run the demo, and print it to stdout.
 
     Args:
-        keep: Leave the temporary folder where it is, and say where that is.
+        keep: Whether the temporary folder stays, and its path is printed.
 
     Returns:
-        The exit status: 0; 128 + n after the signal n (130 for Ctrl-C); 1 if nobody reads stdout any more.
+        The exit status: 0; 128 + n after signal n (130 for Ctrl-C); 1 if the reader of stdout goes away.
 
     Raises:
-        McpguardError: Something in it failed.
+        McpguardError: The demo failed.
     """
     page = Page()
     with temporary_stage(keep=keep) as stage:
@@ -76,17 +76,17 @@ def run_demo(*, keep: bool) -> int:
         except Exception as error:
             cause = _first_cause(error)
             if isinstance(cause, ReaderGone):
-                return ExitStatus.FAILURE  # quietly, as `| head` has it
+                return ExitStatus.FAILURE  # without a message, so that `| head` works
             raise _explained(cause, stage) from error
         finally:
             if keep:
-                page.heading("The folder with the policy, the counters and the audit log is kept")
+                page.heading("The folder with the policy, the counters and the audit log is still there")
                 page.verbatim(str(stage.folder))
 
 
 async def _tell_until_signal(page: Page, stage: Stage) -> int:
-    """Tells the story; a signal ends it, and all that it started, before its time."""
-    if sys.platform == "win32":  # where there are no signals to receive
+    """Tell the story. A signal ends it and every process that it started."""
+    if sys.platform == "win32":  # Windows has no such signals
         with anyio.fail_after(_STORY_TIMEOUT_S):
             await _tell(page, stage)
         return 0
@@ -98,7 +98,7 @@ async def _tell_until_signal(page: Page, stage: Stage) -> int:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
-                # Goes on listening: a second Ctrl-C must not cut short the end of the processes.
+                # Keep listening, so that a second Ctrl-C does not interrupt the end of the processes
                 received = received or number
                 story.cancel()
 
@@ -114,7 +114,7 @@ async def _tell(page: Page, stage: Stage) -> None:
     page.title("mcpguard demo: an agent loops")
     page.heading("The policy")
     page.verbatim(POLICY)
-    page.heading("Everybody's client starts the CRM server behind a guard")
+    page.heading("Each user's client starts the CRM server behind mcpguard")
     for person in (ALICE, BOB, CAROL):
         page.verbatim(_command_line(person))
     tallies = await _act(page, stage)
@@ -128,17 +128,17 @@ async def _tell(page: Page, stage: Stage) -> None:
         f"{loop.denied.total():,} were denied."
     )
     if loop.first_denial:
-        page.heading("What Alice's client got for the first call too many")
+        page.heading("What Alice's client received for the first call over the limit")
         page.denial(loop.first_denial.code, loop.first_denial.message, loop.first_denial.data)
     page.heading(f"The last rows of the audit log: mcpguard audit tail -n {AUDIT_ROWS}")
     page.verbatim(await stage.audit_tail(AUDIT_ROWS, page.width), indent="")
-    page.heading("Next: put mcpguard in front of a server of yours, in your client's configuration")
+    page.heading("Next: put mcpguard in front of your own server, in your client's configuration")
     page.verbatim('"NAME": {"command": "mcpguard",')
     page.verbatim('         "args": ["run", "--server", "NAME", "--", "COMMAND", "ARGUMENT"]}')
 
 
 async def _act(page: Page, stage: Stage) -> list[Tally]:
-    """Makes all the calls; returns what became of them, Alice's loop first."""
+    """Make all calls, and return their results, Alice's loop first."""
     loop, searches, subagent = (Tally(person, "search_customers") for person in (ALICE, BOB, CAROL))
     bob_reports, alice_reports = (Tally(person, "generate_report") for person in (BOB, ALICE))
     async with _connected(stage, ALICE, BOB, CAROL) as (alice, bob, carol):
@@ -153,7 +153,7 @@ async def _act(page: Page, stage: Stage) -> list[Tally]:
                     await loop.call(alice, query="solar")
                     show(done + 1, f"{loop.answered} answered, {loop.denied.total():,} denied")
         page.say(
-            f"Bob's {searches.made} searches meanwhile: {searches.answered} answered, "
+            f"Bob's {searches.made} searches during the loop: {searches.answered} answered, "
             f"{searches.denied.total()} denied; {median(searches.took_s) * 1000:.0f} ms each (median)."
         )
         for _ in range(SUBAGENT_CALLS):
@@ -165,7 +165,7 @@ async def _act(page: Page, stage: Stage) -> list[Tally]:
 
 
 async def _search_in_turn(client: Client, tally: Tally, turns: Sequence[anyio.Event]) -> None:
-    """One search at each turn: spread over the loop by its progress, not by the clock."""
+    """Search once at each turn. The turns follow the progress of the loop, not the clock."""
     for turn in turns:
         await turn.wait()
         await tally.call(client, query="lagos")
@@ -173,7 +173,7 @@ async def _search_in_turn(client: Client, tally: Tally, turns: Sequence[anyio.Ev
 
 @asynccontextmanager
 async def _connected(stage: Stage, *people: Person) -> AsyncIterator[list[Client]]:
-    """Everybody's client, connected."""
+    """Connect the client of each user."""
     if not people:
         yield []
         return
@@ -182,10 +182,10 @@ async def _connected(stage: Stage, *people: Person) -> AsyncIterator[list[Client
 
 
 def _check(tallies: Sequence[Tally], stage: Stage) -> None:
-    """Compares what the clients were told with what the server saw.
+    """Compare the answers that the clients received with the calls that the servers received.
 
     Raises:
-        McpguardError: They differ.
+        McpguardError: The numbers differ.
     """
     for tally in tallies:
         if (reached := stage.reached(tally)) != tally.answered:
@@ -196,7 +196,7 @@ def _check(tallies: Sequence[Tally], stage: Stage) -> None:
 
 
 def _summary(tallies: Sequence[Tally], stage: Stage) -> tuple[list[str], list[list[str]], int]:
-    """The table of all calls: its header, its rows, and how many of its columns are words."""
+    """The table of all calls: its header, its rows, and the number of columns that hold words."""
     header = ["who", "tool", "calls", "reached", "denied by user", "by tool", "by agent"]
     rows = []
     for tally in tallies:
@@ -218,7 +218,7 @@ def _first_cause(error: Exception) -> Exception:
 
 
 def _explained(error: Exception, stage: Stage) -> Exception:
-    """What to tell the user about a failure; a bug stays what it is."""
+    """The error to show the user. A bug is returned unchanged."""
     if isinstance(error, McpguardError) or not isinstance(error, MCPError | OSError | anyio.BrokenResourceError):
         return error
     reason = "it took too long" if isinstance(error, TimeoutError) else str(error)

@@ -7,7 +7,7 @@ from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.audit import plural, quoted, summary
+from mcpguard.core.audit import summary
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.events import IdentityChanged
 from mcpguard.core.identity import Identity
@@ -15,6 +15,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.policy import Policy
 from mcpguard.core.policy_explain import tier_warning
 from mcpguard.core.session import Session
+from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.policy_file import PolicyFile
@@ -102,7 +103,7 @@ def _introduce(
     names = {"server": session.identity.server, "user": user, "agent": session.agent}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
     tell(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
-    unlimited = tier_warning(policy, session.identity.tier) if isinstance(policy, Policy) else None
+    unlimited = tier_warning(policy, session.identity.agent_parts.tier) if isinstance(policy, Policy) else None
     if unlimited:
         tell(unlimited)
 

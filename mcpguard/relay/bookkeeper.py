@@ -8,7 +8,7 @@ from mcpguard.core.session import Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import wall_us
 
 TICK_S: Final = 0.2
@@ -27,7 +27,7 @@ class Bookkeeper:
     """
 
     def __init__(
-        self, session: Session, store: Store, dispatcher: Dispatcher, console: Console, shut_down: threading.Event
+        self, session: Session, store: CallStore, dispatcher: Dispatcher, console: Console, shut_down: threading.Event
     ) -> None:
         self._session = session
         self._store = store
@@ -35,21 +35,31 @@ class Bookkeeper:
         self._console = console
         self._shut_down = shut_down
         self._work = threading.Event()
+        self._hurry = threading.Event()
 
     def wake(self) -> None:
         """There may be something to record. From any thread."""
         if not self._work.is_set():
             self._work.set()
 
+    def hurry(self) -> None:
+        """Tend and record at once, because somebody waits for it. From any thread."""
+        self._work.set()
+        self._hurry.set()
+
     def run(self) -> None:
-        """Record and tend, at most every `TICK_S`, until the shutdown; `wake` has to be called after that, too."""
+        """Tend and record until the shutdown, every `TICK_S` or when told to hurry, if there is something to do.
+
+        After the shutdown `hurry` has to be called, too.
+        """
         while not self._shut_down.is_set():
             self._work.wait()
-            self._shut_down.wait(TICK_S)
+            self._hurry.wait(TICK_S)
+            self._hurry.clear()
             self._work.clear()
             try:
+                self._store.tend()  # first: it makes room for what is recorded next
                 self._record()
-                self._store.tend()
             except StoreUnavailable:
                 pass  # the store tries again when it is tended next
             except Exception as error:  # the loop goes on: audit, upkeep and recovery depend on it

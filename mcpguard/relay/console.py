@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.core.audit import printable
+from mcpguard.core.text import printable
 from mcpguard.relay.readiness import Readiness
 
 AT_ONCE: Final = 10

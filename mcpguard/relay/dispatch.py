@@ -11,7 +11,7 @@ from mcpguard.core.session import Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import monotonic_us
 
 
@@ -31,7 +31,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self, session: Session, store: Store, unread: Unread, reply: Callable[[bytes], None], console: Console
+        self, session: Session, store: CallStore, unread: Unread, reply: Callable[[bytes], None], console: Console
     ) -> None:
         self._session = session
         self._store = store

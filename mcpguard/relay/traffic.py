@@ -15,7 +15,7 @@ from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore
 
 Ended = Literal["client", "server", "answers"]
 """What has ended: the client's stream, the server's stream, or the last answers to the client."""
@@ -43,7 +43,7 @@ class Traffic:
         self,
         server: ServerProcess,
         session: Session,
-        store: Store,
+        store: CallStore,
         output: ClientOutput,
         console: Console,
         ended: Callable[[Ended], None],
@@ -68,6 +68,7 @@ class Traffic:
             console,
             read_ahead=self._stream.read_ahead,
             judged=self._bookkeeper.wake,
+            keep_pace=lambda: store.keep_pace(self._bookkeeper.hurry),
             shut_down=self._shut_down,
             policy=policy,
             who=who,
@@ -119,7 +120,7 @@ class Traffic:
             how: What became of the server, for the client.
         """
         self._shut_down.set()
-        self._bookkeeper.wake()
+        self._bookkeeper.hurry()
         threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
 
     def _answer_rest(self, how: str) -> None:

@@ -47,6 +47,7 @@ class Upstream:
         read_ahead: Reads some of the server's output if nobody else does; returns whether there was any. Used while the
             server takes no input.
         judged: Called when messages have been judged, so that there may be something to record.
+        keep_pace: Waits until the store has room for more calls.
         shut_down: Set when the server has exited and its last requests are being answered.
         policy: Where the policy comes from.
         who: Where the identity comes from; None if it does not change.
@@ -63,6 +64,7 @@ class Upstream:
         *,
         read_ahead: Callable[[], bool],
         judged: Callable[[], None],
+        keep_pace: Callable[[], None],
         shut_down: threading.Event,
         policy: PolicySource,
         who: IdentitySource | None = None,
@@ -75,6 +77,7 @@ class Upstream:
         self._console = console
         self._read_ahead = read_ahead
         self._judged = judged
+        self._keep_pace = keep_pace
         self._shut_down = shut_down
         self._policy = policy
         self._who = who
@@ -166,5 +169,6 @@ class Upstream:
             self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))
 
     def _await_room(self) -> None:
-        """Backpressure: read no more from the client while too much waits for others."""
+        """Backpressure: read no more from the client while the store or the client has too much to process."""
+        self._keep_pace()
         self._output.await_room(self._client_has_ended)

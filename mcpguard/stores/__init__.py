@@ -1,1 +1,1 @@
-"""Where counters and audit are kept: memory, one SQLite file."""
+"""Stores counters and audit log: in SQLite, or on a Redis or Valkey server, with failover around either."""

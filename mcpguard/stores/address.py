@@ -1,4 +1,4 @@
-"""Which store a URL names."""
+"""Finds the address of a store from its URL."""
 
 import re
 from pathlib import Path
@@ -10,19 +10,19 @@ from mcpguard.stores.sqlite.address import SqliteAddress
 
 
 def has_password(url: str) -> bool:
-    """Whether a password stands in a URL."""
+    """Whether a URL contains a password."""
     return re.match(r"[^:/?#]+://[^/?#]*:[^/?#]+@", url) is not None
 
 
 def address(url: str, password: str = "") -> Address:
-    """What a URL names.
+    """The address that a URL names.
 
     Args:
-        url: `sqlite:///absolute/path.db`, or a server's: see `stores.redis.url`.
-        password: The server's, if it does not stand in the URL.
+        url: `sqlite:///absolute/path.db`, or the URL of a server, see `stores.redis.url`.
+        password: The server's password, if the URL has none.
 
     Raises:
-        ConfigError: It names no store. The message does not repeat it: it may hold a password.
+        ConfigError: The URL names no store. The message does not repeat the URL, because that may contain a password.
     """
     match = re.fullmatch(r"sqlite://(/.+)", url)
     if match:

@@ -1,11 +1,11 @@
-"""What every store promises: to wrappers, and to commands; and how one is reached and used."""
+"""The protocols of a store: one for `run`, one for each kind of command, and one for failover; and how a store is addressed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
+if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.core.audit import Outcome, Row
     from mcpguard.core.claude_code import AgentNote
     from mcpguard.core.journal import Journal
@@ -14,22 +14,27 @@ if TYPE_CHECKING:  # settings are read before the server is started: nothing of 
     from mcpguard.core.verdict import DecisionRequest, Verdict
 
 Clock = Callable[[], int]
-"""Reads microseconds."""
+"""Returns microseconds."""
 
 
 class Entry(NamedTuple):
-    """A row of the audit as it is read: its id in this store, which only grows, and its record."""
+    """An audit row as it is read.
+
+    Attributes:
+        row_id: Its id in this store. A later row has a larger id.
+        record: The row's members.
+    """
 
     row_id: int
     record: dict[str, object]
 
 
 class Held(NamedTuple):
-    """A counter that holds something.
+    """A counter that is not empty.
 
     Attributes:
-        label: As `policy.Counter` has it.
-        used: What it holds now.
+        label: The counter's label, see `policy.Counter`.
+        used: How many calls it counts now.
     """
 
     label: str
@@ -37,12 +42,12 @@ class Held(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which rows of the audit are wanted, as far as a store can tell without reading them all. It may give others, too.
+    """A filter for audit rows that a store can apply while it reads. A store may return other rows, too.
 
     Attributes:
-        context: Says so of a record's members that tell who called what.
-        decisions: Only these; None for any.
-        axis: Says so of the axis of the limit that decided; None for any.
+        context: Whether the members that say who called what are wanted.
+        decisions: The wanted decisions; None for any.
+        axis: Whether the axis of the limit that decided is wanted; None for any.
     """
 
     context: Callable[[Mapping[str, object]], bool]
@@ -50,7 +55,7 @@ class Wanted(NamedTuple):
     axis: Callable[[str], bool] | None = None
 
     def admits(self, record: Mapping[str, object]) -> bool:
-        """Whether a record may be wanted."""
+        """Whether a record passes the filter."""
         return (
             self.context(record)
             and (self.decisions is None or record["decision"] in self.decisions)
@@ -58,95 +63,124 @@ class Wanted(NamedTuple):
         )
 
 
-class Readable(Protocol):
-    """A store as commands read it. Every method raises `StoreUnavailable` where it cannot."""
+class CallStore(Protocol):
+    """What `run` needs of a store.
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """The audit's rows after a row, oldest first.
-
-        Args:
-            after: The id of that row.
-            wanted: Which rows; None for all.
-        """
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """The audit's rows, newest first; see `entries`."""
-
-    def held(self) -> list[Held]:
-        """The counters that hold something."""
-
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """The logs of these counters as they are now for everybody, in order, and the store's time. Changes nothing."""
-
-    def close(self) -> None:
-        """Let go of everything."""
-
-
-class Store(Readable, Protocol):
-    """Counters and audit. One thread at a time, but for `tend`, which may run beside the others.
-
-    Every method raises `StoreUnavailable` where it cannot do what it promises. Then it has changed nothing, and the
-    journal is as it was.
+    One thread at a time calls it; only `tend` may run beside the other methods. A method that cannot do its work raises
+    `StoreUnavailable`. It has then changed nothing in the store or in the journal.
     """
-
-    warnings: tuple[str, ...]
-    """What is amiss with the store, for whoever is in charge of it: a line each. They may change with `tend`."""
 
     @property
     def args_key(self) -> bytes:
-        """The key of the hash of arguments, the store's own: the same for all who use it, and another for another store."""
+        """The key of the arguments' hashes. All users of a store have the same key; two stores have different keys."""
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide charges in order, in one transaction with their audit rows.
+        """Decide requests in order, in one transaction with their audit rows.
 
-        When this returns, the admitted calls are counted for every user of the store, and their rows are in it.
+        When this returns, the admitted calls are counted for all users of the store, and the rows are in the store.
         """
 
     def append(self, rows: Sequence[Row]) -> list[int]:
-        """Write audit rows that no decision is made for; the store's handles on them, for their outcomes."""
+        """Write audit rows that need no decision. Returns their row ids, for `record`."""
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Join outcomes to their rows."""
 
-    def tend(self) -> None:
-        """Do what keeps the store small and quick. To be called now and then, away from a call's path.
+    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+        """The agents that hooks noted for these calls, by id. Ids without a note, or with an expired one, are absent.
 
-        It raises only for what makes the store unusable for calls, too.
+        A call waits for this, so it is one read that takes no lock and changes nothing. A note can be read any number of times.
+        """
+
+    def tend(self) -> None:
+        """Keep the store small and fast. To be called regularly, while no call waits for it.
+
+        Raises:
+            StoreUnavailable: Calls cannot use the store either.
+        """
+
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        """If this process has written much that upkeep has not processed, wait for upkeep, at most for the store's timeout.
+
+        To be called after calls were forwarded and before more are read: so the client waits, and no call does.
+
+        Args:
+            hurry: Called before the wait. It lets another thread call `tend` at once.
         """
 
     @property
     def needs_tending(self) -> bool:
-        """Whether `tend` has to be called soon though nothing happens."""
+        """Whether `tend` has to be called soon even if no call comes."""
+
+    def close(self) -> None:
+        """Release all resources."""
+
+
+class AuditReader(Protocol):
+    """Reads audit rows. A method that cannot read raises `StoreUnavailable`."""
+
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """The audit rows, oldest first.
+
+        Args:
+            after: Only rows after the row with this id.
+            wanted: Which rows; None for all.
+        """
+
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """The audit rows, newest first; see `entries`."""
+
+
+class Readable(AuditReader, Protocol):
+    """What commands need that read a store. A method that cannot read raises `StoreUnavailable`."""
+
+    def held(self) -> list[Held]:
+        """The counters that are not empty."""
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """The current logs of these counters, in order, and the store's time. Changes nothing."""
+
+    def close(self) -> None:
+        """Release all resources."""
+
+
+class Resettable(Protocol):
+    """What the command `reset` needs of a store. A method that cannot do its work raises `StoreUnavailable`."""
+
+    def held(self) -> list[Held]:
+        """The counters that are not empty."""
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """Empty these counters for all users of the store. Returns how many of them were not empty."""
+
+    def close(self) -> None:
+        """Release all resources."""
+
+
+class Recoverable(CallStore, AuditReader, Protocol):
+    """What failover needs of the store that it wraps, beside what `run` needs."""
+
+    warnings: tuple[str, ...]
+    """Faults of the store's set-up that its owner should mend, a line each. `tend` may change them."""
 
     def last_seen(self) -> tuple[dict[int, State], int]:
-        """The logs that were read or written last, by counter, and the store's time. Asks nobody, and does not fail.
+        """The logs that this store read or wrote last, by counter id, and the store's time. Does no I/O and does not fail.
 
-        A counter may be left out; one that is named has the very log that it had when this store decided on it last.
+        A counter may be absent. If it is present, its log is the one that this store last decided on.
         """
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
-        """Count what was admitted elsewhere. The logs' times are relative to now, and not positive.
+        """Count calls that were admitted without this store.
 
         Args:
-            logs: By counter.
-            once: A name for them, the same if they are told again, perhaps by another process, since nobody knows whether they
-                were counted. What has this name is counted once; the store knows it for a week.
+            logs: The admissions by counter. Their times are relative to now, and not positive.
+            once: An id for these logs. Whoever does not know whether they were counted sends them again with the same id,
+                perhaps from another process. The store counts an id once, and remembers it for a week.
         """
 
-    def reset(self, labels: Sequence[str]) -> int:
-        """Empty these counters, for everybody who uses the store, from the next decision on; how many there were."""
 
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        """Note which agent makes a call, for every wrapper of the namespace, from now on and for `NOTE_KEPT_US`.
-
-        A second note of the same call takes the place of the first. Notes that are too old go by themselves.
-        """
-
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
-        """The agents noted in the namespace for these calls, by id; those without a note, or with an old one, are left out.
-
-        On a call's path: one reading, which waits for no lock and changes nothing. A note can be read any number of times.
-        """
+class Store(Recoverable, Resettable, Protocol):
+    """What is opened to be written."""
 
 
 class Options(NamedTuple):
@@ -155,9 +189,9 @@ class Options(NamedTuple):
     Attributes:
         namespace: Counters and audit are per namespace.
         timeout_ms: How long a decision waits.
-        durability: `full` or `normal`; a server has its own.
+        durability: `full` or `normal`, see `[store]` in `config.toml`. A server has its own setting.
         keep_us: How long audit rows are kept.
-        max_bytes: How large the audit may grow before the oldest rows go.
+        max_bytes: The size of the audit log above which the oldest rows are deleted.
     """
 
     namespace: str = "default"
@@ -168,36 +202,37 @@ class Options(NamedTuple):
 
 
 class Address(Protocol):
-    """What a store's URL names."""
+    """Where a store is, as its URL says."""
 
     @property
     def shown(self) -> str:
-        """The address as it may be printed: without anything secret."""
+        """The address without secrets, for messages."""
 
     def exists(self) -> bool:
-        """Whether there is a store yet: the first wrapper makes it."""
+        """Whether the store has been created. The first wrapper creates it."""
 
     def load(self) -> None:
-        """Import what opening needs: that takes its time however well the store is."""
+        """Import the modules that `open` needs, which takes time even if the store answers at once."""
 
     def open(self, options: Options) -> Store:
-        """The store; it is made if it is missing.
+        """Open the store, and create it if it is missing.
 
         Raises:
             StoreUnavailable: It cannot be used.
         """
 
     def read(self, options: Options) -> Readable:
-        """The store, which exists, to be read only: where that is possible without a lock or the right to write.
+        """Open a store that exists for reading: if possible, without a lock and without the right to write.
 
         Raises:
             StoreUnavailable: It cannot be read.
         """
 
     def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
-        """Note which agent makes a call, for the store's users, without opening the whole of it.
+        """Note which agent makes a call, for all wrappers of the namespace, as a hook does. Does not open the whole store.
 
-        A note that cannot be written in time may be dropped without an error: a hook has nobody to tell.
+        A second note of the same call replaces the first. Notes expire after `NOTE_KEPT_US`. A note that cannot be written in
+        time may be dropped without an error, because a hook has nobody to report it to.
 
         Raises:
             Exception: It could not be written.

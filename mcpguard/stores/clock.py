@@ -1,4 +1,4 @@
-"""The clocks of one machine. One never runs backwards, counts sleep, and ignores steps of the wall clock: `boot_us`."""
+"""Reads the clocks of this machine. `boot_us` never runs backwards, counts sleep, and ignores steps of the wall clock."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ def wall_us() -> int:
 
 
 def monotonic_us() -> int:
-    """A monotone clock, for one process."""
+    """A monotone clock, to be compared within one process only."""
     return time.monotonic_ns() // 1000
 
 
@@ -30,12 +30,12 @@ else:
 
 
 def boottime_offset(offsets: str) -> str:
-    r"""How far a time namespace has set `boot_us`, as text that is empty where it has not.
+    r"""How far a time namespace has shifted `boot_us`, as text; empty if it has not.
 
-    It is told by the offset and not by the namespace's number, which the kernel gives to another when this one is gone.
+    The offset identifies the namespace. Its number does not, because the kernel reuses numbers.
 
     Args:
-        offsets: What `/proc/self/timens_offsets` says.
+        offsets: The content of `/proc/self/timens_offsets`.
 
     >>> boottime_offset("monotonic           0         0\nboottime       100000         5\n")
     ' boottime 100000 5'
@@ -45,10 +45,10 @@ def boottime_offset(offsets: str) -> str:
 
 
 def base_id() -> str:
-    """What tells the start of `boot_us` from any other: this boot of this machine, and what a time namespace adds.
+    """An id of the start of `boot_us`: of this boot of this machine, and of the shift by a time namespace.
 
     Raises:
-        OSError: The system does not say.
+        OSError: The system does not tell it.
     """
     if sys.platform == "linux":
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -64,5 +64,5 @@ def base_id() -> str:
         if libc.sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, 0):
             raise OSError(ctypes.get_errno(), "kern.bootsessionuuid")
         return buffer.value.decode()
-    # To the nearest ten minutes: it moves with the wall clock, and a step of it then only starts a new base
+    # Rounded to ten minutes, because it is derived from the wall clock. A larger step of that clock starts a new base
     return f"boot {round((time.time() - time.monotonic()) / 600)}"

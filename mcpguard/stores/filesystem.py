@@ -1,4 +1,4 @@
-"""The file systems that a store's files can lie on."""
+"""Refuses file systems on which the files of a store are not safe."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,14 @@ _NETWORK: Final = frozenset(
 
 
 def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> None:
-    """Refuse a folder on a file system whose locks and shared memory are not those of one machine.
+    """Refuse a folder on a network file system, whose locks and shared memory do not work between machines.
 
     Args:
-        folder: It exists.
-        table: Linux's table of mounts; elsewhere there is none, and SQLite's own locks have to tell.
+        folder: A folder that exists.
+        table: Linux's table of mounts. Other systems have none, and nothing is refused there.
 
     Raises:
-        StoreUnavailable: It is on such a file system.
+        StoreUnavailable: The folder is on a network file system.
     """
     try:
         mounts = table.read_text(errors="replace").splitlines()
@@ -35,5 +35,5 @@ def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> 
     if kind in _NETWORK:
         raise StoreUnavailable(
             f"{folder} lies on a network file system ({kind})",
-            "counters that machines share belong into Redis; here, name a local file with --store",
+            "name a local file with --store, or use Redis to share counters between machines",
         )

@@ -1,6 +1,6 @@
-"""Locks on files: fair, freed by the kernel when their holder dies, and possible to give up.
+"""Locks files, for processes of one machine. The kernel releases a lock when its holder dies.
 
-Blocking on `flock` is first come, first served, but cannot be bounded in time; so it is done in a helper thread, and only if
+A blocking `flock` is first come, first served, but takes no timeout. So `QueueLock` calls it in a helper thread, and only if
 the lock is not free at once.
 """
 
@@ -16,10 +16,10 @@ from mcpguard.files import open_private
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt
 
-    _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the file's end: what is locked cannot be read by others
+    _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the end of the file, because other processes cannot read a locked byte
 
     def try_lock(fd: int) -> bool:
-        """Take the lock on an open file if nobody has it; whether it was taken. Closing the file frees it."""
+        """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
         os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -39,7 +39,7 @@ else:
     import fcntl
 
     def try_lock(fd: int) -> bool:
-        """Take the lock on an open file if nobody has it; whether it was taken. Closing the file frees it."""
+        """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,10 +57,10 @@ TRY_EVERY_S: Final = 0.002
 
 
 class QueueLock:
-    """A lock on a file, between processes. One thread at a time asks for it.
+    """A fair lock between processes. One thread at a time may call it.
 
     Args:
-        fd: The open file, which belongs to the lock from now on.
+        fd: The open file. The lock closes it.
     """
 
     def __init__(self, fd: int) -> None:
@@ -74,7 +74,7 @@ class QueueLock:
         self._helper: threading.Thread | None = None
 
     def acquire(self, timeout_s: float) -> bool:
-        """Wait for the lock; False if it has not come in time. A request that is given up takes nothing."""
+        """Wait for the lock. Returns False after the timeout; the lock is then released as soon as it is granted."""
         with self._mutex:
             if not self._helper_busy:
                 if try_lock(self._fd):
@@ -88,10 +88,10 @@ class QueueLock:
             if self._wanted:
                 self._wanted = False
                 return False
-        return self._granted.acquire()  # it came between the timeout and the mutex
+        return self._granted.acquire()  # it was granted between the timeout and the mutex
 
     def acquire_by_trying(self, timeout_s: float) -> bool:
-        """The same without a place in the queue, for one who asks again and again: nothing is left waiting when he gives up."""
+        """Poll for the lock, without a place in the queue. After the timeout nothing waits for it."""
         deadline = time.monotonic() + timeout_s
         while not try_lock(self._fd):
             if time.monotonic() >= deadline:
@@ -100,11 +100,11 @@ class QueueLock:
         return True
 
     def release(self) -> None:
-        """Let the next one go."""
+        """Release the lock to the next process."""
         _unlock(self._fd)
 
     def close(self) -> None:
-        """Close the file, which frees the lock. A helper that still waits for it does so, and goes, when it has it."""
+        """Close the file, which releases the lock. A helper thread that waits closes the file when it gets the lock."""
         with self._mutex:
             if not self._closed and not self._helper_busy:
                 os.close(self._fd)
@@ -124,7 +124,7 @@ class QueueLock:
             with self._mutex:
                 self._helper_busy = False
                 if self._closed:
-                    _unlock(self._fd)  # closing may not: somebody else may have the same open file
+                    _unlock(self._fd)  # closing does not, if another descriptor shares the open file
                     os.close(self._fd)
                     return
                 if self._wanted:
@@ -135,19 +135,19 @@ class QueueLock:
 
 
 def lock_file(path: Path) -> QueueLock:
-    """A lock on a file of its own, which is made if it is missing.
+    """A lock on a file, which is made if it is missing.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
     return QueueLock(open_private(path))
 
 
 class SharedHold:
-    """A shared lock on a file, held until it is closed, that one process may try to have alone.
+    """A shared lock on a file, by which a process can tell whether others hold it, too.
 
     Args:
-        path: The file; made if it is missing.
+        path: The file. It is made if it is missing.
 
     Raises:
         OSError: The file cannot be opened.
@@ -157,18 +157,24 @@ class SharedHold:
         self._fd = open_private(path)
 
     def alone(self) -> bool:
-        """Whether nobody else holds it; the caller must hold the store's lock. Always true where locks cannot be shared."""
+        """Try to hold it exclusively. Returns whether no other process holds it; always true on Windows.
+
+        The caller holds the store's lock.
+        """
         if sys.platform == "win32":  # pragma: no cover - not run in CI
             return True
         return try_lock(self._fd)
 
     def share(self) -> None:
-        """Hold it together with others. The caller holds the store's lock, so that nobody is `alone` meanwhile."""
+        """Hold it together with others.
+
+        The caller holds the store's lock, so that no process calls `alone` at the same time.
+        """
         if sys.platform != "win32":
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Let go."""
+        """Release it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

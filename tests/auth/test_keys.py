@@ -1,4 +1,4 @@
-"""The provider's keys: which are taken, where they are kept, and how seldom they are asked for."""
+"""The keys of a provider: which are accepted, how they are cached, and how often they are fetched."""
 
 import json
 import os
@@ -91,31 +91,31 @@ def knows(keys: RemoteKeys | FileKeys, number: int = 0) -> bool:
     ],
     ids=range(14),
 )
-def test_a_key_that_is_not_for_signatures_or_too_weak_is_not_taken(entry: Any) -> None:
+def test_a_key_that_is_too_weak_or_not_for_signatures_is_ignored(entry: Any) -> None:
     with pytest.raises(ValueError, match="no key in it that verifies"):
         parse_keys(key_set(entry))
     assert len(parse_keys(key_set(entry, jwk(number=1)))) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"keys":7}', b'{"keys":{}}', b"\xff", b"[" * 99999, b"<html>"])
-def test_what_is_no_key_set_is_not_taken(data: bytes) -> None:
+def test_data_that_is_not_a_key_set_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="this is not a key set"):
         parse_keys(data)
 
 
 @given(st.binary(max_size=200) | st.text().map(str.encode))
-def test_no_answer_leads_to_anything_but_a_word_about_it(data: bytes) -> None:
+def test_any_data_that_is_not_a_key_set_is_a_one_line_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"this is not a key set|there is no key in it"):
         parse_keys(data)
 
 
-def test_nothing_secret_of_a_key_is_taken() -> None:
+def test_private_members_of_a_key_are_dropped() -> None:
     private = json.loads(RSAAlgorithm.to_jwk(key("RS256", 0)))
     (taken,) = parse_keys(key_set({**private, "key_ops": ["verify", "sign"], "x5c": ["…"]}))
     assert taken == {"kty": "RSA", "n": private["n"], "e": private["e"]}
 
 
-def test_a_token_gets_the_key_of_its_name_if_that_is_for_its_algorithm() -> None:
+def test_a_key_is_found_by_kid_only_for_its_own_algorithm() -> None:
     keys = parse_keys(key_set(jwk("RS256"), jwk("PS256"), jwk("ES256"), jwk("ES384"), jwk("EdDSA")))
     for algorithm in ("RS256", "PS256", "ES256", "ES384", "EdDSA"):
         (found,) = find(keys, f"{algorithm}-0", algorithm)
@@ -128,7 +128,7 @@ def test_a_token_gets_the_key_of_its_name_if_that_is_for_its_algorithm() -> None
     assert len(find(bare, "RS256-0", "PS512")) == 1
 
 
-def test_a_token_that_names_no_key_gets_all_that_fit_but_no_more_than_sixteen() -> None:
+def test_without_a_kid_up_to_sixteen_fitting_keys_are_found() -> None:
     three = parse_keys(key_set(jwk("ES256"), *(jwk(kid=f"k{number}") for number in range(3))))
     assert [key["kid"] for key in find(three, None, "RS256")] == ["k0", "k1", "k2"]
     many = parse_keys(key_set(*(jwk(kid=f"k{number}") for number in range(99))))
@@ -139,7 +139,7 @@ def test_a_token_that_names_no_key_gets_all_that_fit_but_no_more_than_sixteen() 
 # How seldom they are asked for
 
 
-def test_keys_are_asked_for_at_the_start_and_then_for_a_missing_one_at_most_every_thirty_seconds(idp: Provider) -> None:
+def test_keys_are_fetched_at_the_start_and_then_at_most_every_thirty_seconds(idp: Provider) -> None:
     keys = idp.keys()
     assert (idp.asked, knows(keys), keys.revision) == (1, True, 1)
     idp.answer = key_set(jwk(number=1))
@@ -154,7 +154,7 @@ def test_keys_are_asked_for_at_the_start_and_then_for_a_missing_one_at_most_ever
 @pytest.mark.parametrize(
     "answer", [ValueError("it answers with HTTP status 500"), b"<html>", key_set(), TimeoutError(), KeyError("x")]
 )
-def test_an_answer_that_is_none_leaves_the_keys_as_they_are(idp: Provider, answer: bytes | Exception) -> None:
+def test_a_failed_fetch_leaves_the_keys_in_use(idp: Provider, answer: bytes | Exception) -> None:
     keys = idp.keys()
     idp.answer = answer
     idp.seek(keys)
@@ -167,14 +167,14 @@ def test_an_answer_that_is_none_leaves_the_keys_as_they_are(idp: Provider, answe
     assert (knows(keys, 1), keys.problem, keys.revision) == (True, "", 2)
 
 
-def test_a_first_load_that_fails_is_tried_again_with_the_next_call_and_then_seldom(idp: Provider) -> None:
+def test_a_first_fetch_that_fails_is_repeated_by_the_next_call_and_then_at_most_every_thirty_seconds(idp: Provider) -> None:
     idp.answer = ValueError("connection refused")
     keys = idp.keys()
     assert (knows(keys), keys.problem) == (False, "connection refused")
     assert [idp.seek(keys), idp.seek(keys), idp.seek(keys)] == [2, 2, 2]
 
 
-def test_keys_that_come_too_late_are_given_up(idp: Provider) -> None:
+def test_keys_that_arrive_after_the_timeout_are_discarded(idp: Provider) -> None:
     go_on = threading.Event()
     keys = idp.keys()
     idp.answer = key_set(jwk(number=1))
@@ -191,7 +191,7 @@ def test_keys_that_come_too_late_are_given_up(idp: Provider) -> None:
     assert (idp.asked, knows(keys, 1), knows(keys), keys.problem) == (2, False, True, "no answer in 2 s")
 
 
-def test_keys_that_are_old_are_to_be_asked_for_though_none_is_missing(idp: Provider) -> None:
+def test_old_keys_are_stale_although_none_is_missing(idp: Provider) -> None:
     keys = idp.keys()
     assert keys.stale_s == idp.now_s + MAX_AGE_S
     idp.now_s -= 10_000  # a clock that was set back tells no age
@@ -201,7 +201,7 @@ def test_keys_that_are_old_are_to_be_asked_for_though_none_is_missing(idp: Provi
 # Where they are kept
 
 
-def test_keys_are_kept_for_the_next_start_where_nobody_else_reads_them(idp: Provider) -> None:
+def test_keys_are_cached_for_the_next_start_and_others_cannot_read_the_cache(idp: Provider) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
@@ -211,7 +211,7 @@ def test_keys_are_kept_for_the_next_start_where_nobody_else_reads_them(idp: Prov
     assert (idp.asked, knows(keys), keys.fetched_s) == (1, True, idp.now_s - 100)
 
 
-def test_keys_of_another_url_are_not_taken(idp: Provider, tmp_path: Path) -> None:
+def test_cached_keys_of_another_url_are_ignored(idp: Provider, tmp_path: Path) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
     file.write_text(file.read_text().replace(URL, "https://other.com/keys"))
@@ -238,7 +238,7 @@ def test_keys_of_another_url_are_not_taken(idp: Provider, tmp_path: Path) -> Non
         "{}",
     ],
 )
-def test_a_time_of_keeping_that_no_clock_had_is_as_good_as_nothing(idp: Provider, fetched_s: str) -> None:
+def test_cached_keys_with_an_invalid_time_are_ignored(idp: Provider, fetched_s: str) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
     text = file.read_text().replace(f'"fetched_s": {idp.now_s}', f'"fetched_s": {fetched_s}')
@@ -251,7 +251,7 @@ def test_a_time_of_keeping_that_no_clock_had_is_as_good_as_nothing(idp: Provider
 @pytest.mark.parametrize(
     "entries", ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]
 )
-def test_kept_keys_that_are_none_are_as_good_as_nothing(idp: Provider, entries: str) -> None:
+def test_invalid_keys_in_the_cache_are_ignored(idp: Provider, entries: str) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
     file.write_text(f'{{"url": "{URL}", "fetched_s": {idp.now_s}, "keys": {entries}}}')
@@ -259,7 +259,7 @@ def test_kept_keys_that_are_none_are_as_good_as_nothing(idp: Provider, entries: 
     assert (idp.asked, knows(keys)) == (2, True)
 
 
-def test_a_secret_in_the_urls_query_goes_to_the_provider_and_nowhere_else(server: KeyServer, tmp_path: Path) -> None:
+def test_a_secret_in_the_urls_query_reaches_only_the_provider(server: KeyServer, tmp_path: Path) -> None:
     paths: list[str] = []
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -283,7 +283,7 @@ def test_a_secret_in_the_urls_query_goes_to_the_provider_and_nowhere_else(server
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), os.mkdir, os.mkfifo]
 )
-def test_what_is_kept_and_broken_is_as_good_as_nothing(idp: Provider, content: bytes | Callable[[Path], None]) -> None:
+def test_a_broken_cache_is_ignored(idp: Provider, content: bytes | Callable[[Path], None]) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
     if not isinstance(content, bytes):
@@ -295,7 +295,7 @@ def test_what_is_kept_and_broken_is_as_good_as_nothing(idp: Provider, content: b
     assert (idp.asked, knows(keys)) == (2, True)
 
 
-def test_a_folder_that_takes_nothing_costs_the_next_start_a_question_and_no_more(idp: Provider) -> None:
+def test_without_a_writable_cache_the_next_start_fetches_the_keys(idp: Provider) -> None:
     (idp.home / "state").write_text("a file")
     for asked in (1, 2):
         assert knows(idp.keys())
@@ -305,7 +305,7 @@ def test_a_folder_that_takes_nothing_costs_the_next_start_a_question_and_no_more
 # A file of keys
 
 
-def test_a_file_of_keys_is_read_again_when_it_is_asked_for_and_its_last_good_keys_stay(tmp_path: Path) -> None:
+def test_a_file_of_keys_is_read_again_on_seek_and_its_last_good_keys_stay(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     keys = FileKeys(file)
     assert (knows(keys), keys.problem, keys.fetched_s) == (False, "no such file", None)
@@ -330,7 +330,7 @@ def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path) -> None
     assert knows(keys)
 
 
-def test_keys_are_waited_for_no_longer_than_was_said(idp: Provider) -> None:
+def test_waiting_for_keys_ends_at_the_timeout(idp: Provider) -> None:
     keys = idp.keys()
     go_on = threading.Event()
     idp.meanwhile = go_on.wait  # for ever, if nobody gives up

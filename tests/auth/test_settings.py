@@ -29,11 +29,11 @@ def refusal(home: Path, text: str, environ: dict[str, str] | None = None, **opti
     return caught.value.message, caught.value.hint
 
 
-def test_users_are_verified_only_where_that_is_configured(tmp_path: Path) -> None:
+def test_users_are_verified_only_if_that_is_configured(tmp_path: Path) -> None:
     assert loaded(tmp_path, '[identity]\nuser = "alice"').jwt is None
 
 
-def test_three_settings_are_enough(tmp_path: Path) -> None:
+def test_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
     assert loaded(tmp_path, LEAST).jwt == JwtSettings(
         Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None),
         "https://idp.acme.com/.well-known/jwks.json",
@@ -43,7 +43,7 @@ def test_three_settings_are_enough(tmp_path: Path) -> None:
     )
 
 
-def test_every_setting_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/alice")
     text = """
         [identity.jwt]
@@ -66,14 +66,14 @@ def test_every_setting_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("missing", ["issuer", "audience", "jwks"])
-def test_what_is_needed_and_missing_is_named_with_an_example(tmp_path: Path, missing: str) -> None:
+def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, missing: str) -> None:
     text = "\n".join(line for line in LEAST.splitlines() if not line.startswith(missing))
     message, hint = refusal(tmp_path, text)
     assert message == f"{tmp_path}/config.toml: identity.jwt: no {missing}"
     assert hint.startswith(f'{missing} = "')
 
 
-def test_an_empty_table_is_not_as_good_as_none(tmp_path: Path) -> None:
+def test_an_empty_table_is_an_error(tmp_path: Path) -> None:
     assert refusal(tmp_path, "[identity.jwt]")[0] == f"{tmp_path}/config.toml: identity.jwt: no issuer"
 
 
@@ -94,7 +94,7 @@ def test_an_empty_table_is_not_as_good_as_none(tmp_path: Path) -> None:
         ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is not text", 'agent_claim = "…"'),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(tmp_path: Path, line: str, where: str, what: str, hint: str) -> None:
+def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, line: str, where: str, what: str, hint: str) -> None:
     message, told = refusal(tmp_path, f"{LEAST}{line}\n")
     assert message == f"{tmp_path}/config.toml: {where}: {what}"
     assert told.startswith(hint)
@@ -103,23 +103,23 @@ def test_a_setting_that_cannot_be_is_named(tmp_path: Path, line: str, where: str
 @pytest.mark.parametrize(
     ("key", "value"), [("audience", "[]"), ("audience", '["crm", 7]'), ("issuer", "7"), ("issuer", '["a"]')]
 )
-def test_what_is_needed_must_be_text(tmp_path: Path, key: str, value: str) -> None:
+def test_a_required_setting_must_be_text(tmp_path: Path, key: str, value: str) -> None:
     lines = [f"{key} = {value}" if line.startswith(key) else line for line in LEAST.splitlines()]
     assert f"identity.jwt.{key}: " in refusal(tmp_path, "\n".join(lines))[0]
 
 
 @pytest.mark.parametrize(("text", "table"), [("[identity]\njwt = 'x'", "identity.jwt"), ("identity = 7", "identity")])
-def test_what_is_no_table_is_told_so(tmp_path: Path, text: str, table: str) -> None:
+def test_a_value_in_place_of_the_table_is_an_error(tmp_path: Path, text: str, table: str) -> None:
     message, hint = refusal(tmp_path, text)
     assert (message, hint) == (f"{tmp_path}/config.toml: '{table}' is not a table", f"write [{table}] above its settings")
 
 
-def test_a_table_whose_name_is_quoted_is_another_one(tmp_path: Path) -> None:
+def test_a_table_whose_quoted_name_contains_a_dot_is_another_table(tmp_path: Path) -> None:
     message, hint = refusal(tmp_path, LEAST.replace("[identity.jwt]", '["identity.jwt"]'))
     assert (message, hint) == (f"{tmp_path}/config.toml: identity.jwt: unknown setting", "did you mean identity?")
 
 
-def test_a_table_with_almost_its_name_is_unknown(tmp_path: Path) -> None:
+def test_a_misspelt_table_is_an_unknown_table(tmp_path: Path) -> None:
     message, hint = refusal(tmp_path, "[identity.jtw]")
     assert (message, hint) == (f"{tmp_path}/config.toml: identity.jtw: unknown setting", "did you mean jwt?")
 
@@ -134,7 +134,7 @@ def test_a_table_with_almost_its_name_is_unknown(tmp_path: Path) -> None:
         "http://[::1]/",
     ],
 )
-def test_keys_are_fetched_where_nobody_can_change_them_on_their_way(url: str) -> None:
+def test_keys_are_fetched_only_by_https_or_on_this_machine(url: str) -> None:
     assert url_problem(url) == ""
 
 
@@ -145,17 +145,17 @@ def test_keys_are_fetched_where_nobody_can_change_them_on_their_way(url: str) ->
         ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://127.1/", "only https is trusted, or http on this machine"),
-        ("ftp://127.0.0.1/keys", "this is neither https nor a file"),
-        ("file://host/keys.json", "this is neither https nor a file"),
+        ("ftp://127.0.0.1/keys", "this is neither an https URL nor a file"),
+        ("file://host/keys.json", "this is neither an https URL nor a file"),
         ("https://", "this is not a URL"),
         ("https://a:99999/", "this is not a URL"),
         ("https://[::1", "this is not a URL"),
         ("https://idp.acme.com/a b", "this is not a URL"),
         ("https://idp.acme.com/\x00", "this is not a URL"),
-        ("https://user:s3cret@idp.acme.com/keys", "a URL with a password in it is not used"),
+        ("https://user:s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
     ],
 )
-def test_a_url_that_is_not_trusted_is_refused_without_its_password(tmp_path: Path, url: str, why: str) -> None:
+def test_an_untrusted_url_is_refused_and_its_password_not_repeated(tmp_path: Path, url: str, why: str) -> None:
     assert url_problem(url) == why
     if url.isprintable():
         lines = [f'jwks = "{url}"' if line.startswith("jwks") else line for line in LEAST.splitlines()]
@@ -172,7 +172,7 @@ def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
     assert found.jwks == Path("/etc/my keys.json")
 
 
-def test_nothing_else_may_name_the_user(tmp_path: Path) -> None:
+def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     hint = f"leave it out, or remove [identity.jwt] from {file}"
     for place, text, environ, options in (
@@ -203,18 +203,18 @@ def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
 @pytest.mark.parametrize(
     "name", ["my.token.file", "a.b.c", "eyJhbGciOiJSUzI1NiJ9", "alice@idp.acme.com", "~/.config/acme/to.ken"]
 )
-def test_a_path_with_dots_is_no_token(tmp_path: Path, name: str) -> None:
+def test_a_path_with_dots_is_not_taken_for_a_token(tmp_path: Path, name: str) -> None:
     found = loaded(tmp_path, f'{LEAST}token_file = "{name}"\n').jwt
     assert found
     assert found.token_file
 
 
-def test_settings_that_are_shown_for_debugging_hold_no_url(tmp_path: Path) -> None:
+def test_the_repr_of_settings_has_no_url(tmp_path: Path) -> None:
     assert "idp.acme.com/.well-known" not in repr(loaded(tmp_path, LEAST).jwt)
 
 
 @pytest.mark.parametrize("value", ['["https://idp.acme.com/?k=s3cret"]', '{ url = "https://idp.acme.com/?k=s3cret" }'])
-def test_a_url_that_is_no_text_is_not_repeated(tmp_path: Path, value: str) -> None:
+def test_a_jwks_setting_that_is_not_text_is_not_repeated(tmp_path: Path, value: str) -> None:
     lines = [f"jwks = {value}" if line.startswith("jwks") else line for line in LEAST.splitlines()]
     assert refusal(tmp_path, "\n".join(lines))[0] == f"{tmp_path}/config.toml: identity.jwt.jwks: this is not text"
 
@@ -228,12 +228,12 @@ def test_a_url_that_is_no_text_is_not_repeated(tmp_path: Path, value: str) -> No
         ("http://[::1]:80", "http://[::1]:80"),
     ],
 )
-def test_what_is_shown_of_a_url_is_scheme_host_and_path(url: str, shown: str) -> None:
+def test_a_shown_url_has_scheme_host_and_path_only(url: str, shown: str) -> None:
     assert shown_url(url) == shown
 
 
 @pytest.mark.parametrize("key", ["token_file", "jwks"])
-def test_a_home_folder_that_is_not_known_is_told(tmp_path: Path, key: str) -> None:
+def test_an_unknown_home_folder_is_an_error(tmp_path: Path, key: str) -> None:
     rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
     message, _ = refusal(tmp_path, f'{rest}\n{key} = "~nosuchuser/x"\n')
-    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the folder that ~nosuchuser/x begins at is not known"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the home or working folder for ~nosuchuser/x does not exist"

@@ -1,4 +1,4 @@
-"""A token and its keys as they change, and as time goes by."""
+"""A token and its keys while they change and time passes."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ def wrapper(tmp_path: Path) -> Wrapper:
     return Wrapper(tmp_path)
 
 
-def test_a_token_that_does_not_change_is_not_looked_at_again(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapper.has(token())
     os.utime(wrapper.file, (1, 1))
     monkeypatch.setattr(time, "time_ns", lambda: (int(wrapper.now_s) + 1000) * 10**9)
@@ -31,13 +31,15 @@ def test_a_token_that_does_not_change_is_not_looked_at_again(wrapper: Wrapper, m
     assert wrapper.polls() == "nothing new"
 
 
-def test_a_token_is_verified_once_while_its_file_is_young(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_verified_once_although_its_young_file_is_read_again(
+    wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrapper.has(token())
     monkeypatch.setattr(TokenSource, "examine", None)
     assert wrapper.polls() == "nothing new"
 
 
-def test_a_token_is_taken_up_whenever_it_changes_and_its_end_is_noticed(wrapper: Wrapper) -> None:
+def test_a_new_token_is_used_at_once_and_its_expiry_is_noticed(wrapper: Wrapper) -> None:
     now_s = int(wrapper.now_s)
     wrapper.has(token(exp=now_s + 10))
     wrapper.now_s = now_s + 39.9
@@ -58,7 +60,7 @@ def test_a_token_is_taken_up_whenever_it_changes_and_its_end_is_noticed(wrapper:
     ]
 
 
-def test_a_token_of_the_future_counts_when_its_time_has_come(wrapper: Wrapper) -> None:
+def test_a_token_that_is_not_valid_yet_is_accepted_from_its_time_on(wrapper: Wrapper) -> None:
     begins_s = int(wrapper.now_s) + 100
     assert "is not valid before" in wrapper.has(token(nbf=begins_s, iat=begins_s))
     wrapper.now_s = begins_s - 30.1
@@ -67,7 +69,7 @@ def test_a_token_of_the_future_counts_when_its_time_has_come(wrapper: Wrapper) -
     assert wrapper.polls() == "alice"
 
 
-def test_a_key_that_is_added_to_the_file_counts_at_once_and_one_that_is_withdrawn_soon(wrapper: Wrapper) -> None:
+def test_a_key_added_to_the_file_is_used_at_once_and_a_removed_key_is_dropped_soon(wrapper: Wrapper) -> None:
     assert "is signed with a key that" in wrapper.has(token(number=1))
     wrapper.jwks.write_bytes(key_set(jwk(), jwk(number=1)))
     assert wrapper.polls() == "alice"
@@ -76,7 +78,7 @@ def test_a_key_that_is_added_to_the_file_counts_at_once_and_one_that_is_withdraw
     assert "is signed with a key that" in wrapper.polls()
 
 
-def test_a_key_that_the_provider_withdraws_serves_while_that_is_asked_and_no_longer(wrapper: Wrapper) -> None:
+def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wrapper) -> None:
     published = [key_set(jwk()), key_set(jwk(number=1))]
     go_on = threading.Event()
     go_on.set()
@@ -100,7 +102,7 @@ def test_a_key_that_the_provider_withdraws_serves_while_that_is_asked_and_no_lon
     assert "is signed with a key that https://idp.acme.com/keys does not have" in told(source.poll())
 
 
-def test_a_provider_that_gives_a_new_key_an_old_name_is_understood_in_time(wrapper: Wrapper) -> None:
+def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
     wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
     wrapper.keys.seek()
     assert NOT_THEIRS in wrapper.has(token())
@@ -152,7 +154,7 @@ class Remote:
 
 
 @pytest.mark.parametrize("kid", ["RS256-0", None])
-def test_a_signature_that_no_known_key_made_asks_for_new_keys_and_the_call_waits_for_them(
+def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits_for_them(
     wrapper: Wrapper, kid: str | None
 ) -> None:
     remote = Remote(wrapper, key_set(jwk(number=1, kid="RS256-0")), key_set(jwk()))
@@ -161,13 +163,13 @@ def test_a_signature_that_no_known_key_made_asks_for_new_keys_and_the_call_waits
     write_token(remote.file, token(headers={"kid": kid}))
     said = told(remote.source.poll(for_call=False))
     assert NOT_THEIRS in said
-    assert said.endswith(" as far as is known: newer keys are being fetched")
+    assert said.endswith("; newer keys are being fetched")
     remote.go_on.set()
     assert remote.polls() == "alice"
     assert remote.asked == 2
 
 
-def test_a_signature_that_is_nobodys_asks_for_new_keys_at_most_every_thirty_seconds(wrapper: Wrapper) -> None:
+def test_a_bad_signature_fetches_keys_at_most_every_thirty_seconds(wrapper: Wrapper) -> None:
     remote = Remote(wrapper, key_set(jwk()))
     remote.begins(token(number=1, headers={"kid": "RS256-0"}, exp=int(wrapper.now_s) + 9999))
     for _ in range(5):
@@ -182,7 +184,7 @@ def test_a_signature_that_is_nobodys_asks_for_new_keys_at_most_every_thirty_seco
     assert remote.asked == 3
 
 
-def test_a_bad_signature_is_looked_at_once_and_not_with_every_call(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_signature_is_verified_once_and_not_for_every_call(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = Remote(wrapper, key_set(jwk()))
     remote.begins(token(number=1, headers={"kid": "RS256-0"}))
     for _ in range(3):
@@ -198,16 +200,14 @@ def test_a_bad_signature_is_looked_at_once_and_not_with_every_call(wrapper: Wrap
         ("RS256-0", f"{NOT_THEIRS}https://idp.acme.com/'s"),
     ],
 )
-def test_what_is_not_known_while_the_provider_is_down_is_told_apart_and_no_secret_of_the_url_with_it(
-    wrapper: Wrapper, kid: str, what: str
-) -> None:
+def test_while_the_provider_is_down_the_message_says_so_without_the_urls_secret(wrapper: Wrapper, kid: str, what: str) -> None:
     remote = Remote(
         wrapper, key_set(jwk()), ValueError("connection refused"), key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
     )
     remote.begins(token(number=1, headers={"kid": kid}))
-    end = "as far as is known: newer keys cannot be had from https://idp.acme.com/keys: connection refused"
+    end = "newer keys cannot be fetched from https://idp.acme.com/keys: connection refused"
     until(lambda: not remote.keys.is_fetching, "the end of a fetch")
-    assert told(remote.source.begin()) == f"the token in {remote.file} {what} {end}"
+    assert told(remote.source.begin()) == f"the token in {remote.file} {what}; {end}"
     remote.now_s += REFRESH_S
     remote.polls()
     assert told(remote.source.begin()) == "alice"
@@ -215,7 +215,7 @@ def test_what_is_not_known_while_the_provider_is_down_is_told_apart_and_no_secre
 
 
 @pytest.mark.parametrize("published", [(), (key_set(jwk(number=1)),)])
-def test_once_an_attempt_has_failed_as_the_last_one_did_nobody_is_told_that_keys_are_on_their_way(
+def test_after_repeated_failures_no_message_says_that_keys_are_being_fetched(
     wrapper: Wrapper, published: tuple[bytes, ...]
 ) -> None:
     remote = Remote(wrapper, *published, ValueError("connection refused"))
@@ -227,10 +227,10 @@ def test_once_an_attempt_has_failed_as_the_last_one_did_nobody_is_told_that_keys
     assert "keys are being fetched" in remote.begins(token(exp=int(wrapper.now_s) + 9999))
     remote.go_on.set()
     remote.keys.wait(30)
-    assert remote.polls().endswith("keys cannot be had from https://idp.acme.com/keys: connection refused")
+    assert remote.polls().endswith("keys cannot be fetched from https://idp.acme.com/keys: connection refused")
 
 
-def test_a_clock_that_is_set_back_makes_nothing_last_longer(wrapper: Wrapper) -> None:
+def test_a_clock_that_is_set_back_extends_neither_a_token_nor_keys(wrapper: Wrapper) -> None:
     remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
     exp = int(wrapper.now_s) + 9999
     assert remote.begins(token(exp=exp, iat=None)) == "alice"
@@ -243,7 +243,7 @@ def test_a_clock_that_is_set_back_makes_nothing_last_longer(wrapper: Wrapper) ->
     assert "is signed with a key that" in remote.polls()
 
 
-def test_keys_that_were_kept_in_the_future_are_renewed_though_no_clock_stands_still(wrapper: Wrapper) -> None:
+def test_cached_keys_with_a_future_time_are_fetched_again(wrapper: Wrapper) -> None:
     Remote(wrapper, key_set(jwk()))
     (kept,) = wrapper.home.glob("jwks-*")
     kept.write_text(kept.read_text().replace(f'"fetched_s": {wrapper.now_s}', f'"fetched_s": {wrapper.now_s + 86400}'))
@@ -261,15 +261,15 @@ def test_keys_that_were_kept_in_the_future_are_renewed_though_no_clock_stands_st
     assert asked.wait(30)
 
 
-def test_keys_that_cannot_be_read_are_told_of(wrapper: Wrapper) -> None:
+def test_keys_that_cannot_be_read_are_reported(wrapper: Wrapper) -> None:
     wrapper.jwks.unlink()
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
-    assert told(source.begin()) == f"keys cannot be had from {wrapper.jwks}: no such file"
+    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: no such file"
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)])
-def test_a_file_that_others_can_read_is_warned_of_once(wrapper: Wrapper, mode: int, warned: bool) -> None:
+def test_a_token_file_that_others_can_read_is_warned_of_once(wrapper: Wrapper, mode: int, warned: bool) -> None:
     wrapper.file.write_text(token())
     wrapper.file.chmod(mode)
     wrapper.source.begin()
@@ -279,7 +279,7 @@ def test_a_file_that_others_can_read_is_warned_of_once(wrapper: Wrapper, mode: i
     )
 
 
-def test_a_file_that_is_replaced_is_not_warned_of_again(wrapper: Wrapper) -> None:
+def test_a_replaced_token_file_is_not_warned_of_again(wrapper: Wrapper) -> None:
     for mode in (0o644, 0o600, 0o666, 0o644):
         new = wrapper.home / "new"
         new.write_text(token(sub=f"user {mode}"))
@@ -289,7 +289,7 @@ def test_a_file_that_is_replaced_is_not_warned_of_again(wrapper: Wrapper) -> Non
     assert len([line for line in wrapper.lines if line.startswith("others can read")]) == 1
 
 
-def test_a_file_that_others_may_read_from_now_on_is_warned_of_though_its_token_is_the_same(wrapper: Wrapper) -> None:
+def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the_token_is_the_same(wrapper: Wrapper) -> None:
     wrapper.has(token())
     wrapper.file.chmod(0o644)
     wrapper.source.poll()
@@ -297,7 +297,7 @@ def test_a_file_that_others_may_read_from_now_on_is_warned_of_though_its_token_i
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o644, 1)])
-def test_of_a_link_it_is_the_file_that_may_be_read_by_others(wrapper: Wrapper, mode: int, warned: int) -> None:
+def test_the_permissions_of_a_links_target_are_checked(wrapper: Wrapper, mode: int, warned: int) -> None:
     target = wrapper.home / "target"
     target.write_text(token())
     target.chmod(mode)
@@ -307,7 +307,7 @@ def test_of_a_link_it_is_the_file_that_may_be_read_by_others(wrapper: Wrapper, m
     assert len(wrapper.lines) == warned
 
 
-def test_a_call_waits_for_keys_that_are_on_their_way_and_nothing_else_does(wrapper: Wrapper) -> None:
+def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper) -> None:
     waits: list[float] = []
 
     class Slow(RemoteKeys):

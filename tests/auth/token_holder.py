@@ -1,4 +1,4 @@
-"""A token's file and what a wrapper makes of it, with a clock that moves when it is told to."""
+"""A token file and the token source of a wrapper, with a clock that the test moves."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIGURED = Identity("", "jwt", "crm")
 
 
 class Wrapper:
-    """A token source as a wrapper has it, with a clock that moves when it is told to."""
+    """The token source of a wrapper, with a clock that the test moves."""
 
     def __init__(
         self, home: Path, *published: dict[str, Any], algorithms: tuple[str, ...] = ("RS256",), **environ: str
@@ -40,7 +40,7 @@ class Wrapper:
         )
 
     def has(self, text: str | bytes) -> str:
-        """Who a token in the file is, or why it is nobody."""
+        """Write a token to the file; return the user that it names, or why it is rejected."""
         data = text.encode() if isinstance(text, str) else text
         self.file.write_bytes(data)
         self.file.chmod(0o600)

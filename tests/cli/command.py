@@ -1,31 +1,58 @@
-"""`mcpguard` as a process: in a pipe, or on a terminal."""
+"""`mcpguard` run in this process, in a process of its own, or on a terminal."""
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import select
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
+import pytest
+
+from mcpguard.cli import main
 from tests.end_to_end.host import DEADLINE_S, Host, environment, program, script
 
 ALICE = ("--server", "crm", "--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
 OBEDIENT = script("obedient")
 command = program
 
-
 BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-"""What a command is started under so that the permissions of files bind it, though it be root's."""
+"""A command to start mcpguard under, so that file permissions bind it even if the tests run as root."""
+
+ENDS_ITS_PROCESS = ("run", "hook")
+"""Commands that call `os._exit`: they need a process of their own."""
 
 
-def mcpguard(
+def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without a terminal, in this process if the command allows it.
+
+    Use `process` where the test is about a process: signals, locks that this process holds, permissions, encodings.
+    """
+    if argv[:1] and argv[0] in ENDS_ITS_PROCESS:
+        return process(home, *argv, preexec=None, **env)
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    with (
+        Path(os.devnull).open() as nothing,
+        patch.dict(os.environ, environment(home, **env), clear=True),
+        patch.multiple(sys, argv=["mcpguard", *argv], stdin=nothing, stdout=out, stderr=err),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    said = [stream.detach().getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(argv, int(end.value.code or 0), *said)
+
+
+def process(
     home: Path, *argv: str, under: Sequence[str] = (), preexec: Callable[[], None] | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a pipe, without a terminal anywhere."""
+    """Run a command in a process of its own, without a terminal."""
     return subprocess.run(
         [*under, *command(*argv)],
         env=environment(home, **env),
@@ -39,12 +66,12 @@ def mcpguard(
 
 
 def start(home: Path, *argv: str) -> subprocess.Popen[bytes]:
-    """Start a command that goes on until it is ended."""
+    """Start a command that runs until the test ends it."""
     return subprocess.Popen(command(*argv), env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
 
 
 def line_of(process: subprocess.Popen[bytes]) -> str:
-    """The next line on a process's stdout."""
+    """Read the next line of a process's stdout."""
     assert process.stdout
     data = b""
     while not data.endswith(b"\n"):
@@ -56,7 +83,7 @@ def line_of(process: subprocess.Popen[bytes]) -> str:
 
 
 def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, **env: str) -> tuple[int, str]:
-    """Run a command on a terminal of its own; its exit status, and all that the terminal got."""
+    """Run a command on a terminal of its own; return its exit status and what the terminal received."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = environment(home, TERM="xterm", **env)
@@ -64,7 +91,7 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
     os.close(slave)
     os.write(master, typed)
     data = b""
-    with contextlib.suppress(OSError):  # EIO: the last one has closed it
+    with contextlib.suppress(OSError):  # EIO: the last process has closed it
         while select.select([master], [], [], DEADLINE_S)[0] and (some := os.read(master, 65536)):
             data += some
     os.close(master)
@@ -72,7 +99,7 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
 
 
 def calls(home: Path, tool: str, times: int, *options: str) -> None:
-    """Make calls of a tool through a wrapper that ends afterwards."""
+    """Call a tool a number of times through a wrapper that ends afterwards."""
     with Host(home, *OBEDIENT, options=options or ALICE) as host:
         for number in range(times):
             host.call(number, tool)

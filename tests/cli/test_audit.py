@@ -32,7 +32,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alice's three calls, of which two are over a limit, Bob's of a tool that is closed, and one with an observed rule."""
+    """Two calls by Alice, the second over a limit; and by Bob one call of a closed tool and one with a rule in observe mode."""
     home = tmp_path_factory.mktemp("home")
     observed = '[[rule]]\ntool = "watched"\nlimit = "deny"\nmode = "observe"\n'
     policy(home, rule("1/1h", user="*", tool="echo") + rule("deny", tool="closed") + observed)
@@ -55,7 +55,7 @@ def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
     assert re.fullmatch(rf"{time} would_deny axis=tool user=bob .* outcome=\S+", fourth)
 
 
-def test_json_is_the_record_of_each_row_oldest_first(home: Path) -> None:
+def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None:
     done = mcpguard(home, "audit", "tail", "--json")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record for record in records if record["decision"] != "policy"] == audit(home)
@@ -101,14 +101,14 @@ def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]
         (["-n", "-1"], ""),
     ],
 )
-def test_a_filter_that_cannot_be_is_a_usage_error(home: Path, argv: list[str], hint: str) -> None:
+def test_a_filter_that_matches_no_known_value_is_a_usage_error(home: Path, argv: list[str], hint: str) -> None:
     done = mcpguard(home, "audit", "tail", *argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_ten_rows_are_shown_unless_it_is_told_since_when(tmp_path: Path) -> None:
+def test_ten_rows_are_shown_unless_since_is_given(tmp_path: Path) -> None:
     policy(tmp_path, rule("unlimited", tool="*"))
     calls(tmp_path, "echo", 12)
     assert len(tools(mcpguard(tmp_path, "audit", "tail", "--json"))) == 10
@@ -124,7 +124,7 @@ def test_rows_of_other_namespaces_are_not_shown(tmp_path: Path) -> None:
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == ["echo"]
 
 
-def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> None:
+def test_the_table_fits_a_terminal_of_eighty_columns(home: Path) -> None:
     status, shown = on_terminal(home, "audit", "tail", "--tool", "*", NO_COLOR="1")
     assert status == 0
     assert "\x1b" not in shown
@@ -138,7 +138,7 @@ def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> 
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
-def test_on_a_terminal_it_is_said_that_no_row_matches_instead_of_a_heading(home: Path, form: list[str]) -> None:
+def test_on_a_terminal_it_says_that_no_row_matches(home: Path, form: list[str]) -> None:
     argv = ["audit", "tail", "--user", "nobody", *form]
     assert on_terminal(home, *argv) == (0, "mcpguard: no row matches\n")
     assert on_terminal(home, "audit", "tail", "-n", "0", *form) == (0, "")
@@ -147,14 +147,14 @@ def test_on_a_terminal_it_is_said_that_no_row_matches_instead_of_a_heading(home:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_on_a_wide_terminal_user_and_agent_stand_in_the_row(home: Path) -> None:
+def test_on_a_wide_terminal_each_row_has_user_and_agent(home: Path) -> None:
     shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
     assert shown[0].split()[3:6] == ["USER", "AGENT", "TOOL"]
     assert re.search(r"user  alice@acme.com +Claude Code::interactive::default +echo ", shown[1])
     assert [line for line in shown if len(line) >= 150 + len("\x1b[31m\x1b[0m")] == []
 
 
-def test_a_pipe_that_columns_is_set_for_gets_the_table_without_colour(home: Path) -> None:
+def test_with_columns_set_a_pipe_gets_the_table_without_colour(home: Path) -> None:
     done = mcpguard(home, "audit", "tail", COLUMNS="78")
     assert done.stdout.startswith("TIME ")
     assert "\x1b" not in done.stdout
@@ -182,14 +182,14 @@ def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path:
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == [evil]
 
 
-def test_without_a_store_there_is_a_note_on_stderr_only(tmp_path: Path) -> None:
+def test_without_a_store_it_says_so_on_stderr(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "tail")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == f"mcpguard: no audit yet: there is no store at {tmp_path / 'mcpguard.db'}\n"
+    assert done.stderr == f"mcpguard: no audit log yet: there is no store at {tmp_path / 'mcpguard.db'}\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_store_is_told_with_status_69(tmp_path: Path) -> None:
+def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
     done = mcpguard(tmp_path, "audit", "tail")
     assert (done.returncode, done.stdout) == (69, "")
@@ -197,7 +197,7 @@ def test_a_damaged_store_is_told_with_status_69(tmp_path: Path) -> None:
     assert "hint: " in done.stderr
 
 
-def test_a_store_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_store_is_reported(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "tail", "--store", "mysql://host/db")
     assert (done.returncode, done.stdout) == (78, "")
     assert len(done.stderr.splitlines()) == 2
@@ -206,7 +206,7 @@ def test_a_store_that_cannot_be_is_told(tmp_path: Path) -> None:
 def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_path: Path) -> None:
     following = followed(tmp_path, "--json", "--decision", "allowed")
     assert following.stderr
-    assert b"no audit yet" in following.stderr.readline()
+    assert b"no audit log yet" in following.stderr.readline()
     with Host(tmp_path, *OBEDIENT, options=ALICE) as alice, Host(tmp_path, *OBEDIENT, options=BOB) as bob:
         alice.call(1, "echo")
         assert json.loads(line_of(following))["user"] == "alice@acme.com"
@@ -220,18 +220,19 @@ def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
-def test_following_goes_on_with_a_store_that_takes_the_place_of_the_first(tmp_path: Path, *, is_replaced: bool) -> None:
+def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path, *, is_replaced: bool) -> None:
     home, other = tmp_path / "home", tmp_path / "other"
     calls(home, "echo", 1)
     following = followed(home, "--json", "--decision", "allowed")
     assert json.loads(line_of(following))["tool"] == "echo"
-    following.send_signal(signal.SIGSTOP)  # so that all of it happens between two looks
+    following.send_signal(signal.SIGSTOP)  # so that everything happens between two polls
     calls(home, "last_of_the_first", 1)
     for file in home.glob("mcpguard.db*"):
         file.unlink()
     calls(other if is_replaced else home, "first_of_the_new", 1)
     if is_replaced:
-        (other / "mcpguard.db").rename(home / "mcpguard.db")
+        for file in other.glob("mcpguard.db*"):  # the newest rows may be in the call log only
+            file.rename(home / file.name)
     following.send_signal(signal.SIGCONT)
     assert json.loads(line_of(following))["tool"] == "last_of_the_first"
     assert json.loads(line_of(following))["tool"] == "first_of_the_new"
@@ -240,10 +241,10 @@ def test_following_goes_on_with_a_store_that_takes_the_place_of_the_first(tmp_pa
     following.terminate()
     _, said = following.communicate(timeout=DEADLINE_S)
     file = home / "mcpguard.db"
-    assert said.decode() == f"mcpguard: {file} was removed or replaced; following the new one from its beginning\n"
+    assert said.decode() == f"mcpguard: {file} was removed or replaced; following the new store from its first row\n"
 
 
-def test_following_waits_for_a_new_store_where_the_first_was_removed(tmp_path: Path) -> None:
+def test_following_waits_for_a_new_store_after_the_first_was_removed(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     following = followed(tmp_path, "--json", "--decision", "allowed")
     assert json.loads(line_of(following))["tool"] == "echo"
@@ -270,7 +271,7 @@ def test_an_interrupt_ends_following_quietly(home: Path) -> None:
     assert following.returncode == 130
 
 
-def test_a_reader_that_goes_away_ends_following_quietly_though_no_row_comes(home: Path) -> None:
+def test_following_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home: Path) -> None:
     following = followed(home, "-n", "1")
     line_of(following)
     assert following.stdout
@@ -281,7 +282,7 @@ def test_a_reader_that_goes_away_ends_following_quietly_though_no_row_comes(home
     assert following.wait(DEADLINE_S) == 0
 
 
-def test_a_reader_that_takes_one_line_of_many_is_no_error(home: Path) -> None:
+def test_a_reader_that_takes_only_the_first_line_causes_no_error(home: Path) -> None:
     pipeline = f"{' '.join(command('audit', 'tail', '--json', '--since', '1h'))} 2>err.txt | head -n 1"
     loops = f"for i in 1 2 3; do {pipeline}; done"
     done = subprocess.run(["/bin/sh", "-c", loops], env=environment(home), cwd=home, capture_output=True, text=True, check=True)
@@ -295,7 +296,7 @@ def test_help_has_an_example(tmp_path: Path, argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
-def test_a_row_that_sums_up_a_flood_says_so_and_how_many_it_stands_for_on_a_terminal_of_any_width(width: int) -> None:
+def test_a_row_for_many_denials_shows_their_number_at_any_width(width: int) -> None:
     talk = Talk('[[rule]]\nuser = "*"\ntool = "closed*"\nlimit = "deny"\n')
     for at in range(500):
         talk.call(f"closed {at}")

@@ -1,4 +1,4 @@
-"""What is said of a command line that cannot be, and how."""
+"""Errors of command lines: messages, hints and exit statuses."""
 
 import os
 import signal
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard
+from tests.cli.command import mcpguard, process
 from tests.end_to_end.host import ROOT, policy, rule
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
-def test_without_a_command_there_is_the_help_and_nothing_in_front_of_it(tmp_path: Path, argv: list[str]) -> None:
+def test_without_a_command_the_help_is_printed_to_stderr(tmp_path: Path, argv: list[str]) -> None:
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == mcpguard(tmp_path, *argv, "--help").stdout
 
 
-def test_a_hook_without_a_command_forbids_no_call(tmp_path: Path) -> None:
+def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "hook")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == mcpguard(tmp_path, "hook", "--help").stdout
@@ -62,23 +62,23 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
         ["run", "--user", "a", "--user=b", "cat"],
     ],
 )
-def test_an_option_with_one_value_is_not_given_two(tmp_path: Path, argv: list[str]) -> None:
+def test_an_option_with_one_value_may_not_be_given_twice(tmp_path: Path, argv: list[str]) -> None:
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     first, hint = done.stderr.splitlines()
-    assert first.endswith("is given 2 times, and has one value.")
+    assert first.endswith("is given 2 times, but takes one value.")
     assert hint.startswith("hint: ")
     assert hint.endswith(" --help")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_option_that_may_be_repeated_may_be(tmp_path: Path) -> None:
+def test_role_and_scope_may_be_repeated(tmp_path: Path) -> None:
     argv = ["--role", "a", "--role", "b", "--scope", "c", "--scope", "d"]
     assert mcpguard(tmp_path, "policy", "set", *argv, "5/1m").returncode == 0
     assert mcpguard(tmp_path, "policy", "unset", *argv).returncode == 0
 
 
-def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None:
+def test_line_ends_in_a_name_are_escaped_in_an_error(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1m", user="x\nhint: run me\u2028\x85", tool="\r") * 2)
     done = mcpguard(tmp_path, "policy", "check")
     assert done.returncode == 78
@@ -87,6 +87,23 @@ def test_a_name_with_line_ends_makes_no_line_of_an_error(tmp_path: Path) -> None
     assert hint.startswith("hint: keep one")
     done = mcpguard(tmp_path, "polic\nhint: run me")
     assert done.stderr.split("\n")[0] == r"mcpguard: no such command: polic\nhint: run me"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["policy", "show"], 0),
+        (["policy", "check", "nowhere.toml"], 78),
+        (["policy", "explain", "--tool", "search"], 0),
+        (["audit", "tail"], 0),
+        (["reset"], 2),
+        (["whoami", "--json"], 0),
+    ],
+)
+def test_a_command_has_the_same_output_and_status_in_a_process_of_its_own(tmp_path: Path, argv: list[str], status: int) -> None:
+    apart, here = process(tmp_path, *argv), mcpguard(tmp_path, *argv)
+    assert apart.returncode == here.returncode == status
+    assert (apart.stdout, apart.stderr) == (here.stdout, here.stderr)
 
 
 INTERRUPTED = """\
@@ -99,11 +116,11 @@ class Interrupted:
 
 sys.meta_path.insert(0, Interrupted)
 """
-"""Is loaded by the interpreter's start: Ctrl-C while a module is about to be loaded."""
+"""A `sitecustomize` module that sends SIGINT just before a module is imported."""
 
 
 def heed_ctrl_c() -> None:
-    """A shell has it ignored by what runs in the background."""
+    """Restore the default action, because a shell ignores SIGINT for background processes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -120,8 +137,8 @@ def heed_ctrl_c() -> None:
         (["audit", "tail"], "mcpguard.cli.audit"),
     ],
 )
-def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word(tmp_path: Path, argv: list[str], module: str) -> None:
+def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_path: Path, argv: list[str], module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = mcpguard(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
+    done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

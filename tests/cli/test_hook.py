@@ -1,4 +1,4 @@
-"""`mcpguard hook claude-code`: quick, silent and never in the way."""
+"""`mcpguard hook claude-code`: it is quick and silent, and never stops a call."""
 
 import contextlib
 import json
@@ -25,11 +25,11 @@ from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, u
 from tests.end_to_end.outages import root_only
 
 IN_TIME_S = TIMEOUT_S + 20
-"""Its own bound, and much for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
+"""The hook's own time limit, and time for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
 
 
 def note(home: Path, given: dict[str, Any], *options: str, **env: str) -> None:
-    """Run the hook with all the time that a busy machine may need to take a note."""
+    """Run the hook with enough time to write a note on a busy machine."""
     budget(home, PATIENT_MS)
     hook(home, given, *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}, **env)
 
@@ -42,7 +42,7 @@ def hook(
     tuned: Mapping[str, object] | None = None,
     **env: str,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the hook; it has to be silent, and content, whatever it is given."""
+    """Run the hook. It must print nothing and exit with status 0 for any input."""
     data = json.dumps(given).encode() if isinstance(given, dict) else given
     begin = time.monotonic()
     done = subprocess.run(
@@ -74,14 +74,14 @@ def home(tmp_path: Path) -> Path:
 
 def test_a_subagents_call_is_noted(home: Path) -> None:
     def is_noted() -> bool:
-        hook(home, EXPLORE)  # it may run out of time on a busy machine
+        hook(home, EXPLORE)  # it may time out on a busy machine, so it is run again
         return noted(home / "mcpguard.db") is not None
 
     until(is_noted, "a note")
     assert noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
 
 
-def test_the_store_and_the_namespace_are_those_of_the_wrappers(home: Path, tmp_path: Path) -> None:
+def test_it_uses_the_store_and_the_namespace_of_the_settings(home: Path, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         SqliteStore(tmp_path / f"{name}.db").close()
     (home / "config.toml").write_text(f'[store]\nurl = "sqlite://{tmp_path}/one.db"\nnamespace = "team"\n')
@@ -112,17 +112,17 @@ def test_the_store_and_the_namespace_are_those_of_the_wrappers(home: Path, tmp_p
     ],
     ids=lambda given: str(given)[:20],
 )
-def test_what_is_nothing_to_note_is_no_failure(home: Path, given: bytes | dict[str, Any]) -> None:
+def test_input_without_a_subagent_is_ignored(home: Path, given: bytes | dict[str, Any]) -> None:
     hook(home, given)
     assert not noted(home / "mcpguard.db")
 
 
-def test_arguments_may_be_large_and_what_is_larger_is_given_up(home: Path) -> None:
+def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path) -> None:
     note(home, without(tool_input={"text": "x" * (MAX_INPUT_BYTES // 2)}))
     assert noted(home / "mcpguard.db")
     huge = json.dumps(without(tool_use_id="huge", tool_input={"text": "x" * MAX_INPUT_BYTES})).encode()
     begin = time.monotonic()
-    with contextlib.suppress(BrokenPipeError):  # it need not be read to its end
+    with contextlib.suppress(BrokenPipeError):  # the hook need not read all of its input
         subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
     assert time.monotonic() - begin < IN_TIME_S
     assert not noted(home / "mcpguard.db", tool_use_id="huge")
@@ -132,25 +132,25 @@ def test_arguments_may_be_large_and_what_is_larger_is_given_up(home: Path) -> No
     "broken",
     ["not toml [", '[store]\nurl = "nonsense"\n', '[store]\nurl = "redis://127.0.0.1:1/0"\n', "[store]\ntimeout_ms = -1\n"],
 )
-def test_a_broken_config_is_said_by_others(home: Path, broken: str) -> None:
+def test_a_broken_config_is_not_reported_by_the_hook(home: Path, broken: str) -> None:
     (home / "config.toml").write_text(broken)
     hook(home, EXPLORE)
 
 
-def test_a_missing_store_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
     hook(tmp_path / "none", EXPLORE)
     assert list(tmp_path.iterdir()) == []
     hook(tmp_path, EXPLORE, "--config", str(tmp_path / "none.toml"))
 
 
-def test_a_file_that_is_no_store_is_left_alone(home: Path) -> None:
+def test_a_file_that_is_not_a_store_is_not_changed(home: Path) -> None:
     content = b"something else, and longer than the header of a database is" * 10
     (home / "mcpguard.db").write_bytes(content)
     hook(home, EXPLORE)
     assert (home / "mcpguard.db").read_bytes() == content
 
 
-def test_a_call_log_that_another_holds_is_not_waited_for_long(home: Path) -> None:
+def test_a_locked_call_log_does_not_delay_the_hook(home: Path) -> None:
     with contextlib.closing(lock_file(home / "mcpguard.db-calls")) as lock:
         assert lock.acquire(DEADLINE_S)
         hook(home, EXPLORE)
@@ -158,14 +158,14 @@ def test_a_call_log_that_another_holds_is_not_waited_for_long(home: Path) -> Non
     assert not noted(home / "mcpguard.db")
 
 
-def test_a_lock_on_the_database_is_no_matter(home: Path) -> None:
+def test_a_locked_database_does_not_prevent_a_note(home: Path) -> None:
     with contextlib.closing(sqlite3.connect(home / "mcpguard.db", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         hook(home, EXPLORE)
     assert noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
 
 
-def test_the_store_is_given_the_time_that_a_call_gives_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
     def leave_note(_: object, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
@@ -182,25 +182,25 @@ def test_the_store_is_given_the_time_that_a_call_gives_it(home: Path, monkeypatc
 
 
 @root_only
-def test_a_resolver_that_hangs_holds_no_call_up(tmp_path: Path) -> None:
+def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
     nameserver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    place = ".".join(["127", *map(str, os.urandom(2)), "53"])  # nobody else's, who runs this test at the same time
+    place = ".".join(["127", *map(str, os.urandom(2)), "53"])  # an address of its own, for tests that run at the same time
     with contextlib.closing(nameserver):
-        nameserver.bind((place, 53))  # it hears, and does not answer
+        nameserver.bind((place, 53))  # it receives queries and does not answer
         (tmp_path / "resolv.conf").write_text(f"nameserver {place}\noptions timeout:30 attempts:5\n")
         under = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', tmp_path / "resolv.conf"]
-        tuned = {"mcpguard.cli.hook.TIMEOUT_S": 8}  # long enough to get so far on a busy machine
+        tuned = {"mcpguard.cli.hook.TIMEOUT_S": 8}  # long enough to reach the query on a busy machine
 
         def has_hung() -> bool:
             hook(tmp_path, EXPLORE, "--store", "redis://cache.acme.com:6379/0", under=[*map(str, under)], tuned=tuned)
             asked, _, _ = select.select([nameserver], [], [], 0)
-            return bool(asked)  # unless it ran out of time before
+            return bool(asked)  # false if the hook timed out earlier
 
-        until(has_hung, "it asks the nameserver")
+        until(has_hung, "it asks the name server")
         assert b"cache" in nameserver.recv(4096)
 
 
-def test_an_input_that_does_not_end_is_not_waited_for(home: Path) -> None:
+def test_it_does_not_wait_for_endless_input(home: Path) -> None:
     begin = time.monotonic()
     process = subprocess.Popen(command("hook", "claude-code"), env=environment(home), stdin=subprocess.PIPE)
     assert process.wait(DEADLINE_S) == 0
@@ -209,7 +209,7 @@ def test_an_input_that_does_not_end_is_not_waited_for(home: Path) -> None:
     process.stdin.close()
 
 
-def test_closed_streams_are_no_failure(home: Path) -> None:
+def test_closed_streams_are_accepted(home: Path) -> None:
     def close() -> None:
         for fd in (0, 1, 2):
             os.close(fd)
@@ -219,14 +219,14 @@ def test_closed_streams_are_no_failure(home: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [("claude-code", "--nope"), ("claude-code", "--store"), ("claude-cod",), ("--nope",)])
-def test_a_mistake_on_its_command_line_is_said_and_forbids_no_call(home: Path, wrong: tuple[str, ...]) -> None:
+def test_a_usage_error_is_reported_and_does_not_block_the_call(home: Path, wrong: tuple[str, ...]) -> None:
     done = mcpguard(home, "hook", *wrong)
     assert done.returncode == 0
     assert done.stdout == ""
     assert done.stderr.startswith("mcpguard: ")
 
 
-def test_help_shows_settings_that_can_be_copied(home: Path) -> None:
+def test_the_help_shows_settings_to_copy(home: Path) -> None:
     done = mcpguard(home, "hook", "claude-code", "--help")
     text = done.stdout[done.stdout.index("    {") : done.stdout.rindex("    }") + 5]
     (entry,) = json.loads(text)["hooks"]["PreToolUse"]
@@ -236,13 +236,13 @@ def test_help_shows_settings_that_can_be_copied(home: Path) -> None:
     assert one["command"] == "mcpguard hook claude-code"
 
 
-def test_a_later_note_of_a_call_takes_the_place_of_the_first(home: Path) -> None:
+def test_a_later_note_of_a_call_replaces_the_first(home: Path) -> None:
     note(home, EXPLORE)
     note(home, without(agent_type="Plan"))
     assert noted(home / "mcpguard.db") == "Claude Code::subagent::Plan"
 
 
-def test_it_loads_nothing_that_it_does_not_need(home: Path) -> None:
+def test_it_loads_only_what_it_needs(home: Path) -> None:
     lines = subprocess.run(
         [command()[0], "-X", "importtime", *command("hook", "claude-code")[1:]],
         input=json.dumps(EXPLORE).encode(),

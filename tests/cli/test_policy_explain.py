@@ -1,7 +1,8 @@
-"""`mcpguard policy explain`, against a store that wrappers have used."""
+"""`mcpguard policy explain` with a store that has counters."""
 
 import getpass
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,19 @@ RULES = (
 WHO = ("--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two calls, made once."""
+    home = tmp_path_factory.mktemp("used")
+    policy(home, RULES)
+    calls(home, "echo", 2)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    policy(tmp_path, RULES)
-    calls(tmp_path, "echo", 2)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -33,13 +43,13 @@ NO_ROLES = "warning: no call has roles or scopes here: there is no [identity.jwt
 
 
 def explained(home: Path, *argv: str, **env: str) -> dict[str, Any]:
-    done = mcpguard(home, "policy", "explain", *argv, "--json", preexec=None, **env)
+    done = mcpguard(home, "policy", "explain", *argv, "--json", **env)
     assert (done.returncode, done.stderr) == (0, NO_ROLES if {"--role", "--scope"} & {*argv} else "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_it_says_in_plain_text_what_each_rule_is_to_the_call_and_what_is_left(home: Path) -> None:
+def test_in_a_pipe_it_lists_the_rules_by_status_with_the_quota_left(home: Path) -> None:
     done = mcpguard(home, "policy", "explain", *WHO, "--tool", "echo", "--server", "crm")
     assert (done.returncode, done.stderr) == (0, "")
     out, _, rest = done.stdout.rpartition(" s\n")
@@ -56,13 +66,13 @@ call of echo
 
 Applies:
 2. 3/1h  user=alice@acme.com tool=echo
-    3/1h: 2 used, 1 left of user=alice@acme.com tool=echo server=crm
+    3/1h: 2 used, 1 left for user=alice@acme.com tool=echo server=crm
 3. 50/90m  tool=echo
-    50/90m: 2 used, 48 left of tool=echo server=crm
-6. 2/1h  agent=*::interactive::* (all agents) [reports only]
-    2/1h: 2 used, 0 left of agent="Claude Code::interactive::default"
+    50/90m: 2 used, 48 left for tool=echo server=crm
+6. 2/1h  agent=*::interactive::* (all agents) [observe mode]
+    2/1h: 2 used, 0 left for agent="Claude Code::interactive::default"
 
-Yields:
+Overridden:
 1. 100/1h  user=* tool=echo
     rule 2 is narrower in user
 
@@ -72,11 +82,11 @@ Does not match:
 5. deny  tool=delete
     the tool is not delete
 
-Next call: would_deny by 2/1h of agent=*::interactive::*; room in"""
+Next call: would_deny by 2/1h (rule agent=*::interactive::*); retry in"""
     )
 
 
-def test_it_says_what_the_next_call_gets_and_counts_nothing(home: Path) -> None:
+def test_it_shows_the_decision_on_the_next_call_and_counts_nothing(home: Path) -> None:
     for _ in range(3):
         assert explained(home, *WHO, "--tool", "echo")["next"]["decision"] == "would_deny"
     rows = audit(home)
@@ -89,7 +99,7 @@ def test_it_says_what_the_next_call_gets_and_counts_nothing(home: Path) -> None:
     assert [row["decision"] for row in audit(home)][-1] == "rate_limited"
 
 
-def test_json_has_all_of_it(home: Path) -> None:
+def test_json_output_has_every_member(home: Path) -> None:
     found = explained(home, *WHO, "--tool", "echo", "--role", "a", "--role", "b", "--scope", "s")
     assert found["call"] == {
         "user": "alice@acme.com",
@@ -114,29 +124,29 @@ def test_json_has_all_of_it(home: Path) -> None:
         "mode": "enforce",
         "line": 1,
         "name": None,
-        "status": "yields",
+        "status": "overridden",
         "reason": "rule 2 is narrower in user",
-        "yields_to": 2,
+        "overridden_by": 2,
         "narrower_in": ["user"],
         "limits": [],
     }
     (left,) = second["limits"]
     assert (left["limit"], left["window"], left["count"], left["remaining"], left["retry_after_ms"]) == (3, "1h", 2, 1, 0)
     assert left["counter"] == "user=alice@acme.com tool=echo server=crm"
-    assert [one["status"] for one in found["rules"]] == ["yields", "applies", "applies", "no_match", "no_match", "applies"]
+    assert [one["status"] for one in found["rules"]] == ["overridden", "applies", "applies", "no_match", "no_match", "applies"]
 
 
-def test_a_closed_tool_and_an_unlimited_one_are_said_to_be(home: Path) -> None:
+def test_it_says_that_a_tool_is_closed_or_not_limited(home: Path) -> None:
     policy(home, rule("deny", tool="delete") + rule("unlimited", tool="free"))
     closed = mcpguard(home, "policy", "explain", "--tool", "delete").stdout
     assert "    denies the call\n" in closed
-    assert closed.endswith("Next call: denied by tool=delete\n")
+    assert closed.endswith("Next call: denied by the rule tool=delete\n")
     free = mcpguard(home, "policy", "explain", "--tool", "free").stdout
     assert "    counts nothing\n" in free
     assert free.endswith("Next call: allowed; no rule limits it\n")
 
 
-def test_what_is_not_given_is_as_a_wrapper_here_would_have_it(tmp_path: Path) -> None:
+def test_options_that_are_not_given_have_the_values_of_a_server_started_here(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1h", tool="echo"))
     found = explained(tmp_path, "--tool", "echo")
     call = found["call"]
@@ -152,13 +162,7 @@ def test_what_is_not_given_is_as_a_wrapper_here_would_have_it(tmp_path: Path) ->
     assert "  user:   bob (MCPGUARD_USER)\n  agent:  A::b::c (config.toml)\n" in text
     text = mcpguard(tmp_path, "policy", "explain", "--tool", "echo", "--agent", "::api::").stdout
     assert "agent:  unknown::api::default (a client fills in its own name)" in text
-    assert "server: - (not known; name it with --server)" in text
-
-
-def test_the_rules_of_roles_and_scopes_see_those_that_are_given(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="delete") + rule("20/1h", tool="delete", scope="admin.users"))
-    assert explained(tmp_path, "--tool", "delete")["next"]["decision"] == "denied"
-    assert explained(tmp_path, "--tool", "delete", "--scope", "admin.users")["next"]["decision"] == "allowed"
+    assert "server: - (unknown; name it with --server)" in text
 
 
 @pytest.mark.parametrize(
@@ -172,16 +176,16 @@ def test_the_rules_of_roles_and_scopes_see_those_that_are_given(tmp_path: Path) 
         ("--tool", "echo", "--scope", "*"),
     ],
 )
-def test_a_pattern_is_no_call(home: Path, argv: tuple[str, ...]) -> None:
+def test_a_pattern_is_refused(home: Path, argv: tuple[str, ...]) -> None:
     done = mcpguard(home, "policy", "explain", *argv)
     assert done.returncode == 2
     assert done.stdout == ""
     first, hint = done.stderr.splitlines()
     assert first.endswith(" is a pattern")
-    assert hint == "hint: a call has names of its own; patterns are for rules"
+    assert hint == "hint: a call has exact names; only rules have patterns"
 
 
-def test_an_agent_of_two_parts_and_a_missing_tool_are_errors_of_one_line(home: Path) -> None:
+def test_an_agent_of_two_parts_and_a_missing_tool_are_usage_errors(home: Path) -> None:
     done = mcpguard(home, "policy", "explain", "--tool", "echo", "--agent", "a::b")
     assert done.returncode == 2
     assert done.stderr.startswith("mcpguard: --agent: 'a::b' does not have three parts\nhint: ")
@@ -194,35 +198,27 @@ def test_an_agent_of_two_parts_and_a_missing_tool_are_errors_of_one_line(home: P
 
 
 @pytest.mark.parametrize("option", ["--user", "--agent", "--tool", "--server", "--role", "--scope"])
-def test_an_option_that_is_empty_is_an_error_and_not_as_if_it_were_left_out(home: Path, option: str) -> None:
+def test_an_empty_option_is_an_error(home: Path, option: str) -> None:
     named = [] if option == "--tool" else ["--tool", "echo"]
     done = mcpguard(home, "policy", "explain", *named, option, "")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"mcpguard: {option}: it is empty\nhint: name one, or leave the option out\n"
+    assert done.stderr == f"mcpguard: {option} is empty\nhint: give a name, or leave the option out\n"
 
 
-def test_where_a_client_that_names_itself_is_not_believed_none_is_said_to_fill_its_name_in(home: Path) -> None:
+def test_with_trust_client_info_off_it_does_not_say_that_the_client_fills_in_its_name(home: Path) -> None:
     (home / "config.toml").write_text("[identity]\ntrust_client_info = false\n")
     assert "unknown::interactive::default\n" in mcpguard(home, "policy", "explain", "--tool", "echo").stdout
 
 
-def test_a_broken_policy_is_said_with_its_line(home: Path) -> None:
+def test_a_broken_policy_is_reported_with_its_line(home: Path) -> None:
     (home / "policy.toml").write_text("[[rule]]\nlimit = 5\n")
     done = mcpguard(home, "policy", "explain", "--tool", "echo")
     assert done.returncode == 78
     assert "line 1" in done.stderr
 
 
-def test_without_a_store_all_counters_are_empty_and_none_is_made(tmp_path: Path) -> None:
-    policy(tmp_path, RULES)
-    found = explained(tmp_path, *WHO, "--tool", "echo")
-    assert found["next"]["decision"] == "allowed"
-    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {0}
-    assert not (tmp_path / "mcpguard.db").exists()
-
-
 @pytest.mark.parametrize("how", ["damaged", "locked"])
-def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the_same(home: Path, how: str) -> None:
+def test_rules_are_explained_even_if_the_store_cannot_be_read(home: Path, how: str) -> None:
     lock = sqlite3.connect(home / "mcpguard.db", isolation_level=None)
     if how == "damaged":
         (home / "mcpguard.db").write_bytes(b"something else, and longer than a header" * 10)
@@ -236,26 +232,20 @@ def test_a_store_that_cannot_be_read_is_said_and_the_rules_are_explained_all_the
     assert "the store cannot be read" in done.stdout
     assert "    rule 2 is narrower in user\n" in done.stdout
     assert " used, " not in done.stdout
-    assert done.stdout.endswith("Next call: not known, since the store cannot be read\n")
+    assert done.stdout.endswith("Next call: unknown, because the store cannot be read\n")
     assert found["store"]["readable"] is False
     assert found["store"]["reason"]
     assert found["next"] is None
     assert {left["count"] for one in found["rules"] for left in one["limits"]} == {None}
 
 
-def test_counters_of_another_namespace_are_not_looked_at(home: Path) -> None:
-    found = explained(home, *WHO, "--tool", "echo", "--server", "crm", MCPGUARD_NAMESPACE="other")
-    assert {left["count"] for one in found["rules"] for left in one["limits"]} == {0}
-    assert explained(home, *WHO, "--tool", "echo", MCPGUARD_NAMESPACE="other")["call"]["server"] is None
-
-
-def test_the_starter_policy_is_explained_as_such(tmp_path: Path) -> None:
+def test_it_says_that_the_starter_policy_applies(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo")
     assert done.stdout.startswith(f"starter policy: no file at {tmp_path}/policy.toml\n")
-    assert "Next call: allowed; 99 left after it by 100/1m of" in done.stdout
+    assert "Next call: allowed; then 99 left of 100/1m (rule" in done.stdout
 
 
-def test_on_a_terminal_of_eighty_columns_it_is_a_table_that_fits(home: Path) -> None:
+def test_the_table_fits_a_terminal_of_eighty_columns(home: Path) -> None:
     status, text = on_terminal(home, "policy", "explain", *WHO, "--tool", "echo", NO_COLOR="1")
     assert status == 0
     assert max(len(line.rstrip()) for line in text.splitlines() if "policy.toml" not in line) <= 80

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,20 @@ RULES = (
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calls by Alice and Bob, made once."""
+    home = tmp_path_factory.mktemp("used")
+    policy(home, RULES)
+    calls(home, "echo", 2)
+    calls(home, "plain", 1, *BOB)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    policy(tmp_path, RULES)
-    calls(tmp_path, "echo", 2)
-    calls(tmp_path, "plain", 1, *BOB)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -39,15 +49,15 @@ def test_it_empties_all_counters_and_prints_them(home: Path) -> None:
             "user=alice@acme.com tool=echo server=crm: 2 calls in the last hour",
             "user=bob tool=plain server=files: 1 call in the last hour",
             "tool=echo server=crm: 2 calls in the last 90 minutes",
-            "user=alice@acme.com agent=*::interactive::* together: 2 calls in the last 30 minutes",
+            "user=alice@acme.com agent=*::interactive::* (counted together): 2 calls in the last 30 minutes",
             "4 counters reset",
         ]
     )
     assert held(home) == 0
-    assert mcpguard(home, "reset", "--yes").stdout == "no counter that holds anything matches\n"
+    assert mcpguard(home, "reset", "--yes").stdout == "no counter in use matches\n"
 
 
-def test_as_json_it_prints_each_counter_that_it_emptied_on_a_line_and_nothing_else(home: Path) -> None:
+def test_json_output_has_a_line_for_each_counter_and_nothing_else(home: Path) -> None:
     done = mcpguard(home, "reset", "--user", "alice@acme.com", "--yes", "--json")
     found = sorted(map(json.loads, done.stdout.splitlines()), key=lambda counter: counter["window_seconds"])
     assert found == [
@@ -86,7 +96,7 @@ def test_as_json_it_prints_each_counter_that_it_emptied_on_a_line_and_nothing_el
         (["--user", "nobody"], 0),
     ],
 )
-def test_selectors_choose_counters_by_what_they_count_for(home: Path, selectors: list[str], reset: int) -> None:
+def test_selectors_match_what_counters_count(home: Path, selectors: list[str], reset: int) -> None:
     done = mcpguard(home, "reset", "--yes", *selectors)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == reset + 1
@@ -109,10 +119,10 @@ def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:
         host.end()
 
 
-def test_without_a_terminal_it_refuses_to_go_on_without_yes(home: Path) -> None:
+def test_without_a_terminal_it_needs_yes(home: Path) -> None:
     done = mcpguard(home, "reset")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[1] == "hint: add --yes"
+    assert done.stderr.splitlines()[1] == "hint: add --yes to reset without asking"
     assert held(home) == 4
 
 
@@ -127,7 +137,7 @@ def test_on_a_terminal_it_asks(home: Path) -> None:
     assert held(home) == 3
 
 
-def test_an_end_of_input_instead_of_an_answer_resets_nothing(home: Path) -> None:
+def test_end_of_input_at_the_question_resets_nothing(home: Path) -> None:
     assert on_terminal(home, "reset", typed=b"\x04")[0] == 130
     assert held(home) == 4
 
@@ -145,7 +155,7 @@ def test_without_a_store_there_is_nothing_to_reset(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"no counters: there is no store at {tmp_path / 'mcpguard.db'}\n")
 
 
-def test_a_damaged_store_is_told_with_status_69(tmp_path: Path) -> None:
+def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
     assert mcpguard(tmp_path, "reset", "--yes").returncode == 69
 

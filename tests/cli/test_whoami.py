@@ -37,7 +37,7 @@ def whoami(home: Path, *argv: str, status: int = 0, **env: Any) -> dict[str, Any
         ([], {}, "", getpass.getuser(), None),
     ],
 )
-def test_without_tokens_the_user_is_who_is_configured_and_its_place_is_told(
+def test_without_a_token_it_shows_the_configured_user_and_where_it_is_set(
     tmp_path: Path, argv: list[str], env: dict[str, Any], config: str, user: str, place: str | None
 ) -> None:
     (tmp_path / "config.toml").write_text(config)
@@ -46,7 +46,7 @@ def test_without_tokens_the_user_is_who_is_configured_and_its_place_is_told(
     assert report["user_source"] == ("config" if place else "os")
 
 
-def test_it_takes_what_an_entry_gives_to_run(tmp_path: Path) -> None:
+def test_it_takes_the_arguments_of_run(tmp_path: Path) -> None:
     entry = ["--agent", "Mine::api::", "--observe", "--denials", "result", "--", "npx", "-y", "@acme/crm-server"]
     report = whoami(tmp_path, *entry)
     assert (report["agent"], report["agent_source"], report["agent_from"]) == ("Mine::api::default", "config", "--agent")
@@ -55,14 +55,14 @@ def test_it_takes_what_an_entry_gives_to_run(tmp_path: Path) -> None:
     assert "server" not in whoami(tmp_path)
 
 
-def test_a_token_that_nobody_looks_at_is_told_of(tmp_path: Path) -> None:
+def test_it_warns_of_a_token_that_is_not_used(tmp_path: Path) -> None:
     report = whoami(tmp_path, MCPGUARD_TOKEN="s3cret")
     assert (report["user_source"], len(report["warnings"])) == ("os", 1)
     assert "s3cret" not in json.dumps(report)
     assert whoami(tmp_path)["warnings"] == []
 
 
-def test_a_verified_user_is_shown_with_all_that_the_token_says_but_not_the_token(tmp_path: Path, keys: KeyServer) -> None:
+def test_it_shows_a_verified_user_and_the_claims_but_not_the_token(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
     expires_s = int(time.time()) + 600
     secret = token(
@@ -97,7 +97,7 @@ def test_a_verified_user_is_shown_with_all_that_the_token_says_but_not_the_token
     }
 
 
-def test_every_problem_is_told_and_the_status_says_that_there_is_one(tmp_path: Path, keys: KeyServer) -> None:
+def test_every_problem_is_shown_and_the_status_is_1(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
     file.write_text(token(number=1, headers={"kid": "RS256-0"}, aud="other", exp=1, iss="x"))
     file.chmod(0o644)
@@ -114,7 +114,7 @@ def test_every_problem_is_told_and_the_status_says_that_there_is_one(tmp_path: P
     assert [warning.partition(" (")[0] for warning in report["warnings"]] == [f"others can read the token in {file}"]
 
 
-def test_every_problem_of_the_claims_is_told_though_the_signature_is_good(tmp_path: Path, keys: KeyServer) -> None:
+def test_every_problem_of_the_claims_is_shown_if_the_signature_is_valid(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url, user_claim="preferred_username")
     write_token(file, token(aud="other", exp=1, sub=None, nbf=4_102_444_800))
     report = whoami(tmp_path, status=1)
@@ -128,7 +128,7 @@ def test_every_problem_of_the_claims_is_told_though_the_signature_is_good(tmp_pa
     assert report["token"]["verified"]
 
 
-def test_problems_of_the_token_its_file_and_the_keys_are_told_together(tmp_path: Path, keys: KeyServer) -> None:
+def test_problems_of_token_file_and_keys_are_shown_together(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, f"{keys.url}?code=s3cret")
     keys.status = 503
     file.write_text(token(exp=1, aud="other"))
@@ -137,7 +137,7 @@ def test_problems_of_the_token_its_file_and_the_keys_are_told_together(tmp_path:
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert [line.partition(". hint")[0] for line in lines if line.startswith("problem: ")] == [
-        f"problem: keys cannot be had from {keys.url}: it answers with HTTP status 503",
+        f"problem: keys cannot be fetched from {keys.url}: it answers with HTTP status 503",
         f"problem: the token in {file} is not for the audience {AUDIENCE}",
         f"problem: the token in {file} expired at 1970-01-01T00:00:01Z",
     ]
@@ -146,12 +146,12 @@ def test_problems_of_the_token_its_file_and_the_keys_are_told_together(tmp_path:
     told = [problem["message"] for problem in whoami(tmp_path, status=1)["problems"]]
     assert told == [
         f"there is no token: {file} does not exist",
-        f"keys cannot be had from {keys.url}: it answers with HTTP status 503",
+        f"keys cannot be fetched from {keys.url}: it answers with HTTP status 503",
     ]
     assert "s3cret" not in done.stdout + done.stderr
 
 
-def test_keys_that_were_kept_in_the_future_have_no_age(tmp_path: Path, keys: KeyServer) -> None:
+def test_keys_fetched_in_the_future_have_no_age(tmp_path: Path, keys: KeyServer) -> None:
     write_token(settings(tmp_path, keys.url), token())
     assert whoami(tmp_path)["keys"]["age_seconds"] >= 0
     (kept,) = tmp_path.glob("jwks-*.json")
@@ -165,15 +165,15 @@ def test_keys_that_were_kept_in_the_future_have_no_age(tmp_path: Path, keys: Key
     assert 0 <= whoami(tmp_path)["keys"]["age_seconds"] < 60
 
 
-def test_keys_that_cannot_be_had_are_told_of(tmp_path: Path, keys: KeyServer) -> None:
+def test_keys_that_cannot_be_fetched_are_reported(tmp_path: Path, keys: KeyServer) -> None:
     write_token(settings(tmp_path, keys.url), token())
     keys.status = 500
     report = whoami(tmp_path, status=1)
     assert report["keys"] == {"source": keys.url, "problem": "it answers with HTTP status 500"}
-    assert report["problems"][0]["message"] == f"keys cannot be had from {keys.url}: it answers with HTTP status 500"
+    assert report["problems"][0]["message"] == f"keys cannot be fetched from {keys.url}: it answers with HTTP status 500"
 
 
-def test_without_a_token_it_says_where_one_is_looked_for(tmp_path: Path, keys: KeyServer) -> None:
+def test_without_a_token_it_says_where_it_looks_for_one(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
     done = mcpguard(tmp_path, "whoami")
     assert done.returncode == 1
@@ -185,7 +185,7 @@ def test_without_a_token_it_says_where_one_is_looked_for(tmp_path: Path, keys: K
     assert (env.returncode, env.stdout.splitlines()[0]) == (0, "user: alice (the token)")
 
 
-def test_on_a_terminal_it_is_a_table_of_eighty_columns_without_control_characters(tmp_path: Path, keys: KeyServer) -> None:
+def test_the_table_fits_eighty_columns_and_has_no_control_characters(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
     said: dict[str, Any] = {"note": "\x1b[2J" + "long " * 50, "https://acme.com/a/very/long/claim": "客户" * 60}
     write_token(file, token(aud="other", **said))
@@ -198,7 +198,7 @@ def test_on_a_terminal_it_is_a_table_of_eighty_columns_without_control_character
     assert "\x1b[31m" in on_terminal(tmp_path, "whoami")[1]
 
 
-def test_a_wide_name_of_a_claim_is_whole_on_a_terminal(tmp_path: Path, keys: KeyServer) -> None:
+def test_a_wide_claim_name_is_not_cut_on_a_terminal(tmp_path: Path, keys: KeyServer) -> None:
     said: dict[str, Any] = {"客户服务编号": "x" * 100}
     write_token(settings(tmp_path, keys.url), token(**said))
     _, shown = on_terminal(tmp_path, "whoami", NO_COLOR="1")
@@ -206,7 +206,7 @@ def test_a_wide_name_of_a_claim_is_whole_on_a_terminal(tmp_path: Path, keys: Key
     assert max(map(cell_len, shown.splitlines())) <= 79
 
 
-def test_settings_that_cannot_be_are_one_line_and_a_hint(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_in_one_line_and_a_hint(tmp_path: Path) -> None:
     settings(tmp_path, "http://idp.acme.com/keys")
     done = mcpguard(tmp_path, "whoami")
     assert (done.returncode, done.stdout) == (78, "")
@@ -226,7 +226,7 @@ def test_settings_that_cannot_be_are_one_line_and_a_hint(tmp_path: Path) -> None
     ],
     ids=" ".join,
 )
-def test_an_error_does_not_repeat_a_token_that_was_pasted_where_something_else_belongs(tmp_path: Path, argv: list[str]) -> None:
+def test_an_error_does_not_repeat_a_token_pasted_into_the_wrong_place(tmp_path: Path, argv: list[str]) -> None:
     secret = token()
     done = mcpguard(tmp_path, *(word.format(secret) for word in argv))
     assert done.returncode in {1, 2, 78}
@@ -234,7 +234,7 @@ def test_an_error_does_not_repeat_a_token_that_was_pasted_where_something_else_b
     assert not [piece for piece in secret.split(".") if piece in done.stdout + done.stderr]
 
 
-def test_a_token_where_the_servers_name_belongs_is_refused_without_repeating_it(tmp_path: Path) -> None:
+def test_a_token_as_the_servers_name_is_refused_and_not_repeated(tmp_path: Path) -> None:
     pasted = token()
     for command in ("whoami", "run"):
         done = mcpguard(tmp_path, command, "--server", pasted, "--", "true")

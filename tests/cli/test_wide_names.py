@@ -1,4 +1,4 @@
-"""What is shown stays within eighty columns, of which a wide character takes two: on a terminal, and in a pipe."""
+"""Output fits eighty columns, on a terminal and in a pipe. A wide character takes two columns."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_paragraphs_in_a_pipe_are_folded_by_columns(home: Path, argv: tuple[str,
     assert "\0" not in text
 
 
-def test_the_audits_table_in_a_pipe_that_columns_is_set_for_fits(home: Path) -> None:
+def test_the_audit_table_in_a_pipe_fits_columns(home: Path) -> None:
     lines = mcpguard(home, "audit", "tail", COLUMNS="80").stdout.splitlines()
     assert max(map(cell_len, lines)) <= 80
     assert any(USER[:4] in line for line in lines)

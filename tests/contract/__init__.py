@@ -1,1 +1,1 @@
-"""What every store promises, tested against each."""
+"""Tests of the contract that all kinds of stores share."""

@@ -1,32 +1,59 @@
-"""Each kind of store, as something of which one can open several handles."""
+"""Makes each kind of store, for tests that open several handles on one store."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from mcpguard.stores.api import Options, Store
+from mcpguard.core.claude_code import AgentNote
+from mcpguard.stores.api import Options, Readable, Store
+from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import SERVERS, Server, running
 
 
-class Place:
-    """Where a store is: every handle that is opened here shares it. Its time stands still until it is moved."""
+class Kind(NamedTuple):
+    """One kind of store, in one place.
 
-    def __init__(self, make: Callable[[Time, Time], Store], namespace: str) -> None:
+    Attributes:
+        open: Opens it, with the store's time and wall-clock time.
+        read: Opens it to be read, with the store's time.
+        leave_note: Notes an agent in a namespace, at a wall-clock time, as a hook does. The store exists.
+    """
+
+    open: Callable[[Time, Time], Store]
+    read: Callable[[Time], Readable]
+    leave_note: Callable[[str, AgentNote, int], object]
+
+
+class Place:
+    """One store, on which a test can open several handles. Its time stands still until the test moves it."""
+
+    def __init__(self, kind: Kind, namespace: str) -> None:
         self.namespace = namespace
         self.time = Time()
         self.wall = Time(WALL_US)
-        self._make = make
-        self._opened: list[Store] = []
+        self._kind = kind
+        self._opened: list[Store | Readable] = []
 
     def open(self) -> Store:
-        store = self._make(self.time, self.wall)
+        store = self._kind.open(self.time, self.wall)
         self._opened.append(store)
         return store
+
+    def read(self) -> Readable:
+        reader = self._kind.read(self.time)
+        self._opened.append(reader)
+        return reader
+
+    def note(self, namespace: str, tool_use_id: str, agent: str) -> None:
+        self._kind.leave_note(namespace, AgentNote(tool_use_id, agent), self.wall())
 
     def pass_ms(self, ms: int) -> None:
         self.time.pass_ms(ms)
@@ -41,24 +68,44 @@ class Place:
             store.close()
 
 
-def _memory(_: Path) -> Callable[[Time, Time], Store]:
+def _memory(_: Path) -> Kind:
     memory = Memory()
-    return lambda time, wall: MemoryStore(memory, clock=time, wall=wall)
+    return Kind(
+        lambda time, wall: MemoryStore(memory, clock=time, wall=wall),
+        lambda time: MemoryStore(memory, clock=time),
+        lambda namespace, note, wall_us: memory.leave_note(namespace, note, wall_us=wall_us),
+    )
 
 
-def _sqlite(folder: Path) -> Callable[[Time, Time], Store]:
-    return lambda time, wall: SqliteStore(folder / "state" / "mcpguard.db", clock=time, wall=wall)
+def _sqlite(folder: Path) -> Kind:
+    path = folder / "state" / "mcpguard.db"
+
+    def read(time: Time) -> Readable:
+        reader = Reader(path)
+        reader.clock = time
+        return reader
+
+    return Kind(
+        lambda time, wall: SqliteStore(path, clock=time, wall=wall),
+        read,
+        lambda namespace, note, wall_us: SqliteAddress(path).leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
+    )
 
 
-def _on_server(server: Server) -> Callable[[Path], Callable[[Time, Time], Store]]:
-    def in_namespace(folder: Path) -> Callable[[Time, Time], Store]:
+def _on_server(server: Server) -> Callable[[Path], Kind]:
+    def in_namespace(folder: Path) -> Kind:
         options = Options(namespace=str(folder), timeout_ms=20_000)
-        return lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall)
+        address = RedisAddress(server.address)
+        return Kind(
+            lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall),
+            lambda time: RedisStore(server.address, options, clock=time),
+            lambda namespace, note, wall_us: address.leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
+        )
 
     return in_namespace
 
 
-Make = Callable[[Path], Callable[[Time, Time], Store]]
+Make = Callable[[Path], Kind]
 """Makes one kind of store in an empty folder."""
 
 STORES: dict[str, Make] = {"memory": _memory, "sqlite": _sqlite}

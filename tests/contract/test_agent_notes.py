@@ -1,9 +1,9 @@
-"""Notes of which agent makes a call; what every store does with them, and with the reading of counters."""
+"""Notes of which agent makes a call, and reading counters with `peek`."""
 
 import pytest
 
 from mcpguard.core import limiter
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.claude_code import NOTE_KEPT_US
 from mcpguard.core.limiter import EMPTY
 from mcpguard.core.policy import Counter
 from tests.contract.conftest import Place
@@ -14,73 +14,73 @@ PLAN = "Claude Code::subagent::Plan"
 KEPT_MS = NOTE_KEPT_US // 1000
 
 
-def test_a_note_is_seen_by_every_handle_and_as_often_as_it_is_asked_for(place: Place) -> None:
+def test_a_note_can_be_read_by_every_handle_and_any_number_of_times(place: Place) -> None:
     one, other = place.open(), place.open()
-    one.note_agent(place.namespace, AgentNote("t1", EXPLORE))
+    place.note(place.namespace, "t1", EXPLORE)
     for _ in range(2):
         assert one.noted_agents(place.namespace, ["t1"]) == other.noted_agents(place.namespace, ["t1"]) == {"t1": EXPLORE}
 
 
-def test_what_is_not_noted_is_left_out(place: Place) -> None:
+def test_calls_without_a_note_are_absent(place: Place) -> None:
     store = place.open()
     assert store.noted_agents(place.namespace, []) == {}
     assert store.noted_agents(place.namespace, ["t1", "t2"]) == {}
-    store.note_agent(place.namespace, AgentNote("t2", EXPLORE))
+    place.note(place.namespace, "t2", EXPLORE)
     assert store.noted_agents(place.namespace, ["t1", "t2", "t2"]) == {"t2": EXPLORE}
 
 
-def test_of_two_notes_of_one_call_the_later_stands(place: Place) -> None:
+def test_a_second_note_of_a_call_replaces_the_first(place: Place) -> None:
     store = place.open()
-    store.note_agent(place.namespace, AgentNote("t1", EXPLORE))
-    store.note_agent(place.namespace, AgentNote("t1", PLAN))
+    place.note(place.namespace, "t1", EXPLORE)
+    place.note(place.namespace, "t1", PLAN)
     assert store.noted_agents(place.namespace, ["t1"]) == {"t1": PLAN}
 
 
-def test_notes_of_one_namespace_are_nothing_to_another(place: Place) -> None:
+def test_notes_are_not_visible_in_another_namespace(place: Place) -> None:
     store = place.open()
-    store.note_agent(place.namespace + "-one", AgentNote("t1", EXPLORE))
+    place.note(place.namespace + "-one", "t1", EXPLORE)
     assert store.noted_agents(place.namespace + "-two", ["t1"]) == {}
-    store.note_agent(place.namespace + "-two", AgentNote("t1", PLAN))
+    place.note(place.namespace + "-two", "t1", PLAN)
     assert store.noted_agents(place.namespace + "-one", ["t1"]) == {"t1": EXPLORE}
 
 
-def test_a_note_is_good_for_its_time_and_no_longer(place: Place) -> None:
+def test_a_note_expires(place: Place) -> None:
     store = place.open()
-    store.note_agent(place.namespace, AgentNote("t1", EXPLORE))
+    place.note(place.namespace, "t1", EXPLORE)
     place.pass_ms(KEPT_MS)
     assert store.noted_agents(place.namespace, ["t1"]) == {"t1": EXPLORE}
     place.pass_ms(1)
     assert store.noted_agents(place.namespace, ["t1"]) == {}
 
 
-def test_many_notes_are_found_at_once(place: Place) -> None:
+def test_many_notes_are_read_at_once(place: Place) -> None:
     store = place.open()
     for at in range(300):
-        store.note_agent(place.namespace, AgentNote(f"t{at}", f"a::b::{at}"))
+        place.note(place.namespace, f"t{at}", f"a::b::{at}")
     found = store.noted_agents(place.namespace, [f"t{at}" for at in range(2000)])
     assert found == {f"t{at}": f"a::b::{at}" for at in range(300)}
 
 
 @pytest.mark.parametrize("name", ["'; DROP TABLE agent_note; --", "客户👩", "\x1b[2J", "x" * 256])
-def test_an_agent_of_any_name_comes_back_as_it_was(place: Place, name: str) -> None:
+def test_an_agent_of_any_name_is_read_as_it_was_noted(place: Place, name: str) -> None:
     store = place.open()
-    store.note_agent("a'b", AgentNote("t'1", f"a::b::{name}"))
+    place.note("a'b", "t'1", f"a::b::{name}")
     assert store.noted_agents("a'b", ["t'1"]) == {"t'1": f"a::b::{name}"}
 
 
-def test_a_note_changes_no_counter_and_no_audit(place: Place) -> None:
+def test_a_note_changes_no_counter_and_writes_no_audit_row(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
     assert session.decisions("x") == ["allowed"]
-    place.open().note_agent(place.namespace, AgentNote("t1", EXPLORE))
+    place.note(place.namespace, "t1", EXPLORE)
     assert session.decisions("x", 2) == ["allowed", "rate_limited"]
     assert len(list(session.store.entries())) == 3
 
 
-def test_counters_can_be_looked_at_without_changing_them(place: Place) -> None:
+def test_peek_reads_counters_without_changing_them(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
     (request,) = session.charges("x")
     counters = request.plan.counters
-    other = place.open()
+    other = place.read()
     assert other.peek(counters)[0] == [EMPTY, EMPTY]
     session.call("x", 2)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The audit: a row for every decision, in order, without gaps, and few for a storm."""
+"""Audit rows: one for every decision, in order, without gaps, and few for many equal denials."""
 
 import json
 from collections import Counter
@@ -41,13 +41,13 @@ def test_every_decision_has_its_row_in_order_with_who_what_and_how(place: Place)
     assert (first["count"], first["remaining"], first["request_id"]) == (1, 4, 1)
 
 
-def test_the_id_in_a_verdict_is_that_of_its_row(place: Place) -> None:
+def test_the_audit_id_of_a_verdict_is_the_id_of_its_row(place: Place) -> None:
     session = Session(place.open(), POLICY)
     verdicts = session.call("report", 5)
     assert [verdict.audit_id for verdict in verdicts] == [one["id"] for one in records(place)]
 
 
-def test_each_session_counts_its_rows_without_gaps(place: Place) -> None:
+def test_each_session_numbers_its_rows_without_gaps(place: Place) -> None:
     sessions = [Session(place.open(), POLICY, session=f"{at:016x}") for at in range(3)]
     for session in [*sessions, *reversed(sessions)] * 3:
         session.call("report", 2)
@@ -61,20 +61,20 @@ def test_each_session_counts_its_rows_without_gaps(place: Place) -> None:
         assert session.journal.seq == len(seqs) > 2
 
 
-def test_rows_that_were_decided_elsewhere_get_handles_for_their_outcomes(place: Place) -> None:
+def test_appended_rows_get_row_ids_for_their_outcomes(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report")
     requests = session.charges("report", 3)
     rows = session.journal.rows(requests, [Verdict("allowed") for _ in requests], place.wall())
-    handles = session.store.append(rows)
+    row_ids = session.store.append(rows)
     session.call("report")
-    session.store.record([Outcome(handles[2], "ok", 3000), Outcome(handles[0], "tool_error", 1000)])
+    session.store.record([Outcome(row_ids[2], "ok", 3000), Outcome(row_ids[0], "tool_error", 1000)])
     told = [(one["seq"], one.get("outcome"), one.get("duration_ms")) for one in records(place)]
     assert told == [(1, None, None), (2, "tool_error", 1), (3, None, None), (4, "ok", 3), (5, None, None)]
     assert session.store.append([]) == []
 
 
-def test_an_outcome_is_joined_to_its_row_and_the_first_one_stands(place: Place) -> None:
+def test_an_outcome_is_joined_to_its_row_and_the_first_one_stays(place: Place) -> None:
     session = Session(place.open(), POLICY)
     first, second = session.call("report", 2)
     assert first.row_id is not None
@@ -85,7 +85,7 @@ def test_an_outcome_is_joined_to_its_row_and_the_first_one_stands(place: Place) 
     assert told == [("ok", 0.25), ("tool_error", 1.5)]
 
 
-def test_no_outcomes_and_many_outcomes_are_recorded_alike(place: Place) -> None:
+def test_any_number_of_outcomes_is_recorded(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.store.record([])
     rows = [verdict.row_id for verdict in session.call("free", 1100)]
@@ -93,7 +93,7 @@ def test_no_outcomes_and_many_outcomes_are_recorded_alike(place: Place) -> None:
     assert Counter(one.get("outcome") for one in records(place)) == {"ok": 1100}
 
 
-def test_a_storm_of_equal_denials_becomes_a_row_a_second_that_tells_how_many(place: Place) -> None:
+def test_equal_denials_become_one_row_a_second_with_their_number(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report", 5)
     denials = 0
@@ -110,7 +110,7 @@ def test_a_storm_of_equal_denials_becomes_a_row_a_second_that_tells_how_many(pla
     assert not session.journal.flush(place.wall(), all_of_them=True)
 
 
-def test_every_denial_of_a_storm_names_the_row_that_tells_of_it(place: Place) -> None:
+def test_each_of_many_equal_denials_names_the_row_that_counts_it(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report", 5)
     verdicts = session.call("report", 4)
@@ -125,7 +125,7 @@ FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
     "invalid": lambda session, name: session.requests(call_line(f"{name}", None)),
     "unauthenticated": lambda session, name: session.requests(call_line(f"{name}")),
 }
-"""What makes a charge that is refused in this way, of the n-th name."""
+"""By decision: makes a request with this decision and the n-th name."""
 
 FLOODED = """
 [[rule]]
@@ -141,7 +141,7 @@ limit = "1/1h"
 
 
 @pytest.mark.parametrize("decision", FLOODS)
-def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_pushes_none_out(place: Place, decision: str) -> None:
+def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_none(place: Place, decision: str) -> None:
     session = Session(place.open(), FLOODED)
     admitted = session.call("limited")[0]
     if decision == "unauthenticated":
@@ -170,7 +170,7 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_pushes_no
     assert session.call("other")[0].has_own_row
 
 
-def test_of_a_call_that_was_denied_long_arguments_are_cut(place: Place) -> None:
+def test_long_arguments_of_a_denied_call_are_cut(place: Place) -> None:
     session = Session(place.open(), POLICY, arguments="full")
     arguments = {"text": "x" * 10_000}
     session.call("report", 6, arguments=arguments)
@@ -190,7 +190,7 @@ def test_denials_that_differ_do_not_share_a_row(place: Place) -> None:
     assert told == [("alice@acme.com", "report"), ("bob@acme.com", "report"), ("alice@acme.com", "closed")]
 
 
-def test_a_denial_after_a_quiet_second_has_a_row_of_its_own_at_once(place: Place) -> None:
+def test_a_denial_after_a_second_without_denials_has_its_own_row_at_once(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report", 6)
     place.pass_ms(1000)
@@ -198,7 +198,7 @@ def test_a_denial_after_a_quiet_second_has_a_row_of_its_own_at_once(place: Place
     assert len(records(place)) == 7
 
 
-def test_count_goes_on_with_the_denials_until_a_call_is_admitted(place: Place) -> None:
+def test_count_includes_the_denials_since_the_last_admission(place: Place) -> None:
     session = Session(place.open(), POLICY)
     assert [verdict.count for verdict in session.call("report", 8)] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [verdict.remaining for verdict in session.call("report", 1)] == [0]
@@ -212,7 +212,7 @@ def test_count_adds_only_the_denials_of_this_session(place: Place) -> None:
     assert two.one("report").count == 6
 
 
-def test_count_adds_a_denial_once_though_two_limits_meet_in_one_counter(place: Place) -> None:
+def test_count_includes_a_denial_once_if_two_limits_share_a_counter(place: Place) -> None:
     meeting = '[[rule]]\nuser = "a*"\nlimit = "2/1m"\n[[rule]]\nuser = "*m"\nlimit = "2/1m"\n'
     session = Session(place.open(), meeting)
     verdicts = session.call("report", 5)
@@ -220,7 +220,7 @@ def test_count_adds_a_denial_once_though_two_limits_meet_in_one_counter(place: P
     assert [verdict.count for verdict in verdicts] == [1, 2, 3, 4, 5]
 
 
-def test_what_is_decided_already_is_written_and_consumes_nothing(place: Place) -> None:
+def test_a_request_with_a_decision_is_written_and_charges_nothing(place: Place) -> None:
     session = Session(place.open(), POLICY)
     policy = session.policy_row()
     (refused,) = session.requests(b'{"jsonrpc":"2.0","id":4,"method":7}')
@@ -251,7 +251,7 @@ def test_rows_can_be_written_without_a_decision(place: Place) -> None:
     assert len(records(place)) == 1
 
 
-def test_the_audit_is_read_from_a_place_on_and_from_its_end(place: Place) -> None:
+def test_the_audit_log_is_read_after_a_row_and_from_its_end(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("free", 1203)
     reader = place.open()
@@ -265,13 +265,13 @@ def test_the_audit_is_read_from_a_place_on_and_from_its_end(place: Place) -> Non
     assert [entry.record["seq"] for entry in reader.entries(after=entries[-1].row_id)] == [1204]
 
 
-def test_all_handles_hash_arguments_with_one_key_and_other_stores_with_another(place: Place) -> None:
+def test_all_handles_of_a_store_have_one_args_key_and_another_store_has_another(place: Place) -> None:
     keys = {place.open().args_key for _ in range(3)}
     assert len(keys) == 1
     assert len(keys.pop()) == 32
 
 
-def test_names_of_any_kind_come_back_as_they_were(place: Place) -> None:
+def test_any_name_is_read_as_it_was_written(place: Place) -> None:
     session = Session(place.open(), POLICY)
     names = ["", "-- drop", "\x1b[2J", "é" * 100, "\U0001f600", 'a"b\\c', "%s {0}"]
     lines = [call_line(name, name) for name in names]

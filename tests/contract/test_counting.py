@@ -1,4 +1,4 @@
-"""Counters: never over, all or nothing, exact to the millisecond, shared by every handle."""
+"""Counters: never above the limit, charged all or none, exact to the millisecond, shared by all handles."""
 
 from collections.abc import Callable
 from secrets import token_hex
@@ -33,7 +33,7 @@ def test_several_handles_together_never_exceed_a_limit(place: Place) -> None:
     assert decisions == [["allowed"]] * 5 + [["rate_limited"]] * 7
 
 
-def test_what_one_handle_admits_every_other_counts_at_once(place: Place) -> None:
+def test_a_call_that_one_handle_admits_is_counted_by_every_other_at_once(place: Place) -> None:
     first, second = (Session(place.open(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(2))
     first.call("report", 3)
     second.call("report", 1)
@@ -109,7 +109,7 @@ def test_a_clock_that_steps_back_admits_no_more(place: Place) -> None:
     assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Callable[[], Place]) -> None:
+def test_calls_decided_together_get_the_same_verdicts_as_calls_decided_one_by_one(new_place: Callable[[], Place]) -> None:
     tools = ["report", "search", "report", "report", "other", "search", "report", "report"] * 6
 
     def told(at_once: int) -> list[object]:
@@ -127,7 +127,7 @@ def test_calls_decided_together_fare_like_calls_decided_one_by_one(new_place: Ca
     assert told(1) == told(24) == told(5)
 
 
-def test_a_reading_may_meet_ten_thousand_counters(place: Place) -> None:
+def test_one_transaction_may_charge_ten_thousand_counters(place: Place) -> None:
     windows = ", ".join(f'"5/{seconds}s"' for seconds in range(60, 100))
     session = Session(place.open(), f'[[rule]]\ntool = "*"\nlimit = [{windows}]\n')
     requests = [request for number in range(256) for request in session.charges(f"tool{number}")]
@@ -147,7 +147,7 @@ def test_an_observed_rule_is_charged_only_when_the_call_goes_through(place: Plac
     assert sorted(used(place).values()) == [1, 2, 2]
 
 
-def test_an_allowed_call_reports_an_enforced_limit_however_near_an_observed_one_is(place: Place) -> None:
+def test_an_allowed_call_reports_an_enforced_limit_even_if_an_observed_one_is_tighter(place: Place) -> None:
     policy = (
         '[[rule]]\ntool = "*"\nlimit = "2/1m"\nmode = "observe"\n'
         '[[rule]]\nuser = "*"\nlimit = "9/1m"\n'
@@ -177,7 +177,7 @@ def test_namespaces_share_nothing(place: Place) -> None:
     assert {entry.record["namespace"] for entry in one.store.entries()} == {"one", "two"}
 
 
-def test_held_tells_what_counts_now_and_no_more(place: Place) -> None:
+def test_held_returns_the_counters_that_are_not_empty_now(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "9/1h"]\n')
     session.call("report", 3)
     place.pass_ms(30_000)
@@ -203,7 +203,7 @@ def test_reset_empties_the_counters_it_names_for_every_handle(place: Place) -> N
     assert used(place) == {}
 
 
-def test_resetting_what_is_empty_already_counts_for_nothing(place: Place) -> None:
+def test_resetting_an_empty_counter_is_not_counted(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     session.call("report")
     labels = list(used(place))
@@ -225,7 +225,7 @@ def test_upkeep_changes_no_decision(place: Place) -> None:
     assert session.store.needs_tending is False
 
 
-def test_a_store_tells_what_it_saw_last(place: Place) -> None:
+def test_last_seen_returns_the_logs_of_the_last_decision(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     (request,) = session.charges("report")
     session.store.decide([request], session.journal)
@@ -234,7 +234,7 @@ def test_a_store_tells_what_it_saw_last(place: Place) -> None:
     assert seen[request.plan.counters[0].id][-2:] == (place.time(), 1)
 
 
-def test_what_was_admitted_elsewhere_is_counted_once_it_is_adopted(place: Place) -> None:
+def test_calls_admitted_without_the_store_are_counted_once_they_are_adopted(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     session.call("report", 2)
     place.pass_ms(10_000)
@@ -248,7 +248,7 @@ def test_what_was_admitted_elsewhere_is_counted_once_it_is_adopted(place: Place)
     assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_a_counter_that_was_unknown_can_be_adopted(place: Place) -> None:
+def test_the_log_of_an_unknown_counter_can_be_adopted(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     (counter,) = session.charges("report")[0].plan.counters
     place.open().adopt([(counter, (-1, -1, 5))], token_hex())

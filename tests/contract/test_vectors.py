@@ -26,7 +26,7 @@ def expected(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def told(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as the vectors have it."""
+    """A verdict in the form of the vectors."""
     if verdict.decision == "allowed":
         return {"decision": "allowed"}
     reported = verdict.reported

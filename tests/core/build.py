@@ -1,4 +1,4 @@
-"""What the tests build policies, sessions and frames from."""
+"""Builds policies, sessions and frames for tests."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 from mcpguard.core import events
+from mcpguard.core.agent import Agent
 from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Outcome
 from mcpguard.core.commands import Decide, Log, LookUp, Record, ToClient, ToServer
@@ -19,19 +20,19 @@ from mcpguard.core.policy_parse import parse
 from mcpguard.core.session import Session as Machine
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import CallStore, Store
 from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent.parent
 START_US = 1_000_000_000_000
-"""Where the tests' store time begins: not at 0, which a clock that was never set would show."""
+"""The start of the tests' store time. It is not 0, so that a clock that was never set is noticed."""
 
 WALL_US = 1_767_225_600_000_000
 """2026-01-01T00:00:00Z."""
 
 
 class Time:
-    """A clock that moves when it is told to."""
+    """A clock that tests set."""
 
     def __init__(self, now_us: int = START_US) -> None:
         self.now_us = now_us
@@ -47,7 +48,7 @@ class Time:
 
 
 def steps(do: Callable[[], object]) -> int:
-    """How many functions are called."""
+    """The number of functions that `do` calls."""
     seen = 0
 
     def count(_frame: FrameType, event: str, _arg: object) -> None:
@@ -70,10 +71,7 @@ def identity(
     roles: tuple[str, ...] = (),
     scopes: tuple[str, ...] = (),
 ) -> Identity:
-    client, tier, name = agent.split("::")
-    return Identity(
-        user, "config", server, client=client, tier=tier, name=name, agent_source="config", roles=roles, scopes=scopes
-    )
+    return Identity(user, "config", server, Agent.parse(agent) or Agent(), "config", roles=roles, scopes=scopes)
 
 
 def request(method: str, request_id: object = 1, **params: object) -> bytes:
@@ -85,12 +83,12 @@ def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
     return request("tools/call", request_id, name=tool, **params)
 
 
-class Session:
-    """The core's session on a store: what a wrapper is, without its pipes."""
+class Wrapper:
+    """The core's session, its journal and a store: a wrapper without pipes."""
 
     def __init__(
         self,
-        store: Store,
+        store: CallStore,
         policy: str | Policy | PolicyError,
         *,
         session: str = "00000000000000aa",
@@ -146,8 +144,14 @@ class Session:
         return verdict
 
 
+class Session(Wrapper):
+    """A wrapper on a store that can be read."""
+
+    store: Store
+
+
 class Talk(Session):
-    """A conversation. Each method is something that happens; it returns what comes out, in order, first what the client gets.
+    """A conversation. Each method is something that happens; it returns what comes out, in order.
 
     `forwarded 1` is a request with the id 1 that the server gets, `forwarded ping` a notification and `forwarded answer 1` a
     response. `answered 1: 429` is an error that the client gets, and `answered 1: result` a result.

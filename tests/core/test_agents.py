@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy import Call, Policy
 from mcpguard.core.policy_parse import parse
@@ -169,7 +170,7 @@ def test_with_a_client_that_is_not_believed_no_era_of_the_protocol_and_no_member
 
 @pytest.mark.parametrize("odd", [None, 7, [], {}, "", "a", "a::b", "a::b::c::d", "::b::c", "a::b::", ["a::b::c"]])
 def test_an_agent_of_a_calls_own_that_is_none_counts_for_nothing_though_it_is_trusted(odd: object) -> None:
-    talk = Talk(who=Identity("alice", "os", "crm", client="X", trust_meta=True))
+    talk = Talk(who=Identity("alice", "os", "crm", Agent("X"), trust_meta=True))
     talk.client(called("a", _meta={"mcpguard/agent": odd}), called("b", _meta={"mcpguard/agent": "a::b::c"}))
     assert agents(talk) == [("X::interactive::default", "default"), ("a::b::c", "meta")]
 
@@ -229,7 +230,7 @@ def test_no_agent_that_is_only_said_loosens_a_users_or_a_tools_limit(
 
 
 @given(st.lists(rules, max_size=6))
-def test_a_rule_yields_only_to_one_that_competes_and_matches_too_and_every_other_applies(
+def test_a_rule_is_overridden_only_by_a_competing_rule_that_matches_too(
     tables: list[dict[str, object]],
 ) -> None:
     policy = written(tables)
@@ -241,11 +242,11 @@ def test_a_rule_yields_only_to_one_that_competes_and_matches_too_and_every_other
             if winner is not None:
                 assert winner in matching
                 assert rule.kind == policy.rules[winner].kind
-                assert rule.yields_to(policy.rules[winner]) or (
+                assert rule.is_overridden_by(policy.rules[winner]) or (
                     rule.reach == policy.rules[winner].reach and winner < at and matching[winner] is None
                 )
             else:
-                assert not any(rule.yields_to(policy.rules[other]) for other in matching)
+                assert not any(rule.is_overridden_by(policy.rules[other]) for other in matching)
 
 
 @given(st.lists(rules, max_size=5), st.randoms(use_true_random=False))

@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.claims import LEEWAY_S, Expected, claim_at, identity, problems, time_of
 from mcpguard.core.identity import Identity
 
 NOW_S = 1_767_225_600
 EXPECTED = Expected("https://idp.acme.com/", ("crm-mcp", "crm"))
 GOOD: dict[str, Any] = {"iss": "https://idp.acme.com/", "aud": "crm-mcp", "sub": "alice", "exp": NOW_S + 60}
-CONFIGURED = Identity("", "jwt", "crm", client="Mine", tier="api", agent_source="config")
+CONFIGURED = Identity("", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
 
 
 def why(more: dict[str, Any] | None = None, expected: Expected = EXPECTED, *, now_s: float = NOW_S) -> list[str]:
@@ -22,7 +23,7 @@ def who(more: dict[str, Any] | None = None, **expected: Any) -> Identity:
     return identity(GOOD | (more or {}), Expected("i", ("a",), **expected), CONFIGURED)
 
 
-def test_good_claims_have_no_problem() -> None:
+def test_valid_claims_have_no_problem() -> None:
     assert why() == []
     assert why({"aud": ["other", "crm"], "nbf": NOW_S, "iat": NOW_S - 5.5, "exp": NOW_S + 0.5}) == []
 
@@ -57,18 +58,18 @@ def test_good_claims_have_no_problem() -> None:
     ],
     ids=repr,
 )
-def test_each_claim_that_is_not_as_it_must_be_is_a_problem(more: dict[str, Any], message: str) -> None:
+def test_each_unexpected_claim_is_a_problem(more: dict[str, Any], message: str) -> None:
     assert why(more) == [message]
 
 
-def test_the_leeway_is_to_the_second() -> None:
+def test_the_leeway_is_exact() -> None:
     assert why({"exp": NOW_S}, now_s=NOW_S + LEEWAY_S - 0.001) == []
     assert len(why({"exp": NOW_S}, now_s=NOW_S + LEEWAY_S)) == 1
     assert why({"nbf": NOW_S, "iat": NOW_S}, now_s=NOW_S - LEEWAY_S) == []
     assert len(why({"nbf": NOW_S, "iat": NOW_S}, now_s=NOW_S - LEEWAY_S - 0.001)) == 2
 
 
-def test_all_problems_are_told_and_each_says_what_to_do() -> None:
+def test_all_problems_are_reported_each_with_a_hint() -> None:
     bad = {"email_verified": False, "exp": 1}
     found = list(problems(bad, Expected("i", ("a",), "email"), where="the token", renew="get a new one", now_s=NOW_S))
     assert len(found) == 5
@@ -76,7 +77,7 @@ def test_all_problems_are_told_and_each_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("email_verified", [False, "false", "False", 0])
-def test_an_address_that_the_provider_did_not_verify_names_nobody(email_verified: object) -> None:
+def test_an_unverified_email_address_is_rejected(email_verified: object) -> None:
     said = {"email": "ceo@acme.com", "email_verified": email_verified}
     assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == ["the token has an email that is not verified"]
     assert who(said).email is None
@@ -84,14 +85,14 @@ def test_an_address_that_the_provider_did_not_verify_names_nobody(email_verified
 
 
 @pytest.mark.parametrize("more", [{}, {"email_verified": True}, {"email_verified": "true"}])
-def test_an_address_can_be_the_users_name(more: dict[str, Any]) -> None:
+def test_the_user_can_be_named_by_the_email_address(more: dict[str, Any]) -> None:
     said = {"email": "alice@acme.com", **more}
     assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == []
     assert (who(said, user_claim="email").user, who(said, user_claim="email").email) == ("alice@acme.com", "alice@acme.com")
 
 
 @pytest.mark.parametrize("said", [{}, {"name": ""}, {"name": 7}, {"name": ["alice"]}])
-def test_a_token_without_the_users_claim_names_nobody(said: dict[str, Any]) -> None:
+def test_a_token_without_the_users_claim_is_rejected(said: dict[str, Any]) -> None:
     expected = Expected(EXPECTED.issuer, EXPECTED.audience, "name")
     assert why(said, expected) == ["the token has no text in its claim name"]
     assert why({"email": 7}, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == [
@@ -99,14 +100,14 @@ def test_a_token_without_the_users_claim_names_nobody(said: dict[str, Any]) -> N
     ]
 
 
-def test_a_subject_is_required_whatever_names_the_user() -> None:
+def test_a_subject_is_required_whatever_claim_names_the_user() -> None:
     assert why({"name": "alice", "sub": ...}, Expected(EXPECTED.issuer, EXPECTED.audience, "name")) == [
         "the token names no subject"
     ]
 
 
-def test_who_is_calling_is_what_the_claims_say_and_else_what_is_configured() -> None:
-    assert who() == Identity("alice", "jwt", "crm", client="Mine", tier="api", agent_source="config")
+def test_the_caller_is_named_by_the_claims_and_then_by_the_configuration() -> None:
+    assert who() == Identity("alice", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
     assert who({"ext": {"user": "al"}}, user_claim="ext.user").user == "al"
     assert who({"email": 7}).email is None
 
@@ -121,11 +122,11 @@ def test_who_is_calling_is_what_the_claims_say_and_else_what_is_configured() -> 
         ({}, ()),
     ],
 )
-def test_roles_are_a_text_or_a_list(said: dict[str, Any], roles: tuple[str, ...]) -> None:
+def test_roles_are_read_from_a_text_or_a_list(said: dict[str, Any], roles: tuple[str, ...]) -> None:
     assert who(said).roles == roles
 
 
-def test_a_claim_is_found_by_its_whole_name_or_along_its_path() -> None:
+def test_a_claim_is_found_by_its_name_or_by_its_dotted_path() -> None:
     assert who({"realm_access": {"roles": ["dev"]}}, roles_claim="realm_access.roles").roles == ("dev",)
     assert who({"https://acme.com/roles": ["dev"]}, roles_claim="https://acme.com/roles").roles == ("dev",)
     assert claim_at({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
@@ -143,7 +144,7 @@ def test_a_claim_is_found_by_its_whole_name_or_along_its_path() -> None:
         ({"scope": 7, "scp": None}, ()),
     ],
 )
-def test_scopes_are_words_of_either_claim(said: dict[str, Any], scopes: tuple[str, ...]) -> None:
+def test_scopes_are_the_words_in_scope_and_scp(said: dict[str, Any], scopes: tuple[str, ...]) -> None:
     assert who(said).scopes == scopes
 
 
@@ -161,12 +162,12 @@ def test_scopes_are_words_of_either_claim(said: dict[str, Any], scopes: tuple[st
         (None, "Mine::api::default", "config"),
     ],
 )
-def test_a_claim_may_give_the_agent_or_parts_of_it(claim: object, agent: str, source: str) -> None:
+def test_a_claim_names_the_whole_agent_or_parts_of_it(claim: object, agent: str, source: str) -> None:
     found = who({"agent": claim}, agent_claim="agent")
     assert found.agent("claude-code", "x::y::z") == (agent, source)
 
 
-def test_a_verified_agent_is_not_overridden_by_what_a_call_says() -> None:
+def test_a_verified_agent_is_not_replaced_by_the_calls_meta() -> None:
     trusting = Identity("", "jwt", "crm", trust_meta=True)
     found = identity(GOOD | {"agent": "a::b::c"}, Expected("i", ("a",), agent_claim="agent"), trusting)
     assert found.agent("claude-code", "x::y::z") == ("a::b::c", "jwt")
@@ -198,7 +199,7 @@ NAMES = st.sampled_from(
 
 
 @given(st.dictionaries(NAMES, JSON), st.sampled_from(["sub", "email", "a.b"]))
-def test_no_claims_lead_to_anything_but_problems_or_somebody_with_a_name(said: dict[str, Any], user_claim: str) -> None:
+def test_any_claims_give_problems_or_a_user_with_a_name(said: dict[str, Any], user_claim: str) -> None:
     expected = Expected(EXPECTED.issuer, EXPECTED.audience, user_claim, agent_claim="agent")
     for more in ({}, GOOD, GOOD | {"email": "a@b.c"}):
         whole = more | said
@@ -209,6 +210,6 @@ def test_no_claims_lead_to_anything_but_problems_or_somebody_with_a_name(said: d
 
 
 @given(JSON)
-def test_a_time_is_a_number_that_a_calendar_has(value: object) -> None:
+def test_a_time_is_a_number_from_year_1970_to_9999(value: object) -> None:
     found = time_of({"exp": value}, "exp")
     assert found is None or 0 <= found <= 253_402_300_799

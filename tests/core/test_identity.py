@@ -4,22 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.identity import Identity, escape_part, known_client, parse_agent
+from mcpguard.core.agent import Agent
+from mcpguard.core.identity import Identity, known_client, parse_agent
 from mcpguard.errors import ConfigError, ExitStatus
-
-parts = st.text("a:\\b", max_size=6)
-
-
-@given(parts, parts)
-def test_no_two_texts_have_one_escaped_form(one: str, other: str) -> None:
-    assert (escape_part(one) == escape_part(other)) == (one == other)
 
 
 @given(st.text("a:\\b", min_size=1, max_size=8))
 def test_an_escaped_part_never_adds_a_part(text: str) -> None:
     agent, _ = Identity("u", "os", "s").agent(text)
-    assert agent.split("::")[1:] == ["interactive", "default"]
-    assert len(agent.split("::")) == 3
+    parsed = Agent.parse(agent)
+    assert parsed is not None
+    assert parsed[1:] == ("interactive", "default")
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
@@ -50,22 +45,22 @@ def test_clients_that_differ_in_name_are_different_agents(one: str, other: str) 
         (None, "unknown::interactive::default"),
     ],
 )
-def test_an_unset_client_is_filled_from_what_the_client_calls_itself(name: str | None, agent: str) -> None:
+def test_an_unset_client_is_filled_from_client_info(name: str | None, agent: str) -> None:
     source = "clientInfo" if name else "default"
     assert Identity("u", "os", "s").agent(name) == (agent, source)
 
 
-def test_what_a_client_says_of_itself_never_overrides_what_is_configured() -> None:
-    who = Identity("u", "os", "s", client="Mine", agent_source="config")
+def test_client_info_never_replaces_a_configured_client() -> None:
+    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
     assert who.agent("claude-ai") == ("Mine::interactive::default", "config")
 
 
-def test_a_client_that_is_not_trusted_is_unknown() -> None:
-    who = Identity("u", "os", "s", tier="api", name="job", agent_source="config", trust_client_info=False)
+def test_without_trust_in_client_info_the_client_is_unknown() -> None:
+    who = Identity("u", "os", "s", Agent(tier="api", name="job"), agent_source="config", trust_client_info=False)
     assert who.agent("claude-ai") == ("unknown::api::job", "config")
 
 
-def test_a_call_names_its_agent_only_where_that_is_trusted() -> None:
+def test_the_agent_in_a_calls_meta_is_used_only_if_meta_is_trusted() -> None:
     trusting = Identity("u", "os", "s", trust_meta=True)
     assert trusting.agent("claude-ai", "a::b::c") == ("a::b::c", "meta")
     for odd in ("a::b", "a::b::c::d", "a::::c", ""):
@@ -79,40 +74,40 @@ EXPLORE = "Claude Code::subagent::Explore"
 def test_a_hooks_note_fills_the_parts_that_are_not_configured() -> None:
     assert Identity("u", "os", "s").agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
     assert Identity("u", "os", "s").agent(None, noted=EXPLORE) == (EXPLORE, "hook")
-    who = Identity("u", "os", "s", client="Mine", agent_source="config")
+    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("Mine::subagent::Explore", "hook")
-    who = Identity("u", "os", "s", tier="background", agent_source="config")
+    who = Identity("u", "os", "s", Agent(tier="background"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("Claude Code::background::Explore", "hook")
 
 
-def test_a_hooks_note_does_not_need_a_client_that_is_trusted() -> None:
+def test_a_hooks_note_is_used_without_trust_in_client_info() -> None:
     assert Identity("u", "os", "s", trust_client_info=False).agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
 
 
-def test_an_agent_that_is_configured_whole_stays_whatever_a_hook_noted() -> None:
-    who = Identity("u", "os", "s", client="a", tier="interactive", name="default", agent_source="config")
+def test_a_wholly_configured_agent_ignores_hooks_notes() -> None:
+    who = Identity("u", "os", "s", Agent("a", "interactive", "default"), agent_source="config")
     assert who.agent("claude-code", noted=EXPLORE) == ("a::interactive::default", "config")
 
 
-def test_an_agent_that_a_trusted_call_names_goes_before_a_hooks_note() -> None:
+def test_the_agent_in_trusted_meta_takes_precedence_over_a_hooks_note() -> None:
     assert Identity("u", "os", "s", trust_meta=True).agent(None, "a::b::c", EXPLORE) == ("a::b::c", "meta")
 
 
 @pytest.mark.parametrize("noted", ["", "a", "a::b", "a::::c", "::b::c", "a::b::c::d"])
-def test_a_note_that_is_no_agent_counts_for_nothing(noted: str) -> None:
+def test_a_note_without_a_valid_agent_is_ignored(noted: str) -> None:
     assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
 
 
 @pytest.mark.parametrize(
     ("text", "given"),
     [
-        ("a::b::c", {"client": "a", "tier": "b", "name": "c", "agent_source": "config"}),
-        ("::subagent::Explore", {"tier": "subagent", "name": "Explore", "agent_source": "config"}),
-        ("a::::", {"client": "a", "agent_source": "config"}),
-        ("::::", {}),
+        ("a::b::c", Agent("a", "b", "c")),
+        ("::subagent::Explore", Agent(tier="subagent", name="Explore")),
+        ("a::::", Agent("a")),
+        ("::::", Agent()),
     ],
 )
-def test_a_configured_agent_gives_the_parts_that_are_not_empty(text: str, given: dict[str, str]) -> None:
+def test_the_empty_parts_of_a_configured_agent_are_not_configured(text: str, given: Agent) -> None:
     assert parse_agent(text, where="--agent") == given
 
 
@@ -120,7 +115,7 @@ def test_a_configured_agent_gives_the_parts_that_are_not_empty(text: str, given:
     ("text", "words"),
     [("a", "does not have three parts"), ("a::b::c::d", "does not have three parts"), ("a::*::c", "is a pattern")],
 )
-def test_a_configured_agent_that_cannot_be_is_an_error_that_names_its_place(text: str, words: str) -> None:
+def test_an_invalid_configured_agent_is_an_error_that_names_its_place(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as raised:
         parse_agent(text, where="--agent")
     assert raised.value.message.startswith(f"--agent: '{text}' ")

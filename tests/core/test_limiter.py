@@ -132,7 +132,7 @@ class SteadyCounters(Counters):
 
 @pytest.mark.usefixtures("small_logs")
 @pytest.mark.parametrize("machine", [Counters, SteadyCounters])
-def test_counters_behave_like_a_list_of_what_was_admitted(machine: type[RuleBasedStateMachine]) -> None:
+def test_a_log_decides_like_a_list_of_all_admissions(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=250, stateful_step_count=40))
 
 
@@ -158,7 +158,7 @@ def greedy(n: int, window_us: int, step_us: int, windows: int) -> Iterator[int]:
 
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 100, 500])
 @pytest.mark.parametrize("step_us", [0, 1, 640, 1000])
-def test_a_greedy_client_that_obeys_is_at_most_a_64th_of_a_window_late(n: int, step_us: int) -> None:
+def test_a_client_that_obeys_every_wait_is_at_most_a_64th_of_a_window_late(n: int, step_us: int) -> None:
     window_us = 64_000
     admitted = list(greedy(n, window_us, step_us, 6))
     exact: list[int] = []
@@ -173,7 +173,7 @@ def test_a_greedy_client_that_obeys_is_at_most_a_64th_of_a_window_late(n: int, s
 
 
 @pytest.mark.parametrize("n", [64, 65, 130, 1000])
-def test_a_client_paced_at_its_limit_gets_nearly_all_of_it(n: int) -> None:
+def test_a_client_that_calls_at_the_rate_of_its_limit_is_admitted_nearly_always(n: int) -> None:
     window_us = 640_000
     states = [EMPTY]
     admitted = sum(admit(states, n, at * window_us // n, window_us) for at in range(20 * n))
@@ -181,7 +181,7 @@ def test_a_client_paced_at_its_limit_gets_nearly_all_of_it(n: int) -> None:
     assert len(states[0]) <= 2 * 66 + 1
 
 
-def test_up_to_64_a_window_every_admission_has_an_entry_and_above_they_share() -> None:
+def test_limits_up_to_64_have_an_entry_for_each_admission_and_larger_ones_share_entries() -> None:
     for n, entries in ((64, 64), (65, 1)):
         states = [EMPTY]
         assert all(admit(states, n, 0) for _ in range(n))
@@ -189,7 +189,7 @@ def test_up_to_64_a_window_every_admission_has_an_entry_and_above_they_share() -
         assert len(states[0]) == 1 + 2 * entries
 
 
-def test_an_entry_is_open_for_a_64th_of_the_window_and_not_longer() -> None:
+def test_an_entry_covers_at_most_a_64th_of_the_window() -> None:
     window_us = 6400
     states = [EMPTY]
     for at_us in (0, 99, 100, 199, 200):
@@ -197,21 +197,21 @@ def test_an_entry_is_open_for_a_64th_of_the_window_and_not_longer() -> None:
     assert states[0] == (200, 99, 2, 199, 2, 200, 1)
 
 
-def test_a_window_that_64_does_not_divide_has_its_grain_rounded_up() -> None:
+def test_the_grain_of_a_window_is_rounded_up() -> None:
     states = [EMPTY]
     for at_us in (0, 1, 2):
         assert admit(states, 65, at_us, 65)
     assert states[0] == (2, 1, 2, 2, 1)
 
 
-def test_an_admission_counts_for_exactly_a_window() -> None:
+def test_an_admission_counts_for_exactly_one_window() -> None:
     states = [EMPTY]
     assert admit(states, 1, 500)
     assert not admit(states, 1, 500 + WINDOW_US - 1)
     assert admit(states, 1, 500 + WINDOW_US)
 
 
-def test_an_edited_number_finds_the_history() -> None:
+def test_an_edited_number_keeps_the_counter() -> None:
     states = [EMPTY]
     assert [admit(states, 100, 0) for _ in range(40)] == [True] * 40
     assert [admit(states, 10, 1) for _ in range(2)] == [False] * 2
@@ -219,7 +219,7 @@ def test_an_edited_number_finds_the_history() -> None:
     assert [admit(states, 64, 3) for _ in range(24)] == [True] * 23 + [False]
 
 
-def test_a_full_log_of_exact_entries_is_blurred_when_the_limit_is_raised_and_admits_no_more_for_it() -> None:
+def test_raising_a_limit_merges_a_full_log_into_grains_and_admits_no_more() -> None:
     window_us = 64_000
     states = [EMPTY]
     times = []
@@ -236,7 +236,7 @@ def test_a_full_log_of_exact_entries_is_blurred_when_the_limit_is_raised_and_adm
         assert counted >= sum(at_us > end_us - window_us for at_us in times)
 
 
-def test_of_two_limits_on_one_counter_both_hold_and_the_counter_is_charged_once() -> None:
+def test_two_limits_on_one_counter_both_hold_and_charge_it_once() -> None:
     limits = [Limit(3, WINDOW_US, 0, rule=0), Limit(2, WINDOW_US, 0, rule=1)]
     states: tuple[State, ...] = (EMPTY,)
     for _ in range(2):
@@ -248,14 +248,14 @@ def test_of_two_limits_on_one_counter_both_hold_and_the_counter_is_charged_once(
 
 
 @pytest.mark.parametrize("ns", [(2, 100), (100, 2)])
-def test_of_two_limits_on_one_counter_the_smaller_says_how_exactly_is_counted(ns: tuple[int, int]) -> None:
+def test_the_smaller_of_two_limits_on_one_counter_sets_its_grain(ns: tuple[int, int]) -> None:
     limits = [Limit(n, 6400, 0, rule=at) for at, n in enumerate(ns)]
     states = decide(limits, decide(limits, [EMPTY], 0).states, 99).states
     assert states == ((99, 0, 1, 99, 1),)
     assert decide(limits, states, 6399).exceeded[0].retry_after_us == 1
 
 
-def test_a_limit_of_nothing_denies_forever_and_needs_no_counter() -> None:
+def test_a_limit_of_zero_always_denies_and_has_no_counter() -> None:
     decision = decide([Limit(0, 0, -1)], [], 0)
     assert (decision.admitted, decision.exceeded) == (False, (limiter.Exceeded(0, None),))
 
@@ -264,7 +264,7 @@ def test_no_limits_admit_everything() -> None:
     assert decide([], [], 0) == Decision(True, (), (), ())
 
 
-def test_an_observed_rule_is_charged_if_all_of_its_limits_have_room_and_not_otherwise() -> None:
+def test_an_observed_rule_is_charged_only_if_all_its_limits_have_room() -> None:
     enforced = Limit(9, WINDOW_US, 0, rule=0)
     observed = [Limit(1, WINDOW_US, 1, rule=1, observe=True), Limit(9, WINDOW_US, 2, rule=1, observe=True)]
     other = Limit(9, WINDOW_US, 3, rule=2, observe=True)
@@ -276,7 +276,7 @@ def test_an_observed_rule_is_charged_if_all_of_its_limits_have_room_and_not_othe
     assert [used(state) for state in second.states] == [2, 1, 1, 2]
 
 
-def test_a_call_that_enforced_rules_deny_charges_and_reports_no_observed_one() -> None:
+def test_a_call_that_is_denied_neither_charges_nor_reports_observed_rules() -> None:
     limits = [Limit(1, WINDOW_US, 0, rule=0), Limit(1, WINDOW_US, 1, rule=1, observe=True)]
     states = decide(limits, [EMPTY] * 2, 0).states
     decision = decide(limits, states, 0)
@@ -284,17 +284,17 @@ def test_a_call_that_enforced_rules_deny_charges_and_reports_no_observed_one() -
     assert decision.states == states
 
 
-def test_an_observed_deny_admits() -> None:
+def test_an_observed_denial_admits() -> None:
     decision = decide([Limit(0, 0, -1, observe=True)], [], 0)
     assert (decision.admitted, decision.exceeded) == (True, (limiter.Exceeded(0, None),))
 
 
-def test_what_costs_more_than_the_limit_never_comes_in() -> None:
+def test_a_cost_above_the_limit_is_never_admitted() -> None:
     assert retry_after(EMPTY, 2, WINDOW_US, 0, cost=3) is None
     assert retry_after(EMPTY, 3, WINDOW_US, 0, cost=3) == 0
 
 
-def test_a_log_of_which_nothing_counts_is_empty() -> None:
+def test_a_log_whose_entries_have_all_left_the_window_is_empty() -> None:
     log = charge(charge(EMPTY, 5, WINDOW_US, 0), 5, WINDOW_US, 10)
     assert live(log, WINDOW_US, 9 + WINDOW_US) == (10, 10, 1)
     assert live(log, WINDOW_US, 10 + WINDOW_US) == EMPTY
@@ -309,7 +309,7 @@ logs = st.lists(st.tuples(st.integers(0, 1999), st.integers(1, 3)), max_size=30)
 
 
 @given(logs, st.integers(-5000, 5000))
-def test_a_shifted_log_is_the_same_log_by_another_clock(log: State, by_us: int) -> None:
+def test_a_shifted_log_decides_the_same_by_the_other_clock(log: State, by_us: int) -> None:
     shifted = shift(log, by_us)
     assert shift(shifted, -by_us) == log
     for now_us in (0, 1500, 2500):
@@ -317,7 +317,7 @@ def test_a_shifted_log_is_the_same_log_by_another_clock(log: State, by_us: int) 
 
 
 @given(logs, logs)
-def test_two_logs_in_one_hold_what_both_held_and_never_less(one: State, other: State) -> None:
+def test_a_merged_log_never_counts_less_than_both_logs(one: State, other: State) -> None:
     merged = merge(one, other, WINDOW_US)
     assert used(merged) == used(one) + used(other)
     assert len(merged) <= 2 * 64 + 1
@@ -329,5 +329,5 @@ def test_two_logs_in_one_hold_what_both_held_and_never_less(one: State, other: S
 
 @pytest.mark.usefixtures("small_logs")
 @given(logs, logs)
-def test_a_merged_log_is_short(one: State, other: State) -> None:
+def test_a_merged_log_has_no_more_entries_than_allowed(one: State, other: State) -> None:
     assert len(merge(one, other, 2000)) <= 2 * 64 + 1

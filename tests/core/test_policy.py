@@ -58,7 +58,7 @@ def label(plan: Plan, at: int = 0) -> list[object]:
         ("scope=admin limit=1/1s", False),
     ],
 )
-def test_a_rule_matches_if_every_selector_does(rule: str, matches: bool) -> None:
+def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> None:
     call = ALICE._replace(roles=("admin", "dev"), scopes=("crm.read",))
     assert bool(applying(rule, call=call)) is matches
 
@@ -89,12 +89,12 @@ def test_a_call_without_roles_matches_no_rule_on_roles() -> None:
         (("user=a* role=admin limit=1/1s", "user=*e role=admin limit=2/1s"), [0, 1]),
     ],
 )
-def test_of_competing_rules_the_narrower_applies_and_of_others_all(rules: tuple[str, ...], apply: list[int]) -> None:
+def test_the_narrower_of_competing_rules_applies_and_all_other_rules_apply(rules: tuple[str, ...], apply: list[int]) -> None:
     call = ALICE._replace(roles=("admin", "dev"), scopes=("crm",))
     assert applying(*rules, call=call) == apply
 
 
-def test_matching_tells_which_rule_each_yields_to() -> None:
+def test_matching_names_the_rule_that_overrides_each_rule() -> None:
     chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
     assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
 
@@ -102,7 +102,7 @@ def test_matching_tells_which_rule_each_yields_to() -> None:
 def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
     """What `Policy.matching` tells, by what it means: each rule that matches is compared with each other."""
     matched = [at for at, rule in enumerate(rules) if rule.matches(call)]
-    narrower = {at: next((other for other in matched if rules[at].yields_to(rules[other])), None) for at in matched}
+    narrower = {at: next((other for other in matched if rules[at].is_overridden_by(rules[other])), None) for at in matched}
     standing = [at for at in matched if narrower[at] is None]
     firsts = {at: next(other for other in standing if rules[other].reach == rules[at].reach) for at in standing}
     return [(at, narrower[at] if at not in firsts or firsts[at] == at else firsts[at]) for at in matched]
@@ -134,14 +134,12 @@ calls = st.builds(
 
 
 @given(st.lists(st.builds(Rule, selectors, pers), max_size=25), calls)
-def test_rules_match_and_yield_as_if_each_were_compared_with_each_other(rules: list[Rule], call: Call) -> None:
+def test_matches_and_overrides_are_those_of_comparing_all_pairs(rules: list[Rule], call: Call) -> None:
     assert Policy(tuple(rules)).matching(call) == matching(rules, call)
 
 
 @given(st.lists(few, min_size=1, max_size=25, unique=True), st.lists(few, min_size=1, max_size=3), names)
-def test_of_many_rules_that_match_a_call_each_yields_as_if_it_were_compared_with_each_other(
-    users: list[str], tools: list[str], name: str
-) -> None:
+def test_overrides_among_many_rules_are_those_of_comparing_all_pairs(users: list[str], tools: list[str], name: str) -> None:
     rules = [Rule({"user": (user,), "tool": (tool,)}, frozenset()) for user in users for tool in tools]
     call = Call(name, "a::b::c", name, name)
     assert Policy(tuple(rules)).matching(call) == matching(rules, call)
@@ -150,7 +148,7 @@ def test_of_many_rules_that_match_a_call_each_yields_as_if_it_were_compared_with
 # Counters
 
 
-def test_a_counter_is_the_values_it_is_split_by_the_other_selectors_and_the_window() -> None:
+def test_a_counter_is_identified_by_its_per_values_the_other_selectors_and_the_window() -> None:
     plan = policy("user=* tool=sea* role=dev limit=5/1m,9/1h").plan(ALICE._replace(roles=("dev",)), "team")
     expected = ["team", {"server": "crm", "tool": "search", "user": "alice"}, {"role": ["dev"]}]
     assert [label(plan, 0), label(plan, 1)] == [[*expected, 60_000_000], [*expected, 3_600_000_000]]
@@ -170,13 +168,13 @@ def test_a_counter_is_the_values_it_is_split_by_the_other_selectors_and_the_wind
         ("user=* role=a limit=5/1m", "user=* limit=5/1m", False),
     ],
 )
-def test_rules_meet_in_one_counter_if_they_count_the_same(one: str, other: str, same: bool) -> None:
+def test_rules_that_count_the_same_share_a_counter(one: str, other: str, same: bool) -> None:
     call = ALICE._replace(roles=("a", "b"))
     first, second = (policy(rule).plan(call).counters[0] for rule in (one, other))
     assert (first.id == second.id) is same is (first.label == second.label)
 
 
-def test_two_rules_that_meet_in_one_counter_have_two_limits_on_it() -> None:
+def test_two_rules_with_one_counter_have_two_limits_on_it() -> None:
     plan = policy("user=a* limit=1/1s", "user=*e limit=2/1s").plan(ALICE)
     assert ([limit.counter for limit in plan.limits], len(plan.counters)) == ([0, 0], 1)
 
@@ -203,7 +201,7 @@ def test_names_cannot_forge_another_counter() -> None:
         ("user=* per=server limit=1/1s", "user"),
     ],
 )
-def test_the_axis_of_a_limit(rule: str, axis: str) -> None:
+def test_the_axis_of_a_limit_follows_from_per_and_the_selectors(rule: str, axis: str) -> None:
     assert policy(rule).rules[0].axis == axis
 
 
@@ -217,7 +215,7 @@ def test_the_axis_of_a_limit(rule: str, axis: str) -> None:
         ("limit=1/1s", "every call", "1/1s"),
     ],
 )
-def test_a_rule_is_reported_by_its_selectors_and_its_per(rule: str, text: str, limit_text: str) -> None:
+def test_the_text_of_a_rule_is_its_selectors_and_per(rule: str, text: str, limit_text: str) -> None:
     parsed = policy(rule).rules[0]
     assert (parsed.text, parsed.limit_text) == (text, limit_text)
 
@@ -229,7 +227,7 @@ def test_unlimited_counts_nothing_and_deny_has_no_counter() -> None:
     assert plan.reported[0].members() == {"axis": "tool", "rule": "every call"}
 
 
-def test_observing_is_a_matter_of_the_rule_or_of_the_whole() -> None:
+def test_observe_mode_is_set_by_the_rule_or_the_policy() -> None:
     text = '[[rule]]\nlimit = "1/1s"\nmode = "observe"\n[[rule]]\ntool = "*"\nlimit = "1/1s"\n'
     assert [limit.observe for limit in parse(text).plan(ALICE).limits] == [True, False]
     assert [limit.observe for limit in parse('mode = "observe"\n' + text).plan(ALICE).limits] == [True, True]
@@ -239,7 +237,7 @@ def test_observing_is_a_matter_of_the_rule_or_of_the_whole() -> None:
 # Reading
 
 
-def test_a_rule_is_read_with_all_that_it_can_have() -> None:
+def test_a_rule_is_parsed_with_all_its_keys() -> None:
     text = """
 # a comment
 mode = "enforce"
@@ -272,7 +270,7 @@ def test_the_digest_is_of_the_text() -> None:
     assert parse(text).digest == parse(text).digest != parse(text + " ").digest
 
 
-def test_a_policy_may_have_a_mode_and_no_rules() -> None:
+def test_a_policy_can_have_a_mode_and_no_rules() -> None:
     assert parse('mode = "observe"').plan(ALICE) == Plan()
 
 
@@ -296,7 +294,7 @@ def test_the_starter_policy_limits_each_user_by_tier() -> None:
         ("1000000000/3650d", Rate(10**9, 315_360_000_000_000, "3650d")),
     ],
 )
-def test_a_limit_is_calls_per_window(text: str, rate: Rate) -> None:
+def test_a_limit_is_a_number_of_calls_per_window(text: str, rate: Rate) -> None:
     assert parse_rate(text) == rate
     assert parse_limits(text, where="limit") == ((rate,), "")
     assert parse_limits([text], where="limit") == ((rate,), "")
@@ -313,7 +311,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("mode = 'observe'\nx y", "p.toml: line 2: not TOML: Expected '='", "in quotes"),
         ("\ufeff[[rule]]\nlimit = 'deny'", "p.toml: line 1: begins with a byte order mark", "without one"),
         ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
-        ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "stands once"),
+        ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "write each key once"),
         ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "known: mode [[rule]]"),
@@ -345,13 +343,13 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = 'deny'\nper = ['role']", "rule 1: per: unknown axis 'role'", "known: user agent tool server"),
         ("[[rule]]\nlimit = 'deny'\nper = [[]]", "rule 1: per: unknown axis []", "known: user agent tool server"),
         ("a = 1\nb = " + "9" * 5000, "p.toml: line 2: not TOML", "in quotes"),
-        ("a = " + "[" * 5000, "p.toml: line 1: not TOML: nested too deeply", "are lists"),
+        ("a = " + "[" * 5000, "p.toml: line 1: not TOML: nested too deeply", "can be lists"),
         ("[[rule]]\nlimit = 7", "p.toml: line 1: rule 1: limit: 7 is not text", '"100/1h"'),
         ("[[rule]]\nlimit = []", "p.toml: line 1: rule 1: limit: an empty list", '"unlimited"'),
         ("[[rule]]\nlimit = {}", "p.toml: line 1: rule 1: limit: {} is not text", '"100/1h"'),
         ("[[rule]]\nlimit = ['deny']", "rule 1: limit: 'deny' stands alone", 'limit = "deny", without'),
         ("[[rule]]\nlimit = ['5/1m', 'unlimited']", "limit: 'unlimited' stands alone", 'limit = "unlimited"'),
-        ("[[rule]]\nlimit = ['5/1m', '9/60s']", "rule 1: limit: two limits for one window: 5/1m and 9/60s", "keep the one"),
+        ("[[rule]]\nlimit = ['5/1m', '9/60s']", "rule 1: limit: two limits for one window: 5/1m and 9/60s", "keep one of them"),
         ("[[rule]]\nlimit = '0/1m'", "rule 1: limit: '0/1m' admits nothing", '"deny"'),
         ("[[rule]]\nlimit = '1000000001/1m'", "'1000000001/1m' is over 1000000000 calls", '"unlimited"'),
         ("[[rule]]\nlimit = '5/0m'", "'5/0m' has a window out of bounds", "from 1s to 3650d"),
@@ -362,7 +360,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = '5/1M'", "'5/1M' is not a limit", 'did you mean "5/1m"?'),
         ("[[rule]]\nlimit = 'DENY'", "'DENY' is not a limit", 'did you mean "deny"?'),
         ("[[rule]]\nlimit = 'unlimitd'", "'unlimitd' is not a limit", 'did you mean "unlimited"?'),
-        ("[[rule]]\nlimit = '5/1m, 10/1h'", "is not a limit", "a text of its own: 5/1m 10/1h"),
+        ("[[rule]]\nlimit = '5/1m, 10/1h'", "is not a limit", "write each limit by itself: 5/1m 10/1h"),
         ("[[rule]]\nlimit = '5/1y'", "'5/1y' is not a limit", "calls per window"),
         ("[[rule]]\nlimit = 'five/1m'", "'five/1m' is not a limit", "calls per window"),
         ("[[rule]]\nlimit = '-5/1m'", "'-5/1m' is not a limit", "calls per window"),
@@ -372,7 +370,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         (f"[[rule]]\nlimit = '5/{'1' * 5000}m'", "is not a limit", ""),
     ],
 )
-def test_an_error_names_file_rule_and_field_and_says_what_would_be_right(text: str, message: str, hint: str) -> None:
+def test_an_error_names_file_rule_and_field_and_hints_at_the_right_form(text: str, message: str, hint: str) -> None:
     with pytest.raises(PolicyError) as raised:
         parse(text, source="p.toml")
     assert raised.value.message.startswith("p.toml: ")
@@ -391,7 +389,7 @@ def test_an_error_names_file_rule_and_field_and_says_what_would_be_right(text: s
         ("tool = 'x'\nname = 'one'", "tool = 'x'\nname = 'two'\nmode = 'observe'"),
     ],
 )
-def test_rules_that_select_and_count_the_same_are_twins(first: str, second: str) -> None:
+def test_rules_with_the_same_selectors_and_per_have_the_same_key(first: str, second: str) -> None:
     with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
         parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
 
@@ -402,7 +400,7 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
         text_of("#\n# é\n".encode("latin-1"), source="p.toml")
 
 
-def test_a_policy_costs_a_step_for_each_rule_and_no_more() -> None:
+def test_parsing_takes_time_linear_in_the_number_of_rules() -> None:
     def of(rules: int) -> int:
         text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(rules))
         return steps(lambda: parse(text).plan(ALICE))
@@ -428,7 +426,7 @@ def test_the_lines_of_all_rules_are_found_in_one_pass() -> None:
 
 
 @pytest.mark.parametrize("selector", ["user = '{}*'", "user = '*{}'", "user = '*'\nscope = '{}'", "user = '{}*'\ntool = '*{}'"])
-def test_rules_that_match_one_call_cost_a_step_each_and_no_more(selector: str) -> None:
+def test_matching_takes_time_linear_in_the_number_of_matching_rules(selector: str) -> None:
     def of(rules: int) -> int:
         names = ["a" * at for at in range(1, rules + 1)]
         text = "".join(f"[[rule]]\n{selector.replace('{}', name)}\nper = []\nlimit = '1/1s'\n" for name in names)
@@ -439,7 +437,7 @@ def test_rules_that_match_one_call_cost_a_step_each_and_no_more(selector: str) -
     assert of(400) <= 4.5 * of(100)
 
 
-def test_rules_that_name_others_cost_a_call_nothing() -> None:
+def test_rules_that_name_other_users_or_tools_cost_a_call_nothing() -> None:
     def of(rules: int) -> int:
         text = "".join(f"[[rule]]\nuser = 'u{at}'\ntool = 't{at}'\nlimit = '1/1s'\n" for at in range(rules))
         policy = parse(text)
@@ -448,7 +446,7 @@ def test_rules_that_name_others_cost_a_call_nothing() -> None:
     assert of(1000) == of(10)
 
 
-def test_a_rule_of_its_own_is_named_as_its_caller_says() -> None:
+def test_an_error_in_a_single_rule_begins_with_the_given_place() -> None:
     with pytest.raises(PolicyError, match=r"^policy set: limit: '5' is not a limit$"):
         parse_rule({"limit": "5"}, where="policy set")
     assert parse_rule({"limit": "5/1m"}, where="policy set").line == 0
@@ -456,7 +454,7 @@ def test_a_rule_of_its_own_is_named_as_its_caller_says() -> None:
         parse_rate(5)
 
 
-def test_where_tables_and_headers_cannot_be_paired_no_line_is_claimed() -> None:
+def test_rules_have_no_line_if_tables_and_headers_do_not_correspond() -> None:
     text = "note = '''\n[[rule]]\n'''\n"
     with pytest.raises(PolicyError, match=r"^p.toml: line 1: unknown key 'note'$"):
         parse(text, source="p.toml")

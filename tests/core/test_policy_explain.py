@@ -102,7 +102,7 @@ def said(*lines: str) -> str:
         ),
     ],
 )
-def test_a_sentence_says_who_may_call_what_and_who_shares(rule: str, words: str) -> None:
+def test_a_sentence_says_who_can_call_what_and_who_shares_a_counter(rule: str, words: str) -> None:
     assert said(*keys(rule), "limit=['20/1m', '100/1h']") == words
 
 
@@ -115,7 +115,7 @@ def test_a_sentence_says_who_may_call_what_and_who_shares(rule: str, words: str)
         ("'2/14d'", "2 times in any 2 weeks"),
     ],
 )
-def test_windows_are_said_as_people_say_them(limit: str, words: str) -> None:
+def test_windows_are_written_as_in_a_sentence(limit: str, words: str) -> None:
     assert said("user='bob'", "tool='t'", f"limit={limit}") == f"bob may call t {words}."
 
 
@@ -134,7 +134,7 @@ def test_one_call_is_not_several() -> None:
         ("", "Nobody may call any tool."),
     ],
 )
-def test_a_closed_tool_is_said_to_be_closed(rule: str, words: str) -> None:
+def test_a_denial_is_described_in_a_sentence(rule: str, words: str) -> None:
     assert said(*keys(rule), "limit='deny'") == words
 
 
@@ -149,11 +149,11 @@ def test_a_closed_tool_is_said_to_be_closed(rule: str, words: str) -> None:
         ),
     ],
 )
-def test_an_exception_is_said_to_be_one(rule: str, words: str) -> None:
+def test_an_unlimited_rule_is_described_as_an_exception(rule: str, words: str) -> None:
     assert said(*keys(rule), "limit='unlimited'") == words
 
 
-def test_an_observed_rule_is_said_to_report_only() -> None:
+def test_an_observed_rule_is_described_as_reporting_only() -> None:
     assert said("tool='t'", "limit='deny'", "mode='observe'") == "Nobody may call t (reported only, not denied)."
 
 
@@ -166,7 +166,7 @@ def test_ordinary_policies_have_no_warnings() -> None:
     assert rules("tool='t' limit='deny'", "tool='u' limit='5/1m'") == []
 
 
-def test_a_rule_that_another_covers_and_closes_is_told() -> None:
+def test_a_rule_whose_calls_another_rule_denies_is_warned_of() -> None:
     (warning,) = rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'")
     assert warning.startswith("line 4: rule 2 (user=* tool=t) can never admit: line 1: rule 1 (tool=t) denies all")
 
@@ -184,16 +184,16 @@ def test_a_rule_that_another_covers_and_closes_is_told() -> None:
         ("tool='t' role='b' limit='1/1m'", "tool='t' role='a' limit='deny'", "user='*' tool='t' role=['a', 'b'] limit='5/1m'"),
     ],
 )
-def test_a_rule_that_can_admit_is_not_told(texts: tuple[str, ...]) -> None:
+def test_a_rule_that_can_admit_is_not_warned_of(texts: tuple[str, ...]) -> None:
     assert rules(*texts) == []
 
 
-def test_an_exception_that_is_split_otherwise_is_none() -> None:
+def test_a_rule_with_another_per_is_not_an_exception() -> None:
     (warning,) = rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['user']")
-    assert warning.endswith("an exception has the same of user, agent and tool, and the same per")
+    assert warning.endswith("an exception must select on the same of user, agent and tool, and have the same per")
 
 
-def test_a_rule_on_any_tool_is_closed_by_one_on_any_tool() -> None:
+def test_a_rule_on_any_tool_can_never_admit_beside_a_denial_of_any_tool() -> None:
     assert len(rules("server='s' limit='deny'", "user='*' server='s' limit='5/1m'", "user='*' tool='t' limit='5/1m'")) == 1
     assert rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='s' limit='5/1m'") == []
     assert len(rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='t' limit='5/1m'")) == 1
@@ -235,7 +235,9 @@ def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
     found: dict[int, int] = {}
     for closing, deny in enumerate(rules):
         instead = [
-            other for at, other in enumerate(rules) if deny.yields_to(other) or (at < closing and deny.reach == other.reach)
+            other
+            for at, other in enumerate(rules)
+            if deny.is_overridden_by(other) or (at < closing and deny.reach == other.reach)
         ]
         for at, rule in enumerate(rules):
             covered = deny.deny and not deny.observe and not rule.deny and all(deny.covers(rule, key) for key in SELECTORS)
@@ -245,7 +247,7 @@ def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
 
 
 @given(st.lists(closing_rules, max_size=8))
-def test_rules_are_closed_as_if_each_were_compared_with_each_other(rules: list[Rule]) -> None:
+def test_rules_that_never_admit_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
     told = [re.findall(r"(?:^|: )rule (\d+) ", warning) for warning in warnings(Policy(tuple(rules)))]
     assert [(int(at) - 1, int(shutter) - 1) for at, shutter in told] == closed(rules)
 
@@ -259,7 +261,7 @@ def test_rules_are_closed_as_if_each_were_compared_with_each_other(rules: list[R
         ("tool='t{}' limit='deny'", "user='u' tool='t{}' limit='1/1s'"),
     ],
 )
-def test_looking_for_closed_rules_costs_a_step_a_rule_and_no_more(texts: tuple[str, str]) -> None:
+def test_finding_rules_that_never_admit_takes_time_linear_in_the_number_of_rules(texts: tuple[str, str]) -> None:
     def of(rules: int) -> int:
         bodies = [text.replace("{}", str(at)) for at in range(rules) for text in texts if text]
         tables = "".join("\n".join(["[[rule]]", *keys(text), ""]) for text in ["tool='*' limit='deny'", *bodies])
@@ -269,19 +271,19 @@ def test_looking_for_closed_rules_costs_a_step_a_rule_and_no_more(texts: tuple[s
     assert of(400) <= 4.5 * of(100)
 
 
-def test_nothing_is_closed_where_all_is_observed() -> None:
+def test_an_observed_policy_has_no_warnings_of_rules_that_never_admit() -> None:
     assert rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'", head="mode='observe'\n") == []
 
 
-def test_a_tool_named_as_claude_code_shows_it_is_told_with_the_name_that_is_meant() -> None:
+def test_a_tool_with_the_name_that_claude_code_shows_is_warned_of_with_its_real_name() -> None:
     (warning,) = rules("tool='mcp__crm__search_*' limit='5/1m'")
     assert warning.endswith('did you mean tool = "search_*", server = "crm"?')
     assert rules("tool='mcp__' limit='5/1m'", "tool='mcp_crm' limit='5/1m'") == []
 
 
-def test_a_client_named_as_it_calls_itself_is_told_with_the_name_that_is_meant() -> None:
+def test_a_client_with_its_name_from_client_info_is_warned_of_with_its_product_name() -> None:
     (warning,) = rules("agent='claude-code::subagent::*' limit='5/1m'")
-    assert warning.endswith('names a client as it calls itself; did you mean agent = "Claude Code::subagent::*"?')
+    assert warning.endswith('names a client by its name in clientInfo; did you mean agent = "Claude Code::subagent::*"?')
     assert (
         rules("agent='Claude Code::*::*' limit='5/1m'", "agent='*::*::*' limit='5/1m'", "agent='goos*::*::*' limit='5/1m'")
         == []
@@ -303,7 +305,9 @@ TIERS = [
 @pytest.mark.parametrize(("text", "tier", "warned"), TIERS)
 def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
     found = tier_warning(parse(text or "mode = 'enforce'"), tier)
-    assert found == (f"no rule matches agents of the tier {tier}, so that nothing limits their calls" if warned else None)
+    assert found == (
+        f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?" if warned else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: 
         ("user='*' limit='deny'", "user='*' limit='99/1m'", []),
     ],
 )
-def test_a_limit_of_64_or_less_counts_calls_longer_that_a_larger_one_has_counted(
+def test_calls_counted_by_a_limit_above_64_count_longer_for_a_limit_of_64_or_less(
     rule: str, before: str, spans: list[str]
 ) -> None:
     now, then = (parse("\n".join(["[[rule]]", *keys(text)])).rules[0] for text in (rule, before))

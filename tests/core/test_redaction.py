@@ -10,7 +10,7 @@ SPACED = "eyAiYWxnIjogIkVTMjU2IiB9.e30.c2ln"
 @pytest.mark.parametrize(
     "text", ["{}", "Bearer {}", "/home/alice/{}: no such file", "'{}'", "a {} and {}", "identity.jwt.{}: unknown setting"]
 )
-def test_a_token_is_taken_out_of_a_text_also_if_it_is_cut(token: str, text: str) -> None:
+def test_a_token_is_removed_from_a_text_even_if_it_is_cut_short(token: str, text: str) -> None:
     told = text.format(token, token)
     assert redacted(told) == text.format("(a token)", "(a token)")
     assert holds_token(told)
@@ -28,6 +28,6 @@ def test_a_token_is_taken_out_of_a_text_also_if_it_is_cut(token: str, text: str)
         "Claude Code::subagent::Explore",
     ],
 )
-def test_other_texts_stay_as_they_are(text: str) -> None:
+def test_texts_without_tokens_stay_unchanged(text: str) -> None:
     assert redacted(text) == text
     assert not holds_token(text)

@@ -136,13 +136,13 @@ def test_a_server_is_named_after_its_command_without_launchers_options_versions_
 
 
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5))
-def test_every_command_has_a_name_that_is_no_path(command: list[str]) -> None:
+def test_every_command_gives_a_name_that_is_not_a_path(command: list[str]) -> None:
     name = server_name(command)
     assert name
     assert not {"/", "\\"} & set(name)
 
 
-def test_a_path_with_spaces_has_a_name_if_it_is_the_command_itself() -> None:
+def test_a_path_with_spaces_names_the_server_only_if_it_is_the_command_itself() -> None:
     assert server_name(["/Applications/My Crm/crm"]) == "crm"
     assert server_name(["/Applications/My Crm"]) == "server"
 
@@ -230,7 +230,7 @@ def words_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_secret_of_a_command_is_a_part_of_its_name(command: str) -> None:
+def test_no_secret_in_a_command_becomes_part_of_the_name(command: str) -> None:
     name = server_name(words_of(command))
     assert SECRET.lower() not in name.lower()
     assert not {" ", "=", "/", "?"} & set(name)
@@ -249,7 +249,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"
         "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl",
     ],
 )
-def test_what_looks_like_a_key_is_no_name(secret: str) -> None:
+def test_a_word_that_looks_like_a_key_is_not_used_as_a_name(secret: str) -> None:
     assert server_name(["npx", "-y", secret]) == "npx"
     assert server_name(["python", f"/srv/{secret}/server.py"]) in {"python", "server"}
     assert server_name([secret]) == "server"
@@ -259,6 +259,6 @@ def test_what_looks_like_a_key_is_no_name(secret: str) -> None:
     st.sampled_from(["bash", "python", "node", "npx", "uvx", "docker", "deno", "env", "ssh", "pwsh"]),
     st.text("abcehiklmnoprstuxCIWX0-=/", max_size=6),
 )
-def test_after_an_option_that_a_launcher_may_not_have_nothing_is_a_name(launcher: str, letters: str) -> None:
+def test_no_word_after_an_unknown_option_is_used_as_a_name(launcher: str, letters: str) -> None:
     assert SECRET not in server_name([launcher, f"-!{letters}", SECRET, SECRET])
     assert SECRET not in server_name([launcher, f"--!{letters}", SECRET, SECRET])

@@ -1,5 +1,6 @@
 """A session whose user a token names, or nobody."""
 
+from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity
 from mcpguard.errors import PolicyError, Unauthenticated
 from tests.core.build import Talk, call_line, request
@@ -48,7 +49,7 @@ def test_a_denial_for_want_of_a_user_leaves_a_retry_to_who_may() -> None:
 
 def test_who_is_calling_can_change_from_one_call_to_the_next_and_nothing_of_the_last_one_stays() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nrole = "dev"\nlimit = "1/1m"\n', who=VERIFIED)
-    alice = Identity("alice", "jwt", "crm", name="job", agent_source="jwt", roles=("dev",), email="a@acme.com", act=("p", "q"))
+    alice = Identity("alice", "jwt", "crm", Agent(name="job"), "jwt", roles=("dev",), email="a@acme.com", act=("p", "q"))
     everybody: list[Identity | Unauthenticated] = [alice, EXPIRED, Identity("bob", "jwt", "crm"), alice]
     for at, found in enumerate(everybody):
         talk.identify(found)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core import frames, skim
-from mcpguard.core.audit import args_hash
+from mcpguard.core.arguments import args_hash
 from mcpguard.core.frames import Frame, Refusal
 from tests.core.build import Talk, call_line
 

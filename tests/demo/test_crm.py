@@ -53,7 +53,7 @@ def test_a_month_without_orders_gives_an_empty_report() -> None:
 
 
 @pytest.mark.parametrize("month", ["2026-13", "September", "", "2026-09\n"])
-def test_what_is_no_month_is_refused_with_a_word(month: str) -> None:
+def test_an_invalid_month_is_refused(month: str) -> None:
     result = call("generate_report", month=month)
     assert result.is_error
     assert "YYYY-MM" in result.content[0].text

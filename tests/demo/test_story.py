@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(done.returncode, done.stdout, done.stderr, [path.name for path in folder.iterdir()])
 
 
-def test_it_ends_well_and_has_nothing_to_say_on_stderr(run: Run) -> None:
+def test_it_ends_with_status_0_and_an_empty_stderr(run: Run) -> None:
     assert (run.status, run.err) == (0, "")
 
 
@@ -53,16 +53,16 @@ def test_exactly_a_hundred_of_alices_three_thousand_calls_reach_the_server(run: 
 
 
 def test_bob_is_never_denied(run: Run) -> None:
-    assert "Bob's 10 searches meanwhile: 10 answered, 0 denied" in run.out
+    assert "Bob's 10 searches during the loop: 10 answered, 0 denied" in run.out
     assert run.row("bob", "search_customers") == ["10", "10", "-", "-", "-"]
     assert run.row("bob", "generate_report") == ["2", "2", "-", "-", "-"]
 
 
-def test_everybody_shares_the_five_reports_a_minute(run: Run) -> None:
+def test_all_users_share_the_five_reports_a_minute(run: Run) -> None:
     assert run.row("alice", "generate_report") == ["4", "3", "-", "1", "-"]
 
 
-def test_the_subagent_is_held_by_the_agent_axis(run: Run) -> None:
+def test_the_subagent_is_limited_by_the_agent_axis(run: Run) -> None:
     assert run.row("carol", "search_customers") == ["30", "20", "-", "-", "10"]
 
 
@@ -71,7 +71,7 @@ def test_it_shows_the_policy_that_is_in_force(run: Run) -> None:
     assert policy in run.out
 
 
-def test_it_shows_a_denial_as_the_client_got_it(run: Run) -> None:
+def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
     assert "code     429" in run.out
     assert '"axis": "user",' in run.out
     assert '"retry_after_ms": ' in run.out
@@ -110,7 +110,7 @@ def test_it_keeps_its_folder_if_asked_to(
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
-def test_ctrl_c_ends_it_quietly_and_all_that_it_started(tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_and_all_its_processes_quietly(tmp_path: Path) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -143,28 +143,28 @@ sys.meta_path.insert(0, Interrupted)
 """Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
 
 
-def test_ctrl_c_while_it_loads_ends_it_quietly_whatever_the_import_makes_of_it(tmp_path: Path) -> None:
+def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_what_the_encoding_of_stdout_does_not_have_is_escaped(tmp_path: Path) -> None:
+def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
     env = environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert r" \xd7" in done.stdout
 
 
-def test_without_a_stdout_it_runs_and_ends_well(tmp_path: Path) -> None:
+def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
     closed = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *DEMO]
     done = subprocess.run(closed, env=environment(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+def test_it_ends_quietly_when_the_reader_goes_away(tmp_path: Path) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -178,7 +178,9 @@ def test_it_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_guard_that_does_not_start_is_one_clear_line_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_mcpguard_run_is_reported_in_one_line_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'no guard today' >&2\nexit 3\n")
     broken.chmod(0o700)
@@ -190,7 +192,7 @@ def test_a_guard_that_does_not_start_is_one_clear_line_with_its_reason(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["python"]
 
 
-def test_a_python_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_interpreter_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(McpguardError, match=r"^the demo failed: .*nowhere"):

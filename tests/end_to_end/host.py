@@ -1,4 +1,4 @@
-"""A client of the guard: it starts `mcpguard run` as a process and speaks JSON-RPC lines with it."""
+"""A client for tests: it starts `mcpguard run` as a process and exchanges JSON-RPC lines with it."""
 
 import contextlib
 import json
@@ -21,20 +21,20 @@ from mcpguard.stores.sqlite.store import SqliteStore
 ROOT = Path(__file__).parents[2]
 SERVERS = Path(__file__).parent / "servers"
 DEADLINE_S = 60.0
-"""Only what hangs takes this long."""
+"""Only a process that hangs takes this long."""
 PATIENT_MS = 20_000
-"""A store's budget that a busy machine does not use up, and that ends before `DEADLINE_S` does."""
+"""A time limit for the store that is long enough on a busy machine, and shorter than `DEADLINE_S`."""
 
 Message = dict[str, Any]
 
 
 def script(name: str, *arguments: object) -> list[str]:
-    """The command of one of the servers in `servers/`."""
+    """The command of a server in `servers/`."""
     return [sys.executable, "-S", str(SERVERS / f"{name}.py"), *map(str, arguments)]
 
 
 OUTPUT = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-"""What the output of a command follows, and what a terminal or pytest's own processes have set."""
+"""Variables that change the output of a command. The terminal or pytest may have set them."""
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -43,7 +43,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def program(*argv: str, tuned: Mapping[str, object] | None = None) -> list[str]:
-    """The command line of mcpguard, in which some constants, such as `mcpguard.auth.keys.FETCH_S`, have other values."""
+    """The command line of mcpguard. `tuned` gives constants, such as `mcpguard.auth.keys.FETCH_S`, other values."""
     if not tuned:
         return [sys.executable, "-m", "mcpguard", *argv]
     lines = ["import importlib"]
@@ -68,7 +68,7 @@ def lines(messages: Sequence[Message]) -> bytes:
 
 
 def until(done: Callable[[], bool], what: str) -> None:
-    """Look again and again, for what nothing can be read from that would block."""
+    """Poll a condition until it is true."""
     deadline, pause_s = time.monotonic() + DEADLINE_S, 0.001
     while not done():
         assert time.monotonic() < deadline, f"not in time: {what}"
@@ -77,10 +77,10 @@ def until(done: Callable[[], bool], what: str) -> None:
 
 
 def budget(home: Path, timeout_ms: int) -> None:
-    """Let wrappers wait for their store so long, unless their settings say it already. They never see half of the file."""
+    """Set `timeout_ms` in `config.toml`, unless it is set. The file is replaced, so that no wrapper reads half of it."""
     home.mkdir(exist_ok=True, parents=True)
     file = home / "config.toml"
-    with contextlib.suppress(ValueError, RecursionError):  # a test has written what cannot be read
+    with contextlib.suppress(ValueError, RecursionError):  # a test has written a broken file
         settings = tomlkit.parse(file.read_text() if file.exists() else "")
         store = settings.setdefault("store", {})
         if "timeout_ms" not in store:
@@ -91,18 +91,18 @@ def budget(home: Path, timeout_ms: int) -> None:
 
 
 class Host:
-    """One client and its guarded server. The wrapper is patient with its store, unless `config.toml` says how long to wait.
+    """A client and its server behind mcpguard. The wrapper waits `PATIENT_MS` for its store, unless `config.toml` sets a time.
 
     Args:
-        home: The guard's folder.
+        home: The folder for `MCPGUARD_HOME`.
         command: The server's command.
-        options: Of `mcpguard run`.
-        env: Variables beside those of this process.
-        dashes: Whether `--` stands before the command.
-        stderr: Where the guard's stderr goes; None for a file that `err` reads.
-        own_group: Whether the guard leads a process group of its own.
-        under: A command that starts the guard: it becomes the guard's process.
-        tuned: Constants of the guard that have other values; see `program`.
+        options: Options of `mcpguard run`.
+        env: Further environment variables.
+        dashes: Whether `--` is written before the command.
+        stderr: The descriptor for the wrapper's stderr; None for a file that `err` reads.
+        own_group: Whether the wrapper leads a process group of its own.
+        under: A command that the wrapper is started under, such as `setpriv`.
+        tuned: Constants with other values; see `program`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Host:
                 stderr=err if stderr is None else stderr,
                 bufsize=0,
                 env=environment(home, **(env or {})),
-                pass_fds=(held,),  # held open by every process of the session
+                pass_fds=(held,),  # every process of the session holds it open
                 process_group=0 if own_group else None,
             )
         os.close(held)
@@ -170,7 +170,7 @@ class Host:
 
     @contextlib.contextmanager
     def sending(self, data: bytes, *, in_vain: bool = False) -> Iterator[None]:
-        """Write meanwhile, for more than a pipe holds; in vain if the guard may end before it has read all of it."""
+        """Write in a thread, for more data than a pipe holds. With `in_vain`, the wrapper may end before it has read all."""
 
         def send() -> None:
             with contextlib.suppress(*([BrokenPipeError] if in_vain else [])):
@@ -180,10 +180,10 @@ class Host:
         thread.start()
         yield
         thread.join(DEADLINE_S)
-        assert not thread.is_alive(), "the guard does not read what is written to it"
+        assert not thread.is_alive(), "mcpguard does not read its stdin"
 
     def send_until_stuck(self, data: bytes) -> None:
-        """Write until the guard has read nothing for half a second, which must be before the end."""
+        """Write until the wrapper has read nothing for half a second. Fails if it reads all of the data."""
         view = memoryview(data)
         os.set_blocking(self.stdin.fileno(), False)
         while select.select([], [self.stdin], [], 0.5)[1]:
@@ -191,13 +191,13 @@ class Host:
             assert view, "all of it was read"
 
     def read(self, size: int = 1 << 16) -> bytes:
-        """What the guard has written; empty at the end."""
+        """Read from the wrapper's stdout; empty at its end."""
         if not select.select([self.stdout], [], [], DEADLINE_S)[0]:
             raise AssertionError(f"nothing came; stderr: {self.err}")
         return os.read(self.stdout.fileno(), size)
 
     def line(self) -> bytes:
-        """The next line, without its end; at the end of the stream what is left."""
+        """The next line without its newline; at the end of the stream, the rest."""
         while True:
             end = self._buffer.find(b"\n")
             if end >= 0:
@@ -212,7 +212,7 @@ class Host:
             self._buffer += data
 
     def rest(self) -> bytes:
-        """All until the end of the stream."""
+        """Everything until the end of the stream."""
         while data := self.read():
             self._buffer += data
         rest = bytes(self._buffer)
@@ -227,7 +227,7 @@ class Host:
         return message
 
     def answer(self, request_id: int | str | None) -> Message:
-        """The answer to a request; other messages wait."""
+        """The answer to a request. Other messages are kept for later."""
         for at, message in enumerate(self._messages):
             if message.get("id") == request_id and "method" not in message:
                 return self._messages.pop(at)
@@ -236,23 +236,23 @@ class Host:
         return message
 
     def notification(self, method: str) -> Message:
-        """The next notification of a kind; what comes before it is dropped."""
+        """The next notification with this method. Earlier messages are dropped."""
         while (message := self.message()).get("method") != method:
             pass
         return message
 
     def call(self, request_id: int | str, tool: str, arguments: Message | None = None, **params: Any) -> Message:
-        """Call a tool; its answer."""
+        """Call a tool and return the answer."""
         self.send(call(request_id, tool, arguments, **params))
         return self.answer(request_id)
 
     def ask(self, request_id: int | str, method: str, params: Message | None = None) -> Message:
-        """Send a request; its answer."""
+        """Send a request and return the answer."""
         self.send(request(request_id, method, params))
         return self.answer(request_id)
 
     def end(self) -> int:
-        """Close our side, read all that comes and wait; the exit status."""
+        """Close stdin, read everything, wait, and return the exit status."""
         self.stdin.close()
         self.rest()
         return self.wait()
@@ -264,19 +264,19 @@ class Host:
         self.process.send_signal(number)
 
     def nobody_is_left(self) -> bool:
-        """Whether all processes of the session end."""
+        """Wait until all processes of the session have ended. False after `DEADLINE_S`."""
         return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
 
     def somebody_is_left(self) -> bool:
-        """Whether a process of the session lives now."""
+        """Whether a process of the session is running now."""
         return not select.select([self._held], [], [], 0)[0]
 
     def audit(self) -> list[Message]:
-        """The rows of the shared audit that tell of calls."""
+        """The audit rows of calls."""
         return audit(self.home)
 
     def notes(self) -> list[Message]:
-        """The rows of the shared audit that tell of policies."""
+        """The audit rows of policies."""
         return audit(self.home, policies=True)
 
 
@@ -290,12 +290,12 @@ def audit(home: Path, *, policies: bool = False) -> list[Message]:
 
 
 def all_said(home: Path) -> str:
-    """What the guards of a home have written to stderr."""
+    """The stderr of all wrappers of a home."""
     return "".join(file.read_text(errors="replace") for file in sorted(home.glob("stderr-*")))
 
 
 def total(rows: Sequence[Message], decision: str) -> int:
-    """How many calls the rows of a decision tell of."""
+    """The number of calls with a decision, repeats included."""
     return sum(int(row.get("repeats", 1)) for row in rows if row["decision"] == decision)
 
 

@@ -32,7 +32,7 @@ def decisions(home: Path, env: dict[str, str], *tools: str) -> list[str]:
 
 
 def said(home: Path, env: dict[str, str], *argv: str) -> str:
-    done = mcpguard(home, *argv, preexec=None, **env)
+    done = mcpguard(home, *argv, **env)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -78,7 +78,7 @@ def test_a_reset_in_one_leaves_the_counters_of_the_other(home: Path) -> None:
     decisions(home, ONE, "search")
     decisions(home, TWO, "search")
     assert "1 counter reset" in said(home, TWO, "reset", "--yes")
-    assert said(home, TWO, "reset", "--yes") == "no counter that holds anything matches\n"
+    assert said(home, TWO, "reset", "--yes") == "no counter in use matches\n"
     assert decisions(home, ONE, "search") == ["429"]
     assert decisions(home, TWO, "search") == ["allowed"]
 

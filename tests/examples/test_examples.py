@@ -130,7 +130,7 @@ def test_the_client_gives_up_when_the_wait_is_long(example_client: ModuleType) -
         anyio.run(example_client.search, denied, "x")
 
 
-def test_the_client_does_not_wait_for_what_waiting_does_not_mend(example_client: ModuleType) -> None:
+def test_the_client_does_not_wait_after_other_errors(example_client: ModuleType) -> None:
     denied = DeniedOnce(MCPError(403, "closed", {"reason": "denied"}))
     with pytest.raises(MCPError, match="closed"):
         anyio.run(example_client.search, denied, "x")

@@ -1,1 +1,1 @@
-"""Tests of what one kind of store promises beyond the contract of all."""
+"""Tests of each kind of store, beyond the contract that all kinds share."""

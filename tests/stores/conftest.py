@@ -1,4 +1,4 @@
-"""Processes of their own on one store."""
+"""Starts processes that use one store together."""
 
 import subprocess
 import sys
@@ -12,12 +12,12 @@ from tests.core.build import TESTS
 Worker = subprocess.Popen[str]
 
 ENOUGH_S = 60
-"""Longer than anything here takes; a test that waits so long has failed."""
+"""No step takes so long. A test that waits so long has failed."""
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[[str, Path], Worker]]:
-    """Starts workers. What is left of them at the end is killed."""
+    """Starts workers. Those that still run at the end of the test are killed."""
     workers: list[Worker] = []
 
     def begin(what: str, path: Path) -> Worker:
@@ -33,13 +33,13 @@ def start() -> Iterator[Callable[[str, Path], Worker]]:
 
 
 def heard(worker: Worker) -> str:
-    """The next line that a worker says."""
+    """The next line that a worker prints."""
     assert worker.stdout is not None
     return worker.stdout.readline().rstrip("\n")
 
 
 def tell(worker: Worker) -> None:
-    """Let a worker go on."""
+    """Let a worker continue."""
     assert worker.stdin is not None
     worker.stdin.write("\n")
     worker.stdin.flush()

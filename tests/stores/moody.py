@@ -1,4 +1,4 @@
-"""A store in memory that fails when it is told to, behind a breaker, with a wrapper that uses it."""
+"""A wrapper with failover around a store in memory that fails on demand."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,16 +10,17 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.spill import SpillFolder
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
-from tests.core.build import WALL_US, Session, Time
+from mcpguard.stores.failover.store import FailoverStore
+from tests.core.build import WALL_US, Time, Wrapper
 from tests.memory_store import Memory, MemoryStore
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 
 
 class Moody(MemoryStore):
-    """What it does is in `place.failing`; what happens just before it does something and after, in `before` and `after`."""
+    """A store whose operations fail as `place.failing` says. Hooks in `place.before` and `place.after` run around them."""
 
     def __init__(self, place: "Place") -> None:
         super().__init__(place.memory, clock=place.time, wall=place.wall)
@@ -98,7 +99,7 @@ class Place:
             clock=self.time,
             wall=self.wall,
         )
-        self.session = Session(self.store, policy, session=session, args_key=lambda: self.store.args_key)
+        self.session = Wrapper(self.store, policy, session=session, args_key=lambda: self.store.args_key)
         assert self.store.args_key  # it has been opened
 
     def reach(self, what: str) -> None:
@@ -121,14 +122,14 @@ class Place:
         self.fail("open", "decide", "append", "record", "adopt", "tend")
 
     def kill(self) -> None:
-        """End without a word, as a process does that is killed."""
+        """Release the locks on spill files, as the system does when the process is killed."""
         file = self.store._buffer.spill._file
         if file is not None:
             file.close()
         self.store._leftovers.close()
 
     def mend(self) -> None:
-        """It works again, and is probed and taken up."""
+        """Let the store work again, and let a probe close the breaker."""
         self.failing = {}
         self.probe()
         assert self.store._store is not None

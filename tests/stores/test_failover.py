@@ -1,21 +1,28 @@
-"""What happens to calls while a store does not answer, and what the store gets when it does again."""
+"""Calls during and after an outage of an SQLite store."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mcpguard.core.verdict import Verdict
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
+from mcpguard.stores.failover.breaker import PROBE_US
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Session, Time
+from tests.core.build import Time, Wrapper
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 
 
+def used(path: Path, time: Time) -> list[int]:
+    with contextlib.closing(SqliteStore(path, clock=time)) as store:
+        return [held.used for held in store.held()]
+
+
 class Broken:
-    """A store file whose queue somebody else can hold, and a wrapper that uses it."""
+    """A wrapper with an SQLite store, whose lock a test can hold so that the store cannot be used."""
 
     def __init__(self, path: Path, mode: str, policy: str = LIMIT_3) -> None:
         self.path = path
@@ -24,7 +31,7 @@ class Broken:
         self.said: list[str] = []
         self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
-        self.session = Session(self.store, policy)
+        self.session = Wrapper(self.store, policy)
         self.lock = lock_file(path.with_name(path.name + "-calls"))
 
     def open(self) -> SqliteStore:
@@ -42,11 +49,11 @@ class Broken:
         self.store.tend()
 
     def records(self) -> list[dict[str, object]]:
-        store = SqliteStore(self.path, clock=self.time)
-        try:
+        with contextlib.closing(SqliteStore(self.path, clock=self.time)) as store:
             return [entry.record for entry in store.entries()]
-        finally:
-            store.close()
+
+    def used(self) -> list[int]:
+        return used(self.path, self.time)
 
     def close(self) -> None:
         self.lock.release()
@@ -67,19 +74,19 @@ def test_local_counting_starts_from_the_counters_that_were_last_seen(broken: Bro
     assert broken.call(2) == ["allowed", "rate_limited"]
 
 
-def test_what_was_admitted_locally_is_counted_when_the_store_is_back(broken: Broken) -> None:
+def test_calls_admitted_by_local_counting_are_counted_in_the_store_afterwards(broken: Broken) -> None:
     broken.call()
     assert broken.lock.acquire(1)
     assert broken.call(2) == ["allowed", "allowed"]
     broken.lock.release()
     broken.probe()
-    broken.probe()  # and what was written is where it belongs
+    broken.probe()  # outcomes of the outage are joined
     assert not broken.store.needs_tending
-    assert [held.used for held in broken.store.held()] == [3]
+    assert broken.used() == [3]
     assert broken.call() == ["rate_limited"]
 
 
-def test_a_place_that_was_taken_locally_comes_free_a_window_after_it_was_taken(broken: Broken) -> None:
+def test_a_call_admitted_by_local_counting_leaves_the_window_at_the_right_time(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     broken.call(3)
     broken.lock.release()
@@ -91,7 +98,7 @@ def test_a_place_that_was_taken_locally_comes_free_a_window_after_it_was_taken(b
     assert broken.call() == ["allowed"]
 
 
-def test_audit_rows_of_the_meantime_are_written_in_order_and_without_a_gap(broken: Broken) -> None:
+def test_audit_rows_of_an_outage_are_written_in_order_and_without_a_gap(broken: Broken) -> None:
     broken.call()
     assert broken.lock.acquire(1)
     broken.call(3)
@@ -116,7 +123,7 @@ def test_deny_answers_that_the_store_is_unavailable(broken: Broken) -> None:
 
 
 @pytest.mark.parametrize("broken", [("allow",)], indirect=True)
-def test_allow_lets_calls_through_and_the_audit_says_so(broken: Broken) -> None:
+def test_allow_forwards_calls_and_the_audit_log_says_so(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     assert broken.call(5) == ["allowed_unavailable"] * 5
     broken.lock.release()
@@ -124,7 +131,7 @@ def test_allow_lets_calls_through_and_the_audit_says_so(broken: Broken) -> None:
     assert [record["decision"] for record in broken.records()] == ["allowed_unavailable"] * 5
 
 
-def test_after_the_first_failure_no_call_asks_the_store_until_the_probe(broken: Broken) -> None:
+def test_after_the_first_failure_no_call_uses_the_store_until_the_probe(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     broken.call()
     opened = broken.opened
@@ -136,7 +143,7 @@ def test_after_the_first_failure_no_call_asks_the_store_until_the_probe(broken: 
     assert broken.store.needs_tending
 
 
-def test_each_change_of_state_is_one_line(broken: Broken) -> None:
+def test_each_change_of_state_is_reported_in_one_line(broken: Broken) -> None:
     assert broken.lock.acquire(1)
     broken.call(10)
     broken.probe()
@@ -146,19 +153,19 @@ def test_each_change_of_state_is_one_line(broken: Broken) -> None:
     assert [line.split(":")[0] for line in broken.said] == ["store unavailable", "store is back"]
 
 
-def test_a_store_that_is_dead_at_the_start_is_taken_up_when_it_lives(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tmp_path: Path) -> None:
     place = tmp_path / "state"
     place.write_text("in the way")
     time = Time()
     store = FailoverStore(
         lambda: SqliteStore(place / "mcpguard.db", clock=time), mode="local", notify=lambda _: None, clock=time
     )
-    session = Session(store, LIMIT_3)
+    session = Wrapper(store, LIMIT_3)
     assert [session.one("search").decision for _ in range(4)] == ["allowed"] * 3 + ["rate_limited"]
     place.unlink()
     time.now_us += PROBE_US[1]
     store.tend()
-    assert [held.used for held in store.held()] == [3]
+    assert used(place / "mcpguard.db", time) == [3]
     store.close()
 
 
@@ -189,11 +196,11 @@ def test_an_observed_rule_without_room_is_not_charged_afterwards(broken: Broken)
     assert broken.call(5) == ["allowed"] * 3 + ["would_deny"] * 2
     broken.lock.release()
     broken.probe()
-    assert [held.used for held in broken.store.held()] == [3]
+    assert broken.used() == [3]
 
 
 @pytest.mark.posix
-def test_a_store_that_is_removed_is_noticed_and_made_anew(broken: Broken) -> None:
+def test_a_removed_store_is_reported_and_created_again(broken: Broken) -> None:
     broken.call(3)
     broken.store.tend()
     for file in broken.path.parent.iterdir():

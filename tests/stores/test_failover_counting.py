@@ -1,8 +1,8 @@
-"""What a wrapper admits by its own counting while its store cannot be used: never more than by what it has seen."""
+"""Local counting: a wrapper never counts from less than it has seen."""
 
 import pytest
 
-from mcpguard.stores.failover import local_counting, write_behind
+from mcpguard.stores.failover import buffered_rows, local_counting
 from tests.stores.moody import LIMIT_3, Place
 
 EACH_TOOL_1 = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
@@ -13,11 +13,13 @@ MODES = ["local", "deny", "allow"]
 
 
 def forget(place: Place, tool: str) -> None:
-    """The store does not tell any more what it last showed of a tool's counter."""
+    """Let `last_seen` leave out a tool's counter."""
     place.forgotten.update(counter.id for request in place.session.charges(tool) for counter in request.plan.counters)
 
 
-def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_is_denied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(local_counting, "MAX_COUNTERS", 10)
     place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     place.break_down()
@@ -29,7 +31,7 @@ def test_counters_of_the_meantime_are_bounded_and_a_call_that_needs_one_more_is_
     assert place.used() == [1] * 10
 
 
-def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_known_logs_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_counting, "MAX_COUNTERS", 10)
     place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1d"\n')
     for round_ in range(4):
@@ -42,7 +44,7 @@ def test_what_is_known_of_counters_is_bounded_over_many_outages(monkeypatch: pyt
         assert len(place.store._local._logs) <= 10
 
 
-def test_a_counter_that_was_seen_and_is_not_known_any_more_is_not_counted_anew_in_any_outage() -> None:
+def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_outage() -> None:
     place = Place(policy=EACH_TOOL_5)
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
     forget(place, "echo")
@@ -54,7 +56,7 @@ def test_a_counter_that_was_seen_and_is_not_known_any_more_is_not_counted_anew_i
     assert place.call(1, "echo") == ["rate_limited"]
 
 
-def test_such_a_counter_is_counted_again_when_its_window_has_passed() -> None:
+def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_window_has_passed() -> None:
     place = Place(policy=EACH_TOOL_5)
     place.call(5, "echo")
     forget(place, "echo")
@@ -65,7 +67,7 @@ def test_such_a_counter_is_counted_again_when_its_window_has_passed() -> None:
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_counter_that_only_others_have_used_is_counted_on_from_what_the_store_told_of_it() -> None:
+def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_the_store_last_told() -> None:
     other = Place(policy=EACH_TOOL_5)
     other.call(3, "echo")
     place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
@@ -75,7 +77,7 @@ def test_a_counter_that_only_others_have_used_is_counted_on_from_what_the_store_
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
 
 
-def test_what_was_admitted_in_one_outage_is_known_in_the_next_though_the_store_does_not_name_it() -> None:
+def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_does_not_tell_them() -> None:
     place = Place(policy=EACH_TOOL_5)
     place.break_down()
     place.call(3, "echo")
@@ -85,7 +87,7 @@ def test_what_was_admitted_in_one_outage_is_known_in_the_next_though_the_store_d
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
 
 
-def test_what_was_known_of_a_counter_in_one_outage_does_not_count_in_the_next_if_the_store_has_charged_it_since() -> None:
+def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_the_counter_since() -> None:
     place = Place(policy=EACH_TOOL_5)
     place.break_down()
     place.call(3, "echo")
@@ -96,7 +98,7 @@ def test_what_was_known_of_a_counter_in_one_outage_does_not_count_in_the_next_if
     assert place.call(1, "echo") == ["unavailable"]
 
 
-def test_a_counter_that_the_store_showed_to_be_empty_is_counted_from_nothing() -> None:
+def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
     (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
@@ -106,7 +108,7 @@ def test_a_counter_that_the_store_showed_to_be_empty_is_counted_from_nothing() -
     assert place.call(1, "echo") == ["allowed"]
 
 
-def test_beyond_the_counters_that_are_remembered_none_is_taken_for_one_that_was_never_seen(
+def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold_something(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
@@ -122,7 +124,7 @@ def test_beyond_the_counters_that_are_remembered_none_is_taken_for_one_that_was_
     assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
 
 
-def test_of_more_counters_than_can_be_kept_those_that_were_charged_last_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_logs_those_that_were_charged_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
     place = Place(policy=EACH_TOOL_5)
     for tool in ("a", "b", "c", "a"):
@@ -145,7 +147,7 @@ def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
 
 
 @pytest.mark.parametrize("policy", [LIMIT_3, UNLIMITED, '[[rule]]\ntool = "*"\nlimit = "unlimited"\n', "mode = 'observe'"])
-def test_with_deny_no_call_is_forwarded_though_nothing_counts_it(policy: str) -> None:
+def test_with_deny_no_call_is_forwarded_even_if_no_limit_counts_it(policy: str) -> None:
     place = Place("deny", policy)
     place.break_down()
     (request,) = place.session.charges("search")
@@ -165,7 +167,7 @@ def test_with_deny_a_free_retry_is_not_forwarded() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_closed_tool_and_a_caller_without_a_name_are_refused_as_ever(mode: str) -> None:
+def test_a_closed_tool_and_an_unauthenticated_caller_are_refused_in_every_mode(mode: str) -> None:
     place = Place(mode, CLOSED)
     place.break_down()
     (request,) = place.session.charges("search")
@@ -179,7 +181,7 @@ def test_a_closed_tool_and_a_caller_without_a_name_are_refused_as_ever(mode: str
 def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
     monkeypatch: pytest.MonkeyPatch, mode: str, decided: str | None
 ) -> None:
-    monkeypatch.setattr(write_behind, "MAX_ROWS", 5)
+    monkeypatch.setattr(buffered_rows, "MAX_ROWS", 5)
     place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n')
     place.break_down()
     requests = place.session.charges("search", 7)
@@ -193,8 +195,10 @@ def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
     assert [record["decision"] for record in place.records()] == [*decisions[:5], "unavailable"]
 
 
-def test_rows_of_forwarded_calls_outlive_all_others_and_what_is_dropped_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "MAX_ROWS", 10)
+def test_rows_of_denials_are_dropped_before_rows_of_forwarded_calls_and_their_number_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(buffered_rows, "MAX_ROWS", 10)
     place = Place("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n')
     place.break_down()
     for at in range(8):
@@ -207,11 +211,13 @@ def test_rows_of_forwarded_calls_outlive_all_others_and_what_is_dropped_is_told(
     assert [record["tool"] for record in records if record["decision"] == "denied"] == [f"closed {at}" for at in range(6, 16)]
     seqs = [int(str(record["seq"])) for record in records]
     assert seqs == sorted(seqs)
-    assert "18 audit rows of the meantime written; 6 rows of denials dropped" in place.said[-1]
+    assert "18 audit rows of the outage written; 6 rows of denials dropped" in place.said[-1]
 
 
-def test_a_call_with_long_arguments_is_not_forwarded_where_there_is_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "MAX_CHARS", 10_000)
+def test_a_call_with_long_arguments_is_not_forwarded_if_the_buffer_has_no_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(buffered_rows, "MAX_CHARS", 10_000)
     place = Place(policy=UNLIMITED)
     place.session.keep_arguments("full")
     place.break_down()

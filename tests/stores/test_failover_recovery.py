@@ -1,4 +1,4 @@
-"""What a store gets when it answers again, and what it does not: nothing is lost, and nothing of another store's reaches it."""
+"""Write-back after an outage: nothing is lost, and nothing of one store reaches another."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,8 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy import Counter
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.failover.store import LAST_TRY_S, PROBE_US
+from mcpguard.stores.failover.breaker import PROBE_US
+from mcpguard.stores.failover.store import LAST_TRY_S
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
 from tests.core.build import START_US
 from tests.memory_store import Memory
@@ -18,7 +19,7 @@ UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 
 
-def test_how_a_call_of_the_meantime_ended_is_joined_to_its_row_whenever_it_is_known() -> None:
+def test_the_outcome_of_a_call_in_an_outage_is_joined_to_its_row_whenever_it_comes() -> None:
     place = Place()
     before = place.one()
     place.break_down()
@@ -33,7 +34,7 @@ def test_how_a_call_of_the_meantime_ended_is_joined_to_its_row_whenever_it_is_kn
 
 
 @pytest.mark.parametrize("mode", ["allow", "local"])
-def test_outcomes_come_to_the_right_rows_among_denials_and_storms(mode: str) -> None:
+def test_outcomes_are_joined_to_the_right_rows_among_denials(mode: str) -> None:
     place = Place(mode, LIMIT_3 + '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
     place.break_down()
     first = place.one()
@@ -60,7 +61,7 @@ def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
     assert not place.store.needs_tending
 
 
-def test_another_store_gets_neither_outcomes_nor_hashes_of_the_one_before() -> None:
+def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() -> None:
     place = Place()
     old, ended = place.one(), place.one()
     place.break_down()
@@ -86,7 +87,7 @@ def test_rows_of_the_same_store_keep_their_hashes() -> None:
 
 
 @pytest.mark.parametrize("failing", ["adopt", "append"])
-def test_an_interrupted_write_back_is_taken_up_again_and_loses_nothing(failing: str) -> None:
+def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) -> None:
     place = Place(policy=MANY)
     place.break_down()
     verdicts = [place.one() for _ in range(3 * BATCH)]
@@ -103,7 +104,7 @@ def test_an_interrupted_write_back_is_taken_up_again_and_loses_nothing(failing: 
     assert f"{3 * BATCH + 1} audit rows" in place.said[-1]
 
 
-def test_calls_are_decided_locally_while_their_elders_are_written_back_and_come_after_them() -> None:
+def test_calls_are_decided_locally_during_write_back_and_their_rows_come_last() -> None:
     place = Place(policy='[[rule]]\nuser = "*"\nlimit = "300/1h"\n')
     place.break_down()
     place.call(2 * BATCH)
@@ -116,7 +117,7 @@ def test_calls_are_decided_locally_while_their_elders_are_written_back_and_come_
     assert place.call() == ["rate_limited"]
 
 
-def test_calls_that_come_as_quickly_as_rows_are_written_back_do_not_keep_the_store_from_deciding_again() -> None:
+def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written() -> None:
     place = Place(policy=UNLIMITED)
     place.break_down()
     place.call(2 * BATCH)
@@ -124,7 +125,7 @@ def test_calls_that_come_as_quickly_as_rows_are_written_back_do_not_keep_the_sto
     def flood() -> None:
         assert len(place.records()) < 20 * BATCH
         place.before["append"] = flood
-        if not place.store._switching.locked():  # else calls have to wait
+        if not place.store._lock.locked():  # else calls have to wait
             place.call(BATCH)
 
     place.before["append"] = flood
@@ -133,7 +134,7 @@ def test_calls_that_come_as_quickly_as_rows_are_written_back_do_not_keep_the_sto
     assert seqs == list(range(1, len(seqs) + 1))
 
 
-def test_a_store_that_is_slow_to_count_is_not_taken_up_with_a_call_waiting() -> None:
+def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call_waits() -> None:
     place = Place(timeout_ms=250)
     place.break_down()
     place.call(2)
@@ -146,9 +147,7 @@ def test_a_store_that_is_slow_to_count_is_not_taken_up_with_a_call_waiting() -> 
 
 
 @pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])
-def test_admissions_are_written_back_one_by_one_up_to_64_and_in_grains_of_the_window_above(
-    n: int, left: list[list[int]]
-) -> None:
+def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_above(n: int, left: list[list[int]]) -> None:
     place = Place(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n')
     place.break_down()
     for _ in range(10):
@@ -171,7 +170,7 @@ def test_admissions_whose_window_has_passed_are_not_written_back() -> None:
     assert place.used() == []
 
 
-def test_a_wrapper_admits_no_more_of_its_own_in_a_window_over_two_outages_than_over_one() -> None:
+def test_a_wrapper_admits_no_more_in_a_window_over_two_outages_than_over_one() -> None:
     place = Place()
     place.call(2)
     place.break_down()
@@ -180,7 +179,7 @@ def test_a_wrapper_admits_no_more_of_its_own_in_a_window_over_two_outages_than_o
     assert place.call(3) == ["allowed", "rate_limited", "rate_limited"]
 
 
-def test_calls_that_are_let_through_uncounted_stay_uncounted() -> None:
+def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
     place = Place("allow")
     place.break_down()
     place.call(5)
@@ -188,7 +187,7 @@ def test_calls_that_are_let_through_uncounted_stay_uncounted() -> None:
     assert (place.used(), len(place.records())) == ([], 5)
 
 
-def test_the_end_of_a_session_is_one_more_try() -> None:
+def test_closing_tries_once_more_to_write_the_buffer() -> None:
     place = Place()
     place.break_down()
     during = place.one()
@@ -202,7 +201,7 @@ def test_the_end_of_a_session_is_one_more_try() -> None:
     assert place.opened[-1].closed_by is not None
 
 
-def test_the_end_of_a_session_does_not_wait_for_a_store_that_writes_slowly() -> None:
+def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
     place = Place(policy=MANY)
     place.break_down()
     place.call(10 * BATCH)
@@ -212,14 +211,14 @@ def test_the_end_of_a_session_does_not_wait_for_a_store_that_writes_slowly() -> 
     assert len(place.records()) == BATCH
 
 
-def test_the_tally_counts_a_call_once_though_the_store_failed_it() -> None:
+def test_the_tally_counts_a_call_once_even_if_the_store_failed_during_it() -> None:
     place = Place()
     place.fail("decide")
     place.call(4)
     assert place.session.journal.tally == {("allowed", ""): 3, ("rate_limited", "user"): 1}
 
 
-def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_by_its_new_key_and_no_old_outcomes() -> None:
+def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_with_its_new_key_and_no_old_outcomes() -> None:
     place = Place()
     old = place.one()
     place.memory = Memory()
@@ -231,7 +230,7 @@ def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_by_its_new_key
     assert place.outcomes() == ["ok"]
 
 
-def test_admissions_that_may_be_counted_already_are_told_again_by_the_same_name_and_newer_ones_by_another() -> None:
+def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_and_newer_ones_with_another() -> None:
     place = Place(policy=MANY)
     told: list[tuple[str, int]] = []
 
@@ -253,7 +252,7 @@ def test_admissions_that_may_be_counted_already_are_told_again_by_the_same_name_
     assert place.used() == [5]
 
 
-def test_long_rows_are_written_back_a_few_at_a_time_and_one_that_cannot_be_comes_without_its_arguments() -> None:
+def test_long_rows_are_written_a_few_at_a_time_and_one_that_the_store_does_not_take_loses_its_arguments() -> None:
     place = Place(policy=UNLIMITED)
     place.session.keep_arguments("full")
     place.break_down()
@@ -278,7 +277,7 @@ def test_long_rows_are_written_back_a_few_at_a_time_and_one_that_cannot_be_comes
     assert [record["seq"] for record in place.records()] == [1, 2, 3, 4]
 
 
-def test_a_long_row_keeps_its_arguments_if_it_is_the_counting_that_was_slow() -> None:
+def test_a_long_row_keeps_its_arguments_if_only_counting_was_slow() -> None:
     place = Place(timeout_ms=250)
     place.session.keep_arguments("full")
     place.break_down()

@@ -1,5 +1,6 @@
-"""What a wrapper leaves on disk that ends while its store cannot be used, and how others take it in."""
+"""Spill files: what a wrapper that ends in an outage leaves on disk, and how others take it in."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.failover import spill, write_behind
+from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
 from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import START_US, Session, Time
+from tests.core.build import START_US, Time, Wrapper
 from tests.memory_store import Memory
 from tests.redis_servers import running
 from tests.stores.moody import LIMIT_3, Moody, Place
@@ -45,7 +47,7 @@ def down(folder: Path, policy: str = MIXED, **options: Any) -> Place:
 
 
 def successor(place: Place, folder: Path, **options: Any) -> Place:
-    """Another wrapper of the same store, which works, that has had the time to look for what others have left."""
+    """Another wrapper of the same store, which works. It has taken in the files that it found."""
     after = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", **options)
     after.store.tend()
     return after
@@ -53,7 +55,7 @@ def successor(place: Place, folder: Path, **options: Any) -> Place:
 
 @pytest.mark.posix
 @pytest.mark.parametrize("end", [ended, killed])
-def test_a_wrapper_that_ends_in_an_outage_leaves_counts_rows_and_outcomes_to_the_next(
+def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_in_by_the_next(
     tmp_path: Path, end: Callable[[Place], None]
 ) -> None:
     place = down(tmp_path)
@@ -69,19 +71,19 @@ def test_a_wrapper_that_ends_in_an_outage_leaves_counts_rows_and_outcomes_to_the
     assert [record["decision"] for record in after.records()] == ["allowed", "denied", "allowed"]
     assert after.outcomes() == ["tool_error", None, "ok"]
     assert "args_hash" in after.records()[0]
-    assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the meantime written"]
+    assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the outage written"]
     assert left(tmp_path) == []
     assert not after.store.needs_tending
 
 
-def test_an_end_in_order_says_how_many_rows_are_kept(tmp_path: Path) -> None:
+def test_closing_reports_how_many_rows_are_kept_on_disk(tmp_path: Path) -> None:
     place = down(tmp_path)
     place.call(3)
     place.store.close()
     assert place.said[-1] == "3 audit rows kept on disk for the next wrapper that reaches the store"
 
 
-def test_an_end_in_order_without_a_place_on_disk_says_how_many_rows_are_lost() -> None:
+def test_closing_without_a_spill_folder_reports_how_many_rows_are_lost() -> None:
     place = Place()
     place.break_down()
     place.call(3)
@@ -89,14 +91,14 @@ def test_an_end_in_order_without_a_place_on_disk_says_how_many_rows_are_lost() -
     assert place.said[-1] == "3 audit rows lost: there is no room for them in memory or on disk"
 
 
-def test_an_end_in_order_says_nothing_where_the_store_has_everything(tmp_path: Path) -> None:
+def test_closing_reports_nothing_if_the_store_has_everything(tmp_path: Path) -> None:
     place = Place(folder=tmp_path)
     place.call(3)
     place.store.close()
     assert (place.said, left(tmp_path)) == ([], [])
 
 
-def test_a_wrapper_that_has_its_store_back_leaves_no_file_and_nothing_is_doubled(tmp_path: Path) -> None:
+def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
     place = down(tmp_path)
     place.ends(place.one())
     assert len(left(tmp_path)) == 1
@@ -107,7 +109,7 @@ def test_a_wrapper_that_has_its_store_back_leaves_no_file_and_nothing_is_doubled
     assert (after.used(), after.outcomes()) == ([1], ["ok"])
 
 
-def test_a_running_wrapper_takes_in_what_another_left_and_leaves_alone_what_belongs_to_one_that_lives(tmp_path: Path) -> None:
+def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_running_ones(tmp_path: Path) -> None:
     alive = down(tmp_path, session="00000000000000bb")
     alive.call(1)
     running = Place(policy=MIXED, folder=tmp_path, other=alive, session="00000000000000cc")
@@ -126,7 +128,7 @@ def test_a_running_wrapper_takes_in_what_another_left_and_leaves_alone_what_belo
     assert running.used() == [3]
 
 
-def test_a_wrapper_whose_own_store_comes_back_takes_in_what_others_left(tmp_path: Path) -> None:
+def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
     place = down(tmp_path)
     place.call(1)
     other = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
@@ -177,14 +179,14 @@ class Steps:
 
 
 @pytest.mark.parametrize("is_other", [False, True], ids=["itself", "for another"])
-def test_whenever_a_wrapper_is_killed_that_writes_back_nothing_is_lost_and_nothing_doubled(
+def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_write_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: bool
 ) -> None:
     monkeypatch.setattr(write_behind, "BATCH", 2)
     steps = Steps(monkeypatch)
 
     def is_killed_at(moment: int) -> bool:
-        """Whether there is such a moment."""
+        """Kill the process at a moment. Returns whether there was such a moment."""
         folder = tmp_path / str(moment)
         folder.mkdir()
         place = writing = down(folder)
@@ -209,16 +211,14 @@ def test_whenever_a_wrapper_is_killed_that_writes_back_nothing_is_lost_and_nothi
         assert left(folder) == []
         assert after.used() == [5]
         assert sorted(int(str(record["seq"])) for record in after.records()) == [1, 2, 3, 4, 5, 6]
-        assert after.outcomes().count("ok") >= 5 - 2  # those of rows whose handles nobody knows are lost
+        assert after.outcomes().count("ok") >= 5 - 2  # the outcomes of a batch are lost if its row ids are unknown
         return killed
 
     moments = sum(1 for _ in itertools.takewhile(is_killed_at, itertools.count(1)))
     assert moments > 20
 
 
-def test_rows_that_the_store_has_though_nobody_noted_it_are_found_among_many_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = down(tmp_path)
     place.call(3)
     steps = Steps(monkeypatch)
@@ -254,10 +254,10 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
             raise StoreUnavailable("it is away")
         return opens()
 
-    def wrapper(session: str) -> tuple[FailoverStore, Session]:
+    def wrapper(session: str) -> tuple[FailoverStore, Wrapper]:
         folder = SpillFolder(tmp_path, "db-spill-")
         store = FailoverStore(reopen, mode="local", notify=lambda _: None, spills=folder, timeout_ms=30_000, clock=time)
-        return store, Session(store, MANY, session=session)
+        return store, Wrapper(store, MANY, session=session)
 
     store, session = wrapper("00000000000000aa")
     session.call("x", 3)
@@ -280,15 +280,16 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
     assert other_session.decisions("x") == ["allowed"]
     after.tend()
     assert left(tmp_path) == []
-    assert len(list(after.entries())) == 3 + 1
-    assert [held.used for held in after.held()] == [3 + 1]
     after.close()
+    with contextlib.closing(opens()) as reader:
+        assert len(list(reader.entries())) == 3 + 1
+        assert [held.used for held in reader.held()] == [3 + 1]
 
 
 # time
 
 
-def test_admissions_come_free_a_window_after_they_were_made_whoever_takes_them_in(tmp_path: Path) -> None:
+def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_them_in(tmp_path: Path) -> None:
     place = down(tmp_path, LIMIT_3)
     place.call(3)
     place.kill()
@@ -315,7 +316,7 @@ def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions
     after.store.tend()
     assert after.used() == used
     assert len(after.records()) == 3
-    if passed_s < 0:  # as if they were just made: later than they were, never earlier
+    if passed_s < 0:  # the admissions count as if they were made now: they expire too late, never too early
         after.time.pass_s(3599)
         assert after.used() == [3]
         after.time.pass_s(1)
@@ -325,7 +326,7 @@ def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions
 # another store
 
 
-def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outcomes_of_its_rows(tmp_path: Path) -> None:
+def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outcomes_of_older_rows(tmp_path: Path) -> None:
     place = Place(policy=MIXED, folder=tmp_path)
     old = place.one()
     place.break_down()
@@ -350,12 +351,12 @@ def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: P
     assert successor(place, tmp_path).outcomes() == ["tool_error", None]
 
 
-def test_a_session_that_met_a_second_store_leaves_hashes_by_the_key_of_that_one_only(tmp_path: Path) -> None:
+def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_that_store(tmp_path: Path) -> None:
     place = down(tmp_path)
     place.call(1)
     place.memory = Memory()
     place.failing = {"append": StoreUnavailable("not yet")}
-    place.probe()  # it is met, and fails
+    place.probe()  # the wrapper meets the second store, which fails
     place.call(1)
     place.kill()
     place.failing = {}
@@ -371,7 +372,7 @@ def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_without_room_on_disk_everything_is_kept_in_memory_and_handed_over(
+def test_without_room_on_disk_everything_is_kept_in_memory_and_written_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SpillFile, "append", full)
@@ -382,7 +383,7 @@ def test_without_room_on_disk_everything_is_kept_in_memory_and_handed_over(
     assert left(tmp_path) == []
 
 
-def test_an_end_in_order_on_a_full_disk_says_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = down(tmp_path)
     place.call(2)
     with monkeypatch.context() as patch:
@@ -397,7 +398,9 @@ def test_an_end_in_order_on_a_full_disk_says_what_is_lost(tmp_path: Path, monkey
     assert (after.used(), len(after.records())) == ([2], 2)
 
 
-def test_what_could_not_be_written_to_disk_is_when_there_is_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = down(tmp_path)
     place.call(1)
     with monkeypatch.context() as patch:
@@ -410,7 +413,7 @@ def test_what_could_not_be_written_to_disk_is_when_there_is_room_again(tmp_path:
     assert (after.used(), len(after.records())) == ([3], 3)
 
 
-def test_a_file_that_cannot_note_what_is_written_to_the_store_is_removed_first(
+def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = down(tmp_path)
@@ -426,7 +429,7 @@ def killed_here() -> None:
     raise Killed
 
 
-def test_a_line_that_a_crash_has_cut_off_is_left_out_and_spoils_none_that_is_written_after_it(
+def test_a_line_that_a_crash_cut_off_is_ignored_and_does_not_spoil_the_next_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = down(tmp_path)
@@ -445,7 +448,7 @@ def test_a_line_that_a_crash_has_cut_off_is_left_out_and_spoils_none_that_is_wri
     assert (after.used(), len(after.records())) == ([3], 2)
 
 
-def test_a_write_that_is_cut_off_by_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_a_full_disk_cuts_off_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = down(tmp_path)
     place.call(2)
     (path,) = left(tmp_path)
@@ -476,7 +479,7 @@ def test_no_file_is_made_beside_too_many_others(tmp_path: Path, monkeypatch: pyt
     assert len(left(tmp_path)) == 1
 
 
-def test_what_waits_for_a_full_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_records_that_wait_for_a_full_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "MAX_WAITING", 20)
     monkeypatch.setattr(SpillFile, "append", full)
     place = down(tmp_path)
@@ -487,7 +490,7 @@ def test_what_waits_for_a_full_disk_is_bounded(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("content", [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n"])
-def test_a_file_of_another_program_is_left_as_it_is_and_told_once(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "db-spill-0"
     path.write_bytes(content)
     place = Place(folder=tmp_path)
@@ -501,7 +504,7 @@ def test_a_file_of_another_program_is_left_as_it_is_and_told_once(tmp_path: Path
     assert place.call(1) == ["allowed"]
 
 
-def test_an_empty_file_of_a_wrapper_that_was_killed_when_it_made_it_is_removed(tmp_path: Path) -> None:
+def test_an_empty_file_of_a_killed_wrapper_is_removed(tmp_path: Path) -> None:
     (tmp_path / "db-spill-0").touch()
     place = Place(folder=tmp_path)
     place.store.tend()
@@ -511,7 +514,7 @@ def test_an_empty_file_of_a_wrapper_that_was_killed_when_it_made_it_is_removed(t
 # while it is taken in
 
 
-def test_a_store_that_fails_while_it_takes_in_what_was_left_stays_in_use_and_gets_it_later(tmp_path: Path) -> None:
+def test_a_failure_while_a_file_is_taken_in_is_no_outage_and_is_tried_again_later(tmp_path: Path) -> None:
     place = down(tmp_path)
     place.call(3)
     place.kill()
@@ -527,7 +530,35 @@ def test_a_store_that_fails_while_it_takes_in_what_was_left_stays_in_use_and_get
     assert (after.used(), len(after.records())) == ([4], 4)
 
 
-def test_calls_have_their_turns_between_the_batches_that_are_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_that_the_store_does_not_take_while_a_file_is_taken_in_are_tried_again_later(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.ends(place.one())
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after.fail("record")
+    after.store.tend()
+    assert after.outcomes() == [None]
+    after.failing = {}
+    after.time.now_us += LOOK_EVERY_US
+    after.store.tend()
+    assert (after.outcomes(), left(tmp_path)) == (["ok"], [])
+
+
+def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_it_is_and_reported_once(tmp_path: Path) -> None:
+    place = down(tmp_path)
+    place.call(1)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after.failing = {"append": ZeroDivisionError("a bug")}
+    for _ in range(3):
+        after.store.tend()
+        after.time.now_us += LOOK_EVERY_US
+    assert len(left(tmp_path)) == len(after.said) == 1
+    assert "cannot be taken in and is left as it is: ZeroDivisionError('a bug')" in after.said[0]
+    assert not after.store.needs_tending
+
+
+def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "BATCH", 10)
     place = down(tmp_path)
     place.call(100)

@@ -1,4 +1,4 @@
-"""What a store that does not answer costs a call: its budget once, and then nothing."""
+"""A store that does not answer delays one call by its budget, and no later one."""
 
 import threading
 import time
@@ -8,9 +8,10 @@ import pytest
 
 from mcpguard.core.audit import Row
 from mcpguard.errors import StoreBusy, StoreUnavailable
+from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.connector import Connector
-from mcpguard.stores.failover.store import PROBE_US, FailoverStore
-from tests.core.build import Session, Time
+from mcpguard.stores.failover.store import FailoverStore
+from tests.core.build import Time, Wrapper
 from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import wait_for
 from tests.stores.moody import LIMIT_3, Place
@@ -19,7 +20,7 @@ ENOUGH_S = 30
 
 
 class Door:
-    """Opens a store when it is told to, and never before."""
+    """A wrapper whose store opens when the test says so."""
 
     def __init__(self, *, timeout_ms: int = 10) -> None:
         self.memory = Memory()
@@ -40,6 +41,12 @@ class Door:
         store.close = self.closed.set  # type: ignore[method-assign]
         return store
 
+    def used(self) -> list[int]:
+        return [held.used for held in MemoryStore(self.memory, clock=self.time).held()]
+
+    def decisions(self) -> list[object]:
+        return [entry.record["decision"] for entry in MemoryStore(self.memory).entries()]
+
     def tend_until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + ENOUGH_S
         while not done():
@@ -55,21 +62,21 @@ def door() -> Iterator[Door]:
     one.store.close()
 
 
-def test_a_store_that_does_not_open_in_time_is_done_without_and_taken_up_when_it_opens(door: Door) -> None:
-    session = Session(door.store, LIMIT_3)
+def test_calls_do_without_a_store_that_does_not_open_in_time_until_it_opens(door: Door) -> None:
+    session = Wrapper(door.store, LIMIT_3)
     assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
     assert "store unavailable: it does not open in time" in door.said[0]
     door.store.tend()
     assert door.store.needs_tending
     door.go_on.set()
     door.tend_until(lambda: not door.store.needs_tending)
-    assert [held.used for held in door.store.held()] == [3]
+    assert door.used() == [3]
     assert len(door.said) == 2
     assert session.decisions("x") == ["rate_limited"]
 
 
-def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_written_then(door: Door) -> None:
-    session = Session(door.store, LIMIT_3)
+def test_only_a_call_waits_for_a_store_to_open_and_other_rows_are_written_when_it_opens(door: Door) -> None:
+    session = Wrapper(door.store, LIMIT_3)
     door.store.decide([session.policy_row()], session.journal)
     door.store.append(session.journal.flush(0))
     door.store.tend()
@@ -78,21 +85,21 @@ def test_nothing_but_a_call_waits_for_a_store_to_open_and_what_is_not_a_call_is_
     door.tend_until(lambda: not door.store.needs_tending)
     assert door.said == []
     assert session.decisions("x") == ["allowed"]
-    assert [entry.record["decision"] for entry in door.store.entries()] == ["policy", "allowed"]
+    assert door.decisions() == ["policy", "allowed"]
 
 
-def test_a_session_that_ends_before_its_store_is_needed_leaves_its_policy_in_the_audit() -> None:
+def test_a_session_without_a_call_still_writes_its_policy_row() -> None:
     door = Door(timeout_ms=30_000)
-    session = Session(door.store, LIMIT_3)
+    session = Wrapper(door.store, LIMIT_3)
     door.store.decide([session.policy_row()], session.journal)
     door.go_on.set()
     door.store.close()
-    assert [entry.record["decision"] for entry in MemoryStore(door.memory).entries()] == ["policy"]
+    assert door.decisions() == ["policy"]
 
 
-def test_why_a_store_did_not_open_is_said_when_it_is_known(door: Door) -> None:
+def test_the_reason_why_a_store_did_not_open_is_reported_when_it_is_known(door: Door) -> None:
     door.failure = StoreUnavailable("it is a teapot")
-    Session(door.store, LIMIT_3).call("x")
+    Wrapper(door.store, LIMIT_3).call("x")
     door.go_on.set()
     door.tend_until(lambda: len(door.said) > 1)
     assert "it is a teapot" in door.said[1]
@@ -108,13 +115,13 @@ def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> Non
     assert door.store.args_key == door.memory.args_key
 
 
-def test_a_store_that_opens_when_nobody_wants_it_any_more_is_closed(door: Door) -> None:
+def test_a_store_that_opens_after_the_end_of_the_session_is_closed(door: Door) -> None:
     door.store.close()
     door.go_on.set()
     assert door.closed.wait(ENOUGH_S)
 
 
-def test_a_store_that_opened_and_is_not_wanted_is_closed() -> None:
+def test_an_abandoned_attempt_closes_the_store_that_it_opened() -> None:
     door = Door(timeout_ms=0)
     connector = Connector(door.open)
     door.go_on.set()
@@ -124,7 +131,7 @@ def test_a_store_that_opened_and_is_not_wanted_is_closed() -> None:
     door.store.close()
 
 
-def test_a_failed_store_is_closed_away_from_the_calls() -> None:
+def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     place = Place()
     place.break_down()
     place.call(3)
@@ -133,7 +140,7 @@ def test_a_failed_store_is_closed_away_from_the_calls() -> None:
     assert place.opened[0].closed_by is not None
 
 
-def test_probes_are_one_to_five_seconds_apart_and_never_the_same() -> None:
+def test_probes_are_one_to_five_seconds_apart_at_random() -> None:
     place = Place()
     place.break_down()
     place.call()
@@ -153,7 +160,7 @@ def test_probes_are_one_to_five_seconds_apart_and_never_the_same() -> None:
 
 
 @pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
-def test_a_fault_that_no_store_should_have_is_an_outage_and_not_a_crash(failing: str) -> None:
+def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(failing: str) -> None:
     place = Place()
     first = place.one()
     place.failing[failing] = ZeroDivisionError("a bug")
@@ -168,7 +175,7 @@ def test_a_fault_that_no_store_should_have_is_an_outage_and_not_a_crash(failing:
     assert place.outcomes().count("ok") == 1
 
 
-def test_upkeep_that_does_not_get_its_turn_leaves_calls_to_the_store() -> None:
+def test_upkeep_that_finds_the_store_busy_is_no_outage() -> None:
     place = Place()
     place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}
     place.store.tend()
@@ -178,7 +185,7 @@ def test_upkeep_that_does_not_get_its_turn_leaves_calls_to_the_store() -> None:
 
 
 @pytest.mark.parametrize("failing", ["open", "adopt", "append"])
-def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
+def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing: str) -> None:
     place = Place()
     place.break_down()
     place.call(2)
@@ -189,7 +196,7 @@ def test_a_fault_while_it_is_taken_up_leaves_it_down(failing: str) -> None:
     assert place.used() == [2]
 
 
-def test_a_denial_for_want_of_a_store_says_what_is_wrong_and_what_to_do() -> None:
+def test_a_denial_in_an_outage_says_what_is_wrong_and_what_to_do() -> None:
     place = Place("deny")
     place.break_down()
     (request,) = place.session.charges("search")
@@ -197,20 +204,12 @@ def test_a_denial_for_want_of_a_store_says_what_is_wrong_and_what_to_do() -> Non
     assert verdict.decision == "unavailable"
     assert request.why == (
         "the store of counters is unavailable: it is gone (bring it back). "
-        "Try again in some seconds; if that does not help, the store has to be mended."
+        "Try again in a few seconds. If that does not help, the store has to be repaired."
     )
 
 
-def test_reading_a_store_that_is_down_says_why_it_is() -> None:
-    place = Place()
-    place.break_down()
-    place.call()
-    with pytest.raises(StoreUnavailable, match="it is gone"):
-        place.store.held()
-
-
 class TellingLock:
-    """A lock that tells when somebody has to wait for it."""
+    """A lock that reports when a thread has to wait for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -230,15 +229,19 @@ class TellingLock:
     def release(self) -> None:
         self._lock.release()
 
+    def locked(self) -> bool:
+        return self._lock.locked()
 
-def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_from_it() -> None:
+
+def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> None:
     door = Door(timeout_ms=1000 * ENOUGH_S)
-    lock = door.store._switching = TellingLock()  # type: ignore[assignment]
-    session = Session(door.store, LIMIT_3)
+    lock = TellingLock()
+    door.store._lock = lock  # type: ignore[assignment]
+    session = Wrapper(door.store, LIMIT_3)
     told: list[object] = []
     call = threading.Thread(target=lambda: told.append(session.decisions("x")))
     call.start()
-    wait_for(lambda: not door.store._starting, "the call waits for the store")
+    wait_for(lock.locked, "the call waits for the store")
 
     def tend() -> None:
         door.store.tend()
@@ -251,11 +254,11 @@ def test_a_probe_while_the_first_call_waits_for_the_store_takes_nothing_away_fro
     for thread in (call, probe):
         thread.join(ENOUGH_S)
     assert sorted(map(str, told)) == ["['allowed']", "tended"]
-    assert [held.used for held in door.store.held()] == [1]
+    assert door.used() == [1]
     door.store.close()
 
 
-def test_a_probe_while_the_first_call_writes_what_is_owed_opens_no_second_store() -> None:
+def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() -> None:
     place = Place()
     door = Door(timeout_ms=1000 * ENOUGH_S)
     opened: list[MemoryStore] = []
@@ -276,11 +279,11 @@ def test_a_probe_while_the_first_call_writes_what_is_owed_opens_no_second_store(
     store = FailoverStore(
         open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
     )
-    lock = store._switching = TellingLock()  # type: ignore[assignment]
+    lock = store._lock = TellingLock()  # type: ignore[assignment]
     place.call()
-    store.append(place.memory.rows)  # it is not open yet, so that it is owed them
+    store.append(place.memory.rows)  # the store is not open yet, so the buffer keeps them
     door.go_on.set()
-    session = Session(store, LIMIT_3)
+    session = Wrapper(store, LIMIT_3)
     call = threading.Thread(target=session.decisions, args=("x",))
     call.start()
     assert writing.wait(ENOUGH_S)

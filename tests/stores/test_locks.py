@@ -14,14 +14,14 @@ from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 @pytest.fixture
 def locks(tmp_path: Path) -> Iterator[list[QueueLock]]:
-    """Three who ask for one lock."""
+    """Three objects for one lock."""
     made = [lock_file(tmp_path / "queue") for _ in range(3)]
     yield made
     for lock in made:
         lock.close()
 
 
-def test_one_at_a_time_has_the_lock(locks: list[QueueLock]) -> None:
+def test_only_one_holds_the_lock_at_a_time(locks: list[QueueLock]) -> None:
     first, second, third = locks
     assert first.acquire(0)
     assert not second.acquire(0.01)
@@ -31,7 +31,7 @@ def test_one_at_a_time_has_the_lock(locks: list[QueueLock]) -> None:
     second.release()
 
 
-def test_a_request_that_was_given_up_takes_nothing(locks: list[QueueLock], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_timed_out_does_not_keep_the_lock(locks: list[QueueLock], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = locks
     came = threading.Event()
     lock = module._lock
@@ -51,7 +51,7 @@ def test_a_request_that_was_given_up_takes_nothing(locks: list[QueueLock], monke
     first.release()
 
 
-def test_one_that_gave_up_may_ask_again(locks: list[QueueLock]) -> None:
+def test_the_lock_can_be_requested_again_after_a_timeout(locks: list[QueueLock]) -> None:
     first, second, _ = locks
     assert first.acquire(0)
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_one_that_gave_up_may_ask_again(locks: list[QueueLock]) -> None:
     first.release()
 
 
-def test_one_that_waits_gets_it_when_it_comes_free(locks: list[QueueLock]) -> None:
+def test_a_waiting_request_gets_the_lock_when_it_is_released(locks: list[QueueLock]) -> None:
     first, second, third = locks
     assert first.acquire(0)
     got: list[bool] = []
@@ -82,7 +82,7 @@ def test_one_that_waits_gets_it_when_it_comes_free(locks: list[QueueLock]) -> No
     assert got == [True, True]
 
 
-def test_many_who_take_turns_never_have_it_together(tmp_path: Path) -> None:
+def test_many_threads_that_take_turns_never_hold_the_lock_together(tmp_path: Path) -> None:
     inside = threading.Semaphore(1)
     together: list[str] = []
 
@@ -107,7 +107,7 @@ def test_many_who_take_turns_never_have_it_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.posix
-def test_the_lock_of_a_process_that_was_killed_comes_free(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     holder = start("hold", tmp_path / "queue")
     assert heard(holder) == "True"
     lock = lock_file(tmp_path / "queue")
@@ -131,7 +131,7 @@ def test_processes_exclude_one_another(tmp_path: Path, start: Callable[[str, Pat
 
 
 @pytest.mark.posix
-def test_closing_frees_the_lock_also_while_a_helper_waits_for_another(locks: list[QueueLock], tmp_path: Path) -> None:
+def test_closing_releases_the_lock_even_while_a_helper_waits_for_another_one(locks: list[QueueLock], tmp_path: Path) -> None:
     first, second, third = locks
     assert first.acquire(0)
     assert not second.acquire(0.01)
@@ -143,7 +143,7 @@ def test_closing_frees_the_lock_also_while_a_helper_waits_for_another(locks: lis
     assert (tmp_path / "queue").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_hold_is_shared_and_nobody_is_alone_beside_it(tmp_path: Path) -> None:
+def test_a_shared_hold_keeps_others_from_holding_it_alone(tmp_path: Path) -> None:
     one, two = SharedHold(tmp_path / "hold"), SharedHold(tmp_path / "hold")
     assert one.alone()
     one.share()
@@ -154,4 +154,4 @@ def test_a_hold_is_shared_and_nobody_is_alone_beside_it(tmp_path: Path) -> None:
     one.close()
     assert two.alone()
     two.close()
-    assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - names are what is compared
+    assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - the test compares names

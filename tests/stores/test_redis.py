@@ -1,4 +1,4 @@
-"""What a store on a server does beyond the contract: whom it shares with, what it forgets, what it says of the server."""
+"""The Redis store beyond the contract: namespaces, expiry, the bound of the audit log, warnings about the server."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome, Row, compact
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
+from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
@@ -67,7 +68,7 @@ def test_two_namespaces_of_one_server_share_nothing(server: Server, opened: Open
     assert len(list(one.entries())) == len(list(other.entries())) == 6
 
 
-def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened) -> None:
+def test_all_keys_of_a_namespace_are_in_one_slot(server: Server, opened: Opened) -> None:
     session = Session(opened(namespace="team a"), POLICY)
     verdict = session.one("report")
     session.store.record([Outcome(verdict.row_id or 0, "ok", 1)])
@@ -77,7 +78,7 @@ def test_all_keys_of_a_namespace_lie_in_one_slot(server: Server, opened: Opened)
     assert {key.split("}")[0] for key in found} == {"{mcpguard:team%20a"}
 
 
-def test_a_counter_lives_on_the_server_as_long_as_its_window_and_no_longer(server: Server, opened: Opened) -> None:
+def test_the_key_of_a_counter_expires_with_its_window(server: Server, opened: Opened) -> None:
     session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "9/1h"\n[[rule]]\nuser = "*"\nlimit = "9/4s"\n')
     session.call("x")
     lives = sorted(int(server.command("PTTL", key)[1:]) for key in keys(server) if ":counter:" in key)
@@ -88,7 +89,7 @@ def test_a_counter_lives_on_the_server_as_long_as_its_window_and_no_longer(serve
     assert len(session.store.held()) == 1
 
 
-def test_counters_that_have_expired_are_dropped_from_the_index(server: Server, opened: Opened) -> None:
+def test_expired_counters_are_deleted_from_the_index(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY + '[[rule]]\nuser = "*"\nlimit = "9/1h"\n')
     session.call("report")
     gone, kept = (key for key in keys(server) if ":counter:" in key)
@@ -99,7 +100,7 @@ def test_counters_that_have_expired_are_dropped_from_the_index(server: Server, o
     assert gone.rpartition(":")[2].encode() not in members
 
 
-def test_a_restarted_server_is_told_its_scripts_again_and_no_call_notices(server: Server, opened: Opened) -> None:
+def test_scripts_are_sent_again_to_a_restarted_server_and_no_call_fails(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     assert session.decisions("report") == ["allowed"]
     server.command("SCRIPT", "FLUSH")
@@ -116,7 +117,7 @@ HOUR_US = 3600 * 1_000_000
 
 
 def session_in_the_past(server: Server, hours: int) -> Session:
-    """A session whose rows are as old as that by the server's time."""
+    """A session whose clocks are this many hours behind the server's."""
     past = Time(wall_us() - hours * HOUR_US)
     return Session(RedisStore(server.address, PATIENT, clock=past, wall=past), POLICY, session="00000000000000bb")
 
@@ -126,23 +127,23 @@ def call_with_outcomes(session: Session, times: int) -> None:
 
 
 MAX_BYTES = 4_000_000
-"""Of an audit that is small, and still so large that what else takes memory in a server is little beside it."""
+"""A small bound of the audit log, beside which the rest of the memory that a server uses is still small."""
 
 
 def taken(server: Server) -> int:
-    """The memory that is taken by what is stored, and some more that depends on what the server has ever done."""
+    """The memory that the server's data takes. It includes some memory that depends on the server's history."""
     server.command("SCRIPT", "FLUSH", "SYNC")
     dataset = int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
-    return dataset - (dataset >> 63 << 64)  # less than nothing is a large number there
+    return dataset - (dataset >> 63 << 64)  # the server reports a negative number as a large one
 
 
 def share_of_max(server: Server, most: int) -> float:
-    """How much of `MAX_BYTES` was taken when `taken` said so. Drops all."""
+    """Which share of `MAX_BYTES` the audit log used when `taken` returned this. Deletes all rows."""
     server.command("FLUSHALL")
     return (most - taken(server)) / MAX_BYTES
 
 
-def test_rows_that_are_too_old_go_and_their_outcomes_with_them(server: Server, opened: Opened) -> None:
+def test_old_rows_are_deleted_together_with_their_outcomes(server: Server, opened: Opened) -> None:
     old = session_in_the_past(server, 2)
     call_with_outcomes(old, 500)
     old.call("report", 6)
@@ -155,7 +156,9 @@ def test_rows_that_are_too_old_go_and_their_outcomes_with_them(server: Server, o
     old.store.close()
 
 
-def test_upkeep_lets_calls_through_between_its_pieces(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_decided_between_two_pieces_of_upkeep(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = session_in_the_past(server, 2)
     for _ in range(4):
         call_with_outcomes(old, 500)
@@ -175,7 +178,7 @@ def test_upkeep_lets_calls_through_between_its_pieces(server: Server, opened: Op
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
-def test_the_outcome_of_a_row_that_is_gone_is_not_kept(server: Server, opened: Opened) -> None:
+def test_the_outcome_of_a_deleted_row_is_not_kept(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=100_000), POLICY)
     gone = session.one("free")
     session.call("free", 300)
@@ -185,7 +188,7 @@ def test_the_outcome_of_a_row_that_is_gone_is_not_kept(server: Server, opened: O
     assert next(session.store.newest()).record["outcome"] == "ok"
 
 
-def test_a_row_whose_stream_was_emptied_by_hand_costs_no_other(server: Server, opened: Opened) -> None:
+def test_emptying_one_stream_by_hand_deletes_no_row_of_the_other(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=100_000), POLICY)
     session.call("free", 300)
     server.command("DEL", "{mcpguard:default}:audit")
@@ -194,7 +197,7 @@ def test_a_row_whose_stream_was_emptied_by_hand_costs_no_other(server: Server, o
     assert len(list(session.store.entries())) == 61
 
 
-def test_an_audit_never_takes_more_memory_than_it_may_and_the_oldest_rows_go(server: Server, opened: Opened) -> None:
+def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=MAX_BYTES), POLICY)
     most = 0
     for _ in range(80):
@@ -207,10 +210,10 @@ def test_an_audit_never_takes_more_memory_than_it_may_and_the_oldest_rows_go(ser
 
 
 @pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
-def test_rows_of_any_length_are_counted_with_what_the_server_takes_for_them(
+def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
     server: Server, opened: Opened, length: int
 ) -> None:
-    """The lengths are those of which a server's allocator and its nodes of a stream waste most, and the least one."""
+    """The lengths are the shortest one, and those for which the server's allocator and stream nodes waste most."""
     store = opened(max_bytes=MAX_BYTES)
     rows_there = [Row(1, at, "allowed", "{}", detail=compact({"arguments": "a" * length})) for at in range(50)]
     most = 0
@@ -221,7 +224,7 @@ def test_rows_of_any_length_are_counted_with_what_the_server_takes_for_them(
 
 
 def refusals(session: Session, name: str) -> list[DecisionRequest]:
-    """Frames that are refused, each of another server whose name is long, so that no two share a row."""
+    """Refused requests, each for another server with a long name, so that no two share a row."""
     lines = [b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)]
     found = session.requests(*lines)
     for at, one in enumerate(found):
@@ -230,13 +233,13 @@ def refusals(session: Session, name: str) -> list[DecisionRequest]:
 
 
 def refuse(session: Session, name: str) -> None:
-    """Refuse frames as a wrapper does that has begun just now: it may have a row for each."""
+    """Refuse requests as a new wrapper does, whose allowance of rows is whole."""
     session.journal = Journal(session.journal.session)
     verdicts = session.store.decide(refusals(session, name), session.journal)
     assert all(one.has_own_row for one in verdicts)
 
 
-def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_no_row_of_a_forwarded_call(
+def test_a_flood_of_refusals_stays_within_the_bound_and_evicts_no_row_of_a_forwarded_call(
     server: Server, opened: Opened
 ) -> None:
     wrappers = [Session(opened(max_bytes=MAX_BYTES), POLICY, session=f"{at:016x}") for at in range(3)]
@@ -256,7 +259,7 @@ def test_a_flood_of_refusals_takes_no_more_memory_than_the_audit_may_and_costs_n
     assert 0.6 < share_of_max(server, most) < 1.1
 
 
-def test_refusals_keep_their_share_while_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
+def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=1_000_000), POLICY)
     for at in range(20):
         refuse(session, str(at))
@@ -267,7 +270,7 @@ def test_refusals_keep_their_share_while_forwarded_calls_need_room(server: Serve
     assert sum(sizes) > 600_000
 
 
-def test_a_namespace_that_is_flooded_leaves_the_limits_of_others_alone(tmp_path: Path) -> None:
+def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
         flooded = Session(RedisStore(server.address, PATIENT._replace(namespace="a", max_bytes=MAX_BYTES)), POLICY)
         other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
@@ -279,7 +282,7 @@ def test_a_namespace_that_is_flooded_leaves_the_limits_of_others_alone(tmp_path:
             session.store.close()
 
 
-def test_a_lower_bound_is_reached_by_calls_and_by_upkeep(server: Server, opened: Opened) -> None:
+def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, opened: Opened) -> None:
     for _ in range(4):
         Session(opened(), POLICY).call("free", 500)
     held = int(server.command("XLEN", "{mcpguard:default}:audit")[1:])
@@ -291,8 +294,8 @@ def test_a_lower_bound_is_reached_by_calls_and_by_upkeep(server: Server, opened:
     assert int(server.command("XLEN", "{mcpguard:default}:audit")[1:]) < 200
 
 
-def test_rows_that_are_newer_than_the_servers_time_stay_in_order(server: Server, opened: Opened) -> None:
-    """A clock that was put back, or a server that took over and whose clock is behind."""
+def test_rows_stay_in_order_when_the_servers_clock_steps_back(server: Server, opened: Opened) -> None:
+    """The clock was set back, or a replica whose clock is behind took over."""
     ahead = session_in_the_past(server, -1)
     ahead.call("report", 6)
     session = Session(opened(), POLICY)
@@ -303,7 +306,7 @@ def test_rows_that_are_newer_than_the_servers_time_stay_in_order(server: Server,
     ahead.store.close()
 
 
-def test_refusals_are_read_in_their_order_among_other_rows(server: Server, opened: Opened) -> None:
+def test_rows_of_both_streams_are_read_in_the_order_in_which_they_were_written(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     for at in range(12):
         session.store.decide(refusals(session, str(at)), session.journal)
@@ -314,27 +317,27 @@ def test_refusals_are_read_in_their_order_among_other_rows(server: Server, opene
     assert list(session.store.entries(after=entries[777].row_id)) == entries[778:]
 
 
-def test_one_wrapper_tends_for_all(server: Server, opened: Opened) -> None:
+def test_one_wrapper_does_upkeep_for_all(server: Server, opened: Opened) -> None:
     for _ in range(2):
         opened().tend()
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:tended")[1:]) <= upkeep.EVERY_MS
 
 
-def test_what_a_row_says_takes_the_place_of_a_decision_whose_reply_was_lost(server: Server, opened: Opened) -> None:
-    """The server may have decided what nobody heard of; the wrapper went on by itself, and tells of it when it is back."""
+def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(server: Server, opened: Opened) -> None:
+    """The server has decided calls whose reply was lost. The wrapper decided them by itself and writes its rows later."""
     session = Session(opened(), POLICY)
     session.call("report", 2)
     session.call("report", 3)
     deaf = Journal(session.journal.session)
-    deaf.seq = 2  # it has not heard of the last three
-    rows_of_the_meantime = deaf.rows(session.charges("free", 4), [Verdict("allowed_unavailable") for _ in range(4)], 1)
-    opened().append(rows_of_the_meantime)
+    deaf.seq = 2  # the replies to the last three were lost
+    rows_of_the_outage = deaf.rows(session.charges("free", 4), [Verdict("allowed_unavailable") for _ in range(4)], 1)
+    opened().append(rows_of_the_outage)
     told = [(entry.record["seq"], entry.record["decision"]) for entry in session.store.entries()]
     assert told == [(1, "allowed"), (2, "allowed"), *((seq, "allowed_unavailable") for seq in range(3, 7))]
     assert [held.used for held in session.store.held()] == [5]
 
 
-def test_a_wrapper_that_starts_does_not_search_the_audit_of_a_fleet(server: Server, opened: Opened) -> None:
+def test_a_wrapper_that_starts_does_not_search_all_rows_of_a_fleet(server: Server, opened: Opened) -> None:
     for minute in range(1, 1500):
         old = rows.packed(Row(minute * 60_000_000, 1, "allowed", "{}"))
         server.command("XADD", "{mcpguard:default}:audit", f"{minute * 60_000}-1", "row", old)
@@ -344,7 +347,7 @@ def test_a_wrapper_that_starts_does_not_search_the_audit_of_a_fleet(server: Serv
     assert b"cmdstat_xrevrange:calls=2," in server.command("INFO", "commandstats")
 
 
-def test_rows_that_come_after_a_decision_leave_its_own_alone(server: Server, opened: Opened) -> None:
+def test_appended_rows_replace_no_row_with_an_earlier_number(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     session.call("report", 6)
     place_of_another = opened()
@@ -353,7 +356,7 @@ def test_rows_that_come_after_a_decision_leave_its_own_alone(server: Server, ope
     assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_namespace_that_a_later_program_wrote_is_refused_with_a_word(server: Server, opened: Opened) -> None:
+def test_a_namespace_with_a_later_schema_is_refused_with_a_reason(server: Server, opened: Opened) -> None:
     server.command("HSET", "{mcpguard:default}:meta", "schema", "2")
     with pytest.raises(StoreUnavailable, match="has schema 2, and this mcpguard knows schemas up to 1"):
         opened()
@@ -371,7 +374,7 @@ def test_a_namespace_that_a_later_program_wrote_is_refused_with_a_word(server: S
         (["--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"], ["volatile-ttl", "keeps nothing on disk"]),
     ],
 )
-def test_a_server_that_may_lose_counters_is_warned_of(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_a_setting_that_can_lose_counters_is_warned_about(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     with running(tmp_path / "redis", *arguments) as server:
         store = RedisStore(server.address, PATIENT)
         assert len(store.warnings) == len(words)
@@ -381,7 +384,7 @@ def test_a_server_that_may_lose_counters_is_warned_of(tmp_path: Path, arguments:
         store.close()
 
 
-def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_a_server_that_does_not_report_its_settings_causes_no_warning(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--rename-command", "CONFIG", "") as server:
         store = RedisStore(server.address, PATIENT)
         assert store.warnings == ()
@@ -395,11 +398,11 @@ def test_where_a_server_does_not_tell_its_settings_nothing_is_said_of_them(tmp_p
         Row(1, 2, "rate_limited", '{"é":1}', "{}", '"é"', b"\n\x00\xff", "ab", 0, 0, 0, 0, '{"x":"\\n"}'),
     ],
 )
-def test_a_row_is_read_as_it_was_written_whatever_a_later_program_puts_beside_it(row: Row) -> None:
+def test_a_row_is_read_as_it_was_written_even_if_a_later_version_adds_fields(row: Row) -> None:
     assert rows.row([b"later", b"x\ny", b"row", rows.packed(row)]) == row
 
 
-def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server, opened: Opened) -> None:
+def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     counter = session.charges("report")[0].plan.counters[0]
     for once in ("a", "a", "b", "a"):
@@ -408,10 +411,10 @@ def test_what_may_be_counted_already_is_counted_once_by_its_name(server: Server,
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
-def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy_fleet(
+def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcpguard.stores.redis.store.LOOK_BACK", 50)
+    monkeypatch.setattr("mcpguard.stores.redis.store.SEARCHED_ROWS", 50)
     session = Session(opened(), POLICY)
     time_us = wall_us()
     session.call("report", 3)
@@ -425,7 +428,7 @@ def test_rows_of_a_decision_whose_reply_was_lost_are_found_under_those_of_a_busy
     assert mine == [1, 2, 3]
 
 
-def test_the_search_for_rows_reads_no_more_of_long_ones_than_there_is_time_for(server: Server, opened: Opened) -> None:
+def test_the_search_for_rows_reads_fewer_rows_at_a_time_if_they_are_long(server: Server, opened: Opened) -> None:
     long = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
     for _ in range(60):
         server.command("XADD", "{mcpguard:default}:audit", "*", "row", long)
@@ -444,9 +447,7 @@ def test_the_search_for_rows_reads_no_more_of_long_ones_than_there_is_time_for(s
     assert max(asked) <= 8
 
 
-def test_counters_are_looked_through_piece_by_piece_since_a_server_does_nothing_else_meanwhile(
-    server: Server, opened: Opened
-) -> None:
+def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_between(server: Server, opened: Opened) -> None:
     session = Session(opened(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\n')
     for at in range(1200):
         session.one(f"tool {at}")
@@ -455,7 +456,7 @@ def test_counters_are_looked_through_piece_by_piece_since_a_server_does_nothing_
     assert b"cmdstat_hgetall" not in server.command("INFO", "commandstats")
 
 
-def test_a_user_who_may_not_what_a_script_does_is_told_what_he_needs(tmp_path: Path) -> None:
+def test_a_user_without_a_right_that_a_script_needs_is_told_which_one(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         session = Session(RedisStore(server.address, PATIENT), POLICY)
         server.command("ACL", "SETUSER", "default", "-mget")

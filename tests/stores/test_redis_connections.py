@@ -1,4 +1,4 @@
-"""How a server is reached: with a password, as a user with few rights, encrypted, by a socket, in a cluster."""
+"""Connections to a server: with a password, with few rights, over TLS, over a socket, to a cluster."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ def opened(url: str, password: str = "", namespace: str = "default", timeout_ms:
 
 
 def works(store: Store) -> bool:
-    """Whether everything that a wrapper and the commands do can be done."""
+    """Whether a wrapper and the commands can use the store."""
     session = Session(store, POLICY)
     verdicts = session.call("report", 6)
     store.record([Outcome(verdicts[0].row_id or 0, "ok", 1)])
@@ -46,19 +46,19 @@ def refusal(url: str, password: str = "", timeout_ms: int = 20_000) -> str:
     return f"{caught.value.message}; {caught.value.hint}"
 
 
-def test_a_server_is_reached_by_its_socket(tmp_path: Path) -> None:
+def test_a_server_is_reached_by_its_unix_socket(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         assert works(RedisAddress(server.address).open(Options(timeout_ms=20_000)))
 
 
-def test_a_database_of_its_own_is_used(tmp_path: Path) -> None:
+def test_the_database_of_the_url_is_used(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         assert works(opened(server.url.replace("/0", "/3")))
         assert b"db3:" in server.command("INFO", "keyspace")
         assert b"db0:" not in server.command("INFO", "keyspace")
 
 
-def test_a_password_comes_from_the_url_from_beside_it_or_from_a_file(tmp_path: Path) -> None:
+def test_a_password_comes_from_the_url_an_argument_or_a_file(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("p@ss/w:rd#?\n")
     quoted = "p%40ss%2Fw%3Ard%23%3F"
@@ -74,7 +74,7 @@ def test_a_password_comes_from_the_url_from_beside_it_or_from_a_file(tmp_path: P
         assert "check the user and the password" in wrong
 
 
-def test_a_user_without_a_right_is_refused_with_a_word(tmp_path: Path) -> None:
+def test_a_user_without_a_right_is_refused_with_a_reason(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         server.command("ACL", "SETUSER", "guard", "on", ">s3cret", "~*", "+@all", "-@scripting")
         words = refusal(f"redis://guard@127.0.0.1:{server.port}", "s3cret")
@@ -109,13 +109,13 @@ def test_a_connection_is_encrypted_with_an_authority_and_a_certificate_of_its_ow
         ("localhost", ["ca=ca.pem"], "rediss://localhost"),
     ],
 )
-def test_a_certificate_that_is_not_to_be_trusted_is_refused(encrypted: Server, host: str, files: list[str], word: str) -> None:
+def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files: list[str], word: str) -> None:
     with pytest.raises(StoreUnavailable, match=word) as caught:
         opened(tls_url(encrypted, host, *files))
     assert caught.value.hint == "is it running, and are the address, ca_file, cert_file and key_file right?"
 
 
-def test_a_server_that_is_not_encrypted_is_not_spoken_to_in_the_open(tmp_path: Path) -> None:
+def test_a_tls_url_never_falls_back_to_plain_text(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         assert "does not answer" in refusal(server.url.replace("redis:", "rediss:"), "s3cret", timeout_ms=1000)
 
@@ -126,7 +126,7 @@ def test_in_a_cluster_any_node_leads_to_the_one_that_owns_the_namespace(tmp_path
             assert works(opened(f"redis+cluster://127.0.0.1:{node.port}", namespace=str(at)))
         nodes[0].kill()
         seeds = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-        for namespace in "abc":  # two of three namespaces have an owner that is alive
+        for namespace in "abc":  # the owner of two of three namespaces still runs
             try:
                 assert works(opened(f"redis+cluster://{seeds}", namespace=namespace))
             except StoreUnavailable as error:
@@ -169,7 +169,7 @@ def test_a_slot_that_moves_away_is_reported_and_followed_by_the_next_connection(
         "s3cret://host",
     ],
 )
-def test_a_url_that_cannot_be_is_refused_without_repeating_it(url: str) -> None:
+def test_a_malformed_url_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         address(url)
     assert "s3" not in caught.value.message.replace("s3cret:// is not", "")
@@ -187,7 +187,7 @@ def test_a_url_that_cannot_be_is_refused_without_repeating_it(url: str) -> None:
         ("redis+cluster://u:p@a,b:2", "redis+cluster://a:6379,b:2"),
     ],
 )
-def test_what_is_shown_of_an_address_is_scheme_host_and_database(url: str, shown: str) -> None:
+def test_an_address_is_shown_as_scheme_host_and_database(url: str, shown: str) -> None:
     assert address(url, "s3cret").shown == shown
     assert "s3cret" not in repr(address(url, "s3cret"))
 
@@ -196,7 +196,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name in ("password_file", "ca_file", "cert_file"):
         with pytest.raises(ConfigError, match=f"{tmp_path}/none"):
             address(f"rediss://host?{name}={tmp_path}/none")
-        with pytest.raises(ConfigError, match="the folder that ~nosuchuser/x begins at is not known"):
+        with pytest.raises(ConfigError, match="the home or working folder for ~nosuchuser/x does not exist"):
             address(f"rediss://host?{name}=~nosuchuser/x")
         with pytest.raises(ConfigError, match="cannot be read"):
             address(f"rediss://host?{name}=%00")

@@ -1,4 +1,4 @@
-"""A server that fails: one line, within the budget, and nothing charged that is not said."""
+"""A server that fails: each failure is one line, within the budget, and charges nothing unseen."""
 
 import signal
 import threading
@@ -19,9 +19,9 @@ from tests.redis_servers import Server, free_port, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 BUDGET_MS = 1000
-"""Short enough to be waited for where the server hangs; long enough for one that works, on a busy machine."""
+"""A budget that a test can wait for if the server hangs, and that a working server keeps on a busy machine."""
 LATE_S = 20.0
-"""What nobody waits for who keeps to the budget, be the machine as busy as it may."""
+"""Longer than a call that keeps its budget takes, even on a busy machine."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def opened(server: Server) -> RedisStore:
 
 @contextmanager
 def unavailable(words: str) -> Iterator[None]:
-    """What happens inside fails in one line, and in time."""
+    """Expect that the block fails in time, with a message of one line."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=words) as caught:
         yield
@@ -51,7 +51,7 @@ def used(server: Server) -> list[int]:
     return held
 
 
-def test_nobody_at_the_address_is_one_line(tmp_path: Path) -> None:
+def test_an_address_without_a_server_is_reported_in_one_line(tmp_path: Path) -> None:
     port = free_port()
     with unavailable(f"redis://127.0.0.1:{port}/0 does not answer: .*refused"):
         RedisStore(parse(f"redis://127.0.0.1:{port}"))
@@ -95,36 +95,36 @@ def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it
 
 
 def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is_tried_again_in_time(server: Server) -> None:
-    """A server whose clock was put forward seems late, once: its refusal tells its time."""
+    """If the server's clock was set forward, its first script is refused as too late. The refusal tells the new time."""
     session = Session(opened(server), POLICY)
     session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
     assert session.decisions("report") == ["allowed"]
     assert used(server) == [1]
 
 
-def test_a_script_that_starts_after_its_deadline_writes_nothing_and_makes_no_room(server: Server) -> None:
+def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_row(server: Server) -> None:
     store = RedisStore(server.address, Options(timeout_ms=5000, max_bytes=100_000))
     session = Session(store, POLICY)
     session.call("free", 300)
     before = (list(store.entries()), store.held())
     requests = session.charges("report")
     counters = request.counters_of(requests)
-    keys, labels = request.named(store._prefix, counters)
+    keys, labels = request.keys_and_labels(store._prefix, counters)
     told = request.arguments(requests, counters, session.journal, 0)
     past_us = store._now_us() - 10_000_000
-    assert len(store._run("charge", keys, labels, request.bounds(past_us, session.journal.seq, 1), *told)) == 1
+    assert len(store._run("charge", keys, labels, request.pack_bounds(past_us, session.journal.seq, 1), *told)) == 1
     assert (list(store.entries()), store.held()) == before
     store.close()
 
 
-def test_a_server_that_goes_and_comes_back_between_two_calls_is_connected_anew(server: Server) -> None:
+def test_a_server_that_restarts_between_two_calls_is_reconnected(server: Server) -> None:
     session = Session(opened(server), POLICY)
     session.call("report")
     server.kill()
     with unavailable("does not answer"):
         session.call("report")
     server.start()
-    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # it kept nothing on disk
+    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # the server kept nothing on disk
 
 
 def test_a_server_without_memory_refuses_and_charges_nothing(server: Server) -> None:
@@ -162,7 +162,7 @@ def test_a_server_that_cannot_write_to_its_disk_refuses(server: Server) -> None:
         session.call("report")
 
 
-def test_a_server_that_reads_its_data_back_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_server_that_is_loading_its_data_is_unavailable(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--rdbcompression", "no") as server:
         for at in range(100):
             server.command("SET", f"k{at}", "v" * 1500)
@@ -173,7 +173,7 @@ def test_a_server_that_reads_its_data_back_is_not_there_yet(tmp_path: Path) -> N
             opened(server)
 
 
-def test_a_password_that_is_changed_shuts_out_the_next_connection(server: Server) -> None:
+def test_the_next_connection_with_a_changed_password_is_refused(server: Server) -> None:
     session = Session(opened(server), POLICY)
     session.call("report")
     server.kill()
@@ -182,7 +182,7 @@ def test_a_password_that_is_changed_shuts_out_the_next_connection(server: Server
         session.call("report")
 
 
-def test_a_failure_while_one_reads_is_one_line(server: Server) -> None:
+def test_a_failure_of_a_read_is_reported_in_one_line(server: Server) -> None:
     store = opened(server)
     Session(store, POLICY).call("report")
     server.kill()
@@ -196,7 +196,7 @@ def test_a_failure_while_one_reads_is_one_line(server: Server) -> None:
             ask()
 
 
-def test_upkeep_that_fails_is_put_off(server: Server) -> None:
+def test_upkeep_that_fails_is_tried_again_later(server: Server) -> None:
     store = opened(server)
     server.kill()
     store.tend()
@@ -217,5 +217,5 @@ def test_an_old_server_is_refused(info: bytes, word: str) -> None:
 
 
 @pytest.mark.parametrize("info", [b"redis_version:7.0.0", b"redis_version:7.2.4\r\nvalkey_version:8.0.1", b"", b"\xff"])
-def test_a_server_that_is_new_enough_or_does_not_say_is_taken(info: bytes) -> None:
+def test_a_server_that_is_new_enough_or_does_not_report_its_version_is_accepted(info: bytes) -> None:
     assert checks.judged("redis://host", [info, b"", b"", None]) == ()

@@ -1,4 +1,4 @@
-"""The bytes between a store and its server: pieces, time-outs, and what nobody asked."""
+"""The bytes between a store and its server: fragments, timeouts and unasked data."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ Peer = Callable[[Callable[[socket.socket], None]], Link]
 
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Peer]:
-    """Opens a link to a server that does what it is told to, once somebody has connected."""
+    """Opens a link to a server that runs the test's function for its connection."""
     threads: list[threading.Thread] = []
     links: list[Link] = []
 
@@ -36,7 +36,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
             with listening, listening.accept()[0] as link:
                 link.settimeout(ENOUGH_S)
                 does(link)
-                with contextlib.suppress(ConnectionResetError):  # it has not read all of it
+                with contextlib.suppress(ConnectionResetError):  # the link has not read everything
                     assert link.recv(1) == b""
 
         threads.append(threading.Thread(target=serve))
@@ -54,7 +54,7 @@ def ask(link: Link) -> list[Any]:
     return link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + ENOUGH_S)
 
 
-def test_a_reply_that_comes_byte_by_byte_is_read_whole_and_an_error_within_it_is_a_value(peer: Peer) -> None:
+def test_a_reply_that_comes_byte_by_byte_is_read_whole_and_an_error_inside_it_is_a_value(peer: Peer) -> None:
     def answer(link: socket.socket) -> None:
         assert link.recv(100) == QUESTION
         for byte in b"*4\r\n$3\r\n\x00\r\n\r\n:7\r\n$-1\r\n-NOSCRIPT none\r\n":
@@ -65,7 +65,7 @@ def test_a_reply_that_comes_byte_by_byte_is_read_whole_and_an_error_within_it_is
     assert str(reply[3]) == "NOSCRIPT none"
 
 
-def test_a_reply_of_which_a_bit_more_comes_and_comes_costs_the_budget_and_the_connection(peer: Peer) -> None:
+def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_connection(peer: Peer) -> None:
     enough = threading.Event()
     heard = b""
 
@@ -81,17 +81,17 @@ def test_a_reply_of_which_a_bit_more_comes_and_comes_costs_the_budget_and_the_co
         ask(link)
     enough.set()
     assert link.is_lost
-    with pytest.raises(StoreUnavailable):  # and nothing is sent on it any more
+    with pytest.raises(StoreUnavailable):  # nothing more is sent on it
         ask(link)
     assert heard == QUESTION
 
 
-def test_a_connection_on_which_something_comes_that_nobody_asked_for_counts_as_lost(peer: Peer) -> None:
+def test_a_connection_with_unasked_data_counts_as_lost(peer: Peer) -> None:
     link = peer(lambda link: link.sendall(b"+surprise\r\n"))
     wait_for(lambda: link.is_lost, "it is taken for a reply")
 
 
-def test_more_replies_than_questions_are_not_taken_for_the_next_ones(peer: Peer) -> None:
+def test_surplus_replies_are_not_taken_for_those_of_later_commands(peer: Peer) -> None:
     def answer(link: socket.socket) -> None:
         link.recv(100)
         link.sendall(b"+one\r\n+two\r\n")
@@ -101,7 +101,7 @@ def test_more_replies_than_questions_are_not_taken_for_the_next_ones(peer: Peer)
     assert link.is_lost
 
 
-def test_what_is_no_reply_costs_the_connection(peer: Peer) -> None:
+def test_a_malformed_reply_closes_the_connection(peer: Peer) -> None:
     def answer(link: socket.socket) -> None:
         link.recv(100)
         link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The user of a server, with the rights that the manual shows: enough for everything, and for nothing of others."""
+"""The rights that the manual shows for a Redis user: enough for mcpguard, and no access to the data of others."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def url(server: Server) -> str:
     return server.url.replace("://", "://mcpguard@")
 
 
-def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None:
+def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: RedisUrl) -> None:
     past = Time(wall_us() - 2 * HOUR_US)
     old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
     old.store.record([Outcome(one.row_id or 0, "ok", 1) for one in old.call("free", 5)])
@@ -74,10 +74,10 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None
     assert session.decisions("report") == ["rate_limited"]
     store.append(session.journal.flush(wall_us(), all_of_them=True))
     assert [held.used for held in store.held()] == [6]
-    assert len(store.peek([counter])[0][0]) > 1
+    assert len(RedisAddress(user).read(OPTIONS).peek([counter])[0][0]) > 1
 
     RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
-    store.note_agent("crm", AgentNote("b", "Plan"))
+    RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)
     assert store.noted_agents("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
 
     server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
@@ -101,7 +101,7 @@ def test_a_store_can_do_all_that_it_does(server: Server, user: RedisUrl) -> None
         one.close()
 
 
-def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) -> None:
+def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, server: Server) -> None:
     policy(tmp_path, rule("5/1h", user="*", tool="search"))
     (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
     where, password = url(server), PASSWORD
@@ -145,7 +145,7 @@ def test_the_commands_can_do_all_that_they_do(tmp_path: Path, server: Server) ->
     assert reset.stdout.endswith("1 counter reset\n")
 
 
-def test_another_database_takes_one_right_more(server: Server) -> None:
+def test_another_database_needs_one_more_right(server: Server) -> None:
     elsewhere = parse(url(server).replace("/0", "/3"), PASSWORD)
     with pytest.raises(StoreUnavailable, match="no permissions to run the 'select' command"):
         RedisAddress(elsewhere).open(OPTIONS)
@@ -197,7 +197,7 @@ REFUSED = [
     ),
     *("GET x", "SET {mcpguard:crm x", "SET {mcpguard:crm2}:x y", "SET {mcpguard:CRM}:x y", "SET x{mcpguard:crm}:x y"),
 ]
-"""What could be done to a server, or to another team on it."""
+"""Attacks on the server, or on another team's namespace."""
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def answer(link: Link, *words: str) -> str:
 
 
 @pytest.mark.parametrize("attack", REFUSED)
-def test_whatever_concerns_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
+def test_access_to_the_data_of_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
     words = attack.split()
     call = f"return redis.call({','.join(map(json.dumps, words))})"
     assert "no permissions" in answer(link, *words).lower()

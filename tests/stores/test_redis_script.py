@@ -1,4 +1,4 @@
-"""The script against the pure functions: the same logs and the same rows, step by step."""
+"""Compares the scripts with the pure functions: same logs and same rows after each step."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ SIZES = (1, 2, 3, 5, 63, 64, 65, 66, 67, 100, 130, 1_000_000_000)
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[Plan]:
-    """Some plans that meet in some of their counters, each with a window of its own."""
+    """Plans that share some of their counters. Each counter has its own window."""
     windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
     counters = [Counter(at + 1, f'["é",{at},{window}]', window) for at, window in enumerate(windows)]
     found = []
@@ -61,7 +61,7 @@ def plans(draw: st.DrawFn) -> list[Plan]:
 
 @dataclass(slots=True)
 class Step:
-    """Time passes, and some calls are decided together: by which plan, whether in detail, how, and a long name's number."""
+    """A time that passes, and calls that are then decided together: plan, whether with detail, decision, number of a name."""
 
     pass_us: int
     calls: list[tuple[int, bool, str | None, int]]
@@ -69,7 +69,7 @@ class Step:
 
 
 def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
-    """Time that passes: nothing, a bit, grains, whole windows, and back."""
+    """Times that pass: none, little, grains, whole windows, and negative ones."""
     passing = st.one_of(
         st.sampled_from([0, 1, 999, 15_625, 15_626, 1_000_000, 1_000_001, 60_000_000, -1, -5_000_000]),
         st.integers(0, 70_000_000),
@@ -106,7 +106,7 @@ def logs_in(store: RedisStore, counters: Sequence[Counter]) -> list[State]:
 
 
 class Pair:
-    """The same calls to the server and to the reference."""
+    """Makes the same calls on the server and on the reference store."""
 
     def __init__(self, server: Server) -> None:
         self.time = Time(NOW_US)
@@ -132,14 +132,14 @@ class Pair:
         assert vars(mine) == vars(theirs)
 
     def rows(self) -> list[Row]:
-        """What the server keeps of the audit."""
+        """The audit rows on the server."""
         found = [one for key in self.store._audit[:2] for one in self.store._ask(("XRANGE", key, "-", "+"))[0]]
         return [rows.row(fields) for _, fields in sorted(found, key=lambda one: rows.row_id(one[0]))]
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
 @settings(max_examples=1000)
-def test_the_script_keeps_the_logs_and_writes_the_rows_of_the_pure_functions(
+def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
     server: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:
     plans, steps = world
@@ -156,7 +156,7 @@ def test_the_script_keeps_the_logs_and_writes_the_rows_of_the_pure_functions(
     server.command("FLUSHALL")
 
 
-def test_a_log_that_a_smaller_limit_filled_entry_by_entry_goes_on_in_grains(server: Server) -> None:
+def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: Server) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
     small, large = (
@@ -171,7 +171,7 @@ def test_a_log_that_a_smaller_limit_filled_entry_by_entry_goes_on_in_grains(serv
 
 
 @pytest.mark.parametrize("entries", [limiter.EXACT - 1, limiter.EXACT, limiter.EXACT + 1])
-def test_a_merged_log_is_put_in_grains_only_if_it_is_longer_than_an_exact_one(server: Server, entries: int) -> None:
+def test_a_merged_log_is_coalesced_only_if_it_is_longer_than_an_exact_one(server: Server, entries: int) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
     log = (-1, *[part for at in range(-entries, 0) for part in (at, 1)])
@@ -186,7 +186,7 @@ LOGS = st.lists(st.tuples(st.integers(-70_000_000, 0), st.integers(1, 9)), max_s
 
 @given(st.sampled_from(WINDOWS_US[:3]), LOGS, LOGS)
 @settings(max_examples=200)
-def test_what_is_adopted_is_merged_like_the_pure_functions_merge_it(
+def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
     server: Server, window_us: int, first: list[tuple[int, int]], second: list[tuple[int, int]]
 ) -> None:
     pair = Pair(server)
@@ -205,7 +205,7 @@ def test_what_is_adopted_is_merged_like_the_pure_functions_merge_it(
     server.command("FLUSHALL")
 
 
-def test_entries_a_grain_apart_stay_two_and_closer_ones_become_one(server: Server) -> None:
+def test_entries_a_grain_apart_stay_separate_and_closer_ones_are_merged(server: Server) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
     grain_us = 1_000_000 // limiter.EXACT
@@ -228,7 +228,7 @@ def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
     pair.store.close()
 
 
-def test_a_call_that_is_closed_leaves_alone_how_often_others_were_denied(server: Server) -> None:
+def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(server: Server) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
     one = Limit(1, 1_000_000, 0)
@@ -245,7 +245,7 @@ def test_a_call_that_is_closed_leaves_alone_how_often_others_were_denied(server:
     pair.store.close()
 
 
-def test_what_was_seen_last_of_a_counter_is_what_the_server_keeps(server: Server) -> None:
+def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(server: Server) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))

@@ -1,4 +1,4 @@
-"""What a wrapper remembers of its counters, for the time when the server does not answer."""
+"""The memory of counters, for outages: its bound, and which counters it forgets first."""
 
 import struct
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ SECOND_US = 1_000_000
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound that a test reaches soon: eight counters, of which six are left."""
+    """A low bound: eight counters, of which six are left after cleaning up."""
     monkeypatch.setattr(seen, "MOST", 8)
     monkeypatch.setattr(seen, "LEFT", 6)
 
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def value(newest_us: int) -> bytes:
-    """Of a counter that was charged once."""
+    """The value of a counter that was charged once."""
     packed = struct.pack("<qqIq", newest_us, newest_us, 1, 1)
     assert log(packed) == (newest_us, newest_us, 1)
     return packed
@@ -51,7 +51,7 @@ def ids(kept: Seen) -> list[int]:
     return list(kept.logs())
 
 
-def test_what_holds_nothing_any_more_goes_first_and_nothing_is_forgotten() -> None:
+def test_empty_counters_are_forgotten_first_and_then_no_other_is() -> None:
     kept = Seen()
     for number in range(4):
         note(kept, number, NOW_US - 1)
@@ -64,7 +64,7 @@ def test_what_holds_nothing_any_more_goes_first_and_nothing_is_forgotten() -> No
     assert ids(kept) == [0, 1, 2, 3, 6, 7]
 
 
-def test_then_the_least_recently_used_goes() -> None:
+def test_the_least_recently_used_counters_are_forgotten_next() -> None:
     kept = Seen()
     for number, newest_us in enumerate([3, 9, 1, 4, 5, 6, 7, 8]):
         note(kept, number, NOW_US + newest_us)
@@ -73,7 +73,7 @@ def test_then_the_least_recently_used_goes() -> None:
     assert ids(kept) == [4, 5, 6, 7, 0, 8]
 
 
-def test_a_counter_with_a_long_window_is_remembered_as_long_as_it_holds_something() -> None:
+def test_a_counter_with_a_long_window_is_remembered_while_it_is_not_empty() -> None:
     kept = Seen()
     note(kept, 0, 1, window_us=100 * SECOND_US)
     for number in range(1, 200):
@@ -82,7 +82,7 @@ def test_a_counter_with_a_long_window_is_remembered_as_long_as_it_holds_somethin
     assert 0 in ids(kept)
 
 
-def test_counters_that_are_seen_again_and_again_are_never_dropped() -> None:
+def test_counters_in_constant_use_are_never_forgotten() -> None:
     kept = Seen()
     for number in range(100):
         note(kept, 1000, NOW_US - 1)
@@ -90,7 +90,7 @@ def test_counters_that_are_seen_again_and_again_are_never_dropped() -> None:
     assert 1000 in ids(kept)
 
 
-def test_a_counter_that_was_emptied_is_forgotten() -> None:
+def test_a_counter_that_was_reset_is_forgotten() -> None:
     kept = Seen()
     note(kept, 1, NOW_US)
     note(kept, 2, None)
@@ -98,7 +98,7 @@ def test_a_counter_that_was_emptied_is_forgotten() -> None:
     assert kept.logs() == {2: EMPTY}
 
 
-def test_a_store_tells_of_the_counters_it_used_last_what_they_held(server: Server) -> None:
+def test_a_store_returns_the_logs_of_the_counters_that_it_used_last(server: Server) -> None:
     store = RedisStore(server.address, Options(timeout_ms=5000))
     session = Session(store, '[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
     newest: dict[int, State] = {}

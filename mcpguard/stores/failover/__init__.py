@@ -1,1 +1,1 @@
-"""A store that may fail: a circuit breaker, local counting, and a write-behind buffer with its spill file."""
+"""Lets calls go on while a store cannot be used: a circuit breaker, local counting, and a write-behind buffer on disk."""

@@ -1,28 +1,25 @@
-"""Opens a store in the background: whoever needs it decides how long to wait."""
+"""Opens a store in a thread of its own, so that whoever needs the store can bound the wait."""
 
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Store
-
-NOT_IN_TIME: Final = StoreUnavailable("it does not open in time")
-"""Of an attempt that has not ended."""
+from mcpguard.stores.api import Recoverable
+from mcpguard.stores.failover.breaker import NOT_IN_TIME
 
 
 class Connector:
-    """Opens a store in a thread of its own.
+    """One attempt to open a store. It begins at once.
 
     Args:
-        reopen: Opens it; raises `StoreUnavailable` if it cannot.
+        reopen: Opens the store; raises `StoreUnavailable` if it cannot.
     """
 
-    def __init__(self, reopen: Callable[[], Store]) -> None:
+    def __init__(self, reopen: Callable[[], Recoverable]) -> None:
         self._reopen = reopen
         self._mutex = threading.Lock()
         self._done = threading.Event()
-        self._store: Store | None = None
+        self._store: Recoverable | None = None
         self._error = NOT_IN_TIME
         self._abandoned = False
         threading.Thread(target=self._open, name="mcpguard-connect", daemon=True).start()
@@ -38,21 +35,21 @@ class Connector:
                 self._store.close()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the attempt has ended within a time."""
+        """Wait for the end of the attempt. Returns whether it came in time."""
         return self._done.wait(timeout_s)
 
-    def store(self) -> Store:
-        """What was opened.
+    def store(self) -> Recoverable:
+        """The store that was opened.
 
         Raises:
-            StoreUnavailable: It could not be, or is not yet.
+            StoreUnavailable: It could not be opened, or the attempt has not ended.
         """
         if self._store is None or not self._done.is_set():
             raise self._error
         return self._store
 
     def abandon(self) -> None:
-        """Nobody wants the store any more: it is closed when it has been opened."""
+        """Close the store now, or as soon as it has been opened."""
         with self._mutex:
             self._abandoned = True
             if self._done.is_set() and self._store is not None:
@@ -60,7 +57,7 @@ class Connector:
 
 
 def unavailable(error: Exception) -> StoreUnavailable:
-    """What the user is told of a failure; one that no store should have is a bug, or damage that none has foreseen."""
+    """The failure that the user is told. An exception that stores do not document is a bug, or damage that no check foresaw."""
     if isinstance(error, StoreUnavailable):
         return error
     return StoreUnavailable(f"internal error: {error!r}", "if the store is not damaged, please report it")

@@ -1,7 +1,8 @@
-"""Takes in what wrappers have left in spill files that ended while their store could not be used.
+"""Takes in the spill files of wrappers that ended while their store could not be used.
 
-Exactly once: what is about to be written is noted in the file first, and that it was written afterwards. Where a file does not
-tell the latter, admissions are told by the same name once more, and the rows are looked for in the store.
+Theory of operation. Each admission and row is written exactly once. A batch is noted in the file before it is written, and
+again afterwards. If the second note is missing, the admissions are sent again under the same id, which the store counts once,
+and the rows are looked for in the store.
 """
 
 import itertools
@@ -9,15 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Clock, Store
+from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.failover.spill import HEADER, SpillFile, SpillFolder, SpillLog
-from mcpguard.stores.failover.write_behind import WriteBehindBuffer, newest_row_id, write
+from mcpguard.stores.failover.write_back import newest_row_id, put_back_on_failure, write
+from mcpguard.stores.failover.write_behind import WriteBehindBuffer
 
 LOOK_EVERY_US: Final = 60_000_000
-"""How often files are looked for, beside once when a store is taken up."""
+"""How often the folder is searched, beside once whenever a store can be used again."""
 
 WORK_US: Final = 300_000
-"""How long is worked at them before the bookkeeper's other tasks get their turn."""
+"""After this time `work` returns, so that the bookkeeper's other tasks get their turn."""
 
 _ENTRIES: Final = 500
 """How many rows are read before a call gets its turn."""
@@ -26,49 +28,53 @@ T = TypeVar("T")
 
 
 class WithStore(Protocol):
-    """Calls a function with the store, while no call uses it; raises `StoreUnavailable` if there is none now."""
+    """Calls a function with the store while no call uses it. Raises `StoreUnavailable` if there is no store."""
 
-    def __call__(self, use: Callable[[Store], T]) -> T:
-        """What the function returns."""
+    def __call__(self, use: Callable[[Recoverable], T]) -> T:
+        """Returns the function's result."""
 
 
 class Leftovers:
-    """What other wrappers of the same store and namespace have left.
+    """The spill files that other wrappers of the same store and namespace left.
 
     Args:
-        folder: Where; None for nowhere.
-        clock: The clock that is the buffers' here.
+        folder: Where the files are; None for nowhere.
+        clock: The clock of this wrapper's buffers.
         wall: Wall-clock time.
-        notify: Gets a line for each file that was taken in.
+        notify: Gets a line for each file that was taken in, and for each that cannot be.
+
+    Attributes:
+        is_waited_for: Whether `work` should be called soon.
     """
 
     def __init__(self, folder: SpillFolder | None, clock: Clock, wall: Clock, notify: Callable[[str], None]) -> None:
+        self.is_waited_for = folder is not None
         self._folder = folder
         self._clock = clock
         self._wall = wall
         self._notify = notify
         self._files: Iterator[SpillFile] = iter(())
         self._current: tuple[SpillFile, WriteBehindBuffer] | None = None
-        self._refused: set[str] = set()  # files that nothing can be done with
-        self._next_us: int | None = None
-        self.is_waited_for = folder is not None
-        """Whether there may be something to do now."""
+        self._refused: set[str] = set()  # names of files that cannot be read
+        self._next_us: int | None = None  # when to search the folder again; None for now
 
     def look_soon(self) -> None:
-        """A store has been taken up: there may be files for it."""
+        """Search the folder with the next `work`, because a store can be used again."""
         self._next_us = None
         self.is_waited_for = self._folder is not None
 
     def work(self, with_store: WithStore) -> None:
-        """Take in some of what there is. Does not raise: what does not work now is tried again later."""
+        """Take in some of the files. Does not raise: a failure is tried again after `LOOK_EVERY_US`."""
         now_us = self._clock()
         if self._folder is None or not (self.is_waited_for or self._next_us is None or now_us >= self._next_us):
             return
         try:
-            while self._current or self._open_next(self._folder, now_us):
-                if not self._take_in(with_store, until_us=now_us + WORK_US):
+            while current := self._current or self._open_next(self._folder, now_us):
+                self._current = current
+                if not self._take_in(current[1], with_store, until_us=now_us + WORK_US):
                     self.is_waited_for = True
                     return
+                self._current = None
             self._next_us = now_us + LOOK_EVERY_US
         except StoreUnavailable:
             self._next_us = now_us + LOOK_EVERY_US
@@ -79,14 +85,14 @@ class Leftovers:
         self.is_waited_for = False
 
     def close(self) -> None:
-        """Leave to others what is not done."""
+        """Release the files that are not done to other wrappers."""
         self._files = iter(())
         if self._current:
             self._current[0].close()
             self._current = None
 
-    def _open_next(self, folder: SpillFolder, now_us: int) -> bool:
-        """Lock and read the next file that nobody holds; whether there is one."""
+    def _open_next(self, folder: SpillFolder, now_us: int) -> tuple[SpillFile, WriteBehindBuffer] | None:
+        """Lock and read the next file whose wrapper has ended; None if there is none."""
         if self._next_us is None or now_us >= self._next_us:
             self._files, self._next_us = folder.left_behind(), now_us + LOOK_EVERY_US
         for file in self._files:
@@ -94,12 +100,10 @@ class Leftovers:
                 file.close()
                 continue
             try:
-                self._current = file, self._read(folder, file)
+                return file, self._read(folder, file)
             except (OSError, ValueError, TypeError, LookupError) as error:
                 self._refuse(file, repr(error))
-            else:
-                return True
-        return False
+        return None
 
     def _refuse(self, file: SpillFile, why: str) -> None:
         file.close()
@@ -107,14 +111,14 @@ class Leftovers:
         self._notify(f"{file.path} cannot be taken in and is left as it is: {why}")
 
     def _read(self, folder: SpillFolder, file: SpillFile) -> WriteBehindBuffer:
-        """The buffer whose log a file is.
+        """The buffer that a file mirrors.
 
         Raises:
-            OSError, ValueError, TypeError, LookupError: It is none, or one of another program.
+            OSError, ValueError, TypeError, LookupError: The file cannot be read, or is not a spill file.
         """
         buffer = WriteBehindBuffer(SpillLog(None, self._clock, self._wall, file=file))
         records = file.read()
-        for header in records:  # there is none in a file that was made, and nothing written
+        for header in records:  # a wrapper that was killed when it made the file wrote no header
             word, base, then_us, then_wall_us, members = header
             if word != HEADER:
                 raise ValueError("it has no header")
@@ -123,13 +127,11 @@ class Leftovers:
             buffer.replay(records, members, now_us=now_us, shift_us=shift_us)
         return buffer
 
-    def _take_in(self, with_store: WithStore, *, until_us: int) -> bool:
-        """Write what is in the current file to the store, and remove the file; False if that takes longer."""
-        assert self._current  # noqa: S101 - the caller has looked
-        _, buffer = self._current
+    def _take_in(self, buffer: WriteBehindBuffer, with_store: WithStore, *, until_us: int) -> bool:
+        """Write the buffer of a file to the store, and remove the file. Returns False if that takes longer."""
         key = with_store(lambda store: _begin(store, buffer))
         if doubts := buffer.in_doubt:
-            buffer.are_there(_there(with_store, doubts, buffer.newest_before or 0))
+            buffer.settle_doubts(_found(with_store, doubts, after=buffer.newest_before or 0))
         while not buffer.is_empty:
             if self._clock() > until_us:
                 return False
@@ -137,47 +139,43 @@ class Leftovers:
         while buffer.has_outcomes:
             _record_some(buffer, with_store)
         buffer.spill.clear()
-        self._current = None
         if buffer.written:
-            self._notify(f"a wrapper ended while the store was unavailable: {buffer.all_written()}")
+            self._notify(f"a wrapper ended while the store was unavailable: {buffer.end_write_back()}")
         return True
 
     def _write_batch(self, buffer: WriteBehindBuffer, with_store: WithStore, key: bytes) -> None:
         batch = buffer.take()
 
-        def put(store: Store) -> list[int]:
+        def put(store: Recoverable) -> list[int]:
             if store.args_key != key:
                 raise StoreUnavailable("another store has taken its place")
             return write(store, batch, self._clock)
 
-        try:
-            handles = with_store(put)
-        except Exception as error:
-            buffer.put_back(batch, error)
-            raise
-        buffer.wrote(batch, handles)
+        with put_back_on_failure(buffer, batch):
+            row_ids = with_store(put)
+        buffer.wrote(batch, row_ids)
 
 
 def _record_some(buffer: WriteBehindBuffer, with_store: WithStore) -> None:
-    outcomes = buffer.settle(buffer.outcomes())
+    outcomes = buffer.settle(buffer.take_outcomes())
     try:
         with_store(lambda store: store.record(outcomes))
     except Exception:
-        buffer.ended(outcomes)
+        buffer.keep_outcomes(outcomes)
         raise
 
 
-def _begin(store: Store, buffer: WriteBehindBuffer) -> bytes:
-    """Prepare a buffer for being written to a store, whose key is returned."""
+def _begin(store: Recoverable, buffer: WriteBehindBuffer) -> bytes:
+    """Prepare a buffer for being written to a store. Returns the store's key."""
     buffer.belongs_to(store.args_key)
     if buffer.newest_before is None:
-        buffer.begin_to_write(newest_row_id(store))
+        buffer.begin_write_back(newest_row_id(store))
     return store.args_key
 
 
-def _there(with_store: WithStore, doubts: dict[tuple[str, int], int], place: int) -> list[int]:
-    """Which of some rows are in the store after a place."""
-    entries = with_store(lambda store: store.entries(after=place))
+def _found(with_store: WithStore, doubts: dict[tuple[str, int], int], *, after: int) -> list[int]:
+    """The rows in doubt that the store has, by provisional row id. They are looked for after a row."""
+    entries = with_store(lambda store: store.entries(after=after))
     found: list[int] = []
     while some := with_store(lambda _: list(itertools.islice(entries, _ENTRIES))):
         keys = [(str(entry.record.get("session")), entry.record.get("seq")) for entry in some]

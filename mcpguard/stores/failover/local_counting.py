@@ -1,4 +1,16 @@
-"""Decides calls while the store cannot be used."""
+"""Local counting: decides calls while the store cannot be used.
+
+Theory of operation. A counter is in one of four states:
+
+- It has a log here: the store's, as it was last seen, with the calls that this wrapper has admitted since. It is counted from
+  there.
+- This wrapper has used it, but its log is unknown. Calls on it are denied until everything that was seen in it has left its
+  window.
+- This wrapper has not used it, but the store has told its log. It is counted from there.
+- It is unknown. It is counted from zero, unless counters were forgotten (`MAX_SEEN`) whose windows have not passed.
+
+So a counter that this wrapper has used is never counted from less than it has seen.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -12,40 +24,36 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
 
 MAX_COUNTERS: Final = 20_000
-"""Counters whose logs a wrapper keeps in `local` mode. A call that needs one more is denied until there is room."""
+"""How many counters a wrapper keeps logs of. A call that needs one more is denied until windows have passed."""
 
 MAX_SEEN: Final = 65_536
-"""Counters that a wrapper remembers to have seen, 8 MB of them. While one of those beyond may hold something, a counter that is
-not remembered is taken for one that was seen."""
+"""How many used counters a wrapper remembers, in 8 MB. Beyond it some are forgotten. Until their windows have passed, every
+unknown counter is treated as one of them."""
 
 FORGET_EVERY_US: Final = 1_000_000
-"""How often counters whose windows have passed are looked for, at most."""
+"""How often, at most, counters whose windows have passed are searched for."""
 
 
 class LocalCounting:
-    """Decides without a store.
-
-    A counter that this wrapper has seen is never counted from less than what was seen: if its log is known, counting goes on
-    from it; if not, calls on it are denied until its window has passed. A counter that it has never seen starts from what the
-    store told of it, or from nothing.
+    """Decides requests without a store; see the module.
 
     Args:
-        mode: `local` admits what the limits allow by this wrapper's own counting; `deny` forwards nothing; `allow` all. A
-            tool that is closed stays closed in every mode.
-        buffer: Gets the admissions and the audit rows. A call is only forwarded if its row has room there.
+        mode: `local` admits what the limits allow by this wrapper's own counting; `deny` forwards nothing; `allow` forwards
+            everything. A tool that a rule closes stays closed in every mode.
+        buffer: Gets the admissions and the audit rows. A call is forwarded only if the buffer has room for its row.
     """
 
     def __init__(self, mode: str, buffer: WriteBehindBuffer) -> None:
         self._mode = mode
         self._buffer = buffer
-        self._logs: dict[int, State] = {}  # of counters in `_expiry_us`
-        self._others: dict[int, State] = {}  # logs of counters that the store knew, and this wrapper has not used
-        self._expiry_us: dict[int, int] = {}  # when all that was seen in a counter has left its window
-        self._unknown_expiry_us = 0  # the same for all the counters that are remembered no more
-        self._forget_us = 0
+        self._logs: dict[int, State] = {}  # of counters that this wrapper has used
+        self._unused: dict[int, State] = {}  # of counters that it has not used, as the store has told them
+        self._expiry_us: dict[int, int] = {}  # of counters that it has used: when what was seen in them has left the window
+        self._unknown_expiry_us = 0  # the latest of the counters that were forgotten
+        self._next_forget_us = 0
 
     def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
-        """Note which counters the store has just decided on. What was known of them is outdated."""
+        """Note which counters the store has just decided on. Their logs here are outdated."""
         if self._mode != "local":
             return
         for request in requests:
@@ -58,20 +66,21 @@ class LocalCounting:
             self._make_room_for_seen(now_us)
 
     def know(self, logs: Mapping[int, State]) -> None:
-        """Take over the logs that a store showed last, by the clock of `decide`.
+        """Take over the logs that the store last read or wrote, with times by the clock of `decide`.
 
-        The logs of other counters that this wrapper has used stay known. Of too many those that were charged last are kept.
+        Logs of other counters that this wrapper has used are kept. Beyond `MAX_COUNTERS` the logs that were charged last are
+        kept.
         """
-        self._others.clear()
+        self._unused.clear()
         for key, log in logs.items():
-            if not log:  # it holds nothing: as good as never seen
+            if not log:  # it is empty: as good as unknown
                 self._expiry_us.pop(key, None)
                 self._logs.pop(key, None)
             elif key in self._expiry_us:
                 self._logs[key] = log
             else:
-                self._others[key] = log
-        self._logs, self._others = _newest(self._logs), _newest(self._others)
+                self._unused[key] = log
+        self._logs, self._unused = _most_recent(self._logs), _most_recent(self._unused)
 
     def decide(
         self, requests: Sequence[DecisionRequest], journal: Journal, *, failure: StoreUnavailable, now_us: int, time_us: int
@@ -79,10 +88,10 @@ class LocalCounting:
         """Decide requests in order.
 
         Args:
-            requests: What is asked.
-            journal: The session's.
-            failure: What the store has, for those who are denied for it.
-            now_us: A monotone clock's reading.
+            requests: The requests.
+            journal: The session's journal.
+            failure: Why the store cannot be used, for the denials.
+            now_us: The reading of a monotone clock.
             time_us: Wall-clock time.
         """
         room = self._buffer.room_for_calls
@@ -96,7 +105,7 @@ class LocalCounting:
                 hint = f" ({failure.hint})" if failure.hint else ""
                 request.why = (
                     f"the store of counters is unavailable: {failure.message}{hint}. "
-                    "Try again in some seconds; if that does not help, the store has to be mended."
+                    "Try again in a few seconds. If that does not help, the store has to be repaired."
                 )
         handles = iter(self._buffer.keep(journal.rows(requests, verdicts, time_us)))
         for found in verdicts:
@@ -119,7 +128,7 @@ class LocalCounting:
         return _refused(plan) if countable is None else self._count(countable, now_us)
 
     def _count(self, plan: Plan, now_us: int) -> Verdict:
-        decision = limiter.decide(plan.limits, [self._log(one.id) for one in plan.counters], now_us)
+        decision = limiter.decide(plan.limits, [self._log_of(one.id) for one in plan.counters], now_us)
         for charged in decision.charged:
             counter, log = plan.counters[charged.counter], decision.states[charged.counter]
             self._logs[counter.id] = log
@@ -130,36 +139,36 @@ class LocalCounting:
             self._make_room_for_seen(now_us)
         return verdict(plan, decision)
 
-    def _log(self, key: int) -> State:
-        return self._logs.get(key) or self._others.get(key, EMPTY)
+    def _log_of(self, key: int) -> State:
+        return self._logs.get(key) or self._unused.get(key, EMPTY)
 
     def _countable(self, plan: Plan, now_us: int) -> Plan | None:
-        """What of a plan can be counted here: without observed limits that cannot; None if an enforced one cannot."""
+        """The limits of a plan that can be counted here; None if an enforced limit cannot."""
         missing = [at for at, counter in enumerate(plan.counters) if counter.id not in self._logs]
         if not missing:
             return plan
-        if len(self._logs) + len(missing) > MAX_COUNTERS and now_us >= self._forget_us:
-            self._forget_us = now_us + FORGET_EVERY_US
+        if len(self._logs) + len(missing) > MAX_COUNTERS and now_us >= self._next_forget_us:
+            self._next_forget_us = now_us + FORGET_EVERY_US
             self._forget_expired(now_us)
         if len(self._logs) + len(missing) <= MAX_COUNTERS:
-            missing = [at for at in missing if self._is_outdated(plan.counters[at].id, now_us)]
+            missing = [at for at in missing if self._may_hold_more(plan.counters[at].id, now_us)]
         if any(limit.counter in missing and not limit.observe for limit in plan.limits):
             return None
         return _part(plan, lambda limit: limit.counter not in missing) if missing else plan
 
-    def _is_outdated(self, key: int, now_us: int) -> bool:
-        """Whether more may have been seen in a counter, that has no log here, than is known of it."""
-        return key not in self._others and self._expiry_us.get(key, self._unknown_expiry_us) > now_us
+    def _may_hold_more(self, key: int, now_us: int) -> bool:
+        """Whether a counter without a log here may hold more than is known of it."""
+        return key not in self._unused and self._expiry_us.get(key, self._unknown_expiry_us) > now_us
 
     def _forget_expired(self, now_us: int) -> None:
-        """Forget the counters whose windows have passed: they hold nothing."""
+        """Forget the counters whose windows have passed, since they are empty."""
         for key in [key for key, expiry_us in self._expiry_us.items() if expiry_us <= now_us]:
             del self._expiry_us[key]
             self._logs.pop(key, None)
         self._buffer.forget_expired(now_us)
 
     def _make_room_for_seen(self, now_us: int) -> None:
-        """Remember fewer counters; until all that are dropped have expired, those that are not remembered may be among them."""
+        """Forget some used counters, see `MAX_SEEN`."""
         self._forget_expired(now_us)
         too_many = len(self._expiry_us) - MAX_SEEN * 3 // 4
         if too_many > 0:
@@ -167,25 +176,25 @@ class LocalCounting:
                 self._unknown_expiry_us = max(self._unknown_expiry_us, self._expiry_us.pop(key))
 
 
-def _newest(logs: dict[int, State]) -> dict[int, State]:
+def _most_recent(logs: dict[int, State]) -> dict[int, State]:
     if len(logs) <= MAX_COUNTERS:
         return logs
     return {key: logs[key] for key in sorted(logs, key=lambda key: logs[key][-2])[-MAX_COUNTERS:]}
 
 
 def _uncounted(plan: Plan) -> Verdict:
-    """What the limits decide that need no counter: those of closed tools."""
+    """The verdict of the limits that need no counter: a closed tool is denied, every other call is allowed."""
     closing = _part(plan, lambda limit: not limit.n)
     return verdict(closing, limiter.decide(closing.limits, (), 0))
 
 
 def _refused(plan: Plan) -> Verdict:
-    """The verdict on a call that cannot be put on record, or not be counted."""
+    """The verdict on a call that cannot be recorded or counted."""
     found = _uncounted(plan)
     return Verdict("unavailable") if found.forwards else found
 
 
 def _part(plan: Plan, has: Callable[[Limit], bool]) -> Plan:
-    """A plan with some of its limits only."""
+    """A plan with only some of its limits."""
     places = [at for at, limit in enumerate(plan.limits) if has(limit)]
     return Plan(tuple(plan.limits[at] for at in places), tuple(plan.reported[at] for at in places), plan.counters)

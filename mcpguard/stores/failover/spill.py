@@ -1,7 +1,9 @@
-"""Spill files: what a wrapper's write-behind buffer holds, on disk, so that it outlives the wrapper.
+"""Spill files: a wrapper's write-behind buffer on disk, for another wrapper to take in if this one ends.
 
-A file is the log of what was done to one buffer, a JSON array a line; replayed, it gives the buffer. The wrapper holds a lock
-on its file, which the system frees when the wrapper ends, however that happens. Whoever gets the lock then owns what is in it.
+Theory of operation. A file is the log of the changes of one buffer, a JSON array a line. Replayed, it gives the buffer. The
+wrapper holds a lock on its file. The system releases the lock when the wrapper ends, however it ends. Whoever then gets the
+lock owns the content. A log that cannot be written waits in memory, in order, and is tried again; the file is then true of an
+earlier time.
 """
 
 import contextlib
@@ -13,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcpguard.core.audit import Row, compact
+from mcpguard.core.audit import Row
+from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import private_folder
 from mcpguard.stores.api import Clock
@@ -23,30 +26,54 @@ from mcpguard.stores.locks import try_lock
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
-"""How large a spill file may grow; and, for a new one to be made, all that wrappers of a store and namespace have left."""
+"""How large a spill file may become. No new file is made while all files of the store and namespace together exceed the
+second."""
 
 MAX_WAITING: Final = 50_000
-"""Records that wait for a file that cannot be written. Beyond it there is no file until the store is back."""
+"""How many records wait for a file that cannot be written. Beyond it no record is written until the store is back."""
 
 RETRY_US: Final = 1_000_000
 RETRY_RECORDS: Final = 500
-"""How often it is tried again to write, and how many records at a time: some milliseconds."""
+"""How long after a failure a write is tried again, and how many records it then has: some milliseconds of work."""
 
 _TRIES: Final = 3
 
 Record = Sequence[Any]
-"""What was done to a buffer, as JSON has it: a word, and what goes with it."""
+"""A change of a buffer, as JSON values: its kind, and what `WriteBehindBuffer.replay` takes for this kind."""
 
 HEADER: Final = "spill"
-"""Begins the first record: the clock's base and reading, wall-clock time, and the members of a row."""
+"""The kind of the first record. It has the clock's base and reading, wall-clock time, and the members of a row."""
+
+_HASH_AT: Final = Row._fields.index("args_hash")
+
+
+def row_values(row: Row) -> list[Any]:
+    """The members of a row as JSON values, in the order of `Row`."""
+    values: list[Any] = list(row)
+    values[_HASH_AT] = row.args_hash and row.args_hash.hex()
+    return values
+
+
+def row_of(members: Sequence[str], values: Sequence[Any]) -> Row:
+    """The row of a record.
+
+    Args:
+        members: The members of a row, as the file's header names them.
+        values: Their values.
+
+    Raises:
+        ValueError, TypeError: These are not the members of a row.
+    """
+    row = Row(**dict(zip(members, values, strict=True)))
+    return row._replace(args_hash=row.args_hash and bytes.fromhex(str(row.args_hash)))
 
 
 class SpillFile:
-    """A spill file that this process holds the lock on.
+    """A spill file that this process has locked.
 
     Args:
-        fd: Its descriptor, which appends.
-        path: Where it is.
+        fd: The descriptor, opened for appending.
+        path: The path.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
@@ -55,10 +82,10 @@ class SpillFile:
         self._bytes = os.fstat(fd).st_size
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write records, all in one piece, or none of them.
+        """Write all records or none.
 
         Raises:
-            OSError: There is no room for them.
+            OSError: They do not fit on the disk or under `MAX_FILE_BYTES`.
         """
         data = b"".join([f"{compact(record)}\n".encode() for record in records])
         if self._bytes + len(data) > MAX_FILE_BYTES:
@@ -73,10 +100,10 @@ class SpillFile:
         self._bytes += len(data)
 
     def read(self) -> Iterator[list[Any]]:
-        """All records. A line that is none is left out, and a last one that a crash has cut off is removed.
+        """All records. Lines that are no records are skipped. A last line that a crash cut off is removed from the file.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         os.lseek(self._fd, 0, os.SEEK_SET)
         self._bytes = 0
@@ -91,7 +118,7 @@ class SpillFile:
         os.ftruncate(self._fd, self._bytes)
 
     def remove(self) -> None:
-        """Empty and remove it. If that fails it is empty all the same, and whoever finds it removes it."""
+        """Empty and remove the file. If removing fails, the next wrapper that finds the empty file removes it."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
         self.close()
@@ -99,19 +126,19 @@ class SpillFile:
             self.path.unlink()
 
     def close(self) -> None:
-        """Leave it to whoever locks it next."""
+        """Release the file to whoever locks it next."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 class SpillFolder:
-    """Where the wrappers of one store and namespace have their spill files.
+    """The spill files of all wrappers of one store and namespace.
 
     Args:
-        folder: The folder; made if it is missing, with mode 0700.
-        prefix: How the names of the files begin.
-        base: What tells the start of this machine's clock from any other.
+        folder: The folder. It is made if it is missing, with mode 0700.
+        prefix: The beginning of the files' names.
+        base: Returns an id of the start of this machine's clock, see `stores.clock.base_id`.
     """
 
     def __init__(self, folder: Path, prefix: str, *, base: Callable[[], str] = base_id) -> None:
@@ -120,17 +147,17 @@ class SpillFolder:
         self._prefix = prefix
 
     def create(self) -> SpillFile:
-        """A new file, of mode 0600.
+        """Make and lock a new file, of mode 0600.
 
         Raises:
-            OSError: It cannot be made, or there is too much already.
-            StoreUnavailable: It would be on a network file system, whose locks cannot be relied on.
+            OSError: It cannot be made, or the files together exceed `MAX_FOLDER_BYTES`.
+            StoreUnavailable: The folder is on a network file system, whose locks are not reliable.
         """
         private_folder(self._folder)
         refuse_network(self._folder)
         if sum(map(_size_bytes, self._paths())) > MAX_FOLDER_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._folder))
-        for _ in range(_TRIES):  # somebody may lock, and remove, an empty file before we lock it
+        for _ in range(_TRIES):  # another wrapper may lock and remove the empty file first
             path = self._folder / f"{self._prefix}{os.urandom(8).hex()}"
             found = _locked(path, os.O_CREAT | os.O_EXCL)
             if found:
@@ -138,7 +165,7 @@ class SpillFolder:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(self._folder))
 
     def left_behind(self) -> Iterator[SpillFile]:
-        """The files of wrappers that have ended, each of them locked by us now."""
+        """Lock and return the files of wrappers that have ended."""
         with contextlib.suppress(OSError, StoreUnavailable):
             refuse_network(self._folder)
             for path in self._paths():
@@ -154,12 +181,12 @@ class SpillFolder:
 def _size_bytes(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # taken in meanwhile
+    except FileNotFoundError:  # another wrapper has just taken it in
         return 0
 
 
 def _locked(path: Path, how: int = 0) -> SpillFile | None:
-    """A file that nobody else has locked, locked; None if somebody has, or it is removed meanwhile."""
+    """Open and lock a file. Returns None if another process has locked or removed it."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | how, 0o600)
     try:
         if try_lock(fd) and os.path.samestat(os.fstat(fd), path.stat()):
@@ -171,16 +198,16 @@ def _locked(path: Path, how: int = 0) -> SpillFile | None:
 
 
 class SpillLog:
-    """Keeps the log of one buffer in a file, as well as the disk allows: what cannot be written waits, in order.
+    """Writes the changes of one buffer to a spill file.
 
     Args:
-        folder: Where the file is made, with the first record that is flushed; None for no file at all.
+        folder: Where the file is made when the first record is written; None to write no file.
         clock: The clock of the buffer's admissions.
-        wall: Wall-clock time, which tells how old they are after a restart of the machine.
-        file: One that exists, to go on with.
+        wall: Wall-clock time, from which the age of admissions follows after the machine restarts.
+        file: A file that exists and is continued.
 
     Attributes:
-        active: Whether records are written when they are flushed. Until then they wait.
+        active: Whether `flush` writes. Until then records wait.
     """
 
     def __init__(self, folder: SpillFolder | None, clock: Clock, wall: Clock, *, file: SpillFile | None = None) -> None:
@@ -190,20 +217,20 @@ class SpillLog:
         self._wall = wall
         self._file = file
         self._waiting: list[Record] = []
-        self._retry_us: int | None = None  # not before then; None if the last write has succeeded
+        self._retry_us: int | None = None  # when to try again; None if the last write succeeded
         self._is_off = folder is None and file is None
 
     def note(self, *records: Record) -> None:
-        """Note what was done to the buffer."""
+        """Note changes of the buffer."""
         if self._is_off:
             return
         self._waiting += records
-        if len(self._waiting) > MAX_WAITING:  # what the file has is true, of an earlier time
+        if len(self._waiting) > MAX_WAITING:  # the file stays as it is: the buffer of an earlier time
             self._is_off = True
             self._waiting.clear()
 
     def flush(self) -> bool:
-        """Write what was noted; whether all of it is in the file. Tries nothing while the file cannot be written."""
+        """Write what was noted, unless the last write failed. Returns whether the file has everything."""
         if self._is_off:
             return False
         if self.active and self._waiting and self._retry_us is None:
@@ -211,12 +238,12 @@ class SpillLog:
         return not self._waiting
 
     def retry(self) -> None:
-        """Write a part of what could not be written, if it is time to try that again."""
+        """If the last write failed and `RETRY_US` have passed, write some of the records that wait."""
         if self._waiting and self._retry_us is not None and self._clock() >= self._retry_us:
             self._write(RETRY_RECORDS)
 
     def finish(self) -> int:
-        """Write all that was noted and leave the file to others, for good; how many rows are not in it."""
+        """Write what was noted, and release the file to other wrappers for good. Returns how many rows it lacks."""
         self.active = True
         while self._waiting and self._write(RETRY_RECORDS):
             pass
@@ -229,12 +256,12 @@ class SpillLog:
         return missing
 
     def drop(self) -> None:
-        """Have no file from now on, until `clear`: what happens to the buffer cannot be noted in it."""
+        """Remove the file, because it cannot be kept up to date. There is no other one until `clear`."""
         self._is_off = True
         self._remove()
 
     def clear(self) -> None:
-        """The buffer is empty, and nothing has to be kept of it."""
+        """Remove the file, because the buffer is empty. The next change that is written makes a new one."""
         self._remove()
         self._is_off = self._folder is None
         self.active = False
@@ -247,7 +274,7 @@ class SpillLog:
             self._file = None
 
     def _write(self, most: int) -> bool:
-        """Write so many of the records that wait; whether that was possible."""
+        """Write at most so many of the records that wait. Returns whether it succeeded."""
         try:
             if self._file is None:
                 self._file = self._created()

@@ -1,275 +1,236 @@
-"""What a store is owed that cannot be used: admissions, audit rows, and how calls ended.
+"""The write-behind buffer: admissions, audit rows and outcomes that wait for a store that cannot be used.
 
-Bounded, in memory, and mirrored in a spill file.
+Theory of operation. The buffer is bounded, in memory, and mirrored in a spill file. `take` moves the oldest admissions and rows
+into a batch, and whoever writes the batch reports its end with `wrote` or `put_back`.
+
+- A row waits under a provisional row id, which is negative. When it is written, the provisional id is mapped to the store's
+  own. So the outcome of the call finds its row, whenever it comes.
+- Admissions wait as one log for each counter. After a failure nobody knows whether the store counted the logs of the batch.
+  They are then sent again under the same id (`once`), which the store counts once. Newer admissions wait for a batch of their
+  own.
+- Each change is a record in the spill file. `replay` makes the same buffer from the records, for another wrapper.
+- A batch is noted in the file before it is written ("sending"), and again afterwards ("counted", "written"). After a crash in
+  between, the rows of the batch are in doubt: the store may have them.
 """
 
 import json
 import os
-from collections import OrderedDict, deque
-from collections.abc import ItemsView, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, compact, plural, session_of
+from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import EMPTY, EXACT, State
 from mcpguard.core.policy import Counter, counter_id, window_of
+from mcpguard.core.text import compact, plural
 from mcpguard.core.verdict import FORWARDED
-from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Clock, Store
-from mcpguard.stores.failover.spill import SpillLog
-
-MAX_ROWS: Final = 10_000
-"""Rows of forwarded calls that are kept, and as many others. Beyond it no call is forwarded; of the others the oldest go."""
-
-MAX_CHARS: Final = 16 * 1024 * 1024
-"""The same for the rows' text, which holds calls' arguments if the audit keeps them in full."""
+from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
+from mcpguard.stores.failover.spill import SpillLog, row_of, row_values
 
 BATCH: Final = 100
-"""What is written back in one transaction: some milliseconds, so that no decision waits long behind it."""
+"""The counters, the rows and the outcomes of one batch. It takes a store some milliseconds, and no decision waits longer for
+it."""
 
 BATCH_CHARS: Final = 64 * 1024
-"""As much text as rows that are written back together may have, but for one that has more by itself."""
+"""How much text the rows of a batch may have together, unless a single row has more."""
 
-_HASH_AT: Final = Row._fields.index("args_hash")
+MAX_OUTCOMES: Final = 20_000
+"""How many outcomes are kept. Beyond it the oldest are dropped."""
 
-
-class TooSlow(StoreUnavailable):
-    """A store has taken so long to count a batch's admissions that its rows were not begun with."""
-
-
-class Batch(NamedTuple):
-    """A part of what is owed. `once` is what its logs are called however often they are told."""
-
-    logs: list[tuple[Counter, State]]
-    rows: list[tuple[int, Row]]
-    once: str
+MAX_ROW_IDS: Final = 10_000
+"""For how many written rows the store's row ids are kept. Outcomes of older rows are lost."""
 
 
-class _Rows:
-    """Rows that wait, by provisional handle, oldest first."""
+class Batch:
+    """A part of the buffer that is being written to a store.
 
-    def __init__(self) -> None:
-        self._rows: OrderedDict[int, Row] = OrderedDict()
-        self._chars = 0
+    Attributes:
+        logs: The admissions by counter.
+        rows: The rows by provisional row id.
+        once: The id of the logs, see `Recoverable.adopt`.
+        is_counted: Whether the store has counted the logs.
+        is_begun: Whether the rows were sent, so that the store may have some of them.
+    """
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    __slots__ = ("is_begun", "is_counted", "logs", "once", "rows")
 
-    def items(self) -> ItemsView[int, Row]:
-        return self._rows.items()
-
-    def oldest(self) -> tuple[int, Row]:
-        return next(iter(self._rows.items()))
-
-    def add(self, handle: int, row: Row, *, at_front: bool = False) -> None:
-        self._rows[handle] = row
-        self._chars += _chars(row)
-        if at_front:
-            self._rows.move_to_end(handle, last=False)
-
-    def remove(self, handle: int) -> None:
-        row = self._rows.pop(handle, None)
-        if row is not None:
-            self._chars -= _chars(row)
-
-    def drop_hashes(self) -> None:
-        for handle, row in self._rows.items():
-            self._rows[handle] = row._replace(args_hash=None)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._rows) >= MAX_ROWS or self._chars >= MAX_CHARS
-
-    @property
-    def is_too_full(self) -> bool:
-        return len(self._rows) > MAX_ROWS or self._chars > MAX_CHARS
+    def __init__(self, logs: list[tuple[Counter, State]], rows: list[tuple[int, Row]], once: str) -> None:
+        self.logs = logs
+        self.rows = rows
+        self.once = once
+        self.is_counted = not logs
+        self.is_begun = False
 
 
 class WriteBehindBuffer:
-    """Keeps what a store is owed, and hands it over in batches.
-
-    A row that waits here has a provisional handle, which is negative. When it is written the handle is mapped to the
-    store's own, so that the outcome of a call that was admitted without the store finds its row whenever it comes.
-
-    Rows of forwarded calls are never dropped: a call whose row has no room is not to be forwarded.
+    """Keeps what a store has to receive, and hands it over in batches.
 
     Args:
-        spill: Gets a record of each change, from which `replay` makes the same buffer.
+        spill: Gets a record of each change.
+
+    Attributes:
+        written: How many rows were written since the last `end_write_back`.
+        newest_before: The id of the store's newest row before it received any row of this buffer; None before that.
     """
 
     def __init__(self, spill: SpillLog) -> None:
         self.spill = spill
-        self.dropped = 0
-        """Rows that were dropped since the last `all_written`."""
         self.written = 0
-        """Rows that were written since then."""
-        self.pending: dict[int, tuple[Counter, State]] = {}
-        """The admissions that the store does not know of, by counter."""
         self.newest_before: int | None = None
-        """The store's newest row before any of the rows here is written to it; None if none is yet."""
-        self._unsure: tuple[list[tuple[Counter, State]], str] | None = None  # logs that the store may have counted
-        self._forwarded, self._others = _Rows(), _Rows()
-        self._outcomes: deque[Outcome] = deque(maxlen=2 * MAX_ROWS)
-        self._handles: dict[int, int] = {}
-        self._newest = 0
-        self._key = ""  # a hash of the key that the rows' arguments are hashed with
-        self._in_doubt: set[int] = set()  # of a buffer that was replayed: the rows that the store may have
+        self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that no store was told, by counter
+        self._unsure: tuple[list[tuple[Counter, State]], str] | None = (
+            None  # logs that the store may have counted, and their id
+        )
+        self._rows = BufferedRows()
+        self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+        self._row_ids: dict[int, int] = {}  # the store's, by provisional row id
+        self._newest = 0  # provisional row id
+        self._key = ""  # a hash of the key that the arguments' hashes were made with
+        self._in_doubt: set[int] = set()  # rows that the store may have, in a buffer that was replayed
 
-    # what happens without a store
+    # without a store
 
     @property
     def room_for_calls(self) -> int:
-        """For how many calls that are forwarded there is room for a row."""
-        return 0 if self._forwarded.is_full else MAX_ROWS - len(self._forwarded)
+        """How many calls may be forwarded: a call whose row has no room must not be."""
+        return self._rows.room_for_calls
+
+    @property
+    def row_count(self) -> int:
+        """How many rows wait."""
+        return len(self._rows)
+
+    @property
+    def dropped(self) -> int:
+        """How many rows were dropped since the last `end_write_back`."""
+        return self._rows.dropped
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no admission and no row waits."""
+        return not (self._pending or self._unsure or len(self._rows))
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether outcomes wait."""
+        return bool(self._outcomes)
 
     def admit(self, counter: Counter, now_us: int, *, is_exact: bool) -> None:
-        """Note that a call was charged.
+        """Note that a call was charged on a counter.
 
         Args:
-            counter: What on.
-            now_us: When.
-            is_exact: Whether each admission has an entry of its own, as with limits up to `EXACT`.
+            counter: The counter.
+            now_us: The time of the charge.
+            is_exact: Whether each admission has an entry of its own in the log, as it has for limits up to `EXACT`.
         """
-        log = limiter.live(self.pending.get(counter.id, (counter, EMPTY))[1], counter.window_us, now_us)
+        log = limiter.live(self._log(counter), counter.window_us, now_us)
         log = limiter.charge(log, EXACT if is_exact else EXACT + 1, counter.window_us, now_us)
-        self.pending[counter.id] = (counter, log)
+        self._pending[counter.id] = (counter, log)
         self.spill.note(("log", counter.label, now_us))
 
+    def _log(self, counter: Counter) -> State:
+        return self._pending.get(counter.id, (counter, EMPTY))[1]
+
     def forget_expired(self, now_us: int) -> None:
-        """Let go of the admissions whose windows have passed."""
-        for key in [key for key, (counter, log) in self.pending.items() if not limiter.live(log, counter.window_us, now_us)]:
-            del self.pending[key]
+        """Forget admissions whose windows have passed."""
+        for key in [key for key, (counter, log) in self._pending.items() if not limiter.live(log, counter.window_us, now_us)]:
+            del self._pending[key]
 
     def keep(self, rows: Sequence[Row]) -> list[int]:
-        """Keep rows for later, on disk too if that is possible; their provisional handles."""
+        """Keep rows, on disk too if that is possible. Returns their provisional row ids."""
         first = self._newest - 1
         for row in rows:
             self._newest -= 1
-            self._add(self._newest, row)
-            self.spill.note(("row", self._newest, *_to_json(row)))
+            self._rows.add(self._newest, row)
+            self.spill.note(("row", self._newest, *row_values(row)))
         self.spill.flush()
         return list(range(first, self._newest - 1, -1))
 
-    def _add(self, handle: int, row: Row) -> None:
-        self._queue(row).add(handle, row)
-        self._drop()
-
-    def _queue(self, row: Row) -> _Rows:
-        return self._forwarded if row.decision in FORWARDED else self._others
-
-    def _drop(self) -> None:
-        while self._others.is_too_full:
-            self._others.remove(self._others.oldest()[0])
-            self.dropped += 1
-
-    def ended(self, outcomes: Iterable[Outcome]) -> None:
-        """Keep outcomes for later."""
+    def keep_outcomes(self, outcomes: Iterable[Outcome]) -> None:
+        """Keep outcomes, on disk too if that is possible."""
         for outcome in outcomes:
             self._outcomes.append(outcome)
             self.spill.note(("outcome", *outcome))
         self.spill.flush()
 
-    # what the store gets
+    # to the store
+
+    def begin_write_back(self, newest: int) -> None:
+        """Note the store's newest row, so that rows in doubt need not be looked for among older ones."""
+        if self.newest_before is None:
+            self.newest_before = newest
+            self.spill.note(("newest", newest))
 
     def take(self) -> Batch:
-        """The oldest of what is owed. It is not kept here any more.
+        """Remove and return the oldest admissions and rows.
 
-        What is about to be written is noted first. If that is impossible there is no spill file any more: nobody is to write
-        the same once more from it.
+        The spill file notes the batch first. If it cannot, the file is removed, because another wrapper would write the batch
+        again.
         """
         if self._unsure:
             (logs, once), self._unsure = self._unsure, None
         else:
-            logs, once = [self.pending.pop(key) for key in list(self.pending)[:BATCH]], os.urandom(8).hex()
-        rows: list[tuple[int, Row]] = []
-        chars = 0
-        while (queue := self._older()) and len(rows) < BATCH:
-            handle, row = queue.oldest()
-            chars += _chars(row)
-            if rows and chars > BATCH_CHARS:
-                break
-            rows.append((handle, row))
-            queue.remove(handle)
-        self.spill.note(("sending", once, [counter.id for counter, _ in logs], [handle for handle, _ in rows]))
+            logs, once = [self._pending.pop(key) for key in list(self._pending)[:BATCH]], os.urandom(8).hex()
+        rows = self._rows.take(BATCH, BATCH_CHARS)
+        self.spill.note(("sending", once, [counter.id for counter, _ in logs], [row_id for row_id, _ in rows]))
         if self.spill.active and not self.spill.flush():
             self.spill.drop()
         return Batch(logs, rows, once)
 
-    def _older(self) -> _Rows | None:
-        """The rows of which the oldest is the oldest of all; None if there are none."""
-        queues = [one for one in (self._forwarded, self._others) if len(one)]
-        return max(queues, key=lambda one: one.oldest()[0], default=None)
-
-    def put_back(self, batch: Batch, why: Exception) -> None:
-        """Keep again what could not be written."""
+    def put_back(self, batch: Batch) -> None:
+        """Keep a batch again that could not be written. A row that may be too long for the store loses its arguments."""
         rows = batch.rows
-        if batch.logs:
+        if not batch.is_counted:
             self._unsure = batch.logs, batch.once
         else:
             self.spill.note(("counted",))
-            if not isinstance(why, TooSlow):  # the rows were too much, or may have been
-                rows = [(handle, _shortened(row) if _chars(row) > BATCH_CHARS else row) for handle, row in batch.rows]
-        for handle, row in reversed(rows):
-            self._queue(row).add(handle, row, at_front=True)
-        self._drop()
+        if batch.is_begun:
+            rows = [(row_id, _shortened(row) if chars(row) > BATCH_CHARS else row) for row_id, row in rows]
+        self._rows.put_back(rows)
         self.spill.flush()
 
-    def wrote(self, batch: Batch, handles: Sequence[int]) -> None:
-        """Note the store's handles on a batch's rows."""
-        self.written += len(handles)
-        pairs = [(provisional, handle) for (provisional, _), handle in zip(batch.rows, handles, strict=True)]
+    def wrote(self, batch: Batch, row_ids: Sequence[int]) -> None:
+        """Note the store's row ids of a batch that was written."""
+        self.written += len(row_ids)
+        pairs = [(provisional, row_id) for (provisional, _), row_id in zip(batch.rows, row_ids, strict=True)]
         forwarded = {provisional for provisional, row in batch.rows if row.decision in FORWARDED}  # others have no outcome
-        self._map((provisional, handle) for provisional, handle in pairs if provisional in forwarded)
+        self._map((provisional, row_id) for provisional, row_id in pairs if provisional in forwarded)
         self.spill.note(("counted",), ("written", pairs))
         self.spill.flush()
 
     def _map(self, pairs: Iterable[tuple[int, int]]) -> None:
-        self._handles.update(pairs)
-        while len(self._handles) > MAX_ROWS:
-            del self._handles[next(iter(self._handles))]
+        self._row_ids.update(pairs)
+        while len(self._row_ids) > MAX_ROW_IDS:
+            del self._row_ids[next(iter(self._row_ids))]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no admission and no row is owed."""
-        return not (self.pending or self._unsure or self.rows)
-
-    @property
-    def rows(self) -> int:
-        """How many rows wait."""
-        return len(self._forwarded) + len(self._others)
-
-    def all_written(self) -> str:
-        """In words, for people, what was written and what was not."""
+    def end_write_back(self) -> str:
+        """Begin to count anew. Returns what was written and what was dropped, for people."""
         dropped = f"; {plural(self.dropped, 'row')} of denials dropped" if self.dropped else ""
-        text = f"{plural(self.written, 'audit row')} of the meantime written{dropped}"
-        self.written = self.dropped = 0
+        text = f"{plural(self.written, 'audit row')} of the outage written{dropped}"
+        self.written = self._rows.dropped = 0
         self.newest_before = None
         return text
 
-    @property
-    def has_outcomes(self) -> bool:
-        """Whether outcomes are owed."""
-        return bool(self._outcomes)
+    def take_outcomes(self) -> list[Outcome]:
+        """Remove and return the oldest outcomes, with row ids as they were kept."""
+        return [self._outcomes.popleft() for _ in range(min(BATCH, len(self._outcomes)))]
 
     def settle(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """Outcomes with the store's own handles; without those whose rows were dropped."""
+        """Outcomes with the store's row ids. Those of rows that were dropped are left out."""
         settled: list[Outcome] = []
         for outcome in outcomes:
             if outcome.row_id >= 0:
                 settled.append(outcome)
-            elif (handle := self._handles.pop(outcome.row_id, None)) is not None:
-                settled.append(outcome._replace(row_id=handle))
+            elif (row_id := self._row_ids.pop(outcome.row_id, None)) is not None:
+                settled.append(outcome._replace(row_id=row_id))
         return settled
 
-    def outcomes(self) -> list[Outcome]:
-        """The oldest outcomes that are owed, not settled. They are not kept here any more."""
-        return [self._outcomes.popleft() for _ in range(min(BATCH, len(self._outcomes)))]
-
     def belongs_to(self, args_key: bytes) -> None:
-        """Note whose store all of this is for, by its key.
+        """Note by its key which store the buffer is for.
 
-        If it was for another's, nothing of the old one's is to reach this one, neither handles nor hashes by its key.
+        If it was for another store, it loses that store's row ids and the hashes that were made with that store's key.
         """
         key = blake2b(b"mcpguard", key=args_key, digest_size=8).hexdigest()
         if key != self._key:
@@ -278,145 +239,87 @@ class WriteBehindBuffer:
 
     def _set_key(self, key: str) -> None:
         if self._key and key != self._key:
-            self._disown()
+            self._row_ids.clear()
+            self._in_doubt.clear()
+            self.newest_before = None
+            self._rows.drop_hashes()
+            self._outcomes = deque((one for one in self._outcomes if self._rows.has_call(one.row_id)), MAX_OUTCOMES)
         self._key = key
 
-    def _disown(self) -> None:
-        self._handles.clear()
-        self._in_doubt.clear()
-        self.newest_before = None
-        self._forwarded.drop_hashes()
-        self._others.drop_hashes()
-        waiting = {handle for handle, _ in self._forwarded.items()}
-        self._outcomes = deque((one for one in self._outcomes if one.row_id in waiting), self._outcomes.maxlen)
-
-    def begin_to_write(self, newest: int) -> None:
-        """Note the store's newest row before any of the rows here is written to it: nobody has to look for them before that."""
-        if self.newest_before is None:
-            self.newest_before = newest
-            self.spill.note(("newest", newest))
-
     def clear_spill(self) -> None:
-        """Nothing is kept here any more: have no spill file until there is something again."""
+        """Remove the spill file, because nothing waits. The next change in an outage makes a new one."""
         self.spill.clear()
         if self._key:
             self.spill.note(("key", self._key))
 
     def leave(self) -> int:
-        """Leave to other wrappers what is kept here, for good; how many of the rows they get."""
+        """Leave the spill file to other wrappers; the buffer is not used any more. Returns how many rows the file has."""
         if self.is_empty and not self._outcomes:
             self.spill.clear()
             return 0
-        return max(0, self.rows - self.spill.finish())
+        return max(0, self.row_count - self.spill.finish())
 
-    # what another wrapper has left
+    # from another wrapper
 
     def replay(self, records: Iterable[Sequence[Any]], members: Sequence[str], *, now_us: int, shift_us: int) -> None:
-        """Do again what was done to another buffer.
+        """Apply the records of another buffer.
 
         Args:
-            records: What its spill file has.
-            members: Those of a row, in order.
+            records: The records of its spill file.
+            members: The members of a row, in the order of the records.
             now_us: The clock's reading.
-            shift_us: How far that is ahead of the clock of the records.
+            shift_us: How far this clock is ahead of the clock of the records.
 
         Raises:
-            ValueError, TypeError, LookupError: These are no such records.
+            ValueError, TypeError, LookupError: A record is malformed.
         """
         for word, *rest in records:
             match word, rest:
                 case "log", [str(label), int(then_us)]:
                     at_us = min(then_us + shift_us, now_us)
-                    self._owe(Counter(counter_id(label), label, window_of(label)), (at_us, at_us, 1))
-                case "row", [int(handle), *values]:
-                    self._newest = min(self._newest, handle)
-                    self._add(handle, _from_json(dict(zip(members, values, strict=True))))
-                case "outcome", [int(handle), str(outcome), int(duration_us)]:
-                    self._outcomes.append(Outcome(handle, outcome, duration_us))
+                    self._merge(Counter(counter_id(label), label, window_of(label)), (at_us, at_us, 1))
+                case "row", [int(row_id), *values]:
+                    self._newest = min(self._newest, row_id)
+                    self._rows.add(row_id, row_of(members, values))
+                case "outcome", [int(row_id), str(outcome), int(duration_us)]:
+                    self._outcomes.append(Outcome(row_id, outcome, duration_us))
                 case "key", [str(key)]:
                     self._set_key(key)
                 case "newest", [int(newest)]:
                     self.newest_before = newest
-                case "sending", [str(once), list(ids), list(handles)]:
+                case "sending", [str(once), list(ids), list(row_ids)]:
                     if not (self._unsure and self._unsure[1] == once):
-                        logs = [self.pending.pop(key) for key in ids if key in self.pending]
+                        logs = [self._pending.pop(key) for key in ids if key in self._pending]
                         self._unsure = (logs, once) if logs else None
-                    self._in_doubt.update(handles)
+                    self._in_doubt.update(row_ids)
                 case "counted", []:
                     self._unsure = None
                 case "written", [list(pairs)]:
                     written = dict(pairs)
-                    self._remove(written)
+                    self._rows.remove(written)
                     self._map(written.items())
                     self._in_doubt.difference_update(written)
 
-    def _owe(self, counter: Counter, log: State) -> None:
-        before = limiter.live(self.pending.get(counter.id, (counter, EMPTY))[1], counter.window_us, log[-2])
-        self.pending[counter.id] = (counter, limiter.merge(before, log, counter.window_us))
+    def _merge(self, counter: Counter, log: State) -> None:
+        before = limiter.live(self._log(counter), counter.window_us, log[-2])
+        self._pending[counter.id] = (counter, limiter.merge(before, log, counter.window_us))
 
     @property
     def in_doubt(self) -> dict[tuple[str, int], int]:
-        """The rows that the store may have already: their provisional handles by session and number."""
-        rows = [*self._forwarded.items(), *self._others.items()] if self._in_doubt else []
-        return {(session_of(row), row.seq): handle for handle, row in rows if handle in self._in_doubt}
+        """The provisional row ids of the rows that the store may have, by session and number."""
+        if not self._in_doubt:
+            return {}
+        return {(session_of(row), row.seq): row_id for row_id, row in self._rows.items() if row_id in self._in_doubt}
 
-    def are_there(self, handles: Iterable[int]) -> None:
-        """These rows are in the store already, and no others of those in doubt."""
-        self._remove(handles)
+    def settle_doubts(self, found: Iterable[int]) -> None:
+        """Remove the rows in doubt that were found in the store. The store does not have the others."""
+        self._rows.remove(found)
         self._in_doubt.clear()
-
-    def _remove(self, handles: Iterable[int]) -> None:
-        for handle in handles:
-            self._forwarded.remove(handle)
-            self._others.remove(handle)
-
-
-def write(store: Store, batch: Batch, clock: Clock, *, patience_us: int | None = None) -> list[int]:
-    """Write a batch to a store, admissions first; the store's handles on the rows.
-
-    Args:
-        store: Where to.
-        batch: What is written is taken out of it as far as it must not be written twice.
-        clock: The clock of the admissions.
-        patience_us: After how long the second of two operations is not begun any more.
-
-    Raises:
-        StoreUnavailable: What is left in the batch was not written, or may not have been.
-    """
-    now_us = clock()
-    logs = [(counter, limiter.live(log, counter.window_us, now_us)) for counter, log in batch.logs]
-    if owed := [(counter, limiter.shift(log, -now_us)) for counter, log in logs if log]:
-        store.adopt(owed, batch.once)
-    batch.logs.clear()
-    if patience_us is not None and clock() - now_us > patience_us:
-        raise TooSlow("it answers too slowly")
-    return store.append([row for _, row in batch.rows]) if batch.rows else []
-
-
-def newest_row_id(store: Store) -> int:
-    """The place of a store's newest row; 0 if it has none."""
-    newest = next(store.newest(), None)
-    return newest.row_id if newest else 0
 
 
 def _shortened(row: Row) -> Row:
-    """A row without the long text of its detail: the store may never take it whole in time, and none after it then."""
+    """A row without its arguments: the store may never take it whole in time, and no later row would be written then."""
     detail = json.loads(row.detail or "{}")
     if "arguments" in detail:
-        detail["arguments"] = f"not kept: {_chars(row)} characters are too long for the store's time"
+        detail["arguments"] = f"not kept: {chars(row)} characters are too long for the store's time"
     return row._replace(detail=compact(detail))
-
-
-def _chars(row: Row) -> int:
-    return len(row.detail or "") + len(row.request_id or "")
-
-
-def _to_json(row: Row) -> list[Any]:
-    values: list[Any] = list(row)
-    values[_HASH_AT] = row.args_hash and row.args_hash.hex()
-    return values
-
-
-def _from_json(values: dict[str, Any]) -> Row:
-    row = Row(**values)
-    return row._replace(args_hash=row.args_hash and bytes.fromhex(str(row.args_hash)))

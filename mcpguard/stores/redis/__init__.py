@@ -1,1 +1,1 @@
-"""Counters and audit on a Redis or Valkey server, shared by every wrapper of every machine that names it."""
+"""Stores counters and audit log on a Redis or Valkey server, for the wrappers of many machines."""

@@ -1,16 +1,17 @@
-"""Where a store on a server is, and how to open it."""
+"""The address of a store on a Redis or Valkey server."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mcpguard.stores.api import Options, Readable, Store
+from mcpguard.stores.api import Options
 from mcpguard.stores.redis.url import RedisUrl
 
-if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
+if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.core.claude_code import AgentNote
+    from mcpguard.stores.redis.store import RedisStore
 
 
 class RedisAddress(NamedTuple):
-    """A server."""
+    """The address of a store on a server."""
 
     url: RedisUrl
 
@@ -20,24 +21,20 @@ class RedisAddress(NamedTuple):
         return self.url.shown
 
     def exists(self) -> bool:
-        """Whether there can be something in it: connecting will tell."""
+        """Always true: only connecting shows what the server has."""
         return True
 
     def load(self) -> None:
-        """Import what opening needs."""
+        """See `Address`."""
         import mcpguard.stores.redis.store  # noqa: F401
 
-    def open(self, options: Options) -> Store:
-        """Connect.
-
-        Raises:
-            StoreUnavailable: It does not answer, refuses us, or is too old.
-        """
+    def open(self, options: Options) -> "RedisStore":
+        """See `Address`."""
         from mcpguard.stores.redis.store import RedisStore
 
         return RedisStore(self.url, options)
 
-    def read(self, options: Options) -> Readable:
+    def read(self, options: Options) -> "RedisStore":
         """See `Address`."""
         return self.open(options)
 

@@ -1,9 +1,9 @@
--- Counts what was admitted elsewhere.
+-- Counts calls that were admitted without this server, once.
 --
--- KEYS  what tells that this was counted already; the index of counters; then each counter
--- ARGV  for each counter: its window, its label, and the log as JSON, its times relative to now
+-- KEYS  a key that exists if these calls were counted before; the index of counters; each counter
+-- ARGV  for each counter its window, its label, and the log as JSON, with times relative to now
 
-local KNOWN_MS = 7 * 86400 * 1000 -- for how long it is known what was counted
+local KNOWN_MS = 7 * 86400 * 1000 -- how long the first key exists
 
 local now = clock()
 if redis.call('EXISTS', KEYS[1]) == 1 then

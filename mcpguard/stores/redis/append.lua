@@ -1,11 +1,11 @@
--- Writes rows of the audit that no decision is made for.
+-- Writes audit rows that need no decision.
 --
--- KEYS  as `audit.lua` has them
--- ARGV  how much memory the audit may take, and how many rows are replaced; of each of these its stream and its id; then of
---       each new row its stream and its text
--- Returns the new rows' ids.
+-- KEYS  those of `audit.lua`
+-- ARGV  1: the bound of the audit log in bytes, and the number of rows that are replaced
+--       then the stream and the stream id of each row that is replaced; then the stream and the text of each new row
+-- Returns the stream ids of the new rows.
 
-local most, replaced = struct.unpack('<i8i8', ARGV[1])
+local max_bytes, replaced = struct.unpack('<i8i8', ARGV[1])
 local now = clock()
 read_audit()
 for at = 2, 2 * replaced, 2 do
@@ -15,9 +15,9 @@ for at = 2, 2 * replaced, 2 do
     drop(stream, entry)
   end
 end
-local ids = {}
+local stream_ids = {}
 for at = 2 * replaced + 2, #ARGV - 1, 2 do
-  ids[#ids + 1] = append(tonumber(ARGV[at]), ARGV[at + 1], now, most)
+  stream_ids[#stream_ids + 1] = append(tonumber(ARGV[at]), ARGV[at + 1], now, max_bytes)
 end
 write_audit()
-return ids
+return stream_ids

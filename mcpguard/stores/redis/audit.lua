@@ -1,14 +1,14 @@
--- The audit's rows: in one stream the refusals, in another all others, so that a flood of the former cannot push out the latter.
--- Whoever writes a row makes room for it first, so that the audit never takes more memory than it may.
+-- Writes and deletes audit rows. Refusals have a stream of their own, so that a flood of them cannot evict other rows. Room for a
+-- row is made before it is written, so that the audit log never exceeds its bound.
 --
--- KEYS  the two streams, refusals second; how calls ended, by the id of their row; the newest id, and how much memory each
---       stream takes
+-- KEYS  the stream of all other rows; the stream of refusals; the outcomes, a hash by stream id; the newest stream id and the bytes
+--       of each stream
 --
--- Ids grow over both streams together: they are the order in which rows were written.
+-- Stream ids grow over both streams together, in the order in which rows were written.
 
 local MAIN, REFUSALS = 1, 2
-local REFUSALS_SHARE = 1 / 4 -- what refusals keep of the memory when other rows need room
-local STATE = '<i8i8i8i8' -- of the newest id the time in ms and the number; the bytes of each stream
+local REFUSALS_SHARE = 1 / 4 -- the share of the memory that refusals keep when other rows need room
+local STATE = '<i8i8i8i8' -- the time in ms and the number of the newest stream id; the bytes of each stream
 local OUTCOME_BYTES = 110
 
 local newest_ms, newest_number, held_bytes = 0, 0, {0, 0}
@@ -24,8 +24,8 @@ local function write_audit()
   redis.call('SET', KEYS[4], struct.pack(STATE, newest_ms, newest_number, held_bytes[MAIN], held_bytes[REFUSALS]))
 end
 
--- How much memory a row of this length takes, as measured with all lengths: 5 % more at the most, where the server's allocator
--- rounds up by a quarter, and mostly a sixth less
+-- The memory that a row of this length takes. As measured, a row takes at most 5 % more, where the server's allocator rounds up by
+-- a quarter, and mostly a sixth less
 local function bytes_of(stream, length)
   return math.ceil(1.2 * length) + 80 + (stream == MAIN and OUTCOME_BYTES or 0)
 end
@@ -34,7 +34,7 @@ local function oldest(stream)
   return redis.call('XRANGE', KEYS[stream], '-', '+', 'COUNT', 1)[1]
 end
 
--- Drops a row, and how its call ended. Returns its bytes.
+-- Deletes a row and its outcome. Returns the row's bytes.
 local function drop(stream, entry)
   redis.call('XDEL', KEYS[stream], entry[1])
   if stream == MAIN then
@@ -45,12 +45,12 @@ local function drop(stream, entry)
   return bytes
 end
 
--- Drops the row that has to go first, if a stream is to get more bytes than there is room for. Returns its bytes; nil if there is
--- room, or no row.
-local function drop_one(most, stream, bytes)
-  while held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > most do
+-- Deletes the first row to be evicted, if a stream is to get more bytes than there is room for. Returns the row's bytes; nil if
+-- there is room, or no row.
+local function drop_one(max_bytes, stream, bytes)
+  while held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > max_bytes do
     local refusals = held_bytes[REFUSALS] + (stream == REFUSALS and bytes or 0)
-    local from = refusals > most * REFUSALS_SHARE and REFUSALS or MAIN
+    local from = refusals > max_bytes * REFUSALS_SHARE and REFUSALS or MAIN
     if held_bytes[from] == 0 then
       from = MAIN + REFUSALS - from
     end
@@ -61,17 +61,17 @@ local function drop_one(most, stream, bytes)
     if entry then
       return drop(from, entry)
     end
-    held_bytes[from] = 0 -- somebody has emptied it
+    held_bytes[from] = 0 -- another client has emptied the stream
   end
   return nil
 end
 
--- Writes a row, whose id it returns, after making room for it. Where there is far too much, as after `max_mb` was lowered, two
--- go for one, but not all at once: calls wait.
-local function append(stream, row, now, most)
+-- Makes room for a row and writes it. Returns its stream id. If the log is far over its bound, as after `max_mb` was lowered, two
+-- rows are evicted for each new one, and not all at once, because calls wait.
+local function append(stream, row, now, max_bytes)
   local bytes, freed, dropped = bytes_of(stream, #row), 0, 0
   while freed < bytes or dropped < 2 do
-    local gone = drop_one(most, stream, bytes)
+    local gone = drop_one(max_bytes, stream, bytes)
     if not gone then
       break
     end

@@ -1,41 +1,45 @@
--- Decides calls in order, against all their counters, and writes their audit rows: all of it, or nothing.
+-- Decides requests in order, charges their counters and writes their audit rows.
 --
--- KEYS  as `audit.lua` has them; the index of counters; then each counter
--- ARGV  the counters' labels; the deadline in this server's time, the session's newest row number, and how much memory the
---       audit may take; the session's allowance of rows for denials; then two for each call: its limits; and, each with a NUL
---       behind it, its decision if it is decided already, what the session's journal remembers, and of its row what comes
---       before the context, the context, the detail, and what a denial has in place of a detail that is too long for it
--- Returns the time; and, unless the deadline has passed, each counter as it is now, and of each call: the id of its row if it is
---       news, the decision, the limit that is reported (0: none), what its counter holds, the wait, and how many limits had
---       no room, which follow with their waits. All in one table, for a server looks at each for a while.
+-- KEYS  those of `audit.lua`; the index of counters; each counter
+-- ARGV  1: the labels of the counters, a NUL after each
+--       2: the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
+--       3: the session's allowance of rows for denials, as JSON
+--       then two for each request. First its limits. Second, a NUL after each: its decision, if it does not depend on limits; what
+--       the session's journal remembers, as JSON; of its row the lines before the context, the context, and the detail; and the
+--       shorter detail of a denial, if the detail is too long for one
+-- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request: the stream id of its row
+--       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
+--       wait, and the number of limits without room, followed by their indexes and waits. All of it is one flat table, because a
+--       server spends time on each table of a reply.
 --
--- Every call waits for this. What costs most are numbers as text and tables that grow: {nil, nil, nil, nil} has its places.
+-- Every call waits for this script. The expensive parts are numbers as text and tables that grow: {nil, nil, nil, nil} reserves
+-- room for four.
 
 local PER_CALL = 2
 local CALL = 'ssssss'
-local NUMBERS = '<i8i8i8i8i8' -- of a row: its number, what is counted, what is left, the wait, how often it is repeated; -1: none
-local LIMIT = '<i8i8I4I4I4s' -- n, window, counter (0: none), rule, whether it only reports, its words
+local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
+local LIMIT = '<i8i8I4I4I4s' -- n, window, index of the counter (0: none), rule, whether it is observed, fragment
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
 local NOTHING_REMEMBERED = {{}, {}}
 
 local now = clock()
-local deadline, seq, most = struct.unpack('<i8i8i8', ARGV[2])
+local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2])
 if now > deadline then
   return {now}
 end
 local index = KEYS[5]
 local logs, values = read(6)
-local changed = {nil, nil, nil, nil} -- by counter: its window
-local denied = {} -- by counter: the session's denials since it last admitted
-local storms = {} -- the denials that have a row
-local allowance -- core/journal.Journal.allowance, once it is needed
-local rows = {} -- by the place of their id in the reply, each {stream, text}
+local changed = {nil, nil, nil, nil} -- windows of the counters that were charged, by index
+local denied = {} -- the session's denials since its last admission, by index of the counter
+local storms = {} -- the keys of denials that have a row
+local allowance -- see core/journal.Journal.allowance; decoded when it is needed
+local rows = {} -- {stream, text} by the index of their stream id in the reply
 local reply = {now, nil, nil, nil, nil, nil, nil, nil, nil, nil}
 for at = 1, #values do
   reply[1 + at] = values[at]
 end
 
--- core/limiter.decide
+-- As core/limiter.decide
 local function decide(limits)
   local at_us = now
   for at = 1, #limits do
@@ -85,18 +89,19 @@ local function decide(limits)
   return true, held, exceeded
 end
 
--- core/verdict.verdict: the decision's word, the limit that is reported, what its counter holds, what is left, the wait
+-- As core/verdict.verdict. Returns the decision, the index of the reported limit, what its counter holds, remaining, the wait
 local function verdict(limits, admitted, held, exceeded)
   if #exceeded == 0 then
-    local tightest, left, observed = 0, false, 1
+    local tightest, remaining, observed = 0, false, 1
     for at = 1, #limits do
       local limit = limits[at]
       local rest = limit[1] - held[limit[3]] - 1
-      if not left or limit[5] < observed or (limit[5] == observed and rest < left) then -- an enforced one, if there is any
-        tightest, left, observed = at, rest, limit[5]
+      -- Enforced limits go before observed ones
+      if not remaining or limit[5] < observed or (limit[5] == observed and rest < remaining) then
+        tightest, remaining, observed = at, rest, limit[5]
       end
     end
-    return 'allowed', tightest, tightest > 0 and held[limits[tightest][3]] + 1, left, false
+    return 'allowed', tightest, tightest > 0 and held[limits[tightest][3]] + 1, remaining, false
   end
   local longest, wait = exceeded[1][1], exceeded[1][2]
   for _, one in ipairs(exceeded) do
@@ -105,16 +110,16 @@ local function verdict(limits, admitted, held, exceeded)
     end
   end
   local n, count = limits[longest][1], held[limits[longest][3]]
-  local word = admitted and 'would_deny' or wait and 'rate_limited' or 'denied'
+  local decision = admitted and 'would_deny' or wait and 'rate_limited' or 'denied'
   if n == 0 then
-    return word, longest, false, false, wait
+    return decision, longest, false, false, wait
   end
-  return word, longest, count, math.max(0, n - count), wait
+  return decision, longest, count, math.max(0, n - count), wait
 end
 
--- core/journal.Journal: how often this session was denied on a counter since it last admitted
-local function with_denials(limits, word, reported, count, exceeded, remembered)
-  if word == 'rate_limited' then
+-- As core/journal.Journal. Returns the count with this session's denials on the counter since its last admission
+local function with_denials(limits, decision, reported, count, exceeded, remembered)
+  if decision == 'rate_limited' then
     local counted = {}
     for _, one in ipairs(exceeded) do
       local counter = limits[one[1]][3]
@@ -125,7 +130,7 @@ local function with_denials(limits, word, reported, count, exceeded, remembered)
     end
     return count and count + denied[limits[reported][3]]
   end
-  if word ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
+  if decision ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
     for at = 1, #limits do
       denied[limits[at][3]] = 0
     end
@@ -133,26 +138,26 @@ local function with_denials(limits, word, reported, count, exceeded, remembered)
   return count
 end
 
--- core/journal.Journal: whether this one has its own row. Equal denials share one, and beyond a budget those of one kind
-local function is_news(word, beginning, context, words, detail, is_storm)
-  if not REFUSED[word] then
+-- As core/journal.Journal: whether a decision has its own row. Equal denials share one, and so do those of a kind over budget
+local function has_own_row(decision, beginning, context, fragment, detail, is_storm)
+  if not REFUSED[decision] then
     return true
   end
-  local key = word .. '\n' .. words .. '\n' .. context
+  local key = decision .. '\n' .. fragment .. '\n' .. context
   if is_storm or storms[key] then
     return false
   end
   allowance = allowance or cjson.decode(ARGV[3])
-  local row_bytes, all, left, sums = unpack(allowance)
-  local kind = word .. ' ' .. (string.match(words, '^{"axis":"(%a+)"') or '')
+  local row_bytes, burst, budgets, summed = unpack(allowance)
+  local kind = decision .. ' ' .. (string.match(fragment, '^{"axis":"(%a+)"') or '')
   local request_id = string.match(beginning, '\n([^\n]*)')
-  local rest = (left[kind] or all) - row_bytes - #context - #detail - #request_id
+  local rest = (budgets[kind] or burst) - row_bytes - #context - #detail - #request_id
   if rest >= 0 then
-    left[kind], storms[key] = rest, true
+    budgets[kind], storms[key] = rest, true
     return true
   end
-  local is_first = not sums[kind]
-  sums[kind] = true
+  local is_first = not summed[kind]
+  summed[kind] = true
   return is_first
 end
 
@@ -188,38 +193,38 @@ local function limits_of(packed)
 end
 
 for first = 4, #ARGV - PER_CALL + 1, PER_CALL do
-  local word, told, beginning, context, detail, short = struct.unpack(CALL, ARGV[first + 1])
-  local remembered = told == '' and NOTHING_REMEMBERED or cjson.decode(told)
-  local words, is_storm = '', remembered[1][1] == 1
-  local reported, held, count, left, wait, exceeded = 0, false, false, false, false, {}
+  local decision, memory, beginning, context, detail, short = struct.unpack(CALL, ARGV[first + 1])
+  local remembered = memory == '' and NOTHING_REMEMBERED or cjson.decode(memory)
+  local fragment, is_storm = '', remembered[1][1] == 1
+  local reported, held, count, remaining, wait, exceeded = 0, false, false, false, false, {}
   local limits
-  if word == '' then
+  if decision == '' then
     limits = limits_of(ARGV[first])
     local admitted, before
     admitted, before, exceeded = decide(limits)
-    word, reported, held, left, wait = verdict(limits, admitted, before, exceeded)
-    count = with_denials(limits, word, reported, held, exceeded, remembered)
+    decision, reported, held, remaining, wait = verdict(limits, admitted, before, exceeded)
+    count = with_denials(limits, decision, reported, held, exceeded, remembered)
     if reported > 0 then
-      words, is_storm = limits[reported][6], remembered[1][reported] == 1
+      fragment, is_storm = limits[reported][6], remembered[1][reported] == 1
     end
   end
-  if short ~= '' and REFUSED[word] then
+  if short ~= '' and REFUSED[decision] then
     detail = short
   end
   if #exceeded > 1 then
     detail = with_exceeded(detail, limits, exceeded)
   end
-  local place = #reply + 1
-  reply[place], reply[place + 1], reply[place + 2] = false, word, reported
-  reply[place + 3], reply[place + 4], reply[place + 5] = held, wait, #exceeded
+  local slot = #reply + 1
+  reply[slot], reply[slot + 1], reply[slot + 2] = false, decision, reported
+  reply[slot + 3], reply[slot + 4], reply[slot + 5] = held, wait, #exceeded
   for at, one in ipairs(exceeded) do
-    reply[place + 4 + 2 * at], reply[place + 5 + 2 * at] = one[1], one[2]
+    reply[slot + 4 + 2 * at], reply[slot + 5 + 2 * at] = one[1], one[2]
   end
-  if is_news(word, beginning, context, words, detail, is_storm) then
+  if has_own_row(decision, beginning, context, fragment, detail, is_storm) then
     seq = seq + 1
-    local row = beginning .. '\n' .. context .. '\n' .. word .. '\n' .. words .. '\n' .. detail .. '\n'
-      .. struct.pack(NUMBERS, seq, count or -1, left or -1, wait and ms_up(wait) or -1, -1)
-    rows[place] = {REFUSED[word] and REFUSALS or MAIN, row}
+    local row = beginning .. '\n' .. context .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
+      .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and ms_up(wait) or -1, -1)
+    rows[slot] = {REFUSED[decision] and REFUSALS or MAIN, row}
   end
 end
 
@@ -236,12 +241,13 @@ local function label_of(counter)
   return labels[counter]
 end
 
--- Rows first: what a server has refused to write it must not have counted, and a row alone is found and replaced
+-- Rows are written before counters: a server that refuses a row must not have counted the call. A row without a charge can be
+-- found and replaced
 if next(rows) then
   read_audit()
-  for place = 2 + #values, #reply do
-    if rows[place] then
-      reply[place] = append(rows[place][1], rows[place][2], now, most)
+  for slot = 2 + #values, #reply do
+    if rows[slot] then
+      reply[slot] = append(rows[slot][1], rows[slot][2], now, max_bytes)
     end
   end
   write_audit()

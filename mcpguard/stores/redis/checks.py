@@ -1,4 +1,4 @@
-"""Whether a server will do, and what its owner should know of its set-up."""
+"""Checks a server's version and settings."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.redis.link import Command
 
 LEAST: Final = {"redis": 7, "valkey": 8}
-"""The least major version."""
+"""The lowest major versions that work."""
 
 QUESTIONS: Final[tuple[Command, ...]] = (
     ("INFO", "server"),
@@ -16,21 +16,21 @@ QUESTIONS: Final[tuple[Command, ...]] = (
     ("INFO", "persistence"),
     ("CONFIG", "GET", "save"),
 )
-"""What a server is asked. Managed ones answer only the first three."""
+"""The commands whose replies are checked. Managed servers answer only the first three."""
 
 
 def judged(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
-    """Look at the answers to `QUESTIONS`.
+    """Check the replies to `QUESTIONS`.
 
     Args:
-        shown: How an error names the server.
-        replies: The answers. What a server does not tell, or not us, is taken to be well.
+        shown: The server's address, for messages.
+        replies: The replies. A setting that the server does not report is assumed to be right.
 
     Returns:
-        Warnings: it may throw counters away, or forget them when it restarts.
+        A warning for each setting by which counters can be lost.
 
     Raises:
-        StoreUnavailable: It is too old.
+        StoreUnavailable: The server is too old.
     """
     found: dict[str, str] = {}
     for reply in replies[:3]:
@@ -43,8 +43,8 @@ def judged(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
     warnings = []
     policy = found.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and found.get("maxmemory", "0") != "0":
-        warnings.append(f"{shown} may throw counters away when its memory is full ({policy}): set maxmemory-policy noeviction")
+        warnings.append(f"{shown} evicts counters when its memory is full ({policy}): set maxmemory-policy noeviction")
     saves = replies[3]
     if found.get("aof_enabled") == "0" and isinstance(saves, list) and saves[1:] == [b""]:
-        warnings.append(f"{shown} keeps nothing on disk: a restart forgets counters and audit; set appendonly yes")
+        warnings.append(f"{shown} keeps nothing on disk: a restart loses counters and audit log; set appendonly yes")
     return tuple(warnings)

@@ -1,7 +1,7 @@
-"""A connection to a server: commands in, replies out, each wait bounded, and every failure one line for people.
+"""Sends commands to a server and reads replies. Each wait is bounded, and each failure is one line for people.
 
-Of the client library only the connection is used, which knows sockets, TLS and authentication. Bytes are written to its socket
-and read from it here: the library's way to do so costs a call several times as much, and its retries would charge twice.
+The client library opens the connection: it knows sockets, TLS and authentication. This module writes to the socket and reads
+from it, because the library takes several times as long for that, and its retries would charge a call twice.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Command = tuple[bytes | str | int, ...]
 _SCANNED: Final = 500
 
 _MAX_MOVES: Final = 3
-"""Nodes of a cluster that may send us on to another one."""
+"""How many nodes of a cluster are tried, each of which may name another one."""
 
 _HINTS: Final = (
     ("LOADING", "it reads its data back after a start"),
@@ -43,9 +43,8 @@ _HINTS: Final = (
     ("CLUSTERDOWN", "a part of the cluster is down"),
 )
 
-
 _MOVED: Final = "MOVED"
-"""What an error begins with that tells which node of a cluster owns a key."""
+"""The beginning of an error that names the node that owns a key."""
 
 _INCOMPLETE: Final = object()
 _READ_BYTES: Final = 32 * 1024
@@ -53,17 +52,17 @@ _NEGLIGIBLE_S: Final = 0.001
 
 
 def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]]:
-    """A hash, piece by piece, so that no decision waits for all of it. What is in it may come twice."""
+    """Read a hash in pieces, so that no decision waits for all of it. A field may come twice."""
     cursor = b"0"
     while True:
-        cursor, found = ask(("HSCAN", key, cursor, "COUNT", _SCANNED))
-        yield dict(zip(found[::2], found[1::2], strict=True))
+        cursor, fields = ask(("HSCAN", key, cursor, "COUNT", _SCANNED))
+        yield dict(zip(fields[::2], fields[1::2], strict=True))
         if cursor == b"0":
             return
 
 
 class _Connection(Protocol):
-    """What is used of the library's connection, which it leaves without types."""
+    """The used part of the library's connection, which has no types."""
 
     _sock: socket.socket
 
@@ -72,7 +71,7 @@ class _Connection(Protocol):
 
 
 class _Wire:
-    """A connection, and what has come from it that nobody has taken yet."""
+    """An open connection, and the bytes that it has received."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -82,7 +81,10 @@ class _Wire:
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
 
     def ask(self, commands: Sequence[Command], end_s: float) -> list[Any]:
-        """The replies to commands. After a failure there is no connection: what came now would answer an old question."""
+        """Send commands and return their replies.
+
+        A failure closes the connection, because a late reply would be taken for that of a later command.
+        """
         packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
             self._wait_until(end_s)
@@ -104,7 +106,7 @@ class _Wire:
         return reply
 
     def _wait_until(self, end_s: float) -> None:
-        """Let the socket wait no longer. Telling it costs a call of the system, so that what is negligible is not told."""
+        """Set the socket's timeout. This is a system call, so a negligible difference is ignored."""
         left_s = end_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -114,7 +116,7 @@ class _Wire:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the server has closed the connection, or says what nobody asked."""
+        """Whether the server has closed the connection or sent something unasked."""
         return self._socket.fileno() < 0 or self._reader.has_data() or bool(self._readable())
 
     def close(self) -> None:
@@ -122,7 +124,7 @@ class _Wire:
 
 
 def _readable(connected: socket.socket) -> Callable[[], object]:
-    """Tells whether something can be read from a socket now, be it its end. Made once: what asks is asked before every call."""
+    """A function that tells whether a socket has bytes, or its end, to read. It runs before each call, so it is built once."""
     if sys.platform == "win32":
         return lambda: select.select([connected], [], [], 0)[0]
     poll = select.poll()
@@ -131,12 +133,12 @@ def _readable(connected: socket.socket) -> Callable[[], object]:
 
 
 class Link:
-    """One connection. It is made at once, and again by `renew`.
+    """A connection to a server, or to the node of a cluster that owns a key. It is opened at once.
 
     Args:
-        address: The server.
-        timeout_s: How long any wait may be: for a connection, and for a reply.
-        key: A key that the server is to own: the nodes of a cluster send us on to the one that does.
+        address: The address.
+        timeout_s: How long each wait may take, for a connection or a reply.
+        key: The key.
         deadline_s: When to give up connecting, by `time.monotonic`.
 
     Raises:
@@ -161,7 +163,7 @@ class Link:
         raise failure or StoreUnavailable("no server is named")
 
     def _owner(self, host: str, port: int, deadline_s: float) -> _Wire:
-        """A connection to the node that owns our keys."""
+        """Connect to the node that owns our key, beginning with this one."""
         for _ in range(_MAX_MOVES):
             wire = self._entered(SSLConnection if self._address.is_tls else Connection, deadline_s, host=host, port=port)
             (reply,) = self._ask_on(wire, [("EXISTS", self._key)], deadline_s)
@@ -200,19 +202,20 @@ class Link:
                 raise TimedOut("no time is left")
             connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
-        except (RedisError, OSError, UnicodeError) as error:  # the last for what can be no host
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
             raise self._unavailable(error) from error
         return _Wire(connection)
 
     def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
-        """Send commands in one packet, and read their replies. Nothing is sent twice.
+        """Send commands in one packet and read their replies. Nothing is sent twice.
 
         Args:
-            commands: Each with its arguments.
-            deadline_s: When to give up, by `time.monotonic`; after `timeout_s` at the latest.
+            commands: The commands with their arguments.
+            deadline_s: When to give up, by `time.monotonic`. After `timeout_s` it gives up in any case.
 
         Returns:
-            The replies, bytes as bytes. An error reply is returned as a `ResponseError`: the commands after it have run.
+            The replies, with strings as bytes. An error reply is a `ResponseError` in its place; the commands after it have
+            run.
 
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
@@ -227,17 +230,17 @@ class Link:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the server has closed the connection, or says what nobody asked."""
+        """Whether the server has closed the connection or sent something unasked."""
         return self._wire.is_lost
 
     def renew(self, deadline_s: float) -> None:
-        """Connect anew.
+        """Replace the connection by a new one.
 
         Args:
             deadline_s: When to give up, by `time.monotonic`.
 
         Raises:
-            StoreUnavailable: As when it was made.
+            StoreUnavailable: No server answers, or it refuses us.
         """
         self._wire.close()
         self._wire = self._connected(deadline_s)
@@ -247,17 +250,17 @@ class Link:
         self._wire.close()
 
     def checked(self, reply: Any) -> Any:
-        """The reply, if it is no error.
+        """Return a reply.
 
         Raises:
-            StoreUnavailable: It is one.
+            StoreUnavailable: The reply is an error.
         """
         if isinstance(reply, ResponseError):
             raise self._unavailable(reply) from reply
         return reply
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
-        """A failure as one line, without the password that the server may have repeated."""
+        """A failure as one line. The password is masked, because the server may repeat it."""
         words = " ".join(str(error).split())
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
         if words.startswith("ERR ACL failure in script"):
@@ -272,7 +275,7 @@ class Link:
             what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", ""
         elif isinstance(error, ConnectionLost | OSError) and not hint:
             hint = "is it running, and the address right?"
-            if self._address.is_tls:  # what OpenSSL says of it is seldom what is wrong
+            if self._address.is_tls:  # OpenSSL's message seldom names the cause
                 hint = "is it running, and are the address, ca_file, cert_file and key_file right?"
         if self._address.password:
             what = what.replace(self._address.password, "***")
@@ -280,7 +283,7 @@ class Link:
 
 
 def _resolves(host: str, timeout_s: float) -> bool:
-    """Whether the system's resolver answers in time, be it with an error: it cannot be told to hurry, and may take long."""
+    """Whether the system's resolver answers in time, even with an error. The resolver itself takes no timeout."""
     resolver = threading.Thread(target=_resolve, args=(host,), daemon=True)
     resolver.start()
     resolver.join(timeout_s)
@@ -288,5 +291,5 @@ def _resolves(host: str, timeout_s: float) -> bool:
 
 
 def _resolve(host: str) -> None:
-    with contextlib.suppress(OSError, UnicodeError):  # connecting will say so
+    with contextlib.suppress(OSError, UnicodeError):  # connecting reports it
         socket.getaddrinfo(host, None)

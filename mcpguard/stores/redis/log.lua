@@ -1,8 +1,8 @@
--- A counter's log: core/limiter.py once more, for the server's side. What each function promises stands there.
+-- The limiter: core/limiter.py in Lua. Each function does what the function of the same name does there.
 --
--- A log is {opened, newest, cost, total, closed}: when its newest entry was opened, that entry's time and cost, what all entries
--- cost together, and those before the newest, packed, oldest first; nil has never admitted anything. So an admission costs the
--- same however long the log is. Times are in microseconds. All numbers stay below 2^53, so that a double holds them exactly.
+-- A log is {opened, newest, cost, total, closed}: the time at which its newest entry was opened; that entry's time and cost; the
+-- cost of all entries; and the entries before the newest, packed, oldest first. nil is an empty log. So an admission costs the same
+-- however long the log is. Times are in microseconds. All numbers are below 2^53, so that a double holds them exactly.
 
 local EXACT = 64
 local MAX_ENTRIES = EXACT + 2
@@ -36,7 +36,7 @@ local function used(log)
   return log and log[TOTAL] or 0
 end
 
--- nil if no wait is enough
+-- Returns nil if no wait is enough
 local function retry_after(log, n, window, now)
   if n < 1 then
     return nil
@@ -52,7 +52,7 @@ local function retry_after(log, n, window, now)
   return wait
 end
 
--- The entries of a log, each {time, cost}
+-- Returns the entries of a log, each {time, cost}
 local function entries_of(log)
   local entries = {}
   for at = 1, #log[CLOSED], ENTRY_BYTES do
@@ -86,7 +86,7 @@ local function coalesce(entries, grain)
   return log_of(opened, grains)
 end
 
--- May change the log that it is given
+-- May change its argument
 local function charge(log, n, window, now)
   if not log then
     return {now, now, 1, 1, ''}
@@ -116,18 +116,18 @@ local function merge(log, entries, window)
   return #all <= EXACT and log_of(all[#all][1], all) or coalesce(all, math.ceil(window / EXACT))
 end
 
--- A counter as it is stored: its log, packed. The client reads it, too.
+-- The value of a counter is its packed log. The client reads it, too.
 
 local function unpack_log(value)
   local log = {struct.unpack(HEAD, value)}
-  log[CLOSED] = string.sub(value, log[CLOSED]) -- where the head ends
+  log[CLOSED] = string.sub(value, log[CLOSED]) -- the last value of unpack is the position after the head
   return log
 end
 
--- The logs that the keys from `first` on hold, and their values
+-- Returns the logs and the values of the keys from `first` on
 local function read(first)
   local logs, values = {nil, nil, nil, nil}, {nil, nil, nil, nil}
-  for from = first, #KEYS, 1000 do -- unpack has its bounds
+  for from = first, #KEYS, 1000 do -- unpack takes a limited number
     local some = redis.call('MGET', unpack(KEYS, from, math.min(from + 999, #KEYS)))
     for at = 1, #some do
       values[from - first + at] = some[at]
@@ -137,9 +137,9 @@ local function read(first)
   return logs, values
 end
 
-local life, life_end -- the last one: counters of one call often have the same
+local life, life_end -- of the last key: the counters of one call often have the same
 
--- A counter's key lives as long as an entry of its log can count. Returns what is stored.
+-- Writes a counter, whose key expires with the newest entry of its log. Returns the value.
 local function write(key, log, window, now)
   local value = struct.pack(HEAD, log[OPENED], log[NEWEST], log[COST], log[TOTAL]) .. log[CLOSED]
   local end_us = log[NEWEST] + window
@@ -150,7 +150,7 @@ local function write(key, log, window, now)
   return value
 end
 
--- The index has the labels of the counters that there are
+-- Adds the label of a new counter to the index
 local function name(index, key, label)
   redis.call('HSET', index, string.match(key, '%d+$'), label)
 end

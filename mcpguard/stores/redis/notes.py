@@ -1,4 +1,4 @@
-"""Notes of which agent makes which call, as `stores.notes` has them, on a server, which forgets them by itself."""
+"""Writes and reads the notes of which agent makes a call. The server deletes them when they expire."""
 
 import contextlib
 import time
@@ -11,36 +11,32 @@ from mcpguard.stores.redis.url import RedisUrl
 
 
 def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
-    """Write a note on a connection of its own.
+    """Write a note, on a connection of its own.
 
     Args:
         address: The server.
         namespace: Only wrappers of this namespace see the note.
         note: The note.
         wall_us: Wall-clock time.
-        timeout_s: How long all of it may take.
+        timeout_s: How long connecting and writing may take together.
 
     Raises:
         StoreUnavailable: It could not be written.
     """
     deadline_s = time.monotonic() + timeout_s
-    command = writing(namespace, note, wall_us=wall_us)
-    with contextlib.closing(Link(address, timeout_s=timeout_s, key=str(command[1]), deadline_s=deadline_s)) as link:
+    key = _key(namespace, note.tool_use_id)
+    command = ("SET", key, f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000)
+    with contextlib.closing(Link(address, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
         link.checked(link.ask([command], deadline_s=deadline_s)[0])
 
 
-def writing(namespace: str, note: AgentNote, *, wall_us: int) -> Command:
-    """What writes a note."""
-    return ("SET", _key(namespace, note.tool_use_id), f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000)
-
-
-def asking(namespace: str, tool_use_ids: Sequence[str]) -> Command:
-    """What asks for the notes of some calls, of which there is at least one."""
+def reading(namespace: str, tool_use_ids: Sequence[str]) -> Command:
+    """The command that reads the notes of one call or more."""
     return ("MGET", *(_key(namespace, one) for one in tool_use_ids))
 
 
 def read(tool_use_ids: Sequence[str], values: Sequence[bytes | None], *, wall_us: int) -> dict[str, str]:
-    """The agents in the answer that are not too old, by id."""
+    """The agents in the reply to `reading`, by id. Expired notes are left out."""
     found: dict[str, str] = {}
     for one, value in zip(tool_use_ids, values, strict=True):
         noted_us, _, agent = (value or b"").decode().partition(" ")

@@ -1,12 +1,12 @@
--- Drops some of the audit's rows that are too old or too much.
+-- Deletes some audit rows that are too old, or for which there is no room.
 --
--- KEYS  as `audit.lua` has them
--- ARGV  how much memory the audit may take, and for how many milliseconds rows are kept
--- Returns how many it has dropped; none if no more have to go.
+-- KEYS  those of `audit.lua`
+-- ARGV  1: the bound of the audit log in bytes, and how many milliseconds rows are kept
+-- Returns the number of deleted rows; 0 if no more have to be deleted.
 
-local AT_ONCE, BYTES_AT_ONCE = 200, 1048576 -- a millisecond or two: calls wait meanwhile
+local AT_ONCE, BYTES_AT_ONCE = 200, 1048576 -- a millisecond or two of work: calls wait for it
 
-local most, keep_ms = struct.unpack('<i8i8', ARGV[1])
+local max_bytes, keep_ms = struct.unpack('<i8i8', ARGV[1])
 local before_ms = clock() / 1000 - keep_ms
 read_audit()
 
@@ -23,7 +23,7 @@ end
 
 local freed, dropped = 0, 0
 while freed < BYTES_AT_ONCE and dropped < AT_ONCE do
-  local bytes = drop_too_old() or drop_one(most, MAIN, 0)
+  local bytes = drop_too_old() or drop_one(max_bytes, MAIN, 0)
   if not bytes then
     break
   end

@@ -1,7 +1,8 @@
--- Joins outcomes to their rows: the first one of each stands. A row that was dropped gets none, since nothing would drop that.
+-- Joins outcomes to their rows. The first outcome of a row stays. An outcome of a row that was deleted is ignored, because nothing
+-- would delete the outcome.
 --
--- KEYS  the stream of the rows; how calls ended, by the id of their row
--- ARGV  of each outcome its row's id, and its text
+-- KEYS  the stream of the rows; the outcomes, a hash by stream id
+-- ARGV  for each outcome the stream id of its row, and its text
 
 local function parts(id)
   local ms, number = string.match(id, '(%d+)-(%d+)')

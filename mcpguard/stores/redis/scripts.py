@@ -1,4 +1,4 @@
-"""The scripts that run in the server, put together from their parts."""
+"""Assembles the scripts that run in the server from the Lua files beside this module."""
 
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ PARTS: Final = {
     "record": (),
     "prune": ("audit",),
 }
-"""The scripts, and the parts that they begin with."""
+"""The scripts, each with the files that go before its own."""
 
 _SERVERS_TIME: Final = """
 local LIFE = 'PXAT'
@@ -39,8 +39,8 @@ def script(name: str, *, told_time: bool = False) -> str:
 
     Args:
         name: One of `PARTS`.
-        told_time: For tests: another script, which is told the time by its last argument. The one that decides otherwise
-            asks the server, and nothing that it is sent can change that.
+        told_time: Whether the last argument is the time, for tests. Otherwise the script asks the server, and no argument can
+            change that.
     """
     here = Path(__file__).parent
     clock = _TOLD_TIME if told_time else _SERVERS_TIME

@@ -1,4 +1,4 @@
-"""What a store has last seen of its counters: what a wrapper counts on from when the server does not answer."""
+"""Remembers the counters that a store has read or written last, for local counting."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,24 +8,27 @@ from mcpguard.core.policy import Counter
 from mcpguard.stores.redis import states
 
 MOST: Final = 20_000
-"""Counters that are remembered: as many as a wrapper counts by itself."""
+"""How many counters are remembered: as many as local counting keeps."""
 
 LEFT: Final = MOST * 3 // 4
-"""Counters that are left when there were too many, so that there are not too many soon again."""
+"""How many counters are left when there were more than `MOST`, so that cleaning up is rare."""
 
 
 class Seen:
-    """Counters' values, the most recently used last. Beyond `MOST` those go that hold nothing, then the least recently used."""
+    """The counters' values, the most recently used last.
+
+    Beyond `MOST`, empty counters are forgotten first, then the least recently used.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[int, tuple[int, bytes | None]] = {}  # with the counter's window
+        self._values: dict[int, tuple[int, bytes | None]] = {}  # window and value by counter id
 
     def note(self, counters: Sequence[Counter], values: Sequence[bytes | None], now_us: int) -> None:
-        """Take these values for the counters' own."""
+        """Note the current values of counters."""
         for counter, value in zip(counters, values, strict=True):
             self._values.pop(counter.id, None)
             self._values[counter.id] = (counter.window_us, value)
-        if len(self._values) > MOST:  # to look at all of them takes some milliseconds, once for thousands that are new
+        if len(self._values) > MOST:  # takes some milliseconds, once for thousands of new counters
             alive = [
                 (key, (window_us, value))
                 for key, (window_us, value) in self._values.items()
@@ -34,7 +37,7 @@ class Seen:
             self._values = dict(alive[-LEFT:])
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Forget counters that were emptied."""
+        """Forget these counters, because they were emptied."""
         for key in ids:
             self._values.pop(key, None)
 

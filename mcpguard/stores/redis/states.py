@@ -1,4 +1,4 @@
-"""Counters as the server keeps them, which is as `log.lua` has it: the newest entry of the log before all others."""
+"""Reads counters in their form on the server, which `log.lua` writes: the newest entry of the log stands before the others."""
 
 import struct
 from typing import Final
@@ -8,7 +8,7 @@ from mcpguard.core.limiter import EMPTY, State
 
 
 def prefix(namespace: str) -> str:
-    """What all keys of a namespace begin with; so they lie in one slot of a cluster."""
+    """The beginning of all keys of a namespace. The braces put them into one slot of a cluster."""
     return "{mcpguard:" + quote(namespace) + "}:"
 
 
@@ -22,13 +22,13 @@ _ENTRY: Final = struct.Struct("<qI")
 
 
 def newest_us(value: bytes) -> int:
-    """When the newest entry of the log in a counter's value was made."""
+    """The time of the newest entry in a counter's value."""
     newest: int = _HEAD.unpack_from(value)[1]
     return newest
 
 
 def log(value: bytes | None) -> State:
-    """The log in a counter's value; None is a counter that there is not."""
+    """The log in a counter's value; None is the value of a counter that does not exist."""
     if value is None:
         return EMPTY
     opened_us, newest_us, cost, _ = _HEAD.unpack_from(value)

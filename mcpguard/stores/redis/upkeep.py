@@ -1,4 +1,4 @@
-"""What keeps a namespace small, away from every call's path and on a connection of its own."""
+"""Deletes old rows and expired counters of a namespace, on a connection of its own, so that no call waits."""
 
 import struct
 import time
@@ -12,10 +12,10 @@ from mcpguard.stores.redis.states import counter_key
 from mcpguard.stores.redis.url import RedisUrl
 
 EVERY_MS: Final = 60_000
-"""How often; one wrapper does it for all."""
+"""How often upkeep is done, by one wrapper for all."""
 
 TIMEOUT_S: Final = 2.0
-"""How long any step may take. No call waits for it."""
+"""How long a step may take. No call waits for it."""
 
 _DROP_UNUSED: Final = """
 local gone = 0
@@ -29,15 +29,15 @@ return gone
 
 
 class Upkeep:
-    """Lets go of what is too old, piece by piece, so that no decision waits long behind it.
+    """Upkeep of a namespace, in small pieces: the server decides no call while it runs one.
 
-    Whoever writes rows keeps them within their memory; here they are only where that was lowered.
+    The scripts that write rows keep the audit log below `max_bytes`. Upkeep makes it smaller if that bound was lowered.
 
     Args:
         address: The server.
-        prefix: What the namespace's keys begin with.
+        prefix: The beginning of the namespace's keys.
         keep_us: How long audit rows are kept.
-        max_bytes: How much memory they may take before the oldest go.
+        max_bytes: The bound of the audit log.
     """
 
     def __init__(self, address: RedisUrl, prefix: str, *, keep_us: int, max_bytes: int) -> None:
@@ -48,7 +48,7 @@ class Upkeep:
         self._next_s = 0.0
 
     def tend(self) -> None:
-        """Once a minute, if no other wrapper has done it.
+        """Do upkeep, unless a wrapper has done it in the last minute.
 
         Raises:
             StoreUnavailable: It could not be done.
@@ -64,7 +64,7 @@ class Upkeep:
             link.close()
 
     def _prune(self, link: Link) -> None:
-        """Drop rows that are too old, and counters that are gone from the index."""
+        """Delete old rows, and index entries of expired counters."""
         keys = rows.keys(self._prefix)
         bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
         while self._ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
@@ -72,7 +72,7 @@ class Upkeep:
         self._drop_counters(link)
 
     def _drop_counters(self, link: Link) -> None:
-        """Drop counters from the index whose keys have expired."""
+        """Delete the index entries of counters whose keys have expired."""
         index = self._prefix + "counters"
         for some in scan(partial(self._ask, link), index):
             if some:

@@ -1,4 +1,4 @@
-"""Where a server is, and as whom it is spoken to: a URL, without the client that connects."""
+"""Parses the URL of a Redis or Valkey server. Does not load the client that connects."""
 
 import importlib.util
 import re
@@ -12,7 +12,7 @@ from mcpguard.errors import ConfigError
 from mcpguard.files import named_path, read_at_once
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
-"""An `s` is for TLS. A cluster's URL may name several nodes; any of them that answers is enough."""
+"""`rediss` means TLS. A cluster's URL may name several nodes, of which one has to answer."""
 
 EXAMPLE: Final = "redis://cache.acme.com:6379/0"
 
@@ -22,16 +22,17 @@ _FILES: Final = ("ca_file", "cert_file", "key_file")
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """What a URL of Redis or Valkey says.
+    """The parts of a URL.
 
     Attributes:
         scheme: One of `SCHEMES`.
         hosts: Hosts and ports, in the order in which they are tried; none with `unix`.
         path: The socket's file, with `unix`.
-        database: The database's number.
-        username: Empty for the server's default user.
-        password: Empty for none.
-        files: `ca_file`, `cert_file`, `key_file`: what TLS trusts instead of the system's authorities, and our certificate.
+        database: The number of the database.
+        username: The user; empty for the server's default user.
+        password: The password; empty for none.
+        files: Paths by `ca_file`, `cert_file` and `key_file`: the authorities that TLS trusts instead of the system's, and the
+            client certificate.
     """
 
     scheme: str
@@ -44,28 +45,28 @@ class RedisUrl:
 
     @property
     def is_tls(self) -> bool:
-        """Whether the connection is encrypted, and the server's certificate checked."""
+        """Whether the connection uses TLS. The server's certificate is then checked."""
         return self.scheme.startswith("rediss")
 
     @property
     def shown(self) -> str:
-        """The URL as it may be printed: without user, password and files."""
+        """The URL without user, password and files, for messages."""
         where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         cluster = self.scheme.endswith("cluster")
         return f"{self.scheme}://{where}" + ("" if cluster or (self.path and not self.database) else f"/{self.database}")
 
 
 def parse(url: str, password: str = "") -> RedisUrl:
-    """Take a URL apart.
+    """Parse a URL.
 
     Args:
-        url: `redis://user:password@host:6379/0`, `unix:///run/redis.sock?db=0`, `redis+cluster://one:6379,two:6379`; with
-            `?ca_file=`, `cert_file=`, `key_file=` and `password_file=` behind it.
-        password: One that does not stand in the URL.
+        url: Such as `redis://user:password@host:6379/0`, `unix:///run/redis.sock?db=0` or
+            `redis+cluster://one:6379,two:6379`. Its query may have `ca_file`, `cert_file`, `key_file` and `password_file`.
+        password: The password, if the URL has none.
 
     Raises:
-        ConfigError: It cannot be, a file that it names cannot be read, or the client for Redis is not installed. The message
-            does not repeat the URL: it may hold a password.
+        ConfigError: The URL is malformed, a file that it names cannot be read, or the client for Redis is not installed. The
+            message does not repeat the URL, because that may contain a password.
     """
     scheme = url.partition("://")[0]
     try:
@@ -78,7 +79,7 @@ def parse(url: str, password: str = "") -> RedisUrl:
     known = {"password_file", *({"db"} if scheme == "unix" else _FILES if scheme.startswith("rediss") else ())}
     if names.keys() & {*_FILES} and not known & {*_FILES}:
         raise _wrong("ca_file, cert_file and key_file are for TLS", "rediss://, or rediss+cluster:// for a cluster")
-    if split.fragment or not names.keys() <= known:  # not repeated: it may be the rest of a password
+    if split.fragment or not names.keys() <= known:  # the message does not repeat it: it may be the rest of a password
         raise _wrong("the URL has a setting that is unknown", f"known: {' '.join(sorted(known))}; %23 and %3F for # and ?")
     database = names.get("db", "0") if scheme == "unix" else split.path.strip("/") or "0"
     if not re.fullmatch(r"[0-9]{1,4}", database) or (scheme.endswith("cluster") and database != "0"):
@@ -119,7 +120,7 @@ def _readable(name: str) -> str:
     path = named_path(name, where="store")
     try:
         read_at_once(path, 1)
-    except (OSError, ValueError) as error:  # a name with U+0000 is a ValueError
+    except (OSError, ValueError) as error:  # ValueError for a name with U+0000
         why = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise _wrong(f"{name} cannot be read: {why}", "it is a file in PEM format") from error
     return str(path)

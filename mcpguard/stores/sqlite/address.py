@@ -1,4 +1,4 @@
-"""Where a store in files is, and how to open it."""
+"""The address of an SQLite store, and how to open it."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # settings are read before the server is started: nothing of 
 
 
 class SqliteAddress(NamedTuple):
-    """A file."""
+    """The path of a database."""
 
     path: Path
 
@@ -27,7 +27,7 @@ class SqliteAddress(NamedTuple):
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
-            return True  # opening it will say what is the matter
+            return True  # opening it will report the error
 
     def load(self) -> None:
         """See `Address`."""

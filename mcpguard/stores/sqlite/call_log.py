@@ -1,17 +1,17 @@
-"""The call log: a file that every wrapper appends its decisions to, and that no call waits for.
+"""The call log: the file that all processes append their decisions to. It is all that a call reads and writes.
 
-SQLite's locks, checkpoints and disk accesses are shared with whoever reads or tidies the database. A call cannot afford that.
-So a call takes part in this file alone, under one short lock: read what others appended, decide, append. The database
-follows: upkeep moves records into it, together with the position up to which it has them, in one transaction.
+A call must not wait for SQLite: whoever reads, prunes or vacuums the database shares its locks and its disk. So a call uses
+this file alone, under one short lock: it reads what others appended, decides, and appends. Upkeep moves the records into the
+database later, in one transaction with the position up to which the database has them.
 
-The file is a ring of fixed size that is written once when it is made, so that a full disk does not stop a call. Positions count
-the bytes ever appended; a position's place in the file is its remainder by the ring's size. One record is:
+The file is a ring buffer of fixed size. All of it is written once when the file is created, so a full disk stops no call.
+A position is the number of bytes ever appended; modulo the size of the ring it is an offset in the file. A record is:
 
-    position (8 bytes) · first row's number (8) · number of rows (4) · length of the text (4) · text · CRC-32 (4)
+    position (8 bytes) · id of its first row (8) · number of rows (4) · length of the text (4) · text · CRC-32 (4)
 
-A record that a process left unfinished when it was killed, or that a former round of the ring left, does not have its own
-position in it or does not have the right checksum: it is not there. So the write that completes a record is the commit.
-The file is read and written with `pread` and `pwrite`: one that was cut is an error, where a mapped one would kill us (SIGBUS).
+The last byte of a record commits it. A reader ignores bytes whose position or checksum is wrong: a process was killed while it
+wrote them, or they are left from an earlier round of the ring. The file is read with `pread`, not mapped: if somebody truncates
+it, a read fails, where access to a mapped page would kill the process (SIGBUS).
 """
 
 import json
@@ -30,7 +30,7 @@ from mcpguard.stores.locks import QueueLock
 FORMAT: Final = 1
 
 RING_BYTES: Final = 8 * 1024 * 1024
-"""Room for some 15,000 single calls, or 60,000 that come in batches: seconds of a storm, and hours of an agent's usual work."""
+"""Room for about 15,000 single calls, or 60,000 that come in batches: seconds of a storm, or hours of usual work."""
 
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048
@@ -69,12 +69,12 @@ else:
 
 
 class Position(NamedTuple):
-    """How far somebody has read the log.
+    """How far a process has read the log.
 
     Attributes:
-        end: The position after the last record.
-        row: The number of the next audit row.
-        checksum: The last record's, by which a reader knows that the log is still the one that it has read.
+        end: The position after the last record that it has read.
+        row: The id of the next audit row.
+        checksum: The checksum of that record. If it is still there, the log continues where the process stopped reading.
     """
 
     end: int
@@ -83,15 +83,15 @@ class Position(NamedTuple):
 
 
 START: Final = Position(_CHECKSUM_BYTES, 1, bytes(_CHECKSUM_BYTES))
-"""The beginning of an empty log: after the zeros that stand for the checksum of no record."""
+"""The start of an empty log, after four zero bytes in place of a checksum."""
 
 
 class Lost(Exception):
-    """The log does not continue where somebody stopped to read: it was written over, or is another one."""
+    """The log does not continue at a position: the records there were overwritten, or this is another log."""
 
 
 class LogFull(StoreUnavailable):
-    """The database does not follow the log, which has no more room."""
+    """The log has no room, since the database has not taken its records."""
 
 
 class CallLog:
@@ -99,14 +99,14 @@ class CallLog:
 
     Args:
         path: The file.
-        writable: Whether it can be appended to; a reader needs no right to write.
+        writable: Whether to open it for appending. A reader needs no write permission.
 
     Attributes:
-        header: What was told when it was made: the store's key, and its time base.
+        header: The store's key and its time base, written when the log was created.
 
     Raises:
         OSError: It cannot be opened.
-        StoreUnavailable: It is not a call log, or was cut.
+        StoreUnavailable: It is not a call log, or was truncated.
     """
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
@@ -128,7 +128,7 @@ class CallLog:
         except ValueError:
             header = None
         if not isinstance(header, dict) or "key" not in header:
-            raise damaged(self.path, "it does not begin like a call log")
+            raise damaged(self.path, "it does not begin as a call log does")
         if header.get("format") != FORMAT:
             raise StoreUnavailable(
                 f"{self.path} has format {header.get('format')}, and this mcpguard knows format {FORMAT}",
@@ -139,7 +139,7 @@ class CallLog:
         return header
 
     def write_header(self, header: Mapping[str, object]) -> None:
-        """Replace what the log tells of itself. The caller has the store's lock."""
+        """Replace the header. The caller has the store's lock."""
         _pwrite(self.fd, _header(header), 0)
         self.header = header
 
@@ -149,10 +149,10 @@ class CallLog:
         return bytes.fromhex(str(self.header["key"]))
 
     def turn(self) -> QueueLock:
-        """The lock on the log, on an open file of its own: where locking moves a file's position, reading must not meet it.
+        """The lock on the log. It has a file descriptor of its own, since on Windows locking moves the file's offset.
 
         Raises:
-            OSError, StoreUnavailable: The path names this file no more.
+            OSError, StoreUnavailable: The path no longer names this file.
         """
         self.check()
         fd = os.open(self.path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
@@ -162,10 +162,10 @@ class CallLog:
         return QueueLock(fd)
 
     def check(self) -> None:
-        """Look whether the path still names this file, whole.
+        """Check that the path still names this file, and that the file has its full size.
 
         Raises:
-            StoreUnavailable: It does not.
+            StoreUnavailable: It was removed, replaced or truncated.
         """
         try:
             found = _identity(os.stat(self._name))  # noqa: PTH116 - on every call's path
@@ -180,7 +180,7 @@ class CallLog:
         """Whether there may be a record after a position.
 
         Raises:
-            Lost: The log is not the one that was read up to there.
+            Lost: The log does not have the record that ends there.
         """
         found = self._read(at.end - _CHECKSUM_BYTES, _CHECKSUM_BYTES + 8)
         if found[:_CHECKSUM_BYTES] != at.checksum:
@@ -205,7 +205,7 @@ class CallLog:
             wanted = _CHUNK_BYTES if offset else _HEAD.size + MAX_TEXT_BYTES + _CHECKSUM_BYTES
 
     def end(self, at: Position) -> Position:
-        """The end of the log, sought from a position on."""
+        """The end of the log, found by reading on from a position."""
         for _, after in self.records(at):
             at = after
         return at
@@ -215,7 +215,7 @@ class CallLog:
         return self.append_all(at, [(text, rows)], durable=durable)
 
     def append_all(self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False) -> Position:
-        """Append records at the end of the log, all or none; the caller has the lock and has read all that is there.
+        """Append all records or none. The caller has the lock, and has read the log to its end.
 
         Args:
             at: The end.
@@ -223,9 +223,9 @@ class CallLog:
             durable: Whether to force them to the disk.
 
         Raises:
-            LogFull: There is no room, because the database does not follow.
-            StoreUnavailable: A record is longer than a reader looks for. It must not be written: others would stop before it.
-            OSError: They cannot be written. Then nothing was appended.
+            LogFull: There is no room, since the database has not taken enough records.
+            StoreUnavailable: A record is longer than `MAX_TEXT_BYTES`, the most that a reader can read.
+            OSError: The write failed, and nothing was appended.
         """
         data = bytearray()
         after = at
@@ -246,12 +246,12 @@ class CallLog:
             try:
                 _sync(self.fd)
             except OSError:
-                self._write(at.end, bytes(_HEAD.size))  # it may be lost in a power cut, so it must not count now
+                self._write(at.end, bytes(_HEAD.size))  # undo it: a power cut may lose it, so it must not count now
                 raise
         return after
 
     def drained(self) -> Position:
-        """The position up to which the database has everything. What lies before may be written over."""
+        """The position up to which the database has all records. Those may be overwritten."""
         for _ in range(100):
             data = _pread(self.fd, _DRAINED.size, _DRAINED_AT)
             if len(data) == _DRAINED.size:
@@ -261,12 +261,12 @@ class CallLog:
         raise damaged(self.path, "its position is not readable")
 
     def set_drained(self, at: Position) -> None:
-        """Let what lies before a position be written over. The caller has the store's lock."""
+        """Allow the records before a position to be overwritten. The caller has the store's lock."""
         body = _DRAINED.pack(at.end, at.row, at.checksum, 0)[:-4]
         _pwrite(self.fd, body + zlib.crc32(body).to_bytes(4, "little"), _DRAINED_AT)
 
     def begin_at(self, at: Position) -> None:
-        """Let the log be empty and go on at a position. The caller has the lock, and nobody else has the log open."""
+        """Empty the log and let it continue at a position. The caller has the lock; no other process has the log open."""
         self._write(at.end - _CHECKSUM_BYTES, at.checksum + bytes(_HEAD.size))
         self.set_drained(at)
 
@@ -292,7 +292,7 @@ class CallLog:
 
 
 def _record_at(data: bytes, offset: int, at: Position) -> tuple[str, Position, int] | None:
-    """The whole record that begins at an offset, the position after it, and the offset there; None if there is none."""
+    """The record at an offset, the position after it, and the offset after it; None if no complete record is there."""
     begin = offset + _HEAD.size
     if begin > len(data):
         return None
@@ -307,7 +307,7 @@ def _record_at(data: bytes, offset: int, at: Position) -> tuple[str, Position, i
 
 
 def create(path: Path, header: Mapping[str, object], at: Position = START) -> None:
-    """Make an empty log; the caller has the store's lock. It appears under its name when it is whole.
+    """Create an empty log. It gets its name when it is complete. The caller has the store's lock.
 
     Raises:
         OSError: It cannot be made.
@@ -318,29 +318,29 @@ def create(path: Path, header: Mapping[str, object], at: Position = START) -> No
     try:
         _write_all(fd, _header(header), 0)
         for place in range(_HEADER_BYTES, _HEADER_BYTES + RING_BYTES, _CHUNK_BYTES):
-            _write_all(fd, bytes(_CHUNK_BYTES), place)  # not a hole: a write into it must not need room on the disk
+            _write_all(fd, bytes(_CHUNK_BYTES), place)  # allocates the blocks, so that appending needs no disk space
     finally:
         os.close(fd)
     log = CallLog(new)
     log.begin_at(at)
-    _sync(log.fd)  # a power cut soon afterwards must not leave a file of zeros in its place
+    _sync(log.fd)  # before the rename: after a power cut the name must not lead to a file of zeros
     log.close()
     new.rename(path)
 
 
 def log_path(database: Path) -> Path:
-    """Where the call log of a database lies."""
+    """The path of a database's call log."""
     return beside(database, "-calls")
 
 
 def beside(database: Path, suffix: str) -> Path:
-    """A file beside a database: beside the file itself, so that all who use it by whatever link share that, too."""
+    """The path of a file beside a database. Links are resolved, so that all processes use one file whatever link they name."""
     real = Path(os.path.realpath(database))
     return real.with_name(real.name + suffix)
 
 
 def damaged(path: Path, how: str) -> StoreDamaged:
-    """What the user is told of a log that cannot be trusted."""
+    """The error for a damaged log."""
     return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
 
 

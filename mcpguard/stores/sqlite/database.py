@@ -1,8 +1,7 @@
-"""The database: what the call log says, kept for as long as it is wanted, and what calls leave to others to look at.
+"""The SQLite database behind the call log: counters, audit rows and agent notes.
 
-No call writes to it. One process at a time, the one with the store's lock, moves records of the log into it, and the position
-of the last one with them. It has a rollback journal and no shared memory: nothing that happens to a file beside it can kill a
-reader.
+No call writes to it. Only the process with the store's lock does, and stores the log's position in the same transaction. It
+uses a rollback journal, not WAL: a truncated `-shm` file, which is mapped, would kill every reader (SIGBUS).
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from mcpguard.stores.sqlite.call_log import START, Position
 from mcpguard.stores.sqlite.memory import unpack
 
 BUSY_S: Final = 2.0
-"""How long somebody who reads or writes the database waits for another. No usual call reads it."""
+"""How long a connection waits for another one's lock."""
 
 _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -39,7 +38,7 @@ def connect(path: Path, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Conn
     """
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA mmap_size = 0")  # a file that is cut must be an error: a mapped one would kill us
+    db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
 
 
@@ -58,7 +57,7 @@ def writing(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(db: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that reads, so that all that is read belongs together."""
+    """A transaction that reads one state of the database."""
     db.execute("BEGIN")
     try:
         yield
@@ -67,13 +66,13 @@ def reading(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def position(db: sqlite3.Connection) -> Position:
-    """The position of the log that the database is at."""
+    """The position of the log up to which the database has all records."""
     found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('end', 'row', 'checksum')").fetchall())
     return Position(found["end"], found["row"], bytes(found["checksum"])) if found else START
 
 
 def set_position(db: sqlite3.Connection, at: Position) -> None:
-    """Note the position, in the transaction that brings the database there."""
+    """Store that position, in the transaction that wrote the records before it."""
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(at._asdict().items()))
 
 
@@ -84,12 +83,12 @@ def key(db: sqlite3.Connection) -> bytes | None:
 
 
 def set_key(db: sqlite3.Connection, value: bytes) -> None:
-    """Note the store's key."""
+    """Store the store's key."""
     db.execute("INSERT INTO meta VALUES ('key', ?)", (value,))
 
 
 def count_counters(db: sqlite3.Connection, most: int) -> int:
-    """How many counters there are; `most` if there are more."""
+    """How many counters there are, but at most `most`."""
     return int(db.execute("SELECT count(*) FROM (SELECT 1 FROM counter LIMIT ?)", (most,)).fetchone()[0])
 
 
@@ -99,7 +98,7 @@ def all_logs(db: sqlite3.Connection) -> list[tuple[int, int, State]]:
 
 
 def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
-    """The logs of some counters; one that is not there is empty."""
+    """The logs of some counters; a missing one is empty."""
     found = dict.fromkeys(ids, EMPTY)
     for some in batches(list(ids)):
         question = f"SELECT id, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
@@ -108,7 +107,7 @@ def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
 
 
 def batches(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Values in as many as one statement takes."""
+    """Split values into as many as one statement takes."""
     for at in range(0, len(values), _BATCH):
         yield values[at : at + _BATCH]
 
@@ -120,7 +119,7 @@ def marks(values: Sequence[object]) -> str:
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn failures of the database and the system into what the user can be told."""
+    """Turn errors of SQLite and of the system into `StoreUnavailable`."""
     try:
         yield
     except sqlite3.Error as error:
@@ -130,7 +129,7 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
-    """What the user can be told of a failure."""
+    """The error for the user."""
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
             return StoreUnavailable(f"{path} cannot be used: {error.strerror}", "is its disk full?")

@@ -1,4 +1,4 @@
-"""Moves records of the call log into the database: one pass over their lines, in the caller's transaction."""
+"""Writes records of the call log into the database: one pass over their lines, in the caller's transaction."""
 
 import json
 import sqlite3
@@ -14,13 +14,13 @@ from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 LINES_AT_ONCE: Final = 32
 PAUSE_S: Final = 0.0001
-"""After so many lines, some 100 µs of work, calls of this process get their turn. To yield without a pause does not hand over
-the interpreter's lock: who yields is soonest to ask for it again."""
+"""After so many lines, about 100 µs of work, this thread sleeps, so that the thread that decides gets the interpreter's lock.
+`sleep(0)` would not do: this thread would take the lock again first."""
 
 _ROW_BYTES: Final = 160
 _FRAGMENT_BYTES: Final = 100
 _LONG: Final = 1000
-"""What a row, and a text that rows share, takes in the file beside its own characters: measured, and rounded up."""
+"""Bytes in the file for a row, and for a text that rows share, besides their characters: measured, and rounded up."""
 
 _INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
 _SET_OUTCOME: Final = "UPDATE audit SET outcome = ?, duration_us = ? WHERE id = ? AND outcome IS NULL"
@@ -35,7 +35,7 @@ _SET_LABEL: Final = "UPDATE counter SET label = ? WHERE id = ?"
 
 
 class Drain:
-    """What some records of the log say, to be written into the database.
+    """One batch of records on its way into the database.
 
     Args:
         db: The database.
@@ -55,7 +55,12 @@ class Drain:
         self._changes: list[tuple[str, str] | list[str]] = []  # of counters, in order: when and what was charged, or a line
 
     def write(self, first_row: int, batch: Sequence[str]) -> None:
-        """Write records, of which the first begins with an audit row of this number."""
+        """Write records.
+
+        Args:
+            first_row: The id of the first audit row among them.
+            batch: The records.
+        """
         row = first_row
         since_pause = 0
         for text in batch:
@@ -74,8 +79,8 @@ class Drain:
         self._write_rows()
         self._write_counters()
 
-    def _take_row(self, place: int, fields: list[str]) -> None:
-        """Take a row as its line has it: the database makes numbers of its texts."""
+    def _take_row(self, row_id: int, fields: list[str]) -> None:
+        """Take a row as its line has it: SQLite converts digits to integers by the columns' types."""
         _, time_us, seq, decision, context, reported, request_id, args_hash, *rest, detail, charged_us, charged = fields
         context_id, namespace = self._fragments.get(context) or self._context(context)
         self._uses[context] += 1
@@ -84,9 +89,9 @@ class Drain:
             limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
             self._uses[reported] += 1
         self._bytes[namespace or 0] += row_bytes(len(detail) + len(request_id))
-        values: list[object] = [place, namespace, time_us, seq, decision, context_id, limit, request_id or None]
+        values: list[object] = [row_id, namespace, time_us, seq, decision, context_id, limit, request_id or None]
         values.append(bytes.fromhex(args_hash) if args_hash else None)
-        self._rows[place] = [*values, *[value or None for value in rest], detail or None, None, None]
+        self._rows[row_id] = [*values, *[value or None for value in rest], detail or None, None, None]
         if charged:
             self._changes.append((charged_us, charged))
 
@@ -130,7 +135,7 @@ class Drain:
         db.executemany("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _write_counters(self) -> None:
-        """Bring the counters that the records change up to date."""
+        """Write the counters that the records change."""
         for charged in {one[1] for one in self._changes if isinstance(one, tuple)}:
             self._windows |= {key: window_us for key, window_us, _ in entries.read_charges(charged)}
         lines = [one for one in self._changes if not isinstance(one, tuple)]
@@ -149,10 +154,10 @@ class Drain:
 
 
 def row_bytes(length: int) -> int:
-    """What a row takes with so many characters of its own: long ones in pages of their own, of which the last is not full."""
+    """About how many bytes of the file a row takes with `length` characters of its own. A long one fills pages of its own."""
     return _ROW_BYTES + (length if length < _LONG else length + PAGE_BYTES)
 
 
 def fragment_bytes(length: int) -> int:
-    """What a text takes that rows share: such texts lie in no order, so that half of their pages is empty."""
+    """About how many bytes of the file a shared text takes. Their ids are hashes, so half of each page stays empty."""
     return _FRAGMENT_BYTES + 2 * length

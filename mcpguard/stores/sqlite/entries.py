@@ -1,17 +1,17 @@
-"""What the call log says, as lines of text.
+"""The lines of text that records of the call log consist of.
 
-A record of the log is one or more lines, which take effect together. A line is a tab-separated list whose first field names its
-kind. No field holds a tab or a line break: texts are JSON without spaces, in ASCII, or a request's id as strict JSON has it.
+All lines of a record take effect together. The fields of a line are separated by tabs; the first one is its kind. No field has
+a tab or a line break in it: texts are compact ASCII JSON.
 
 | kind | fields |
 |---|---|
-| `+` | an audit row: the fields of `Row`, then when it was charged (in store time) and what, as `charges` has it |
+| `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
 | `=` | a counter: id, window in µs, label |
 | `o` | an outcome: row number, outcome, duration in µs |
-| `m` | admissions counted elsewhere, to be merged: counter id, window in µs, the log's numbers |
-| `r` | a counter that was emptied: id |
-| `n` | a hook's note: see `notes` |
-| `t` | a name that `adopt` must not count twice, wall-clock time |
+| `m` | a log that was counted during an outage, to be merged into a counter: counter id, window in µs, the log's numbers |
+| `r` | a reset counter: id |
+| `n` | an agent note: see `notes` |
+| `t` | the name of a write-back, which must not be counted twice, and wall-clock time |
 """
 
 import json
@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
-from mcpguard.core.audit import Outcome, Row, compact
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.limiter import Limit, State
 from mcpguard.core.policy import Counter
+from mcpguard.core.text import compact
 
 ROW: Final = "+"
 COUNTER: Final = "="
@@ -31,18 +32,18 @@ EMPTIED: Final = "r"
 ONCE: Final = "t"
 
 NO_LABEL: Final = ""
-"""Of a counter that was charged by a log whose database was removed, which had its label."""
+"""The label of a counter whose label was lost with a removed database."""
 
 MAX_DETAIL_CHARS: Final = 1024 * 1024
-"""The longest detail of a row, which holds a call's arguments if the audit keeps them in full."""
+"""The longest detail of a row. It holds the call's arguments if the audit keeps them in full."""
 
 
 RECORD_CHARS: Final = 256 * 1024
-"""How long a record becomes whose lines may as well stand in several."""
+"""About how long a record becomes if its groups of lines can be spread over several records."""
 
 
 def records(groups: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Groups of lines in as few records as hold them, each with the number of its rows. No group is divided."""
+    """Put groups of lines into records, and count the rows in each. No group is split."""
     together: list[str] = []
     chars = 0
     for group in groups:
@@ -61,7 +62,7 @@ def _record(groups: Sequence[str]) -> tuple[str, int]:
 
 
 def _kept(detail: str) -> str:
-    """A row's detail as it is kept: without arguments that are longer than a record should be."""
+    """A row's detail, without arguments that are too long."""
     if len(detail) <= MAX_DETAIL_CHARS:
         return detail
     members = json.loads(detail)
@@ -70,7 +71,7 @@ def _kept(detail: str) -> str:
 
 
 def row_line(row: Row, charged_us: int | None = None, charged: str = "") -> str:
-    """An audit row, with when and what its call was charged on."""
+    """The line of an audit row, with the time of the charge and the counters charged."""
     time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining, retry, repeats, detail = row
     return (
         f"+\t{time_us}\t{seq}\t{decision}\t{context}\t{reported or ''}\t{request_id or ''}\t"
@@ -81,7 +82,7 @@ def row_line(row: Row, charged_us: int | None = None, charged: str = "") -> str:
 
 
 def read_row(fields: Sequence[str]) -> Row:
-    """The row of a line, split at its tabs."""
+    """The row in a line's fields."""
     (
         _,
         time_us,
@@ -122,36 +123,36 @@ def _number(text: str) -> int | None:
 
 @lru_cache(maxsize=512)
 def charges(counters: Sequence[Counter], charged: Sequence[Limit]) -> str:
-    """What a call was charged on: `[[counter id, window in µs, n], …]`, n being the limit that it was charged by."""
+    """The counters that a call was charged on, as JSON: `[[counter id, window in µs, n of the limit], …]`."""
     return compact([(counters[limit.counter].id, limit.window_us, limit.n) for limit in charged])
 
 
 @lru_cache(maxsize=512)
 def read_charges(text: str) -> tuple[tuple[int, int, int], ...]:
-    """What `charges` wrote."""
+    """The reverse of `charges`."""
     return tuple((key, window_us, n) for key, window_us, n in json.loads(text))
 
 
 def counter_line(counter: Counter) -> str:
-    """A counter, so that it can be listed by what it counts."""
+    """The line of a counter's label."""
     return f"{COUNTER}\t{counter.id}\t{counter.window_us}\t{counter.label}"
 
 
 def outcome_line(outcome: Outcome) -> str:
-    """How a forwarded call ended."""
+    """The line of an outcome."""
     return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
 
 
 def merged_line(counter: Counter, log: State) -> str:
-    """Admissions that were counted elsewhere, in store time."""
+    """The line of a log to be merged into a counter; its times are store times."""
     return f"{MERGED}\t{counter.id}\t{counter.window_us}\t{','.join(map(str, log))}"
 
 
 def emptied_line(counter_id: int) -> str:
-    """A counter that was emptied."""
+    """The line of a reset counter."""
     return f"{EMPTIED}\t{counter_id}"
 
 
 def once_line(once: str, wall_us: int) -> str:
-    """The name of admissions that must not be counted twice."""
+    """The line of a write-back's name."""
     return f"{ONCE}\t{once}\t{wall_us}"

@@ -1,6 +1,6 @@
-"""Whether a database is whole. One that is damaged is reported and left as it is: never made anew, never written to.
+"""Checks that a database is not damaged. A damaged one is reported and never written to.
 
-Nothing here opens the file: to close it again would drop the locks of every connection that the process has on it.
+Nothing here opens the file: closing it again would release all POSIX locks that the process's connections have on it.
 """
 
 import sqlite3
@@ -10,11 +10,11 @@ from typing import Final
 from mcpguard.errors import StoreDamaged
 
 _suspects: Final[set[Path]] = set()
-"""Files that this process has found damaged: before they are used again all of them is looked at."""
+"""Files that this process found damaged. They are checked in full before they are used again."""
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """What tells a file from another that has taken its place."""
+    """A value by which a replaced file is detected."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -23,17 +23,16 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def damaged(path: Path, how: str) -> StoreDamaged:
-    """What the user is told of a damaged database."""
+    """The error for a damaged database."""
     _suspects.add(path)
     return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
 
 
 def check_pages(db: sqlite3.Connection, path: Path) -> None:
-    """Look at a database before it is used; at all of it where there is a reason to.
+    """Check a database before it is used: its size always, every page only if there is a suspicion.
 
     Raises:
-        StoreUnavailable: It is damaged.
-        sqlite3.DatabaseError: Likewise.
+        StoreUnavailable, sqlite3.DatabaseError: It is damaged.
     """
     size = size_bytes(path)
     if not size:
@@ -47,7 +46,7 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
 
 
 def size_bytes(path: Path) -> int:
-    """A file's size; 0 if it is not there."""
+    """A file's size; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:

@@ -1,10 +1,11 @@
-"""What one process remembers of a store: counters, notes and names, as the call log tells them one record after the other.
+"""A process's copy of a store's counters and agent notes, kept up to date by the records of the call log.
 
-A process that opens a store takes in the database's counters, if they are not too many, and then follows the log. So it knows
-each counter without asking: one that it does not remember is empty. Where there are too many counters it remembers some of
-them, and asks the database for others.
+A process that opens a store reads all counters from the database, unless they are too many, and then follows the log. So it
+needs the database for no decision: a counter that it does not have is empty. If there are too many counters it keeps some,
+and reads others from the database when a call needs them.
 """
 
+import itertools
 import struct
 from collections.abc import Collection, Iterable, MutableMapping
 from functools import lru_cache
@@ -12,25 +13,32 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, State
+from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
 
-REMEMBERED: Final = 8192
-"""Counters that a process remembers, some 300 bytes each; likewise notes."""
+LOADED: Final = 8192
+"""The most counters, and notes, that a process reads when it opens a store. More would delay the start."""
+
+REMEMBERED: Final = 65_536
+"""Counters that a process keeps in memory; a usual one takes about 300 bytes."""
+
+_DROPPED_AT_ONCE: Final = 1024
+"""How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
 class Memory:
     """A store's counters and notes at one position of its log.
 
     Args:
-        logs: The counters that hold something: window in µs and log, by id.
-        complete: Whether that is all of them.
+        logs: Id, window in µs and log of each counter that is not empty.
+        complete: Whether these are all of them.
 
     Attributes:
-        states: Logs by counter.
-        complete: Whether a counter that is not among them is empty.
-        notes: Which agent makes a call, and when that was noted, by namespace and call.
-        has_all_notes: Whether a note that is not among them does not exist.
-        once: Names of admissions that were counted and must not be again.
+        states: The logs, by counter id.
+        complete: Whether every counter without a log here is empty.
+        notes: Agent and wall-clock time of each note, by namespace and call id.
+        has_all_notes: Whether these are all notes.
+        once: Names of write-backs that were counted already: see `Wrapped.adopt`.
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
@@ -49,7 +57,7 @@ class Memory:
         self._windows[key] = window_us
 
     def apply(self, text: str) -> None:
-        """Take in a record of the log."""
+        """Apply a record of the log."""
         for line in text.split("\n"):
             kind = line[0]
             if kind == entries.ROW:
@@ -60,7 +68,7 @@ class Memory:
                 self._follow(kind, line.split("\t"))
 
     def charge(self, now_us: int, charged: str) -> None:
-        """DecisionRequest counters as a row tells."""
+        """Charge the counters that a row names."""
         if self.complete:
             for key, window_us, _ in entries.read_charges(charged):
                 if key not in self.states:
@@ -81,39 +89,41 @@ class Memory:
 
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""
-        return max((log[-2] for log in self.states.values() if log), default=0)
+        return max(map(_charged_us, self.states.values()), default=0)
 
-    def forget_expired(self, now_us: int) -> None:
-        """Forget the counters whose windows have passed: they are empty."""
-        for key, log in list(self.states.items()):
-            if not limiter.live(log, self._windows[key], now_us):
-                del self.states[key], self._windows[key]
+    def make_room(self, clock: Clock) -> None:
+        """Drop notes and counters if there are too many. Not to be called during a decision, which needs its counters.
 
-    def make_room(self) -> None:
-        """Bound what is remembered: forget what is empty at the newest time there is, then drop what was charged longest ago.
-
-        Not while a decision is under way: it relies on what it has asked the database for.
+        Args:
+            clock: The store's time.
         """
-        if len(self.notes) > 2 * REMEMBERED:
+        if len(self.notes) > 2 * LOADED:
             self.has_all_notes = False
-            self.notes = dict(list(self.notes.items())[-REMEMBERED:])
-        if len(self.states) > 2 * REMEMBERED:
-            self._drop_counters()
+            self.notes = dict(list(self.notes.items())[-LOADED:])
+        if len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE:
+            self._drop_counters(clock())
 
-    def _drop_counters(self) -> None:
-        self.forget_expired(self.latest_us())
-        surplus = len(self.states) - REMEMBERED
-        if surplus > 0:
-            self.complete = False
-            for key in sorted(self.states, key=lambda key: self.states[key][-2])[:surplus]:
-                del self.states[key], self._windows[key]
+    def _drop_counters(self, now_us: int) -> None:
+        """Of the counters added first, drop the half that was charged longest ago, and move the others to the end."""
+        oldest = sorted(itertools.islice(self.states, 2 * _DROPPED_AT_ONCE), key=lambda key: _charged_us(self.states[key]))
+        for key in oldest[:_DROPPED_AT_ONCE]:
+            log, window_us = self.states.pop(key), self._windows.pop(key)
+            if limiter.live(log, window_us, now_us):
+                self.complete = False
+        for key in oldest[_DROPPED_AT_ONCE:]:
+            self.states[key] = self.states.pop(key)
+
+
+def _charged_us(log: State) -> int:
+    """When a log was charged last, in store time; 0 if it is empty."""
+    return log[-2] if log else 0
 
 
 _FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.ONCE})
 
 
 def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:
-    """DecisionRequest those counters of a row that are in `states`."""
+    """Charge the counters of a row, as far as they are in `states`."""
     for key, window_us, n in entries.read_charges(charged):
         log = states.get(key)
         if log is not None:
@@ -121,7 +131,7 @@ def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> Non
 
 
 def change(states: MutableMapping[int, State], fields: list[str]) -> None:
-    """Carry out a line that merges or empties a counter, if that is in `states`."""
+    """Merge into or reset the counter that a line names, if it is in `states`."""
     key = int(fields[1])
     if key not in states:
         return
@@ -132,7 +142,7 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
 
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
-    """Carry out what a record says of the counters in `states`."""
+    """Apply a record to the counters in `states`."""
     for line in text.split("\n"):
         kind = line[0]
         if kind == entries.ROW:
@@ -157,7 +167,7 @@ def touched(text: str) -> Collection[int]:
 
 
 def pack(state: State) -> bytes:
-    """A log as it is stored: little-endian, 8 bytes for when its newest entry was opened, 12 for each entry."""
+    """A log in its stored form, little-endian: 8 bytes for the time of the newest entry's start, then 12 for each entry."""
     return _layout(len(state) // 2).pack(*state)
 
 

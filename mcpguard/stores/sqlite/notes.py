@@ -1,6 +1,6 @@
-"""A hook's note of which agent makes a call, left in the call log before the call comes.
+"""Agent notes: before a call, the client's hook writes which agent makes it to the call log.
 
-A hook is a process that lives for a moment before each call. It needs nothing of a store but its call log.
+A hook is a short process. It opens the call log and nothing else of the store.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ KIND: Final = "n"
 
 
 def line(namespace: str, note: AgentNote, wall_us: int) -> str:
-    """A note as the call log has it."""
+    """The line of a note."""
     return f"{KIND}\t{json.dumps(namespace)}\t{note.tool_use_id}\t{json.dumps(note.agent)}\t{wall_us}"
 
 
 def read(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
-    """The namespace, the note and its time from a line, split at its tabs."""
+    """The namespace, the note and its wall-clock time in a line's fields."""
     _, namespace, tool_use_id, agent, wall_us = fields
     return json.loads(namespace), AgentNote(tool_use_id, json.loads(agent)), int(wall_us)
 
@@ -35,13 +35,13 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
         namespace: Only wrappers of this namespace see the note.
         note: The note.
         wall_us: Wall-clock time.
-        timeout_s: How long to wait for a turn.
+        timeout_s: How long to wait for the log's lock.
 
     Returns:
-        Whether it was written; it is not if the turn took too long.
+        Whether it was written; False if the lock did not come free in time.
 
     Raises:
-        OSError, StoreUnavailable: The log is missing, is none, or cannot be written.
+        OSError, StoreUnavailable: The log is missing, is not a call log, or cannot be written.
     """
     with contextlib.closing(CallLog(log_path(path))) as log, contextlib.closing(log.turn()) as lock:
         if not lock.acquire(timeout_s):

@@ -1,4 +1,4 @@
-"""Opens a store's files, makes what is missing, and sees that they belong together."""
+"""Opens a store's files, creates missing ones, and checks that they belong together."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.schema import migrate
 
 OPEN_TIMEOUT_S: Final = 2.0
-"""How long opening waits, at least, for others that open the store or do its upkeep; no call waits for it."""
+"""How long opening waits, at least, for processes that open the store or do upkeep. No call waits for it."""
 
 _ROWS_SKIPPED: Final = call_log.RING_BYTES
-"""How many row numbers are left out after a log that is gone: more than it can have held, so that none is used twice."""
+"""How many row ids are skipped after a call log was removed: more than it can have held, so that no id is used twice."""
 
 
 class Files(NamedTuple):
@@ -31,15 +31,15 @@ class Files(NamedTuple):
 
     Attributes:
         path: The database.
-        identity: What tells it from another file in its place.
+        identity: A value by which a replaced database is detected.
         log: The call log.
-        turn: The lock on the call log, which is not held.
-        lock: The store's lock, which is not held.
-        hold: Tells others that somebody has the store open.
-        reader: Reads log and database, and tells the store's time.
-        memory: The store's counters and notes, and
-        at: the log's position that they are at.
-        warnings: What the store's owner should know, a line each.
+        turn: The lock on the call log; not held.
+        lock: The store's lock; not held.
+        hold: Tells other processes that the store is open.
+        reader: Reads log and database, and the store's time.
+        memory: The store's counters and notes.
+        at: The position of the log up to which `memory` has all records.
+        warnings: Messages for the store's owner.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class Files(NamedTuple):
     warnings: tuple[str, ...]
 
     def check_database(self) -> None:
-        """Look whether the path still names the database.
+        """Check that the path still names the database.
 
         Raises:
-            StoreUnavailable: It does not.
+            StoreUnavailable: It was removed or replaced.
         """
         if self.identity != integrity.identity(self.path):
             raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
@@ -75,8 +75,8 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
     """Open a store's files.
 
     Args:
-        path: The database; it and its folder are made if they are missing, with modes 0600 and 0700.
-        timeout_s: How long to wait for others, at least.
+        path: The database. It and its folder are created if they are missing, with modes 0600 and 0700.
+        timeout_s: How long to wait for other processes, at least.
         own_clock: The store's time, instead of the machine's.
         wall: Wall-clock time.
 
@@ -119,7 +119,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
 
 @contextlib.contextmanager
 def _held(turn: QueueLock, log: CallLog, timeout_s: float) -> Iterator[None]:
-    """A turn on the call log: a store whose log another process holds, and does not let go, cannot be used."""
+    """Hold the lock on the call log; an error if another process does not release it in time."""
     if not turn.acquire_by_trying(timeout_s):
         raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
     try:
@@ -129,7 +129,7 @@ def _held(turn: QueueLock, log: CallLog, timeout_s: float) -> Iterator[None]:
 
 
 def _database(path: Path) -> sqlite3.Connection:
-    """The database; it is made if it is missing. One that is empty was cut, if there is a log of it."""
+    """The database, created if it is missing. An empty file beside a call log is damaged: it was truncated."""
     if not path.exists():
         os.close(open_private(path))
         is_new = True
@@ -147,23 +147,23 @@ def _database(path: Path) -> sqlite3.Connection:
 
 
 def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
-    """The call log; it is made if it is missing."""
+    """The call log, created if it is missing."""
     beside = log_path(path)
     if not beside.exists():
         key, at = database.key(db), call_log.START
         if key is not None:
             warnings.append(f"{beside} was removed: calls that only it held are counted and audited no more")
             at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
-        with database.writing(db):  # first: who ends between the two leaves no log that the database is not at
+        with database.writing(db):  # first, so that a crash between the two leaves no log with another position
             database.set_position(db, at)
         call_log.create(beside, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
     return CallLog(beside)
 
 
 def _agree(path: Path, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
-    """See that log and database belong together, and that the log continues where the database is."""
+    """Check that log and database belong together, and that the log continues at the database's position."""
     key = database.key(db)
-    if key is None:  # the database is new: it takes over what the log has
+    if key is None:  # the database is new: it takes key and position from the log
         with database.writing(db):
             database.set_key(db, log.key)
             database.set_position(db, log.drained())
@@ -186,7 +186,7 @@ def _agree(path: Path, db: sqlite3.Connection, log: CallLog, hold: SharedHold, w
 
 
 def _continues(log: CallLog, at: Position) -> bool:
-    """Whether the log has a position, as it has one that it was read up to."""
+    """Whether the log continues at a position."""
     try:
         log.has_more(at)
     except Lost:
@@ -195,14 +195,15 @@ def _continues(log: CallLog, at: Position) -> bool:
 
 
 def _time_base(path: Path, log: CallLog, hold: SharedHold, latest_us: int, wall: Clock) -> Clock:
-    """The machine's clock plus an offset that all who share the store agree on, and that never lets it run backwards.
+    """The store's time: the machine's boot clock plus an offset in the log's header. It never runs backwards.
 
-    After a restart of the machine the wall clock tells how long it was off. If it is wrong, windows end early, so that each
-    limit admits at most once more what it allows, or late, by a window at most: time goes on from the newest charge.
+    After a restart of the machine the wall clock says how long it was off. If the wall clock is ahead, windows end early, and
+    each limit admits at most its N once more. If it is behind, time goes on from the newest charge, and windows end late by at
+    most their length.
     """
     header, mine = log.header, clock.base_id()
     if header.get("time_base") != mine:
-        if "time_base" in header and not hold.alone():  # nobody counts by a log that has none: it was made just now
+        if "time_base" in header and not hold.alone():  # a log without a time base was just created
             raise StoreUnavailable(
                 f"{path} is in use by another machine, or by a container with a clock of its own",
                 "counters that machines share belong into Redis; here, name a file of its own with --store",

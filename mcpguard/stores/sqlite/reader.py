@@ -1,7 +1,7 @@
-"""Reads a store: the database, and what the call log has beyond it, as one. Takes no lock of a call's, and writes nothing.
+"""Reads the database and the newer records of the call log as one store. It writes nothing and delays no call.
 
-So it reads on a file system that is read-only, too, and no call waits for it. It only undoes what a process has left half
-written in the database that was killed, which SQLite does for whoever may write to the file.
+It works on a read-only file system. If a process was killed while it wrote to the database, SQLite rolls that back when the
+next connection that may write to the file opens it, also a reader's.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
-from mcpguard.stores.sqlite.memory import REMEMBERED, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.memory import LOADED, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
 
 _TRIES: Final = 5
-"""How often the log is read again that was moved into the database meanwhile."""
+"""How often to start over if upkeep moves records into the database while they are read."""
 
 _BATCH: Final = 500
 _SELECT: Final = """
@@ -33,7 +33,7 @@ _SELECT: Final = """
 """
 _AFTER: Final = f"{_SELECT} WHERE a.id > ? AND a.id < ? %s ORDER BY a.id LIMIT {_BATCH}"
 _BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}"
-"""The next rows, oldest first or newest first, as `_entry` takes them."""
+"""The next rows, oldest or newest first, in the form that `_entry` takes."""
 
 _NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
 _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
@@ -43,10 +43,10 @@ _Outcomes = Mapping[int, tuple[str, int]]
 
 
 class Pending(NamedTuple):
-    """What the log has beyond the database.
+    """The records of the log that the database does not have yet.
 
     Attributes:
-        first: The number of its first audit row; all before it are in the database.
+        first: The id of the first audit row among them; all earlier ones are in the database.
         texts: The records.
     """
 
@@ -59,8 +59,8 @@ class Reader:
 
     Args:
         path: The database.
-        log: The call log, which is not closed with the reader; None to open it as soon as there is one.
-        timeout_s: How long it waits for upkeep.
+        log: The call log, which `close` does not close; None to open it as soon as it exists.
+        timeout_s: How long to wait for upkeep.
 
     Attributes:
         clock: The store's time.
@@ -81,13 +81,13 @@ class Reader:
         self.clock: Clock = self._shared_clock
 
     def _call_log(self) -> CallLog | None:
-        """The call log; none as long as the store is being made."""
+        """The call log; None while another process creates the store."""
         if self._log is None and log_path(self.path).exists():
             self._log = self._own_log = CallLog(log_path(self.path), writable=False)
         return self._log
 
     def _shared_clock(self) -> int:
-        """The time that all who share the store agree on; on another machine, or after a restart, that of the newest charge."""
+        """The store's time. On another machine, or after a restart of the machine, the time of the newest charge."""
         log = self._call_log()
         header = log.header if log else {}
         if header.get("time_base") == clock.base_id():
@@ -122,30 +122,34 @@ class Reader:
         return self.logs([counter.id for counter in counters]), self.clock()
 
     def logs(self, ids: Sequence[int], upto: Position | None = None) -> list[State]:
-        """The logs of these counters, in order, as they are at a position of the call log, or now."""
+        """The logs of these counters, in order, as they are at a position of the call log, or now.
+
+        Raises:
+            Lost: The database is beyond that position.
+        """
         states, texts = self._with_log(lambda db: database.logs(db, ids), upto)
         for text in texts:
             replay(states, text)
         return [states[key] for key in ids]
 
     def memory(self) -> tuple[Memory, Position]:
-        """What a process that follows the call log begins with, and the position to follow it from."""
+        """The database's counters and notes, and the position from which a process then follows the call log."""
         with database.reported(self.path), database.reading(self._db):
-            complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
+            complete = database.count_counters(self._db, LOADED + 1) <= LOADED
             memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
-            notes = self._db.execute(_NOTES, (REMEMBERED + 1,)).fetchall()
-            memory.has_all_notes = len(notes) <= REMEMBERED
+            notes = self._db.execute(_NOTES, (LOADED + 1,)).fetchall()
+            memory.has_all_notes = len(notes) <= LOADED
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
             memory.once = {once for (once,) in self._db.execute("SELECT once FROM adopted")}
             return memory, database.position(self._db)
 
     def latest_us(self) -> int:
-        """The store time of the newest charge that the database knows of; 0 if there is none."""
+        """The store time of the newest charge in the database; 0 if there is none."""
         with database.reported(self.path):
             return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
 
     def notes(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """The agents that the database has noted for these calls, and when."""
+        """Agent and wall-clock time of these calls' notes in the database, by call id."""
         found: dict[str, tuple[str, int]] = {}
         with database.reported(self.path):
             for some in database.batches(tool_use_ids):
@@ -176,7 +180,7 @@ class Reader:
         wanted: Wanted | None,
         outcomes: _Outcomes,
     ) -> Iterator[Entry]:
-        """Rows of the database, some at a time, so that nobody waits long for us."""
+        """Rows of the database. Each query reads a few, so that upkeep does not wait long."""
         with database.reported(self.path):
             among = self._among(wanted)
         if among is None:
@@ -191,7 +195,7 @@ class Reader:
             last = found[-1][0]
 
     def _among(self, wanted: Wanted | None) -> str | None:
-        """A condition on rows; None if there can be none. Many rows share a text, so that few texts have to be looked at."""
+        """A condition for SQL; None if no row can meet it. Rows share their texts, so few texts have to be examined."""
         if wanted is None:
             return ""
         every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
@@ -216,11 +220,13 @@ class Reader:
     def _with_log(
         self, question: Callable[[sqlite3.Connection], _Found], upto: Position | None = None
     ) -> tuple[_Found, list[str]]:
-        """What the database answers, and the log's records since then."""
+        """The result of a query, and the log's records since then."""
         for _ in range(_TRIES):
             with database.reported(self.path), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
+            if upto is not None and at.end > upto.end:
+                raise Lost
             with database.reported(self.path):
                 log = self._call_log()
             if log is None:
@@ -229,7 +235,7 @@ class Reader:
                 records = log.records(at)
                 return found, [text for text, after in records if upto is None or after.end <= upto.end]
             except Lost:
-                continue  # moved into the database meanwhile, and written over
+                continue  # upkeep has moved them, and they were overwritten
         raise damaged(log_path(self.path), "it does not continue where the database is")
 
     def close(self) -> None:

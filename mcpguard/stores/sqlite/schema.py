@@ -1,6 +1,6 @@
-"""The database's schema, as numbered steps that lose nothing.
+"""The database's schema, as numbered migrations that lose nothing.
 
-Step n brings a file from version n - 1 to n. A released step is never edited: a file that has it will not see the edit.
+Never edit a released step: files that have passed it would not get the change.
 """
 
 import sqlite3
@@ -12,17 +12,17 @@ PAGE_BYTES: Final = 4096
 
 STEPS: Final = (
     """
-    -- key, and the call log's position that the rest is at: end, row, checksum, and pruned_us: when somebody pruned last
+    -- the store's key, the position of the call log up to which all records are here (end, row, checksum), and pruned_us
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-    -- id: a hash of the label, which says what is counted, last_us: the time of the log's newest entry
+    -- id: a hash of the label, which says what is counted. last_us: the start of the log's newest entry, in store time
     CREATE TABLE counter (
         id INTEGER PRIMARY KEY, window_us INTEGER NOT NULL, label TEXT NOT NULL, last_us INTEGER NOT NULL, log BLOB NOT NULL
     );
-    -- bytes: about how much of the file its audit takes
+    -- bytes: about how many of the file its audit rows take
     CREATE TABLE namespace (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL DEFAULT 0, keep_us INTEGER, max_bytes INTEGER
     );
-    -- id: a hash of the JSON, which many audit rows share, namespace: of a row's context, NULL of the limit that decided
+    -- JSON that audit rows share. id: its hash. namespace: set for the context of a row, NULL for the limit that decided
     CREATE TABLE fragment (id INTEGER PRIMARY KEY, json TEXT NOT NULL, namespace INTEGER, uses INTEGER NOT NULL);
     CREATE TABLE audit (
         id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, time_us INTEGER NOT NULL, seq INTEGER NOT NULL,
@@ -31,27 +31,27 @@ STEPS: Final = (
         outcome TEXT, duration_us INTEGER
     );
     CREATE INDEX audit_of_namespace ON audit (namespace, id);
-    -- which agent makes a call, as a hook noted it in wall-clock time
+    -- which agent makes a call, as a hook noted. noted_us: in wall-clock time
     CREATE TABLE agent_note (
         namespace TEXT NOT NULL, tool_use_id TEXT NOT NULL, agent TEXT NOT NULL, noted_us INTEGER NOT NULL,
         PRIMARY KEY (namespace, tool_use_id)
     ) WITHOUT ROWID;
-    -- the names of admissions that must not be counted twice
+    -- the names of write-backs, which must not be counted twice
     CREATE TABLE adopted (once TEXT PRIMARY KEY, time_us INTEGER NOT NULL) WITHOUT ROWID
     """,
 )
 
 _PREVIEWS: Final = 3
-"""Versions of programs that were never released."""
+"""Schema versions of unreleased programs."""
 
 VERSION: Final = _PREVIEWS + len(STEPS)
 
 
 def require_schema(db: sqlite3.Connection, *, path: str) -> int:
-    """The version of a file's schema, 0 if it has none yet.
+    """The version of a file's schema; 0 if it is new.
 
     Raises:
-        StoreUnavailable: The file was written by a later program, or by one that was never released.
+        StoreUnavailable: A later version of mcpguard, or an unreleased one, wrote the file.
     """
     found = int(db.execute("PRAGMA user_version").fetchone()[0])
     if found > VERSION:
@@ -65,7 +65,7 @@ def require_schema(db: sqlite3.Connection, *, path: str) -> int:
 
 
 def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None) -> None:
-    """Bring a file up to this program's schema. The caller holds the store's lock.
+    """Bring a file to the newest schema. The caller holds the store's lock.
 
     Args:
         db: A connection in autocommit mode.
@@ -78,7 +78,7 @@ def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None
     found = require_schema(db, path=path)
     if not found:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that what pruning frees can be given back a little at a time
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # pruning can then free disk space in small steps
     for number, step in enumerate(STEPS[max(0, found - _PREVIEWS) : stop_before], max(found, _PREVIEWS) + 1):
         db.execute("BEGIN IMMEDIATE")
         try:

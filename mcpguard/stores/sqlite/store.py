@@ -1,12 +1,12 @@
 """Counters and audit on one machine: a call log that calls share, and an SQLite database that follows it.
 
-A decision takes a turn on the call log: it reads what others have appended, decides by what this process remembers, and
-appends one record that tells what became of the call and what it was charged on. Everything else (outcomes, notes, counters
-that are reset) is a record, too, so that every process that follows the log knows the same. Upkeep moves the records into the
+To decide, a process takes the lock on the call log (its turn), reads the records that others have appended, decides by the
+counters in its memory, and appends one record: the audit row, and the counters that the call was charged on. Outcomes, agent
+notes and resets are records too, so all processes that follow the log have the same counters. Upkeep moves records into the
 database.
 
-Files, beside the database: `-calls` is the call log, `-lock` is held by whoever opens the store or does upkeep, and `-open`
-is held, shared, by everyone who has the store open.
+Files beside the database: `-calls` is the call log; `-lock` is locked while a process opens the store or does upkeep; `-open`
+is locked, shared, by every process that has the store open.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.claude_code import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy import Counter, Plan, counter_id
@@ -27,16 +27,18 @@ from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import database, entries, notes
-from mcpguard.stores.sqlite.call_log import RING_BYTES, LogFull, Lost, damaged
+from mcpguard.stores.sqlite import call_log, database, entries
+from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 TURN_SHARE: Final = 0.8
-"""How much of its budget a call may wait for its turn."""
+"""The share of its timeout that a call may wait for its turn."""
 
-PACE_BYTES: Final = RING_BYTES // 4
-"""So much, twice at most, may a wrapper have in the log that the database does not have yet, before it waits for it."""
+PACE_BYTES: Final = 64 * 1024
+PACE_SHARE: Final = 4
+"""A process that has appended this many bytes looks how much of the log is free. It waits for the database before it decides
+more calls once it has appended a quarter of that, twice. So n busy processes leave 2 / (n + 2) of the log free for others."""
 
 LOOK_EVERY_S: Final = 0.001
 
@@ -45,22 +47,22 @@ _Result = TypeVar("_Result")
 
 
 class SqliteStore:
-    """A store in files of one machine.
+    """A store for the processes of one machine.
 
     Args:
-        path: The database; it and its folder are made if they are missing, with modes 0600 and 0700.
-        timeout_ms: How long a decision waits for its turn.
-        durability: `full` forces each decision to the disk before the call is forwarded; `normal` leaves that to the system,
-            so that a power cut can lose the last ones.
-        namespace: Whose audit rows are pruned: others of the file have settings of their own.
-        keep_us: How long they are kept.
-        max_bytes: How much of the disk the audit may take, with the call log, before the oldest rows go.
-        clock: The store's time, instead of the machine's own.
+        path: The database. It and its folder are created if they are missing, with modes 0600 and 0700.
+        timeout_ms: How long a decision may wait for its turn.
+        durability: `full` forces each decision to the disk before the call is forwarded. `normal` leaves that to the system,
+            so a power cut can lose the last ones.
+        namespace: The namespace of this process. The next two arguments are for its audit rows alone.
+        keep_us: How long audit rows are kept.
+        max_bytes: Disk space for the audit rows and the call log. Above it the oldest rows are deleted.
+        clock: The store's time, instead of the machine's clock.
         wall: Wall-clock time, for the audit.
 
     Raises:
-        StoreUnavailable: The files cannot be made, are damaged, lie on a network file system, were written by a later
-            program, or another machine has them.
+        StoreUnavailable: The files cannot be created, are damaged, lie on a network file system, were written by a later
+            version, or are in use by another machine.
     """
 
     def __init__(
@@ -97,15 +99,20 @@ class SqliteStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        verdicts = self._with_room(lambda: self._decide(requests, journal))
-        self._keep_pace()
-        return verdicts
+        return self._with_room(lambda: self._decide(requests, journal))
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide charges in one turn."""
+        """Decide requests in one turn."""
+        if not self._memory.complete:
+            with contextlib.suppress(Lost), self._reported():  # Lost: the database has moved on; ask again in the turn
+                self._follow()
+                self._learn(requests)
         self._take_turn()
         try:
-            self._learn(requests)
+            try:
+                self._learn(requests)
+            except Lost:
+                raise damaged(self._log.path, "its database is beyond it") from None
             states, now_us = self._memory.states, self._clock()
             changed: dict[int, State] = {}
             decided = [self._decide_one(request, states, changed, now_us) for request in requests]
@@ -130,7 +137,7 @@ class SqliteStore:
     def _decide_one(
         self, request: DecisionRequest, states: Mapping[int, State], changed: dict[int, State], now_us: int
     ) -> tuple[Verdict, Decision]:
-        """Decide one charge by what is remembered, and by what those before it in the same turn have changed."""
+        """Decide one request by the logs in memory, or by the logs that earlier requests of this turn have changed."""
         counters = request.plan.counters
         logs = [changed.get(one.id) or states.get(one.id, EMPTY) for one in counters]
         verdict, decision = decide_one(request, logs, now_us)
@@ -141,7 +148,7 @@ class SqliteStore:
     def _append_decided(
         self, requests: Sequence[DecisionRequest], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
     ) -> None:
-        """Append the rows of decisions, and number the verdicts that have one."""
+        """Append the rows of decisions, and give each verdict the id of its row."""
         groups: list[str] = []
         number = self._at.row
         for request, (verdict, decision) in zip(requests, decided, strict=True):
@@ -151,7 +158,11 @@ class SqliteStore:
         self._append(groups)
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
-        """Ask the database for the counters that are not remembered, where there are too many to remember all."""
+        """Ask the database for the counters that are not remembered, where there are too many to remember all.
+
+        Raises:
+            Lost: The database is beyond what this process has read of the log.
+        """
         memory = self._memory
         if memory.complete:
             return
@@ -194,10 +205,6 @@ class SqliteStore:
         self._tell([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        """See `Store`."""
-        self._tell([notes.line(namespace, note, self._wall())])
-
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         with self._reported():
@@ -213,10 +220,10 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """A turn on the call log, with all that others have appended taken in.
+        """Hold the lock on the call log, with every record read that others have appended.
 
         Raises:
-            StoreUnavailable: It did not come in time, or the log cannot be trusted.
+            StoreUnavailable: The lock did not come free in time, or the log is damaged.
         """
         self._take_turn()
         try:
@@ -227,12 +234,12 @@ class SqliteStore:
             self._turn_lock.release()
 
     def _take_turn(self) -> None:
+        self._memory.make_room(self._clock)  # before others have to wait for us
         if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
             raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
             self._log.check()
             self._follow()
-            self._memory.make_room()
         except BaseException as error:
             self._turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
@@ -240,7 +247,7 @@ class SqliteStore:
             raise
 
     def _follow(self) -> None:
-        """Take in what others have appended."""
+        """Read the records that others have appended."""
         try:
             if self._log.has_more(self._at):
                 for text, at in self._log.records(self._at):
@@ -250,9 +257,9 @@ class SqliteStore:
             self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Remember what the database has, since the log has gone on so far that what we have not read is written over."""
+        """Read the counters from the database again: records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self._at.end:
-            raise damaged(self._log.path, "what it held was written over") from None
+            raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self._memory, self._at = self._reader.memory()
         try:
             for text, at in self._log.records(self._at):
@@ -262,43 +269,52 @@ class SqliteStore:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 
     def _append(self, groups: Sequence[str]) -> None:
-        """Append groups of lines, each of which takes effect together: all groups or none; the caller has the turn."""
+        """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
             before = self._at.end
             self._at = self._log.append_all(self._at, entries.records(groups), durable=self._durable)
             self._own_bytes += self._at.end - before
 
-    def _keep_pace(self) -> None:
-        """Wait until the database has what we wrote some time ago, if we write much: a storm must not fill the log for all."""
-        if self._own_bytes > PACE_BYTES:
-            self._own_bytes = 0
-            self._await_upkeep(self._pace_mark)
-            self._pace_mark = self._at.end
+    def keep_pace(self, hurry: Callable[[], None]) -> None:
+        """See `Store`."""
+        if self._own_bytes <= PACE_BYTES:
+            return
+        with contextlib.suppress(StoreUnavailable), self._reported():  # the next call or `tend` will say what is the matter
+            free_bytes = call_log.RING_BYTES - (self._at.end - self._log.drained().end)
+            if self._own_bytes > free_bytes // PACE_SHARE:
+                hurry()
+                self._await_drained(self._pace_mark)
+                self._own_bytes, self._pace_mark = 0, self._at.end
 
-    def _await_upkeep(self, end: int) -> None:
-        """Wait until the log is drained up to a position, or drain it; no longer than a decision may take.
-
-        What is amiss with the database is for `tend` to say: a decision before this stands.
-        """
+    def _await_drained(self, end: int) -> None:
+        """Wait until the database has the log up to a position, for at most the time that a decision may take."""
         until_s = time.monotonic() + self._timeout_s
-        with contextlib.suppress(StoreUnavailable), self._reported():
-            while self._log.drained().end < end and time.monotonic() < until_s:
-                if not self._have_lock(lambda: self._upkeep.drain(until_s=until_s)):
-                    time.sleep(LOOK_EVERY_S)
+        while self._log.drained().end < end and time.monotonic() < until_s:
+            time.sleep(LOOK_EVERY_S)
 
-    def _with_room(self, append: Callable[[], _Result]) -> _Result:
-        """What a function returns that appends: once more, when upkeep has made room, if the log is full."""
+    def _with_room(self, append: Callable[[], _Result], *, drains: bool = False) -> _Result:
+        """Run a function that appends; if the log is full, run it again when there is room.
+
+        Args:
+            append: The function.
+            drains: Whether this process may make the room itself, which takes disk operations. No call waits for them.
+        """
         try:
             return append()
         except LogFull:
-            self._await_upkeep(self._at.end)
+            with contextlib.suppress(StoreUnavailable), self._reported():
+                if not (drains and self._have_lock(self._upkeep.drain)):
+                    self._await_drained(self._at.end)
             return append()
 
     def _tell(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
-        """Append groups of lines, which may depend on what is remembered, in a turn of their own, and take them in.
+        """Append groups of lines in a turn of their own, and apply them to the memory.
+
+        Args:
+            groups: The lines, or a function that makes them in the turn.
 
         Returns:
-            The number of the next audit row before that.
+            The id of the first audit row among them.
         """
 
         def tell() -> int:
@@ -310,7 +326,7 @@ class SqliteStore:
                     self._memory.apply(group)
                 return row
 
-        return self._with_room(tell)
+        return self._with_room(tell, drains=True)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -331,10 +347,6 @@ class SqliteStore:
         """See `Store`."""
         return self._reader.held()
 
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """See `Store`."""
-        return self._reader.peek(counters)
-
     # upkeep
 
     @property
@@ -343,13 +355,13 @@ class SqliteStore:
         try:
             return self._log.drained().end < self._at.end or self._upkeep.is_behind
         except (OSError, StoreUnavailable):
-            return False  # it has been closed, or the next call will say what is the matter
+            return False  # the store is closed, or the next call will report the error
 
     def tend(self) -> None:
-        """See `Store`. One process at a time does it; the others find it done.
+        """See `Store`. One process at a time does upkeep for all.
 
-        A database that takes nothing for some other reason than damage is no matter to calls as long as the log has room: that
-        becomes a warning.
+        Damage is an error. If the database cannot be written for another reason, calls go on until the log is full: that is
+        only a warning.
         """
         self._log.check()
         self._files.check_database()
@@ -365,7 +377,7 @@ class SqliteStore:
                 self.warnings = self._files.warnings
 
     def _have_lock(self, work: Callable[[], None]) -> bool:
-        """Do something with the store's lock; False if another process has it, which then does the same."""
+        """Do upkeep with the store's lock held; False if another process holds it, and so does upkeep itself."""
         with database.reported(self.path):
             if not self._tending.acquire(blocking=False):
                 return False
@@ -383,7 +395,7 @@ class SqliteStore:
         return True
 
     def close(self) -> None:
-        """See `Store`. The database has everything then, if it can."""
+        """See `Store`. Drains the log first, if the database can be written."""
         with contextlib.suppress(StoreUnavailable), self._reported():
             self._log.check()
             self._files.check_database()
@@ -393,7 +405,7 @@ class SqliteStore:
 
 
 def _decided(row: Row, plan: Plan, decision: Decision) -> list[str]:
-    """The lines of a decision: its row, and the counters that it found empty."""
+    """The lines of a decision: its row, and the labels of the counters that were empty before it."""
     if not decision.charged:
         return [entries.row_line(row)]
     states = decision.states

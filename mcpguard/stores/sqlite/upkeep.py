@@ -1,13 +1,11 @@
-"""What keeps the store small: one process at a time moves the log into the database, and drops what is too old or too much.
+"""Upkeep: one process at a time drains the call log into the database, prunes the audit and returns disk space.
 
-None of this is on a call's path: calls look at the call log alone, and the store's lock is no call's. Readers of the database
-may have to wait for a transaction of upkeep, and upkeep for them.
+None of it delays a call: calls use the call log alone, and never the store's lock. Readers of the database may have to wait for
+a transaction of upkeep, and upkeep for them.
 """
 
 import contextlib
-import math
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +19,12 @@ from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
-"""The log is moved when it holds so much that is new, or when so long nobody has: best while no calls come."""
+"""The log is drained when it holds this many new bytes, or when it was last drained this long ago."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
 _DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
-"""More in one transaction makes its rollback journal large, which lies beside the database for that time."""
+"""A larger transaction would make a large rollback journal, which counts as disk space of the store."""
 
 _PRUNED_AT_ONCE: Final = 2000
 _PRUNED_STEP: Final = 100
@@ -35,7 +33,7 @@ _PAGES_AT_ONCE: Final = 512
 
 
 _GRACE_US: Final = 60_000_000
-"""How long after its window a counter's label is kept. A charge that finds a counter empty brings the label again."""
+"""How long an expired counter is kept. The charge of an empty counter writes its label to the log again."""
 
 _ONCE_KEPT_US: Final = 30 * 86_400_000_000
 
@@ -52,12 +50,12 @@ _PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
 
 class Bounds(NamedTuple):
-    """What a namespace's audit is kept within.
+    """The bounds of a namespace's audit.
 
     Attributes:
         namespace: Its name.
         keep_us: How long rows are kept.
-        max_bytes: How much of the disk they may take, with the call log, before the oldest go.
+        max_bytes: Disk space for the rows and the call log. Above it the oldest rows are deleted.
     """
 
     namespace: str
@@ -66,12 +64,12 @@ class Bounds(NamedTuple):
 
 
 class Upkeep:
-    """Draining, pruning and shrinking of one store. Whoever calls has the store's lock.
+    """Draining, pruning and shrinking of one store. The caller has the store's lock.
 
     Args:
         path: The database.
         log: The call log.
-        bounds: Of the namespace's audit. Whoever does upkeep does it for all namespaces, within the bounds of each.
+        bounds: The bounds of this process's namespace. It tells them to the database, so that any process can prune by them.
         now_us: The store's time.
     """
 
@@ -104,7 +102,7 @@ class Upkeep:
         return self._has_more_to_do or not self._told_bounds
 
     def tend(self, *, now_us: int, wall_us: int) -> None:
-        """Drain the log; and let go of some of what is too old or too much, where it is time to look.
+        """Drain the log, and from time to time prune and shrink.
 
         Args:
             now_us: The store's time.
@@ -113,7 +111,7 @@ class Upkeep:
         Raises:
             StoreUnavailable: The database is damaged.
             sqlite3.Error, OSError: The database or the log cannot be used.
-            Lost: The log does not continue where the database is.
+            Lost: The log does not continue at the database's position.
         """
         self._drained_us = now_us
         with self._connected() as db:
@@ -129,25 +127,21 @@ class Upkeep:
                     more |= _prune_surplus(db, _PRUNED_AT_ONCE)
                 self._has_more_to_do = self._shrink(db) or more
 
-    def drain(self, *, until_s: float = math.inf) -> None:
-        """Move into the database all that the log holds. Raises as `tend` does.
-
-        Args:
-            until_s: The monotonic clock's reading after which nothing more is begun, and nobody waited for.
-        """
-        with self._connected(max(0.0, until_s - time.monotonic())) as db:
-            self._drain(db, until_s)
+    def drain(self) -> None:
+        """Move all records of the log into the database. Raises as `tend` does."""
+        with self._connected() as db:
+            self._drain(db)
 
     @contextlib.contextmanager
-    def _connected(self, timeout_s: float = math.inf) -> Iterator[sqlite3.Connection]:
-        """The database, which looks whole. It is opened each time: remembered pages would hide that the file is damaged."""
-        with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=min(timeout_s, database.BUSY_S))) as db:
-            db.execute("PRAGMA synchronous = FULL")  # nobody's call waits for it
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """A new connection to the database: cached pages of an old one would hide damage."""
+        with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
+            db.execute("PRAGMA synchronous = FULL")  # no call waits for it
             integrity.check_pages(db, self._path)
             yield db
 
     def _tell_bounds(self, db: sqlite3.Connection) -> None:
-        """Note the namespace's bounds for whoever does its upkeep."""
+        """Store the namespace's bounds, for all processes that do upkeep."""
         if not self._told_bounds:
             known = db.execute("SELECT name, keep_us, max_bytes FROM namespace WHERE name = ?", self._bounds[:1]).fetchone()
             if known != self._bounds:
@@ -156,7 +150,7 @@ class Upkeep:
                 self._has_more_to_do = True
             self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection, until_s: float = math.inf) -> None:
+    def _drain(self, db: sqlite3.Connection) -> None:
         at = last = database.position(db)
         batch: list[str] = []
         size = 0
@@ -167,13 +161,11 @@ class Upkeep:
             if size > _DRAINED_AT_ONCE_BYTES:
                 self._write(db, at, batch, last)
                 at, batch, size = last, [], 0
-                if time.monotonic() > until_s:
-                    return
         if batch:
             self._write(db, at, batch, last)
 
     def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position) -> None:
-        """Move some records into the database, and let so many old rows go that it does not grow beyond its bounds."""
+        """Write a batch into the database, and delete as many old rows as that takes to stay within the bounds."""
         with database.writing(db):
             if database.position(db) != since:
                 hint = f"was {self._path.name}-lock removed, which is to keep them apart?"
@@ -185,7 +177,7 @@ class Upkeep:
         self._log.set_drained(upto)
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
-        """Drop counters whose windows have passed, and old notes and names; a wall clock may have been set back meanwhile."""
+        """Delete expired counters, and notes and names that are old, or from the future: the wall clock was set back then."""
         with database.writing(db):
             db.execute("DELETE FROM counter WHERE last_us + window_us + ? <= ?", (_GRACE_US, now_us))
             kept = (wall_us - NOTE_KEPT_US, wall_us + NOTE_KEPT_US)
@@ -194,7 +186,7 @@ class Upkeep:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('pruned_us', ?)", (wall_us,))
 
     def _shrink(self, db: sqlite3.Connection) -> bool:
-        """Give some of the file's free pages back; whether there are more. Some stay: they are soon used again."""
+        """Return some free pages to the file system; whether there are more. A sixteenth stays, for the next rows."""
         pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
         surplus = free - max(_SPARE_PAGES, pages // 16)
         if surplus <= 0:
@@ -204,7 +196,7 @@ class Upkeep:
 
 
 def _prune_old(db: sqlite3.Connection, wall_us: int) -> bool:
-    """Drop some of the rows that are older than their namespaces keep them; whether there may be more."""
+    """Delete some rows that are too old; whether there may be more."""
     more = False
     for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
         found = [one for one in db.execute(_OLDEST, (namespace, _PRUNED_AT_ONCE)) if one[1] < wall_us - keep_us]
@@ -214,9 +206,9 @@ def _prune_old(db: sqlite3.Connection, wall_us: int) -> bool:
 
 
 def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
-    """Drop the oldest rows of each namespace that takes more than it may, so many at most; whether there may be more.
+    """Delete the oldest rows of each namespace that is above its bound, at most `most`; whether there may be more.
 
-    What rows take is known roughly, and never too low. Where all together take less of the file, each is taken to do so.
+    The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
     """
     pages, free, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
     (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
@@ -235,7 +227,7 @@ def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
 
 
 def _share(max_bytes: int) -> int:
-    """What of a namespace's bound its rows may take: the call log takes its part, and so does a rollback journal."""
+    """The part of a namespace's bound for its rows: the call log and a rollback journal take the rest."""
     return max(max_bytes - max_bytes // 16 - RING_BYTES, max_bytes // 2)
 
 
@@ -244,7 +236,7 @@ def _size(db: sqlite3.Connection, namespace: int) -> int:
 
 
 def _drop_rows(db: sqlite3.Connection, namespace: int, found: list[tuple[int, int, int, int | None, int]]) -> None:
-    """Drop rows as `_OLDEST` gives them, and the texts that no row uses then."""
+    """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses any more."""
     unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
     db.executemany("DELETE FROM audit WHERE id = ?", [one[:1] for one in found])
     db.executemany(_UNUSE, [(count, key) for key, count in unused.items()])
@@ -253,7 +245,7 @@ def _drop_rows(db: sqlite3.Connection, namespace: int, found: list[tuple[int, in
 
 
 def _drop_unused(db: sqlite3.Connection, ids: list[int]) -> int:
-    """Drop those texts that no row uses any more; the bytes that contexts among them took."""
+    """Delete the texts among these that no row uses; the bytes of contexts among them."""
     freed = 0
     for some in database.batches(ids):
         which = f"WHERE uses <= 0 AND id IN ({database.marks(some)})"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -13,8 +14,9 @@ import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import call_log, database, entries, notes, store, upkeep
+from mcpguard.stores.sqlite import call_log, database, entries, notes, reader, store, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -80,7 +82,8 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     monkeypatch.setattr(store, "PACE_BYTES", 1000)
-    session = Session(open_store(timeout_ms=1), MANY)
+    busy = open_store(timeout_ms=1)
+    session = Session(busy, MANY)
     session.one("x")
 
     def full(*_: object, **__: object) -> None:
@@ -93,6 +96,7 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
             monkeypatch.setattr(upkeep.Upkeep, "_write", full)
         for _ in range(20):
             assert session.decisions("x", 10) == ["allowed"] * 10
+            busy.keep_pace(lambda: None)
     monkeypatch.undo()
     assert used(open_store()) == [201]
 
@@ -100,6 +104,62 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
 def test_nobody_waits_longer_for_upkeep_than_a_call_may(open_store: Open) -> None:
     reader = open_store(timeout_ms=70)._reader
     assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
+
+
+def test_a_call_that_has_to_ask_the_database_keeps_no_other_call_waiting(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "LOADED", 0)
+    before = open_store()
+    Session(before, MANY).call("x", 3)
+    drain(before)
+    busy = open_store(timeout_ms=60_000)
+    asking, other = Session(busy, MANY, session="b" * 16), Session(open_store(timeout_ms=60_000), MANY)
+    other.one("x")  # from now on it remembers the counter
+    asks = threading.Event()
+    logs = busy._reader.logs
+
+    def noted(*args: Any) -> Any:
+        asks.set()
+        return logs(*args)
+
+    monkeypatch.setattr(busy._reader, "logs", noted)
+    verdicts: list[Verdict] = []
+    thread = threading.Thread(target=lambda: verdicts.append(asking.one("x")))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
+        theirs.execute("BEGIN EXCLUSIVE")  # as upkeep has it while it commits
+        thread.start()
+        assert asks.wait(60)
+        assert [other.one("x").remaining for _ in range(10)] == list(range(99_995, 99_985, -1))
+        assert not verdicts
+        theirs.execute("ROLLBACK")
+    thread.join()
+    assert [verdict.remaining for verdict in verdicts] == [99_985]
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_what_is_written_while_a_call_asks_the_database_is_counted(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_moved: bool
+) -> None:
+    monkeypatch.setattr(reader, "LOADED", 0)
+    before = open_store()
+    writer = Session(before, MANY)
+    writer.call("x", 3)
+    drain(before)
+    busy = open_store()
+    asking = Session(busy, MANY, session="b" * 16)
+    logs = busy._reader.logs
+
+    def overtaken(*args: Any) -> Any:
+        monkeypatch.undo()
+        writer.call("x", 2)
+        if is_moved:
+            drain(before)
+        return logs(*args)
+
+    monkeypatch.setattr(busy._reader, "logs", overtaken)
+    assert asking.one("x").remaining == 100_000 - 6
+    assert used(before) == [6]
 
 
 # Two that do the same

@@ -15,7 +15,7 @@ from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time
+from tests.core.build import WALL_US, Session, Time, Wrapper
 from tests.memory_store import MemoryStore
 from tests.stores.conftest import Worker, heard, tell
 
@@ -97,7 +97,7 @@ def test_old_notes_and_those_from_a_future_that_was_taken_back_are_not_found_and
 def test_of_many_notes_the_newest_are_remembered_and_the_others_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "REMEMBERED", 3)
+    monkeypatch.setattr(memory, "LOADED", 3)
     clock = Time()
     store = SqliteStore(tmp_path / "a.db", wall=Time(WALL_US), clock=clock)
     names = [f"t{at}" for at in range(20)]
@@ -123,9 +123,6 @@ class Gone(MemoryStore):
 
     asked = 0
 
-    def note_agent(self, namespace: str, note: AgentNote) -> None:
-        raise StoreUnavailable("it is gone")
-
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         self.asked += 1
         raise StoreUnavailable("it is gone")
@@ -136,22 +133,14 @@ def test_in_an_outage_nothing_is_noted_nothing_fails_and_only_the_first_one_asks
     store = FailoverStore(lambda: gone, mode="local", notify=said.append)
     for _ in range(3):
         assert store.noted_agents("default", ["t1"]) == {}
-    store.note_agent("default", NOTE)
     assert gone.asked == 1
     assert len(said) == 1
-    assert Session(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
-
-
-def test_a_note_that_the_store_does_not_take_is_an_outage() -> None:
-    said = list[str]()
-    store = FailoverStore(Gone, mode="local", notify=said.append)
-    store.note_agent("default", NOTE)
-    assert len(said) == 1
+    assert Wrapper(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
 
 
 def test_while_the_store_answers_notes_pass_through(tmp_path: Path) -> None:
     store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
-    store.note_agent("default", NOTE)
+    assert store.args_key  # it has been opened
+    assert leave(tmp_path / "a.db", wall=wall_us())
     assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
-    assert store.peek(())[0] == []
     store.close()

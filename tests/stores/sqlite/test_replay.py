@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy import Counter
+from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Store
 from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
@@ -190,13 +191,13 @@ def test_rows_that_are_replayed_give_the_very_logs_that_the_decisions_had(
         st.integers(0, 1 << 62),
         st.integers(1, 1 << 62),
         st.sampled_from(["allowed", "rate_limited"]),
-        st.builds(lambda text: audit.compact({"user": text}), st.text()),
+        st.builds(lambda text: compact({"user": text}), st.text()),
         st.none() | st.just('{"axis":"user"}'),
-        st.none() | st.builds(audit.compact, st.text() | st.integers()),
+        st.none() | st.builds(compact, st.text() | st.integers()),
         st.none() | st.binary(min_size=1, max_size=12),
         st.none() | st.just("ab" * 16),
         *[st.none() | st.integers(0, 1 << 62)] * 4,
-        st.none() | st.builds(lambda text: audit.compact({"reason": text}), st.text()),
+        st.none() | st.builds(lambda text: compact({"reason": text}), st.text()),
     )
 )
 def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:

@@ -432,7 +432,8 @@ def test_durability_forces_a_decision_to_the_disk_or_leaves_that_to_the_system(
 
 
 def test_memory_for_counters_is_bounded_and_forgets_no_count(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "REMEMBERED", 10)
+    for name in ("LOADED", "REMEMBERED", "_DROPPED_AT_ONCE"):
+        monkeypatch.setattr(memory, name, 10)
     time = Time()
     session = Session(open_store(clock=time), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     tools = [f"tool{at}" for at in range(50)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -163,30 +164,72 @@ def test_what_happens_while_the_log_is_moved_is_not_undone(
     assert used(store) == used(other) == used(open_store()) == expected
 
 
-def test_a_storm_waits_for_the_database_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm_waits_for_upkeep_between_its_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(module, "PACE_BYTES", 1024)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    with tended(store):
+        for _ in range(60):
+            assert set(session.decisions("free", 50)) == {"allowed"}
+            store.keep_pace(lambda: None)
+    assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 3001))
+
+
+def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(module, "PACE_BYTES", 1024)
+    stormy, other = open_store(timeout_ms=2000), Session(open_store(), FIVE_A_MINUTE)
+    session = Session(stormy, FIVE_A_MINUTE, session="b" * 16)
+    waits: list[int] = []
+    monkeypatch.setattr(stormy, "_await_drained", waits.append)  # nobody does upkeep, so it would wait
+    while not waits:
+        session.call("free", 10)
+        stormy.keep_pace(lambda: None)
+    assert other.decisions("free", 250) == ["allowed"] * 250  # the same again
+
+
+def test_a_call_neither_moves_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACE_BYTES", 1)
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+
+    def no_call_does(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    for name in ("drain", "tend", "_connected"):
+        monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
+    monkeypatch.setattr(store, "_await_drained", no_call_does)
+    assert set(session.decisions("free", 5000)) == {"allowed"}
+
+
+def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    store = open_store()
+    monkeypatch.setattr(module, "PACE_BYTES", 1024)
+    store = open_store(timeout_ms=1)
     session = Session(store, FIVE_A_MINUTE)
-    for _ in range(50):
-        assert set(session.decisions("free", 50)) == {"allowed"}
-    assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 2501))
+    for _ in range(8):
+        assert session.decisions("free", 10) == ["allowed"] * 10
+        store.keep_pace(lambda: None)  # nobody does upkeep
 
 
-def test_a_decision_in_a_storm_stands_though_the_database_takes_nothing(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PACE_BYTES", 1000)
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
+@contextlib.contextmanager
+def tended(store: SqliteStore) -> Iterator[None]:
+    """A bookkeeper beside the thread that decides."""
+    done = threading.Event()
 
-    def full(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+    def tend() -> None:
+        while not done.wait(0.001):
+            store.tend()
 
-    monkeypatch.setattr(upkeep.Upkeep, "drain", full)
-    decided = [decision for _ in range(10) for decision in session.decisions("x")]
-    assert decided == ["allowed"] * 5 + ["rate_limited"] * 5
-    assert used(store) == [5]
-    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
+    thread = threading.Thread(target=tend)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_wrapper_that_slept_while_the_log_went_round_counts_all(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from mcpguard.core import limiter
 from mcpguard.core.policy import Call
+from mcpguard.core.policy_match import Headroom, RuleMatch, headrooms, next_call, rule_matches
 from mcpguard.core.policy_parse import parse
-from mcpguard.core.policy_why import Headroom, RuleMatch, headrooms, next_call, why
 from tests.core.build import START_US
 from tests.core.test_agents import rules, written
 
@@ -16,7 +16,7 @@ S = 1_000_000
 
 
 def explained(*texts: str, call: Call = ALICE) -> list[RuleMatch]:
-    return why(parse("".join(f"[[rule]]\n{text}\n" for text in texts)), call)
+    return rule_matches(parse("".join(f"[[rule]]\n{text}\n" for text in texts)), call)
 
 
 def told(one: RuleMatch) -> tuple[object, ...]:
@@ -41,12 +41,12 @@ def told(one: RuleMatch) -> tuple[object, ...]:
         ),
     ],
 )
-def test_a_rule_that_does_not_match_is_said_to_for_every_selector_that_keeps_it(rule: str, reason: str) -> None:
+def test_a_rule_that_does_not_match_names_every_selector_that_does_not_match(rule: str, reason: str) -> None:
     (one,) = explained(f"{rule}\nlimit='1/1m'")
     assert told(one) == ("no match", reason, None, ())
 
 
-def test_what_is_not_known_of_a_call_is_said_to_be_unknown() -> None:
+def test_an_unknown_part_of_a_call_is_reported_as_unknown() -> None:
     (one,) = explained("server='erp'\nlimit='1/1m'", call=ALICE._replace(server=""))
     assert one.reason == "the server is not known"
 
@@ -62,44 +62,44 @@ def test_what_is_not_known_of_a_call_is_said_to_be_unknown() -> None:
         ("agent='*::*::*'", "agent='Claude Code::subagent::Explore'", ("agent",)),
     ],
 )
-def test_a_rule_that_yields_names_the_other_and_the_selectors_in_which_it_is_narrower(
+def test_an_overridden_rule_names_the_winner_and_the_selectors_in_which_that_is_narrower(
     wide: str, narrow: str, selectors: tuple[str, ...]
 ) -> None:
     limit = "\nlimit='1/1m'"
     for at, pair in ((1, (wide, narrow)), (0, (narrow, wide))):
-        yields, applies = explained(*(text + limit for text in pair))[:: 1 if at else -1]
+        overridden, applies = explained(*(text + limit for text in pair))[:: 1 if at else -1]
         words = " and ".join(selectors)
-        assert told(yields) == ("yields", f"rule {at + 1} is narrower in {words}", at, selectors)
+        assert told(overridden) == ("overridden", f"rule {at + 1} is narrower in {words}", at, selectors)
         assert told(applies) == ("applies", "", None, ())
 
 
-def test_of_rules_that_differ_in_role_or_scope_only_the_first_is_said_to_be_the_first() -> None:
+def test_rules_that_differ_only_in_role_or_scope_are_overridden_by_the_first() -> None:
     first, second, third = explained(
         "tool='search'\nrole='admin'\nlimit='1/1m'",
         "tool='search'\nrole='support'\nlimit='2/1m'",
         "tool='search'\nscope='read'\nlimit='3/1m'",
     )
     assert told(first) == ("applies", "", None, ())
-    assert told(second) == ("yields", "rule 1 comes first in the file, and differs in role only", 0, ())
-    assert told(third) == ("yields", "rule 1 comes first in the file, and differs in role and scope only", 0, ())
+    assert told(second) == ("overridden", "rule 1 comes first in the file, and differs in role only", 0, ())
+    assert told(third) == ("overridden", "rule 1 comes first in the file, and differs in role and scope only", 0, ())
 
 
 @given(st.lists(rules, max_size=6))
-def test_every_rule_is_told_once_in_order_and_those_that_apply_are_those_that_the_plan_has(
+def test_every_rule_has_one_match_in_order_and_the_applying_rules_are_those_of_the_plan(
     tables: list[dict[str, object]],
 ) -> None:
     policy = written(tables)
-    matches = why(policy, ALICE)
+    matches = rule_matches(policy, ALICE)
     assert [one.at for one in matches] == list(range(len(policy.rules)))
     assert [one.at for one in matches if one.status == "applies"] == [at for _, at in policy.applying(ALICE)]
     for one in matches:
         assert bool(one.reason) == (one.status != "applies")
-        assert (one.winner is not None) == (one.status == "yields")
+        assert (one.winner is not None) == (one.status == "overridden")
     plan = policy.plan(ALICE)
     assert [room.reported for room in headrooms(plan, [limiter.EMPTY] * len(plan.counters), START_US)] == list(plan.reported)
 
 
-def test_what_is_left_of_each_limit_is_told_with_its_counter_and_the_wait() -> None:
+def test_each_limit_has_its_quota_left_its_counter_and_the_wait() -> None:
     policy = parse("[[rule]]\ntool='*'\nlimit=['2/1m', '9/1h']\n[[rule]]\nuser='*'\nlimit='deny'\n")
     plan = policy.plan(ALICE)
     state = limiter.charge(limiter.EMPTY, 2, 60 * S, START_US)
@@ -112,14 +112,14 @@ def test_what_is_left_of_each_limit_is_told_with_its_counter_and_the_wait() -> N
     assert (later.used, later.remaining, later.retry_after_us) == (1, 1, 0)
 
 
-def test_a_limit_that_was_lowered_below_what_its_counter_holds_has_nothing_left() -> None:
+def test_a_limit_lowered_below_the_sum_in_its_counter_has_no_quota_left() -> None:
     plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
     state = limiter.charge(limiter.charge(limiter.EMPTY, 5, 60 * S, START_US), 5, 60 * S, START_US)
     (room,) = headrooms(plan, [state], START_US)
     assert (room.used, room.remaining) == (2, 0)
 
 
-def test_the_next_call_is_told_and_not_charged() -> None:
+def test_the_next_verdict_is_computed_without_charging() -> None:
     plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
     for _ in range(2):
         assert next_call(plan, [limiter.EMPTY], START_US).decision == "allowed"

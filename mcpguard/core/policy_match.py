@@ -1,4 +1,4 @@
-"""Why a policy decides a call as it does: which rules apply, which yield and to which, which do not match, and what is left."""
+"""Why a policy decides a call as it does: which rules apply, are overridden or do not match, and what is left."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -9,19 +9,19 @@ from mcpguard.core.policy import AXES, SELECTORS, Call, Counter, Plan, Policy, R
 from mcpguard.core.policy_explain import series
 from mcpguard.core.verdict import Verdict, verdict
 
-Status = Literal["applies", "yields", "no match"]
+Status = Literal["applies", "overridden", "no match"]
 
 
 class RuleMatch(NamedTuple):
-    """What a rule is to a call.
+    """How a rule matches a call.
 
     Attributes:
         at: The rule's place in the policy, from 0.
         rule: The rule itself.
-        status: Whether it applies, yields to another, or does not match.
+        status: Whether it applies, is overridden, or does not match.
         reason: Why it does not apply, as a clause; empty if it does.
-        winner: The place of the rule that it yields to.
-        narrower_in: The selectors in which that one is narrower; empty if it only comes first in the file.
+        winner: The place of the rule that overrides it.
+        narrower_in: The selectors in which the winner is narrower; empty if it only comes first in the file.
     """
 
     at: int
@@ -33,15 +33,15 @@ class RuleMatch(NamedTuple):
 
 
 class Headroom(NamedTuple):
-    """What is left of a limit now.
+    """The quota left of a limit.
 
     Attributes:
         reported: The limit, as a denial names it.
-        place: Its rule's place among those that apply.
-        counter: Where it counts; None for `deny`.
-        used: What the counter holds; 0 for `deny`.
-        remaining: How many calls it still admits.
-        retry_after_us: The wait for the next one: 0 if there is room, None if waiting does not help.
+        place: The place of its rule among the rules that apply.
+        counter: The limit's counter; None for `deny`.
+        used: The calls in the counter; 0 for `deny`.
+        remaining: How many calls the limit still admits.
+        retry_after_us: The wait until it admits the next call: 0 if it does now, None if waiting does not help.
     """
 
     reported: Reported
@@ -52,13 +52,13 @@ class Headroom(NamedTuple):
     retry_after_us: int | None
 
 
-def why(policy: Policy, call: Call) -> list[RuleMatch]:
-    """What each rule is to a call, in the order of the file."""
+def rule_matches(policy: Policy, call: Call) -> list[RuleMatch]:
+    """How each rule matches a call, in the order of the file."""
     matching = dict(policy.matching(call))
-    return [_why(policy, at, matching, call) for at in range(len(policy.rules))]
+    return [_rule_match(policy, at, matching, call) for at in range(len(policy.rules))]
 
 
-def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -> RuleMatch:
+def _rule_match(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -> RuleMatch:
     rule = policy.rules[at]
     if at not in matching:
         return RuleMatch(at, rule, "no match", _mismatch(rule, call))
@@ -66,16 +66,16 @@ def _why(policy: Policy, at: int, matching: dict[int, int | None], call: Call) -
     if winner is None:
         return RuleMatch(at, rule, "applies")
     other = policy.rules[winner]
-    narrower = tuple(key for key in SELECTORS if not other.covers(rule, key)) if rule.yields_to(other) else ()
+    narrower = tuple(key for key in SELECTORS if not other.covers(rule, key)) if rule.is_overridden_by(other) else ()
     if narrower:
-        return RuleMatch(at, rule, "yields", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
+        return RuleMatch(at, rule, "overridden", f"rule {winner + 1} is narrower in {series(narrower)}", winner, narrower)
     differing = [key for key in ("role", "scope") if rule.selectors.get(key) != other.selectors.get(key)]
     reason = f"rule {winner + 1} comes first in the file, and differs in {series(differing)} only"
-    return RuleMatch(at, rule, "yields", reason, winner)
+    return RuleMatch(at, rule, "overridden", reason, winner)
 
 
 def _mismatch(rule: Rule, call: Call) -> str:
-    """The selectors that keep a rule from matching, as a clause."""
+    """Why a rule does not match, as a clause: each selector that does not match the call."""
     words = []
     for key in SELECTORS:
         patterns = rule.selectors.get(key, ())
@@ -92,11 +92,11 @@ def _mismatch(rule: Rule, call: Call) -> str:
 
 
 def headrooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Headroom]:
-    """What is left of each limit of a plan.
+    """The quota left of each limit of a plan.
 
     Args:
-        plan: A call's.
-        states: The logs of its counters, in order.
+        plan: The plan of a call.
+        states: The logs of the plan's counters, in order.
         now_us: The store's time.
     """
     found = []
@@ -112,5 +112,5 @@ def headrooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Headroom
 
 
 def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
-    """What a call with this plan would get now; nothing is charged."""
+    """The verdict that a call with this plan would get now. Nothing is charged."""
     return verdict(plan, limiter.decide(plan.limits, states, now_us))

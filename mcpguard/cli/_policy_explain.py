@@ -1,5 +1,6 @@
-"""`mcpguard policy explain`: prints one call as the policy sees it, and what the counters hold for it now."""
+"""Prints what `mcpguard policy explain` finds: as JSON, as text, as a table."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -7,41 +8,42 @@ from typing import Final
 import click
 
 from mcpguard.cli._counters import Counted
-from mcpguard.cli._policy_show import named
+from mcpguard.cli._policy_show import named, rule_as_json, source_as_json
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.audit import ms_up, printable
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy import Policy
-from mcpguard.core.policy_why import Headroom, RuleMatch
+from mcpguard.core.policy_match import Headroom, RuleMatch
+from mcpguard.core.text import printable
+from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.policy_explaining import Explanation
 
-_SAID: Final = {
-    "os": "the account",
+_SOURCES: Final = {
+    "os": "the OS account",
     "jwt": "the token",
-    "audit": "as in the last call of this tool",
-    "unknown": "not known; name it with --server",
+    "audit": "from the last call of this tool",
+    "unknown": "unknown; name it with --server",
 }
-"""What is said of a source; of `config` its place."""
+"""The remark on a value's source. For the source `config` it is the option, variable or file."""
 
-_HEADINGS: Final = {"applies": "Applies", "yields": "Yields", "no match": "Does not match"}
+_HEADINGS: Final = {"applies": "Applies", "overridden": "Overridden", "no match": "Does not match"}
 
 
 def require_names(given: Iterable[tuple[str, str | None]]) -> None:
-    """Refuse what cannot name somebody or something: a call has a user, not a pattern of users.
+    """Refuse patterns: a call has one user, not a pattern of users.
 
     Args:
-        given: Options and their values; None for one that is not given.
+        given: Options and their values; None if the option is not given.
 
     Raises:
         UsageError: A value is empty or a pattern, or an agent does not have three parts.
     """
     for option, value in given:
         if value == "":
-            raise UsageError(f"{option}: it is empty", "name one, or leave the option out")
+            raise UsageError(f"{option} is empty", "give a name, or leave the option out")
         if value is not None and "*" in value:
-            raise UsageError(f"{option}: {value!r} is a pattern", "a call has names of its own; patterns are for rules")
+            raise UsageError(f"{option}: {value!r} is a pattern", "a call has exact names; only rules have patterns")
         if value and option == "--agent":
             try:
                 parse_agent(value, where=option)
@@ -50,7 +52,7 @@ def require_names(given: Iterable[tuple[str, str | None]]) -> None:
 
 
 def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:
-    """An explanation for programs; counts are null where the store cannot be read."""
+    """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
     return {
         "call": {
@@ -65,25 +67,17 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
             "scopes": list(call.scopes),
             **{key: source for key, source in found.sources.items() if key.endswith("_from")},
         },
-        "policy": {
-            "file": None if is_starter else str(file),
-            "starter": is_starter,
-            "mode": "observe" if policy.observe else "enforce",
-        },
+        "policy": source_as_json(policy, file, is_starter=is_starter),
         "store": {"readable": not found.failure, "reason": found.failure or None},
         "rules": [
             {
                 "number": one.at + 1,
-                "rule": one.rule.text,
-                "limit": one.rule.limit_text.split(" "),
-                "mode": "observe" if one.rule.observe else "enforce",
-                "line": None if is_starter or not one.rule.line else one.rule.line,
-                "name": one.rule.name or None,
+                **rule_as_json(one.rule, is_starter=is_starter),
                 "status": one.status.replace(" ", "_"),
                 "reason": one.reason or None,
-                "yields_to": None if one.winner is None else one.winner + 1,
+                "overridden_by": None if one.winner is None else one.winner + 1,
                 "narrower_in": list(one.narrower_in),
-                "limits": [_room_as_json(room, known=not found.failure) for room in found.headrooms.get(one.at, [])],
+                "limits": [_limit_as_json(left, known=not found.failure) for left in found.headrooms.get(one.at, [])],
             }
             for one in found.matches
         ],
@@ -91,14 +85,14 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
     }
 
 
-def _room_as_json(room: Headroom, *, known: bool) -> dict[str, object]:
-    counter = None if room.counter is None else Counted.of(room.counter.label)
+def _limit_as_json(left: Headroom, *, known: bool) -> dict[str, object]:
+    """A limit and its quota left. With `known` false, counts and wait are null."""
     return {
-        **room.reported.members(),
-        "counter": None if counter is None else counter.text,
-        "count": room.used if known else None,
-        "remaining": room.remaining if known else None,
-        "retry_after_ms": ms_up(room.retry_after_us) if known and room.retry_after_us is not None else None,
+        **left.reported.members(),
+        "counter": None if left.counter is None else Counted.of(left.counter.label).text,
+        "count": left.used if known else None,
+        "remaining": left.remaining if known else None,
+        "retry_after_ms": ms_up(left.retry_after_us) if known and left.retry_after_us is not None else None,
     }
 
 
@@ -113,14 +107,24 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, object]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def print_subject(found: Explanation) -> None:
-    """Print what is explained, and what was filled in."""
+def print_all(found: Explanation) -> None:
+    """Print the call, what each rule does to it, and the decision on the next such call."""
+    _print_call(found)
+    if sys.stdout.isatty():
+        _print_table(found)
+    else:
+        _print_plain(found)
+    click.echo()
+    paragraph(f"Next call: {_next(found)}")
+
+
+def _print_call(found: Explanation) -> None:
     call, sources = found.call, found.sources
     paragraph(f"call of {call.tool}")
     for key in ("user", "agent", "server"):
         place = sources.get(f"{key}_from", "")
         remarks = [
-            _SAID.get(sources[key], ""),
+            _SOURCES.get(sources[key], ""),
             "" if place.startswith("--") else place,
             found.agent_open if key == "agent" else "",
         ]
@@ -130,31 +134,29 @@ def print_subject(found: Explanation) -> None:
         if values:
             paragraph(f"{key + ':':8}{' '.join(values)}", indent="  ")
     if found.failure:
-        paragraph(f"the store cannot be read, so that nothing is known of the counters: {found.failure}")
+        paragraph(f"the store cannot be read, so the counts are unknown: {found.failure}")
 
 
-def print_plain(found: Explanation) -> None:
-    """Print the rules by what they are to the call."""
+def _print_plain(found: Explanation) -> None:
     for status, heading in _HEADINGS.items():
-        those = [one for one in found.matches if one.status == status]
-        if those:
+        matches = [one for one in found.matches if one.status == status]
+        if matches:
             click.echo(f"\n{heading}:")
-        for one in those:
+        for one in matches:
             paragraph(f"{one.at + 1}. {one.rule.limit_text}  {named(one.rule)}{_observed(one)}")
             for line in _lines(found, one):
                 paragraph(line, indent="    ")
 
 
-def print_table(found: Explanation) -> None:
-    """Print the rules as a table for a terminal."""
+def _print_table(found: Explanation) -> None:
     from rich.text import Text
 
     console, table = new_table()
     table.add_column("RULE", overflow="fold", ratio=2)
     table.add_column("LIMIT", overflow="fold", max_width=12)
-    table.add_column("STATUS", overflow="fold", max_width=8)
-    table.add_column("WHY, AND WHAT IS LEFT", overflow="fold", ratio=3)
-    styles = {"applies": "green", "yields": "yellow", "no match": "dim"}
+    table.add_column("STATUS", overflow="fold", max_width=10)
+    table.add_column("REASON, OR QUOTA LEFT", overflow="fold", ratio=3)
+    styles = {"applies": "green", "overridden": "yellow", "no match": "dim"}
     for one in found.matches:
         table.add_row(
             Text(printable(f"{one.at + 1}. {named(one.rule)}{_observed(one)}")),
@@ -167,7 +169,7 @@ def print_table(found: Explanation) -> None:
 
 
 def _observed(one: RuleMatch) -> str:
-    return " [reports only]" if one.rule.observe else ""
+    return " [observe mode]" if one.rule.observe else ""
 
 
 def _lines(found: Explanation, one: RuleMatch) -> list[str]:
@@ -179,31 +181,26 @@ def _lines(found: Explanation, one: RuleMatch) -> list[str]:
     if not one.rule.rates:
         return ["counts nothing"]
     lines = []
-    for room in found.headrooms[one.at]:
-        assert room.counter is not None  # noqa: S101 - only `deny` has none
-        held = "" if found.failure else f"{room.used:,} used, {room.remaining:,} left"
-        counter = Counted.of(room.counter.label).text
-        lines.append(f"{room.reported.limit}/{room.reported.window}: {held + ' of ' if held else ''}{counter}")
+    for headroom in found.headrooms[one.at]:
+        assert headroom.counter is not None  # noqa: S101 - only `deny` has none
+        counts = "" if found.failure else f"{headroom.used:,} used, {headroom.remaining:,} left for "
+        limit = f"{headroom.reported.limit}/{headroom.reported.window}"
+        lines.append(f"{limit}: {counts}{Counted.of(headroom.counter.label).text}")
     return lines
 
 
-def print_next(found: Explanation) -> None:
-    """Print what the next such call would get."""
-    click.echo()
-    paragraph(f"Next call: {_next(found)}")
-
-
 def _next(found: Explanation) -> str:
+    """The decision on the next such call."""
     verdict = found.verdict
     if verdict is None:
-        return "not known, since the store cannot be read"
+        return "unknown, because the store cannot be read"
     reported = verdict.reported
     if reported is None:
         return "allowed; no rule limits it"
     if reported.limit is None:
-        return f"{verdict.decision} by {reported.rule}"
-    by = f"{reported.limit}/{reported.window} of {reported.rule}"
+        return f"{verdict.decision} by the rule {reported.rule}"
+    limit = f"{reported.limit}/{reported.window} (rule {reported.rule})"
     if verdict.decision == "allowed":
-        return f"allowed; {verdict.remaining:,} left after it by {by}"
+        return f"allowed; then {verdict.remaining:,} left of {limit}"
     wait_s = -(-(verdict.retry_after_us or 0) // 1_000_000)
-    return f"{verdict.decision} by {by}; room in {wait_s:,} s"
+    return f"{verdict.decision} by {limit}; retry in {wait_s:,} s"

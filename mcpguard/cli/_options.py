@@ -1,0 +1,99 @@
+"""Options that several commands have, and what a rule's options say."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from mcpguard.core.agent import Agent, agent_matches
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy import AXES, Rule
+from mcpguard.core.policy_parse import parse_rule
+from mcpguard.errors import PolicyError, UsageError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_COMMAND_LINE: Final = "command line"
+
+policy_option = click.option("--policy", metavar="F", help="The policy file. Default: MCPGUARD_POLICY, the account's file.")
+store_option = click.option("--store", metavar="URL", help="The store. Default: MCPGUARD_STORE, config.toml, the account's.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def filter_options(what: str) -> Callable[[_F], _F]:
+    """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
+    return _all(
+        click.option("--user", metavar="G", help=f"Only {what} of this user; * matches any text."),
+        click.option("--agent", metavar="G", help=f"Only {what} of this agent."),
+        click.option("--server", metavar="G", help=f"Only {what} of this server."),
+        click.option("--tool", metavar="G", help=f"Only {what} of this tool."),
+    )
+
+
+def selects(key: str, pattern: str, text: str) -> bool:
+    """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
+    if key == "agent" and Agent.split(pattern) and Agent.split(text):
+        return agent_matches(pattern, text)
+    return glob(pattern, text)
+
+
+def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def decorated(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorated
+
+
+rule_options = _all(
+    click.option("--user", metavar="G", help="A user, or a pattern with *."),
+    click.option("--agent", metavar="G", help="An agent, client::tier::name; each part is a name or a pattern."),
+    click.option("--tool", metavar="G", help="A tool, or a pattern."),
+    click.option("--server", metavar="G", help="A server's name, or a pattern."),
+    click.option("--role", metavar="G", multiple=True, help="A role of the verified token. Repeat it to require several."),
+    click.option("--scope", metavar="G", multiple=True, help="A scope of the verified token. Repeat it to require several."),
+    click.option(
+        "--per",
+        metavar="AXES",
+        help="What is counted separately, such as user,tool; or none. Default: what the selectors name.",
+    ),
+    policy_option,
+)
+
+
+def rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
+    """The TOML table of a rule without its limit.
+
+    Args:
+        selectors: The values of `rule_options` except `--policy`.
+
+    Raises:
+        UsageError: `--per` names an unknown axis.
+    """
+    per = selectors.pop("per")
+    table = {key: value for key, value in selectors.items() if value is not None and value != ()}
+    for key in table.keys() & {"role", "scope"}:
+        table[key] = table[key][0] if len(table[key]) == 1 else list(table[key])
+    if per is not None:
+        table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
+        unknown = next((axis for axis in table["per"] if axis not in AXES), None)
+        if unknown is not None:
+            raise UsageError(f"--per: unknown axis {unknown!r}", f"write some of {','.join(AXES)}, or none")
+    return table
+
+
+def rule_of(table: dict[str, Any]) -> Rule:
+    """The rule that a command line describes.
+
+    Raises:
+        UsageError: The rule is not valid.
+    """
+    for key, value in table.items():
+        for text in value if isinstance(value, list) else [value]:
+            if any("\ud800" <= char <= "\udfff" for char in text):  # Python decodes bytes that are not UTF-8 to surrogates
+                hint = "put * in place of the characters that are not UTF-8"
+                raise UsageError(f"--{key}: {text!r} is not UTF-8, so a policy file cannot hold it", hint)
+    try:
+        return parse_rule(table, where=_COMMAND_LINE)
+    except PolicyError as error:
+        raise UsageError(error.message.removeprefix(f"{_COMMAND_LINE}: "), error.hint) from error

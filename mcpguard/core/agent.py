@@ -1,0 +1,75 @@
+"""An agent: `client::tier::name`. No other module knows how the three parts are written as one text."""
+
+from typing import Final, NamedTuple
+
+from mcpguard.core.patterns import glob
+
+TIERS: Final = ("interactive", "subagent", "background", "api")
+"""The usual tiers; others are allowed. The first is the default."""
+
+_SEPARATOR: Final = "::"
+_PARTS: Final = 3
+
+
+class Agent(NamedTuple):
+    """An agent or a pattern for agents, by its parts. A part is escaped (`escape_part`), and empty if it is not known.
+
+    >>> str(Agent("Claude Code", "subagent", "Explore"))
+    'Claude Code::subagent::Explore'
+    """
+
+    client: str = ""
+    tier: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return _SEPARATOR.join(self)
+
+    @classmethod
+    def split(cls, text: str) -> "Agent | None":
+        """The agent that a text stands for; None unless it has three parts. Each of them may be empty."""
+        parts = text.split(_SEPARATOR)
+        return cls(*parts) if len(parts) == _PARTS else None
+
+    @classmethod
+    def parse(cls, text: str) -> "Agent | None":
+        """The agent that a text stands for; None unless it has three parts, none of them empty."""
+        agent = cls.split(text)
+        return agent if agent and all(agent) else None
+
+    def or_else(self, other: "Agent") -> "Agent":
+        """This agent, with the other's parts where its own are empty."""
+        return Agent(*[mine or theirs for mine, theirs in zip(self, other, strict=True)])
+
+
+DEFAULT: Final = Agent("unknown", TIERS[0], "default")
+"""What stands for the parts that nothing names."""
+
+
+def escape_part(text: str) -> str:
+    r"""One part of an agent, with `::` escaped. Different texts have different forms, and no form ends in `:`.
+
+    >>> escape_part("a::subagent"), escape_part("a:b")
+    ('a:\\:\\subagent', 'a:b')
+    """
+    if _SEPARATOR in text or "\\" in text or text.startswith(":") or text.endswith(":"):
+        return text.replace("\\", "\\\\").replace(":", ":\\")
+    return text
+
+
+def agent_matches(pattern: str, text: str) -> bool:
+    """Whether a pattern matches an agent, part by part: `*` does not cross `::`. False unless both texts have three parts."""
+    patterns, parts = pattern.split(_SEPARATOR), text.split(_SEPARATOR)  # for each rule of a new caller: lists are quickest
+    return len(patterns) == len(parts) == _PARTS and all(map(glob, patterns, parts))
+
+
+def nearest(text: str) -> Agent:
+    """The agent pattern that was probably meant by a text that does not have three parts.
+
+    >>> str(nearest("subagent")), str(nearest("Cursor::"))
+    ('*::subagent::*', 'Cursor::*::*')
+    """
+    parts = [part or "*" for part in text.split(_SEPARATOR)]
+    if parts[0] in TIERS:
+        parts.insert(0, "*")
+    return Agent(*[*parts, "*", "*"][:_PARTS])

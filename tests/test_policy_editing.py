@@ -1,0 +1,360 @@
+"""Edits of a policy file: what changes in it, and what stays."""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.core.policy_parse import STARTER, parse, parse_rule
+from mcpguard.errors import ExitStatus, McpguardError, PolicyError
+from mcpguard.policy_editing import begin, put, take_out
+from tests.end_to_end.host import DEADLINE_S
+
+if sys.platform != "win32":
+    import fcntl
+
+BY_HAND = """\
+# Our policy. Ask Ines before you change it.
+
+mode = "enforce"  # for real
+
+# Searches are dear.
+[[rule]]
+tool  = "search"      # the slow one
+user  = "*"
+limit = "100/1h"      # agreed in May
+
+# Reports
+[[rule]]
+tool = "report"
+limit = [ "5/1m" ]
+# last words
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "policy.toml"
+    file.write_text(BY_HAND)
+    return file
+
+
+def remove(file: Path, **selectors: Any) -> str | None:
+    """Remove a rule; the limit that it had, None if there was no such rule."""
+    found = take_out(file, parse_rule({**selectors, "limit": "unlimited"}, where="test"), named=True)
+    return found[0].limit_text if found else None
+
+
+def rules(file: Path) -> list[tuple[str, str]]:
+    return [(rule.text, rule.limit_text) for rule in parse(file.read_text()).rules]
+
+
+# Setting a rule
+
+
+def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "policy.toml"
+    before, after, at = put(file, {"user": "*", "tool": "search", "limit": ["20/1m", "100/1h"]})
+    assert (before.rules, at) == (parse(STARTER).rules, 4)
+    assert after.rules == parse(file.read_text()).rules
+    assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_the_rule_with_the_same_selectors_gets_the_new_limit_and_all_else_stays(file: Path) -> None:
+    before, after, at = put(file, {"user": "*", "tool": "search", "limit": "50/1h"})
+    assert (at, before.rules[at].limit_text, after.rules[at].limit_text) == (0, "100/1h", "50/1h")
+    assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
+
+
+def test_a_new_rule_is_added_at_the_end_and_all_else_stays(file: Path) -> None:
+    put(file, {"tool": "search", "role": ["a", "b"], "per": [], "limit": "deny"})
+    rule = '\n[[rule]]\ntool = "search"\nrole = ["a", "b"]\nper = []\nlimit = "deny"\n'
+    assert file.read_text() == BY_HAND + rule
+
+
+def test_the_same_selectors_with_another_per_are_another_rule(file: Path) -> None:
+    put(file, {"user": "*", "tool": "search", "per": ["user", "tool"], "limit": "1/1h"})
+    assert len(rules(file)) == 2
+    put(file, {"user": "*", "tool": "search", "per": ["tool"], "limit": "1/1h"})
+    assert len(rules(file)) == 3
+
+
+def test_a_name_that_is_given_later_is_written_into_its_own_rule(file: Path) -> None:
+    put(file, {"user": "*", "tool": "search", "name": 'the "dear" one', "limit": "50/1h"})
+    changed = BY_HAND.replace('"100/1h"', '"50/1h"').replace("[[rule]]\n", "[[rule]]\nname = 'the \"dear\" one'\n", 1)
+    assert tomllib.loads(file.read_text()) == tomllib.loads(changed)
+    assert "# Reports\n[[rule]]" in file.read_text()
+    put(file, {"user": "*", "tool": "search", "name": "renamed", "limit": "50/1h"})
+    assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
+def test_an_empty_name_removes_the_name_and_adds_none_to_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
+    file = tmp_path / "policy.toml"
+    unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
+    file.write_text(unnamed)
+    put(file, {"tool": "a", "limit": "5/1m", "name": "ours"})
+    assert parse(file.read_text()).rules[0].name == "ours"
+    put(file, {"tool": "a", "limit": "5/1m", "name": ""})
+    assert file.read_text().replace(" }", "}") == unnamed
+    put(file, {"tool": "a", "limit": "5/1m", "name": ""})
+    put(file, {"tool": "b", "limit": "5/1m", "name": ""})
+    assert "name" not in file.read_text()
+    assert rules(file) == [("tool=a", "5/1m"), ("tool=b", "5/1m")]
+
+
+COMMENTED = """\
+[[ rule ]]  # spaced
+tool = "a"
+limit = [
+  "20/1m",   # short bursts
+  # and the long run
+  "100/1h",  # per hour
+]
+
+[[rule]]  # not spaced
+tool = "b"
+limit = "5/1m"  # five
+"""
+
+
+@pytest.mark.parametrize(
+    ("limits", "before", "after"),
+    [
+        (["10/1m", "100/1h"], '"20/1m",', '"10/1m",'),
+        ("20/1m", '  "100/1h",  # per hour\n', ""),
+        ("90/1h", '  "20/1m",   # short bursts\n  # and the long run\n  "100', '  # and the long run\n  "90'),
+        (["20/1m", "100/1h", "500/1d"], "# per hour\n", '# per hour\n  "500/1d",\n'),
+        ("deny", COMMENTED[40:116], '"deny" # short bursts; and the long run; per hour'),
+    ],
+)
+def test_the_comments_in_a_list_of_limits_stay_with_their_limits(
+    tmp_path: Path, limits: str | list[str], before: str, after: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(COMMENTED)
+    put(file, {"tool": "a", "limit": limits})
+    assert file.read_text() == COMMENTED.replace(before, after)
+
+
+def test_an_edit_changes_no_other_rule(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(COMMENTED)
+    put(file, {"tool": "b", "limit": "6/1m"})
+    assert file.read_text() == COMMENTED.replace("5/1m", "6/1m")
+
+
+def test_rules_in_an_inline_list_can_be_edited(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('rule = [{tool = "a", limit = "5/1m"}, {tool = "b", limit = "5/1m"}]  # terse\n')
+    put(file, {"tool": "b", "limit": "6/1m", "name": "n"})
+    put(file, {"tool": "c", "limit": "7/1m"})
+    assert remove(file, tool="a") == "5/1m"
+    assert rules(file) == [("tool=b", "6/1m"), ("tool=c", "7/1m")]
+    assert "# terse" in file.read_text()
+
+
+# Line ends
+
+
+def test_the_line_ends_of_windows_stay(file: Path) -> None:
+    file.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
+    put(file, {"tool": "x", "limit": "5/1m", "name": "n"})
+    put(file, {"tool": "report", "limit": "6/1m", "name": "n"})
+    content = file.read_bytes()
+    assert content.count(b"\n") == content.count(b"\r\n") == BY_HAND.count("\n") + 6
+
+
+def test_lines_that_an_edit_adds_end_like_the_lines_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b'[[rule]]\r\ntool = "c"\r\nlimit = [\r\n  "7/1d", # x\r\n]\r\n')
+    put(file, {"tool": "c", "limit": ["9/1m", "10/1h"]})
+    content = file.read_bytes()
+    assert parse(content.decode()).rules[0].limit_text == "9/1m 10/1h"
+    assert content.count(b"\n") == content.count(b"\r\n") > 5
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85"])
+def test_characters_that_end_a_line_for_python_but_not_for_toml_stay(tmp_path: Path, char: str) -> None:
+    file = tmp_path / "policy.toml"
+    first = f'# a{char}b\n\n[[rule]]\nname = "c{char}d"\ntool = "a"\nlimit = "5/1m"\n\n'
+    text = first + f'[[rule]]\ntool = "b"\nlimit = "5/1m"\n# z{char}'
+    file.write_text(text)
+    for tool in ("a", "b"):
+        put(file, {"tool": tool, "limit": "6/1m"})
+    assert file.read_text() == text.replace("5/1m", "6/1m")
+    put(file, {"tool": "c", "limit": "7/1m"})
+    assert file.read_text().startswith(text.replace("5/1m", "6/1m") + "\n\n[[rule]]\n")
+
+
+# Removing a rule
+
+
+def test_a_rule_is_removed_with_the_comment_right_above_it_and_all_else_stays(file: Path) -> None:
+    assert remove(file, user="*", tool="search") == "100/1h"
+    start, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
+    assert file.read_text() == BY_HAND[:start] + BY_HAND[end:]
+
+
+def test_without_its_last_rule_a_file_holds_a_policy_that_allows_everything(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('# ours\n[[rule]]\ntool = "a"\nlimit = "5/1m"\n')
+    assert remove(file, tool="a") == "5/1m"
+    assert rules(file) == []
+    assert file.read_text() == '# ours\n\nmode = "enforce"\n'
+    put(file, {"tool": "b", "limit": "5/1m"})
+    assert remove(file, tool="b") == "5/1m"
+
+
+def test_removing_a_rule_that_is_not_there_writes_nothing(file: Path) -> None:
+    before = file.stat()
+    assert remove(file, tool="search") is None
+    assert (file.stat().st_ino, file.stat().st_mtime_ns, file.read_text()) == (before.st_ino, before.st_mtime_ns, BY_HAND)
+
+
+def test_removing_a_rule_from_a_missing_file_is_an_error_and_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no such file"):
+        remove(tmp_path / "policy.toml", tool="search")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files that cannot be edited
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"# nothing\n", b'[[rule]]\ntool = "a\n', b"\xff\xfe", b"[[rule]]\ntool = 'a'\nlimt = '5/1m'\n"]
+)
+def test_a_file_that_is_not_a_policy_is_an_error_with_its_line_and_stays(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(content)
+    for edit in (lambda: put(file, {"tool": "x", "limit": "5/1m"}), lambda: remove(file, tool="x")):
+        with pytest.raises(PolicyError) as raised:
+            edit()
+        assert raised.value.message.startswith(f"{file}: line ")
+        assert raised.value.hint
+        assert file.read_bytes() == content
+
+
+def test_a_file_in_another_encoding_is_an_error_with_its_line(file: Path) -> None:
+    for text, line in ((BY_HAND.replace("Ask Ines", "Ask Inés"), 1), (BY_HAND.replace("in May", "in März"), 9)):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(PolicyError) as raised:
+            put(file, {"tool": "search", "limit": "1/1h"})
+        assert raised.value.message == f"{file}: line {line}: not UTF-8"
+        assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+@pytest.mark.posix
+def test_no_edit_waits_for_a_pipe_in_place_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    os.mkfifo(file)
+    for edit in (lambda: put(file, {"tool": "search", "limit": "1/1h"}), lambda: remove(file, tool="search")):
+        with pytest.raises(PolicyError) as raised:
+            edit()
+        assert raised.value.message == f"{file}: cannot be read: not a regular file"
+        assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+def test_an_edit_that_would_change_more_than_its_rule_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpguard.policy_editing._appended", lambda text, _: text.replace("100/1h", "9/1h"))
+    with pytest.raises(McpguardError, match="would change more than its rule"):
+        put(file, {"tool": "x", "limit": "5/1m"})
+    assert file.read_text() == BY_HAND
+
+
+def test_an_error_while_writing_leaves_the_file_and_nothing_beside_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(McpguardError, match="cannot be written: No space left on device"):
+        put(file, {"tool": "x", "limit": "5/1m"})
+    assert file.read_text() == BY_HAND
+    assert list(file.parent.iterdir()) == [file]
+
+
+# The file itself
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(file: Path) -> None:
+    with file.open() as old:
+        put(file, {"tool": "x", "limit": "5/1m"})
+        assert old.read() == BY_HAND
+    assert ("tool=x", "5/1m") in rules(file)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_mode_of_a_file_stays(file: Path) -> None:
+    file.chmod(0o644)
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+def test_a_link_stays_and_its_target_is_edited(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    target = tmp_path / "team" / "limits.toml"
+    target.write_text(BY_HAND)
+    link = tmp_path / "policy.toml"
+    link.symlink_to("team/limits.toml")
+    put(link, {"tool": "x", "limit": "5/1m"})
+    assert link.is_symlink()
+    assert target.read_text() == BY_HAND + '\n[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
+    target.unlink()
+    assert begin(link) is True
+    assert target.read_text() == STARTER
+
+
+def test_the_starter_policy_is_written_only_where_there_is_no_file(file: Path) -> None:
+    assert begin(file) is False
+    assert file.read_text() == BY_HAND
+    file.unlink()
+    assert begin(file) is True
+    assert file.read_text() == STARTER
+
+
+KILLED_BEFORE_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from mcpguard import policy_editing
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+policy_editing.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
+"""
+
+
+@pytest.mark.posix
+def test_an_edit_that_is_killed_leaves_the_file_and_the_next_edit_removes_the_unfinished_one(file: Path) -> None:
+    backup = file.parent / ".policy.toml.20261126"
+    backup.write_text("mine")
+    done = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_END, file], check=False, timeout=DEADLINE_S)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_text() == BY_HAND
+    assert len(list(file.parent.iterdir())) == 3
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert sorted(file.parent.iterdir()) == [backup, file]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(("age_s", "left"), [(60, True), (7200, False)])
+def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
+    file: Path, age_s: float, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    leftover = file.parent / ".policy.toml.mcpguard-abc"
+    leftover.touch()
+    now = leftover.stat().st_mtime
+    monkeypatch.setattr(time, "time", lambda: now + age_s)
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert leftover.exists() is left
