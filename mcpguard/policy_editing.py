@@ -15,8 +15,8 @@ from typing import Any, Final
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from mcpguard.core.policy import Policy, Rule
-from mcpguard.core.policy_parse import STARTER, parse, parse_rule, text_of
+from mcpguard.core.policy.model import Policy, Rule
+from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.files import place_to_make, private_folder
 from mcpguard.followed_file import FollowedFile

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy import AXES, Call, Policy
-from mcpguard.core.policy_explain import label, tier_warning
-from mcpguard.core.policy_match import Headroom, RuleMatch, headrooms, next_call, rule_matches
-from mcpguard.core.verdict import Verdict
+from mcpguard.core.policy.explain import label, tier_warning
+from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
+from mcpguard.core.policy.model import AXES, Call, Policy
+from mcpguard.core.verdict import Verdict, next_call
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
 from mcpguard.files import named_path
 from mcpguard.identity import configured_identity

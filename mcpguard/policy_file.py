@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_parse import STARTER, parse, text_of
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.parse import STARTER, parse, text_of
 from mcpguard.core.redaction import redacted
 from mcpguard.errors import PolicyError
 from mcpguard.followed_file import FollowedFile

@@ -6,8 +6,8 @@ from typing import Final, get_args
 
 from mcpguard.core.agent import Agent
 from mcpguard.core.audit import Outcome
-from mcpguard.core.events import Started
 from mcpguard.core.identity import Identity
+from mcpguard.core.session.events import Started
 from mcpguard.core.verdict import Decided, Verdict
 from mcpguard.errors import Unauthenticated
 from tests.core.build import WALL_US, Talk, call_line

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.policy_parse import STARTER, parse, parse_rule
+from mcpguard.core.policy.parse import STARTER, parse, parse_rule
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 from mcpguard.policy_editing import begin, put, take_out
 from tests.end_to_end.host import DEADLINE_S

@@ -12,8 +12,8 @@ import pytest
 from mcpguard import config
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy import Call, Policy
-from mcpguard.core.policy_parse import parse
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.parse import parse
 from mcpguard.errors import ConfigError, Unauthenticated
 from mcpguard.policy_explaining import CALLS_LOOKED_AT, Explanation, caller, explain, never_matched
 from tests import provider

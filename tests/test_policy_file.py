@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard import policy_file
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_parse import parse
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.parse import parse
 from mcpguard.errors import PolicyError
 from mcpguard.policy_file import AT_ONCE_BYTES, PolicyFile
 

@@ -20,11 +20,11 @@ import pytest
 from mcpguard import config
 from mcpguard.cli import commands
 from mcpguard.core.agent import Agent
-from mcpguard.core.commands import ToClient
-from mcpguard.core.events import Decided
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy import Call
-from mcpguard.core.policy_parse import parse, parse_rule
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse, parse_rule
+from mcpguard.core.session.commands import ToClient
+from mcpguard.core.session.events import Decided
 from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
 from mcpguard.stores.redis.url import SCHEMES

@@ -4,7 +4,7 @@ import json
 from typing import NamedTuple, Self
 
 from mcpguard.cli._options import selects
-from mcpguard.core.policy import SELECTORS
+from mcpguard.core.policy.model import SELECTORS
 from mcpguard.core.text import quoted
 
 

@@ -7,8 +7,8 @@ import click
 
 from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.patterns import glob
-from mcpguard.core.policy import AXES, Rule
-from mcpguard.core.policy_parse import parse_rule
+from mcpguard.core.policy.model import AXES, Rule
+from mcpguard.core.policy.parse import parse_rule
 from mcpguard.errors import PolicyError, UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])

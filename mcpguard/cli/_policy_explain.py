@@ -11,8 +11,8 @@ from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named, rule_as_json, source_as_json
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_match import Headroom, RuleMatch
+from mcpguard.core.policy.match import Headroom, RuleMatch
+from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict

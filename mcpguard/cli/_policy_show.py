@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.policy import AXES, Policy, Rule
-from mcpguard.core.policy_explain import sentence
+from mcpguard.core.policy.explain import sentence
+from mcpguard.core.policy.model import AXES, Policy, Rule
 from mcpguard.core.text import printable
 
 NO_RULES: Final = "no rules: nothing is limited"

@@ -15,9 +15,9 @@ from mcpguard.cli._options import json_option, policy_option, rule_of, rule_opti
 from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy import Policy, Rule
-from mcpguard.core.policy_explain import counted_in_grains, sentence, tier_warning, warnings
-from mcpguard.core.policy_parse import STARTER, parse
+from mcpguard.core.policy.explain import counted_in_grains, sentence, tier_warning, warnings
+from mcpguard.core.policy.model import Policy, Rule
+from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ConfigError, McpguardError, UsageError
 from mcpguard.files import exposed

@@ -12,8 +12,8 @@ from mcpguard.cli._command import Command
 from mcpguard.cli._counters import Counted
 from mcpguard.cli._options import filter_options, store_option
 from mcpguard.cli._text import tolerant_output
-from mcpguard.core.policy import AXES
-from mcpguard.core.policy_explain import window
+from mcpguard.core.policy.explain import window
+from mcpguard.core.policy.model import AXES
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held

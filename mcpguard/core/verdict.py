@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from mcpguard.core import limiter
-from mcpguard.core.frames import Frame
+from mcpguard.core.jsonrpc.frames import Frame
 from mcpguard.core.limiter import Decision, State
-from mcpguard.core.policy import Call, Plan, Reported
+from mcpguard.core.policy.model import Call, Plan, Reported
 
 Decided = Literal[
     "allowed",
@@ -163,6 +163,11 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -
         return Verdict(request.decided), _NOTHING
     decision = limiter.decide(request.plan.limits, states, now_us)
     return verdict(request.plan, decision), decision
+
+
+def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
+    """The verdict that a call with this plan would get now. Nothing is charged."""
+    return verdict(plan, limiter.decide(plan.limits, states, now_us))
 
 
 _NOTHING: Final = Decision(False, (), (), ())

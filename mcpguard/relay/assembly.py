@@ -9,12 +9,12 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.audit import summary
 from mcpguard.core.digest import blake2b, cut
-from mcpguard.core.events import IdentityChanged
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_explain import tier_warning
-from mcpguard.core.session import Session
+from mcpguard.core.policy.explain import tier_warning
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.session.events import IdentityChanged
+from mcpguard.core.session.machine import Session
 from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed

@@ -3,8 +3,8 @@
 import threading
 from typing import Final
 
-from mcpguard.core import events
-from mcpguard.core.session import Session
+from mcpguard.core.session import events
+from mcpguard.core.session.machine import Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher

@@ -5,9 +5,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from mcpguard.core import events
-from mcpguard.core.commands import Decide, Log, LookUp, Record, ToClient, ToServer
-from mcpguard.core.session import Session
+from mcpguard.core.session import events
+from mcpguard.core.session.commands import Decide, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.session.machine import Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.core.session import Session
+from mcpguard.core.session.machine import Session
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.server_stream import ServerStream

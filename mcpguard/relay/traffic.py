@@ -4,8 +4,9 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from mcpguard.core import events, frames
-from mcpguard.core.session import Session
+from mcpguard.core.jsonrpc import frames
+from mcpguard.core.session import events
+from mcpguard.core.session.machine import Session
 from mcpguard.relay.bookkeeper import Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Iterator
 
-from mcpguard.core.answers import AnswerLines
-from mcpguard.core.events import ServerWrote
+from mcpguard.core.jsonrpc.answers import AnswerLines
+from mcpguard.core.session.events import ServerWrote
 from mcpguard.stores.clock import monotonic_us
 
 

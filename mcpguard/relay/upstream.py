@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from mcpguard.core import events, frames
-from mcpguard.core.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy import Policy
+from mcpguard.core.jsonrpc import frames
+from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Refusal
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.session import events
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher

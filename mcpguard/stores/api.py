@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and l
     from mcpguard.core.claude_code import AgentNote
     from mcpguard.core.journal import Journal
     from mcpguard.core.limiter import State
-    from mcpguard.core.policy import Counter
+    from mcpguard.core.policy.model import Counter
     from mcpguard.core.verdict import DecisionRequest, Verdict
 
 Clock = Callable[[], int]

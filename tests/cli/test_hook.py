@@ -254,6 +254,15 @@ def test_it_loads_only_what_it_needs(home: Path) -> None:
     loaded = {line.rpartition("|")[2].strip() for line in lines.splitlines()}
     assert "mcpguard.stores.sqlite.notes" in loaded
     assert (
-        not {"mcp", "rich", "anyio", "asyncio", "tomlkit", "logging", "mcpguard.stores.sqlite.store", "mcpguard.core.policy"}
+        not {
+            "mcp",
+            "rich",
+            "anyio",
+            "asyncio",
+            "tomlkit",
+            "logging",
+            "mcpguard.stores.sqlite.store",
+            "mcpguard.core.policy.model",
+        }
         & loaded
     )

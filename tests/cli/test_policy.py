@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy_parse import STARTER, parse
+from mcpguard.core.policy.parse import STARTER, parse
 from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal, process
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 from tests.test_policy_editing import BY_HAND

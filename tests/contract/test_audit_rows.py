@@ -8,8 +8,8 @@ import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.digest import cut
-from mcpguard.core.events import IdentityChanged
 from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
+from mcpguard.core.session.events import IdentityChanged
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import Unauthenticated
 from tests.contract.conftest import Place

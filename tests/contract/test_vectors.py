@@ -8,8 +8,8 @@ import pytest
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy import Call
-from mcpguard.core.policy_parse import parse
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
 from mcpguard.core.verdict import Verdict, verdict
 from tests.contract.conftest import Place
 from tests.core.build import START_US, TESTS, Session, identity

@@ -7,17 +7,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mcpguard.core import events
 from mcpguard.core.agent import Agent
-from mcpguard.core.answers import AnswerLines
 from mcpguard.core.audit import Outcome
-from mcpguard.core.commands import Decide, Log, LookUp, Record, ToClient, ToServer
-from mcpguard.core.frames import Refusal, read
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_parse import parse
-from mcpguard.core.session import Session as Machine
+from mcpguard.core.jsonrpc.answers import AnswerLines
+from mcpguard.core.jsonrpc.frames import Refusal, read
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.session import events
+from mcpguard.core.session.commands import Decide, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.session.machine import Session as Machine
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.stores.api import CallStore, Store

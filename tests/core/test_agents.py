@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy import Call, Policy
-from mcpguard.core.policy_parse import parse
-from mcpguard.core.skim import HEAVY_PARTS
+from mcpguard.core.jsonrpc.skim import HEAVY_PARTS
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.parse import parse
 from tests.core.build import Talk, call_line, request
 
 UNNAMED = Identity("alice", "os", "crm")

@@ -11,7 +11,7 @@ from mcpguard.core.audit import MEMBERS, Row, line, record, row, session_of, sum
 from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
-from mcpguard.core.policy import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from tests.core.build import WALL_US, Session, Talk, Time
 from tests.memory_store import MemoryStore

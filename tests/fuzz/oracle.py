@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from mcpguard.core import audit, events
-from mcpguard.core.answers import AnswerLines
-from mcpguard.core.commands import Decide, LookUp, ToClient, ToServer
+from mcpguard.core import audit
 from mcpguard.core.digest import cut
-from mcpguard.core.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
+from mcpguard.core.jsonrpc.answers import AnswerLines
+from mcpguard.core.jsonrpc.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
+from mcpguard.core.session import events
+from mcpguard.core.session.commands import Decide, LookUp, ToClient, ToServer
 from tests.core.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value

@@ -7,7 +7,7 @@ from types import FrameType
 
 import pytest
 
-from mcpguard.core.frames import MAX_FRAME_BYTES
+from mcpguard.core.jsonrpc.frames import MAX_FRAME_BYTES
 from tests.fuzz.oracle import Wire
 
 BYTES_FOR_EACH = 20

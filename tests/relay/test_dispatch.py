@@ -3,13 +3,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from mcpguard.core import events
 from mcpguard.core.audit import Outcome
-from mcpguard.core.frames import read
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy_parse import parse
-from mcpguard.core.session import Session
+from mcpguard.core.jsonrpc.frames import read
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.session import events
+from mcpguard.core.session.machine import Session
 from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher

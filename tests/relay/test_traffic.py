@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core import exchange
 from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy import Policy
-from mcpguard.core.policy_parse import parse
-from mcpguard.core.session import Session
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.session import exchange
+from mcpguard.core.session.machine import Session
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.relay import output, upstream

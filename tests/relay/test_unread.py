@@ -1,6 +1,6 @@
 import pytest
 
-from mcpguard.core.answers import Line
+from mcpguard.core.jsonrpc.answers import Line
 from mcpguard.relay.unread import Unread
 
 ANSWER = b'{"id":1,"result":{}}\n'

@@ -13,7 +13,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Limit, State
-from mcpguard.core.policy import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states

@@ -18,7 +18,7 @@ from typing import Final
 from mcpguard.core import limiter
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, EXACT, Limit, State
-from mcpguard.core.policy import Plan
+from mcpguard.core.policy.model import Plan
 from mcpguard.core.verdict import FORWARDED, DecisionRequest, Verdict, verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from mcpguard.core import limiter, policy
+from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
-from mcpguard.core.policy import Counter, counter_id
+from mcpguard.core.policy.model import Counter, counter_id, window_of
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
@@ -318,7 +318,7 @@ class RedisStore:
             some = labels[at : at + _BATCH]
             logs, now_us = self._logs([key for key, _ in some])
             for (_, label), log in zip(some, logs, strict=True):
-                used = limiter.used(limiter.live(log, policy.window_of(label), now_us))
+                used = limiter.used(limiter.live(log, window_of(label), now_us))
                 held += [Held(label, used)] if used else []
         return held
 

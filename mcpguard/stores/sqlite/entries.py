@@ -21,7 +21,7 @@ from typing import Final
 
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.limiter import Limit, State
-from mcpguard.core.policy import Counter
+from mcpguard.core.policy.model import Counter
 from mcpguard.core.text import compact
 
 ROW: Final = "+"

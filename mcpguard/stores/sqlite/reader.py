@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 from mcpguard.core import limiter
 from mcpguard.core.audit import Row, record
 from mcpguard.core.limiter import State
-from mcpguard.core.policy import Counter
+from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.sqlite import database, entries

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
-from mcpguard.core.policy import Counter
+from mcpguard.core.policy.model import Counter
 from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Store

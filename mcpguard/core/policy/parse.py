@@ -7,7 +7,7 @@ from typing import Final
 
 from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.digest import blake2b
-from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.model import AXES, SELECTORS, Policy, Rate, Rule
 from mcpguard.errors import PolicyError
 
 STARTER: Final = """\

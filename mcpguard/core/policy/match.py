@@ -5,9 +5,8 @@ from typing import Literal, NamedTuple
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import State
-from mcpguard.core.policy import AXES, SELECTORS, Call, Counter, Plan, Policy, Reported, Rule
-from mcpguard.core.policy_explain import series
-from mcpguard.core.verdict import Verdict, verdict
+from mcpguard.core.policy.explain import series
+from mcpguard.core.policy.model import AXES, SELECTORS, Call, Counter, Plan, Policy, Reported, Rule
 
 Status = Literal["applies", "overridden", "no match"]
 
@@ -109,8 +108,3 @@ def headrooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Headroom
         wait_us = limiter.retry_after(log, limit.n, limit.window_us, now_us)
         found.append(Headroom(reported, limit.rule, plan.counters[limit.counter], used, max(0, limit.n - used), wait_us))
     return found
-
-
-def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
-    """The verdict that a call with this plan would get now. Nothing is charged."""
-    return verdict(plan, limiter.decide(plan.limits, states, now_us))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.commands import Decide, ToClient, ToServer
-from mcpguard.core.frames import Frame, Refusal
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
+from mcpguard.core.session.commands import Decide, ToClient, ToServer
 from mcpguard.core.verdict import DecisionRequest, Verdict
 
 MAX_PORTION: Final = 256

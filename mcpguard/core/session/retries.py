@@ -7,8 +7,8 @@ calls pay.
 
 from typing import Final
 
-from mcpguard.core.answers import Asks
 from mcpguard.core.digest import blake2b
+from mcpguard.core.jsonrpc.answers import Asks
 from mcpguard.core.text import compact
 
 MAX_ROUNDS: Final = 10

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Final, NamedTuple
 
-from mcpguard.core.frames import id_text
+from mcpguard.core.jsonrpc.frames import id_text
 
 
 class Answer(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy import Call, Plan, Policy
+from mcpguard.core.policy.model import Call, Plan, Policy
 from mcpguard.core.text import compact
 from mcpguard.errors import PolicyError, Unauthenticated
 

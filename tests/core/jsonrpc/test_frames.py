@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core import frames
-from mcpguard.core.frames import (
+from mcpguard.core.jsonrpc import frames
+from mcpguard.core.jsonrpc.frames import (
     INVALID_PARAMS,
     INVALID_REQUEST,
     MAX_DEPTH,

@@ -54,18 +54,20 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import answers, audit, denial, events, frames, meta
-from mcpguard.core.callers import Callers
+from mcpguard.core import audit, denial, meta
 from mcpguard.core.claude_code import tool_use_id
-from mcpguard.core.commands import Command, Log, LookUp, Record, ToClient, ToServer
-from mcpguard.core.decision_requests import DecisionRequests, meta_of, name_in
-from mcpguard.core.exchange import Exchange
-from mcpguard.core.frames import TOOLS_CALL, Frame, Refusal
 from mcpguard.core.identity import Identity
-from mcpguard.core.in_flight import InFlight, RequestsInFlight
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy import Policy
-from mcpguard.core.retries import FreeRetries
+from mcpguard.core.jsonrpc import answers, frames
+from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame, Refusal
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.session import events
+from mcpguard.core.session.callers import Callers
+from mcpguard.core.session.commands import Command, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
+from mcpguard.core.session.exchange import Exchange
+from mcpguard.core.session.in_flight import InFlight, RequestsInFlight
+from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 

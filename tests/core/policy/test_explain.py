@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy import SELECTORS, Call, Policy, Rule
-from mcpguard.core.policy_explain import counted_in_grains, sentence, tier_warning, warnings
-from mcpguard.core.policy_parse import STARTER, parse
+from mcpguard.core.policy.explain import counted_in_grains, sentence, tier_warning, warnings
+from mcpguard.core.policy.model import SELECTORS, Call, Policy, Rule
+from mcpguard.core.policy.parse import STARTER, parse
 from tests.core.build import steps
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mcpguard.core import in_flight
 from mcpguard.core.audit import Outcome
-from mcpguard.core.events import Decided
+from mcpguard.core.session import in_flight
+from mcpguard.core.session.events import Decided
 from mcpguard.core.verdict import Verdict
 from tests.core.build import Talk, call_line, request
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy import Call, Plan, Policy, Rate, Rule
-from mcpguard.core.policy_parse import STARTER, parse, parse_limits, parse_rate, parse_rule, text_of
+from mcpguard.core.policy.model import Call, Plan, Policy, Rate, Rule
+from mcpguard.core.policy.parse import STARTER, parse, parse_limits, parse_rate, parse_rule, text_of
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
 

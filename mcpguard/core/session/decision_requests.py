@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 from mcpguard.core import meta
 from mcpguard.core.arguments import args_hash
-from mcpguard.core.callers import Callers
 from mcpguard.core.claude_code import tool_use_id
 from mcpguard.core.digest import cut
-from mcpguard.core.frames import Frame, Refusal
-from mcpguard.core.policy import Call, Plan, Policy
-from mcpguard.core.skim import Unbuilt
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
+from mcpguard.core.jsonrpc.skim import Unbuilt
+from mcpguard.core.policy.model import Call, Plan, Policy
+from mcpguard.core.session.callers import Callers
 from mcpguard.core.verdict import DecisionRequest
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")

@@ -5,10 +5,10 @@ Nobody changes an event once it is made. They are plain classes because a `Named
 
 from collections.abc import Mapping, Sequence
 
-from mcpguard.core.answers import Line
-from mcpguard.core.frames import Frame, Refusal
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy import Policy
+from mcpguard.core.jsonrpc.answers import Line
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
+from mcpguard.core.policy.model import Policy
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
 

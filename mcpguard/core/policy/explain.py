@@ -8,7 +8,7 @@ from mcpguard.core.agent import Agent
 from mcpguard.core.identity import known_client
 from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
-from mcpguard.core.policy import AXES, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.model import AXES, SELECTORS, Policy, Rate, Rule
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,

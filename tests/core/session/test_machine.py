@@ -6,12 +6,14 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from mcpguard.core import callers, events, exchange, frames, session
 from mcpguard.core.audit import Outcome
-from mcpguard.core.commands import Decide
-from mcpguard.core.frames import Refusal
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy_parse import parse
+from mcpguard.core.jsonrpc import frames
+from mcpguard.core.jsonrpc.frames import Refusal
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.session import callers, events, exchange
+from mcpguard.core.session import machine as session
+from mcpguard.core.session.commands import Decide
 from mcpguard.errors import PolicyError
 from tests.core.build import WALL_US, Talk, call_line, identity, request
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from json.scanner import make_scanner
 from typing import Final, NamedTuple
 
-from mcpguard.core.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys
-from mcpguard.core.skim import Outline, TooDeep, is_heavy
+from mcpguard.core.jsonrpc.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys
+from mcpguard.core.jsonrpc.skim import Outline, TooDeep, is_heavy
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600

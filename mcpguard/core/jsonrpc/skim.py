@@ -17,7 +17,7 @@ from itertools import compress, pairwise
 from typing import Final, NamedTuple
 
 from mcpguard.core import meta
-from mcpguard.core.keys import AT_ONCE, RESERVED, RESERVED_PARAMS, ManyKeys
+from mcpguard.core.jsonrpc.keys import AT_ONCE, RESERVED, RESERVED_PARAMS, ManyKeys
 
 HEAVY_PARTS: Final = 50_000
 """A line with more commas and opening brackets than this is heavy."""

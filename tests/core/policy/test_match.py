@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core import limiter
-from mcpguard.core.policy import Call
-from mcpguard.core.policy_match import Headroom, RuleMatch, headrooms, next_call, rule_matches
-from mcpguard.core.policy_parse import parse
+from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.verdict import next_call
 from tests.core.build import START_US
 from tests.core.test_agents import rules, written
 

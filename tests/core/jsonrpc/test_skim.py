@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core import frames, skim
 from mcpguard.core.arguments import args_hash
-from mcpguard.core.frames import Frame, Refusal
+from mcpguard.core.jsonrpc import frames, skim
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from tests.core.build import Talk, call_line
 
 VALUES = st.recursive(

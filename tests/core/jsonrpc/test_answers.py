@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, Asks, read_answer
-from tests.core.test_frames import CORPUS, LONG
+from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, Asks, read_answer
+from tests.core.jsonrpc.test_frames import CORPUS, LONG
 
 
 def read(message: object) -> Answer | None:

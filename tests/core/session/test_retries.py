@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core import events
 from mcpguard.core.audit import Outcome
-from mcpguard.core.commands import LookUp
-from mcpguard.core.frames import read
+from mcpguard.core.jsonrpc.frames import read
+from mcpguard.core.session import events
+from mcpguard.core.session.commands import LookUp
 from mcpguard.errors import PolicyError
 from tests.core.build import Talk, call_line, identity, request
 
