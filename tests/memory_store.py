@@ -86,11 +86,11 @@ class MemoryStore:
         """See `Store`."""
         return dict(self._memory.states), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
-        if once in self._memory.adopted:
+        if write_back_id in self._memory.adopted:
             return
-        self._memory.adopted.add(once)
+        self._memory.adopted.add(write_back_id)
         now_us = self._clock()
         for counter, log in logs:
             self._memory.counters[counter.id] = counter

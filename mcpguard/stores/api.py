@@ -169,13 +169,14 @@ class Recoverable(CallStore, AuditReader, Protocol):
         A counter may be absent. If it is present, its log is the one that this store last decided on.
         """
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """Count calls that were admitted without this store.
 
         Args:
             logs: The admissions by counter. Their times are relative to now, and not positive.
-            once: An id for these logs. Whoever does not know whether they were counted sends them again with the same id,
-                perhaps from another process. The store counts an id once, and remembers it for a week.
+            write_back_id: An id of these logs (an idempotency key). A caller that does not know whether they were counted sends
+                them again with the same id, perhaps from another process. The store counts each id once, and remembers it for
+                at least a week.
         """
 
 

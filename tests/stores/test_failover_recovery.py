@@ -235,9 +235,9 @@ def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_a
     told: list[tuple[str, int]] = []
 
     class Deaf(Moody):
-        def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
-            told.append((once, sum(sum(log[2::2]) for _, log in logs)))
-            super().adopt(logs, once)
+        def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
+            told.append((write_back_id, sum(sum(log[2::2]) for _, log in logs)))
+            super().adopt(logs, write_back_id)
 
     place.store._reopen = lambda: Deaf(place)
     place.break_down()

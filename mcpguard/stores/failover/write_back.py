@@ -35,7 +35,7 @@ def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | 
     now_us = clock()
     logs = [(counter, limiter.live(log, counter.window_us, now_us)) for counter, log in batch.logs]
     if counted := [(counter, limiter.shift(log, -now_us)) for counter, log in logs if log]:
-        store.adopt(counted, batch.once)
+        store.adopt(counted, batch.write_back_id)
     batch.is_counted = True
     if patience_us is not None and clock() - now_us > patience_us:
         raise StoreUnavailable("it answers too slowly")

@@ -6,8 +6,8 @@ into a batch, and whoever writes the batch reports its end with `wrote` or `put_
 - A row waits under a provisional row id, which is negative. When it is written, the provisional id is mapped to the store's
   own. So the outcome of the call finds its row, whenever it comes.
 - Admissions wait as one log for each counter. After a failure nobody knows whether the store counted the logs of the batch.
-  They are then sent again under the same id (`once`), which the store counts once. Newer admissions wait for a batch of their
-  own.
+  They are then sent again under the same write-back id, which the store counts once. Newer admissions wait for a batch of
+  their own.
 - Each change is a record in the spill file. `replay` makes the same buffer from the records, for another wrapper.
 - A batch is noted in the file before it is written ("sending"), and again afterwards ("counted", "written"). After a crash in
   between, the rows of the batch are in doubt: the store may have them.
@@ -49,17 +49,17 @@ class Batch:
     Attributes:
         logs: The admissions by counter.
         rows: The rows by provisional row id.
-        once: The id of the logs, see `Recoverable.adopt`.
+        write_back_id: The id of the logs, see `Recoverable.adopt`.
         is_counted: Whether the store has counted the logs.
         is_begun: Whether the rows were sent, so that the store may have some of them.
     """
 
-    __slots__ = ("is_begun", "is_counted", "logs", "once", "rows")
+    __slots__ = ("is_begun", "is_counted", "logs", "rows", "write_back_id")
 
-    def __init__(self, logs: list[tuple[Counter, State]], rows: list[tuple[int, Row]], once: str) -> None:
+    def __init__(self, logs: list[tuple[Counter, State]], rows: list[tuple[int, Row]], write_back_id: str) -> None:
         self.logs = logs
         self.rows = rows
-        self.once = once
+        self.write_back_id = write_back_id
         self.is_counted = not logs
         self.is_begun = False
 
@@ -170,20 +170,21 @@ class WriteBehindBuffer:
         again.
         """
         if self._unsure:
-            (logs, once), self._unsure = self._unsure, None
+            (logs, write_back_id), self._unsure = self._unsure, None
         else:
-            logs, once = [self._pending.pop(key) for key in list(self._pending)[:BATCH]], os.urandom(8).hex()
+            logs = [self._pending.pop(key) for key in list(self._pending)[:BATCH]]
+            write_back_id = os.urandom(8).hex()
         rows = self._rows.take(BATCH, BATCH_CHARS)
-        self.spill.note(("sending", once, [counter.id for counter, _ in logs], [row_id for row_id, _ in rows]))
+        self.spill.note(("sending", write_back_id, [counter.id for counter, _ in logs], [row_id for row_id, _ in rows]))
         if self.spill.active and not self.spill.flush():
             self.spill.drop()
-        return Batch(logs, rows, once)
+        return Batch(logs, rows, write_back_id)
 
     def put_back(self, batch: Batch) -> None:
         """Keep a batch again that could not be written. A row that may be too long for the store loses its arguments."""
         rows = batch.rows
         if not batch.is_counted:
-            self._unsure = batch.logs, batch.once
+            self._unsure = batch.logs, batch.write_back_id
         else:
             self.spill.note(("counted",))
         if batch.is_begun:
@@ -287,10 +288,10 @@ class WriteBehindBuffer:
                     self._set_key(key)
                 case "newest", [int(newest)]:
                     self.newest_before = newest
-                case "sending", [str(once), list(ids), list(row_ids)]:
-                    if not (self._unsure and self._unsure[1] == once):
+                case "sending", [str(write_back_id), list(ids), list(row_ids)]:
+                    if not (self._unsure and self._unsure[1] == write_back_id):
                         logs = [self._pending.pop(key) for key in ids if key in self._pending]
-                        self._unsure = (logs, once) if logs else None
+                        self._unsure = (logs, write_back_id) if logs else None
                     self._in_doubt.update(row_ids)
                 case "counted", []:
                     self._unsure = None

@@ -1,6 +1,6 @@
--- Counts calls that were admitted without this server, once.
+-- Counts calls that were admitted without this server. Counts each write-back id once.
 --
--- KEYS  a key that exists if these calls were counted before; the index of counters; each counter
+-- KEYS  the key of the write-back id, which exists if these calls were counted before; the index of counters; each counter
 -- ARGV  for each counter its window, its label, and the log as JSON, with times relative to now
 
 local KNOWN_MS = 7 * 86400 * 1000 -- how long the first key exists

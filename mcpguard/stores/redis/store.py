@@ -298,12 +298,12 @@ class RedisStore:
         """See `Store`."""
         return self._seen.logs(), self._now_us()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):
             some = logs[at : at + _BATCH]
             counters = [self._counter_key(counter.id) for counter, _ in some]
-            keys = [self._key(f"adopted:{once}:{at}"), self._key("counters"), *counters]
+            keys = [self._key(f"adopted:{write_back_id}:{at}"), self._key("counters"), *counters]
             args = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
             self._run("adopt", keys, *args)
 

@@ -124,7 +124,7 @@ class Drain:
         elif kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
             self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
-        elif kind == entries.ONCE:
+        elif kind == entries.WRITTEN_BACK:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
     def _write_rows(self) -> None:

@@ -38,7 +38,7 @@ class Memory:
         complete: Whether every counter without a log here is empty.
         notes: Agent and wall-clock time of each note, by namespace and call id.
         has_all_notes: Whether these are all notes.
-        once: Names of write-backs that were counted already: see `Wrapped.adopt`.
+        write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
@@ -46,7 +46,7 @@ class Memory:
         self.complete = complete
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.has_all_notes = True
-        self.once: set[str] = set()
+        self.write_back_ids: set[str] = set()
         self._windows: dict[int, int] = {}
         for key, window_us, log in logs:
             self.know(key, window_us, log)
@@ -80,8 +80,8 @@ class Memory:
             namespace, note, noted_us = notes.read(fields)
             self.notes[namespace, note.tool_use_id] = (note.agent, noted_us)
             return
-        if kind == entries.ONCE:
-            self.once.add(fields[1])
+        if kind == entries.WRITTEN_BACK:
+            self.write_back_ids.add(fields[1])
             return
         if self.complete and kind == entries.MERGED and int(fields[1]) not in self.states:
             self.know(int(fields[1]), int(fields[2]), EMPTY)
@@ -119,7 +119,7 @@ def _charged_us(log: State) -> int:
     return log[-2] if log else 0
 
 
-_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.ONCE})
+_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.WRITTEN_BACK})
 
 
 def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:

@@ -140,7 +140,7 @@ class Reader:
             notes = self._db.execute(_NOTES, (LOADED + 1,)).fetchall()
             memory.has_all_notes = len(notes) <= LOADED
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
-            memory.once = {once for (once,) in self._db.execute("SELECT once FROM adopted")}
+            memory.write_back_ids = {one for (one,) in self._db.execute("SELECT once FROM adopted")}
             return memory, database.position(self._db)
 
     def latest_us(self) -> int:

@@ -186,16 +186,16 @@ class SqliteStore:
         """See `Store`."""
         return dict(self._memory.states), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
 
         def lines() -> list[str]:
-            if once in self._memory.once:
+            if write_back_id in self._memory.write_back_ids:
                 return []
             now_us = self._clock()
             lines = [entries.counter_line(counter) for counter, _ in logs]
             lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
-            return ["\n".join([*lines, entries.once_line(once, self._wall())])]
+            return ["\n".join([*lines, entries.written_back_line(write_back_id, self._wall())])]
 
         self._tell(lines)
 

@@ -35,7 +35,7 @@ _PAGES_AT_ONCE: Final = 512
 _GRACE_US: Final = 60_000_000
 """How long an expired counter is kept. The charge of an empty counter writes its label to the log again."""
 
-_ONCE_KEPT_US: Final = 30 * 86_400_000_000
+_WRITE_BACK_IDS_KEPT_US: Final = 30 * 86_400_000_000
 
 _UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
 _SET_BOUNDS: Final = """
@@ -177,12 +177,15 @@ class Upkeep:
         self._log.set_drained(upto)
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
-        """Delete expired counters, and notes and names that are old, or from the future: the wall clock was set back then."""
+        """Delete expired counters, old agent notes, and old ids of write-backs.
+
+        A note from the future is deleted, too: it is older than it looks, because the wall clock was set back since.
+        """
         with database.writing(db):
             db.execute("DELETE FROM counter WHERE last_us + window_us + ? <= ?", (_GRACE_US, now_us))
             kept = (wall_us - NOTE_KEPT_US, wall_us + NOTE_KEPT_US)
             db.execute("DELETE FROM agent_note WHERE noted_us NOT BETWEEN ? AND ?", kept)
-            db.execute("DELETE FROM adopted WHERE time_us < ?", (wall_us - _ONCE_KEPT_US,))
+            db.execute("DELETE FROM adopted WHERE time_us < ?", (wall_us - _WRITE_BACK_IDS_KEPT_US,))
             db.execute("INSERT OR REPLACE INTO meta VALUES ('pruned_us', ?)", (wall_us,))
 
     def _shrink(self, db: sqlite3.Connection) -> bool:
