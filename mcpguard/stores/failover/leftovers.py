@@ -1,12 +1,12 @@
 """Takes in the spill files of wrappers that ended while their store could not be used.
 
 Theory of operation. Each admission and row is written exactly once. A batch is noted in the file before it is written, and
-again afterwards. If the second note is missing, the admissions are sent again under the same id, which the store counts once,
-and the rows are looked for in the store.
+again afterwards. If the second note is missing, the admissions are sent again under the same write-back id, which the store
+counts once, and the rows are looked for in the store. The same is done for a batch of this wrapper that failed.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
 from mcpguard.errors import StoreUnavailable
@@ -173,11 +173,22 @@ def _begin(store: Recoverable, buffer: WriteBehindBuffer) -> bytes:
     return store.args_key
 
 
-def _found(with_store: WithStore, doubts: dict[tuple[str, int], int], *, after: int) -> list[int]:
-    """The rows in doubt that the store has, by provisional row id. They are looked for after a row."""
+def _found(with_store: WithStore, doubts: Mapping[tuple[str, int], int], *, after: int) -> dict[int, int]:
+    """Find the rows in doubt among the store's rows.
+
+    Args:
+        with_store: Uses the store.
+        doubts: The provisional row ids, by session and number.
+        after: Only later rows than the one with this id are searched.
+
+    Returns:
+        The store's row ids of the rows that it has, by provisional row id.
+    """
     entries = with_store(lambda store: store.entries(after=after))
-    found: list[int] = []
+    found: dict[int, int] = {}
     while some := with_store(lambda _: list(itertools.islice(entries, _ENTRIES))):
-        keys = [(str(entry.record.get("session")), entry.record.get("seq")) for entry in some]
-        found += [doubts[key] for key in keys if key in doubts]
+        for entry in some:
+            provisional = doubts.get((str(entry.record.get("session")), int(str(entry.record["seq"]))))
+            if provisional is not None:
+                found[provisional] = entry.row_id
     return found

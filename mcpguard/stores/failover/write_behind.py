@@ -16,7 +16,7 @@ into a batch, and whoever writes the batch reports its end with `wrote` or `put_
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from mcpguard.core import limiter
@@ -80,15 +80,13 @@ class WriteBehindBuffer:
         self.written = 0
         self.newest_before: int | None = None
         self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that no store was told, by counter
-        self._unsure: tuple[list[tuple[Counter, State]], str] | None = (
-            None  # logs that the store may have counted, and their id
-        )
+        self._unsure: tuple[list[tuple[Counter, State]], str] | None = None  # logs that the store may have counted, their id
         self._rows = BufferedRows()
         self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
         self._row_ids: dict[int, int] = {}  # the store's, by provisional row id
         self._newest = 0  # provisional row id
         self._key = ""  # a hash of the key that the arguments' hashes were made with
-        self._in_doubt: set[int] = set()  # rows that the store may have, in a buffer that was replayed
+        self._in_doubt: set[int] = set()  # rows that the store may have; a wrapper does not look for its own
 
     # without a store
 
@@ -188,6 +186,7 @@ class WriteBehindBuffer:
         else:
             self.spill.note(("counted",))
         if batch.is_begun:
+            self._in_doubt.update(row_id for row_id, _ in rows)
             rows = [(row_id, _shortened(row) if chars(row) > BATCH_CHARS else row) for row_id, row in rows]
         self._rows.put_back(rows)
         self.spill.flush()
@@ -198,6 +197,7 @@ class WriteBehindBuffer:
         pairs = [(provisional, row_id) for (provisional, _), row_id in zip(batch.rows, row_ids, strict=True)]
         forwarded = {provisional for provisional, row in batch.rows if row.decision in FORWARDED}  # others have no outcome
         self._map((provisional, row_id) for provisional, row_id in pairs if provisional in forwarded)
+        self._in_doubt.difference_update(provisional for provisional, _ in batch.rows)
         self.spill.note(("counted",), ("written", pairs))
         self.spill.flush()
 
@@ -312,9 +312,14 @@ class WriteBehindBuffer:
             return {}
         return {(session_of(row), row.seq): row_id for row_id, row in self._rows.items() if row_id in self._in_doubt}
 
-    def settle_doubts(self, found: Iterable[int]) -> None:
-        """Remove the rows in doubt that were found in the store. The store does not have the others."""
+    def settle_doubts(self, found: Mapping[int, int]) -> None:
+        """Remove the rows in doubt that the store has. It does not have the others.
+
+        Args:
+            found: The store's row ids, by provisional row id.
+        """
         self._rows.remove(found)
+        self._map(found.items())
         self._in_doubt.clear()
 
 
