@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from mcpguard.core.audit import Row
-from mcpguard.errors import StoreBusy, StoreUnavailable
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.connector import Connector
 from mcpguard.stores.failover.store import FailoverStore
@@ -173,15 +173,6 @@ def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(faili
     place.store.tend()
     assert place.used() == [3]
     assert place.outcomes().count("ok") == 1
-
-
-def test_upkeep_that_finds_the_store_busy_is_no_outage() -> None:
-    place = Place()
-    place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}
-    place.store.tend()
-    assert (place.said, place.store.needs_tending) == ([], False)
-    assert place.call() == ["allowed"]
-    assert len(place.records()) == 1
 
 
 @pytest.mark.parametrize("failing", ["open", "adopt", "append"])

@@ -30,8 +30,8 @@ from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
 from mcpguard.stores.failover.spill import SpillLog, row_of, row_values
 
 BATCH: Final = 100
-"""The counters, the rows and the outcomes of one batch. It takes a store some milliseconds, and no decision waits longer for
-it."""
+"""The most counters, rows and outcomes of one batch. It takes a store some milliseconds, for which a decision
+may have to wait."""
 
 BATCH_CHARS: Final = 64 * 1024
 """How much text the rows of a batch may have together, unless a single row has more."""
@@ -50,18 +50,18 @@ class Batch:
         logs: The admissions by counter.
         rows: The rows by provisional row id.
         write_back_id: The id of the logs, see `Recoverable.adopt`.
-        is_counted: Whether the store has counted the logs.
-        is_begun: Whether the rows were sent, so that the store may have some of them.
+        logs_counted: Whether the store has counted the logs.
+        rows_sent: Whether the rows were sent, so that the store may have some of them.
     """
 
-    __slots__ = ("is_begun", "is_counted", "logs", "rows", "write_back_id")
+    __slots__ = ("logs", "logs_counted", "rows", "rows_sent", "write_back_id")
 
     def __init__(self, logs: list[tuple[Counter, State]], rows: list[tuple[int, Row]], write_back_id: str) -> None:
         self.logs = logs
         self.rows = rows
         self.write_back_id = write_back_id
-        self.is_counted = not logs
-        self.is_begun = False
+        self.logs_counted = not logs
+        self.rows_sent = False
 
 
 class WriteBehindBuffer:
@@ -79,12 +79,14 @@ class WriteBehindBuffer:
         self.spill = spill
         self.written = 0
         self.newest_before: int | None = None
-        self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that no store was told, by counter
-        self._unsure: tuple[list[tuple[Counter, State]], str] | None = None  # logs that the store may have counted, their id
+        self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that were sent to no store, by counter id
+        self._maybe_counted: tuple[list[tuple[Counter, State]], str] | None = (
+            None  # logs that the store may have counted, their id
+        )
         self._rows = BufferedRows()
         self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
-        self._row_ids: dict[int, int] = {}  # the store's, by provisional row id
-        self._newest = 0  # provisional row id
+        self._row_ids: dict[int, int] = {}  # the store's row ids, by provisional row id
+        self._newest = 0  # the newest provisional row id
         self._key = ""  # a hash of the key that the arguments' hashes were made with
         self._in_doubt: set[int] = set()  # rows that the store may have; a wrapper does not look for its own
 
@@ -108,7 +110,7 @@ class WriteBehindBuffer:
     @property
     def is_empty(self) -> bool:
         """Whether no admission and no row waits."""
-        return not (self._pending or self._unsure or len(self._rows))
+        return not (self._pending or self._maybe_counted or len(self._rows))
 
     @property
     def has_outcomes(self) -> bool:
@@ -156,7 +158,7 @@ class WriteBehindBuffer:
     # to the store
 
     def begin_write_back(self, newest: int) -> None:
-        """Note the store's newest row, so that rows in doubt need not be looked for among older ones."""
+        """Note the store's newest row, so that rows in doubt are looked for only among later ones."""
         if self.newest_before is None:
             self.newest_before = newest
             self.spill.note(("newest", newest))
@@ -167,8 +169,8 @@ class WriteBehindBuffer:
         The spill file notes the batch first. If it cannot, the file is removed, because another wrapper would write the batch
         again.
         """
-        if self._unsure:
-            (logs, write_back_id), self._unsure = self._unsure, None
+        if self._maybe_counted:
+            (logs, write_back_id), self._maybe_counted = self._maybe_counted, None
         else:
             logs = [self._pending.pop(key) for key in list(self._pending)[:BATCH]]
             write_back_id = os.urandom(8).hex()
@@ -181,11 +183,11 @@ class WriteBehindBuffer:
     def put_back(self, batch: Batch) -> None:
         """Keep a batch again that could not be written. A row that may be too long for the store loses its arguments."""
         rows = batch.rows
-        if not batch.is_counted:
-            self._unsure = batch.logs, batch.write_back_id
+        if not batch.logs_counted:
+            self._maybe_counted = batch.logs, batch.write_back_id
         else:
             self.spill.note(("counted",))
-        if batch.is_begun:
+        if batch.rows_sent:
             self._in_doubt.update(row_id for row_id, _ in rows)
             rows = [(row_id, _shortened(row) if chars(row) > BATCH_CHARS else row) for row_id, row in rows]
         self._rows.put_back(rows)
@@ -228,8 +230,8 @@ class WriteBehindBuffer:
                 settled.append(outcome._replace(row_id=row_id))
         return settled
 
-    def belongs_to(self, args_key: bytes) -> None:
-        """Note by its key which store the buffer is for.
+    def assign_to(self, args_key: bytes) -> None:
+        """Note which store the buffer is for, by the store's key.
 
         If it was for another store, it loses that store's row ids and the hashes that were made with that store's key.
         """
@@ -289,12 +291,12 @@ class WriteBehindBuffer:
                 case "newest", [int(newest)]:
                     self.newest_before = newest
                 case "sending", [str(write_back_id), list(ids), list(row_ids)]:
-                    if not (self._unsure and self._unsure[1] == write_back_id):
+                    if not (self._maybe_counted and self._maybe_counted[1] == write_back_id):
                         logs = [self._pending.pop(key) for key in ids if key in self._pending]
-                        self._unsure = (logs, write_back_id) if logs else None
+                        self._maybe_counted = (logs, write_back_id) if logs else None
                     self._in_doubt.update(row_ids)
                 case "counted", []:
-                    self._unsure = None
+                    self._maybe_counted = None
                 case "written", [list(pairs)]:
                     written = dict(pairs)
                     self._rows.remove(written)

@@ -40,10 +40,10 @@ OPEN_TIMEOUT_S: Final = 2.0
 
 SEARCHED_ROWS: Final = 20_000
 SEARCHED_US: Final = 10_000_000
-"""How many rows are searched for those of a decision whose reply was lost, and from how long before that decision on."""
+"""How many rows are searched for the rows of a decision without a reply, and how long before the decision the search begins."""
 
 NEARBY_US: Final = 200_000
-"""Rows within this time of the decision are searched even if many newer ones came since."""
+"""Rows within this time of the decision are searched even if many rows were written since."""
 
 _BATCH: Final = 500
 _FIRST_PAGE: Final = 8
@@ -114,7 +114,7 @@ class RedisStore:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
         *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
         self._note_time(_time_us(self._link.checked(server_time)))
-        self.warnings = checks.judged(self._shown, answers)
+        self.warnings = checks.check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
             ("HSETNX", meta, "schema", SCHEMA),

@@ -49,9 +49,9 @@ class Memory:
         self.write_back_ids: set[str] = set()
         self._windows: dict[int, int] = {}
         for key, window_us, log in logs:
-            self.know(key, window_us, log)
+            self.remember(key, window_us, log)
 
-    def know(self, key: int, window_us: int, log: State) -> None:
+    def remember(self, key: int, window_us: int, log: State) -> None:
         """Remember a counter's log."""
         self.states[key] = log
         self._windows[key] = window_us
@@ -72,7 +72,7 @@ class Memory:
         if self.complete:
             for key, window_us, _ in entries.read_charges(charged):
                 if key not in self.states:
-                    self.know(key, window_us, EMPTY)
+                    self.remember(key, window_us, EMPTY)
         charge(self.states, now_us, charged)
 
     def _follow(self, kind: str, fields: list[str]) -> None:
@@ -84,7 +84,7 @@ class Memory:
             self.write_back_ids.add(fields[1])
             return
         if self.complete and kind == entries.MERGED and int(fields[1]) not in self.states:
-            self.know(int(fields[1]), int(fields[2]), EMPTY)
+            self.remember(int(fields[1]), int(fields[2]), EMPTY)
         change(self.states, fields)
 
     def latest_us(self) -> int:
@@ -92,7 +92,7 @@ class Memory:
         return max(map(_charged_us, self.states.values()), default=0)
 
     def make_room(self, clock: Clock) -> None:
-        """Drop notes and counters if there are too many. Not to be called during a decision, which needs its counters.
+        """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
 
         Args:
             clock: The store's time.
@@ -104,7 +104,7 @@ class Memory:
             self._drop_counters(clock())
 
     def _drop_counters(self, now_us: int) -> None:
-        """Of the counters added first, drop the half that was charged longest ago, and move the others to the end."""
+        """Of the counters that were added first, drop the half that was charged longest ago. Move the rest to the end."""
         oldest = sorted(itertools.islice(self.states, 2 * _DROPPED_AT_ONCE), key=lambda key: _charged_us(self.states[key]))
         for key in oldest[:_DROPPED_AT_ONCE]:
             log, window_us = self.states.pop(key), self._windows.pop(key)
