@@ -112,7 +112,7 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     keys, labels = request.keys_and_labels(store._prefix, counters)
     told = request.arguments(requests, counters, session.journal, 0)
     past_us = store._now_us() - 10_000_000
-    assert len(store._run("charge", keys, labels, request.pack_bounds(past_us, session.journal.seq, 1), *told)) == 1
+    assert len(store._run("charge", keys, labels, request.pack_charge_head(past_us, session.journal.seq, 1), *told)) == 1
     assert (list(store.entries()), store.held()) == before
     store.close()
 

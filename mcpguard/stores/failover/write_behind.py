@@ -1,11 +1,11 @@
 """The write-behind buffer: admissions, audit rows and outcomes that wait for a store that cannot be used.
 
 Theory of operation. The buffer is bounded, in memory, and mirrored in a spill file. `take` moves the oldest admissions and rows
-into a batch, and whoever writes the batch reports its end with `wrote` or `put_back`.
+into a batch. After the batch was written, or could not be written, `wrote` or `put_back` is called.
 
 - A row waits under a provisional row id, which is negative. When it is written, the provisional id is mapped to the store's
   own. So the outcome of the call finds its row, whenever it comes.
-- Admissions wait as one log for each counter. After a failure nobody knows whether the store counted the logs of the batch.
+- Admissions wait as one log for each counter. After a failure it is unknown whether the store counted the logs of the batch.
   They are then sent again under the same write-back id, which the store counts once. Newer admissions wait for a batch of
   their own.
 - Each change is a record in the spill file. `replay` makes the same buffer from the records, for another wrapper.
@@ -209,7 +209,7 @@ class WriteBehindBuffer:
             del self._row_ids[next(iter(self._row_ids))]
 
     def end_write_back(self) -> str:
-        """Begin to count anew. Returns what was written and what was dropped, for people."""
+        """Set the numbers of written and dropped rows back to zero. Returns both as a text for the user."""
         dropped = f"; {plural(self.dropped, 'row')} of denials dropped" if self.dropped else ""
         text = f"{plural(self.written, 'audit row')} of the outage written{dropped}"
         self.written = self._rows.dropped = 0

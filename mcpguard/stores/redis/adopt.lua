@@ -18,7 +18,7 @@ for at = 1, #KEYS - 2 do
   end
   local merged = merge(logs[at], entries, window)
   if merged and merged[NEWEST] + window > now then
-    name(KEYS[2], KEYS[2 + at], label)
+    add_to_index(KEYS[2], KEYS[2 + at], label)
     write(KEYS[2 + at], merged, window, now)
   end
 end

@@ -26,7 +26,14 @@ from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.link import Command, Link, scan
-from mcpguard.stores.redis.request import arguments, counters_of, keys_and_labels, pack_bounds, pack_head, verdicts_of
+from mcpguard.stores.redis.request import (
+    arguments,
+    counters_of,
+    keys_and_labels,
+    pack_append_head,
+    pack_charge_head,
+    verdicts_of,
+)
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
@@ -88,9 +95,9 @@ class RedisStore:
         self._clock = clock
         self._wall = wall
         self._prefix = states.prefix(options.namespace)
-        self._audit = rows.keys(self._prefix)
+        self._audit = rows.audit_keys(self._prefix)
         names = ("charge", "adopt", "append", "record")
-        self._scripts = {name: script(name, told_time=clock is not None) for name in names}
+        self._scripts = {name: script(name, is_time_given=clock is not None) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
@@ -186,7 +193,7 @@ class RedisStore:
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
-            bounds = pack_bounds(deadline_us, journal.seq, self._max_bytes)
+            bounds = pack_charge_head(deadline_us, journal.seq, self._max_bytes)
             server_us, *done = self._run("charge", keys, labels, bounds, *args, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
@@ -204,7 +211,9 @@ class RedisStore:
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
                 args += (str(rows.stream(row)), rows.packed(row))
-            row_ids += map(rows.row_id, self._run("append", self._audit, pack_head(self._max_bytes, len(replaced)), *args))
+            row_ids += map(
+                rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
+            )
         self._reply_lost = False
         return row_ids
 

@@ -109,7 +109,7 @@ class SqliteStore:
             with contextlib.suppress(Lost), database.reported(self.path):  # Lost: the database has moved on; learn in the turn
                 self._follow()
                 self._learn(requests)
-        self._take_turn()
+        self._take_turn()  # without `_turn`: a call does not pay for a generator
         try:
             try:
                 self._learn(requests)
@@ -256,9 +256,9 @@ class SqliteStore:
                     self._memory.apply(text)
                     self._at = at
         except Lost:
-            self._begin_anew()
+            self._reload()
 
-    def _begin_anew(self) -> None:
+    def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self._at.end:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
