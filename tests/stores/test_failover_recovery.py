@@ -8,6 +8,7 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover import write_behind
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.store import LAST_TRY_S
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
@@ -144,6 +145,16 @@ def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call
     assert place.store.needs_tending
     place.mend()
     assert (place.used(), len(place.records())) == ([2], 2)
+
+
+def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "BATCH", 1)
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', timeout_ms=250)
+    place.break_down()
+    place.call(1)
+    place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_ms(200))  # the second batch has no row
+    place.mend()
+    assert (place.used(), len(place.records())) == ([1, 1], 1)
 
 
 @pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])

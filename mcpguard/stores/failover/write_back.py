@@ -37,10 +37,12 @@ def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | 
     if counted := [(counter, limiter.shift(log, -now_us)) for counter, log in logs if log]:
         store.adopt(counted, batch.write_back_id)
     batch.logs_counted = True
+    if not batch.rows:
+        return []
     if patience_us is not None and clock() - now_us > patience_us:
         raise StoreUnavailable("it answers too slowly")
     batch.rows_sent = True
-    return store.append([row for _, row in batch.rows]) if batch.rows else []
+    return store.append([row for _, row in batch.rows])
 
 
 @contextlib.contextmanager
