@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, ToClient, ToServer
@@ -13,6 +14,9 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
 from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import monotonic_us
+
+BUSY_S: Final = 0.1
+"""How long a shutdown waits for the session."""
 
 
 class Dispatcher:
@@ -82,10 +86,17 @@ class Dispatcher:
             self._read_answers()
 
     def awaits_answers(self) -> bool:
-        """Whether the server has not answered all requests, by what it has written so far."""
-        with self._lock:
+        """Whether a request is in flight, by what the server has written so far.
+
+        Also true if that cannot be found out within `BUSY_S`, because another thread uses the session or a store that hangs.
+        """
+        if not self._lock.acquire(timeout=BUSY_S):
+            return True
+        try:
             self._read_answers()
             return self._session.awaits_answers
+        finally:
+            self._lock.release()
 
     def _carry_out(self, event: events.Event, reply: Callable[[bytes], None]) -> bytes:
         to_server: list[bytes] = []

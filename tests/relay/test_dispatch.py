@@ -1,5 +1,6 @@
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -92,6 +93,11 @@ def test_what_the_server_has_written_is_read_before_it_is_told_whether_answers_a
     assert scene.dispatcher.awaits_answers()
     scene.unread.add(ANSWER, awaits_answers=True)
     assert not scene.dispatcher.awaits_answers()
+
+
+def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
+    with ThreadPoolExecutor(1) as pool, scene.dispatcher._lock:  # held while a store is used
+        assert pool.submit(scene.dispatcher.awaits_answers).result(30)
 
 
 def test_requests_that_the_last_bytes_of_the_server_answer_are_not_answered_again(scene: Scene) -> None:

@@ -50,6 +50,25 @@ def test_the_end_of_a_frame_is_kept_though_it_comes_while_the_start_is_being_rea
     assert lines(unread) == [ANSWER[:-1]]
 
 
+class InterruptedChunk(bytes):
+    """A chunk that is taken, as by another thread, when its length is first asked for."""
+
+    unread: Unread | None = None
+
+    def __len__(self) -> int:
+        unread, self.unread = self.unread, None
+        if unread:
+            list(unread.take())
+        return super().__len__()
+
+
+def test_the_bytes_held_are_exact_although_a_chunk_is_taken_while_it_is_added() -> None:
+    chunk = InterruptedChunk(ANSWER)
+    chunk.unread = unread = Unread()
+    unread.add(chunk, awaits_answers=True)
+    assert unread.held_bytes == 0
+
+
 def test_an_answer_that_ends_with_the_stream_is_the_last() -> None:
     unread = Unread()
     unread.add(ANSWER[:-1], awaits_answers=True)
