@@ -20,17 +20,17 @@ BUSY_S: Final = 0.1
 
 
 class Dispatcher:
-    """Lets several threads use one session: one event at a time, with all that it leads to.
+    """Lets several threads use one session: one event at a time, with everything that it leads to.
 
-    Its lock is held while the session or the store is used, except for the store's upkeep. It is never held while a thread
+    The lock is held while a thread uses the session or the store, except for the store's upkeep. No thread holds it while it
     waits for a pipe.
 
     Args:
         session: The core's state machine.
-        store: Decides and writes for it.
-        unread: What the server has written and the session has not read.
-        reply: Queues frames for the client; does not wait for it. It is called under the lock, so that everything that was
-            decided before the server's end is answered before the end of the stream.
+        store: Decides calls and writes audit rows.
+        unread: The server's output that the session has not read.
+        reply: Queues frames for the client, without waiting for it. It is called under the lock, so that the replies of earlier
+            events precede the last answers.
         console: Takes lines for stderr.
     """
 
@@ -46,10 +46,10 @@ class Dispatcher:
         self._posted: deque[events.Event] = deque()
 
     def post(self, event: events.Event) -> None:
-        """Have an event dispatched before the next one. Waits for nothing, so that it can be used when a store hangs.
+        """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs.
 
         Args:
-            event: An event that leads to nothing for the server.
+            event: An event that leads to no `ToServer`.
         """
         self._posted.append(event)
 
@@ -60,12 +60,11 @@ class Dispatcher:
             The frames for the server. The caller writes them, because a server may take its time.
         """
         with self._lock:
-            while self._posted:
-                self._carry_out(self._posted.popleft(), self._reply)
-            return self._carry_out(event, self._reply)
+            self._handle_posted()
+            return self._handle(event, self._reply)
 
     def last_answers(self, how: str) -> bytes:
-        """The server is gone, and the client has received all that it wrote: answers for the requests in flight.
+        """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
 
         Args:
             how: What became of the server, as a clause.
@@ -75,13 +74,12 @@ class Dispatcher:
         with self._lock:
             self._read_answers()
             self._session.handle(self._unread.last(now_us))
-            while self._posted:
-                self._carry_out(self._posted.popleft(), self._reply)
-            self._carry_out(events.ServerExited(how, now_us), answers.append)
+            self._handle_posted()
+            self._handle(events.ServerExited(how, now_us), answers.append)
         return b"".join(answers)
 
     def read_answers(self) -> None:
-        """Show the session what the server has written."""
+        """Let the session read what the server has written."""
         with self._lock:
             self._read_answers()
 
@@ -98,7 +96,11 @@ class Dispatcher:
         finally:
             self._lock.release()
 
-    def _carry_out(self, event: events.Event, reply: Callable[[bytes], None]) -> bytes:
+    def _handle_posted(self) -> None:
+        while self._posted:
+            self._handle(self._posted.popleft(), self._reply)
+
+    def _handle(self, event: events.Event, reply: Callable[[bytes], None]) -> bytes:
         to_server: list[bytes] = []
         to_client: list[bytes] = []
         next_event: events.Event | None = event

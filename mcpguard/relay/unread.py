@@ -23,11 +23,11 @@ class Unread:
         return self._added_bytes - self._taken_bytes
 
     def add(self, chunk: bytes, *, awaits_answers: bool) -> bool:
-        """Keep a chunk that may hold answers; whether it is kept.
+        """Keep a chunk if it may contain answers; returns whether it was kept.
 
         Args:
             chunk: What the server wrote.
-            awaits_answers: Whether a request is in flight. If not, whole frames need not be kept.
+            awaits_answers: Whether a request is in flight. If none is, chunks of whole frames are not kept.
         """
         if not (self._chunks or awaits_answers) and self._lines.is_between_frames and chunk[-1:] == b"\n":
             return False
@@ -36,11 +36,11 @@ class Unread:
         return True
 
     def take(self) -> Iterator[ServerWrote]:
-        """Give up what is kept, as events."""
+        """Remove and return all chunks, as events."""
         while self._chunks:
             chunk, now_us = self._chunks[0]
             lines = self._lines.feed(chunk)
-            self._chunks.popleft()  # after `feed`: until then `add` cannot tell whether the stream is between two frames
+            self._chunks.popleft()  # after `feed`: `add` relies on `_lines` having the bytes of every chunk that is gone
             self._taken_bytes += len(chunk)
             yield ServerWrote(lines, now_us)
 

@@ -288,7 +288,7 @@ class Who:
 
 
 def test_who_calls_is_asked_for_a_calls_sake_however_its_method_is_written(line: Line) -> None:
-    line.traffic._upstream._who = who = Who()
+    line.traffic._upstream._identity = who = Who()
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
         os.write(line.to_guard, message + b"\n")
         line.server_has()

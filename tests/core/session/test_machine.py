@@ -397,12 +397,20 @@ def test_requests_that_a_bug_keeps_from_being_judged_are_answered_and_not_forwar
         request("ping", 1),
         call_line("x", 2),
         NOTIFICATION,
+        b'{"id":4,"method":7}',
+        b'{"id":5,"result":{},"ID":5}',
         b"not json",
         Refusal(-32700, "too long"),
     ]
     talk.machine.handle(events.ClientWrote(frames.read(lines), 0))  # the store breaks down here
-    assert talk.handle(events.Unjudged(lines, 0)) == ["answered 1: 503", "answered 2: 503"]
-    assert {one["error"]["data"]["reason"] for one in talk.to_client} == {"internal_error"}
+    assert talk.handle(events.Unjudged(lines, 0)) == [
+        "answered 1: 503",
+        "answered 2: 503",
+        "answered 4: -32600",
+        "answered None: -32700",
+        "answered None: -32700",
+    ]
+    assert {one["error"]["data"]["reason"] for one in talk.to_client[:2]} == {"internal_error"}
     assert talk.client(call_line("x", 3)) == ["forwarded 3"]
     assert talk.server_exits("over") == ["answered 3: -32000"]
 
