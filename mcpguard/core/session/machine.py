@@ -328,8 +328,8 @@ class Session:
                 break
             answer = answers.read_answer(line.frame, whole=line.whole)
             request = self._in_flight.end(answer.id, answer.outcome, event.now_us) if answer else None
-            if answer and answer.asks and request and request.tool is not None:
-                self._retries.grant(request.user, request.tool, answer.asks, request.rounds + 1)
+            if answer and answer.wanted and request and request.tool is not None:
+                self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
         return []
 
     def _undelivered(self, event: events.Undelivered) -> list[Command]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, Asks, read_answer
+from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, RetryInput, read_answer
 from tests.core.jsonrpc.test_frames import CORPUS, LONG
 
 
@@ -94,11 +94,11 @@ def test_what_answers_nothing_is_no_answer(line: bytes) -> None:
 
 def test_a_result_that_asks_for_more_tells_what_its_retry_will_carry() -> None:
     asks = {"resultType": "input_required", "requestState": "s", "inputRequests": {"who": {}, "why": {}}}
-    assert read({"id": 1, "result": asks}) == Answer("1", "ok", Asks("s", frozenset({"who", "why"})))
+    assert read({"id": 1, "result": asks}) == Answer("1", "ok", RetryInput("s", frozenset({"who", "why"})))
     for line in orders(1, result={"resultType": "input_required"}):
-        assert read_answer(line) == Answer("1", "ok", Asks(None, frozenset()))
+        assert read_answer(line) == Answer("1", "ok", RetryInput(None, frozenset()))
     odd = {"resultType": "input_required", "requestState": 5, "inputRequests": ["who"]}
-    assert read({"id": 1, "result": odd}) == Answer("1", "ok", Asks(None, frozenset()))
+    assert read({"id": 1, "result": odd}) == Answer("1", "ok", RetryInput(None, frozenset()))
 
 
 def test_of_a_line_that_is_not_whole_only_the_id_and_an_error_are_told() -> None:
@@ -124,7 +124,7 @@ def test_recorded_servers_are_understood_as_a_parser_would(file: str) -> None:
         result = message.get("result", {})
         wanted = "rpc_error" if "error" in message else "tool_error" if result.get("isError") else "ok"
         assert answer.outcome == wanted
-        assert (answer.asks is None) == (result.get("resultType") != "input_required")
+        assert (answer.wanted is None) == (result.get("resultType") != "input_required")
 
 
 def feed_cut(stream: bytes, cuts: list[int]) -> list[bytes]:
