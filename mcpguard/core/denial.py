@@ -1,4 +1,4 @@
-"""A denial in the form that the client receives: a JSON-RPC error or a tool result. Its message is complete without the data."""
+"""A denial as the client receives it: a JSON-RPC error or a tool result. Its message is complete without the data."""
 
 from typing import Final
 

@@ -44,7 +44,7 @@ def sentence(rule: Rule) -> str:
 
 
 def span(rate: Rate) -> str:
-    """A window, as it is written in a sentence.
+    """A limit's window as an adverbial.
 
     >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
     ('an hour', 'in any 90 minutes')
@@ -56,7 +56,7 @@ def span(rate: Rate) -> str:
 
 
 def window(window_us: int) -> str:
-    """The length of a window, as it is written in a sentence.
+    """The length of a window in words.
 
     >>> window(3_600_000_000), window(5_400_000_000)
     ('hour', '90 minutes')
@@ -87,7 +87,7 @@ def _matching(rule: Rule, selector: str) -> str:
 
 
 def _spread(rule: Rule, axis: str) -> str:
-    """How a rule counts along an axis: for `one` value, for `each` value, for `all` selected values together, or for `any`."""
+    """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together."""
     patterns = rule.selectors.get(axis)
     if patterns and "*" not in patterns[0]:
         return "one"
@@ -195,8 +195,8 @@ def warnings(policy: Policy) -> list[str]:
         policy: A policy.
 
     Returns:
-        One line for each rule that can never admit, because another rule denies all of its calls; for each tool with
-        the name that Claude Code shows; and for each client with its name from `clientInfo`.
+        A line for each rule that can never admit, because another rule denies all of its calls; for each tool that has its name
+        in Claude Code; and for each client that has its name in `clientInfo`.
     """
     return [*_never_admitting(policy), *_foreign_names(policy), *_own_names(policy)]
 
@@ -240,7 +240,7 @@ def _never_admitting(policy: Policy) -> Iterator[str]:
 
 
 def _names(rule: Rule) -> list[tuple[str, str]]:
-    """The selectors of a rule without `*`. Each rule that it covers has them too."""
+    """A rule's selectors without `*`. Each rule that it covers has the same ones."""
     return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
 
 
@@ -249,12 +249,12 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
 
     Args:
         rules: All rules.
-        closing: The place of the rule that denies.
-        near: The places of the rules that it can cover.
+        closing: The index of the rule that denies.
+        near: The indexes of the rules that it may cover.
     """
     deny = rules[closing]
     axis = next((axis for axis in AXES if axis in deny.selectors), "")
-    exceptions: dict[str, list[int]] = {}  # by their value on this axis: rules with different values match no common call
+    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
     for at in near:
         if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
             exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
@@ -270,7 +270,7 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
 
 
 def _overlap(rule: Rule, other: Rule) -> bool:
-    """Whether a call can match both rules. It may be true although no call can."""
+    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
     for key in AXES:
         mine, theirs = rule.selectors.get(key), other.selectors.get(key)
         if mine and theirs and not _meet(key, mine[0], theirs[0]):
@@ -279,6 +279,7 @@ def _overlap(rule: Rule, other: Rule) -> bool:
 
 
 def _meet(key: str, one: str, two: str) -> bool:
+    """Whether a text may match both patterns."""
     if key == "agent":
         return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
     if "*" not in one:
@@ -291,7 +292,7 @@ def _meet(key: str, one: str, two: str) -> bool:
 
 
 def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence a window.
+    """Name the calls that count longer than the window, because a limit above 64 has counted them. A sentence for each window.
 
     Args:
         rule: The rule with the new limits.

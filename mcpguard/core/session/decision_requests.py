@@ -96,7 +96,7 @@ def name_in(client_info: object) -> str | None:
 
 
 def _in_full(arguments: object) -> object:
-    """Arguments as the audit keeps them in full: as text if they were not built, or have a number beyond the range of doubles."""
+    """Arguments as the audit keeps them: as text if they were not built, or have a number beyond the range of doubles."""
     if isinstance(arguments, Unbuilt):
         return arguments.text
     try:
