@@ -24,7 +24,7 @@ def decisions(talk: Talk) -> list[object]:
     return [one["decision"] for one in talk.records]
 
 
-def test_a_retry_that_the_server_asked_for_is_free_once() -> None:
+def test_a_retry_that_the_server_asked_for_is_free_once_only() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.client(call_line("x", 1)) == ["forwarded 1"]
     asks(talk, 1, "s1", "who")
@@ -34,7 +34,7 @@ def test_a_retry_that_the_server_asked_for_is_free_once() -> None:
     assert sum(held.used for held in talk.store.held()) == 1
 
 
-def test_before_a_retry_is_judged_the_relay_is_told_to_read_what_the_server_asked() -> None:
+def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     assert talk.looked_up == []
@@ -47,7 +47,7 @@ def test_before_a_retry_is_judged_the_relay_is_told_to_read_what_the_server_aske
     assert decisions(talk) == ["allowed", "continued"]
 
 
-def test_a_retry_that_was_not_forwarded_since_the_store_was_unavailable_stays_free() -> None:
+def test_a_retry_that_was_denied_as_unavailable_stays_free() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     asks(talk, 1, "s1", "who")
@@ -70,7 +70,7 @@ def test_a_retry_that_was_not_forwarded_since_the_store_was_unavailable_stays_fr
         {"inputResponses": {}},
     ],
 )
-def test_what_only_claims_to_be_a_retry_pays(forged: dict[str, Any]) -> None:
+def test_a_forged_retry_is_charged(forged: dict[str, Any]) -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert talk.client(call_line("x", 1)) == ["forwarded 1"]
     asks(talk, 1, "s1", "who")
@@ -78,7 +78,7 @@ def test_what_only_claims_to_be_a_retry_pays(forged: dict[str, Any]) -> None:
     assert talk.client(call_line("x", 3, requestState="s1")) == ["forwarded 3"]
 
 
-def test_no_retry_goes_through_what_a_policy_has_closed_since() -> None:
+def test_a_retry_of_a_tool_that_a_policy_has_closed_since_is_denied() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     asks(talk, 1, "s1")
@@ -89,12 +89,12 @@ def test_no_retry_goes_through_what_a_policy_has_closed_since() -> None:
     assert decisions(talk) == ["allowed", "denied", "continued"]
 
 
-def test_a_broken_policy_lets_no_retry_through() -> None:
+def test_an_invalid_policy_denies_retries_too() -> None:
     talk = Talk(PolicyError("broken"))
     assert talk.client(call_line("x", 1, requestState="s")) == ["answered 1: 503"]
 
 
-def test_a_retry_of_what_another_user_called_pays() -> None:
+def test_a_retry_by_another_user_is_charged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     asks(talk, 1, "s1")
@@ -106,7 +106,7 @@ def test_a_retry_of_what_another_user_called_pays() -> None:
 
 
 @pytest.mark.parametrize("inputs", [{"who": 1}, {}, {"who": 1, "why": 2, "more": 3}, ["who", "why"], None])
-def test_a_retry_without_state_has_to_give_just_the_inputs_that_were_asked_for(inputs: object) -> None:
+def test_a_retry_without_state_must_have_exactly_the_requested_inputs(inputs: object) -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.client(call_line("x", 1)) == ["forwarded 1"]
     asks(talk, 1, None, "who", "why")
@@ -114,7 +114,7 @@ def test_a_retry_without_state_has_to_give_just_the_inputs_that_were_asked_for(i
     assert talk.client(call_line("x", 3, inputResponses={"why": 1, "who": 2})) == ["forwarded 3"]
 
 
-def test_two_calls_that_are_asked_for_the_same_have_a_free_retry_each() -> None:
+def test_two_calls_with_equal_requests_for_input_have_a_free_retry_each() -> None:
     talk = Talk()
     talk.client(call_line("greet", 1), call_line("greet", 2))
     for request_id in (1, 2):
@@ -124,7 +124,7 @@ def test_two_calls_that_are_asked_for_the_same_have_a_free_retry_each() -> None:
     assert [verdict.decision for verdict in talk.verdicts[2:]] == ["continued", "continued", "allowed"]
 
 
-def test_ten_retries_are_free_and_the_eleventh_pays() -> None:
+def test_ten_retries_are_free_and_the_eleventh_is_charged() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
     talk.client(call_line("x", 0))
     for at in range(1, 12):
@@ -136,14 +136,14 @@ def test_ten_retries_are_free_and_the_eleventh_pays() -> None:
     assert decisions(talk)[12:] == ["continued", "rate_limited"]
 
 
-def test_a_result_to_what_is_no_call_issues_no_free_retry() -> None:
+def test_an_input_required_result_of_another_request_makes_no_retry_free() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1), request("resources/read", 2, name="x"))
     asks(talk, 2, "s")
     assert talk.client(call_line("x", 3, requestState="s")) == ["answered 3: 429"]
 
 
-def test_free_retries_that_nobody_takes_are_bounded_and_the_oldest_is_forgotten() -> None:
+def test_free_retries_are_bounded_and_the_oldest_is_forgotten() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "1100/1m"\n')
     for at in range(1100):
         talk.client(call_line("x", at))
