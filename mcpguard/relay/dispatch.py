@@ -73,7 +73,7 @@ class Dispatcher:
         answers: list[bytes] = []
         with self._lock:
             self._read_answers()
-            self._session.handle(self._unread.last(now_us))
+            self._read(self._unread.last(now_us))
             self._handle_posted()
             self._handle(events.ServerExited(how, now_us), answers.append)
         return b"".join(answers)
@@ -153,4 +153,10 @@ class Dispatcher:
 
     def _read_answers(self) -> None:
         for event in self._unread.take():
+            self._read(event)
+
+    def _read(self, event: events.ServerWrote) -> None:
+        try:
             self._session.handle(event)
+        except Exception as error:  # an outcome is lost; the session must not end for that
+            self._console.internal_error(error)

@@ -7,6 +7,7 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
+from mcpguard.core.jsonrpc import answers
 from mcpguard.core.jsonrpc.frames import read
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
@@ -107,6 +108,20 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     last = scene.dispatcher.last_answers("server exited with status 1")
     assert (last.count(b"\n"), b'"id":3,' in last) == (1, True)
     assert scene.dispatcher.last_answers("again") == b""
+
+
+def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.client(CALL, call_line("x", 2))
+    with monkeypatch.context() as patched:
+        patched.setattr(answers, "read_answer", lambda *_, **__: 1 / 0)
+        scene.unread.add(ANSWER, awaits_answers=True)
+        scene.dispatcher.read_answers()
+    assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.console, 4096)
+    scene.unread.add(ANSWER.replace(b'"id":1', b'"id":2'), awaits_answers=True)
+    scene.dispatcher.read_answers()
+    assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
 
 
 def test_a_call_is_judged_without_its_note_if_the_store_fails(scene: Scene) -> None:

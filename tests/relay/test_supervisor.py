@@ -22,7 +22,12 @@ IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'
 
 
 class Output:
-    """The client's side: is found writing so often, and to have taken something so often."""
+    """Stands for the client's side.
+
+    Attributes:
+        writes: How often `is_writing` is still true.
+        takes: How often `taken` still grows.
+    """
 
     def __init__(self) -> None:
         self.writes = 0
@@ -42,16 +47,22 @@ class Output:
         return self.writes >= 0
 
 
-class Loops:
-    """Stands for the traffic: notes how it is told to finish, and whether the client still waits for answers then."""
+class FakeTraffic:
+    """Stands for the traffic, and notes the reasons for which requests are answered.
+
+    Attributes:
+        client_leaves: Whether the client leaves at the start.
+        client_waits: Whether it has not left.
+        unanswered: How often `awaits_answers` is still true.
+    """
 
     def __init__(self) -> None:
         self.supervisor: Supervisor | None = None
         self.child: ServerProcess | None = None
         self.finished: list[str] = []
-        self.client_leaves = False  # at once
+        self.client_leaves = False
         self.client_waits = True
-        self.owed = 0  # how often the server is found to owe answers
+        self.unanswered = 0
         self.output = Output()
 
     def start(self) -> None:
@@ -65,8 +76,8 @@ class Loops:
         self.client_waits = False
 
     def awaits_answers(self) -> bool:
-        self.owed -= 1
-        return self.owed >= 0
+        self.unanswered -= 1
+        return self.unanswered >= 0
 
     def end_stream(self) -> None:
         pass
@@ -90,11 +101,11 @@ class Loops:
 
 
 class Scene:
-    """A supervisor with a real server, and what is written to stderr."""
+    """A supervisor, a real server, and stderr."""
 
     def __init__(self) -> None:
         self.supervisor = Supervisor()
-        self.traffic = Loops()
+        self.traffic = FakeTraffic()
         self.traffic.supervisor = self.supervisor
         self.read, self.write = os.pipe()
         self.children: list[ServerProcess] = []
@@ -110,7 +121,7 @@ class Scene:
         return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write))
 
     def stream_ends_with(self, child: ServerProcess) -> threading.Thread:
-        """Does what the downstream loop does."""
+        """Read the server's output to its end, as the downstream loop does."""
 
         def downstream() -> None:
             while os.read(child.stdout, 1 << 16):
@@ -121,19 +132,19 @@ class Scene:
         thread.start()
         return thread
 
-    def said(self) -> str:
+    def logged(self) -> str:
         os.close(self.write)
         self.write = -1
         return os.read(self.read, 1 << 16).decode()
 
 
 GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
-"""How long a server has to end by itself."""
+"""The times that a server has to end by itself."""
 
 
 @pytest.fixture
 def _patient(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server has all the time that a busy machine may need for its end."""
+    """Give the server as much time as a busy machine may need."""
     for name in GRACES:
         monkeypatch.setattr(supervisor, name, 30.0)
 
@@ -162,7 +173,7 @@ def test_the_exit_of_the_server_ends_the_session_with_its_status(scene: Scene, c
     downstream = scene.stream_ends_with(scene.server("sh", "-c", command))
     assert scene.supervise() == status
     assert scene.traffic.finished == [f"server exited with status {status}"]
-    assert scene.said() == f"mcpguard: server exited with status {status}\n"
+    assert scene.logged() == f"mcpguard: server exited with status {status}\n"
     downstream.join()
 
 
@@ -174,7 +185,7 @@ def test_the_end_of_the_client_is_not_logged(scene: Scene) -> None:
     scene.supervisor.ended("client")
     assert scene.supervise() == 0
     assert scene.traffic.finished == ["server exited with status 0"]
-    assert scene.said() == ""
+    assert scene.logged() == ""
     downstream.join()
 
 
@@ -204,7 +215,7 @@ def test_a_signal_is_passed_on(scene: Scene, number: signal.Signals) -> None:
     downstream = scene.stream_ends_with(scene.server("cat"))
     os.kill(os.getpid(), number)
     assert scene.supervise() == 128 + number
-    assert scene.said() == ""
+    assert scene.logged() == ""
     downstream.join()
 
 
@@ -228,11 +239,11 @@ def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeyp
 
 
 HELPER = "import os, signal; os.fork() or signal.pause(); {}"
-"""A server with a helper that has its pipes, and what the server does then."""
+"""A server that starts a helper with its pipes. What the server does then is to be filled in."""
 
 
 def helper_ends(child: ServerProcess) -> None:
-    """Kill what a server has left running, and see that it was alive: it alone holds the server's output open."""
+    """Kill the helper of a server that has exited. It must have been alive: only it holds the server's output open."""
     assert not select.select([child.stdout], [], [], 0)[0]
     os.killpg(child.pid, signal.SIGKILL)
     assert os.read(child.stdout, 1) == b""
@@ -245,15 +256,15 @@ def test_processes_of_a_server_that_exits_go_on(scene: Scene) -> None:
     helper_ends(child)
 
 
-@pytest.mark.parametrize("owed", [0, 2])
+@pytest.mark.parametrize("unanswered", [0, 2])
 def test_processes_of_a_server_that_exits_after_its_client_go_on(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, owed: int
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, unanswered: int
 ) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 30.0)
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.read(0, 1)"))
-    scene.traffic.client_leaves, scene.traffic.owed = True, owed
+    scene.traffic.client_leaves, scene.traffic.unanswered = True, unanswered
     assert scene.supervise() == 0
-    assert scene.traffic.owed < 0
+    assert scene.traffic.unanswered < 0
     helper_ends(child)
 
 
@@ -287,7 +298,7 @@ def test_the_session_of_a_launcher_lasts_as_long_as_its_child(scene: Scene) -> N
     thread = threading.Thread(target=end)
     thread.start()
     assert scene.supervise() == 0
-    assert scene.said() == "mcpguard: server exited with status 0\n"
+    assert scene.logged() == "mcpguard: server exited with status 0\n"
     thread.join()
     downstream.join()
 

@@ -40,7 +40,15 @@ class PolicyFile:
 
 
 class Store(MemoryStore):
-    """A memory store that sees what the server has when it decides, and fails when it is told to."""
+    """A memory store that looks at the server's input when it decides, and fails when the test says so.
+
+    Attributes:
+        failure: The error to raise; None to decide.
+        early: For each decision, whether the server had bytes before it.
+        together: How many requests were decided at once.
+        asked: The ids whose notes were looked up at once.
+        outcomes: The outcomes, as they are recorded.
+    """
 
     def __init__(self, server_reads: int) -> None:
         super().__init__()
@@ -69,7 +77,7 @@ class Store(MemoryStore):
 
 
 class Output(ClientOutput):
-    """The client's side. The downstream loop can be held when the client has what the server wrote."""
+    """The client's side. Clear `go_on` to hold the downstream loop after it has written to the client."""
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
         super().__init__(fd, gone)
@@ -121,18 +129,17 @@ class Line:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
     def server_has(self, messages: int = 1) -> list[dict[str, Any]]:
-        """What the server has got, once it has at least so many messages."""
+        """The server's next messages: at least so many."""
         return _read(self.server_reads, messages)
 
     def client_has(self, messages: int = 1) -> list[dict[str, Any]]:
-        """What the client has got, once it has at least so many messages."""
+        """The client's next messages: at least so many."""
         return _read(self.from_guard, messages)
 
     def close_server_input(self) -> None:
-        """The server closes its input."""
         os.close(self.server_reads)
         self._fds.remove(self.server_reads)
-        self.store._server_reads = self.console  # there is nothing to be seen any more
+        self.store._server_reads = self.console  # instead of a closed descriptor
 
     def close_client(self) -> None:
         os.close(self.to_guard)
@@ -274,8 +281,8 @@ def test_a_retry_is_recognised_if_its_key_is_written_with_an_escape(line: Line) 
     assert line.server_has() == [call(3)]
 
 
-class Who:
-    """Where a token would tell who calls; it notes for what it is asked."""
+class Token:
+    """A source of the identity that notes whether it is polled for a call."""
 
     def __init__(self) -> None:
         self.asked: list[bool] = []
@@ -286,11 +293,11 @@ class Who:
 
 
 def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
-    line.traffic._upstream._identity = who = Who()
+    line.traffic._upstream._identity = token = Token()
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
         os.write(line.to_guard, message + b"\n")
         line.server_has()
-    assert who.asked == [True, False]
+    assert token.asked == [True, False]
 
 
 def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer(line: Line) -> None:
