@@ -60,7 +60,8 @@ class Dispatcher:
             The frames for the server. The caller writes them, because a server may take its time.
         """
         with self._lock:
-            self._handle_posted()
+            if self._posted:
+                self._handle_posted()
             return self._handle(event, self._reply)
 
     def last_answers(self, how: str) -> bytes:

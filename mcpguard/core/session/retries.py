@@ -35,9 +35,10 @@ class FreeRetries:
         """
         if rounds > MAX_ROUNDS:
             return
-        if len(self._waiting) >= _MAX_WAITING:
+        ticket = _ticket(user, tool, wanted)
+        if ticket not in self._waiting and len(self._waiting) >= _MAX_WAITING:
             self._waiting.pop(next(iter(self._waiting)))
-        waiting = self._waiting.setdefault(_ticket(user, tool, wanted), [])
+        waiting = self._waiting.setdefault(ticket, [])
         waiting.append(rounds)
         del waiting[:-_MAX_WAITING]
 
