@@ -87,7 +87,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         why: Of a denial that no rule made: a sentence that states the cause and what to do.
     """
     tool = printable(cut(call.tool))
-    who = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
+    names = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
     reported = verdict.reported
     if reported and verdict.decision == "rate_limited" and verdict.retry_after_us is not None:
@@ -104,7 +104,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
             "window": reported.window,
             "retry_after_seconds": wait_s,
             "retry_after_ms": wait_ms,
-            **who,
+            **names,
             "rule": reported.rule,
             **audit,
             "exceeded": _exceeded(verdict),
@@ -115,7 +115,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         data = {
             "reason": "denied",
             "axis": reported.axis,
-            **who,
+            **names,
             "rule": reported.rule,
             **audit,
             "exceeded": _exceeded(verdict),
@@ -123,9 +123,9 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         return DENIED, message, data
     message = f"Tool {tool} was not called: {why}"
     if verdict.decision == "unauthenticated":
-        del who["user"]
-        return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **who, **audit}
-    return UNAVAILABLE, message, {"reason": reason, **who, **audit}
+        del names["user"]
+        return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **names, **audit}
+    return UNAVAILABLE, message, {"reason": reason, **names, **audit}
 
 
 def _whose(call: Call, axis: str) -> str:

@@ -167,27 +167,27 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
             now_us = state[-2]
     smallest = _smallest(tuple(limits))
     logs = list(states)
-    held = [0] * len(logs)
+    totals = [0] * len(logs)
     for _, window_us, counter, _, _ in smallest:
         log = logs[counter] = live(logs[counter], window_us, now_us)
-        held[counter] = sum(log[2::2])
-    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or held[counter] + cost > n]
+        totals[counter] = sum(log[2::2])
+    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or totals[counter] + cost > n]
     if not full:
-        return _admitted(smallest, states, logs, held, now_us, cost)
+        return _admitted(smallest, states, logs, totals, now_us, cost)
     enforced = [at for at in full if not limits[at].observe]
     exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
     if enforced:
-        return Decision(False, tuple(held), tuple(states), exceeded)
+        return Decision(False, tuple(totals), tuple(states), exceeded)
     without_room = {limits[at].rule for at in full}
     roomy = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
-    return _admitted(roomy, states, logs, held, now_us, cost, exceeded)
+    return _admitted(roomy, states, logs, totals, now_us, cost, exceeded)
 
 
 def _admitted(
     charged: tuple[Limit, ...],
     states: Sequence[State],
     logs: Sequence[State],
-    held: Sequence[int],
+    totals: Sequence[int],
     now_us: int,
     cost: int,
     exceeded: tuple[Exceeded, ...] = (),
@@ -196,7 +196,7 @@ def _admitted(
     after = list(states)
     for n, window_us, counter, _, _ in charged:
         after[counter] = charge(logs[counter], n, window_us, now_us, cost)
-    return Decision(True, tuple(held), tuple(after), exceeded, charged)
+    return Decision(True, tuple(totals), tuple(after), exceeded, charged)
 
 
 @lru_cache(maxsize=512)

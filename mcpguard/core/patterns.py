@@ -76,8 +76,8 @@ def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
 def _covered_if_they_meet(holders: Mapping[str, int]) -> dict[str, int]:
     """The lists that each pattern with at most one `*` covers, if all patterns match one text.
 
-    Every pattern begins and ends as that text does. So of two beginnings the shorter one begins the longer one, and a pattern
-    covers those whose beginning and end are at least as long as its own.
+    Every pattern begins and ends as that text does. So of two beginnings the longer one begins with the shorter one, and
+    a pattern covers the patterns whose beginning and end are at least as long as its own.
     """
     begins = _at_least(holders, lambda pattern: len(pattern.partition("*")[0]))
     ends = _at_least(holders, lambda pattern: len(pattern.rpartition("*")[2]))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
-"""How long a server may take nothing after the client has left. Then what is left for it is discarded."""
+"""How long a server may take nothing after the client has left. Then the remaining bytes are discarded."""
 
 PAUSE_S: Final = 10.0
 """How long a client that has closed its side, or whose server has exited, may take nothing. Then it counts as gone."""

@@ -1,4 +1,4 @@
-"""A session's journal: denials that come in floods have few rows, and a failed transaction leaves nothing in it."""
+"""A session's journal: floods of denials have few rows, and a failed transaction leaves no trace."""
 
 import random
 from collections import Counter
@@ -115,7 +115,7 @@ def size_of(row: Row) -> int:
 
 @dataclass
 class Step:
-    """Time passes; then calls are decided together, perhaps by a transaction that fails first; then rows are flushed."""
+    """Time passes, calls are decided together, perhaps after a transaction that fails, and rows are flushed."""
 
     pass_us: int
     calls: list[tuple[int, int]]
@@ -125,7 +125,7 @@ class Step:
 
 @dataclass
 class Flood:
-    """A journal, and all that came of it."""
+    """A journal, with all its rows and verdicts."""
 
     journal: Journal = field(default_factory=lambda: Journal("s"))
     time_us: int = WALL_US

@@ -47,7 +47,7 @@ def test_patterns_that_hang_a_backtracking_matcher_are_matched() -> None:
 
 
 def covering(lists: list[list[str]], matches: Callable[[str, str], bool]) -> list[int]:
-    """Which lists cover which, by what it means."""
+    """Which lists cover which, by comparing all pairs."""
     return [
         sum(1 << at for at, other in enumerate(lists) if all(any(matches(one, text) for text in other) for one in patterns))
         for patterns in lists

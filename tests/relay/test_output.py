@@ -15,15 +15,15 @@ from tests.end_to_end.host import until
 MIB = 1 << 20
 PIPE_BYTES = 1 << 16
 NEVER = 30.0
-"""Seconds that only what hangs takes."""
+"""Only a thread that hangs takes this long."""
 
 
 def unseen(_: bytes) -> None:
-    """What nobody looks at."""
+    """Does not observe."""
 
 
 class Client:
-    """The two ends of a pipe, with a `ClientOutput` on the one."""
+    """A pipe, with a `ClientOutput` on its write end."""
 
     def __init__(self) -> None:
         self.fd, self.write_fd = os.pipe()
@@ -34,7 +34,7 @@ class Client:
         self.losses += 1
 
     def read(self, size: int) -> bytes:
-        """That many bytes."""
+        """Read exactly so many bytes."""
         data = b""
         while len(data) < size:
             more = os.read(self.fd, size - len(data))
@@ -43,7 +43,7 @@ class Client:
         return data
 
     def ended(self, replies: bytes = b"") -> bytes:
-        """End the stream; all that is still in it."""
+        """End the stream, and read the rest of it."""
         found: list[bytes] = []
 
         def drain() -> None:

@@ -41,7 +41,7 @@ def start() -> Iterator[Start]:
 
 
 def ended(child: ServerProcess) -> int:
-    """Wait for its end; its status."""
+    """Wait for the exit of a server; returns its status."""
     if child.status is None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     status = child.poll()
@@ -50,7 +50,7 @@ def ended(child: ServerProcess) -> int:
 
 
 def said(child: ServerProcess) -> str:
-    """All that it writes until it closes its output."""
+    """The output of a server, until it closes the output."""
     data = b""
     while more := os.read(child.stdout, 1 << 16):
         data += more
@@ -237,7 +237,7 @@ def test_mcpguards_ends_of_the_pipes_are_not_inherited(start: Start) -> None:
 
 @contextlib.contextmanager
 def no_descriptor_left(below: int) -> Iterator[None]:
-    """With every number taken below one, and none to be had from there on."""
+    """Leave the process no free descriptor."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (below, limits[1]))
     taken: list[int] = []

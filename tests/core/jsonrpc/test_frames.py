@@ -1,4 +1,4 @@
-"""Frames: what strict parsing understood passes byte for byte, all else is refused."""
+"""Frames: a line that strict parsing understands passes unchanged, and all others are refused."""
 
 import itertools
 import json
@@ -77,14 +77,14 @@ def messages(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def written(draw: st.DrawFn, message: object) -> str:
-    """A message as some encoder writes it, with spaces that JSON allows."""
+    """A message in one of the spellings that JSON allows."""
     between = draw(st.sampled_from([(",", ":"), (", ", ": "), ("\r,\t", " :\r")]))
     text = json.dumps(message, ensure_ascii=draw(st.booleans()), separators=between)
     return draw(st.sampled_from(["", " ", "\r", "\t "])) + text + draw(st.sampled_from(["", "\r", " \r "]))
 
 
 def substituted(text: str) -> str:
-    """The stated substitutions, and no other."""
+    """The line with its line separators replaced, as the manual states."""
     text = text.replace("\r", " ")
     for char in "\u0085\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
