@@ -400,7 +400,7 @@ def test_params_of_other_methods_are_held_to_the_same_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "fault"), [("x", None), ("K5", "case alone|equal"), ("Params", "other letters"), ("\\u0000", "U\\+0000")]
+    ("last", "fault"), [("x", None), ("K5", "only by case|equal"), ("Params", "reserved key"), ("\\u0000", "U\\+0000")]
 )
 def test_every_one_of_many_keys_is_looked_at(last: str, fault: str | None) -> None:
     for many in (10, 10_000):
