@@ -26,7 +26,8 @@ AT_ONCE: Final = 4096
 _FEW_CHARS: Final = 256
 """The faults of keys with at most this many characters in all are cached."""
 
-_TWICE: Final = "a duplicate key"
+_TWICE: Final = "a key that occurs twice"
+_NEAR_RESERVED: Final = "a key that differs from a reserved key only by case or separators"
 
 _PARTS: Final = 4
 """Hashes are compared in this many parts, one after another, because a set takes ten times the memory of its hashes."""
@@ -91,17 +92,13 @@ def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
     if text.count("\0") >= count or (odd and not odd[1]):
         return "U+0000 or a lone surrogate in a key"
     if odd:
-        return "a key that some parsers give a special meaning"
+        return "a key to which some parsers give a special meaning"
     if len(set(text.casefold().split("\0"))) < count:
-        return "two keys that differ in case alone"
+        return "two keys that differ only by case"
     if _FOLDED[reserved].isdisjoint(_spellings(text)):
         return None
     others = "\0".join([key for key in text.split("\0") if key not in reserved])
-    return (
-        None
-        if _FOLDED[reserved].isdisjoint(_spellings(others))
-        else "a key that differs from a reserved key only by case or separators"
-    )
+    return None if _FOLDED[reserved].isdisjoint(_spellings(others)) else _NEAR_RESERVED
 
 
 _fault_in_few = lru_cache(maxsize=256)(_fault_in)  # a client repeats the same few keys
@@ -144,7 +141,7 @@ class ManyKeys:
         if self._fault is None:
             parts = ({value for value in self._hashes if value % _PARTS == part} for part in range(_PARTS))
             if sum(map(len, parts)) < len(self._hashes):
-                self._fault = "two keys that are equal, or differ in case alone"
+                self._fault = "two keys that are equal, or differ only by case"
         return self._fault
 
     def object_of(self, members: dict[str, object]) -> dict[str, object]:

@@ -21,6 +21,9 @@ SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 AXES: Final = ("user", "agent", "tool", "server")
 """The allowed values in `per`."""
 
+COMPETING: Final = ("user", "agent", "tool")
+"""Two rules compete only if each of these selectors is in both rules or in neither."""
+
 
 class Call(NamedTuple):
     """The parts of a `tools/call` that rules select on.
@@ -138,7 +141,7 @@ class Rule(NamedTuple):
     @property
     def kind(self) -> tuple[object, ...]:
         """Equal for rules that compete. Only competing rules can override each other."""
-        return self.per, *(key in self.selectors for key in ("user", "agent", "tool"))
+        return self.per, *(key in self.selectors for key in COMPETING)
 
     @property
     def reach(self) -> tuple[object, ...]:

@@ -400,7 +400,7 @@ def test_the_keys_in_params_of_every_method_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "fault"), [("x", None), ("K5", "case alone|equal"), ("Params", "case or separators"), ("\\u0000", "U\\+0000")]
+    ("last", "fault"), [("x", None), ("K5", "only by case|equal"), ("Params", "reserved key"), ("\\u0000", "U\\+0000")]
 )
 def test_every_one_of_many_keys_is_checked(last: str, fault: str | None) -> None:
     for many in (10, 10_000):

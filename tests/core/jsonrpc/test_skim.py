@@ -170,8 +170,8 @@ def test_arrays_and_objects_are_built_only_up_to_a_bound() -> None:
         ("a", "\\ud800", "surrogate"),
         ("a", "__proto__", "special meaning"),
         ("a", "$serde_json::private::x", "special meaning"),
-        ("a", "iD", "case or separators"),
-        ("a", "i_d", "case or separators"),
+        ("a", "iD", "reserved key"),
+        ("a", "i_d", "reserved key"),
         ("a", "x__proto__", ""),
     ],
 )
@@ -186,5 +186,5 @@ def test_many_keys_are_checked_like_a_few(first: str, then: str, fault: str, far
         assert isinstance(message, Frame)
         return
     assert isinstance(message, Refusal)
-    assert fault in message.message or "duplicate" in message.message or "case alone" in message.message
+    assert fault in message.message or "twice" in message.message or "only by case" in message.message
     assert message.id == ("null" if first == "id" else "7")

@@ -468,3 +468,8 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
         parse(text)
     except PolicyError as error:
         assert error.message  # noqa: PT017 - what else it is, is not told
+
+
+def test_an_agent_of_one_star_is_any_agent() -> None:
+    (rule,) = parse("[[rule]]\nagent = '*'\nlimit = '5/1m'").rules
+    assert rule.text == "agent=*::*::*"

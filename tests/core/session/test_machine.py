@@ -131,7 +131,7 @@ def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
     told = [(one["decision"], one.get("request_id"), one.get("tool"), one["reason"]) for one in talk.records]
     assert told == [
         ("invalid", None, None, "not valid JSON"),
-        ("invalid", 5, "x", "two keys that differ in case alone in params"),
+        ("invalid", 5, "x", "two keys that differ only by case in params"),
     ]
     assert [verdict.has_own_row for verdict in talk.verdicts] == [True, True, False]
 
