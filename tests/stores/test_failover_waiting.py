@@ -1,12 +1,13 @@
 """A store that does not answer delays one call by its budget, and no later one."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from mcpguard.core.audit import Row
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.connector import Connector
@@ -286,3 +287,28 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
         thread.join(ENOUGH_S)
     assert (len(opened), said) == (1, [])
     store.close()
+
+
+def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
+    door = Door()
+    tending, go_on = threading.Event(), threading.Event()
+
+    class Closed(MemoryStore):
+        def tend(self) -> None:
+            tending.set()
+            assert go_on.wait(ENOUGH_S)
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    said: list[str] = []
+    store = FailoverStore(lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append)
+    session = Wrapper(store, LIMIT_3)
+    assert session.decisions("x") == ["allowed"]
+    bookkeeper = threading.Thread(target=store.tend)
+    bookkeeper.start()
+    assert tending.wait(ENOUGH_S)
+    store.close()
+    go_on.set()
+    bookkeeper.join(ENOUGH_S)
+    store.tend()
+    store.record([Outcome(1, "ok", 5)])
+    assert said == []

@@ -70,6 +70,7 @@ class FailoverStore:
         self._wall = wall
         self._lock = threading.Lock()
         self._tending = threading.Lock()
+        self._is_closed = False
         self._breaker = CircuitBreaker(clock)
         self._store: Recoverable | None = None  # the store that calls use; None unless the breaker is closed
         self._failed: Recoverable | None = None  # to be closed by `tend`: closing may take long
@@ -223,6 +224,8 @@ class FailoverStore:
     def tend(self) -> None:
         """See `CallStore`. While the store cannot be used, probe it when a probe is due."""
         with self._tending:
+            if self._is_closed:
+                return
             store = self._store
             if store is None:
                 self._probe(self._timeout_s)
@@ -314,9 +317,11 @@ class FailoverStore:
             self._close_failed()
             self._tending.release()
         with self._lock:
+            self._is_closed = True
             self._leave_rest()
-            if self._store is not None:
-                self._store.close()
+            store, self._store = self._store, None  # another thread may still be in `tend`: what it meets is no outage
+            if store is not None:
+                store.close()
             if self._connector is not None:
                 self._connector.abandon()
 
