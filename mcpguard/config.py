@@ -88,9 +88,10 @@ class Settings(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """The files that decide what is allowed. Whoever can change one of them can lift a limit."""
-        store = self.address
-        return [self.policy, *([self.file] if self.file else []), *([store.path] if isinstance(store, SqliteAddress) else [])]
+        """The files that decide who calls and what is allowed. Whoever can change one of them can lift a limit."""
+        store, keys = self.address, self.jwt.jwks if self.jwt else None
+        paths = [self.policy, self.file, store.path if isinstance(store, SqliteAddress) else None, keys]
+        return [path for path in paths if isinstance(path, Path)]
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store, and create it if it is missing.
