@@ -34,7 +34,7 @@ def test_an_answer_gives_the_outcome_and_the_duration(answer: dict[str, object],
     progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"id": 8}}
     assert talk.server(progress, {"jsonrpc": "2.0", "id": 7} | answer) == []
     assert talk.server({"jsonrpc": "2.0", "id": 8, "result": {}}, {"jsonrpc": "2.0", "id": 7} | answer) == []
-    assert talk.outcomes == [Outcome(0, outcome, 3000), Outcome(1, "ok", 3000)]
+    assert talk.outcomes == [Outcome(1, outcome, 3000), Outcome(2, "ok", 3000)]
     assert not talk.awaits_answers
 
 
@@ -56,14 +56,14 @@ def test_ids_of_different_types_are_different_requests() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 1), call_line("x", "1"))
     talk.answer("1")
-    assert [outcome.row_id for outcome in talk.outcomes] == [1]
+    assert [outcome.row_id for outcome in talk.outcomes] == [2]
 
 
 def test_the_first_of_two_calls_with_one_id_ends_as_no_answer() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("x", 7), call_line("x", 7)) == ["forwarded 7", "forwarded 7"]
     talk.answer(7)
-    assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(0, "no_answer"), (1, "ok")]
+    assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(1, "no_answer"), (2, "ok")]
 
 
 @pytest.mark.parametrize("request_id", [7, "a", "é", int("9" * 4000)])
@@ -75,7 +75,7 @@ def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request
     assert not talk.awaits_answers
     assert talk.machine.has_outcomes
     talk.answer(request_id)
-    assert talk.outcomes == [Outcome(0, "cancelled", 5000)]
+    assert talk.outcomes == [Outcome(1, "cancelled", 5000)]
     assert not talk.awaits_answers
     assert [message["method"] for message in talk.to_server] == ["tools/call", "notifications/cancelled"]
 
@@ -85,14 +85,14 @@ def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer() -> None
     talk.client(call_line("x", 1))
     talk.client(cancel(1))
     assert talk.record() == []
-    assert talk.outcomes == [Outcome(0, "cancelled", 0)]
+    assert talk.outcomes == [Outcome(1, "cancelled", 0)]
 
 
 def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("slow", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
     talk.server({"id": 9, "result": {}})
-    assert talk.outcomes == [Outcome(0, "cancelled", 0)]
+    assert talk.outcomes == [Outcome(1, "cancelled", 0)]
     assert talk.server_exits("gone") == []
 
 
@@ -139,7 +139,7 @@ def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytes
         talk.client(call_line("x", at))
     talk.client(request("ping", 5))
     talk.answer(4)
-    assert talk.outcomes == [*(Outcome(at, "no_answer", 0) for at in range(3)), Outcome(4, "ok", 0)]
+    assert talk.outcomes == [*(Outcome(at, "no_answer", 0) for at in range(1, 4)), Outcome(5, "ok", 0)]
 
 
 def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,13 +149,13 @@ def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest
     talk.client(request("ping", "b" * 90))
     talk.answer(1)
     talk.client(call_line("z" * 90, 2), call_line("z" * 90, 2))  # an id that is used twice is one request
-    assert talk.outcomes == [Outcome(1, "ok", 0)]
+    assert talk.outcomes == [Outcome(2, "ok", 0)]
     talk.client(call_line("x", "c" * 90))
     talk.answer("c" * 90)
-    assert talk.outcomes[1:] == [Outcome(2, "no_answer", 0), Outcome(0, "no_answer", 0), Outcome(4, "ok", 0)]
+    assert talk.outcomes[1:] == [Outcome(3, "no_answer", 0), Outcome(1, "no_answer", 0), Outcome(5, "ok", 0)]
     talk.answer("b" * 90)
     talk.answer(2)
-    assert talk.outcomes[4:] == [Outcome(3, "ok", 0)]
+    assert talk.outcomes[4:] == [Outcome(4, "ok", 0)]
     assert (talk.awaits_answers, talk.machine._in_flight._chars) == (False, 0)
 
 

@@ -358,7 +358,7 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_and_later_ones_are_recorde
     assert not talk.machine.has_outcomes
     talk.store_failure = ""
     talk.answer(149)
-    assert talk.outcomes == [Outcome(149, "ok", 0)]
+    assert talk.outcomes == [Outcome(150, "ok", 0)]
 
 
 def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch)
     talk = Talk(ANYTHING)
     talk.client(*[call_line("x", at) for at in range(5)])
     talk.server(*[{"id": at, "result": {}} for at in range(5)])
-    assert talk.outcomes == [Outcome(at, "ok", 0) for at in range(5)]
+    assert talk.outcomes == [Outcome(at, "ok", 0) for at in range(1, 6)]
     assert talk.recorded == [2, 2, 1]
 
 
@@ -442,7 +442,7 @@ def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
         {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "server exited with status 7"}},
         {"jsonrpc": "2.0", "id": "two", "error": {"code": -32000, "message": "server exited with status 7"}},
     ]
-    assert talk.outcomes[1:] == [Outcome(2, "cancelled", 0), Outcome(0, "no_answer", 2000)]
+    assert talk.outcomes[1:] == [Outcome(3, "cancelled", 0), Outcome(1, "no_answer", 2000)]
     assert talk.server_exits("again") == []
     assert len(talk.outcomes) == 3
     assert not talk.awaits_answers
@@ -481,7 +481,7 @@ def test_requests_that_the_server_did_not_take_are_answered() -> None:
     assert talk.client(*lines) == ["forwarded 1", "forwarded 2", "forwarded n", "forwarded answer 9"]
     assert talk.server_does_not_take(*lines, b"", call_line("x", 77)) == ["answered 1: -32000", "answered 2: -32000"]
     assert talk.record() == []
-    assert talk.outcomes == [Outcome(0, "no_answer", 0)]
+    assert talk.outcomes == [Outcome(1, "no_answer", 0)]
     assert not talk.awaits_answers
 
 
@@ -495,5 +495,5 @@ def test_after_the_client_has_left_only_denials_and_refusals_are_answered() -> N
     talk.input_closes("the server has closed its input")
     assert talk.client(call_line("x", 4), request("ping", 5)) == []
     assert talk.server_exits("over") == []
-    assert talk.outcomes == [Outcome(0, "no_answer", 0)]
+    assert talk.outcomes == [Outcome(1, "no_answer", 0)]
     assert [one["decision"] for one in talk.records] == ["allowed", "rate_limited", "invalid", "unavailable"]

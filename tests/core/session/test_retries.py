@@ -180,4 +180,4 @@ def test_outcomes_of_retries_are_joined_to_rows_of_their_own() -> None:
     asks_for_input(talk, 1, "s")
     talk.client(call_line("x", 2, requestState="s"))
     talk.answer(2, content=[])
-    assert talk.outcomes == [Outcome(0, "ok", 0), Outcome(1, "ok", 0)]
+    assert talk.outcomes == [Outcome(1, "ok", 0), Outcome(2, "ok", 0)]
