@@ -103,6 +103,16 @@ def test_requests_that_the_last_bytes_of_the_server_answer_are_not_answered_agai
     assert scene.dispatcher.last_answers("again") == b""
 
 
+def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:
+    for line in (CALL, request("ping", 1), CALL):
+        scene.client(line)
+        scene.unread.add(ANSWER, awaits_answers=True)
+    scene.client(CALL)
+    scene.dispatcher.dispatch(events.RecordingDue(0))
+    assert [entry.record.get("outcome") for entry in scene.store.entries()] == ["ok", "ok", None]
+    assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
+
+
 def test_a_call_is_judged_without_its_note_if_the_store_cannot_be_asked(scene: Scene) -> None:
     scene.store.failure = StoreUnavailable("it is away")
     assert scene.client(call_line("x", 1, _meta={"claudecode/toolUseId": "t1"}))

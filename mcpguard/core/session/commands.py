@@ -33,8 +33,8 @@ class LookUp:
 
     Args:
         tool_use_ids: The calls whose agents a hook may have noted in the store, each once.
-        answers: Whether a call claims to continue one that the server has asked a question about. If so, first pass on as
-            `ServerWrote` everything that the server has written.
+        answers: Whether to first pass on as `ServerWrote` everything that the server has written: a call claims to continue one
+            that the server has asked a question about, or a request has the id of one in flight, which may be answered.
     """
 
     __slots__ = ("answers", "tool_use_ids")

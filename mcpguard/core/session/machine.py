@@ -176,13 +176,18 @@ class Session:
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts on messages depend on; None if the session knows all of it."""
         ids: dict[str, None] = {}
+        answers = False
         for message in exchange.messages:
-            if isinstance(message, Frame) and message.method == TOOLS_CALL:
+            if not isinstance(message, Frame):
+                continue
+            answers = answers or message.id in self._in_flight  # an id is used again: is its first request answered?
+            if message.method == TOOLS_CALL:
                 about = meta_of(message)
                 if meta.TOOL_USE_ID in about and (one := tool_use_id(about)) and not self._callers.identity.has_whole_agent:
                     ids[one] = None
                 exchange.has_retry = exchange.has_retry or message.is_retry
-        return LookUp(tuple(ids), answers=exchange.has_retry) if ids or exchange.has_retry else None
+        answers = answers or exchange.has_retry
+        return LookUp(tuple(ids), answers=answers) if ids or answers else None
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
         return self._judge(event.agents)
