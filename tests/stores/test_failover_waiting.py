@@ -175,6 +175,25 @@ def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(faili
     assert place.outcomes().count("ok") == 1
 
 
+def test_upkeep_after_the_end_of_a_session_does_not_use_the_closed_store() -> None:
+    place = Place()
+    place.call(1)
+    place.store.close()
+    place.break_down()
+    place.store.tend()
+    assert place.said == []
+
+
+def test_upkeep_during_which_the_session_ends_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpguard.stores.failover.store.LAST_TRY_S", 0.0)
+    place = Place()
+    place.call(1)
+    place.fail("tend")
+    place.before["tend"] = place.store.close
+    place.store.tend()
+    assert place.said == []
+
+
 def test_upkeep_that_finds_the_store_busy_is_no_outage() -> None:
     place = Place()
     place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}

@@ -73,6 +73,7 @@ class FailoverStore:
         self._breaker = CircuitBreaker(clock)
         self._store: Recoverable | None = None  # the store that calls use; None unless the breaker is closed
         self._failed: Recoverable | None = None  # to be closed by `tend`: closing may take long
+        self._is_closed = False
         self._connector: Connector | None = Connector(reopen)  # the attempt to open a store that is under way
         self._generations = Generations()
         self._warnings: tuple[str, ...] = ()  # what the user was told
@@ -221,8 +222,10 @@ class FailoverStore:
         return store is None or self._buffer.has_outcomes or self._leftovers.is_waited_for or store.needs_tending
 
     def tend(self) -> None:
-        """See `CallStore`. While the store cannot be used, probe it when a probe is due."""
+        """See `CallStore`. While the store cannot be used, probe it when a probe is due. Does nothing after `close`."""
         with self._tending:
+            if self._is_closed:
+                return
             store = self._store
             if store is None:
                 self._probe(self._timeout_s)
@@ -233,7 +236,7 @@ class FailoverStore:
                 pass  # it is tried again; calls can use the store
             except Exception as error:
                 with self._lock:
-                    if self._store is store:
+                    if self._store is store and not self._is_closed:
                         self._fail(error)
             self._tell_warnings(store)
             self._leftovers.work(self._with_store)
@@ -247,6 +250,8 @@ class FailoverStore:
     def _join_outcomes(self) -> None:
         """Write some of the outcomes in the buffer."""
         with self._lock:
+            if self._is_closed:
+                return
             if self._store is not None and (outcomes := self._buffer.take_outcomes()):
                 self._record(outcomes)
             if self._store is not None and not self._buffer.has_outcomes:
@@ -316,6 +321,7 @@ class FailoverStore:
             self._close_failed()
             self._tending.release()
         with self._lock:
+            self._is_closed = True
             self._leave_rest()
             if self._store is not None:
                 self._store.close()
