@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -88,9 +88,10 @@ class Settings(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """The files that decide what is allowed. Whoever can change one of them can lift a limit."""
-        store = self.address
-        return [self.policy, *([self.file] if self.file else []), *([store.path] if isinstance(store, SqliteAddress) else [])]
+        """The files that decide who calls and what is allowed. Whoever can change one of them can lift a limit."""
+        store, keys = self.address, self.jwt.jwks if self.jwt else None
+        paths = [self.policy, self.file, store.path if isinstance(store, SqliteAddress) else None, keys]
+        return [path for path in paths if isinstance(path, Path)]
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store, and create it if it is missing.
@@ -263,31 +264,34 @@ def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mappin
 
 def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
     data = _toml(file, must_exist=must_exist)
-    identity = data.get("identity")
-    nested = {"identity.jwt": identity.pop("jwt")} if isinstance(identity, dict) and "jwt" in identity else {}
-    verifies = bool(nested)
+    outer = [name for name in _TABLES if name and "." not in name]
+    tables = {"": {key: data.pop(key) for key in _TABLES[""] if key in data}}
+    tables |= {name: _table(data.pop(name), file, name) for name in outer if name in data}
+    if "jwt" in tables.get("identity", {}):
+        tables["identity.jwt"] = _table(tables["identity"].pop("jwt"), file, "identity.jwt")
+    for key in data:
+        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*outer, *_TABLES[""]]))
     values: dict[str, object] = {}
-    for name, known in _TABLES.items():
-        tables = nested if "." in name else data
-        table = tables.pop(name, {}) if name else {key: data.pop(key) for key in known if key in data}
-        if not isinstance(table, dict):
-            raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
+    for name, table in tables.items():
+        prefix = f"{file}: {name}." if name else f"{file}: "
         for key in table:
-            if key not in known:
-                where = f"{file}: {name}.{key}" if name else f"{file}: {key}"
-                inner = [other.removeprefix(f"{name}.") for other in _TABLES if other.startswith(f"{name}.")]
-                raise ConfigError(f"{where}: unknown setting", _nearest(key, [*known, *inner]))
-        if name == "identity.jwt" and verifies:
+            if key not in _TABLES[name]:
+                inner = ["jwt"] if name == "identity" else []
+                raise ConfigError(f"{prefix}{key}: unknown setting", _nearest(key, [*_TABLES[name], *inner]))
+        if name == "identity.jwt":
             from mcpguard.auth import settings as jwt_settings
 
             values["jwt"] = jwt_settings.read(table, file=file, state=state)
         else:
             for key, value in table.items():
-                values |= _setting(key, value, f"{file}: {name}.{key}" if name else f"{file}: {key}")
-    for key in data:
-        outer = [name for name in _TABLES if "." not in name]
-        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*outer, *_TABLES[""]]))
+                values |= _setting(key, value, f"{prefix}{key}")
     return values
+
+
+def _table(value: object, file: Path, name: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
+    return value
 
 
 def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
@@ -344,11 +348,11 @@ def span_us(text: str, *, where: str) -> int:
     return int(match[1]) * _UNIT_SECONDS[match[2]] * 1_000_000
 
 
-def _nearest(word: str, known: "tuple[str, ...] | list[str]") -> str:
+def _nearest(word: str, known: Sequence[str]) -> str:
     import difflib  # loaded only for an error
 
     near = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else f"known: {' '.join(key for key in known if key)}"
+    return f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
 
 
 def account() -> str:

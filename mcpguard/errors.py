@@ -70,10 +70,6 @@ class StoreDamaged(StoreUnavailable):
     """A file of the store is damaged."""
 
 
-class StoreBusy(StoreUnavailable):
-    """The store was busy with other processes for longer than the time limit. The request may be repeated."""
-
-
 class CommandError(McpguardError):
     """The server's command cannot be started.
 

@@ -34,11 +34,11 @@ class FollowedFile:
         self._settled = False
 
     def look(self) -> bool:
-        """Read the file if it may have changed. Whether `content` may be new."""
+        """Read the file if it may have changed. Returns whether `content` may be new."""
         try:
             stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast
         except (FileNotFoundError, NotADirectoryError):
-            changed = self._stamp is not None
+            changed = self.content is not None
             self._stamp, self.content = None, None
             return changed
         except (OSError, ValueError) as error:  # a folder cannot be entered, or the name is invalid

@@ -301,7 +301,11 @@ def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
 
 
 def _set_limit(found: Any, limit: str | list[str]) -> None:
-    """Change a limit. In a list with comments, limits that stay keep their place and comment. If the list goes, they follow."""
+    """Change a limit.
+
+    In a list with comments, limits that do not change keep their place and comment. If a word such as `deny` replaces the list,
+    the comments are put after it.
+    """
     array = found["limit"]
     if "#" not in array.as_string():  # a limit never contains #
         found["limit"] = limit

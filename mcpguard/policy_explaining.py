@@ -181,9 +181,8 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
         with contextlib.closing(settings.read_store()) as store:
             for _, record in store.newest():
                 rows += 1
-                if record["namespace"] == settings.namespace and all(
-                    key in record for key in AXES
-                ):  # else the row is not a call
+                is_call = all(key in record for key in AXES)
+                if is_call and record["namespace"] == settings.namespace:
                     roles = record.get("roles")
                     user, agent, tool, server = (str(record[key]) for key in AXES)
                     calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))

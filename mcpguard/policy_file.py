@@ -28,7 +28,7 @@ class PolicyFile:
         path: The file.
         named: Whether an option or a variable names the file. Then it must exist. Else the starter policy is in force until it
             exists.
-        observe: Report only, whatever `mode` the file has.
+        observe: Use observe mode, whatever `mode` the file has.
     """
 
     def __init__(self, path: Path, *, named: bool = False, observe: bool = False) -> None:
@@ -42,7 +42,7 @@ class PolicyFile:
         self._parsing: _Parsing | None = None
 
     def begin(self) -> Policy | PolicyError:
-        """The policy at the start, or why there is none: the file is missing or broken. Then every tool is closed."""
+        """The policy at the start, or why there is none: the file is missing or broken. Then every call is denied."""
         self._file.look()
         return self._noted(self._parsed(self._file.content))
 
@@ -116,7 +116,7 @@ class _Parsing:
 
     def _parse(self) -> None:
         try:
-            with _giving_way():
+            with _yielding_to_calls():
                 found = self._parse_content(self.content)
         except Exception as error:  # else `found` would stay None for ever
             found = PolicyError(f"internal error, please report it: {error!r}")
@@ -124,8 +124,8 @@ class _Parsing:
 
 
 @contextlib.contextmanager
-def _giving_way() -> Iterator[None]:
-    """Let other threads run often, and spare them garbage collections over the objects that this one makes."""
+def _yielding_to_calls() -> Iterator[None]:
+    """While this thread works, let other threads run often, and collect no garbage: that would stop them for long."""
     switch_s, collects = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(SWITCH_S)
     gc.disable()  # no other thread can run during a collection

@@ -56,15 +56,15 @@ class MemoryStore:
         rows = iter(journal.rows(requests, verdicts, self._wall()))
         for one in verdicts:
             if one.has_own_row:
-                one.row_id = len(self._memory.rows)
                 self._memory.rows.append(next(rows))
+                one.row_id = len(self._memory.rows)
         return verdicts
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
-        first = len(self._memory.rows)
+        first = len(self._memory.rows) + 1
         self._memory.rows.extend(rows)
-        return list(range(first, len(self._memory.rows)))
+        return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
@@ -86,11 +86,11 @@ class MemoryStore:
         """See `Store`."""
         return dict(self._memory.states), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
-        if once in self._memory.adopted:
+        if write_back_id in self._memory.adopted:
             return
-        self._memory.adopted.add(once)
+        self._memory.adopted.add(write_back_id)
         now_us = self._clock()
         for counter, log in logs:
             self._memory.counters[counter.id] = counter
@@ -99,16 +99,16 @@ class MemoryStore:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        found = (self._entry(place) for place in range(after, len(self._memory.rows)))
+        found = (self._entry(row_id) for row_id in range(after + 1, len(self._memory.rows) + 1))
         return (entry for entry in found if wanted is None or wanted.admits(entry.record))
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return reversed(list(self.entries(wanted=wanted)))
 
-    def _entry(self, place: int) -> Entry:
-        _, outcome, duration_us = self._memory.outcomes.get(place, (place, None, None))
-        return Entry(place + 1, record(self._memory.rows[place], outcome=outcome, duration_us=duration_us))
+    def _entry(self, row_id: int) -> Entry:
+        _, outcome, duration_us = self._memory.outcomes.get(row_id, (row_id, None, None))
+        return Entry(row_id, record(self._memory.rows[row_id - 1], outcome=outcome, duration_us=duration_us))
 
     def held(self) -> list[Held]:
         """See `Store`."""

@@ -19,12 +19,12 @@ ISSUER = "https://idp.acme.com/"
 AUDIENCE = "crm-mcp"
 
 DAY_S = 86_400
-"""Longer than any run of the tests: a token expires in no test but those that say when it does."""
+"""Longer than any run of the tests, so that a token expires only in a test that sets its expiry."""
 
 
 @cache
 def key(algorithm: str, number: int) -> Any:
-    """A private key; of one algorithm and number always the same."""
+    """The private key of an algorithm and a number. The same arguments give the same key."""
     del number
     if algorithm[:2] in {"RS", "PS"}:
         return rsa.generate_private_key(public_exponent=65537, key_size=2048)

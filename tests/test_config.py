@@ -102,6 +102,15 @@ def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_i
     assert loaded(tmp_path, config=str(named), policy="/p.toml", store="redis://localhost").files == [Path("/p.toml"), named]
 
 
+def test_a_file_of_keys_decides_who_calls(tmp_path: Path) -> None:
+    table = '[identity.jwt]\nissuer = "https://idp.acme.com"\naudience = "mcp"\njwks = "%s"\n'
+    named = tmp_path / "named.toml"
+    named.write_text(table % "keys.json")
+    assert loaded(tmp_path, config=str(named)).files[-1] == tmp_path / "keys.json"
+    named.write_text(table % "https://idp.acme.com/keys.json")
+    assert loaded(tmp_path, config=str(named)).files[-1] == tmp_path / "mcpguard.db"
+
+
 @pytest.mark.parametrize(
     ("key", "table", "name"),
     [

@@ -21,7 +21,7 @@ def rule(limit: str) -> str:
 
 
 def limit(found: Policy | PolicyError | None) -> str:
-    """The one limit of what was taken up, or why nothing was."""
+    """The only limit of the policy that was loaded, or why none was loaded."""
     if isinstance(found, PolicyError):
         return found.message
     if found is None:
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def running(path: Path) -> PolicyFile:
-    """A file of one rule that has been taken up."""
+    """A file with one rule, which has been loaded."""
     path.write_text(rule("1/1h"))
     file = PolicyFile(path)
     assert limit(file.begin()) == "1/1h"
@@ -45,7 +45,7 @@ def running(path: Path) -> PolicyFile:
 
 
 def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a minute go by."""
+    """Let a minute pass."""
     later = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) + 60_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: later)
 
@@ -200,7 +200,7 @@ def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content:
 
 
 @pytest.mark.posix
-def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> None:
+def test_a_file_that_cannot_be_examined_is_not_taken_for_missing(path: Path) -> None:
     path.symlink_to(path)
     file = PolicyFile(path)
     assert limit(file.begin()) == f"{path}: cannot be read: Too many levels of symbolic links"
@@ -209,6 +209,16 @@ def test_a_file_that_cannot_be_looked_at_is_none_that_is_missing(path: Path) -> 
     path.unlink()
     path.write_text(rule("1/1h"))
     assert limit(file.poll()) == "1/1h"
+
+
+@pytest.mark.posix
+def test_a_file_that_cannot_be_examined_and_then_is_missing_is_noticed(path: Path) -> None:
+    path.symlink_to(path)
+    file = PolicyFile(path)
+    assert "cannot be read" in limit(file.begin())
+    path.unlink()
+    assert isinstance(file.poll(), Policy)
+    assert file.is_starter
 
 
 def test_a_token_pasted_into_the_policy_is_not_repeated_in_the_error(path: Path) -> None:

@@ -101,7 +101,7 @@ class TokenSource:
     def begin(self) -> Identity | Unauthenticated:
         """The caller now, or why the token names none."""
         found = _outcome(self.examine())
-        self._reported = _mark(found)
+        self._reported = _comparable(found)
         return found
 
     def poll(self, *, for_call: bool = False) -> Identity | Unauthenticated | None:
@@ -125,9 +125,9 @@ class TokenSource:
         if not changed:
             return None
         found = _outcome(self._examined)
-        if self._reported == _mark(found):
+        if self._reported == _comparable(found):
             return None
-        self._reported = _mark(found)
+        self._reported = _comparable(found)
         self._notify(f"user {found.user}, verified" if isinstance(found, Identity) else f"unauthenticated: {found.message}")
         return found
 
@@ -136,7 +136,7 @@ class TokenSource:
             before = self._file.content
             if self._look(self._file) and self._file.content != before:
                 return True
-        still_holds = self._examined_s <= self._clock() < self._examined.until_s  # nor if the clock was set back
+        still_holds = self._examined_s <= self._clock() < self._examined.until_s  # it does not if the clock was set back
         return not still_holds or self.keys.revision != self._keys_seen[0]
 
     def _state_of_keys(self) -> tuple[int, str, bool]:
@@ -259,7 +259,8 @@ def _outcome(examined: Examination) -> Identity | Unauthenticated:
     return examined.identity or examined.problems[0]
 
 
-def _mark(found: Identity | Unauthenticated) -> Identity | tuple[str, str]:
+def _comparable(found: Identity | Unauthenticated) -> Identity | tuple[str, str]:
+    """A value that is equal for equal outcomes: exceptions compare by identity."""
     return (found.message, found.hint) if isinstance(found, Unauthenticated) else found
 
 

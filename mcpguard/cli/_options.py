@@ -54,8 +54,8 @@ rule_options = _all(
     click.option("--scope", metavar="G", multiple=True, help="A scope of the verified token. Repeat it to require several."),
     click.option(
         "--per",
-        metavar="AXES",
-        help="What is counted separately, such as user,tool; or none. Default: what the selectors name.",
+        metavar="LIST",
+        help="What has a count of its own: some of user,agent,tool,server; or none. Default: those that the rule selects by.",
     ),
     policy_option,
 )

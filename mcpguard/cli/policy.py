@@ -46,8 +46,9 @@ def command() -> None:
 def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **selectors: Any) -> None:
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
-    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If a rule has the same
-    selectors, its limit is replaced; otherwise a rule is added. The file keeps its comments and order.
+    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
+    rule with the same selectors and the same --per, the limit of this rule is replaced. Otherwise a rule is added. Comments
+    and the order of the file are kept.
 
     \b
     Examples:
@@ -84,7 +85,7 @@ def _warn(text: str) -> None:
 @command.command(short_help="Remove a rule.")
 @rule_options
 def unset(policy: str | None, **selectors: Any) -> None:
-    """Remove the rule with exactly these selectors.
+    """Remove the rule with exactly these selectors and this --per.
 
     \b
     Example:
@@ -167,8 +168,8 @@ def explain(
     """Show which rules apply to one call, and what is left of their limits. Nothing is counted.
 
     Shows which rules apply, which are overridden and by which rule, which do not match and why, what the counters hold, and
-    the decision on the next such call. An option that is not given has the value that a server started here would have. If
-    the token names the agent, --agent does not change it.
+    the decision on the next such call. If you leave an option out, its value is that of a server started here. If the
+    token names the agent, --agent does not change it.
 
     \b
     Examples:
@@ -204,9 +205,9 @@ def explain(
 def check(file: str | None, policy: str | None, as_json: bool) -> None:
     """Check FILE, or the policy in force, for errors and likely mistakes.
 
-    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. The command also warns of other
-    accounts that may change the file. Without FILE it also checks config.toml and the store for such accounts, and warns of
-    rules that match none of the newest calls in the audit log and of a configured agent whose tier no rule matches.
+    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. A warning names other accounts
+    that may change the file. Without FILE there are also warnings of accounts that may change config.toml or the store, of
+    rules that match none of the newest calls in the audit log, and of a configured agent whose tier no rule matches.
 
     \b
     Example:

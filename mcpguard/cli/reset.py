@@ -27,8 +27,8 @@ from mcpguard.stores.api import Held
 def command(yes: bool, as_json: bool, **options: str | None) -> int:
     """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
 
-    A selector matches what a counter counts, not who has called: --user does not match a tool's counter that all users share.
-    Running servers count from zero from their next call on.
+    --user alice matches the counters that count only alice's calls. It does not match a counter that users share, such as
+    that of a limit on a tool for all users. Running servers count from zero from their next call on.
 
     \b
     Examples:

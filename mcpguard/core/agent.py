@@ -12,7 +12,7 @@ _PARTS: Final = 3
 
 
 class Agent(NamedTuple):
-    """An agent or a pattern for agents, by its parts. A part is escaped (`escape_part`), and empty if it is not known.
+    """An agent, or a pattern for agents, in three parts. A part is escaped (`escape_part`), and empty if it is not known.
 
     >>> str(Agent("Claude Code", "subagent", "Explore"))
     'Claude Code::subagent::Explore'
@@ -27,13 +27,13 @@ class Agent(NamedTuple):
 
     @classmethod
     def split(cls, text: str) -> "Agent | None":
-        """The agent that a text stands for; None unless it has three parts. Each of them may be empty."""
+        """Parse an agent, whose parts may be empty; None unless the text has three parts."""
         parts = text.split(_SEPARATOR)
         return cls(*parts) if len(parts) == _PARTS else None
 
     @classmethod
     def parse(cls, text: str) -> "Agent | None":
-        """The agent that a text stands for; None unless it has three parts, none of them empty."""
+        """Parse an agent; None unless the text has three parts, none of them empty."""
         agent = cls.split(text)
         return agent if agent and all(agent) else None
 
@@ -43,7 +43,7 @@ class Agent(NamedTuple):
 
 
 DEFAULT: Final = Agent("unknown", TIERS[0], "default")
-"""What stands for the parts that nothing names."""
+"""The values of parts that are not known."""
 
 
 def escape_part(text: str) -> str:
@@ -59,12 +59,15 @@ def escape_part(text: str) -> str:
 
 def agent_matches(pattern: str, text: str) -> bool:
     """Whether a pattern matches an agent, part by part: `*` does not cross `::`. False unless both texts have three parts."""
-    patterns, parts = pattern.split(_SEPARATOR), text.split(_SEPARATOR)  # for each rule of a new caller: lists are quickest
+    patterns, parts = (
+        pattern.split(_SEPARATOR),
+        text.split(_SEPARATOR),
+    )  # lists are fastest, and this runs for each rule and caller
     return len(patterns) == len(parts) == _PARTS and all(map(glob, patterns, parts))
 
 
 def nearest(text: str) -> Agent:
-    """The agent pattern that was probably meant by a text that does not have three parts.
+    """The agent pattern that a text without three parts was probably meant to be.
 
     >>> str(nearest("subagent")), str(nearest("Cursor::"))
     ('*::subagent::*', 'Cursor::*::*')

@@ -5,7 +5,7 @@ from json import encoder
 from mcpguard.core.digest import blake2b
 from mcpguard.core.jsonrpc.skim import Unbuilt
 
-# `JSONEncoder(sort_keys=True, separators=(",", ":")).encode` makes this encoder anew for each value, in a third of its time
+# The encoder that `JSONEncoder(sort_keys=True, separators=(",", ":")).encode` makes for each value, in a third of its time
 _canonical = encoder.c_make_encoder(None, None, encoder.encode_basestring_ascii, None, ":", ",", True, False, True)  # type: ignore[attr-defined]
 
 

@@ -13,13 +13,13 @@ from mcpguard.core.times import ms_up, rfc3339
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 _MAX_ID_CHARS: Final = 2048
-"""Longer ids are cut. A name of the longest kind, written in escapes only, fits as an id."""
+"""Longer ids are cut. An id of `MAX_NAME_BYTES` fits, even if all of it is written in escapes."""
 
 _SUMMED_UP: Final = "more of this kind, not kept one by one"
 
 MAX_DENIED_CHARS: Final = 1024
-"""The longest arguments that the row of a refused call has in full; longer ones are cut, with a hash. Nothing limits how many
-calls of that kind a client sends."""
+"""The longest arguments that the row of a call in `REFUSED` has in full. Longer ones are cut, with a hash, because no limit
+bounds how many such calls a client sends."""
 
 MEMBERS: Final = (
     "id", "time", "time_us", "session", "seq", "namespace", "server", "request_id", "user", "user_source", "agent",
@@ -42,11 +42,10 @@ class Row(NamedTuple):
         request_id: The request's id as JSON text.
         args_hash: A keyed hash of the call's arguments.
         trace_id: 32 hex digits from the call's `traceparent`.
-        counted: The calls in the limit's counter, and for a denial also the denials since: `count` in a record.
+        counted: `count` in a record; see `Verdict.count`.
         remaining: Calls that the limit still admits.
         retry_after_ms: The wait after which the call has room, rounded up.
-        repeats: The number of denials since the previous row that this row stands for: equal ones, or those of one kind. None
-            if it was written at once.
+        repeats: How many denials the row sums up; None for the row of one decision.
         detail: The members of the record that few rows have: a JSON object, as text.
     """
 
@@ -66,7 +65,7 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a forwarded call ended. `row_id` is the store's handle on the call's row."""
+    """How a forwarded call ended. `row_id` is the store's id of the call's row."""
 
     row_id: int
     outcome: str
@@ -74,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
-    """The row of a request that a store has decided; `seq` is its number in the session."""
+    """The row of a decided request."""
     detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
@@ -107,25 +106,25 @@ def session_of(row: Row) -> str:
 
 
 def cut_id(request_id: str | None) -> str | None:
-    """A request's id as rows hold it: cut if it is too long."""
+    """A request's id as rows have it: cut if it is too long."""
     return cut(request_id) if request_id and len(request_id) > _MAX_ID_CHARS else request_id
 
 
 def shortened(detail: dict[str, object]) -> dict[str, object]:
-    """The detail of a refused call: with its arguments cut if they are long."""
+    """The detail in the row of a refused call: with long arguments cut."""
     arguments = compact(detail["arguments"]) if "arguments" in detail else ""
     return detail | {"arguments": cut(arguments)} if len(arguments) > MAX_DENIED_CHARS else detail
 
 
 def summed(one: Row, other: Row) -> Row:
-    """One row for two denials of one kind, with what they have in common."""
+    """A row with what two denials of one kind have in common."""
     reported = _common(one.reported, other.reported) if one.reported and other.reported else None
     context, detail = _common(one.context, other.context), _common(one.detail or "{}", other.detail or "{}")
     return Row(other.time_us, other.seq, other.decision, context, reported, detail=detail)
 
 
 def sum_of(common: Row) -> Row:
-    """The row that stands for denials of one kind, from what they have in common."""
+    """The row that sums up denials of one kind, made from what they have in common."""
     return common._replace(detail=compact(json.loads(common.detail or "{}") | {"reason": _SUMMED_UP}))
 
 
@@ -172,8 +171,8 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     if "tool" in context:
         values["trace_id"] = row.trace_id or f"{session}{row.seq:016x}"
     if row.decision in {"rate_limited", "would_deny", "denied"} and "exceeded" not in values:
-        one = {key: values[key] for key in ("axis", "rule", "limit", "window") if key in values}
-        values["exceeded"] = [one | ({} if row.retry_after_ms is None else {"retry_after_ms": row.retry_after_ms})]
+        limit = {key: values[key] for key in ("axis", "rule", "limit", "window") if key in values}
+        values["exceeded"] = [limit | ({} if row.retry_after_ms is None else {"retry_after_ms": row.retry_after_ms})]
     return {key: values[key] for key in MEMBERS if values.get(key) is not None}
 
 
@@ -187,7 +186,7 @@ def _id_value(text: str | None) -> object:
 
 
 def line(entry: Mapping[str, object]) -> str:
-    """A record as one line of `key=value`, for stderr and pipes."""
+    """A record as one line of `key=value`."""
     names = ["axis", "user", "agent", "tool"]
     words = [str(entry["decision"]), *(f"{key}={quoted(entry[key])}" for key in names if key in entry)]
     if "limit" in entry:
@@ -203,7 +202,7 @@ def line(entry: Mapping[str, object]) -> str:
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:
-    """One line with the number of a session's calls by decision and axis, and of its invalid frames."""
+    """One line with a session's number of calls by decision and axis, and its number of invalid frames."""
     totals: Counter[str] = Counter()
     axes: dict[str, list[str]] = {}
     refused = 0

@@ -1,6 +1,6 @@
 """Checks a token's claims, and takes the user, the agent, roles and scopes from them.
 
-No signature is verified here: `mcpguard.auth.token` does that first.
+`mcpguard.auth.token` has verified the signature before.
 """
 
 from collections.abc import Iterator, Mapping
@@ -90,7 +90,7 @@ def identity(claims: Claims, expected: Expected, configured: Identity) -> Identi
     """The caller that accepted claims name.
 
     Args:
-        claims: The token's claims, without `problems`.
+        claims: The token's claims, for which `problems` finds none.
         expected: The claims that are read.
         configured: The server, and the parts of the agent that the token does not name.
     """
@@ -169,7 +169,7 @@ def _agent(claim: object) -> Agent:
 
 
 def _actors(act: object) -> tuple[str, ...]:
-    """The chain of delegation, first delegator first: the outermost `act` is the caller (RFC 8693, section 4.1)."""
+    """The chain of delegation, first delegator first, the caller last: the outermost `act` (RFC 8693, section 4.1)."""
     actors = []
     while isinstance(act, dict):
         name = next((act[key] for key in ("sub", "client_id", "iss") if _is_name(act.get(key))), "unknown")

@@ -1,7 +1,7 @@
-"""Claude Code's agents: a hook learns which agent makes a call, and the call itself carries the id that the hook was given.
+"""Claude Code's agents: a hook notes which agent makes a call, and the note is joined to the call by its id.
 
-All agents of Claude Code use one connection, and a call does not say which of them makes it. But its `_meta` has the
-`tool_use_id` that the hooks before the call were given. So a note that a hook takes can be joined with the call.
+All agents of Claude Code use one connection, and a call does not name its agent. But the hook before the call receives the
+agent and a `tool_use_id`, and the call's `_meta` has the same `tool_use_id`.
 
 Source: the hooks reference at code.claude.com/docs/en/hooks, common input fields and PreToolUse.
 """
@@ -16,7 +16,7 @@ from mcpguard.core.digest import cut
 from mcpguard.core.identity import KNOWN_CLIENTS
 
 NOTE_KEPT_US: Final = 3600 * 1_000_000
-"""How long a note is kept, an hour: a call may wait that long for its user's permission."""
+"""A note is kept for an hour, because a call may wait that long for the user's permission."""
 
 _CLIENT: Final = KNOWN_CLIENTS["claude-code"]
 _MCP_TOOL: Final = "mcp__"
@@ -31,14 +31,14 @@ class AgentNote(NamedTuple):
 
 
 def agent_note(hook_input: object) -> AgentNote | None:
-    """The note that a PreToolUse hook's input gives.
+    """The note from a PreToolUse hook's input.
 
     Args:
-        hook_input: The JSON value that the hook was given. Members of an unexpected type count as missing.
+        hook_input: The JSON value that the hook received. Members of an unexpected type count as missing.
 
     Returns:
-        A note if a subagent, or a session that was started as a named agent, calls an MCP tool. None otherwise: a call without
-        a note is the main agent's.
+        A note if a subagent, or a session that was started as a named agent, calls an MCP tool; else None, because a call
+        without a note is the main agent's.
     """
     if not isinstance(hook_input, dict):
         return None

@@ -1,4 +1,4 @@
-"""A denial as the client gets it: a JSON-RPC error or a tool result. Its message is complete without the data."""
+"""A denial as the client receives it: a JSON-RPC error or a tool result. Its message is complete without the data."""
 
 from typing import Final
 
@@ -12,15 +12,14 @@ RATE_LIMITED: Final = 429
 DENIED: Final = 403
 UNAUTHENTICATED: Final = 401
 UNAVAILABLE: Final = 503
-"""HTTP's numbers for the same reasons. JSON-RPC demands an integer, and MCP reserves -32768…-32000."""
+"""HTTP's codes for the same reasons. JSON-RPC demands an integer, and MCP reserves -32768…-32000."""
 
 SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
 
 RESULT_CLIENTS: Final = frozenset({"fastmcp", "mcp"})
 RESULT_CLIENT_BEGINNINGS: Final = ("qwen-cli-mcp-client-", "stdio: ")
-"""Names, and beginnings of names, of clients that get a denial as a tool result if the form is `auto`. Every other client gets
-the error.
+"""Names, and beginnings of names, of clients that receive a tool result if the form is `auto`. All others receive the error.
 
 `mcp` (the Python SDK), `fastmcp` (FastMCP) and `stdio: COMMAND` (the OpenAI Agents SDK for TypeScript) are the names that a
 library uses for a program that gives no name. Agent frameworks are built on these libraries: in some an error ends the run, in
@@ -34,14 +33,14 @@ Source: docs/clients.md, for which each client was sent both forms.
 def form(denials: str, client_name: str | None) -> str:
     """The form of a denial: `error` or `result`.
 
-    A client without a name gets the error. The SDKs always send a name, so such a client is a program written by hand. It may
-    not look at `isError`, and would take the result for an answer.
+    A client without a name receives the error. The SDKs always send a name, so such a client was written by hand. It may ignore
+    `isError`, and would take the result for an answer.
 
-    `trust_client_info` makes no difference here. A client that gives a false name changes only the form of its own denials.
+    The name counts even without `trust_client_info`, because a false name changes only the form of the client's own denials.
 
     Args:
-        denials: The configured form: `error` and `result` hold for every client; `auto` depends on the client's name.
-        client_name: What the client calls itself; None if it has given no name.
+        denials: The configured form: `error`, `result`, or `auto`, which depends on the client's name.
+        client_name: The client's name; None if it gave none.
     """
     if denials != "auto":
         return denials
@@ -84,11 +83,11 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
     Args:
         call: Who called which tool.
         verdict: A verdict that does not forward the call.
-        reason: For a denial that no rule made, its reason: `store_unavailable`, `policy_invalid`.
-        why: For a denial that no rule made, a sentence that states the cause and what to do.
+        reason: Of a denial that no rule made: `store_unavailable` or `policy_invalid`.
+        why: Of a denial that no rule made: a sentence that states the cause and what to do.
     """
     tool = printable(cut(call.tool))
-    who = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
+    names = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
     reported = verdict.reported
     if reported and verdict.decision == "rate_limited" and verdict.retry_after_us is not None:
@@ -105,7 +104,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
             "window": reported.window,
             "retry_after_seconds": wait_s,
             "retry_after_ms": wait_ms,
-            **who,
+            **names,
             "rule": reported.rule,
             **audit,
             "exceeded": _exceeded(verdict),
@@ -116,7 +115,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         data = {
             "reason": "denied",
             "axis": reported.axis,
-            **who,
+            **names,
             "rule": reported.rule,
             **audit,
             "exceeded": _exceeded(verdict),
@@ -124,9 +123,9 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         return DENIED, message, data
     message = f"Tool {tool} was not called: {why}"
     if verdict.decision == "unauthenticated":
-        del who["user"]
-        return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **who, **audit}
-    return UNAVAILABLE, message, {"reason": reason, **who, **audit}
+        del names["user"]
+        return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **names, **audit}
+    return UNAVAILABLE, message, {"reason": reason, **names, **audit}
 
 
 def _whose(call: Call, axis: str) -> str:

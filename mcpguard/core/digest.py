@@ -13,7 +13,7 @@ except ImportError:  # pragma: no cover - a Python built without it
 __all__ = ["MAX_NAME_BYTES", "blake2b", "cut", "number"]
 
 MAX_NAME_BYTES: Final = 256
-"""Counters and audit rows cut longer names, and put a hash in place of the rest."""
+"""In counters and audit rows, longer names are cut, and a hash takes the place of the rest."""
 
 
 def cut(name: str) -> str:
@@ -30,7 +30,7 @@ def cut(name: str) -> str:
 def number(text: str, key: bytes = b"") -> int:
     """The number of a text in a store: 63 bits of its hash, which fit an SQLite integer.
 
-    Among a million texts two have the same number in one of 18 million stores. Without a secret key, whoever chooses the texts
-    can find two with the same number in some minutes.
+    One in 18 million stores with a million texts has two texts with the same number. Without a secret key, somebody who chooses
+    the texts can find such a pair within minutes.
     """
     return int.from_bytes(blake2b(text.encode(), key=key, digest_size=8).digest()) >> 1

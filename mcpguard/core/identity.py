@@ -1,6 +1,6 @@
 """The caller: the user, the agent, and the server that is called.
 
-A missing identity never skips a limit: each part has a value, and the audit log has the source of each value.
+A missing identity never skips a limit, because every part has a value. The audit log has the sources of the values.
 """
 
 from typing import Final, NamedTuple
@@ -49,13 +49,13 @@ _KNOWN_BEGINNINGS: Final = {
 
 
 class Identity(NamedTuple):
-    """The caller, as far as it is known before a call.
+    """What is known about the caller before a call.
 
     Attributes:
         user: The user's name.
         user_source: The source of the user: `jwt`, `config` or `os`.
         server: The server's name.
-        agent_parts: The agent. `clientInfo`, a hook or a default fills its empty parts.
+        agent_parts: The agent. `clientInfo`, a hook's note or a default fills its empty parts.
         agent_source: `jwt` if the verified token names a part, else `config` if a part is configured, else `default`.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
@@ -88,7 +88,7 @@ class Identity(NamedTuple):
         Configured parts stay. A hook's note fills all other parts; `clientInfo` fills only the client.
 
         Args:
-            client_name: The client's name in `clientInfo`; None if it has sent none.
+            client_name: The client's name in `clientInfo`; None if it gave none.
             meta_agent: The agent in the call's `_meta["mcpguard/agent"]`; None if there is none.
             noted: The agent that a hook noted for this call; None if no hook did.
 
@@ -112,12 +112,13 @@ def known_client(name: str) -> str:
     >>> known_client("claude-ai"), known_client("gemini-cli-mcp-client-crm"), known_client("my-own")
     ('Claude Desktop', 'Gemini CLI', 'my-own')
     """
-    beginning = next((known for start, known in _KNOWN_BEGINNINGS.items() if name.startswith(start)), name)
-    return KNOWN_CLIENTS.get(name, beginning)
+    if name in KNOWN_CLIENTS:
+        return KNOWN_CLIENTS[name]
+    return next((known for beginning, known in _KNOWN_BEGINNINGS.items() if name.startswith(beginning)), name)
 
 
 def parse_agent(text: str, *, where: str) -> Agent:
-    """The parts of the agent that are configured.
+    """Parse the configured agent.
 
     Args:
         text: `client::tier::name`. A part that is not configured is empty.

@@ -1,4 +1,4 @@
-"""What one session remembers to write its audit: when denials share a row, and how long a loop has gone on."""
+"""The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,35 +9,45 @@ from mcpguard.core.policy.model import Plan
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
-"""Equal denials within this time share a row; so do denials of one kind that are beyond the kind's budget."""
+"""Equal denials within this time share a row. So do denials of one kind, once the kind's budget is spent."""
 
 BURST_BYTES: Final = 64 * 1024
 REFILL_BYTES_PER_S: Final = 2 * 1024
-"""A kind's budget: what the rows of its denials may take at once, and what is added to that each second.
+"""A kind's budget: the bytes that the rows of its denials may take at once, and the bytes that are added each second.
 
-The first is about a hundred rows, which show what a flood is made of. The second is three rows of the usual size, so that three
-loops at once each keep their row a second. Beyond its budget a kind has one row a second, which sums it up. So a client that
-makes up a name for every call needs about a day to fill the audit's 256 MB; without a budget, half a minute.
+The first is about a hundred rows, which show what a flood consists of. The second is three rows of the usual size, so that each
+of three loops at once has a row each second. Once its budget is spent, a kind has one row a second, which sums it up. So a
+client that makes up a name for every call needs about a day to fill the audit's 256 MB. Without budgets it needs half a minute.
 """
 
 ROW_BYTES: Final = 256
-"""What a row takes beside its context, its detail and the request's id: numbers, the limit, its place in an index."""
+"""What a row takes beside its context, its detail and the request's id: for numbers, the limit and the entry in an index."""
 
 _MAX_STORMS: Final = 1024
-"""Storms that a session remembers. While it has as many, further denials are summed up by kind. Where `flush` is called each
-second, budgets allow for fewer."""
+"""Storms that a session remembers. While it has as many, further denials are summed up by kind. If `flush` is called each
+second, the budgets prevent that."""
 
 _MAX_DENIALS: Final = 4096
-"""Counters that a session remembers to have been denied on. Beyond it denials are counted anew."""
+"""Counters whose denials a session counts. If there are more, all are counted anew."""
 
 _Key = tuple[str, str, str | None]
 """What equal denials have in common: their context, their decision, and the limit as a row names it."""
 
 _Kind = tuple[str, str]
-"""What the denials of one kind have in common: their decision, and the axis of the limit; empty where none has made it."""
+"""What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
 
 
 class _Storm(NamedTuple):
+    """Denials that share rows.
+
+    Attributes:
+        kind: Their kind.
+        since_us: The time of their newest row.
+        audit_id: The id of that row.
+        waiting: How many denials wait for the next row.
+        last: The last of these denials, or what they have in common.
+    """
+
     kind: _Kind
     since_us: int
     audit_id: str
@@ -46,23 +56,26 @@ class _Storm(NamedTuple):
 
 
 class _Budget(NamedTuple):
+    """What was left of a kind's budget at a time."""
+
     left_bytes: int
     at_us: int
 
 
 class Journal:
-    """What one session remembers to write its audit.
+    """What a session remembers in order to write its audit rows, in bounded memory whatever names a client makes up.
 
-    That is the number of its newest row; its storms, which are equal denials that share a row; what is left of each kind's
-    budget, beyond which denials of one kind share a row though they differ in names; and, to tell how long a loop has gone on,
-    its denials on each counter since the last admission. All of it is bounded, whatever a client calls things.
+    - The number of its newest row.
+    - Its storms: equal denials, which share a row.
+    - What is left of each kind's budget. Once it is spent, denials of the kind share a row even if they differ in names.
+    - Its denials on each counter since the last admission, which show how many calls a loop has made.
 
     Args:
         session: 16 hex digits that no other session has.
 
     Attributes:
         seq: The number of the newest row.
-        tally: How many calls got which decision, by decision and axis.
+        tally: The number of calls by decision and axis.
     """
 
     def __init__(self, session: str) -> None:
@@ -70,22 +83,22 @@ class Journal:
         self.seq = 0
         self.tally: Counter[tuple[str, str]] = Counter()
         self._storms: dict[_Key, _Storm] = {}
-        self._sums: dict[_Kind, _Storm] = {}  # the same of what is beyond a budget
-        self._budgets: dict[_Kind, _Budget] = {}  # one that is not here is full
-        self._denials: dict[int, int] = {}
+        self._sums: dict[_Kind, _Storm] = {}  # the denials beyond each kind's budget
+        self._budgets: dict[_Kind, _Budget] = {}  # budgets that are not here are full
+        self._denials: dict[int, int] = {}  # by counter, since the last admission
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
 
     def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
-        """The rows to write for requests that were just decided; completes the verdicts.
+        """The rows to write for requests that were just decided. Completes the verdicts.
 
         Args:
-            requests: What was asked.
-            verdicts: What became of each. `audit_id`, `has_own_row` and a denial's `count` are set here.
+            requests: The requests.
+            verdicts: Their verdicts. `audit_id`, `has_own_row` and a denial's `count` are set here.
             time_us: Wall-clock time.
 
         Returns:
-            A row for each verdict that is news, in order.
+            In order, a row for each verdict except denials that wait for a shared row.
         """
         rows: list[Row] = []
         self._before.clear()
@@ -100,9 +113,9 @@ class Journal:
         return rows
 
     def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
-        """Note that the row of a charge that was not refused, the one with the number `seq + 1`, is in the store.
+        """Note that the store has written the row of a forwarded call, with the number `seq + 1`.
 
-        For a store that cannot know before it has written; `rows` does the same for all that it returns.
+        For a store that knows the verdict only after it has written the row. `rows` does the same for each row that it returns.
         """
         self._before.clear()
         self._seq_before = self.seq
@@ -115,7 +128,7 @@ class Journal:
         verdict.audit_id = self._newest_id
 
     def take_back(self) -> None:
-        """Undo what the last call of `rows` did: the transaction that its rows were for has failed."""
+        """Undo the last call of `rows`, because the transaction with its rows has failed."""
         self.seq = self._seq_before
         while self._before:
             mapping, key, value = self._before.pop()
@@ -133,9 +146,9 @@ class Journal:
             mapping[key] = value
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
-        """The rows of the storms that have waited for a second, or of all.
+        """The rows of storms whose newest row is a second old, or of all storms.
 
-        One that its kind's budget does not allow for becomes a part of the kind's row.
+        A storm whose row its kind's budget does not allow is added to the kind's row.
         """
         rows: list[Row] = []
         for key, storm in self._due(self._storms, time_us, all_of_them=all_of_them):
@@ -168,15 +181,15 @@ class Journal:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there are denials that no row tells of yet, or something to be forgotten."""
+        """Whether `flush` has rows to return, or something to forget, now or later."""
         return bool(self._storms or self._sums or self._budgets)
 
     def remembered(self, request: DecisionRequest, time_us: int) -> tuple[list[bool], list[int]] | None:
-        """What `rows` would go by, for a store that decides and writes rows elsewhere.
+        """What `rows` would look up for a request, for a store that decides and writes rows in a script.
 
         Returns:
-            For each limit whether a denial by it would share a row, and the denials on its counter so far; for a charge that
-            is decided already, whether it would share a row. None if there is nothing to remember.
+            For each limit, whether a denial by it would share a row; and for each limit, the denials on its counter so far. If
+            the request is decided already, whether its row would be shared, and nothing. None if there is nothing to look up.
         """
         if not (self._storms or self._denials):
             return None
@@ -193,12 +206,12 @@ class Journal:
         )
 
     def allowance(self, time_us: int) -> tuple[int, int, dict[str, int], dict[str, bool]] | None:
-        """How many denials that share no row yet may have one of their own, for a store that decides and writes rows elsewhere.
+        """The budgets, for a store that decides and writes rows in a script.
 
         Returns:
-            What a row takes beside its texts; a whole budget; what is left of those that are not whole; and
-            the kinds whose denials beyond their budget share a row that there is. A kind is named by decision and axis. None
-            if a session that begins has no more.
+            The bytes that a row takes beside its texts; a full budget; what is left of the budgets that are not full; and the
+            kinds whose denials beyond their budget would share an existing row. A kind is named by decision and axis. None if
+            nothing has been denied that the journal remembers.
         """
         if not self.is_waiting:
             return None
@@ -211,7 +224,7 @@ class Journal:
         return len(self._storms) >= _MAX_STORMS
 
     def _gets_own_row(self, one: Row, verdict: Verdict, *, is_full: bool) -> bool:
-        """Whether a denial has a row of its own; if not, it waits for the next row of its storm."""
+        """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind."""
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
         key = one.context, one.decision, one.reported
         new = _Storm(kind, one.time_us, audit_id(self.session, one.seq))
@@ -231,12 +244,12 @@ class Journal:
         return False
 
     def _sum_up(self, kind: _Kind, one: Row, times: int) -> None:
-        """Let a row that is beyond its kind's budget wait, as many times, for the kind's next row."""
+        """Let denials that are beyond their kind's budget wait for the kind's next row; `one` is the row of each."""
         sum_ = self._sums.get(kind) or _Storm(kind, one.time_us - STORM_US, "")
         self._set(self._sums, kind, sum_._replace(waiting=sum_.waiting + times, last=summed(sum_.last or one, one)))
 
     def _pay(self, kind: _Kind, one: Row, time_us: int) -> bool:
-        """Take a row from its kind's budget; False, and nothing is taken, if there is too little left."""
+        """Take a row's bytes from its kind's budget; False if too little is left, and then nothing is taken."""
         texts = f"{one.context}{one.detail or ''}{one.request_id or ''}"
         left = self._left(kind, time_us) - ROW_BYTES - len(texts.encode())
         if left < 0:
@@ -245,14 +258,14 @@ class Journal:
         return True
 
     def _left(self, kind: _Kind, time_us: int) -> int:
-        """What is left of a kind's budget. It is whole after the clock was set back."""
+        """What is left of a kind's budget, which is full again if the clock was set back."""
         budget = self._budgets.get(kind)
         if budget is None or time_us < budget.at_us:
             return BURST_BYTES
         return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
 
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        axis = str(request.detail.get("axis", ""))  # of a denial that no limit made
+        axis = str(request.detail.get("axis", ""))  # set in a denial that no limit made
         if verdict.reported and verdict.decision != "allowed":
             axis = verdict.reported.axis
         self._set(self.tally, (verdict.decision, axis), self.tally[verdict.decision, axis] + 1)
@@ -264,22 +277,22 @@ class Journal:
                     self._set(self._denials, counter.id, None)
 
     def _count_denial(self, plan: Plan, verdict: Verdict) -> None:
-        """Count a denial on each counter that had no room, and into the verdict's count those on the counter that it names."""
+        """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count."""
         if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
-        refusing = {reported for reported, _ in verdict.exceeded}
-        is_named: dict[int, bool] = {}  # by counter; several limits may have one
+        exceeded = {reported for reported, _ in verdict.exceeded}
+        is_reported: dict[int, bool] = {}  # by counter, because several limits may have the same one
         for limit, reported in zip(plan.limits, plan.reported, strict=True):
-            if reported in refusing and limit.n:
+            if reported in exceeded and limit.n:
                 counter_id = plan.counters[limit.counter].id
-                is_named[counter_id] = is_named.get(counter_id, False) or reported == verdict.reported
-        for counter_id, named in is_named.items():
+                is_reported[counter_id] = is_reported.get(counter_id, False) or reported == verdict.reported
+        for counter_id, counts in is_reported.items():
             self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
-            if named and verdict.count is not None:
+            if counts and verdict.count is not None:
                 verdict.count += self._denials[counter_id]
 
 
 def _goes_on(storm: _Storm | None, time_us: int) -> TypeGuard[_Storm]:
-    """Whether a denial would share a storm's next row."""
+    """Whether a denial would wait for the next row of a storm."""
     return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)

@@ -1,9 +1,9 @@
 """The limiter: a coalesced log of a sliding window, as pure functions on integer microseconds.
 
 A counter's state is the log of its admissions: their times and costs. An entry counts while it is younger than the window. So
-no window of that length, wherever it starts, holds more than the limit. For limits up to `EXACT` each admission has its own
-entry. For larger limits, admissions within a 64th of the window share an entry and count as if all of them had the time of the
-last. This keeps the log short: a call is admitted at most a 64th of the window late, and the limit is never exceeded.
+no window of that length, wherever it starts, holds more than the limit. For limits up to `EXACT`, each admission has its own
+entry. For larger limits, admissions within a 64th of the window share an entry, and count as if all had the time of the last.
+This bounds the log: the limit is never exceeded, and a call is admitted at most a 64th of the window late.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Limit(NamedTuple):
         window_us: The window's length. A counter belongs to one window.
         counter: The index of its counter among those of the call; -1 if it has none.
         rule: The index of its rule among those of the call. An observed rule has room if each of its limits has.
-        observe: Whether it only reports.
+        observe: Whether its rule only reports.
     """
 
     n: int
@@ -67,7 +67,7 @@ class Decision(NamedTuple):
         used: The sum in each counter before the call.
         states: The counters' logs after the call; the same objects as before where nothing was charged.
         exceeded: The enforced limits without room if the call is not admitted, else the observed ones.
-        charged: The limits that were charged: for each counter the smallest with room. The time is in the new state.
+        charged: The limits that were charged: for each counter the smallest limit, of rules that have room.
     """
 
     admitted: bool
@@ -125,7 +125,7 @@ def charge(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> St
 
 
 def _coalesce(log: State, grain: int) -> State:
-    """Merge the exact entries of a log into grains. Entries only move to later times, so no more is admitted than before."""
+    """Merge the entries of a log into grains. Admissions only move to later times, so the limit is never exceeded."""
     entries: list[int] = []
     opened = -1
     for at in range(1, len(log), 2):
@@ -156,7 +156,7 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     Args:
         limits: The limits that apply to the call. Limits with the same counter have the same window.
         states: The log of each counter that `limits` name.
-        now_us: The store's time. If a log has a later entry, its time is used instead, so that time never runs backwards.
+        now_us: The store's time. If a log has a later entry, the time of that entry is used, so that time never runs backwards.
         cost: The cost of the call on each counter, 1 or more.
 
     Returns:
@@ -167,36 +167,36 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
             now_us = state[-2]
     smallest = _smallest(tuple(limits))
     logs = list(states)
-    held = [0] * len(logs)
+    totals = [0] * len(logs)
     for _, window_us, counter, _, _ in smallest:
         log = logs[counter] = live(logs[counter], window_us, now_us)
-        held[counter] = sum(log[2::2])
-    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or held[counter] + cost > n]
+        totals[counter] = sum(log[2::2])
+    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or totals[counter] + cost > n]
     if not full:
-        return _admitted(smallest, states, logs, held, now_us, cost)
+        return _admitted(smallest, states, logs, totals, now_us, cost)
     enforced = [at for at in full if not limits[at].observe]
     exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
     if enforced:
-        return Decision(False, tuple(held), tuple(states), exceeded)
+        return Decision(False, tuple(totals), tuple(states), exceeded)
     without_room = {limits[at].rule for at in full}
     roomy = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
-    return _admitted(roomy, states, logs, held, now_us, cost, exceeded)
+    return _admitted(roomy, states, logs, totals, now_us, cost, exceeded)
 
 
 def _admitted(
     charged: tuple[Limit, ...],
     states: Sequence[State],
     logs: Sequence[State],
-    held: Sequence[int],
+    totals: Sequence[int],
     now_us: int,
     cost: int,
     exceeded: tuple[Exceeded, ...] = (),
 ) -> Decision:
-    """The decision to admit a call; each limit in `charged` charges its counter."""
+    """Admit a call: each limit in `charged` charges its counter."""
     after = list(states)
     for n, window_us, counter, _, _ in charged:
         after[counter] = charge(logs[counter], n, window_us, now_us, cost)
-    return Decision(True, tuple(held), tuple(after), exceeded, charged)
+    return Decision(True, tuple(totals), tuple(after), exceeded, charged)
 
 
 @lru_cache(maxsize=512)

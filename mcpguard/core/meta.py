@@ -1,15 +1,15 @@
-"""The members of a call's `_meta` that are read."""
+"""The members of a call's `_meta` that mcpguard reads."""
 
 from typing import Final
 
 AGENT: Final = "mcpguard/agent"
-"""The agent that the call itself names."""
+"""The agent, as the client names it."""
 
 CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
 """The client's `clientInfo`, in every request of a protocol version without a handshake."""
 
 TOOL_USE_ID: Final = "claudecode/toolUseId"
-"""The id of the call, which Claude Code's hooks are given, too."""
+"""Claude Code's id of the call. Its hooks receive the same id."""
 
 TRACEPARENT: Final = "traceparent"
 """The trace that the call belongs to, as W3C Trace Context writes it."""

@@ -6,7 +6,7 @@ from operator import add, or_
 
 
 def glob(pattern: str, text: str) -> bool:
-    """Whether `text` is matched by `pattern`, in which `*` stands for any text, also none. Time is linear in both.
+    """Whether a pattern, in which `*` stands for any text or none, matches a text. Takes time linear in both.
 
     >>> glob("crm_*", "crm_read"), glob("crm_*", "crm"), glob("*", "")
     (True, False, True)
@@ -15,7 +15,7 @@ def glob(pattern: str, text: str) -> bool:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """`glob` with this pattern, for many texts."""
+    """`glob` for one pattern and many texts."""
     first, *middle = pattern.split("*")
     if not middle:
         return pattern.__eq__
@@ -37,20 +37,21 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
-    """Which of some lists of patterns each of them covers, itself among them, as a set of bits: `1 << at` for the list at `at`.
+    """For each of some lists of patterns, the lists that it covers, as a set of bits: `1 << at` for the list with index `at`.
 
-    A list covers another if each of its patterns matches a pattern of the other, taken as text. An empty list covers all.
+    A list covers another if each of its patterns matches the text of one of the other's patterns. So a list covers itself, and
+    an empty list covers all lists.
 
     >>> [f"{bits:b}" for bits in coverage([[], ["a*"], ["ab"]], meet=True)]
     ['111', '110', '100']
 
     Args:
         lists: The lists.
-        meet: Whether each list has at most one pattern, and all of these match one text. Then only patterns with more than one
-            `*` are compared with others; else all that have any.
+        meet: Whether each list has at most one pattern, and all patterns match one text. Then patterns with one `*` are
+            compared by the lengths of their two ends, which is faster.
     """
     plain = [[_without_repeated_stars(pattern) for pattern in patterns] for patterns in lists]
-    holders: dict[str, int] = {}
+    holders: dict[str, int] = {}  # by pattern, the lists that have it
     for at, patterns in enumerate(plain):
         for pattern in patterns:
             holders[pattern] = holders.get(pattern, 0) | 1 << at
@@ -59,9 +60,8 @@ def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
     for pattern in holders:
         if pattern.count("*") > (1 if meet else 0):
             index = index or _Index(list(holders))
-            covered[pattern] = reduce(
-                or_, [holders[other] for other in index.matched_by(pattern)]
-            )  # the pattern is one of them
+            matched = index.matched_by(pattern)  # at least the pattern itself
+            covered[pattern] = reduce(or_, [holders[other] for other in matched])
         elif not meet:
             covered[pattern] = holders[pattern]
     result = []
@@ -74,9 +74,10 @@ def coverage(lists: Sequence[Sequence[str]], *, meet: bool) -> list[int]:
 
 
 def _covered_if_they_meet(holders: Mapping[str, int]) -> dict[str, int]:
-    """The lists that each pattern with one `*`, or none, covers, where all patterns match one text.
+    """The lists that each pattern with at most one `*` covers, if all patterns match one text.
 
-    Both begin as that text does, so one beginning is a part of the other; the ends likewise.
+    Every pattern begins and ends as that text does. So of two beginnings the longer one begins with the shorter one, and
+    a pattern covers the patterns whose beginning and end are at least as long as its own.
     """
     begins = _at_least(holders, lambda pattern: len(pattern.partition("*")[0]))
     ends = _at_least(holders, lambda pattern: len(pattern.rpartition("*")[2]))
@@ -89,7 +90,7 @@ def _covered_if_they_meet(holders: Mapping[str, int]) -> dict[str, int]:
 
 
 def _at_least(holders: Mapping[str, int], size: Callable[[str], int]) -> dict[int, int]:
-    """The lists that have a pattern of at least some size, by each size that there is."""
+    """For each size of a pattern, the lists that have a pattern of at least this size."""
     found: dict[int, int] = {}
     bits = 0
     for pattern in sorted(holders, key=size, reverse=True):
@@ -99,7 +100,7 @@ def _at_least(holders: Mapping[str, int], size: Callable[[str], int]) -> dict[in
 
 
 class _Index:
-    """Finds the texts that a pattern matches without trying each: they have all characters and pairs of characters that it has.
+    """Finds the texts that a pattern matches. It tries only texts with all characters and pairs of characters of the pattern.
 
     Args:
         texts: The texts.
@@ -135,7 +136,7 @@ def _parts(text: str) -> set[str]:
 
 
 def _without_repeated_stars(pattern: str) -> str:
-    """The pattern that matches the same, with one `*` for several in a row."""
+    """An equivalent pattern, with one `*` for several in a row."""
     while "**" in pattern:
         pattern = pattern.replace("**", "*")
     return pattern

@@ -21,7 +21,7 @@ def redacted(text: str) -> str:
     'no such file: (a token)'
     """
     kept, at = [], 0
-    for found in _MAY_BE_HEADER.finditer(text):  # try each dot: a name with a dot can precede a token
+    for found in _MAY_BE_HEADER.finditer(text):  # the text before every dot, because a name with a dot can precede a token
         if found.start() >= at and _has_algorithm(found[1]):
             kept += [text[at : found.start()], "(a token)"]
             at = _REST.match(text, found.end()).end()  # type: ignore[union-attr]  # it also matches the empty text

@@ -1,7 +1,8 @@
 """Derives a server's name from the command that starts it.
 
 The name is written to the audit log and to stderr, so a word that could be a secret is never used. A launcher's options are
-parsed as the launcher parses them. After an unknown option no word is used, and the server is named after the launcher.
+parsed as the launcher parses them. An unknown option may take a secret as its value: then the server is named after the
+launcher.
 """
 
 import re
@@ -173,7 +174,8 @@ _IS_FLAG: Final = re.compile(
 _CODE: Final = frozenset("eval exec repl set export".split())
 """Words that are followed by code instead of a program."""
 
-_IS_NO_FLAG: Final = frozenset("--no-extra --no-group --no-install-package --no-build-package --no-binary-package".split())
+_HAS_VALUE: Final = frozenset("--no-extra --no-group --no-install-package --no-build-package --no-binary-package".split())
+"""Exceptions to `_IS_FLAG`."""
 
 _GENERIC: Final = frozenset("__main__ app bin build cli cmd dist index lib main mcp mod out server src start".split())
 _EXTENSION = re.compile(r"\.(?:bat|cjs|cmd|dll|exe|git|go|jar|js|mjs|mts|php|pl|ps1|py|pyz|rb|sh|ts)$", re.IGNORECASE)
@@ -207,7 +209,7 @@ def server_name(command: Sequence[str]) -> str:
 
 
 def _launcher(word: str) -> str:
-    """The launcher that a word names, without folder, extension and version; empty if it names none."""
+    """The name of the launcher that a word names, without folder, extension and version; empty if it names none."""
     name = _EXTENSION.sub("", re.split(r"[/\\]", word)[-1]).lower()
     name = re.sub(r"[0-9.]+$", "", name)
     return name if name in _LAUNCHERS else ""
@@ -244,7 +246,7 @@ def _after_option(launcher: _Launcher, word: str, words: list[str]) -> tuple[lis
         return ([value, *words] if has_value else words), True
     if option in launcher.long_valued.split():
         return (words if has_value else words[1:]), False
-    if option in launcher.long_flags.split() or (_IS_FLAG.fullmatch(option) and option not in _IS_NO_FLAG):
+    if option in launcher.long_flags.split() or (_IS_FLAG.fullmatch(option) and option not in _HAS_VALUE):
         return words, False
     return None if word.startswith("--") else _after_letters(launcher, word[1:], words)
 

@@ -1,4 +1,4 @@
-"""Text for people, for logs and for rows: printable, quoted, counted, and as compact JSON."""
+"""Printable and quoted text, counted nouns, and compact JSON."""
 
 import json
 

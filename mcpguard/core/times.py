@@ -14,5 +14,5 @@ def rfc3339(time_us: int) -> str:
 
 
 def ms_up(us: int) -> int:
-    """Whole milliseconds, rounded up, so that a wait of that length is long enough."""
+    """Microseconds in milliseconds, rounded up, so that a wait of that length is long enough."""
     return -(-us // 1000)

@@ -26,7 +26,7 @@ FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued",
 """The decisions after which a call is forwarded to the server."""
 
 REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
-"""The decisions that charge nothing. Limits do not bound how many there are; the journal's budget does."""
+"""The decisions that charge nothing. No limit bounds their number, so the journal's budget bounds their rows."""
 
 
 class DecisionRequest:
@@ -36,15 +36,15 @@ class DecisionRequest:
         call: The caller and the tool.
         plan: The limits that the call must pass.
         context: The caller and the tool in the audit row: a JSON object, as text.
-        frame: The frame to forward if the call is allowed.
+        frame: The frame to forward if the call is allowed; None if the request only writes a row.
         request_id: The request's id as JSON text.
         args_hash: A keyed hash of the call's arguments.
         trace_id: 32 hex digits from the call's `traceparent`.
         detail: Further members of the audit record.
-        decided: The decision if there is one already; then the store only writes the row.
-        why: The message to the client if `decided` is a denial.
-        rounds: The call's number among the free retries of one charge; 0 if it is not a retry.
-        client_name: The client's name, which selects the form of a denial; None if the client has sent none.
+        decided: The decision, if it does not depend on a limit. Then the store only writes the row.
+        why: A sentence for the client that states the cause of a denial that no rule made.
+        rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
+        client_name: The client's name, which selects the form of a denial; None if the client gave none.
     """
 
     def __init__(
@@ -81,12 +81,13 @@ class Verdict:
         decision: One of `Decided`.
         reported: The limit that decided: the exceeded limit with the longest wait. If none is exceeded, the enforced limit with
             the least quota left, or an observed one if none is enforced.
-        count: The calls in the counter of `reported`, and for a denial also the denials since.
+        count: The calls in the counter of `reported`. In a denial, plus this session's denials on the counter since the last
+            admission.
         remaining: How many calls `reported` still admits.
         retry_after_us: The wait after which all limits have room; None if they have room, or if waiting does not help.
-        exceeded: Every limit without room, with its wait; None if waiting does not help.
+        exceeded: Every limit without room, with its wait; the wait is None if waiting does not help.
         audit_id: The id of the audit row.
-        row_id: The store's handle on that row, for its outcome.
+        row_id: The store's id of that row, which joins the outcome to it.
         has_own_row: Whether the call has an audit row of its own; equal denials share one.
     """
 
@@ -123,34 +124,30 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
     if not decision.exceeded:
         return _allowed(plan, decision)
     exceeded = tuple((plan.reported[at], wait) for at, wait in decision.exceeded)
-    longest, wait = max(decision.exceeded, key=lambda one: float("inf") if one[1] is None else one[1])
+    longest, wait = max(decision.exceeded, key=lambda one: float("inf") if one.retry_after_us is None else one.retry_after_us)
     limit = plan.limits[longest]
-    held = decision.used[limit.counter] if limit.n else None
+    used = decision.used[limit.counter] if limit.n else None
     word: Decided = "would_deny" if decision.admitted else "denied" if wait is None else "rate_limited"
     return Verdict(
         word,
         plan.reported[longest],
-        count=held,
-        remaining=None if held is None else max(0, limit.n - held),
+        count=used,
+        remaining=None if used is None else max(0, limit.n - used),
         retry_after_us=wait,
         exceeded=exceeded,
     )
 
 
 def _allowed(plan: Plan, decision: Decision) -> Verdict:
-    tightest, least = -1, (False, 0)
+    tightest, least = -1, (False, 0)  # an enforced limit is tighter than any observed one
     for at, limit in enumerate(plan.limits):
         left = (limit.observe, limit.n - decision.used[limit.counter] - 1)
         if tightest < 0 or left < least:
             tightest, least = at, left
     if tightest < 0:
         return Verdict("allowed")
-    return Verdict(
-        "allowed",
-        plan.reported[tightest],
-        count=decision.used[plan.limits[tightest].counter] + 1,
-        remaining=least[1],
-    )
+    count = decision.used[plan.limits[tightest].counter] + 1
+    return Verdict("allowed", plan.reported[tightest], count=count, remaining=least[1])
 
 
 def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:

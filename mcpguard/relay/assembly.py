@@ -1,4 +1,4 @@
-"""Assembles a session from settings. It is imported after the server was started, so that it loads while the server boots."""
+"""Assembles a session from settings. It is imported after the server has started, so that it loads while the server boots."""
 
 import os
 import threading
@@ -31,11 +31,11 @@ from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
-"""How long the store may take to close. A store that hangs, with a call in it, ends with the process."""
+"""How long the store may take to close. A store that hangs is left open."""
 
 
 def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, settings: Settings, *, observe: bool) -> int:
-    """Relay and guard the traffic of a server that has been started, until one side ends.
+    """Relay and guard the traffic of a running server, until one side ends.
 
     Args:
         server: The server's process.
@@ -61,10 +61,10 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
         arguments=settings.arguments,
         args_key=lambda: store.args_key,
     )
-    who: IdentitySource | None = None
+    token: IdentitySource | None = None
     user, is_known = identity.user, True
     if settings.jwt:
-        who, found = _verified(identity, settings, console)
+        token, found = _verified(identity, settings, console)
         session.handle(IdentityChanged(found))
         is_known = isinstance(found, Identity)
         user = f"unauthenticated: {found.message}" if isinstance(found, Unauthenticated) else found.user
@@ -77,7 +77,7 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
         console,
         supervisor.ended,
         policy=policy_file,
-        who=who,
+        identity=token,
         max_frame_bytes=settings.max_frame_bytes,
     )
     watchdog = Watchdog(server.pid)
@@ -109,7 +109,7 @@ def _introduce(
 
 
 def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
-    """The source of the identity that a token verifies, and the identity now."""
+    """The source of the token's identity, and the identity now."""
     from mcpguard.auth.token import TokenSource  # loads PyJWT: only if it is needed
 
     assert settings.jwt is not None  # noqa: S101 - the caller has checked it
@@ -129,7 +129,7 @@ def _store(settings: Settings, console: Console) -> FailoverStore:
 
 
 def _spills(settings: Settings) -> SpillFolder:
-    """The folder for the spill files of this store and namespace: beside a store that is a file, else the state folder."""
+    """The spill files of this store and namespace: beside a store that is a file, else in the state folder."""
     address = settings.address
     beside = address.path if isinstance(address, SqliteAddress) else settings.database.with_name("mcpguard")
     which = blake2b(f"{address.shown}\0{settings.namespace}".encode(), digest_size=8).hexdigest()

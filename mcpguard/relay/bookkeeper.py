@@ -1,4 +1,4 @@
-"""The bookkeeper: records outcomes and summed-up denials, and looks after the store, off the calls' path."""
+"""The bookkeeper: records outcomes and summed-up denials, and does the store's upkeep, while no call waits."""
 
 import threading
 from typing import Final
@@ -19,11 +19,11 @@ class Bookkeeper:
     """The loop that does what no call waits for.
 
     Args:
-        session: Tells whether there is something to record.
-        store: The store that it looks after.
+        session: The core's state machine.
+        store: The store whose upkeep it does.
         dispatcher: Takes events to the core.
         console: Takes lines for stderr.
-        shut_down: Set when the loop has to end.
+        shut_down: Set to end the loop; then `hurry` must be called.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Bookkeeper:
         self._hurry = threading.Event()
 
     def wake(self) -> None:
-        """There may be something to record. From any thread."""
+        """Note that there may be something to record. From any thread."""
         if not self._work.is_set():
             self._work.set()
 
@@ -48,10 +48,7 @@ class Bookkeeper:
         self._hurry.set()
 
     def run(self) -> None:
-        """Tend and record until the shutdown, every `TICK_S` or when told to hurry, if there is something to do.
-
-        After the shutdown `hurry` has to be called, too.
-        """
+        """Until the shutdown, wait for work, then at most `TICK_S` for more of it or for `hurry`; then tend and record."""
         while not self._shut_down.is_set():
             self._work.wait()
             self._hurry.wait(TICK_S)
@@ -74,12 +71,12 @@ class Bookkeeper:
         last.join(timeout_s)
 
     def _finish(self) -> None:
-        # No request is in flight any more, unless the client does not read, so that nobody could answer it
+        # Only if the client does not read is a request still in flight. The answer is not sent, but the outcome is recorded.
         self._dispatcher.last_answers("the client does not read")
         self._record(everything=True)
 
     def _record(self, *, everything: bool = False) -> None:
-        while True:  # a portion at a time: calls are decided in between
+        while True:  # in portions, so that calls are decided in between
             self._dispatcher.read_answers()
             self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=everything))
             if not self._session.has_outcomes:

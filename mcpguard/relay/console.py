@@ -1,4 +1,4 @@
-"""Lines on stderr, which may be a pipe that nobody reads, or a log file that grows."""
+"""Lines on stderr, without waiting for whoever reads them, and without filling a log file."""
 
 import os
 import sys
@@ -11,16 +11,16 @@ from mcpguard.core.text import printable
 from mcpguard.relay.readiness import Readiness
 
 AT_ONCE: Final = 10
-"""How many lines of one kind are written at once, before one is written every `EVERY_S`."""
+"""How many lines of one kind may be written in a burst. After that, one is written every `EVERY_S`."""
 
 EVERY_S: Final = 1.0
 
 
-class _Kind:
-    """How many lines of a kind may be written now, and how many were left out since the last one that was."""
+class _Bucket:
+    """A token bucket for lines of one kind, and how many were left out since the last line."""
 
     def __init__(self, now_s: float) -> None:
-        self.room = float(AT_ONCE)
+        self.tokens = float(AT_ONCE)
         self.since_s = now_s
         self.left_out = 0
 
@@ -40,7 +40,7 @@ class Console:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._dropped = 0
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[str, _Bucket] = {}
         self._is_ready = Readiness(fd)
 
     def line(self, text: str, *, kind: str = "") -> None:
@@ -48,14 +48,15 @@ class Console:
 
         Args:
             text: The line.
-            kind: Names lines of which a client can cause any number: `AT_ONCE` of a kind are written at once, then one every
-                `EVERY_S`, which says how many were left out. A kind must not contain names that a client chooses.
+            kind: Rations lines of which a client can cause any number: `AT_ONCE` of a kind are written at once, then one every
+                `EVERY_S`, which says how many were left out. It must not contain names that a client chooses. Empty for no
+                ration.
         """
         if not self._is_quiet:
             self._write(text, kind)
 
     def error(self, text: str, *, kind: str = "") -> None:
-        """Write a line about something that somebody has to mend, or that is mended, even if the console is quiet."""
+        """Write a line about a fault that somebody has to mend, or about its end, even if the console is quiet."""
         self._write(text, kind)
 
     def internal_error(self, error: Exception) -> None:
@@ -85,12 +86,12 @@ class Console:
     def _left_out(self, kind: str) -> int | None:
         """How many lines of a kind were left out before this one; None if this one has to be left out, too."""
         now_s = self._clock_s()
-        one = self._kinds.setdefault(kind, _Kind(now_s))
-        one.room = min(AT_ONCE, one.room + (now_s - one.since_s) / EVERY_S)
-        one.since_s = now_s
-        if one.room < 1.0:
-            one.left_out += 1
+        bucket = self._kinds.setdefault(kind, _Bucket(now_s))
+        bucket.tokens = min(AT_ONCE, bucket.tokens + (now_s - bucket.since_s) / EVERY_S)
+        bucket.since_s = now_s
+        if bucket.tokens < 1.0:
+            bucket.left_out += 1
             return None
-        one.room -= 1.0
-        left_out, one.left_out = one.left_out, 0
+        bucket.tokens -= 1.0
+        left_out, bucket.left_out = bucket.left_out, 0
         return left_out

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, ToClient, ToServer
@@ -14,19 +15,22 @@ from mcpguard.relay.unread import Unread
 from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import monotonic_us
 
+BUSY_S: Final = 0.1
+"""How long a shutdown waits for the session."""
+
 
 class Dispatcher:
-    """Lets several threads use one session: one event at a time, with all that it leads to.
+    """Lets several threads use one session: one event at a time, with everything that it leads to.
 
-    Its lock is held while the session or the store is used, except for the store's upkeep. It is never held while a thread
+    The lock is held while a thread uses the session or the store, except for the store's upkeep. No thread holds it while it
     waits for a pipe.
 
     Args:
         session: The core's state machine.
-        store: Decides and writes for it.
-        unread: What the server has written and the session has not read.
-        reply: Queues frames for the client; does not wait for it. It is called under the lock, so that everything that was
-            decided before the server's end is answered before the end of the stream.
+        store: Decides calls and writes audit rows.
+        unread: The server's output that the session has not read.
+        reply: Queues frames for the client, without waiting for it. It is called under the lock, so that the replies of earlier
+            events precede the last answers.
         console: Takes lines for stderr.
     """
 
@@ -42,10 +46,10 @@ class Dispatcher:
         self._posted: deque[events.Event] = deque()
 
     def post(self, event: events.Event) -> None:
-        """Have an event dispatched before the next one. Waits for nothing, so that it can be used when a store hangs.
+        """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs.
 
         Args:
-            event: An event that leads to nothing for the server.
+            event: An event that leads to no `ToServer`.
         """
         self._posted.append(event)
 
@@ -56,12 +60,12 @@ class Dispatcher:
             The frames for the server. The caller writes them, because a server may take its time.
         """
         with self._lock:
-            while self._posted:
-                self._carry_out(self._posted.popleft(), self._reply)
-            return self._carry_out(event, self._reply)
+            if self._posted:
+                self._handle_posted()
+            return self._handle(event, self._reply)
 
     def last_answers(self, how: str) -> bytes:
-        """The server is gone, and the client has received all that it wrote: answers for the requests in flight.
+        """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
 
         Args:
             how: What became of the server, as a clause.
@@ -70,24 +74,34 @@ class Dispatcher:
         answers: list[bytes] = []
         with self._lock:
             self._read_answers()
-            self._session.handle(self._unread.last(now_us))
-            while self._posted:
-                self._carry_out(self._posted.popleft(), self._reply)
-            self._carry_out(events.ServerExited(how, now_us), answers.append)
+            self._read(self._unread.last(now_us))
+            self._handle_posted()
+            self._handle(events.ServerExited(how, now_us), answers.append)
         return b"".join(answers)
 
     def read_answers(self) -> None:
-        """Show the session what the server has written."""
+        """Let the session read what the server has written."""
         with self._lock:
             self._read_answers()
 
     def awaits_answers(self) -> bool:
-        """Whether the server has not answered all requests, by what it has written so far."""
-        with self._lock:
+        """Whether a request is in flight, by what the server has written so far.
+
+        Also true if that cannot be found out within `BUSY_S`, because another thread uses the session or a store that hangs.
+        """
+        if not self._lock.acquire(timeout=BUSY_S):
+            return True
+        try:
             self._read_answers()
             return self._session.awaits_answers
+        finally:
+            self._lock.release()
 
-    def _carry_out(self, event: events.Event, reply: Callable[[bytes], None]) -> bytes:
+    def _handle_posted(self) -> None:
+        while self._posted:
+            self._handle(self._posted.popleft(), self._reply)
+
+    def _handle(self, event: events.Event, reply: Callable[[bytes], None]) -> bytes:
         to_server: list[bytes] = []
         to_client: list[bytes] = []
         next_event: events.Event | None = event
@@ -140,4 +154,10 @@ class Dispatcher:
 
     def _read_answers(self) -> None:
         for event in self._unread.take():
+            self._read(event)
+
+    def _read(self, event: events.ServerWrote) -> None:
+        try:
             self._session.handle(event)
+        except Exception as error:  # an outcome is lost; the session must not end for that
+            self._console.internal_error(error)

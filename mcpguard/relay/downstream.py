@@ -1,4 +1,4 @@
-"""From the server to the client: bytes pass as they are, and are kept until outcomes are read off them."""
+"""The loop from the server to the client: bytes pass unchanged, and are kept until their outcomes are read."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,7 +10,7 @@ from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 
 MAX_UNREAD_BYTES: Final = 32 * 1024
-"""More than this is read for answers at once, while it is in the cache. Less is left to the bookkeeper."""
+"""If more is unread, this loop reads the answers itself, while they are in the cache. Else the bookkeeper does."""
 
 
 class Downstream:
@@ -19,10 +19,10 @@ class Downstream:
     Args:
         stream: The server's output.
         output: The client's side.
-        session: Tells whether a request is in flight.
-        unread: Keeps what may hold answers.
-        dispatcher: Shows the session what is kept.
-        kept: Called when something is kept, so that there may be something to record.
+        session: The core's state machine.
+        unread: Keeps chunks that may contain answers.
+        dispatcher: Lets the session read them.
+        kept: Called when a chunk was kept, so that there may be something to record.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Downstream:
                 if self._unread.held_bytes > MAX_UNREAD_BYTES:
                     self._dispatcher.read_answers()
         except OSError:
-            pass  # a broken stream has ended, too
+            pass  # a broken stream counts as ended
         finally:
             ended()
 
     def _observe(self, chunk: bytes) -> None:
-        """Keep a chunk. It is not written to the client yet, which may answer with a retry at once."""
+        """Keep a chunk before it is written to the client, because the client may retry as soon as it reads the chunk."""
         if self._unread.add(chunk, awaits_answers=self._session.awaits_answers):
             self._kept()

@@ -10,11 +10,11 @@ from typing import Final
 from mcpguard.relay.readiness import LOOK_S, PAUSE_S, Readiness, await_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes of replies may be queued before the client is not read from until it has read some."""
+"""If more bytes of replies are queued, mcpguard reads nothing from the client until the client has read some."""
 
 _AT_ONCE_BYTES: Final = 4096
-"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF). Replies are written in such pieces: a longer
-write returns only when all of it is taken, which hides for long that a slow client reads."""
+"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF). Replies are written in pieces of this size: a
+longer write returns only when the client has taken all of it, so `taken` would not show that a slow client reads."""
 
 
 class ClientOutput:
@@ -43,11 +43,11 @@ class ClientOutput:
         self._is_ready = Readiness(fd)
 
     def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
-        """Pass on what the server wrote. Waits for the client. Queued replies are written where a frame ends.
+        """Write a chunk of the server's, and queued replies where a frame ends. Waits for the client.
 
         Args:
             chunk: What the server wrote.
-            observe: Called with the chunk before it is written; not called after `finish`.
+            observe: Called with the chunk before it is written. After `finish` it is not called, and nothing is written.
         """
         with self._writing:
             if self._finished:
@@ -66,7 +66,7 @@ class ClientOutput:
             self._wake()
 
     def reply(self, data: bytes) -> None:
-        """Write whole frames of mcpguard's own between two others, now or later. Only `await_room` waits for the client."""
+        """Write mcpguard's own frames between two of the server's: at once if that does not block, else from a queue."""
         if not self._queue and self._writing.acquire(blocking=False):
             try:
                 if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._is_ready():
@@ -85,6 +85,9 @@ class ClientOutput:
     def await_room(self, client_has_ended: Callable[[], bool]) -> None:
         """Backpressure: wait while more than `MAX_QUEUED_BYTES` are queued.
 
+        Args:
+            client_has_ended: Tells whether the client has closed its side.
+
         Raises:
             ConnectionAbortedError: The client has closed its side, and has taken nothing for `PAUSE_S`.
         """
@@ -101,16 +104,16 @@ class ClientOutput:
 
     @property
     def is_writing(self) -> bool:
-        """Whether bytes are being written. That lasts until the client reads them."""
+        """Whether a write is under way. It lasts until the client takes the bytes."""
         return self._writing.locked()
 
     def finish(self, last_replies: Callable[[], bytes]) -> None:
-        """End the stream: close a frame that the server left unfinished, write all replies, then write nothing more.
+        """End the stream: end a frame that the server left open, write all replies, and discard everything later.
 
         Waits for the client.
 
         Args:
-            last_replies: Called when nothing more of the server's is passed on; returns the last replies.
+            last_replies: Returns the last replies. It is called when nothing more from the server is passed on.
         """
         with self._writing:
             self._finished = True
@@ -123,7 +126,7 @@ class ClientOutput:
             self._broken = True  # the process is about to end, which would cut off a later frame
 
     def _write(self, data: bytes, at_once: int = _AT_ONCE_BYTES) -> None:
-        """Write in pieces; drop the data if the client is gone. The caller holds `_writing`."""
+        """Write in pieces of `at_once` bytes; discard the data if the client is gone. The caller holds `_writing`."""
         if self._broken:
             return
         written = 0
@@ -145,7 +148,7 @@ class ClientOutput:
         return count
 
     def _write_queued(self) -> None:
-        """Write the queued replies, if no frame is open. The caller holds `_writing`."""
+        """Write the queued replies unless a frame of the server's is open. The caller holds `_writing`."""
         while self._queue and not self._in_frame:
             with self._changed:
                 batch = b"".join(self._queue)

@@ -47,7 +47,7 @@ class ServerProcess:
         self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
 
     def confirm(self) -> None:
-        """Wait until the program runs. That takes some milliseconds, which the caller uses to load modules first.
+        """Wait until the program runs. That takes some milliseconds: load modules before you call this.
 
         Raises:
             CommandError: The system cannot run it.
@@ -84,8 +84,8 @@ class ServerProcess:
     def signal(self, number: int) -> None:
         """Send a signal to it and to the processes that it started, unless they run as another user.
 
-        On Linux that includes processes that left its group. They are looked for first: once their parent is dead they are hard
-        to find.
+        On Linux that includes processes that left its group. They are looked for before the signal is sent, because they cannot
+        be found as descendants once their parent is dead.
         """
         if sys.platform == "linux":
             self._strays |= strays.find(self.pid, self._pipes)

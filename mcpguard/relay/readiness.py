@@ -1,7 +1,7 @@
-"""Whether a descriptor is ready for a read or a write, and waiting until it is.
+"""Whether a descriptor is ready for a read or a write, and how to wait until it is.
 
-Reads and writes of the client's descriptors may be non-blocking: a process that shares a descriptor can set that for all of
-them, and Node does.
+Reads and writes of the client's descriptors may be non-blocking. That is a property of the open file, which any process that
+shares it can set, and Node does.
 """
 
 import sys
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
-"""How long a server may take nothing after its client has left, before it is given up."""
+"""How long a server may take nothing after the client has left. Then the remaining bytes are discarded."""
 
 PAUSE_S: Final = 10.0
-"""How long a client may take nothing, after it has closed its side or the server has ended, before it is given up."""
+"""How long a client that has closed its side, or whose server has exited, may take nothing. Then it counts as gone."""
 
 LOOK_S: Final = 0.01
-"""How often a thread that waits for the server looks for other work."""
+"""How often a thread that waits looks for other work, or for the end of the client."""
 
 if sys.platform == "win32":
 
     class Readiness:
-        """Windows cannot tell: a pipe is never called ready, so that only a thread that may wait writes to it."""
+        """On Windows a pipe never counts as ready, because Windows cannot tell: only threads that may block write to it."""
 
         def __init__(self, fd: int) -> None:
             self._fd = fd
@@ -30,7 +30,7 @@ if sys.platform == "win32":
             return False
 
     class ServerInput:
-        """On Windows a write to a pipe blocks, so that there is nothing to wait for."""
+        """On Windows the writes themselves block."""
 
         def __init__(self, fd: int) -> None:
             del fd
@@ -39,7 +39,7 @@ if sys.platform == "win32":
             """Return at once."""
 
     class ClientEnd:
-        """Windows cannot tell without a read."""
+        """On Windows only a read can tell."""
 
         def __init__(self, fd: int) -> None:
             del fd
@@ -49,7 +49,7 @@ if sys.platform == "win32":
             return False
 
     def has_bytes(fd: int) -> bool:
-        """Whether a read would return at once: Windows cannot tell."""
+        """Whether a read is known to return at once: never, because Windows cannot tell."""
         return False
 
     def await_bytes(fd: int) -> None:
@@ -63,8 +63,8 @@ else:
     import select
     import time
 
-    _ITS_END: Final = getattr(select, "POLLRDHUP", 0)
-    """The event for the end of the other side. A pipe's is always reported; half a socket's only if asked for, on Linux."""
+    _PEER_END: Final = getattr(select, "POLLRDHUP", 0)
+    """The event for the end of the other side. `poll` always reports a pipe's; half a socket's only if asked to, on Linux."""
 
     class Readiness:
         """Tells whether a write would return at once.
@@ -82,7 +82,7 @@ else:
             return any(event & select.POLLOUT for _, event in self._poll.poll(0))
 
     class ServerInput:
-        """The pipe to the server. It is made non-blocking, so that the writer can do other work while the pipe is full.
+        """The pipe to the server, made non-blocking, so that the writer can do other work while the pipe is full.
 
         Args:
             fd: The pipe.
@@ -97,7 +97,7 @@ else:
 
             Args:
                 client: The descriptor that the client writes to.
-                work: Called while the pipe is full; called again at once if it returns that it did something.
+                work: Called while the pipe is full, and again at once if it returns True.
 
             Raises:
                 ConnectionAbortedError: The client has closed its end of `client`, and the server has not taken a byte for
@@ -105,19 +105,19 @@ else:
             """
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
-            poll.register(client, _ITS_END)
+            poll.register(client, _PEER_END)
             deadline = float("inf")
             while time.monotonic() < deadline:
-                told = dict(poll.poll(0 if work() else LOOK_S * 1000))
-                if self._fd in told:
+                events = dict(poll.poll(0 if work() else LOOK_S * 1000))
+                if self._fd in events:
                     return
-                if client in told:
+                if client in events:
                     poll.unregister(client)
                     deadline = time.monotonic() + STUCK_S
             raise ConnectionAbortedError
 
     class ClientEnd:
-        """Tells that the client has closed its side, even if there are still bytes to be read.
+        """Tells whether the client has closed its side, even while there are bytes to read.
 
         Args:
             fd: The descriptor that the client writes to.
@@ -129,7 +129,7 @@ else:
         def __call__(self) -> bool:
             """Whether the client has closed its side. From any thread."""
             poll = select.poll()  # a new one: two threads must not use the same object
-            poll.register(self._fd, _ITS_END)
+            poll.register(self._fd, _PEER_END)
             return bool(poll.poll(0))
 
     def has_bytes(fd: int) -> bool:

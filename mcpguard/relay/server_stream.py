@@ -12,7 +12,7 @@ CHUNK_BYTES: Final = 64 * 1024
 """The size of a pipe."""
 
 MAX_HELD_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes are read ahead before the server has to wait for the client."""
+"""The most bytes that are read ahead. Then the server has to wait for the client."""
 
 
 class ServerStream:
@@ -32,7 +32,7 @@ class ServerStream:
         self._held: deque[bytes] = deque()
         self._held_bytes = 0
         self._passed_bytes = 0
-        self._end_bytes = sys.maxsize  # where the stream ends though its pipe does not
+        self._end_bytes = sys.maxsize  # the length at which the stream ends, even if its pipe does not
 
     def read(self) -> bytes:
         """The next bytes; empty at the end. Only the downstream loop calls it.
@@ -46,24 +46,24 @@ class ServerStream:
             chunk = self._held.popleft() if self._held else b""
             if chunk:
                 self._passed_bytes += len(chunk)
-                self._held_bytes -= len(chunk)  # in this order: `end` must count all bytes
+                self._held_bytes -= len(chunk)  # last, so that `end`, which takes no lock, counts no byte too few
             else:
                 chunk = os.read(self._fd, CHUNK_BYTES)
                 self._passed_bytes += len(chunk)
             return chunk
 
     def end(self) -> None:
-        """The server is gone, and what it wrote is in the pipe: end the stream after that, even if others go on writing."""
-        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held, in the pipe, and in a read that is under way
+        """End the stream after what the server, which is gone, can have written, even if another process goes on writing."""
+        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held; in the pipe; in a read that is under way
         self._end_bytes = waiting + self._passed_bytes
 
     @property
     def has_more(self) -> bool:
-        """Whether there are bytes to be read, or the end."""
+        """Whether there are bytes to read, or the end."""
         return bool(self._held) or has_bytes(self._fd)
 
     def read_ahead(self) -> bool:
-        """Read some bytes ahead if the downstream loop is busy; whether there were any. Does not wait."""
+        """Read some bytes ahead if the downstream loop is busy; returns whether there were any. Does not wait."""
         if self._held_bytes >= MAX_HELD_BYTES or not self._reading.acquire(blocking=False):
             return False
         try:
@@ -71,7 +71,7 @@ class ServerStream:
                 return False
             chunk = os.read(self._fd, CHUNK_BYTES)
             if not chunk:
-                return False  # the downstream loop has to find the end
+                return False  # the end, which the downstream loop has to read
             self._held.append(chunk)
             self._held_bytes += len(chunk)
         except OSError:

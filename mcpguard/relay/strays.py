@@ -1,9 +1,9 @@
 """Processes of a server outside of its process group, on Linux: its descendants, and processes that hold its pipes.
 
-`setsid` takes a process out of the group that signals go to. Such a process is found in `/proc` while its parent lives, or
-while its stdin or stdout is the server's. A process that has cut all of these ties, as a daemon does, is not found. A child
-subreaper would find it too, but it changes what servers see: mcpguard would become an orphan's parent, and some servers exit
-when process 1 becomes their parent.
+`setsid` takes a process out of the group that signals go to. `/proc` shows such a process as a descendant while its parent
+lives, or as a holder of the server's pipes while its stdin or stdout is one of them. A daemon, which is neither, is not found.
+As a child subreaper mcpguard would find daemons too, but it would become the parent of orphans, and some servers rely on
+process 1 becoming their parent: they exit then.
 """
 
 import contextlib
@@ -55,12 +55,12 @@ def find(leader: int, pipes: Collection[str | None]) -> set[Process]:
             group.add(pid)
     holders = {pid for pid in processes if any(_link(f"{_PROC}/{pid}/fd/{fd}") in pipes for fd in (0, 1))}
     found = group | (holders - {os.getpid()})
-    found_anew = list(found)
-    while found_anew:
-        for child in children.get(found_anew.pop(), ()):
+    parents = list(found)
+    while parents:
+        for child in children.get(parents.pop(), ()):
             if child not in found:
                 found.add(child)
-                found_anew.append(child)
+                parents.append(child)
     return {processes[pid] for pid in found - group}
 
 

@@ -2,12 +2,12 @@
 
 The exit status is the server's. Every wait of a shutdown is bounded and named here.
 
-- **The server exits by itself.** Requests that it has not answered are answered, if the client is still there. Processes that
-  it leaves running are left alone. If it exits with 0 while another process holds its output, as a launcher's child does, the
-  session lasts as long as that process.
-- **A signal kills the server.** The same, but the processes that it leaves running are killed.
-- **The client closes its side, or mcpguard gets a signal.** The server has some time to exit, then it is ended with all
-  processes that it started. Nothing is answered in its place.
+- **The server exits by itself.** mcpguard answers the requests in flight, if the client has not left. Processes that the server
+  started go on. If it exits with 0 while another process holds its output, as a launcher's child does, the session lasts as
+  long as that process.
+- **A signal kills the server.** The same, but mcpguard kills the processes that the server started.
+- **The client closes its side, or mcpguard gets a signal.** The server has some time to exit. Then mcpguard ends it with all
+  processes that it started, and answers nothing in its place.
 """
 
 import signal
@@ -39,7 +39,7 @@ GRACE_AFTER_SIGNAL_S: Final = 1.0
 
 DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
-"""After the server's exit: for the last answers, if it is not the client that is slow."""
+"""After the server's exit, without and with a signal to mcpguard: how long the client may take none of the last answers."""
 
 QUIET_S: Final = 0.25
 """After the server's exit: how long a stream that another process holds open must be silent to count as ended."""
@@ -65,7 +65,7 @@ class Supervisor:
         self._ended: set[str] = set()
         self._signals: list[int] = []
         self._signalled_s = 0.0
-        self._is_launcher = False  # whether it exited with 0 before its client had ended
+        self._is_launcher = False  # whether the server exited with 0 before the client left
         self._woken = Wake()
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -74,7 +74,7 @@ class Supervisor:
             signal.signal(signal.SIGCHLD, self._on_exit)
 
     def ended(self, what: "Ended") -> None:
-        """Note that a stream, or the last answers, have ended. From any thread."""
+        """Note what has ended. From any thread."""
         self._ended.add(what)
         self._woken.set()
 
@@ -100,8 +100,8 @@ class Supervisor:
         self._is_launcher = server.poll() == 0
         traffic.start()
         self._wait(lambda: server.poll() is not None or self._is_ending)
-        if server.status == 0 and "client" not in self._ended:  # a process that it started may serve on: one that has its pipes
-            self._is_launcher = True
+        if server.status == 0 and "client" not in self._ended:
+            self._is_launcher = True  # a process that it started may have its pipes, and serve
             self._wait(lambda: self._is_ending)
         is_ended_by_us = not self._has_exited(server) and self._end_server(server, traffic)
         if is_ended_by_us or server.was_killed:
@@ -125,6 +125,7 @@ class Supervisor:
         return bool(self._ended or self._signals)
 
     def _has_exited(self, server: ServerProcess) -> bool:
+        """Whether the server has exited; for a launcher, whether no process holds its output any more."""
         return "server" in self._ended if self._is_launcher else server.poll() is not None
 
     def at_most(self, most_s: float) -> float:
@@ -134,7 +135,7 @@ class Supervisor:
         return max(0.05, min(most_s, self._signalled_s + END_AFTER_SIGNAL_S - time.monotonic()))
 
     def _end_server(self, server: ServerProcess, traffic: "Traffic") -> bool:
-        """End a server that runs though a stream has ended or a signal has come. A signal cuts its time short.
+        """End a running server after the end of a stream, or after a signal, which leaves it less time.
 
         Returns:
             Whether it was told to end; False if it has exited by itself.
@@ -155,9 +156,9 @@ class Supervisor:
     def _drain_stream(self, server: ServerProcess, traffic: "Traffic") -> None:
         """Wait until the client has received what the server wrote last.
 
-        That is at the end of the server's stream. If another process holds the stream open, it is when the client has received
-        what the server can have written, as long as the client takes it. If the server exited with 0 and left requests
-        unanswered, a process that holds its stream may answer them.
+        That is so when the server's stream ends. If another process holds the stream open, wait while bytes are passed on that
+        the server can have written, and the client takes them. If the server exited with 0 and requests are in flight, a
+        process that holds its stream may answer them: it has `GRACE_AFTER_EOF_S` for that.
         """
         began_s = time.monotonic()
         while server.status == 0 and not self._signals and traffic.awaits_answers():
@@ -173,7 +174,7 @@ class Supervisor:
                 return
 
     def _drain_answers(self, traffic: "Traffic") -> None:
-        """Wait until the client has received the last answers: as long as it takes some, but not after a signal."""
+        """Wait until the client has received the last answers. Give up after a signal, or when it takes none for `DRAIN_S`."""
         taken = traffic.output.taken
         while not self._wait(lambda: "answers" in self._ended, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, traffic.output.taken
@@ -181,12 +182,12 @@ class Supervisor:
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:
-        """Wait until `done`, which becomes true by a signal or by the end of something; False if that took too long.
+        """Wait until a condition is true; returns False if that took too long.
 
         Args:
-            done: The condition.
+            done: The condition. Only a signal, or a call of `ended`, makes it true.
             timeout_s: How long to wait; None for no limit.
-            after_signal_s: How long to wait after a signal to mcpguard; None if a signal makes no difference.
+            after_signal_s: How long to wait after a signal to mcpguard; None for as long as without a signal.
         """
         began_s = time.monotonic()
         while not done():

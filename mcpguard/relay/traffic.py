@@ -30,12 +30,12 @@ class Traffic:
     Args:
         server: The server's process.
         session: The core's state machine.
-        store: Decides and writes for it.
+        store: Decides calls and writes audit rows.
         output: The client's side.
         console: Takes lines for stderr.
         ended: Called with what has ended, from a thread of the traffic.
-        policy: Where the policy comes from.
-        who: Where the identity comes from; None if it does not change.
+        policy: The source of the policy.
+        identity: The source of the identity; None if it does not change.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted from the client.
     """
@@ -50,7 +50,7 @@ class Traffic:
         ended: Callable[[Ended], None],
         *,
         policy: PolicySource,
-        who: IdentitySource | None = None,
+        identity: IdentitySource | None = None,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
@@ -72,7 +72,7 @@ class Traffic:
             keep_pace=lambda: store.keep_pace(self._bookkeeper.hurry),
             shut_down=self._shut_down,
             policy=policy,
-            who=who,
+            identity=identity,
             source=source,
             max_frame_bytes=max_frame_bytes,
         )
@@ -96,26 +96,26 @@ class Traffic:
         self._upstream.close_input(why)
 
     def client_left(self) -> None:
-        """The client has left, or wants mcpguard to end: requests that the server leaves unanswered stay unanswered."""
+        """Note that the client has left, or wants mcpguard to end: mcpguard answers nothing in the server's place."""
         self._dispatcher.post(events.ClientLeft())
 
     def awaits_answers(self) -> bool:
-        """Whether the server has not answered all requests."""
+        """Whether a request may be in flight; see `Dispatcher.awaits_answers`."""
         return self._dispatcher.awaits_answers()
 
     def end_stream(self) -> None:
-        """The server is gone: pass on what it can have written, and nothing that others write to its stream later."""
+        """End the stream of a server that is gone, after what the server can have written."""
         self._stream.end()
 
     @property
     def is_passing_on(self) -> bool:
-        """Whether bytes of the server's are on their way to the client."""
+        """Whether bytes from the server are on their way to the client."""
         return self.output.is_writing or self._stream.has_more
 
     def answer_rest(self, how: str) -> None:
-        """The server is gone: end the output with an answer for every request in flight. `ended` is told `answers` then.
+        """Answer every request in flight of a server that is gone, and end the output. Then `ended` is called with `answers`.
 
-        What the client and the server write later is discarded.
+        Later bytes of the client and the server are discarded.
 
         Args:
             how: What became of the server, for the client.
@@ -129,7 +129,7 @@ class Traffic:
         self._ended("answers")
 
     def _last_answers(self, how: str) -> bytes:
-        """Called when nothing more is passed on, since the server may have answered with what was passed on last."""
+        """Called when nothing more is passed on: the bytes that were passed on last may have answered requests."""
         self._upstream.notice_client_end()
         return self._dispatcher.last_answers(how)
 

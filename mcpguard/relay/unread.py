@@ -9,37 +9,39 @@ from mcpguard.stores.clock import monotonic_us
 
 
 class Unread:
-    """Keeps chunks of the server's stream. One thread adds, and one thread at a time takes.
-
-    Attributes:
-        held_bytes: How much is kept.
-    """
+    """Chunks of the server's stream, kept until they are taken. One thread adds, and one thread at a time takes."""
 
     def __init__(self) -> None:
-        self.held_bytes = 0
+        self._added_bytes = 0  # written only by the thread that adds
+        self._taken_bytes = 0  # written only by the thread that takes
         self._chunks: deque[tuple[bytes, int]] = deque()
         self._lines = AnswerLines()
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are kept."""
+        return self._added_bytes - self._taken_bytes
+
     def add(self, chunk: bytes, *, awaits_answers: bool) -> bool:
-        """Keep a chunk that may hold answers; whether it is kept.
+        """Keep a chunk if it may contain answers; returns whether it was kept.
 
         Args:
             chunk: What the server wrote.
-            awaits_answers: Whether a request is in flight. If not, whole frames need not be kept.
+            awaits_answers: Whether a request is in flight. If none is, chunks of whole frames are not kept.
         """
         if not (self._chunks or awaits_answers) and self._lines.is_between_frames and chunk[-1:] == b"\n":
             return False
         self._chunks.append((chunk, monotonic_us()))
-        self.held_bytes += len(chunk)
+        self._added_bytes += len(chunk)
         return True
 
     def take(self) -> Iterator[ServerWrote]:
-        """Give up what is kept, as events."""
+        """Remove and return all chunks, as events."""
         while self._chunks:
             chunk, now_us = self._chunks[0]
             lines = self._lines.feed(chunk)
-            self._chunks.popleft()  # after `feed`: until then `add` cannot tell whether the stream is between two frames
-            self.held_bytes -= len(chunk)
+            self._chunks.popleft()  # after `feed`: `add` relies on `_lines` having the bytes of every chunk that is gone
+            self._taken_bytes += len(chunk)
             yield ServerWrote(lines, now_us)
 
     def last(self, now_us: int) -> ServerWrote:

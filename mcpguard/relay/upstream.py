@@ -1,4 +1,4 @@
-"""From the client to the server: what the client writes is judged, then forwarded or answered."""
+"""The loop from the client to the server: what the client writes is judged, then forwarded or answered."""
 
 import os
 import threading
@@ -20,21 +20,21 @@ from mcpguard.relay.server_stream import CHUNK_BYTES
 from mcpguard.stores.clock import monotonic_us
 
 EXIT_S: Final = 0.3
-"""How long after a server has closed its input we wait for its exit, so that requests are answered with its status."""
+"""How long to wait for the exit of a server that has closed its input, so that requests are answered with its status."""
 
 
 class PolicySource(Protocol):
-    """Where the policy in force comes from."""
+    """The source of the policy in force."""
 
     def poll(self) -> Policy | PolicyError | None:
-        """The policy to take up; None if nothing has changed."""
+        """The new policy, or the fault of the new policy file; None if nothing has changed."""
 
 
 class IdentitySource(Protocol):
-    """Where an identity comes from that changes, as tokens do."""
+    """The source of an identity that changes, such as a token."""
 
     def poll(self, *, for_call: bool) -> Identity | Unauthenticated | None:
-        """The caller from now on; None if it has not changed. With `for_call` it may wait a moment."""
+        """The new identity; None if it has not changed. With `for_call` it may wait for keys."""
 
 
 class Upstream:
@@ -45,13 +45,13 @@ class Upstream:
         dispatcher: Takes events to the core.
         output: The client's side.
         console: Takes lines for stderr.
-        read_ahead: Reads some of the server's output if nobody else does; returns whether there was any. Used while the
+        read_ahead: Reads some of the server's output if no other thread does; returns whether there was any. Called while the
             server takes no input.
-        judged: Called when messages have been judged, so that there may be something to record.
+        judged: Called after messages were judged, so that there may be something to record.
         keep_pace: Waits until the store has room for more calls.
         shut_down: Set when the server has exited and its last requests are being answered.
-        policy: Where the policy comes from.
-        who: Where the identity comes from; None if it does not change.
+        policy: The source of the policy.
+        identity: The source of the identity; None if it does not change.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted.
     """
@@ -68,7 +68,7 @@ class Upstream:
         keep_pace: Callable[[], None],
         shut_down: threading.Event,
         policy: PolicySource,
-        who: IdentitySource | None = None,
+        identity: IdentitySource | None = None,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
@@ -81,7 +81,7 @@ class Upstream:
         self._keep_pace = keep_pace
         self._shut_down = shut_down
         self._policy = policy
-        self._who = who
+        self._identity = identity
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
         self._client_has_ended = ClientEnd(source)
@@ -99,10 +99,10 @@ class Upstream:
                 self._take(self._splitter.feed(chunk))
             self._take(self._splitter.finish())
         except OSError:
-            pass  # a broken stream has ended, too
+            pass  # a broken stream counts as ended, and so does one whose server or client takes nothing any more
         finally:
             self._dispatcher.post(events.ClientLeft())
-            ended()  # before the server's input ends: its exit is then not a surprise
+            ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
 
     def close_input(self, why: str) -> None:
@@ -112,7 +112,7 @@ class Upstream:
         self._server.close_stdin()
 
     def notice_client_end(self) -> None:
-        """Find out whether the client has left, though what it wrote before is not read yet."""
+        """Note whether the client has left, even if bytes that it wrote before are not read yet."""
         if self._client_has_ended():
             self._dispatcher.post(events.ClientLeft())
 
@@ -138,13 +138,14 @@ class Upstream:
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
         """Have lines judged; returns the frames for the server."""
         messages = frames.read(lines)
-        if self._who:
-            found = self._who.poll(for_call=any(isinstance(one, Frame) and one.is_call for one in messages))
-            if found is not None:
-                self._dispatcher.post(events.IdentityChanged(found))
-        changed = self._policy.poll()
-        if changed is not None:
-            self._dispatcher.post(events.PolicyChanged(changed))
+        if self._identity:
+            has_call = any(isinstance(message, Frame) and message.is_call for message in messages)
+            identity = self._identity.poll(for_call=has_call)
+            if identity is not None:
+                self._dispatcher.post(events.IdentityChanged(identity))
+        policy = self._policy.poll()
+        if policy is not None:
+            self._dispatcher.post(events.PolicyChanged(policy))
         if self._is_input_closed:
             self.notice_client_end()
         to_server = self._dispatcher.dispatch(events.ClientWrote(messages, monotonic_us()))
@@ -152,7 +153,11 @@ class Upstream:
         return to_server
 
     def _send(self, data: bytes) -> None:
-        """Write frames to the server. Requests that it does not take are answered."""
+        """Write frames to the server; answer the requests that it does not take.
+
+        Raises:
+            ConnectionAbortedError: The client has left, and the server takes nothing.
+        """
         written = 0
         while written < len(data):
             try:
@@ -161,15 +166,20 @@ class Upstream:
                 self._input.wait(self._source, self._read_ahead)
             except OSError:
                 self.close_input("the server has closed its input")
-                self._answer_undelivered(data[data.rfind(b"\n", 0, written) + 1 :])
+                self._answer_undelivered(data[data.rfind(b"\n", 0, written) + 1 :])  # from the frame that was cut off
                 return
 
     def _answer_undelivered(self, data: bytes) -> None:
-        if not self._shut_down.wait(EXIT_S):  # else the server has exited: everything in flight is answered with its status
-            self.notice_client_end()
-            self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))
+        if self._shut_down.wait(EXIT_S):
+            return  # the server has exited, and all requests in flight are answered with its status
+        self.notice_client_end()
+        self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))
 
     def _await_room(self) -> None:
-        """Backpressure: read no more from the client while the store or the client has too much to process."""
+        """Backpressure: wait while the store or the client has too much to process.
+
+        Raises:
+            ConnectionAbortedError: The client has left, and takes nothing.
+        """
         self._keep_pace()
         self._output.await_room(self._client_has_ended)

@@ -9,7 +9,7 @@ if sys.platform == "win32":
     TICK_S = 0.2
 
     class Wake:
-        """A queue that is polled every `TICK_S`, because on Windows no signal ends the wait for a lock."""
+        """A queue, polled every `TICK_S`, because on Windows no signal interrupts the wait for a lock."""
 
         def __init__(self) -> None:
             self._queue: SimpleQueue[None] = SimpleQueue()
@@ -30,7 +30,7 @@ else:
     import signal
 
     class Wake:
-        """A pipe that signals write to as well, so that a signal just before the wait ends it, too."""
+        """A pipe that signals are written to as well, so that a signal just before the wait ends the wait, too."""
 
         def __init__(self) -> None:
             self._read, write = os.pipe()

@@ -45,9 +45,9 @@ class Wanted(NamedTuple):
     """A filter for audit rows that a store can apply while it reads. A store may return other rows, too.
 
     Attributes:
-        context: Whether the members that say who called what are wanted.
+        context: Returns whether a row with these members (user, agent, server, tool …) is wanted.
         decisions: The wanted decisions; None for any.
-        axis: Whether the axis of the limit that decided is wanted; None for any.
+        axis: Returns whether the axis of the limit that decided is wanted; None for any.
     """
 
     context: Callable[[Mapping[str, object]], bool]
@@ -93,7 +93,7 @@ class CallStore(Protocol):
         """
 
     def tend(self) -> None:
-        """Keep the store small and fast. To be called regularly, while no call waits for it.
+        """Keep the store small and fast. Call it regularly, while no call waits for it.
 
         Raises:
             StoreUnavailable: Calls cannot use the store either.
@@ -102,7 +102,7 @@ class CallStore(Protocol):
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """If this process has written much that upkeep has not processed, wait for upkeep, at most for the store's timeout.
 
-        To be called after calls were forwarded and before more are read: so the client waits, and no call does.
+        Call it after calls were forwarded and before more are read: then the client waits, and no call does.
 
         Args:
             hurry: Called before the wait. It lets another thread call `tend` at once.
@@ -158,10 +158,10 @@ class Resettable(Protocol):
 
 
 class Recoverable(CallStore, AuditReader, Protocol):
-    """What failover needs of the store that it wraps, beside what `run` needs."""
+    """What failover needs of the store that it wraps: all that `run` needs, and more."""
 
     warnings: tuple[str, ...]
-    """Faults of the store's set-up that its owner should mend, a line each. `tend` may change them."""
+    """Problems that the store's owner should mend, a line each. `tend` may change them."""
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """The logs that this store read or wrote last, by counter id, and the store's time. Does no I/O and does not fail.
@@ -169,18 +169,19 @@ class Recoverable(CallStore, AuditReader, Protocol):
         A counter may be absent. If it is present, its log is the one that this store last decided on.
         """
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """Count calls that were admitted without this store.
 
         Args:
             logs: The admissions by counter. Their times are relative to now, and not positive.
-            once: An id for these logs. Whoever does not know whether they were counted sends them again with the same id,
-                perhaps from another process. The store counts an id once, and remembers it for a week.
+            write_back_id: An id of these logs (an idempotency key). A caller that does not know whether they were counted sends
+                them again with the same id, perhaps from another process. The store counts each id once, and remembers it for
+                at least a week.
         """
 
 
 class Store(Recoverable, Resettable, Protocol):
-    """What is opened to be written."""
+    """What opening a store for writing returns."""
 
 
 class Options(NamedTuple):

@@ -72,6 +72,28 @@ def times_out(url: str) -> None:
     assert time.monotonic() - began_s < AT_MOST_S
 
 
+def times_out_and_disconnects(url: str, listener: socket.socket, begin: bytes, ended: threading.Event) -> None:
+    """Check that a fetch gives up, and disconnects from a server that sends some bytes and then one byte at a time."""
+    is_connected = threading.Event()
+
+    def drip() -> None:
+        client, _ = listener.accept()
+        is_connected.set()
+        with client, contextlib.suppress(OSError):
+            client.recv(65536)
+            client.sendall(begin)
+            while not ended.wait(0.02):
+                client.sendall(b"\0")
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    until_s = time.monotonic() + 30
+    while not is_connected.is_set() and time.monotonic() < until_s:  # under load the time may be over before it connects
+        times_out(url)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 def test_get_returns_the_bytes_that_the_server_sends(server: KeyServer) -> None:
     assert get(server.url, 30, 1 << 20) == server.body
 
@@ -232,41 +254,15 @@ def test_a_proxy_that_sends_byte_by_byte_times_out_and_is_disconnected(
     server: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
-
-        def drip() -> None:
-            client, _ = proxy.accept()
-            with client, contextlib.suppress(OSError):
-                client.recv(65536)
-                client.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
-                while not server.ended.wait(0.02):
-                    client.sendall(b"x")
-
-        thread = threading.Thread(target=drip, daemon=True)
-        thread.start()
         without_proxy(monkeypatch)
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        times_out("https://idp.acme.com/keys")
-        thread.join(30)
-        assert not thread.is_alive()
+        times_out_and_disconnects("https://idp.acme.com/keys", proxy, b"HTTP/1.1 200 OK\r\nX-Long: ", server.ended)
 
 
 def test_a_tls_handshake_byte_by_byte_times_out_and_is_disconnected(server: KeyServer) -> None:
-    server.behaviour = lambda _: None
     with socket.create_server(("127.0.0.1", 0)) as slow:
-
-        def drip() -> None:
-            client, _ = slow.accept()
-            with client, contextlib.suppress(OSError):
-                client.recv(65536)
-                client.sendall(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc")
-                while not server.ended.wait(0.02):
-                    client.sendall(b"\0")
-
-        thread = threading.Thread(target=drip, daemon=True)
-        thread.start()
-        times_out(f"https://127.0.0.1:{slow.getsockname()[1]}/")
-        thread.join(30)
-        assert not thread.is_alive()
+        handshake = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
+        times_out_and_disconnects(f"https://127.0.0.1:{slow.getsockname()[1]}/", slow, handshake, server.ended)
 
 
 def test_all_addresses_of_a_host_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def server() -> Iterator[KeyServer]:
 
 
 class Provider:
-    """A provider whose clocks are the test's, and whose answers are what it is told."""
+    """A provider, with clocks and answers that the test sets."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -52,7 +52,7 @@ class Provider:
         return found
 
     def seek(self, keys: RemoteKeys) -> int:
-        """Seek, and wait for it; how often the provider has been asked."""
+        """Seek, and wait for the fetch. Returns how often the provider has been asked."""
         keys.seek()
         keys.wait(30)
         until(lambda: not keys.is_fetching, "the end of a fetch")
@@ -68,7 +68,7 @@ def knows(keys: RemoteKeys | FileKeys, number: int = 0) -> bool:
     return len(keys.find(f"RS256-{number}", "RS256")) == 1
 
 
-# Which keys are taken
+# Parsing and finding keys
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_without_a_kid_up_to_sixteen_fitting_keys_are_found() -> None:
     assert len(find(many, "k98", "RS256")) == 1
 
 
-# How seldom they are asked for
+# Fetching
 
 
 def test_keys_are_fetched_at_the_start_and_then_at_most_every_thirty_seconds(idp: Provider) -> None:
@@ -198,7 +198,7 @@ def test_old_keys_are_stale_although_none_is_missing(idp: Provider) -> None:
     assert keys.stale_s < idp.now_s
 
 
-# Where they are kept
+# The cache
 
 
 def test_keys_are_cached_for_the_next_start_and_others_cannot_read_the_cache(idp: Provider) -> None:

@@ -74,7 +74,7 @@ def unsigned(header: dict[str, Any] | bytes, said: dict[str, Any] | None = None,
 
 
 def with_hmac(algorithm: str, secret: bytes) -> str:
-    """What a verifier that lets the token choose would take: the public key is a secret that everybody has."""
+    """A token that is accepted if the token may choose the algorithm: the HMAC secret is the public key, which all know."""
     signed = f"{part({'alg': algorithm, 'kid': 'RS256-0', 'typ': 'JWT'})}.{part(claims())}"
     return f"{signed}.{part(hmac.new(secret, signed.encode(), hashlib.sha256).digest())}"
 
@@ -233,7 +233,7 @@ def test_keys_that_cannot_be_fetched_are_reported_beside_the_tokens_problem(wrap
     assert [problem.message for problem in source.examine().problems] == [keys]
 
 
-# What is no token
+# Not a token
 
 
 def said(payload: bytes) -> bytes:

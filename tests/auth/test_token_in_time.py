@@ -112,7 +112,7 @@ def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
 
 
 class Remote:
-    """A wrapper with keys at a URL, and with clocks and answers that are the test's."""
+    """A wrapper with keys at a URL, and with clocks and answers that the test sets."""
 
     def __init__(self, wrapper: Wrapper, *answers: bytes | Exception) -> None:
         self.now_s = wrapper.now_s

@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             calls.measure(relays, effort, folder / place, place, options.pause_us)
             for place in options.place or ("split", "one")
         ],
+        "paced": lambda folder: [
+            calls.measure_paced(relays, effort, folder / place, place) for place in options.place or ("split", "one")
+        ],
         "sdk-calls": lambda folder: [
             calls.measure_sdk(relays, effort, folder / place, place) for place in options.place or ("split", "free")
         ],
@@ -87,8 +90,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("calls", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
-    parser.add_argument("--quick", action="store_true", help="a rough look in under 30 seconds")
+    names = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
+    parser.add_argument("--quick", action="store_true", help="a rough look in about a minute")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")
     parser.add_argument(

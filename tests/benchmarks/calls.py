@@ -22,6 +22,7 @@ PLACES = {
     "free": "placed by the scheduler",
 }
 WARM_UP = 200
+PACE_US = 20_000
 SETTLE = 20  # calls at the start of each round that are not counted: another variant had the caches
 
 
@@ -29,6 +30,12 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path, place: st
     """Calls to a server that answers at once, so that nothing but what is added counts."""
     section = f"calls one after another, {PLACES[place]}"
     return _measure(section, BENCH_SERVER, variants, effort.calls, effort.call_rounds, folder, place, pause_us)
+
+
+def measure_paced(variants: Sequence[Variant], effort: Effort, folder: Path, place: str) -> Section:
+    """The same at the pace of an agent: between two calls all caches are lost."""
+    section = f"a call every {PACE_US // 1000} ms, {PLACES[place]}"
+    return _measure(section, BENCH_SERVER, variants, effort.paced_calls, effort.paced_rounds, folder, place, PACE_US)
 
 
 def measure_sdk(variants: Sequence[Variant], effort: Effort, folder: Path, place: str) -> Section:
@@ -49,6 +56,8 @@ def _measure(
 ) -> Section:
     p50: dict[str, list[float]] = {variant.name: [] for variant in variants}
     p99: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    all_us: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    settle = 1 if pause_us else SETTLE
     with ExitStack() as stack:
         client_cpus, other_cpus = stack.enter_context(cpus(place))
         os.sched_setaffinity(0, other_cpus)  # what is started from here on inherits it
@@ -60,14 +69,16 @@ def _measure(
         first_id = 1 + WARM_UP
         for _ in range(rounds):
             for session in sessions:
-                times_us = ping_pong(session, first_id, SETTLE + count, pause_us)[SETTLE:]
+                times_us = ping_pong(session, first_id, settle + count, pause_us)[settle:]
+                all_us[session.name] += times_us
                 p50[session.name].append(percentile(times_us, 50))
                 p99[session.name].append(percentile(times_us, 99))
-            first_id += SETTLE + count
+            first_id += settle + count
         memory = {session.name: session.memory() for session in sessions if session.name != BARE.name}
     rows = [
         Row("p50, us", medians(p50), 1),
         Row("p99, us", medians(p99), 1),
+        Row("p99.9 of all, us", {name: percentile(times, 99.9) for name, times in all_us.items()}, 1, compared=True),
         Row("added to p50, us", added(p50, BARE.name), 1, compared=True),
         Row("added to p99, us", added(p99, BARE.name), 1, compared=True),
         *memory_rows(memory),

@@ -12,6 +12,8 @@ class Effort:
 
     call_rounds: int
     calls: int
+    paced_rounds: int
+    paced_calls: int
     sdk_calls: int
     pipelined_rounds: int
     pipelined_seconds: float
@@ -25,6 +27,8 @@ class Effort:
 FULL = Effort(
     call_rounds=40,
     calls=500,
+    paced_rounds=10,
+    paced_calls=50,
     sdk_calls=80,
     pipelined_rounds=5,
     pipelined_seconds=0.5,
@@ -37,6 +41,8 @@ FULL = Effort(
 QUICK = Effort(
     call_rounds=6,
     calls=300,
+    paced_rounds=3,
+    paced_calls=20,
     sdk_calls=40,
     pipelined_rounds=3,
     pipelined_seconds=0.2,

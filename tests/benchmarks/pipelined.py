@@ -10,13 +10,14 @@ from pathlib import Path
 from .effort import Effort
 from .report import Row, Section, medians, memory_rows
 from .session import Session, echo_call
-from .variants import BARE, BENCH_SERVER, Variant
+from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 TRY_CALLS = 4000
 LEAST_CALLS = 10_000  # so that thousands can be under way
 CALLS_A_WRITE = 100  # so that the client is not what is measured
 
 _RESULT = re.compile(rb'"id":\s*(\d+),\s*"result":')
+_DENIAL = re.compile(rb'"id":\s*(\d+),\s*"error":')
 
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
@@ -38,17 +39,43 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[S
                 in_flight[session.name] = max(in_flight[session.name], most)
         memory = {session.name: session.memory() for session in sessions if session.name != BARE.name}
     rows = [Row("calls/s", medians(rates), compared=True), Row("most in flight", in_flight), *memory_rows(memory)]
-    return [Section("calls pipelined", rows)]
+    return [Section("calls pipelined", rows), *_denials([one for one in variants if one is GUARD], effort, folder)]
 
 
-def flood(session: Session, first_id: int, count: int) -> tuple[float, int]:
+def _denials(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
+    """A loop that does not stop when it is denied."""
+    sections = []
+    for variant in variants:
+        with variant.start(BENCH_SERVER, folder / "denials") as session:
+            session.widen_pipes()
+            session.handshake()
+            session.write(echo_call(1, b"full"))
+            session.read_answer(1)
+            seconds, _ = flood(session, 2, TRY_CALLS, is_denied=True)
+            count = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined_seconds))
+            first_ids = range(2 + TRY_CALLS, 2 + TRY_CALLS + count * effort.pipelined_rounds, count)
+            rates = [count / flood(session, first_id, count, is_denied=True)[0] for first_id in first_ids]
+            rows = [Row("denials/s", medians({variant.name: rates})), *memory_rows({variant.name: session.memory()})]
+            sections.append(Section("denials pipelined", rows))
+    return sections
+
+
+def flood(session: Session, first_id: int, count: int, *, is_denied: bool = False) -> tuple[float, int]:
     """Write `count` calls as fast as they are taken, while reading the answers.
+
+    Args:
+        session: The command.
+        first_id: The first call's id.
+        count: How many calls.
+        is_denied: Whether the calls are of a tool whose limit is used up.
 
     Returns:
         Seconds from the first write to the last answer, and the most calls that were under way at once.
     """
     ids = range(first_id, first_id + count)
-    writes = [b"".join(map(echo_call, ids[at : at + CALLS_A_WRITE])) for at in range(0, count, CALLS_A_WRITE)]
+    tool = b"full" if is_denied else b"echo"
+    calls = [echo_call(request_id, tool) for request_id in ids]
+    writes = [b"".join(calls[at : at + CALLS_A_WRITE]) for at in range(0, count, CALLS_A_WRITE)]
     answered = 0
     most = 0
     failures: list[Exception] = []
@@ -74,7 +101,9 @@ def flood(session: Session, first_id: int, count: int) -> tuple[float, int]:
     writer.join()
     if failures:
         raise failures[0]
-    results = [int(found) for found in _RESULT.findall(b"".join(chunks))]
-    if sorted(results) != list(ids):
-        raise session.failure(f"answered {len(set(results) & set(ids))} of {count} calls with a result")
+    what = _DENIAL if is_denied else _RESULT
+    found = [int(one) for one in what.findall(b"".join(chunks))]
+    if sorted(found) != list(ids):
+        wanted = "a denial" if is_denied else "a result"
+        raise session.failure(f"answered {len(set(found) & set(ids))} of {count} calls with {wanted}")
     return seconds, most

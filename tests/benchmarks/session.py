@@ -21,12 +21,12 @@ INITIALIZE = (
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
 
 
-def echo_call(request_id: int) -> bytes:
+def echo_call(request_id: int, tool: bytes = b"echo") -> bytes:
     """The call whose cost is measured, a little over 200 bytes."""
     return (
-        b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"echo","arguments":{"query":"customers in '
+        b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"%b","arguments":{"query":"customers in '
         b'Lyon with an open invoice","limit":50,"newest_first":true},"_meta":{"progressToken":%d}}}\n'
-    ) % (request_id, request_id)
+    ) % (request_id, tool, request_id)
 
 
 class BenchmarkError(Exception):

@@ -12,13 +12,15 @@ from . import calls, pipelined, redis_calls, streams, wrappers
 from .effort import Effort
 from .report import Row, Section, added, percentile, table
 from .session import BenchmarkError
-from .variants import BARE, BENCH_SERVER, CAT, LEAST, Variant, peer
+from .variants import BARE, BENCH_SERVER, CAT, GUARD, LEAST, Variant, peer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
 
 TINY = Effort(
     call_rounds=1,
     calls=10,
+    paced_rounds=1,
+    paced_calls=2,
     sdk_calls=5,
     pipelined_rounds=1,
     pipelined_seconds=0,
@@ -38,6 +40,13 @@ def test_every_variant_answers_every_call_and_its_memory_is_read(tmp_path: Path)
     assert figures["peak memory, MiB"]["least"] > 1
 
 
+def test_calls_at_the_pace_of_an_agent_are_measured_by_themselves(tmp_path: Path) -> None:
+    section = calls.measure_paced([BARE, LEAST], TINY, tmp_path, "free")
+    figures = {row.label: row.values for row in section.rows}
+    assert set(figures["added to p50, us"]) == {"least"}
+    assert set(figures["p99.9 of all, us"]) == {"bare", "least"}
+
+
 def test_a_server_on_the_sdk_answers_every_call(tmp_path: Path) -> None:
     section = calls.measure_sdk([BARE, LEAST], TINY, tmp_path, "free")
     figures = {row.label: row.values for row in section.rows}
@@ -54,6 +63,12 @@ def test_thousands_of_calls_are_under_way_when_pipelined(tmp_path: Path) -> None
     (section,) = pipelined.measure([LEAST], TINY, tmp_path)
     figures = {row.label: row.values for row in section.rows}
     assert figures["most in flight"]["least"] > 1000
+
+
+def test_denials_are_measured_by_themselves(tmp_path: Path) -> None:
+    _, section = pipelined.measure([BARE, GUARD], TINY, tmp_path)
+    figures = {row.label: row.values for row in section.rows}
+    assert figures["denials/s"]["mcpguard"] > 0
 
 
 def test_a_stream_is_counted_to_its_last_byte(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ limit = "100000000/1h"
 user = "*"
 agent = "*::interactive::*"
 limit = "100000000/1h"
+
+[[rule]]
+tool = "full"
+limit = "1/1h"
 """
 
 

@@ -37,7 +37,10 @@ def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_al
     assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
 
 
-LATE = "Calls already made count up to {} longer (a 64th of the {} window): above 64 the time of each is not kept.\n"
+LATE = (
+    "Calls made before this edit may count up to {} longer than {}: a limit above 64 has counted them in groups,"
+    " without the time of each call.\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path
     assert done.stdout == (
         f"policy: {file}\n\n"
         "100/1h  user=* tool=search\n    Each user may call search 100 times an hour.\n"
-        "5/1m  tool=report\n    Everybody together may call report 5 times a minute.\n"
+        "5/1m  tool=report\n    All users together may call report 5 times a minute.\n"
     )
 
 
@@ -255,7 +258,7 @@ def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
         "per": ["tool", "server"],
         "line": 12,
         "name": None,
-        "sentence": "Everybody together may call report 5 times a minute.",
+        "sentence": "All users together may call report 5 times a minute.",
     }
 
 

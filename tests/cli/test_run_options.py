@@ -16,7 +16,7 @@ WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "
 
 
 def by_click(argv: list[str]) -> dict[str, object] | None:
-    """What click makes of it: None if it complains or helps."""
+    """The arguments that click parses; None for an error or a request for help."""
     try:
         found = command.make_context("mcpguard run", argv).params
     except (click.ClickException, click.exceptions.Exit):

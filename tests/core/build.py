@@ -102,11 +102,11 @@ class Wrapper:
         self.calls = 0
 
     def requests(self, *lines: bytes | Refusal) -> list[DecisionRequest]:
-        """What the store has to decide when the client writes lines, all read at once: not in portions, as for a relay."""
+        """All requests for the store when the client writes lines. A relay would receive them in portions."""
         commands = self.machine.handle(events.ClientWrote(read(lines), 0))
-        if any(isinstance(one, LookUp) for one in commands):
+        if any(isinstance(command, LookUp) for command in commands):
             self.machine.handle(events.LookedUp({}))
-        return [one for one in self.machine._exchange.steps if isinstance(one, DecisionRequest)]
+        return [step for step in self.machine._exchange.steps if isinstance(step, DecisionRequest)]
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
         """The requests of `times` calls that the client makes at once."""
@@ -117,19 +117,20 @@ class Wrapper:
         return self.requests(*lines)
 
     def policy_row(self) -> DecisionRequest:
-        """The row that a session begins with."""
+        """The request for the first row of a session."""
         (decide,) = self.machine.handle(events.Started())
         assert isinstance(decide, Decide)
         return decide.requests[0]
 
     def answer_to(self, verdict: Verdict) -> dict[str, Any]:
-        """What the client is answered if that is the verdict on the last request."""
-        (reply,) = [one for one in self.machine.handle(events.Decided([verdict])) if isinstance(one, ToClient)]
+        """The client's answer if this is the verdict on the last request."""
+        commands = self.machine.handle(events.Decided([verdict]))
+        (reply,) = [command for command in commands if isinstance(command, ToClient)]
         answer: dict[str, Any] = json.loads(reply.data)
         return answer
 
     def keep_arguments(self, how: str) -> None:
-        """Have the audit keep arguments in another way from now on."""
+        """Change the setting `arguments`."""
         self.machine._requests._arguments = how
 
     def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
@@ -151,10 +152,10 @@ class Session(Wrapper):
 
 
 class Talk(Session):
-    """A conversation. Each method is something that happens; it returns what comes out, in order.
+    """A conversation. Each method hands the session an event and returns what is forwarded and answered, in order.
 
-    `forwarded 1` is a request with the id 1 that the server gets, `forwarded ping` a notification and `forwarded answer 1` a
-    response. `answered 1: 429` is an error that the client gets, and `answered 1: result` a result.
+    The server gets `forwarded 1`, a request with the id 1; `forwarded ping`, a notification; and `forwarded answer 1`, a
+    response. The client gets `answered 1: 429`, an error; and `answered 1: result`, a result.
     """
 
     def __init__(self, policy: str | Policy | PolicyError = "mode = 'enforce'", **options: Any) -> None:

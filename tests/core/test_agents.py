@@ -32,7 +32,7 @@ def agents(talk: Talk) -> list[tuple[object, object]]:
     return [(record["agent"], record["agent_source"]) for record in talk.records]
 
 
-def test_a_call_that_a_hook_noted_is_its_agents_and_the_next_one_is_not() -> None:
+def test_a_hooks_note_names_the_agent_of_its_call_only() -> None:
     talk = Talk(ONE_FOR_EXPLORE, who=UNNAMED)
     talk.client(request("initialize", 0, clientInfo={"name": "claude-code"}))
     noted = {"t1": EXPLORE, "t2": EXPLORE}
@@ -42,7 +42,7 @@ def test_a_call_that_a_hook_noted_is_its_agents_and_the_next_one_is_not() -> Non
     assert agents(talk) == [(EXPLORE, "hook"), (EXPLORE, "hook"), main, main]
 
 
-def test_an_id_that_stands_elsewhere_than_in_the_calls_meta_is_not_its_id() -> None:
+def test_only_the_id_in_the_calls_meta_is_used() -> None:
     talk = Talk(ONE_FOR_EXPLORE, who=UNNAMED)
     noted = {"t1": EXPLORE}
     talk.client(called("a", arguments={"_meta": {"claudecode/toolUseId": "t1"}}), noted=noted)
@@ -51,7 +51,7 @@ def test_an_id_that_stands_elsewhere_than_in_the_calls_meta_is_not_its_id() -> N
 
 
 @pytest.mark.parametrize("odd", [None, 7, "", [], {}, "x" * 300, "\ud800", "t 1"])
-def test_an_id_that_is_none_is_joined_with_nothing(odd: object) -> None:
+def test_an_invalid_id_is_joined_with_no_note(odd: object) -> None:
     talk = Talk(who=UNNAMED)
     talk.client(called("a", **by_id(odd)), noted={"t 1": EXPLORE, "x" * 300: EXPLORE})
     assert agents(talk) == [("unknown::interactive::default", "default")]
@@ -74,7 +74,7 @@ WRITTEN_ODDLY = [
 
 @pytest.mark.parametrize("line", WRITTEN_ODDLY, ids=range(len(WRITTEN_ODDLY)))
 @pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
-def test_the_agent_of_a_call_is_asked_for_by_the_id_that_its_meta_has_however_that_is_written(line: str, heavy: bool) -> None:
+def test_the_note_of_a_call_is_looked_up_by_its_id_in_any_spelling(line: str, heavy: bool) -> None:
     if heavy:
         line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))
     talk = Talk(who=UNNAMED)
@@ -83,7 +83,7 @@ def test_the_agent_of_a_call_is_asked_for_by_the_id_that_its_meta_has_however_th
     assert agents(talk) == [(EXPLORE, "hook")]
 
 
-def test_of_many_calls_at_once_each_is_its_own_agents_whatever_their_arguments_hold() -> None:
+def test_each_of_many_calls_has_the_agent_of_its_own_note() -> None:
     talk = Talk(who=UNNAMED)
     noted = {f"t{at}": f"a::b::{at}" for at in range(900)}
     decoys = {"decoys": [{"_meta": {"claudecode/toolUseId": f"decoy{at}"}} for at in range(1000)]}
@@ -96,7 +96,7 @@ def test_of_many_calls_at_once_each_is_its_own_agents_whatever_their_arguments_h
     assert named == ["default", *map(str, range(620)), "899"]
 
 
-def test_no_note_is_wanted_of_what_has_no_id_or_needs_none() -> None:
+def test_no_note_is_looked_up_without_an_id_or_if_the_agent_is_configured() -> None:
     calls = [called("a"), called("b", **by_id("t 1")), called("c", **by_id("t1")), called("d", **by_id("t1"))]
     forwarded = ["forwarded a", "forwarded b", "forwarded c", "forwarded d"]
     talk = Talk(who=UNNAMED)
@@ -134,7 +134,7 @@ HOSTILE: list[object] = [
 
 
 @pytest.mark.parametrize("info", HOSTILE, ids=lambda info: ascii(info)[:30])
-def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts_and_are_limited(info: object) -> None:
+def test_any_client_info_gives_an_agent_of_three_parts_that_is_limited(info: object) -> None:
     for way in ("initialize", "meta"):
         policy = '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nlimit = "1/1m"\n'
         talk = Talk(policy, who=UNNAMED)
@@ -151,7 +151,7 @@ def test_whatever_a_client_says_of_itself_its_calls_have_an_agent_of_three_parts
         assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
 
 
-def test_a_client_that_names_itself_anew_is_the_new_one_from_there_on_and_in_one_call_alone_just_there() -> None:
+def test_a_new_handshake_renames_the_client_and_a_calls_meta_only_for_that_call() -> None:
     talk = Talk(who=UNNAMED)
     info = {"_meta": {INFO: {"name": "zed"}}}
     batch = b"[" + b",".join([called("a", **info), called("b"), request("initialize", 0, clientInfo={"name": "goose"})]) + b"]"
@@ -161,7 +161,7 @@ def test_a_client_that_names_itself_anew_is_the_new_one_from_there_on_and_in_one
     assert names == ["Zed", "Zed", "Claude Desktop", "Goose", "unknown", "Zed", "unknown"]
 
 
-def test_with_a_client_that_is_not_believed_no_era_of_the_protocol_and_no_member_fills_its_name_in() -> None:
+def test_without_trust_in_client_info_no_version_of_the_protocol_names_the_client() -> None:
     talk = Talk(who=Identity("alice", "os", "crm", trust_client_info=False))
     talk.client(request("initialize", 0, clientInfo={"name": "claude-ai"}), called("a"))
     talk.client(called("b", _meta={INFO: {"name": "zed"}, "mcpguard/agent": "a::b::c"}), called("c", clientInfo={"name": "x"}))
@@ -169,13 +169,13 @@ def test_with_a_client_that_is_not_believed_no_era_of_the_protocol_and_no_member
 
 
 @pytest.mark.parametrize("odd", [None, 7, [], {}, "", "a", "a::b", "a::b::c::d", "::b::c", "a::b::", ["a::b::c"]])
-def test_an_agent_of_a_calls_own_that_is_none_counts_for_nothing_though_it_is_trusted(odd: object) -> None:
+def test_an_invalid_agent_in_trusted_meta_is_ignored(odd: object) -> None:
     talk = Talk(who=Identity("alice", "os", "crm", Agent("X"), trust_meta=True))
     talk.client(called("a", _meta={"mcpguard/agent": odd}), called("b", _meta={"mcpguard/agent": "a::b::c"}))
     assert agents(talk) == [("X::interactive::default", "default"), ("a::b::c", "meta")]
 
 
-def test_long_names_that_count_for_nothing_take_no_memory() -> None:
+def test_long_names_are_not_remembered() -> None:
     talk = Talk(who=UNNAMED)
     for at in range(50):
         talk.client(called(f"{at}", _meta={"mcpguard/agent": "x" * 10_000 + str(at)}))
@@ -220,7 +220,7 @@ def limits_without_agents(policy: Policy, agent: str) -> list[object]:
 
 
 @given(st.lists(rules, max_size=6), names, names, st.sampled_from([None, EXPLORE]), st.sampled_from([None, "a::api::b"]))
-def test_no_agent_that_is_only_said_loosens_a_users_or_a_tools_limit(
+def test_no_self_reported_agent_loosens_the_limit_of_a_user_or_tool(
     tables: list[dict[str, object]], one: str, other: str, noted: str | None, meta: str | None
 ) -> None:
     policy = written(tables)
@@ -250,7 +250,7 @@ def test_a_rule_is_overridden_only_by_a_competing_rule_that_matches_too(
 
 
 @given(st.lists(rules, max_size=5), st.randoms(use_true_random=False))
-def test_where_no_two_rules_differ_in_roles_alone_their_order_does_not_matter(
+def test_the_order_of_rules_matters_only_if_they_differ_only_in_roles_or_scopes(
     tables: list[dict[str, object]], rng: Any
 ) -> None:
     tables = [{key: value for key, value in table.items() if key != "role"} for table in tables]

@@ -39,21 +39,21 @@ def test_a_subagents_call_is_noted_with_its_type() -> None:
     assert agent_note(EXPLORE) == AgentNote("toolu_01ABC", "Claude Code::subagent::Explore")
 
 
-def test_a_note_is_good_for_as_long_as_the_manual_says() -> None:
-    page = (TESTS.parent / "docs/identity-and-agents.md").read_text()
-    assert f"A note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
+def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
+    page = " ".join((TESTS.parent / "docs/identity-and-agents.md").read_text().split())  # however it is wrapped
+    assert f"note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
 
 
 def test_a_main_agents_call_is_not_noted() -> None:
     assert agent_note(without("agent_id", "agent_type")) is None
 
 
-def test_a_session_that_was_started_as_a_named_agent_is_interactive() -> None:
+def test_a_session_started_as_a_named_agent_is_interactive() -> None:
     assert agent_note(without("agent_id")) == AgentNote("toolu_01ABC", "Claude Code::interactive::Explore")
 
 
 @pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
-def test_a_subagent_of_no_known_type_is_still_a_subagent(kind: object) -> None:
+def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
     assert agent_note(without(agent_type=kind)) == AgentNote("toolu_01ABC", "Claude Code::subagent::default")
 
 
@@ -79,11 +79,11 @@ def test_a_subagent_of_no_known_type_is_still_a_subagent(kind: object) -> None:
         {},
     ],
 )
-def test_what_is_no_mcp_call_with_an_id_is_not_noted(odd: object) -> None:
+def test_only_mcp_calls_with_an_id_are_noted(odd: object) -> None:
     assert agent_note(odd) is None
 
 
-def test_a_type_cannot_name_itself_into_another_tier() -> None:
+def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
     assert agent_note(without(agent_type="api::x")) == AgentNote("toolu_01ABC", "Claude Code::subagent::api:\\:\\x")
     assert agent_note(without(agent_type="plugin:reviewer")) == AgentNote(
         "toolu_01ABC", "Claude Code::subagent::plugin:reviewer"
@@ -91,7 +91,7 @@ def test_a_type_cannot_name_itself_into_another_tier() -> None:
 
 
 @given(st.text())
-def test_whatever_its_type_is_called_a_note_has_three_parts_and_is_bounded(kind: str) -> None:
+def test_a_note_has_three_parts_of_bounded_length_for_any_type(kind: str) -> None:
     note = agent_note(without(agent_type=kind))
     assert note is not None
     assert note.agent.split("::")[:2] == ["Claude Code", "subagent"]
@@ -99,7 +99,7 @@ def test_whatever_its_type_is_called_a_note_has_three_parts_and_is_bounded(kind:
     assert len(note.agent.encode(errors="surrogatepass")) < 300
 
 
-def test_types_that_differ_late_in_a_long_name_are_noted_apart() -> None:
+def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> None:
     notes = {agent_note(without(agent_type="x" * 10_000 + end)) for end in ("a", "b", "::c")}
     assert len(notes) == 3
 
@@ -111,11 +111,11 @@ def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
 
 
 @given(ids)
-def test_the_id_of_a_call_is_found_in_its_meta(one: str) -> None:
+def test_the_id_of_a_call_is_read_from_its_meta(one: str) -> None:
     assert tool_use_id({"progressToken": 2, "claudecode/toolUseId": one}) == one
 
 
 @pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", {"x": 1}, ["x"]])
-def test_an_odd_id_is_none(value: object) -> None:
+def test_an_invalid_id_is_ignored(value: object) -> None:
     assert tool_use_id({"claudecode/toolUseId": value}) is None
     assert tool_use_id({}) is None

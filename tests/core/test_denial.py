@@ -90,15 +90,15 @@ def test_waits_are_rounded_up_and_up_again(wait_us: int, ms: int, seconds: int, 
         (Reported("user", "user=x", 5, "1m"), "for user alice@acme.com: 5 calls per 1m."),
     ],
 )
-def test_a_message_tells_whose_allowance_is_used_up(reported: Reported, words: str) -> None:
+def test_a_message_names_whose_limit_is_exceeded(reported: Reported, words: str) -> None:
     assert words in denial.describe(ALICE, limited(1, reported))[1]
 
 
-def test_a_user_without_a_name_is_told_as_such() -> None:
+def test_a_message_says_if_the_user_has_no_name() -> None:
     assert "for a user without a name:" in denial.describe(ALICE._replace(user=""), limited(1))[1]
 
 
-def test_every_limit_that_said_no_is_told() -> None:
+def test_every_exceeded_limit_is_listed() -> None:
     other = Reported("tool", "tool=x", 5, "1m")
     data = denial.describe(ALICE, limited(2_000_000, HUNDRED, (other, 1000)))[2]
     assert [one["retry_after_ms"] for one in _list(data["exceeded"])] == [2000, 1]
@@ -109,7 +109,7 @@ def _list(value: object) -> list[dict[str, Any]]:
     return value
 
 
-def test_a_closed_tool_is_403_and_speaks_of_no_time() -> None:
+def test_a_denied_tool_is_403_without_a_retry_time() -> None:
     closed = Reported("tool", "tool=search_customers", None, None)
     verdict = Verdict("denied", closed, exceeded=((HUNDRED, 1500), (closed, None)), audit_id="s-2")
     code, message, data = denial.describe(ALICE, verdict)
@@ -130,7 +130,7 @@ def test_a_closed_tool_is_403_and_speaks_of_no_time() -> None:
     }
 
 
-def test_other_refusals_are_401_and_503_with_their_reasons() -> None:
+def test_other_denials_are_401_and_503_with_their_reasons() -> None:
     code, message, data = denial.describe(ALICE, Verdict("unauthenticated"), "unauthenticated", "the token has expired.")
     assert (code, data["axis"], data["reason"]) == (401, "user", "unauthenticated")
     assert "user" not in data
@@ -140,7 +140,7 @@ def test_other_refusals_are_401_and_503_with_their_reasons() -> None:
     assert not {"axis", "audit_id", "exceeded"} & data.keys()
 
 
-def test_names_reach_the_message_without_their_control_characters_and_cut() -> None:
+def test_long_names_are_cut_and_control_characters_escaped_in_messages() -> None:
     odd = ALICE._replace(tool="\x1b[2J" + "x" * 300, user="a\nb")
     _, message, data = denial.describe(odd, limited(1))
     assert message.startswith("Tool \\x1b[2Jxxx")
@@ -157,7 +157,7 @@ def test_an_error_without_data_has_none() -> None:
 POLICY = '[[rule]]\ntool = "search"\nlimit = "1/1m"\n'
 
 
-def test_as_a_result_a_denial_is_a_tool_result_with_the_same_message_and_data() -> None:
+def test_a_denial_as_a_tool_result_has_the_same_message_and_data() -> None:
     error, result = Talk(POLICY, denials="error"), Talk(POLICY, denials="result")
     for talk in (error, result):
         talk.client(call_line("search", 1), call_line("search", 2))
@@ -194,9 +194,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "form"), NAMES)
-def test_by_default_a_client_with_the_name_of_one_that_loses_errors_gets_a_result_and_any_other_the_error(
-    name: str, form: str
-) -> None:
+def test_by_default_only_clients_known_to_lose_errors_get_a_result(name: str, form: str) -> None:
     by_handshake, by_call = Talk(POLICY), Talk(POLICY)
     by_handshake.client(greeted(name), called(1), called(2))
     by_call.client(called(1), called(2, name))
@@ -204,34 +202,34 @@ def test_by_default_a_client_with_the_name_of_one_that_loses_errors_gets_a_resul
 
 
 @pytest.mark.parametrize("name", [None, "", 7, ["mcp"]])
-def test_a_client_that_gives_no_name_gets_the_error(name: object) -> None:
+def test_a_client_without_a_name_gets_the_error(name: object) -> None:
     silent, nameless = Talk(POLICY), Talk(POLICY)
     silent.client(called(1), called(2))
     nameless.client(greeted(name), called(1), called(2, name))
     assert forms(silent) == forms(nameless) == ["error"]
 
 
-def test_the_name_in_a_call_comes_before_that_of_the_handshake() -> None:
+def test_the_client_name_in_a_call_takes_precedence_over_the_handshake() -> None:
     talk = Talk(POLICY)
     talk.client(greeted("mcp"), called(1), called(2), called(3, "zed"), called(4))
     talk.client(greeted("zed"), called(5), called(6, "mcp"), called(7))
     assert forms(talk) == ["result", "error", "result", "error", "result", "error"]
 
 
-def test_a_name_that_comes_after_a_call_does_not_change_its_form() -> None:
+def test_a_client_name_that_follows_a_call_does_not_change_the_form_of_its_denial() -> None:
     talk = Talk(POLICY)
     talk.client(called(1), called(2), greeted("mcp"), called(3), greeted("zed"))
     assert forms(talk) == ["error", "result"]
 
 
 @pytest.mark.parametrize("denials", ["error", "result"])
-def test_a_form_that_is_configured_holds_for_every_client(denials: str) -> None:
+def test_a_configured_form_applies_to_every_client(denials: str) -> None:
     talk = Talk(POLICY, denials=denials)
     talk.client(called(1), called(2), greeted("mcp"), called(3), called(4, "zed"), called(5, "fastmcp"))
     assert forms(talk) == [denials] * 4
 
 
-def test_a_client_that_is_not_believed_gets_the_form_of_its_name_all_the_same() -> None:
+def test_without_trust_in_client_info_the_name_still_selects_the_form() -> None:
     talk = Talk(POLICY, who=Identity("alice", "os", "crm", trust_client_info=False))
     talk.client(greeted("mcp"), called(1), called(2), called(3, "zed"))
     assert forms(talk) == ["result", "error"]
@@ -239,7 +237,7 @@ def test_a_client_that_is_not_believed_gets_the_form_of_its_name_all_the_same() 
 
 
 @pytest.mark.parametrize("reason", ["rate_limited", "denied", "unauthenticated", "policy_invalid"])
-def test_every_kind_of_denial_takes_the_form_that_the_client_reads(reason: str) -> None:
+def test_every_kind_of_denial_has_the_form_for_the_client(reason: str) -> None:
     policies: dict[str, str | PolicyError] = {
         "denied": '[[rule]]\ntool = "search"\nlimit = "deny"\n',
         "policy_invalid": PolicyError("policy.toml: line 3: not TOML"),
@@ -252,14 +250,14 @@ def test_every_kind_of_denial_takes_the_form_that_the_client_reads(reason: str) 
 
 
 @pytest.mark.parametrize("denials", ["auto", "result"])
-def test_a_call_that_is_to_become_a_task_gets_the_error_either_way(denials: str) -> None:
+def test_a_call_for_a_task_always_gets_the_error(denials: str) -> None:
     talk = Talk(POLICY, denials=denials)
     talk.client(greeted("mcp"), call_line("search", 1))
     talk.client(call_line("search", 2, task={"ttl": 1}), call_line("search", 3, task=None))
     assert forms(talk) == ["error", "result"]
 
 
-def test_the_user_and_the_agent_of_the_call_are_those_in_the_denial() -> None:
+def test_a_denial_has_the_user_and_the_agent_of_the_call() -> None:
     talk = Talk(POLICY, who=identity("bob", "Cursor::background::job"))
     talk.client(call_line("search", 1), call_line("search", 2))
     data = talk.to_client[0]["error"]["data"]
@@ -267,7 +265,7 @@ def test_the_user_and_the_agent_of_the_call_are_those_in_the_denial() -> None:
     assert data["audit_id"] == talk.records[1]["id"]
 
 
-def test_a_policy_that_is_none_is_told_with_its_place() -> None:
+def test_a_denial_for_an_invalid_policy_names_file_and_line() -> None:
     talk = Talk(PolicyError("policy.toml: line 3: not TOML", "a hint"))
     talk.client(call_line("search"))
     error = talk.to_client[0]["error"]

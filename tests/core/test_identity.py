@@ -18,7 +18,7 @@ def test_an_escaped_part_never_adds_a_part(text: str) -> None:
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
-def test_clients_that_differ_in_name_are_different_agents(one: str, other: str) -> None:
+def test_clients_with_different_names_are_different_agents(one: str, other: str) -> None:
     who = Identity("u", "os", "s")
     known = {known_client(name) or "unknown" for name in (one, other)}
     assert len({who.agent(one)[0], who.agent(other)[0]}) == len(known)

@@ -1,4 +1,4 @@
-"""A session's journal: denials that come in floods have few rows, and a failed transaction leaves nothing in it."""
+"""A session's journal: floods of denials have few rows, and a failed transaction leaves no trace."""
 
 import random
 from collections import Counter
@@ -32,7 +32,7 @@ def decided(talk: Talk, tool: str, times: int) -> tuple[list[DecisionRequest], l
     return requests, talk.store.decide(requests, Journal("elsewhere"))
 
 
-def test_what_a_failed_transaction_did_to_the_journal_is_taken_back_whole() -> None:
+def test_taking_back_undoes_everything_that_a_failed_transaction_did_to_the_journal() -> None:
     chance = random.Random(20260101)  # noqa: S311 - it only chooses what is called
     talk = Talk(POLICY)
     time_us = WALL_US
@@ -58,7 +58,7 @@ def copied(verdict: Verdict) -> Verdict:
     return twin
 
 
-def test_what_is_thrown_out_to_keep_memory_bounded_comes_back_too() -> None:
+def test_taking_back_restores_what_was_forgotten_to_bound_memory() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     for at in range(4100):
         talk.call(f"tool {at}", 2)
@@ -70,7 +70,7 @@ def test_what_is_thrown_out_to_keep_memory_bounded_comes_back_too() -> None:
     assert everything(talk.journal) == before
 
 
-def test_taking_back_twice_takes_back_once() -> None:
+def test_taking_back_a_second_time_does_nothing() -> None:
     talk = Talk(POLICY)
     talk.call("a")
     before = everything(talk.journal)
@@ -115,7 +115,7 @@ def size_of(row: Row) -> int:
 
 @dataclass
 class Step:
-    """Time passes; then calls are decided together, perhaps by a transaction that fails first; then rows are flushed."""
+    """Time passes, calls are decided together, perhaps after a transaction that fails, and rows are flushed."""
 
     pass_us: int
     calls: list[tuple[int, int]]
@@ -125,7 +125,7 @@ class Step:
 
 @dataclass
 class Flood:
-    """A journal, and all that came of it."""
+    """A journal, with all its rows and verdicts."""
 
     journal: Journal = field(default_factory=lambda: Journal("s"))
     time_us: int = WALL_US
@@ -166,9 +166,7 @@ def steps(passing: st.SearchStrategy[int]) -> st.SearchStrategy[list[Step]]:
 
 @given(steps(PASSING | st.sampled_from([-1, -5_000_000])), st.sampled_from(["", "x" * 200, "x" * 1500]))
 @settings(max_examples=150)
-def test_every_denial_is_in_exactly_one_row_and_names_one_whatever_floods_come_and_however_time_goes(
-    steps: list[Step], pad: str
-) -> None:
+def test_every_denial_is_counted_in_exactly_one_row_and_names_an_existing_row(steps: list[Step], pad: str) -> None:
     flood = Flood()
     for step in steps:
         flood.take(step, pad)
@@ -189,7 +187,7 @@ def test_every_denial_is_in_exactly_one_row_and_names_one_whatever_floods_come_a
 
 @given(steps(PASSING), st.sampled_from(["x" * 200, "x" * 1500]))
 @settings(max_examples=150)
-def test_the_rows_of_a_flood_stay_within_the_budget_of_its_kind_in_any_period(steps: list[Step], pad: str) -> None:
+def test_rows_of_a_kind_never_exceed_its_budget_in_any_period(steps: list[Step], pad: str) -> None:
     flood = Flood()
     for step in steps:
         flood.take(step, pad)
@@ -204,7 +202,7 @@ def test_the_rows_of_a_flood_stay_within_the_budget_of_its_kind_in_any_period(st
             assert level <= BURST_BYTES + longest
 
 
-def test_a_flood_of_ever_new_names_has_some_hundred_rows_and_then_some_each_second() -> None:
+def test_a_flood_of_new_names_has_a_hundred_rows_and_then_a_few_a_second() -> None:
     flood = Flood()
     for at in range(2000):
         flood.take(Step(35_000, [(4, 10 * at + one) for one in range(10)], fails=False, flushes=at % 6 == 0), "x" * 200)
@@ -217,7 +215,7 @@ def test_a_flood_of_ever_new_names_has_some_hundred_rows_and_then_some_each_seco
     assert max(len(flood.journal._storms), len(sums)) < 200
 
 
-def test_a_flood_of_one_kind_takes_nothing_from_another() -> None:
+def test_a_flood_of_one_kind_does_not_use_up_the_budget_of_another() -> None:
     flood = Flood()
     flood.take(Step(0, [(2, name) for name in range(500)], fails=False, flushes=False), "")
     before = len(flood.rows)
@@ -237,7 +235,7 @@ def test_three_loops_at_once_keep_their_row_a_second_all_day() -> None:
     }
 
 
-def test_loops_whose_rows_are_beyond_the_budget_are_summed_up_and_lose_no_denial() -> None:
+def test_loops_beyond_the_budget_are_summed_up_without_losing_a_denial() -> None:
     flood = Flood()
     names = range(80)
     for _ in range(50):
@@ -249,7 +247,7 @@ def test_loops_whose_rows_are_beyond_the_budget_are_summed_up_and_lose_no_denial
     assert sum(one.repeats or 1 for one in flood.rows) == 50 * 160
 
 
-def test_a_session_whose_rows_nobody_flushes_remembers_a_bounded_number_of_storms() -> None:
+def test_a_journal_that_is_never_flushed_remembers_a_bounded_number_of_storms() -> None:
     flood = Flood()
     for at in range(60):
         flood.take(Step(40_000_000, [(4, 200 * at + name) for name in range(200)], fails=False, flushes=False), "")
@@ -260,7 +258,7 @@ def test_a_session_whose_rows_nobody_flushes_remembers_a_bounded_number_of_storm
     assert sum(one.repeats or 1 for one in flood.rows) == 60 * 200
 
 
-def test_a_clock_that_is_set_back_makes_the_budget_whole() -> None:
+def test_setting_the_clock_back_refills_the_budget() -> None:
     flood = Flood()
     flood.take(Step(0, [(4, name) for name in range(1000)], fails=False, flushes=False), "")
     before = len(flood.rows)
@@ -268,7 +266,7 @@ def test_a_clock_that_is_set_back_makes_the_budget_whole() -> None:
     assert len(flood.rows) >= before + 3
 
 
-def test_a_session_tells_what_its_rows_go_by_and_forgets_a_flood() -> None:
+def test_a_journal_exports_its_budgets_until_a_flood_is_forgotten() -> None:
     flood = Flood()
     assert flood.journal.allowance(WALL_US) is None
     flood.take(Step(0, [(1, name) for name in range(1000)], fails=False, flushes=False), "")

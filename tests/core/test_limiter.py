@@ -1,4 +1,4 @@
-"""The limiter against a naive model: a list of when what was admitted."""
+"""The limiter against a naive model: a list of all admissions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ def small_logs(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 class Model:
-    """What one counter admitted."""
+    """The admissions of one counter."""
 
     def __init__(self) -> None:
         self.admitted: list[tuple[int, int]] = []
@@ -33,7 +33,7 @@ class Model:
 
 
 class Counters(RuleBasedStateMachine):
-    """Calls on two counters whose limits are edited all the time, at times that go both ways."""
+    """Calls on two counters. The limits are edited, and time may run backwards."""
 
     ns: Any = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 20])
     lag_in_grains = 3
@@ -121,7 +121,7 @@ class Counters(RuleBasedStateMachine):
 
 
 class SteadyCounters(Counters):
-    """The same with limits that nobody edits: then nothing is later than one grain, nor at all up to the threshold."""
+    """The same without edits: an admission is at most one grain late, and never late for limits up to the threshold."""
 
     lag_in_grains = 1
 
@@ -143,7 +143,7 @@ def admit(states: list[State], n: int, at_us: int, window_us: int = WINDOW_US) -
 
 
 def greedy(n: int, window_us: int, step_us: int, windows: int) -> Iterator[int]:
-    """When a client is admitted that asks at every step, and after a denial as soon as it is told to."""
+    """The admissions of a client that calls at every step, and after a denial when the wait is over."""
     states = [EMPTY]
     now_us = 0
     while now_us < windows * window_us:

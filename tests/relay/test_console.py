@@ -41,12 +41,12 @@ def terminal() -> Iterator[Terminal]:
     os.close(one.write_fd)
 
 
-def test_a_line_says_whose_it_is(terminal: Terminal) -> None:
+def test_a_line_begins_with_mcpguard(terminal: Terminal) -> None:
     terminal.console.line("hello wörld")
     assert terminal.text() == "mcpguard: hello wörld\n"
 
 
-def test_a_full_pipe_stops_nothing_and_the_next_line_that_fits_tells_how_many_did_not(terminal: Terminal) -> None:
+def test_a_full_pipe_drops_lines_and_the_next_line_counts_them(terminal: Terminal) -> None:
     terminal.fill()
     for number in range(1000):
         terminal.console.line(f"line {number}")
@@ -63,14 +63,14 @@ def test_control_characters_line_ends_and_lone_surrogates_are_escaped(terminal: 
     assert terminal.text() == "mcpguard: a\\x1b[2J\\r\\nmcpguard: forged\\x00\\x9b\\u2028\\u202e\\ud800\n"
 
 
-def test_a_long_line_is_cut_to_what_a_pipe_takes_whole(terminal: Terminal) -> None:
+def test_a_long_line_is_cut_to_what_a_pipe_takes_in_one_piece(terminal: Terminal) -> None:
     terminal.console.line("x" * 10_000)
     text = terminal.text()
     assert len(text) == 4096
     assert text.endswith("x\n")
 
 
-def test_a_pipe_whose_reader_is_gone_stops_nothing() -> None:
+def test_a_pipe_without_a_reader_is_ignored() -> None:
     read, write = os.pipe()
     console = Console(write)
     os.close(read)
@@ -79,7 +79,7 @@ def test_a_pipe_whose_reader_is_gone_stops_nothing() -> None:
     os.close(write)
 
 
-def test_a_closed_descriptor_stops_nothing() -> None:
+def test_a_closed_descriptor_is_ignored() -> None:
     read, write = os.pipe()
     console = Console(write)
     os.close(read)
@@ -87,7 +87,7 @@ def test_a_closed_descriptor_stops_nothing() -> None:
     console.line("one")
 
 
-def test_lines_of_a_kind_are_thinned_to_one_a_second_which_tells_how_many_were_left_out(terminal: Terminal) -> None:
+def test_lines_of_a_kind_are_rationed_to_one_a_second_that_counts_the_others(terminal: Terminal) -> None:
     for number in range(AT_ONCE + 1000):
         terminal.console.line(f"denied {number}", kind="denied user")
     terminal.console.error("unavailable", kind="store unavailable")
@@ -108,7 +108,7 @@ def test_lines_of_a_kind_are_thinned_to_one_a_second_which_tells_how_many_were_l
     assert terminal.text() == "mcpguard: calm again\n" * AT_ONCE
 
 
-def test_lines_of_no_kind_are_all_written(terminal: Terminal) -> None:
+def test_lines_without_a_kind_are_not_rationed(terminal: Terminal) -> None:
     for number in range(100):
         terminal.console.line(f"line {number}")
     assert len(terminal.text().splitlines()) == 100

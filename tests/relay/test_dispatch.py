@@ -1,11 +1,13 @@
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
+from mcpguard.core.jsonrpc import answers
 from mcpguard.core.jsonrpc.frames import read
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
@@ -64,13 +66,13 @@ def scene() -> Iterator[Scene]:
     os.close(one.write)
 
 
-def test_what_one_read_leads_to_is_written_in_one_piece_each_way(scene: Scene) -> None:
+def test_all_frames_of_a_read_are_written_at_once_each_way(scene: Scene) -> None:
     lines = [CALL, request("ping", 2), b"not json", b"[]"]
     assert scene.client(*lines) == CALL + b"\n" + lines[1] + b"\n"
     assert [reply.count(b"\n") for reply in scene.replies] == [2]
 
 
-def test_posted_events_are_dispatched_before_the_next_one_and_wait_for_nobody(scene: Scene) -> None:
+def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
     with scene.dispatcher._lock:
         scene.dispatcher.post(events.PolicyChanged(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
         scene.dispatcher.post(events.PolicyChanged(PolicyError("broken")))
@@ -79,14 +81,14 @@ def test_posted_events_are_dispatched_before_the_next_one_and_wait_for_nobody(sc
     assert scene.decisions() == ["policy", "policy", "denied"]
 
 
-def test_a_quiet_console_has_the_lines_that_somebody_has_to_act_on(scene: Scene) -> None:
+def test_a_quiet_console_has_only_errors(scene: Scene) -> None:
     scene.dispatcher.post(events.PolicyChanged(parse("mode = 'observe'")))
     scene.dispatcher.post(events.PolicyChanged(PolicyError("broken")))
     scene.client(CALL)
     assert os.read(scene.console, 4096) == b"mcpguard: policy not taken up: broken\n"
 
 
-def test_what_the_server_has_written_is_read_before_it_is_told_whether_answers_are_missing(scene: Scene) -> None:
+def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(scene: Scene) -> None:
     assert not scene.dispatcher.awaits_answers()
     scene.client(CALL)
     assert scene.dispatcher.awaits_answers()
@@ -94,7 +96,12 @@ def test_what_the_server_has_written_is_read_before_it_is_told_whether_answers_a
     assert not scene.dispatcher.awaits_answers()
 
 
-def test_requests_that_the_last_bytes_of_the_server_answer_are_not_answered_again(scene: Scene) -> None:
+def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
+    with ThreadPoolExecutor(1) as pool, scene.dispatcher._lock:  # held while a store is used
+        assert pool.submit(scene.dispatcher.awaits_answers).result(30)
+
+
+def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:
     scene.client(CALL, request("ping", 2), request("ping", 3))
     scene.unread.add(ANSWER, awaits_answers=True)
     scene.unread.add(b'{"jsonrpc":"2.0","id":2,"result":{}}', awaits_answers=True)  # unterminated
@@ -113,13 +120,27 @@ def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_
     assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
 
 
-def test_a_call_is_judged_without_its_note_if_the_store_cannot_be_asked(scene: Scene) -> None:
+def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.client(CALL, call_line("x", 2))
+    with monkeypatch.context() as patched:
+        patched.setattr(answers, "read_answer", lambda *_, **__: 1 / 0)
+        scene.unread.add(ANSWER, awaits_answers=True)
+        scene.dispatcher.read_answers()
+    assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.console, 4096)
+    scene.unread.add(ANSWER.replace(b'"id":1', b'"id":2'), awaits_answers=True)
+    scene.dispatcher.read_answers()
+    assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
+
+
+def test_a_call_is_judged_without_its_note_if_the_store_fails(scene: Scene) -> None:
     scene.store.failure = StoreUnavailable("it is away")
     assert scene.client(call_line("x", 1, _meta={"claudecode/toolUseId": "t1"}))
     assert [entry.record["agent"] for entry in scene.store.entries()] == ["unknown::interactive::default"]
 
 
-def test_outcomes_that_cannot_be_recorded_are_dropped_and_nobody_is_told(scene: Scene) -> None:
+def test_outcomes_that_cannot_be_recorded_are_dropped_silently(scene: Scene) -> None:
     scene.client(CALL)
     scene.unread.add(ANSWER, awaits_answers=True)
     scene.dispatcher.read_answers()

@@ -15,15 +15,15 @@ from tests.end_to_end.host import until
 MIB = 1 << 20
 PIPE_BYTES = 1 << 16
 NEVER = 30.0
-"""Seconds that only what hangs takes."""
+"""Only a thread that hangs takes this long."""
 
 
 def unseen(_: bytes) -> None:
-    """What nobody looks at."""
+    """Does not observe."""
 
 
 class Client:
-    """The two ends of a pipe, with a `ClientOutput` on the one."""
+    """A pipe, with a `ClientOutput` on its write end."""
 
     def __init__(self) -> None:
         self.fd, self.write_fd = os.pipe()
@@ -34,7 +34,7 @@ class Client:
         self.losses += 1
 
     def read(self, size: int) -> bytes:
-        """That many bytes."""
+        """Read exactly so many bytes."""
         data = b""
         while len(data) < size:
             more = os.read(self.fd, size - len(data))
@@ -43,7 +43,7 @@ class Client:
         return data
 
     def ended(self, replies: bytes = b"") -> bytes:
-        """End the stream; all that is still in it."""
+        """End the stream, and read the rest of it."""
         found: list[bytes] = []
 
         def drain() -> None:
@@ -99,7 +99,7 @@ replies_between = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 9000)), 
 
 @given(frames_and_cuts, replies_between)
 @settings(max_examples=150, deadline=None)
-def test_a_reply_tears_no_frame_and_comes_no_later_than_the_end_of_what_was_open(
+def test_a_reply_is_written_between_two_frames_and_at_the_first_chance(
     stream: tuple[list[bytes], list[int]], replies: list[tuple[int, int]]
 ) -> None:
     frames, cuts = stream
@@ -139,7 +139,7 @@ def test_a_reply_tears_no_frame_and_comes_no_later_than_the_end_of_what_was_open
     assert client.losses == 0
 
 
-def test_frames_and_replies_of_several_threads_are_whole_and_each_in_order(client: Client) -> None:
+def test_frames_and_replies_of_several_threads_stay_whole_and_in_order(client: Client) -> None:
     frames = [b"s%d" % number + b"." * (number * 7919 % 200_000) + b"\n" for number in range(200)]
     replies = [[b"%d r%d" % (name, number) + b"," * (number * 31 % 6000) + b"\n" for number in range(300)] for name in (1, 2)]
     data = b"".join(frames)
@@ -180,7 +180,7 @@ def test_a_large_reply_is_written_while_the_server_is_silent(client: Client) -> 
     assert client.read(MIB + 1)[-2:] == b"r\n"
 
 
-def test_replies_that_wait_for_a_frame_come_right_after_it(client: Client) -> None:
+def test_queued_replies_are_written_right_after_the_open_frame(client: Client) -> None:
     client.output.relay(b"one, ", unseen)
     client.output.reply(b"r1\n")
     client.output.reply(b"r2\n")
@@ -190,7 +190,7 @@ def test_replies_that_wait_for_a_frame_come_right_after_it(client: Client) -> No
     assert client.ended() == b"one, still one, end of one\ntwo\nr1\nr2\nthree, end of three\n"
 
 
-def test_replies_that_wait_for_a_frame_come_after_it_though_nothing_follows(client: Client) -> None:
+def test_queued_replies_are_written_after_the_open_frame_even_if_the_server_is_silent_then(client: Client) -> None:
     client.output.relay(b"one, ", unseen)
     client.output.reply(b"r1\n")
     client.output.relay(b"end of one\n", unseen)
@@ -198,7 +198,7 @@ def test_replies_that_wait_for_a_frame_come_after_it_though_nothing_follows(clie
     assert client.read(len(expected)) == expected
 
 
-def test_who_replies_does_not_wait_for_a_client_that_does_not_read(client: Client) -> None:
+def test_a_reply_does_not_wait_for_a_client_that_does_not_read(client: Client) -> None:
     relaying = in_thread(client.output.relay, b"s" * MIB + b"\n", unseen)  # more than the pipe takes: waits
     assert client.read(1) == b"s"
     for _ in range(MAX_QUEUED_BYTES // MIB - 1):
@@ -210,7 +210,7 @@ def test_who_replies_does_not_wait_for_a_client_that_does_not_read(client: Clien
     assert data[: MIB + 1] == b"s" * (MIB - 1) + b"\nr"
 
 
-def test_who_replies_waits_when_too_much_waits_already_and_goes_on_when_the_client_reads(client: Client) -> None:
+def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
     client.output.relay(b"open, ", unseen)
     for _ in range(MAX_QUEUED_BYTES // MIB):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
@@ -226,9 +226,7 @@ def test_who_replies_waits_when_too_much_waits_already_and_goes_on_when_the_clie
     assert joined(relaying)
 
 
-def test_who_replies_does_not_wait_for_a_client_that_has_closed_its_side_and_takes_nothing(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backpressure_ends_if_the_client_has_left_and_takes_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
     monkeypatch.setattr(output, "PAUSE_S", 0.1)
     client.output.relay(b"open, ", unseen)
@@ -237,9 +235,7 @@ def test_who_replies_does_not_wait_for_a_client_that_has_closed_its_side_and_tak
         client.output.await_room(lambda: True)
 
 
-def test_who_replies_waits_for_a_client_that_has_closed_its_side_and_still_reads(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backpressure_lasts_while_a_client_that_has_left_still_reads(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
     monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now_s))
@@ -258,7 +254,7 @@ def test_who_replies_waits_for_a_client_that_has_closed_its_side_and_still_reads
     assert looks > MIB // 4096 // 2
 
 
-def test_a_client_that_is_gone_is_reported_once_and_nobody_waits_for_it(client: Client) -> None:
+def test_a_client_that_is_gone_is_reported_once_and_not_waited_for(client: Client) -> None:
     client.close_reader()
     client.output.relay(b"frame\n", unseen)
     client.output.relay(b"frame\n", unseen)
@@ -268,7 +264,7 @@ def test_a_client_that_is_gone_is_reported_once_and_nobody_waits_for_it(client: 
     assert client.losses == 1
 
 
-def test_a_client_that_goes_while_replies_wait_lets_everybody_go(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backpressure_ends_when_the_client_goes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
     relaying = in_thread(client.output.relay, b"s" * MIB, unseen)
     assert client.read(1) == b"s"
@@ -280,24 +276,24 @@ def test_a_client_that_goes_while_replies_wait_lets_everybody_go(client: Client,
     assert client.losses == 1
 
 
-def test_a_reply_to_a_client_that_is_gone_reports_it(client: Client) -> None:
+def test_a_reply_to_a_client_that_is_gone_reports_the_client(client: Client) -> None:
     client.close_reader()
     client.output.reply(b"small\n")
     assert client.losses == 1
 
 
-def test_the_end_closes_an_open_frame_before_the_last_replies(client: Client) -> None:
+def test_the_last_replies_follow_the_end_of_an_open_frame(client: Client) -> None:
     client.output.relay(b"half", unseen)
     client.output.reply(b"waiting\n")
     assert client.ended(b"last\n") == b"half\nwaiting\nlast\n"
 
 
-def test_the_end_adds_nothing_to_a_stream_that_nothing_waits_for(client: Client) -> None:
+def test_without_replies_the_end_adds_nothing_to_an_open_frame(client: Client) -> None:
     client.output.relay(b"half", unseen)
     assert client.ended() == b"half"
 
 
-def test_that_a_slow_client_reads_can_be_told_from_every_page_of_our_replies(client: Client) -> None:
+def test_the_bytes_taken_grow_with_each_page_that_a_slow_client_reads(client: Client) -> None:
     finishing = in_thread(client.output.finish, lambda: b"r" * MIB)
     until(lambda: client.output.taken == PIPE_BYTES, "the pipe is full")
     client.read(4096)
@@ -306,7 +302,7 @@ def test_that_a_slow_client_reads_can_be_told_from_every_page_of_our_replies(cli
     assert joined(finishing)
 
 
-def test_the_last_replies_are_asked_for_when_the_servers_last_bytes_have_been_passed_on(client: Client) -> None:
+def test_the_last_replies_are_requested_after_the_servers_last_bytes(client: Client) -> None:
     passed: list[int] = []
 
     def last_replies() -> bytes:
@@ -322,7 +318,7 @@ def test_the_last_replies_are_asked_for_when_the_servers_last_bytes_have_been_pa
     assert passed == [MIB + 1]
 
 
-def test_nothing_is_begun_after_the_end_nor_shown_to_anybody(client: Client) -> None:
+def test_after_the_end_nothing_is_written_or_observed(client: Client) -> None:
     seen: list[bytes] = []
     client.output.relay(b"frame\n", seen.append)
     assert client.read(6) == b"frame\n"
@@ -336,14 +332,14 @@ def test_nothing_is_begun_after_the_end_nor_shown_to_anybody(client: Client) -> 
     assert client.losses == 0
 
 
-def test_all_of_it_is_written_though_the_pipe_takes_it_in_pieces(client: Client) -> None:
+def test_everything_is_written_to_a_pipe_that_takes_it_in_pieces(client: Client) -> None:
     data = bytes(range(256)) * 4096
     writing = in_thread(client.output.relay, data, unseen)
     assert client.read(len(data)) == data
     assert joined(writing)
 
 
-def test_all_of_it_is_written_though_somebody_has_told_the_system_that_writes_do_not_wait(client: Client) -> None:
+def test_everything_is_written_to_a_non_blocking_pipe(client: Client) -> None:
     os.set_blocking(client.write_fd, False)
     data = bytes(range(256)) * 4096 + b"\n"
     writing = in_thread(client.output.relay, data, unseen)

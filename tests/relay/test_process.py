@@ -41,7 +41,7 @@ def start() -> Iterator[Start]:
 
 
 def ended(child: ServerProcess) -> int:
-    """Wait for its end; its status."""
+    """Wait for the exit of a server; returns its status."""
     if child.status is None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     status = child.poll()
@@ -50,7 +50,7 @@ def ended(child: ServerProcess) -> int:
 
 
 def said(child: ServerProcess) -> str:
-    """All that it writes until it closes its output."""
+    """The output of a server, until it closes the output."""
     data = b""
     while more := os.read(child.stdout, 1 << 16):
         data += more
@@ -76,7 +76,7 @@ def test_a_command_that_is_missing_from_the_path_is_127_and_the_hint_is_a_full_p
     assert "full path" in error.hint
 
 
-def test_a_path_that_is_not_there_is_127_and_the_hint_is_the_path(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_127_and_the_hint_is_the_path(tmp_path: Path) -> None:
     error = refusal([str(tmp_path / "server")], {})
     assert (error.exit_status, error.hint) == (127, "check the path")
 
@@ -93,16 +93,14 @@ def test_a_folder_is_126(tmp_path: Path) -> None:
     assert error.message.endswith("it is a folder")
 
 
-def test_a_file_in_the_working_folder_is_run_only_if_the_command_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_in_the_working_folder_is_run_only_with_a_leading_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "#!/bin/sh\n")
     monkeypatch.chdir(tmp_path)
     assert find_program("./server", {"PATH": "/nowhere"}) == "./server"
     assert refusal(["server"], {"PATH": "/nowhere"}).exit_status == 127
 
 
-def test_the_servers_path_is_the_one_that_is_searched(tmp_path: Path, start: Start) -> None:
+def test_the_servers_path_is_searched(tmp_path: Path, start: Start) -> None:
     script(tmp_path, "#!/bin/sh\necho found\n")
     child = start("server", environ={"PATH": str(tmp_path)})
     assert said(child) == "found\n"
@@ -131,13 +129,13 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
         os.waitpid(child.pid, 0)
 
 
-def test_it_is_given_its_arguments_as_they_are_and_no_shell_sees_them(start: Start) -> None:
+def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -> None:
     words = ["a b", "", "$HOME", "*", "ü\udcff", "-c"]
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
     assert json.loads(said(start(sys.executable, "-c", program, *words))) == words
 
 
-def test_it_reads_what_we_write_and_its_input_ends_when_we_close_it(start: Start) -> None:
+def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
     child = start("cat")
     os.write(child.stdin, b"hello\n")
     assert os.read(child.stdout, 100) == b"hello\n"
@@ -148,7 +146,7 @@ def test_it_reads_what_we_write_and_its_input_ends_when_we_close_it(start: Start
     assert ended(child) == 0
 
 
-def test_a_thread_that_still_writes_after_its_input_has_ended_finds_no_other_file_there(start: Start, tmp_path: Path) -> None:
+def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start: Start, tmp_path: Path) -> None:
     child = start("cat")
     child.close_stdin()
     with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
@@ -157,7 +155,7 @@ def test_a_thread_that_still_writes_after_its_input_has_ended_finds_no_other_fil
     assert said(child) == ""
 
 
-def test_it_holds_no_end_of_its_own_pipes_and_no_file_of_ours(start: Start, tmp_path: Path) -> None:
+def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(start: Start, tmp_path: Path) -> None:
     given = {fd for fd in range(3, 256) if Path(f"/dev/fd/{fd}").exists() and os.get_inheritable(fd)}
     with (tmp_path / "ours").open("w"):
         program = "import os; print([fd for fd in range(3, 256) if os.path.exists(f'/dev/fd/{fd}')])"
@@ -166,18 +164,18 @@ def test_it_holds_no_end_of_its_own_pipes_and_no_file_of_ours(start: Start, tmp_
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143)])
-def test_its_status_is_what_a_shell_would_say(start: Start, command: str, status: int) -> None:
+def test_the_servers_status_is_that_of_a_shell(start: Start, command: str, status: int) -> None:
     child = start("sh", "-c", command)
     assert ended(child) == status
     assert child.poll() == status
 
 
-def test_it_leads_a_process_group_of_its_own(start: Start) -> None:
+def test_the_server_leads_a_process_group_of_its_own(start: Start) -> None:
     child = start("cat")
     assert os.getpgid(child.pid) == child.pid != os.getpgrp()
 
 
-def test_a_signal_reaches_all_that_it_started(start: Start) -> None:
+def test_a_signal_reaches_the_processes_that_the_server_started(start: Start) -> None:
     child = start("sh", "-c", "sleep 1000 & echo started; wait")
     assert os.read(child.stdout, 100) == b"started\n"
     child.signal(signal.SIGTERM)
@@ -185,36 +183,36 @@ def test_a_signal_reaches_all_that_it_started(start: Start) -> None:
     assert ended(child) == 143
 
 
-def test_a_signal_to_what_is_gone_already_does_nothing(start: Start) -> None:
+def test_a_signal_to_a_server_that_has_exited_does_nothing(start: Start) -> None:
     child = start("true")
     ended(child)
     child.signal(signal.SIGTERM)
 
 
-def test_it_starts_with_the_usual_answers_to_signals(start: Start) -> None:
+def test_the_server_starts_with_the_default_signal_handlers(start: Start) -> None:
     command = "kill -PIPE $$; echo still here"
     assert said(start("sh", "-c", command)) == ""
 
 
-def test_a_process_that_somebody_else_waited_for_has_failed(start: Start) -> None:
+def test_a_server_whose_status_is_lost_counts_as_failed(start: Start) -> None:
     child = start("true")
     os.waitpid(child.pid, 0)
     assert child.poll() == 1
 
 
-def test_its_environment_is_ours_but_for_our_secrets() -> None:
+def test_the_servers_environment_has_no_secrets_of_mcpguard() -> None:
     ours = {"PATH": "/bin", "MCPGUARD_TOKEN": "s3cret", "MCPGUARD_STORE": "redis://:pw@h", "MCPGUARD_HOME": "/h"}
     assert environment(ours) == {"PATH": "/bin", "MCPGUARD_HOME": "/h"}
     assert {"MCPGUARD_TOKEN", "MCPGUARD_STORE"} <= SECRETS
 
 
-def test_its_environment_is_what_it_is_given_and_nothing_else(start: Start) -> None:
+def test_the_server_gets_exactly_the_given_environment(start: Start) -> None:
     child = start("/usr/bin/env", environ={"ONE": "1", "TWO": "ü\udcff"})
     assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
-def test_it_dies_with_its_parent_even_if_it_heeds_nothing(tmp_path: Path) -> None:
+def test_the_server_dies_with_mcpguard_even_if_it_ignores_signals(tmp_path: Path) -> None:
     read, write = os.pipe()
     server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.write({write}, b'up'); signal.pause()"
     parent = (
@@ -230,7 +228,7 @@ def test_it_dies_with_its_parent_even_if_it_heeds_nothing(tmp_path: Path) -> Non
     os.close(read)
 
 
-def test_our_ends_of_its_pipes_are_pipes_that_its_children_do_not_get(start: Start) -> None:
+def test_mcpguards_ends_of_the_pipes_are_not_inherited(start: Start) -> None:
     child = start("cat")
     for fd in (child.stdin, child.stdout):
         assert stat.S_ISFIFO(os.fstat(fd).st_mode)
@@ -239,7 +237,7 @@ def test_our_ends_of_its_pipes_are_pipes_that_its_children_do_not_get(start: Sta
 
 @contextlib.contextmanager
 def no_descriptor_left(below: int) -> Iterator[None]:
-    """With every number taken below one, and none to be had from there on."""
+    """Leave the process no free descriptor."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (below, limits[1]))
     taken: list[int] = []
@@ -254,14 +252,14 @@ def no_descriptor_left(below: int) -> Iterator[None]:
             os.close(fd)
 
 
-def test_its_input_can_be_ended_though_no_descriptor_is_left(start: Start) -> None:
+def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) -> None:
     child = start("cat")
     with no_descriptor_left(child.stdin + 1):
         child.close_stdin()
     assert ended(child) == 0
 
 
-def test_a_system_that_gives_no_more_pipes_is_said_in_one_line() -> None:
+def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
         spawn(["cat"], os.environ)
     assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)

@@ -18,7 +18,7 @@ def full() -> ServerInput:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed"])
-def test_a_client_that_has_gone_is_noticed_while_a_server_reads_nothing(
+def test_a_client_that_has_left_is_noticed_while_the_server_reads_nothing(
     full: ServerInput, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(readiness, "STUCK_S", 0.1)
@@ -40,7 +40,7 @@ def test_a_client_that_has_gone_is_noticed_while_a_server_reads_nothing(
     ours.close()
 
 
-def test_a_client_that_is_there_has_not_ended() -> None:
+def test_a_client_that_has_not_left_has_not_ended() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.send(b"something")

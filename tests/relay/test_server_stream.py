@@ -32,7 +32,7 @@ def server() -> Iterator[Server]:
     os.close(one.reads)
 
 
-def test_what_was_read_ahead_comes_first_and_in_order(server: Server) -> None:
+def test_bytes_that_were_read_ahead_come_first_and_in_order(server: Server) -> None:
     for part in (b"1", b"2"):
         server.write(part)
         assert server.stream.read_ahead()
@@ -40,7 +40,7 @@ def test_what_was_read_ahead_comes_first_and_in_order(server: Server) -> None:
     assert [server.stream.read() for _ in range(3)] == [b"1", b"2", b"3"]
 
 
-def test_there_is_nothing_to_read_ahead_of_a_silent_server(server: Server) -> None:
+def test_nothing_is_read_ahead_from_a_silent_server(server: Server) -> None:
     assert not server.stream.read_ahead()
 
 
@@ -53,7 +53,7 @@ def test_the_end_is_left_to_the_downstream_loop(server: Server) -> None:
     assert server.stream.read() == b""
 
 
-def test_a_downstream_loop_that_reads_is_not_overtaken(server: Server) -> None:
+def test_nothing_is_read_ahead_while_the_downstream_loop_reads(server: Server) -> None:
     found: list[bytes] = []
     downstream = threading.Thread(target=lambda: found.append(server.stream.read()))
     downstream.start()
@@ -65,7 +65,7 @@ def test_a_downstream_loop_that_reads_is_not_overtaken(server: Server) -> None:
     assert found == [b"for the loop"]
 
 
-def test_no_more_is_read_ahead_than_memory_is_meant_to_take(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_stream, "MAX_HELD_BYTES", 10)
     server.write(b"x" * 10)
     assert server.stream.read_ahead()
@@ -75,7 +75,7 @@ def test_no_more_is_read_ahead_than_memory_is_meant_to_take(server: Server, monk
     assert server.stream.read_ahead()
 
 
-def test_when_the_server_is_gone_its_stream_ends_behind_what_it_can_have_written_whoever_goes_on_writing(
+def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(
     server: Server,
 ) -> None:
     server.write(b"ahead")
@@ -91,7 +91,7 @@ def test_when_the_server_is_gone_its_stream_ends_behind_what_it_can_have_written
     assert CHUNK_BYTES <= others < 3 * CHUNK_BYTES
 
 
-def test_it_has_more_while_something_is_held_or_in_the_pipe_and_at_its_end(server: Server) -> None:
+def test_a_stream_has_more_while_bytes_are_held_or_in_the_pipe_and_at_its_end(server: Server) -> None:
     assert not server.stream.has_more
     server.write(b"x")
     assert server.stream.has_more

@@ -54,7 +54,7 @@ def nobody_holds(child: ServerProcess) -> bool:
 
 
 @pytest.mark.parametrize("program", [LEAVES + STAYS, DETACHES + STAYS])
-def test_what_has_left_the_servers_group_is_killed_with_it(start: Start, program: str) -> None:
+def test_processes_that_left_the_servers_group_are_killed_with_the_server(start: Start, program: str) -> None:
     child = start(program)
     child.signal(signal.SIGTERM)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -63,13 +63,13 @@ def test_what_has_left_the_servers_group_is_killed_with_it(start: Start, program
     assert nobody_holds(child)
 
 
-def test_what_has_left_the_group_and_the_pipes_is_found_while_its_parent_lives(start: Start) -> None:
+def test_a_process_without_group_and_pipes_is_found_while_its_parent_lives(start: Start) -> None:
     child = start(LEAVES + REDIRECTS)
     (process,) = strays.find(child.pid, set())
     strays.send(process, signal.SIGKILL)
 
 
-def test_neither_we_nor_the_servers_group_nor_anybody_else_is_a_stray(start: Start) -> None:
+def test_only_processes_of_the_server_outside_of_its_group_are_strays(start: Start) -> None:
     child = start("import os, signal; os.fork() and signal.pause();" + STAYS)
     pipes = {strays.pipe_of(child.stdin), strays.pipe_of(child.stdout)}
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
@@ -77,14 +77,14 @@ def test_neither_we_nor_the_servers_group_nor_anybody_else_is_a_stray(start: Sta
         other.communicate(b"\n")
 
 
-def test_another_process_that_has_got_the_number_of_a_stray_is_not_signalled(start: Start) -> None:
+def test_another_process_with_the_pid_of_a_stray_is_not_signalled(start: Start) -> None:
     child = start(LEAVES + STAYS)
     (process,) = strays.find(child.pid, set())
     strays.send(process._replace(started=b"1"), signal.SIGKILL)
     assert strays.find(child.pid, set()) == {process}
 
 
-def test_without_a_proc_nothing_is_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_nothing_is_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     child = start(LEAVES + STAYS)
     (process,) = strays.find(child.pid, set())
     with monkeypatch.context() as patched:
@@ -94,6 +94,6 @@ def test_without_a_proc_nothing_is_found(start: Start, monkeypatch: pytest.Monke
     assert strays.find(child.pid, set()) == {process}
 
 
-def test_what_is_no_pipe_is_not_looked_for() -> None:
+def test_a_descriptor_that_is_not_a_pipe_has_no_name() -> None:
     with Path(os.devnull).open() as null:
         assert strays.pipe_of(null.fileno()) is None

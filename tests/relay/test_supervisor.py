@@ -22,7 +22,12 @@ IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'
 
 
 class Output:
-    """The client's side: is found writing so often, and to have taken something so often."""
+    """Stands for the client's side.
+
+    Attributes:
+        writes: How often `is_writing` is still true.
+        takes: How often `taken` still grows.
+    """
 
     def __init__(self) -> None:
         self.writes = 0
@@ -42,16 +47,22 @@ class Output:
         return self.writes >= 0
 
 
-class Loops:
-    """Stands for the traffic: notes how it is told to finish, and whether the client still waits for answers then."""
+class FakeTraffic:
+    """Stands for the traffic, and notes the reasons for which requests are answered.
+
+    Attributes:
+        client_leaves: Whether the client leaves at the start.
+        client_waits: Whether it has not left.
+        unanswered: How often `awaits_answers` is still true.
+    """
 
     def __init__(self) -> None:
         self.supervisor: Supervisor | None = None
         self.child: ServerProcess | None = None
         self.finished: list[str] = []
-        self.client_leaves = False  # at once
+        self.client_leaves = False
         self.client_waits = True
-        self.owed = 0  # how often the server is found to owe answers
+        self.unanswered = 0
         self.output = Output()
 
     def start(self) -> None:
@@ -65,8 +76,8 @@ class Loops:
         self.client_waits = False
 
     def awaits_answers(self) -> bool:
-        self.owed -= 1
-        return self.owed >= 0
+        self.unanswered -= 1
+        return self.unanswered >= 0
 
     def end_stream(self) -> None:
         pass
@@ -90,11 +101,11 @@ class Loops:
 
 
 class Scene:
-    """A supervisor with a real server, and what is written to stderr."""
+    """A supervisor, a real server, and stderr."""
 
     def __init__(self) -> None:
         self.supervisor = Supervisor()
-        self.traffic = Loops()
+        self.traffic = FakeTraffic()
         self.traffic.supervisor = self.supervisor
         self.read, self.write = os.pipe()
         self.children: list[ServerProcess] = []
@@ -110,7 +121,7 @@ class Scene:
         return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write))
 
     def stream_ends_with(self, child: ServerProcess) -> threading.Thread:
-        """Does what the downstream loop does."""
+        """Read the server's output to its end, as the downstream loop does."""
 
         def downstream() -> None:
             while os.read(child.stdout, 1 << 16):
@@ -121,19 +132,19 @@ class Scene:
         thread.start()
         return thread
 
-    def said(self) -> str:
+    def logged(self) -> str:
         os.close(self.write)
         self.write = -1
         return os.read(self.read, 1 << 16).decode()
 
 
 GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
-"""How long a server has to end by itself."""
+"""The times that a server has to end by itself."""
 
 
 @pytest.fixture
 def _patient(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server has all the time that a busy machine may need for its end."""
+    """Give the server as much time as a busy machine may need."""
     for name in GRACES:
         monkeypatch.setattr(supervisor, name, 30.0)
 
@@ -158,41 +169,41 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)])
-def test_a_server_that_exits_ends_it_with_its_status(scene: Scene, command: str, status: int) -> None:
+def test_the_exit_of_the_server_ends_the_session_with_its_status(scene: Scene, command: str, status: int) -> None:
     downstream = scene.stream_ends_with(scene.server("sh", "-c", command))
     assert scene.supervise() == status
     assert scene.traffic.finished == [f"server exited with status {status}"]
-    assert scene.said() == f"mcpguard: server exited with status {status}\n"
+    assert scene.logged() == f"mcpguard: server exited with status {status}\n"
     downstream.join()
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_client_that_ends_first_is_no_news(scene: Scene) -> None:
+def test_the_end_of_the_client_is_not_logged(scene: Scene) -> None:
     child = scene.server("cat")
     downstream = scene.stream_ends_with(child)
     child.close_stdin()
     scene.supervisor.ended("client")
     assert scene.supervise() == 0
     assert scene.traffic.finished == ["server exited with status 0"]
-    assert scene.said() == ""
+    assert scene.logged() == ""
     downstream.join()
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_server_that_outlives_a_stream_is_asked_to_end(scene: Scene, side: Ended) -> None:
+def test_a_server_that_outlives_a_stream_gets_sigterm(scene: Scene, side: Ended) -> None:
     scene.server("sleep", "1000")
     scene.supervisor.ended(side)
     assert scene.supervise() == 128 + signal.SIGTERM
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_server_whose_stream_has_ended_may_end_in_its_own_way(scene: Scene) -> None:
+def test_a_server_whose_stream_has_ended_has_time_to_exit(scene: Scene) -> None:
     scene.server("sh", "-c", "exec >&-; cat; exit 6")
     scene.supervisor.ended("server")
     assert scene.supervise() == 6
 
 
-def test_a_server_that_outlives_a_stream_and_does_not_listen_is_killed(scene: Scene) -> None:
+def test_a_server_that_outlives_a_stream_and_ignores_sigterm_is_killed(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", IGNORING)
     assert os.read(child.stdout, 2) == b"up"
     scene.supervisor.ended("client")
@@ -204,11 +215,11 @@ def test_a_signal_is_passed_on(scene: Scene, number: signal.Signals) -> None:
     downstream = scene.stream_ends_with(scene.server("cat"))
     os.kill(os.getpid(), number)
     assert scene.supervise() == 128 + number
-    assert scene.said() == ""
+    assert scene.logged() == ""
     downstream.join()
 
 
-def test_a_signal_that_the_server_does_not_heed_is_followed_by_its_end(scene: Scene) -> None:
+def test_a_server_that_ignores_a_passed_on_signal_is_killed(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", IGNORING)
     assert os.read(child.stdout, 2) == b"up"
     os.kill(os.getpid(), signal.SIGTERM)
@@ -216,9 +227,7 @@ def test_a_signal_that_the_server_does_not_heed_is_followed_by_its_end(scene: Sc
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_signal_cuts_short_the_time_that_a_server_has_after_the_clients_end(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 1000.0)
     child = scene.server("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
     assert os.read(child.stdout, 3) == b"up\n"
@@ -230,36 +239,36 @@ def test_a_signal_cuts_short_the_time_that_a_server_has_after_the_clients_end(
 
 
 HELPER = "import os, signal; os.fork() or signal.pause(); {}"
-"""A server with a helper that has its pipes, and what the server does then."""
+"""A server that starts a helper with its pipes. What the server does then is to be filled in."""
 
 
 def helper_ends(child: ServerProcess) -> None:
-    """Kill what a server has left running, and see that it was alive: it alone holds the server's output open."""
+    """Kill the helper of a server that has exited. It must have been alive: only it holds the server's output open."""
     assert not select.select([child.stdout], [], [], 0)[0]
     os.killpg(child.pid, signal.SIGKILL)
     assert os.read(child.stdout, 1) == b""
 
 
-def test_what_a_server_leaves_running_when_it_exits_is_left_alone(scene: Scene) -> None:
+def test_processes_of_a_server_that_exits_go_on(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os._exit(3)"))
     assert scene.supervise() == 3
     assert scene.traffic.finished == ["server exited with status 3"]
     helper_ends(child)
 
 
-@pytest.mark.parametrize("owed", [0, 2])
-def test_what_a_server_leaves_running_when_its_client_has_left_is_left_alone(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, owed: int
+@pytest.mark.parametrize("unanswered", [0, 2])
+def test_processes_of_a_server_that_exits_after_its_client_go_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, unanswered: int
 ) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 30.0)
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.read(0, 1)"))
-    scene.traffic.client_leaves, scene.traffic.owed = True, owed
+    scene.traffic.client_leaves, scene.traffic.unanswered = True, unanswered
     assert scene.supervise() == 0
-    assert scene.traffic.owed < 0
+    assert scene.traffic.unanswered < 0
     helper_ends(child)
 
 
-def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(scene: Scene) -> None:
+def test_processes_of_a_server_that_a_signal_kills_are_killed(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", HELPER.format("os.kill(os.getpid(), 9)"))
     downstream = scene.stream_ends_with(child)  # ends when nobody holds the server's output
     assert scene.supervise() == 137
@@ -267,7 +276,7 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(scene: Sc
     assert not downstream.is_alive()
 
 
-def test_what_a_server_leaves_running_when_it_is_told_to_end_is_killed(scene: Scene) -> None:
+def test_processes_of_a_server_that_mcpguard_ends_are_killed(scene: Scene) -> None:
     heeds = "import os, signal; signal.signal(15, lambda *_: os._exit(0)); os.fork() and (os.write(1, b'up'), signal.pause());"
     child = scene.server(sys.executable, "-S", "-c", heeds + IGNORING)
     assert os.read(child.stdout, 2) + os.read(child.stdout, 2) == b"upup"
@@ -278,7 +287,7 @@ def test_what_a_server_leaves_running_when_it_is_told_to_end_is_killed(scene: Sc
     assert not downstream.is_alive()
 
 
-def test_a_launchers_child_is_served_on_until_it_ends(scene: Scene) -> None:
+def test_the_session_of_a_launcher_lasts_as_long_as_its_child(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and os._exit(0); os.read(0, 1)")
     downstream = scene.stream_ends_with(child)
 
@@ -289,13 +298,13 @@ def test_a_launchers_child_is_served_on_until_it_ends(scene: Scene) -> None:
     thread = threading.Thread(target=end)
     thread.start()
     assert scene.supervise() == 0
-    assert scene.said() == "mcpguard: server exited with status 0\n"
+    assert scene.logged() == "mcpguard: server exited with status 0\n"
     thread.join()
     downstream.join()
 
 
 @pytest.mark.parametrize("ends_with", ["client", "signal"])
-def test_a_launchers_child_that_does_not_listen_is_killed_in_the_end(scene: Scene, ends_with: str) -> None:
+def test_a_launchers_child_that_ignores_sigterm_is_killed(scene: Scene, ends_with: str) -> None:
     child = scene.server(sys.executable, "-S", "-c", "import os, signal; os.fork() and os._exit(0);" + IGNORING)
     assert os.read(child.stdout, 2) == b"up"
     downstream = scene.stream_ends_with(child)
@@ -316,7 +325,7 @@ def test_a_launchers_child_that_does_not_listen_is_killed_in_the_end(scene: Scen
 
 
 @pytest.mark.parametrize(("leaves", "waits"), [("nobody", True), ("client", False), ("signal", False)])
-def test_nothing_is_answered_in_the_servers_place_once_the_client_has_left(scene: Scene, leaves: str, waits: bool) -> None:
+def test_after_the_client_has_left_nothing_is_answered_in_the_servers_place(scene: Scene, leaves: str, waits: bool) -> None:
     child = scene.server("sh", "-c", "read line; exit 7")
     downstream = scene.stream_ends_with(child)
     if leaves == "client":
@@ -330,20 +339,20 @@ def test_nothing_is_answered_in_the_servers_place_once_the_client_has_left(scene
     downstream.join()
 
 
-def test_a_stream_that_somebody_else_holds_open_does_not_keep_it(scene: Scene) -> None:
+def test_a_stream_that_another_process_holds_open_does_not_delay_the_end(scene: Scene) -> None:
     scene.server("false")
     assert scene.supervise() == 1
     assert scene.traffic.finished == ["server exited with status 1"]
 
 
-def test_a_signal_that_is_ignored_when_it_begins_stays_ignored(scene: Scene) -> None:
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     Supervisor()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.usefixtures("_patient")
-def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> None:
+def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
     for _ in range(100_000):
         scene.supervisor.ended("client")
     child = scene.server("cat")
@@ -351,7 +360,7 @@ def test_any_number_of_wake_ups_does_not_block_who_gives_them(scene: Scene) -> N
     assert scene.supervise() == 0
 
 
-def test_a_signal_cuts_short_the_time_that_a_server_has_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 1000.0)
     tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
     child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
@@ -375,14 +384,14 @@ def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:
     assert scene.traffic.output.writes == -1
 
 
-def test_a_client_that_takes_nothing_is_not_waited_for_without_end(scene: Scene) -> None:
+def test_a_client_that_takes_nothing_is_waited_for_a_bounded_time(scene: Scene) -> None:
     scene.server("false")
     scene.traffic.output.writes = 1000
     assert scene.supervise() == 1
     assert scene.traffic.output.writes > 990
 
 
-def test_a_client_that_reads_is_waited_for_as_long_as_it_takes_something(scene: Scene) -> None:
+def test_a_client_is_waited_for_while_it_takes_bytes(scene: Scene) -> None:
     scene.server("false")
     scene.traffic.output.writes, scene.traffic.output.takes = 1000, 3
     assert scene.supervise() == 1
@@ -391,7 +400,9 @@ def test_a_client_that_reads_is_waited_for_as_long_as_it_takes_something(scene: 
 
 
 @pytest.mark.parametrize("heeds", ["its input", "nothing"])
-def test_a_server_that_cannot_be_signalled_does_not_keep_it(scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str) -> None:
+def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str
+) -> None:
     scene.server(*(["cat"] if heeds == "its input" else ["sleep", "1000"]))
     if heeds == "its input":
         for name in GRACES:
@@ -408,7 +419,7 @@ def not_permitted(_pid: int, _number: int) -> None:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_signals_that_whoever_starts_us_has_blocked_reach_us(scene: Scene) -> None:
+def test_signals_that_the_client_has_blocked_are_received(scene: Scene) -> None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
         scene.server("cat")

@@ -40,7 +40,15 @@ class PolicyFile:
 
 
 class Store(MemoryStore):
-    """A memory store that sees what the server has when it decides, and fails when it is told to."""
+    """A memory store that looks at the server's input when it decides, and fails when the test says so.
+
+    Attributes:
+        failure: The error to raise; None to decide.
+        early: For each decision, whether the server had bytes before it.
+        together: How many requests were decided at once.
+        asked: The ids whose notes were looked up at once.
+        outcomes: The outcomes, as they are recorded.
+    """
 
     def __init__(self, server_reads: int) -> None:
         super().__init__()
@@ -69,7 +77,7 @@ class Store(MemoryStore):
 
 
 class Output(ClientOutput):
-    """The client's side. The downstream loop can be held when the client has what the server wrote."""
+    """The client's side. Clear `go_on` to hold the downstream loop after it has written to the client."""
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
         super().__init__(fd, gone)
@@ -121,18 +129,17 @@ class Line:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
     def server_has(self, messages: int = 1) -> list[dict[str, Any]]:
-        """What the server has got, once it has at least so many messages."""
+        """The server's next messages: at least so many."""
         return _read(self.server_reads, messages)
 
     def client_has(self, messages: int = 1) -> list[dict[str, Any]]:
-        """What the client has got, once it has at least so many messages."""
+        """The client's next messages: at least so many."""
         return _read(self.from_guard, messages)
 
     def close_server_input(self) -> None:
-        """The server closes its input."""
         os.close(self.server_reads)
         self._fds.remove(self.server_reads)
-        self.store._server_reads = self.console  # there is nothing to be seen any more
+        self.store._server_reads = self.console  # instead of a closed descriptor
 
     def close_client(self) -> None:
         os.close(self.to_guard)
@@ -177,16 +184,14 @@ def call(request_id: int) -> dict[str, Any]:
 PING = {"jsonrpc": "2.0", "id": "ping", "method": "ping"}
 
 
-def test_the_store_has_decided_before_the_server_has_one_byte(line: Line) -> None:
+def test_the_store_decides_before_the_server_gets_a_byte(line: Line) -> None:
     line.send(PING, call(1), call(2), call(3))
     assert line.server_has(3) == [PING, call(1), call(2)]
     assert line.store.early == [False, False]  # the policy at the start, and the calls
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
 
 
-def test_no_more_calls_are_decided_at_once_than_the_store_takes_in_one_transaction(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     length = len(json.dumps(call(1)))
     monkeypatch.setattr(exchange, "MAX_PORTION", 3)
     monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
@@ -199,7 +204,7 @@ def test_no_more_calls_are_decided_at_once_than_the_store_takes_in_one_transacti
     assert line.store.together[4:] == [1, 1, 2]
 
 
-def test_a_policy_is_obeyed_and_on_record_before_the_calls_that_are_read_after_its_edit(line: Line) -> None:
+def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
     line.send(call(1))
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(1, 403)]
@@ -214,7 +219,7 @@ def test_a_policy_is_obeyed_and_on_record_before_the_calls_that_are_read_after_i
     assert "mcpguard: policy not taken up: line 3: broken" in lines
 
 
-def test_a_store_that_does_not_answer_denies_calls_and_lets_the_rest_pass(line: Line) -> None:
+def test_while_the_store_fails_calls_are_denied_and_everything_else_passes(line: Line) -> None:
     line.store.failure = StoreUnavailable("the disk is full")
     line.send(call(1), PING)
     assert line.server_has() == [PING]
@@ -226,7 +231,7 @@ def test_a_store_that_does_not_answer_denies_calls_and_lets_the_rest_pass(line: 
     assert line.server_has() == [call(2)]
 
 
-def test_what_could_not_be_judged_for_a_fault_of_ours_is_answered_and_reported_and_never_forwarded(line: Line) -> None:
+def test_after_a_bug_requests_are_answered_the_bug_is_reported_and_nothing_is_forwarded(line: Line) -> None:
     line.store.failure = ZeroDivisionError("a bug")
     line.send(PING, call(1), {"jsonrpc": "2.0", "method": "notifications/x"})
     assert [(message["id"], message["error"]["code"]) for message in line.client_has(2)] == [("ping", 503), (1, 503)]
@@ -236,7 +241,7 @@ def test_what_could_not_be_judged_for_a_fault_of_ours_is_answered_and_reported_a
     assert line.server_has() == [call(2)]
 
 
-def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_comes(line: Line) -> None:
+def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line: Line) -> None:
     line.output.go_on.clear()
     line.send(call(1))
     line.server_has()
@@ -252,7 +257,7 @@ def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_comes(line: L
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(4, 429)]
 
 
-def test_the_store_is_asked_once_for_the_agents_of_all_calls_that_have_an_id_and_never_without_one(line: Line) -> None:
+def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line) -> None:
     line.send(call(1), call(2) | {"params": {"name": "x", "arguments": {"_meta": {"claudecode/toolUseId": "t0"}}}}, PING)
     line.server_has()
     assert line.store.asked == []
@@ -261,7 +266,7 @@ def test_the_store_is_asked_once_for_the_agents_of_all_calls_that_have_an_id_and
     assert line.store.asked == [["t3", "t4"]]
 
 
-def test_a_retry_whose_key_is_written_with_an_escape_is_one_too(line: Line) -> None:
+def test_a_retry_is_recognised_if_its_key_is_written_with_an_escape(line: Line) -> None:
     line.output.go_on.clear()
     line.send(call(1))
     line.server_has()
@@ -276,8 +281,8 @@ def test_a_retry_whose_key_is_written_with_an_escape_is_one_too(line: Line) -> N
     assert line.server_has() == [call(3)]
 
 
-class Who:
-    """Where a token would tell who calls; it notes for what it is asked."""
+class Token:
+    """A source of the identity that notes whether it is polled for a call."""
 
     def __init__(self) -> None:
         self.asked: list[bool] = []
@@ -287,29 +292,29 @@ class Who:
         return None
 
 
-def test_who_calls_is_asked_for_a_calls_sake_however_its_method_is_written(line: Line) -> None:
-    line.traffic._upstream._who = who = Who()
+def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
+    line.traffic._upstream._identity = token = Token()
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
         os.write(line.to_guard, message + b"\n")
         line.server_has()
-    assert who.asked == [True, False]
+    assert token.asked == [True, False]
 
 
-def test_how_a_cancelled_call_ended_is_recorded_though_the_server_says_nothing(line: Line) -> None:
+def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer(line: Line) -> None:
     line.send(call(1))
     line.server_has()
     line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
     assert line.store.outcomes.get(timeout=30) == "cancelled"
 
 
-def test_what_the_client_writes_is_read_though_somebody_has_told_the_system_that_reads_do_not_wait(line: Line) -> None:
+def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line) -> None:
     os.set_blocking(line.source, False)
     for request_id in (1, 2):
         line.send(call(request_id))
         assert [one["id"] for one in line.server_has()] == [request_id]
 
 
-def test_no_call_is_charged_once_the_server_takes_no_more_and_each_is_told_why(line: Line) -> None:
+def test_after_the_end_of_the_servers_input_no_call_is_charged_and_the_error_says_why(line: Line) -> None:
     line.traffic.close_input("the server has closed its output")
     line.send(call(1), {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, {"jsonrpc": "2.0", "method": "note"})
     errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has(2)]
@@ -318,9 +323,7 @@ def test_no_call_is_charged_once_the_server_takes_no_more_and_each_is_told_why(l
     assert not line.store.held()
 
 
-def test_a_client_that_is_gone_is_noticed_though_it_has_left_more_replies_than_may_wait(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_has_left_is_noticed_during_backpressure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
     monkeypatch.setattr(output, "PAUSE_S", 0.1)
     os.write(line.server_writes, b"an open frame")
@@ -330,7 +333,7 @@ def test_a_client_that_is_gone_is_noticed_though_it_has_left_more_replies_than_m
     assert line.client_ended.wait(30)
 
 
-def test_requests_that_the_server_does_not_take_are_answered_and_so_are_those_after_them(
+def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "EXIT_S", 0.0)
@@ -341,7 +344,7 @@ def test_requests_that_the_server_does_not_take_are_answered_and_so_are_those_af
     assert errors == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
 
 
-def test_requests_that_a_server_does_not_take_since_it_exits_are_answered_with_its_status(
+def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_status(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "EXIT_S", 1000.0)

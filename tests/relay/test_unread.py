@@ -10,7 +10,7 @@ def lines(unread: Unread) -> list[bytes]:
     return [line.frame.rstrip(b"\n") for event in unread.take() for line in event.lines]
 
 
-def test_what_may_be_an_answer_is_kept_until_it_is_taken() -> None:
+def test_a_chunk_is_kept_until_it_is_taken() -> None:
     unread = Unread()
     assert unread.add(ANSWER, awaits_answers=True)
     assert unread.held_bytes == len(ANSWER)
@@ -25,7 +25,7 @@ def test_whole_frames_are_not_kept_while_no_request_is_in_flight() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(ANSWER) - 1))
-def test_a_frame_in_parts_is_kept_whole(cut: int) -> None:
+def test_all_parts_of_a_frame_are_kept(cut: int) -> None:
     unread = Unread()
     assert unread.add(ANSWER[:cut], awaits_answers=False)
     assert unread.add(ANSWER[cut:], awaits_answers=False)
@@ -36,7 +36,7 @@ def test_a_frame_in_parts_is_kept_whole(cut: int) -> None:
     assert lines(unread) == [ANSWER[:-1]]
 
 
-def test_the_end_of_a_frame_is_kept_though_it_comes_while_the_start_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_frame_is_kept_even_if_it_comes_while_the_start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     unread = Unread()
     unread.add(ANSWER[:5], awaits_answers=True)
     feed = unread._lines.feed
@@ -50,7 +50,26 @@ def test_the_end_of_a_frame_is_kept_though_it_comes_while_the_start_is_being_rea
     assert lines(unread) == [ANSWER[:-1]]
 
 
-def test_an_answer_that_ends_with_the_stream_is_the_last() -> None:
+class InterruptedChunk(bytes):
+    """A chunk that is taken, as by another thread, when its length is first asked for."""
+
+    unread: Unread | None = None
+
+    def __len__(self) -> int:
+        unread, self.unread = self.unread, None
+        if unread:
+            list(unread.take())
+        return super().__len__()
+
+
+def test_the_bytes_held_are_exact_although_a_chunk_is_taken_while_it_is_added() -> None:
+    chunk = InterruptedChunk(ANSWER)
+    chunk.unread = unread = Unread()
+    unread.add(chunk, awaits_answers=True)
+    assert unread.held_bytes == 0
+
+
+def test_an_unterminated_answer_at_the_end_of_the_stream_is_the_last_one() -> None:
     unread = Unread()
     unread.add(ANSWER[:-1], awaits_answers=True)
     assert lines(unread) == []

@@ -41,9 +41,9 @@ class Moody(MemoryStore):
         self._place.reach("record")
         super().record(outcomes)
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
         self._place.reach("adopt")
-        super().adopt(logs, once)
+        super().adopt(logs, write_back_id)
         self._place.has_done("adopt")
 
     def last_seen(self) -> tuple[dict[int, State], int]:

@@ -143,7 +143,7 @@ def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
     assert place.call(2, "echo") == ["allowed", "rate_limited"]
 
 
-# what cannot be put on record is not forwarded
+# a call that cannot be recorded is not forwarded
 
 
 @pytest.mark.parametrize("policy", [LIMIT_3, UNLIMITED, '[[rule]]\ntool = "*"\nlimit = "unlimited"\n', "mode = 'observe'"])

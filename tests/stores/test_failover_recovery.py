@@ -8,6 +8,7 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover import write_behind
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.store import LAST_TRY_S
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
@@ -146,6 +147,16 @@ def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call
     assert (place.used(), len(place.records())) == ([2], 2)
 
 
+def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "BATCH", 1)
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', timeout_ms=250)
+    place.break_down()
+    place.call(1)
+    place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_ms(200))  # the second batch has no row
+    place.mend()
+    assert (place.used(), len(place.records())) == ([1, 1], 1)
+
+
 @pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])
 def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_above(n: int, left: list[list[int]]) -> None:
     place = Place(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n')
@@ -235,9 +246,9 @@ def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_a
     told: list[tuple[str, int]] = []
 
     class Deaf(Moody):
-        def adopt(self, logs: Sequence[tuple[Counter, State]], once: str = "") -> None:
-            told.append((once, sum(sum(log[2::2]) for _, log in logs)))
-            super().adopt(logs, once)
+        def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
+            told.append((write_back_id, sum(sum(log[2::2]) for _, log in logs)))
+            super().adopt(logs, write_back_id)
 
     place.store._reopen = lambda: Deaf(place)
     place.break_down()

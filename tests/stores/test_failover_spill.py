@@ -27,7 +27,7 @@ UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MIXED = MANY + '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 
 
-def left(folder: Path) -> list[Path]:
+def spill_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("db-spill-*"))
 
 
@@ -39,7 +39,7 @@ def killed(place: Place) -> None:
     place.kill()
 
 
-def down(folder: Path, policy: str = MIXED, **options: Any) -> Place:
+def in_outage(folder: Path, policy: str = MIXED, **options: Any) -> Place:
     """A wrapper in an outage."""
     place = Place(policy=policy, folder=folder, **options)
     place.break_down()
@@ -58,26 +58,26 @@ def successor(place: Place, folder: Path, **options: Any) -> Place:
 def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_in_by_the_next(
     tmp_path: Path, end: Callable[[Place], None]
 ) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     first = place.one()
     assert place.call(1, "drop") == ["denied"]
     place.ends(first, "tool_error")
     second = place.one()
     place.ends(second)
     end(place)
-    assert [path.stat().st_mode & 0o777 for path in left(tmp_path)] == [0o600]
+    assert [path.stat().st_mode & 0o777 for path in spill_files(tmp_path)] == [0o600]
     after = successor(place, tmp_path)
     assert after.used() == [2]
     assert [record["decision"] for record in after.records()] == ["allowed", "denied", "allowed"]
     assert after.outcomes() == ["tool_error", None, "ok"]
     assert "args_hash" in after.records()[0]
     assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the outage written"]
-    assert left(tmp_path) == []
+    assert spill_files(tmp_path) == []
     assert not after.store.needs_tending
 
 
 def test_closing_reports_how_many_rows_are_kept_on_disk(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(3)
     place.store.close()
     assert place.said[-1] == "3 audit rows kept on disk for the next wrapper that reaches the store"
@@ -95,22 +95,22 @@ def test_closing_reports_nothing_if_the_store_has_everything(tmp_path: Path) -> 
     place = Place(folder=tmp_path)
     place.call(3)
     place.store.close()
-    assert (place.said, left(tmp_path)) == ([], [])
+    assert (place.said, spill_files(tmp_path)) == ([], [])
 
 
 def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.ends(place.one())
-    assert len(left(tmp_path)) == 1
+    assert len(spill_files(tmp_path)) == 1
     place.mend()
     place.store.tend()
-    assert left(tmp_path) == []
+    assert spill_files(tmp_path) == []
     after = successor(place, tmp_path)
     assert (after.used(), after.outcomes()) == ([1], ["ok"])
 
 
 def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_running_ones(tmp_path: Path) -> None:
-    alive = down(tmp_path, session="00000000000000bb")
+    alive = in_outage(tmp_path, session="00000000000000bb")
     alive.call(1)
     running = Place(policy=MIXED, folder=tmp_path, other=alive, session="00000000000000cc")
     running.store.tend()
@@ -129,7 +129,7 @@ def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_
 
 
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(1)
     other = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
     other.break_down()
@@ -189,7 +189,7 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
         """Kill the process at a moment. Returns whether there was such a moment."""
         folder = tmp_path / str(moment)
         folder.mkdir()
-        place = writing = down(folder)
+        place = writing = in_outage(folder)
         for _ in range(5):
             place.ends(place.one())
         place.call(1, "drop")
@@ -208,10 +208,10 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
             killed = False
         steps.left = float("inf")
         after = successor(place, folder)
-        assert left(folder) == []
+        assert spill_files(folder) == []
         assert after.used() == [5]
         assert sorted(int(str(record["seq"])) for record in after.records()) == [1, 2, 3, 4, 5, 6]
-        assert after.outcomes().count("ok") >= 5 - 2  # the outcomes of a batch are lost if its row ids are unknown
+        assert after.outcomes().count("ok") == 5
         return killed
 
     moments = sum(1 for _ in itertools.takewhile(is_killed_at, itertools.count(1)))
@@ -219,7 +219,7 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
 
 
 def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(3)
     steps = Steps(monkeypatch)
     place.after["append"] = lambda: setattr(steps, "left", 1)
@@ -229,6 +229,24 @@ def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: 
     Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
     after = successor(place, tmp_path)
     assert (len(after.records()), after.used()) == (1003, [3])
+
+
+def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_same_wrapper(tmp_path: Path) -> None:
+    gone = in_outage(tmp_path)
+    for _ in range(3):
+        gone.ends(gone.one())
+    gone.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=gone, session="00000000000000bb")
+
+    def lose_the_reply() -> None:
+        raise StoreUnavailable("no reply")
+
+    after.after["append"] = lose_the_reply
+    after.store.tend()
+    assert (len(after.records()), len(spill_files(tmp_path))) == (3, 1)
+    after.time.now_us += LOOK_EVERY_US
+    after.store.tend()
+    assert (after.used(), after.outcomes(), spill_files(tmp_path)) == ([3], ["ok"] * 3, [])
 
 
 def opens_file(folder: Path) -> Callable[[], Store]:
@@ -279,7 +297,7 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
     after, other_session = wrapper("00000000000000bb")
     assert other_session.decisions("x") == ["allowed"]
     after.tend()
-    assert left(tmp_path) == []
+    assert spill_files(tmp_path) == []
     after.close()
     with contextlib.closing(opens()) as reader:
         assert len(list(reader.entries())) == 3 + 1
@@ -290,7 +308,7 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
 
 
 def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_them_in(tmp_path: Path) -> None:
-    place = down(tmp_path, LIMIT_3)
+    place = in_outage(tmp_path, LIMIT_3)
     place.call(3)
     place.kill()
     place.time.pass_s(1800)
@@ -305,7 +323,7 @@ def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_t
 def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions_are(
     tmp_path: Path, passed_s: int, used: list[int]
 ) -> None:
-    place = down(tmp_path, LIMIT_3)
+    place = in_outage(tmp_path, LIMIT_3)
     place.call(3)
     place.kill()
     place.wall.pass_s(passed_s)
@@ -352,11 +370,11 @@ def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: P
 
 
 def test_an_outcome_of_a_call_from_an_earlier_outage_reaches_its_row(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     earlier = place.one()
     place.mend()
     place.store.tend()
-    assert left(tmp_path) == []
+    assert spill_files(tmp_path) == []
     place.break_down()
     place.call(1)
     place.ends(earlier, "tool_error")
@@ -365,7 +383,7 @@ def test_an_outcome_of_a_call_from_an_earlier_outage_reaches_its_row(tmp_path: P
 
 
 def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_that_store(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(1)
     place.memory = Memory()
     place.failing = {"append": StoreUnavailable("not yet")}
@@ -389,15 +407,15 @@ def test_without_room_on_disk_everything_is_kept_in_memory_and_written_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SpillFile, "append", full)
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     assert place.call(3) == ["allowed"] * 3
     place.mend()
     assert (place.used(), len(place.records())) == ([3], 3)
-    assert left(tmp_path) == []
+    assert spill_files(tmp_path) == []
 
 
 def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(2)
     with monkeypatch.context() as patch:
         patch.setattr(SpillFile, "append", full)
@@ -414,7 +432,7 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, m
 def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(1)
     with monkeypatch.context() as patch:
         patch.setattr(SpillFile, "append", full)
@@ -429,13 +447,13 @@ def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
 def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(2)
     monkeypatch.setattr(SpillFile, "append", full)
     monkeypatch.setattr(Moody, "append", lambda *_: killed_here())
     with pytest.raises(Killed):
         place.mend()
-    assert left(tmp_path) == []
+    assert spill_files(tmp_path) == []
 
 
 def killed_here() -> None:
@@ -445,10 +463,10 @@ def killed_here() -> None:
 def test_a_line_that_a_crash_cut_off_is_ignored_and_does_not_spoil_the_next_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(3)
     place.kill()
-    (path,) = left(tmp_path)
+    (path,) = spill_files(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     steps = Steps(monkeypatch)
     taker = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
@@ -462,9 +480,9 @@ def test_a_line_that_a_crash_cut_off_is_ignored_and_does_not_spoil_the_next_line
 
 
 def test_a_write_that_a_full_disk_cuts_off_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(2)
-    (path,) = left(tmp_path)
+    (path,) = spill_files(tmp_path)
     size = path.stat().st_size
     write = spill.os.write  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
@@ -475,9 +493,9 @@ def test_a_write_that_a_full_disk_cuts_off_is_undone(tmp_path: Path, monkeypatch
 
 def test_a_file_grows_no_further_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "MAX_FILE_BYTES", 5000)
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(50)
-    (path,) = left(tmp_path)
+    (path,) = spill_files(tmp_path)
     assert 3000 < path.stat().st_size <= 5000
     place.mend()
     assert (place.used(), len(place.records())) == ([50], 50)
@@ -486,16 +504,16 @@ def test_a_file_grows_no_further_than_its_bound(tmp_path: Path, monkeypatch: pyt
 def test_no_file_is_made_beside_too_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "MAX_FOLDER_BYTES", 100)
     for session in "ab":
-        place = down(tmp_path, session=session * 16)
+        place = in_outage(tmp_path, session=session * 16)
         place.call(1)
         place.kill()
-    assert len(left(tmp_path)) == 1
+    assert len(spill_files(tmp_path)) == 1
 
 
 def test_the_records_that_wait_for_a_full_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "MAX_WAITING", 20)
     monkeypatch.setattr(SpillFile, "append", full)
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(50)
     assert len(place.store._buffer.spill._waiting) <= 20
     place.mend()
@@ -521,14 +539,14 @@ def test_an_empty_file_of_a_killed_wrapper_is_removed(tmp_path: Path) -> None:
     (tmp_path / "db-spill-0").touch()
     place = Place(folder=tmp_path)
     place.store.tend()
-    assert (left(tmp_path), place.said) == ([], [])
+    assert (spill_files(tmp_path), place.said) == ([], [])
 
 
 # while it is taken in
 
 
 def test_a_failure_while_a_file_is_taken_in_is_no_outage_and_is_tried_again_later(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(3)
     place.kill()
     after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
@@ -544,7 +562,7 @@ def test_a_failure_while_a_file_is_taken_in_is_no_outage_and_is_tried_again_late
 
 
 def test_outcomes_that_the_store_does_not_take_while_a_file_is_taken_in_are_tried_again_later(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.ends(place.one())
     place.kill()
     after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
@@ -554,11 +572,11 @@ def test_outcomes_that_the_store_does_not_take_while_a_file_is_taken_in_are_trie
     after.failing = {}
     after.time.now_us += LOOK_EVERY_US
     after.store.tend()
-    assert (after.outcomes(), left(tmp_path)) == (["ok"], [])
+    assert (after.outcomes(), spill_files(tmp_path)) == (["ok"], [])
 
 
 def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_it_is_and_reported_once(tmp_path: Path) -> None:
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(1)
     place.kill()
     after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
@@ -566,14 +584,14 @@ def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_i
     for _ in range(3):
         after.store.tend()
         after.time.now_us += LOOK_EVERY_US
-    assert len(left(tmp_path)) == len(after.said) == 1
+    assert len(spill_files(tmp_path)) == len(after.said) == 1
     assert "cannot be taken in and is left as it is: ZeroDivisionError('a bug')" in after.said[0]
     assert not after.store.needs_tending
 
 
 def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "BATCH", 10)
-    place = down(tmp_path)
+    place = in_outage(tmp_path)
     place.call(100)
     place.kill()
     after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")

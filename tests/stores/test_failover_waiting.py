@@ -1,13 +1,14 @@
 """A store that does not answer delays one call by its budget, and no later one."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from mcpguard.core.audit import Row
-from mcpguard.errors import StoreBusy, StoreUnavailable
+from mcpguard.core.audit import Outcome, Row
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.connector import Connector
 from mcpguard.stores.failover.store import FailoverStore
@@ -175,34 +176,6 @@ def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(faili
     assert place.outcomes().count("ok") == 1
 
 
-def test_upkeep_after_the_end_of_a_session_does_not_use_the_closed_store() -> None:
-    place = Place()
-    place.call(1)
-    place.store.close()
-    place.break_down()
-    place.store.tend()
-    assert place.said == []
-
-
-def test_upkeep_during_which_the_session_ends_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcpguard.stores.failover.store.LAST_TRY_S", 0.0)
-    place = Place()
-    place.call(1)
-    place.fail("tend")
-    place.before["tend"] = place.store.close
-    place.store.tend()
-    assert place.said == []
-
-
-def test_upkeep_that_finds_the_store_busy_is_no_outage() -> None:
-    place = Place()
-    place.failing = {"tend": StoreBusy("it did not come free in time", "another process holds its lock")}
-    place.store.tend()
-    assert (place.said, place.store.needs_tending) == ([], False)
-    assert place.call() == ["allowed"]
-    assert len(place.records()) == 1
-
-
 @pytest.mark.parametrize("failing", ["open", "adopt", "append"])
 def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing: str) -> None:
     place = Place()
@@ -314,3 +287,28 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
         thread.join(ENOUGH_S)
     assert (len(opened), said) == (1, [])
     store.close()
+
+
+def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
+    door = Door()
+    tending, go_on = threading.Event(), threading.Event()
+
+    class Closed(MemoryStore):
+        def tend(self) -> None:
+            tending.set()
+            assert go_on.wait(ENOUGH_S)
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    said: list[str] = []
+    store = FailoverStore(lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append)
+    session = Wrapper(store, LIMIT_3)
+    assert session.decisions("x") == ["allowed"]
+    bookkeeper = threading.Thread(target=store.tend)
+    bookkeeper.start()
+    assert tending.wait(ENOUGH_S)
+    store.close()
+    go_on.set()
+    bookkeeper.join(ENOUGH_S)
+    store.tend()
+    store.record([Outcome(1, "ok", 5)])
+    assert said == []

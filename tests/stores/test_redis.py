@@ -405,8 +405,8 @@ def test_a_row_is_read_as_it_was_written_even_if_a_later_version_adds_fields(row
 def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     counter = session.charges("report")[0].plan.counters[0]
-    for once in ("a", "a", "b", "a"):
-        opened().adopt([(counter, (-1, -1, 3))], once)
+    for write_back_id in ("a", "a", "b", "a"):
+        opened().adopt([(counter, (-1, -1, 3))], write_back_id)
     assert [held.used for held in session.store.held()] == [6]
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 

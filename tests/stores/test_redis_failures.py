@@ -112,7 +112,7 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     keys, labels = request.keys_and_labels(store._prefix, counters)
     told = request.arguments(requests, counters, session.journal, 0)
     past_us = store._now_us() - 10_000_000
-    assert len(store._run("charge", keys, labels, request.pack_bounds(past_us, session.journal.seq, 1), *told)) == 1
+    assert len(store._run("charge", keys, labels, request.pack_charge_head(past_us, session.journal.seq, 1), *told)) == 1
     assert (list(store.entries()), store.held()) == before
     store.close()
 
@@ -213,9 +213,9 @@ def test_upkeep_that_fails_is_tried_again_later(server: Server) -> None:
 )
 def test_an_old_server_is_refused(info: bytes, word: str) -> None:
     with pytest.raises(StoreUnavailable, match=word):
-        checks.judged("redis://host", [info, b"", b"", None])
+        checks.check("redis://host", [info, b"", b"", None])
 
 
 @pytest.mark.parametrize("info", [b"redis_version:7.0.0", b"redis_version:7.2.4\r\nvalkey_version:8.0.1", b"", b"\xff"])
 def test_a_server_that_is_new_enough_or_does_not_report_its_version_is_accepted(info: bytes) -> None:
-    assert checks.judged("redis://host", [info, b"", b"", None]) == ()
+    assert checks.check("redis://host", [info, b"", b"", None]) == ()

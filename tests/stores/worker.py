@@ -1,4 +1,4 @@
-"""A process of its own on a store: `python -m tests.stores.worker WHAT PATH`. The tests talk to it through pipes."""
+"""A process that uses a store: `python -m tests.stores.worker WHAT PATH`. The tests control it through pipes."""
 
 import os
 import resource
@@ -29,7 +29,7 @@ def session_name() -> str:
 
 
 def make(path: Path) -> None:
-    """Open the store, once told to."""
+    """Open the store when told to."""
     sys.stdin.readline()
     store = SqliteStore(path, timeout_ms=20_000)
     say(store.args_key.hex())
@@ -38,7 +38,7 @@ def make(path: Path) -> None:
 
 
 def call_until_told(path: Path) -> None:
-    """Call without pause; say the id of each admitted call. The audit's times are those that the decisions were made at."""
+    """Call without pause, and print the id of each admitted call. Audit rows have the times at which calls were decided."""
     last = Time()
 
     def time() -> int:
@@ -63,7 +63,7 @@ def call_a_share(path: Path) -> None:
 
 
 def hold(path: Path) -> None:
-    """Hold the lock on a file until told to let it go."""
+    """Hold the lock on a file until told to release it."""
     lock = lock_file(path)
     say(str(lock.acquire(10)))
     sys.stdin.readline()
@@ -83,7 +83,7 @@ def hold_transaction(path: Path) -> None:
 
 
 def fill_the_disk(path: Path) -> None:
-    """Decide while no file may grow or be written beyond some bytes; then let them and see what is there."""
+    """Decide while files may not grow beyond a number of bytes. Then lift that bound, and print what the store has."""
     session = Session(SqliteStore(path), FOREVER, session=session_name())
     admitted = session.call("x", 10)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

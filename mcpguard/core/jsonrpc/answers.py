@@ -1,7 +1,4 @@
-"""Outcomes, read off the server's frames after the frames have passed.
-
-Nothing here can delay or change a frame. If an answer is not understood, its outcome is unknown.
-"""
+"""Reads outcomes from the server's frames after the frames have passed, so that it cannot delay or change a frame."""
 
 import json
 import re
@@ -15,47 +12,53 @@ class Answer(NamedTuple):
 
     Attributes:
         id: The request's id as JSON text.
-        outcome: `ok`, `tool_error`, `rpc_error`, or `unparsed` if it was too large to tell.
-        asks: For a result of type `input_required`, what the retry has to carry; else None.
+        outcome: `ok`, `tool_error`, `rpc_error`, or `unparsed` if it was too large to parse, or is not valid JSON.
+        wanted: What the retry has to carry if the result is of type `input_required`; else None.
     """
 
     id: str
     outcome: str
-    asks: "Asks | None" = None
+    wanted: "RetryInput | None" = None
 
 
-class Asks(NamedTuple):
-    """What a server asks for before it continues a call.
+class RetryInput(NamedTuple):
+    """What a retry has to carry so that the server continues the call.
 
     Attributes:
-        state: The `requestState` that the retry has to carry; None if there is none.
-        inputs: The keys of `inputRequests`.
+        state: Its `requestState`; None if there is none.
+        keys: The keys of its `inputResponses`, which are those of the server's `inputRequests`.
     """
 
     state: str | None
-    inputs: frozenset[str]
+    keys: frozenset[str]
 
+
+MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
+"""Of larger answers only both ends are parsed."""
+
+_END_BYTES: Final = 1024
+"""How much is kept of each end of a larger answer: its id is in one of them."""
+
+_LONG_BYTES: Final = 4096
+"""Lines longer than this are skipped if their first bytes show that they are not answers."""
 
 _ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
 # The two orders in which today's SDKs write a response. Each pattern matches only at the outer level of the object.
 _ID_FIRST = re.compile(rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
 _RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
 _ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
-# Requests and notifications, as every SDK writes them. Their id, if there is one, was chosen by the server
+# Requests and notifications, as every SDK writes them. The id of such a request is the server's
 _NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
-# Members that change the outcome of a result
-_TELLING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
-
-MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
-"""Of larger answers only both ends are looked at."""
+# Members of a result that is not simply `ok`
+_NEEDS_PARSING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
 
 
 def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
-    """Read a line of the server's as an answer.
+    """Read a line from the server as an answer.
 
     Args:
-        frame: The line.
-        whole: Whether it is the whole line; if not, it is its two ends.
+        frame: The line, or its two ends.
+        whole: Whether it is the whole line.
 
     Returns:
         The answer; None for a request, a notification, or anything else that is not a response.
@@ -67,8 +70,8 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
             return Answer(request_id, "rpc_error")
         if not whole:
             return Answer(request_id, "unparsed")
-        # Without these words it is neither an error nor a question: no SDK writes its own keys with escapes
-        if not _TELLING.search(frame):
+        # Without these bytes it is `ok` and needs no input, because no SDK writes its own keys with escapes
+        if not _NEEDS_PARSING.search(frame):
             return Answer(request_id, "ok")
     elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):
         return None
@@ -97,18 +100,18 @@ def _answer(request_id: str, message: dict[str, object]) -> Answer:
     result = message.get("result")
     if not isinstance(result, dict):
         return Answer(request_id, "ok")
-    asks = None
+    wanted = None
     if result.get("resultType") == "input_required":
         state, inputs = result.get("requestState"), result.get("inputRequests")
-        asks = Asks(
+        wanted = RetryInput(
             state if isinstance(state, str) else None,
             frozenset(inputs) if isinstance(inputs, dict) else frozenset(),
         )
-    return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", asks)
+    return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", wanted)
 
 
 class Line(NamedTuple):
-    """A line of the server's that may be an answer: the whole line, or its two ends if it exceeds `MAX_PARSED_ANSWER_BYTES`."""
+    """A line from the server that may be an answer: all of it, or its two ends if it exceeds `MAX_PARSED_ANSWER_BYTES`."""
 
     frame: bytes
     whole: bool
@@ -120,7 +123,7 @@ class AnswerLines:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._held = 0
-        self._skipping = False
+        self._skipping = False  # the rest of a line that is not an answer
 
     @property
     def is_between_frames(self) -> bool:
@@ -140,7 +143,7 @@ class AnswerLines:
             lines = self._finish()
             start = end
         last = chunk.rfind(b"\n") + 1
-        # The start of a long line often shows that it is not an answer, which is cheaper than a search through all of it
+        # A look at the start of a long line is cheaper than a search for an id through all of it
         while (end := chunk.find(b"\n", start) + 1) - start > _LONG_BYTES and _NO_ANSWER.match(chunk, start):
             start = end
         if last > start and chunk.find(b'"id"', start, last) >= 0:
@@ -150,7 +153,7 @@ class AnswerLines:
         return lines
 
     def last(self) -> list[Line]:
-        """The unterminated last line, if it is a whole answer: one that was cut off answers nothing."""
+        """The unterminated last line if it is valid JSON: a line that was cut off answers nothing."""
         if self._skipping or not 0 < self._held <= MAX_PARSED_ANSWER_BYTES:
             return []
         lines = self._finish()
@@ -178,9 +181,4 @@ class AnswerLines:
             self._parts.clear()
         elif self._held > MAX_PARSED_ANSWER_BYTES:
             kept = b"".join(self._parts)
-            self._parts = [kept[:_LOOK_BYTES], kept[-_LOOK_BYTES:]]
-
-
-_LONG_BYTES: Final = 4096
-_LOOK_BYTES: Final = 1024
-"""How much is kept of each end of a very long line: its id is in one of them."""
+            self._parts = [kept[:_END_BYTES], kept[-_END_BYTES:]]

@@ -1,8 +1,9 @@
 """Parses the client's bytes into JSON-RPC messages, strictly.
 
-mcpguard must never judge one message while the server runs another. So a line is accepted only if every JSON parser reads it
-in the same way. Refused are: a key that two parsers would read differently (repeated, differing only by case, cut at U+0000, or
-without its lone surrogates), an encoding that one parser repairs and another rejects, and a second value on a line.
+The server must run the very message that mcpguard judges. So a line is accepted only if every JSON parser reads it in the same
+way. These lines are refused: one with a key that two parsers would read differently (repeated, differing only by case, cut at
+U+0000, or read without its lone surrogates); one with an encoding that one parser repairs and another rejects; and one with two
+values.
 """
 
 import json
@@ -26,7 +27,7 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 """The longest line accepted from a client by default; TypeScript SDK servers close the connection on a longer one."""
 
 MAX_BATCH: Final = 1024
-"""How many messages a batch may have. 5 million fit into a line, and each would cost an answer and an audit row: gigabytes."""
+"""How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
 TOOLS_CALL: Final = "tools/call"
 """The only method of MCP that invokes a tool."""
@@ -64,9 +65,9 @@ class Refusal(NamedTuple):
 
     Attributes:
         code: The JSON-RPC error code.
-        message: What is wrong with it; it does not quote the line.
+        message: What is wrong with the line. It quotes nothing of it.
         id: The id of the answer as JSON text; `null` if the message has no id or an ambiguous one.
-        answered: Whether it is answered: it has an id and is not an answer itself.
+        answered: Whether it must be answered, because its sender waits or cannot be told from one that waits.
         tool: The tool's name if it is a call that names one.
     """
 
@@ -100,14 +101,15 @@ def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[obj
 
 
 _scan = _scanner()
-# A hook for integers costs a call for each, so it is used only for a line in which `_scan` has met one that is too long.
+# This parser calls a hook for each integer, so it is used only for a line on which `_scan` has failed.
 _scan_long = _scanner(parse_int=_integer)
 _space = re.compile(r"[ \t\n\r]*").match
 
-# Up to the next bracket, past strings. Possessive, and the closing quote is optional, so that invalid JSON is linear, too
+# Matches up to the next bracket that is not in a string. In linear time even in invalid JSON, because the quantifiers are
+# possessive and the closing quote is optional.
 _bracket = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])', re.DOTALL)
 
-# C strings end at U+0000. ujson up to 4 drops a lone high surrogate: its "method\ud800" is "method".
+# C strings end at U+0000. ujson up to 4 drops a lone high surrogate: it reads "method\ud800" as "method".
 _unequal = re.compile("[\0\ud800-\udfff]").search
 
 
@@ -124,13 +126,10 @@ def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
-    """The messages of one line.
+    """The message of one line, or the members of a batch, in order.
 
     Args:
         line: The line without its newline; not blank.
-
-    Returns:
-        One element; for a batch one for each member, in order.
     """
     outline: Outline | None = None
     try:
@@ -165,7 +164,7 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
 
 
 def _outline(line: bytes) -> Outline:
-    return Outline(line, _whole, deepest=MAX_DEPTH, most=MAX_BATCH)
+    return Outline(line, _whole, max_depth=MAX_DEPTH, max_batch=MAX_BATCH)
 
 
 def _whole(text: str) -> object:
@@ -180,7 +179,7 @@ def _whole(text: str) -> object:
             value, end = _scan(text, start)
         except json.JSONDecodeError:
             raise
-        except ValueError:  # NaN or Infinity, or an integer of too many digits: the second try distinguishes them
+        except ValueError:  # an integer with too many digits, or NaN or Infinity, on which the second try fails, too
             value, end = _scan_long(text, start)
     except StopIteration:
         raise ValueError("a value is missing") from None
@@ -207,13 +206,13 @@ def _is_too_deep(line: bytes) -> bool:
 
 
 def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
-    """One JSON object, as a message or a refusal."""
+    """Check one JSON object."""
     method, params = message.get("method"), message.get("params")
     request_id = id_text(message["id"]) if "id" in message else None
     fault = fault_in_keys(message, RESERVED)
     if fault:
-        told = None if isinstance(message, FaultyObject) and message.has_two_ids else request_id
-        return _refuse(message, INVALID_REQUEST, fault, told)
+        is_ambiguous = isinstance(message, FaultyObject) and message.has_two_ids
+        return _refuse(message, INVALID_REQUEST, fault, None if is_ambiguous else request_id)
     if method is None and _waits(message):
         return _refuse(message, INVALID_REQUEST, "an id without a method, a result or an error", request_id)
     if method is None:
@@ -276,9 +275,9 @@ def _fault_in_params(method: str | None, params: object) -> str | None:
 def escape_line_separators(raw: bytes) -> bytes:
     r"""The same JSON value, in bytes that every line splitter takes for one line.
 
-    A raw CR becomes a space: in strict JSON it stands only between tokens. Raw U+0085, U+2028 and U+2029 become escapes: they
-    stand only in strings. Python SDK servers split their input at a lone CR, Node's `readline` at U+2028, Python's
-    `splitlines` at all four.
+    A raw CR becomes a space, because strict JSON has it only between tokens. Raw U+0085, U+2028 and U+2029 become escapes,
+    because strict JSON has them only in strings. Python SDK servers split their input at a lone CR, Node's `readline` at
+    U+2028, Python's `splitlines` at all four.
 
     >>> escape_line_separators('["\u2028"]\r'.encode())
     b'["\\u2028"] '
@@ -306,7 +305,7 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines or blank lines; a `Refusal` stands for one that was too long."""
         *complete, rest = chunk.split(b"\n")
-        lines = [line for last in complete if (last or self._held) and (line := self._end(last))]
+        lines = [line for part in complete if (part or self._held) and (line := self._end(part))]
         if rest:
             self._hold(rest)
         return lines
@@ -320,10 +319,11 @@ class LineSplitter:
         self._held += len(part)
         if self._held > self._max:
             self._parts.clear()
-        elif part:
+        else:
             self._parts.append(part)
 
     def _end(self, last: bytes) -> bytes | Refusal:
+        """The line that ends with this part; empty if it is blank."""
         if self._held or len(last) > self._max:
             self._hold(last)
             line = b"".join(self._parts)

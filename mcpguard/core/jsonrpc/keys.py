@@ -24,16 +24,17 @@ AT_ONCE: Final = 4096
 """How many keys are checked in one step."""
 
 _FEW_CHARS: Final = 256
-"""Results are cached for keys with up to this many characters in all."""
+"""The faults of keys with at most this many characters in all are cached."""
 
-_TWICE: Final = "a key that comes twice"
+_TWICE: Final = "a key that occurs twice"
+_NEAR_RESERVED: Final = "a key that differs from a reserved key only by case or separators"
 
 _PARTS: Final = 4
-"""A set takes ten times the memory of its hashes, so the hashes are compared in this many parts."""
+"""Hashes are compared in this many parts, one after another, because a set takes ten times the memory of its hashes."""
 
 
 class FaultyObject(dict[str, object]):
-    """An object with a fault in its keys that its members no longer show. A duplicate key has its last value.
+    """An object whose keys have a fault that a `dict` does not show, such as a duplicate key, which has its last value.
 
     Attributes:
         fault: The fault, for an error message.
@@ -86,18 +87,18 @@ def _fault_in_many(keys: Iterable[str], reserved: frozenset[str]) -> str | None:
 
 
 def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
-    """`fault_in_keys` for `count` keys, joined with U+0000. Each step covers all keys at once: there can be a million."""
+    """`fault_in_keys` for `count` keys, joined with U+0000, so that each step checks all of them at once."""
     odd = _odd(text)
     if text.count("\0") >= count or (odd and not odd[1]):
         return "U+0000 or a lone surrogate in a key"
     if odd:
-        return "a key that has a meaning of its own for some parsers"
+        return "a key to which some parsers give a special meaning"
     if len(set(text.casefold().split("\0"))) < count:
-        return "two keys that differ in case alone"
+        return "two keys that differ only by case"
     if _FOLDED[reserved].isdisjoint(_spellings(text)):
         return None
     others = "\0".join([key for key in text.split("\0") if key not in reserved])
-    return None if _FOLDED[reserved].isdisjoint(_spellings(others)) else "a key that is a reserved one in other letters"
+    return None if _FOLDED[reserved].isdisjoint(_spellings(others)) else _NEAR_RESERVED
 
 
 _fault_in_few = lru_cache(maxsize=256)(_fault_in)  # a client repeats the same few keys
@@ -111,10 +112,10 @@ def _spellings(keys: str) -> list[str]:
 
 
 class ManyKeys:
-    """The keys of one object, added in parts, with 8 bytes of memory for each key.
+    """Checks the keys of one object, added in parts, with 8 bytes of memory for each key.
 
-    Keys of different parts are compared by 64 bits of their hashes. Of lines with a million keys, one in 30 million is
-    refused by mistake.
+    Keys of different parts are compared by 64 bits of their hashes. One in 30 million lines with a million keys is refused by
+    mistake.
 
     Args:
         reserved: `RESERVED` or `RESERVED_PARAMS`.
@@ -138,12 +139,12 @@ class ManyKeys:
     def fault(self) -> str | None:
         """See `fault_in_keys`."""
         if self._fault is None:
-            parts = ({one for one in self._hashes if one % _PARTS == part} for part in range(_PARTS))
+            parts = ({value for value in self._hashes if value % _PARTS == part} for part in range(_PARTS))
             if sum(map(len, parts)) < len(self._hashes):
-                self._fault = "two keys that are equal, or differ in case alone"
+                self._fault = "two keys that are equal, or differ only by case"
         return self._fault
 
     def object_of(self, members: dict[str, object]) -> dict[str, object]:
-        """The object with these keys. `members` holds those that were kept."""
+        """The object with these keys, of whose members only `members` were kept."""
         fault = self.fault
         return members if fault is None else faulty(members, fault, has_two_ids=self._ids > 1)

@@ -8,7 +8,7 @@ from mcpguard.core.agent import Agent
 from mcpguard.core.identity import known_client
 from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
-from mcpguard.core.policy.model import AXES, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.model import AXES, COMPETING, SELECTORS, Policy, Rate, Rule
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,
@@ -17,6 +17,7 @@ _UNITS_US: Final = {
     "minute": 60_000_000,
     "second": 1_000_000,
 }
+_EVERYBODY: Final = "all users together"
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def sentence(rule: Rule) -> str:
     if rule.deny:
         text = _denying(rule)
     elif not rule.rates:
-        text = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)} without limit, other rules aside"
+        text = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)} without limit, unless another rule applies"
     elif "tool" in rule.selectors or "tool" in rule.per:
         times = series([_times(rate) for rate in rule.rates])
         text = f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
@@ -44,7 +45,7 @@ def sentence(rule: Rule) -> str:
 
 
 def span(rate: Rate) -> str:
-    """A window, as it is written in a sentence.
+    """A limit's window as an adverbial.
 
     >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
     ('an hour', 'in any 90 minutes')
@@ -56,7 +57,7 @@ def span(rate: Rate) -> str:
 
 
 def window(window_us: int) -> str:
-    """The length of a window, as it is written in a sentence.
+    """The length of a window in words.
 
     >>> window(3_600_000_000), window(5_400_000_000)
     ('hour', '90 minutes')
@@ -87,7 +88,7 @@ def _matching(rule: Rule, selector: str) -> str:
 
 
 def _spread(rule: Rule, axis: str) -> str:
-    """How a rule counts along an axis: for `one` value, for `each` value, for `all` selected values together, or for `any`."""
+    """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together."""
     patterns = rule.selectors.get(axis)
     if patterns and "*" not in patterns[0]:
         return "one"
@@ -108,11 +109,15 @@ def _who(rule: Rule, *, together: bool = True) -> str:
     elif narrowing:
         user = f"all users{narrowing} together"
     else:
-        user = "everybody together" if together else "everybody"
-    if together and _spread(rule, "agent") == "each":
+        user = _EVERYBODY if together else "everybody"
+    if together and _agent_is_subject(rule):
         agent = f"Each agent{_matching(rule, 'agent')}"
-        return f"{agent}, all its users together," if user == "everybody together" else f"{agent} of {user}"
+        return agent if user == _EVERYBODY else f"{agent} of {user.removesuffix(' together')}"
     return user if users == "one" else user[0].upper() + user[1:]
+
+
+def _agent_is_subject(rule: Rule) -> bool:
+    return bool(rule.rates) and _spread(rule, "agent") == "each"
 
 
 def _badges(rule: Rule) -> str:
@@ -156,8 +161,8 @@ def _to_servers(rule: Rule) -> str:
 
 
 def _through(rule: Rule) -> str:
-    if rule.rates and _spread(rule, "agent") == "each":
-        return ""  # the agent is the subject
+    if _agent_is_subject(rule):
+        return ""
     patterns = rule.selectors.get("agent")
     if not patterns:
         return ""
@@ -165,9 +170,11 @@ def _through(rule: Rule) -> str:
 
 
 def _together(rule: Rule) -> str:
-    """What shares a counter, except users, who are in the subject."""
-    tools, servers = _spread(rule, "tool"), _spread(rule, "server")
+    """What shares a counter, except the users if they are the subject."""
+    users, tools, servers = _spread(rule, "user"), _spread(rule, "tool"), _spread(rule, "server")
     words = []
+    if _agent_is_subject(rule) and users in ("all", "any"):
+        words.append("these users" if _matching(rule, "user") or _badges(rule) else "all users")
     if tools in ("all", "any"):
         words.append("all tools" if not _matching(rule, "tool") else "these tools")
     if servers == "all" and _matching(rule, "server"):
@@ -176,7 +183,7 @@ def _together(rule: Rule) -> str:
         words.append("all servers")
     if _spread(rule, "agent") == "all":
         words.append("these agents")
-    return f", {series(words)} together" if words else ""
+    return f", counting {series(words)} together" if words else ""
 
 
 def _denying(rule: Rule) -> str:
@@ -195,8 +202,8 @@ def warnings(policy: Policy) -> list[str]:
         policy: A policy.
 
     Returns:
-        One line for each rule that can never admit, because another rule denies all of its calls; for each tool with
-        the name that Claude Code shows; and for each client with its name from `clientInfo`.
+        A line for each rule that can never admit, because another rule denies all of its calls; for each tool that has its name
+        in Claude Code; and for each client that has its name in `clientInfo`.
     """
     return [*_never_admitting(policy), *_foreign_names(policy), *_own_names(policy)]
 
@@ -234,13 +241,28 @@ def _never_admitting(policy: Policy) -> Iterator[str]:
                 shutters.setdefault(closed, at)
     for at, shutter in sorted(shutters.items()):
         yield (
-            f"{label(policy, at)} can never admit: {label(policy, shutter)} denies all of its calls;"
-            " an exception must select on the same of user, agent and tool, and have the same per"
+            f"{label(policy, at)} can never admit a call: {label(policy, shutter)} denies all of its calls;"
+            f" {_remedy(policy.rules, at, shutter)}"
         )
 
 
+def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
+    """How to make a rule an exception from the rule that denies its calls."""
+    rule, deny = rules[at], rules[shutter]
+    added = [key for key in COMPETING if key in rule.selectors and key not in deny.selectors]
+    any_of = {key: ("*::*::*" if key == "agent" else "*",) for key in added}
+    wider = deny._replace(selectors=deny.selectors | any_of, per=rule.per)
+    if not wider.is_overridden_by(rule):
+        return f"only a rule that is narrower than rule {shutter + 1} can be an exception from it"
+    steps = [f'{key} = "*"' for key in added]
+    per = deny.per if deny.per_text else deny.per.union(added, ["server"] if "tool" in added else [])
+    if per != rule.per:
+        steps.append("per = [" + ", ".join(f'"{axis}"' for axis in AXES if axis in rule.per) + "]")
+    return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
+
+
 def _names(rule: Rule) -> list[tuple[str, str]]:
-    """The selectors of a rule without `*`. Each rule that it covers has them too."""
+    """A rule's selectors without `*`. Each rule that it covers has the same ones."""
     return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
 
 
@@ -249,12 +271,12 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
 
     Args:
         rules: All rules.
-        closing: The place of the rule that denies.
-        near: The places of the rules that it can cover.
+        closing: The index of the rule that denies.
+        near: The indexes of the rules that it may cover.
     """
     deny = rules[closing]
     axis = next((axis for axis in AXES if axis in deny.selectors), "")
-    exceptions: dict[str, list[int]] = {}  # by their value on this axis: rules with different values match no common call
+    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
     for at in near:
         if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
             exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
@@ -270,7 +292,7 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
 
 
 def _overlap(rule: Rule, other: Rule) -> bool:
-    """Whether a call can match both rules. It may be true although no call can."""
+    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
     for key in AXES:
         mine, theirs = rule.selectors.get(key), other.selectors.get(key)
         if mine and theirs and not _meet(key, mine[0], theirs[0]):
@@ -279,6 +301,7 @@ def _overlap(rule: Rule, other: Rule) -> bool:
 
 
 def _meet(key: str, one: str, two: str) -> bool:
+    """Whether a text may match both patterns."""
     if key == "agent":
         return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
     if "*" not in one:
@@ -291,7 +314,7 @@ def _meet(key: str, one: str, two: str) -> bool:
 
 
 def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence a window.
+    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
 
     Args:
         rule: The rule with the new limits.
@@ -305,8 +328,8 @@ def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
         if rate.n > EXACT
     }
     return [
-        f"Calls already made count up to {_short(-(-rate.window_us // EXACT))} longer (a {EXACT}th of the {rate.text} window):"
-        f" above {EXACT} the time of each is not kept."
+        f"Calls made before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
+        f" a limit above {EXACT} has counted them in groups, without the time of each call."
         for rate in rule.rates
         if rate.n <= EXACT and rate.window_us in larger
     ]

@@ -1,4 +1,4 @@
-"""Why a policy decides a call as it does: which rules apply, are overridden or do not match, and what is left."""
+"""Explains a decision: which rules apply, are overridden or do not match, and the quota left."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -15,12 +15,12 @@ class RuleMatch(NamedTuple):
     """How a rule matches a call.
 
     Attributes:
-        at: The rule's place in the policy, from 0.
-        rule: The rule itself.
+        at: The rule's index in the policy.
+        rule: The rule.
         status: Whether it applies, is overridden, or does not match.
         reason: Why it does not apply, as a clause; empty if it does.
-        winner: The place of the rule that overrides it.
-        narrower_in: The selectors in which the winner is narrower; empty if it only comes first in the file.
+        winner: The index of the rule that overrides it; None if none does.
+        narrower_in: The selectors in which the winner is narrower; empty if it wins because it comes first in the file.
     """
 
     at: int
@@ -36,7 +36,7 @@ class Headroom(NamedTuple):
 
     Attributes:
         reported: The limit, as a denial names it.
-        place: The place of its rule among the rules that apply.
+        place: The index of its rule among the rules that apply.
         counter: The limit's counter; None for `deny`.
         used: The calls in the counter; 0 for `deny`.
         remaining: How many calls the limit still admits.
@@ -74,11 +74,10 @@ def _rule_match(policy: Policy, at: int, matching: dict[int, int | None], call: 
 
 
 def _mismatch(rule: Rule, call: Call) -> str:
-    """Why a rule does not match, as a clause: each selector that does not match the call."""
+    """Why a rule does not match, as a clause that names each selector that does not match the call."""
     words = []
     for key in SELECTORS:
-        patterns = rule.selectors.get(key, ())
-        for pattern in patterns:
+        for pattern in rule.selectors.get(key, ()):
             if Rule({key: (pattern,)}, frozenset()).matches(call):
                 continue
             if key not in AXES:

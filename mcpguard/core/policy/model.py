@@ -1,8 +1,8 @@
 """Rules, and which of them apply to a call.
 
-A rule selects calls and limits them. Of the rules that match a call, narrower rules override wider ones; the rest make the
-call's plan: the limits that must have room, and their counters. `policy_parse` parses rules, `policy_explain` describes them,
-and `policy_match` explains how they match a call.
+A rule selects calls and limits them. Of the rules that match a call, narrower rules override wider ones. The others apply: they
+make the call's plan, which is the limits that must have room, and their counters. `parse` parses rules, `explain` describes
+them, and `match` explains how they match a call.
 """
 
 import json
@@ -21,6 +21,9 @@ SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 AXES: Final = ("user", "agent", "tool", "server")
 """The allowed values in `per`."""
 
+COMPETING: Final = ("user", "agent", "tool")
+"""Two rules compete only if each of these selectors is in both rules or in neither."""
+
 
 class Call(NamedTuple):
     """The parts of a `tools/call` that rules select on.
@@ -28,7 +31,7 @@ class Call(NamedTuple):
     Attributes:
         user: The user; empty if unknown.
         agent: `client::tier::name`.
-        server: The server's configured name.
+        server: The server's name.
         tool: The tool's name as the server knows it.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
@@ -43,7 +46,7 @@ class Call(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """`n` calls per window. `text` is the window as the policy writes it (`90m`)."""
+    """At most `n` calls per window. `text` is the window in the policy's form: `90m`."""
 
     n: int
     window_us: int
@@ -55,7 +58,7 @@ class Rule(NamedTuple):
 
     Attributes:
         selectors: Patterns by selector. Only `role` and `scope` can have more than one; all of them must match.
-        per: Each combination of values of these has a counter of its own. `tool` implies `server`.
+        per: The axes for whose values there are separate counters. `tool` implies `server`.
         per_text: `per` as the file writes it; empty if the file leaves it out.
         rates: The limits; none for `deny` and `unlimited`.
         deny: Whether the rule denies every call that it selects.
@@ -94,7 +97,7 @@ class Rule(NamedTuple):
 
     @property
     def shared(self) -> dict[str, list[str]]:
-        """The selectors that are not in `per`: all calls that they select share a counter."""
+        """The selectors that are not in `per`: the calls that they select share counters."""
         return {key: sorted(set(texts)) for key, texts in sorted(self.selectors.items()) if key not in self.per}
 
     @property
@@ -106,7 +109,7 @@ class Rule(NamedTuple):
 
     @property
     def axis(self) -> str:
-        """The axis of its limits in reports."""
+        """The axis that reports name for the rule's limits."""
         for axis in ("agent", "user", "tool"):
             if axis in self.per:
                 return axis
@@ -137,8 +140,8 @@ class Rule(NamedTuple):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Equal for rules that compete: only then can one override the other."""
-        return self.per, *(key in self.selectors for key in ("user", "agent", "tool"))
+        """Equal for rules that compete. Only competing rules can override each other."""
+        return self.per, *(key in self.selectors for key in COMPETING)
 
     @property
     def reach(self) -> tuple[object, ...]:
@@ -148,8 +151,8 @@ class Rule(NamedTuple):
     def is_overridden_by(self, other: "Rule") -> bool:
         """Whether `other` overrides this rule for the calls that both match.
 
-        It does if it competes with this rule, is narrower in at least one selector, and wider in none. If neither of two
-        patterns covers the other, neither is narrower, and both rules apply.
+        It does if it competes with this rule, is narrower in at least one selector, and is wider in none. Of two patterns,
+        neither of which covers the other, neither is narrower: both rules apply.
         """
         return (
             self.kind == other.kind
@@ -193,7 +196,7 @@ class Reported(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The limits that a call must pass, each with its report, and the counters that they name by index."""
+    """The limits that a call must pass, how each is reported, and the counters that the limits name by index."""
 
     limits: tuple[Limit, ...] = ()
     reported: tuple[Reported, ...] = ()
@@ -218,9 +221,8 @@ class Policy:
         self.rules = rules
         self.digest = digest
         self.observe = observe
-        self._places: dict[
-            tuple[str, ...], dict[tuple[str, ...], list[int]]
-        ] = {}  # by the selectors without `*`, and by their values
+        # The indexes of the rules, by the axes on which they have a selector without `*`, and then by these selectors
+        self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
         for at, rule in enumerate(rules):
             axes = tuple([axis for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]])
             names = tuple([rule.selectors[axis][0] for axis in axes])
@@ -232,25 +234,25 @@ class Policy:
         return any(agent is None or glob(agent.tier, tier) for agent in agents)
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
-        """The limits that `call` must pass. The caller should cache the plan."""
+        """The plan of `call`. It takes long to make: cache it."""
         return _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
 
     def applying(self, call: Call) -> list[tuple[Rule, int]]:
-        """The rules that apply to `call`, with their places in the file."""
+        """The rules that apply to `call`, with their indexes."""
         return [(self.rules[at], at) for at, winner in self.matching(call) if winner is None]
 
     def matched(self, call: Call) -> list[int]:
-        """The places of the rules that match `call`."""
+        """The indexes of the rules that match `call`, in order."""
         places: list[int] = []
         for axes, named in self._places.items():
             places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
         return [at for at in sorted(places) if self.rules[at].matches(call)]
 
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
-        """The places of the rules that match `call`, each with the place of the rule that overrides it, or None."""
+        """The indexes of the rules that match `call`, each with the index of the rule that overrides it, or None."""
         matched = self.matched(call)
         rules = [self.rules[at] for at in matched]
-        firsts: dict[tuple[object, ...], int] = {}
+        firsts: dict[tuple[object, ...], int] = {}  # of rules that differ only in role or scope, the first
         result: list[tuple[int, int | None]] = []
         for at, rule, narrower in zip(matched, rules, _narrower(rules), strict=True):
             winner = matched[_lowest(narrower)] if narrower else firsts.setdefault(rule.reach, at)
@@ -259,27 +261,29 @@ class Policy:
 
 
 def _narrower(rules: Sequence[Rule]) -> list[int]:
-    """For each of the rules that match a call, the rules that override it, as a set of bits (see `Rule.is_overridden_by`)."""
+    """For each of the rules that match a call, the rules that override it, as a set of bits.
+
+    It is `Rule.is_overridden_by` for all pairs, in time that does not grow with the square of their number.
+    """
     kinds: dict[tuple[object, ...], int] = {}
     for at, rule in enumerate(rules):
         kinds[rule.kind] = kinds.get(rule.kind, 0) | 1 << at
     covered = [kinds[rule.kind] for rule in rules]
     for key in SELECTORS:
-        lists = [rule.selectors.get(key, ()) for rule in rules]
-        columns = [lists]
+        columns = [[rule.selectors.get(key, ()) for rule in rules]]
         if key == "agent":  # each part is a pattern of its own
             agents = [rule.agent or () for rule in rules]
             columns = [[agent[part : part + 1] for agent in agents] for part in range(3)]
         for column in columns:
             covered = [*map(and_, covered, coverage(column, meet=key in AXES))]
-    alike: dict[int, int] = {}
-    for at, bits in enumerate(covered):  # rules that cover the same rules are equally wide
+    alike: dict[int, int] = {}  # rules that cover the same rules are equally wide: neither overrides the other
+    for at, bits in enumerate(covered):
         alike[bits] = alike.get(bits, 0) | 1 << at
     return [bits & ~alike[bits] for bits in covered]
 
 
 def _lowest(bits: int) -> int:
-    """The lowest bit of a set that is not empty."""
+    """The number of the lowest bit of a set that is not empty."""
     return (bits & -bits).bit_length() - 1
 
 

@@ -261,6 +261,8 @@ def _pattern(key: str, value: object, where: str) -> str:
         raise PolicyError(f"{where}: {key}: {value!r} is not text", f'{key} = "…", with * for any text')
     if not value:
         raise PolicyError(f"{where}: {key}: empty text matches nothing", f'leave {key} out to match any, or write "*"')
+    if key == "agent" and value == "*":
+        return "*::*::*"
     if key == "agent" and Agent.parse(value) is None:
         raise PolicyError(
             f"{where}: agent: {value!r} does not have three parts",

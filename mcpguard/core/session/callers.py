@@ -1,4 +1,4 @@
-"""Who calls, and what the calls of one agent to one tool have in common."""
+"""The identity and the policy in force, and what follows from them for the calls of one agent to one tool."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -10,8 +10,10 @@ from mcpguard.core.text import compact
 from mcpguard.errors import PolicyError, Unauthenticated
 
 MAX_CALLERS: Final = 1024
+"""How many callers are remembered, so that rules are matched only once for each."""
+
 MAX_CALLER_CHARS: Final = 1024
-"""How many callers are remembered, so that rules are matched once for each, and how long the names of one may be."""
+"""Callers with longer names are not remembered."""
 
 
 class Caller(NamedTuple):
@@ -19,8 +21,8 @@ class Caller(NamedTuple):
 
     Attributes:
         call: Who calls which tool.
-        plan: The limits that each call has to pass.
-        context: What the audit says about the caller and the tool, as a JSON object.
+        plan: The limits that each call must pass.
+        context: The caller and the tool in the audit row: a JSON object, as text.
     """
 
     call: Call
@@ -29,19 +31,19 @@ class Caller(NamedTuple):
 
 
 class Callers:
-    """The identity and the policy in force, and the callers that they make.
+    """The identity and the policy in force, and the callers that follow from them.
 
     Args:
         identity: The configured identity.
-        policy: The policy, or why there is none.
+        policy: The policy, or the reason why there is none.
         session: The session's id.
         namespace: The namespace of counters and audit.
 
     Attributes:
         identity: The identity in force.
-        unauthenticated: Why no user is verified; None if one is, or need not be.
-        policy: The policy in force, or why there is none.
-        client_name: What the client called itself in the handshake; None if it has not.
+        unauthenticated: The reason why no user is verified; None if a user is, or need not be.
+        policy: The policy in force, or the reason why there is none.
+        client_name: The client's name in the handshake; None if it gave none.
     """
 
     def __init__(self, identity: Identity, policy: Policy | PolicyError, session: str, namespace: str) -> None:
@@ -57,10 +59,10 @@ class Callers:
     def __len__(self) -> int:
         return len(self._callers)
 
-    def identify(self, found: Identity | Unauthenticated) -> None:
+    def identify(self, caller: Identity | Unauthenticated) -> None:
         """Put an identity in force, or the reason why no user is verified."""
-        self.unauthenticated = found if isinstance(found, Unauthenticated) else None
-        self.identity = found if isinstance(found, Identity) else self._configured
+        self.unauthenticated = caller if isinstance(caller, Unauthenticated) else None
+        self.identity = caller if isinstance(caller, Identity) else self._configured
         self._callers.clear()
 
     def take_up(self, policy: Policy | PolicyError) -> None:
@@ -73,21 +75,21 @@ class Callers:
         """The caller of one call.
 
         Args:
-            client_name: What the client calls itself; None if it has given no name.
-            meta_agent: The agent that the call names; anything but a string is ignored.
-            noted: The agent that a hook noted for the call; None if none did.
+            client_name: The client's name; None if it gave none.
+            meta_agent: The agent in the call's `_meta`; ignored unless it is a string.
+            noted: The agent that a hook noted for the call; None if no hook did.
             tool: The tool.
         """
-        named = meta_agent if isinstance(meta_agent, str) else None
-        key = (client_name, named, noted, tool)
+        from_meta = meta_agent if isinstance(meta_agent, str) else None
+        key = (client_name, from_meta, noted, tool)
         caller = self._callers.get(key)
         if caller is None:
-            who = self.identity
-            agent, source = who.agent(client_name, named, noted)
-            call = Call(who.user, agent, who.server, tool, who.roles, who.scopes)
+            identity = self.identity
+            agent, source = identity.agent(client_name, from_meta, noted)
+            call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
             plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
             members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
-            members |= {member: list(map(cut, names)) for member, names in (("roles", who.roles), ("act", who.act)) if names}
+            members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
             caller = Caller(call, plan, self.context(members))
             if len(self._callers) >= MAX_CALLERS:
                 self._callers.clear()
@@ -96,11 +98,11 @@ class Callers:
         return caller
 
     def context(self, members: Mapping[str, object], *, with_user: bool = True) -> str:
-        """What the audit says about a caller, as a JSON object: the session, the server, the user, and these members."""
-        who = self.identity
-        context: dict[str, object] = {"session": self._session, "namespace": self._namespace, "server": who.server}
+        """The context of an audit row: a JSON object with the session, the server, the user, and these members."""
+        identity = self.identity
+        context: dict[str, object] = {"session": self._session, "namespace": self._namespace, "server": identity.server}
         if with_user and not self.unauthenticated:
-            context |= {"user": cut(who.user), "user_source": who.user_source}
-            if who.email:
-                context["email"] = cut(who.email)
+            context |= {"user": cut(identity.user), "user_source": identity.user_source}
+            if identity.email:
+                context["email"] = cut(identity.email)
         return compact({**context, **members})

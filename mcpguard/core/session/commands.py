@@ -1,7 +1,7 @@
-"""Commands: what the core tells the relay to do. `session` says which event leads to which.
+"""Commands: what the core tells the relay to do. `machine` describes which event leads to which command.
 
-A command that asks for something is the last in its list. The relay answers it with the event that the command names. Nobody
-changes a command once it is made.
+`LookUp`, `Decide` and `Record` ask for something. Such a command is the last in its list, and the relay answers it with the
+event that its docstring names. Commands are not changed after they are made.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class ToServer:
 
 
 class ToClient:
-    """Write these frames to the client, between two frames of the server's."""
+    """Write these frames to the client, between two frames from the server."""
 
     __slots__ = ("data",)
 
@@ -29,12 +29,13 @@ class ToClient:
 
 
 class LookUp:
-    """Find out what the client's messages depend on, then answer with `LookedUp`.
+    """Look up what the verdicts depend on, then answer with `LookedUp`.
 
     Args:
         tool_use_ids: The calls whose agents a hook may have noted in the store, each once.
-        answers: Whether to first pass on as `ServerWrote` everything that the server has written: a call claims to continue one
-            that the server has asked a question about, or a request has the id of one in flight, which may be answered.
+        answers: Whether to first hand over everything that the server has written, as `ServerWrote`. It is needed if a call
+            claims to be a retry that the server has asked for, or if a request has the id of one in flight, which the server
+            may have answered.
     """
 
     __slots__ = ("answers", "tool_use_ids")
@@ -68,8 +69,8 @@ class Log:
 
     Args:
         text: The line.
-        kind: Lines of the same kind are rationed if a client can cause any number of them; empty if it cannot.
-        is_error: Whether somebody has to act on it, so that it is written even with `--quiet`.
+        kind: The kind by which lines are rationed; empty for a line that a client cannot cause any number of times.
+        is_error: Whether somebody has to act on it. Then it is written even with `--quiet`.
     """
 
     __slots__ = ("is_error", "kind", "text")

@@ -1,4 +1,4 @@
-"""What the store is asked to decide and to write: a call, a refused frame, or a policy that was taken up."""
+"""Makes the requests for the store: to decide a call, or to write the row of a refused frame or of a policy."""
 
 import json
 import re
@@ -23,7 +23,7 @@ class DecisionRequests:
     Args:
         callers: The identity and the policy in force.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: Returns the key of the hash. It is asked for each call. Without a key there is no hash.
+        args_key: Returns the key of the hash; empty for no hash. It is called for each call.
     """
 
     def __init__(self, callers: Callers, arguments: str, args_key: Callable[[], bytes]) -> None:
@@ -40,12 +40,12 @@ class DecisionRequests:
         """
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
-        about = meta_of(frame)
+        call_meta = meta_of(frame)
         client_name = self._callers.client_name
-        if meta.CLIENT_INFO in about:
-            client_name = name_in(about[meta.CLIENT_INFO]) or client_name
-        noted = agents.get(tool_use_id(about) or "") if agents else None
-        caller = self._callers.caller(client_name, about.get(meta.AGENT), noted, params["name"])
+        if meta.CLIENT_INFO in call_meta:
+            client_name = name_in(call_meta[meta.CLIENT_INFO]) or client_name
+        noted = agents.get(tool_use_id(call_meta) or "") if agents else None
+        caller = self._callers.caller(client_name, call_meta.get(meta.AGENT), noted, params["name"])
         request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":
@@ -53,17 +53,17 @@ class DecisionRequests:
                 request.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
-        trace = about.get(meta.TRACEPARENT)
+        trace = call_meta.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
 
     def of_refusal(self, refusal: Refusal) -> DecisionRequest:
         """The row of a frame that was refused."""
-        who = self._callers.identity
+        identity = self._callers.identity
         tool = {} if refusal.tool is None else {"tool": cut(refusal.tool)}
         return DecisionRequest(
-            Call(who.user, "", who.server, refusal.tool or ""),
+            Call(identity.user, "", identity.server, refusal.tool or ""),
             Plan(),
             self._callers.context(tool),
             request_id=None if refusal.id == "null" else cut(refusal.id),
@@ -96,7 +96,7 @@ def name_in(client_info: object) -> str | None:
 
 
 def _in_full(arguments: object) -> object:
-    """Arguments as the audit keeps them in full: as text if little of them was built, or if a number exceeds JSON's range."""
+    """Arguments as the audit keeps them: as text if they were not built, or have a number beyond the range of doubles."""
     if isinstance(arguments, Unbuilt):
         return arguments.text
     try:

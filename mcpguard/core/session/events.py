@@ -1,6 +1,6 @@
-"""Events: what the relay tells the core. `session` says what the core does about each.
+"""Events: what the relay tells the core. `machine` describes what the core does about each.
 
-Nobody changes an event once it is made. They are plain classes because a `NamedTuple` takes 60 µs of each start.
+Events are not changed after they are made. They are plain classes because each `NamedTuple` would add 60 µs to the start.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ class Started:
 
 
 class PolicyChanged:
-    """The policy file has a new version, or one that is broken."""
+    """The policy file has changed. `found` is the new policy, or the fault of the file."""
 
     __slots__ = ("found",)
 
@@ -29,7 +29,7 @@ class PolicyChanged:
 
 
 class IdentityChanged:
-    """The token names another caller, or none; then `found` says why."""
+    """The token has changed. `found` is the new identity, or the reason why no user is verified."""
 
     __slots__ = ("found",)
 
@@ -53,10 +53,10 @@ class ClientWrote:
 
 
 class LookedUp:
-    """`LookUp` is done.
+    """The answer to `LookUp`.
 
     Args:
-        agents: The noted agents by `tool_use_id`; calls without a note are left out.
+        agents: The noted agents by `tool_use_id`. Calls without a note are absent.
     """
 
     __slots__ = ("agents",)
@@ -88,7 +88,7 @@ class StoreFailed:
 
 
 class Unjudged:
-    """A bug kept these lines of the client's from being judged.
+    """A bug kept these lines from the client from being judged.
 
     Args:
         lines: As `LineSplitter` returns them.
@@ -106,7 +106,7 @@ class Undelivered:
     """The server closed its input before it took these frames.
 
     Args:
-        data: Whole lines, from the first one that it did not take completely.
+        data: Whole lines. The server may have taken a part of the first.
         now_us: A monotone clock's reading.
     """
 
@@ -118,11 +118,11 @@ class Undelivered:
 
 
 class ServerWrote:
-    """The server has written lines, and the client has received them.
+    """The server has written lines.
 
     Args:
         lines: The lines that may be answers.
-        now_us: A monotone clock's reading from when they came.
+        now_us: A monotone clock's reading, taken when mcpguard read them.
     """
 
     __slots__ = ("lines", "now_us")
@@ -133,7 +133,7 @@ class ServerWrote:
 
 
 class InputClosed:
-    """The server receives nothing more; `why` is a clause for the client."""
+    """The server receives nothing more. `why` is a clause for the client: `the server has closed its input`."""
 
     __slots__ = ("why",)
 
@@ -163,11 +163,11 @@ class ServerExited:
 
 
 class RecordingDue:
-    """It is time to write what no call waits for.
+    """It is time to record outcomes, and rows that sum up denials.
 
     Args:
         wall_us: Wall-clock time.
-        everything: Whether the session ends, so that no denial may wait for a later row.
+        everything: Whether the session ends, so that every denial must be in a row now.
     """
 
     __slots__ = ("everything", "wall_us")

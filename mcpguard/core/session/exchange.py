@@ -9,24 +9,24 @@ from mcpguard.core.verdict import DecisionRequest, Verdict
 
 MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
-"""How many requests are decided in one transaction, and how long their frames may be: some milliseconds, so that other wrappers
-get their turn. Rows may hold the calls' arguments."""
+"""How many requests are decided in one transaction, and how long their frames may be, because rows may hold the arguments. This
+takes some milliseconds, so that other wrappers get their turn."""
 
 
 class Exchange:
-    """What becomes of each message, in order, and how far the store has decided.
+    """The messages of one read, with a step for each that is forwarded, answered or decided, and the verdicts so far.
 
     Args:
         messages: The messages.
         now_us: When they were read, by a monotone clock.
 
     Attributes:
-        has_retry: Whether a call claims to continue one that the server has asked a question about.
-        steps: What becomes of each message: a command, or what the store decides about the request.
+        has_retry: Whether a call claims to be a retry that the server has asked for.
+        steps: In order, commands that need no decision, and requests for one.
         requests: The requests among the steps.
         asked: The requests of the last `Decide`.
         verdicts: The verdicts so far, in the order of the requests.
-        withdrawn: Requests that the client has cancelled in a later message.
+        withdrawn: Requests that a later message of the exchange cancels.
     """
 
     def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
@@ -40,22 +40,22 @@ class Exchange:
         self.withdrawn: set[DecisionRequest] = set()
 
     def request(self, request: DecisionRequest) -> None:
-        """Add a step that the store decides about."""
+        """Add a step that needs a decision."""
         self.steps.append(request)
         self.requests.append(request)
 
     def ask(self) -> Decide:
-        """The next portion of requests that the store has not decided."""
+        """Ask for the next portion of verdicts."""
         requests, start = self.requests, len(self.verdicts)
-        end, size = start + 1, _length(requests[start])
+        end, size_bytes = start + 1, _frame_bytes(requests[start])
         while end < len(requests) and end - start < MAX_PORTION:
-            size += _length(requests[end])
-            if size > MAX_PORTION_BYTES:
+            size_bytes += _frame_bytes(requests[end])
+            if size_bytes > MAX_PORTION_BYTES:
                 break
             end += 1
         self.asked = requests[start:end]
         return Decide(self.asked)
 
 
-def _length(request: DecisionRequest) -> int:
+def _frame_bytes(request: DecisionRequest) -> int:
     return len(request.frame.raw) if request.frame else 0

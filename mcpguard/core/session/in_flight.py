@@ -6,7 +6,7 @@ from mcpguard.core.audit import Outcome
 
 MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
-"""How many requests are remembered, and the length of their ids and tool names. Beyond either limit the oldest request is
+"""How many requests are remembered, and the length of their ids and tool names. Beyond either bound the oldest request is
 forgotten, because some are never answered."""
 
 
@@ -50,7 +50,7 @@ class RequestsInFlight:
     def add(self, request_id: str, request: InFlight) -> None:
         """Remember a request that is being sent.
 
-        A request with the same id ends as `no_answer`: answers can only be told apart by their ids.
+        An earlier request with the same id ends as `no_answer`, because the answers to the two cannot be distinguished.
         """
         requests = self._requests
         if request_id in requests:
@@ -61,7 +61,7 @@ class RequestsInFlight:
             self.end(next(iter(requests)), "no_answer", request.since_us)
 
     def end(self, request_id: str, outcome: str, now_us: int) -> InFlight | None:
-        """Forget a request, and keep its outcome if it has a row. None if it is not in flight."""
+        """Forget a request and return it; None if it is not in flight. Its outcome is kept if it has a row."""
         request = self._requests.pop(request_id, None)
         if request is None:
             return None
@@ -71,14 +71,14 @@ class RequestsInFlight:
         return request
 
     def end_all(self, outcome: str, now_us: int) -> list[str]:
-        """Forget all requests; their ids, oldest first."""
+        """Forget all requests; returns their ids, oldest first."""
         ids = list(self._requests)
         for request_id in ids:
             self.end(request_id, outcome, now_us)
         return ids
 
     def take_outcomes(self, most: int) -> list[Outcome]:
-        """Remove and return the oldest outcomes, `most` at most."""
+        """Remove and return the oldest outcomes, at most `most`."""
         taken, self._outcomes = self._outcomes[:most], self._outcomes[most:]
         return taken
 

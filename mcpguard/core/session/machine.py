@@ -4,47 +4,47 @@ Theory of operation
 ===================
 
 `Session.handle` takes an event of `events` and returns commands of `commands`. The relay carries the commands out, in order,
-before it hands over the next event. The session does no I/O and reads no clock. A session has three states side by side.
+before it hands over the next event. The session does no I/O and reads no clock. It has three independent parts of its state.
 
-**The client**: *waits* until `ClientLeft`, then *has left*. Requests that the server will not answer are answered by mcpguard
-only while the client waits: a client that closes its side may fail on a frame that it no longer expects. Denials and refusals
-are sent in both states.
+**The client** *waits* until `ClientLeft`, then *has left*. mcpguard answers requests in the server's place only while the
+client waits: a client that has closed its side may fail on a frame that it no longer expects. Denials and refusals are sent in
+both states.
 
-**The server**: *serves* until `InputClosed`, then *takes nothing more*. From then on no call is charged and nothing is
-forwarded; a request is answered with an error that says why. After `ServerExited` it *is gone*: all requests in flight have
-been answered, and what the client writes is discarded.
+**The server** *serves* until `InputClosed`, then *takes nothing more*: no call is charged, nothing is forwarded, and a request
+is answered with an error that says why. After `ServerExited` it *is gone*: all requests in flight have been answered, and what
+the client writes is discarded.
 
-**The exchange**, in which the messages of one read from the client are judged:
+**The exchange** judges the messages of one read from the client:
 
 ====================  ==================================  =========================================================
 state                 event                               leads to
 ====================  ==================================  =========================================================
 idle                  `ClientWrote`                       `LookUp` if the verdicts depend on notes or answers that
-                                                          the session does not have; else as `LookedUp`
+                                                          the session does not have; else the same as `LookedUp`
 idle                  `Started`, `PolicyChanged`          `Decide` with the row of the policy in force
 looking up            `LookedUp`                          `Decide` if there is a call or a refused frame; else the
                                                           end of the exchange
 deciding              `Decided`, `StoreFailed`            `Decide` with the next portion of requests; after the last
                                                           portion the end of the exchange
-any                   `Unjudged`                          an error for each request among the lines, then idle
+any                   `Unjudged`                          an error or a refusal for each request among the lines
 ====================  ==================================  =========================================================
 
-At its end an exchange gives a `ToServer` or a `ToClient` for each message, and is idle again. Only `ServerWrote` may also come
-while it looks up. All other events come while it is idle:
+At its end an exchange returns a `ToServer` or a `ToClient` for each message that is forwarded or answered, and is idle again.
+While it looks up, only `ServerWrote` may come. While it is idle, these may come, too:
 
 - `ServerWrote`: outcomes are read off the answers, and free retries are granted.
 - `Undelivered`: requests among the frames are answered with an error.
-- `IdentityChanged`: calls are the new identity's from the next one on.
-- `RecordingDue`: `Record` with some outcomes and the rows that sum up denials, if there are any. `Recorded` leads to a line for
-  each row, `RecordingFailed` to nothing: the outcomes are lost.
+- `IdentityChanged`: the next calls are the new identity's.
+- `RecordingDue`: leads to `Record`, with some outcomes and the rows that sum up denials, if there are any. `Recorded` leads to
+  a line for each row. `RecordingFailed` leads to nothing: the outcomes are lost.
 
 Invariants
 ----------
 
-- Nothing is forwarded that was not decided: `ToServer` holds messages that are not calls, and calls with a verdict that admits
-  them, which the store has therefore counted.
-- Every request has exactly one answer, unless the client cancels it or leaves: a denial or a refusal, or the server's answer,
-  or an error because the server cannot answer. A request is in flight from its `ToServer` until its end.
+- No call is forwarded undecided: `ToServer` holds only messages that are not calls, and calls that the store has admitted and
+  counted.
+- Every request has exactly one answer, unless the client cancels it or leaves: a denial, a refusal, the server's answer, or an
+  error because the server cannot answer. A request is in flight from its `ToServer` until its end.
 - Messages go to the server in the order in which the client wrote them. Answers go to the client in that order, too.
 - Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries` and `journal`.
 - `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
@@ -93,7 +93,7 @@ class Session:
         namespace: Counters and audit rows of one namespace are separate from all others'.
         denials: The form of a denial: `error`, `result`, or `auto`, which depends on the client's name.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: Returns the key of the arguments' hash. It is asked for each call. Without a key there is no hash.
+        args_key: Returns the key of the arguments' hash; empty for no hash. It is called for each call.
     """
 
     def __init__(
@@ -115,23 +115,23 @@ class Session:
         self._in_flight = RequestsInFlight()
         self._retries = FreeRetries()
         self._client_waits = True
-        self._input_closed = ""  # why, once it is
+        self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
         self._exchange = self._idle = Exchange((), 0)
         self._recording: Sequence[audit.Row] = ()
 
     def handle(self, event: events.Event) -> list[Command]:
-        """What to do about an event, in order."""
+        """Take an event; returns the commands that it leads to, in order."""
         return _TRANSITIONS[type(event)](self, event)
 
     @property
     def awaits_answers(self) -> bool:
-        """Whether a request is in flight, so that something that the server writes could be an answer."""
+        """Whether a request is in flight."""
         return bool(self._in_flight)
 
     @property
     def has_outcomes(self) -> bool:
-        """Whether a `RecordingDue` would lead to outcomes being recorded."""
+        """Whether there are outcomes to be recorded."""
         return self._in_flight.has_outcomes
 
     @property
@@ -151,9 +151,9 @@ class Session:
 
     def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
         self._callers.take_up(event.found)
-        is_error = isinstance(event.found, PolicyError)
-        reason = f"not taken up: {event.found.message}" if isinstance(event.found, PolicyError) else "taken up"
-        return [Log(f"policy {reason}", is_error=is_error), *self._write_policy_row(reason)]
+        error = event.found if isinstance(event.found, PolicyError) else None
+        reason = f"not taken up: {error.message}" if error else "taken up"
+        return [Log(f"policy {reason}", is_error=error is not None), *self._write_policy_row(reason)]
 
     def _write_policy_row(self, reason: str) -> list[Command]:
         self._exchange = exchange = Exchange((), 0)
@@ -174,17 +174,21 @@ class Session:
         return [look_up] if look_up else self._judge(_NO_AGENTS)
 
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
-        """What the verdicts on messages depend on; None if the session knows all of it."""
-        ids: dict[str, None] = {}
+        """What the verdicts depend on and the session does not know; None if it knows everything."""
+        ids: dict[str, None] = {}  # an ordered set
         answers = False
         for message in exchange.messages:
             if not isinstance(message, Frame):
                 continue
-            answers = answers or message.id in self._in_flight  # an id is used again: is its first request answered?
+            answers = answers or message.id in self._in_flight  # used again: its first request may be answered
             if message.method == TOOLS_CALL:
-                about = meta_of(message)
-                if meta.TOOL_USE_ID in about and (one := tool_use_id(about)) and not self._callers.identity.has_whole_agent:
-                    ids[one] = None
+                call_meta = meta_of(message)
+                if (
+                    meta.TOOL_USE_ID in call_meta
+                    and (call_id := tool_use_id(call_meta))
+                    and not self._callers.identity.has_whole_agent
+                ):
+                    ids[call_id] = None
                 exchange.has_retry = exchange.has_retry or message.is_retry
         answers = answers or exchange.has_retry
         return LookUp(tuple(ids), answers=answers) if ids or answers else None
@@ -198,7 +202,7 @@ class Session:
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
                 if message.answered:
-                    steps.append(ToClient(denial.error(message.id, message.code, f"Refused: {message.message}")))
+                    steps.append(_refused(message))
             elif message.method == TOOLS_CALL:
                 exchange.request(self._call(message, agents))
             elif not self._input_closed:
@@ -208,7 +212,7 @@ class Session:
         return self._go_on()
 
     def _call(self, frame: Frame, agents: Mapping[str, str]) -> DecisionRequest:
-        """The request for a call. It is decided already if no limit needs to be looked at."""
+        """The request for a call. `decided` is set if the decision does not depend on a limit."""
         request = self._requests.of_call(frame, agents)
         unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
         if self._input_closed:
@@ -243,12 +247,13 @@ class Session:
         return ToServer(frame.raw + b"\n")
 
     def _cancelled(self, request_id: object) -> None:
-        told = frames.id_text(request_id)
-        if told is not None and not self._in_flight.end(told, "cancelled", self._exchange.now_us):
-            self._exchange.withdrawn.update(one for one in self._exchange.requests if one.request_id == told)
+        cancelled = frames.id_text(request_id)
+        if cancelled is not None and not self._in_flight.end(cancelled, "cancelled", self._exchange.now_us):
+            # The request may be in the same exchange, and not sent yet
+            self._exchange.withdrawn.update(request for request in self._exchange.requests if request.request_id == cancelled)
 
     def _go_on(self) -> list[Command]:
-        """Ask for the next verdicts. If there are no more to come, forward and answer what the exchange has judged."""
+        """Ask for the next verdicts. When all have come, end the exchange: forward and answer its messages."""
         exchange = self._exchange
         if len(exchange.verdicts) < len(exchange.requests):
             return [exchange.ask()]
@@ -256,17 +261,17 @@ class Session:
         commands: list[Command] = []
         verdicts = iter(exchange.verdicts)
         for step in exchange.steps:
-            command = self._settle(step, next(verdicts), exchange) if isinstance(step, DecisionRequest) else step
+            command = self._forward_or_deny(step, next(verdicts), exchange) if isinstance(step, DecisionRequest) else step
             if command is not None:
                 commands.append(command)
         return commands
 
-    def _settle(self, request: DecisionRequest, verdict: Verdict, exchange: Exchange) -> ToServer | ToClient | None:
-        """Forward a call, or answer it with its denial. None for a row that is not a call's."""
+    def _forward_or_deny(self, request: DecisionRequest, verdict: Verdict, exchange: Exchange) -> ToServer | ToClient | None:
+        """Forward or deny a call. None for a request that is not a call's: it only wrote a row."""
         if request.frame is None or request.request_id is None:
             return None
-        call = request.call
         if verdict.forwards:
+            call = request.call
             flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds)
             self._in_flight.add(request.request_id, flight)
             if request in exchange.withdrawn:
@@ -274,15 +279,20 @@ class Session:
             return ToServer(request.frame.raw + b"\n")
         params = request.frame.params
         if request.rounds and isinstance(params, dict):
-            self._retries.give_back(call.user, call.tool, params, request.rounds)
+            self._retries.give_back(request.call.user, request.call.tool, params, request.rounds)
+        return self._denied(
+            request.request_id, request, verdict, is_task=isinstance(params, dict) and params.get("task") is not None
+        )
+
+    def _denied(self, request_id: str, request: DecisionRequest, verdict: Verdict, *, is_task: bool) -> ToClient | None:
+        """The denial of a call. None if the server has gone and the client has left."""
         reason = str(request.detail.get("reason", ""))
         if reason == _SERVER_GONE:
-            return ToClient(denial.error(request.request_id, denial.SERVER_GONE, request.why)) if self._client_waits else None
-        code, message, data = denial.describe(call, verdict, reason, request.why)
-        becomes_task = isinstance(params, dict) and params.get("task") is not None
-        if denial.form(self._denials, request.client_name) == "result" and not becomes_task:
-            return ToClient(denial.result(request.request_id, message, data))
-        return ToClient(denial.error(request.request_id, code, message, data))
+            return ToClient(denial.error(request_id, denial.SERVER_GONE, request.why)) if self._client_waits else None
+        code, message, data = denial.describe(request.call, verdict, reason, request.why)
+        if denial.form(self._denials, request.client_name) == "result" and not is_task:
+            return ToClient(denial.result(request_id, message, data))
+        return ToClient(denial.error(request_id, code, message, data))
 
     def _decided(self, event: events.Decided) -> list[Command]:
         lines: list[Command] = []
@@ -307,8 +317,10 @@ class Session:
         data: dict[str, object] = {"reason": "internal_error"}
         for line in event.lines:
             with contextlib.suppress(Exception):  # the bug may be in the parser
-                for message in frames.parse(line) if isinstance(line, bytes) else ():
-                    if isinstance(message, Frame) and message.id is not None:
+                for message in frames.read([line]):
+                    if isinstance(message, Refusal):
+                        commands += [_refused(message)] if message.answered else []
+                    elif message.id is not None:
                         self._in_flight.end(message.id, "no_answer", event.now_us)
                         commands.append(ToClient(denial.error(message.id, denial.UNAVAILABLE, _UNJUDGED, data)))
         return commands
@@ -321,8 +333,8 @@ class Session:
                 break
             answer = answers.read_answer(line.frame, whole=line.whole)
             request = self._in_flight.end(answer.id, answer.outcome, event.now_us) if answer else None
-            if answer and answer.asks and request and request.tool is not None:
-                self._retries.grant(request.user, request.tool, answer.asks, request.rounds + 1)
+            if answer and answer.wanted and request and request.tool is not None:
+                self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
         return []
 
     def _undelivered(self, event: events.Undelivered) -> list[Command]:
@@ -332,8 +344,8 @@ class Session:
             for message in (frames.parse(line) if line else ())
             if isinstance(message, Frame) and message.id is not None
         ]
-        open_ids = [one for one in ids if self._in_flight.end(one, "no_answer", event.now_us)]
-        return self._answer_all(open_ids, _INPUT_CLOSED)
+        unanswered = [request_id for request_id in ids if self._in_flight.end(request_id, "no_answer", event.now_us)]
+        return self._answer_all(unanswered, _INPUT_CLOSED)
 
     def _close_input(self, event: events.InputClosed) -> list[Command]:
         self._input_closed = self._input_closed or event.why
@@ -348,10 +360,12 @@ class Session:
         return self._answer_all(self._in_flight.end_all("no_answer", event.now_us), event.how)
 
     def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
-        """Answer requests that the server will not answer, if the client waits for answers."""
-        return [ToClient(denial.error(one, denial.SERVER_GONE, why)) for one in ids] if self._client_waits else []
+        """Answer requests in the server's place, if the client waits for answers."""
+        if not self._client_waits:
+            return []
+        return [ToClient(denial.error(request_id, denial.SERVER_GONE, why)) for request_id in ids]
 
-    # What no call waits for
+    # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
         outcomes = self._in_flight.take_outcomes(MAX_OUTCOMES)
@@ -386,10 +400,13 @@ _TRANSITIONS: Final[Mapping[type, Callable[[Session, Any], list[Command]]]] = {
     events.ClientLeft: Session._client_left,
     events.ServerExited: Session._exit,
 }
-"""What each event leads to."""
+
+
+def _refused(refusal: Refusal) -> ToClient:
+    return ToClient(denial.error(refusal.id, refusal.code, f"Refused: {refusal.message}"))
 
 
 def _line_of(row: audit.Row) -> Log:
-    """The line about a denial or a refusal. Its kind holds nothing that a client chooses, such as the tool's name."""
+    """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name."""
     record = audit.record(row)
     return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")

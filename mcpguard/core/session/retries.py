@@ -1,14 +1,14 @@
-"""Free retries: calls that continue a charged call, because the server asked for something before it could answer.
+"""Free retries: calls that continue a charged call, because the server needs input before it can answer.
 
-A server asks with a result of type `input_required`. The client calls again, with what was asked for. Such a retry is free only
-if this session has seen the server ask this user for it, for this tool, and only once for each time that it asked. All other
-calls pay.
+The server's result then has the type `input_required`, and the client calls again with the input. Such a retry is free only if
+the server has asked for it in this session, in an answer to the same user and tool. Each such answer makes one retry free. All
+other calls are charged.
 """
 
 from typing import Final
 
 from mcpguard.core.digest import blake2b
-from mcpguard.core.jsonrpc.answers import Asks
+from mcpguard.core.jsonrpc.answers import RetryInput
 from mcpguard.core.text import compact
 
 MAX_ROUNDS: Final = 10
@@ -24,25 +24,26 @@ class FreeRetries:
     def __init__(self) -> None:
         self._waiting: dict[bytes, list[int]] = {}
 
-    def grant(self, user: str, tool: str, asks: Asks, rounds: int) -> None:
-        """Remember that the server asks for a retry.
+    def grant(self, user: str, tool: str, wanted: RetryInput, rounds: int) -> None:
+        """Make a retry free, because the server has asked for it.
 
         Args:
             user: The user who called.
             tool: The tool that was called.
-            asks: What the retry has to carry.
+            wanted: What the retry has to carry.
             rounds: The retry's number, from 1, among the retries of one charge. Beyond `MAX_ROUNDS` it is not free.
         """
         if rounds > MAX_ROUNDS:
             return
-        if len(self._waiting) >= _MAX_WAITING:
+        ticket = _ticket(user, tool, wanted)
+        if ticket not in self._waiting and len(self._waiting) >= _MAX_WAITING:
             self._waiting.pop(next(iter(self._waiting)))
-        waiting = self._waiting.setdefault(_ticket(user, tool, asks), [])
+        waiting = self._waiting.setdefault(ticket, [])
         waiting.append(rounds)
         del waiting[:-_MAX_WAITING]
 
     def redeem(self, user: str, tool: str, params: dict[str, object]) -> int:
-        """Use up the retry that a call makes.
+        """Use up the free retry that a call makes.
 
         Args:
             user: The user who calls.
@@ -50,7 +51,7 @@ class FreeRetries:
             params: The call's `params`.
 
         Returns:
-            The retry's number; 0 if the server has not asked for it, or it was made already.
+            The retry's number among those of one charge; 0 if the call is not a free retry.
         """
         state = params.get("requestState")
         if not (state is None or type(state) is str):  # a long integer is not the text of its digits
@@ -65,19 +66,19 @@ class FreeRetries:
         return rounds
 
     def give_back(self, user: str, tool: str, params: dict[str, object], rounds: int) -> None:
-        """Undo `redeem`: the call was not forwarded, so it may be made again."""
+        """Undo `redeem` for a call that was not forwarded."""
         state = params.get("requestState")
         assert state is None or isinstance(state, str)  # noqa: S101 - `redeem` refuses other states
         self._waiting.setdefault(_ticket(user, tool, _given(state, params)), []).append(rounds)
 
 
-def _given(state: str | None, params: dict[str, object]) -> Asks:
-    """The state and the inputs that a call carries."""
+def _given(state: str | None, params: dict[str, object]) -> RetryInput:
+    """What a call carries."""
     inputs = params.get("inputResponses")
-    return Asks(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset())
+    return RetryInput(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset())
 
 
-def _ticket(user: str, tool: str, asks: Asks) -> bytes:
-    """What a retry and its question have in common: the state, or the inputs if there is none. A digest: both may be long."""
-    what = (user, tool, sorted(asks.inputs) if asks.state is None else asks.state)
-    return blake2b(compact(what).encode()).digest()
+def _ticket(user: str, tool: str, carried: RetryInput) -> bytes:
+    """A digest by which a retry is recognised: of user, tool and state, or the keys of the input if there is no state."""
+    text = compact((user, tool, sorted(carried.keys) if carried.state is None else carried.state))
+    return blake2b(text.encode()).digest()

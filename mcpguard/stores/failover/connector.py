@@ -1,4 +1,4 @@
-"""Opens a store in a thread of its own, so that whoever needs the store can bound the wait."""
+"""Opens a store in a thread of its own, so that the wait for it can be bounded."""
 
 import threading
 from collections.abc import Callable

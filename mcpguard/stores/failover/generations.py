@@ -7,34 +7,34 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.verdict import Verdict
 
 _ROW_ID_BITS: Final = 128
-"""Row ids of all stores are below 2 to this power. Above it stands the number of the store, from 1 for the second one."""
+"""Row ids of all stores are below 2 to this power. The bits above it are the number of the store: 0 for the first one."""
 
 
 class Generations:
-    """Numbers the stores that one wrapper meets. A store is known by its `args_key`, which it draws when it is created.
+    """Numbers the stores that one wrapper uses. A store is known by its `args_key`, which is made at random with the store.
 
     Attributes:
-        args_key: The key of the store that was met last; empty before the first one.
+        args_key: The key of the store that was used last; empty before the first one.
     """
 
     def __init__(self) -> None:
         self.args_key = b""
-        self._first_id = 0  # of this store, as the rest of the wrapper sees it
+        self._first_id = 0  # added to the row ids of this store
 
-    def meet(self, args_key: bytes) -> None:
+    def begin(self, args_key: bytes) -> None:
         """Note the key of the store that is used from now on."""
         if self.args_key and args_key != self.args_key:
             self._first_id += 1 << _ROW_ID_BITS
         self.args_key = args_key
 
-    def mark(self, verdicts: Sequence[Verdict]) -> None:
+    def number_rows(self, verdicts: Sequence[Verdict]) -> None:
         """Put this store's number into the row ids of its verdicts."""
         if self._first_id:
             for verdict in verdicts:
                 if verdict.row_id is not None:
                     verdict.row_id += self._first_id
 
-    def own(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    def of_this_store(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """The outcomes of rows in this store, with its own row ids, and of rows in the write-behind buffer.
 
         Outcomes of rows in an earlier store are left out.

@@ -1,12 +1,12 @@
 """Takes in the spill files of wrappers that ended while their store could not be used.
 
 Theory of operation. Each admission and row is written exactly once. A batch is noted in the file before it is written, and
-again afterwards. If the second note is missing, the admissions are sent again under the same id, which the store counts once,
-and the rows are looked for in the store.
+again afterwards. If the second note is missing, the admissions are sent again under the same write-back id, which the store
+counts once, and the rows are looked for in the store. The same is done for a batch of this wrapper that failed.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
 from mcpguard.errors import StoreUnavailable
@@ -16,13 +16,13 @@ from mcpguard.stores.failover.write_back import newest_row_id, put_back_on_failu
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
 
 LOOK_EVERY_US: Final = 60_000_000
-"""How often the folder is searched, beside once whenever a store can be used again."""
+"""How often the folder is searched. It is also searched whenever a store can be used again."""
 
 WORK_US: Final = 300_000
 """After this time `work` returns, so that the bookkeeper's other tasks get their turn."""
 
 _ENTRIES: Final = 500
-"""How many rows are read before a call gets its turn."""
+"""How many rows are read while a call waits."""
 
 T = TypeVar("T")
 
@@ -41,14 +41,14 @@ class Leftovers:
         folder: Where the files are; None for nowhere.
         clock: The clock of this wrapper's buffers.
         wall: Wall-clock time.
-        notify: Gets a line for each file that was taken in, and for each that cannot be.
+        notify: Gets a line for each file that was taken in, and for each that cannot be taken in.
 
     Attributes:
-        is_waited_for: Whether `work` should be called soon.
+        has_work: Whether `work` should be called soon.
     """
 
     def __init__(self, folder: SpillFolder | None, clock: Clock, wall: Clock, notify: Callable[[str], None]) -> None:
-        self.is_waited_for = folder is not None
+        self.has_work = folder is not None
         self._folder = folder
         self._clock = clock
         self._wall = wall
@@ -59,20 +59,20 @@ class Leftovers:
         self._next_us: int | None = None  # when to search the folder again; None for now
 
     def look_soon(self) -> None:
-        """Search the folder with the next `work`, because a store can be used again."""
+        """Let the next `work` search the folder, because a store can be used again."""
         self._next_us = None
-        self.is_waited_for = self._folder is not None
+        self.has_work = self._folder is not None
 
     def work(self, with_store: WithStore) -> None:
         """Take in some of the files. Does not raise: a failure is tried again after `LOOK_EVERY_US`."""
         now_us = self._clock()
-        if self._folder is None or not (self.is_waited_for or self._next_us is None or now_us >= self._next_us):
+        if self._folder is None or not (self.has_work or self._next_us is None or now_us >= self._next_us):
             return
         try:
             while current := self._current or self._open_next(self._folder, now_us):
                 self._current = current
                 if not self._take_in(current[1], with_store, until_us=now_us + WORK_US):
-                    self.is_waited_for = True
+                    self.has_work = True
                     return
                 self._current = None
             self._next_us = now_us + LOOK_EVERY_US
@@ -82,10 +82,10 @@ class Leftovers:
             if self._current:
                 self._refuse(self._current[0], repr(error))
             self._current = None
-        self.is_waited_for = False
+        self.has_work = False
 
     def close(self) -> None:
-        """Release the files that are not done to other wrappers."""
+        """Release the file that is not finished to other wrappers."""
         self._files = iter(())
         if self._current:
             self._current[0].close()
@@ -167,17 +167,28 @@ def _record_some(buffer: WriteBehindBuffer, with_store: WithStore) -> None:
 
 def _begin(store: Recoverable, buffer: WriteBehindBuffer) -> bytes:
     """Prepare a buffer for being written to a store. Returns the store's key."""
-    buffer.belongs_to(store.args_key)
+    buffer.assign_to(store.args_key)
     if buffer.newest_before is None:
         buffer.begin_write_back(newest_row_id(store))
     return store.args_key
 
 
-def _found(with_store: WithStore, doubts: dict[tuple[str, int], int], *, after: int) -> list[int]:
-    """The rows in doubt that the store has, by provisional row id. They are looked for after a row."""
+def _found(with_store: WithStore, doubts: Mapping[tuple[str, int], int], *, after: int) -> dict[int, int]:
+    """Find the rows in doubt among the store's rows.
+
+    Args:
+        with_store: Uses the store.
+        doubts: The provisional row ids, by session and number.
+        after: Only later rows than the one with this id are searched.
+
+    Returns:
+        The store's row ids of the rows that it has, by provisional row id.
+    """
     entries = with_store(lambda store: store.entries(after=after))
-    found: list[int] = []
+    found: dict[int, int] = {}
     while some := with_store(lambda _: list(itertools.islice(entries, _ENTRIES))):
-        keys = [(str(entry.record.get("session")), entry.record.get("seq")) for entry in some]
-        found += [doubts[key] for key in keys if key in doubts]
+        for entry in some:
+            provisional = doubts.get((str(entry.record.get("session")), int(str(entry.record["seq"]))))
+            if provisional is not None:
+                found[provisional] = entry.row_id
     return found

@@ -6,7 +6,7 @@ Theory of operation. A counter is in one of four states:
   there.
 - This wrapper has used it, but its log is unknown. Calls on it are denied until everything that was seen in it has left its
   window.
-- This wrapper has not used it, but the store has told its log. It is counted from there.
+- This wrapper has not used it, but the store knew its log. It is counted from there.
 - It is unknown. It is counted from zero, unless counters were forgotten (`MAX_SEEN`) whose windows have not passed.
 
 So a counter that this wrapper has used is never counted from less than it has seen.
@@ -46,10 +46,10 @@ class LocalCounting:
     def __init__(self, mode: str, buffer: WriteBehindBuffer) -> None:
         self._mode = mode
         self._buffer = buffer
-        self._logs: dict[int, State] = {}  # of counters that this wrapper has used
-        self._unused: dict[int, State] = {}  # of counters that it has not used, as the store has told them
-        self._expiry_us: dict[int, int] = {}  # of counters that it has used: when what was seen in them has left the window
-        self._unknown_expiry_us = 0  # the latest of the counters that were forgotten
+        self._logs: dict[int, State] = {}  # logs of counters that this wrapper has used
+        self._unused: dict[int, State] = {}  # logs of counters that it has not used, as the store last read them
+        self._expiry_us: dict[int, int] = {}  # of used counters: when all that was seen in them has left the window
+        self._unknown_expiry_us = 0  # the latest expiry of a used counter that was forgotten
         self._next_forget_us = 0
 
     def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
@@ -65,7 +65,7 @@ class LocalCounting:
         if len(self._expiry_us) > MAX_SEEN:
             self._make_room_for_seen(now_us)
 
-    def know(self, logs: Mapping[int, State]) -> None:
+    def learn(self, logs: Mapping[int, State]) -> None:
         """Take over the logs that the store last read or wrote, with times by the clock of `decide`.
 
         Logs of other counters that this wrapper has used are kept. Beyond `MAX_COUNTERS` the logs that were charged last are
@@ -73,7 +73,7 @@ class LocalCounting:
         """
         self._unused.clear()
         for key, log in logs.items():
-            if not log:  # it is empty: as good as unknown
+            if not log:  # an empty counter is counted from zero, as an unknown one is
                 self._expiry_us.pop(key, None)
                 self._logs.pop(key, None)
             elif key in self._expiry_us:

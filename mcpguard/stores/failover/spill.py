@@ -2,8 +2,8 @@
 
 Theory of operation. A file is the log of the changes of one buffer, a JSON array a line. Replayed, it gives the buffer. The
 wrapper holds a lock on its file. The system releases the lock when the wrapper ends, however it ends. Whoever then gets the
-lock owns the content. A log that cannot be written waits in memory, in order, and is tried again; the file is then true of an
-earlier time.
+lock owns the content. Records that cannot be written wait in memory, in order, and are
+tried again. Until then the file mirrors an earlier state of the buffer.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ MAX_WAITING: Final = 50_000
 
 RETRY_US: Final = 1_000_000
 RETRY_RECORDS: Final = 500
-"""How long after a failure a write is tried again, and how many records it then has: some milliseconds of work."""
+"""How long after a failure writing is tried again, and how many records are then written: some milliseconds of work."""
 
 _TRIES: Final = 3
 
@@ -225,12 +225,12 @@ class SpillLog:
         if self._is_off:
             return
         self._waiting += records
-        if len(self._waiting) > MAX_WAITING:  # the file stays as it is: the buffer of an earlier time
+        if len(self._waiting) > MAX_WAITING:  # the file stays as it is, and mirrors an earlier state of the buffer
             self._is_off = True
             self._waiting.clear()
 
     def flush(self) -> bool:
-        """Write what was noted, unless the last write failed. Returns whether the file has everything."""
+        """Write what was noted, unless the last write failed. Returns whether the file has all that was noted."""
         if self._is_off:
             return False
         if self.active and self._waiting and self._retry_us is None:
@@ -256,7 +256,7 @@ class SpillLog:
         return missing
 
     def drop(self) -> None:
-        """Remove the file, because it cannot be kept up to date. There is no other one until `clear`."""
+        """Remove the file, because it cannot be kept up to date. No new one is made until `clear`."""
         self._is_off = True
         self._remove()
 
@@ -274,7 +274,7 @@ class SpillLog:
             self._file = None
 
     def _write(self, most: int) -> bool:
-        """Write at most so many of the records that wait. Returns whether it succeeded."""
+        """Write at most `most` of the records that wait. Returns whether it succeeded."""
         try:
             if self._file is None:
                 self._file = self._created()

@@ -17,7 +17,7 @@ from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.text import plural
 from mcpguard.core.verdict import DecisionRequest, Verdict
-from mcpguard.errors import StoreBusy, StoreUnavailable
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.failover.breaker import NOT_IN_TIME, CircuitBreaker
@@ -47,7 +47,7 @@ class FailoverStore:
         notify: Gets one line for each change of state.
         spills: Where the write-behind buffer is mirrored on disk; None for nowhere.
         timeout_ms: How long the first call waits for a store that is still being opened.
-        clock: A monotone clock.
+        clock: A monotonic clock.
         wall: Wall-clock time, for the audit log.
     """
 
@@ -70,10 +70,10 @@ class FailoverStore:
         self._wall = wall
         self._lock = threading.Lock()
         self._tending = threading.Lock()
+        self._is_closed = False
         self._breaker = CircuitBreaker(clock)
         self._store: Recoverable | None = None  # the store that calls use; None unless the breaker is closed
         self._failed: Recoverable | None = None  # to be closed by `tend`: closing may take long
-        self._is_closed = False
         self._connector: Connector | None = Connector(reopen)  # the attempt to open a store that is under way
         self._generations = Generations()
         self._warnings: tuple[str, ...] = ()  # what the user was told
@@ -104,8 +104,8 @@ class FailoverStore:
                 else:
                     self._local.saw(requests, self._clock())
                     if store.args_key != self._generations.args_key:  # its server came back without its data
-                        self._meet(store)
-                    self._generations.mark(verdicts)
+                        self._check_generation(store)
+                    self._generations.number_rows(verdicts)
                     return verdicts
             failure = self._breaker.failure
             return self._local.decide(requests, journal, failure=failure, now_us=self._clock(), time_us=self._wall())
@@ -123,7 +123,7 @@ class FailoverStore:
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `CallStore`. Outcomes that the store does not take are kept."""
         with self._lock:
-            self._record(self._generations.own(outcomes))
+            self._record(self._generations.of_this_store(outcomes))
 
     def _record(self, outcomes: Sequence[Outcome]) -> None:
         if self._store is not None:
@@ -168,7 +168,7 @@ class FailoverStore:
         self._connector = None
         try:
             store = connector.store()
-            self._meet(store)
+            self._check_generation(store)
             self._write_back.write_all(store)
         except Exception as error:
             connector.abandon()
@@ -179,11 +179,11 @@ class FailoverStore:
             self._buffer.clear_spill()
             self._leftovers.look_soon()
 
-    def _meet(self, store: Recoverable) -> None:
-        """Find out whether this is another store than the one before."""
+    def _check_generation(self, store: Recoverable) -> None:
+        """Note whether this is another store than the one before, and tell its warnings."""
         if store.args_key != self._generations.args_key:
-            self._generations.meet(store.args_key)
-            self._buffer.belongs_to(store.args_key)
+            self._generations.begin(store.args_key)
+            self._buffer.assign_to(store.args_key)
         self._tell_warnings(store)
 
     def _use(self, store: Recoverable) -> None:
@@ -196,7 +196,7 @@ class FailoverStore:
         if self._store is not None:
             logs, store_now_us = self._store.last_seen()
             ahead_us = self._clock() - store_now_us
-            self._local.know({key: limiter.shift(log, ahead_us) for key, log in logs.items()})
+            self._local.learn({key: limiter.shift(log, ahead_us) for key, log in logs.items()})
             self._failed, self._store = self._store, None
         self._buffer.spill.active = True
         failure = unavailable(error)
@@ -219,10 +219,10 @@ class FailoverStore:
     def needs_tending(self) -> bool:
         """See `CallStore`."""
         store = self._store
-        return store is None or self._buffer.has_outcomes or self._leftovers.is_waited_for or store.needs_tending
+        return store is None or self._buffer.has_outcomes or self._leftovers.has_work or store.needs_tending
 
     def tend(self) -> None:
-        """See `CallStore`. While the store cannot be used, probe it when a probe is due. Does nothing after `close`."""
+        """See `CallStore`. While the store cannot be used, probe it when a probe is due."""
         with self._tending:
             if self._is_closed:
                 return
@@ -232,15 +232,13 @@ class FailoverStore:
                 return
             try:
                 store.tend()
-            except StoreBusy:
-                pass  # it is tried again; calls can use the store
             except Exception as error:
                 with self._lock:
-                    if self._store is store and not self._is_closed:
+                    if self._store is store:
                         self._fail(error)
             self._tell_warnings(store)
             self._leftovers.work(self._with_store)
-        self._join_outcomes()
+            self._join_outcomes()
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`."""
@@ -250,8 +248,6 @@ class FailoverStore:
     def _join_outcomes(self) -> None:
         """Write some of the outcomes in the buffer."""
         with self._lock:
-            if self._is_closed:
-                return
             if self._store is not None and (outcomes := self._buffer.take_outcomes()):
                 self._record(outcomes)
             if self._store is not None and not self._buffer.has_outcomes:
@@ -269,7 +265,7 @@ class FailoverStore:
 
         Args:
             timeout_s: How long to wait for it to open.
-            until_us: When to stop writing the buffer; then the probe begins even if none is due. None for `tend`.
+            until_us: When to stop writing the buffer; None for never. If it is given, a probe begins even if none is due.
         """
         self._close_failed()
         with self._lock:  # the first call holds it while it waits for the store to open
@@ -290,17 +286,17 @@ class FailoverStore:
                 return
             self._connector = None
         try:
-            self._take_up(connector.store(), until_us)
+            self._switch_back(connector.store(), until_us)
         except Exception as error:
             connector.abandon()
             with self._lock:
                 self._fail(error)
 
-    def _take_up(self, store: Recoverable, until_us: int | None) -> None:
+    def _switch_back(self, store: Recoverable, until_us: int | None) -> None:
         """Write the buffer to a store that can be used again, and let calls use the store."""
         newest = newest_row_id(store)
         with self._lock:
-            self._meet(store)
+            self._check_generation(store)
             self._buffer.begin_write_back(newest)
         self._write_back.run(store, lambda: self._use(store), until_us=until_us)
         self._notify(f"store is back: {self._buffer.end_write_back()}")
@@ -323,8 +319,9 @@ class FailoverStore:
         with self._lock:
             self._is_closed = True
             self._leave_rest()
-            if self._store is not None:
-                self._store.close()
+            store, self._store = self._store, None  # another thread may still be in `tend`: what it meets is no outage
+            if store is not None:
+                store.close()
             if self._connector is not None:
                 self._connector.abandon()
 

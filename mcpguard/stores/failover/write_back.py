@@ -18,13 +18,13 @@ def newest_row_id(store: AuditReader) -> int:
 
 
 def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | None = None) -> list[int]:
-    """Write a batch, admissions first, and mark in it how far that got.
+    """Write a batch: first its admissions, then its rows. Note in the batch what was written.
 
     Args:
         store: The store.
         batch: The batch.
         clock: The clock of the admissions.
-        patience_us: If counting takes longer than this, the rows are not begun.
+        patience_us: If counting takes longer than this, the rows are not sent.
 
     Returns:
         The store's ids of the rows.
@@ -35,12 +35,14 @@ def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | 
     now_us = clock()
     logs = [(counter, limiter.live(log, counter.window_us, now_us)) for counter, log in batch.logs]
     if counted := [(counter, limiter.shift(log, -now_us)) for counter, log in logs if log]:
-        store.adopt(counted, batch.once)
-    batch.is_counted = True
+        store.adopt(counted, batch.write_back_id)
+    batch.logs_counted = True
+    if not batch.rows:
+        return []
     if patience_us is not None and clock() - now_us > patience_us:
         raise StoreUnavailable("it answers too slowly")
-    batch.is_begun = True
-    return store.append([row for _, row in batch.rows]) if batch.rows else []
+    batch.rows_sent = True
+    return store.append([row for _, row in batch.rows])
 
 
 @contextlib.contextmanager
@@ -56,16 +58,16 @@ def put_back_on_failure(buffer: WriteBehindBuffer, batch: Batch) -> Iterator[Non
 class WriteBack:
     """Writes one wrapper's buffer to its store, and then lets calls use the store.
 
-    Calls are decided locally in the meantime, and add rows to the buffer. So each batch but the last is written without the
-    lock. If the calls turn out to add rows as fast as they are written, some batches at a time are written with the lock, so
-    that the buffer becomes empty. The last batch is written with the lock: no row is missing when the first call uses the
-    store. A call waits for the lock at most `patience_us` and one operation of the store.
+    Until then calls are decided locally, and add rows to the buffer. All batches but the last are written without the lock, so
+    that calls do not wait. If calls add rows as fast as they are written, several batches are written each time the lock is
+    held, so that the buffer becomes empty. The last batch is written with the lock: no row is missing when the first call uses
+    the store. A call waits for the lock at most `patience_us` and one operation of the store.
 
     Args:
         buffer: The buffer.
         lock: Held while a call is decided.
         clock: The clock of the admissions.
-        patience_us: How long the lock is held, but for the operation that is then under way.
+        patience_us: How long the lock is held. An operation of the store that is then under way is finished.
     """
 
     def __init__(self, buffer: WriteBehindBuffer, lock: threading.Lock, clock: Clock, *, patience_us: int) -> None:
@@ -90,24 +92,24 @@ class WriteBack:
         Raises:
             Exception: The rest of the buffer could not be written. It is kept.
         """
-        rows_before = self._buffer.row_count
-        while not self._write_some(store, done, hurries=self._buffer.written > rows_before):
+        rows_before = self._buffer.row_count  # if more than these were written, calls add rows as fast as they are written
+        while not self._write_some(store, done, keeps_lock=self._buffer.written > rows_before):
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
 
-    def _write_some(self, store: Recoverable, done: Callable[[], None], *, hurries: bool) -> bool:
-        """Write a batch, or as many as the patience allows if the lock is kept. Returns whether the buffer is empty."""
+    def _write_some(self, store: Recoverable, done: Callable[[], None], *, keeps_lock: bool) -> bool:
+        """Write a batch; with `keeps_lock`, write batches for `patience_us`. Returns whether the buffer is empty."""
         with self._lock:
             until_us = self._clock() + self._patience_us
             while True:
                 batch = self._buffer.take()
                 is_last = self._buffer.is_empty
-                is_locked = is_last or hurries
+                is_locked = is_last or keeps_lock
                 self._write(store, batch, patience_us=self._patience_us if is_locked else None, is_locked=is_locked)
                 if is_last:
                     done()
                     return True
-                if not hurries or self._clock() > until_us:
+                if not keeps_lock or self._clock() > until_us:
                     return False
 
     def _write(self, store: Recoverable, batch: Batch, *, patience_us: int | None = None, is_locked: bool = True) -> None:

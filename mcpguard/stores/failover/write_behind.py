@@ -1,13 +1,13 @@
 """The write-behind buffer: admissions, audit rows and outcomes that wait for a store that cannot be used.
 
 Theory of operation. The buffer is bounded, in memory, and mirrored in a spill file. `take` moves the oldest admissions and rows
-into a batch, and whoever writes the batch reports its end with `wrote` or `put_back`.
+into a batch. After the batch was written, or could not be written, `wrote` or `put_back` is called.
 
 - A row waits under a provisional row id, which is negative. When it is written, the provisional id is mapped to the store's
   own. So the outcome of the call finds its row, whenever it comes.
-- Admissions wait as one log for each counter. After a failure nobody knows whether the store counted the logs of the batch.
-  They are then sent again under the same id (`once`), which the store counts once. Newer admissions wait for a batch of their
-  own.
+- Admissions wait as one log for each counter. After a failure it is unknown whether the store counted the logs of the batch.
+  They are then sent again under the same write-back id, which the store counts once. Newer admissions wait for a batch of
+  their own.
 - Each change is a record in the spill file. `replay` makes the same buffer from the records, for another wrapper.
 - A batch is noted in the file before it is written ("sending"), and again afterwards ("counted", "written"). After a crash in
   between, the rows of the batch are in doubt: the store may have them.
@@ -16,7 +16,7 @@ into a batch, and whoever writes the batch reports its end with `wrote` or `put_
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from mcpguard.core import limiter
@@ -30,8 +30,8 @@ from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
 from mcpguard.stores.failover.spill import SpillLog, row_of, row_values
 
 BATCH: Final = 100
-"""The counters, the rows and the outcomes of one batch. It takes a store some milliseconds, and no decision waits longer for
-it."""
+"""The most counters, rows and outcomes of one batch. It takes a store some milliseconds, for which a decision
+may have to wait."""
 
 BATCH_CHARS: Final = 64 * 1024
 """How much text the rows of a batch may have together, unless a single row has more."""
@@ -49,19 +49,19 @@ class Batch:
     Attributes:
         logs: The admissions by counter.
         rows: The rows by provisional row id.
-        once: The id of the logs, see `Recoverable.adopt`.
-        is_counted: Whether the store has counted the logs.
-        is_begun: Whether the rows were sent, so that the store may have some of them.
+        write_back_id: The id of the logs, see `Recoverable.adopt`.
+        logs_counted: Whether the store has counted the logs.
+        rows_sent: Whether the rows were sent, so that the store may have some of them.
     """
 
-    __slots__ = ("is_begun", "is_counted", "logs", "once", "rows")
+    __slots__ = ("logs", "logs_counted", "rows", "rows_sent", "write_back_id")
 
-    def __init__(self, logs: list[tuple[Counter, State]], rows: list[tuple[int, Row]], once: str) -> None:
+    def __init__(self, logs: list[tuple[Counter, State]], rows: list[tuple[int, Row]], write_back_id: str) -> None:
         self.logs = logs
         self.rows = rows
-        self.once = once
-        self.is_counted = not logs
-        self.is_begun = False
+        self.write_back_id = write_back_id
+        self.logs_counted = not logs
+        self.rows_sent = False
 
 
 class WriteBehindBuffer:
@@ -79,16 +79,16 @@ class WriteBehindBuffer:
         self.spill = spill
         self.written = 0
         self.newest_before: int | None = None
-        self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that no store was told, by counter
-        self._unsure: tuple[list[tuple[Counter, State]], str] | None = (
-            None  # logs that the store may have counted, and their id
+        self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that were sent to no store, by counter id
+        self._maybe_counted: tuple[list[tuple[Counter, State]], str] | None = (
+            None  # logs that the store may have counted, their id
         )
         self._rows = BufferedRows()
         self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
-        self._row_ids: dict[int, int] = {}  # the store's, by provisional row id
-        self._newest = 0  # provisional row id
+        self._row_ids: dict[int, int] = {}  # the store's row ids, by provisional row id
+        self._newest = 0  # the newest provisional row id
         self._key = ""  # a hash of the key that the arguments' hashes were made with
-        self._in_doubt: set[int] = set()  # rows that the store may have, in a buffer that was replayed
+        self._in_doubt: set[int] = set()  # rows that the store may have; a wrapper does not look for its own
 
     # without a store
 
@@ -110,7 +110,7 @@ class WriteBehindBuffer:
     @property
     def is_empty(self) -> bool:
         """Whether no admission and no row waits."""
-        return not (self._pending or self._unsure or len(self._rows))
+        return not (self._pending or self._maybe_counted or len(self._rows))
 
     @property
     def has_outcomes(self) -> bool:
@@ -159,7 +159,7 @@ class WriteBehindBuffer:
     # to the store
 
     def begin_write_back(self, newest: int) -> None:
-        """Note the store's newest row, so that rows in doubt need not be looked for among older ones."""
+        """Note the store's newest row, so that rows in doubt are looked for only among later ones."""
         if self.newest_before is None:
             self.newest_before = newest
             self.spill.note(("newest", newest))
@@ -170,24 +170,26 @@ class WriteBehindBuffer:
         The spill file notes the batch first. If it cannot, the file is removed, because another wrapper would write the batch
         again.
         """
-        if self._unsure:
-            (logs, once), self._unsure = self._unsure, None
+        if self._maybe_counted:
+            (logs, write_back_id), self._maybe_counted = self._maybe_counted, None
         else:
-            logs, once = [self._pending.pop(key) for key in list(self._pending)[:BATCH]], os.urandom(8).hex()
+            logs = [self._pending.pop(key) for key in list(self._pending)[:BATCH]]
+            write_back_id = os.urandom(8).hex()
         rows = self._rows.take(BATCH, BATCH_CHARS)
-        self.spill.note(("sending", once, [counter.id for counter, _ in logs], [row_id for row_id, _ in rows]))
+        self.spill.note(("sending", write_back_id, [counter.id for counter, _ in logs], [row_id for row_id, _ in rows]))
         if self.spill.active and not self.spill.flush():
             self.spill.drop()
-        return Batch(logs, rows, once)
+        return Batch(logs, rows, write_back_id)
 
     def put_back(self, batch: Batch) -> None:
         """Keep a batch again that could not be written. A row that may be too long for the store loses its arguments."""
         rows = batch.rows
-        if not batch.is_counted:
-            self._unsure = batch.logs, batch.once
+        if not batch.logs_counted:
+            self._maybe_counted = batch.logs, batch.write_back_id
         else:
             self.spill.note(("counted",))
-        if batch.is_begun:
+        if batch.rows_sent:
+            self._in_doubt.update(row_id for row_id, _ in rows)
             rows = [(row_id, _shortened(row) if chars(row) > BATCH_CHARS else row) for row_id, row in rows]
         self._rows.put_back(rows)
         self.spill.flush()
@@ -198,6 +200,7 @@ class WriteBehindBuffer:
         pairs = [(provisional, row_id) for (provisional, _), row_id in zip(batch.rows, row_ids, strict=True)]
         forwarded = {provisional for provisional, row in batch.rows if row.decision in FORWARDED}  # others have no outcome
         self._map((provisional, row_id) for provisional, row_id in pairs if provisional in forwarded)
+        self._in_doubt.difference_update(provisional for provisional, _ in batch.rows)
         self.spill.note(("counted",), ("written", pairs))
         self.spill.flush()
 
@@ -207,7 +210,7 @@ class WriteBehindBuffer:
             del self._row_ids[next(iter(self._row_ids))]
 
     def end_write_back(self) -> str:
-        """Begin to count anew. Returns what was written and what was dropped, for people."""
+        """Set the numbers of written and dropped rows back to zero. Returns both as a text for the user."""
         dropped = f"; {plural(self.dropped, 'row')} of denials dropped" if self.dropped else ""
         text = f"{plural(self.written, 'audit row')} of the outage written{dropped}"
         self.written = self._rows.dropped = 0
@@ -228,8 +231,8 @@ class WriteBehindBuffer:
                 settled.append(outcome._replace(row_id=row_id))
         return settled
 
-    def belongs_to(self, args_key: bytes) -> None:
-        """Note by its key which store the buffer is for.
+    def assign_to(self, args_key: bytes) -> None:
+        """Note which store the buffer is for, by the store's key.
 
         If it was for another store, it loses that store's row ids and the hashes that were made with that store's key.
         """
@@ -288,13 +291,13 @@ class WriteBehindBuffer:
                     self._set_key(key)
                 case "newest", [int(newest)]:
                     self.newest_before = newest
-                case "sending", [str(once), list(ids), list(row_ids)]:
-                    if not (self._unsure and self._unsure[1] == once):
+                case "sending", [str(write_back_id), list(ids), list(row_ids)]:
+                    if not (self._maybe_counted and self._maybe_counted[1] == write_back_id):
                         logs = [self._pending.pop(key) for key in ids if key in self._pending]
-                        self._unsure = (logs, once) if logs else None
+                        self._maybe_counted = (logs, write_back_id) if logs else None
                     self._in_doubt.update(row_ids)
                 case "counted", []:
-                    self._unsure = None
+                    self._maybe_counted = None
                 case "written", [list(pairs)]:
                     written = dict(pairs)
                     self._rows.remove(written)
@@ -312,9 +315,14 @@ class WriteBehindBuffer:
             return {}
         return {(session_of(row), row.seq): row_id for row_id, row in self._rows.items() if row_id in self._in_doubt}
 
-    def settle_doubts(self, found: Iterable[int]) -> None:
-        """Remove the rows in doubt that were found in the store. The store does not have the others."""
+    def settle_doubts(self, found: Mapping[int, int]) -> None:
+        """Remove the rows in doubt that the store has. It does not have the others.
+
+        Args:
+            found: The store's row ids, by provisional row id.
+        """
         self._rows.remove(found)
+        self._map(found.items())
         self._in_doubt.clear()
 
 

@@ -1,6 +1,6 @@
--- Counts calls that were admitted without this server, once.
+-- Counts calls that were admitted without this server. Counts each write-back id once.
 --
--- KEYS  a key that exists if these calls were counted before; the index of counters; each counter
+-- KEYS  the key of the write-back id, which exists if these calls were counted before; the index of counters; each counter
 -- ARGV  for each counter its window, its label, and the log as JSON, with times relative to now
 
 local KNOWN_MS = 7 * 86400 * 1000 -- how long the first key exists
@@ -18,7 +18,7 @@ for at = 1, #KEYS - 2 do
   end
   local merged = merge(logs[at], entries, window)
   if merged and merged[NEWEST] + window > now then
-    name(KEYS[2], KEYS[2 + at], label)
+    add_to_index(KEYS[2], KEYS[2 + at], label)
     write(KEYS[2 + at], merged, window, now)
   end
 end

@@ -254,7 +254,7 @@ if next(rows) then
 end
 for counter, window in pairs(changed) do
   if not values[counter] then
-    name(index, KEYS[5 + counter], label_of(counter))
+    add_to_index(index, KEYS[5 + counter], label_of(counter))
   end
   reply[1 + counter] = write(KEYS[5 + counter], logs[counter], window, now)
 end

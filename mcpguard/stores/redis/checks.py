@@ -19,7 +19,7 @@ QUESTIONS: Final[tuple[Command, ...]] = (
 """The commands whose replies are checked. Managed servers answer only the first three."""
 
 
-def judged(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
+def check(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
     """Check the replies to `QUESTIONS`.
 
     Args:

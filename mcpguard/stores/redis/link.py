@@ -62,7 +62,7 @@ def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]
 
 
 class _Connection(Protocol):
-    """The used part of the library's connection, which has no types."""
+    """The part of the library's connection that is used here. The library has no types."""
 
     _sock: socket.socket
 
@@ -149,23 +149,23 @@ class Link:
         self._address = address
         self._timeout_s = timeout_s
         self._key = key
-        self._wire = self._connected(deadline_s)
+        self._wire = self._connect(deadline_s)
 
-    def _connected(self, deadline_s: float) -> _Wire:
+    def _connect(self, deadline_s: float) -> _Wire:
         if self._address.path:
-            return self._entered(UnixDomainSocketConnection, deadline_s, path=self._address.path)
+            return self._open(UnixDomainSocketConnection, deadline_s, path=self._address.path)
         failure: StoreUnavailable | None = None
         for host, port in self._address.hosts:
             try:
-                return self._owner(host, port, deadline_s)
+                return self._connect_to_owner(host, port, deadline_s)
             except StoreUnavailable as error:
                 failure = failure or error
         raise failure or StoreUnavailable("no server is named")
 
-    def _owner(self, host: str, port: int, deadline_s: float) -> _Wire:
+    def _connect_to_owner(self, host: str, port: int, deadline_s: float) -> _Wire:
         """Connect to the node that owns our key, beginning with this one."""
         for _ in range(_MAX_MOVES):
-            wire = self._entered(SSLConnection if self._address.is_tls else Connection, deadline_s, host=host, port=port)
+            wire = self._open(SSLConnection if self._address.is_tls else Connection, deadline_s, host=host, port=port)
             (reply,) = self._ask_on(wire, [("EXISTS", self._key)], deadline_s)
             if not isinstance(reply, ResponseError):
                 return wire
@@ -195,7 +195,7 @@ class Link:
             **{tls[name]: path for name, path in address.files.items()},
         }
 
-    def _entered(self, kind: Any, deadline_s: float, **where: object) -> _Wire:
+    def _open(self, kind: Any, deadline_s: float, **where: object) -> _Wire:
         timeout_s = self._left_s(deadline_s)
         try:
             if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
@@ -243,7 +243,7 @@ class Link:
             StoreUnavailable: No server answers, or it refuses us.
         """
         self._wire.close()
-        self._wire = self._connected(deadline_s)
+        self._wire = self._connect(deadline_s)
 
     def close(self) -> None:
         """Close the connection."""

@@ -137,20 +137,21 @@ local function read(first)
   return logs, values
 end
 
-local life, life_end -- of the last key: the counters of one call often have the same
+-- The last end of a window, and the expiry for it as text: the counters of one call often have the same
+local last_end_us, expiry
 
 -- Writes a counter, whose key expires with the newest entry of its log. Returns the value.
 local function write(key, log, window, now)
   local value = struct.pack(HEAD, log[OPENED], log[NEWEST], log[COST], log[TOTAL]) .. log[CLOSED]
   local end_us = log[NEWEST] + window
-  if end_us ~= life_end then
-    life, life_end = text(life_ms(end_us, now)), end_us
+  if end_us ~= last_end_us then
+    last_end_us, expiry = end_us, text(expiry_ms(end_us, now))
   end
-  redis.call('SET', key, value, LIFE, life)
+  redis.call('SET', key, value, EXPIRY_OPTION, expiry)
   return value
 end
 
 -- Adds the label of a new counter to the index
-local function name(index, key, label)
+local function add_to_index(index, key, label)
   redis.call('HSET', index, string.match(key, '%d+$'), label)
 end

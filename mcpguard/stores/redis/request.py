@@ -1,4 +1,4 @@
-"""Builds the keys and arguments of `charge.lua`, and reads its reply."""
+"""Builds the keys and arguments of `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
 
 import struct
 from collections.abc import Sequence
@@ -39,15 +39,15 @@ def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
 @lru_cache(maxsize=512)
 def keys_and_labels(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], str]:
     """The keys of `charge.lua` in a namespace, and its first argument, the counters' labels."""
-    keys = (*rows.keys(prefix), prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
+    keys = (*rows.audit_keys(prefix), prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
     return keys, "".join([f"{counter.label}\0" for counter in counters])
 
 
-pack_bounds: Final = struct.Struct("<qqq").pack
+pack_charge_head: Final = struct.Struct("<qqq").pack
 """Packs the second argument: the deadline in the server's time (us), the session's newest row number, and the bound of the
 audit log in bytes."""
 
-pack_head: Final = struct.Struct("<qq").pack
+pack_append_head: Final = struct.Struct("<qq").pack
 """Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
 
 

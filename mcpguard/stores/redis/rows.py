@@ -60,7 +60,7 @@ def stream_id(row_id: int) -> str:
     return f"{row_id >> 64}-{row_id & (1 << 64) - 1}"
 
 
-def keys(prefix: str) -> tuple[str, ...]:
+def audit_keys(prefix: str) -> tuple[str, ...]:
     """The keys of `audit.lua` in a namespace: the two streams, the outcomes, and the size of the streams."""
     return tuple([prefix + name for name in ("audit", "refused", "outcomes", "size")])
 

@@ -13,35 +13,35 @@ PARTS: Final = {
 """The scripts, each with the files that go before its own."""
 
 _SERVERS_TIME: Final = """
-local LIFE = 'PXAT'
+local EXPIRY_OPTION = 'PXAT'
 local function clock()
   local time = redis.call('TIME')
   return time[1] * 1000000 + time[2]
 end
-local function life_ms(end_us)
+local function expiry_ms(end_us)
   return math.ceil(end_us / 1000)
 end
 """
 
-_TOLD_TIME: Final = """
-local LIFE = 'PX'
+_GIVEN_TIME: Final = """
+local EXPIRY_OPTION = 'PX'
 local function clock()
   return tonumber(ARGV[#ARGV])
 end
-local function life_ms(end_us, now_us)
+local function expiry_ms(end_us, now_us)
   return math.ceil((end_us - now_us) / 1000) + 3600000
 end
 """
 
 
-def script(name: str, *, told_time: bool = False) -> str:
+def script(name: str, *, is_time_given: bool = False) -> str:
     """The text of a script.
 
     Args:
         name: One of `PARTS`.
-        told_time: Whether the last argument is the time, for tests. Otherwise the script asks the server, and no argument can
-            change that.
+        is_time_given: Whether the last argument is the time, for tests. Otherwise the script asks the server for the time, and
+            no argument can change that.
     """
     here = Path(__file__).parent
-    clock = _TOLD_TIME if told_time else _SERVERS_TIME
+    clock = _GIVEN_TIME if is_time_given else _SERVERS_TIME
     return "".join([clock, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name))])

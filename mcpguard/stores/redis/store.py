@@ -26,7 +26,14 @@ from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.link import Command, Link, scan
-from mcpguard.stores.redis.request import arguments, counters_of, keys_and_labels, pack_bounds, pack_head, verdicts_of
+from mcpguard.stores.redis.request import (
+    arguments,
+    counters_of,
+    keys_and_labels,
+    pack_append_head,
+    pack_charge_head,
+    verdicts_of,
+)
 from mcpguard.stores.redis.scripts import script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
@@ -40,10 +47,10 @@ OPEN_TIMEOUT_S: Final = 2.0
 
 SEARCHED_ROWS: Final = 20_000
 SEARCHED_US: Final = 10_000_000
-"""How many rows are searched for those of a decision whose reply was lost, and from how long before that decision on."""
+"""How many rows are searched for the rows of a decision without a reply, and how long before the decision the search begins."""
 
 NEARBY_US: Final = 200_000
-"""Rows within this time of the decision are searched even if many newer ones came since."""
+"""Rows within this time of the decision are searched even if many rows were written since."""
 
 _BATCH: Final = 500
 _FIRST_PAGE: Final = 8
@@ -88,9 +95,9 @@ class RedisStore:
         self._clock = clock
         self._wall = wall
         self._prefix = states.prefix(options.namespace)
-        self._audit = rows.keys(self._prefix)
+        self._audit = rows.audit_keys(self._prefix)
         names = ("charge", "adopt", "append", "record")
-        self._scripts = {name: script(name, told_time=clock is not None) for name in names}
+        self._scripts = {name: script(name, is_time_given=clock is not None) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
@@ -114,7 +121,7 @@ class RedisStore:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
         *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
         self._note_time(_time_us(self._link.checked(server_time)))
-        self.warnings = checks.judged(self._shown, answers)
+        self.warnings = checks.check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
             ("HSETNX", meta, "schema", SCHEMA),
@@ -186,7 +193,7 @@ class RedisStore:
         for _ in range(_TRIES):
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             self._reply_lost = True
-            bounds = pack_bounds(deadline_us, journal.seq, self._max_bytes)
+            bounds = pack_charge_head(deadline_us, journal.seq, self._max_bytes)
             server_us, *done = self._run("charge", keys, labels, bounds, *args, deadline_s=end_s)
             self._note_time(server_us)
             self._reply_lost = False
@@ -204,7 +211,9 @@ class RedisStore:
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
                 args += (str(rows.stream(row)), rows.packed(row))
-            row_ids += map(rows.row_id, self._run("append", self._audit, pack_head(self._max_bytes, len(replaced)), *args))
+            row_ids += map(
+                rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
+            )
         self._reply_lost = False
         return row_ids
 
@@ -298,12 +307,12 @@ class RedisStore:
         """See `Store`."""
         return self._seen.logs(), self._now_us()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):
             some = logs[at : at + _BATCH]
             counters = [self._counter_key(counter.id) for counter, _ in some]
-            keys = [self._key(f"adopted:{once}:{at}"), self._key("counters"), *counters]
+            keys = [self._key(f"adopted:{write_back_id}:{at}"), self._key("counters"), *counters]
             args = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
             self._run("adopt", keys, *args)
 

@@ -65,7 +65,7 @@ class Upkeep:
 
     def _prune(self, link: Link) -> None:
         """Delete old rows, and index entries of expired counters."""
-        keys = rows.keys(self._prefix)
+        keys = rows.audit_keys(self._prefix)
         bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
         while self._ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
             pass

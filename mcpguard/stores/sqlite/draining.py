@@ -47,12 +47,12 @@ class Drain:
         self._key = key
         self._rows: dict[int, list[object]] = {}
         self._outcomes: list[tuple[str, str, int]] = []
-        self._fragments: dict[str, tuple[int, int | None]] = {}  # id, and the namespace's of a context
+        self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
         self._labels: dict[int, str] = {}
         self._windows: dict[int, int] = {}
-        self._changes: list[tuple[str, str] | list[str]] = []  # of counters, in order: when and what was charged, or a line
+        self._changes: list[list[str]] = []  # of counters, in order: the fields of a line; of a row its kind, time and charges
 
     def write(self, first_row: int, batch: Sequence[str]) -> None:
         """Write records.
@@ -93,7 +93,7 @@ class Drain:
         values.append(bytes.fromhex(args_hash) if args_hash else None)
         self._rows[row_id] = [*values, *[value or None for value in rest], detail or None, None, None]
         if charged:
-            self._changes.append((charged_us, charged))
+            self._changes.append([entries.ROW, charged_us, charged])
 
     def _context(self, text: str) -> tuple[int, int | None]:
         name = (json.loads(text)["namespace"],)
@@ -124,7 +124,7 @@ class Drain:
         elif kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
             self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
-        elif kind == entries.ONCE:
+        elif kind == entries.WRITTEN_BACK:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
     def _write_rows(self) -> None:
@@ -136,16 +136,16 @@ class Drain:
 
     def _write_counters(self) -> None:
         """Write the counters that the records change."""
-        for charged in {one[1] for one in self._changes if isinstance(one, tuple)}:
+        for charged in {fields[2] for fields in self._changes if fields[0] == entries.ROW}:
             self._windows |= {key: window_us for key, window_us, _ in entries.read_charges(charged)}
-        lines = [one for one in self._changes if not isinstance(one, tuple)]
-        self._windows |= {int(fields[1]): int(fields[2]) for fields in lines if fields[0] == entries.MERGED}
-        states = database.logs(self._db, {*self._windows, *(int(fields[1]) for fields in lines)})
-        for one in self._changes:
-            if isinstance(one, tuple):
-                charge(states, int(one[0]), one[1])
+        self._windows |= {int(fields[1]): int(fields[2]) for fields in self._changes if fields[0] == entries.MERGED}
+        emptied = {int(fields[1]) for fields in self._changes if fields[0] == entries.EMPTIED}
+        states = database.logs(self._db, {*self._windows, *emptied})
+        for fields in self._changes:
+            if fields[0] == entries.ROW:
+                charge(states, int(fields[1]), fields[2])
             else:
-                change(states, one)
+                change(states, fields)
         self._db.executemany("DELETE FROM counter WHERE id = ?", [(key,) for key, log in states.items() if not log])
         held = [(key, log) for key, log in states.items() if log]
         values = [(key, self._windows[key], self._labels.get(key, entries.NO_LABEL), log[-2], pack(log)) for key, log in held]

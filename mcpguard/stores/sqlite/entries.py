@@ -11,7 +11,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `m` | a log that was counted during an outage, to be merged into a counter: counter id, window in µs, the log's numbers |
 | `r` | a reset counter: id |
 | `n` | an agent note: see `notes` |
-| `t` | the name of a write-back, which must not be counted twice, and wall-clock time |
+| `t` | the id of a write-back that was counted, see `Recoverable.adopt`; wall-clock time |
 """
 
 import json
@@ -29,7 +29,7 @@ COUNTER: Final = "="
 OUTCOME: Final = "o"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
-ONCE: Final = "t"
+WRITTEN_BACK: Final = "t"
 
 NO_LABEL: Final = ""
 """The label of a counter whose label was lost with a removed database."""
@@ -153,6 +153,6 @@ def emptied_line(counter_id: int) -> str:
     return f"{EMPTIED}\t{counter_id}"
 
 
-def once_line(once: str, wall_us: int) -> str:
-    """The line of a write-back's name."""
-    return f"{ONCE}\t{once}\t{wall_us}"
+def written_back_line(write_back_id: str, wall_us: int) -> str:
+    """The line of a write-back that was counted."""
+    return f"{WRITTEN_BACK}\t{write_back_id}\t{wall_us}"

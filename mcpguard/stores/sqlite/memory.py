@@ -38,7 +38,7 @@ class Memory:
         complete: Whether every counter without a log here is empty.
         notes: Agent and wall-clock time of each note, by namespace and call id.
         has_all_notes: Whether these are all notes.
-        once: Names of write-backs that were counted already: see `Wrapped.adopt`.
+        write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
@@ -46,12 +46,12 @@ class Memory:
         self.complete = complete
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.has_all_notes = True
-        self.once: set[str] = set()
+        self.write_back_ids: set[str] = set()
         self._windows: dict[int, int] = {}
         for key, window_us, log in logs:
-            self.know(key, window_us, log)
+            self.remember(key, window_us, log)
 
-    def know(self, key: int, window_us: int, log: State) -> None:
+    def remember(self, key: int, window_us: int, log: State) -> None:
         """Remember a counter's log."""
         self.states[key] = log
         self._windows[key] = window_us
@@ -72,7 +72,7 @@ class Memory:
         if self.complete:
             for key, window_us, _ in entries.read_charges(charged):
                 if key not in self.states:
-                    self.know(key, window_us, EMPTY)
+                    self.remember(key, window_us, EMPTY)
         charge(self.states, now_us, charged)
 
     def _follow(self, kind: str, fields: list[str]) -> None:
@@ -80,11 +80,11 @@ class Memory:
             namespace, note, noted_us = notes.read(fields)
             self.notes[namespace, note.tool_use_id] = (note.agent, noted_us)
             return
-        if kind == entries.ONCE:
-            self.once.add(fields[1])
+        if kind == entries.WRITTEN_BACK:
+            self.write_back_ids.add(fields[1])
             return
         if self.complete and kind == entries.MERGED and int(fields[1]) not in self.states:
-            self.know(int(fields[1]), int(fields[2]), EMPTY)
+            self.remember(int(fields[1]), int(fields[2]), EMPTY)
         change(self.states, fields)
 
     def latest_us(self) -> int:
@@ -92,7 +92,7 @@ class Memory:
         return max(map(_charged_us, self.states.values()), default=0)
 
     def make_room(self, clock: Clock) -> None:
-        """Drop notes and counters if there are too many. Not to be called during a decision, which needs its counters.
+        """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
 
         Args:
             clock: The store's time.
@@ -104,7 +104,7 @@ class Memory:
             self._drop_counters(clock())
 
     def _drop_counters(self, now_us: int) -> None:
-        """Of the counters added first, drop the half that was charged longest ago, and move the others to the end."""
+        """Of the counters that were added first, drop the half that was charged longest ago. Move the rest to the end."""
         oldest = sorted(itertools.islice(self.states, 2 * _DROPPED_AT_ONCE), key=lambda key: _charged_us(self.states[key]))
         for key in oldest[:_DROPPED_AT_ONCE]:
             log, window_us = self.states.pop(key), self._windows.pop(key)
@@ -119,7 +119,7 @@ def _charged_us(log: State) -> int:
     return log[-2] if log else 0
 
 
-_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.ONCE})
+_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.WRITTEN_BACK})
 
 
 def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:

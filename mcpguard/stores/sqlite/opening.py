@@ -148,16 +148,16 @@ def _database(path: Path) -> sqlite3.Connection:
 
 def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
     """The call log, created if it is missing."""
-    beside = log_path(path)
-    if not beside.exists():
+    log_file = log_path(path)
+    if not log_file.exists():
         key, at = database.key(db), call_log.START
         if key is not None:
-            warnings.append(f"{beside} was removed: calls that only it held are counted and audited no more")
+            warnings.append(f"{log_file} was removed: calls that only it held are counted and audited no more")
             at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
         with database.writing(db):  # first, so that a crash between the two leaves no log with another position
             database.set_position(db, at)
-        call_log.create(beside, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
-    return CallLog(beside)
+        call_log.create(log_file, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
+    return CallLog(log_file)
 
 
 def _agree(path: Path, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:

@@ -140,7 +140,7 @@ class Reader:
             notes = self._db.execute(_NOTES, (LOADED + 1,)).fetchall()
             memory.has_all_notes = len(notes) <= LOADED
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
-            memory.once = {once for (once,) in self._db.execute("SELECT once FROM adopted")}
+            memory.write_back_ids = {one for (one,) in self._db.execute("SELECT once FROM adopted")}
             return memory, database.position(self._db)
 
     def latest_us(self) -> int:
@@ -182,19 +182,19 @@ class Reader:
     ) -> Iterator[Entry]:
         """Rows of the database. Each query reads a few, so that upkeep does not wait long."""
         with database.reported(self.path):
-            among = self._among(wanted)
-        if among is None:
+            condition = self._condition(wanted)
+        if condition is None:
             return
         while True:
             with database.reported(self.path):
-                found = self._db.execute(question % among, bounds(last)).fetchall()
+                found = self._db.execute(question % condition, bounds(last)).fetchall()
             for one in found:
                 yield _entry(one, outcomes)
             if len(found) < _BATCH:
                 return
             last = found[-1][0]
 
-    def _among(self, wanted: Wanted | None) -> str | None:
+    def _condition(self, wanted: Wanted | None) -> str | None:
         """A condition for SQL; None if no row can meet it. Rows share their texts, so few texts have to be examined."""
         if wanted is None:
             return ""
@@ -277,7 +277,7 @@ def _rows(pending: Pending, wanted: Wanted | None) -> Iterator[Entry]:
 
 def _entry(found: Sequence[object], outcomes: _Outcomes) -> Entry:
     """A row as it is read from the database."""
-    place, *row, outcome, duration_us = found
+    row_id, *row, outcome, duration_us = found
     if outcome is None:
-        outcome, duration_us = outcomes.get(place, (None, None))  # type: ignore[call-overload]
-    return Entry(place, record(Row(*row), outcome=outcome, duration_us=duration_us))  # type: ignore[arg-type]
+        outcome, duration_us = outcomes.get(row_id, (None, None))  # type: ignore[call-overload]
+    return Entry(row_id, record(Row(*row), outcome=outcome, duration_us=duration_us))  # type: ignore[arg-type]

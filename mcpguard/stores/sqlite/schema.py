@@ -36,7 +36,7 @@ STEPS: Final = (
         namespace TEXT NOT NULL, tool_use_id TEXT NOT NULL, agent TEXT NOT NULL, noted_us INTEGER NOT NULL,
         PRIMARY KEY (namespace, tool_use_id)
     ) WITHOUT ROWID;
-    -- the names of write-backs, which must not be counted twice
+    -- the write-backs that were counted. once: the write-back id, which must not be counted again
     CREATE TABLE adopted (once TEXT PRIMARY KEY, time_us INTEGER NOT NULL) WITHOUT ROWID
     """,
 )

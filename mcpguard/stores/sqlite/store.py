@@ -37,10 +37,12 @@ TURN_SHARE: Final = 0.8
 
 PACE_BYTES: Final = 64 * 1024
 PACE_SHARE: Final = 4
-"""A process that has appended this many bytes looks how much of the log is free. It waits for the database before it decides
-more calls once it has appended a quarter of that, twice. So n busy processes leave 2 / (n + 2) of the log free for others."""
+"""A process that has appended `PACE_BYTES` since its last wait checks how much of the log is free. Once it has appended more
+than 1 / `PACE_SHARE` of that, it waits until the database has all records up to its last wait. So a process has at most two
+such shares in the log, and n busy processes leave 2 / (n + 2) of the log free for others."""
 
 LOOK_EVERY_S: Final = 0.001
+"""How often a process that waits for the database checks how far it is."""
 
 
 _Result = TypeVar("_Result")
@@ -89,7 +91,7 @@ class SqliteStore:
         self._memory = self._files.memory
         self._at = self._files.at
         self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
-        self._tending = threading.Lock()  # the store's lock is the process's, not a thread's
+        self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._own_bytes = 0
         self._pace_mark = self._at.end
         self.args_key = self._log.key
@@ -102,12 +104,12 @@ class SqliteStore:
         return self._with_room(lambda: self._decide(requests, journal))
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide requests in one turn."""
+        """Decide requests in one turn. Reads the database before the turn, so that others do not wait for that."""
         if not self._memory.complete:
-            with contextlib.suppress(Lost), self._reported():  # Lost: the database has moved on; ask again in the turn
+            with contextlib.suppress(Lost), database.reported(self.path):  # Lost: the database has moved on; learn in the turn
                 self._follow()
                 self._learn(requests)
-        self._take_turn()
+        self._take_turn()  # without `_turn`: a call does not pay for a generator
         try:
             try:
                 self._learn(requests)
@@ -127,7 +129,7 @@ class SqliteStore:
             for request, (_, decision) in zip(requests, decided, strict=True):
                 for limit in decision.charged:
                     counter = request.plan.counters[limit.counter]
-                    self._memory.know(counter.id, counter.window_us, decision.states[limit.counter])
+                    self._memory.remember(counter.id, counter.window_us, decision.states[limit.counter])
             return verdicts
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
@@ -158,7 +160,7 @@ class SqliteStore:
         self._append(groups)
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
-        """Ask the database for the counters that are not remembered, where there are too many to remember all.
+        """If not all counters are in memory, read those of the requests from the database.
 
         Raises:
             Lost: The database is beyond what this process has read of the log.
@@ -171,43 +173,43 @@ class SqliteStore:
         }
         if unknown:
             for key, log in zip(unknown, self._reader.logs(list(unknown), self._at), strict=True):
-                memory.know(key, unknown[key], log)
+                memory.remember(key, unknown[key], log)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
-        first = self._tell([entries.row_line(row) for row in rows])
+        first = self._publish([entries.row_line(row) for row in rows])
         return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        self._tell([entries.outcome_line(one) for one in outcomes])
+        self._publish([entries.outcome_line(one) for one in outcomes])
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
         return dict(self._memory.states), self._clock()
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], once: str) -> None:
+    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
 
         def lines() -> list[str]:
-            if once in self._memory.once:
+            if write_back_id in self._memory.write_back_ids:
                 return []
             now_us = self._clock()
             lines = [entries.counter_line(counter) for counter, _ in logs]
             lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
-            return ["\n".join([*lines, entries.once_line(once, self._wall())])]
+            return ["\n".join([*lines, entries.written_back_line(write_back_id, self._wall())])]
 
-        self._tell(lines)
+        self._publish(lines)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         held = {one.label for one in self.held()}
-        self._tell([entries.emptied_line(counter_id(label)) for label in labels])
+        self._publish([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
     def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
-        with self._reported():
+        with database.reported(self.path):
             self._follow()
         memory, wall_us = self._memory, self._wall()
         noted = {one: memory.notes[namespace, one] for one in tool_use_ids if (namespace, one) in memory.notes}
@@ -234,7 +236,7 @@ class SqliteStore:
             self._turn_lock.release()
 
     def _take_turn(self) -> None:
-        self._memory.make_room(self._clock)  # before others have to wait for us
+        self._memory.make_room(self._clock)  # before the turn, so that others do not wait for it
         if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
             raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
@@ -254,10 +256,10 @@ class SqliteStore:
                     self._memory.apply(text)
                     self._at = at
         except Lost:
-            self._begin_anew()
+            self._reload()
 
-    def _begin_anew(self) -> None:
-        """Read the counters from the database again: records that this process had not read yet were overwritten."""
+    def _reload(self) -> None:
+        """Read the counters from the database again, because records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self._at.end:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self._memory, self._at = self._reader.memory()
@@ -279,7 +281,7 @@ class SqliteStore:
         """See `Store`."""
         if self._own_bytes <= PACE_BYTES:
             return
-        with contextlib.suppress(StoreUnavailable), self._reported():  # the next call or `tend` will say what is the matter
+        with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
             free_bytes = call_log.RING_BYTES - (self._at.end - self._log.drained().end)
             if self._own_bytes > free_bytes // PACE_SHARE:
                 hurry()
@@ -287,7 +289,7 @@ class SqliteStore:
                 self._own_bytes, self._pace_mark = 0, self._at.end
 
     def _await_drained(self, end: int) -> None:
-        """Wait until the database has the log up to a position, for at most the time that a decision may take."""
+        """Wait until the database has the log up to a position, for at most the store's timeout."""
         until_s = time.monotonic() + self._timeout_s
         while self._log.drained().end < end and time.monotonic() < until_s:
             time.sleep(LOOK_EVERY_S)
@@ -297,18 +299,18 @@ class SqliteStore:
 
         Args:
             append: The function.
-            drains: Whether this process may make the room itself, which takes disk operations. No call waits for them.
+            drains: Whether this process may drain the log itself. That takes disk operations, so no call may wait for `append`.
         """
         try:
             return append()
         except LogFull:
-            with contextlib.suppress(StoreUnavailable), self._reported():
-                if not (drains and self._have_lock(self._upkeep.drain)):
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                if not (drains and self._with_lock(self._upkeep.drain)):
                     self._await_drained(self._at.end)
             return append()
 
-    def _tell(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
-        """Append groups of lines in a turn of their own, and apply them to the memory.
+    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+        """Append groups of lines in a turn of their own, and apply them to this process's memory.
 
         Args:
             groups: The lines, or a function that makes them in the turn.
@@ -317,21 +319,16 @@ class SqliteStore:
             The id of the first audit row among them.
         """
 
-        def tell() -> int:
+        def append() -> int:
             with self._turn():
-                row = self._at.row
-                found = groups() if callable(groups) else groups
-                self._append(found)
-                for group in found:
+                first_row = self._at.row
+                lines = groups() if callable(groups) else groups
+                self._append(lines)
+                for group in lines:
                     self._memory.apply(group)
-                return row
+                return first_row
 
-        return self._with_room(tell, drains=True)
-
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        with database.reported(self.path):
-            yield
+        return self._with_room(append, drains=True)
 
     # reading
 
@@ -367,7 +364,7 @@ class SqliteStore:
         self._files.check_database()
         if self._upkeep.is_due(self._at.end, self._clock()):
             try:
-                self._have_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+                self._with_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:
@@ -376,8 +373,8 @@ class SqliteStore:
             else:
                 self.warnings = self._files.warnings
 
-    def _have_lock(self, work: Callable[[], None]) -> bool:
-        """Do upkeep with the store's lock held; False if another process holds it, and so does upkeep itself."""
+    def _with_lock(self, work: Callable[[], None]) -> bool:
+        """Run a function with the store's lock held. Returns False if another process has the lock, which then does upkeep."""
         with database.reported(self.path):
             if not self._tending.acquire(blocking=False):
                 return False
@@ -396,11 +393,11 @@ class SqliteStore:
 
     def close(self) -> None:
         """See `Store`. Drains the log first, if the database can be written."""
-        with contextlib.suppress(StoreUnavailable), self._reported():
+        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._at.end:
-                self._have_lock(self._upkeep.drain)
+                self._with_lock(self._upkeep.drain)
         self._files.close()
 
 

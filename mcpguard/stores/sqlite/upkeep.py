@@ -35,7 +35,7 @@ _PAGES_AT_ONCE: Final = 512
 _GRACE_US: Final = 60_000_000
 """How long an expired counter is kept. The charge of an empty counter writes its label to the log again."""
 
-_ONCE_KEPT_US: Final = 30 * 86_400_000_000
+_WRITE_BACK_IDS_KEPT_US: Final = 30 * 86_400_000_000
 
 _UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
 _SET_BOUNDS: Final = """
@@ -88,10 +88,10 @@ class Upkeep:
             end: The newest position of the log that the caller knows of.
             now_us: The store's time.
         """
-        waits = end - self._log.drained().end
+        waiting_bytes = end - self._log.drained().end
         return (
-            waits >= DRAIN_BYTES
-            or (waits > 0 and now_us - self._drained_us >= DRAIN_EVERY_US)
+            waiting_bytes >= DRAIN_BYTES
+            or (waiting_bytes > 0 and now_us - self._drained_us >= DRAIN_EVERY_US)
             or self._has_more_to_do
             or not self._told_bounds
         )
@@ -177,16 +177,23 @@ class Upkeep:
         self._log.set_drained(upto)
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
-        """Delete expired counters, and notes and names that are old, or from the future: the wall clock was set back then."""
+        """Delete expired counters, old agent notes, and old ids of write-backs.
+
+        A note from the future is deleted, too: it is older than it looks, because the wall clock was set back since.
+        """
         with database.writing(db):
             db.execute("DELETE FROM counter WHERE last_us + window_us + ? <= ?", (_GRACE_US, now_us))
             kept = (wall_us - NOTE_KEPT_US, wall_us + NOTE_KEPT_US)
             db.execute("DELETE FROM agent_note WHERE noted_us NOT BETWEEN ? AND ?", kept)
-            db.execute("DELETE FROM adopted WHERE time_us < ?", (wall_us - _ONCE_KEPT_US,))
+            db.execute("DELETE FROM adopted WHERE time_us < ?", (wall_us - _WRITE_BACK_IDS_KEPT_US,))
             db.execute("INSERT OR REPLACE INTO meta VALUES ('pruned_us', ?)", (wall_us,))
 
     def _shrink(self, db: sqlite3.Connection) -> bool:
-        """Return some free pages to the file system; whether there are more. A sixteenth stays, for the next rows."""
+        """Return some free pages to the file system. A sixteenth of the file stays free for new rows.
+
+        Returns:
+            Whether there are more pages to return.
+        """
         pages, free = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count"))
         surplus = free - max(_SPARE_PAGES, pages // 16)
         if surplus <= 0:
@@ -196,7 +203,7 @@ class Upkeep:
 
 
 def _prune_old(db: sqlite3.Connection, wall_us: int) -> bool:
-    """Delete some rows that are too old; whether there may be more."""
+    """Delete some rows that are too old. Returns whether there may be more."""
     more = False
     for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
         found = [one for one in db.execute(_OLDEST, (namespace, _PRUNED_AT_ONCE)) if one[1] < wall_us - keep_us]
@@ -206,7 +213,7 @@ def _prune_old(db: sqlite3.Connection, wall_us: int) -> bool:
 
 
 def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
-    """Delete the oldest rows of each namespace that is above its bound, at most `most`; whether there may be more.
+    """Delete the oldest rows of each namespace that is above its bound, at most `most`. Returns whether there may be more.
 
     The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
     """
@@ -245,7 +252,7 @@ def _drop_rows(db: sqlite3.Connection, namespace: int, found: list[tuple[int, in
 
 
 def _drop_unused(db: sqlite3.Connection, ids: list[int]) -> int:
-    """Delete the texts among these that no row uses; the bytes of contexts among them."""
+    """Delete those of these shared texts that no row uses. Returns the bytes that the contexts among them took."""
     freed = 0
     for some in database.batches(ids):
         which = f"WHERE uses <= 0 AND id IN ({database.marks(some)})"

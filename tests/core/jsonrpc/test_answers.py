@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, Asks, read_answer
+from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, RetryInput, read_answer
 from tests.core.jsonrpc.test_frames import CORPUS, LONG
 
 
@@ -48,7 +48,7 @@ def orders(request_id: object, **body: object) -> list[bytes]:
         ({"result": {"text": ',"jsonrpc":"2.0","id":9}'}}, "ok"),
     ],
 )
-def test_an_outcome_is_read_off_whatever_the_order_of_keys(body: dict[str, object], outcome: str, at: int) -> None:
+def test_an_outcome_is_read_with_keys_in_any_order(body: dict[str, object], outcome: str, at: int) -> None:
     assert read_answer(orders(7, **body)[at]) == Answer("7", outcome)
 
 
@@ -61,7 +61,7 @@ def test_an_id_is_read_as_the_client_wrote_it(request_id: object, at: int) -> No
     assert read_answer(unescaped) == Answer(json.dumps(request_id), "ok")
 
 
-def test_keys_spelled_with_escapes_are_the_keys_that_they_spell() -> None:
+def test_keys_written_with_escapes_are_recognised() -> None:
     assert read_answer(b'{"jsonrpc":"2.0","\\u0069d":7,"result":{}}') is None  # no id in sight: not looked into
     assert read_answer(b'{"id":7,"\\u0072esult":{"isError":true}}') == Answer("7", "tool_error")
 
@@ -88,20 +88,20 @@ def test_keys_spelled_with_escapes_are_the_keys_that_they_spell() -> None:
         b"\n",
     ],
 )
-def test_what_answers_nothing_is_no_answer(line: bytes) -> None:
+def test_requests_notifications_and_invalid_lines_are_not_answers(line: bytes) -> None:
     assert read_answer(line) is None
 
 
-def test_a_result_that_asks_for_more_tells_what_its_retry_will_carry() -> None:
+def test_an_input_required_result_states_what_the_retry_has_to_carry() -> None:
     asks = {"resultType": "input_required", "requestState": "s", "inputRequests": {"who": {}, "why": {}}}
-    assert read({"id": 1, "result": asks}) == Answer("1", "ok", Asks("s", frozenset({"who", "why"})))
+    assert read({"id": 1, "result": asks}) == Answer("1", "ok", RetryInput("s", frozenset({"who", "why"})))
     for line in orders(1, result={"resultType": "input_required"}):
-        assert read_answer(line) == Answer("1", "ok", Asks(None, frozenset()))
+        assert read_answer(line) == Answer("1", "ok", RetryInput(None, frozenset()))
     odd = {"resultType": "input_required", "requestState": 5, "inputRequests": ["who"]}
-    assert read({"id": 1, "result": odd}) == Answer("1", "ok", Asks(None, frozenset()))
+    assert read({"id": 1, "result": odd}) == Answer("1", "ok", RetryInput(None, frozenset()))
 
 
-def test_of_a_line_that_is_not_whole_only_the_id_and_an_error_are_told() -> None:
+def test_only_the_id_and_an_error_are_read_from_the_ends_of_a_line() -> None:
     ok, ok_id_last = orders(7, result={"isError": True})[0], orders(7, result={"isError": True})[2]
     assert read_answer(ok, whole=False) == read_answer(ok_id_last, whole=False) == Answer("7", "unparsed")
     assert read_answer(orders(7, error={})[0], whole=False) == Answer("7", "rpc_error")
@@ -110,7 +110,7 @@ def test_of_a_line_that_is_not_whole_only_the_id_and_an_error_are_told() -> None
 
 
 @pytest.mark.parametrize("file", sorted({entry["file"] for entry in CORPUS}))
-def test_recorded_servers_are_understood_as_a_parser_would(file: str) -> None:
+def test_answers_in_recorded_server_traffic_are_read_as_a_parser_reads_them(file: str) -> None:
     lines = [entry["frame"].encode() for entry in CORPUS if entry["file"] == file and entry["from"] == "server"]
     assert lines
     for line in lines:
@@ -124,7 +124,7 @@ def test_recorded_servers_are_understood_as_a_parser_would(file: str) -> None:
         result = message.get("result", {})
         wanted = "rpc_error" if "error" in message else "tool_error" if result.get("isError") else "ok"
         assert answer.outcome == wanted
-        assert (answer.asks is None) == (result.get("resultType") != "input_required")
+        assert (answer.wanted is None) == (result.get("resultType") != "input_required")
 
 
 def feed_cut(stream: bytes, cuts: list[int]) -> list[bytes]:
@@ -152,7 +152,7 @@ answers_and_others = st.lists(
 
 
 @given(answers_and_others, st.booleans(), st.lists(st.integers(0, 400), max_size=10))
-def test_answers_are_found_however_the_stream_is_cut(lines: list[bytes], ended: bool, cuts: list[int]) -> None:
+def test_the_chunks_of_a_stream_make_no_difference_to_its_answers(lines: list[bytes], ended: bool, cuts: list[int]) -> None:
     stream = b"\n".join(lines) + (b"\n" if ended else b"")
     complete = lines if ended else lines[:-1]
     found = [answer for line in feed_cut(stream, cuts) if (answer := read_answer(line))]
@@ -165,7 +165,7 @@ def big(kind: str, size: int, **head: object) -> bytes:
 
 @pytest.mark.parametrize("first", [1, 10, 25, 60, 65_536])
 @pytest.mark.parametrize(("at", "wanted"), [(0, Answer("7", "unparsed")), (2, Answer("7", "unparsed"))])
-def test_a_frame_too_large_to_parse_is_answered_however_its_first_bytes_came(at: int, wanted: Answer, first: int) -> None:
+def test_a_frame_too_large_to_parse_is_an_answer_however_its_first_bytes_were_cut(at: int, wanted: Answer, first: int) -> None:
     line = orders(7, result={"text": "x" * (MAX_PARSED_ANSWER_BYTES + 500_000)})[at] + b"\n"
     reader = AnswerLines()
     chunks = [line[:first], *(line[start : start + 65_536] for start in range(first, len(line), 65_536))]
@@ -175,7 +175,7 @@ def test_a_frame_too_large_to_parse_is_answered_however_its_first_bytes_came(at:
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_a_line_is_kept_whole_up_to_the_bound_and_cut_above(more: int) -> None:
+def test_a_line_over_the_maximum_is_kept_as_its_two_ends(more: int) -> None:
     line = b'{"id":7,"result":"' + b"x" * (MAX_PARSED_ANSWER_BYTES - 21 + more) + b'"}\n'
     assert len(line) == MAX_PARSED_ANSWER_BYTES + more
     reader = AnswerLines()
@@ -198,7 +198,7 @@ def test_an_endless_frame_takes_bounded_memory(start: bytes) -> None:
     assert not reader.is_between_frames
 
 
-def test_a_long_notification_is_skipped_and_what_follows_it_is_not() -> None:
+def test_a_long_notification_is_skipped_and_the_next_line_is_read() -> None:
     reader = AnswerLines()
     assert reader.feed(b'{"jsonrpc":"2.0","method":"n","params":{"id":1,') == []
     assert not reader.is_between_frames
@@ -227,7 +227,7 @@ def test_an_answer_among_long_notifications_is_found() -> None:
         (b"", False),
     ],
 )
-def test_what_a_stream_ends_with_is_an_answer_only_if_none_of_it_is_missing(chunk: bytes, whole: bool) -> None:
+def test_an_unterminated_last_line_is_an_answer_only_if_it_is_complete(chunk: bytes, whole: bool) -> None:
     lines = AnswerLines()
     lines.feed(chunk)
     assert [line.frame for line in lines.last()] == ([chunk] if whole else [])

@@ -1,4 +1,4 @@
-"""Frames: what strict parsing understood passes byte for byte, all else is refused."""
+"""Frames: a line that strict parsing understands passes unchanged, and all others are refused."""
 
 import itertools
 import json
@@ -77,14 +77,14 @@ def messages(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def written(draw: st.DrawFn, message: object) -> str:
-    """A message as some encoder writes it, with spaces that JSON allows."""
+    """A message in one of the spellings that JSON allows."""
     between = draw(st.sampled_from([(",", ":"), (", ", ": "), ("\r,\t", " :\r")]))
     text = json.dumps(message, ensure_ascii=draw(st.booleans()), separators=between)
     return draw(st.sampled_from(["", " ", "\r", "\t "])) + text + draw(st.sampled_from(["", "\r", " \r "]))
 
 
 def substituted(text: str) -> str:
-    """The stated substitutions, and no other."""
+    """The line with its line separators replaced, as the manual states."""
     text = text.replace("\r", " ")
     for char in "\u0085\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -92,7 +92,7 @@ def substituted(text: str) -> str:
 
 
 @given(st.data(), messages())
-def test_a_valid_message_passes_byte_for_byte_but_for_the_stated_substitutions(data: Any, message: dict[str, Any]) -> None:
+def test_a_valid_message_passes_unchanged_except_for_line_separators(data: Any, message: dict[str, Any]) -> None:
     text = data.draw(written(message))
     passed = frame(text)
     assert passed.raw == substituted(text).encode()
@@ -109,7 +109,7 @@ def test_a_valid_message_passes_byte_for_byte_but_for_the_stated_substitutions(d
 
 
 @given(st.data(), st.lists(messages(), min_size=1, max_size=4))
-def test_a_batch_is_taken_apart_and_each_member_passes_byte_for_byte(data: Any, members: list[dict[str, Any]]) -> None:
+def test_each_member_of_a_batch_passes_as_a_message_of_its_own(data: Any, members: list[dict[str, Any]]) -> None:
     texts = [data.draw(written(member)) for member in members]
     line = data.draw(st.sampled_from(["[", " [\r"])) + ",".join(texts) + "]"
     parsed = parse(line.encode())
@@ -119,7 +119,7 @@ def test_a_batch_is_taken_apart_and_each_member_passes_byte_for_byte(data: Any, 
 
 
 @given(st.text())
-def test_the_substitutions_change_no_value_and_leave_no_line_break(text: str) -> None:
+def test_escaping_line_separators_changes_no_value_and_leaves_no_line_break(text: str) -> None:
     raw = escape_line_separators(json.dumps([text], ensure_ascii=False).encode() + b"\r")
     assert json.loads(raw) == [text]
     assert not {"\r", "\n", "\u0085", "\u2028", "\u2029"} & set(raw.decode())
@@ -133,7 +133,7 @@ CORPUS = [
 
 
 @pytest.mark.parametrize("file", sorted({entry["file"] for entry in CORPUS}))
-def test_recorded_clients_pass_byte_for_byte(file: str) -> None:
+def test_recorded_client_traffic_passes_unchanged(file: str) -> None:
     sent = [entry["frame"] for entry in CORPUS if entry["file"] == file and entry["from"] == "client"]
     assert sent
     assert [frame(line).raw for line in sent] == [substituted(line).encode() for line in sent]
@@ -160,7 +160,7 @@ def test_recorded_clients_pass_byte_for_byte(file: str) -> None:
         ('{"method":"Tools/Call","id":1}', "Tools/Call", "1"),
     ],
 )
-def test_what_is_no_call_passes_with_its_method_and_id(line: str, method: str | None, request_id: str | None) -> None:
+def test_messages_other_than_calls_pass_with_their_method_and_id(line: str, method: str | None, request_id: str | None) -> None:
     passed = frame(line)
     assert (passed.method, passed.id, passed.raw) == (method, request_id, line.encode())
     assert not passed.is_call
@@ -178,30 +178,30 @@ def test_what_is_no_call_passes_with_its_method_and_id(line: str, method: str | 
     ],
 )
 @pytest.mark.parametrize("place", ["arguments", "inputResponses", "_meta", "task", "other"])
-def test_inside_arguments_and_their_like_anything_that_is_json_goes(place: str, inside: str) -> None:
+def test_any_json_is_allowed_inside_arguments_results_and_errors(place: str, inside: str) -> None:
     line = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","{place}":{inside}}}}}'
     assert frame(line).raw == line.encode()
     response = f'{{"id":1,"result":{inside}}}'
     assert frame(response).raw == response.encode()
 
 
-def test_a_method_spelled_with_escapes_is_the_method_that_it_spells() -> None:
+def test_a_method_written_with_escapes_is_recognised() -> None:
     assert frame('{"id":1,"method":"tools\\/c\\u0061ll","params":{"\\u006eame":"x"}}').is_call
 
 
-def test_a_long_integer_in_a_batch_passes_as_it_is() -> None:
+def test_a_long_integer_in_a_batch_passes_unchanged() -> None:
     members = [f'{{"id":{LONG},"method":"ping"}}', '{"method":"pong"}']
     parsed = parse(f"[{members[0]} , {members[1]}]".encode())
     assert [message.raw for message in parsed if isinstance(message, Frame)] == [text.encode() for text in members]
 
 
-def test_long_integers_are_kept_as_their_digits() -> None:
+def test_long_integers_are_kept_as_text() -> None:
     assert frames.id_text(LongInteger(LONG)) == LONG
     assert frames.id_text(True) is None
 
 
 @pytest.mark.parametrize("bracket", ["[]", "{}"])
-def test_nesting_is_bounded_exactly(bracket: str) -> None:
+def test_nesting_over_512_is_refused(bracket: str) -> None:
     def nested(depth: int) -> str:
         opened = "[" if bracket == "[]" else '{"x":'
         closed = bracket[1]
@@ -219,13 +219,13 @@ def test_nesting_is_bounded_exactly(bracket: str) -> None:
     assert (deeper.code, deeper.id, deeper.answered) == (PARSE_ERROR, "null", True)
 
 
-def test_brackets_in_strings_and_side_by_side_are_no_nesting() -> None:
+def test_brackets_in_strings_or_side_by_side_do_not_count_as_nesting() -> None:
     side_by_side = ",".join(["[]"] * 2000)
     line = f'{{"id":1,"method":"a","params":{{"x":"{"[" * 2000}\\"[","y":[{side_by_side}]}}}}'
     assert frame(line).raw == line.encode()
 
 
-def test_deep_nesting_in_a_line_that_does_not_even_parse_is_refused_in_linear_time() -> None:
+def test_deep_nesting_in_invalid_json_is_refused_in_linear_time() -> None:
     assert refusal("[" * 1_000_000).code == PARSE_ERROR
     assert refusal("[" * 600 + '"' + '\\"' * 1_000_000).code == PARSE_ERROR
     assert refusal("[" * 600 + '"' + '\\"' * 1_000_000 + "\\").code == PARSE_ERROR
@@ -235,7 +235,7 @@ def test_deep_nesting_in_a_line_that_does_not_even_parse_is_refused_in_linear_ti
 
 
 @pytest.mark.parametrize("key", ["__proto__", "$serde_json::private::RawValue", "$serde_json::private::Number"])
-def test_a_key_that_some_parsers_give_a_meaning_of_its_own_is_refused_where_it_could_make_a_call(key: str) -> None:
+def test_keys_with_a_special_meaning_for_some_parsers_are_refused_in_envelope_and_params(key: str) -> None:
     assert refusal(f'{{"id":1,"{key}":"{{}}","method":"ping"}}').code == INVALID_REQUEST
     assert refusal(f'{{"id":1,"method":"ping","params":{{"{key}":"{{}}"}}}}').code == INVALID_PARAMS
     assert frame(f'{{"id":1,"method":"ping","params":{{"arguments":{{"{key}":"{{}}"}}}}}}').method == "ping"
@@ -273,13 +273,13 @@ def call(params: str) -> str:
         b'{"method":"a","x":' + LONG.encode(),
     ],
 )
-def test_a_line_that_is_not_strict_json_is_answered_with_a_null_id(line: bytes) -> None:
+def test_a_line_that_is_not_strict_json_is_refused_with_a_null_id(line: bytes) -> None:
     got = refusal(line)
     assert (got.code, got.id, got.answered, got.tool) == (PARSE_ERROR, "null", True, None)
 
 
 @pytest.mark.parametrize("line", ["1", '"tools/call"', "null", "true", "[]", "[ ]", LONG])
-def test_json_that_is_no_message_is_an_invalid_request(line: str) -> None:
+def test_json_that_is_not_a_message_is_an_invalid_request(line: str) -> None:
     got = refusal(line)
     assert (got.code, got.id, got.answered) == (INVALID_REQUEST, "null", True)
 
@@ -334,7 +334,7 @@ def test_an_envelope_that_two_parsers_could_read_differently_is_an_invalid_reque
         ('{"id":1.5}', "null"),
     ],
 )
-def test_what_has_an_id_and_neither_asks_nor_answers_is_answered_since_its_sender_waits(line: str, request_id: str) -> None:
+def test_an_object_with_an_id_but_without_method_result_and_error_is_answered(line: str, request_id: str) -> None:
     got = refusal(line)
     assert (got.code, got.id, got.answered) == (INVALID_REQUEST, request_id, True)
     assert refusal(f"[{line}]") == got
@@ -353,7 +353,7 @@ def test_what_has_an_id_and_neither_asks_nor_answers_is_answered_since_its_sende
         '{"id":1,"result":{},"x\\u0000":1}',
     ],
 )
-def test_what_is_no_request_is_refused_without_an_answer(line: str) -> None:
+def test_refused_notifications_and_responses_are_not_answered(line: str) -> None:
     assert not refusal(line).answered
 
 
@@ -394,15 +394,15 @@ def test_a_call_without_params_is_refused() -> None:
     assert refusal('{"id":5,"method":"tools/call"}').code == INVALID_PARAMS
 
 
-def test_params_of_other_methods_are_held_to_the_same_keys() -> None:
+def test_the_keys_in_params_of_every_method_are_checked() -> None:
     assert refusal('{"id":5,"method":"a","params":{"x":1,"X":2}}').code == INVALID_PARAMS
     assert isinstance(one('{"id":5,"method":"a","params":{"name":7}}'), Frame)
 
 
 @pytest.mark.parametrize(
-    ("last", "fault"), [("x", None), ("K5", "case alone|equal"), ("Params", "other letters"), ("\\u0000", "U\\+0000")]
+    ("last", "fault"), [("x", None), ("K5", "only by case|equal"), ("Params", "reserved key"), ("\\u0000", "U\\+0000")]
 )
-def test_every_one_of_many_keys_is_looked_at(last: str, fault: str | None) -> None:
+def test_every_one_of_many_keys_is_checked(last: str, fault: str | None) -> None:
     for many in (10, 10_000):
         line = '{"id":5,"method":"a",' + "".join(f'"k{n}":0,' for n in range(many)) + f'"{last}":0}}'
         got = one(line)
@@ -410,7 +410,7 @@ def test_every_one_of_many_keys_is_looked_at(last: str, fault: str | None) -> No
         assert fault is None or re.search(fault, refusal(line).message)
 
 
-def test_a_name_with_a_pair_of_surrogates_is_a_character_and_passes() -> None:
+def test_a_name_with_a_surrogate_pair_passes() -> None:
     assert frame(call('{"name":"\\ud83d\\ude00"}')).params == {"name": "\U0001f600"}
     assert frame(call('{"name":"é"}')).is_call
 
@@ -426,11 +426,11 @@ def test_a_name_with_a_pair_of_surrogates_is_a_character_and_passes() -> None:
         ('{"id":1,"method":"a","Method":"tools/call","params":{"name":"x"}}', None),
     ],
 )
-def test_a_refused_call_tells_its_tool_if_it_named_one(line: str, tool: str | None) -> None:
+def test_a_refused_call_has_its_tool_if_it_named_one(line: str, tool: str | None) -> None:
     assert refusal(line).tool == tool
 
 
-def test_each_member_of_a_batch_is_judged_by_itself() -> None:
+def test_each_member_of_a_batch_is_checked_separately() -> None:
     good = '{"id":1,"method":"ping"}'
     bad = ["[]", f"[{good}]", "1", "null", '"x"']
     parsed = parse(f'[{good},{",".join(bad)},{{"id":2,"method":7}},{good}]'.encode())
@@ -441,7 +441,7 @@ def test_each_member_of_a_batch_is_judged_by_itself() -> None:
     ]
 
 
-def test_a_refusal_quotes_nothing_of_what_it_refuses() -> None:
+def test_a_refusal_does_not_quote_the_line() -> None:
     secret = "SECRET"
     for line in (secret, f'{{"{secret}":1,"{secret}":2}}', call(f'{{"name":"{secret}","{secret}":1,"{secret}":2}}')):
         assert secret not in refusal(line).message
@@ -454,7 +454,7 @@ line_bytes = st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"") or
 
 
 @given(st.lists(line_bytes, max_size=8), st.booleans(), st.lists(st.integers(0, 500), max_size=12))
-def test_lines_come_out_alike_however_the_stream_is_cut(lines: list[bytes], ended: bool, cuts: list[int]) -> None:
+def test_the_chunks_of_a_stream_make_no_difference_to_its_lines(lines: list[bytes], ended: bool, cuts: list[int]) -> None:
     stream = b"\n".join(lines) + (b"\n" if ended else b"")
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     splitter = LineSplitter(LIMIT)
@@ -469,7 +469,7 @@ def test_lines_come_out_alike_however_the_stream_is_cut(lines: list[bytes], ende
     assert all(line.code == PARSE_ERROR and line.id == "null" for line in found if isinstance(line, Refusal))
 
 
-def test_a_line_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
+def test_a_line_one_byte_over_the_maximum_is_refused() -> None:
     splitter = LineSplitter(4)
     assert splitter.feed(b"aaaa\naaaaa\nbb") == [b"aaaa", Refusal(PARSE_ERROR, "longer than 4 bytes")]
     assert splitter.feed(b"bb\ncc") == [b"bbbb"]
@@ -477,7 +477,7 @@ def test_a_line_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None
     assert splitter.finish() == []
 
 
-def test_an_unterminated_last_line_is_a_line_and_a_blank_one_is_not() -> None:
+def test_an_unterminated_last_line_counts_and_blank_lines_do_not() -> None:
     splitter = LineSplitter()
     splitter.feed(b"a\n \r\nb")
     assert splitter.finish() == [b"b"]
@@ -485,7 +485,7 @@ def test_an_unterminated_last_line_is_a_line_and_a_blank_one_is_not() -> None:
     assert splitter.finish() == []
 
 
-def test_an_oversize_line_is_discarded_as_it_streams_in() -> None:
+def test_a_line_that_is_too_long_takes_no_memory() -> None:
     splitter = LineSplitter(100_000)
     tracemalloc.start()
     try:

@@ -25,8 +25,8 @@ def is_json(text: str) -> bool:
     return True
 
 
-def outline(text: str, *, deepest: int = 600, most: int = 9) -> skim.Outline:
-    return skim.Outline(text.encode(errors="surrogatepass"), frames._whole, deepest=deepest, most=most)
+def outline(text: str, *, max_depth: int = 600, max_batch: int = 9) -> skim.Outline:
+    return skim.Outline(text.encode(errors="surrogatepass"), frames._whole, max_depth=max_depth, max_batch=max_batch)
 
 
 def passes(text: str) -> bool:
@@ -38,19 +38,21 @@ def passes(text: str) -> bool:
 
 
 @given(VALUES, st.sampled_from([None, 1]), st.booleans(), st.integers(0, 4))
-def test_a_value_passes_however_it_is_written(value: object, indent: int | None, ascii_only: bool, around: int) -> None:
+def test_a_valid_value_is_accepted_in_any_spelling(value: object, indent: int | None, ascii_only: bool, around: int) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert passes("[" * around + text + "]" * around)
 
 
 @given(NEAR.map("".join))
-def test_what_the_parser_refuses_is_refused(text: str) -> None:
+def test_a_text_that_the_parser_refuses_is_refused(text: str) -> None:
     if text.strip():
         assert passes(text) == is_json(text)
 
 
 @given(VALUES, st.integers(0, 3), st.integers(0, 200), st.sampled_from(list('[]{},:"0a \\')))
-def test_a_value_with_a_character_changed_is_judged_as_the_parser_does(value: object, around: int, at: int, char: str) -> None:
+def test_a_text_with_one_changed_character_is_accepted_only_if_the_parser_accepts_it(
+    value: object, around: int, at: int, char: str
+) -> None:
     text = "[" * around + json.dumps([{"a": value}, 0]) + "]" * around
     at %= len(text)
     text = text[:at] + char + text[at + 1 :]
@@ -60,13 +62,13 @@ def test_a_value_with_a_character_changed_is_judged_as_the_parser_does(value: ob
 
 @pytest.mark.parametrize("opening", ["[", '{"":'])
 @pytest.mark.parametrize("around", ["%s", "[%s]", '{"a":0,"params":{"b":%s}}', '[0,{"a":%s},[0]]'])
-def test_a_heavy_line_is_as_deep_as_it_is(opening: str, around: str) -> None:
+def test_the_depth_of_a_heavy_line_is_exact(opening: str, around: str) -> None:
     closing = chr(ord(opening[0]) + 2)
     depth = around.replace("[0]", "").count("[") + around.count("{") + 20
     text = around % (opening * 20 + "0" + closing * 20)
-    outline(text, deepest=depth)
+    outline(text, max_depth=depth)
     with pytest.raises(skim.TooDeep):
-        outline(text, deepest=depth - 1)
+        outline(text, max_depth=depth - 1)
 
 
 HEAVY = "[" + "[]," * skim.HEAVY_PARTS + "0]"
@@ -96,7 +98,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_heavy_line_is_judged_as_it_would_be_if_it_were_light(line: bytes) -> None:
+def test_a_heavy_line_is_checked_like_any_other(line: bytes) -> None:
     heavy, light = line % HEAVY.encode(), line % b"[0]"
     assert skim.is_heavy(heavy)
     assert not skim.is_heavy(light)
@@ -109,13 +111,13 @@ def test_a_heavy_line_is_judged_as_it_would_be_if_it_were_light(line: bytes) -> 
             assert (one.code == other.code, one.id, one.answered) == (True, other.id, other.answered)
 
 
-def test_of_a_heavy_line_only_what_the_guard_looks_at_is_built() -> None:
+def test_only_the_members_that_are_read_are_built_of_a_heavy_line() -> None:
     (frame,) = frames.parse(LINES[0] % HEAVY.encode())
     assert isinstance(frame, Frame)
     assert frame.params == {"name": "t", "_meta": {"traceparent": "x"}, "arguments": skim.Unbuilt(HEAVY)}
 
 
-def test_heavy_arguments_are_hashed_as_they_are_written() -> None:
+def test_heavy_arguments_are_hashed_as_text() -> None:
     assert args_hash(skim.Unbuilt("[1]"), b"k") == args_hash([1], b"k")
 
 
@@ -145,12 +147,12 @@ def test_heavy_arguments_are_kept_in_full_as_text() -> None:
         ("7", skim.Unbuilt("7")),
     ],
 )  # fmt: skip
-def test_of_a_heavy_line_that_is_built_which_the_guard_looks_at(text: str, value: object) -> None:
-    built = outline(text, most=3).value()
+def test_a_heavy_line_gives_the_members_that_are_read(text: str, value: object) -> None:
+    built = outline(text, max_batch=3).value()
     assert (built, type(built)) == (value, type(value))
 
 
-def test_of_arrays_and_objects_that_are_built_there_is_little() -> None:
+def test_arrays_and_objects_are_built_only_up_to_a_bound() -> None:
     large = '{"a":' + HEAVY + "}"
     value = outline('{"params":{"inputResponses":' + large + ',"name":"t"}}').value()
     assert value == {"params": {"inputResponses": skim.Unbuilt(large), "name": "t"}}
@@ -166,15 +168,15 @@ def test_of_arrays_and_objects_that_are_built_there_is_little() -> None:
         ("ß", "SS", "equal"),
         ("a", "\\u0000", "U+0000"),
         ("a", "\\ud800", "surrogate"),
-        ("a", "__proto__", "meaning of its own"),
-        ("a", "$serde_json::private::x", "meaning of its own"),
-        ("a", "iD", "other letters"),
-        ("a", "i_d", "other letters"),
+        ("a", "__proto__", "special meaning"),
+        ("a", "$serde_json::private::x", "special meaning"),
+        ("a", "iD", "reserved key"),
+        ("a", "i_d", "reserved key"),
         ("a", "x__proto__", ""),
     ],
 )
 @pytest.mark.parametrize("far", [False, True])
-def test_many_keys_have_the_faults_that_a_few_have(first: str, then: str, fault: str, far: bool) -> None:
+def test_many_keys_are_checked_like_a_few(first: str, then: str, fault: str, far: bool) -> None:
     between = "".join(f'"k{n}":{"{}" if n % 2 else "{" + chr(34) + "z" + chr(34) + ":0}"},' for n in range(5000))
     others = (between, "") if far else ("", between)
     (message,) = frames.parse(
@@ -184,5 +186,5 @@ def test_many_keys_have_the_faults_that_a_few_have(first: str, then: str, fault:
         assert isinstance(message, Frame)
         return
     assert isinstance(message, Refusal)
-    assert fault in message.message or "twice" in message.message or "case alone" in message.message
+    assert fault in message.message or "twice" in message.message or "only by case" in message.message
     assert message.id == ("null" if first == "id" else "7")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy.explain import counted_in_grains, sentence, tier_warning, warnings
+from mcpguard.core.policy.explain import counted_in_grains, sentence, series, tier_warning, warnings
 from mcpguard.core.policy.model import SELECTORS, Call, Policy, Rule
 from mcpguard.core.policy.parse import STARTER, parse
 from tests.core.build import steps
@@ -26,70 +26,85 @@ def said(*lines: str) -> str:
     [
         ("user='*' tool='search'", "Each user may call search 20 times a minute and 100 times an hour."),
         ("user='bob' tool='search'", "bob may call search 20 times a minute and 100 times an hour."),
-        ("tool='search'", "Everybody together may call search 20 times a minute and 100 times an hour."),
-        ("user='*'", "Each user may make 20 calls a minute and 100 an hour, all tools together."),
-        ("", "Everybody together may make 20 calls a minute and 100 an hour, all tools together."),
-        ("per=['user']", "Each user may make 20 calls a minute and 100 an hour, all tools together."),
-        ("user='*' agent='*::*::*'", "Each agent of each user may make 20 calls a minute and 100 an hour, all tools together."),
+        ("tool='search'", "All users together may call search 20 times a minute and 100 times an hour."),
+        ("user='*'", "Each user may make 20 calls a minute and 100 an hour, counting all tools together."),
+        ("", "All users together may make 20 calls a minute and 100 an hour, counting all tools together."),
+        ("per=['user']", "Each user may make 20 calls a minute and 100 an hour, counting all tools together."),
+        (
+            "user='*' agent='*::*::*'",
+            "Each agent of each user may make 20 calls a minute and 100 an hour, counting all tools together.",
+        ),
         (
             "user='*' agent='A::subagent::B'",
-            "Each user may make 20 calls a minute and 100 an hour through agent A::subagent::B, all tools together.",
+            "Each user may make 20 calls a minute and 100 an hour through agent A::subagent::B, counting all tools together.",
         ),
         (
             "user='*' agent='*::api::*' per=['user']",
             "Each user may make 20 calls a minute and 100 an hour through agents *::api::*,"
-            " all tools and these agents together.",
+            " counting all tools and these agents together.",
         ),
         (
             "agent='*::api::*'",
-            "Each agent matching *::api::*, all its users together, may make 20 calls a minute and 100 an hour,"
-            " all tools together.",
+            "Each agent matching *::api::* may make 20 calls a minute and 100 an hour,"
+            " counting all users and all tools together.",
+        ),
+        (
+            "user='*@x' agent='*::api::*' tool='t' per=['agent']",
+            "Each agent matching *::api::* of all users matching *@x may call t 20 times a minute and 100 times an hour,"
+            " counting these users and all servers together.",
+        ),
+        (
+            "role='dev' agent='*::api::*' tool='t'",
+            "Each agent matching *::api::* of all users with role dev may call t 20 times a minute and 100 times an hour,"
+            " counting these users together.",
         ),
         (
             "user='*@acme.com' per=[]",
-            "All users matching *@acme.com together may make 20 calls a minute and 100 an hour, all tools together.",
+            "All users matching *@acme.com together may make 20 calls a minute and 100 an hour, counting all tools together.",
         ),
         (
             "user='*@acme.com' tool='crm_*'",
             "Each user matching *@acme.com may call each tool matching crm_* of each server"
             " 20 times a minute and 100 times an hour.",
         ),
-        ("tool='*'", "Everybody together may call each tool of each server 20 times a minute and 100 times an hour."),
+        ("tool='*'", "All users together may call each tool of each server 20 times a minute and 100 times an hour."),
         (
             "tool='crm_*' per=[]",
-            "Everybody together may call tools matching crm_* 20 times a minute and 100 times an hour,"
-            " these tools and all servers together.",
+            "All users together may call tools matching crm_* 20 times a minute and 100 times an hour,"
+            " counting these tools and all servers together.",
         ),
         (
             "tool='*' server='s*' per=[]",
-            "Everybody together may call tools of servers matching s* 20 times a minute and 100 times an hour,"
-            " all tools and these servers together.",
+            "All users together may call tools of servers matching s* 20 times a minute and 100 times an hour,"
+            " counting all tools and these servers together.",
         ),
         (
             "tool='*' server='*' per=[]",
-            "Everybody together may call tools 20 times a minute and 100 times an hour, all tools and all servers together.",
+            "All users together may call tools 20 times a minute and 100 times an hour,"
+            " counting all tools and all servers together.",
         ),
         (
             "tool='search' per=['user']",
-            "Each user may call search 20 times a minute and 100 times an hour, all servers together.",
+            "Each user may call search 20 times a minute and 100 times an hour, counting all servers together.",
         ),
-        ("tool='search' server='crm'", "Everybody together may call search of crm 20 times a minute and 100 times an hour."),
+        ("tool='search' server='crm'", "All users together may call search of crm 20 times a minute and 100 times an hour."),
         (
             "tool='search' server='c*'",
-            "Everybody together may call search of each server matching c* 20 times a minute and 100 times an hour.",
+            "All users together may call search of each server matching c* 20 times a minute and 100 times an hour.",
         ),
         (
             "user='*' server='crm'",
-            "Each user may make 20 calls a minute and 100 an hour to server crm, all tools together.",
+            "Each user may make 20 calls a minute and 100 an hour to server crm, counting all tools together.",
         ),
         (
             "server='c*'",
-            "Everybody together may make 20 calls a minute and 100 an hour to each server matching c*, all tools together.",
+            "All users together may make 20 calls a minute and 100 an hour to each server matching c*,"
+            " counting all tools together.",
         ),
         (
             "server='c*' per=[]",
-            "Everybody together may make 20 calls a minute and 100 an hour to servers matching c*,"
-            " all tools and these servers together.",
+            "All users together may make 20 calls a minute and 100 an hour to servers matching c*,"
+            " counting all tools and these servers together.",
         ),
         (
             "user='*' role='support' tool='t'",
@@ -120,7 +135,7 @@ def test_windows_are_written_as_in_a_sentence(limit: str, words: str) -> None:
 
 
 def test_one_call_is_not_several() -> None:
-    assert said("user='bob'", "limit='1/1m'") == "bob may make 1 call a minute, all tools together."
+    assert said("user='bob'", "limit='1/1m'") == "bob may make 1 call a minute, counting all tools together."
 
 
 @pytest.mark.parametrize(
@@ -141,11 +156,11 @@ def test_a_denial_is_described_in_a_sentence(rule: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("user='bob' tool='t'", "bob may call t without limit, other rules aside."),
-        ("tool='t' server='s*'", "Everybody may call t of servers matching s* without limit, other rules aside."),
+        ("user='bob' tool='t'", "bob may call t without limit, unless another rule applies."),
+        ("tool='t' server='s*'", "Everybody may call t of servers matching s* without limit, unless another rule applies."),
         (
             "user='*@x' agent='A::b::c'",
-            "Each user matching *@x may call any tool through agent A::b::c without limit, other rules aside.",
+            "Each user matching *@x may call any tool through agent A::b::c without limit, unless another rule applies.",
         ),
     ],
 )
@@ -168,7 +183,7 @@ def test_ordinary_policies_have_no_warnings() -> None:
 
 def test_a_rule_whose_calls_another_rule_denies_is_warned_of() -> None:
     (warning,) = rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'")
-    assert warning.startswith("line 4: rule 2 (user=* tool=t) can never admit: line 1: rule 1 (tool=t) denies all")
+    assert warning.startswith("line 4: rule 2 (user=* tool=t) can never admit a call: line 1: rule 1 (tool=t) denies all")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +205,32 @@ def test_a_rule_that_can_admit_is_not_warned_of(texts: tuple[str, ...]) -> None:
 
 def test_a_rule_with_another_per_is_not_an_exception() -> None:
     (warning,) = rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['user']")
-    assert warning.endswith("an exception must select on the same of user, agent and tool, and have the same per")
+    assert warning.endswith('if it is meant to be an exception, write per = ["tool", "server"] in rule 2')
+    assert rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['tool', 'server']") == []
+
+
+@pytest.mark.parametrize(
+    ("deny", "exception", "remedy"),
+    [
+        ("tool='t'", "user='bob' tool='t'", "user='*'"),
+        ("server='s'", "agent='A::b::c' tool='t' server='s'", "agent='*' tool='*'"),
+        ("tool='t'", "user='bob' tool='t' per=['user']", "user='*' per=['user']"),
+        ("server='s'", "user='bob' server='s' per=[]", "user='*' per=[]"),
+        ("server='s' per=['server']", "tool='t' server='s'", "tool='*' per=['tool', 'server']"),
+    ],
+)
+def test_the_warning_says_how_to_make_the_rule_an_exception(deny: str, exception: str, remedy: str) -> None:
+    exception += " limit='5/1m'"
+    (warning,) = rules(f"{deny} limit='deny'", exception)
+    steps = series([key.replace("=", " = ").replace("'", '"') for key in keys(remedy)])
+    assert warning.endswith(f"if it is meant to be an exception, write {steps} in rule 1")
+    kept = " ".join(key for key in keys(deny) if not ("per=" in key and "per=" in remedy))
+    assert rules(f"{kept} {remedy} limit='deny'", exception) == []
+
+
+def test_an_exception_must_be_narrower_than_the_rule_that_denies() -> None:
+    (warning,) = rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'")
+    assert warning.endswith("only a rule that is narrower than rule 1 can be an exception from it")
 
 
 def test_a_rule_on_any_tool_can_never_admit_beside_a_denial_of_any_tool() -> None:

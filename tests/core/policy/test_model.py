@@ -1,4 +1,4 @@
-"""Rules: which match, which yield, what they count by. The vectors have most of it; here is what they leave out."""
+"""Rules: which match, which are overridden, and their counters, as far as the vectors do not test it."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
 
 
 def policy(*rules: str) -> Policy:
-    """A policy of rules in short: `user=* tool=search limit=5/1m`; a comma makes a list."""
+    """A policy from rules in a short form: `user=* tool=search limit=5/1m`. A comma makes a list."""
     lines = []
     for text in rules:
         lines.append("[[rule]]")
@@ -100,7 +100,7 @@ def test_matching_names_the_rule_that_overrides_each_rule() -> None:
 
 
 def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
-    """What `Policy.matching` tells, by what it means: each rule that matches is compared with each other."""
+    """`Policy.matching` by comparing all pairs of matching rules."""
     matched = [at for at, rule in enumerate(rules) if rule.matches(call)]
     narrower = {at: next((other for other in matched if rules[at].is_overridden_by(rules[other])), None) for at in matched}
     standing = [at for at in matched if narrower[at] is None]
@@ -409,7 +409,7 @@ def test_parsing_takes_time_linear_in_the_number_of_rules() -> None:
 
 
 class Scanned(str):
-    """A text that tells how much of it was looked through for lines."""
+    """A text that counts the characters that were searched for lines."""
 
     characters = 0
 
@@ -468,3 +468,8 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
         parse(text)
     except PolicyError as error:
         assert error.message  # noqa: PT017 - what else it is, is not told
+
+
+def test_an_agent_of_one_star_is_any_agent() -> None:
+    (rule,) = parse("[[rule]]\nagent = '*'\nlimit = '5/1m'").rules
+    assert rule.text == "agent=*::*::*"

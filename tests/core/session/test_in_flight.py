@@ -26,7 +26,7 @@ def cancel(request_id: object) -> bytes:
         ({"error": {"code": 1, "message": "m"}}, "rpc_error"),
     ],
 )
-def test_an_outcome_and_its_duration_are_read_off_the_answer(answer: dict[str, object], outcome: str) -> None:
+def test_an_answer_gives_the_outcome_and_the_duration(answer: dict[str, object], outcome: str) -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("x", 7), call_line("x", 8)) == ["forwarded 7", "forwarded 8"]
     assert talk.awaits_answers
@@ -38,7 +38,7 @@ def test_an_outcome_and_its_duration_are_read_off_the_answer(answer: dict[str, o
     assert not talk.awaits_answers
 
 
-def test_answers_to_what_is_no_call_have_no_outcome_and_leave_nothing_behind() -> None:
+def test_answers_to_other_requests_have_no_outcome() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(request("tools/list", 1)) == ["forwarded 1"]
     assert talk.awaits_answers
@@ -46,7 +46,7 @@ def test_answers_to_what_is_no_call_have_no_outcome_and_leave_nothing_behind() -
     assert (talk.outcomes, talk.awaits_answers) == ([], False)
 
 
-def test_a_denied_call_awaits_nothing() -> None:
+def test_a_denied_call_is_not_in_flight() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
     assert talk.client(call_line("x", 1)) == ["answered 1: 403"]
     assert not talk.awaits_answers
@@ -59,7 +59,7 @@ def test_ids_of_different_types_are_different_requests() -> None:
     assert [outcome.row_id for outcome in talk.outcomes] == [1]
 
 
-def test_of_two_calls_under_one_id_the_first_counts_as_never_answered() -> None:
+def test_the_first_of_two_calls_with_one_id_ends_as_no_answer() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("x", 7), call_line("x", 7)) == ["forwarded 7", "forwarded 7"]
     talk.answer(7)
@@ -67,7 +67,7 @@ def test_of_two_calls_under_one_id_the_first_counts_as_never_answered() -> None:
 
 
 @pytest.mark.parametrize("request_id", [7, "a", "é", int("9" * 4000)])
-def test_a_cancelled_call_ends_as_cancelled_and_its_late_answer_counts_for_nothing(request_id: object) -> None:
+def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request_id: object) -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", request_id))
     talk.time.pass_ms(5)
@@ -80,7 +80,7 @@ def test_a_cancelled_call_ends_as_cancelled_and_its_late_answer_counts_for_nothi
     assert [message["method"] for message in talk.to_server] == ["tools/call", "notifications/cancelled"]
 
 
-def test_the_outcome_of_a_cancelled_call_is_recorded_though_the_server_says_nothing() -> None:
+def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 1))
     talk.client(cancel(1))
@@ -88,7 +88,7 @@ def test_the_outcome_of_a_cancelled_call_is_recorded_though_the_server_says_noth
     assert talk.outcomes == [Outcome(0, "cancelled", 0)]
 
 
-def test_a_call_that_is_cancelled_in_the_same_reading_is_cancelled() -> None:
+def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("slow", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
     talk.server({"id": 9, "result": {}})
@@ -96,7 +96,7 @@ def test_a_call_that_is_cancelled_in_the_same_reading_is_cancelled() -> None:
     assert talk.server_exits("gone") == []
 
 
-def test_only_the_call_before_a_cancellation_is_cancelled_by_it() -> None:
+def test_a_cancellation_does_not_cancel_a_later_call() -> None:
     talk = Talk(ANYTHING)
     talk.client(cancel(1), call_line("x", 1))
     talk.answer(1)
@@ -105,7 +105,7 @@ def test_only_the_call_before_a_cancellation_is_cancelled_by_it() -> None:
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok", "cancelled", "ok"]
 
 
-def test_a_call_with_an_id_of_very_many_digits_can_be_cancelled() -> None:
+def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
     talk = Talk(ANYTHING)
     number = b"9" * 5000
     (charge,) = talk.requests(b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}')
@@ -116,7 +116,7 @@ def test_a_call_with_an_id_of_very_many_digits_can_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize("request_id", [8, "7", True, None, 7.0, [7], {}])
-def test_cancelling_what_is_not_in_flight_changes_nothing(request_id: object) -> None:
+def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: object) -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 7), request("ping", 1))
     talk.client(cancel(request_id))
@@ -125,7 +125,7 @@ def test_cancelling_what_is_not_in_flight_changes_nothing(request_id: object) ->
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok"]
 
 
-def test_cancelling_what_is_no_call_has_no_outcome() -> None:
+def test_cancelling_another_request_has_no_outcome() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(request("ping", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
     talk.answer(1)
@@ -159,7 +159,7 @@ def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest
     assert (talk.awaits_answers, talk.machine._in_flight._chars) == (False, 0)
 
 
-def test_a_call_that_no_store_has_a_row_of_is_answered_and_may_be_retried() -> None:
+def test_a_call_without_a_row_can_be_answered_and_retried() -> None:
     talk = Talk(ANYTHING)
     talk.charges("greet")
     talk.machine.handle(Decided([Verdict("allowed")]))

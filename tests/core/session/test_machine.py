@@ -56,14 +56,14 @@ def test_only_calls_are_limited() -> None:
     ]
 
 
-def test_what_is_forwarded_is_what_came_on_one_line() -> None:
+def test_a_message_is_forwarded_as_it_came() -> None:
     line = '{"jsonrpc":"2.0", "id":1,\r"method":"tools/call","params":{"name":"x","arguments":{"a":"\u2028"}}}\r'.encode()
     talk = Talk(ANYTHING)
     assert talk.client(line) == ["forwarded 1"]
     assert talk.forwarded_bytes == [line.replace(b"\r", b" ").replace("\u2028".encode(), b"\\u2028") + b"\n"]
 
 
-def test_a_call_inside_what_a_lone_cr_would_split_reaches_the_server_as_one_line_or_not_at_all() -> None:
+def test_a_call_behind_a_lone_cr_is_not_forwarded_as_a_line_of_its_own() -> None:
     talk = Talk(ONE_A_MINUTE)
     hidden = call_line("x").decode()
     inside = f'{{"jsonrpc":"2.0","method":"n","params":{{"x":"\r{hidden}\r"}}}}'
@@ -72,7 +72,7 @@ def test_a_call_inside_what_a_lone_cr_would_split_reaches_the_server_as_one_line
     assert talk.client(behind.encode()) == ["answered None: -32700"]
 
 
-def test_a_batch_is_judged_member_by_member() -> None:
+def test_the_members_of_a_batch_are_decided_separately() -> None:
     talk = Talk(ONE_A_MINUTE)
     members = [call_line("x", 1), call_line("x", 2), request("ping", 3), b"7", call_line("y", 4)]
     assert talk.client(b"[" + b",".join(members) + b"]") == [
@@ -84,7 +84,7 @@ def test_a_batch_is_judged_member_by_member() -> None:
     ]
 
 
-def test_commands_come_in_the_order_of_the_lines() -> None:
+def test_commands_are_in_the_order_of_the_messages() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(request("a", 1), call_line("x", 2), b"{", request("b", 3), call_line("y", 4)) == [
         "forwarded 1",
@@ -95,7 +95,7 @@ def test_commands_come_in_the_order_of_the_lines() -> None:
     ]
 
 
-def test_nothing_of_what_was_read_at_once_is_forwarded_before_all_of_it_is_decided() -> None:
+def test_no_message_of_a_read_is_forwarded_before_all_are_decided() -> None:
     talk = Talk(ANYTHING)
     messages = frames.read([request("ping", 1), call_line("x", 2), NOTIFICATION])
     (decide,) = talk.machine.handle(events.ClientWrote(messages, 0))
@@ -103,7 +103,7 @@ def test_nothing_of_what_was_read_at_once_is_forwarded_before_all_of_it_is_decid
     assert [one.request_id for one in decide.requests] == ["2"]
 
 
-def test_no_more_is_decided_at_once_than_the_store_takes_in_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_decided_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     length = len(call_line("x", 1))
     monkeypatch.setattr(exchange, "MAX_PORTION", 3)
     monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
@@ -119,7 +119,7 @@ def test_no_more_is_decided_at_once_than_the_store_takes_in_one_transaction(monk
     assert talk.together[3:] == [1, 1, 2]
 
 
-def test_what_is_refused_is_audited_and_answered_and_not_forwarded() -> None:
+def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
     talk = Talk(ANYTHING)
     two_names = b'{"id":5,"method":"tools/call","params":{"name":"x","Name":"y"}}'
     assert talk.client(b"not json", two_names, Refusal(-32700, "too long")) == [
@@ -131,24 +131,24 @@ def test_what_is_refused_is_audited_and_answered_and_not_forwarded() -> None:
     told = [(one["decision"], one.get("request_id"), one.get("tool"), one["reason"]) for one in talk.records]
     assert told == [
         ("invalid", None, None, "not valid JSON"),
-        ("invalid", 5, "x", "two keys that differ in case alone in params"),
+        ("invalid", 5, "x", "two keys that differ only by case in params"),
     ]
     assert [verdict.has_own_row for verdict in talk.verdicts] == [True, True, False]
 
 
-def test_what_asks_for_no_answer_is_refused_in_silence() -> None:
+def test_a_refused_notification_is_not_answered() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(b'{"method":"tools/call","params":{"name":"x"}}', b'{"id":1,"result":1,"result":2}') == []
     assert [one["decision"] for one in talk.records] == ["invalid", "invalid"]
 
 
-def test_a_denial_is_answered_under_the_id_the_client_wrote() -> None:
+def test_a_denial_has_the_id_as_the_client_wrote_it() -> None:
     talk = Talk(CLOSED)
     talk.client(call_line("x", "é\ud800"), call_line("x", -5), call_line("x", 10**30))
     assert [one["id"] for one in talk.to_client] == ["é\ud800", -5, 10**30]
 
 
-def test_a_line_on_stderr_tells_of_each_denial_and_refusal_that_has_a_row_of_its_own() -> None:
+def test_each_denial_and_refusal_with_a_row_of_its_own_is_logged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1), call_line("x", 2), call_line("x", 3), b"not json")
     assert [line.split()[0] for line in talk.logged] == ["rate_limited", "invalid"]
@@ -158,7 +158,7 @@ def test_a_line_on_stderr_tells_of_each_denial_and_refusal_that_has_a_row_of_its
 # Who is calling
 
 
-def test_the_handshake_names_the_client_from_then_on() -> None:
+def test_the_handshake_names_the_client_of_later_calls() -> None:
     talk = Talk(ANYTHING, who=UNNAMED)
     talk.client(call_line("x", 1))
     talk.client(request("initialize", 2, clientInfo={"name": "claude-ai", "version": "1"}), call_line("x", 3))
@@ -178,7 +178,7 @@ def test_without_a_handshake_each_call_names_its_client() -> None:
 
 
 @pytest.mark.parametrize("info", [None, 7, [], {}, {"name": 7}, {"name": ""}, {"name": None}])
-def test_a_client_info_that_is_none_names_nobody(info: object) -> None:
+def test_an_invalid_client_info_names_no_client(info: object) -> None:
     talk = Talk(ANYTHING, who=UNNAMED)
     talk.client(request("initialize", 1, clientInfo=info), call_line("x", 2, _meta={INFO: info}), call_line("x", 3, _meta=7))
     talk.client(b'{"jsonrpc":"2.0","id":4,"method":"initialize","params":[]}')
@@ -186,7 +186,7 @@ def test_a_client_info_that_is_none_names_nobody(info: object) -> None:
     assert len(talk.to_server) == 4
 
 
-def test_a_client_that_names_itself_gets_the_counter_of_that_agent_and_no_other() -> None:
+def test_a_client_counts_in_the_counter_of_its_agent() -> None:
     talk = Talk('[[rule]]\nagent = "*::*::*"\nlimit = "1/1m"\n', who=UNNAMED)
     came_out = []
     for at, name in enumerate(["a", "b", "a", "x::background::y", "a:", ":a", "a:"]):
@@ -195,12 +195,12 @@ def test_a_client_that_names_itself_gets_the_counter_of_that_agent_and_no_other(
 
 
 @pytest.mark.parametrize("name", ["x:", "x::", ":", "::", "x\\", "x\\:", "::subagent::y", "*"])
-def test_no_name_that_a_client_gives_itself_gets_it_out_of_a_rule_on_its_tier(name: str) -> None:
+def test_no_client_name_evades_a_rule_on_the_tier(name: str) -> None:
     talk = Talk('[[rule]]\nagent = "*::interactive::*"\nlimit = "deny"\n', who=UNNAMED)
     assert talk.client(call_line("x", 1, _meta={INFO: {"name": name}})) == ["answered 1: 403"]
 
 
-def test_an_agent_that_a_call_names_counts_only_where_that_is_trusted() -> None:
+def test_the_agent_in_a_calls_meta_counts_only_if_meta_is_trusted() -> None:
     meta = {"mcpguard/agent": "a::b::c"}
     trusting = Talk(ANYTHING, who=Identity("alice", "os", "crm", trust_meta=True))
     wary = Talk(ANYTHING, who=UNNAMED)
@@ -223,7 +223,7 @@ def test_memory_for_callers_is_bounded() -> None:
     assert len(talk.to_server) == 3000
 
 
-def test_calls_alike_have_one_plan_and_memory_for_them_is_bounded() -> None:
+def test_equal_calls_share_a_plan_and_the_number_of_plans_is_bounded() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
     first, second = talk.charges("search", 2)
     assert first.plan is second.plan
@@ -232,7 +232,7 @@ def test_calls_alike_have_one_plan_and_memory_for_them_is_bounded() -> None:
     assert len(talk.machine._callers) <= callers.MAX_CALLERS
 
 
-def test_a_long_name_is_not_remembered_and_its_counter_has_it_cut() -> None:
+def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
     name = "x" * 5000
     assert talk.client(call_line(name, 1), call_line(name, 2), call_line(name + "y", 3)) == [
@@ -245,7 +245,7 @@ def test_a_long_name_is_not_remembered_and_its_counter_has_it_cut() -> None:
     assert all(len(held.label) < 600 for held in talk.store.held())
 
 
-def test_a_trace_parent_is_taken_up_if_it_is_one() -> None:
+def test_a_valid_traceparent_gives_the_trace_id() -> None:
     talk = Talk(ANYTHING)
     trace = "0af7651916cd43dd8448eb211c80319c"
     parents: list[object] = [f"00-{trace}-b7ad6b7169203331-01", f"00-{trace}-b7ad6b7169203331", 7, "x" * 100]
@@ -253,7 +253,7 @@ def test_a_trace_parent_is_taken_up_if_it_is_one() -> None:
     assert [one["trace_id"] == trace for one in talk.records] == [True, False, False, False]
 
 
-def test_arguments_with_a_number_beyond_the_usual_are_kept_in_full_as_text() -> None:
+def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
     talk = Talk(ANYTHING, arguments="full")
     talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
     assert talk.records[0]["arguments"] == '{"n": Infinity}'
@@ -271,7 +271,7 @@ def test_a_session_begins_with_the_row_of_its_policy() -> None:
     assert talk.logged == []
 
 
-def test_a_broken_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
+def test_an_invalid_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
     talk = Talk(PolicyError("policy.toml: line 1: broken"))
     assert talk.client(call_line("x", 1), request("tools/list", 2)) == ["answered 1: 503", "forwarded 2"]
     assert talk.take_up(PolicyError("policy.toml: line 2: broken still")) == []
@@ -282,28 +282,28 @@ def test_a_broken_policy_at_the_start_closes_every_tool_until_it_is_mended() -> 
     assert [one["decision"] for one in talk.records] == ["unavailable", "allowed", "rate_limited"]
 
 
-def test_a_broken_edit_leaves_the_last_good_policy_in_force() -> None:
+def test_an_invalid_edit_leaves_the_last_valid_policy_in_force() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.client(call_line("x", 1)) == ["forwarded 1"]
     talk.take_up(PolicyError("broken"))
     assert talk.client(call_line("x", 2), call_line("y", 3)) == ["answered 2: 429", "forwarded 3"]
 
 
-def test_an_edit_is_obeyed_from_the_next_call_on_and_keeps_the_counters() -> None:
+def test_an_edit_applies_to_the_next_call_and_keeps_the_counters() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.client(call_line("x", 1), call_line("x", 2)) == ["forwarded 1", "answered 2: 429"]
     talk.take_up(ONE_A_MINUTE.replace("1/1m", "2/1m"))
     assert talk.client(call_line("x", 3), call_line("x", 4)) == ["forwarded 3", "answered 4: 429"]
 
 
-def test_taking_up_a_policy_is_a_line_and_a_row_that_lead_to_nothing() -> None:
+def test_taking_up_a_policy_writes_a_line_and_a_row() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.take_up(ONE_A_MINUTE) == []
     assert talk.policy_records[0]["policy"] == parse(ONE_A_MINUTE).digest
     assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("taken up", ["policy taken up"], [])
 
 
-def test_a_policy_that_is_broken_is_an_error_line_and_a_row_with_the_policy_that_stays_in_force() -> None:
+def test_an_invalid_policy_writes_an_error_line_and_a_row_with_the_policy_in_force() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.take_up(PolicyError("line 1: broken")) == []
     assert talk.errors == ["policy not taken up: line 1: broken"]
@@ -312,7 +312,7 @@ def test_a_policy_that_is_broken_is_an_error_line_and_a_row_with_the_policy_that
     ]
 
 
-def test_the_row_of_a_policy_that_never_was_in_force_names_none() -> None:
+def test_the_row_of_an_invalid_policy_at_the_start_has_no_policy() -> None:
     talk = Talk(PolicyError("x"))
     talk.take_up(PolicyError("y"))
     assert [("policy" in one, one["reason"]) for one in talk.policy_records] == [(False, "not taken up: y")]
@@ -321,7 +321,7 @@ def test_the_row_of_a_policy_that_never_was_in_force_names_none() -> None:
 # The store
 
 
-def test_a_store_that_fails_denies_calls_and_lets_the_rest_pass() -> None:
+def test_if_the_store_fails_calls_are_denied_and_everything_else_passes() -> None:
     talk = Talk(ANYTHING)
     talk.store_failure = "the disk is full"
     assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == [
@@ -337,7 +337,7 @@ def test_a_store_that_fails_denies_calls_and_lets_the_rest_pass() -> None:
     assert talk.client(call_line("x", 3)) == ["forwarded 3"]
 
 
-def test_a_store_that_fails_for_some_of_many_calls_denies_just_those(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "MAX_PORTION", 2)
     talk = Talk(ANYTHING)
     talk.fails_after = 1
@@ -349,7 +349,7 @@ def test_a_store_that_fails_for_some_of_many_calls_denies_just_those(monkeypatch
     ]
 
 
-def test_outcomes_that_a_store_cannot_take_are_dropped_and_later_ones_are_recorded() -> None:
+def test_outcomes_that_cannot_be_recorded_are_dropped_and_later_ones_are_recorded() -> None:
     talk = Talk(ANYTHING)
     talk.client(*[call_line("x", at) for at in range(150)])
     talk.store_failure = "it is away"
@@ -361,7 +361,7 @@ def test_outcomes_that_a_store_cannot_take_are_dropped_and_later_ones_are_record
     assert talk.outcomes == [Outcome(149, "ok", 0)]
 
 
-def test_many_outcomes_are_recorded_a_portion_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MAX_OUTCOMES", 2)
     talk = Talk(ANYTHING)
     talk.client(*[call_line("x", at) for at in range(5)])
@@ -370,7 +370,7 @@ def test_many_outcomes_are_recorded_a_portion_at_a_time(monkeypatch: pytest.Monk
     assert talk.recorded == [2, 2, 1]
 
 
-def test_denials_that_share_a_row_are_recorded_when_it_is_time_with_a_line_each() -> None:
+def test_rows_that_sum_up_denials_are_recorded_and_logged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(*[call_line("x", at) for at in range(5)])
     assert (talk.record(), len(talk.logged)) == ([], 1)
@@ -381,7 +381,7 @@ def test_denials_that_share_a_row_are_recorded_when_it_is_time_with_a_line_each(
     assert talk.log_kinds == ["rate_limited tool"] * 2
 
 
-def test_at_the_end_of_a_session_no_denial_waits_for_a_later_row() -> None:
+def test_at_the_end_of_a_session_all_denials_are_in_rows() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(*[call_line("x", at) for at in range(3)])
     assert talk.handle(events.RecordingDue(WALL_US, everything=True)) == []
@@ -391,23 +391,31 @@ def test_at_the_end_of_a_session_no_denial_waits_for_a_later_row() -> None:
 # A bug
 
 
-def test_requests_that_a_bug_keeps_from_being_judged_are_answered_and_not_forwarded() -> None:
+def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
     talk = Talk(ANYTHING)
     lines: list[bytes | Refusal] = [
         request("ping", 1),
         call_line("x", 2),
         NOTIFICATION,
+        b'{"id":4,"method":7}',
+        b'{"id":5,"result":{},"ID":5}',
         b"not json",
         Refusal(-32700, "too long"),
     ]
     talk.machine.handle(events.ClientWrote(frames.read(lines), 0))  # the store breaks down here
-    assert talk.handle(events.Unjudged(lines, 0)) == ["answered 1: 503", "answered 2: 503"]
-    assert {one["error"]["data"]["reason"] for one in talk.to_client} == {"internal_error"}
+    assert talk.handle(events.Unjudged(lines, 0)) == [
+        "answered 1: 503",
+        "answered 2: 503",
+        "answered 4: -32600",
+        "answered None: -32700",
+        "answered None: -32700",
+    ]
+    assert {one["error"]["data"]["reason"] for one in talk.to_client[:2]} == {"internal_error"}
     assert talk.client(call_line("x", 3)) == ["forwarded 3"]
     assert talk.server_exits("over") == ["answered 3: -32000"]
 
 
-def test_a_bug_in_the_parser_leaves_no_other_line_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk(ANYTHING)
     parse_line = frames.parse
 
@@ -451,7 +459,7 @@ def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
     assert not talk.awaits_answers
 
 
-def test_what_the_client_writes_after_the_servers_exit_is_discarded() -> None:
+def test_messages_after_the_servers_exit_are_discarded() -> None:
     talk = Talk(ANYTHING)
     assert talk.server_exits("over") == []
     assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == []
@@ -459,7 +467,7 @@ def test_what_the_client_writes_after_the_servers_exit_is_discarded() -> None:
 
 
 @pytest.mark.parametrize("denials", ["error", "result"])
-def test_what_comes_when_the_server_takes_no_more_is_answered_and_audited_and_neither_charged_nor_forwarded(
+def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_but_not_charged(
     denials: str,
 ) -> None:
     talk = Talk(ONE_A_MINUTE, denials=denials)
@@ -478,7 +486,7 @@ def test_what_comes_when_the_server_takes_no_more_is_answered_and_audited_and_ne
     assert not talk.store.held()
 
 
-def test_what_the_server_did_not_take_is_answered() -> None:
+def test_requests_that_the_server_did_not_take_are_answered() -> None:
     talk = Talk(ANYTHING)
     lines = [call_line("x", 1), request("ping", 2), b'{"method":"n"}', RESPONSE]
     assert talk.client(*lines) == ["forwarded 1", "forwarded 2", "forwarded n", "forwarded answer 9"]
@@ -488,7 +496,7 @@ def test_what_the_server_did_not_take_is_answered() -> None:
     assert not talk.awaits_answers
 
 
-def test_once_the_client_has_left_nothing_is_answered_in_the_servers_place_but_what_the_guard_denies_or_refuses_is() -> None:
+def test_after_the_client_has_left_only_denials_and_refusals_are_answered() -> None:
     talk = Talk(ONE_A_MINUTE)
     lines = [call_line("x", 1), request("ping", 2)]
     assert talk.client(*lines) == ["forwarded 1", "forwarded 2"]

@@ -9,7 +9,7 @@ VERIFIED = Identity("", "jwt", "crm")
 EXPIRED = Unauthenticated("the token in /t expired at 2026-01-01T00:00:00Z", "get a new one")
 
 
-def test_without_a_verified_user_every_call_is_denied_and_all_else_passes() -> None:
+def test_without_a_verified_user_calls_are_denied_and_everything_else_passes() -> None:
     talk = Talk(PolicyError("broken"), who=VERIFIED)
     talk.identify(EXPIRED)
     assert talk.client(call_line("x", 1, requestState="s"), request("tools/list", 2), b"not json") == [
@@ -34,7 +34,7 @@ def test_without_a_verified_user_every_call_is_denied_and_all_else_passes() -> N
     ]
 
 
-def test_a_denial_for_want_of_a_user_leaves_a_retry_to_who_may() -> None:
+def test_a_retry_that_was_denied_as_unauthenticated_stays_free() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n', who=VERIFIED)
     alice = Identity("alice", "jwt", "crm")
     talk.identify(alice)
@@ -47,7 +47,7 @@ def test_a_denial_for_want_of_a_user_leaves_a_retry_to_who_may() -> None:
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "unauthenticated", "continued"]
 
 
-def test_who_is_calling_can_change_from_one_call_to_the_next_and_nothing_of_the_last_one_stays() -> None:
+def test_a_new_identity_replaces_the_previous_one_completely() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nrole = "dev"\nlimit = "1/1m"\n', who=VERIFIED)
     alice = Identity("alice", "jwt", "crm", Agent(name="job"), "jwt", roles=("dev",), email="a@acme.com", act=("p", "q"))
     everybody: list[Identity | Unauthenticated] = [alice, EXPIRED, Identity("bob", "jwt", "crm"), alice]

@@ -1,4 +1,4 @@
-"""The call log: a ring of records, of which none is half there, whoever writes it and however that ends."""
+"""The call log: a ring of records, each of which is there completely or not at all, even if its writer is killed."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def texts(log: CallLog, at: Position = START) -> list[str]:
 
 
 @pytest.mark.posix
-def test_a_new_log_is_empty_whole_and_nobody_elses_business(log: CallLog, path: Path) -> None:
+def test_a_new_log_is_empty_fully_allocated_and_private(log: CallLog, path: Path) -> None:
     assert texts(log) == []
     assert log.key == bytes(32)
     assert log.drained() == START
@@ -47,7 +47,7 @@ def test_a_new_log_is_empty_whole_and_nobody_elses_business(log: CallLog, path: 
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-def test_what_is_appended_is_read_by_everybody_in_order_with_the_numbers_of_its_rows(log: CallLog, path: Path) -> None:
+def test_readers_get_the_records_in_order_with_the_ids_of_their_rows(log: CallLog, path: Path) -> None:
     other = CallLog(path, writable=False)
     at = log.append(START, "+ one\n+ two", 2)
     at = log.append(at, "o ü", 0)
@@ -61,7 +61,7 @@ def test_what_is_appended_is_read_by_everybody_in_order_with_the_numbers_of_its_
 
 @pytest.mark.posix
 @pytest.mark.parametrize("length", [0, 1, 20, 100, 70_000])
-def test_a_record_that_its_writer_could_not_finish_is_not_there_and_is_written_over(log: CallLog, length: int) -> None:
+def test_an_unfinished_record_is_ignored_and_overwritten(log: CallLog, length: int) -> None:
     at = log.append(START, "before", 0)
     whole = log.append(at, "x" * 100_000, 1)
     os.pwrite(log.fd, bytes(whole.end - at.end - length), 4096 + at.end + length)  # killed after so many bytes
@@ -72,7 +72,7 @@ def test_a_record_that_its_writer_could_not_finish_is_not_there_and_is_written_o
 
 @given(st.lists(st.tuples(st.integers(0, 40_000), st.booleans()), max_size=40))
 @settings(max_examples=50, deadline=None)
-def test_a_ring_that_is_drained_gives_back_what_was_written_however_often_it_goes_round(steps: list[tuple[int, bool]]) -> None:
+def test_a_drained_ring_returns_every_record_through_any_number_of_rounds(steps: list[tuple[int, bool]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(call_log, "RING_BYTES", SMALL)
         create(Path(folder) / "log", HEADER)
@@ -92,7 +92,7 @@ def test_a_ring_that_is_drained_gives_back_what_was_written_however_often_it_goe
         log.close()
 
 
-def test_a_log_that_nobody_drains_is_full_in_the_end_and_loses_nothing(log: CallLog) -> None:
+def test_a_log_that_is_never_drained_becomes_full_and_loses_no_record(log: CallLog) -> None:
     at, written = START, 0
     with contextlib.suppress(StoreUnavailable):
         while True:
@@ -107,7 +107,7 @@ def test_a_log_that_nobody_drains_is_full_in_the_end_and_loses_nothing(log: Call
     assert texts(log, at) == ["room again"]
 
 
-def test_who_was_overtaken_is_told_so(log: CallLog) -> None:
+def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
     sleeper = at = log.append(START, "x", 0)
     for _ in range(300):
         at = log.append(at, "y" * 1000, 0)
@@ -116,7 +116,7 @@ def test_who_was_overtaken_is_told_so(log: CallLog) -> None:
         log.has_more(sleeper)
 
 
-def test_a_log_that_was_put_back_to_an_earlier_state_is_noticed(log: CallLog, path: Path) -> None:
+def test_a_log_that_was_restored_to_an_earlier_state_is_detected(log: CallLog, path: Path) -> None:
     at = log.append(START, "x", 0)
     before = path.read_bytes()
     at = log.append(at, "y", 0)
@@ -126,7 +126,7 @@ def test_a_log_that_was_put_back_to_an_earlier_state_is_noticed(log: CallLog, pa
         log.has_more(at)
 
 
-def test_a_log_that_is_removed_replaced_or_cut_is_noticed(log: CallLog, path: Path) -> None:
+def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, path: Path) -> None:
     log.check()
     os.truncate(path, 5000)
     with pytest.raises(StoreUnavailable, match="damaged: it was cut"):
@@ -142,7 +142,7 @@ def test_a_log_that_is_removed_replaced_or_cut_is_noticed(log: CallLog, path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"not a log", b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)])
-def test_what_is_no_call_log_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_call_log_is_refused_and_unchanged(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreUnavailable, match="damaged") as raised:
         CallLog(path)
@@ -150,13 +150,13 @@ def test_what_is_no_call_log_is_refused_and_left_as_it_is(path: Path, content: b
     assert path.read_bytes() == content
 
 
-def test_the_format_of_a_later_program_is_refused(path: Path, log: CallLog) -> None:
+def test_a_later_format_is_refused(path: Path, log: CallLog) -> None:
     log.write_header({**HEADER, "format": call_log.FORMAT + 1})
     with pytest.raises(StoreUnavailable, match=f"has format {call_log.FORMAT + 1}"):
         CallLog(path)
 
 
-def test_a_record_that_cannot_be_forced_to_the_disk_is_taken_back(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_cannot_be_forced_to_the_disk_is_undone(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -166,7 +166,7 @@ def test_a_record_that_cannot_be_forced_to_the_disk_is_taken_back(log: CallLog, 
     assert texts(log) == []
 
 
-def test_records_that_do_not_all_fit_are_not_appended_at_all(log: CallLog) -> None:
+def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
     at = log.append(START, "before", 0)
     with pytest.raises(StoreUnavailable, match="is full"):
         log.append_all(at, [("x" * 50_000, 1)] * 3)
@@ -176,7 +176,7 @@ def test_records_that_do_not_all_fit_are_not_appended_at_all(log: CallLog) -> No
     assert (after, after.row) == (log.end(START), 3)
 
 
-def test_a_record_that_is_longer_than_readers_look_for_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 70_000)
     at = log.append(START, "ä" * 35_000, 0)
     with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):

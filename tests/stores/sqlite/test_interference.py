@@ -1,4 +1,4 @@
-"""What others do to a store's files, and what large calls do, breaks none of its promises."""
+"""A store stays correct whatever other processes do to its files, and however large calls are."""
 
 import contextlib
 import os
@@ -43,13 +43,13 @@ def used(store: SqliteStore) -> list[int]:
 
 
 def drain(store: SqliteStore) -> None:
-    assert store._have_lock(store._upkeep.drain)
+    assert store._with_lock(store._upkeep.drain)
 
 
 # Long records
 
 
-def test_calls_of_one_turn_whose_names_are_long_together_are_seen_whole_by_others(open_store: Open) -> None:
+def test_others_read_all_calls_of_a_turn_that_takes_several_records(open_store: Open) -> None:
     one, other = open_store(), open_store()
     long = Session(one, MANY, who=identity(roles=tuple("é" * 200 + str(number) for number in range(12))))
     assert {verdict.decision for verdict in long.call("x", 256)} == {"allowed"}
@@ -74,11 +74,11 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
     assert Session(other, MANY, session="b" * 16).one("x").remaining == 99_999
 
 
-# A database that others hold
+# A database that others have locked
 
 
 @pytest.mark.parametrize("trouble", ["locked", "full"])
-def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
+def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     monkeypatch.setattr(store, "PACE_BYTES", 1000)
@@ -101,12 +101,12 @@ def test_a_storm_goes_on_while_the_database_takes_nothing_and_the_log_has_room(
     assert used(open_store()) == [201]
 
 
-def test_nobody_waits_longer_for_upkeep_than_a_call_may(open_store: Open) -> None:
+def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store: Open) -> None:
     reader = open_store(timeout_ms=70)._reader
     assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
 
 
-def test_a_call_that_has_to_ask_the_database_keeps_no_other_call_waiting(
+def test_a_call_that_has_to_read_the_database_delays_no_other_call(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "LOADED", 0)
@@ -115,7 +115,7 @@ def test_a_call_that_has_to_ask_the_database_keeps_no_other_call_waiting(
     drain(before)
     busy = open_store(timeout_ms=60_000)
     asking, other = Session(busy, MANY, session="b" * 16), Session(open_store(timeout_ms=60_000), MANY)
-    other.one("x")  # from now on it remembers the counter
+    other.one("x")  # from now on the counter is in its memory
     asks = threading.Event()
     logs = busy._reader.logs
 
@@ -127,7 +127,7 @@ def test_a_call_that_has_to_ask_the_database_keeps_no_other_call_waiting(
     verdicts: list[Verdict] = []
     thread = threading.Thread(target=lambda: verdicts.append(asking.one("x")))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
-        theirs.execute("BEGIN EXCLUSIVE")  # as upkeep has it while it commits
+        theirs.execute("BEGIN EXCLUSIVE")  # as upkeep does while it commits
         thread.start()
         assert asks.wait(60)
         assert [other.one("x").remaining for _ in range(10)] == list(range(99_995, 99_985, -1))
@@ -138,7 +138,7 @@ def test_a_call_that_has_to_ask_the_database_keeps_no_other_call_waiting(
 
 
 @pytest.mark.parametrize("is_moved", [False, True])
-def test_what_is_written_while_a_call_asks_the_database_is_counted(
+def test_records_appended_while_a_call_reads_the_database_are_counted(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_moved: bool
 ) -> None:
     monkeypatch.setattr(reader, "LOADED", 0)
@@ -162,10 +162,10 @@ def test_what_is_written_while_a_call_asks_the_database_is_counted(
     assert used(before) == [6]
 
 
-# Two that do the same
+# Two processes that do the same
 
 
-def test_two_processes_that_both_move_the_log_since_its_lock_was_removed_count_nothing_twice(
+def test_if_the_lock_file_was_removed_two_processes_that_drain_the_log_count_nothing_twice(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = open_store()
@@ -188,7 +188,7 @@ def test_two_processes_that_both_move_the_log_since_its_lock_was_removed_count_n
     assert used(one) == used(other) == [4]
 
 
-def test_a_database_that_is_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, path: Path, open_store: Open) -> None:
+def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, path: Path, open_store: Open) -> None:
     one = open_store()
     (tmp_path / "link.db").symlink_to(path)
     other = open_store(tmp_path / "link.db")
@@ -202,10 +202,10 @@ def test_a_database_that_is_reached_by_a_link_has_one_log_and_one_lock(tmp_path:
     assert other.warnings == ()
 
 
-# Ends
+# Processes that end
 
 
-def test_what_a_killed_process_left_half_written_in_the_database_keeps_no_reader_out(
+def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_reader(
     tmp_path: Path, path: Path, open_store: Open
 ) -> None:
     store = open_store()
@@ -229,7 +229,7 @@ def test_what_a_killed_process_left_half_written_in_the_database_keeps_no_reader
             reader._db.execute("DELETE FROM audit")
 
 
-def test_a_counter_whose_label_went_with_the_database_is_counted_and_not_listed(path: Path, open_store: Open) -> None:
+def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_listed(path: Path, open_store: Open) -> None:
     store = open_store()
     policy = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
     session = Session(store, policy)
@@ -244,9 +244,7 @@ def test_a_counter_whose_label_went_with_the_database_is_counted_and_not_listed(
     assert Session(open_store(), policy, session="c" * 16).one("x").remaining == 1
 
 
-def test_a_store_whose_folder_cannot_be_looked_at_any_more_can_be_closed(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_whose_folder_cannot_be_read_any_more_can_be_closed(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
 
     def refuse(_: CallLog) -> None:
@@ -257,7 +255,7 @@ def test_a_store_whose_folder_cannot_be_looked_at_any_more_can_be_closed(
     assert store._log.fd == -1
 
 
-def test_a_note_for_a_log_that_was_put_back_is_refused_with_a_word(path: Path, open_store: Open) -> None:
+def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_a_reason(path: Path, open_store: Open) -> None:
     open_store().close()
     with contextlib.closing(CallLog(log_path(path))) as log:
         log.set_drained(Position(1000, 7, b"gone"))
@@ -265,9 +263,7 @@ def test_a_note_for_a_log_that_was_put_back_is_refused_with_a_word(path: Path, o
         notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
 
 
-def test_whoever_tells_something_of_a_full_log_waits_until_upkeep_has_made_room(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcomes_and_write_backs_make_room_in_a_full_log(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
     store = open_store()
     (verdict,) = Session(store, MANY).call("x")
@@ -285,7 +281,7 @@ def test_whoever_tells_something_of_a_full_log_waits_until_upkeep_has_made_room(
 
 
 def ends_after(work: Callable[..., None]) -> Callable[..., None]:
-    """A function that ends its process, as far as that can be seen from here, when it has done its work."""
+    """A function that does its work and then raises, as if its process ended there."""
 
     def end(*args: Any) -> None:
         work(*args)
@@ -294,7 +290,7 @@ def ends_after(work: Callable[..., None]) -> Callable[..., None]:
     return end
 
 
-def test_whoever_ends_while_a_removed_log_is_made_anew_leaves_no_number_of_a_row_to_be_used_twice(
+def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_log(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -314,7 +310,7 @@ def test_whoever_ends_while_a_removed_log_is_made_anew_leaves_no_number_of_a_row
     assert [entry.record["seq"] for entry in after.entries()] == [1, 2, 3, 1]
 
 
-def test_a_turn_is_asked_for_on_a_file_position_that_no_reading_moves(path: Path, open_store: Open) -> None:
+def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: Open) -> None:
     store, other = open_store(), open_store()
     os.lseek(store._log.fd, 5, os.SEEK_SET)
     assert store._turn_lock.acquire(1)
@@ -327,7 +323,7 @@ def test_a_turn_is_asked_for_on_a_file_position_that_no_reading_moves(path: Path
         store._log.turn()
 
 
-def test_a_log_that_was_removed_is_made_anew_though_an_idle_wrapper_still_has_the_old_one(path: Path, open_store: Open) -> None:
+def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, open_store: Open) -> None:
     idle = open_store()
     session = Session(idle, MANY)
     session.call("x", 3)

@@ -1,4 +1,4 @@
-"""What a hook writes into an SQLite store from outside, and what is left of it."""
+"""Agent notes: how a hook writes them into an SQLite store, and how long they are found."""
 
 import contextlib
 import sqlite3
@@ -31,7 +31,7 @@ def rows(path: Path) -> list[tuple[object, ...]]:
         return db.execute("SELECT tool_use_id FROM agent_note ORDER BY tool_use_id").fetchall()
 
 
-def test_a_note_left_from_outside_is_found_by_an_open_store(tmp_path: Path) -> None:
+def test_an_open_store_reads_a_note_of_another_process(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = SqliteStore(path, wall=Time(WALL_US))
     assert leave(path)
@@ -39,7 +39,7 @@ def test_a_note_left_from_outside_is_found_by_an_open_store(tmp_path: Path) -> N
     store.close()
 
 
-def test_a_note_is_left_while_others_decide(tmp_path: Path) -> None:
+def test_a_note_can_be_written_while_others_decide(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     session = Session(SqliteStore(path, wall=Time(WALL_US)), '[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
     assert session.decisions("x") == ["allowed"]
@@ -48,14 +48,14 @@ def test_a_note_is_left_while_others_decide(tmp_path: Path) -> None:
     session.store.close()
 
 
-def test_where_no_store_is_none_is_made(tmp_path: Path) -> None:
+def test_a_note_creates_no_store(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         leave(tmp_path / "none.db")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"not a call log, by far, but longer than a header" * 3])
-def test_a_file_that_is_no_call_log_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_call_log_is_unchanged(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.db"
     log_path(path).write_bytes(content)
     with pytest.raises(StoreUnavailable, match="damaged"):
@@ -63,7 +63,7 @@ def test_a_file_that_is_no_call_log_is_left_as_it_is(tmp_path: Path, content: by
     assert log_path(path).read_bytes() == content
 
 
-def test_a_lock_that_is_not_given_up_is_waited_for_within_bounds(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
+def test_the_wait_for_the_lock_is_bounded(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     path = tmp_path / "a.db"
     SqliteStore(path).close()
     worker = start("hold", log_path(path))
@@ -76,7 +76,7 @@ def test_a_lock_that_is_not_given_up_is_waited_for_within_bounds(tmp_path: Path,
     assert leave(path)
 
 
-def test_old_notes_and_those_from_a_future_that_was_taken_back_are_not_found_and_go(tmp_path: Path) -> None:
+def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(tmp_path: Path) -> None:
     path, wall, clock = tmp_path / "a.db", Time(WALL_US), Time()
     store = SqliteStore(path, wall=wall, clock=clock)
     leave(path, AgentNote("old", "a::b::c"), wall=WALL_US - NOTE_KEPT_US - 1)
@@ -94,7 +94,7 @@ def test_old_notes_and_those_from_a_future_that_was_taken_back_are_not_found_and
     store.close()
 
 
-def test_of_many_notes_the_newest_are_remembered_and_the_others_looked_up(
+def test_the_newest_of_many_notes_are_kept_in_memory_and_the_others_are_read_from_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "LOADED", 3)
@@ -110,7 +110,7 @@ def test_of_many_notes_the_newest_are_remembered_and_the_others_looked_up(
     store.close()
 
 
-def test_a_note_left_now_is_found_now(tmp_path: Path) -> None:
+def test_a_note_is_found_as_soon_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = SqliteStore(path)
     assert leave(path, wall=wall_us())
@@ -128,7 +128,7 @@ class Gone(MemoryStore):
         raise StoreUnavailable("it is gone")
 
 
-def test_in_an_outage_nothing_is_noted_nothing_fails_and_only_the_first_one_asks() -> None:
+def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
     gone, said = Gone(), list[str]()
     store = FailoverStore(lambda: gone, mode="local", notify=said.append)
     for _ in range(3):
@@ -138,7 +138,7 @@ def test_in_an_outage_nothing_is_noted_nothing_fails_and_only_the_first_one_asks
     assert Wrapper(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
 
 
-def test_while_the_store_answers_notes_pass_through(tmp_path: Path) -> None:
+def test_failover_returns_the_notes_of_a_store_that_works(tmp_path: Path) -> None:
     store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
     assert store.args_key  # it has been opened
     assert leave(tmp_path / "a.db", wall=wall_us())

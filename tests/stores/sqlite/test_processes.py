@@ -1,4 +1,4 @@
-"""Many processes on one file: they make it together, share it fairly, and die at any moment."""
+"""Many processes on one store: they create it together, share it fairly, and are killed at any moment."""
 
 import random
 import selectors
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "mcpguard.db"
 
 
-def test_eight_processes_may_make_the_file_at_once(path: Path, start: Start) -> None:
+def test_eight_processes_can_create_the_store_at_once(path: Path, start: Start) -> None:
     workers = [start("make", path) for _ in range(8)]
     for worker in workers:
         tell(worker)
@@ -47,7 +47,7 @@ def test_of_many_processes_each_gets_its_share(path: Path, start: Start) -> None
     store.close()
 
 
-def test_processes_killed_at_any_moment_leave_no_window_over_and_no_admission_without_its_row(path: Path, start: Start) -> None:
+def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_its_row(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260101)  # noqa: S311 - it only chooses whom to kill, and when
     reported: list[str] = []
@@ -95,7 +95,9 @@ def test_processes_killed_at_any_moment_leave_no_window_over_and_no_admission_wi
 
 
 @pytest.mark.parametrize("what", ["hold", "hold_transaction"])
-def test_a_stopped_holder_of_the_lock_costs_a_call_its_budget_and_consumes_nothing(path: Path, start: Start, what: str) -> None:
+def test_a_call_that_waits_for_a_stopped_holder_of_the_lock_gives_up_in_time_and_charges_nothing(
+    path: Path, start: Start, what: str
+) -> None:
     store = SqliteStore(path, timeout_ms=50)
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = "2/1h"\n')
     assert session.decisions("x") == ["allowed"]
@@ -114,7 +116,7 @@ def test_a_stopped_holder_of_the_lock_costs_a_call_its_budget_and_consumes_nothi
     store.close()
 
 
-def test_a_full_disk_is_reported_and_leaves_counters_and_audit_as_they_were(path: Path, start: Start) -> None:
+def test_a_full_disk_is_reported_and_changes_neither_counters_nor_audit(path: Path, start: Start) -> None:
     worker = start("fill_the_disk", path)
     output, _ = worker.communicate(timeout=ENOUGH_S)
     assert worker.returncode == 0

@@ -1,4 +1,4 @@
-"""Counting in files, by a database and the call log after it, is the same as counting in memory."""
+"""A store in files, a database and the call log that continues it, counts as a store in memory does."""
 
 import tempfile
 from pathlib import Path
@@ -100,7 +100,7 @@ class Pair:
         self.files[at].store = self.file()
 
     def fail(self, at: int) -> None:
-        """A decision that is impossible, for a wrapper whose audit is not looked at."""
+        """A decision that fails, of a wrapper whose audit rows are not compared."""
         bystander = self.session(self.files[at].store, 9)
         log = log_path(self.path)
         log.rename(log.with_name("away"))
@@ -109,7 +109,7 @@ class Pair:
         log.with_name("away").rename(log)
 
     def forget(self, at: int) -> None:
-        """A wrapper that remembers some counters only, as if there were too many."""
+        """Let a wrapper keep only some counters in memory, as if there were too many."""
         store = self.files[at].store
         assert isinstance(store, SqliteStore)
         store._memory.complete = False
@@ -137,7 +137,7 @@ class Pair:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(calls, calls, pauses, one_offs), max_size=30), st.sampled_from([1, upkeep.DRAIN_BYTES]))
-def test_many_wrappers_on_a_store_decide_count_and_write_as_they_would_in_memory(
+def test_many_wrappers_of_a_store_decide_count_and_write_as_the_store_in_memory_does(
     steps: list[tuple[str, ...]], drain_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -156,9 +156,7 @@ pauses_us = st.sampled_from([-7, 0, 1, 1000, 900_000, 1_000_000, 5_000_000, 61_0
 
 
 @given(st.lists(st.tuples(pauses_us, st.integers(1, 40)), min_size=1), st.sampled_from([1, 3, 64, 65, 200]), st.integers(0))
-def test_rows_that_are_replayed_give_the_very_logs_that_the_decisions_had(
-    steps: list[tuple[int, int]], n: int, drained_at: int
-) -> None:
+def test_replayed_rows_give_the_same_logs_as_the_decisions(steps: list[tuple[int, int]], n: int, drained_at: int) -> None:
     named = tuple(Counter(at, f"counter {at}", 60_000_000) for at in range(2))
     limits = (Limit(n, 60_000_000, 0), Limit(70, 60_000_000, 1, rule=1, observe=True), Limit(n + 1, 60_000_000, 0, rule=2))
     states: list[State] = [EMPTY, EMPTY]

@@ -1,4 +1,4 @@
-"""The SQLite store's file: its modes, its schema, its time, and what becomes of calls when it cannot be used."""
+"""The SQLite store: its files' modes, its schema, its time, and calls while it cannot be used."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ def test_files_are_0600_in_0700_whatever_the_umask(path: Path, open_store: Open,
 
 
 @pytest.mark.posix
-def test_a_folder_that_is_there_keeps_its_mode(path: Path, open_store: Open) -> None:
+def test_an_existing_folder_keeps_its_mode(path: Path, open_store: Open) -> None:
     path.parent.mkdir(parents=True, mode=0o755)
     open_store()
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
@@ -98,7 +98,7 @@ def test_each_file_has_a_key_of_its_own(tmp_path: Path) -> None:
         store.close()
 
 
-def test_a_folder_in_place_of_the_file_is_said_and_nothing_is_put_beside_it(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_reported_and_no_file_is_created(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with pytest.raises(StoreUnavailable, match="state is a folder") as raised:
         SqliteStore(tmp_path / "state")
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_damaged_file_is_reported_and_not_made_anew(path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_reported_and_not_recreated(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_reported_and_not_made_anew(path: Path, content: bytes
     assert path.read_bytes() == content
 
 
-def test_damage_that_comes_later_is_reported_by_upkeep_and_by_whoever_opens_the_store(path: Path, open_store: Open) -> None:
+def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open) -> None:
     time = Time()
     store = open_store(clock=time)
     decisions(store, 3)
@@ -149,7 +149,7 @@ def test_damage_that_comes_later_is_reported_by_upkeep_and_by_whoever_opens_the_
 # Schema
 
 
-def test_a_schema_of_a_later_program_is_refused_with_a_word_and_untouched(path: Path, open_store: Open) -> None:
+def test_a_later_schema_is_refused_with_a_reason_and_unchanged(path: Path, open_store: Open) -> None:
     open_store().close()
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
@@ -163,7 +163,7 @@ def test_a_schema_of_a_later_program_is_refused_with_a_word_and_untouched(path: 
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_file_of_an_unreleased_program_is_refused_and_untouched(path: Path, open_store: Open, version: int) -> None:
+def test_a_file_of_an_unreleased_version_is_refused_and_unchanged(path: Path, open_store: Open, version: int) -> None:
     path.parent.mkdir(parents=True)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA user_version = {version}")
@@ -173,7 +173,7 @@ def test_a_file_of_an_unreleased_program_is_refused_and_untouched(path: Path, op
     assert path.read_bytes() == before
 
 
-def test_a_step_that_fails_leaves_the_schema_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = "CREATE TABLE extra (x); CREATE TABLE extra (x)"
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, broken))
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
@@ -201,7 +201,7 @@ def test_a_log_is_stored_in_the_documented_form() -> None:
 
 
 class Machine:
-    """A machine whose clocks the test winds."""
+    """A machine whose clocks the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.boot = Time(100_000_000)
@@ -232,7 +232,7 @@ def test_steps_of_the_wall_clock_do_not_matter(machine: Machine, open_store: Ope
     assert decisions(open_store(wall=machine.wall), 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_second_time_base_is_refused_while_somebody_holds_the_first(machine: Machine, open_store: Open) -> None:
+def test_a_second_time_base_is_refused_while_a_process_uses_the_first(machine: Machine, open_store: Open) -> None:
     first = open_store(wall=machine.wall)
     decisions(first, 3)
     machine.reboots()
@@ -244,7 +244,7 @@ def test_a_second_time_base_is_refused_while_somebody_holds_the_first(machine: M
     assert decisions(first, 3, "b" * 16) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_a_second_time_base_takes_over_when_nobody_holds_the_first(machine: Machine, open_store: Open) -> None:
+def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: Machine, open_store: Open) -> None:
     first, second = open_store(wall=machine.wall), open_store(wall=machine.wall)
     decisions(first, 5)
     first.close()
@@ -294,7 +294,7 @@ def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_
         after.close()
 
 
-def test_a_container_is_told_by_its_clock_and_not_by_a_number_that_the_next_one_gets() -> None:
+def test_a_time_namespace_is_identified_by_its_offset_and_not_by_its_number_which_is_reused() -> None:
     text = "monotonic           0         0\nboottime      {}         0\n"
     assert clock.boottime_offset(text.format(0)) == ""
     assert clock.boottime_offset(text.format(50)) == clock.boottime_offset(text.format(50)) != ""
@@ -308,7 +308,7 @@ def test_the_machines_own_clock_runs_forward_and_has_a_base() -> None:
     assert clock.base_id() == clock.base_id() != ""
 
 
-# Where
+# File systems
 
 
 @pytest.mark.posix
@@ -327,7 +327,7 @@ def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, point: str)
 
 @pytest.mark.posix
 @pytest.mark.parametrize("folder", ["/srv/shared", "/srv/share/local/state", "/home/alice"])
-def test_a_local_file_system_beside_or_inside_a_network_one_is_not(tmp_path: Path, folder: str) -> None:
+def test_a_local_file_system_beside_or_inside_a_network_one_is_accepted(tmp_path: Path, folder: str) -> None:
     table = (
         "21 1 8:1 / / rw - ext4 /dev/sda rw\n"
         "36 21 0:1 / /srv/share rw - nfs4 host:/x rw\n"
@@ -338,22 +338,22 @@ def test_a_local_file_system_beside_or_inside_a_network_one_is_not(tmp_path: Pat
     refuse_network(Path(folder), mountinfo)
 
 
-def test_where_no_table_of_mounts_is_nothing_is_refused(tmp_path: Path) -> None:
+def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
     refuse_network(Path("/srv"), tmp_path / "missing")
 
 
 @pytest.mark.posix
-def test_opening_on_a_network_file_system_makes_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "36 21 0:1 / / rw - nfs4 host:/x rw\n")
     with pytest.raises(StoreUnavailable):
         SqliteStore(path)
     assert list(path.parent.iterdir()) == []
 
 
-# A bad day
+# Failures
 
 
-def test_a_decision_that_fails_consumes_nothing_and_leaves_no_gap(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(clock=Time())
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
@@ -372,7 +372,7 @@ def test_a_decision_that_fails_consumes_nothing_and_leaves_no_gap(open_store: Op
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_no_lock_on_the_database_costs_a_decision_anything(path: Path, open_store: Open) -> None:
+def test_a_decision_does_not_wait_for_a_lock_on_the_database(path: Path, open_store: Open) -> None:
     store = open_store(timeout_ms=1)
     decisions(store, 1)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -381,14 +381,14 @@ def test_no_lock_on_the_database_costs_a_decision_anything(path: Path, open_stor
         db.execute("ROLLBACK")
 
 
-def test_a_turn_that_another_holds_costs_a_decision_its_budget_and_consumes_nothing(open_store: Open) -> None:
+def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_store: Open) -> None:
     store, other = open_store(timeout_ms=20), open_store()
     with other._turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
         decisions(store, 1)
     assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_denial_that_has_no_row_writes_nothing_and_is_decided_on_what_counts_now(open_store: Open) -> None:
+def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_current_counters(open_store: Open) -> None:
     time, wall = Time(), Time(WALL_US)
     store, other = open_store(clock=time, wall=wall), open_store(clock=time, wall=wall)
     session = Session(store, FIVE_A_MINUTE)
@@ -401,7 +401,7 @@ def test_a_denial_that_has_no_row_writes_nothing_and_is_decided_on_what_counts_n
     assert session.decisions("x") == ["allowed"]
 
 
-def test_opening_waits_for_others_and_then_says_who_is_in_the_way(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_waits_for_others_and_then_reports_the_lock(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
     first = open_store()
     assert first._files.lock.acquire_by_trying(0)
@@ -411,7 +411,7 @@ def test_opening_waits_for_others_and_then_says_who_is_in_the_way(open_store: Op
     open_store()
 
 
-def test_a_store_that_was_closed_has_everything_in_its_database(path: Path, open_store: Open) -> None:
+def test_closing_moves_all_records_into_the_database(path: Path, open_store: Open) -> None:
     store = open_store()
     decisions(store, 6)
     store.close()
@@ -421,7 +421,7 @@ def test_a_store_that_was_closed_has_everything_in_its_database(path: Path, open
 
 
 @pytest.mark.parametrize(("durability", "syncs"), [("normal", 0), ("full", 1)])
-def test_durability_forces_a_decision_to_the_disk_or_leaves_that_to_the_system(
+def test_full_durability_forces_a_decision_to_the_disk_and_normal_does_not(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, durability: str, syncs: int
 ) -> None:
     store = open_store(durability=durability)
@@ -466,7 +466,7 @@ def test_memory_for_counters_is_bounded_however_many_a_turn_adds(
         assert len(session.store.last_seen()[0]) <= 20 + 3 * 2 * 30  # what the last turn has added
 
 
-def test_texts_that_a_client_has_chosen_for_their_hashes_free_no_counter(open_store: Open) -> None:
+def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
     policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
     decided = []
     for number, (agent, tool) in enumerate([("k00f171e14af5eb70", "ping"), *[("k4ec372a41ceca31d", "search")] * 3]):
@@ -477,7 +477,7 @@ def test_texts_that_a_client_has_chosen_for_their_hashes_free_no_counter(open_st
     assert decided.count("allowed") == 3 + 5
 
 
-def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided_one_by_one(open_store: Open) -> None:
+def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_store: Open) -> None:
     store = open_store(clock=Time())
     session = Session(store, FIVE_A_MINUTE, arguments="full")
     assert [verdict.decision for verdict in session.call("x", 6, arguments={"text": "ä" * 300_000})] == ["allowed"] * 5 + [

@@ -1,4 +1,4 @@
-"""Upkeep: the log moves into the database, what is too old or too much goes, and none of it is on a call's path."""
+"""Upkeep drains the log into the database and prunes old and surplus rows. No call waits for it."""
 
 import contextlib
 import sqlite3
@@ -43,7 +43,7 @@ def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
 
 @pytest.fixture
 def tend(times: tuple[Time, Time]) -> Callable[..., None]:
-    """Lets time pass until upkeep is due, and has it done until there is nothing more to do."""
+    """Lets time pass until upkeep is due, and repeats it until there is nothing more to do."""
 
     def do(*stores: SqliteStore, after_s: int = MINUTE_S) -> None:
         for time in times:
@@ -72,7 +72,7 @@ def used(store: SqliteStore) -> list[int]:
 # Draining
 
 
-def test_the_log_is_moved_into_the_database_after_a_while_or_when_it_is_much(
+def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
     path: Path, open_store: Open, times: tuple[Time, Time]
 ) -> None:
     store = open_store()
@@ -91,7 +91,7 @@ def test_the_log_is_moved_into_the_database_after_a_while_or_when_it_is_much(
     assert used(store) == [2]
 
 
-def test_what_one_wrapper_has_moved_no_other_needs_to_move(open_store: Open, times: tuple[Time, Time]) -> None:
+def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, times: tuple[Time, Time]) -> None:
     one, other = open_store(), open_store()
     one.tend()
     Session(one, FIVE_A_MINUTE).call("x", 2)
@@ -102,7 +102,7 @@ def test_what_one_wrapper_has_moved_no_other_needs_to_move(open_store: Open, tim
     assert used(one) == [4]
 
 
-def test_while_one_wrapper_does_upkeep_the_others_go_on(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
     one, other = open_store(), open_store(timeout_ms=1)
     assert one._files.lock.acquire_by_trying(0)
     session = Session(other, FIVE_A_MINUTE)
@@ -116,7 +116,7 @@ def test_while_one_wrapper_does_upkeep_the_others_go_on(path: Path, open_store: 
 
 
 def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
-    """Let something happen within the next transaction that moves records, once."""
+    """Let something happen within the next transaction that drains records, and in no later one."""
     write = draining.Drain.write
 
     def wrapped(self: draining.Drain, first_row: int, batch: list[str]) -> None:
@@ -142,7 +142,7 @@ def test_a_call_is_decided_while_a_transaction_of_upkeep_is_open(
 
 
 @pytest.mark.parametrize("between", ["reset", "adopt", "call"])
-def test_what_happens_while_the_log_is_moved_is_not_undone(
+def test_records_appended_while_the_log_is_drained_are_kept(
     open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, between: str
 ) -> None:
     store, other = open_store(), open_store()
@@ -164,7 +164,7 @@ def test_what_happens_while_the_log_is_moved_is_not_undone(
     assert used(store) == used(other) == used(open_store()) == expected
 
 
-def test_a_storm_waits_for_upkeep_between_its_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(module, "PACE_BYTES", 1024)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
@@ -190,7 +190,7 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
     assert other.decisions("free", 250) == ["allowed"] * 250  # the same again
 
 
-def test_a_call_neither_moves_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACE_BYTES", 1)
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
@@ -216,7 +216,7 @@ def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypa
 
 @contextlib.contextmanager
 def tended(store: SqliteStore) -> Iterator[None]:
-    """A bookkeeper beside the thread that decides."""
+    """Runs a bookkeeper's thread beside the thread that decides."""
     done = threading.Event()
 
     def tend() -> None:
@@ -232,7 +232,9 @@ def tended(store: SqliteStore) -> Iterator[None]:
         thread.join()
 
 
-def test_a_wrapper_that_slept_while_the_log_went_round_counts_all(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrapper_that_was_idle_for_a_whole_round_of_the_ring_counts_all_calls(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
     store = open_store()
@@ -247,7 +249,7 @@ def test_a_wrapper_that_slept_while_the_log_went_round_counts_all(open_store: Op
     assert used(store) == [5]
 
 
-def test_an_outcome_joins_its_row_before_with_and_after_it_is_moved(
+def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
     path: Path, open_store: Open, tend: Callable[..., None]
 ) -> None:
     store = open_store()
@@ -270,7 +272,7 @@ def test_an_outcome_joins_its_row_before_with_and_after_it_is_moved(
     assert ask(path, "SELECT group_concat(outcome) FROM audit") == "ok,tool_error"
 
 
-def test_a_reader_waits_for_nobody_and_writes_nothing(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
@@ -316,9 +318,7 @@ def test_rows_are_found_by_who_called_what_by_decision_and_by_axis(open_store: O
 # Pruning
 
 
-def test_rows_older_than_they_are_kept_are_pruned_with_their_words(
-    path: Path, open_store: Open, tend: Callable[..., None]
-) -> None:
+def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store(keep_us=100_000_000)
     old = Session(store, FIVE_A_MINUTE, session="a" * 16)
     old.call("free", 5000)
@@ -336,7 +336,7 @@ def test_rows_older_than_they_are_kept_are_pruned_with_their_words(
     assert [entry.record["session"] for entry in store.entries()] == ["b" * 16, "a" * 16]
 
 
-def test_rows_of_another_namespace_are_kept_as_long_as_that_one_keeps_them(open_store: Open, tend: Callable[..., None]) -> None:
+def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, tend: Callable[..., None]) -> None:
     brief, long = open_store(namespace="brief", keep_us=100_000_000), open_store(namespace="long", keep_us=1_000_000_000)
     for _ in range(3):
         for name, store in (("brief", brief), ("long", long)):
@@ -348,7 +348,7 @@ def test_rows_of_another_namespace_are_kept_as_long_as_that_one_keeps_them(open_
 
 
 @pytest.mark.parametrize("kind", ["short", "long names", "long arguments"])
-def test_a_store_keeps_within_a_tenth_of_its_size_at_every_moment(
+def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
@@ -375,7 +375,7 @@ def test_a_store_keeps_within_a_tenth_of_its_size_at_every_moment(
     assert session.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_a_file_gives_back_what_pruning_freed_a_little_at_a_time(
+def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(
     path: Path, open_store: Open, times: tuple[Time, Time]
 ) -> None:
     store = open_store(keep_us=100_000_000)
@@ -397,7 +397,7 @@ def test_a_file_gives_back_what_pruning_freed_a_little_at_a_time(
     assert max(one - other for one, other in zip([before, *sizes], sizes, strict=False)) <= upkeep._PAGES_AT_ONCE * 4096 + 4096
 
 
-def test_what_one_namespace_writes_costs_another_no_audit_row(open_store: Open, tend: Callable[..., None]) -> None:
+def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Callable[..., None]) -> None:
     mine, theirs = open_store(namespace="one", max_bytes=100_000), open_store(namespace="two", max_bytes=100_000)
     one = Session(mine, '[[rule]]\ntool = "*"\nlimit = "5/1w"\n', namespace="one")
     two = Session(theirs, FIVE_A_MINUTE, namespace="two", session="b" * 16)
@@ -411,7 +411,7 @@ def test_what_one_namespace_writes_costs_another_no_audit_row(open_store: Open, 
     assert 50 < kept["one"] < 1000
 
 
-def test_what_counters_take_costs_no_audit_row(open_store: Open, tend: Callable[..., None]) -> None:
+def test_counters_evict_no_audit_row(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store(max_bytes=8_000_000)
     session = Session(store, '[[rule]]\ntool = "*"\nlimit = ["5/1w", "6/2w", "7/3w", "8/4w"]\n')
     for name in range(0, 3000, 100):
@@ -420,7 +420,7 @@ def test_what_counters_take_costs_no_audit_row(open_store: Open, tend: Callable[
     assert len(list(store.entries())) == 3000
 
 
-def test_the_newest_row_stays_so_that_no_number_is_used_twice(open_store: Open, tend: Callable[..., None]) -> None:
+def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store(max_bytes=1)
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
@@ -430,7 +430,7 @@ def test_the_newest_row_stays_so_that_no_number_is_used_twice(open_store: Open, 
     assert [entry.row_id for entry in store.entries()] == [2, 3]
 
 
-def test_how_a_call_ended_whose_row_is_gone_is_not_kept(open_store: Open, tend: Callable[..., None]) -> None:
+def test_an_outcome_whose_row_was_deleted_is_not_kept(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store(max_bytes=1)
     verdicts = Session(store, FIVE_A_MINUTE).call("free", 3)
     tend(store)
@@ -439,7 +439,7 @@ def test_how_a_call_ended_whose_row_is_gone_is_not_kept(open_store: Open, tend: 
     assert [(entry.row_id, entry.record["outcome"]) for entry in store.entries()] == [(3, "ok")]
 
 
-def test_counters_whose_windows_have_passed_are_dropped_and_have_their_labels_when_they_count_again(
+def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_charged_again(
     path: Path, open_store: Open, tend: Callable[..., None]
 ) -> None:
     store, other = open_store(), open_store()
@@ -456,7 +456,7 @@ def test_counters_whose_windows_have_passed_are_dropped_and_have_their_labels_wh
     assert used(open_store()) == [2]
 
 
-def test_old_notes_and_names_go(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+def test_old_notes_and_write_back_ids_are_deleted(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
     (counter,) = session.charges("x")[0].plan.counters
