@@ -110,6 +110,16 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     assert scene.dispatcher.last_answers("again") == b""
 
 
+def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:
+    for line in (CALL, request("ping", 1), CALL):
+        scene.client(line)
+        scene.unread.add(ANSWER, awaits_answers=True)
+    scene.client(CALL)
+    scene.dispatcher.dispatch(events.RecordingDue(0))
+    assert [entry.record.get("outcome") for entry in scene.store.entries()] == ["ok", "ok", None]
+    assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
+
+
 def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

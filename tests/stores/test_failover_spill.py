@@ -369,6 +369,19 @@ def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: P
     assert successor(place, tmp_path).outcomes() == ["tool_error", None]
 
 
+def test_an_outcome_of_a_call_from_an_earlier_outage_reaches_its_row(tmp_path: Path) -> None:
+    place = in_outage(tmp_path)
+    earlier = place.one()
+    place.mend()
+    place.store.tend()
+    assert spill_files(tmp_path) == []
+    place.break_down()
+    place.call(1)
+    place.ends(earlier, "tool_error")
+    place.kill()
+    assert successor(place, tmp_path).outcomes() == ["tool_error", None]
+
+
 def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_that_store(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(1)

@@ -33,8 +33,9 @@ class LookUp:
 
     Args:
         tool_use_ids: The calls whose agents a hook may have noted in the store, each once.
-        answers: Whether a call claims to be a retry that the server has asked for. If so, first hand over everything that the
-            server has written, as `ServerWrote`.
+        answers: Whether to first hand over everything that the server has written, as `ServerWrote`. It is needed if a call
+            claims to be a retry that the server has asked for, or if a request has the id of one in flight, which the server
+            may have answered.
     """
 
     __slots__ = ("answers", "tool_use_ids")

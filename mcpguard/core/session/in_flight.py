@@ -39,6 +39,9 @@ class RequestsInFlight:
     def __len__(self) -> int:
         return len(self._requests)
 
+    def __contains__(self, request_id: str | None) -> bool:
+        return request_id in self._requests
+
     @property
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded."""

@@ -151,8 +151,9 @@ class WriteBehindBuffer:
     def keep_outcomes(self, outcomes: Iterable[Outcome]) -> None:
         """Keep outcomes, on disk too if that is possible."""
         for outcome in outcomes:
-            self._outcomes.append(outcome)
-            self.spill.note(("outcome", *outcome))
+            row_id = self._row_ids.pop(outcome.row_id, outcome.row_id)  # the spill file may not have the mapping any more
+            self._outcomes.append(outcome._replace(row_id=row_id))
+            self.spill.note(("outcome", row_id, *outcome[1:]))
         self.spill.flush()
 
     # to the store

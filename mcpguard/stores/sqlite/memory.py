@@ -100,7 +100,7 @@ class Memory:
         if len(self.notes) > 2 * LOADED:
             self.has_all_notes = False
             self.notes = dict(list(self.notes.items())[-LOADED:])
-        if len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE:
+        while len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE:  # a turn can add more than are dropped at once
             self._drop_counters(clock())
 
     def _drop_counters(self, now_us: int) -> None:

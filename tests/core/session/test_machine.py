@@ -430,6 +430,17 @@ def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pyt
 # The end
 
 
+def test_before_the_id_of_a_request_in_flight_is_used_again_the_relay_is_told_to_read_answers() -> None:
+    talk = Talk()
+    talk.client(request("ping", 1), call_line("x", 2))
+    talk.client(request("ping", "1"), call_line("x", 3))
+    assert talk.looked_up == []
+    talk.client(call_line("x", 1))
+    talk.answer(1)
+    talk.client(call_line("x", 1))
+    assert talk.looked_up == [((), True)]
+
+
 def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
     talk = Talk(ANYTHING)
     for line in (call_line("x", 1), request("ping", "two"), call_line("x", 3), call_line("x", 4)):

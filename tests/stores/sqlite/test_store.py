@@ -16,7 +16,7 @@ from mcpguard.stores.sqlite import call_log, memory, opening, schema
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time, identity
+from tests.core.build import WALL_US, Session, Time, call_line, identity
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 
@@ -444,6 +444,26 @@ def test_memory_for_counters_is_bounded_and_forgets_no_count(open_store: Open, m
     session.store.tend()
     late = Session(open_store(clock=time), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n', session="b" * 16)
     assert [late.decisions(tool) for tool in tools] == [["rate_limited"]] * 50
+
+
+@pytest.mark.parametrize("window", ["1s", "1h"])
+def test_memory_for_counters_is_bounded_however_many_a_turn_adds(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, window: str
+) -> None:
+    for name in ("LOADED", "REMEMBERED", "_DROPPED_AT_ONCE"):
+        monkeypatch.setattr(memory, name, 10)
+    time = Time()
+    policy = f'[[rule]]\ntool = "*"\nlimit = ["1/{window}", "9/2{window[-1]}"]\n'
+    busy = Session(open_store(clock=time), policy)
+    seldom = Session(open_store(clock=time), policy, session="b" * 16)
+    for turn in range(10):
+        busy.store.decide(busy.requests(*[call_line(f"{turn}-{at}") for at in range(30)]), busy.journal)
+        time.pass_s(3)
+        if turn % 3 == 2:
+            seldom.decisions("seldom")
+    for session in (busy, seldom):
+        session.decisions("last")
+        assert len(session.store.last_seen()[0]) <= 20 + 3 * 2 * 30  # what the last turn has added
 
 
 def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
