@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
@@ -37,15 +37,12 @@ TURN_SHARE: Final = 0.8
 
 PACE_BYTES: Final = 64 * 1024
 PACE_SHARE: Final = 4
-"""A process that has appended `PACE_BYTES` since its last wait checks how much of the log is free. Once it has appended more
-than 1 / `PACE_SHARE` of that, it waits until the database has all records up to its last wait. So a process has at most two
-such shares in the log, and n busy processes leave 2 / (n + 2) of the log free for others."""
+"""Each time that a process has appended `PACE_BYTES`, it checks how much of the log is free. Once it has appended more than
+1 / `PACE_SHARE` of that since its last wait, it waits until the database has all records up to that wait. So a process has at
+most two such shares in the log, and n busy processes leave 2 / (n + 2) of the log free for others."""
 
 LOOK_EVERY_S: Final = 0.001
 """How often a process that waits for the database checks how far it is."""
-
-
-_Result = TypeVar("_Result")
 
 
 class SqliteStore:
@@ -92,7 +89,8 @@ class SqliteStore:
         self._at = self._files.at
         self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
-        self._own_bytes = 0
+        self._own_bytes = 0  # appended since the last wait
+        self._checked_bytes = 0  # how many that were at the last check
         self._pace_mark = self._at.end
         self.args_key = self._log.key
         self.warnings = self._files.warnings
@@ -101,7 +99,11 @@ class SqliteStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        return self._with_room(lambda: self._decide(requests, journal))
+        try:
+            return self._decide(requests, journal)
+        except LogFull:
+            self._make_room(drains=False)
+            return self._decide(requests, journal)
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide requests in one turn. Reads the database before the turn, so that others do not wait for that."""
@@ -279,14 +281,15 @@ class SqliteStore:
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`."""
-        if self._own_bytes <= PACE_BYTES:
+        if self._own_bytes <= self._checked_bytes + PACE_BYTES:
             return
+        self._checked_bytes = self._own_bytes
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
             free_bytes = call_log.RING_BYTES - (self._at.end - self._log.drained().end)
             if self._own_bytes > free_bytes // PACE_SHARE:
                 hurry()
                 self._await_drained(self._pace_mark)
-                self._own_bytes, self._pace_mark = 0, self._at.end
+                self._own_bytes, self._checked_bytes, self._pace_mark = 0, 0, self._at.end
 
     def _await_drained(self, end: int) -> None:
         """Wait until the database has the log up to a position, for at most the store's timeout."""
@@ -294,20 +297,15 @@ class SqliteStore:
         while self._log.drained().end < end and time.monotonic() < until_s:
             time.sleep(LOOK_EVERY_S)
 
-    def _with_room(self, append: Callable[[], _Result], *, drains: bool = False) -> _Result:
-        """Run a function that appends; if the log is full, run it again when there is room.
+    def _make_room(self, *, drains: bool) -> None:
+        """Wait until the full log has room, for at most the store's timeout.
 
         Args:
-            append: The function.
-            drains: Whether this process may drain the log itself. That takes disk operations, so no call may wait for `append`.
+            drains: Whether this process may drain the log itself. That takes disk operations, so no call may wait for it.
         """
-        try:
-            return append()
-        except LogFull:
-            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-                if not (drains and self._with_lock(self._upkeep.drain)):
-                    self._await_drained(self._at.end)
-            return append()
+        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+            if not (drains and self._with_lock(self._upkeep.drain)):
+                self._await_drained(self._at.end)
 
     def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
         """Append groups of lines in a turn of their own, and apply them to this process's memory.
@@ -328,7 +326,11 @@ class SqliteStore:
                     self._memory.apply(group)
                 return first_row
 
-        return self._with_room(append, drains=True)
+        try:
+            return append()
+        except LogFull:
+            self._make_room(drains=True)
+            return append()
 
     # reading
 
