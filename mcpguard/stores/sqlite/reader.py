@@ -19,7 +19,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
-from mcpguard.stores.sqlite.memory import LOADED, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
 
 _TRIES: Final = 5
@@ -135,10 +135,10 @@ class Reader:
     def memory(self) -> tuple[Memory, Position]:
         """The database's counters and notes, and the position from which a process then follows the call log."""
         with database.reported(self.path), database.reading(self._db):
-            complete = database.count_counters(self._db, LOADED + 1) <= LOADED
+            complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
             memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
-            notes = self._db.execute(_NOTES, (LOADED + 1,)).fetchall()
-            memory.has_all_notes = len(notes) <= LOADED
+            notes = self._db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
+            memory.has_all_notes = len(notes) <= REMEMBERED_NOTES
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
             memory.write_back_ids = {one for (one,) in self._db.execute("SELECT once FROM adopted")}
             return memory, database.position(self._db)

@@ -109,7 +109,7 @@ def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store:
 def test_a_call_that_has_to_read_the_database_delays_no_other_call(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "LOADED", 0)
+    monkeypatch.setattr(reader, "REMEMBERED", 0)
     before = open_store()
     Session(before, MANY).call("x", 3)
     drain(before)
@@ -141,7 +141,7 @@ def test_a_call_that_has_to_read_the_database_delays_no_other_call(
 def test_records_appended_while_a_call_reads_the_database_are_counted(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_moved: bool
 ) -> None:
-    monkeypatch.setattr(reader, "LOADED", 0)
+    monkeypatch.setattr(reader, "REMEMBERED", 0)
     before = open_store()
     writer = Session(before, MANY)
     writer.call("x", 3)

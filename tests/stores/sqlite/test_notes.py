@@ -97,7 +97,7 @@ def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(tmp_path: P
 def test_the_newest_of_many_notes_are_kept_in_memory_and_the_others_are_read_from_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "LOADED", 3)
+    monkeypatch.setattr(memory, "REMEMBERED_NOTES", 3)
     clock = Time()
     store = SqliteStore(tmp_path / "a.db", wall=Time(WALL_US), clock=clock)
     names = [f"t{at}" for at in range(20)]

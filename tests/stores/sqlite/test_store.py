@@ -432,7 +432,7 @@ def test_full_durability_forces_a_decision_to_the_disk_and_normal_does_not(
 
 
 def test_memory_for_counters_is_bounded_and_forgets_no_count(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOADED", "REMEMBERED", "_DROPPED_AT_ONCE"):
+    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     time = Time()
     session = Session(open_store(clock=time), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
@@ -450,7 +450,7 @@ def test_memory_for_counters_is_bounded_and_forgets_no_count(open_store: Open, m
 def test_memory_for_counters_is_bounded_however_many_a_turn_adds(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, window: str
 ) -> None:
-    for name in ("LOADED", "REMEMBERED", "_DROPPED_AT_ONCE"):
+    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     time = Time()
     policy = f'[[rule]]\ntool = "*"\nlimit = ["1/{window}", "9/2{window[-1]}"]\n'
