@@ -1,6 +1,7 @@
 """A store that somebody else holds, and does not let go."""
 
 import contextlib
+import os
 import re
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import log_path
 
 from .host import Host, audit, call, script, total, until
@@ -128,11 +130,23 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
         assert [codes(host, 1) for host in hosts] == [[429]] * wrappers
 
 
+def stop_between_turns(host: Host, log: Path) -> None:
+    """Stop a wrapper while it does not hold the lock on the call log: its bookkeeper may have it at any moment."""
+    with contextlib.closing(lock_file(log)) as lock:
+        while True:
+            host.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, host.process.pid, os.WSTOPPED | os.WNOWAIT)
+            if lock.acquire_by_trying(0):
+                lock.release()
+                return
+            host.process.send_signal(signal.SIGCONT)
+
+
 def test_a_stopped_wrapper_that_wakes_up_has_lost_nothing_and_doubled_nothing(tmp_path: Path) -> None:
     settings(tmp_path, timeout_ms=10_000)
     with Host(tmp_path, *script("obedient", tmp_path / "calls")) as sleeper, Host(tmp_path, *script("obedient")) as other:
         assert codes(other, 1) == codes(sleeper, 1) == [200]
-        sleeper.process.send_signal(signal.SIGSTOP)
+        stop_between_turns(sleeper, tmp_path / "mcpguard.db-calls")
         sleeper.send(call("late", "search"))
         assert codes(other, 2) == [200, 200]
         sleeper.process.send_signal(signal.SIGCONT)
