@@ -45,22 +45,26 @@ def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
     return re.sub(r"[^\n]*\r\x1b\[2K", "", text)
 
 
-def shown() -> dict[str, Text]:
-    """The text of each picture, by the picture's name."""
+def shown(*, rows: int = 12) -> dict[str, Text]:
+    """The text of each picture, by the picture's name.
+
+    Args:
+        rows: How many rows of the audit log are shown.
+    """
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder), TERM="xterm-256color", TMPDIR=folder)
         demo = on_a_terminal("demo", "--keep", env=env)
         (home,) = Path(folder).glob("mcpguard-demo-*")
         env["MCPGUARD_HOME"] = str(home)
         policy = on_a_terminal("policy", "show", env=env).replace(str(home), "~/.config/mcpguard")
-        audit = on_a_terminal("audit", "tail", "-n", "12", env=env)
+        audit = on_a_terminal("audit", "tail", "-n", str(rows), env=env)
     lines = demo.splitlines()
     first = next(at for at, line in enumerate(lines) if "caught in a loop" in line)
     last = next(at for at, line in enumerate(lines) if "reached the server and" in line)
     outputs = {
         "demo": ("mcpguard demo", "\n".join(lines[first : last + 1])),
         "policy-show": ("mcpguard policy show", policy),
-        "audit-tail": ("mcpguard audit tail -n 12", audit),
+        "audit-tail": (f"mcpguard audit tail -n {rows}", audit),
     }
     return {name: Text(f"$ {command}\n", "bold") + Text.from_ansi(out.rstrip()) for name, (command, out) in outputs.items()}
 

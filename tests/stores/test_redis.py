@@ -1,5 +1,6 @@
 """The Redis store beyond the contract: namespaces, expiry, the bound of the audit log, warnings about the server."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -131,10 +132,17 @@ MAX_BYTES = 4_000_000
 
 
 def taken(server: Server) -> int:
-    """The memory that the server's data takes. It includes some memory that depends on the server's history."""
+    """The memory that the server's data takes. It includes some memory that depends on the server's history.
+
+    The server's own figure, `used_memory_dataset`, subtracts the memory of clients as it was some time ago.
+    """
     server.command("SCRIPT", "FLUSH", "SYNC")
-    dataset = int(server.command("INFO", "memory").split(b"used_memory_dataset:")[1].split(b"\r")[0])
-    return dataset - (dataset >> 63 << 64)  # the server reports a negative number as a large one
+    clients = sum(map(int, re.findall(rb" tot-mem=(\d+)", server.command("CLIENT", "LIST"))))
+    memory = dict(re.findall(rb"(\w+):(\d+)\r", server.command("INFO", "memory")))
+    used, overhead, former_clients = (
+        int(memory[name]) for name in (b"used_memory", b"used_memory_overhead", b"mem_clients_normal")
+    )
+    return used - (overhead - former_clients) - clients
 
 
 def share_of_max(server: Server, most: int) -> float:
