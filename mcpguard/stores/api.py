@@ -66,8 +66,8 @@ class Wanted(NamedTuple):
 class CallStore(Protocol):
     """What `run` needs of a store.
 
-    One thread at a time calls it; only `tend` may run beside the other methods. A method that cannot do its work raises
-    `StoreUnavailable`. It has then changed nothing in the store or in the journal.
+    One thread at a time calls it; only `tend` and `keep_pace` may run beside the other methods. A method that cannot do its
+    work raises `StoreUnavailable`. It has then changed nothing in the store or in the journal.
     """
 
     @property

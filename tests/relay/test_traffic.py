@@ -241,13 +241,18 @@ def test_after_a_bug_requests_are_answered_the_bug_is_reported_and_nothing_is_fo
     assert line.server_has() == [call(2)]
 
 
-def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line: Line) -> None:
+def ask_for_input(line: Line) -> None:
+    """Let the server answer a call by asking for more input. The client receives that before the session reads it."""
     line.output.go_on.clear()
     line.send(call(1))
     line.server_has()
     asks = {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s"}}
     os.write(line.server_writes, json.dumps(asks).encode() + b"\n")
     assert line.client_has() == [asks]
+
+
+def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line: Line) -> None:
+    ask_for_input(line)
     retry = call(2) | {"params": {"name": "search", "requestState": "s"}}
     line.send(retry)
     assert line.server_has() == [retry]
@@ -267,12 +272,7 @@ def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line) -> N
 
 
 def test_a_retry_is_recognised_if_its_key_is_written_with_an_escape(line: Line) -> None:
-    line.output.go_on.clear()
-    line.send(call(1))
-    line.server_has()
-    asks = {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s"}}
-    os.write(line.server_writes, json.dumps(asks).encode() + b"\n")
-    assert line.client_has() == [asks]
+    ask_for_input(line)
     retry = rb'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"search","\u0072equestState":"s"}}'
     os.write(line.to_guard, retry + b"\n")
     line.server_has()

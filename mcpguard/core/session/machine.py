@@ -176,11 +176,11 @@ class Session:
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts depend on and the session does not know; None if it knows everything."""
         ids: dict[str, None] = {}  # an ordered set
-        answers = False
+        needs_answers = False
         for message in exchange.messages:
             if not isinstance(message, Frame):
                 continue
-            answers = answers or message.id in self._in_flight  # used again: its first request may be answered
+            needs_answers = needs_answers or message.id in self._in_flight  # used again: its first request may be answered
             if message.method == TOOLS_CALL:
                 call_meta = meta_of(message)
                 if (
@@ -190,8 +190,8 @@ class Session:
                 ):
                     ids[call_id] = None
                 exchange.has_retry = exchange.has_retry or message.is_retry
-        answers = answers or exchange.has_retry
-        return LookUp(tuple(ids), answers=answers) if ids or answers else None
+        needs_answers = needs_answers or exchange.has_retry
+        return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
         return self._judge(event.agents)

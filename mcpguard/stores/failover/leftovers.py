@@ -56,7 +56,7 @@ class Leftovers:
         self._files: Iterator[SpillFile] = iter(())
         self._current: tuple[SpillFile, WriteBehindBuffer] | None = None
         self._refused: set[str] = set()  # names of files that cannot be read
-        self._next_us: int | None = None  # when to search the folder again; None for now
+        self._next_us: int | None = None  # when to search the folder again; None for at once
 
     def look_soon(self) -> None:
         """Let the next `work` search the folder, because a store can be used again."""
