@@ -88,29 +88,46 @@ class Journal:
         self._denials: dict[int, int] = {}  # by counter, since the last admission
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
+        self._time_us = 0
+        self._keeps_new_storms = True
 
     def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
         """The rows to write for requests that were just decided. Completes the verdicts.
 
         Args:
             requests: The requests.
-            verdicts: Their verdicts. `audit_id`, `has_own_row` and a denial's `count` are set here.
+            verdicts: Their verdicts; see `row`.
             time_us: Wall-clock time.
 
         Returns:
             In order, a row for each verdict except denials that wait for a shared row.
         """
-        rows: list[Row] = []
+        self.begin(time_us)
+        found = [self.row(request, verdict) for request, verdict in zip(requests, verdicts, strict=True)]
+        return [one for one in found if one is not None]
+
+    def begin(self, time_us: int) -> None:
+        """Begin the rows of a transaction.
+
+        Args:
+            time_us: Wall-clock time.
+        """
         self._before.clear()
         self._seq_before = self.seq
-        is_full = self._is_full
-        for request, verdict in zip(requests, verdicts, strict=True):
-            self._count(request, verdict)
-            one = row(request, verdict, time_us, self.seq + 1)
-            if verdict.decision not in REFUSED or self._gets_own_row(one, verdict, is_full=is_full):
-                rows.append(one)
-                self._number(verdict)
-        return rows
+        self._time_us = time_us
+        self._keeps_new_storms = len(self._storms) < _MAX_STORMS
+
+    def row(self, request: DecisionRequest, verdict: Verdict) -> Row | None:
+        """The row to write for a request that was just decided; None for a denial that waits for a shared row.
+
+        Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`.
+        """
+        self._count(request, verdict)
+        one = row(request, verdict, self._time_us, self.seq + 1)
+        if verdict.decision in REFUSED and not self._gets_own_row(one, verdict):
+            return None
+        self._number(verdict)
+        return one
 
     def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
         """Note that the store has written the row of a forwarded call, with the number `seq + 1`.
@@ -215,15 +232,12 @@ class Journal:
         """
         if not self.is_waiting:
             return None
-        left = {} if self._is_full else {" ".join(kind): self._left(kind, time_us) for kind in self._budgets}
+        is_full = len(self._storms) >= _MAX_STORMS
+        left = {} if is_full else {" ".join(kind): self._left(kind, time_us) for kind in self._budgets}
         sums = {" ".join(kind): True for kind, storm in self._sums.items() if _goes_on(storm, time_us)}
-        return ROW_BYTES, 0 if self._is_full else BURST_BYTES, left, sums
+        return ROW_BYTES, 0 if is_full else BURST_BYTES, left, sums
 
-    @property
-    def _is_full(self) -> bool:
-        return len(self._storms) >= _MAX_STORMS
-
-    def _gets_own_row(self, one: Row, verdict: Verdict, *, is_full: bool) -> bool:
+    def _gets_own_row(self, one: Row, verdict: Verdict) -> bool:
         """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind."""
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
         key = one.context, one.decision, one.reported
@@ -231,7 +245,7 @@ class Journal:
         storm = self._storms.get(key)
         if _goes_on(storm, one.time_us):
             self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))
-        elif not is_full and self._pay(kind, one, one.time_us):
+        elif self._keeps_new_storms and self._pay(kind, one, one.time_us):
             self._set(self._storms, key, new)
             return True
         else:

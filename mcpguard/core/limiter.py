@@ -165,34 +165,26 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     for state in states:
         if state and state[-2] > now_us:
             now_us = state[-2]
-    smallest = _smallest(tuple(limits))
+    charged = _smallest(tuple(limits))
     logs = list(states)
     totals = [0] * len(logs)
-    for _, window_us, counter, _, _ in smallest:
-        log = logs[counter] = live(logs[counter], window_us, now_us)
+    for _, window_us, counter, _, _ in charged:
+        log = logs[counter]
+        if log and log[1] <= now_us - window_us:
+            log = logs[counter] = live(log, window_us, now_us)
         totals[counter] = sum(log[2::2])
-    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or totals[counter] + cost > n]
-    if not full:
-        return _admitted(smallest, states, logs, totals, now_us, cost)
-    enforced = [at for at in full if not limits[at].observe]
-    exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
-    if enforced:
-        return Decision(False, tuple(totals), tuple(states), exceeded)
-    without_room = {limits[at].rule for at in full}
-    roomy = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
-    return _admitted(roomy, states, logs, totals, now_us, cost, exceeded)
-
-
-def _admitted(
-    charged: tuple[Limit, ...],
-    states: Sequence[State],
-    logs: Sequence[State],
-    totals: Sequence[int],
-    now_us: int,
-    cost: int,
-    exceeded: tuple[Exceeded, ...] = (),
-) -> Decision:
-    """Admit a call: each limit in `charged` charges its counter."""
+    full: list[int] = []
+    for at, (n, _, counter, _, _) in enumerate(limits):
+        if not n or totals[counter] + cost > n:
+            full.append(at)
+    exceeded: tuple[Exceeded, ...] = ()
+    if full:
+        enforced = [at for at in full if not limits[at].observe]
+        exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
+        if enforced:
+            return Decision(False, tuple(totals), tuple(states), exceeded)
+        without_room = {limits[at].rule for at in full}
+        charged = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
     after = list(states)
     for n, window_us, counter, _, _ in charged:
         after[counter] = charge(logs[counter], n, window_us, now_us, cost)

@@ -122,7 +122,7 @@ class Verdict:
 def verdict(plan: Plan, decision: Decision) -> Verdict:
     """The verdict that follows from a decision on a plan's limits."""
     if not decision.exceeded:
-        return _allowed(plan, decision)
+        return _allowed(plan, decision.used)
     exceeded = tuple((plan.reported[at], wait) for at, wait in decision.exceeded)
     longest, wait = max(decision.exceeded, key=lambda one: float("inf") if one.retry_after_us is None else one.retry_after_us)
     limit = plan.limits[longest]
@@ -138,15 +138,14 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
     )
 
 
-def _allowed(plan: Plan, decision: Decision) -> Verdict:
-    tightest, least = -1, (False, 0)  # an enforced limit is tighter than any observed one
-    for at, limit in enumerate(plan.limits):
-        left = (limit.observe, limit.n - decision.used[limit.counter] - 1)
+def _allowed(plan: Plan, used: Sequence[int]) -> Verdict:
+    tightest, count, least = -1, 0, (False, 0)  # an enforced limit is tighter than any observed one
+    for at, (n, _, counter, _, observe) in enumerate(plan.limits):
+        left = (observe, n - used[counter] - 1)
         if tightest < 0 or left < least:
-            tightest, least = at, left
+            tightest, count, least = at, used[counter] + 1, left
     if tightest < 0:
         return Verdict("allowed")
-    count = decision.used[plan.limits[tightest].counter] + 1
     return Verdict("allowed", plan.reported[tightest], count=count, remaining=least[1])
 
 

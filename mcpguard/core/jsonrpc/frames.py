@@ -134,7 +134,9 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     outline: Outline | None = None
     try:
         text = line.decode()
-        if is_heavy(line):
+        if len(line) <= MAX_DEPTH:
+            value = _whole(text)  # too short to be heavy or too deep
+        elif is_heavy(line):
             del text
             outline = _outline(line)
             value = outline.value()
@@ -173,7 +175,7 @@ def _whole(text: str) -> object:
     Raises:
         ValueError: The text is not exactly one JSON value.
     """
-    start = _end_of_space(text, 0)
+    start = 0 if text[:1] in "{[" else _end_of_space(text, 0)
     try:
         try:
             value, end = _scan(text, start)

@@ -168,7 +168,8 @@ class CallLog:
             StoreUnavailable: It was removed, replaced or truncated.
         """
         try:
-            found = _identity(os.stat(self._name))  # noqa: PTH116 - on every call's path
+            stat = os.stat(self._name)  # noqa: PTH116 - on every call's path
+            found = stat.st_dev, stat.st_ino, stat.st_size
         except FileNotFoundError:
             found = (0, 0, 0)
         if found != self._identity:
@@ -227,7 +228,7 @@ class CallLog:
             StoreUnavailable: A record is longer than `MAX_TEXT_BYTES`, the most that a reader can read.
             OSError: The write failed, and nothing was appended.
         """
-        data = bytearray()
+        data = b""
         after = at
         for text, rows in records:
             body = text.encode()
@@ -241,7 +242,7 @@ class CallLog:
             self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
             if after.end > self._room_until:
                 raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
-        self._write(at.end, bytes(data))
+        self._write(at.end, data)
         if durable:
             try:
                 _sync(self.fd)
@@ -272,17 +273,17 @@ class CallLog:
 
     def _read(self, at: int, count: int) -> bytes:
         place = at % RING_BYTES
-        data = _pread(self.fd, min(count, RING_BYTES - place), _HEADER_BYTES + place)
-        if len(data) < count and place + len(data) == RING_BYTES:
-            data += _pread(self.fd, count - len(data), _HEADER_BYTES)
-        return data
+        beyond = place + count - RING_BYTES
+        if beyond <= 0:
+            return _pread(self.fd, count, _HEADER_BYTES + place)
+        return _pread(self.fd, count - beyond, _HEADER_BYTES + place) + _pread(self.fd, beyond, _HEADER_BYTES)
 
     def _write(self, at: int, data: bytes) -> None:
         place = at % RING_BYTES
-        first = data[: RING_BYTES - place]
-        _write_all(self.fd, first, _HEADER_BYTES + place)
-        if len(first) < len(data):
-            _write_all(self.fd, data[len(first) :], _HEADER_BYTES)
+        before_wrap = RING_BYTES - place
+        _write_all(self.fd, data[:before_wrap], _HEADER_BYTES + place)
+        if len(data) > before_wrap:
+            _write_all(self.fd, data[before_wrap:], _HEADER_BYTES)
 
     def close(self) -> None:
         """Close the file."""
@@ -353,6 +354,6 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def _write_all(fd: int, data: bytes, at: int) -> None:
-    written = 0
+    written = _pwrite(fd, data, at)
     while written < len(data):
         written += _pwrite(fd, data[written:], at + written)

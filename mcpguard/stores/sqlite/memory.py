@@ -7,12 +7,13 @@ and reads others from the database when a call needs them.
 
 import itertools
 import struct
-from collections.abc import Collection, Iterable, MutableMapping
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from mcpguard.core import limiter
-from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.limiter import EMPTY, Decision, State
+from mcpguard.core.policy.model import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
 
@@ -55,6 +56,13 @@ class Memory:
         """Remember a counter's log."""
         self.states[key] = log
         self._windows[key] = window_us
+
+    def take_over(self, counters: Sequence[Counter], decision: Decision) -> None:
+        """Remember the logs of the counters that a decision has charged."""
+        for limit in decision.charged:
+            counter = counters[limit.counter]
+            self.states[counter.id] = decision.states[limit.counter]
+            self._windows[counter.id] = counter.window_us
 
     def apply(self, text: str) -> None:
         """Apply a record of the log."""

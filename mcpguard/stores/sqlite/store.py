@@ -13,7 +13,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.claude_code import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
-from mcpguard.core.policy.model import Counter, Plan, counter_id
+from mcpguard.core.policy.model import Counter, counter_id
 from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
@@ -99,6 +99,10 @@ class SqliteStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
+        if not self._memory.complete:  # read the database before the turn, so that others do not wait for that
+            with contextlib.suppress(Lost), database.reported(self.path):  # Lost: the database has moved on; learn in the turn
+                self._follow()
+                self._learn(requests)
         try:
             return self._decide(requests, journal)
         except LogFull:
@@ -106,60 +110,41 @@ class SqliteStore:
             return self._decide(requests, journal)
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide requests in one turn. Reads the database before the turn, so that others do not wait for that."""
-        if not self._memory.complete:
-            with contextlib.suppress(Lost), database.reported(self.path):  # Lost: the database has moved on; learn in the turn
-                self._follow()
-                self._learn(requests)
+        """Decide requests in one turn. If the rows cannot be appended, nothing is charged."""
         self._take_turn()  # without `_turn`: a call does not pay for a generator
         try:
             try:
                 self._learn(requests)
             except Lost:
                 raise damaged(self._log.path, "its database is beyond it") from None
-            states, now_us = self._memory.states, self._clock()
-            changed: dict[int, State] = {}
-            decided = [self._decide_one(request, states, changed, now_us) for request in requests]
-            verdicts = [verdict for verdict, _ in decided]
-            rows = journal.rows(requests, verdicts, self._wall())
-            if rows:
-                try:
-                    self._append_decided(requests, decided, rows)
-                except BaseException:
-                    journal.take_back()
-                    raise
-            for request, (_, decision) in zip(requests, decided, strict=True):
-                for limit in decision.charged:
-                    counter = request.plan.counters[limit.counter]
-                    self._memory.remember(counter.id, counter.window_us, decision.states[limit.counter])
+            states, now_us, row_id = self._memory.states, self._clock(), self._at.row
+            verdicts: list[Verdict] = []
+            groups: list[str] = []
+            before: list[tuple[int, State]] = []
+            journal.begin(self._wall())
+            for request in requests:
+                counters = request.plan.counters
+                logs = [states.get(one.id, EMPTY) for one in counters]
+                verdict, decision = decide_one(request, logs, now_us)
+                if decision.charged:
+                    before += [(counter.id, log) for counter, log in zip(counters, logs, strict=True)]
+                    self._memory.take_over(counters, decision)
+                row = journal.row(request, verdict)
+                if row is not None:
+                    verdict.row_id = row_id + len(groups)
+                    groups.append(_lines_of(row, counters, decision))
+                verdicts.append(verdict)
+            try:
+                self._append(groups)
+            except BaseException:
+                journal.take_back()
+                states.update(reversed(before))
+                raise
             return verdicts
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
             self._turn_lock.release()
-
-    def _decide_one(
-        self, request: DecisionRequest, states: Mapping[int, State], changed: dict[int, State], now_us: int
-    ) -> tuple[Verdict, Decision]:
-        """Decide one request by the logs in memory, or by the logs that earlier requests of this turn have changed."""
-        counters = request.plan.counters
-        logs = [changed.get(one.id) or states.get(one.id, EMPTY) for one in counters]
-        verdict, decision = decide_one(request, logs, now_us)
-        for limit in decision.charged:
-            changed[counters[limit.counter].id] = decision.states[limit.counter]
-        return verdict, decision
-
-    def _append_decided(
-        self, requests: Sequence[DecisionRequest], decided: Sequence[tuple[Verdict, Decision]], rows: Sequence[Row]
-    ) -> None:
-        """Append the rows of decisions, and give each verdict the id of its row."""
-        groups: list[str] = []
-        number = self._at.row
-        for request, (verdict, decision) in zip(requests, decided, strict=True):
-            if verdict.has_own_row:
-                groups.append("\n".join(_decided(rows[number - self._at.row], request.plan, decision)))
-                verdict.row_id, number = number, number + 1
-        self._append(groups)
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
         """If not all counters are in memory, read those of the requests from the database.
@@ -403,16 +388,17 @@ class SqliteStore:
         self._files.close()
 
 
-def _decided(row: Row, plan: Plan, decision: Decision) -> list[str]:
-    """The lines of a decision: its row, and the labels of the counters that were empty before it."""
+def _lines_of(row: Row, counters: Sequence[Counter], decision: Decision) -> str:
+    """The lines of a decision: the labels of the counters that were empty before it, and its row."""
     if not decision.charged:
-        return [entries.row_line(row)]
-    states = decision.states
-    charged_us = states[decision.charged[0].counter][-2]
-    line = entries.row_line(row, charged_us, entries.charges(plan.counters, decision.charged))
-    new = [
-        plan.counters[limit.counter]
-        for limit in decision.charged
-        if len(states[limit.counter]) == 3 and states[limit.counter][2] == 1
-    ]
-    return [*map(entries.counter_line, new), line]
+        return entries.row_line(row)
+    lines = ""
+    for limit in decision.charged:
+        log = decision.states[limit.counter]
+        if log[2:] == _FIRST:
+            lines += entries.counter_line(counters[limit.counter]) + "\n"
+    return lines + entries.row_line(row, log[-2], entries.charges(counters, decision.charged))
+
+
+_FIRST: Final = (1,)
+"""The end of a log with one entry, of one call."""
