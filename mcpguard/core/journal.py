@@ -142,7 +142,7 @@ class Journal:
     def _number(self, verdict: Verdict) -> None:
         self.seq += 1
         verdict.has_own_row = True
-        verdict.audit_id = self._newest_id
+        verdict.audit_id = audit_id(self.session, self.seq)
 
     def take_back(self) -> None:
         """Undo the last call of `rows`, because the transaction with its rows has failed."""
@@ -241,17 +241,16 @@ class Journal:
         """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind."""
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
         key = one.context, one.decision, one.reported
-        new = _Storm(kind, one.time_us, audit_id(self.session, one.seq))
         storm = self._storms.get(key)
         if _goes_on(storm, one.time_us):
-            self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))
+            self._set(self._storms, key, _Storm(kind, storm.since_us, storm.audit_id, storm.waiting + 1, one))
         elif self._keeps_new_storms and self._pay(kind, one, one.time_us):
-            self._set(self._storms, key, new)
+            self._set(self._storms, key, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
             return True
         else:
             storm = self._sums.get(kind)
             if not _goes_on(storm, one.time_us):
-                self._set(self._sums, kind, new)
+                self._set(self._sums, kind, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
                 return True
             self._sum_up(kind, one, 1)
         verdict.audit_id = storm.audit_id
@@ -295,7 +294,7 @@ class Journal:
         if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
-        exceeded = {reported for reported, _ in verdict.exceeded}
+        exceeded = [reported for reported, _ in verdict.exceeded]
         is_reported: dict[int, bool] = {}  # by counter, because several limits may have the same one
         for limit, reported in zip(plan.limits, plan.reported, strict=True):
             if reported in exceeded and limit.n:

@@ -123,8 +123,10 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
     """The verdict that follows from a decision on a plan's limits."""
     if not decision.exceeded:
         return _allowed(plan, decision.used)
-    exceeded = tuple((plan.reported[at], wait) for at, wait in decision.exceeded)
-    longest, wait = max(decision.exceeded, key=lambda one: float("inf") if one.retry_after_us is None else one.retry_after_us)
+    longest, wait = decision.exceeded[0]
+    for at, other in decision.exceeded:
+        if wait is not None and (other is None or other > wait):
+            longest, wait = at, other
     limit = plan.limits[longest]
     used = decision.used[limit.counter] if limit.n else None
     word: Decided = "would_deny" if decision.admitted else "denied" if wait is None else "rate_limited"
@@ -134,7 +136,7 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
         count=used,
         remaining=None if used is None else max(0, limit.n - used),
         retry_after_us=wait,
-        exceeded=exceeded,
+        exceeded=tuple([(plan.reported[at], each) for at, each in decision.exceeded]),
     )
 
 

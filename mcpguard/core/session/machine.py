@@ -180,7 +180,8 @@ class Session:
         for message in exchange.messages:
             if not isinstance(message, Frame):
                 continue
-            needs_answers = needs_answers or message.id in self._in_flight  # used again: its first request may be answered
+            if message.id in self._in_flight:  # used again: its first request may be answered
+                needs_answers = True
             if message.method == TOOLS_CALL:
                 call_meta = meta_of(message)
                 if (
@@ -189,8 +190,8 @@ class Session:
                     and not self._callers.identity.has_whole_agent
                 ):
                     ids[call_id] = None
-                exchange.has_retry = exchange.has_retry or message.is_retry
-        needs_answers = needs_answers or exchange.has_retry
+                if message.is_retry:
+                    exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:

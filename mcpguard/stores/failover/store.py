@@ -87,7 +87,8 @@ class FailoverStore:
     @property
     def args_key(self) -> bytes:
         """See `CallStore`. Waits for the store as the first call does. Empty until the key is known."""
-        self._await_opening()
+        if self._store is None:
+            self._await_opening()
         return self._generations.args_key
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:

@@ -15,7 +15,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -38,27 +38,23 @@ MAX_DETAIL_CHARS: Final = 1024 * 1024
 """The longest detail of a row. It holds the call's arguments if the audit keeps them in full."""
 
 
+_LATER_ROW: Final = f"\n{ROW}"
+
 RECORD_CHARS: Final = 256 * 1024
 """About how long a record becomes if its groups of lines can be spread over several records."""
 
 
-def records(groups: Iterable[str]) -> Iterator[tuple[str, int]]:
+def records(groups: Sequence[str]) -> list[tuple[str, int]]:
     """Put groups of lines into records, and count the rows in each. No group is split."""
-    together: list[str] = []
-    chars = 0
-    for group in groups:
+    texts: list[str] = []
+    together, chars = 0, 0  # the groups from `together` on fit into one record
+    for at, group in enumerate(groups):
         chars += len(group) + 1
-        if together and chars > RECORD_CHARS:
-            yield _record(together)
-            together, chars = [], len(group) + 1
-        together.append(group)
-    if together:
-        yield _record(together)
-
-
-def _record(groups: Sequence[str]) -> tuple[str, int]:
-    text = "\n".join(groups)
-    return text, text.count(f"\n{ROW}") + text.startswith(ROW)
+        if chars > RECORD_CHARS and at > together:
+            texts.append("\n".join(groups[together:at]))
+            together, chars = at, len(group) + 1
+    texts.append("\n".join(groups[together:]))
+    return [(text, text.count(_LATER_ROW) + (text[0] == ROW)) for text in texts]
 
 
 def _kept(detail: str) -> str:
