@@ -88,7 +88,6 @@ class Journal:
         self._denials: dict[int, int] = {}  # by counter, since the last admission
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
-        self._time_us = 0
         self._keeps_new_storms = True
 
     def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
@@ -102,28 +101,23 @@ class Journal:
         Returns:
             In order, a row for each verdict except denials that wait for a shared row.
         """
-        self.begin(time_us)
-        found = [self.row(request, verdict) for request, verdict in zip(requests, verdicts, strict=True)]
+        self.begin()
+        found = [self.row(request, verdict, time_us) for request, verdict in zip(requests, verdicts, strict=True)]
         return [one for one in found if one is not None]
 
-    def begin(self, time_us: int) -> None:
-        """Begin the rows of a transaction.
-
-        Args:
-            time_us: Wall-clock time.
-        """
+    def begin(self) -> None:
+        """Begin the rows of a transaction, which `take_back` undoes."""
         self._before.clear()
         self._seq_before = self.seq
-        self._time_us = time_us
         self._keeps_new_storms = len(self._storms) < _MAX_STORMS
 
-    def row(self, request: DecisionRequest, verdict: Verdict) -> Row | None:
+    def row(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row | None:
         """The row to write for a request that was just decided; None for a denial that waits for a shared row.
 
-        Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`.
+        Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`. `rows` does this for several requests.
         """
         self._count(request, verdict)
-        one = row(request, verdict, self._time_us, self.seq + 1)
+        one = row(request, verdict, time_us, self.seq + 1)
         if verdict.decision in REFUSED and not self._gets_own_row(one, verdict):
             return None
         self._number(verdict)

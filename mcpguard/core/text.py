@@ -8,7 +8,7 @@ _encode_sorted = encoder.c_make_encoder(None, None, encoder.encode_basestring_as
 
 
 def compact(value: object) -> str:
-    """JSON without spaces, in ASCII.
+    r"""JSON without spaces, in ASCII.
 
     >>> compact({"b": [1, "é"], "a": None})
     '{"b":[1,"\\u00e9"],"a":null}'
@@ -17,7 +17,7 @@ def compact(value: object) -> str:
 
 
 def canonical(value: object) -> str:
-    """`compact`, with the members of objects sorted by their names.
+    r"""`compact`, with the members of objects sorted by their names.
 
     >>> canonical({"b": [1, "é"], "a": None})
     '{"a":null,"b":[1,"\\u00e9"]}'

@@ -117,24 +117,24 @@ class SqliteStore:
                 self._learn(requests)
             except Lost:
                 raise damaged(self._log.path, "its database is beyond it") from None
-            states, now_us, row_id = self._memory.states, self._clock(), self._at.row
+            states, now_us, time_us, row_id = self._memory.states, self._clock(), self._wall(), self._at.row
             verdicts: list[Verdict] = []
             groups: list[str] = []
             before: list[tuple[int, State]] = []
-            journal.begin(self._wall())
-            for request in requests:
-                counters = request.plan.counters
-                logs = [states.get(one.id, EMPTY) for one in counters]
-                verdict, decision = decide_one(request, logs, now_us)
-                if decision.charged:
-                    before += [(counter.id, log) for counter, log in zip(counters, logs, strict=True)]
-                    self._memory.take_over(counters, decision)
-                row = journal.row(request, verdict)
-                if row is not None:
-                    verdict.row_id = row_id + len(groups)
-                    groups.append(_lines_of(row, counters, decision))
-                verdicts.append(verdict)
+            journal.begin()
             try:
+                for request in requests:
+                    counters = request.plan.counters
+                    logs = [states.get(one.id, EMPTY) for one in counters]
+                    verdict, decision = decide_one(request, logs, now_us)
+                    if decision.charged:
+                        before += [(counter.id, log) for counter, log in zip(counters, logs, strict=True)]
+                        self._memory.take_over(counters, decision)
+                    row = journal.row(request, verdict, time_us)
+                    if row is not None:
+                        verdict.row_id = row_id + len(groups)
+                        groups.append(_lines_of(row, counters, decision))
+                    verdicts.append(verdict)
                 self._append(groups)
             except BaseException:
                 journal.take_back()
@@ -392,12 +392,13 @@ def _lines_of(row: Row, counters: Sequence[Counter], decision: Decision) -> str:
     """The lines of a decision: the labels of the counters that were empty before it, and its row."""
     if not decision.charged:
         return entries.row_line(row)
-    lines = ""
+    labels, charged_us = "", 0
     for limit in decision.charged:
         log = decision.states[limit.counter]
+        charged_us = log[-2]
         if log[2:] == _FIRST:
-            lines += entries.counter_line(counters[limit.counter]) + "\n"
-    return lines + entries.row_line(row, log[-2], entries.charges(counters, decision.charged))
+            labels += f"{entries.counter_line(counters[limit.counter])}\n"
+    return labels + entries.row_line(row, charged_us, entries.charges(counters, decision.charged))
 
 
 _FIRST: Final = (1,)
