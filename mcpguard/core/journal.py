@@ -37,6 +37,9 @@ _Kind = tuple[str, str]
 """What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
 
 
+_ALLOWED: Final[_Kind] = ("allowed", "")
+
+
 class _Storm(NamedTuple):
     """Denials that share rows.
 
@@ -120,7 +123,9 @@ class Journal:
         one = row(request, verdict, time_us, self.seq + 1)
         if verdict.decision in REFUSED and not self._gets_own_row(one, verdict):
             return None
-        self._number(verdict)
+        self.seq += 1
+        verdict.has_own_row = True
+        verdict.audit_id = audit_id(self.session, self.seq)
         return one
 
     def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
@@ -131,9 +136,6 @@ class Journal:
         self._before.clear()
         self._seq_before = self.seq
         self._count(request, verdict)
-        self._number(verdict)
-
-    def _number(self, verdict: Verdict) -> None:
         self.seq += 1
         verdict.has_own_row = True
         verdict.audit_id = audit_id(self.session, self.seq)
@@ -272,13 +274,17 @@ class Journal:
         return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
 
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        axis = str(request.detail.get("axis", ""))  # set in a denial that no limit made
-        if verdict.reported and verdict.decision != "allowed":
-            axis = verdict.reported.axis
-        self._set(self.tally, (verdict.decision, axis), self.tally[verdict.decision, axis] + 1)
-        if verdict.decision == "rate_limited":
+        decision = verdict.decision
+        if decision == "allowed":
+            kind = _ALLOWED
+        elif verdict.reported:
+            kind = decision, verdict.reported.axis
+        else:
+            kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
+        self._set(self.tally, kind, self.tally[kind] + 1)
+        if decision == "rate_limited":
             self._count_denial(request.plan, verdict)
-        elif self._denials and verdict.decision in {"allowed", "would_deny"}:
+        elif self._denials and decision in {"allowed", "would_deny"}:
             for counter in request.plan.counters:
                 if counter.id in self._denials:
                     self._set(self._denials, counter.id, None)

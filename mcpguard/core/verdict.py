@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from mcpguard.core import limiter
 from mcpguard.core.jsonrpc.frames import Frame
-from mcpguard.core.limiter import Decision, State
+from mcpguard.core.limiter import Decision, State, charge, live
 from mcpguard.core.policy.model import Call, Plan, Reported
 
 Decided = Literal[
@@ -159,13 +159,49 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -
     """
     if request.decided is not None:
         return Verdict(request.decided), _NOTHING
-    decision = limiter.decide(request.plan.limits, states, now_us)
-    return verdict(request.plan, decision), decision
+    plan = request.plan
+    return _admit(plan, states, now_us) or _decide(plan, states, now_us)
+
+
+def _decide(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
+    decision = limiter.decide(plan.limits, states, now_us)
+    return verdict(plan, decision), decision
+
+
+def _admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision] | None:
+    """`_decide` in one pass, in half of its time, for the usual call: each limit has a counter of its own, and room.
+
+    None if the call is not a usual one.
+    """
+    limits = plan.limits
+    if len(limits) != len(states):
+        return None
+    totals: list[int] = []
+    after: list[State] = []
+    tightest, least, is_observed = -1, 0, False
+    for at, (n, window_us, counter, _, observe) in enumerate(limits):
+        log = states[at]
+        if counter != at or (log and log[-2] > now_us):
+            return None
+        if log and log[1] <= now_us - window_us:
+            log = live(log, window_us, now_us)
+        total = sum(log[2::2])
+        left = n - total - 1
+        if left < 0:
+            return None
+        if tightest < 0 or (left < least if observe is is_observed else is_observed):
+            tightest, least, is_observed = at, left, observe
+        totals.append(total)
+        after.append(charge(log, n, window_us, now_us))
+    if tightest < 0:
+        return None
+    found = Verdict("allowed", plan.reported[tightest], count=totals[tightest] + 1, remaining=least)
+    return found, Decision(True, tuple(totals), tuple(after), (), limits)
 
 
 def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
     """The verdict that a call with this plan would get now. Nothing is charged."""
-    return verdict(plan, limiter.decide(plan.limits, states, now_us))
+    return _decide(plan, states, now_us)[0]
 
 
 _NOTHING: Final = Decision(False, (), (), ())

@@ -18,39 +18,33 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 
     _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the end of the file, because other processes cannot read a locked byte
 
-    def try_lock(fd: int) -> bool:
-        """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
+    _TRY, _WAIT, _RELEASE = msvcrt.LK_NBLCK, -1, msvcrt.LK_UNLCK
+
+    def _lock(fd: int, how: int) -> None:
         os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+        if how == _WAIT:
+            while not try_lock(fd):
+                time.sleep(0.001)
+            return
         try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _lock(fd: int) -> None:
-        while not try_lock(fd):
-            time.sleep(0.001)
-
-    def _unlock(fd: int) -> None:
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+            msvcrt.locking(fd, how, 1)
+        except OSError as error:
+            raise BlockingIOError from error
 
 else:
     import fcntl
 
-    def try_lock(fd: int) -> bool:
-        """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    _TRY, _WAIT, _RELEASE = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX, fcntl.LOCK_UN
+    _lock = fcntl.flock
 
-    def _lock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_EX)
 
-    def _unlock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+def try_lock(fd: int) -> bool:
+    """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
+    try:
+        _lock(fd, _TRY)
+    except BlockingIOError:
+        return False
+    return True
 
 
 TRY_EVERY_S: Final = 0.002
@@ -75,10 +69,15 @@ class QueueLock:
 
     def acquire(self, timeout_s: float) -> bool:
         """Wait for the lock. Returns False after the timeout; the lock is then released as soon as it is granted."""
+        if not self._helper_busy:
+            try:
+                _lock(self._fd, _TRY)
+            except BlockingIOError:
+                pass
+            else:
+                return True
         with self._mutex:
             if not self._helper_busy:
-                if try_lock(self._fd):
-                    return True
                 self._helper_busy = True
                 self._ask()
             self._wanted = True
@@ -101,7 +100,7 @@ class QueueLock:
 
     def release(self) -> None:
         """Release the lock to the next process."""
-        _unlock(self._fd)
+        _lock(self._fd, _RELEASE)
 
     def close(self) -> None:
         """Close the file, which releases the lock. A helper thread that waits closes the file when it gets the lock."""
@@ -120,18 +119,19 @@ class QueueLock:
 
     def _help(self) -> None:
         while self._asked.acquire() and not (self._closed and not self._helper_busy):
-            _lock(self._fd)
+            _lock(self._fd, _WAIT)
             with self._mutex:
-                self._helper_busy = False
                 if self._closed:
-                    _unlock(self._fd)  # closing does not, if another descriptor shares the open file
+                    _lock(self._fd, _RELEASE)  # closing does not, if another descriptor shares the open file
                     os.close(self._fd)
+                    self._helper_busy = False
                     return
                 if self._wanted:
                     self._wanted = False
                     self._granted.release()
                 else:
-                    _unlock(self._fd)
+                    _lock(self._fd, _RELEASE)
+                self._helper_busy = False  # after the release: `acquire` reads it without the mutex
 
 
 def lock_file(path: Path) -> QueueLock:

@@ -37,6 +37,7 @@ _DRAINED_AT: Final = 2048
 _DRAINED: Final = struct.Struct("<qq4sI")
 _HEAD: Final = struct.Struct("<qqII")
 _CHECKSUM_BYTES: Final = 4
+_END_BYTES: Final = _CHECKSUM_BYTES + 8
 _CHUNK_BYTES: Final = 64 * 1024
 
 MAX_TEXT_BYTES: Final = RING_BYTES // 4
@@ -177,13 +178,22 @@ class CallLog:
                 raise damaged(self.path, "it was cut")
             raise StoreUnavailable(f"{self.path} was removed or replaced", "calls that it held are not counted any more")
 
+    def ends_at(self, at: Position) -> bool:
+        """Whether the log ends at a position. If not, it has more there, or not the record that ends there."""
+        place = at.end % RING_BYTES - _CHECKSUM_BYTES
+        if not 0 <= place <= RING_BYTES - _END_BYTES:
+            found = self._read(at.end - _CHECKSUM_BYTES, _END_BYTES)
+        else:
+            found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + place)
+        return found[:_CHECKSUM_BYTES] == at.checksum and found[_CHECKSUM_BYTES:] != at.end.to_bytes(8, "little")
+
     def has_more(self, at: Position) -> bool:
         """Whether there may be a record after a position.
 
         Raises:
             Lost: The log does not have the record that ends there.
         """
-        found = self._read(at.end - _CHECKSUM_BYTES, _CHECKSUM_BYTES + 8)
+        found = self._read(at.end - _CHECKSUM_BYTES, _END_BYTES)
         if found[:_CHECKSUM_BYTES] != at.checksum:
             raise Lost
         return found[_CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
@@ -242,7 +252,9 @@ class CallLog:
             self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
             if after.end > self._room_until:
                 raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
-        self._write(at.end, data)
+        place = at.end % RING_BYTES
+        if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
+            self._write(at.end, data)  # in two places, or again because the file took only a part
         if durable:
             try:
                 _sync(self.fd)

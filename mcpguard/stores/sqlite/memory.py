@@ -7,13 +7,12 @@ and reads others from the database when a call needs them.
 
 import itertools
 import struct
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, MutableMapping
 from functools import lru_cache
 from typing import Final
 
 from mcpguard.core import limiter
-from mcpguard.core.limiter import EMPTY, Decision, State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.limiter import EMPTY, State
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
 
@@ -57,13 +56,6 @@ class Memory:
         self.states[key] = log
         self._windows[key] = window_us
 
-    def take_over(self, counters: Sequence[Counter], decision: Decision) -> None:
-        """Remember the logs of the counters that a decision has charged."""
-        for limit in decision.charged:
-            counter = counters[limit.counter]
-            self.states[counter.id] = decision.states[limit.counter]
-            self._windows[counter.id] = counter.window_us
-
     def apply(self, text: str) -> None:
         """Apply a record of the log."""
         for line in text.split("\n"):
@@ -98,6 +90,11 @@ class Memory:
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""
         return max(map(_charged_us, self.states.values()), default=0)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether `make_room` has anything to drop."""
+        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
 
     def make_room(self, clock: Clock) -> None:
         """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.

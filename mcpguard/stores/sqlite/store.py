@@ -113,10 +113,11 @@ class SqliteStore:
         """Decide requests in one turn. If the rows cannot be appended, nothing is charged."""
         self._take_turn()  # without `_turn`: a call does not pay for a generator
         try:
-            try:
-                self._learn(requests)
-            except Lost:
-                raise damaged(self._log.path, "its database is beyond it") from None
+            if not self._memory.complete:
+                try:
+                    self._learn(requests)
+                except Lost:
+                    raise damaged(self._log.path, "its database is beyond it") from None
             states, now_us, time_us, row_id = self._memory.states, self._clock(), self._wall(), self._at.row
             verdicts: list[Verdict] = []
             groups: list[str] = []
@@ -128,8 +129,12 @@ class SqliteStore:
                     logs = [states.get(one.id, EMPTY) for one in counters]
                     verdict, decision = decide_one(request, logs, now_us)
                     if decision.charged:
-                        before += [(counter.id, log) for counter, log in zip(counters, logs, strict=True)]
-                        self._memory.take_over(counters, decision)
+                        for counter, log, after in zip(counters, logs, decision.states, strict=True):
+                            before.append((counter.id, log))
+                            if log:
+                                states[counter.id] = after
+                            else:
+                                self._memory.remember(counter.id, counter.window_us, after)
                     row = journal.row(request, verdict, time_us)
                     if row is not None:
                         verdict.row_id = row_id + len(groups)
@@ -147,14 +152,12 @@ class SqliteStore:
             self._turn_lock.release()
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
-        """If not all counters are in memory, read those of the requests from the database.
+        """Read the counters of the requests that are not in memory from the database.
 
         Raises:
             Lost: The database is beyond what this process has read of the log.
         """
         memory = self._memory
-        if memory.complete:
-            return
         unknown = {
             one.id: one.window_us for request in requests for one in request.plan.counters if one.id not in memory.states
         }
@@ -223,12 +226,14 @@ class SqliteStore:
             self._turn_lock.release()
 
     def _take_turn(self) -> None:
-        self._memory.make_room(self._clock)  # before the turn, so that others do not wait for it
+        if self._memory.is_crowded:
+            self._memory.make_room(self._clock)  # before the turn, so that others do not wait for it
         if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
             raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
             self._log.check()
-            self._follow()
+            if not self._log.ends_at(self._at):
+                self._follow()
         except BaseException as error:
             self._turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
@@ -261,7 +266,8 @@ class SqliteStore:
         """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
             before = self._at.end
-            self._at = self._log.append_all(self._at, entries.records(groups), durable=self._durable)
+            records = entries.records(groups)
+            self._at = self._log.append_all(self._at, records, durable=self._durable)
             self._own_bytes += self._at.end - before
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
