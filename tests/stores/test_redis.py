@@ -114,6 +114,43 @@ def test_scripts_are_sent_again_to_a_restarted_server_and_no_call_fails(server: 
     assert [held.used for held in session.store.held()] == [6]
 
 
+def commands(server: Server, run: Callable[[], object]) -> Counter[str]:
+    """How many times the server runs each command during `run`."""
+
+    def counted() -> Counter[str]:
+        stats = server.command("INFO", "commandstats").decode()
+        return Counter({name: int(calls) for name, calls in re.findall(r"cmdstat_([\w|]+):calls=(\d+)", stats)})
+
+    before = counted()
+    run()
+    return counted() - before - Counter(info=1)
+
+
+def test_a_call_takes_one_script_of_one_read_and_a_write_for_its_row_and_each_of_its_counters(
+    server: Server, opened: Opened
+) -> None:
+    session = Session(opened(), POLICY + '[[rule]]\nuser = "*"\nlimit = "5/1h"\n')
+    session.one("report")
+    found = commands(server, lambda: session.one("report"))
+    assert found == {"evalsha": 1, "time": 1, "mget": 1, "xadd": 1, "set": 1 + 2}
+
+
+def test_a_denial_that_shares_a_row_writes_nothing(server: Server, opened: Opened) -> None:
+    session = Session(opened(), POLICY)
+    session.call("report", 6)
+    assert commands(server, lambda: session.one("report")) == {"evalsha": 1, "time": 1, "mget": 1}
+
+
+def test_outcomes_are_joined_in_two_commands_and_the_first_outcome_of_a_row_stays(server: Server, opened: Opened) -> None:
+    session = Session(opened(), POLICY)
+    first, second = [session.one("free").row_id or 0 for _ in range(2)]
+    session.store.record([Outcome(first, "ok", 1)])
+    outcomes = [Outcome(first, "cancelled", 2), Outcome(second, "rpc_error", 3), Outcome(second, "ok", 4)]
+    found = commands(server, lambda: session.store.record(outcomes))
+    assert (found["hmget"], found["hset"], found["hsetnx"]) == (1, 1, 0)
+    assert [entry.record["outcome"] for entry in session.store.entries()] == ["ok", "rpc_error"]
+
+
 HOUR_US = 3600 * 1_000_000
 
 

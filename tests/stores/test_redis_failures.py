@@ -15,7 +15,7 @@ from mcpguard.stores.redis import checks, request
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
 from tests.core.build import Session
-from tests.redis_servers import Server, free_port, running, wait_for
+from tests.redis_servers import ENOUGH_S, Server, free_port, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 BUDGET_MS = 1000
@@ -108,11 +108,13 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     session.call("free", 300)
     before = (list(store.entries()), store.held())
     requests = session.charges("report")
-    counters = request.counters_of(requests)
-    keys, labels = request.keys_and_labels(store._prefix, counters)
-    told = request.arguments(requests, counters, session.journal, 0)
     past_us = store._now_us() - 10_000_000
-    assert len(store._run("charge", keys, labels, request.pack_charge_head(past_us, session.journal.seq, 1), *told)) == 1
+    too_late = (
+        store._charging.beginning(requests, request.counters_of(requests))
+        + request.bounds(past_us, session.journal.seq, 1)
+        + request.rest(requests, session.journal, 0)
+    )
+    assert len(store._link.exchange(too_late, deadline_s=time.monotonic() + ENOUGH_S)) == 1
     assert (list(store.entries()), store.held()) == before
     store.close()
 

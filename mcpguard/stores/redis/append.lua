@@ -6,8 +6,8 @@
 -- Returns the stream ids of the new rows.
 
 local max_bytes, replaced = struct.unpack('<i8i8', ARGV[1])
-local now = clock()
-read_audit()
+local _, drop = evicting()
+read_audit(redis.call('GET', KEYS[4]))
 for at = 2, 2 * replaced, 2 do
   local stream = tonumber(ARGV[at])
   local entry = redis.call('XRANGE', KEYS[stream], ARGV[at + 1], ARGV[at + 1])[1]
@@ -17,7 +17,7 @@ for at = 2, 2 * replaced, 2 do
 end
 local stream_ids = {}
 for at = 2 * replaced + 2, #ARGV - 1, 2 do
-  stream_ids[#stream_ids + 1] = append(tonumber(ARGV[at]), ARGV[at + 1], now, max_bytes)
+  stream_ids[#stream_ids + 1] = append(tonumber(ARGV[at]), ARGV[at + 1], max_bytes)
 end
 write_audit()
 return stream_ids

@@ -13,8 +13,8 @@ local OUTCOME_BYTES = 110
 
 local newest_ms, newest_number, held_bytes = 0, 0, {0, 0}
 
-local function read_audit()
-  local state = redis.call('GET', KEYS[4])
+-- Takes the value of the fourth key
+local function read_audit(state)
   if state then
     newest_ms, newest_number, held_bytes[MAIN], held_bytes[REFUSALS] = struct.unpack(STATE, state)
   end
@@ -30,52 +30,61 @@ local function bytes_of(stream, length)
   return math.ceil(1.2 * length) + 80 + (stream == MAIN and OUTCOME_BYTES or 0)
 end
 
-local function oldest(stream)
-  return redis.call('XRANGE', KEYS[stream], '-', '+', 'COUNT', 1)[1]
-end
-
--- Deletes a row and its outcome. Returns the row's bytes.
-local function drop(stream, entry)
-  redis.call('XDEL', KEYS[stream], entry[1])
-  if stream == MAIN then
-    redis.call('HDEL', KEYS[3], entry[1])
+-- Returns functions that few runs need: a run spends time on each function that it makes
+local function evicting()
+  local function oldest(stream)
+    return redis.call('XRANGE', KEYS[stream], '-', '+', 'COUNT', 1)[1]
   end
-  local bytes = bytes_of(stream, #entry[2][2])
-  held_bytes[stream] = math.max(0, held_bytes[stream] - bytes)
-  return bytes
-end
 
--- Deletes the first row to be evicted, if a stream is to get more bytes than there is room for. Returns the row's bytes; nil if
--- there is room, or no row.
-local function drop_one(max_bytes, stream, bytes)
-  while held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > max_bytes do
-    local refusals = held_bytes[REFUSALS] + (stream == REFUSALS and bytes or 0)
-    local from = refusals > max_bytes * REFUSALS_SHARE and REFUSALS or MAIN
-    if held_bytes[from] == 0 then
-      from = MAIN + REFUSALS - from
+  -- Deletes a row and its outcome. Returns the row's bytes.
+  local function drop(stream, entry)
+    redis.call('XDEL', KEYS[stream], entry[1])
+    if stream == MAIN then
+      redis.call('HDEL', KEYS[3], entry[1])
     end
-    if held_bytes[from] == 0 then
-      return nil
-    end
-    local entry = oldest(from)
-    if entry then
-      return drop(from, entry)
-    end
-    held_bytes[from] = 0 -- another client has emptied the stream
+    local bytes = bytes_of(stream, #entry[2][2])
+    held_bytes[stream] = math.max(0, held_bytes[stream] - bytes)
+    return bytes
   end
-  return nil
+
+  -- Deletes the first row to be evicted, if a stream is to get more bytes than there is room for. Returns the row's bytes; nil if
+  -- there is room, or no row.
+  local function drop_one(max_bytes, stream, bytes)
+    while held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > max_bytes do
+      local refusals = held_bytes[REFUSALS] + (stream == REFUSALS and bytes or 0)
+      local from = refusals > max_bytes * REFUSALS_SHARE and REFUSALS or MAIN
+      if held_bytes[from] == 0 then
+        from = MAIN + REFUSALS - from
+      end
+      if held_bytes[from] == 0 then
+        return nil
+      end
+      local entry = oldest(from)
+      if entry then
+        return drop(from, entry)
+      end
+      held_bytes[from] = 0 -- another client has emptied the stream
+    end
+    return nil
+  end
+
+  return oldest, drop, drop_one
 end
 
 -- Makes room for a row and writes it. Returns its stream id. If the log is far over its bound, as after `max_mb` was lowered, two
 -- rows are evicted for each new one, and not all at once, because calls wait.
-local function append(stream, row, now, max_bytes)
-  local bytes, freed, dropped = bytes_of(stream, #row), 0, 0
-  while freed < bytes or dropped < 2 do
-    local gone = drop_one(max_bytes, stream, bytes)
-    if not gone then
-      break
+local function append(stream, row, max_bytes)
+  local bytes = bytes_of(stream, #row)
+  if held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > max_bytes then
+    local _, _, drop_one = evicting()
+    local freed, dropped = 0, 0
+    while freed < bytes or dropped < 2 do
+      local gone = drop_one(max_bytes, stream, bytes)
+      if not gone then
+        break
+      end
+      freed, dropped = freed + gone, dropped + 1
     end
-    freed, dropped = freed + gone, dropped + 1
   end
   local now_ms = math.floor(now / 1000)
   if now_ms > newest_ms then

@@ -1,261 +1,266 @@
 -- Decides requests in order, charges their counters and writes their audit rows.
 --
--- KEYS  those of `audit.lua`; the index of counters; each counter
+-- KEYS  those of `audit.lua`; each counter; the index of counters
 -- ARGV  1: the labels of the counters, a NUL after each
---       2: the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
---       3: the session's allowance of rows for denials, as JSON
---       then two for each request. First its limits. Second, a NUL after each: its decision, if it does not depend on limits; what
---       the session's journal remembers, as JSON; of its row the lines before the context, the context, and the detail; and the
---       shorter detail of a denial, if the detail is too long for one
+--       then the limits of each request
+--       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
+--       then the session's allowance of rows for denials, as JSON
+--       then of each request, a NUL after each: its decision, if it does not depend on limits; what the session's journal
+--       remembers, as JSON; of its row the lines up to the context, and the detail; and the shorter detail of a denial, if the
+--       detail is too long for one
 -- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request: the stream id of its row
 --       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
 --       wait, and the number of limits without room, followed by their indexes and waits. All of it is one flat table, because a
 --       server spends time on each table of a reply.
 --
--- Every call waits for this script. The expensive parts are numbers as text and tables that grow: {nil, nil, nil, nil} reserves
--- room for four.
+-- Every call waits for this script. The expensive parts are commands, numbers as text, tables that grow, and functions, which are
+-- made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
-local PER_CALL = 2
-local CALL = 'ssssss'
+local CALL = 'sssss'
 local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
 local LIMIT = '<i8i8I4I4I4s' -- n, window, index of the counter (0: none), rule, whether it is observed, fragment
+local N, WINDOW, COUNTER, RULE, OBSERVED, FRAGMENT = 1, 2, 3, 4, 5, 6
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
 local NOTHING_REMEMBERED = {{}, {}}
+local NOTHING_EXCEEDED = {}
 
-local now = clock()
-local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2])
+local requests = math.floor((#ARGV - 3) / 2)
+local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2 + requests])
 if now > deadline then
   return {now}
 end
-local index = KEYS[5]
-local logs, values = read(6)
-local changed = {nil, nil, nil, nil} -- windows of the counters that were charged, by index
+local counters = #KEYS - 5
+local reply = read(4, 4 + counters)
+read_audit(reply[1])
+reply[1] = now
+local logs = {nil, nil, nil, nil}
+for counter = 1, counters do
+  logs[counter] = reply[1 + counter] and unpack_log(reply[1 + counter]) or nil
+end
+local charged = {nil, nil, nil, nil} -- windows of the counters that were charged, by index
 local denied = {} -- the session's denials since its last admission, by index of the counter
 local storms = {} -- the keys of denials that have a row
 local allowance -- see core/journal.Journal.allowance; decoded when it is needed
-local rows = {} -- {stream, text} by the index of their stream id in the reply
-local reply = {now, nil, nil, nil, nil, nil, nil, nil, nil, nil}
-for at = 1, #values do
-  reply[1 + at] = values[at]
-end
+local plans = {} -- limits by their text
+local has_written = false -- whether a row was written
 
--- As core/limiter.decide
-local function decide(limits)
-  local at_us = now
-  for at = 1, #limits do
-    local log = logs[limits[at][3]]
-    if log and log[NEWEST] > at_us then
-      at_us = log[NEWEST]
-    end
-  end
-  local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
-  local full, enforced, exceeded = {}, {}, {}
-  for at = 1, #limits do
-    local limit = limits[at]
-    local n, window, counter = limit[1], limit[2], limit[3]
-    if n > 0 and not held[counter] then
-      alive[counter] = live(logs[counter], window, at_us)
-      held[counter] = used(alive[counter])
-    end
-    if n == 0 or held[counter] + 1 > n then
-      full[#full + 1] = at
-      if limit[5] == 0 then
-        enforced[#enforced + 1] = at
-      end
-    end
-  end
-  local without_room = {}
-  if #full > 0 then
-    for _, at in ipairs(#enforced > 0 and enforced or full) do
-      local limit = limits[at]
-      exceeded[#exceeded + 1] = {at, retry_after(alive[limit[3]], limit[1], limit[2], at_us) or false}
-      without_room[limit[4]] = true
-    end
-    if #enforced > 0 then
-      return false, held, exceeded
-    end
-  end
-  for at = 1, #limits do
-    local limit = limits[at]
-    local other = smallest[limit[3]]
-    if limit[1] > 0 and not without_room[limit[4]] and (not other or limit[1] < other[1]) then
-      smallest[limit[3]] = limit
-    end
-  end
-  for counter, limit in pairs(smallest) do
-    logs[counter] = charge(alive[counter], limit[1], limit[2], at_us)
-    changed[counter] = limit[2]
-  end
-  return true, held, exceeded
-end
-
--- As core/verdict.verdict. Returns the decision, the index of the reported limit, what its counter holds, remaining, the wait
-local function verdict(limits, admitted, held, exceeded)
-  if #exceeded == 0 then
-    local tightest, remaining, observed = 0, false, 1
-    for at = 1, #limits do
-      local limit = limits[at]
-      local rest = limit[1] - held[limit[3]] - 1
-      -- Enforced limits go before observed ones
-      if not remaining or limit[5] < observed or (limit[5] == observed and rest < remaining) then
-        tightest, remaining, observed = at, rest, limit[5]
-      end
-    end
-    return 'allowed', tightest, tightest > 0 and held[limits[tightest][3]] + 1, remaining, false
-  end
-  local longest, wait = exceeded[1][1], exceeded[1][2]
-  for _, one in ipairs(exceeded) do
-    if wait and (not one[2] or one[2] > wait) then
-      longest, wait = one[1], one[2]
-    end
-  end
-  local n, count = limits[longest][1], held[limits[longest][3]]
-  local decision = admitted and 'would_deny' or wait and 'rate_limited' or 'denied'
-  if n == 0 then
-    return decision, longest, false, false, wait
-  end
-  return decision, longest, count, math.max(0, n - count), wait
-end
-
--- As core/journal.Journal. Returns the count with this session's denials on the counter since its last admission
-local function with_denials(limits, decision, reported, count, exceeded, remembered)
-  if decision == 'rate_limited' then
-    local counted = {}
-    for _, one in ipairs(exceeded) do
-      local counter = limits[one[1]][3]
-      if limits[one[1]][1] > 0 and not counted[counter] then
-        counted[counter] = true
-        denied[counter] = (denied[counter] or remembered[2][one[1]] or 0) + 1
-      end
-    end
-    return count and count + denied[limits[reported][3]]
-  end
-  if decision ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
-    for at = 1, #limits do
-      denied[limits[at][3]] = 0
-    end
-  end
-  return count
-end
-
--- As core/journal.Journal: whether a decision has its own row. Equal denials share one, and so do those of a kind over budget
-local function has_own_row(decision, beginning, context, fragment, detail, is_storm)
-  if not REFUSED[decision] then
-    return true
-  end
-  local key = decision .. '\n' .. fragment .. '\n' .. context
-  if is_storm or storms[key] then
-    return false
-  end
-  allowance = allowance or cjson.decode(ARGV[3])
-  local row_bytes, burst, budgets, summed = unpack(allowance)
-  local kind = decision .. ' ' .. (string.match(fragment, '^{"axis":"(%a+)"') or '')
-  local request_id = string.match(beginning, '\n([^\n]*)')
-  local rest = (budgets[kind] or burst) - row_bytes - #context - #detail - #request_id
-  if rest >= 0 then
-    budgets[kind], storms[key] = rest, true
-    return true
-  end
-  local is_first = not summed[kind]
-  summed[kind] = true
-  return is_first
-end
-
-local function ms_up(us)
-  return math.ceil(us / 1000)
-end
-
-local function with_exceeded(detail, limits, exceeded)
-  local all = {}
-  for at, one in ipairs(exceeded) do
-    local wait = one[2] and ',"retry_after_ms":' .. ms_up(one[2]) or ''
-    all[at] = string.sub(limits[one[1]][6], 1, -2) .. wait .. '}'
-  end
-  local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
-  return before .. '"exceeded":[' .. table.concat(all, ',') .. ']}'
-end
-
-local plans = {}
-
-local function limits_of(packed)
-  local limits = plans[packed]
-  if not limits then
-    limits = {}
-    local from = 1
-    while from <= #packed do
-      local limit = {struct.unpack(LIMIT, packed, from)}
-      limits[#limits + 1] = limit
-      from = limit[7]
-    end
-    plans[packed] = limits
-  end
-  return limits
-end
-
-for first = 4, #ARGV - PER_CALL + 1, PER_CALL do
-  local decision, memory, beginning, context, detail, short = struct.unpack(CALL, ARGV[first + 1])
+for request = 1, requests do
+  local decision, memory, beginning, detail, short = struct.unpack(CALL, ARGV[3 + requests + request])
   local remembered = memory == '' and NOTHING_REMEMBERED or cjson.decode(memory)
   local fragment, is_storm = '', remembered[1][1] == 1
-  local reported, held, count, remaining, wait, exceeded = 0, false, false, false, false, {}
+  local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
   local limits
   if decision == '' then
-    limits = limits_of(ARGV[first])
-    local admitted, before
-    admitted, before, exceeded = decide(limits)
-    decision, reported, held, remaining, wait = verdict(limits, admitted, before, exceeded)
-    count = with_denials(limits, decision, reported, held, exceeded, remembered)
+    local packed = ARGV[1 + request]
+    limits = plans[packed]
+    if not limits then
+      limits = {nil, nil, nil, nil}
+      local from, at = 1, 1
+      while from <= #packed do
+        local limit = {struct.unpack(LIMIT, packed, from)}
+        limits[at], from, at = limit, limit[7], at + 1
+      end
+      plans[packed] = limits
+    end
+
+    -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one, where
+    -- enforced limits go before observed ones
+    local at_us = now
+    for at = 1, #limits do
+      local log = logs[limits[at][COUNTER]]
+      if log and log[NEWEST] > at_us then
+        at_us = log[NEWEST]
+      end
+    end
+    local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
+    local full
+    local observed = 1
+    for at = 1, #limits do
+      local limit = limits[at]
+      local n, counter = limit[N], limit[COUNTER]
+      local used = held[counter]
+      if n > 0 and not used then
+        local log, horizon = logs[counter], at_us - limit[WINDOW]
+        if log and log[NEWEST] <= horizon then
+          log = nil
+        elseif log then -- as core/limiter.live
+          local closed, total, first = log[CLOSED], log[TOTAL], 1
+          while first <= #closed do
+            local time, cost = struct.unpack(ENTRY, closed, first)
+            if time > horizon then
+              break
+            end
+            total, first = total - cost, first + ENTRY_BYTES
+          end
+          if first > 1 then
+            log = {log[OPENED], log[NEWEST], log[COST], total, string.sub(closed, first)}
+          end
+        end
+        used = log and log[TOTAL] or 0
+        alive[counter], held[counter] = log, used
+      end
+      if n == 0 or used >= n then
+        full = full or {}
+        full[#full + 1] = at
+      else
+        if not smallest[counter] or n < smallest[counter][N] then
+          smallest[counter] = limit
+        end
+        local rest = n - used - 1
+        if not remaining or limit[OBSERVED] < observed or (limit[OBSERVED] == observed and rest < remaining) then
+          reported, held_by_reported, remaining, observed = at, used + 1, rest, limit[OBSERVED]
+        end
+      end
+    end
+    decision = 'allowed'
+    if full then
+      local enforced = {}
+      for _, at in ipairs(full) do
+        if limits[at][OBSERVED] == 0 then
+          enforced[#enforced + 1] = at
+        end
+      end
+      local without_room = {}
+      exceeded, reported = {}, 0
+      for _, at in ipairs(#enforced > 0 and enforced or full) do
+        local limit = limits[at]
+        local log, after = alive[limit[COUNTER]], false -- as core/limiter.retry_after; false if no wait is enough
+        if limit[N] > 0 then
+          local over, next_at = log[TOTAL] + 1 - limit[N], 1
+          while over > 0 do
+            local time, cost = log[NEWEST], log[COST]
+            if next_at <= #log[CLOSED] then
+              time, cost = struct.unpack(ENTRY, log[CLOSED], next_at)
+            end
+            over, after, next_at = over - cost, time + limit[WINDOW] - at_us, next_at + ENTRY_BYTES
+          end
+        end
+        exceeded[#exceeded + 1] = {at, after}
+        without_room[limit[RULE]] = true
+        if reported == 0 or (wait and (not after or after > wait)) then
+          reported, wait = at, after
+        end
+      end
+      local n = limits[reported][N]
+      held_by_reported = n > 0 and held[limits[reported][COUNTER]]
+      remaining = n > 0 and math.max(0, n - held_by_reported)
+      smallest = {}
+      if #enforced > 0 then
+        decision = wait and 'rate_limited' or 'denied'
+      else
+        decision = 'would_deny'
+        for _, limit in ipairs(limits) do
+          local other = smallest[limit[COUNTER]]
+          if not without_room[limit[RULE]] and (not other or limit[N] < other[N]) then
+            smallest[limit[COUNTER]] = limit
+          end
+        end
+      end
+    end
+
+    -- As core/limiter.charge
+    for counter, limit in pairs(smallest) do
+      local log, window = alive[counter], limit[WINDOW]
+      local grain = limit[N] <= EXACT and 0 or math.ceil(window / EXACT)
+      if not log then
+        log = {at_us, at_us, 1, 1, ''}
+      elseif at_us - log[OPENED] < grain then
+        log[NEWEST], log[COST], log[TOTAL] = at_us, log[COST] + 1, log[TOTAL] + 1
+      else
+        if #log[CLOSED] >= (MAX_ENTRIES - 1) * ENTRY_BYTES then
+          local entries_of, _, coalesce = coalescing()
+          log = coalesce(entries_of(log), grain)
+        end
+        log = {at_us, at_us, 1, log[TOTAL] + 1, log[CLOSED] .. struct.pack(ENTRY, log[NEWEST], log[COST])}
+      end
+      logs[counter], charged[counter] = log, window
+    end
+
+    -- As core/journal.Journal: a denial's count includes this session's denials on the counter since its last admission
+    count = held_by_reported
+    if decision == 'rate_limited' then
+      local counted = {}
+      for _, one in ipairs(exceeded) do
+        local limit = limits[one[1]]
+        local counter = limit[COUNTER]
+        if limit[N] > 0 and not counted[counter] then
+          counted[counter] = true
+          denied[counter] = (denied[counter] or remembered[2][one[1]] or 0) + 1
+        end
+      end
+      count = count and count + denied[limits[reported][COUNTER]]
+    elseif decision ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
+      for at = 1, #limits do
+        denied[limits[at][COUNTER]] = 0
+      end
+    end
     if reported > 0 then
-      fragment, is_storm = limits[reported][6], remembered[1][reported] == 1
+      fragment, is_storm = limits[reported][FRAGMENT], remembered[1][reported] == 1
     end
   end
-  if short ~= '' and REFUSED[decision] then
+
+  local is_refused, has_own_row = REFUSED[decision], true
+  if is_refused and short ~= '' then
     detail = short
   end
   if #exceeded > 1 then
-    detail = with_exceeded(detail, limits, exceeded)
+    local all = {}
+    for at, one in ipairs(exceeded) do
+      local after = one[2] and ',"retry_after_ms":' .. math.ceil(one[2] / 1000) or ''
+      all[at] = string.sub(limits[one[1]][FRAGMENT], 1, -2) .. after .. '}'
+    end
+    local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
+    detail = before .. '"exceeded":[' .. table.concat(all, ',') .. ']}'
   end
-  local slot = #reply + 1
-  reply[slot], reply[slot + 1], reply[slot + 2] = false, decision, reported
-  reply[slot + 3], reply[slot + 4], reply[slot + 5] = held, wait, #exceeded
+  if is_refused then
+    -- As core/journal.Journal: equal denials share a row, and so do those of a kind over budget
+    local request_id, context = string.match(beginning, '^[^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n(.*)')
+    local key = decision .. '\n' .. fragment .. '\n' .. context
+    has_own_row = not is_storm and not storms[key]
+    if has_own_row then
+      allowance = allowance or cjson.decode(ARGV[3 + requests])
+      local row_bytes, burst, budgets, summed = unpack(allowance)
+      local kind = decision .. ' ' .. (string.match(fragment, '^{"axis":"(%a+)"') or '')
+      local rest = (budgets[kind] or burst) - row_bytes - #context - #detail - #request_id
+      if rest >= 0 then
+        budgets[kind], storms[key] = rest, true
+      else
+        has_own_row, summed[kind] = not summed[kind], true
+      end
+    end
+  end
+
+  -- Rows are written before counters: a server that refuses a row must not have counted the call. A row without a charge can be
+  -- found and replaced
+  local stream_id = false
+  if has_own_row then
+    seq, has_written = seq + 1, true
+    stream_id = append(is_refused and REFUSALS or MAIN, beginning .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
+      .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and math.ceil(wait / 1000) or -1, -1), max_bytes)
+  end
+  local slot = #reply
+  reply[slot + 1], reply[slot + 2], reply[slot + 3] = stream_id, decision, reported
+  reply[slot + 4], reply[slot + 5], reply[slot + 6] = held_by_reported, wait, #exceeded
   for at, one in ipairs(exceeded) do
-    reply[slot + 4 + 2 * at], reply[slot + 5 + 2 * at] = one[1], one[2]
-  end
-  if has_own_row(decision, beginning, context, fragment, detail, is_storm) then
-    seq = seq + 1
-    local row = beginning .. '\n' .. context .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
-      .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and ms_up(wait) or -1, -1)
-    rows[slot] = {REFUSED[decision] and REFUSALS or MAIN, row}
+    reply[slot + 5 + 2 * at], reply[slot + 6 + 2 * at] = one[1], one[2]
   end
 end
 
-local labels
-
-local function label_of(counter)
-  if not labels then
-    labels = {}
-    local from = 1
-    while from <= #ARGV[1] do
-      labels[#labels + 1], from = struct.unpack('s', ARGV[1], from)
-    end
-  end
-  return labels[counter]
-end
-
--- Rows are written before counters: a server that refuses a row must not have counted the call. A row without a charge can be
--- found and replaced
-if next(rows) then
-  read_audit()
-  for slot = 2 + #values, #reply do
-    if rows[slot] then
-      reply[slot] = append(rows[slot][1], rows[slot][2], now, max_bytes)
-    end
-  end
+if has_written then
   write_audit()
 end
-for counter, window in pairs(changed) do
-  if not values[counter] then
-    add_to_index(index, KEYS[5 + counter], label_of(counter))
+local label_from, labelled = 1, 0 -- labels are read up to here, and up to this counter
+for counter = 1, counters do
+  if charged[counter] then
+    if not reply[1 + counter] then
+      local label
+      while labelled < counter do
+        label, label_from = struct.unpack('s', ARGV[1], label_from)
+        labelled = labelled + 1
+      end
+      redis.call('HSET', KEYS[#KEYS], string.match(KEYS[4 + counter], '%d+$'), label)
+    end
+    reply[1 + counter] = write(KEYS[4 + counter], logs[counter], charged[counter])
   end
-  reply[1 + counter] = write(KEYS[5 + counter], logs[counter], window, now)
 end
 return reply

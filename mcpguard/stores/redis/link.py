@@ -7,6 +7,8 @@ from it, because the library takes several times as long for that, and its retri
 import contextlib
 import select
 import socket
+import ssl
+import struct
 import sys
 import threading
 import time
@@ -48,6 +50,7 @@ _MOVED: Final = "MOVED"
 
 _INCOMPLETE: Final = object()
 _READ_BYTES: Final = 32 * 1024
+_TIMEVAL: Final = struct.Struct("ll")
 _NEGLIGIBLE_S: Final = 0.001
 
 
@@ -78,22 +81,26 @@ class _Wire:
         self._socket = connection._sock
         self._waits_s = 0.0
         self._readable = _readable(self._socket)
+        self._set_timeout = _timeout_setter(self._socket)
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
 
-    def ask(self, commands: Sequence[Command], end_s: float) -> list[Any]:
+    def ask(self, packed: bytes, count: int, end_s: float) -> list[Any]:
         """Send commands and return their replies.
 
         A failure closes the connection, because a late reply would be taken for that of a later command.
         """
-        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
-            self._wait_until(end_s)
-            self._socket.sendall(packed)
-            return [self._reply(end_s) for _ in commands]
+            sent = 0
+            while sent < len(packed):
+                self._wait_until(end_s)
+                sent += self._socket.send(packed[sent:] if sent else packed)
+            return [self._reply(end_s) for _ in range(count)]
         except BaseException as error:
             self.close()
+            if isinstance(error, TimeoutError | BlockingIOError):
+                raise TimedOut(str(error)) from error
             if isinstance(error, OSError | ProtocolError):
-                raise (TimedOut if isinstance(error, TimeoutError) else ConnectionLost)(str(error)) from error
+                raise ConnectionLost(str(error)) from error
             raise
 
     def _reply(self, end_s: float) -> Any:
@@ -106,12 +113,12 @@ class _Wire:
         return reply
 
     def _wait_until(self, end_s: float) -> None:
-        """Set the socket's timeout. This is a system call, so a negligible difference is ignored."""
+        """Set how long the next wait may take. This is a system call, so a negligible difference is ignored."""
         left_s = end_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
         if abs(left_s - self._waits_s) > _NEGLIGIBLE_S:
-            self._socket.settimeout(left_s)
+            self._set_timeout(left_s)
             self._waits_s = left_s
 
     @property
@@ -121,6 +128,23 @@ class _Wire:
 
     def close(self) -> None:
         self._connection.disconnect()
+
+
+def _timeout_setter(connected: socket.socket) -> Callable[[float], None]:
+    """A function that sets how long a socket waits. The kernel's own timeouts save a `poll` before each wait.
+
+    An SSL socket would wait again after them, and on Windows they have another form.
+    """
+    if sys.platform == "win32" or isinstance(connected, ssl.SSLSocket):
+        return connected.settimeout
+    connected.settimeout(None)
+
+    def set_timeout(seconds: float) -> None:
+        timeval = _TIMEVAL.pack(int(seconds), max(1, int(seconds % 1 * 1_000_000)))  # zero is no timeout
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connected.setsockopt(socket.SOL_SOCKET, option, timeval)
+
+    return set_timeout
 
 
 def _readable(connected: socket.socket) -> Callable[[], object]:
@@ -222,9 +246,25 @@ class Link:
         """
         return self._ask_on(self._wire, commands, deadline_s)
 
+    def exchange(self, packed: bytes, *, deadline_s: float) -> Any:
+        """Send one command that is packed already, and return its reply.
+
+        Args:
+            packed: The command.
+            deadline_s: When to give up, by `time.monotonic`.
+
+        Raises:
+            StoreUnavailable: There is no connection, or no reply in time.
+        """
+        return self._exchange_on(self._wire, packed, 1, deadline_s)[0]
+
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
+        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
+        return self._exchange_on(wire, packed, len(commands), min(deadline_s, time.monotonic() + self._timeout_s))
+
+    def _exchange_on(self, wire: _Wire, packed: bytes, count: int, deadline_s: float) -> list[Any]:
         try:
-            return wire.ask(commands, min(deadline_s, time.monotonic() + self._timeout_s))
+            return wire.ask(packed, count, deadline_s)
         except RedisError as error:
             raise self._unavailable(error) from error
 

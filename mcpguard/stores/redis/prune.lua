@@ -7,8 +7,9 @@
 local AT_ONCE, BYTES_AT_ONCE = 200, 1048576 -- a millisecond or two of work: calls wait for it
 
 local max_bytes, keep_ms = struct.unpack('<i8i8', ARGV[1])
-local before_ms = clock() / 1000 - keep_ms
-read_audit()
+local before_ms = now / 1000 - keep_ms
+local oldest, drop, drop_one = evicting()
+read_audit(redis.call('GET', KEYS[4]))
 
 local function drop_too_old()
   for _, stream in ipairs({MAIN, REFUSALS}) do

@@ -1,4 +1,4 @@
-"""Builds the keys and arguments of `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
+"""Builds the command that runs `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
 
 import struct
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from mcpguard.stores.redis import rows, states
 _RESULTS: Final = 6
 """How many values the script returns for each request, not counting the limits that had no room."""
 
-_WHOLE_ALLOWANCE: Final = compact((ROW_BYTES, BURST_BYTES, {}, {}))
-"""`Journal.allowance` at the start of a session."""
+_MOST_PLANS: Final = 512
+"""How many plans have their beginning of a command kept, in about a kilobyte each."""
 
 _LIMIT: Final = struct.Struct("<qqIII")
 
@@ -36,41 +36,81 @@ def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     return tuple(found.values())
 
 
-@lru_cache(maxsize=512)
-def keys_and_labels(prefix: str, counters: tuple[Counter, ...]) -> tuple[tuple[str, ...], str]:
-    """The keys of `charge.lua` in a namespace, and its first argument, the counters' labels."""
-    keys = (*rows.audit_keys(prefix), prefix + "counters", *[states.counter_key(prefix, counter.id) for counter in counters])
-    return keys, "".join([f"{counter.label}\0" for counter in counters])
+class Preparation:
+    """The beginning of the commands that run `charge.lua`: what depends only on the plans, in the server's protocol.
+
+    Args:
+        sha: The script's hash.
+        prefix: The beginning of all keys of the namespace.
+        more: How many arguments the caller adds to those that are described here.
+    """
+
+    def __init__(self, sha: bytes, prefix: str, *, more: int = 0) -> None:
+        self._sha = sha
+        self._prefix = prefix
+        self._more = more
+        self._last: dict[int, tuple[Plan, bytes]] = {}  # by the plan's identity: hashing a plan takes longer than all else
+
+    def beginning(self, requests: Sequence[DecisionRequest], counters: Sequence[Counter]) -> bytes:
+        """The command up to the limits of the last request."""
+        if len(requests) > 1 or not requests or requests[0].decided is not None:
+            return self._begin([None if one.decided is not None else one.plan for one in requests], counters)
+        plan = requests[0].plan
+        found = self._last.get(id(plan))
+        if found is None:
+            if len(self._last) >= _MOST_PLANS:
+                self._last.clear()
+            found = self._last[id(plan)] = plan, self._begin([plan], counters)
+        return found[1]
+
+    def _begin(self, plans: Sequence[Plan | None], counters: Sequence[Counter]) -> bytes:
+        index = {counter.id: at for at, counter in enumerate(counters, 1)}
+        keys = [
+            *rows.audit_keys(self._prefix),
+            *[states.counter_key(self._prefix, counter.id) for counter in counters],
+            self._prefix + "counters",
+        ]
+        args = ["".join([f"{counter.label}\0" for counter in counters]).encode()]
+        args += [b"" if plan is None else _limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
+        parts = [b"EVALSHA", self._sha, b"%d" % len(keys), *[key.encode() for key in keys], *args]
+        return b"*%d\r\n%b" % (len(parts) + 2 + len(plans) + self._more, b"".join(map(bulk, parts)))
 
 
-pack_charge_head: Final = struct.Struct("<qqq").pack
-"""Packs the second argument: the deadline in the server's time (us), the session's newest row number, and the bound of the
-audit log in bytes."""
-
-pack_append_head: Final = struct.Struct("<qq").pack
-"""Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
+def bulk(part: bytes) -> bytes:
+    """An argument in the server's protocol."""
+    return b"$%d\r\n%b\r\n" % (len(part), part)
 
 
-def arguments(
-    requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
-) -> list[bytes | str]:
-    """The other arguments of `charge.lua`: the session's allowance, and two strings for each request."""
-    index = {counter.id: at for at, counter in enumerate(counters, 1)}
+_WHOLE_ALLOWANCE: Final = bulk(compact((ROW_BYTES, BURST_BYTES, {}, {})).encode())
+"""The argument of `Journal.allowance` at the start of a session."""
+
+_BOUNDS: Final = struct.Struct("<qqq")
+
+
+def bounds(deadline_us: int, seq: int, max_bytes: int) -> bytes:
+    """The argument with the deadline in the server's time, the session's newest row number, and the bound of the audit log."""
+    return b"$24\r\n%b\r\n" % _BOUNDS.pack(deadline_us, seq, max_bytes)
+
+
+def rest(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> bytes:
+    """The arguments after `bounds`: the session's allowance, and a text for each request."""
     allowance = journal.allowance(time_us)
-    args: list[bytes | str] = [_WHOLE_ALLOWANCE if allowance is None else compact(allowance)]
+    args = [_WHOLE_ALLOWANCE if allowance is None else bulk(compact(allowance).encode())]
     for request in requests:
         remembered = journal.remembered(request, time_us)
         memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
-        detail = compact(request.detail) if request.detail else ""
-        short = compact(shortened(request.detail)) if len(detail) > MAX_DENIED_CHARS else detail
-        args += (
-            b""
-            if request.decided is not None
-            else _limits(request.plan, tuple([index[one.id] for one in request.plan.counters])),
-            f"{request.decided or ''}\0{memory}\0{rows.beginning(request, time_us)}\0{request.context}\0{detail}\0"
-            f"{'' if short == detail else short}\0",
+        detail = short = ""
+        if request.detail:
+            detail = compact(request.detail)
+            if len(detail) > MAX_DENIED_CHARS:
+                short = compact(shortened(request.detail))
+        args.append(
+            bulk(
+                f"{request.decided or ''}\0{memory}\0{rows.beginning(request, time_us)}\0{detail}\0"
+                f"{'' if short == detail else short}\0".encode()
+            )
         )
-    return args
+    return b"".join(args)
 
 
 @lru_cache(maxsize=512)
@@ -86,21 +126,25 @@ def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
     )
 
 
-def verdicts_of(requests: Sequence[DecisionRequest], results: Sequence[Any]) -> list[Verdict]:
-    """The verdicts in the reply of `charge.lua`, in the order of the requests."""
+pack_append_head: Final = struct.Struct("<qq").pack
+"""Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
+
+
+def verdicts_of(requests: Sequence[DecisionRequest], reply: Sequence[Any], here: int) -> list[Verdict]:
+    """The verdicts in the reply of `charge.lua`, in the order of the requests. The first one begins at index `here`."""
     found: list[Verdict] = []
-    here = 0
     for request in requests:
-        stream_id, word, at, count, wait_us, full = results[here : here + _RESULTS]
+        stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
         here += _RESULTS + 2 * full
-        limits = request.plan.reported
         one = Verdict(request.decided or _DECIDED[word], row_id=None if stream_id is None else rows.row_id(stream_id))
         if at:
-            one.reported = limits[at - 1]
-            one.count = count
-            one.remaining = None if count is None else max(0, request.plan.limits[at - 1].n - count)
+            one.reported = request.plan.reported[at - 1]
+            if count is not None:
+                one.count = count
+                one.remaining = max(0, request.plan.limits[at - 1].n - count)
         if full:
-            exceeded = results[here - 2 * full : here]
+            limits = request.plan.reported
+            exceeded = reply[here - 2 * full : here]
             one.retry_after_us = wait_us
             one.exceeded = tuple([(limits[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
         found.append(one)

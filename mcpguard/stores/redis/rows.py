@@ -18,9 +18,10 @@ _PACKED: Final = struct.Struct("<5q")
 
 
 def beginning(request: DecisionRequest, time_us: int) -> str:
-    """The lines before the context. They are known before a call is decided."""
+    """The lines up to the context. They are known before a call is decided."""
     request_id = cut_id(request.request_id) or ""
-    return f"{time_us}\n{request_id}\n{request.args_hash.hex() if request.args_hash else ''}\n{request.trace_id or ''}"
+    args_hash = request.args_hash.hex() if request.args_hash else ""
+    return f"{time_us}\n{request_id}\n{args_hash}\n{request.trace_id or ''}\n{request.context}"
 
 
 def packed(row: Row) -> bytes:

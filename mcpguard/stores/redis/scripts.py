@@ -5,7 +5,7 @@ from typing import Final
 
 PARTS: Final = {
     "charge": ("log", "audit"),
-    "adopt": ("log",),
+    "adopt": ("log", "merge"),
     "append": ("audit",),
     "record": (),
     "prune": ("audit",),
@@ -13,24 +13,14 @@ PARTS: Final = {
 """The scripts, each with the files that go before its own."""
 
 _SERVERS_TIME: Final = """
-local EXPIRY_OPTION = 'PXAT'
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-local function expiry_ms(end_us)
-  return math.ceil(end_us / 1000)
-end
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local EXPIRY_OPTION, EXPIRY_ORIGIN_US, EXPIRY_SLACK_MS = 'PXAT', 0, 0
 """
 
 _GIVEN_TIME: Final = """
-local EXPIRY_OPTION = 'PX'
-local function clock()
-  return tonumber(ARGV[#ARGV])
-end
-local function expiry_ms(end_us, now_us)
-  return math.ceil((end_us - now_us) / 1000) + 3600000
-end
+local now = tonumber(ARGV[#ARGV])
+local EXPIRY_OPTION, EXPIRY_ORIGIN_US, EXPIRY_SLACK_MS = 'PX', now, 3600000
 """
 
 

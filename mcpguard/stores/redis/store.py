@@ -27,11 +27,12 @@ from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.request import (
-    arguments,
+    Preparation,
+    bounds,
+    bulk,
     counters_of,
-    keys_and_labels,
     pack_append_head,
-    pack_charge_head,
+    rest,
     verdicts_of,
 )
 from mcpguard.stores.redis.scripts import script
@@ -139,6 +140,7 @@ class RedisStore:
                 "use the mcpguard that wrote it, or another namespace",
             )
         self._shas = dict(zip(self._scripts, shas, strict=True))
+        self._charging = Preparation(self._shas["charge"], self._prefix, more=0 if self._clock is None else 1)
 
     def _note_time(self, server_us: int) -> None:
         """Note how far the server's clock is ahead of ours, at least: the reply has taken some time."""
@@ -157,26 +159,42 @@ class RedisStore:
 
     def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
         deadline_s = deadline_s or time.monotonic() + self._timeout_s
+        self._renew_if_lost(deadline_s)
+        return self._link.ask(commands, deadline_s=deadline_s)
+
+    def _renew_if_lost(self, deadline_s: float) -> None:
         if self._link.is_lost:
             self._link.renew(deadline_s)
             self._begin(deadline_s)
-        return self._link.ask(commands, deadline_s=deadline_s)
 
-    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
-        """Run a script and return its reply. If the server has forgotten the script, send it again."""
+    def _run(self, name: str, keys: Sequence[str], *args: bytes | str) -> Any:
+        """Run a script and return its reply."""
+        deadline_s = time.monotonic() + self._timeout_s
         rest = (len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),)))
-        reply = self._replies([("EVALSHA", self._shas[name], *rest)], deadline_s)[0]
-        if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
-            reply = self._replies([("EVAL", self._scripts[name], *rest)], deadline_s)[0]
-        return self._link.checked(reply)
+        command: Command = ("EVALSHA", self._shas[name], *rest)
+        reply = self._replies([command], deadline_s)[0]
+        if isinstance(reply, ResponseError):
+            self._load_again(name, reply, deadline_s)
+            reply = self._ask(command, deadline_s=deadline_s)[0]
+        return reply
+
+    def _load_again(self, name: str, error: ResponseError, deadline_s: float) -> None:
+        """Load a script again, if the error says that the server has forgotten it.
+
+        Raises:
+            StoreUnavailable: It is another error.
+        """
+        if not str(error).startswith("NOSCRIPT"):
+            self._link.checked(error)
+        self._ask(("SCRIPT", "LOAD", self._scripts[name]), deadline_s=deadline_s)
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         time_us = self._wall()
         counters = counters_of(requests)
-        values, results = self._charge(requests, counters, journal, time_us)
-        self._seen.note(counters, values, self._now_us())
-        verdicts = verdicts_of(requests, results)
+        reply = self._charge(requests, counters, journal, time_us)
+        self._seen.note(counters, reply[1 : 1 + len(counters)], self._now_us())
+        verdicts = verdicts_of(requests, reply, 1 + len(counters))
         if len(verdicts) == 1 and verdicts[0].forwards:
             journal.wrote(requests[0], verdicts[0])
             return verdicts
@@ -185,20 +203,25 @@ class RedisStore:
 
     def _charge(
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
-    ) -> tuple[list[bytes | None], list[Any]]:
-        """Let the server decide. Returns the counters' values, and the result of each request."""
+    ) -> Sequence[Any]:
+        """Let the server decide. Returns its time, the counters' values, and then the results of each request."""
         end_s = time.monotonic() + self._timeout_s
-        keys, labels = keys_and_labels(self._prefix, tuple(counters))
-        args = arguments(requests, counters, journal, time_us)
+        arguments = rest(requests, journal, time_us)
+        if self._clock is not None:
+            arguments += bulk(b"%d" % self._clock())
         for _ in range(_TRIES):
-            deadline_us = int(end_s * 1_000_000) + self._ahead_us
+            self._renew_if_lost(end_s)
             self._reply_lost = True
-            bounds = pack_charge_head(deadline_us, journal.seq, self._max_bytes)
-            server_us, *done = self._run("charge", keys, labels, bounds, *args, deadline_s=end_s)
-            self._note_time(server_us)
+            head = bounds(int(end_s * 1_000_000) + self._ahead_us, journal.seq, self._max_bytes)
+            command = self._charging.beginning(requests, counters) + head + arguments
+            reply = self._link.exchange(command, deadline_s=end_s)
+            if isinstance(reply, ResponseError):
+                self._load_again("charge", reply, end_s)
+                reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
+            self._note_time(reply[0])
             self._reply_lost = False
-            if done or not requests:
-                return done[: len(counters)], done[len(counters) :]
+            if len(reply) > 1 or not requests:
+                return reply  # type: ignore[no-any-return]
             # The server's clock is further ahead than we knew. It has charged nothing, and now we know its time
         raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
 
