@@ -17,8 +17,8 @@ from pathlib import Path
 
 import mcpguard
 
-from . import calls, first_answer, pipelined, redis_calls, streams, wrappers
-from .effort import FULL, QUICK
+from . import calls, first_answer, flat, pipelined, redis_calls, regression, streams, wrappers
+from .effort import FULL, QUICK, Effort
 from .report import Section, table
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, Variant, peer
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     options = _options(argv)
     compileall.compile_dir(Path(mcpguard.__file__).parent, quiet=1)  # as an installation does
+    if options.check or options.renew:
+        return _check() if options.check else _renew()
     effort = QUICK if options.quick else FULL
     with_cat = [variant for variant in (BARE, LEAST, CAT, GUARD, *options.peer) if variant.name not in options.skip]
     relays = [variant for variant in with_cat if variant is not CAT]
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
         "streams": lambda folder: streams.measure(with_cat, effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
+        "flat": lambda folder: _flat(effort, folder, quick=options.quick, docs=options.docs),
     }
     if shutil.which("redis-server") is None:
         print("redis-server is not installed: redis and wrappers are left out", file=sys.stderr)
@@ -83,6 +86,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check() -> int:
+    """Compare with the references: 1 if mcpguard has become slower or larger."""
+    try:
+        failures = regression.check(regression.read(), _ratio)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        print("hint: if that is meant: python -m tests.benchmarks --renew", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _renew() -> int:
+    regression.write(regression.renewed(_ratio))
+    print(f"wrote {regression.REFERENCES}")
+    return 0
+
+
+def _ratio(name: str) -> float:
+    with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as folder:
+        return regression.measure(name, Path(folder))
+
+
+def _flat(effort: Effort, folder: Path, *, quick: bool, docs: bool) -> list[Section]:
+    curves = flat.measure(effort, folder, quick=quick)
+    if docs:
+        flat.write_docs(curves)
+    return flat.sections(curves)
+
+
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
@@ -90,7 +125,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
+    names = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "flat")
     parser.add_argument("--quick", action="store_true", help="a rough look in about a minute")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")
@@ -111,6 +146,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"where the processes of 'calls' run (default: split, then one): {places}",
     )
     parser.add_argument("--pause-us", type=int, default=0, metavar="N", help="sleep before each call of 'calls'")
+    parser.add_argument("--docs", action="store_true", help="with 'flat': put its curves into docs/performance.md")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
+    )
+    parser.add_argument("--renew", action="store_true", help="only measure the ratios in references.toml anew")
     parser.add_argument("--dir", metavar="DIR", help="where the stores lie (default: the system's temporary folder)")
     options = parser.parse_args(argv)
     names_of_all = [variant.name for variant in (BARE, LEAST, CAT, GUARD, *options.peer)]

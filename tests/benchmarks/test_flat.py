@@ -1,0 +1,94 @@
+"""That stores are filled as calls would fill them, and that curves become a picture and tables."""
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from mcpguard.core.journal import Journal
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.verdict import DecisionRequest
+from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.store import SqliteStore
+
+from . import flat
+from .chart import svg
+from .filling import CHARGES, create, fill_counters, fill_rows, tool_name, user_name
+from .session import BenchmarkError
+from .test_smoke import TINY
+
+CURVES = [
+    flat.Curve("rules", ["10", "1,000,000"], [10, 1_000_000], [100, 120], [200, 190], [300, 900], [50, 51]),
+    flat.Curve("audit rows", ["1", "20 × 5"], [1, 100], [100, 130], [200, 190], [300, 300], [50, 51]),
+]
+
+
+def test_a_filled_counter_is_the_one_that_a_call_is_charged_on(tmp_path: Path) -> None:
+    policy = parse(flat.EACH_USER_AND_TOOL)
+    create(tmp_path / "store.db")
+    fill_counters(tmp_path / "store.db", policy, users=3, tools=2)
+    call = Call(user_name(2), "bench::interactive::default", "bench", tool_name(1))
+    with closing(SqliteStore(tmp_path / "store.db")) as store:
+        (verdict,) = store.decide([DecisionRequest(call, policy.plan(call), '{"namespace":"default"}')], Journal("0" * 16))
+        assert verdict.count == CHARGES + 1
+        assert sorted(one.used for one in store.held()) == [CHARGES] * 5 + [CHARGES + 1]
+
+
+def test_rows_that_a_store_was_filled_with_are_read_and_counted_on_from(tmp_path: Path) -> None:
+    create(tmp_path / "store.db")
+    fill_rows(tmp_path / "store.db", 700, over_s=3600)
+    with closing(Reader(tmp_path / "store.db")) as reader:
+        entries = list(reader.entries())
+    assert [entry.row_id for entry in entries] == list(range(1, 701))
+    assert {entry.record["decision"] for entry in entries} == {"allowed"}
+    call = Call("u", "a::b::c", "s", "t")
+    request = DecisionRequest(call, parse(flat.EACH_USER_AND_TOOL).plan(call), '{"namespace":"default"}')
+    with closing(SqliteStore(tmp_path / "store.db")) as store:
+        (verdict,) = store.decide([request], Journal("0" * 16))
+        assert verdict.row_id == 701
+        assert not store.warnings
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
+def test_each_size_of_each_kind_is_measured(tmp_path: Path) -> None:
+    curves = flat.measure(TINY, tmp_path, quick=True)
+    assert [curve.title for curve in curves] == list(flat.points(quick=True))
+    for curve in curves:
+        assert len(curve.sizes) == len(curve.labels)
+        assert {len(values) for values in curve.lines.values()} == {len(curve.labels)}
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_picture_is_xml_with_every_point_inside_of_it() -> None:
+    root = ElementTree.fromstring(svg([flat.panel(curve) for curve in CURVES], unit="µs", description="a & b"))  # noqa: S314 - ours
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(circles) == 2 * 2 * 3
+    for circle in circles:
+        assert 0 < float(circle.attrib["cx"]) < width / 2
+        assert 0 < float(circle.attrib["cy"]) < height
+
+
+def test_figures_replace_those_between_the_marks_of_the_page_and_nothing_else() -> None:
+    page = f"# Page\n\n{flat.BEGIN}\nold\n{flat.END}\n\nEnd\n"
+    renewed = flat.with_figures(page, CURVES)
+    assert renewed.startswith(f"# Page\n\n{flat.BEGIN}\n\n| rules | 10 | 1,000,000 | most / first |\n")
+    assert "| added to the median, µs | 100 | 120 | 1.20 |\n" in renewed
+    assert renewed.endswith(f"\n{flat.END}\n\nEnd\n")
+    assert "old" not in renewed
+    assert flat.with_figures(renewed, CURVES) == renewed
+
+
+def test_a_page_without_marks_is_not_overwritten() -> None:
+    with pytest.raises(BenchmarkError, match="does not have the lines"):
+        flat.with_figures("# Page\n", CURVES)
+
+
+def test_the_page_about_performance_has_the_marks_and_the_picture() -> None:
+    page = flat.PAGE.read_text(encoding="utf-8")
+    assert flat.with_figures(page, CURVES) != page
+    assert f"(images/{flat.PICTURE.name})" in page
+    assert flat.PICTURE.exists()
