@@ -17,8 +17,8 @@ from pathlib import Path
 
 import mcpguard
 
-from . import calls, first_answer, flat, pipelined, redis_calls, regression, streams, wrappers
-from .effort import FULL, QUICK, Effort
+from . import calls, figures, first_answer, flat, page, pipelined, redis_calls, regression, streams, wrappers
+from .effort import FULL, QUICK
 from .report import Section, table
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, Variant, peer
@@ -45,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     effort = QUICK if options.quick else FULL
     with_cat = [variant for variant in (BARE, LEAST, CAT, GUARD, *options.peer) if variant.name not in options.skip]
     relays = [variant for variant in with_cat if variant is not CAT]
+    measured_curves: list[flat.Curve] = []
+
+    def curves(folder: Path) -> list[flat.Curve]:
+        measured_curves.extend(flat.measure(effort, folder, quick=options.quick))
+        return measured_curves
+
     measures: Mapping[str, Callable[[Path], list[Section]]] = {
         "calls": lambda folder: [
             calls.measure(relays, effort, folder / place, place, options.pause_us)
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
         "streams": lambda folder: streams.measure(with_cat, effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
-        "flat": lambda folder: _flat(effort, folder, quick=options.quick, docs=options.docs),
+        "flat": lambda folder: flat.sections(curves(folder)),
     }
     if shutil.which("redis-server") is None:
         print("redis-server is not installed: redis and wrappers are left out", file=sys.stderr)
@@ -77,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder = Path(root) / name
                 folder.mkdir(exist_ok=True)
                 sections += measures[name](folder)
+        if options.docs:
+            _write_docs(options.only, sections, measured_curves)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -111,11 +119,12 @@ def _ratio(name: str) -> float:
         return regression.measure(name, Path(folder))
 
 
-def _flat(effort: Effort, folder: Path, *, quick: bool, docs: bool) -> list[Section]:
-    curves = flat.measure(effort, folder, quick=quick)
-    if docs:
-        flat.write_docs(curves)
-    return flat.sections(curves)
+def _write_docs(only: Sequence[str] | None, sections: Sequence[Section], curves: Sequence[flat.Curve]) -> None:
+    """Renew those figures of the manual that were measured."""
+    texts = {"figures": figures.markdown(sections)} if not only else {}
+    if curves:
+        texts["curves"] = flat.markdown(curves)
+    page.write(texts, flat.picture(curves) if curves else None)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -146,7 +155,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"where the processes of 'calls' run (default: split, then one): {places}",
     )
     parser.add_argument("--pause-us", type=int, default=0, metavar="N", help="sleep before each call of 'calls'")
-    parser.add_argument("--docs", action="store_true", help="with 'flat': put its curves into docs/performance.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the figures into docs/performance.md; the table needs a full run"
+    )
     parser.add_argument(
         "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
     )

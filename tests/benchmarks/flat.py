@@ -24,8 +24,8 @@ from .chart import Panel, svg
 from .effort import Effort
 from .filling import create, fill_counters, fill_rows, tool_name, user_name
 from .report import Row, Section, added, percentile
-from .session import INITIALIZE, BenchmarkError, Session, echo_call
-from .variants import BARE, BENCH_SERVER, GUARD, ROOT, Variant
+from .session import INITIALIZE, Session, echo_call
+from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 LIMIT = "100000000/1h"
 EACH_USER_AND_TOOL = f'[[rule]]\nuser = "*"\ntool = "*"\nlimit = "{LIMIT}"\n'
@@ -38,10 +38,6 @@ USER = user_name(0)
 ALIKE = 1.3
 """Figures that differ by no more than this factor count as the same."""
 
-PAGE = ROOT / "docs" / "performance.md"
-PICTURE = ROOT / "docs" / "images" / "flat.svg"
-BEGIN = "<!-- flat: `python -m tests.benchmarks --only flat --docs` writes the lines from here -->"
-END = "<!-- flat: to here -->"
 DESCRIPTION = (
     "Time added to a call by the number of counters, of audit rows, of rules, and of users and tools: the same for all"
 )
@@ -264,26 +260,6 @@ def sections(curves: Sequence[Curve]) -> list[Section]:
     return found
 
 
-def write_docs(curves: Sequence[Curve]) -> None:
-    """Put the curves into the manual: a picture, and their figures in the page about performance."""
-    page = with_figures(PAGE.read_text(encoding="utf-8"), curves)
-    PICTURE.write_text(svg([panel(curve) for curve in curves], unit="µs", description=DESCRIPTION), encoding="utf-8")
-    PAGE.write_text(page, encoding="utf-8")
-
-
-def with_figures(page: str, curves: Sequence[Curve]) -> str:
-    """The page with these figures between its two marks.
-
-    Raises:
-        BenchmarkError: A mark is missing.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BenchmarkError(f"{PAGE.name} does not have the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{markdown(curves)}\n{END}{after}"
-
-
 def markdown(curves: Sequence[Curve]) -> str:
     """A table for each curve. Its last column says how the largest figure compares to that of the smallest size."""
     lines = []
@@ -294,6 +270,11 @@ def markdown(curves: Sequence[Curve]) -> str:
             cells = [*(f"{value:,.0f}" for value in values), f"{max(values) / values[0]:.2f}"]
             lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def picture(curves: Sequence[Curve]) -> str:
+    """The curves as an SVG."""
+    return svg([panel(curve) for curve in curves], unit="µs", description=DESCRIPTION)
 
 
 def panel(curve: Curve) -> Panel:

@@ -15,9 +15,7 @@ from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 
 from . import flat
-from .chart import svg
 from .filling import CHARGES, create, fill_counters, fill_rows, tool_name, user_name
-from .session import BenchmarkError
 from .test_smoke import TINY
 
 CURVES = [
@@ -63,7 +61,7 @@ def test_each_size_of_each_kind_is_measured(tmp_path: Path) -> None:
 
 
 def test_the_picture_is_xml_with_every_point_inside_of_it() -> None:
-    root = ElementTree.fromstring(svg([flat.panel(curve) for curve in CURVES], unit="µs", description="a & b"))  # noqa: S314 - ours
+    root = ElementTree.fromstring(flat.picture(CURVES))  # noqa: S314 - ours
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 2 * 2 * 3
@@ -72,23 +70,6 @@ def test_the_picture_is_xml_with_every_point_inside_of_it() -> None:
         assert 0 < float(circle.attrib["cy"]) < height
 
 
-def test_figures_replace_those_between_the_marks_of_the_page_and_nothing_else() -> None:
-    page = f"# Page\n\n{flat.BEGIN}\nold\n{flat.END}\n\nEnd\n"
-    renewed = flat.with_figures(page, CURVES)
-    assert renewed.startswith(f"# Page\n\n{flat.BEGIN}\n\n| rules | 10 | 1,000,000 | most / first |\n")
-    assert "| added to the median, µs | 100 | 120 | 1.20 |\n" in renewed
-    assert renewed.endswith(f"\n{flat.END}\n\nEnd\n")
-    assert "old" not in renewed
-    assert flat.with_figures(renewed, CURVES) == renewed
-
-
-def test_a_page_without_marks_is_not_overwritten() -> None:
-    with pytest.raises(BenchmarkError, match="does not have the lines"):
-        flat.with_figures("# Page\n", CURVES)
-
-
-def test_the_page_about_performance_has_the_marks_and_the_picture() -> None:
-    page = flat.PAGE.read_text(encoding="utf-8")
-    assert flat.with_figures(page, CURVES) != page
-    assert f"(images/{flat.PICTURE.name})" in page
-    assert flat.PICTURE.exists()
+def test_a_table_says_how_the_largest_figure_compares_to_that_of_the_smallest_size() -> None:
+    assert "| rules | 10 | 1,000,000 | most / first |\n|---|---:|---:|---:|\n" in flat.markdown(CURVES)
+    assert "| added to the median, µs | 100 | 120 | 1.20 |\n" in flat.markdown(CURVES)
