@@ -101,7 +101,7 @@ class Curve:
         }
 
 
-def points(quick: bool) -> dict[str, list[Point]]:
+def points(*, quick: bool) -> dict[str, list[Point]]:
     """The sizes of each kind; if `quick`, only those that are filled in no time."""
     most = 10_000 if quick else 10_000_000
     return {
@@ -173,7 +173,7 @@ class OtherUsers:
 
 def measure(effort: Effort, folder: Path, *, quick: bool) -> list[Curve]:
     curves = []
-    for at, (title, of_kind) in enumerate(points(quick).items()):
+    for at, (title, of_kind) in enumerate(points(quick=quick).items()):
         place = folder / str(at)
         curves.append(_curve(title, of_kind, effort, place))
         shutil.rmtree(place)  # it can be a gigabyte

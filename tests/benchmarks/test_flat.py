@@ -51,9 +51,11 @@ def test_rows_that_a_store_was_filled_with_are_read_and_counted_on_from(tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
-def test_each_size_of_each_kind_is_measured(tmp_path: Path) -> None:
+def test_each_size_of_each_kind_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {title: points[:2] for title, points in flat.points(quick=True).items()}
+    monkeypatch.setattr(flat, "points", lambda *, quick: few)
     curves = flat.measure(TINY, tmp_path, quick=True)
-    assert [curve.title for curve in curves] == list(flat.points(quick=True))
+    assert [curve.title for curve in curves] == list(few)
     for curve in curves:
         assert len(curve.sizes) == len(curve.labels)
         assert {len(values) for values in curve.lines.values()} == {len(curve.labels)}
