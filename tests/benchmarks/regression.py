@@ -212,7 +212,8 @@ def check(references: Mapping[str, float], measure: Callable[[str], float], say:
         for name in over:
             now = measure(name)
             found[name] = min(now, found.get(name, now))
-            say(f"{name:<26}{now:6.2f}  reference {references[name]:.2f}  {now / references[name] - 1:+.0%}")
+            hint = "  much less: --renew, or it can grow back unseen" if now * MOST < references[name] else ""
+            say(f"{name:<26}{now:6.2f}  reference {references[name]:.2f}  {now / references[name] - 1:+.0%}{hint}")
         over = regressions(references, found)
         if not over:
             break

@@ -51,6 +51,12 @@ def test_each_measurement_is_shown_beside_its_reference() -> None:
     ]
 
 
+def test_a_ratio_far_below_its_reference_is_shown_with_a_hint_to_renew_it() -> None:
+    said: list[str] = []
+    assert not check({"calls": 2.0}, measured(calls=[1.5]), said.append)
+    assert "--renew" in said[0]
+
+
 def test_the_checked_in_references_are_those_of_the_ratios_that_are_measured() -> None:
     assert regression.read().keys() == regression.MEASURES.keys()
 
