@@ -8,12 +8,12 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest
@@ -30,6 +30,7 @@ from .variants import BARE, BENCH_SERVER, GUARD, Variant
 LIMIT = "100000000/1h"
 EACH_USER_AND_TOOL = f'[[rule]]\nuser = "*"\ntool = "*"\nlimit = "{LIMIT}"\n'
 THREE_LIMITS = f'{EACH_USER_AND_TOOL}\n[[rule]]\nuser = "*"\nlimit = "{LIMIT}"\n\n[[rule]]\ntool = "*"\nlimit = "{LIMIT}"\n'
+STORE = "store.db"
 MAX_MB = 100_000  # so that nothing is pruned
 ROWS_OVER_S = 10 * 86400
 COUNTERS_A_USER = 100
@@ -84,15 +85,15 @@ class Curve:
     """
 
     title: str
-    labels: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    start_ms: list[float] = field(default_factory=list)
+    labels: Sequence[str]
+    sizes: Sequence[int]
+    p50: Sequence[float]
+    p99: Sequence[float]
+    first: Sequence[float]
+    start_ms: Sequence[float]
 
     @property
-    def lines(self) -> dict[str, list[float]]:
+    def lines(self) -> dict[str, Sequence[float]]:
         return {
             "added to the median, µs": self.p50,
             "added to the 99th percentile, µs": self.p99,
@@ -151,9 +152,10 @@ def _users(users: int, tools: int) -> Point:
 
 
 class OtherUsers:
-    """Makes calls of users at random, through a wrapper of theirs: what is measured must follow the records of all."""
+    """Makes calls as users picked at random, as a second wrapper would. The measured wrapper must follow their records."""
 
-    def __init__(self, path: Path, policy: Policy, point: Point) -> None:
+    def __init__(self, path: Path, point: Point) -> None:
+        policy = parse(point.policy)
         self._store = SqliteStore(path, max_bytes=MAX_MB << 20)
         self._journal = Journal("0" * 16)
         self._random = random.Random(1)  # noqa: S311 - not for secrets
@@ -186,65 +188,59 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
     p99: dict[str, list[float]] = {name: [] for name in p50}
     first: dict[str, list[float]] = {name: [] for name in p50}
     start_ms = {}
+    turns: list[tuple[Session, Sequence[bytes], Callable[[], object] | None]] = []
     with ExitStack() as stack:
         client_cpus, other_cpus = stack.enter_context(cpus("split"))
-        others: dict[str, OtherUsers] = {}
-        sessions: dict[str, Session] = {}
         os.sched_setaffinity(0, other_cpus)
-        sessions[BARE.name] = stack.enter_context(BARE.start(BENCH_SERVER, folder))
-        sessions[BARE.name].handshake()
+        bare = stack.enter_context(BARE.start(BENCH_SERVER, folder))
+        bare.handshake()
+        turns.append((bare, (b"echo",), None))
         for point in of_kind:
+            home = homes[point.label]
             before = time.perf_counter()
-            session = stack.enter_context(_guard(homes[point.label]).start(BENCH_SERVER, folder / point.label))
-            session.write(INITIALIZE)
-            session.read_answer(0)
-            session.write(echo_call(1))
-            session.read_answer(1)
+            session = stack.enter_context(_guard(home, point.label).start(BENCH_SERVER, home))
+            _first_call(session)
             start_ms[point.label] = (time.perf_counter() - before) * 1000
-            sessions[point.label] = session
-            if point.users:
-                others[point.label] = OtherUsers(homes[point.label] / "store.db", parse(point.policy), point)
-                stack.callback(others[point.label].close)
+            others = stack.enter_context(closing(OtherUsers(home / STORE, point))) if point.users else None
+            turns.append((session, point.tools, others.call if others else None))
         os.sched_setaffinity(0, client_cpus)
-        tools = {BARE.name: (b"echo",), **{point.label: point.tools for point in of_kind}}
-        next_id, new_tools = 2, 0
-        for number in range(1 + effort.flat_rounds):
-            settle, count = (0, WARM_UP) if not number else (SETTLE, effort.calls)
-            few = count // 10
-            for name, session in sessions.items():
-                between = others[name].call if name in others else None
-                times_us = ping_pong(session, next_id, settle + count, tools=tools[name], between=between)[settle:]
-                names = [b"new_%d" % at for at in range(new_tools, new_tools + few)]
-                first_us = ping_pong(session, next_id + settle + count, few, tools=names)
-                if number:
-                    p50[name].append(percentile(times_us, 50))
-                    p99[name].append(percentile(times_us, 99))
-                    first[name].append(percentile(first_us, 50))
-            next_id += settle + count + few
-            new_tools += few
-    curve = Curve(title)
-    for point in of_kind:
-        curve.labels.append(point.label)
-        curve.sizes.append(point.size)
-        curve.p50.append(added(p50, BARE.name)[point.label])
-        curve.p99.append(added(p99, BARE.name)[point.label])
-        curve.first.append(added(first, BARE.name)[point.label])
-        curve.start_ms.append(start_ms[point.label])
-    return curve
+        settle, count = SETTLE, effort.calls
+        few = max(1, count // 10)
+        for session, tools, between in turns:
+            ping_pong(session, 1, WARM_UP, tools=tools, between=between)
+        for number in range(effort.flat_rounds):
+            new_tools = [b"new_%d_%d" % (number, at) for at in range(few)]
+            for session, tools, between in turns:
+                times_us = ping_pong(session, 1, settle + count, tools=tools, between=between)[settle:]
+                first_us = ping_pong(session, 1, few, tools=new_tools)
+                p50[session.name].append(percentile(times_us, 50))
+                p99[session.name].append(percentile(times_us, 99))
+                first[session.name].append(percentile(first_us, 50))
+    labels = [point.label for point in of_kind]
+    more = [added(found, BARE.name) for found in (p50, p99, first)]
+    lines = [[of[label] for label in labels] for of in (*more, start_ms)]
+    return Curve(title, labels, [point.size for point in of_kind], *lines)
+
+
+def _first_call(session: Session) -> None:
+    session.write(INITIALIZE)
+    session.read_answer(0)
+    session.write(echo_call(1))
+    session.read_answer(1)
 
 
 def _home(point: Point, home: Path) -> Path:
     home.mkdir(parents=True, mode=0o700)
     (home / "policy.toml").write_text(point.policy, encoding="utf-8")
     (home / "config.toml").write_text(f"[audit]\nmax_mb = {MAX_MB}\n", encoding="utf-8")
-    point.fill(home / "store.db")
+    point.fill(home / STORE)
     return home
 
 
-def _guard(home: Path) -> Variant:
+def _guard(home: Path, name: str) -> Variant:
     names = {"MCPGUARD_CONFIG": home / "config.toml", "MCPGUARD_POLICY": home / "policy.toml"}
-    env = {**{name: str(path) for name, path in names.items()}, "MCPGUARD_STORE": f"sqlite:///{home / 'store.db'}"}
-    return replace(GUARD, env={**GUARD.env, **env, "MCPGUARD_USER": USER})
+    env = {**{name: str(path) for name, path in names.items()}, "MCPGUARD_STORE": f"sqlite:///{home / STORE}"}
+    return replace(GUARD, name=name, env={**GUARD.env, **env, "MCPGUARD_USER": USER})
 
 
 def sections(curves: Sequence[Curve]) -> list[Section]:
