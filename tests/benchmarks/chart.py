@@ -34,9 +34,9 @@ class Panel:
 
 
 def svg(panels: Sequence[Panel], *, unit: str, description: str) -> str:
-    """All panels, with the same y axis, below one legend."""
+    """All panels, with the same y axis, below one legend. A value below 1 is drawn as 1."""
     values = [y for panel in panels for line in panel.lines.values() for y in line]
-    low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
+    low, high = 10 ** math.floor(math.log10(max(1, min(values)))), 10 ** math.ceil(math.log10(max(10, *values)))
     rows = -(-len(panels) // COLUMNS)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {COLUMNS * WIDTH} {LEGEND + rows * HEIGHT}" '
@@ -66,7 +66,7 @@ def _panel(panel: Panel, low: float, high: float) -> Iterator[str]:
         return LEFT + inner_width * (math.log10(value) - first) / (last - first or 1)
 
     def down(value: float) -> float:
-        return TOP + inner_height * (1 - (math.log10(value) - math.log10(low)) / (math.log10(high) - math.log10(low)))
+        return TOP + inner_height * (1 - (math.log10(max(low, value)) - math.log10(low)) / (math.log10(high) - math.log10(low)))
 
     yield f'<text x="{LEFT}" y="{TOP - 12}" font-size="13" font-weight="600">{escape(panel.title)}</text>'
     top, bottom = down(panel.band[1]), down(panel.band[0])

@@ -6,6 +6,7 @@ starts, which take too long to stay undisturbed, the CPU time.
 
 Source: 18 runs with none, one and two busy programs on two CPUs. 95 % of these ratios were within 7 % of their middle, and the
 worst was 18 % off. Medians, processes on two CPUs, and wall-clock times of the start were off by up to 50 %.
+Python 3.13 lowers the ratios of 3.11 by up to 10 %.
 """
 
 import os
