@@ -114,7 +114,6 @@ class Scene:
         child = spawn(argv, os.environ)
         self.children.append(child)
         self.traffic.child = child
-        child.confirm()
         return child
 
     def supervise(self) -> int:
