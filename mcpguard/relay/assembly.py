@@ -1,5 +1,6 @@
 """Assembles a session from settings. It is imported after the server has started, so that it loads while the server boots."""
 
+import gc
 import os
 import threading
 from typing import Final
@@ -74,6 +75,7 @@ def guarded(
         finally:
             is_loaded.set()
         judging.begin(traffic, identity, settings, console, observe=observe)
+        gc.enable()
 
     status = supervisor.supervise(server, traffic, console, guard)
     watchdog.dismiss()
