@@ -27,22 +27,13 @@ CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. A store that hangs is left open."""
 
 
-def guarded(
-    server: ServerProcess,
-    watchdog: Watchdog,
-    supervisor: Supervisor,
-    identity: Identity,
-    settings: Settings,
-    *,
-    observe: bool,
-) -> int:
+def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, settings: Settings, *, observe: bool) -> int:
     """Relay and guard the traffic of a running server, until one side ends.
 
     Messages that are not calls pass as soon as the traffic starts. Calls wait until what they are judged by is loaded.
 
     Args:
         server: The server's process.
-        watchdog: Ends the server if mcpguard is killed.
         supervisor: Starts the traffic and shuts it down.
         identity: The configured identity, and the server's name.
         settings: The settings of this machine.
@@ -66,6 +57,7 @@ def guarded(
     )
     output = ClientOutput(1, lambda: supervisor.ended("client"))
     traffic = Traffic(server, session, store, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)
+    watchdog = Watchdog(server.pid)
 
     def guard() -> None:
         from mcpguard.relay import judging  # while the client's first messages pass

@@ -23,7 +23,8 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
     Raises:
         CommandError: There is no such file, or it is not executable.
     """
-    if found := _which(command, environ.get("PATH")):
+    found = _which(command, environ.get("PATH"))
+    if found:
         return found
     if os.path.dirname(command) and os.path.exists(command):  # noqa: PTH110, PTH120 - a Path drops a leading ./
         kind = "a folder" if Path(command).is_dir() else "not executable"
@@ -36,14 +37,14 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
     raise CommandError(f"cannot run {command}: no such command", hint, ExitStatus.NOT_FOUND)
 
 
-def _which(command: str, path: str | None) -> str | None:
-    """`shutil.which`. On POSIX without loading that module, which takes two milliseconds."""
-    if sys.platform == "win32":
-        from shutil import which
+if sys.platform == "win32":
+    from shutil import which as _which
+else:
 
-        return which(command, path=path)
-    names = [command]
-    if not os.path.dirname(command):  # noqa: PTH120 - a Path drops a leading ./
-        folders = os.defpath if path is None else path
-        names = [os.path.join(folder, command) for folder in folders.split(os.pathsep)] if folders else []  # noqa: PTH118
-    return next((name for name in names if os.path.isfile(name) and os.access(name, os.X_OK)), None)  # noqa: PTH113
+    def _which(command: str, path: str | None) -> str | None:
+        """`shutil.which`, which takes two milliseconds to load."""
+        names = [command]
+        if not os.path.dirname(command):  # noqa: PTH120
+            folders = os.defpath if path is None else path
+            names = [os.path.join(folder, command) for folder in folders.split(os.pathsep)] if folders else []  # noqa: PTH118
+        return next((name for name in names if os.path.isfile(name) and os.access(name, os.X_OK)), None)  # noqa: PTH113

@@ -16,8 +16,7 @@ from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.relay import strays
 from mcpguard.relay.command import find_program
 
-_LIMITS: Final = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of a system that has reached a limit."""
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class ServerProcess:
@@ -27,14 +26,18 @@ class ServerProcess:
         pid: The process; on POSIX also the number of its group.
         stdin: Our end of its standard input.
         stdout: Our end of its standard output.
+        failed: The pipe on which the new process reports why it could not become the server. It ends when the program runs.
+        command: The command, for errors.
 
     Attributes:
         status: Its exit status as a shell reports it, 128 + n for signal n; None while it runs.
         was_killed: Whether a signal ended it.
     """
 
-    def __init__(self, pid: int, stdin: int, stdout: int) -> None:
+    def __init__(self, pid: int, stdin: int, stdout: int, failed: int, command: str) -> None:
         self.pid = pid
+        self._failed = failed
+        self._command = command
         self.stdin = stdin
         self.stdout = stdout
         self.status: int | None = None
@@ -42,6 +45,24 @@ class ServerProcess:
         self._pipes = {strays.pipe_of(stdin), strays.pipe_of(stdout)}
         self._strays: set[strays.Process] = set()
         self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
+
+    def confirm(self) -> None:
+        """Wait until the program runs. That takes some milliseconds: load modules before you call this.
+
+        Raises:
+            CommandError: The system cannot run it.
+        """
+        failure = os.read(self._failed, 16)
+        os.close(self._failed)
+        if failure:
+            os.waitpid(self.pid, 0)
+            number = int(failure)
+            what, hint = os.strerror(number), "a script needs a first line like #!/bin/sh"
+            if number == errno.ENOEXEC:
+                what = "not a program for this system"
+            elif number == errno.ENOENT:  # the program itself exists: `find_program` found it
+                what, hint = "its interpreter is missing", "look at its first line, or at what it was built for"
+            raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
 
     def poll(self) -> int | None:
         """Its exit status; None while it runs.
@@ -100,44 +121,59 @@ def _exit_code(pid: int) -> int | None:
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
     """Start a server in a process group of its own, with pipes for input and output and mcpguard's stderr.
 
-    It is not forked: a copy of this process would delay the server, and the loading of modules here, by milliseconds.
+    Call it while this process has one thread. On Linux the server is killed when mcpguard is.
 
     Args:
         argv: Its command; the first word is looked up in `PATH`.
         environ: Its environment.
 
     Raises:
-        CommandError: There is no such program, or the system cannot run it.
+        CommandError: There is no such program. If the system cannot run it, `ServerProcess.confirm` raises.
     """
     program = find_program(argv[0], environ)
-    pipes: list[int] = []
     try:
-        for _ in range(2):
-            pipes += os.pipe()
-        stdin_read, stdin_write, stdout_read, stdout_write = pipes
-        pid = os.posix_spawn(
-            program,
-            list(argv),
-            dict(environ),
-            file_actions=[(os.POSIX_SPAWN_DUP2, stdin_read, 0), (os.POSIX_SPAWN_DUP2, stdout_write, 1)],
-            setpgroup=0,
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores them, and a server would inherit that
-        )
+        return _spawn(program, argv, environ)
+    except OSError as error:  # in this process: the new one reports its own errors
+        what = f"cannot start {argv[0]}: {error.strerror}"
+        raise CommandError(what, "look at the limits of this system: ulimit -a", ExitStatus.NOT_EXECUTABLE) from error
+
+
+def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
+    failed_read, failed_write = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become(program, argv, environ, stdin_read, stdout_write, failed_write, parent)
+    for fd in (stdin_read, stdout_write, failed_write):
+        os.close(fd)
+    return ServerProcess(pid, stdin_write, stdout_read, failed_read, argv[0])
+
+
+def _become(
+    program: str, argv: Sequence[str], environ: Mapping[str, str], stdin: int, stdout: int, failed: int, parent: int
+) -> None:
+    """In the new process: become the server. Does not return."""
+    try:
+        os.setpgid(0, 0)
+        if sys.platform == "linux":
+            _die_with(parent)
+        os.dup2(stdin, 0)
+        os.dup2(stdout, 1)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a server would inherit that
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(program, list(argv), dict(environ))  # noqa: S606 - starting a program without a shell is the point
     except OSError as error:
-        for fd in pipes:
-            os.close(fd)
-        raise _not_started(argv[0], error) from error
-    os.close(stdin_read)
-    os.close(stdout_write)
-    return ServerProcess(pid, stdin_write, stdout_read)
+        os.write(failed, str(error.errno).encode())
+    finally:
+        os._exit(ExitStatus.NOT_EXECUTABLE)
 
 
-def _not_started(command: str, error: OSError) -> CommandError:
-    if error.errno in _LIMITS:
-        what, hint = f"cannot start {command}: {error.strerror}", "look at the limits of this system: ulimit -a"
-    elif error.errno == errno.ENOENT:  # the program itself exists: `find_program` found it
-        what, hint = f"cannot run {command}: its interpreter is missing", "look at its first line, or at what it was built for"
-    else:
-        why = "not a program for this system" if error.errno == errno.ENOEXEC else error.strerror
-        what, hint = f"cannot run {command}: {why}", "a script needs a first line like #!/bin/sh"
-    return CommandError(what, hint, ExitStatus.NOT_EXECUTABLE)
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the parent ends in any way. With SIGKILL: a server may ignore other signals."""
+    import ctypes  # in the new process only: it costs memory
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(ExitStatus.FAILURE)

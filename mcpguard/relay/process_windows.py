@@ -36,6 +36,9 @@ class ServerProcess:
         self.was_killed = False
         self._devnull = os.open(os.devnull, os.O_WRONLY)
 
+    def confirm(self) -> None:
+        """Nothing to wait for: `spawn` has raised if Windows cannot run the program."""
+
     def poll(self) -> int | None:
         """Its exit status; None while it runs."""
         if self.status is None:

@@ -9,7 +9,6 @@ from mcpguard.identity import configured_identity
 from mcpguard.relay.command import environment
 from mcpguard.relay.process import spawn
 from mcpguard.relay.supervisor import Supervisor
-from mcpguard.relay.watchdog import Watchdog
 
 
 def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe: bool) -> int:
@@ -33,11 +32,11 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     _ = settings.address
     supervisor = Supervisor()
     server_process = spawn(argv, environment(os.environ))
-    watchdog = Watchdog(server_process.pid)
     from mcpguard.relay.assembly import guarded  # from here on the server boots at the same time
 
+    server_process.confirm()
     identity = configured_identity(settings, server or _derived_name(argv))
-    return guarded(server_process, watchdog, supervisor, identity, settings, observe=observe)
+    return guarded(server_process, supervisor, identity, settings, observe=observe)
 
 
 def _derived_name(argv: Sequence[str]) -> str:

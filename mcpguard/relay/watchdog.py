@@ -1,7 +1,7 @@
-"""Ends the server and its process group when mcpguard is killed.
+"""Ends the server's process group when mcpguard is killed.
 
-A shell waits for the end of a pipe that only mcpguard holds. If nothing was written to the pipe before its end, the shell kills
-the group, and the server itself, which may have left its group.
+On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the end of a
+pipe that only mcpguard holds. If nothing was written to the pipe before its end, the shell kills the group.
 """
 
 import contextlib
@@ -10,17 +10,17 @@ import sys
 from typing import Final
 
 _SHELL: Final = "/bin/sh"
-_SCRIPT: Final = 'read -r word || kill -s KILL -- "-$1" "$1"'
+_SCRIPT: Final = 'read -r word || kill -s KILL -- "-$1"'
 
 
 class Watchdog:
-    """Ends a server and its process group if mcpguard ends before `dismiss`. Does nothing on Windows, or without a shell.
+    """Ends a process group if mcpguard ends before `dismiss`. Does nothing on Windows, or without a shell.
 
     Args:
-        pid: The server, which leads the group.
+        group: The number of the process group.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, group: int) -> None:
         self._write = -1
         if sys.platform == "win32":
             return
@@ -29,7 +29,7 @@ class Watchdog:
         try:
             os.posix_spawn(
                 _SHELL,
-                [_SHELL, "-c", _SCRIPT, "mcpguard-watchdog", str(pid)],
+                [_SHELL, "-c", _SCRIPT, "mcpguard-watchdog", str(group)],
                 {},
                 file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), *nowhere],
                 setpgroup=0,  # signals to mcpguard's group or the server's must not reach it

@@ -36,6 +36,7 @@ def start() -> Iterator[Start]:
     def start(program: str) -> ServerProcess:
         child = spawn([sys.executable, "-S", "-c", program], os.environ)
         children.append(child)
+        child.confirm()
         assert os.read(child.stdout, 2) == b"up"
         return child
 

@@ -114,6 +114,7 @@ class Scene:
         child = spawn(argv, os.environ)
         self.children.append(child)
         self.traffic.child = child
+        child.confirm()
         return child
 
     def supervise(self) -> int:

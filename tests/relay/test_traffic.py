@@ -114,7 +114,7 @@ class Line:
             self.console, console,
         ]  # fmt: skip
         self.output = Output(client_write, self.client_ended.set)
-        self.server = ServerProcess(0, server_stdin, server_stdout)
+        self.server = ServerProcess(0, server_stdin, server_stdout, -1, "server")
         self.traffic = Traffic(
             self.server,
             Session(ALICE, PolicyError("not loaded yet"), Journal("0" * 16)),
