@@ -146,7 +146,9 @@ class Session:
 
     # The policy and the caller
 
-    def _started(self, _: events.Started) -> list[Command]:
+    def _started(self, event: events.Started) -> list[Command]:
+        if event.policy is not None:
+            self._callers.take_up(event.policy)
         return self._write_policy_row("in force at the start")
 
     def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
