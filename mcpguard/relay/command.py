@@ -38,7 +38,10 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
 
 
 if sys.platform == "win32":
-    from shutil import which as _which
+    import shutil
+
+    def _which(command: str, path: str | None) -> str | None:
+        return shutil.which(command, path=path)
 else:
 
     def _which(command: str, path: str | None) -> str | None:
