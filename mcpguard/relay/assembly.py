@@ -1,6 +1,8 @@
 """Assembles a session from settings. It is imported after the server has started, so that it loads while the server boots."""
 
+import gc
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -29,6 +31,9 @@ from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
+
+SWITCH_S: Final = 0.0002
+"""How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. A store that hangs is left open."""
@@ -86,6 +91,8 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
     _introduce(tell, session, policy, user=user, where=where, store=settings.address.shown)
     for line in (*settings.warnings, *exposed(settings.files)):
         console.error(line)
+    sys.setswitchinterval(SWITCH_S)
+    gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
     status = supervisor.supervise(server, traffic, console)
     watchdog.dismiss()
     console.line(summary(journal.tally))
