@@ -19,8 +19,8 @@ TICK_S: Final = 0.2
 HANDFUL_BYTES: Final = 2 * 1024
 """How much of the server's output is read at once: about 15 small answers."""
 
-MOST_S: Final = 1.0
-"""The same while there are calls all the time. Then about 5,000 outcomes accumulate."""
+MOST_S: Final = 0.3
+"""The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
 
 class Bookkeeper:

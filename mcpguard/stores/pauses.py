@@ -13,8 +13,8 @@ PAUSE_S: Final = 0.0001
 QUIET_S: Final = 0.005
 """If there was a call, a pause lasts until there was none for this long. So a call that follows soon meets no work."""
 
-GIVE_WAY_S: Final = 1.0
-"""After this long, work goes on although there are calls."""
+GIVE_WAY_S: Final = 0.1
+"""After this long, work goes on although there are calls, with a pause of `PAUSE_S` after each `WORK_S`."""
 
 LOOK_EVERY_S: Final = 0.001
 
