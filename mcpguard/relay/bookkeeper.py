@@ -19,7 +19,7 @@ TICK_S: Final = 0.2
 HANDFUL_BYTES: Final = 2 * 1024
 """How much of the server's output is read at once: about 15 small answers."""
 
-MOST_S: Final = 0.3
+MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-WORK_S: Final = 0.00005
+WORK_S: Final = 0.0002
 """How long to work before a pause. A call that comes in between waits as long."""
 
 PAUSE_S: Final = 0.0001
@@ -13,7 +13,7 @@ PAUSE_S: Final = 0.0001
 QUIET_S: Final = 0.005
 """If there was a call, a pause lasts until there was none for this long. So a call that follows soon meets no work."""
 
-GIVE_WAY_S: Final = 0.1
+GIVE_WAY_S: Final = 0.02
 """After this long, work goes on although there are calls, with a pause of `PAUSE_S` after each `WORK_S`."""
 
 LOOK_EVERY_S: Final = 0.001
