@@ -79,10 +79,19 @@ class Dispatcher:
             self._handle(events.ServerExited(how, now_us), answers.append)
         return b"".join(answers)
 
-    def read_answers(self) -> None:
-        """Let the session read what the server has written."""
-        with self._lock:
-            self._read_answers()
+    def read_answers(self, most_bytes: int | None = None, *, waits: bool = True) -> bool:
+        """Let the session read what the server has written; returns whether it has read everything.
+
+        Args:
+            most_bytes: About how much to read; None for everything.
+            waits: Whether to wait while another thread uses the session. Else nothing is read then.
+        """
+        if self._lock.acquire(blocking=waits):
+            try:
+                self._read_answers(most_bytes)
+            finally:
+                self._lock.release()
+        return not self._unread.held_bytes
 
     def awaits_answers(self) -> bool:
         """Whether a request is in flight, by what the server has written so far.
@@ -152,8 +161,8 @@ class Dispatcher:
         write = self._console.error if command.is_error else self._console.line
         write(command.text, kind=command.kind)
 
-    def _read_answers(self) -> None:
-        for event in self._unread.take():
+    def _read_answers(self, most_bytes: int | None = None) -> None:
+        for event in self._unread.take(most_bytes):
             self._read(event)
 
     def _read(self, event: events.ServerWrote) -> None:

@@ -71,8 +71,8 @@ from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 
-MAX_OUTCOMES: Final = 100
-"""Outcomes in one `Record`: calls are not decided while the store writes it."""
+MAX_OUTCOMES: Final = 16
+"""Outcomes in one `Record`, or a 64th of all, if that is more: calls are not decided while the store writes it."""
 
 _INPUT_CLOSED: Final = "the server has closed its input"
 _UNJUDGED: Final = "mcpguard failed to judge this request; it was not forwarded"
@@ -132,7 +132,7 @@ class Session:
     @property
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded."""
-        return self._in_flight.has_outcomes
+        return self._in_flight.outcomes > 0
 
     @property
     def identity(self) -> Identity:
@@ -371,7 +371,7 @@ class Session:
     # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
-        outcomes = self._in_flight.take_outcomes(MAX_OUTCOMES)
+        outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 64))
         self._recording = self.journal.flush(event.wall_us, all_of_them=event.everything)
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []
 

@@ -27,6 +27,7 @@ from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import call_log, database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.opening import open_files
@@ -87,7 +88,9 @@ class SqliteStore:
         self._clock = self._reader.clock
         self._memory = self._files.memory
         self._at = self._files.at
-        self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
+        bounds = Bounds(namespace, keep_us, max_bytes)
+        self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
+        self._decided_s = 0.0
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._own_bytes = 0  # appended since the last wait
         self._checked_bytes = 0  # how many that were at the last check
@@ -150,6 +153,10 @@ class SqliteStore:
             raise database.unavailable(self.path, error) from error
         finally:
             self._turn_lock.release()
+            self._decided_s = time.monotonic()
+
+    def _is_busy(self) -> bool:
+        return time.monotonic() - self._decided_s < QUIET_S
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
         """Read the counters of the requests that are not in memory from the database.
@@ -285,8 +292,9 @@ class SqliteStore:
     def _await_drained(self, end: int) -> None:
         """Wait until the database has the log up to a position, for at most the store's timeout."""
         until_s = time.monotonic() + self._timeout_s
-        while self._log.drained().end < end and time.monotonic() < until_s:
-            time.sleep(LOOK_EVERY_S)
+        with self._upkeep.awaited():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                time.sleep(LOOK_EVERY_S)
 
     def _make_room(self, *, drains: bool) -> None:
         """Wait until the full log has room, for at most the store's timeout.
