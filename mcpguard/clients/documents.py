@@ -1,5 +1,6 @@
 """The dialects of clients' files, and a file as a document that can be edited in place."""
 
+import codecs
 import re
 from collections.abc import Iterable
 from enum import Enum
@@ -38,13 +39,13 @@ class Document(NamedTuple):
     """
 
     text: str
-    mark: str
+    mark: bytes
     dialect: Dialect
     root: Node
 
     def after(self, splices: Iterable[Splice]) -> bytes:
         """The file after edits."""
-        return (self.mark + spliced(self.text, splices)).encode()
+        return self.mark + spliced(self.text, splices).encode()
 
     def unreadable(self, message: str, at: int) -> Unreadable:
         """The error for a form that cannot be edited."""
@@ -68,12 +69,9 @@ class Document(NamedTuple):
         return match[0] if match else ""
 
 
-_MARK: Final = "\ufeff"
-
-
 def is_blank(data: bytes) -> bool:
     """Whether a file has only white space, perhaps after a byte order mark."""
-    return not data.removeprefix(_MARK.encode()).strip()
+    return not data.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def read(data: bytes, dialect: Dialect) -> Document:
@@ -82,13 +80,13 @@ def read(data: bytes, dialect: Dialect) -> Document:
     Raises:
         Unreadable: The file is not UTF-8, or not of this dialect.
     """
+    body = data.removeprefix(codecs.BOM_UTF8)
+    mark = data[: len(data) - len(body)]
     try:
-        text = data.decode()
+        text = body.decode()
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode()
+        before = body[: error.start].decode()
         raise Unreadable("the file is not UTF-8", *place(before, len(before))) from error
-    mark = _MARK if text.startswith(_MARK) else ""
-    text = text.removeprefix(mark)
     try:
         return Document(text, mark, dialect, _parse(text, dialect))
     except RecursionError as error:

@@ -38,19 +38,11 @@ def without_first(document: Document, array: Array, count: int) -> list[Splice]:
         splices = []
         for at, item in enumerate(array.items[:count]):
             gap = text[item.end : array.leads[at + 1]]
-            comma = _COMMA.match(gap)
-            kept = comma[1] + gap[comma.end() :] if comma and not array.is_block else gap
-            kept = kept if kept.strip() else ""
+            kept = gap if array.is_block and gap.strip() else _without_comma(gap)
             splices.append(Splice(array.leads[at], array.leads[at + 1], kept))
         return splices
-    first, last = array.items[0].start, array.items[-1].end
-    rest = text[last : array.end - 1]
-    comma = _COMMA.match(rest)
-    rest = comma[1] + rest[comma.end() :] if comma else rest
-    before = text[array.start + 1 : first]
-    if before and not (before + rest).strip():  # `prepended` leaves nothing before the first item
-        return [Splice(array.start + 1, array.end - 1, "")]
-    return [Splice(first, array.end - 1, rest)]
+    whole = (array.items[0].start, array.items[-1].end)
+    return [without_child(document, array, [whole], 0)]
 
 
 def emptied_block(array: Array, member: Member) -> Splice:
@@ -78,21 +70,46 @@ def member_after(document: Document, holder: Object, member: Member, key: str, t
 
 
 def without_member(document: Document, holder: Object, member: Member) -> Splice | None:
-    """Remove a member from an object; None if something that must stay, such as a comment, is in between."""
+    """Remove a member from an object; None if a block has a comment or anything else beside it."""
     text = document.text
     at = holder.members.index(member)
-    blank = " \t\r\n" if holder.is_block else " \t\r\n,"
+    if not holder.is_block:
+        return without_child(document, holder, [(child.start, child.node.end) for child in holder.members], at)
+    end = holder.members[at - 1].node.end if at else len(text)
+    if end < member.start and not text[end : member.start].strip():
+        return Splice(end, member.node.end, "")
+    start = document.line_start(member.start)
+    line_end = text.find("\n", member.node.end) + 1 or len(text)
+    is_alone = not (text[start : member.start] + text[member.node.end : line_end]).strip()
+    return Splice(start, line_end, "") if is_alone else None
+
+
+def without_child(document: Document, container: Array | Object, spans: Sequence[tuple[int, int]], at: int) -> Splice:
+    """Remove an item or a member, and one comma, from a container with brackets. Comments stay.
+
+    Args:
+        document: The file.
+        container: The array or object.
+        spans: Where its items or members begin and end.
+        at: Which of them to remove.
+    """
+    text = document.text
+    start, end = spans[at]
     if at > 0:
-        end = holder.members[at - 1].node.end
-        if end < member.start and not text[end : member.start].strip(blank):
-            return Splice(end, member.node.end, "")
-    if holder.is_block:
-        start = document.line_start(member.start)
-        line_end = text.find("\n", member.node.end) + 1 or len(text)
-        if not (text[start : member.start] + text[member.node.end : line_end]).strip():
-            return Splice(start, line_end, "")
-        return None
-    end = holder.members[at + 1].start if at + 1 < len(holder.members) else member.node.end
-    if text[member.node.end : end].strip(blank):
-        return None
-    return Splice(member.start, end, "")
+        before = spans[at - 1][1]
+        return Splice(before, end, _without_comma(text[before:start]))
+    if len(spans) > 1:
+        following = spans[1][0]
+        return Splice(start, following, _without_comma(text[end:following]))
+    rest = _without_comma(text[end : container.end - 1], or_all=True)
+    before_first = text[container.start + 1 : start]
+    if before_first and not (before_first + rest).strip():  # what is inserted into an empty container follows its bracket
+        return Splice(container.start + 1, container.end - 1, "")
+    return Splice(start, container.end - 1, rest)
+
+
+def _without_comma(gap: str, *, or_all: bool = False) -> str:
+    """The comments of a gap between items, with their white space; with `or_all`, the white space alone, too."""
+    comma = _COMMA.match(gap)
+    left = comma[1] + gap[comma.end() :] if comma else gap
+    return left if or_all or left.strip() else ""
