@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,6 +16,7 @@ from mcpguard.cli._options import combined
 from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, read, sources
+from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import Change, Outcome, Plan
 from mcpguard.clients.launcher import Launcher
 from mcpguard.core.redaction import redacted
@@ -42,7 +43,7 @@ class Words(NamedTuple):
     mended: str = ""
 
 
-INSTALL: Final = Words("install", "guarded", "guarded already", "its path of mcpguard is mended")
+INSTALL: Final = Words("install", "guarded", "guarded already", "its mcpguard is this one now")
 UNINSTALL: Final = Words("uninstall", "not guarded any more", "not guarded")
 
 
@@ -80,20 +81,19 @@ def _complete_clients(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 def _complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The servers in the files of the clients that the command line names, or of all."""
+    """The servers in the clients' files."""
     del param
     try:
-        named = [BY_KEY[key] for key in ctx.params.get("clients") or () if key in BY_KEY]
-        found = sources(Machine.this(), named or CLIENTS, project_folder(ctx.params.get("project")))
-        names = {entry.name: source.client.title for source in found for entry in _readable(source)}
+        found = sources(Machine.this(), project=project_folder(ctx.params.get("project")))
     except (OSError, McpguardError):
         return []
+    names = {entry.name: source.client.title for source in found for entry in _readable(source)}
     return [CompletionItem(name, help=title) for name, title in sorted(names.items()) if name.startswith(incomplete)]
 
 
-def _readable(source: Source) -> list[Any]:
+def _readable(source: Source) -> list[Entry]:
     try:
-        return list(entries_of(source, read(source.file)))
+        return entries_of(source, read(source.file))
     except Fault:
         return []
 
@@ -245,7 +245,7 @@ def _coloured(line: str) -> str:
     colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
     if not is_coloured() or colour is None:
         return line
-    return click.style(line, fg=colour, bold=line.startswith(("+++", "---")))
+    return click.style(line, fg=colour, bold=line.startswith(("+++", "---")) or None)
 
 
 def diff(change: Change) -> Iterator[str]:

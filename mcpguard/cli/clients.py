@@ -3,10 +3,10 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -52,7 +52,7 @@ class Row(NamedTuple):
         if self.mcpguard is None:
             return self.note or "not guarded"
         by = f"mcpguard {self.version}" if self.version else self.mcpguard
-        return f"guarded by {by}{f', which is {self.note}' if self.note else ''}"
+        return f"guarded by {by}{f' ({self.note})' if self.note else ''}"
 
     def as_json(self) -> dict[str, object]:
         """The row as an object. Members that do not apply are null."""
@@ -86,13 +86,14 @@ def command(project: str | None, as_json: bool) -> None:
     """
     tolerant_output()
     folder = project_folder(project)
-    rows = [row for source in sources(Machine.this(), project=folder) for row in _rows(source)]
+    lookup = _Lookup()
+    rows = [row for source in sources(Machine.this(), project=folder) for row in _rows(source, lookup)]
     if as_json:
         click.echo(json.dumps([row.as_json() for row in rows], indent=2))
         return
     if not rows:
         click.echo("no client with servers is found")
-    terminal = click.get_text_stream("stdout").isatty()
+    terminal = sys.stdout.isatty()
     for place, group in groupby(rows, lambda row: row.source.place):
         if terminal:
             _print_table(place, list(group))
@@ -100,55 +101,15 @@ def command(project: str | None, as_json: bool) -> None:
             _print_plain(place, list(group))
 
 
-def _rows(source: Source) -> Iterator[Row]:
-    try:
-        found = entries_of(source, read(source.file))
-    except Fault as fault:
-        yield Row(source, None, note=fault.message)
-        return
-    for entry in found:
-        yield _guarded(source, entry) if entry.guard else Row(source, entry.name, entry.words, note=_note(entry))
+class _Lookup:
+    """What several servers share, looked up once."""
+
+    def __init__(self) -> None:
+        self.version = cache(version_of)
+        self.server_patterns = cache(_server_patterns)
 
 
-def _note(entry: Entry) -> str:
-    return {"stdio": "", "faulty": entry.detail}.get(entry.kind, entry.kind)  # a URL may hold a key
-
-
-def _guarded(source: Source, entry: Entry) -> Row:
-    assert entry.guard  # noqa: S101 - see the caller
-    program = entry.guard[0]
-    found = None if may_vary(program) else find(program, os.environ)
-    note = "" if found or may_vary(program) else "missing"
-    version = _version(found) if found and not _is_in_project(found, source) else None
-    if entry.kind != "stdio" and not note:
-        note = _note(entry)
-    return Row(source, entry.name, entry.words[len(entry.guard) :], program, version, _limits(entry), note)
-
-
-@cache
-def _version(program: Path) -> str | None:
-    return version_of(program)
-
-
-def _is_in_project(program: Path, source: Source) -> bool:
-    """Whether a program may have come with a project's files. It is not run then: the project may be somebody else's."""
-    return source.scope == "project" and source.file.parent in program.parents
-
-
-def _limits(entry: Entry) -> str:
-    """How many rules can match the calls of a guarded server."""
-    options = run_options.parse([*(entry.guard or ())[1:], "command"])
-    if options is None:
-        return "its options are not valid"
-    rules = _patterns(options["policy"], options["config"])
-    if isinstance(rules, str):
-        return rules
-    server = options["server"]
-    return plural(sum(server is None or glob(pattern, server) for pattern in rules), "rule")
-
-
-@cache
-def _patterns(policy: str | None, file: str | None) -> list[str] | str:
+def _server_patterns(policy: str | None, file: str | None) -> list[str] | str:
     """The server pattern of each rule of a policy; or why there is no policy."""
     try:
         settings = config.load(os.environ, policy=policy, config=file)
@@ -156,6 +117,42 @@ def _patterns(policy: str | None, file: str | None) -> list[str] | str:
     except McpguardError:
         return "its policy is not valid"
     return [rule.selectors.get("server", ("*",))[0] for rule in found.rules]
+
+
+def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
+    try:
+        found = entries_of(source, read(source.file))
+    except Fault as fault:
+        yield Row(source, None, note=fault.message)
+        return
+    for entry in found:
+        note = {"stdio": "", "faulty": entry.detail}.get(entry.kind, entry.kind)  # a URL may hold a key
+        if entry.guard:
+            yield _guarded(source, entry, note, lookup)
+        else:
+            yield Row(source, entry.name, entry.words, note=note)
+
+
+def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
+    guard = entry.guard or ()
+    program, command = guard[0], entry.words[len(guard) :]
+    found = None if may_vary(program) else find(program, os.environ)
+    version = lookup.version(found) if found and not source.may_have_brought(found) else None
+    if not found and not may_vary(program):
+        note = "missing"
+    return Row(source, entry.name, command, program, version, _limits(guard, lookup), note)
+
+
+def _limits(guard: Sequence[str], lookup: _Lookup) -> str:
+    """How many rules can match the calls of a guarded server."""
+    options = run_options.parse([*guard[1:], "command"])
+    if options is None:
+        return "its options are not valid"
+    patterns = lookup.server_patterns(options["policy"], options["config"])
+    if isinstance(patterns, str):
+        return patterns
+    server = options["server"]
+    return plural(sum(server is None or glob(pattern, server) for pattern in patterns), "rule")
 
 
 def _shown(row: Row) -> str:
@@ -167,7 +164,10 @@ def _print_plain(place: str, rows: list[Row]) -> None:
     for row in rows:
         limits = f", {row.limits}" if row.limits else ""
         command = f": {_shown(row)}" if row.command else ""
-        paragraph(f"  {row.server}: {row.state}{limits}{command}" if row.server is not None else f"  {row.note}")
+        if row.server is None:
+            click.echo(printable(f"  {row.note}"))
+        else:
+            paragraph(f"  {row.server}: {row.state}{limits}{command}")
 
 
 def _print_table(place: str, rows: list[Row]) -> None:

@@ -78,13 +78,13 @@ def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, st
     """What is wrong with the mcpguard of an entry, and a hint; None if nothing is."""
     if may_vary(program):
         return None
-    option = f" --project {shlex.quote(str(source.file.parent))}" if source.scope == "project" else ""
+    option = f" --project {shlex.quote(str(source.folder))}" if source.folder else ""
     path = find(program, os.environ)
     if path is None:
         return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{option}"
     if this is None or os.path.realpath(path) == os.path.realpath(this.program):
         return None
-    if source.scope == "project" and source.file.parent in path.parents:  # it may have come with somebody else's files
+    if source.may_have_brought(path):
         return f"its mcpguard is a file of the project: {path}", "use an installed one, if you do not know this file"
     version = version_of(path)
     if version == __version__:

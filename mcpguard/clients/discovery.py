@@ -93,6 +93,7 @@ class Source(NamedTuple):
         layout: Where the entries are.
         dialect: What the client can read.
         project: The project of a `local` scope; empty for other scopes.
+        folder: The project's folder of a `project` scope; None for other scopes.
     """
 
     client: Client
@@ -101,6 +102,14 @@ class Source(NamedTuple):
     layout: Layout
     dialect: Dialect
     project: str = ""
+    folder: Path | None = None
+
+    def may_have_brought(self, program: Path) -> bool:
+        """Whether a program is a file of the project. It must not be run then: the project may be somebody else's."""
+        return self.folder is not None and any(
+            Path(os.path.realpath(self.folder)) in path.parents
+            for path in (program.absolute(), Path(os.path.realpath(program)))
+        )
 
     @property
     def place(self) -> str:
@@ -128,7 +137,7 @@ def sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path
                 if place.scope == LOCAL:
                     found += _local(client, place, file, project)
                 else:
-                    found.append(Source(client, place.scope, file, place.layout, place.dialect))
+                    found.append(Source(client, place.scope, file, place.layout, place.dialect, folder=project))
     return found
 
 
