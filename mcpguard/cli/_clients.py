@@ -198,27 +198,21 @@ def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]
 
 def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, *, dry_run: bool, yes: bool) -> int:
     """Show a plan, ask, change the files, and print what was done; return the exit status."""
-    faults: list[McpguardError] = [*plan.faults, *_missing(chosen, words), *_unknown_servers(servers, plan, chosen.sources)]
+    status = _complain([*plan.faults, *_missing(chosen, words), *_unknown_servers(servers, plan, chosen.sources)])
     changes = plan.changes
-    if not changes:
-        _report(plan, (), words)
-        return _complain(faults)
-    if not _agreed(changes, words, dry_run=dry_run, yes=yes):
-        if not dry_run:
-            click.echo("nothing was changed", err=True)
-        return max(_complain(faults), ExitStatus.OK if dry_run else ExitStatus.FAILURE)
-    failed = []
-    for change, error in plan.apply():
-        if error:
-            faults.append(error)
-            failed.append(change.file)
-    _report(plan, failed, words)
-    steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in failed})
+    if changes and not _agreed(changes, words, dry_run=dry_run, yes=yes):
+        if dry_run:
+            return status
+        click.echo("nothing was changed", err=True)
+        return ExitStatus.FAILURE
+    errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
+    _report(plan, errors, words)
+    steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
     if steps:
         click.echo("\nso that the changes take effect:")
     for client, step in steps.items():
         paragraph(f"  {client.title}: {step}")
-    return _complain(faults)
+    return max(status, _complain(errors.values()))
 
 
 def _agreed(changes: Sequence[Change], words: Words, *, dry_run: bool, yes: bool) -> bool:

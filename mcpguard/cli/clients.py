@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
@@ -175,10 +175,14 @@ def _print_table(place: str, rows: list[Row]) -> None:
 
     console, table = new_table()
     console.print(Text(printable(place), style="bold"))
-    cells: list[Any] = []
-    for row in rows:
-        style = "red" if row.note == "missing" or row.server is None else "green" if row.mcpguard else ""
-        cells = [Text(printable(row.server or "")), Text(printable(row.state), style=style), row.limits, Text(_shown(row))]
-        table.add_row(*cells)
     table.show_header = False
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    for row in rows:
+        if row.server is None:
+            console.print(Text(printable(f"  {row.note}"), style="red"))
+            continue
+        style = "red" if row.note == "missing" else "green" if row.mcpguard else ""
+        name = Text(printable(f"  {row.server}"))
+        table.add_row(name, Text(printable(row.state), style=style), Text(row.limits), Text(_shown(row)))
     console.print(table)
