@@ -23,7 +23,7 @@ def crlf(data: bytes) -> bytes:
     return data.replace(b"\n", b"\r\n")
 
 
-STRUCTURES = [
+STRUCTURES: list[dict[str, Any]] = [
     {},
     {"model": "opus"},
     {"model": "opus", "permissions": {"allow": []}},
@@ -93,6 +93,17 @@ def test_a_hook_in_a_file_with_comments_is_removed_byte_for_byte(text: str, befo
     new = with_hook(data, EVENT, HOOK, dialect=Dialect.JSONC)
     assert hook_commands(new, EVENT, Dialect.JSONC) == [COMMAND]
     assert without_hook(new, EVENT, dialect=Dialect.JSONC) == data
+
+
+def test_a_hook_is_written_in_the_style_of_the_file() -> None:
+    for indent in (2, 4, "\t"):
+        for structure in STRUCTURES[1:3]:
+            added = structure | {"hooks": {EVENT: [HOOK]}}
+            assert with_hook(pretty(structure, indent), EVENT, HOOK) == pretty(added, indent)
+            assert with_hook(crlf(pretty(structure, indent)), EVENT, HOOK) == crlf(pretty(added, indent))
+        assert with_hook(pretty({"hooks": {EVENT: [OTHER]}}, indent), EVENT, HOOK) == pretty(
+            {"hooks": {EVENT: [OTHER, HOOK]}}, indent
+        )
 
 
 def test_a_new_file_of_copilot_cli_has_a_version_and_is_empty_afterwards() -> None:
