@@ -1,5 +1,6 @@
 """Plans what `install` and `uninstall` change in clients' files, and changes it."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -161,7 +162,8 @@ class Plan:
             else:
                 yield change, None
         if not failed:
-            save(self.state, self._kept)
+            with contextlib.suppress(McpguardError):  # a record too many does no harm
+                save(self.state, self._kept)
 
 
 def _write(change: Change, backups: Path) -> None:

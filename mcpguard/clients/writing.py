@@ -163,7 +163,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _save(path: Path, data: bytes, backups: Path) -> None:
-    """Save a file's bytes in a new file with mode 0600, whose name has the time and the path."""
+    """Save a file's bytes in a new file with mode 0600, whose name has the time and the path.
+
+    Raises:
+        NotWritten: The file cannot be saved.
+    """
+    try:
+        _save_in(path, data, backups)
+    except OSError as error:
+        what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
+        raise NotWritten(what, "check that this folder can be written to, and that the disk is not full") from error
+
+
+def _save_in(path: Path, data: bytes, backups: Path) -> None:
     private_folder(backups)
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]

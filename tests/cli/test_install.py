@@ -61,7 +61,7 @@ PLACES = {
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_the_files_of_all_clients_are_guarded_in_one_run_and_given_back_byte_for_byte(account: Account, end: str) -> None:
-    assert {file.name for file in FOLDER.iterdir()} == set(PLACES)
+    assert {file.name for file in FOLDER.iterdir()} >= set(PLACES)
     for name, place in PLACES.items():
         account.write(place, (FOLDER / name).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", end.encode()))
     before = account.files()
@@ -345,11 +345,24 @@ def test_a_file_without_space_for_its_backup_is_left(account: Account, monkeypat
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mcpguard.clients.writing._save", refuse)
+    monkeypatch.setattr("mcpguard.clients.writing._save_in", refuse)
     done = account.run("install", "--yes")
     assert done.returncode == 1
     assert cursor.read_text() == CURSOR
-    assert "No space left on device (hint: free some space" in done.stderr
+    where = account.state / "backups"
+    assert f"no copy of it can be saved in {where}: No space left on device (hint: check that this folder" in done.stderr
+
+
+def test_without_a_writable_state_folder_no_file_is_changed(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    account.state.chmod(0o555)
+    done = account.in_process("install", "codex", "--yes", under=BOUND)
+    assert done.returncode == 1
+    assert f"no copy of it can be saved in {account.state}/backups: Permission denied" in done.stderr
+    done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
+    assert done.returncode == 1
+    assert f"{account.state}/installed.json: not changed: Permission denied" in done.stderr
+    assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
 
 
 def test_a_file_that_changes_while_the_user_reads_the_diff_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,3 +664,17 @@ def test_a_damaged_file_of_hooks_is_left(account: Account) -> None:
     assert f"mcpguard: {hooks}:1:2: " in done.stderr
     assert hooks.read_text() == "{"
     assert PROGRAM in codex.read_text()
+    done = account.run("uninstall", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: {hooks}:1:2: " in done.stderr
+    assert (hooks.read_text(), codex.read_text()) == ("{", CODEX)
+
+
+@pytest.mark.parametrize("hooks", ['{"hooks": []}', '{"hooks": {"PreToolUse": {}}}', "[]"])
+def test_a_file_of_hooks_in_another_form_is_left(account: Account, hooks: str) -> None:
+    account.codex()
+    file = account.write("home/.codex/hooks.json", hooks)
+    done = account.run("install", "--hook", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: {file}" in done.stderr
+    assert file.read_text() == hooks
