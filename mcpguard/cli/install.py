@@ -29,8 +29,10 @@ def command(
     mcpguard no longer exists; then it gets the path of this one. Before a file is changed, it is copied to the folder
     "backups" in mcpguard's state folder.
 
-    Clients: claude-desktop, claude-code, codex, cursor, vscode, copilot, windsurf, zed, gemini, opencode, cline, continue,
-    goose, kiro, amazon-q, lm-studio.
+    \b
+    Clients: claude-desktop, claude-code, codex, cursor, vscode, copilot,
+    windsurf, zed, gemini, opencode, cline, continue, goose, kiro, amazon-q,
+    lm-studio.
 
     \b
     Examples:
