@@ -68,7 +68,7 @@ from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, n
 from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight
 from mcpguard.core.session.retries import FreeRetries
-from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
+from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 
 MAX_OUTCOMES: Final = 16
@@ -273,7 +273,7 @@ class Session:
         """Forward or deny a call. None for a request that is not a call's: it only wrote a row."""
         if request.frame is None or request.request_id is None:
             return None
-        if verdict.forwards:
+        if verdict.decision in FORWARDED:
             call = request.call
             flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds)
             self._in_flight.add(request.request_id, flight)

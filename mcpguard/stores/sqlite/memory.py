@@ -103,7 +103,7 @@ class Memory:
     @property
     def is_crowded(self) -> bool:
         """Whether `make_room` has anything to drop."""
-        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
+        return len(self._states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
 
     def make_room(self, clock: Clock) -> None:
         """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
