@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
-from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.client_agents import AgentNote
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
-from tests.core.test_claude_code import EXPLORE, without
+from tests.core.test_client_agents import EXPLORE, without
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until
 from tests.end_to_end.outages import root_only
 

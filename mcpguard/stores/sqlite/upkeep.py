@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import database, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position

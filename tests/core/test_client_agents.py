@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote, agent_note, tool_use_id
+from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote, agent_note, tool_use_id
 from tests.core.build import TESTS
 
 EXPLORE: dict[str, Any] = {
