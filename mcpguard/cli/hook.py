@@ -61,8 +61,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _store_options(function: _Function) -> _Function:
-    function = click.option("--store", metavar="URL", help="The server entries' store, if the settings do not name it.")(function)
-    return click.option("--config", "config_file", metavar="F", help="The settings file, if the server entries name one.")(function)
+    function = click.option("--store", metavar="URL", help="The server entries' store, if the settings do not name it.")(
+        function
+    )
+    return click.option("--config", "config_file", metavar="F", help="The settings file, if the server entries name one.")(
+        function
+    )
 
 
 @command.command("claude-code", short_help="Tell Claude Code's subagents apart.")
@@ -135,9 +139,9 @@ def copilot(config_file: str | None, store: str | None) -> None:
     """Note which agent of GitHub Copilot CLI makes a call, so that rules and the audit log can tell subagents apart.
 
     Copilot CLI runs this command before each call of an MCP tool (preMcpToolCall). A call of the general-purpose subagent then
-    has the agent "GitHub Copilot CLI::subagent::general-purpose". For a subagent's call the command prints the call's _meta with
-    one more member, the call's id (mcpguard/toolCallId); for all other calls it prints nothing. It never stops a call. It takes
-    at most a second, and waits for the store no longer than a call does (timeout_ms). It must use the same store as your server
+    has the agent "GitHub Copilot CLI::subagent::general-purpose". For a subagent's call the command prints the call's _meta
+    with the call's id added (mcpguard/toolCallId). For all other calls it prints nothing. It never stops a call. It takes at
+    most a second, and waits for the store no longer than a call does (timeout_ms). It must use the same store as your server
     entries, so give it the same options or variables.
 
     Put this into ~/.copilot/hooks/mcpguard.json:

@@ -4,8 +4,8 @@ All agents of a client may use one connection, and a call does not name its agen
 The hook receives the agent and the call's id, and leaves a note. The call has the same id in its `_meta`, so the note is joined
 to the call.
 
-Sources: for Claude Code the hooks reference at code.claude.com/docs/en/hooks; for Codex and Copilot CLI recorded inputs of Codex
-0.171.0 and Copilot CLI 1.0.102, see `tests/clients_recorded`.
+Sources: for Claude Code the hooks reference at code.claude.com/docs/en/hooks; for Codex 0.171.0 and Copilot CLI 1.0.102 what
+they gave their hooks and sent in calls, see `tests/recorded_hooks`.
 """
 
 import re
@@ -96,19 +96,19 @@ def agent_note(hook: AgentHook, hook_input: object) -> AgentNote | None:
     return AgentNote(one, str(agent)) if agent[1:] != DEFAULT[1:] else None
 
 
-def meta_with_id(hook_input: object, one: str) -> dict[str, object] | None:
+def meta_with_id(hook_input: Mapping[str, object], one: str) -> dict[str, object] | None:
     """The call's `_meta` with the call's id added, for a hook that adds it.
 
     Args:
-        hook_input: The JSON value that the hook received. It has the call's `_meta`, unless that is empty.
+        hook_input: The object that the hook received. It has the call's `_meta`, unless that is empty.
         one: The call's id.
 
     Returns:
         The `_meta`; None if the given one is not an object, because the hook must not change it then.
     """
-    given = hook_input.get("_meta") if isinstance(hook_input, dict) else None
+    given = hook_input.get("_meta")
     if given is None:
-        given = {}
+        return {meta.COPILOT_CALL_ID: one}
     return {**given, meta.COPILOT_CALL_ID: one} if isinstance(given, dict) else None
 
 
