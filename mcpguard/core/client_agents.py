@@ -113,17 +113,29 @@ def meta_with_id(hook_input: Mapping[str, object], one: str) -> dict[str, object
 
 
 def call_id(call_meta: Mapping[str, object]) -> str | None:
-    """The call's id in its `_meta`; None if there is none, or not a valid one, or more than one."""
-    if meta.CALL_IDS.isdisjoint(call_meta):  # so in most calls, and faster than the next line
+    """The id by which a call is joined to its note: the call's id in its `_meta`.
+
+    Returns:
+        None if there is no id, or no valid one, or more than one. None also if Codex says that its main agent makes the call:
+        then there is no note to look up.
+    """
+    if meta.CALL_IDS.isdisjoint(call_meta):  # so in most calls, and faster than what follows
         return None
     values = [call_meta[member] for member in meta.CALL_IDS if member in call_meta]
-    return values[0] if len(values) == 1 and _is_id(values[0]) else None
+    if len(values) != 1 or _thread_source(call_meta) == "user":
+        return None
+    return values[0] if _is_id(values[0]) else None
 
 
 def codex_tier(call_meta: Mapping[str, object]) -> str | None:
     """The tier that Codex reports in a call's `_meta`: `subagent`; None for the main agent's call."""
+    return SUBAGENT if _thread_source(call_meta) == "subagent" else None
+
+
+def _thread_source(call_meta: Mapping[str, object]) -> object:
+    """Who has started the thread that makes the call, as Codex says: `user` or `subagent`."""
     turn = call_meta.get(meta.CODEX_TURN)
-    return SUBAGENT if isinstance(turn, dict) and turn.get("thread_source") == "subagent" else None
+    return turn.get("thread_source") if isinstance(turn, dict) else None
 
 
 def _is_id(value: object) -> TypeGuard[str]:

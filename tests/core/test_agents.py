@@ -120,13 +120,15 @@ def codex(*, trust: bool = True, heavy: bool = False) -> Talk:
     talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
     more: dict[str, Any] = {"more": [[]] * (HEAVY_PARTS + 1)} if heavy else {}
     calls = [CODEX["main"]["params"], CODEX["subagent"]["params"]] * 2
-    talk.client(*[request("tools/call", at, **params, **more) for at, params in enumerate(calls)])
+    talk.client(*[request("tools/call", at, **params, **more) for at, params in enumerate(calls, 1)])
     return talk
 
 
 @pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
 def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
-    assert agents(codex(heavy=heavy)) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
+    talk = codex(heavy=heavy)
+    assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
+    assert talk.looked_up == [(("call_58_sub",), False)]  # no note of the main agent's calls
 
 
 def test_codexs_tier_is_not_used_without_trust_in_client_info() -> None:

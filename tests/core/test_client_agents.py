@@ -127,7 +127,6 @@ def test_a_recorded_subagents_call_is_joined_with_the_note_of_its_hook(client: s
     assert noted(recorded["subagent"]["hook"], client=client) == note
     assert call_id(recorded["subagent"]["params"]["_meta"]) == note.call_id
     assert noted(recorded["main"]["hook"], client=client) is None
-    assert call_id(recorded["main"]["params"]["_meta"])
 
 
 @pytest.mark.parametrize("member", ["hook_event_name", "tool_name", "tool_use_id"])
@@ -164,6 +163,12 @@ def test_an_invalid_id_is_ignored(value: object) -> None:
     assert call_id({"claudecode/toolUseId": value}) is None
     assert call_id({"callId": value}) is None
     assert call_id({}) is None
+
+
+def test_a_call_of_codexs_main_agent_is_joined_with_no_note() -> None:
+    call_meta = CODEX["main"]["params"]["_meta"]
+    assert call_id(call_meta) is None
+    assert call_id({"callId": call_meta["callId"]}) == call_meta["callId"]
 
 
 def test_a_call_with_two_ids_is_joined_with_no_note() -> None:
