@@ -87,7 +87,7 @@ class Memory:
     def _follow(self, kind: str, fields: list[str]) -> None:
         if kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
-            self.notes[namespace, note.tool_use_id] = (note.agent, noted_us)
+            self.notes[namespace, note.call_id] = (note.agent, noted_us)
             return
         if kind == entries.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
@@ -103,7 +103,7 @@ class Memory:
     @property
     def is_crowded(self) -> bool:
         """Whether `make_room` has anything to drop."""
-        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
+        return len(self._states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
 
     def make_room(self, clock: Clock) -> None:
         """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
