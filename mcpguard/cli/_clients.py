@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mcpguard import run_options
-from mcpguard.cli._options import combined
+from mcpguard.cli._options import all_of
 from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, read, sources
@@ -102,7 +102,7 @@ project_option = click.option(
     "--project", metavar="DIR", help="Take the files of the project in DIR instead of your account's.", type=click.Path()
 )
 
-change_options = combined(
+change_options = all_of(
     click.argument("clients", nargs=-1, metavar="[CLIENT]...", shell_complete=_complete_clients),
     click.option(
         "--server",
@@ -115,7 +115,7 @@ change_options = combined(
     project_option,
 )
 
-confirm_options = combined(
+confirm_options = all_of(
     click.option("--dry-run", is_flag=True, help="Print the changes as a diff, and change nothing."),
     click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
 )
