@@ -37,6 +37,8 @@ def selects(key: str, pattern: str, text: str) -> bool:
 
 
 def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """One decorator that adds several options, in this order."""
+
     def decorated(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)

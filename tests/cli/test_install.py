@@ -19,6 +19,13 @@ from tests.clients.test_files import FOLDER
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
 
 
+@pytest.fixture(autouse=True)
+def _no_client_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that runs the tests may run Claude Desktop."""
+    monkeypatch.setattr(running, "_name", lambda _: "")
+    monkeypatch.setattr(running, "_output", lambda *_: "")
+
+
 @pytest.fixture
 def account(tmp_path: Path) -> Account:
     return Account(tmp_path)
@@ -410,13 +417,13 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
 ) -> None:
     desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
     codex = account.codex()
-    monkeypatch.setattr(running, "_name", lambda _: "claude-desktop")
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
     done = account.run("install", "--yes")
     assert done.returncode == 1
     assert desktop.read_text() == CURSOR
     assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
     assert PROGRAM in codex.read_text()
-    monkeypatch.setattr(running, "_name", lambda _: "claude")
+    monkeypatch.setattr(installing, "is_running", lambda _: False)
     done = account.run("install", "--yes")
     assert done.returncode == 0
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout

@@ -19,6 +19,7 @@ def test_a_client_that_does_not_write_its_file_back_is_not_looked_for(monkeypatc
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 def test_on_linux_the_names_of_processes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_PROCESSES", {"claude-desktop": ("no such program", "", "")})
     assert not running.is_running(DESKTOP)
     own = running._name(Path("/proc/self"))
     monkeypatch.setattr(running, "_PROCESSES", {"claude-desktop": (own, "", "")})
