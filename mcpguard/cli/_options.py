@@ -21,7 +21,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def filter_options(what: str) -> Callable[[_F], _F]:
     """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
-    return _all(
+    return all_of(
         click.option("--user", metavar="G", help=f"Only {what} of this user; * matches any text."),
         click.option("--agent", metavar="G", help=f"Only {what} of this agent."),
         click.option("--server", metavar="G", help=f"Only {what} of this server."),
@@ -36,7 +36,9 @@ def selects(key: str, pattern: str, text: str) -> bool:
     return glob(pattern, text)
 
 
-def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """One decorator that adds several options, in this order."""
+
     def decorated(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)
@@ -45,7 +47,7 @@ def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorated
 
 
-rule_options = _all(
+rule_options = all_of(
     click.option("--user", metavar="G", help="A user, or a pattern with *."),
     click.option("--agent", metavar="G", help="An agent, client::tier::name; each part is a name or a pattern."),
     click.option("--tool", metavar="G", help="A tool, or a pattern."),
