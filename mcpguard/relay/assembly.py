@@ -98,7 +98,7 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
 def _introduce(
     tell: Callable[[str], None], session: Session, policy: Policy | PolicyError, *, user: str, where: str, store: str
 ) -> None:
-    """Write the line that names the mode, the caller, the policy and the store; and a warning if no rule limits the agent's tier.
+    """Write the line that names the mode, the caller, the policy and the store; and warn if no rule limits the agent's tier.
 
     The mode stands first: in observe mode nothing is denied, whatever else the line says.
     """
