@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "policy": "show, check, explain and edit limits",
     "audit": "read the audit log",
     "reset": "empty counters",
+    "doctor": "check this installation, and a server behind it",
     "whoami": "show which user and agent a server would have, and why",
     "hook": "tell a client's subagents apart",
     "demo": "see mcpguard at work in half a minute",
