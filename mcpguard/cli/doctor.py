@@ -13,6 +13,7 @@ import click
 from mcpguard import config
 from mcpguard.cli import run, run_options
 from mcpguard.cli._command import Command
+from mcpguard.cli._seen import files
 from mcpguard.cli._text import is_coloured, tolerant_output
 from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check
@@ -24,7 +25,7 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
 @click.command("doctor", Command, context_settings=run.command.context_settings)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
 def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
