@@ -5,6 +5,7 @@ commands, and a command line of `run` that has an error or asks for help.
 """
 
 import contextlib
+import gc
 import os
 import sys
 
@@ -32,6 +33,7 @@ def _by_click() -> int:
 
     from mcpguard.cli.commands import cli
 
+    gc.enable()
     if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
         from mcpguard.cli import _completion
 

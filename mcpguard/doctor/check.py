@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mcpguard.core.redaction import masked
+from mcpguard.core.masking import masked
 from mcpguard.errors import McpguardError
 
 

@@ -29,6 +29,7 @@ TINY = Effort(
     tiny_starts=1,
     sdk_starts=1,
     wrapper_seconds=0.1,
+    flat_rounds=1,
 )
 
 

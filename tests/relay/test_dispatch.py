@@ -101,6 +101,16 @@ def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
         assert pool.submit(scene.dispatcher.awaits_answers).result(30)
 
 
+def test_answers_are_left_unread_by_a_thread_that_must_not_wait_for_the_session(scene: Scene) -> None:
+    scene.client(CALL)
+    scene.unread.add(ANSWER, awaits_answers=True)
+    with scene.dispatcher._lock:  # held while a store is used
+        assert not scene.dispatcher.read_answers(waits=False)
+    assert scene.session.awaits_answers
+    assert scene.dispatcher.read_answers(waits=False)
+    assert not scene.session.awaits_answers
+
+
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:
     scene.client(CALL, request("ping", 2), request("ping", 3))
     scene.unread.add(ANSWER, awaits_answers=True)
