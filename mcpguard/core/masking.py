@@ -1,4 +1,4 @@
-"""Masks secrets in texts that other programs wrote, and in addresses. `redaction` removes tokens that were pasted by mistake."""
+"""Masks secrets in addresses and in texts that other programs wrote. `redaction` removes tokens pasted by mistake."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -14,9 +14,9 @@ from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_c
 from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity
+from mcpguard.core.masking import masked_output, secrets_of
 from mcpguard.core.policy.match import rule_matches
 from mcpguard.core.policy.model import Call, Policy
-from mcpguard.core.masking import masked_output, secrets_of
 from mcpguard.core.server_name import server_name
 from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check, failed, failed_by, good
