@@ -215,7 +215,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     if "denials" in values:
         _setting("denials", values["denials"], "denials")
     if word := environ.get("MCPGUARD_QUIET"):
-        values["quiet"] = _switch(word, where="MCPGUARD_QUIET")
+        values["quiet"] = switch(word, where="MCPGUARD_QUIET")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
@@ -235,7 +235,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     )
 
 
-def _switch(word: str, *, where: str) -> bool:
+def switch(word: str, *, where: str) -> bool:
     """The truth value of a variable.
 
     Raises:

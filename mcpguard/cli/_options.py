@@ -24,7 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def filter_options(what: str) -> Callable[[_F], _F]:
     """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
-    return _all(
+    return combined(
         click.option("--user", metavar="G", shell_complete=seen("user"), help=f"Only {what} of this user; * matches any text."),
         click.option("--agent", metavar="G", shell_complete=seen("agent"), help=f"Only {what} of this agent."),
         click.option("--server", metavar="G", shell_complete=seen("server"), help=f"Only {what} of this server."),
@@ -39,7 +39,7 @@ def selects(key: str, pattern: str, text: str) -> bool:
     return glob(pattern, text)
 
 
-def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+def combined(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     def decorated(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)
@@ -48,7 +48,7 @@ def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorated
 
 
-rule_options = _all(
+rule_options = combined(
     click.option("--user", metavar="G", shell_complete=seen("user", with_patterns=True), help="A user, or a pattern with *."),
     click.option(
         "--agent",

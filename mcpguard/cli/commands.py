@@ -11,6 +11,9 @@ from mcpguard.errors import UsageError
 
 _COMMANDS: Final = {
     "run": "start a server behind mcpguard",
+    "install": "make your clients start their servers through mcpguard",
+    "uninstall": "undo install",
+    "clients": "list the clients, their servers, and which are guarded",
     "policy": "show, check, explain and edit limits",
     "audit": "read the audit log",
     "reset": "empty counters",

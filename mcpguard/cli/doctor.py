@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from mcpguard import config
-from mcpguard.cli import run, run_options
+from mcpguard import config, run_options
+from mcpguard.cli import run
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files
 from mcpguard.cli._text import is_coloured, tolerant_output

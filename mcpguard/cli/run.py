@@ -6,8 +6,8 @@ import click
 
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files, seen
-from mcpguard.cli.run_options import OPTIONS, Option
 from mcpguard.errors import UsageError
+from mcpguard.run_options import OPTIONS, Option
 
 _COMPLETE: Final = {
     **{key: seen(key) for key in ("server", "user", "agent")},
