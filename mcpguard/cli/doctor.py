@@ -12,6 +12,7 @@ import click
 
 from mcpguard import config, run_options
 from mcpguard.cli import run
+from mcpguard.cli._clients import complete_servers
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files
 from mcpguard.cli._text import is_coloured, tolerant_output
@@ -24,13 +25,21 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
 
 @click.command("doctor", Command, context_settings=run.command.context_settings)
+@click.option(
+    "--server",
+    metavar="NAME",
+    shell_complete=complete_servers,
+    help="The server. Without COMMAND, it is started as your client's file says.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
 def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
-    With COMMAND, also start that server behind mcpguard as a client would, and list its tools with the rules that apply to
-    each. No tool is called. Takes the options of `run`, so that you can paste the arguments of a client's entry.
+    Also checks the files and hooks of your clients, and those of the project in the current folder.
+
+    With --server or COMMAND, also start that server behind mcpguard as a client would, and list its tools with the rules that
+    apply to each. No tool is called. Takes the options of `run`, so that you can paste the arguments of a client's entry.
 
     "ok" is as it should be, "note" could be better, "FAIL" is broken. If a check failed, the exit status is 1. Secrets are not
     shown.
@@ -39,9 +48,18 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
     Examples:
       mcpguard doctor
       mcpguard doctor --json | jq '.[] | select(.ok | not)'
+      mcpguard doctor --server crm
       mcpguard doctor --server crm -- npx -y @acme/crm-server
     """
     tolerant_output()
+    if options["server"] and not argv:
+        from mcpguard.doctor.clients import command_of
+
+        entry = command_of(options["server"], os.environ)
+        os.environ.update(entry.env)
+        argv = entry.words
+        if entry.is_guarded:  # the entry names its server itself
+            options["server"] = None
     found = _all(*_without_guard(argv, options))
     if as_json:
         results = list(found)
@@ -56,7 +74,7 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
 
 # The arguments of a client's entry can be pasted: `doctor` takes the options of `run`
-command.params[:0] = [param for param in run.command.params if isinstance(param, click.Option)]
+command.params[1:1] = [param for param in run.command.params if isinstance(param, click.Option) and param.name != "server"]
 
 
 def _without_guard(argv: Sequence[str], options: dict[str, Any]) -> tuple[Sequence[str], dict[str, Any]]:

@@ -5,11 +5,11 @@ from typing import Final
 
 from mcpguard import config
 from mcpguard.config import Settings
-from mcpguard.doctor import identity, keys, policy, program, settings, store
+from mcpguard.doctor import clients, identity, keys, policy, program, settings, store
 from mcpguard.doctor.check import Check, failed_by
 from mcpguard.errors import ConfigError
 
-WITHOUT_SETTINGS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (program.checks,)
+WITHOUT_SETTINGS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (program.checks, clients.checks)
 """Checks that need no settings, so that they run even if `config.toml` is broken."""
 
 WITH_SETTINGS: Final[tuple[Callable[[Settings], Iterable[Check]], ...]] = (

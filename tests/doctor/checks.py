@@ -10,8 +10,8 @@ from tests.cli.command import mcpguard
 
 
 def doctor(home: Path, *argv: str, status: int = 0, **env: str) -> list[Check]:
-    """The checks, without those of the PATH, which depend on the machine."""
-    env = {"PATH": os.environ["PATH"], **env}
+    """The checks, without those of the PATH, which depend on the machine. The account has no clients in its home folder."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(home / "account"), **env}
     done = mcpguard(home, "doctor", "--json", *argv, **env)
     assert done.stderr == ""
     found: list[dict[str, Any]] = json.loads(done.stdout)
