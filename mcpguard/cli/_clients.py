@@ -170,6 +170,13 @@ def chosen(keys: Sequence[str], project: str | None) -> "Chosen":
     return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
 
 
+def without_hook(chosen: Chosen) -> list[Fault]:
+    """A fault for each of the named clients that has no hook."""
+    names = [client.title for client in chosen.clients if chosen.is_named and client.hook is None]
+    able = ", ".join(client.key for client in CLIENTS if client.hook)
+    return [Fault(f"{name}: mcpguard has no hook for it", f"clients with a hook: {able}") for name in names]
+
+
 def _missing(chosen: Chosen, words: Words) -> Iterator[Fault]:
     """A fault for each of the named clients that has no file."""
     have = {source.client.key for source in chosen.sources}
@@ -187,13 +194,13 @@ def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]
     """A fault for each of the named servers that no file has, or that cannot be changed."""
     known = {entry.name for source in found for entry in _readable(source)}
     for server in dict.fromkeys(servers):
-        actions = {outcome.action for outcome in plan.outcomes if outcome.server == server}
+        outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
         if server not in known:
             near = difflib.get_close_matches(server, known, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"servers: {', '.join(sorted(known))}" if known else ""
             yield Fault(f"no file has a server named {server}", hint)
-        elif actions == {"leave"}:
-            yield Fault(f"{server}: not changed", "see above")
+        elif outcomes and all(outcome.action == "leave" for outcome in outcomes):
+            yield Fault(f"{server}: not changed: {outcomes[0].detail}")
 
 
 def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, *, dry_run: bool, yes: bool) -> int:

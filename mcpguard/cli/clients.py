@@ -17,6 +17,7 @@ from mcpguard.cli._command import Command
 from mcpguard.cli._text import new_table, paragraph, tolerant_output
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.entries import Entry
+from mcpguard.clients.installing import starts_mcpguard
 from mcpguard.clients.launcher import find, may_vary, version_of
 from mcpguard.core.patterns import glob
 from mcpguard.core.redaction import redacted
@@ -130,6 +131,7 @@ def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
         if entry.guard:
             yield _guarded(source, entry, note, lookup)
         else:
+            note = "its own command starts mcpguard run" if not note and starts_mcpguard(entry) else note
             yield Row(source, entry.name, entry.words, note=note)
 
 

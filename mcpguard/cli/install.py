@@ -51,6 +51,7 @@ def command(
     plan_install(plan, chosen.sources, frozenset(servers), start)
     if hook:
         plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)
+        plan.faults += _clients.without_hook(chosen)
     for warning in start.warnings if plan.changes else ():
         click.echo(printable(f"warning: {warning}"), err=True)
     return _clients.carry_out(plan, chosen, servers, _clients.INSTALL, dry_run=dry_run, yes=yes)

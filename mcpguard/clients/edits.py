@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from mcpguard.clients.documents import Dialect, Document
-from mcpguard.clients.nodes import Array, Member, Object, Splice
+from mcpguard.clients.nodes import Array, Member, Object, Splice, content_end
 
-_COMMA: Final = re.compile(r"((?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/|#[^\n]*)*),", re.DOTALL)
+_COMMA: Final = re.compile(r"((?>[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/|#[^\n]*)*+),", re.DOTALL)
 """The next comma that is not in a comment. Comments of one dialect cannot begin where another dialect's can."""
 
 
@@ -75,12 +75,12 @@ def without_member(document: Document, holder: Object, member: Member) -> Splice
     at = holder.members.index(member)
     if not holder.is_block:
         return without_child(document, holder, [(child.start, child.node.end) for child in holder.members], at)
-    end = holder.members[at - 1].node.end if at else len(text)
-    if end < member.start and not text[end : member.start].strip():
-        return Splice(end, member.node.end, "")
+    before, end = content_end(holder.members[at - 1].node) if at else len(text), content_end(member.node)
+    if before < member.start and not text[before : member.start].strip():
+        return Splice(before, end, "")
     start = document.line_start(member.start)
-    line_end = text.find("\n", member.node.end) + 1 or len(text)
-    is_alone = not (text[start : member.start] + text[member.node.end : line_end]).strip()
+    line_end = text.find("\n", end) + 1 or len(text)
+    is_alone = not (text[start : member.start] + text[end:line_end]).strip()
     return Splice(start, line_end, "") if is_alone else None
 
 

@@ -45,7 +45,7 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
     Args:
         plan: The plan.
         machine: The account.
-        clients: The clients. One without a hook is ignored.
+        clients: The clients. A client without a hook is ignored.
         project: The project whose files are changed; None for the account's.
         launcher: The command to write.
     """

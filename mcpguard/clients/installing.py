@@ -1,6 +1,7 @@
 """Plans what `install` and `uninstall` change in clients' files, and changes it."""
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,6 +19,8 @@ from mcpguard.clients.writing import NotWritten, remove, replace
 from mcpguard.errors import McpguardError
 
 _OTHER_GUARDS: Final = ("avakill-shim", "airlock-mcp", "mcp-proxy", "tollbooth", "mcp-tollbooth")
+
+_STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:\.exe)?['"]?\s+run(?:\s|$)""")
 
 _LEFT: Final = {
     "remote": "remote: mcpguard guards only servers that the client starts",
@@ -224,6 +227,10 @@ def _record(source: Source, server: str) -> Record:
 def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
     if entry.kind != "stdio":
         return Outcome(source, entry.name, "leave", entry.detail if entry.kind == "faulty" else _LEFT[entry.kind])
+    if not entry.name:
+        return Outcome(source, entry.name, "leave", "it has no name")
+    if starts_mcpguard(entry):
+        return Outcome(source, entry.name, "leave", "its own command starts mcpguard run")
     data = plan.content(source.file)
     if entry.is_sandboxed and not _may_write(data, source, plan.state):
         hint = f"add {plan.state} to sandbox.filesystem.allowWrite in this file, or remove sandboxEnabled"
@@ -234,6 +241,11 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
     plan.note(_record(source, entry.name), holds=unguarded(new, *where) != data)  # an empty list would be left
     other = Path(entry.words[0]).name if entry.words else ""
     return Outcome(source, entry.name, "guard", f"it also runs through {other}" if other in _OTHER_GUARDS else "")
+
+
+def starts_mcpguard(entry: Entry) -> bool:
+    """Whether an entry starts mcpguard through another program, such as `uvx` or `sh -c`. Another guard would count twice."""
+    return _STARTS_MCPGUARD.search(" ".join(entry.words)) is not None
 
 
 def _may_write(data: bytes, source: Source, state: Path) -> bool:

@@ -128,6 +128,14 @@ def plain(node: Node) -> Any:
     return node.value if isinstance(node, Scalar) else node.text
 
 
+def content_end(node: Node) -> int:
+    """The character after the content of a node, also of a block."""
+    if isinstance(node, Array | Object) and node.is_block:
+        children = [member.node for member in node.members] if isinstance(node, Object) else node.items
+        return content_end(children[-1]) if children else node.end
+    return node.end
+
+
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 
 

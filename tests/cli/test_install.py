@@ -168,6 +168,36 @@ def test_a_link_to_a_file_of_dotfiles_stays_a_link(account: Account) -> None:
     assert (link.is_symlink(), real.read_text()) == (True, CURSOR)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["uvx", "--from", "mcpguard-cli", "mcpguard", "run", "--", "npx"],
+        ["sh", "-c", "exec /opt/mcpguard run -- npx"],
+        ["python", "-m", "mcpguard", "run", "npx"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count_twice(
+    account: Account, command: list[str]
+) -> None:
+    text = json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}})
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, file.read_text()) == (0, text)
+    assert "  a: not changed (its own command starts mcpguard run)" in done.stdout
+    assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
+
+
+def test_an_entry_without_a_name_or_without_a_command_is_left(account: Account) -> None:
+    text = '{"mcpServers": {"": {"command": "a"}, "b": {"args": []}, "c": 7}}'
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, file.read_text()) == (0, text)
+    assert "  : not changed (it has no name)" in done.stdout
+    assert "  b: not changed (it has no command)" in done.stdout
+    assert "  c: not changed (it is not an object)" in done.stdout
+
+
 # Projects and shared files
 
 
@@ -437,6 +467,7 @@ def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) 
     assert servers(cursor)["bare"]["command"] == PROGRAM
     done = account.run("install", "--server", "web", "--yes")
     assert done.returncode == 1
+    assert "mcpguard: web: not changed: remote: " in done.stderr
 
 
 def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
@@ -553,6 +584,14 @@ def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
     assert not (account.home / ".claude").exists()
     account.run("uninstall", "--project", str(account.project), "--yes")
     assert account.files() == before
+
+
+def test_a_named_client_without_a_hook_is_a_failure(account: Account) -> None:
+    account.cursor()
+    done = account.run("install", "cursor", "--hook", "--yes")
+    assert done.returncode == 1
+    hint = "(hint: clients with a hook: claude-code, codex, copilot)"
+    assert done.stderr.endswith(f"mcpguard: Cursor: mcpguard has no hook for it {hint}\n")
 
 
 def test_a_damaged_file_of_hooks_is_left(account: Account) -> None:
