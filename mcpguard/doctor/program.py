@@ -1,18 +1,14 @@
 """Checks which `mcpguard` the PATH finds."""
 
 import os
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from mcpguard import __version__
+from mcpguard.clients.launcher import version_of
 from mcpguard.doctor.check import Check, advice, failed, good
-
-VERSION_S: Final = 10.0
-"""How long another `mcpguard` may take to tell its version."""
 
 
 def checks() -> Iterator[Check]:
@@ -44,24 +40,13 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
     if first.resolve() == own.resolve():
         yield good("PATH", f"{first}, version {__version__}")
     else:
-        version = _version(first)
-        detail = f"{first} is another mcpguard, {version}; this one is {__version__} in {own}"
-        if version == f"version {__version__}":
+        version = version_of(first)
+        said = f"version {version}" if version else "which does not say its version"
+        detail = f"{first} is another mcpguard, {said}; this one is {__version__} in {own}"
+        if version == __version__:
             yield advice("PATH", detail, "remove one of the two, so that it is clear which one clients start")
         else:
             yield failed("PATH", detail, f"remove or upgrade {first}, or put {own.parent} before its folder in the PATH")
     if others:
         more = " ".join(map(str, others))
         yield advice("PATH", f"there are more of them: {more}", "remove them; a client whose PATH differs may start one")
-
-
-def _version(program: Path) -> str:
-    """What another command says about its version."""
-    try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return "which does not start"
-    name, _, version = done.stdout.strip().partition(" ")
-    return (
-        f"version {version}" if name == "mcpguard" and version.isprintable() and not done.returncode else "which does not start"
-    )

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
 import anyio
@@ -62,11 +63,12 @@ def checks(
         yield failed_by("server", error)
         return
     begin_s = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "stderr"
         guarded = [sys.executable, "-m", "mcpguard", "run", *options, "--", *command]
-        found = _listed(guarded, errors, answer_s)
-        errors.seek(0)
-        said = [line.strip() for line in errors.read().splitlines() if line.strip()]
+        with file.open("w", encoding="utf-8") as errors:
+            found = _listed(guarded, errors, answer_s)
+        said = [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
     if isinstance(found, str):
         yield _failure(found, said, secrets_of(command, os.environ))
         return
@@ -104,7 +106,8 @@ async def _ask(command: Sequence[str], errors: TextIO, answer_s: float) -> _List
     Raises:
         Exception: It does not answer, or not as it should.
     """
-    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=dict(os.environ))
+    environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
+    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ)
     transport = stdio_client(parameters, errlog=errors)
     info = Implementation(name="mcpguard-doctor", version=__version__)
     with anyio.fail_after(answer_s):

@@ -62,8 +62,10 @@ def test_a_server_that_exits_is_told_with_its_status_and_its_last_line(tmp_path:
 
 
 def test_a_server_that_exits_without_a_word_is_told(tmp_path: Path) -> None:
-    found = only(doctor(tmp_path, "--", *python("import os; os._exit(7)"), status=1), "server")
-    assert found.detail == "server exited with status 7; it wrote nothing to stderr"
+    (tmp_path / "config.toml").write_text("quiet = true\n")
+    for status in (0, 7):
+        found = only(doctor(tmp_path, "--quiet", "--", *python(f"import os; os._exit({status})"), status=1), "server")
+        assert found.detail == f"server exited with status {status}; it wrote nothing to stderr"
 
 
 def test_a_server_that_does_not_answer_is_told_after_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
