@@ -234,6 +234,9 @@ _CODE: Final = frozenset("eval exec repl set export".split())
 _HAS_VALUE: Final = frozenset("--no-extra --no-group --no-install-package --no-build-package --no-binary-package".split())
 """Exceptions to `_IS_FLAG`."""
 
+_FOLDERS: Final = frozenset("--chdir --cwd --directory --prefix --project".split())
+"""Options of launchers that name the folder of the program."""
+
 _GENERIC: Final = frozenset("__main__ app bin build cli cmd dist index lib main mcp mod out server src start".split())
 _EXTENSION = re.compile(r"\.(?:bat|cjs|cmd|dll|exe|git|go|jar|js|mjs|mts|php|pl|ps1|py|pyz|rb|sh|ts)$", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:npm|jsr|github|gitlab|bitbucket|gist|file|git|https?|ssh|git\+\w+):(?://)?")
@@ -256,13 +259,24 @@ def server_name(command: Sequence[str]) -> str:
     >>> server_name(["bash", "-ec", "exec crm --api-key 5ecret"]), server_name(["python", "-c", "import crm; crm.main()"])
     ('crm', 'crm')
     """
-    words, name = list(command), ""
+    words, name, folder = list(command), "", ""
     while words and (launched := _launcher(words[0])):
         name = launched
-        words = _program(_LAUNCHERS[launched], words[1:])
+        rest = _program(_LAUNCHERS[launched], words[1:])
+        folder = _folder(words[: max(0, len(words) - len(rest))]) or folder  # the words of code may be more
+        words = rest
     # A launcher's argument with spaces can hold more than a path; the first word of the command cannot
     is_path = words and not (name and re.search(r"\s", words[0]))
-    return (_bare(words[0]) if is_path else "") or name or "server"
+    return (_bare(words[0], folder) if is_path else "") or name or "server"
+
+
+def _folder(words: Sequence[str]) -> str:
+    """The folder in which a launcher starts the program, by its options; empty if they name none."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        option, is_joined, value = word.partition("=")
+        if option in _FOLDERS:
+            return value if is_joined else following
+    return ""
 
 
 def _launcher(word: str) -> str:
@@ -326,12 +340,19 @@ def _after_letters(launcher: _Launcher, letters: str, words: list[str]) -> tuple
     return None
 
 
-def _bare(word: str) -> str:
-    """The name in a path, package, image or URL; empty if it does not have the form of a name."""
+def _bare(word: str, folder: str) -> str:
+    """The name in a path, package, image or URL; empty if it does not have the form of a name.
+
+    Args:
+        word: The path, package, image or URL.
+        folder: The folder to which a path is relative; empty if it is unknown.
+    """
     word = _USER_INFO.sub("", word)
     scheme = _SCHEME.match(word)
     if scheme:
         word = re.split(r"[#?]", word[scheme.end() :])[0]
+    elif folder and not re.match(r"[/\\]|[A-Za-z]:", word):
+        word = f"{folder}/{word}"
     parts = [part for part in re.split(r"[/\\]", word) if part not in {"", ".", ".."}]
     if not parts:
         return ""
