@@ -4,6 +4,7 @@ import codecs
 import re
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mcpguard.clients import jsonc, toml, yaml
@@ -74,8 +75,9 @@ def is_blank(data: bytes) -> bool:
     return not data.removeprefix(codecs.BOM_UTF8).strip()
 
 
+@lru_cache(maxsize=4)
 def read(data: bytes, dialect: Dialect) -> Document:
-    """Parse a file.
+    """Parse a file. The last files are remembered, because a file of many megabytes can have servers in hundreds of places.
 
     Raises:
         Unreadable: The file is not UTF-8, or not of this dialect.

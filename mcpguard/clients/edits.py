@@ -54,7 +54,7 @@ def member_after(document: Document, holder: Object, member: Member, key: str, t
     """The text of a new member with an array, for insertion right after another member's value."""
     text = document.text
     relation = text[member.key_end : member.node.start]
-    if relation.strip(" \t") not in (":", "="):
+    if relation.strip(" \t") not in (":", "=") or (document.dialect is Dialect.YAML and relation == ":"):
         relation = " = " if document.dialect is Dialect.TOML else ": "
     space = "" if relation in (":", "=") else " "
     name = f'"{key}"' if document.dialect.is_json else text[member.start : member.key_start] + key

@@ -107,7 +107,7 @@ def guarded(data: bytes, layout: Layout, dialect: Dialect, name: str, words: Seq
         layout: Where the servers are.
         dialect: What the client can read.
         name: The server's name. It must be a stdio server.
-        words: What the server's command is put behind: mcpguard's path, `run`, options, and `--`.
+        words: The words that go before the server's command: mcpguard's path, `run`, options, and `--`.
 
     Returns:
         The file in which only the command and the arguments have changed. `unguarded` gives `data` back, with

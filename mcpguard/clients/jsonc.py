@@ -81,7 +81,8 @@ class _Reader:
             broken = self.next() == '"'
             raise self.error("this string has no end, a wrong escape or a control character" if broken else "expected a string")
         self.at = match.end()
-        return Scalar(start, self.at, json.loads(match[0]))
+        token = match[0]
+        return Scalar(start, self.at, json.loads(token) if "\\" in token else token[1:-1])
 
     def object(self) -> Object:
         start = self.at

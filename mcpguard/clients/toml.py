@@ -45,11 +45,10 @@ def parse(text: str) -> Object:
 
 def _unreadable(text: str, message: str) -> Unreadable:
     match = _PLACE.search(message)
-    what = message[: match.start()] if match else message
-    what = what[:1].lower() + what[1:]
-    if match and match[1]:
-        return Unreadable(what, int(match[1]), int(match[2]))
-    return Unreadable(what, *place(text, len(text)))
+    if match is None:  # a number with thousands of digits
+        return Unreadable(message)
+    what = message[:1].lower() + message[1 : match.start()]
+    return Unreadable(what, *(place(text, len(text)) if match[1] is None else (int(match[1]), int(match[2]))))
 
 
 class _Locator:

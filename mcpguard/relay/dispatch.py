@@ -143,9 +143,9 @@ class Dispatcher:
         if command.answers:
             self._read_answers()
         agents: dict[str, str] = {}
-        if command.tool_use_ids:
+        if command.call_ids:
             with contextlib.suppress(StoreUnavailable):
-                agents = self._store.noted_agents(self._session.namespace, command.tool_use_ids)
+                agents = self._store.noted_agents(self._session.namespace, command.call_ids)
         return events.LookedUp(agents)
 
     def _record(self, command: Record) -> events.Recorded | events.RecordingFailed:

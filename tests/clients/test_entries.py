@@ -126,6 +126,8 @@ def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faul
     data = b'{"mcpServers": {"crm": {"command": "a"}, "crm": {"command": "b"}}}'
     assert [entry.words for entry in entries(data, SERVERS, Dialect.JSON)] == [("b",)]
     assert b'"a"' in guarded(data, SERVERS, Dialect.JSON, "crm", GUARD)
+    data = b'{"mcpServers": {"crm": {"command": "a", "args": [1], "command": "b", "args": ["c"]}}}'
+    assert [entry.words for entry in entries(data, SERVERS, Dialect.JSON)] == [("b", "c")]
     listed = Layout(("mcpServers",), is_list=True)
     data = b'{"mcpServers": [{"name": "crm", "command": "a"}, {"name": "crm", "command": "b"}, 1]}'
     assert [(entry.kind, entry.detail) for entry in entries(data, listed, Dialect.JSON)] == [
@@ -260,6 +262,33 @@ def test_a_yaml_command_that_cannot_be_moved_as_it_is_written_is_refused(entry: 
             yaml(f"extensions:\n crm: {entry}\n")
         return
     assert [(found.kind, found.detail) for found in yaml(f"extensions:\n crm:{entry}\n")] == [("faulty", detail)]
+
+
+def test_yaml_without_a_space_after_the_colon_gets_arguments_with_one() -> None:
+    data = b'extensions: {crm: {"cmd":x}}'
+    layout = Layout(("extensions",), command="cmd")
+    new = guarded(data, layout, Dialect.YAML, "crm", GUARD)
+    assert new == b'extensions: {crm: {"cmd":"/x/mcpguard", args: ["run", "--server", "crm", "--", x]}}'
+    assert unguarded(new, layout, Dialect.YAML, "crm", drop_empty_args=True) == data
+
+
+def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
+    with pytest.raises(Unreadable, match="the server crm cannot be edited in place") as caught:
+        guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
+    assert (caught.value.line, caught.value.column) == (3, 5)
+
+
+def test_a_server_that_is_not_guarded_has_no_path_to_replace() -> None:
+    data = servers(crm={"command": "npx"})
+    assert reguarded(data, SERVERS, Dialect.JSON, "crm", "/y/mcpguard") == data
+
+
+def test_a_yaml_block_that_begins_after_a_colon_is_continued_in_its_column() -> None:
+    data = b"extensions:\n crm:\n  ? cmd\n  : x\n  ? args\n  : - y\n"
+    layout = Layout(("extensions",), command="cmd")
+    new = guarded(data, layout, Dialect.YAML, "crm", ("/x/mcpguard", "run", "--"))
+    assert new.endswith(b'  ? args\n  : - "run"\n    - "--"\n    - x\n    - y\n')
+    assert unguarded(new, layout, Dialect.YAML, "crm") == data
 
 
 def test_a_yaml_command_with_commas_moves_into_a_block() -> None:

@@ -124,6 +124,15 @@ def test_all_servers_are_guarded_and_unguarded_in_turn_and_the_file_is_as_before
 
 
 @every_sample
+def test_new_lines_end_as_the_files_lines_do(sample: Sample) -> None:
+    data = (FOLDER / sample.file).read_bytes()
+    for name in names(sample):
+        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
+        crlf = guarded(data.replace(b"\n", b"\r\n"), sample.layout, sample.dialect, name, words_for(name))
+        assert crlf == new.replace(b"\n", b"\r\n")
+
+
+@every_sample
 def test_only_the_lines_of_the_command_and_the_arguments_change(sample: Sample) -> None:
     data = (FOLDER / sample.file).read_bytes()
     for name in names(sample):

@@ -28,10 +28,10 @@ class Store(MemoryStore):
 
     failure: StoreUnavailable | None = None
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         if self.failure:
             raise self.failure
-        return super().noted_agents(namespace, tool_use_ids)
+        return super().noted_agents(namespace, call_ids)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         if self.failure:

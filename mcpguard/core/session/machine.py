@@ -54,8 +54,8 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import audit, denial, meta
-from mcpguard.core.claude_code import tool_use_id
+from mcpguard.core import audit, denial
+from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc import answers, frames
@@ -186,12 +186,8 @@ class Session:
                 needs_answers = True
             if message.method == TOOLS_CALL:
                 call_meta = meta_of(message)
-                if (
-                    meta.TOOL_USE_ID in call_meta
-                    and (call_id := tool_use_id(call_meta))
-                    and not self._callers.identity.has_whole_agent
-                ):
-                    ids[call_id] = None
+                if call_meta and (one := call_id(call_meta)) and not self._callers.identity.has_whole_agent:
+                    ids[one] = None
                 if message.is_retry:
                     exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None

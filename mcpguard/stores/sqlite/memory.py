@@ -87,7 +87,7 @@ class Memory:
     def _follow(self, kind: str, fields: list[str]) -> None:
         if kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
-            self.notes[namespace, note.tool_use_id] = (note.agent, noted_us)
+            self.notes[namespace, note.call_id] = (note.agent, noted_us)
             return
         if kind == entries.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])

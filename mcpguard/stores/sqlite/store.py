@@ -19,7 +19,7 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.model import Counter, counter_id
@@ -224,13 +224,13 @@ class SqliteStore:
         self._publish([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         with database.reported(self.path):
             self._follow()
         memory, wall_us = self._memory, self._wall()
-        noted = {one: memory.notes[namespace, one] for one in tool_use_ids if (namespace, one) in memory.notes}
-        unknown = [] if memory.has_all_notes else [one for one in tool_use_ids if one not in noted]
+        noted = {one: memory.notes[namespace, one] for one in call_ids if (namespace, one) in memory.notes}
+        unknown = [] if memory.has_all_notes else [one for one in call_ids if one not in noted]
         if unknown:
             noted |= self._reader.notes(namespace, unknown)
         return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}

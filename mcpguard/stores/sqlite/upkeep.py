@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity
