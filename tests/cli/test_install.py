@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from mcpguard.clients import installing, running
+from mcpguard.clients.catalog import BY_KEY
 from tests.cli.account import CODEX, CURSOR, Account
 from tests.cli.command import BOUND
+from tests.clients.test_files import FOLDER
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
 
@@ -31,7 +33,54 @@ def guarded(name: str, *command: str, options: tuple[str, ...] = ()) -> dict[str
     return {"command": PROGRAM, "args": ["run", "--server", name, *options, "--", *command]}
 
 
+PLACES = {
+    "amazonq.mcp.json": "home/.aws/amazonq/mcp.json",
+    "claude.json": "home/.claude.json",
+    "claude_code.mcp.json": "project/.mcp.json",
+    "claude_desktop_config.json": "home/.config/Claude/claude_desktop_config.json",
+    "cline_mcp_settings.json": "home/.cline/mcp.json",
+    "codex.config.toml": "home/.codex/config.toml",
+    "continue.config.yaml": "home/.continue/config.yaml",
+    "copilot.mcp-config.json": "home/.copilot/mcp-config.json",
+    "cursor.mcp.json": "home/.cursor/mcp.json",
+    "gemini.settings.json": "home/.gemini/settings.json",
+    "goose.config.yaml": "home/.config/goose/config.yaml",
+    "kiro.mcp.json": "home/.kiro/settings/mcp.json",
+    "lmstudio.mcp.json": "home/.lmstudio/mcp.json",
+    "opencode.jsonc": "home/.config/opencode/opencode.jsonc",
+    "vscode.mcp.json": "home/.config/Code/User/mcp.json",
+    "vscode.settings.json": "home/.config/Code/User/settings.json",
+    "windsurf.mcp_config.json": "home/.codeium/windsurf/mcp_config.json",
+    "zed.settings.json": "home/.config/zed/settings.json",
+}
+"""Where the files of `tests/clients/files` belong."""
+
+
 # What it changes
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_the_files_of_all_clients_are_guarded_in_one_run_and_given_back_byte_for_byte(account: Account, end: str) -> None:
+    assert {file.name for file in FOLDER.iterdir()} == set(PLACES)
+    for name, place in PLACES.items():
+        account.write(place, (FOLDER / name).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", end.encode()))
+    before = account.files()
+    done = account.run("install", "--yes")
+    (refused,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
+    assert ": sandboxed: its sandbox would keep mcpguard from its counters" in refused
+    project = account.run("install", "--yes", "--project", str(account.project))
+    assert (done.returncode, project.returncode) == (1, 0)
+    after = account.files()
+    assert [name for name, content in before.items() if after[name] == content] == []
+    everything = json.loads(account.run("clients", "--json").stdout)
+    unguarded = {row["server"] for row in everything if row["command"] and not row["note"] and not row["guarded"]}
+    assert unguarded == {"sandboxed"}
+    assert {row["client"] for row in everything} == set(BY_KEY)
+    account.run("install", "--yes")
+    assert account.files() == after
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.run("uninstall", "--yes", "--project", str(account.project)).returncode == 0
+    assert account.files() == before
 
 
 def test_install_puts_mcpguard_before_the_commands_of_all_clients_and_uninstall_gives_every_byte_back(account: Account) -> None:
