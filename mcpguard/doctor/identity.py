@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings, place
@@ -18,34 +18,39 @@ if TYPE_CHECKING:
 _SOURCES: Final = {"os": "the OS account", "jwt": "the token", "default": "a client fills in its own name"}
 
 
-def checks(settings: Settings) -> Iterator[Check]:
-    """Tell the user and the agent with their sources, and until when the token is valid."""
+def checks(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Check]:
+    """Tell the user and the agent with their sources, and until when the token is valid.
+
+    Args:
+        settings: The settings of this machine.
+        options: The options of the command line, which may name user and agent.
+    """
     try:
         configured = configured_identity(settings, "")
     except ConfigError as error:
         yield failed_by("identity", error)
         return
     if settings.jwt:
-        yield from _verified(settings, settings.jwt, configured)
+        yield from _verified(settings, settings.jwt, configured, options)
         return
-    yield good("identity", _told(settings, configured))
+    yield good("identity", _told(configured, options))
     if os.environ.get("MCPGUARD_TOKEN"):
         what = "MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"
         yield advice("token", what, "configure [identity.jwt], or unset the variable")
 
 
-def _told(settings: Settings, who: Identity) -> str:
-    agent, source = who.agent(None)
-    given = {"user": settings.user, "agent": settings.agent}
-    sources = {
-        key: place(key, None, os.environ) if found == "config" else _SOURCES[found]
-        for key, found in (("user", who.user_source), ("agent", source))
-        if given[key] or found != "config"
-    }
-    return f"user {who.user} ({sources['user']}), agent {agent} ({sources['agent']})"
+def _told(who: Identity, options: Mapping[str, str | None]) -> str:
+    agent, agent_source = who.agent(None)
+    user_from, agent_from = (
+        place(key, options.get(key), os.environ) if source == "config" else _SOURCES[source]
+        for key, source in (("user", who.user_source), ("agent", agent_source))
+    )
+    return f"user {who.user} ({user_from}), agent {agent} ({agent_from})"
 
 
-def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Iterator[Check]:
+def _verified(
+    settings: Settings, jwt: "JwtSettings", configured: Identity, options: Mapping[str, str | None]
+) -> Iterator[Check]:
     from mcpguard.auth.examining import examined  # loads PyJWT
     from mcpguard.core.claims import time_of, utc
 
@@ -54,7 +59,7 @@ def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> I
     if found.identity is None:
         yield failed("identity", "nobody is verified, so every call is denied with 401", "see the next lines")
     else:
-        yield good("identity", _told(settings, found.identity))
+        yield good("identity", _told(found.identity, options))
     for problem in found.problems:
         yield failed_by("token", problem)
     expires_s = time_of(found.claims, "exp") if found.claims else None

@@ -52,7 +52,7 @@ def test_the_options_and_variables_of_a_guarded_entry_are_used(tmp_path: Path) -
     cursor(tmp_path, crm=entry)
     windsurf(tmp_path, crm={**SERVER, "env": entry["env"]})
     checks = doctor(tmp_path, "--server", "crm", status=1, WHO="carol")  # 1, because the program mcpguard does not exist
-    assert only(checks, "identity").detail.startswith("user carol (")
+    assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
     assert "agent unknown::api::nightly (MCPGUARD_AGENT)" in only(checks, "identity").detail
     assert only(checks, "server").detail.startswith("customers: ")
     assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=customers)"

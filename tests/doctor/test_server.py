@@ -37,7 +37,7 @@ def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path) -> None
     policy(tmp_path, rule("7/1h", user="carol"))
     entry = ["/usr/local/bin/mcpguard", "run", "--server", "crm", "--user", "carol", "--quiet", "--", *SDK]
     checks = doctor(tmp_path, "--", *entry)
-    assert only(checks, "identity").detail.startswith("user carol (")
+    assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
     assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol)"
 
 
