@@ -34,6 +34,11 @@ def _by_click() -> int:
     from mcpguard.cli.commands import cli
 
     gc.enable()
+    if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
+        from mcpguard.cli import _completion
+
+        click.echo(_completion.answer(cli, instruction))
+        return ExitStatus.OK
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -80,7 +80,7 @@ def _complete_clients(ctx: click.Context, param: click.Parameter, incomplete: st
     return [CompletionItem(key, help=title) for key, title in titles.items() if key.startswith(incomplete)]
 
 
-def _complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The servers in the clients' files."""
     del param
     try:
@@ -110,7 +110,7 @@ change_options = all_of(
         metavar="NAME",
         multiple=True,
         help="Only the server with this name. May be repeated.",
-        shell_complete=_complete_servers,
+        shell_complete=complete_servers,
     ),
     project_option,
 )

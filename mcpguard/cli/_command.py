@@ -26,6 +26,8 @@ class Command(_ShortHelp):
         Raises:
             click.UsageError: With this command's context, so that the hint can name its help.
         """
+        if ctx.resilient_parsing:  # a shell completes the line, which may have any error
+            return super().parse_args(ctx, args)
         try:
             given = self.make_parser(ctx).parse_args(list(args))[2]
             rest = super().parse_args(ctx, args)
