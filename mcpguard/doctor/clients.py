@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.clients.checks import client_checks
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.entries import Entry
-from mcpguard.doctor.check import Check, failed, good
+from mcpguard.doctor import client_files
+from mcpguard.doctor.check import Check
 from mcpguard.errors import ConfigError, UsageError
 
 _FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}")
@@ -38,9 +38,7 @@ def checks() -> Iterator[Check]:
     except ConfigError:
         return  # without a home folder there are no clients
     project = _project(machine)
-    found = [*client_checks(machine), *(client_checks(machine, project) if project else ())]
-    for name, ok, detail, hint in dict.fromkeys(tuple(one) for one in found):
-        yield good(name, detail) if ok else failed(name, detail, hint or "correct the file")
+    yield from dict.fromkeys([*client_files.checks(machine), *(client_files.checks(machine, project) if project else ())])
 
 
 def _project(machine: Machine) -> Path | None:

@@ -1,10 +1,10 @@
-"""Checks of clients' files for `mcpguard doctor`."""
+"""Checks the files of clients, and their hooks."""
 
 import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from mcpguard import __version__
 from mcpguard.clients.catalog import CLIENTS, Client
@@ -12,28 +12,13 @@ from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, hook_
 from mcpguard.clients.hooks import commands_in, is_gone
 from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, version_of
 from mcpguard.core.text import plural
+from mcpguard.doctor.check import Check, failed, good
 from mcpguard.errors import McpguardError
 
 _MEND: Final = "mcpguard install"
 
 
-class Check(NamedTuple):
-    """The result of a check.
-
-    Attributes:
-        name: What was checked.
-        ok: Whether it is as it should be.
-        detail: What was found, in one line.
-        hint: How to mend it; empty if it is ok.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-    hint: str = ""
-
-
-def client_checks(machine: Machine, project: Path | None = None) -> Iterator[Check]:
+def checks(machine: Machine, project: Path | None = None) -> Iterator[Check]:
     """Check each client's file and hook. A client that is not found has no check.
 
     Args:
@@ -58,7 +43,7 @@ def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
     try:
         found = entries_of(source, read(source.file))
     except Fault as fault:
-        yield Check(name, False, fault.message, fault.hint)
+        yield failed(name, fault.message, fault.hint or "correct the file")
         return
     programs: dict[str, list[str]] = {}
     for entry in found:
@@ -68,10 +53,10 @@ def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
     for program, servers in programs.items():
         if found_fault := _fault(program, this, source):
             are_ok = False
-            yield Check(name, False, f"{', '.join(servers)}: {found_fault[0]}", found_fault[1])
+            yield failed(name, f"{', '.join(servers)}: {found_fault[0]}", found_fault[1])
     if found and are_ok:
         guarded = sum(entry.guard is not None for entry in found)
-        yield Check(name, True, f"{guarded} of {plural(len(found), 'server')} guarded")
+        yield good(name, f"{guarded} of {plural(len(found), 'server')} guarded")
 
 
 def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, str] | None:
@@ -101,9 +86,10 @@ def _hook(client: Client, file: Path) -> Iterator[Check]:
     try:
         commands = commands_in(file, client.hook)
     except Fault as fault:
-        yield Check(name, False, fault.message, fault.hint)
+        yield failed(name, fault.message, fault.hint or "correct the file")
         return
     for command in commands:
-        missing = is_gone(command)
-        hint = f"{_MEND} {client.key} --hook" if missing else ""
-        yield Check(name, not missing, f"its mcpguard is missing: {command}" if missing else command, hint)
+        if is_gone(command):
+            yield failed(name, f"its mcpguard is missing: {command}", f"{_MEND} {client.key} --hook")
+        else:
+            yield good(name, command)

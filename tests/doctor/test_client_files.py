@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mcpguard import __version__
-from mcpguard.clients.checks import Check, client_checks
 from mcpguard.clients.discovery import Machine
+from mcpguard.doctor import client_files
+from mcpguard.doctor.check import Check
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
 
@@ -34,7 +35,7 @@ def program(path: Path, version: str) -> str:
 
 
 def checks(machine: Machine, project: Path | None = None) -> list[Check]:
-    return list(client_checks(machine, project))
+    return list(client_files.checks(machine, project))
 
 
 def test_a_client_that_is_not_found_has_no_check(machine: Machine) -> None:
@@ -98,4 +99,4 @@ def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
     assert hook(gone) == Check(name, False, f"its mcpguard is missing: {gone}", "mcpguard install codex --hook")
     hooks.write_text("{")
     (check,) = checks(machine)
-    assert (check.name, check.ok) == (name, False)
+    assert (check.check, check.ok) == (name, False)
