@@ -147,7 +147,7 @@ class Session:
     # The policy and the caller
 
     def _started(self, _: events.Started) -> list[Command]:
-        return self._write_policy_row("in force at the start")
+        return self._write_policy_row(audit.POLICY_AT_START)
 
     def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
         self._callers.take_up(event.found)
