@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Row, cut_id, record
+from mcpguard.core.audit import Outcome, Row, cut_id, record
 from mcpguard.core.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import Entry
 
@@ -80,5 +80,11 @@ def entry(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> E
     """The row of a stream entry, joined with its outcome."""
     if outcome is None:
         return Entry(row_id(stream_id), record(row(fields)))
-    word, _, duration_us = outcome.partition(b" ")
-    return Entry(row_id(stream_id), record(row(fields), outcome=word.decode(), duration_us=int(duration_us)))
+    known = parse_outcome(row_id(stream_id), outcome)
+    return Entry(known.row_id, record(row(fields), outcome=known.outcome, duration_us=known.duration_us))
+
+
+def parse_outcome(row_id: int, value: bytes) -> Outcome:
+    """The outcome in a field of the hash of outcomes."""
+    word, _, duration_us = value.partition(b" ")
+    return Outcome(row_id, word.decode(), int(duration_us))

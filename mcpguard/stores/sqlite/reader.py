@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Row, record
+from mcpguard.core.audit import Outcome, Row, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
@@ -174,6 +174,12 @@ class Reader:
         pending = self._pending()
         yield from reversed(list(_rows(pending, wanted)))
         yield from self._archived(_BEFORE, lambda last: (last,), pending.first, wanted, _outcomes(pending.texts))
+
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Readable`."""
+        known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known = _outcomes(texts) | known
+        return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
     def _archived(
         self,
