@@ -15,7 +15,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import MEMBERS
 from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import Call, Counter, Policy, Rule
-from mcpguard.core.policy.parse import rule_of_text
+from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
