@@ -5,10 +5,11 @@ commands, and a command line of `run` that has an error or asks for help.
 """
 
 import contextlib
+import gc
 import os
 import sys
 
-from mcpguard.cli import run_options
+from mcpguard import run_options
 from mcpguard.errors import ExitStatus, McpguardError
 
 
@@ -32,6 +33,7 @@ def _by_click() -> int:
 
     from mcpguard.cli.commands import cli
 
+    gc.enable()
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
