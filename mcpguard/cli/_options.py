@@ -6,8 +6,6 @@ from typing import Any, Final, TypeVar
 import click
 
 from mcpguard.cli._seen import files, seen, words
-from mcpguard.core.agent import Agent, agent_matches
-from mcpguard.core.patterns import glob
 from mcpguard.core.policy.model import AXES, Rule
 from mcpguard.core.policy.parse import parse_rule
 from mcpguard.errors import PolicyError, UsageError
@@ -20,23 +18,6 @@ policy_option = click.option(
 )
 store_option = click.option("--store", metavar="URL", help="The store. Default: MCPGUARD_STORE, config.toml, the account's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-def filter_options(what: str) -> Callable[[_F], _F]:
-    """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
-    return all_of(
-        click.option("--user", metavar="G", shell_complete=seen("user"), help=f"Only {what} of this user; * matches any text."),
-        click.option("--agent", metavar="G", shell_complete=seen("agent"), help=f"Only {what} of this agent."),
-        click.option("--server", metavar="G", shell_complete=seen("server"), help=f"Only {what} of this server."),
-        click.option("--tool", metavar="G", shell_complete=seen("tool"), help=f"Only {what} of this tool."),
-    )
-
-
-def selects(key: str, pattern: str, text: str) -> bool:
-    """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
-    if key == "agent" and Agent.split(pattern) and Agent.split(text):
-        return agent_matches(pattern, text)
-    return glob(pattern, text)
 
 
 def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:

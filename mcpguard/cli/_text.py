@@ -1,6 +1,7 @@
 """Text for people: paragraphs of at most 80 columns for a pipe, tables for a terminal."""
 
 import os
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -23,7 +24,9 @@ _FILLER: Final = "\0"
 
 
 def paragraph(text: str, *, indent: str = "") -> None:
-    """Print a text in lines of at most `WIDTH` columns, control characters escaped. Words longer than a line stay whole.
+    """Print a text, control characters escaped, in lines of at most `WIDTH` columns, or the width of a narrower terminal.
+
+    Words longer than a line stay whole.
 
     Args:
         text: The text.
@@ -31,7 +34,7 @@ def paragraph(text: str, *, indent: str = "") -> None:
     """
     lines = textwrap.wrap(
         "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
-        WIDTH,
+        min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH,
         initial_indent=indent,
         subsequent_indent=indent or "    ",
         break_long_words=False,

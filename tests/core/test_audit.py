@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core.arguments import args_hash
-from mcpguard.core.audit import MEMBERS, Row, line, record, row, session_of, sum_of, summary, summed
+from mcpguard.core.audit import MEMBERS, Outcome, Row, line, record, row, session_of, sum_of, summary, summed, with_outcome
 from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
@@ -142,6 +142,17 @@ def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], 
     assert line(entry) == text
 
 
+def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
+    entry = {"decision": "allowed", "axis": "user", "server": "the crm", "user": "alice"}
+    assert line(entry) == "allowed axis=user user=alice"
+    assert line(entry, with_server=True) == 'allowed axis=user server="the crm" user=alice'
+
+
+def test_an_outcome_that_comes_later_makes_the_record_of_a_row_that_was_read_with_it() -> None:
+    one = Row(WALL_US, 1, "allowed", CONTEXT)
+    assert with_outcome(record(one), Outcome(7, "ok", 41_250)) == record(one, outcome="ok", duration_us=41_250)
+
+
 @given(st.dictionaries(st.sampled_from(["axis", "user", "agent", "tool", "rule", "reason", "outcome"]), st.text(max_size=6)))
 def test_a_record_is_one_printable_line_whatever_the_names(entry: dict[str, object]) -> None:
     assert line(entry | {"decision": "allowed"}).isprintable()
@@ -185,12 +196,12 @@ def test_equal_denials_have_a_row_at_once_then_one_a_second_and_are_then_forgott
     assert ([one.seq for one in rows], first.has_own_row, first.audit_id) == ([1], True, "00000000000000aa-1")
     for at in range(1, 4):
         rows, verdict = denial(journal, WALL_US + at * 100_000, counter=at)
-        assert (rows, verdict.has_own_row, verdict.audit_id) == ([], False, first.audit_id)
+        assert (rows, verdict.has_own_row, verdict.audit_id) == ([], False, "00000000000000aa-1.1")
     assert journal.flush(WALL_US + 999_999) == []
     (told,) = journal.flush(WALL_US + 1_000_000)
-    assert (told.repeats, told.seq, told.request_id, told.time_us) == (3, 2, "3", WALL_US + 1_000_000)
+    assert (told.repeats, told.seq, told.request_id, told.time_us) == (3, 2, "3", WALL_US + 300_000)
     rows, verdict = denial(journal, WALL_US + 1_500_000)
-    assert (rows, verdict.audit_id) == ([], "00000000000000aa-2")
+    assert (rows, verdict.audit_id) == ([], "00000000000000aa-1.2")
     assert [one.repeats for one in journal.flush(WALL_US + 2_000_000)] == [1]
     assert journal.is_waiting
     assert journal.flush(WALL_US + 3_000_000) == []

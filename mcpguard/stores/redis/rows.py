@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Row, cut_id, record
+from mcpguard.core.audit import Outcome, Row, cut_id, record
 from mcpguard.core.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import Entry
 
@@ -66,14 +66,25 @@ def audit_keys(prefix: str) -> tuple[str, ...]:
     return tuple([prefix + name for name in ("audit", "refused", "outcomes", "size")])
 
 
-def stream(row: Row) -> int:
-    """The stream of a row, as `audit.lua` numbers them: 1, or 2 for refusals."""
-    return 2 if row.decision in REFUSED else 1
+def first_id(time_us: int) -> int:
+    """The smallest row id of a row written at this time, by the server's clock."""
+    return time_us // 1000 << 64
+
+
+def stream(decision: str) -> int:
+    """The stream of the rows with a decision, as `audit.lua` numbers them: 1, or 2 for refusals."""
+    return 2 if decision in REFUSED else 1
 
 
 def entry(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> Entry:
     """The row of a stream entry, joined with its outcome."""
     if outcome is None:
         return Entry(row_id(stream_id), record(row(fields)))
-    word, _, duration_us = outcome.partition(b" ")
-    return Entry(row_id(stream_id), record(row(fields), outcome=word.decode(), duration_us=int(duration_us)))
+    known = parse_outcome(row_id(stream_id), outcome)
+    return Entry(known.row_id, record(row(fields), outcome=known.outcome, duration_us=known.duration_us))
+
+
+def parse_outcome(row_id: int, value: bytes) -> Outcome:
+    """The outcome in a field of the hash of outcomes."""
+    word, _, duration_us = value.partition(b" ")
+    return Outcome(row_id, word.decode(), int(duration_us))

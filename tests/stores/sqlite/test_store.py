@@ -15,6 +15,7 @@ from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import call_log, memory, opening, schema
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time, call_line, identity
 
@@ -115,8 +116,8 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_damaged_file_is_reported_and_not_recreated(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True)
+def test_a_damaged_file_is_reported_and_not_recreated(path: Path, open_store: Open, content: bytes) -> None:
+    open_store().close()
     path.write_bytes(content)
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="is damaged") as raised:
@@ -124,6 +125,30 @@ def test_a_damaged_file_is_reported_and_not_recreated(path: Path, content: bytes
         assert raised.value.message.startswith(str(path))
         assert "move it away" in raised.value.hint
     assert path.read_bytes() == content
+
+
+def test_a_store_that_another_programs_database_replaced_is_not_read_as_one(path: Path, open_store: Open) -> None:
+    open_store().close()
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE other (x)")
+    with (
+        contextlib.closing(Reader(path)) as reader,
+        pytest.raises(StoreUnavailable, match="another program made this") as raised,
+    ):
+        list(reader.entries())
+    assert raised.value.hint.startswith("is the path right?")
+
+
+@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_without_a_call_log_a_file_that_is_no_database_is_taken_for_a_mistyped_path(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="is not a store of mcpguard") as raised:
+            SqliteStore(path)
+        assert raised.value.hint.startswith("is the path right?")
+    assert [(one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size] == [(path.name, content)]
 
 
 def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open) -> None:
