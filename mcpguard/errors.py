@@ -44,9 +44,17 @@ class UsageError(McpguardError):
 
 
 class ConfigError(McpguardError):
-    """`config.toml`, a variable or an option has a value that is not valid."""
+    """`config.toml`, a variable or an option has a value that is not valid.
+
+    The message begins with the place of the value. If that is an option, the exit status is that of wrong usage.
+    """
 
     exit_status = ExitStatus.CONFIGURATION
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        if message.startswith("--"):
+            self.exit_status = ExitStatus.USAGE
 
 
 class Problem(NamedTuple):

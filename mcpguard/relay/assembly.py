@@ -11,7 +11,7 @@ from mcpguard.core.audit import summary
 from mcpguard.core.digest import blake2b, cut
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy.explain import tier_warning
+from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session.events import IdentityChanged
 from mcpguard.core.session.machine import Session

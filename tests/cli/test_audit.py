@@ -199,7 +199,7 @@ def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_of_store_is_reported(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "tail", "--store", "mysql://host/db")
-    assert (done.returncode, done.stdout) == (78, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 2
 
 
