@@ -16,6 +16,9 @@ _BLANK: Final = " \t\r\n"
 _UNSAID: Final = {"name": "", "mode": "enforce"}
 """Values of a rule that need no line."""
 
+_REASON: Final = "busiest "
+"""The beginning of a comment beside a suggested limit. The next suggestion replaces such a comment."""
+
 
 def _document(text: str) -> Any:
     """Parse a text for editing. tomlkit rejects some texts that tomllib accepts."""
@@ -39,10 +42,18 @@ def ended_alike(old: str, new: str) -> str:
     return "".join(line if line in kept else re.sub(r"\r?\n$", "\r\n", line) for line in _lines(new))
 
 
-def appended(text: str, table: dict[str, Any]) -> str:
-    """A policy's text with a rule added at its end."""
+def appended(text: str, table: dict[str, Any], reasons: dict[str, str] | None = None) -> str:
+    """A policy's text with a rule added at its end.
+
+    Args:
+        text: The policy's text.
+        table: The rule.
+        reasons: A comment for each of its limits; None for no comments.
+    """
     document = _document(text)
     table = {key: value for key, value in table.items() if value != _UNSAID.get(key)}
+    if reasons is not None:
+        table["limit"] = _commented([(limit, reasons[limit]) for limit in table["limit"]])
     if isinstance(document.get("rule"), tomlkit.items.Array):  # rule = [{…}]
         inline = tomlkit.inline_table()
         inline.update(table)
@@ -71,6 +82,40 @@ def replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
     for key, value in _labels_to_add(found, table).items():  # tomlkit would put it after the comments of the next rule
         new.insert(1, f"{key} = {tomlkit.item(value).as_string()}\n")
     return "".join([*lines[: line - 1], *new, *lines[end:]])
+
+
+def with_limits(text: str, policy: Policy, at: int, limits: list[tuple[str, str]]) -> str:
+    """A policy's text with other limits in the rule at a place. Comments beside the old limits are kept above the new ones.
+
+    Args:
+        text: The text. Before the rule, it is the policy's own.
+        policy: The policy.
+        at: The rule's place.
+        limits: The limits, each with a comment.
+    """
+    line = policy.rules[at].line
+    if not line:  # rule = [{…}]
+        document = _document(text)
+        document["rule"][at]["limit"] = _commented(limits, document["rule"][at]["limit"].as_string())
+        return tomlkit.dumps(document)
+    lines = _lines(text)
+    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
+    document = _document("".join(lines[line - 1 : end]))
+    found = document["rule"][0]
+    found["limit"] = _commented(limits, found["limit"].as_string())
+    return "".join([*lines[: line - 1], tomlkit.dumps(document), *lines[end:]])
+
+
+def _commented(limits: list[tuple[str, str]], old: str = "") -> Any:
+    """An array with a line for each limit and its comment, below the comments of an old array."""
+    array = tomlkit.array()
+    for comment in re.findall(r"#[ \t]*(.*\S)", old):  # a limit never contains #
+        if not comment.startswith(_REASON):
+            array.add_line(comment=comment, indent="  ")
+    for limit, comment in limits:
+        array.add_line(limit, comment=comment, indent="  ")
+    array.add_line(indent="")
+    return array
 
 
 def _set_labels(found: Any, table: dict[str, Any]) -> None:

@@ -377,3 +377,49 @@ def mode(policy: str | None, mode: str) -> None:
     for at, rule in enumerate(edit.after.rules):
         if rule.observe:
             click.echo(printable(f"rule {at + 1} ({rule.text}) has a mode of its own and still denies nothing"))
+
+
+@command.command(short_help="Suggest limits from the audit log.")
+@click.option("--since", metavar="D", default="7d", show_default=True, help="How far back to look: 12h, 7d, 4w …")
+@click.option("--toml", "only", flag_value="toml", help="Print only the suggested policy.")
+@click.option("--diff", "only", flag_value="diff", help="Print only the difference to the policy in force, for patch.")
+@policy_option
+@store_option
+@json_option
+def suggest(since: str, only: str | None, policy: str | None, store: str | None, as_json: bool) -> int:
+    """Suggest limits from the calls in the audit log, as a policy and as its difference to the policy in force.
+
+    A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
+    reason beside it. Limits that fit, and rules that deny, stay. Nothing is written.
+
+    \b
+    Examples:
+      mcpguard policy suggest --since 7d
+      mcpguard policy suggest --toml > suggested.toml
+      mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
+    """
+    from mcpguard.cli import _policy_suggest
+    from mcpguard.policy_suggesting import days_ago_us
+    from mcpguard.policy_suggesting import suggest as suggested
+
+    since_us = days_ago_us(config.span_us(since, where="--since"))
+    settings = config.load(os.environ, policy=policy, store=store)
+    found = suggested(settings, since_us=since_us)
+    if as_json:
+        click.echo(json.dumps(_policy_suggest.as_json(found, settings.policy, since), indent=2))
+        return ExitStatus.OK if found.findings.calls else ExitStatus.FAILURE
+    if not found.findings.calls:
+        hint = "let servers run with mcpguard for some days; to deny nothing meanwhile: mcpguard policy mode observe"
+        raise McpguardError(f"too little history: no calls in the last {since}", hint)
+    _policy_suggest.warn_of_little(found.findings, since)
+    _policy_suggest.print_summary(found)
+    diff = found.diff(settings.policy)
+    if not diff:
+        click.echo("nothing to suggest: every limit fits", err=True)
+    if only != "diff" and (diff or only):
+        click.echo(found.after, nl=False)
+    if not only and diff:
+        click.echo()
+    if only != "toml":
+        _policy_suggest.print_diff(diff)
+    return ExitStatus.OK
