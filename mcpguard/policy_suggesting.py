@@ -10,15 +10,15 @@ from typing import Final, NamedTuple
 from mcpguard.config import Settings
 from mcpguard.core.policy.model import AXES, Policy
 from mcpguard.core.policy.parse import STARTER, parse
-from mcpguard.core.policy.suggest import COUNTED, Findings, Survey
+from mcpguard.core.policy.suggest import COUNTED, HELD_ROWS, Findings, Survey
 from mcpguard.core.text import printable
 from mcpguard.policy_editing import read
 from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, with_limits
 from mcpguard.stores.api import Wanted
 
-DISORDER_US: Final = 3_600_000_000
-"""How far rows may be out of order, because wall clocks step. Reading stops at the first row that is older by more."""
+OLDER_ROWS: Final = HELD_ROWS
+"""Reading stops after so many older rows in a row. Rows of an outage are older than the rows before them."""
 
 
 class Suggested(NamedTuple):
@@ -75,11 +75,15 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
 
     wanted = Wanted(is_call, COUNTED | {"rate_limited"})
     with contextlib.closing(settings.read_store()) as store:
+        older = 0
         for _, record in store.newest(wanted=wanted):
-            at_us = int(str(record["time_us"]))
-            if at_us < since_us - DISORDER_US:
-                return
-            if at_us >= since_us and wanted.admits(record) and all(axis in record for axis in AXES):
+            if int(str(record["time_us"])) < since_us:
+                older += 1
+                if older == OLDER_ROWS:
+                    return
+                continue
+            older = 0
+            if wanted.admits(record):
                 yield record
 
 

@@ -6,13 +6,10 @@ from pathlib import Path
 import click
 
 from mcpguard.cli._text import is_coloured
-from mcpguard.core.policy.explain import series
-from mcpguard.core.policy.suggest import FITS, HEADROOM, LEAST_CALLS, Findings, Suggestion
+from mcpguard.core.policy.suggest import FITS, HEADROOM, Suggestion
 from mcpguard.core.text import plural, printable
 from mcpguard.core.times import rfc3339
 from mcpguard.policy_suggesting import Suggested
-
-_KINDS = {"change": "would change", "add": "new", "keep": "stays", "few": "too few calls"}
 
 
 def as_json(found: Suggested, path: Path, since: str) -> dict[str, object]:
@@ -55,39 +52,57 @@ def _suggestion_as_json(suggestion: Suggestion) -> dict[str, object]:
     }
 
 
-def warn_of_little(findings: Findings, since: str) -> None:
-    """Say on stderr what the suggestions are based on, and whether that is too little."""
-    first, last = rfc3339(findings.first_us), rfc3339(findings.last_us)
-    _say(f"{plural(findings.calls, 'call')} in the last {since}, from {first} to {last}")
+def print_summary(found: Suggested, path: Path, since: str) -> None:
+    """Say on stderr what the suggestions are based on, whether that is too little, and what becomes of the other rules."""
+    findings, (low, high) = found.findings, FITS
+    first, last = (f"{rfc3339(at_us)[:16].replace('T', ' ')}" for at_us in (findings.first_us, findings.last_us))
+    _say(f"{findings.calls:,} calls in the last {since}, from {first} to {last} UTC")
     if not findings.is_enough:
         _say(
             "warning: too little history: these limits may be too low for an ordinary day;"
             " observe for some days (mcpguard policy mode observe), then ask again"
         )
+    _say(f"limits are {HEADROOM} times the busiest window, rounded up; a limit of {low:g} to {high:g} times stays")
+    if found.is_starter:
+        _say(f"the starter policy is in force; to write it to {path}: mcpguard policy init")
+    for one in findings.suggestions:
+        name = f"rule {one.at + 1} ({found.policy.rules[one.at].text})" if one.at >= 0 else _text(one)
+        denied = f"; it denied {one.denied:,} calls" if one.denied else ""
+        if one.kind == "few":
+            _say(f"{name}: too few calls to suggest a limit ({one.calls}){denied}")
+        elif one.kind == "keep":
+            _say(f"{name}: fits: {', '.join(limit.reason.partition('; ')[0] for limit in one.limits)}{denied}")
+        elif denied:
+            _say(name + denied)
+    if findings.tools_left_out:
+        _say(f"{plural(findings.tools_left_out, 'more tool')} with fewer calls: no new rules")
 
 
-def print_summary(found: Suggested) -> None:
-    """Say on stderr what becomes of each rule."""
-    low, high = FITS
-    _say(f"limits are {HEADROOM} times the busiest window, rounded up; a limit between {low:g} and {high:g} times stays")
-    for one in found.findings.suggestions:
-        text = (
-            found.policy.rules[one.at].text if one.at >= 0 else " ".join(f"{key}={value}" for key, value in one.table.items())
-        )
-        name = f"rule {one.at + 1} ({text})" if one.at >= 0 else text
-        why = f"{one.calls} of {LEAST_CALLS}" if one.kind == "few" else series([limit.reason for limit in one.limits])
-        denied = f"; it denied {plural(one.denied, 'call')}" if one.denied else ""
-        if one.kind in ("keep", "few") or denied:
-            _say(f"{name}: {_KINDS[one.kind]}: {why}{denied}")
-    if found.findings.tools_left_out:
-        _say(f"{plural(found.findings.tools_left_out, 'more tool')} with fewer calls: no new rules")
+def _text(suggestion: Suggestion) -> str:
+    return " ".join(f"{key}={value}" for key, value in suggestion.table.items() if isinstance(value, str))
+
+
+def print_toml(text: str) -> None:
+    """Print a policy."""
+    for line in text.splitlines() if sys.stdout.isatty() else ():
+        click.echo(_shown(line))
+    if not sys.stdout.isatty():
+        click.echo(text, nl=False)
 
 
 def print_diff(diff: str) -> None:
     """Print a diff, coloured on a terminal."""
-    colours = {"+": "green", "-": "red", "@": "cyan"} if sys.stdout.isatty() and is_coloured() else {}
+    if not sys.stdout.isatty():
+        click.echo(diff, nl=False)
+        return
+    colours = {"+": "green", "-": "red", "@": "cyan"} if is_coloured() else {}
     for line in diff.splitlines():
-        click.echo(click.style(printable(line), fg=colours.get(line[:1])))
+        click.echo(click.style(_shown(line), fg=colours.get(line[:1])) if colours else _shown(line))
+
+
+def _shown(line: str) -> str:
+    """A line of a file on a terminal, control characters escaped."""
+    return printable(line.expandtabs())
 
 
 def _say(text: str) -> None:

@@ -411,13 +411,12 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     if not found.findings.calls:
         hint = "let servers run with mcpguard for some days; to deny nothing meanwhile: mcpguard policy mode observe"
         raise McpguardError(f"too little history: no calls in the last {since}", hint)
-    _policy_suggest.warn_of_little(found.findings, since)
-    _policy_suggest.print_summary(found)
+    _policy_suggest.print_summary(found, settings.policy, since)
     diff = found.diff(settings.policy)
     if not diff:
         click.echo("nothing to suggest: every limit fits", err=True)
     if only != "diff" and (diff or only):
-        click.echo(found.after, nl=False)
+        _policy_suggest.print_toml(found.after)
     if not only and diff:
         click.echo()
     if only != "toml":

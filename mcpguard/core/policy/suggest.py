@@ -1,7 +1,7 @@
 """Suggests limits from the calls in the audit log.
 
 A survey counts the calls of each rule as its counters would, in sliding windows, and remembers the busiest window. A suggested
-limit is the busiest window times `HEADROOM`, rounded up. So it is never below what was seen.
+limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
 """
 
 import heapq
@@ -25,6 +25,9 @@ HEADROOM: Final = 2
 
 FITS: Final = (1.5, 4)
 """A limit stays if it is between these multiples of the calls in its busiest window."""
+
+LEAST_LIMIT: Final = 5
+"""A suggested limit is at least this: less would deny an ordinary burst."""
 
 LEAST_CALLS: Final = 20
 """Fewer calls say too little about a rule to suggest a limit."""
@@ -325,11 +328,20 @@ def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Sugges
 def _for_rate(rate: Rate, peak: Peak, history_us: int) -> Suggested:
     busiest = _busiest(rate, peak)
     low, high = FITS
+    n, why = _raised(peak)
     if history_us < 2 * rate.window_us and rate.n >= HEADROOM * peak.calls:
         return Suggested(rate.n, rate.text, rate.n, peak, f"{busiest}; stays, the history is shorter than two windows")
-    if low * peak.calls <= rate.n <= high * peak.calls:
+    if low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
         return Suggested(rate.n, rate.text, rate.n, peak, f"{busiest}; stays, it fits")
-    return Suggested(rounded_up(HEADROOM * peak.calls), rate.text, rate.n, peak, f"{busiest}; x{HEADROOM}, rounded up")
+    return Suggested(n, rate.text, rate.n, peak, f"{busiest}; {why}")
+
+
+def _raised(peak: Peak) -> tuple[int, str]:
+    """The limit for a busiest window, and how it is derived."""
+    n = rounded_up(HEADROOM * peak.calls)
+    if n < LEAST_LIMIT:
+        return LEAST_LIMIT, f"x{HEADROOM}, and at least {LEAST_LIMIT}"
+    return n, f"x{HEADROOM}, rounded up"
 
 
 def _new(tracked: _Tracked) -> Suggestion:
@@ -340,12 +352,10 @@ def _new(tracked: _Tracked) -> Suggestion:
         table["per"] = rule.per_text.split(",")
     if tracked.calls < LEAST_CALLS:
         return Suggestion("few", table, -1, (), tracked.calls, 0)
-    rates = [
-        rate._replace(n=rounded_up(HEADROOM * peak.calls)) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)
-    ]
+    rates = [rate._replace(n=_raised(peak)[0]) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)]
     idle = [rate for rate, _ in superfluous(rates)]
     limits = [
-        Suggested(rate.n, rate.text, None, peak, f"{_busiest(rate, peak)}; x{HEADROOM}, rounded up")
+        Suggested(rate.n, rate.text, None, peak, f"{_busiest(rate, peak)}; {_raised(peak)[1]}")
         for rate, peak in zip(rates, tracked.peaks, strict=True)
         if rate not in idle
     ]

@@ -61,6 +61,13 @@ def test_calls_exactly_one_window_apart_are_never_in_one_window() -> None:
     assert search.limits[0].peak.calls == 1
 
 
+def test_a_suggested_limit_is_at_least_five() -> None:
+    rows = calls(30, HOUR_US)
+    (search,) = suggestions(SEARCH.format("'100/1h'"), rows)[:1]
+    assert (limits(search), search.limits[0].reason) == (["5/1h"], "busiest hour of 1 call by alice; x2, and at least 5")
+    assert suggestions(SEARCH.format("'5/1h'"), rows)[0].kind == "keep"
+
+
 @pytest.mark.parametrize(("limit", "kind"), [("29/1h", "change"), ("30/1h", "keep"), ("80/1h", "keep"), ("81/1h", "change")])
 def test_a_limit_between_one_and_a_half_and_four_times_the_busiest_window_stays(limit: str, kind: str) -> None:
     rows = calls(20, MINUTE_US) + calls(1, 1, begin_us=DAY_US)
@@ -70,7 +77,7 @@ def test_a_limit_between_one_and_a_half_and_four_times_the_busiest_window_stays(
 def test_a_limit_is_not_lowered_if_the_history_is_shorter_than_two_windows() -> None:
     rows = calls(40, HOUR_US)
     (search,) = suggestions(SEARCH.format("['500/1d', '500/1h']"), rows)[:1]
-    assert limits(search) == ["500/1d", "2/1h"]
+    assert limits(search) == ["500/1d", "5/1h"]
     assert search.limits[0].reason == "busiest day of 24 calls by alice; stays, the history is shorter than two windows"
     (search,) = suggestions(SEARCH.format("'30/1d'"), rows)[:1]
     assert limits(search) == ["50/1d"]  # but raised
@@ -82,7 +89,7 @@ def test_with_few_calls_a_rule_stays() -> None:
 
 
 def test_calls_that_did_not_reach_the_server_count_only_as_denied() -> None:
-    rule = {"rule": "user=* tool=search"}
+    rule: dict[str, Any] = {"rule": "user=* tool=search"}
     rows = [
         *calls(10, SECOND_US, decision="would_deny"),
         *calls(5, SECOND_US, decision="allowed_unavailable", begin_us=MINUTE_US // 2),
@@ -132,7 +139,7 @@ def test_new_rules_are_for_each_tier_and_for_each_tool_that_no_rule_limits() -> 
         ("add", {"user": "*", "tool": "report"}),
         ("add", {"user": "*", "tool": "search"}),
     ]
-    assert [limits(one) for one in found] == [["100/1m", "300/1h"], ["4/1m", "200/1h"], ["80/1h"]]
+    assert [limits(one) for one in found] == [["100/1m", "300/1h"], ["5/1m", "200/1h"], ["80/1h"]]
 
 
 def test_of_new_limits_one_that_can_never_deny_is_left_out() -> None:
