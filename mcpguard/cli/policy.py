@@ -414,7 +414,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     _policy_suggest.print_summary(found, settings.policy, since)
     diff = found.diff(settings.policy)
     if not diff:
-        click.echo("nothing to suggest: every limit fits", err=True)
+        click.echo("nothing to suggest: no limit needs a change", err=True)
     if only != "diff" and (diff or only):
         _policy_suggest.print_toml(found.after)
     if not only and diff:

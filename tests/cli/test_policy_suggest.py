@@ -97,7 +97,7 @@ limit = [
     assert file.read_text() == new
     again = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert (again.returncode, again.stdout) == (0, "")
-    assert again.stderr.endswith("nothing to suggest: every limit fits\n")
+    assert again.stderr.endswith("nothing to suggest: no limit needs a change\n")
     assert "rule 1 (user=* tool=search): fits: busiest hour of 41 calls by alice" in again.stderr
 
 
