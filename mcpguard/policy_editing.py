@@ -105,6 +105,12 @@ def read(path: Path) -> str | None:
     return None if file.content is None else text_of(file.content, source=str(path))
 
 
+def _require_writable(path: Path) -> None:
+    """Refuse a read-only file. Replacing it would work, but it is read-only on purpose."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def write(path: Path, content: bytes) -> None:
     """Replace a file's content atomically. An existing file keeps its mode and owner; a new one has mode 0600.
 
@@ -112,8 +118,7 @@ def write(path: Path, content: bytes) -> None:
         McpguardError: The file cannot be written; it is unchanged.
     """
     with _reported(path):
-        if path.exists() and not os.access(path, os.W_OK):  # replacing it would work, but it is read-only on purpose
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        _require_writable(path)
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=_new_files(path))
         try:
             with os.fdopen(fd, "wb") as file:
@@ -233,6 +238,8 @@ def draft_of(path: Path) -> Iterator[Draft]:
         McpguardError: The file cannot be read or made.
     """
     begin(path)
+    with _reported(path):
+        _require_writable(path)
     with tempfile.TemporaryDirectory(prefix="mcpguard-") as folder:
         try:
             draft = Draft(path, Path(folder))

@@ -605,6 +605,14 @@ def test_edit_does_not_overwrite_what_another_process_wrote_meanwhile(tmp_path: 
     assert kept.read_text() == BY_HAND.replace("100", "200")
 
 
+def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
+    file.chmod(0o444)
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path}/opened")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be written: Permission denied" in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path) -> None:
     assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").stdout == f"{file}: OK, 2 rules (unchanged)\n"
 
