@@ -1,19 +1,43 @@
-"""The loop of `mcpguard policy edit`: editor, check, question."""
+"""What an edit of the policy did; and the loop of `mcpguard policy edit`: editor, check, question."""
 
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from mcpguard.cli import _errors, _policy_show
+from mcpguard.core.policy.explain import series
 from mcpguard.core.policy.lint import warnings
-from mcpguard.core.text import printable
+from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 
 if TYPE_CHECKING:  # loads tomlkit
-    from mcpguard.policy_editing import Draft
+    from mcpguard.policy_editing import Draft, Edit
+
+OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
+"""Printed after a rule was set."""
+
+
+def say_new_file(path: Path, edit: "Edit") -> None:
+    """Say if an edit made the file."""
+    if edit.is_new_file:
+        rules = plural(len(edit.before.rules), "starter rule")
+        click.echo(printable(f"{path}: new file with the {rules}, which were in force without a file"))
+
+
+def what_changed(edit: "Edit", at: int) -> str:
+    """What an edit did to a rule, as a clause."""
+    if edit.is_unchanged:
+        return f"rule {at + 1} is unchanged"
+    if at >= len(edit.before.rules):
+        return f"added rule {at + 1}"
+    old, new = edit.before.rules[at], edit.after.rules[at]
+    was = [old.limit_text] if old.limit_text != new.limit_text else []
+    was += ["in observe mode" if old.observe else "enforced"] if old.observe != new.observe else []
+    was += [f"named {old.name!r}" if old.name else "without a name"] if old.name != new.name else []
+    return f"changed rule {at + 1}{f' (it was {series(was)})' if was else ''}"
 
 
 def edit(path: Path, *, tiers: Collection[str]) -> int:

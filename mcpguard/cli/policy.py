@@ -4,28 +4,25 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import click
 
 from mcpguard import config
-from mcpguard.cli import _policy_show
+from mcpguard.cli import _policy_edit, _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, rule_of, rule_options, rule_table, store_option
 from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy.explain import sentences, series
+from mcpguard.core.policy.explain import sentences
 from mcpguard.core.policy.lint import counted_in_grains, tier_warning, warnings
 from mcpguard.core.policy.model import Policy, Rule
 from mcpguard.core.policy.parse import STARTER, parse
-from mcpguard.core.text import plural, printable
+from mcpguard.core.text import printable
 from mcpguard.errors import ConfigError, ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
 from mcpguard.policy_file import load
-
-if TYPE_CHECKING:  # loads tomlkit
-    from mcpguard.policy_editing import Edit
 
 
 @click.group("policy", Group)
@@ -78,41 +75,19 @@ def set_(limits: tuple[str, ...], name: str | None, observe: bool | None, policy
 
     settings = config.load(os.environ, policy=policy)
     edit, at = put(settings.policy, table)
-    _say_new_file(settings.policy, edit)
-    click.echo(printable(f"{settings.policy}: {_what_changed(edit, at)}"))
+    _policy_edit.say_new_file(settings.policy, edit)
+    click.echo(printable(f"{settings.policy}: {_policy_edit.what_changed(edit, at)}"))
     click.echo(printable(sentences(edit.after)[at]))
     before, after = edit.before, edit.after
     if not edit.is_unchanged:
         for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if at < len(before.rules) else before.rules):
             click.echo(consequence)
     if after.observe:
-        click.echo(_OBSERVING)
+        click.echo(_policy_edit.OBSERVING)
     known = set(warnings(before, tiers=_tiers(settings)))
     for warning in warnings(after, tiers=_tiers(settings)):
         if warning not in known:
             _warn(warning)
-
-
-_OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
-
-
-def _say_new_file(path: Path, edit: "Edit") -> None:
-    if edit.is_new_file:
-        rules = plural(len(edit.before.rules), "starter rule")
-        click.echo(printable(f"{path}: new file with the {rules}, which were in force without a file"))
-
-
-def _what_changed(edit: "Edit", at: int) -> str:
-    """What an edit did to a rule, as a clause."""
-    if edit.is_unchanged:
-        return f"rule {at + 1} is unchanged"
-    if at >= len(edit.before.rules):
-        return f"added rule {at + 1}"
-    old, new = edit.before.rules[at], edit.after.rules[at]
-    was = [old.limit_text] if old.limit_text != new.limit_text else []
-    was += ["in observe mode" if old.observe else "enforced"] if old.observe != new.observe else []
-    was += [f"named {old.name!r}" if old.name else "without a name"] if old.name != new.name else []
-    return f"changed rule {at + 1}{f' (it was {series(was)})' if was else ''}"
 
 
 def _warn(text: str) -> None:
@@ -345,8 +320,6 @@ def edit(policy: str | None) -> int:
       EDITOR=nano mcpguard policy edit
     """
     settings = config.load(os.environ, policy=policy)
-    from mcpguard.cli import _policy_edit
-
     return _policy_edit.edit(settings.policy, tiers=_tiers(settings))
 
 
@@ -368,7 +341,7 @@ def mode(policy: str | None, mode: str) -> None:
 
     path = config.load(os.environ, policy=policy).policy
     edit = set_mode(path, mode)
-    _say_new_file(path, edit)
+    _policy_edit.say_new_file(path, edit)
     was = " (unchanged)" if edit.is_unchanged else f" (it was {'enforce' if mode == 'observe' else 'observe'})"
     click.echo(printable(f"{path}: mode: {mode}{was}"))
     if mode == "observe":

@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.core import limiter
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.parse import STARTER, parse, parse_rule
 from mcpguard.core.policy.suggest import HELD_ROWS, LEAST_CALLS, Findings, Suggestion, Survey, rounded_up
 
 SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
@@ -211,6 +214,27 @@ def test_a_row_that_comes_too_late_counts_at_the_time_of_the_rows_before() -> No
     survey.add([*rows[1:], rows[0]])
     assert survey.findings().calls == HELD_ROWS + 100
     assert survey.findings().suggestions[0].limits[0].peak.calls == 61
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 7200), st.sampled_from(["alice", "bob"]), st.sampled_from("ab")), min_size=40, max_size=150
+    ),
+    st.sampled_from([NO_RULES, STARTER, SEARCH.format("['9/1m', '30/1h']"), "[[rule]]\ntool = 'a'\nlimit = '400/7m'\n"]),
+)
+def test_no_suggested_limit_would_have_denied_a_call_that_was_seen(seen: list[tuple[int, str, str]], text: str) -> None:
+    rows = [row(START_US + at * SECOND_US, user=user, tool=tool) for at, user, tool in sorted(seen)]
+    for suggestion in suggestions(text, rows):
+        if suggestion.kind == "few":
+            continue
+        rule = parse_rule({**suggestion.table, "limit": limits(suggestion)}, where="test")
+        states: dict[int, State] = {}
+        for at, user, tool in sorted(seen):
+            plan = Policy((rule,)).plan(Call(user, "Cursor::interactive::default", "crm", tool))
+            held = [states.get(counter.id, EMPTY) for counter in plan.counters]
+            decision = limiter.decide(plan.limits, held, START_US + at * SECOND_US)
+            assert decision.admitted
+            states.update(zip([counter.id for counter in plan.counters], decision.states, strict=True))
 
 
 def busiest(times: Sequence[int], window_us: int) -> int:
