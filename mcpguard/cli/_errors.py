@@ -1,5 +1,6 @@
 """What is printed about an error: one line and a hint, and for an error in a policy the line of the file."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -7,6 +8,7 @@ from unicodedata import east_asian_width
 
 import click
 
+from mcpguard.cli._text import WIDTH
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import McpguardError, PolicyError, Problem
@@ -14,8 +16,8 @@ from mcpguard.errors import McpguardError, PolicyError, Problem
 SHOWN: Final = 20
 """How many errors of a policy are printed."""
 
-_ROOM: Final = 68
-"""How many columns of a policy's line are printed, so that it fits 80 columns with its number and two ellipses."""
+_MARGIN: Final = 12
+"""Columns beside a policy's line: for its number and two ellipses."""
 
 
 def lines(error: McpguardError) -> list[str]:
@@ -54,12 +56,13 @@ def _excerpt(problem: Problem) -> Iterator[str]:
         return
     cells = ["    " if char == "\t" else printable(char) for char in text]
     begin = problem.column - 1
+    room = _width() - _MARGIN
     first, last = 0, len(cells)
-    while _columns(cells[first:last]) > _ROOM and last > begin + problem.width:
+    while _columns(cells[first:last]) > room and last > begin + problem.width:
         last -= 1
-    while _columns(cells[first:last]) > _ROOM and first < begin:
+    while _columns(cells[first:last]) > room and first < begin:
         first += 1
-    while _columns(cells[first:last]) > _ROOM:
+    while _columns(cells[first:last]) > room:
         last -= 1
     before = "…" if first else ""
     shown = f"{before}{''.join(cells[first:last])}{'…' if last < len(cells) else ''}"
@@ -68,6 +71,14 @@ def _excerpt(problem: Problem) -> Iterator[str]:
     margin = " " * len(str(problem.line))
     yield f"  {problem.line} | {shown}"
     yield f"  {margin} | {gap}{mark}"
+
+
+def _width() -> int:
+    """The width of the terminal on stderr, within bounds; `WIDTH` if there is none."""
+    try:
+        return max(40, min(os.get_terminal_size(2).columns, 160))
+    except OSError:
+        return WIDTH
 
 
 def _columns(cells: list[str]) -> int:

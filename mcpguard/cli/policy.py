@@ -382,7 +382,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
         click.echo(json.dumps(_policy_suggest.as_json(found, settings.policy, since), indent=2))
         return ExitStatus.OK if found.findings.calls else ExitStatus.FAILURE
     if not found.findings.calls:
-        hint = "let servers run with mcpguard for some days; to deny nothing meanwhile: mcpguard policy mode observe"
+        hint = "let servers run with mcpguard for some days; to deny nothing during that time: mcpguard policy mode observe"
         raise McpguardError(f"too little history: no calls in the last {since}", hint)
     _policy_suggest.print_summary(found, settings.policy, since)
     diff = found.diff(settings.policy)

@@ -351,6 +351,17 @@ def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) 
     assert lines[7].endswith(" ^^^^")
 
 
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_on_a_terminal_the_line_of_an_error_fits_its_width(tmp_path: Path, columns: int) -> None:
+    names = ", ".join(f'"role_{at}"' for at in range(40))
+    (tmp_path / "policy.toml").write_text(f"[[rule]]\nlimit = 'deny'\nrole = [{names}, 7, {names}]\n")
+    status, said = on_terminal(tmp_path, "policy", "check", columns=columns)
+    excerpt, mark = [line for line in said.splitlines() if " | " in line]
+    assert (status, len(excerpt) <= columns) == (78, True)
+    assert excerpt[mark.index("^")] == "7"
+    assert len(excerpt) > columns // 2
+
+
 def test_control_characters_and_tokens_in_a_broken_line_are_not_shown(tmp_path: Path) -> None:
     token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
     (tmp_path / "policy.toml").write_text(f'rule = [{{user = "\u009b2J", limt = 5}}, {{tol = "{token}"}}]\n')
@@ -592,7 +603,7 @@ def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path) -> None:
     assert file.read_text() == BY_HAND
 
 
-def test_edit_does_not_overwrite_what_another_process_wrote_meanwhile(tmp_path: Path, file: Path) -> None:
+def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path, file: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\necho "# other" >> {file}\n')
     editor.chmod(0o700)
