@@ -38,7 +38,7 @@ class Settings(NamedTuple):
         user: The configured user; None for the OS account.
         agent: The configured agent; None if there is none.
         jwt: How users are verified; None if they are not verified.
-        trust_client_info: Whether the client's own name fills an empty client part.
+        trust_client_info: Whether the client's own name fills an empty client part, and Codex's own tier an empty tier.
         trust_meta: Whether a call may name its own agent.
         denials: `auto`, `error` or `result`.
         quiet: Whether `run` writes only errors to stderr.
@@ -246,7 +246,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     if "denials" in values:
         _setting("denials", values["denials"], places["denials"])
     if word := environ.get("MCPGUARD_QUIET"):
-        values["quiet"] = _switch(word, where="MCPGUARD_QUIET")
+        values["quiet"] = switch(word, where="MCPGUARD_QUIET")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     places["server"] = place("server", options.get("server"), environ)
     for key, name in {**values, "server": server}.items():
@@ -267,7 +267,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     )
 
 
-def _switch(word: str, *, where: str) -> bool:
+def switch(word: str, *, where: str) -> bool:
     """The truth value of a variable.
 
     Raises:

@@ -5,10 +5,11 @@ commands, and a command line of `run` that has an error or asks for help.
 """
 
 import contextlib
+import gc
 import os
 import sys
 
-from mcpguard.cli import run_options
+from mcpguard import run_options
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
 
 
@@ -33,6 +34,12 @@ def _by_click() -> int:
     from mcpguard.cli._errors import by_click
     from mcpguard.cli.commands import cli
 
+    gc.enable()
+    if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
+        from mcpguard.cli import _completion
+
+        click.echo(_completion.answer(cli, instruction))
+        return ExitStatus.OK
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -26,6 +26,8 @@ class Command(_ShortHelp):
         Raises:
             click.UsageError: With this command's context, so that the hint can name its help.
         """
+        if ctx.resilient_parsing:  # a shell completes the line, which may have any error
+            return super().parse_args(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

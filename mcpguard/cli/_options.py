@@ -5,6 +5,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from mcpguard.cli._seen import files, seen, words
 from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.model import AXES, Rule
@@ -14,18 +15,20 @@ from mcpguard.errors import PolicyError, UsageError
 _F = TypeVar("_F", bound=Callable[..., Any])
 _COMMAND_LINE: Final = "command line"
 
-policy_option = click.option("--policy", metavar="F", help="The policy file. Default: MCPGUARD_POLICY, the account's file.")
+policy_option = click.option(
+    "--policy", metavar="F", shell_complete=files, help="The policy file. Default: MCPGUARD_POLICY, the account's file."
+)
 store_option = click.option("--store", metavar="URL", help="The store. Default: MCPGUARD_STORE, config.toml, the account's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def filter_options(what: str) -> Callable[[_F], _F]:
     """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
-    return _all(
-        click.option("--user", metavar="G", help=f"Only {what} of this user; * matches any text."),
-        click.option("--agent", metavar="G", help=f"Only {what} of this agent."),
-        click.option("--server", metavar="G", help=f"Only {what} of this server."),
-        click.option("--tool", metavar="G", help=f"Only {what} of this tool."),
+    return all_of(
+        click.option("--user", metavar="G", shell_complete=seen("user"), help=f"Only {what} of this user; * matches any text."),
+        click.option("--agent", metavar="G", shell_complete=seen("agent"), help=f"Only {what} of this agent."),
+        click.option("--server", metavar="G", shell_complete=seen("server"), help=f"Only {what} of this server."),
+        click.option("--tool", metavar="G", shell_complete=seen("tool"), help=f"Only {what} of this tool."),
     )
 
 
@@ -36,7 +39,9 @@ def selects(key: str, pattern: str, text: str) -> bool:
     return glob(pattern, text)
 
 
-def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """One decorator that adds several options, in this order."""
+
     def decorated(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)
@@ -45,16 +50,36 @@ def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorated
 
 
-rule_options = _all(
-    click.option("--user", metavar="G", help="A user, or a pattern with *."),
-    click.option("--agent", metavar="G", help="An agent, client::tier::name; each part is a name or a pattern."),
-    click.option("--tool", metavar="G", help="A tool, or a pattern."),
-    click.option("--server", metavar="G", help="A server's name, or a pattern."),
-    click.option("--role", metavar="G", multiple=True, help="A role of the verified token. Repeat it to require several."),
-    click.option("--scope", metavar="G", multiple=True, help="A scope of the verified token. Repeat it to require several."),
+rule_options = all_of(
+    click.option("--user", metavar="G", shell_complete=seen("user", with_patterns=True), help="A user, or a pattern with *."),
+    click.option(
+        "--agent",
+        metavar="G",
+        shell_complete=seen("agent", with_patterns=True),
+        help="An agent, client::tier::name; each part is a name or a pattern.",
+    ),
+    click.option("--tool", metavar="G", shell_complete=seen("tool", with_patterns=True), help="A tool, or a pattern."),
+    click.option(
+        "--server", metavar="G", shell_complete=seen("server", with_patterns=True), help="A server's name, or a pattern."
+    ),
+    click.option(
+        "--role",
+        metavar="G",
+        multiple=True,
+        shell_complete=seen("role", with_patterns=True),
+        help="A role of the verified token. Repeat it to require several.",
+    ),
+    click.option(
+        "--scope",
+        metavar="G",
+        multiple=True,
+        shell_complete=seen("scope", with_patterns=True),
+        help="A scope of the verified token. Repeat it to require several.",
+    ),
     click.option(
         "--per",
         metavar="LIST",
+        shell_complete=words(*AXES, "none"),
         help="What has a count of its own: some of user,agent,tool,server; or none. Default: those that the rule selects by.",
     ),
     policy_option,

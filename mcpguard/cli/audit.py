@@ -17,6 +17,7 @@ import click
 from mcpguard import config
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import filter_options, selects, store_option
+from mcpguard.cli._seen import words
 from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings, span_us
 from mcpguard.core.audit import line
@@ -109,8 +110,16 @@ def command() -> None:
     help=f"The number of rows. Default: {ROWS}, or all with --since.",
 )
 @filter_options("rows")
-@click.option("--axis", metavar="G", help="Only rows of this axis: user, tool or agent.")
-@click.option("--decision", metavar="G", multiple=True, help="Only rows of this decision, such as denied. May be repeated.")
+@click.option(
+    "--axis", metavar="G", shell_complete=words("user", "tool", "agent"), help="Only rows of this axis: user, tool or agent."
+)
+@click.option(
+    "--decision",
+    metavar="G",
+    multiple=True,
+    shell_complete=words(*get_args(Decided)),
+    help="Only rows of this decision, such as denied. May be repeated.",
+)
 @click.option("--since", metavar="WHEN", help="Only rows of the last 10m, 2h, 7d …, or since an RFC 3339 time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @store_option

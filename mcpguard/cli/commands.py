@@ -10,11 +10,16 @@ from mcpguard.cli._command import Group
 
 _COMMANDS: Final = {
     "run": "start a server behind mcpguard",
+    "install": "make your clients start their servers through mcpguard",
+    "uninstall": "undo install",
+    "clients": "list the clients, their servers, and which are guarded",
     "policy": "show, check, explain and edit limits",
     "audit": "read the audit log",
     "reset": "empty counters",
+    "doctor": "check this installation, and a server behind it",
     "whoami": "show which user and agent a server would have, and why",
     "hook": "tell a client's subagents apart",
+    "completion": "let your shell complete commands, options and names",
     "demo": "see mcpguard at work in half a minute",
 }
 """Each command and its line in the help, so that the help loads no command."""

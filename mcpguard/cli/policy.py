@@ -12,6 +12,7 @@ from mcpguard import config
 from mcpguard.cli import _policy_edit, _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, rule_of, rule_options, rule_table, store_option
+from mcpguard.cli._seen import files, seen
 from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
@@ -160,17 +161,40 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
 
 
 @command.command(short_help="Show which rules apply to a call, and what is left.")
-@click.option("--user", metavar="U", help="The user who calls. Default: the token, MCPGUARD_USER, config.toml, the OS account.")
-@click.option("--agent", metavar="A", help="client::tier::name. Default: MCPGUARD_AGENT, config.toml, an unknown client.")
-@click.option("--tool", metavar="T", required=True, help="The tool that is called.")
-@click.option("--server", metavar="S", help="The tool's server. Default: MCPGUARD_SERVER, the server of the tool's last call.")
-@click.option("--role", metavar="R", multiple=True, help="A role of the caller. May be repeated.")
-@click.option("--scope", metavar="S", multiple=True, help="A scope of the caller. May be repeated.")
+@click.option(
+    "--user",
+    metavar="U",
+    shell_complete=seen("user"),
+    help="The user who calls. Default: the token, MCPGUARD_USER, config.toml, the OS account.",
+)
+@click.option(
+    "--agent",
+    metavar="A",
+    shell_complete=seen("agent"),
+    help="client::tier::name. Default: MCPGUARD_AGENT, config.toml, an unknown client.",
+)
+@click.option("--tool", metavar="T", required=True, shell_complete=seen("tool"), help="The tool that is called.")
+@click.option(
+    "--server",
+    metavar="S",
+    shell_complete=seen("server"),
+    help="The tool's server. Default: MCPGUARD_SERVER, the server of the tool's last call.",
+)
+@click.option("--role", metavar="R", multiple=True, shell_complete=seen("role"), help="A role of the caller. May be repeated.")
+@click.option(
+    "--scope", metavar="S", multiple=True, shell_complete=seen("scope"), help="A scope of the caller. May be repeated."
+)
 @click.option(
     "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the caller from the token, or from the token in FILE."
 )
 @policy_option
-@click.option("--config", "config_file", metavar="F", help="The settings file. Default: MCPGUARD_CONFIG, the account's.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="F",
+    shell_complete=files,
+    help="The settings file. Default: MCPGUARD_CONFIG, the account's.",
+)
 @store_option
 @json_option
 def explain(
@@ -211,7 +235,7 @@ def explain(
 
 
 @command.command(short_help="Check a policy file.")
-@click.argument("file", required=False, metavar="[FILE]")
+@click.argument("file", required=False, metavar="[FILE]", shell_complete=files)
 @policy_option
 @json_option
 def check(file: str | None, policy: str | None, as_json: bool) -> int:

@@ -1,34 +1,31 @@
 """Assembles a session from settings. It is imported after the server has started, so that it loads while the server boots."""
 
+import gc
 import os
+import sys
 import threading
-from collections.abc import Callable
 from typing import Final
 
-from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.audit import summary
-from mcpguard.core.digest import blake2b, cut
+from mcpguard.core.digest import blake2b
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
-from mcpguard.core.policy.lint import tier_warning
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.session.events import IdentityChanged
 from mcpguard.core.session.machine import Session
-from mcpguard.core.text import plural, quoted
-from mcpguard.errors import PolicyError, Unauthenticated
-from mcpguard.files import exposed
-from mcpguard.policy_file import PolicyFile
+from mcpguard.errors import PolicyError
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.supervisor import Supervisor
 from mcpguard.relay.traffic import Traffic
-from mcpguard.relay.upstream import IdentitySource
 from mcpguard.relay.watchdog import Watchdog
+from mcpguard.stores.api import Store
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
+
+SWITCH_S: Final = 0.0002
+"""How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. A store that hangs is left open."""
@@ -36,6 +33,8 @@ CLOSE_S: Final = LAST_TRY_S + 0.25
 
 def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, settings: Settings, *, observe: bool) -> int:
     """Relay and guard the traffic of a running server, until one side ends.
+
+    Messages that are not calls pass as soon as the traffic starts. Calls wait until what they are judged by is loaded.
 
     Args:
         server: The server's process.
@@ -47,46 +46,36 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
     Returns:
         The exit status: the server's.
     """
+    sys.setswitchinterval(SWITCH_S)
     console = Console(quiet=settings.quiet)
-    policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=observe)
-    policy = policy_file.begin()
-    store = _store(settings, console)
+    is_loaded = threading.Event()
+    store = _store(settings, console, is_loaded)
     journal = Journal(os.urandom(8).hex())
     session = Session(
         identity,
-        policy,
+        PolicyError("the policy is being loaded"),
         journal,
         namespace=settings.namespace,
         denials=settings.denials,
         arguments=settings.arguments,
         args_key=lambda: store.args_key,
     )
-    token: IdentitySource | None = None
-    user, is_known = identity.user, True
-    if settings.jwt:
-        token, found = _verified(identity, settings, console)
-        session.handle(IdentityChanged(found))
-        is_known = isinstance(found, Identity)
-        user = f"unauthenticated: {found.message}" if isinstance(found, Unauthenticated) else found.user
     output = ClientOutput(1, lambda: supervisor.ended("client"))
-    traffic = Traffic(
-        server,
-        session,
-        store,
-        output,
-        console,
-        supervisor.ended,
-        policy=policy_file,
-        identity=token,
-        max_frame_bytes=settings.max_frame_bytes,
-    )
+    traffic = Traffic(server, session, store, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)
     watchdog = Watchdog(server.pid)
-    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
-    tell = console.line if is_known and isinstance(policy, Policy) else console.error
-    _introduce(tell, session, policy, user=user, where=where, store=settings.address.shown)
-    for line in (*settings.warnings, *exposed(settings.files)):
-        console.error(line)
-    status = supervisor.supervise(server, traffic, console)
+
+    def guard() -> None:
+        from mcpguard.relay import judging  # while the client's first messages pass
+
+        try:
+            settings.address.load()  # outside of the store's time budget, because calls wait for it
+        finally:
+            is_loaded.set()
+        judging.begin(traffic, identity, settings, console, observe=observe)
+        gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
+        gc.enable()
+
+    status = supervisor.supervise(server, traffic, console, guard)
     watchdog.dismiss()
     console.line(summary(journal.tally))
     closing = threading.Thread(target=store.close, name="mcpguard-close", daemon=True)
@@ -95,32 +84,13 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
     return status
 
 
-def _introduce(
-    tell: Callable[[str], None], session: Session, policy: Policy | PolicyError, *, user: str, where: str, store: str
-) -> None:
-    """Write the line that names the caller, the policy and the store; and a warning if no rule limits the agent's tier."""
-    rules = plural(len(policy.rules), "rule") if isinstance(policy, Policy) else f"no policy: {policy.message}"
-    names = {"server": session.identity.server, "user": user, "agent": session.agent}
-    caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
-    tell(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
-    unlimited = tier_warning(policy, session.identity.agent_parts.tier) if isinstance(policy, Policy) else None
-    if unlimited:
-        tell(unlimited)
+def _store(settings: Settings, console: Console, is_loaded: threading.Event) -> FailoverStore:
+    def reopen() -> Store:
+        is_loaded.wait()
+        return settings.open_store()
 
-
-def _verified(identity: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
-    """The source of the token's identity, and the identity now."""
-    from mcpguard.auth.token import TokenSource  # loads PyJWT: only if it is needed
-
-    assert settings.jwt is not None  # noqa: S101 - the caller has checked it
-    source = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=console.error)
-    return source, source.begin()
-
-
-def _store(settings: Settings, console: Console) -> FailoverStore:
-    settings.address.load()  # outside of the store's time budget
     return FailoverStore(
-        settings.open_store,
+        reopen,
         mode=settings.on_unavailable,
         notify=console.error,
         spills=_spills(settings),

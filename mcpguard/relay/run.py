@@ -32,9 +32,14 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     _ = settings.address
     supervisor = Supervisor()
     server_process = spawn(argv, environment(os.environ))
-    from mcpguard.core.server_name import server_name  # from here on the server boots at the same time
-    from mcpguard.relay.assembly import guarded
+    from mcpguard.relay.assembly import guarded  # from here on the server boots at the same time
 
     server_process.confirm()
-    identity = configured_identity(settings, server or server_name(argv))
+    identity = configured_identity(settings, server or _derived_name(argv))
     return guarded(server_process, supervisor, identity, settings, observe=observe)
+
+
+def _derived_name(argv: Sequence[str]) -> str:
+    from mcpguard.core.server_name import server_name  # only if it is needed: `mcpguard install` names each server
+
+    return server_name(argv)

@@ -87,8 +87,14 @@ class Supervisor:
     def _on_exit(self, *_: object) -> None:
         self._woken.set()
 
-    def supervise(self, server: ServerProcess, traffic: "Traffic", console: "Console") -> int:
+    def supervise(self, server: ServerProcess, traffic: "Traffic", console: "Console", guard: Callable[[], None]) -> int:
         """Start the traffic, wait until something ends, and shut down in order.
+
+        Args:
+            server: The server's process.
+            traffic: The traffic.
+            console: Takes lines for stderr.
+            guard: Called once the traffic has started: loads what calls are judged by.
 
         Returns:
             The exit status: the server's.
@@ -99,6 +105,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING})
         self._is_launcher = server.poll() == 0
         traffic.start()
+        guard()
         self._wait(lambda: server.poll() is not None or self._is_ending)
         if server.status == 0 and "client" not in self._ended:
             self._is_launcher = True  # a process that it started may have its pipes, and serve

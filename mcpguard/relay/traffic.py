@@ -4,9 +4,12 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
+from mcpguard.core.identity import Identity
 from mcpguard.core.jsonrpc import frames
+from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events
 from mcpguard.core.session.machine import Session
+from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.relay.bookkeeper import Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -34,8 +37,6 @@ class Traffic:
         output: The client's side.
         console: Takes lines for stderr.
         ended: Called with what has ended, from a thread of the traffic.
-        policy: The source of the policy.
-        identity: The source of the identity; None if it does not change.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted from the client.
     """
@@ -49,8 +50,6 @@ class Traffic:
         console: Console,
         ended: Callable[[Ended], None],
         *,
-        policy: PolicySource,
-        identity: IdentitySource | None = None,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
@@ -71,8 +70,6 @@ class Traffic:
             judged=self._bookkeeper.wake,
             keep_pace=lambda: store.keep_pace(self._bookkeeper.hurry),
             shut_down=self._shut_down,
-            policy=policy,
-            identity=identity,
             source=source,
             max_frame_bytes=max_frame_bytes,
         )
@@ -85,11 +82,29 @@ class Traffic:
         ]
 
     def start(self) -> None:
-        """Write the row of the policy in force, and begin to move bytes."""
-        self._dispatcher.dispatch(events.Started())
-        self._bookkeeper.wake()
+        """Begin to move bytes. The first call, and all that the client writes after it, waits for `guard`."""
         for thread in self._threads:
             thread.start()
+
+    def guard(
+        self,
+        policy: Policy | PolicyError,
+        identity: Identity | Unauthenticated,
+        policies: PolicySource,
+        identities: IdentitySource | None = None,
+    ) -> None:
+        """Write the row of the policy in force, and begin to judge calls.
+
+        Args:
+            policy: The policy, or why there is none.
+            identity: The identity, or why no user is verified.
+            policies: The source of later policies.
+            identities: The source of later identities; None if the identity does not change.
+        """
+        self._dispatcher.post(events.IdentityChanged(identity))
+        self._dispatcher.dispatch(events.Started(policy))
+        self._bookkeeper.wake()
+        self._upstream.guard(policies, identities)
 
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""

@@ -50,8 +50,6 @@ class Upstream:
         judged: Called after messages were judged, so that there may be something to record.
         keep_pace: Waits until the store has room for more calls.
         shut_down: Set when the server has exited and its last requests are being answered.
-        policy: The source of the policy.
-        identity: The source of the identity; None if it does not change.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted.
     """
@@ -67,8 +65,6 @@ class Upstream:
         judged: Callable[[], None],
         keep_pace: Callable[[], None],
         shut_down: threading.Event,
-        policy: PolicySource,
-        identity: IdentitySource | None = None,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
@@ -80,13 +76,24 @@ class Upstream:
         self._judged = judged
         self._keep_pace = keep_pace
         self._shut_down = shut_down
-        self._policy = policy
-        self._identity = identity
+        self._policy: PolicySource | None = None
+        self._identity: IdentitySource | None = None
+        self._is_guarding = threading.Event()
         self._source = source
         self._splitter = LineSplitter(max_frame_bytes)
         self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(server.stdin)
         self._is_input_closed = False
+
+    def guard(self, policy: PolicySource, identity: IdentitySource | None) -> None:
+        """Begin to judge calls. Until then they wait, with all that the client writes after them.
+
+        Args:
+            policy: The source of the policy.
+            identity: The source of the identity; None if it does not change.
+        """
+        self._policy, self._identity = policy, identity
+        self._is_guarding.set()
 
     def run(self, ended: Callable[[], None]) -> None:
         """Move bytes until the client has closed its side.
@@ -138,12 +145,14 @@ class Upstream:
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
         """Have lines judged; returns the frames for the server."""
         messages = frames.read(lines)
+        if self._policy is None and any(isinstance(message, Refusal) or message.is_call for message in messages):
+            self._is_guarding.wait()
         if self._identity:
             has_call = any(isinstance(message, Frame) and message.is_call for message in messages)
             identity = self._identity.poll(for_call=has_call)
             if identity is not None:
                 self._dispatcher.post(events.IdentityChanged(identity))
-        policy = self._policy.poll()
+        policy = self._policy.poll() if self._policy else None
         if policy is not None:
             self._dispatcher.post(events.PolicyChanged(policy))
         if self._is_input_closed:

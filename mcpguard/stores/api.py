@@ -1,13 +1,11 @@
 """The protocols of a store: one for `run`, one for each kind of command, and one for failover; and how a store is addressed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.core.audit import Outcome, Row
-    from mcpguard.core.claude_code import AgentNote
+    from mcpguard.core.client_agents import AgentNote
     from mcpguard.core.journal import Journal
     from mcpguard.core.limiter import State
     from mcpguard.core.policy.model import Counter
@@ -74,19 +72,19 @@ class CallStore(Protocol):
     def args_key(self) -> bytes:
         """The key of the arguments' hashes. All users of a store have the same key; two stores have different keys."""
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+    def decide(self, requests: Sequence["DecisionRequest"], journal: "Journal") -> list["Verdict"]:
         """Decide requests in order, in one transaction with their audit rows.
 
         When this returns, the admitted calls are counted for all users of the store, and the rows are in the store.
         """
 
-    def append(self, rows: Sequence[Row]) -> list[int]:
+    def append(self, rows: Sequence["Row"]) -> list[int]:
         """Write audit rows that need no decision. Returns their row ids, for `record`."""
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
+    def record(self, outcomes: Sequence["Outcome"]) -> None:
         """Join outcomes to their rows."""
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """The agents that hooks noted for these calls, by id. Ids without a note, or with an expired one, are absent.
 
         A call waits for this, so it is one read that takes no lock and changes nothing. A note can be read any number of times.
@@ -137,7 +135,7 @@ class Readable(AuditReader, Protocol):
     def held(self) -> list[Held]:
         """The counters that are not empty."""
 
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+    def peek(self, counters: Sequence["Counter"]) -> tuple[list["State"], int]:
         """The current logs of these counters, in order, and the store's time. Changes nothing."""
 
     def close(self) -> None:
@@ -163,13 +161,13 @@ class Recoverable(CallStore, AuditReader, Protocol):
     warnings: tuple[str, ...]
     """Problems that the store's owner should mend, a line each. `tend` may change them."""
 
-    def last_seen(self) -> tuple[dict[int, State], int]:
+    def last_seen(self) -> tuple[dict[int, "State"], int]:
         """The logs that this store read or wrote last, by counter id, and the store's time. Does no I/O and does not fail.
 
         A counter may be absent. If it is present, its log is the one that this store last decided on.
         """
 
-    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
+    def adopt(self, logs: Sequence[tuple["Counter", "State"]], write_back_id: str) -> None:
         """Count calls that were admitted without this store.
 
         Args:
@@ -229,7 +227,7 @@ class Address(Protocol):
             StoreUnavailable: It cannot be read.
         """
 
-    def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
+    def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """Note which agent makes a call, for all wrappers of the namespace, as a hook does. Does not open the whole store.
 
         A second note of the same call replaces the first. Notes expire after `NOTE_KEPT_US`. A note that cannot be written in

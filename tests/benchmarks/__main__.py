@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mcpguard
 
-from . import calls, first_answer, pipelined, redis_calls, streams, wrappers
+from . import calls, figures, first_answer, flat, page, pipelined, redis_calls, regression, streams, wrappers
 from .effort import FULL, QUICK
 from .report import Section, table
 from .session import BenchmarkError
@@ -40,9 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     options = _options(argv)
     compileall.compile_dir(Path(mcpguard.__file__).parent, quiet=1)  # as an installation does
+    if options.check or options.renew:
+        return _check() if options.check else _renew()
     effort = QUICK if options.quick else FULL
     with_cat = [variant for variant in (BARE, LEAST, CAT, GUARD, *options.peer) if variant.name not in options.skip]
     relays = [variant for variant in with_cat if variant is not CAT]
+    measured_curves: list[flat.Curve] = []
+
+    def curves(folder: Path) -> list[flat.Curve]:
+        measured_curves.extend(flat.measure(effort, folder, quick=options.quick))
+        return measured_curves
+
     measures: Mapping[str, Callable[[Path], list[Section]]] = {
         "calls": lambda folder: [
             calls.measure(relays, effort, folder / place, place, options.pause_us)
@@ -61,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
         "streams": lambda folder: streams.measure(with_cat, effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
+        "flat": lambda folder: flat.sections(curves(folder)),
     }
     if shutil.which("redis-server") is None:
         print("redis-server is not installed: redis and wrappers are left out", file=sys.stderr)
@@ -74,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder = Path(root) / name
                 folder.mkdir(exist_ok=True)
                 sections += measures[name](folder)
+        if options.docs:
+            _write_docs(options.only, sections, measured_curves)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -83,6 +94,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check() -> int:
+    """Compare with the references: 1 if mcpguard has become slower or larger."""
+    try:
+        failures = regression.check(regression.read(), _ratio)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        print("hint: if that is meant: python -m tests.benchmarks --renew", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _renew() -> int:
+    regression.write(regression.renewed(_ratio))
+    print(f"wrote {regression.REFERENCES}")
+    return 0
+
+
+def _ratio(name: str) -> float:
+    with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as folder:
+        return regression.measure(name, Path(folder))
+
+
+def _write_docs(only: Sequence[str] | None, sections: Sequence[Section], curves: Sequence[flat.Curve]) -> None:
+    """Renew those figures of the manual that were measured."""
+    texts = {"figures": figures.markdown(sections)} if not only else {}
+    if curves:
+        texts["curves"] = flat.markdown(curves)
+    page.write(texts, flat.picture(curves) if curves else None)
+
+
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
@@ -90,7 +134,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer")
+    names = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "flat")
     parser.add_argument("--quick", action="store_true", help="a rough look in about a minute")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")
@@ -111,6 +155,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"where the processes of 'calls' run (default: split, then one): {places}",
     )
     parser.add_argument("--pause-us", type=int, default=0, metavar="N", help="sleep before each call of 'calls'")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the figures into docs/performance.md; the table needs a full run"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
+    )
+    parser.add_argument("--renew", action="store_true", help="only measure the ratios in references.toml anew")
     parser.add_argument("--dir", metavar="DIR", help="where the stores lie (default: the system's temporary folder)")
     options = parser.parse_args(argv)
     names_of_all = [variant.name for variant in (BARE, LEAST, CAT, GUARD, *options.peer)]

@@ -7,7 +7,7 @@ between 7 and 48 us in one run. So the processes are given places, the same for 
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -97,15 +97,34 @@ def cpus(place: str) -> Iterator[tuple[set[int], set[int]]]:
         os.sched_setaffinity(0, allowed)
 
 
-def ping_pong(session: Session, first_id: int, count: int, pause_us: int = 0) -> list[float]:
-    """Make `count` calls, one at a time; the time of each in microseconds."""
-    calls = [echo_call(request_id) for request_id in range(first_id, first_id + count)]
+def ping_pong(
+    session: Session,
+    first_id: int,
+    count: int,
+    pause_us: int = 0,
+    *,
+    tools: Sequence[bytes] = (b"echo",),
+    between: Callable[[], object] | None = None,
+) -> list[float]:
+    """Make `count` calls, one at a time; the time of each in microseconds.
+
+    Args:
+        session: The command.
+        first_id: The first call's id.
+        count: How many calls.
+        pause_us: How long to sleep before each call.
+        tools: The tools to call, in turn.
+        between: What to do before each call, outside of its time.
+    """
+    calls = [echo_call(first_id + at, tools[at % len(tools)]) for at in range(count)]
     answers: list[bytes] = []
     times_us: list[float] = []
     stdin_fd, stdout_fd = session.stdin_fd, session.stdout_fd
     for call in calls:
         if pause_us:
             time.sleep(pause_us / 1e6)
+        if between:
+            between()
         before = time.perf_counter_ns()
         os.write(stdin_fd, call)
         answer = os.read(stdout_fd, READ_BYTES)

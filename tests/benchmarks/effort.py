@@ -22,6 +22,7 @@ class Effort:
     tiny_starts: int
     sdk_starts: int
     wrapper_seconds: float
+    flat_rounds: int
 
 
 FULL = Effort(
@@ -37,6 +38,7 @@ FULL = Effort(
     tiny_starts=21,
     sdk_starts=9,
     wrapper_seconds=2,
+    flat_rounds=20,
 )
 QUICK = Effort(
     call_rounds=6,
@@ -51,4 +53,5 @@ QUICK = Effort(
     tiny_starts=7,
     sdk_starts=3,
     wrapper_seconds=0.5,
+    flat_rounds=5,
 )

@@ -62,6 +62,7 @@ class Variant:
 
 BARE = Variant("bare", ())
 LEAST = Variant("least", (*_BARE_PYTHON, str(PROGRAMS / "least_relay.py")))
+YARDSTICK = Variant("yard", (*_BARE_PYTHON, str(PROGRAMS / "yardstick.py")))
 CAT = Variant("cat", ("/bin/sh", "-c", '"$@" | cat', "sh"))
 GUARD = Variant(
     "mcpguard",

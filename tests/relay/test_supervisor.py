@@ -118,7 +118,7 @@ class Scene:
         return child
 
     def supervise(self) -> int:
-        return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write))
+        return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write), lambda: None)
 
     def stream_ends_with(self, child: ServerProcess) -> threading.Thread:
         """Read the server's output to its end, as the downstream loop does."""

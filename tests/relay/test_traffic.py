@@ -16,7 +16,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import exchange
 from mcpguard.core.session.machine import Session
 from mcpguard.core.verdict import DecisionRequest, Verdict
-from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay import output, upstream
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
@@ -24,6 +24,8 @@ from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.traffic import Ended, Traffic
 from tests.end_to_end.host import until
 from tests.memory_store import MemoryStore
+
+ALICE = Identity("alice", "config", "crm")
 
 TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
 
@@ -66,9 +68,9 @@ class Store(MemoryStore):
             raise self.failure
         return super().decide(requests, journal)
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
-        self.asked.append([*tool_use_ids])
-        return super().noted_agents(namespace, tool_use_ids)
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+        self.asked.append([*call_ids])
+        return super().noted_agents(namespace, call_ids)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         super().record(outcomes)
@@ -92,7 +94,7 @@ class Output(ClientOutput):
 class Line:
     """The traffic of a session, with the test at all ends: the client's, the server's and the console's."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, guards: bool = True) -> None:
         source, self.to_guard = os.pipe()
         self.source = source
         self.from_guard, client_write = os.pipe()
@@ -115,15 +117,19 @@ class Line:
         self.server = ServerProcess(0, server_stdin, server_stdout, -1, "server")
         self.traffic = Traffic(
             self.server,
-            Session(Identity("alice", "config", "crm"), TWO_AN_HOUR, Journal("0" * 16)),
+            Session(ALICE, PolicyError("not loaded yet"), Journal("0" * 16)),
             self.store,
             self.output,
             Console(console),
             lambda what: events[what].set(),
-            policy=self.policy,
             source=source,
         )
         self.traffic.start()
+        if guards:
+            self.guard()
+
+    def guard(self, who: Identity | Unauthenticated = ALICE) -> None:
+        self.traffic.guard(TWO_AN_HOUR, who, self.policy)
 
     def send(self, *messages: dict[str, Any]) -> None:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
@@ -189,6 +195,47 @@ def test_the_store_decides_before_the_server_gets_a_byte(line: Line) -> None:
     assert line.server_has(3) == [PING, call(1), call(2)]
     assert line.store.early == [False, False]  # the policy at the start, and the calls
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
+
+
+@pytest.fixture
+def unguarded() -> Iterator[Line]:
+    one = Line(guards=False)
+    yield one
+    one.guard()  # else the traffic of a test that fails would not end
+    one.close()
+
+
+def test_messages_that_are_not_calls_pass_before_the_policy_is_loaded(unguarded: Line) -> None:
+    unguarded.send(PING)
+    assert unguarded.server_has() == [PING]
+    os.write(unguarded.server_writes, b'{"jsonrpc":"2.0","id":"ping","result":{}}\n')
+    assert unguarded.client_has() == [{"jsonrpc": "2.0", "id": "ping", "result": {}}]
+    assert not list(unguarded.store.entries())
+
+
+def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
+    unguarded.send(PING)
+    unguarded.server_has()
+    unguarded.send(call(1))
+    assert not select.select([unguarded.server_reads], [], [], 0)[0]
+    unguarded.guard()
+    assert unguarded.server_has() == [call(1)]
+    assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "allowed"]
+
+
+@pytest.mark.parametrize("first", [call(1), {"jsonrpc": "2.0", "id": 1, "method": 7}], ids=["call", "refusal"])
+def test_the_first_call_or_refusal_has_the_row_of_the_policy_before_it(unguarded: Line, first: dict[str, Any]) -> None:
+    unguarded.send(first)
+    unguarded.guard()
+    until(lambda: len(list(unguarded.store.entries())) == 2, "both rows")
+    rows = [entry.record["decision"] for entry in unguarded.store.entries()]
+    assert rows == ["policy", "allowed" if first == call(1) else "invalid"]
+
+
+def test_a_call_that_waited_is_denied_if_no_user_is_verified(unguarded: Line) -> None:
+    unguarded.send(call(1))
+    unguarded.guard(Unauthenticated("there is no token"))
+    assert [one["error"]["code"] for one in unguarded.client_has()] == [401]
 
 
 def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,16 @@ from mcpguard.errors import PolicyError, Unauthenticated
 
 
 class Started:
-    """The session has begun."""
+    """The policy was loaded. Until then there are only messages that need no verdict.
 
-    __slots__ = ()
+    Attributes:
+        policy: The policy in force from now on, or why there is none; None for the one that the session was made with.
+    """
+
+    __slots__ = ("policy",)
+
+    def __init__(self, policy: Policy | PolicyError | None = None) -> None:
+        self.policy = policy
 
 
 class PolicyChanged:
@@ -56,7 +63,7 @@ class LookedUp:
     """The answer to `LookUp`.
 
     Args:
-        agents: The noted agents by `tool_use_id`. Calls without a note are absent.
+        agents: The noted agents by `call_id`. Calls without a note are absent.
     """
 
     __slots__ = ("agents",)

@@ -10,6 +10,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.frames import Refusal
+from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import callers, events, exchange
 from mcpguard.core.session import machine as session
@@ -268,6 +269,16 @@ def test_a_session_begins_with_the_row_of_its_policy() -> None:
     assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
         (parse(ONE_A_MINUTE).digest, "in force at the start")
     ]
+    assert talk.logged == []
+
+
+@pytest.mark.parametrize("loaded", [parse(ONE_A_MINUTE), PolicyError("policy.toml: line 1: broken")], ids=["policy", "error"])
+def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_the_start(loaded: Policy | PolicyError) -> None:
+    talk = Talk(PolicyError("the policy is being loaded"))
+    assert talk.handle(events.Started(loaded)) == []
+    digest = loaded.digest if isinstance(loaded, Policy) else None
+    assert [(one.get("policy"), one["reason"]) for one in talk.policy_records] == [(digest, "in force at the start")]
+    assert talk.machine._callers.policy is loaded
     assert talk.logged == []
 
 

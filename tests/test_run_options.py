@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mcpguard.cli import run_options
+from mcpguard import run_options
 from mcpguard.cli.run import command
 from tests.cli.command import command as mcpguard
 from tests.end_to_end.host import DEADLINE_S, environment
@@ -56,8 +57,24 @@ HEAVY = {
 }
 
 
-def test_run_loads_no_heavy_module(tmp_path: Path) -> None:
-    python, *words = mcpguard("run", "--", "cat")
+LATER = {
+    "binascii",
+    "bz2",
+    "datetime",
+    "lzma",
+    "mcpguard.core.policy.parse",
+    "mcpguard.core.server_name",
+    "mcpguard.stores.sqlite.store",
+    "shutil",
+    "sqlite3",
+    "tomllib",
+    "zlib",
+}
+
+
+def modules_loaded_by_run(tmp_path: Path) -> list[str]:
+    """The modules, in the order in which they are loaded: a module after those that it imports."""
+    python, *words = mcpguard("run", "--server", "crm", "--", "cat")
     said = subprocess.run(
         [python, "-X", "importtime", *words],
         stdin=subprocess.DEVNULL,
@@ -67,6 +84,25 @@ def test_run_loads_no_heavy_module(tmp_path: Path) -> None:
         timeout=DEADLINE_S,
         check=True,
     ).stderr.decode()
-    loaded = {line.rpartition("|")[2].strip() for line in said.splitlines()}
-    assert "mcpguard.stores.sqlite" in loaded
-    assert not loaded & HEAVY
+    return [line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")]
+
+
+def test_run_loads_no_heavy_module(tmp_path: Path) -> None:
+    loaded = modules_loaded_by_run(tmp_path)
+    assert "mcpguard.stores.sqlite.store" in loaded
+    assert not HEAVY.intersection(loaded)
+
+
+def test_garbage_is_collected_once_run_has_loaded_its_modules(tmp_path: Path) -> None:
+    python, *words = mcpguard("run", "--quiet", "--", "cat")
+    at_exit = "import gc, os; leave = os._exit; os._exit = lambda status: leave(0 if gc.isenabled() else 1)"
+    (tmp_path / "sitecustomize.py").write_text(at_exit, encoding="utf-8")
+    env = environment(tmp_path)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), env.get("PYTHONPATH"))))
+    subprocess.run([python, *words], stdin=subprocess.DEVNULL, env=env, timeout=DEADLINE_S, check=True)
+
+
+def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: Path) -> None:
+    loaded = modules_loaded_by_run(tmp_path)
+    before = loaded[: loaded.index("mcpguard.relay.assembly")]
+    assert not LATER.intersection(before)

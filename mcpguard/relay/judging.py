@@ -1,0 +1,77 @@
+"""Loads what calls are judged by: the policy, the verified identity, the store's modules.
+
+It is imported after the traffic has started. The client's first messages, which are not calls, do not wait for it.
+"""
+
+import os
+from collections.abc import Callable
+
+from mcpguard import __version__
+from mcpguard.config import Settings
+from mcpguard.core.digest import cut
+from mcpguard.core.identity import Identity
+from mcpguard.core.policy.lint import tier_warning
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.text import plural, quoted
+from mcpguard.errors import PolicyError, Unauthenticated
+from mcpguard.files import exposed
+from mcpguard.policy_file import PolicyFile
+from mcpguard.relay.console import Console
+from mcpguard.relay.traffic import Traffic
+from mcpguard.relay.upstream import IdentitySource
+
+
+def begin(traffic: Traffic, configured: Identity, settings: Settings, console: Console, *, observe: bool) -> None:
+    """Load what calls are judged by, let the traffic judge them, and tell the user who calls and what is in force.
+
+    Args:
+        traffic: The traffic, which has started.
+        configured: The configured identity, and the server's name.
+        settings: The settings of this machine.
+        console: Takes lines for stderr.
+        observe: Decide and log, deny nothing.
+    """
+    policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=observe)
+    policy = policy_file.begin()
+    token: IdentitySource | None = None
+    found: Identity | Unauthenticated = configured
+    if settings.jwt:
+        token, found = _verified(configured, settings, console)
+    traffic.guard(policy, found, policy_file, token)
+    identity = found if isinstance(found, Identity) else configured
+    user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
+    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
+    tell = console.line if found is identity and isinstance(policy, Policy) else console.error
+    _introduce(tell, identity, policy, user=user, where=where, store=settings.address.shown)
+    for line in (*settings.warnings, *exposed(settings.files)):
+        console.error(line)
+
+
+def _introduce(
+    tell: Callable[[str], None], identity: Identity, policy: Policy | PolicyError, *, user: str, where: str, store: str
+) -> None:
+    """Write the line that names the mode, the caller, the policy and the store; and warn if no rule limits the agent's tier.
+
+    The mode stands first: in observe mode nothing is denied, whatever else the line says.
+    """
+    if isinstance(policy, Policy):
+        observed = 0 if policy.observe else sum(rule.observe for rule in policy.rules)
+        rules = plural(len(policy.rules), "rule") + (f", {observed} in observe mode" if observed else "")
+        mode = "mode=observe (nothing is denied)" if policy.observe else "mode=enforce"
+    else:
+        rules, mode = f"no policy: {policy.message}", "mode=closed (every call is denied)"
+    names = {"server": identity.server, "user": user, "agent": identity.agent(None)[0]}
+    caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
+    tell(f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(store)}")
+    unlimited = tier_warning(policy, identity.agent_parts.tier) if isinstance(policy, Policy) else None
+    if unlimited:
+        tell(unlimited)
+
+
+def _verified(configured: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
+    """The source of the token's identity, and the identity now."""
+    from mcpguard.auth.token import TokenSource  # loads PyJWT: only if it is needed
+
+    assert settings.jwt is not None  # noqa: S101 - the caller has checked it
+    source = TokenSource(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=console.error)
+    return source, source.begin()

@@ -1,0 +1,143 @@
+"""The table of figures in the manual, from the sections of a full run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .calls import PLACES
+from .report import SUBJECT, Section
+from .variants import CAT, LEAST
+
+Found = dict[tuple[str, str, str], float]
+"""Figures by section, row and variant."""
+
+LEAST_NAME: Final = "smallest possible relay"
+WARDEN: Final = "warden"
+WARDEN_NAME: Final = "mcp-warden"
+OTHERS: Final = ((LEAST_NAME, LEAST.name), (WARDEN_NAME, WARDEN))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of the table.
+
+    Attributes:
+        text: What was measured.
+        places: Section and row of each of its figures, which stand with slashes between them.
+        unit: Their unit.
+        others: What it is compared with: how the table names it, and its variant.
+        also: Further figures of mcpguard itself to compare with: their name, and section and row of each.
+    """
+
+    text: str
+    places: Sequence[tuple[str, str]]
+    unit: str = ""
+    others: Sequence[tuple[str, str]] = ()
+    also: tuple[str, Sequence[tuple[str, str]]] | None = None
+
+
+def _placed(what: str, row: str, *places: str) -> list[tuple[str, str]]:
+    return [(f"{what}, {PLACES[place]}", row) for place in places]
+
+
+HOT, PACED = "calls one after another", "a call every 20 ms"
+SDK, REDIS = "calls to a server on the Python SDK", "calls one after another, counters on Redis"
+P50, P99, P999, PEAK = "added to p50, us", "added to p99, us", "p99.9 of all, us", "peak memory, MiB"
+SHARED: Final = [f"{number} at once, calls/s" for number in (1, 4, 16)]
+START: Final = "start to first answer"
+LINES: Final = (
+    Line(
+        "time added to a call (median), a server on the Python SDK, on two cores / placed by the scheduler",
+        _placed(SDK, P50, "split", "free"),
+        "µs",
+        OTHERS,
+    ),
+    Line("the same, a server that answers at once, on two cores / on one", _placed(HOT, P50, "split", "one"), "µs", OTHERS),
+    Line("the same, a call every 20 ms, on two cores / on one", _placed(PACED, P50, "split", "one"), "µs", OTHERS),
+    Line(
+        "time added to the 99th percentile, one call after another, on two cores / on one",
+        _placed(HOT, P99, "split", "one"),
+        "µs",
+        OTHERS,
+    ),
+    Line(
+        "the 99.9th percentile of these calls, on two cores / on one",
+        _placed(HOT, P999, "split", "one"),
+        "µs",
+        (("bare server", "bare"), *OTHERS),
+    ),
+    Line(
+        "time added to a call (median), counters on Redis, on two cores / on one",
+        _placed(REDIS, P50, "split", "one"),
+        "µs",
+        also=("one round trip to it", _placed(REDIS, "one round trip there, us", "split", "one")),
+    ),
+    Line("calls per second, if thousands of calls wait for answers", [("calls pipelined", "calls/s")], "", OTHERS),
+    Line("denials per second, of a client that does not wait", [("denials pipelined", "denials/s")]),
+    Line(
+        "calls per second, 1 / 4 / 16 clients that wait for each answer, one SQLite file",
+        [("wrappers that share a store in SQLite", row) for row in SHARED],
+        also=("the same, one Redis:", [("wrappers that share a store in Redis", row) for row in SHARED]),
+    ),
+    Line(
+        "server → client, frames of 1 MiB / 64 KiB",
+        [("server to client, MB/s", row) for row in ("1 MiB frames", "64 KiB frames")],
+        "MB/s",
+        (("`cat`", CAT.name),),
+    ),
+    Line(
+        "first answer later than the bare server's, a server that boots in 1.7 ms",
+        [(f"{START}, tiny server", "added, ms")],
+        "ms",
+        OTHERS,
+    ),
+    Line("the same, an SDK server", [(f"{START}, SDK server", "added, ms")], "ms"),
+    Line("resident memory at its peak in a storm of denials", [("denials pipelined", PEAK)], "MiB"),
+    Line(
+        "the same, one call at a time / thousands of calls waiting",
+        [*_placed(HOT, PEAK, "split"), ("calls pipelined", PEAK)],
+        "MiB",
+        OTHERS,
+    ),
+)
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The table. A figure that was not measured is a dash, and what it would be compared with is left out."""
+    found = {
+        (section.title, row.label, variant): value
+        for section in sections
+        for row in section.rows
+        for variant, value in row.values.items()
+    }
+    lines = ["", "| | mcpguard | for comparison |", "|---|---|---|"]
+    for line in LINES:
+        own = _cell(found, line.places, SUBJECT, line.unit) or "–"
+        lines.append(f"| {line.text} | {own} | {', '.join(_comparisons(found, line))} |")
+    return "\n".join([*lines, ""])
+
+
+def _comparisons(found: Found, line: Line) -> Iterator[str]:
+    for name, variant in line.others:
+        if cell := _cell(found, line.places, variant, line.unit):
+            yield f"{name} {cell}"
+    if line.also and (cell := _cell(found, line.also[1], SUBJECT, line.unit)):
+        yield f"{line.also[0]} {cell}"
+
+
+def _cell(found: Found, places: Sequence[tuple[str, str]], variant: str, unit: str) -> str:
+    """Figures with slashes between them; empty if one is missing."""
+    values = [found.get((*place, variant)) for place in places]
+    if None in values:
+        return ""
+    return " ".join([" / ".join(_rounded(value) for value in values if value is not None), unit]).strip()
+
+
+def _rounded(value: float) -> str:
+    """Two digits of a large figure, since the rest differs from run to run.
+
+    >>> _rounded(26_412), _rounded(1_482), _rounded(98.4)
+    ('26,000', '1,500', '98')
+    """
+    step = 10 ** max(0, len(str(round(value))) - 2) if value >= 1000 else 1
+    return f"{round(value / step) * step:,}"

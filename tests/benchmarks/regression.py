@@ -1,0 +1,221 @@
+"""Whether mcpguard has become slower or larger: ratios to a program that never changes, in one run, so on any machine.
+
+All processes run on one CPU. Then a call takes as long as its work, since no process has to be woken up on another CPU. A busy
+program beside them delays a part of the calls, of both programs. So the 10th percentile of all times is compared, and of the
+starts, which take too long to stay undisturbed, the CPU time.
+
+Source: 18 runs with none, one and two busy programs on two CPUs. 95 % of these ratios were within 7 % of their middle, and the
+worst was 18 % off. Medians, processes on two CPUs, and wall-clock times of the start were off by up to 50 %.
+Python 3.13 lowers the ratios of 3.11 by up to 10 %.
+"""
+
+import os
+import statistics
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from .calls import SETTLE, WARM_UP, cpus, ping_pong
+from .pipelined import flood
+from .report import percentile
+from .session import INITIALIZE, BenchmarkError, Session, echo_call
+from .variants import BARE, BENCH_SERVER, GUARD, TINY_SERVER, YARDSTICK, Variant
+
+REFERENCES: Final = Path(__file__).with_name("references.toml")
+MOST: Final = 1.25
+"""A ratio may be so many times its reference."""
+
+TRIES: Final = 3
+"""How often a ratio is measured before it counts as over: the lowest of them counts."""
+
+RENEWALS: Final = 5
+HEAD: Final = """\
+# What mcpguard takes, divided by what programs/yardstick.py takes beside it. `python -m tests.benchmarks --check` fails if a
+# ratio is a quarter over its reference here. After a change that is meant to cost or to save something, measure them anew on
+# a quiet machine: `python -m tests.benchmarks --renew`.
+"""
+
+UNDISTURBED: Final = 10
+"""The percentile that is compared."""
+
+ROUNDS: Final = 20
+CALLS: Final = 100
+PACED_CALLS: Final = 100
+PACE_S: Final = 0.007  # of three programs that take turns, so that each gets a call every 21 ms
+BLOCK: Final = 50  # calls in one write, answered in 2 ms: larger ones are disturbed more often
+BLOCKS: Final = 10
+STARTS: Final = 12
+FLOOD: Final = 20_000
+
+_Times = Mapping[str, list[float]]
+
+
+def measure_calls(folder: Path) -> float:
+    """Time added to one call after another."""
+    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, SETTLE + CALLS)[SETTLE:], ROUNDS))
+
+
+def measure_paced(folder: Path) -> float:
+    """Time added to a call every 20 ms."""
+    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, 1, int(PACE_S * 1e6)), PACED_CALLS))
+
+
+def measure_pipelined(folder: Path) -> float:
+    """Time added to calls that are sent without waiting for answers."""
+    return _ratio_of_added(_take_turns(folder, lambda session: _blocks(session, b"echo"), ROUNDS))
+
+
+def measure_denials(folder: Path) -> float:
+    """Time until a client that does not wait for answers is denied. The bare server denies nothing."""
+    return _ratio(_take_turns(folder, lambda session: _blocks(session, b"full"), ROUNDS, (YARDSTICK, GUARD)))
+
+
+def measure_first_answer(folder: Path) -> float:
+    """CPU time from the start to the first answer."""
+    times: dict[str, list[float]] = {YARDSTICK.name: [], GUARD.name: []}
+    for start in range(1 + STARTS):
+        for variant in (YARDSTICK, GUARD):
+            with variant.start(TINY_SERVER, folder) as session:
+                session.write(INITIALIZE)
+                session.read_answer(0)
+                if start:  # the first finds cold caches and makes the store
+                    times[variant.name].append(session.cpu_ns())
+    return _ratio(times)
+
+
+def measure_memory(folder: Path) -> float:
+    """Most memory taken, after floods of calls and of denials."""
+    peaks_kib = {}
+    with _sessions(folder, (YARDSTICK, GUARD)) as sessions:
+        for session in sessions:
+            session.widen_pipes()
+            flood(session, 1, FLOOD)
+            flood(session, 1, FLOOD, is_denied=True)
+            peaks_kib[session.name] = session.memory().peak_kib
+    return peaks_kib[GUARD.name] / peaks_kib[YARDSTICK.name]
+
+
+MEASURES: Final[Mapping[str, Callable[[Path], float]]] = {
+    "calls one after another": measure_calls,
+    "a call every 20 ms": measure_paced,
+    "calls pipelined": measure_pipelined,
+    "denials pipelined": measure_denials,
+    "first answer": measure_first_answer,
+    "memory": measure_memory,
+}
+
+
+@contextmanager
+def _sessions(folder: Path, variants: Sequence[Variant]) -> Iterator[list[Session]]:
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(variant.start(BENCH_SERVER, folder)) for variant in variants]
+        for session in sessions:
+            session.handshake()
+            ping_pong(session, 1, WARM_UP)
+            session.write(echo_call(1, b"full"))  # whose limit is used up now
+            session.read()
+        yield sessions
+
+
+def _take_turns(
+    folder: Path,
+    take: Callable[[Session], list[float]],
+    rounds: int,
+    variants: Sequence[Variant] = (BARE, YARDSTICK, GUARD),
+) -> _Times:
+    times: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    with _sessions(folder, variants) as sessions:
+        for _ in range(rounds):
+            for session in sessions:
+                times[session.name] += take(session)
+    return times
+
+
+def _blocks(session: Session, tool: bytes) -> list[float]:
+    """The times of blocks of calls, each written at once, to the last answer."""
+    block = b"".join(echo_call(request_id, tool) for request_id in range(BLOCK))
+    times = []
+    for _ in range(BLOCKS):
+        before = time.perf_counter()
+        session.write(block)
+        answers = 0
+        while answers < BLOCK:
+            answers += session.read().count(b"\n")
+        times.append(time.perf_counter() - before)
+    return times
+
+
+def _ratio(times: _Times) -> float:
+    return percentile(times[GUARD.name], UNDISTURBED) / percentile(times[YARDSTICK.name], UNDISTURBED)
+
+
+def _ratio_of_added(times: _Times) -> float:
+    bare = percentile(times[BARE.name], UNDISTURBED)
+    return _ratio({name: [value - bare for value in values] for name, values in times.items()})
+
+
+def read() -> dict[str, float]:
+    """The references.
+
+    Raises:
+        BenchmarkError: They are not those of the ratios that are measured.
+    """
+    references: dict[str, float] = tomllib.loads(REFERENCES.read_text(encoding="utf-8"))
+    if references.keys() != MEASURES.keys():
+        raise BenchmarkError(f"{REFERENCES.name} has not the ratios that are measured: renew it with --renew")
+    return references
+
+
+def renewed(measure: Callable[[str], float]) -> dict[str, float]:
+    """New references: of each ratio the middle of several."""
+    return {name: statistics.median(measure(name) for _ in range(RENEWALS)) for name in MEASURES}
+
+
+def write(references: Mapping[str, float]) -> None:
+    lines = [f'"{name}" = {value:.2f}' for name, value in references.items()]
+    REFERENCES.write_text("\n".join([HEAD, *lines, ""]), encoding="utf-8")
+
+
+def measure(name: str, folder: Path) -> float:
+    """One ratio: what mcpguard takes, divided by what the yardstick takes."""
+    with cpus("one") as (first, _):
+        os.sched_setaffinity(0, first)  # what is started from here on inherits it
+        return MEASURES[name](folder)
+
+
+def regressions(references: Mapping[str, float], found: Mapping[str, float]) -> dict[str, str]:
+    """The ratios that are over their references by more than a quarter, each with a sentence about it."""
+    return {
+        name: f"{name}: mcpguard takes {now:.2f} times what the yardstick takes, {now / references[name] - 1:.0%} more than "
+        f"the reference of {references[name]:.2f}"
+        for name, now in found.items()
+        if now > references[name] * MOST
+    }
+
+
+def check(references: Mapping[str, float], measure: Callable[[str], float], say: Callable[[str], object] = print) -> list[str]:
+    """Measure all ratios; those that are over their references again, since a busy machine can be the cause.
+
+    Args:
+        references: The references, by name.
+        measure: Measures a ratio.
+        say: Takes a line about each ratio.
+
+    Returns:
+        A sentence for each ratio that is over its reference each time.
+    """
+    found: dict[str, float] = {}
+    over = dict.fromkeys(references, "")
+    for _ in range(TRIES):
+        for name in over:
+            now = measure(name)
+            found[name] = min(now, found.get(name, now))
+            hint = "  much less: --renew, or it can grow back unseen" if now * MOST < references[name] else ""
+            say(f"{name:<26}{now:6.2f}  reference {references[name]:.2f}  {now / references[name] - 1:+.0%}{hint}")
+        over = regressions(references, found)
+        if not over:
+            break
+    return list(over.values())
