@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy.lint import tier_warning, warnings
-from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import ConfigError, PolicyError
