@@ -7,7 +7,6 @@ import click
 
 from mcpguard import __version__
 from mcpguard.cli._command import Group
-from mcpguard.errors import UsageError
 
 _COMMANDS: Final = {
     "run": "start a server behind mcpguard",
@@ -39,15 +38,6 @@ class _Commands(Group):
         command = module.command
         assert isinstance(command, click.Command)  # noqa: S101 - each module has one
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], _COMMANDS, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"commands: {' '.join(_COMMANDS)}"
-            raise UsageError(f"no such command: {args[0]}", hint)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

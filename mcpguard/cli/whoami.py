@@ -17,7 +17,7 @@ from mcpguard.cli._seen import files
 from mcpguard.cli._text import new_table, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.explain import tier_warning
+from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.server_name import server_name
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError

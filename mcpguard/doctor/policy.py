@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy.explain import tier_warning, warnings
-from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.lint import tier_warning, warnings
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import ConfigError, PolicyError
@@ -30,18 +29,18 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield advice("policy", f"{where}: no rules, so nothing is limited", "add one: mcpguard policy set --user '*' 100/1h")
     else:
         yield good("policy", f"{where}: {rules}")
-    for warning in warnings(policy):
+    tier = _configured_tier(settings)
+    for warning in warnings(policy, tiers=[tier] if tier else []):
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     for warning in [] if file.is_starter else never_matched(policy, settings):
         yield advice("policy", warning, "is each name right? compare with mcpguard audit tail")
-    yield from _tier(settings, policy)
+    unlimited = tier_warning(policy, tier)
+    if unlimited:
+        yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")
 
 
-def _tier(settings: Settings, policy: Policy) -> Iterator[Check]:
+def _configured_tier(settings: Settings) -> str | None:
     try:
-        tier = parse_agent(settings.agent, where="agent").tier if settings.agent else None
+        return parse_agent(settings.agent, where="agent").tier if settings.agent else None
     except ConfigError:
-        return  # the check of the identity reports it
-    warning = tier_warning(policy, tier)
-    if warning:
-        yield advice("policy", warning, "change the tier of the agent, or add a rule for it")
+        return None  # the check of the identity reports it

@@ -10,7 +10,7 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.explain import tier_warning
+from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated

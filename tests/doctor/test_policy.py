@@ -9,7 +9,7 @@ def test_a_broken_policy_fails_with_its_line(tmp_path: Path) -> None:
     file = policy(tmp_path, rule("5/1m", user="*") + "[[rule]]\nlimit = 5\n")
     found = only(doctor(tmp_path, status=1), "policy")
     assert not found.ok
-    assert found.detail.startswith(f"{file}: line 5: ")
+    assert found.detail.startswith(f"{file}: line 6: ")
 
 
 def test_a_policy_that_denies_nothing_is_noted(tmp_path: Path) -> None:
