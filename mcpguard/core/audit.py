@@ -64,8 +64,12 @@ class Row(NamedTuple):
     detail: str | None = None
 
 
+OUTCOMES: Final = ("ok", "tool_error", "rpc_error", "cancelled", "no_answer", "unparsed")
+"""How a forwarded call can end."""
+
+
 class Outcome(NamedTuple):
-    """How a forwarded call ended. `row_id` is the store's id of the call's row."""
+    """How a forwarded call ended: one of `OUTCOMES`. `row_id` is the store's id of the call's row."""
 
     row_id: int
     outcome: str

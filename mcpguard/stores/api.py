@@ -1,7 +1,7 @@
 """The protocols of a store: one for `run`, one for each kind of command, and one for failover; and how a store is addressed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.core.audit import Outcome, Row
@@ -13,6 +13,10 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and l
 
 Clock = Callable[[], int]
 """Returns microseconds."""
+
+DISORDER_US: Final = 3600 * 1_000_000
+"""How much later a row's time may be than that of rows written after it, because wall clocks differ and step. A filter by time
+misses rows with larger differences."""
 
 
 class Entry(NamedTuple):
@@ -40,25 +44,40 @@ class Held(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A filter for audit rows that a store can apply while it reads. A store may return other rows, too.
+    """A filter for audit rows, which a store applies while it reads.
 
     Attributes:
         context: Returns whether a row with these members (user, agent, server, tool …) is wanted.
         decisions: The wanted decisions; None for any.
         axis: Returns whether the axis of the limit that decided is wanted; None for any.
+        outcomes: The wanted outcomes; None for any, and for rows without an outcome.
+        since_us: The earliest wanted time of a row; None for any.
+        until_us: The earliest time of a row that is no longer wanted; None for any.
     """
 
     context: Callable[[Mapping[str, object]], bool]
     decisions: frozenset[str] | None = None
     axis: Callable[[str], bool] | None = None
+    outcomes: frozenset[str] | None = None
+    since_us: int | None = None
+    until_us: int | None = None
 
     def admits(self, record: Mapping[str, object]) -> bool:
         """Whether a record passes the filter."""
+        time_us = int(record["time_us"])  # type: ignore[call-overload]
         return (
-            self.context(record)
+            (self.since_us is None or time_us >= self.since_us)
+            and (self.until_us is None or time_us < self.until_us)
             and (self.decisions is None or record["decision"] in self.decisions)
+            and (self.outcomes is None or record.get("outcome") in self.outcomes)
             and (self.axis is None or self.axis(str(record.get("axis"))))
+            and self.context(record)
         )
+
+    @property
+    def written_since_us(self) -> int:
+        """The time from which on the wanted rows were written; 0 if they can be of any time."""
+        return 0 if self.since_us is None else max(0, self.since_us - DISORDER_US)
 
 
 class CallStore(Protocol):

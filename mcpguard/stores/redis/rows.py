@@ -66,9 +66,14 @@ def audit_keys(prefix: str) -> tuple[str, ...]:
     return tuple([prefix + name for name in ("audit", "refused", "outcomes", "size")])
 
 
-def stream(row: Row) -> int:
-    """The stream of a row, as `audit.lua` numbers them: 1, or 2 for refusals."""
-    return 2 if row.decision in REFUSED else 1
+def first_id(time_us: int) -> int:
+    """The smallest row id of a row written at this time, by the server's clock."""
+    return time_us // 1000 << 64
+
+
+def stream(decision: str) -> int:
+    """The stream of the rows with a decision, as `audit.lua` numbers them: 1, or 2 for refusals."""
+    return 2 if decision in REFUSED else 1
 
 
 def entry(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> Entry:

@@ -233,7 +233,7 @@ class RedisStore:
             replaced = duplicates if at == 0 else []
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
-                args += (str(rows.stream(row)), rows.packed(row))
+                args += (str(rows.stream(row.decision)), rows.packed(row))
             row_ids += map(
                 rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
             )
@@ -296,20 +296,30 @@ class RedisStore:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        while found := self._page("XRANGE", "(" + rows.stream_id(after), "+"):
+        streams = self._streams(wanted)
+        after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
+        while found := self._page(streams, "XRANGE", "(" + rows.stream_id(after), "+"):
             yield from self._joined(found, wanted)
             after = rows.row_id(found[-1][0])
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        before = "+"
-        while found := self._page("XREVRANGE", before, "-"):
+        streams = self._streams(wanted)
+        before, first = "+", rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
+        while found := self._page(streams, "XREVRANGE", before, first):
             yield from self._joined(found, wanted)
             before = "(" + found[-1][0].decode()
 
-    def _page(self, command: str, begin: str, end: str) -> list[_Found]:
-        """The next rows of both streams, in the order of a command, in one transaction."""
-        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in self._audit[:2]]
+    def _streams(self, wanted: Wanted | None) -> Sequence[str]:
+        """The keys of the streams that may have wanted rows."""
+        both = self._audit[:2]
+        if wanted is None or wanted.decisions is None:
+            return both
+        return [key for number, key in enumerate(both, 1) if any(rows.stream(one) == number for one in wanted.decisions)]
+
+    def _page(self, streams: Sequence[str], command: str, begin: str, end: str) -> list[_Found]:
+        """The next rows of streams, in the order of a command, in one transaction."""
+        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in streams]
         *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
         sign = -1 if command == "XREVRANGE" else 1
         found = [(sign * rows.row_id(one[0]), one) for page in pages for one in self._link.checked(page)]

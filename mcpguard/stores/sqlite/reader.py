@@ -35,6 +35,9 @@ _AFTER: Final = f"{_SELECT} WHERE a.id > ? AND a.id < ? %s ORDER BY a.id LIMIT {
 _BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}"
 """The next rows, oldest or newest first, in the form that `_entry` takes."""
 
+_IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
+_NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
+
 _NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
 _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
 
@@ -189,7 +192,9 @@ class Reader:
             with database.reported(self.path):
                 found = self._db.execute(question % condition, bounds(last)).fetchall()
             for one in found:
-                yield _entry(one, outcomes)
+                entry = _entry(one, outcomes)
+                if wanted is None or wanted.admits(entry.record):
+                    yield entry
             if len(found) < _BATCH:
                 return
             last = found[-1][0]
@@ -209,7 +214,28 @@ class Reader:
             limits = [key for key, text, namespace in every if namespace is None and wanted.axis(json.loads(text)["axis"])]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
+        if wanted.outcomes is not None:  # the outcome may be in the call log
+            conditions.append(f"(a.outcome IS NULL OR a.outcome IN ({','.join(map(repr, sorted(wanted.outcomes)))}))")
+        if wanted.since_us is not None:
+            conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
+        if wanted.until_us is not None:
+            conditions.append(f"a.time_us < {wanted.until_us}")
         return "AND " + " AND ".join(conditions)
+
+    def _first_since(self, written_us: int) -> int:
+        """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.
+
+        Rows that waited for the store during an outage are older than those before them. So each step looks at several rows.
+        """
+        low, end = self._db.execute(_IDS).fetchone()
+        while low < end:
+            middle = (low + end) // 2
+            (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
+            if newest_us >= written_us:
+                end = middle
+            else:
+                low = middle + 1
+        return int(low)
 
     # both
 
