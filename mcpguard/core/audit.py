@@ -153,6 +153,22 @@ def fragment(reported: Reported) -> str:
     return compact(reported.members())
 
 
+@lru_cache(maxsize=4096)
+def members(text: str) -> dict[str, object]:
+    """The members in a row's `context` or `reported`. Do not change the result."""
+    found: dict[str, object] = json.loads(text)
+    return found
+
+
+def axis_of(row: Row) -> str | None:
+    """The axis in the row's record; None if it has none."""
+    if row.reported:
+        axis = members(row.reported).get("axis")
+    else:  # a refusal that no limit made
+        axis = json.loads(row.detail).get("axis") if row.detail and row.decision in REFUSED else None
+    return None if axis is None else str(axis)
+
+
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:
     """A row as `audit tail --json` prints it, without the members that do not apply."""
     context = json.loads(row.context)

@@ -31,16 +31,66 @@ class Entry(NamedTuple):
     record: dict[str, object]
 
 
+class StoredRow(NamedTuple):
+    """An audit row in the form in which stores keep it, with its outcome. `core.audit.record` makes a record of it.
+
+    Attributes:
+        row_id: See `Entry`.
+        row: The row.
+        outcome: One of `OUTCOMES`; None if there is none, or none yet.
+        duration_us: From the call to its answer; None without an outcome.
+    """
+
+    row_id: int
+    row: "Row"
+    outcome: str | None
+    duration_us: int | None
+
+
+class Group(NamedTuple):
+    """What all rows of a group have in common.
+
+    Attributes:
+        context: The caller and the tool, see `Row.context`.
+        axis: The axis of the limit that decided; None if there is none.
+        decision: One of `Decided`.
+        outcome: One of `OUTCOMES`; None if there is none.
+        hour: The hour of the row's time, since 1970 in UTC.
+        duration_us: The call's duration, see `groups.rounded_us`; None without an outcome.
+    """
+
+    context: str
+    axis: str | None
+    decision: str
+    outcome: str | None
+    hour: int
+    duration_us: int | None
+
+
+class Tally(NamedTuple):
+    """Some rows, counted.
+
+    Attributes:
+        last_id: The id of the last row that was looked at.
+        calls: The number of calls by group. A row with `repeats` stands for so many.
+    """
+
+    last_id: int
+    calls: Mapping[Group, int]
+
+
 class Held(NamedTuple):
     """A counter that is not empty.
 
     Attributes:
         label: The counter's label, see `policy.Counter`.
         used: How many calls it counts now.
+        log: Its log, without entries that have left the window.
     """
 
     label: str
     used: int
+    log: "State"
 
 
 class Wanted(NamedTuple):
@@ -73,6 +123,13 @@ class Wanted(NamedTuple):
             and (self.axis is None or self.axis(str(record.get("axis"))))
             and self.context(record)
         )
+
+    def admits_row(self, row: "Row", outcome: str | None) -> bool:
+        """Whether a row passes the filter."""
+        from mcpguard.core.audit import axis_of, members
+
+        found = {"time_us": row.time_us, "decision": row.decision, "outcome": outcome, "axis": axis_of(row)}
+        return self.admits(members(row.context) | found)
 
     @property
     def written_since_us(self) -> int:
@@ -156,6 +213,12 @@ class Readable(AuditReader, Protocol):
 
     def peek(self, counters: Sequence["Counter"]) -> tuple[list["State"], int]:
         """The current logs of these counters, in order, and the store's time. Changes nothing."""
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Sequence[StoredRow]]:
+        """The audit rows in the form in which they are kept, oldest first, some at a time; see `entries`."""
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """The audit rows, counted, some at a time; see `entries`. The store makes no record of a row."""
 
     def close(self) -> None:
         """Release all resources."""
