@@ -56,7 +56,6 @@ class Group(NamedTuple):
         decision: One of `Decided`.
         outcome: One of `OUTCOMES`; None if there is none.
         hour: The hour of the row's time, since 1970 in UTC.
-        duration_us: The call's duration, see `groups.rounded_us`; None without an outcome.
     """
 
     context: str
@@ -64,7 +63,6 @@ class Group(NamedTuple):
     decision: str
     outcome: str | None
     hour: int
-    duration_us: int | None
 
 
 class Tally(NamedTuple):
@@ -72,11 +70,12 @@ class Tally(NamedTuple):
 
     Attributes:
         last_id: The id of the last row that was looked at.
-        calls: The number of calls by group. A row with `repeats` stands for so many.
+        calls: The number of calls by group, and in a group by duration in µs, see `groups.rounded_us`; None for calls without
+            an outcome. A row with `repeats` stands for so many calls.
     """
 
     last_id: int
-    calls: Mapping[Group, int]
+    calls: Mapping[Group, Mapping[int | None, int]]
 
 
 class Held(NamedTuple):

@@ -19,7 +19,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.archive import Archive
+from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
@@ -198,7 +198,7 @@ class Reader:
 
     def _pages(
         self,
-        read: Callable[[int, int, str, _Outcomes, Wanted | None], tuple[_Found, int]],
+        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int]],
         pending: Pending,
         after: int,
         wanted: Wanted | None,
@@ -213,7 +213,7 @@ class Reader:
         last = max(after, first - 1)
         while last < pending.first - 1:
             with database.reported(self.path):
-                found, last = read(last, pending.first, condition, outcomes, wanted)
+                found, last = read(last, pending.first, condition, outcomes)
             yield found, last
 
     def _archived(
@@ -231,19 +231,19 @@ class Reader:
             return
         while True:
             with database.reported(self.path):
-                found = self._db.execute(question % condition, bounds(last)).fetchall()
+                found = self._db.execute(question % condition.sql, bounds(last)).fetchall()
             for one in found:
                 entry = _entry(one, outcomes)
-                if wanted is None or wanted.admits(entry.record):
+                if not condition.unsure or condition.unsure.admits(entry.record):
                     yield entry
             if len(found) < _BATCH:
                 return
             last = found[-1][0]
 
-    def _condition(self, wanted: Wanted | None) -> str | None:
-        """A condition for SQL; None if no row can meet it. Rows share their texts, so few texts have to be examined."""
+    def _condition(self, wanted: Wanted | None) -> Condition | None:
+        """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
         if wanted is None:
-            return ""
+            return Condition("", None)
         every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
         contexts = {key: at for key, text, at in every if at is not None and wanted.context(json.loads(text))}
         if not contexts:
@@ -264,7 +264,8 @@ class Reader:
             conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
         if wanted.until_us is not None:
             conditions.append(f"a.time_us < {wanted.until_us}")
-        return "AND " + " AND ".join(conditions)
+        is_exact = len(contexts) <= _NAMED and wanted.axis is None and wanted.outcomes is None
+        return Condition("AND " + " AND ".join(conditions), None if is_exact else wanted)
 
     def _first_since(self, written_us: int) -> int:
         """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.
