@@ -181,7 +181,7 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
         "time": rfc3339(row.time_us),
         "time_us": row.time_us,
         "seq": row.seq,
-        "request_id": _id_value(row.request_id),
+        "request_id": id_value(row.request_id),
         "args_hash": row.args_hash.hex() if row.args_hash else None,
         "decision": row.decision,
         "count": row.counted,
@@ -199,7 +199,8 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     return {key: values[key] for key in MEMBERS if values.get(key) is not None}
 
 
-def _id_value(text: str | None) -> object:
+def id_value(text: str | None) -> object:
+    """The request id in a row's `request_id`."""
     if text is None:
         return None
     try:

@@ -96,7 +96,7 @@ class Wanted(NamedTuple):
     """A filter for audit rows, which a store applies while it reads.
 
     Attributes:
-        context: Returns whether a row with these members (user, agent, server, tool …) is wanted.
+        context: Returns whether a row with these members (user, agent, server, tool …) is wanted; None for any.
         decisions: The wanted decisions; None for any.
         axis: Returns whether the axis of the limit that decided is wanted; None for any.
         outcomes: The wanted outcomes; None for any, and for rows without an outcome.
@@ -104,7 +104,7 @@ class Wanted(NamedTuple):
         until_us: The earliest time of a row that is no longer wanted; None for any.
     """
 
-    context: Callable[[Mapping[str, object]], bool]
+    context: Callable[[Mapping[str, object]], bool] | None
     decisions: frozenset[str] | None = None
     axis: Callable[[str], bool] | None = None
     outcomes: frozenset[str] | None = None
@@ -120,7 +120,7 @@ class Wanted(NamedTuple):
             and (self.decisions is None or record["decision"] in self.decisions)
             and (self.outcomes is None or record.get("outcome") in self.outcomes)
             and (self.axis is None or self.axis(str(record.get("axis"))))
-            and self.context(record)
+            and (self.context is None or self.context(record))
         )
 
     def admits_row(self, row: "Row", outcome: str | None) -> bool:

@@ -5,14 +5,13 @@ next connection that may write to the file opens it, also a reader's.
 """
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Row, record
+from mcpguard.core.audit import Row, members, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
@@ -244,18 +243,23 @@ class Reader:
         """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
         if wanted is None:
             return Condition("", None)
-        every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
-        contexts = {key: at for key, text, at in every if at is not None and wanted.context(json.loads(text))}
-        if not contexts:
-            return None
-        if len(contexts) <= _NAMED:
-            conditions = [f"a.context IN ({_numbers(contexts)})"]
-        else:
-            conditions = [f"a.namespace IN ({_numbers(set(contexts.values()))})"]
+        conditions = []
+        is_exact = wanted.axis is None and wanted.outcomes is None
+        every: list[tuple[int, str, int | None]] = []
+        if wanted.context is not None or wanted.axis is not None:
+            every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
+        if wanted.context is not None:
+            contexts = {key: at for key, text, at in every if at is not None and wanted.context(members(text))}
+            if not contexts:
+                return None
+            is_few = len(contexts) <= _NAMED
+            is_exact = is_exact and is_few
+            of = f"a.context IN ({_numbers(contexts)})" if is_few else f"a.namespace IN ({_numbers(set(contexts.values()))})"
+            conditions.append(of)
         if wanted.decisions is not None:
             conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
         if wanted.axis is not None:
-            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(json.loads(text)["axis"])]
+            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(str(members(text)["axis"]))]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
         if wanted.outcomes is not None:  # the outcome may be in the call log
@@ -264,8 +268,7 @@ class Reader:
             conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
         if wanted.until_us is not None:
             conditions.append(f"a.time_us < {wanted.until_us}")
-        is_exact = len(contexts) <= _NAMED and wanted.axis is None and wanted.outcomes is None
-        return Condition("AND " + " AND ".join(conditions), None if is_exact else wanted)
+        return Condition("".join(f"AND {one} " for one in conditions), None if is_exact else wanted)
 
     def _first_since(self, written_us: int) -> int:
         """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.
