@@ -7,8 +7,8 @@ for each member in which they may differ. For each further row the placeholders 
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from mcpguard import __version__
@@ -31,13 +31,13 @@ class Format(NamedTuple):
     Attributes:
         heading: The first line; empty if there is none.
         line: The line of a record, without its end.
-        value: A request id in such a line.
+        request_id: How such a line has the request id of a row.
         skips: A decision whose rows are left out.
     """
 
     heading: str
     line: Callable[[Mapping[str, object]], str]
-    value: Callable[[object], str]
+    request_id: Callable[[str], str]
     skips: str = ""
 
 
@@ -144,10 +144,22 @@ def _message(found: Mapping[str, object]) -> str:
     return " ".join(words)
 
 
+def _json_id(text: str) -> str:
+    return text if text.isdecimal() else json.dumps(id_value(text))
+
+
+def _csv_id(text: str) -> str:
+    return text if text.isdecimal() else _cell(id_value(text))
+
+
+def _ocsf_id(text: str) -> str:
+    return f'"{text}"' if text.isdecimal() else json.dumps(str(id_value(text)))
+
+
 FORMATS: Final[Mapping[str, Format]] = {
-    "jsonl": Format("", json.dumps, json.dumps),
-    "csv": Format(",".join(MEMBERS), _csv_line, _cell),
-    "ocsf": Format("", _ocsf_line, lambda value: json.dumps(str(value)), skips="policy"),
+    "jsonl": Format("", json.dumps, _json_id),
+    "csv": Format(",".join(MEMBERS), _csv_line, _csv_id),
+    "ocsf": Format("", _ocsf_line, _ocsf_id, skips="policy"),
 }
 
 
@@ -160,7 +172,7 @@ class Writer:
 
     def __init__(self, form: Format) -> None:
         self._form = form
-        self._templates: dict[tuple[object, ...], str] = {}
+        self._templates: dict[tuple[object, ...], _Template] = {}
         self._marks = _Marks.random()
         self._second, self._prefix = -1, ""
 
@@ -171,45 +183,54 @@ class Writer:
 
     def _filled(self, stored: StoredRow) -> str:
         _, row, outcome, duration_us = stored
-        time_us, seq, decision, context, reported, request_id, args_hash, trace_id, *numbers, detail = row
+        (
+            time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining, retry_after_ms,
+            repeats, detail,
+        ) = row  # fmt: skip
         if detail is not None:
             return self._form.line(record(row, outcome=outcome, duration_us=duration_us))
-        given = [value is None for value in (request_id, args_hash, trace_id, *numbers, duration_us)]
-        alike = (context, reported, decision, outcome, *given)
+        alike = (
+            context, reported, decision, outcome, request_id is None, args_hash is None, trace_id is None, counted is None,
+            remaining is None, retry_after_ms is None, repeats is None, duration_us is None,
+        )  # fmt: skip
         template = self._templates.get(alike)
         if template is None:
             template = self._template(row, outcome, duration_us, alike)
         second, part_us = divmod(time_us, 1_000_000)
         if second != self._second:
             self._second, self._prefix = second, rfc3339(second * 1_000_000)[:-7]
-        counted, remaining, retry_after_ms, repeats = numbers
-        return template % {
-            "seq": seq,
-            "seq_hex": f"{seq:016x}",
-            "time": f"{self._prefix}{part_us:06d}Z",
-            "time_us": time_us,
-            "time_ms": time_us // 1000,
-            "request_id": request_id and self._form.value(id_value(request_id)),
-            "args_hash": args_hash and args_hash.hex(),
-            "trace_id": trace_id,
-            "counted": counted,
-            "remaining": remaining,
-            "retry_after_ms": retry_after_ms,
-            "repeats": repeats,
-            "duration_ms": None if duration_us is None else duration_us / 1000,
-        }
+        values = (
+            seq, f"{seq:016x}", f"{self._prefix}{part_us:06d}Z", time_us, time_us // 1000,
+            request_id and self._form.request_id(request_id),
+            args_hash and args_hash.hex(), trace_id, counted, remaining, retry_after_ms, repeats,
+            None if duration_us is None else duration_us / 1000,
+        )  # fmt: skip
+        return template.text % template.values(values)
 
-    def _template(self, row: Row, outcome: str | None, duration_us: int | None, alike: tuple[object, ...]) -> str:
-        """The line of rows that are alike, as a format string."""
+    def _template(self, row: Row, outcome: str | None, duration_us: int | None, alike: tuple[object, ...]) -> "_Template":
+        """The template of rows that are alike."""
         marked = self._marks.row
         values: dict[str, Any] = {name: None if getattr(row, name) is None else getattr(marked, name) for name in _VARYING}
         duration = None if duration_us is None else self._marks.duration_us
         text = self._form.line(record(row._replace(**values), outcome=outcome, duration_us=duration))
-        template = self._marks.pattern.sub(partial(_slot, self._marks.names), text.replace("%", "%%"))
+        slots = [self._marks.slots[found] for found in self._marks.pattern.findall(text)]
+        template = _Template(self._marks.pattern.sub("%s", text.replace("%", "%%")), itemgetter(*slots))
         if len(self._templates) >= _TEMPLATES:
             self._templates.clear()
         self._templates[alike] = template
         return template
+
+
+class _Template(NamedTuple):
+    """A line with placeholders.
+
+    Attributes:
+        text: The line as a format string.
+        values: Picks its values out of those of a row.
+    """
+
+    text: str
+    values: Callable[[Sequence[object]], object]
 
 
 _VARYING: Final = (
@@ -224,13 +245,13 @@ class _Marks(NamedTuple):
     Attributes:
         row: The row.
         duration_us: Its duration.
-        names: The slot of each placeholder in a line.
+        slots: The index of each placeholder's value among the values of a row.
         pattern: Finds the placeholders in a line.
     """
 
     row: Row
     duration_us: int
-    names: Mapping[str, str]
+    slots: Mapping[str, int]
     pattern: re.Pattern[str]
 
     @classmethod
@@ -244,25 +265,10 @@ class _Marks(NamedTuple):
         row = Row(
             time_us, seq, "", "", None, json.dumps(request_id), args_hash, trace_id, counted, remaining, retry_after_ms, repeats
         )
-        names = {
-            str(seq): "seq",
-            f"{seq:016x}": "seq_hex",
-            rfc3339(time_us): "time",
-            str(time_us): "time_us",
-            str(time_us // 1000): "time_ms",
-            f'"{request_id}"': "request_id",
-            request_id: "request_id",
-            args_hash.hex(): "args_hash",
-            trace_id: "trace_id",
-            str(counted): "counted",
-            str(remaining): "remaining",
-            str(retry_after_ms): "retry_after_ms",
-            str(repeats): "repeats",
-            str(duration_ms / 1): "duration_ms",
-        }
-        pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return cls(row, duration_ms * 1000, names, re.compile(pattern))
-
-
-def _slot(names: Mapping[str, str], found: re.Match[str]) -> str:
-    return f"%({names[found[0]]})s"
+        texts = [
+            str(seq), f"{seq:016x}", rfc3339(time_us), str(time_us), str(time_us // 1000), request_id, args_hash.hex(),
+            trace_id, str(counted), str(remaining), str(retry_after_ms), str(repeats), str(duration_ms / 1),
+        ]  # fmt: skip
+        slots = {text: at for at, text in enumerate(texts)} | {f'"{request_id}"': texts.index(request_id)}
+        pattern = "|".join(map(re.escape, sorted(slots, key=len, reverse=True)))
+        return cls(row, duration_ms * 1000, slots, re.compile(pattern))

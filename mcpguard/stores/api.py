@@ -308,6 +308,22 @@ class Address(Protocol):
             StoreUnavailable: It cannot be read.
         """
 
+    def prune(self, options: Options, before_us: int) -> Iterator[int]:
+        """Delete the audit rows of before a time in a store that exists, in small portions. No call waits for one.
+
+        The newest row of the store may stay. A server deletes the rows that were written before that time by its own clock.
+
+        Args:
+            options: They name the namespace.
+            before_us: The time, in wall-clock time.
+
+        Yields:
+            How many rows a portion had, after they were deleted.
+
+        Raises:
+            StoreUnavailable: Rows cannot be deleted.
+        """
+
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """Note which agent makes a call, for all wrappers of the namespace, as a hook does. Does not open the whole store.
 

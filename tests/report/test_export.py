@@ -5,7 +5,7 @@ import json
 from io import StringIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.core.audit import MEMBERS, OUTCOMES, Row, record
@@ -53,6 +53,7 @@ def plain(one: StoredRow) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(found=st.lists(stored, max_size=3))
+@settings(max_examples=40)
 def test_each_line_is_that_of_the_record(name: str, found: list[StoredRow]) -> None:
     form = FORMATS[name]
     again = [one._replace(row=one.row._replace(seq=one.row.seq + 1, time_us=one.row.time_us + 1)) for one in found]
