@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ _FILLER: Final = "\0"
 
 
 def paragraph(text: str, *, indent: str = "") -> None:
-    """Print a text in lines of at most `WIDTH` columns, control characters escaped. Words longer than a line stay whole.
+    """Print a text, control characters escaped, in lines of at most `WIDTH` columns, or the width of a narrower terminal.
+
+    Words longer than a line stay whole.
 
     Args:
         text: The text.
@@ -33,7 +36,7 @@ def paragraph(text: str, *, indent: str = "") -> None:
     """
     lines = textwrap.wrap(
         "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
-        WIDTH,
+        min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH,
         initial_indent=indent,
         subsequent_indent=indent or "    ",
         break_long_words=False,

@@ -25,7 +25,7 @@ PERIOD_S: Final = 0.25
 """How often the screen is renewed at most."""
 
 EFFORT: Final = 25
-"""The screen is renewed after this many times the processor time that the last renewal took: so watching takes 4 % of a core."""
+"""A renewal is followed by a pause of this many times its processor time, so that watching takes 4 % of a core."""
 
 ROWS: Final = 40
 """The most counters on the screen."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Row, members, record
+from mcpguard.core.audit import Outcome, Row, members, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
@@ -214,6 +214,12 @@ class Reader:
             with database.reported(self.path):
                 found, last = read(last, pending.first, condition, outcomes)
             yield found, last
+
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Readable`."""
+        known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known = _outcomes(texts) | known
+        return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
     def _archived(
         self,
