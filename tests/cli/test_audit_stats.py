@@ -87,7 +87,7 @@ def test_percentiles_are_of_the_nearest_rank_and_exact_to_half_a_percent(us: int
 
 def test_errors_are_calls_that_the_tool_or_the_server_failed() -> None:
     outcomes = ("ok", "tool_error", "rpc_error", "cancelled", None)
-    calls = {Group("{}", None, "allowed", outcome, 0): {None: 1} for outcome in outcomes}
+    calls: dict[Group, dict[int | None, int]] = {Group("{}", None, "allowed", outcome, 0): {None: 1} for outcome in outcomes}
     calls[Group("{}", None, "policy", None, 0)] = {None: 9}
     assert statistics([Tally(1, calls)], "outcome")[1][:6] == ("total", 5, 5, 0, 0, 2)
 

@@ -247,7 +247,7 @@ class Screen:
                 self.data += os.read(self._master, 65536)
         while select.select([self._master], [], [], 0)[0]:
             self.data += os.read(self._master, 65536)
-        return self.process.returncode
+        return int(self.process.returncode)
 
     def close(self) -> None:
         self.process.kill()
