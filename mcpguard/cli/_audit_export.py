@@ -13,7 +13,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _filters
-from mcpguard.cli._command import Command
+from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._text import until_reader_leaves
@@ -45,6 +45,7 @@ def command(form: str, output: str | None, follow: bool, store: str | None, **fi
       mcpguard audit export --format csv --denied -o denials.csv
       mcpguard audit export --format ocsf --follow --since 1m | vector
     """
+    give_way()
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     if not settings.address.exists() and not follow:
