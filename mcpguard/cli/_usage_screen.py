@@ -15,6 +15,7 @@ from mcpguard.config import Settings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import printable
 from mcpguard.policy_file import PolicyFile
+from mcpguard.report.following import file_of
 from mcpguard.report.watching import DENIALS, NO_AXIS, View, Watcher
 
 if TYPE_CHECKING:
@@ -66,13 +67,21 @@ def show(
 
     console = Console(highlight=False, color_system="auto" if is_coloured() else None)
     try:
-        with _raising(), contextlib.closing(settings.read_store()) as store:
-            watcher = Watcher(store, file, policy, settings.namespace, is_selected)
-            with Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False, redirect_stdout=False) as live:
-                while True:
-                    began_s = time.process_time()
-                    live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
-                    time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
+        with (
+            _raising(),
+            Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False, redirect_stdout=False) as live,
+        ):
+            while True:  # again if the store is replaced
+                while not settings.address.exists():
+                    time.sleep(PERIOD_S)
+                in_file = file_of(settings)
+                with contextlib.closing(settings.read_store()) as store:
+                    watcher = Watcher(store, file, policy, settings.namespace, is_selected)
+                    while file_of(settings) == in_file:
+                        began_s = time.process_time()
+                        live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
+                        time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
+                    policy = watcher.policy
     except _Ended as ended:
         return 128 + ended.number
 

@@ -39,11 +39,11 @@ def follow(
     while True:
         while not settings.address.exists():
             sleep(POLL_S)
-        file = _file(settings)  # asked before the store is opened, so that a replacement in between is noticed
+        file = file_of(settings)  # asked before the store is opened, so that a replacement in between is noticed
         with contextlib.closing(settings.read_store()) as store:
             rows = _Rows(store, wanted)
             while True:
-                is_replaced = _file(settings) != file  # asked first: rows written before the replacement are in the open file
+                is_replaced = file_of(settings) != file  # asked first: rows written before the replacement are in the open file
                 yield from rows.new(is_last=is_replaced)
                 if is_replaced:
                     break
@@ -86,7 +86,7 @@ class _Rows:
         return time.monotonic() >= self._waiting[1]
 
 
-def _file(settings: Settings) -> tuple[int, int] | None:
+def file_of(settings: Settings) -> tuple[int, int] | None:
     """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
     if not isinstance(settings.address, SqliteAddress):
         return None

@@ -58,6 +58,9 @@ class Watcher:
         namespace: The namespace.
         is_selected: Whether a row or a counter with these members is shown.
         clock: Seconds that never run backwards.
+
+    Attributes:
+        policy: The policy in force.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Watcher:
         self._store = store
         self._file = file
         self._namespace = namespace
+        self.policy = policy
         self._limits = Limits(policy, namespace)
         self._is_selected = is_selected
         self._clock = clock
@@ -106,7 +110,8 @@ class Watcher:
         if isinstance(found, PolicyError):
             self._trouble = found.message
         elif found is not None:
-            self._limits, self._trouble = Limits(found, self._namespace), ""
+            self.policy, self._trouble = found, ""
+            self._limits = Limits(found, self._namespace)
 
     def _is_ours(self, found: Mapping[str, object]) -> bool:
         return found.get("namespace") == self._namespace and self._is_selected(found)

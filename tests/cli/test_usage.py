@@ -284,3 +284,14 @@ def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_pa
         (tmp_path / "policy.toml").write_text("limit")
         shown.wait_for("policy.toml")
         assert shown.end(signal.SIGTERM) == 143
+
+
+def test_the_screen_goes_on_in_a_store_that_replaces_its_own(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    with contextlib.closing(Screen(tmp_path)) as shown:
+        shown.wait_for("user=alice@acme.com")
+        for path in tmp_path.glob("mcpguard.db*"):
+            path.unlink()
+        calls(tmp_path, "echo", 1, *BOB)
+        shown.wait_for("user=bob")
+        assert shown.end(signal.SIGTERM) == 143
