@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard.core.audit import MEMBERS
+from mcpguard.stores.locks import lock_file
+from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from tests.cli.command import calls, command, line_of, mcpguard, on_terminal, process, start
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 
@@ -149,3 +151,21 @@ def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "export")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no audit log yet: there is no store at" in done.stderr
+
+
+def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:
+    path = home / "mcpguard.db"
+    log, lock = CallLog(log_path(path)), lock_file(beside(path, "-lock"))
+    turn = log.turn()
+    assert turn.acquire(1)
+    assert lock.acquire_by_trying(1)
+    try:
+        for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
+            done = mcpguard(home, *argv)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "echo" in done.stdout
+    finally:
+        turn.release()
+        lock.release()
+        for one in (turn, lock, log):
+            one.close()
