@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +15,6 @@ from mcpguard.followed_file import FollowedFile
 
 AT_ONCE_BYTES: Final = 16 * 1024
 """A larger file is parsed in a thread. One of this size, about 200 rules, delays the call that finds it by milliseconds."""
-
-SWITCH_S: Final = 0.0005
-"""The switch interval while a thread parses. Python's default of 5 ms would delay each call several times."""
 
 
 class PolicyFile:
@@ -116,7 +112,7 @@ class _Parsing:
 
     def _parse(self) -> None:
         try:
-            with _yielding_to_calls():
+            with _without_collections():
                 found = self._parse_content(self.content)
         except Exception as error:  # else `found` would stay None for ever
             found = PolicyError(f"internal error, please report it: {error!r}")
@@ -124,15 +120,13 @@ class _Parsing:
 
 
 @contextlib.contextmanager
-def _yielding_to_calls() -> Iterator[None]:
-    """While this thread works, let other threads run often, and collect no garbage: that would stop them for long."""
-    switch_s, collects = sys.getswitchinterval(), gc.isenabled()
-    sys.setswitchinterval(SWITCH_S)
-    gc.disable()  # no other thread can run during a collection
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage for some time: no other thread can run during a collection, and each new rule is looked at again."""
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        sys.setswitchinterval(switch_s)
         if collects:
             gc.enable()
 

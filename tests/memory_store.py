@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, record
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.model import Counter
@@ -29,7 +29,7 @@ class Memory:
 
     def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int) -> None:
         """See `Address`."""
-        self.notes[namespace, note.tool_use_id] = (note.agent, wall_us)
+        self.notes[namespace, note.call_id] = (note.agent, wall_us)
 
 
 class MemoryStore:
@@ -147,11 +147,11 @@ class MemoryStore:
         """See `Store`."""
         return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         self._drop_old_notes()
         notes = self._memory.notes
-        return {one: notes[namespace, one][0] for one in tool_use_ids if (namespace, one) in notes}
+        return {one: notes[namespace, one][0] for one in call_ids if (namespace, one) in notes}
 
     def _drop_old_notes(self) -> None:
         wall_us = self._wall()

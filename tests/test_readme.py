@@ -20,6 +20,7 @@ import pytest
 from mcpguard import config
 from mcpguard.cli import commands
 from mcpguard.core.agent import Agent
+from mcpguard.core.client_agents import HOOKS
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse, parse_rule
@@ -164,12 +165,15 @@ def test_a_subagents_own_entry_has_valid_arguments() -> None:
     assert context.params["argv"] == ("npx", "-y", "@acme/crm-server")
 
 
-def test_the_shown_hook_is_that_of_the_help_and_its_command_is_valid(tmp_path: Path) -> None:
-    (shown,) = [json.loads(block) for block in all_blocks("json") if '"hooks"' in block]
-    text = run("hook", "claude-code", "--help", home=tmp_path).stdout
-    assert json.loads(text[text.index("{") : text.rindex("}") + 1]) == shown
-    command = shown["hooks"]["PreToolUse"][0]["hooks"][0]["command"]
-    context_of(shlex.split(command)[1:])
+def test_each_shown_hook_is_that_of_the_help_and_its_command_is_valid(tmp_path: Path) -> None:
+    shown = [json.loads(block) for block in all_blocks("json") if '"hooks"' in block]
+    for client in HOOKS:
+        command = f"mcpguard hook {client}"
+        text = run("hook", client, "--help", home=tmp_path).stdout
+        told = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        assert told == next(one for one in shown if f'"{command}"' in json.dumps(one))
+        context_of(shlex.split(command)[1:])
+    assert len(shown) == len(HOOKS)
 
 
 def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 
-from mcpguard.cli import run_options
+from mcpguard import run_options
 from mcpguard.errors import ExitStatus, McpguardError
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import click
 
 from mcpguard.cli._command import Command
-from mcpguard.cli.run_options import OPTIONS, Option
 from mcpguard.errors import UsageError
+from mcpguard.run_options import OPTIONS, Option
 
 
 def _click(option: Option) -> click.Option:

@@ -8,16 +8,19 @@ from typing import Final, NamedTuple
 from mcpguard.core.agent import DEFAULT, Agent, escape_part
 from mcpguard.errors import ConfigError
 
+CODEX: Final = "Codex"
+
 KNOWN_CLIENTS: Final = {
     "@librechat/api-client": "LibreChat",
     "amp-mcp-client": "Amp",
     "antigravity-client": "Antigravity",
     "claude-ai": "Claude Desktop",
     "claude-code": "Claude Code",
-    "codex-mcp-client": "Codex",
+    "codex-mcp-client": CODEX,
     "com.raycast.macos": "Raycast",
     "continue-cli-client": "Continue",
     "continue-client": "Continue",
+    "copilot-cli": "GitHub Copilot CLI",
     "crush": "Crush",
     "cursor-vscode": "Cursor",
     "factory-cli": "Factory CLI",
@@ -55,13 +58,13 @@ class Identity(NamedTuple):
         user: The user's name.
         user_source: The source of the user: `jwt`, `config` or `os`.
         server: The server's name.
-        agent_parts: The agent. `clientInfo`, a hook's note or a default fills its empty parts.
+        agent_parts: The agent. A hook's note, what the client says of itself, or a default fills its empty parts.
         agent_source: `jwt` if the verified token names a part, else `config` if a part is configured, else `default`.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
         email: The verified token's e-mail address.
         act: The verified token's actors, first delegator first, the caller last.
-        trust_client_info: Whether the client's name is taken from `clientInfo`.
+        trust_client_info: Whether the client's name is taken from `clientInfo`, and Codex's tier from a call's `_meta`.
         trust_meta: Whether the agent is taken from a call's `_meta`.
     """
 
@@ -82,15 +85,23 @@ class Identity(NamedTuple):
         """Whether every part of the agent is known, so that neither `clientInfo` nor a hook can fill one."""
         return all(self.agent_parts)
 
-    def agent(self, client_name: str | None, meta_agent: str | None = None, noted: str | None = None) -> tuple[str, str]:
+    def agent(
+        self,
+        client_name: str | None,
+        meta_agent: str | None = None,
+        noted: str | None = None,
+        codex_tier: str | None = None,
+    ) -> tuple[str, str]:
         """The agent of one call as `client::tier::name`, and its source.
 
-        Configured parts stay. A hook's note fills all other parts; `clientInfo` fills only the client.
+        Configured parts stay. A hook's note fills all other parts. Without a note `clientInfo` fills the client, and Codex's
+        `_meta` fills the tier.
 
         Args:
             client_name: The client's name in `clientInfo`; None if it gave none.
             meta_agent: The agent in the call's `_meta["mcpguard/agent"]`; None if there is none.
             noted: The agent that a hook noted for this call; None if no hook did.
+            codex_tier: The tier in the call's `_meta` if the client is Codex; None if there is none.
 
         Returns:
             The agent, and the last source that filled a part: `jwt`, `config`, `clientInfo`, `meta`, `hook` or `default`.
@@ -101,8 +112,12 @@ class Identity(NamedTuple):
         note = Agent.parse(noted) if noted is not None and not self.has_whole_agent else None
         if note is not None:
             agent, source = agent.or_else(note), "hook"
-        elif not agent.client and client_name and self.trust_client_info:
-            agent, source = agent._replace(client=escape_part(known_client(client_name))), "clientInfo"
+        elif client_name and self.trust_client_info:
+            client = known_client(client_name)
+            if not agent.client:
+                agent, source = agent._replace(client=escape_part(client)), "clientInfo"
+            if not agent.tier and codex_tier and client == CODEX:
+                agent, source = agent._replace(tier=codex_tier), "meta"
         return str(agent.or_else(DEFAULT)), source
 
 

@@ -112,15 +112,20 @@ def retry_after(log: State, n: int, window_us: int, now_us: int, cost: int = 1) 
     return wait
 
 
+def grain(n: int, window_us: int) -> int:
+    """How long after the first admission in an entry others may share the entry."""
+    return 0 if n <= EXACT else -(-window_us // EXACT)
+
+
 def charge(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
     """Add `cost` to a live log, admitted at `now_us`, which must not precede its newest entry."""
     if not log:
         return (now_us, now_us, cost)
-    grain = 0 if n <= EXACT else -(-window_us // EXACT)
-    if now_us - log[0] < grain:
+    grain_us = grain(n, window_us)
+    if now_us - log[0] < grain_us:
         return (*log[:-2], now_us, log[-1] + cost)
     if len(log) > 2 * MAX_ENTRIES - 1:
-        log = _coalesce(log, grain)
+        log = _coalesce(log, grain_us)
     return (now_us, *log[1:], now_us, cost)
 
 

@@ -8,10 +8,16 @@ AGENT: Final = "mcpguard/agent"
 CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
 """The client's `clientInfo`, in every request of a protocol version without a handshake."""
 
-TOOL_USE_ID: Final = "claudecode/toolUseId"
-"""Claude Code's id of the call. Its hooks receive the same id."""
+CODEX_TURN: Final = "x-codex-turn-metadata"
+"""Codex's description of the turn that makes the call, an object."""
+
+COPILOT_CALL_ID: Final = "mcpguard/toolCallId"
+"""Copilot CLI's id of the call. Copilot CLI sends no id itself, so mcpguard's hook adds it."""
+
+CALL_IDS: Final = frozenset({"claudecode/toolUseId", "callId", COPILOT_CALL_ID})
+"""The id of the call, in calls of Claude Code, Codex and Copilot CLI. The client's hook receives the same id."""
 
 TRACEPARENT: Final = "traceparent"
 """The trace that the call belongs to, as W3C Trace Context writes it."""
 
-READ: Final = frozenset({AGENT, CLIENT_INFO, TOOL_USE_ID, TRACEPARENT})
+READ: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT}) | CALL_IDS

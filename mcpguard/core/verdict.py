@@ -159,8 +159,7 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -
     """
     if request.decided is not None:
         return Verdict(request.decided), _NOTHING
-    plan = request.plan
-    return _admit(plan, states, now_us) or _decide(plan, states, now_us)
+    return _decide(request.plan, states, now_us)
 
 
 def _decide(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
@@ -168,35 +167,35 @@ def _decide(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, 
     return verdict(plan, decision), decision
 
 
-def _admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision] | None:
-    """`_decide` in one pass, in half of its time, for the usual call: each limit has a counter of its own, and room.
+def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, list[State]] | None:
+    """Decide a usual call in half of the time of `decide_one`.
 
-    None if the call is not a usual one.
+    A usual call has limits, and each has room and a counter of its own that is in use.
+
+    Returns:
+        The verdict, and the new logs of the counters. None if the call is not a usual one.
     """
     limits = plan.limits
     if len(limits) != len(states):
         return None
-    totals: list[int] = []
     after: list[State] = []
-    tightest, least, is_observed = -1, 0, False
+    tightest, count, least, is_observed = -1, 0, 0, False
     for at, (n, window_us, counter, _, observe) in enumerate(limits):
         log = states[at]
-        if counter != at or (log and log[-2] > now_us):
+        if counter != at or not log or log[-2] > now_us:
             return None
-        if log and log[1] <= now_us - window_us:
+        if log[1] <= now_us - window_us:
             log = live(log, window_us, now_us)
-        total = sum(log[2::2])
-        left = n - total - 1
+            if not log:
+                return None
+        used = sum(log[2::2])
+        left = n - used - 1
         if left < 0:
             return None
         if tightest < 0 or (left < least if observe is is_observed else is_observed):
-            tightest, least, is_observed = at, left, observe
-        totals.append(total)
+            tightest, count, least, is_observed = at, used + 1, left, observe
         after.append(charge(log, n, window_us, now_us))
-    if tightest < 0:
-        return None
-    found = Verdict("allowed", plan.reported[tightest], count=totals[tightest] + 1, remaining=least)
-    return found, Decision(True, tuple(totals), tuple(after), (), limits)
+    return (Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after) if after else None
 
 
 def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 from typing import Final
 
@@ -23,6 +24,9 @@ from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 
+SWITCH_S: Final = 0.0002
+"""How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
+
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. A store that hangs is left open."""
 
@@ -42,6 +46,7 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
     Returns:
         The exit status: the server's.
     """
+    sys.setswitchinterval(SWITCH_S)
     console = Console(quiet=settings.quiet)
     is_loaded = threading.Event()
     store = _store(settings, console, is_loaded)
@@ -67,6 +72,7 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
         finally:
             is_loaded.set()
         judging.begin(traffic, identity, settings, console, observe=observe)
+        gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()
 
     status = supervisor.supervise(server, traffic, console, guard)

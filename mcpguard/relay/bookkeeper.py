@@ -1,6 +1,7 @@
 """The bookkeeper: records outcomes and summed-up denials, and does the store's upkeep, while no call waits."""
 
 import threading
+import time
 from typing import Final
 
 from mcpguard.core.session import events
@@ -10,9 +11,16 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.pauses import GIVE_WAY_S, PAUSE_S, QUIET_S
 
 TICK_S: Final = 0.2
 """How long work is left to accumulate."""
+
+HANDFUL_BYTES: Final = 2 * 1024
+"""How much of the server's output is read at once: about 15 small answers."""
+
+MOST_S: Final = 0.25
+"""The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
 
 class Bookkeeper:
@@ -36,9 +44,11 @@ class Bookkeeper:
         self._shut_down = shut_down
         self._work = threading.Event()
         self._hurry = threading.Event()
+        self._called_s = 0.0  # the last call or answer
 
     def wake(self) -> None:
-        """Note that there may be something to record. From any thread."""
+        """Note that a call was decided or answered, so that there may be something to record. From any thread."""
+        self._called_s = time.monotonic()
         if not self._work.is_set():
             self._work.set()
 
@@ -48,10 +58,11 @@ class Bookkeeper:
         self._hurry.set()
 
     def run(self) -> None:
-        """Until the shutdown, wait for work, then at most `TICK_S` for more of it or for `hurry`; then tend and record."""
+        """Until the shutdown, wait for work, then for more of it and for a moment without calls; then tend and record."""
         while not self._shut_down.is_set():
             self._work.wait()
             self._hurry.wait(TICK_S)
+            self._give_way(MOST_S - TICK_S)
             self._hurry.clear()
             self._work.clear()
             try:
@@ -61,7 +72,7 @@ class Bookkeeper:
                 pass  # the store tries again when it is tended next
             except Exception as error:  # the loop goes on: audit, upkeep and recovery depend on it
                 self._console.internal_error(error)
-            if self._session.journal.is_waiting or self._store.needs_tending:
+            if self._session.journal.is_waiting or self._session.has_outcomes or self._store.needs_tending:
                 self._work.set()
 
     def finish(self, timeout_s: float) -> None:
@@ -73,11 +84,22 @@ class Bookkeeper:
     def _finish(self) -> None:
         # Only if the client does not read is a request still in flight. The answer is not sent, but the outcome is recorded.
         self._dispatcher.last_answers("the client does not read")
-        self._record(everything=True)
+        self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=True))
+        while self._session.has_outcomes:
+            self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=True))
 
-    def _record(self, *, everything: bool = False) -> None:
-        while True:  # in portions, so that calls are decided in between
-            self._dispatcher.read_answers()
-            self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=everything))
-            if not self._session.has_outcomes:
+    def _record(self) -> None:
+        until_s = time.monotonic() + GIVE_WAY_S
+        while True:  # in handfuls, so that calls are decided in between
+            is_read = self._dispatcher.read_answers(HANDFUL_BYTES)
+            self._dispatcher.dispatch(events.RecordingDue(wall_us()))
+            if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return
+            time.sleep(PAUSE_S)
+            self._give_way(until_s - time.monotonic())
+
+    def _give_way(self, most_s: float) -> None:
+        """Wait until there was no call for `QUIET_S`; at most this long, and not if somebody waits for this loop."""
+        until_s = time.monotonic() + most_s
+        while time.monotonic() < min(until_s, self._called_s + QUIET_S) and not self._hurry.wait(QUIET_S):
+            pass

@@ -79,10 +79,19 @@ class Dispatcher:
             self._handle(events.ServerExited(how, now_us), answers.append)
         return b"".join(answers)
 
-    def read_answers(self) -> None:
-        """Let the session read what the server has written."""
-        with self._lock:
-            self._read_answers()
+    def read_answers(self, most_bytes: int | None = None, *, waits: bool = True) -> bool:
+        """Let the session read what the server has written; returns whether it has read everything.
+
+        Args:
+            most_bytes: About how much to read; None for everything.
+            waits: Whether to wait while another thread uses the session. Else nothing is read then.
+        """
+        if self._lock.acquire(blocking=waits):
+            try:
+                self._read_answers(most_bytes)
+            finally:
+                self._lock.release()
+        return not self._unread.held_bytes
 
     def awaits_answers(self) -> bool:
         """Whether a request is in flight, by what the server has written so far.
@@ -110,32 +119,33 @@ class Dispatcher:
             for command in commands:
                 if isinstance(command, ToServer):
                     to_server.append(command.data)
+                elif isinstance(command, Decide):
+                    next_event = self._decide(command)
                 elif isinstance(command, ToClient):
                     to_client.append(command.data)
                 elif isinstance(command, Log):
                     self._log(command)
+                elif isinstance(command, LookUp):
+                    next_event = self._look_up(command)
                 else:
-                    next_event = self._answer(command)
+                    next_event = self._record(command)
         if to_client:
             reply(b"".join(to_client))
         return b"".join(to_server)
 
-    def _answer(self, command: Decide | LookUp | Record) -> events.Event:
-        """Carry out a command that is answered with an event."""
-        if isinstance(command, Decide):
-            try:
-                return events.Decided(self._store.decide(command.requests, self._session.journal))
-            except StoreUnavailable as error:
-                return events.StoreFailed(error.message)
-        return self._look_up(command) if isinstance(command, LookUp) else self._record(command)
+    def _decide(self, command: Decide) -> events.Decided | events.StoreFailed:
+        try:
+            return events.Decided(self._store.decide(command.requests, self._session.journal))
+        except StoreUnavailable as error:
+            return events.StoreFailed(error.message)
 
     def _look_up(self, command: LookUp) -> events.LookedUp:
         if command.answers:
             self._read_answers()
         agents: dict[str, str] = {}
-        if command.tool_use_ids:
+        if command.call_ids:
             with contextlib.suppress(StoreUnavailable):
-                agents = self._store.noted_agents(self._session.namespace, command.tool_use_ids)
+                agents = self._store.noted_agents(self._session.namespace, command.call_ids)
         return events.LookedUp(agents)
 
     def _record(self, command: Record) -> events.Recorded | events.RecordingFailed:
@@ -152,8 +162,8 @@ class Dispatcher:
         write = self._console.error if command.is_error else self._console.line
         write(command.text, kind=command.kind)
 
-    def _read_answers(self) -> None:
-        for event in self._unread.take():
+    def _read_answers(self, most_bytes: int | None = None) -> None:
+        for event in self._unread.take(most_bytes):
             self._read(event)
 
     def _read(self, event: events.ServerWrote) -> None:

@@ -9,8 +9,12 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 
-MAX_UNREAD_BYTES: Final = 32 * 1024
-"""If more is unread, this loop reads the answers itself, while they are in the cache. Else the bookkeeper does."""
+MUCH_UNREAD_BYTES: Final = 128 * 1024
+"""If more is unread, this loop reads twice as much as it passes on, if no other thread uses the session. Usually the bookkeeper
+reads the answers while there are no calls."""
+
+MAX_UNREAD_BYTES: Final = 512 * 1024
+"""If more is unread, this loop waits for the session, to bound the memory."""
 
 
 class Downstream:
@@ -50,8 +54,8 @@ class Downstream:
         try:
             while chunk := self._stream.read():
                 self._output.relay(chunk, self._observe)
-                if self._unread.held_bytes > MAX_UNREAD_BYTES:
-                    self._dispatcher.read_answers()
+                if self._unread.held_bytes > MUCH_UNREAD_BYTES:
+                    self._dispatcher.read_answers(2 * len(chunk), waits=self._unread.held_bytes > MAX_UNREAD_BYTES)
         except OSError:
             pass  # a broken stream counts as ended
         finally:

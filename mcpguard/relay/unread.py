@@ -35,9 +35,10 @@ class Unread:
         self._added_bytes += len(chunk)
         return True
 
-    def take(self) -> Iterator[ServerWrote]:
-        """Remove and return all chunks, as events."""
-        while self._chunks:
+    def take(self, most_bytes: int | None = None) -> Iterator[ServerWrote]:
+        """Remove and return chunks, as events: all, or as many as it takes to have `most_bytes`."""
+        until = None if most_bytes is None else self._taken_bytes + most_bytes
+        while self._chunks and (until is None or self._taken_bytes < until):
             chunk, now_us = self._chunks[0]
             lines = self._lines.feed(chunk)
             self._chunks.popleft()  # after `feed`: `add` relies on `_lines` having the bytes of every chunk that is gone

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.core.audit import Outcome, Row
-    from mcpguard.core.claude_code import AgentNote
+    from mcpguard.core.client_agents import AgentNote
     from mcpguard.core.journal import Journal
     from mcpguard.core.limiter import State
     from mcpguard.core.policy.model import Counter
@@ -164,7 +164,7 @@ class CallStore(Protocol):
     def record(self, outcomes: Sequence["Outcome"]) -> None:
         """Join outcomes to their rows."""
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """The agents that hooks noted for these calls, by id. Ids without a note, or with an expired one, are absent.
 
         A call waits for this, so it is one read that takes no lock and changes nothing. A note can be read any number of times.

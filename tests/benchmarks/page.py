@@ -8,7 +8,7 @@ from .session import BenchmarkError
 from .variants import ROOT
 
 PAGE: Final = ROOT / "docs" / "performance.md"
-PICTURE: Final = PAGE.parent / "images" / "flat.svg"
+PICTURE: Final = PAGE.parent / "images" / "benchmarks" / "flat.svg"
 END: Final = "<!-- end of these figures -->"
 
 

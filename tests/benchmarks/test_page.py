@@ -43,5 +43,5 @@ def test_a_page_without_a_mark_is_not_overwritten() -> None:
 def test_the_page_about_performance_has_all_marks_and_the_picture() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert "new" in page.renewed(text, {"figures": "new", "curves": "new"})
-    assert f"(images/{page.PICTURE.name})" in text
+    assert f"(images/benchmarks/{page.PICTURE.name})" in text
     assert page.PICTURE.exists()

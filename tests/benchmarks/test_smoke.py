@@ -89,11 +89,13 @@ def test_calls_with_counters_on_a_server_are_measured_beside_a_round_trip_to_it(
 def test_wrappers_of_both_stores_are_measured_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrappers, "NUMBERS", (1, 2))
     sections = wrappers.measure(TINY, tmp_path)
-    assert [len(section.rows) for section in sections] == [6, 6]
+    assert [len(section.rows) for section in sections] == [10, 10]
     for section in sections:
-        for row in section.rows:
-            assert set(row.values) == {"bare", "mcpguard"}
-            assert min(row.values.values()) > 0
+        figures = {row.label: row.values for row in section.rows}
+        assert set(figures["2 at once, calls/s"]) == {"bare", "mcpguard"}
+        assert figures["1 at once, smallest share"] == {"mcpguard": 1}
+        assert figures["2 at once, without the store"] == {"mcpguard": 0}
+        assert min(figures["2 at once, calls/s"].values()) > 0
 
 
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from .session import BenchmarkError
 from .variants import BARE, BENCH_SERVER, GUARD, POLICY, PROGRAMS, ROOT, Variant
 
 NUMBERS = (1, 2, 4, 8, 16)
+_OUTAGE = "until it is back"  # a wrapper says so when it loses its store; from then on it counts on its own, which is faster
 
 
 @contextmanager
@@ -41,6 +42,8 @@ def measure(effort: Effort, folder: Path) -> list[Section]:
                     Row(f"{number} at once, calls/s", {name: of["rate"] for name, of in found.items()}),
                     Row(f"{number} at once, p50, us", {name: of["p50"] for name, of in found.items()}),
                     Row(f"{number} at once, p99, us", {name: of["p99"] for name, of in found.items()}),
+                    Row(f"{number} at once, smallest share", {GUARD.name: found[GUARD.name]["share"]}, 2),
+                    Row(f"{number} at once, without the store", {GUARD.name: found[GUARD.name]["outages"]}),
                 ]
             sections.append(Section(f"wrappers that share a store in {store}", rows))
     return sections
@@ -72,8 +75,11 @@ def _together(variant: Variant, number: int, effort: Effort, folder: Path, env: 
                 caller.stdin.write("\n")
                 caller.stdin.flush()
         found = [json.loads(_line(caller, folder)) for caller in callers]
+    rate = sum(one["rate"] for one in found)
     return {
-        "rate": sum(one["rate"] for one in found),
+        "rate": rate,
+        "share": min(one["rate"] for one in found) * number / rate,
+        "outages": sum(_OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file()),
         "p50": statistics.median(one["p50"] for one in found),
         "p99": statistics.median(one["p99"] for one in found),
     }

@@ -131,7 +131,7 @@ def heed_ctrl_c() -> None:
         (["run", "--", "cat"], "mcpguard.errors"),
         (["run", "--", "cat"], "mcpguard.relay.run"),
         (["policy", "show"], "mcpguard.cli"),
-        (["policy", "show"], "mcpguard.cli.run_options"),
+        (["policy", "show"], "mcpguard.run_options"),
         (["policy", "show"], "click"),
         (["policy", "show"], "mcpguard.cli.policy"),
         (["audit", "tail"], "mcpguard.cli.audit"),

@@ -1,4 +1,4 @@
-"""`mcpguard hook claude-code`: it is quick and silent, and never stops a call."""
+"""`mcpguard hook`: it is quick, prints only what the client expects, and never stops a call."""
 
 import contextlib
 import json
@@ -15,38 +15,44 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
-from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.client_agents import HOOKS, AgentNote
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
-from tests.core.test_claude_code import EXPLORE, without
+from tests.core.test_client_agents import EXPLORE, without
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until
 from tests.end_to_end.outages import root_only
+from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
 
 IN_TIME_S = TIMEOUT_S + 20
 """The hook's own time limit, and time for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
 
 
-def note(home: Path, given: dict[str, Any], *options: str, **env: str) -> None:
-    """Run the hook with enough time to write a note on a busy machine."""
+def note(home: Path, given: bytes | dict[str, Any], *options: str, client: str = "claude-code", **env: str) -> bytes:
+    """Run the hook with enough time to write a note on a busy machine. Returns what it prints."""
     budget(home, PATIENT_MS)
-    hook(home, given, *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}, **env)
+    return hook(home, given, *options, client=client, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}, **env)
 
 
 def hook(
     home: Path,
     given: bytes | dict[str, Any],
     *options: str,
+    client: str = "claude-code",
     under: Sequence[str] = (),
     tuned: Mapping[str, object] | None = None,
     **env: str,
-) -> subprocess.CompletedProcess[bytes]:
-    """Run the hook. It must print nothing and exit with status 0 for any input."""
+) -> bytes:
+    """Run the hook. For any input it must exit with status 0, and all but Copilot CLI's must print nothing.
+
+    Returns:
+        What it prints.
+    """
     data = json.dumps(given).encode() if isinstance(given, dict) else given
     begin = time.monotonic()
     done = subprocess.run(
-        [*under, *command("hook", "claude-code", *options, tuned=tuned)],
+        [*under, *command("hook", client, *options, tuned=tuned)],
         input=data,
         env=environment(home, **env),
         capture_output=True,
@@ -54,14 +60,15 @@ def hook(
         check=False,
     )
     assert time.monotonic() - begin < IN_TIME_S
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    return done
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not done.stdout or client == "copilot"
+    return done.stdout
 
 
-def noted(path: Path, namespace: str = "default", tool_use_id: str = "toolu_01ABC") -> str | None:
+def noted(path: Path, namespace: str = "default", call_id: str = "toolu_01ABC") -> str | None:
     store = SqliteStore(path)
     try:
-        return store.noted_agents(namespace, [tool_use_id]).get(tool_use_id)
+        return store.noted_agents(namespace, [call_id]).get(call_id)
     finally:
         store.close()
 
@@ -113,8 +120,85 @@ def test_it_uses_the_store_and_the_namespace_of_the_settings(home: Path, tmp_pat
     ids=lambda given: str(given)[:20],
 )
 def test_input_without_a_subagent_is_ignored(home: Path, given: bytes | dict[str, Any]) -> None:
-    hook(home, given)
+    for client in HOOKS:
+        assert hook(home, given, client=client) == b""
     assert not noted(home / "mcpguard.db")
+
+
+@pytest.mark.parametrize(
+    ("client", "recorded", "call_id", "agent"),
+    [
+        ("codex", CODEX, "call_58_sub", "Codex::subagent::explorer"),
+        ("copilot", COPILOT, "call_68_sub", "GitHub Copilot CLI::subagent::general-purpose"),
+    ],
+)
+def test_a_recorded_subagents_call_is_noted_and_the_main_agents_is_not(
+    home: Path, client: str, recorded: Any, call_id: str, agent: str
+) -> None:
+    note(home, recorded["subagent"]["hook"], client=client)
+    assert noted(home / "mcpguard.db", call_id=call_id) == agent
+    assert note(home, recorded["main"]["hook"], client=client) == b""
+    with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
+        ids = [recorded[who]["params"]["_meta"] for who in ("main", "subagent")]
+        assert store.noted_agents("default", [str(one.get("callId") or one["mcpguard/toolCallId"]) for one in ids]) == {
+            call_id: agent
+        }
+
+
+def test_copilots_hook_prints_the_meta_that_it_is_given_and_the_calls_id(home: Path) -> None:
+    given = COPILOT["subagent"]["hook"]
+    added = {"mcpguard/toolCallId": "call_68_sub"}
+    assert json.loads(note(home, given, client="copilot")) == {"metaToUse": added}
+    call_meta = {"progressToken": 7, "vendor/größe": {"x": [1.50, 12345678901234567890, None, "\u2028"]}}
+    printed = note(home, given | {"_meta": call_meta}, client="copilot")
+    assert json.loads(printed) == {"metaToUse": call_meta | added}
+    assert printed.isascii()
+    assert printed.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("call_meta", ['"x"', "[]", "7", '{"x": 1e999}', '{"x": NaN}'])
+def test_copilots_hook_prints_nothing_if_it_cannot_keep_the_meta(home: Path, call_meta: str) -> None:
+    given = json.dumps(COPILOT["subagent"]["hook"] | {"_meta": "HERE"}).replace('"HERE"', call_meta)
+    assert note(home, given.encode(), client="copilot") == b""
+
+
+def test_copilots_hook_prints_nothing_if_it_left_no_note(tmp_path: Path) -> None:
+    assert hook(tmp_path / "none", COPILOT["subagent"]["hook"], client="copilot") == b""
+    (tmp_path / "config.toml").write_text("not toml [")
+    assert hook(tmp_path, COPILOT["subagent"]["hook"], client="copilot") == b""
+
+
+def test_copilots_hook_ends_in_time_if_nobody_reads_what_it_prints(home: Path) -> None:
+    given = COPILOT["subagent"]["hook"] | {"_meta": {"x": "x" * (1 << 20)}}  # more than a pipe holds
+    reader, writer = os.pipe()
+    begin = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            command("hook", "copilot"), env=environment(home), stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE
+        )
+        _, err = process.communicate(json.dumps(given).encode(), DEADLINE_S)
+    finally:
+        os.close(writer)
+        os.close(reader)
+    assert (process.returncode, err) == (0, b"")
+    assert time.monotonic() - begin < IN_TIME_S
+
+
+def test_claude_codes_hook_does_nothing_in_another_program_that_runs_it(home: Path) -> None:
+    for _, given in ELSEWHERE:
+        assert hook(home, given) == b""
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db:
+        assert db.execute("SELECT * FROM agent_note").fetchall() == []
+    assert b"agent" not in (home / "mcpguard.db-calls").read_bytes()
+
+
+def test_claude_codes_hook_opens_no_store_and_no_settings_in_another_program(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcpguard.config.load", None)  # calling it fails
+    for _, given in ELSEWHERE:
+        monkeypatch.setattr("mcpguard.cli.hook._input", lambda given=given: json.dumps(given).encode())
+        assert _note("claude-code", None, None) == b""
 
 
 def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path) -> None:
@@ -125,7 +209,7 @@ def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path)
     with contextlib.suppress(BrokenPipeError):  # the hook need not read all of its input
         subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
     assert time.monotonic() - begin < IN_TIME_S
-    assert not noted(home / "mcpguard.db", tool_use_id="huge")
+    assert not noted(home / "mcpguard.db", call_id="huge")
 
 
 @pytest.mark.parametrize(
@@ -169,15 +253,15 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
     waits: list[float] = []
 
     def leave_note(_: object, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
-        assert (namespace, note.tool_use_id, wall_us > 0) == ("default", "toolu_01ABC", True)
+        assert (namespace, note.call_id, wall_us > 0) == ("default", "toolu_01ABC", True)
         waits.append(timeout_s)
 
     monkeypatch.setenv("MCPGUARD_HOME", str(home))
     monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
     monkeypatch.setattr("mcpguard.cli.hook._input", lambda: json.dumps(EXPLORE).encode())
-    _note(None, None)
+    _note("claude-code", None, None)
     (home / "config.toml").write_text("[store]\ntimeout_ms = 90\n")
-    _note(None, None)
+    _note("claude-code", None, None)
     assert waits == [0.25, 0.09]
 
 
@@ -218,7 +302,9 @@ def test_closed_streams_are_accepted(home: Path) -> None:
     assert process.wait(DEADLINE_S) == 0
 
 
-@pytest.mark.parametrize("wrong", [("claude-code", "--nope"), ("claude-code", "--store"), ("claude-cod",), ("--nope",)])
+@pytest.mark.parametrize(
+    "wrong", [("claude-code", "--nope"), ("codex", "--store"), ("copilot", "more"), ("claude-cod",), ("--nope",)]
+)
 def test_a_usage_error_is_reported_and_does_not_block_the_call(home: Path, wrong: tuple[str, ...]) -> None:
     done = mcpguard(home, "hook", *wrong)
     assert done.returncode == 0
@@ -226,14 +312,26 @@ def test_a_usage_error_is_reported_and_does_not_block_the_call(home: Path, wrong
     assert done.stderr.startswith("mcpguard: ")
 
 
-def test_the_help_shows_settings_to_copy(home: Path) -> None:
-    done = mcpguard(home, "hook", "claude-code", "--help")
-    text = done.stdout[done.stdout.index("    {") : done.stdout.rindex("    }") + 5]
-    (entry,) = json.loads(text)["hooks"]["PreToolUse"]
+def settings_in_help(home: Path, client: str) -> Any:
+    text = mcpguard(home, "hook", client, "--help").stdout
+    return json.loads(text[text.index("    {") : text.rindex("    }") + 5])
+
+
+@pytest.mark.parametrize("client", ["claude-code", "codex"])
+def test_the_help_shows_settings_to_copy(home: Path, client: str) -> None:
+    (entry,) = settings_in_help(home, client)["hooks"]["PreToolUse"]
     assert entry["matcher"] == "mcp__.*"
     (one,) = entry["hooks"]
     assert one["type"] == "command"
-    assert one["command"] == "mcpguard hook claude-code"
+    assert one["command"] == f"mcpguard hook {client}"
+
+
+def test_the_help_shows_a_hooks_file_for_copilot(home: Path) -> None:
+    file = settings_in_help(home, "copilot")
+    assert file["version"] == 1
+    (one,) = file["hooks"]["preMcpToolCall"]
+    assert one["type"] == "command"
+    assert one["bash"] == one["powershell"] == "mcpguard hook copilot"
 
 
 def test_a_later_note_of_a_call_replaces_the_first(home: Path) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.client_agents import AgentNote
 from mcpguard.stores.api import Options, Readable, Store
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
@@ -52,8 +52,8 @@ class Place:
         self._opened.append(reader)
         return reader
 
-    def note(self, namespace: str, tool_use_id: str, agent: str) -> None:
-        self._kind.leave_note(namespace, AgentNote(tool_use_id, agent), self.wall())
+    def note(self, namespace: str, call_id: str, agent: str) -> None:
+        self._kind.leave_note(namespace, AgentNote(call_id, agent), self.wall())
 
     def pass_ms(self, ms: int) -> None:
         self.time.pass_ms(ms)

@@ -3,7 +3,7 @@
 import pytest
 
 from mcpguard.core import limiter
-from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.limiter import EMPTY
 from mcpguard.core.policy.model import Counter
 from tests.contract.conftest import Place

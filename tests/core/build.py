@@ -201,8 +201,8 @@ class Talk(Session):
 
     def _do(self, command: Decide | LookUp | Record) -> events.Event:
         if isinstance(command, LookUp):
-            self.looked_up.append((command.tool_use_ids, command.answers))
-            return events.LookedUp({one: self.noted[one] for one in command.tool_use_ids if one in self.noted})
+            self.looked_up.append((command.call_ids, command.answers))
+            return events.LookedUp({one: self.noted[one] for one in command.call_ids if one in self.noted})
         if isinstance(command, Decide):
             if self.store_failure or len(self.together) == self.fails_after:
                 return events.StoreFailed(self.store_failure)

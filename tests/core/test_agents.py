@@ -13,6 +13,7 @@ from mcpguard.core.jsonrpc.skim import HEAVY_PARTS
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.parse import parse
 from tests.core.build import Talk, call_line, request
+from tests.recorded_hooks import CODEX, COPILOT
 
 UNNAMED = Identity("alice", "os", "crm")
 INFO = "io.modelcontextprotocol/clientInfo"
@@ -107,6 +108,55 @@ def test_no_note_is_looked_up_without_an_id_or_if_the_agent_is_configured() -> N
     configured = Talk()  # all of its agent
     assert configured.client(*calls) == forwarded
     assert configured.looked_up == []
+
+
+CODEX_MAIN = ("Codex::interactive::default", "clientInfo")
+CODEX_SUBAGENT = ("Codex::subagent::default", "meta")
+
+
+def codex(*, trust: bool = True, heavy: bool = False) -> Talk:
+    """A conversation with Codex, in which its main agent and a subagent each make a recorded call twice."""
+    talk = Talk(who=Identity("alice", "os", "crm", trust_client_info=trust))
+    talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
+    more: dict[str, Any] = {"more": [[]] * (HEAVY_PARTS + 1)} if heavy else {}
+    calls = [CODEX["main"]["params"], CODEX["subagent"]["params"]] * 2
+    talk.client(*[request("tools/call", at, **params, **more) for at, params in enumerate(calls, 1)])
+    return talk
+
+
+@pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
+def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
+    talk = codex(heavy=heavy)
+    assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
+    assert talk.looked_up == [(("call_58_sub",), False)]  # no note of the main agent's calls
+
+
+def test_codexs_tier_is_not_used_without_trust_in_client_info() -> None:
+    assert agents(codex(trust=False)) == [("unknown::interactive::default", "default")] * 4
+
+
+def test_another_client_does_not_get_a_tier_by_codexs_meta() -> None:
+    talk = Talk(who=UNNAMED)
+    talk.client(request("initialize", 0, clientInfo={"name": "cursor-vscode"}))
+    talk.client(request("tools/call", 1, **CODEX["subagent"]["params"]))
+    assert agents(talk) == [("Cursor::interactive::default", "clientInfo")]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "call_id", "main", "subagent"),
+    [
+        (CODEX, "call_58_sub", "Codex::interactive::default", "Codex::subagent::explorer"),
+        (COPILOT, "call_68_sub", "GitHub Copilot CLI::interactive::default", "GitHub Copilot CLI::subagent::general-purpose"),
+    ],
+    ids=["codex", "copilot"],
+)
+def test_a_hooks_note_names_the_subagent_of_a_recorded_call(recorded: Any, call_id: str, main: str, subagent: str) -> None:
+    talk = Talk(who=UNNAMED)
+    if recorded is CODEX:  # Copilot CLI names itself in each call
+        talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
+    calls = [request("tools/call", at, **recorded[who]["params"]) for at, who in enumerate(("main", "subagent"))]
+    talk.client(*calls, noted={call_id: subagent})
+    assert agents(talk) == [(main, "clientInfo"), (subagent, "hook")]
 
 
 HOSTILE: list[object] = [
@@ -219,13 +269,20 @@ def limits_without_agents(policy: Policy, agent: str) -> list[object]:
     return [(plan.limits[at], plan.reported[at], plan.counters) for at in range(len(plan.limits))]
 
 
-@given(st.lists(rules, max_size=6), names, names, st.sampled_from([None, EXPLORE]), st.sampled_from([None, "a::api::b"]))
+@given(
+    st.lists(rules, max_size=6),
+    names,
+    names | st.just("codex-mcp-client"),
+    st.sampled_from([None, EXPLORE]),
+    st.sampled_from([None, "a::api::b"]),
+    st.sampled_from([None, "subagent"]),
+)
 def test_no_self_reported_agent_loosens_the_limit_of_a_user_or_tool(
-    tables: list[dict[str, object]], one: str, other: str, noted: str | None, meta: str | None
+    tables: list[dict[str, object]], one: str, other: str, noted: str | None, meta: str | None, tier: str | None
 ) -> None:
     policy = written(tables)
     plain, _ = UNNAMED.agent(one)
-    said, _ = Identity("alice", "os", "crm", trust_meta=True).agent(other, meta, noted)
+    said, _ = Identity("alice", "os", "crm", trust_meta=True).agent(other, meta, noted, tier)
     assert limits_without_agents(policy, plain) == limits_without_agents(policy, said)
 
 

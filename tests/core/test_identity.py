@@ -34,6 +34,7 @@ def test_clients_with_different_names_are_different_agents(one: str, other: str)
         ("Visual Studio Code", "VS Code::interactive::default"),
         ("Visual Studio Code - Insiders", "VS Code::interactive::default"),
         ("@librechat/api-client", "LibreChat::interactive::default"),
+        ("copilot-cli", "GitHub Copilot CLI::interactive::default"),
         ("gemini-cli-mcp-client", "Gemini CLI::interactive::default"),
         ("gemini-cli-mcp-client-crm", "Gemini CLI::interactive::default"),
         ("local-agent-mode-crm", "Claude Desktop::interactive::default"),
@@ -91,6 +92,28 @@ def test_a_wholly_configured_agent_ignores_hooks_notes() -> None:
 
 def test_the_agent_in_trusted_meta_takes_precedence_over_a_hooks_note() -> None:
     assert Identity("u", "os", "s", trust_meta=True).agent(None, "a::b::c", EXPLORE) == ("a::b::c", "meta")
+
+
+def test_codexs_tier_fills_a_tier_that_is_neither_configured_nor_noted() -> None:
+    who = Identity("u", "os", "s")
+    assert who.agent("codex-mcp-client", codex_tier="subagent") == ("Codex::subagent::default", "meta")
+    assert who.agent("codex-mcp-client", noted="Codex::subagent::explorer", codex_tier="subagent") == (
+        "Codex::subagent::explorer",
+        "hook",
+    )
+    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
+    assert who.agent("codex-mcp-client", codex_tier="subagent") == ("Mine::subagent::default", "meta")
+    who = Identity("u", "os", "s", Agent(tier="api"), agent_source="config")
+    assert who.agent("codex-mcp-client", codex_tier="subagent") == ("Codex::api::default", "clientInfo")
+
+
+def test_only_the_tier_that_codex_reports_is_used_and_only_with_trust_in_client_info() -> None:
+    for name in ("claude-code", "Codex::x", None):
+        assert Identity("u", "os", "s").agent(name, codex_tier="subagent") == Identity("u", "os", "s").agent(name)
+    assert Identity("u", "os", "s", trust_client_info=False).agent("codex-mcp-client", codex_tier="subagent") == (
+        "unknown::interactive::default",
+        "default",
+    )
 
 
 @pytest.mark.parametrize("noted", ["", "a", "a::b", "a::::c", "::b::c", "a::b::c::d"])

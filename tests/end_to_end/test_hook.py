@@ -1,4 +1,4 @@
-"""A subagent of Claude Code told apart from its main agent: a real wrapper, the real hook, one store between them."""
+"""Subagents told apart from the main agent: a real wrapper, the real hook, one store between them."""
 
 import contextlib
 import json
@@ -14,6 +14,8 @@ import pytest
 from mcpguard.stores.api import Options
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.recorded_hooks import CODEX, COPILOT
 from tests.redis_servers import Server, running
 
 from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script, until
@@ -46,8 +48,28 @@ def hook(home: Path, tool_use_id: str, *, agent: str | None = "Explore", options
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
-def hello(host: Host) -> None:
-    info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "claude-code", "version": "2"}}
+def recorded_hook(home: Path, client: str, told: Message) -> Message:
+    """Run the hook on a recorded input. Returns what it prints, `{}` if that is nothing."""
+    budget(home, PATIENT_MS)
+    done = subprocess.run(
+        program("hook", client, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
+        input=json.dumps(told).encode(),
+        env=environment(home),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stderr == b""
+    return dict(json.loads(done.stdout or b"{}"))
+
+
+def create_store(home: Path) -> None:
+    """Create the store. A hook leaves no note if it runs before the wrapper has created the store."""
+    SqliteStore(home / "mcpguard.db").close()
+
+
+def hello(host: Host, client: str = "claude-code") -> None:
+    info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": client, "version": "2"}}
     host.send(request("hello", "initialize", info))
     host.answer("hello")
 
@@ -62,6 +84,7 @@ def who(rows: list[Message]) -> list[tuple[str, str]]:
 
 def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
+    create_store(tmp_path)
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
         hello(host)
         hook(tmp_path, "t1")
@@ -75,7 +98,44 @@ def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path
         assert who(host.audit()) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo"), (MAIN, "clientInfo")]
 
 
+def test_codexs_subagent_has_its_tier_without_the_hook_and_its_name_with_it(tmp_path: Path) -> None:
+    subagents, explorer = "Codex::subagent::*", "Codex::subagent::explorer"
+    policy(tmp_path, rule("2/1h", user="*", agent=subagents) + rule("1/1h", user="*", agent=explorer))
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+        hello(host, "codex-mcp-client")
+        for caller in ("main", "subagent"):
+            host.send(request(caller, "tools/call", CODEX[caller]["params"]))
+            assert "result" in host.answer(caller)
+        for caller in ("main", "subagent"):
+            assert recorded_hook(tmp_path, "codex", CODEX[caller]["hook"]) == {}
+            host.send(request(f"noted {caller}", "tools/call", CODEX[caller]["params"]))
+            assert "result" in host.answer(f"noted {caller}")
+        host.send(request("again", "tools/call", CODEX["subagent"]["params"]))
+        assert host.answer("again")["error"]["data"]["agent"] == explorer
+        assert host.end() == 0
+        main = ("Codex::interactive::default", "clientInfo")
+        noted = (explorer, "hook")
+        assert who(host.audit()) == [main, ("Codex::subagent::default", "meta"), main, noted, noted]
+
+
+def test_copilots_subagent_has_its_name_if_the_call_has_the_meta_that_the_hook_prints(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+        for caller in ("main", "subagent"):
+            params = json.loads(json.dumps(COPILOT[caller]["params"]))
+            del params["_meta"]["mcpguard/toolCallId"]
+            host.send(request(caller, "tools/call", params))  # before the hook
+            assert "result" in host.answer(caller)
+            printed = recorded_hook(tmp_path, "copilot", COPILOT[caller]["hook"])
+            params["_meta"] |= printed.get("metaToUse", {})
+            host.send(request(f"noted {caller}", "tools/call", params))
+            assert "result" in host.answer(f"noted {caller}")
+        assert host.end() == 0
+        main = ("GitHub Copilot CLI::interactive::default", "clientInfo")
+        assert who(host.audit()) == [main, main, main, ("GitHub Copilot CLI::subagent::general-purpose", "hook")]
+
+
 def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path) -> None:
+    create_store(tmp_path)
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
         hello(host)
         for at in range(3):
@@ -91,6 +151,7 @@ def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path
 
 
 def test_an_agent_that_is_configured_is_not_a_hooks_to_change(tmp_path: Path) -> None:
+    create_store(tmp_path)
     with Host(tmp_path, *script("obedient"), options=["--agent", "Mine::background::job"]) as host:
         hook(tmp_path, "t1")
         assert "result" in call(host, "t1")

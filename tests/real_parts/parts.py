@@ -35,6 +35,12 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Folders of npm packages, and what is in each."""
 
+AGENTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "codex": ("@openai/codex@0.171.0",),
+    "copilot": ("@github/copilot@1.0.102",),
+}
+"""The same for clients with agents. They take 600 MB, so only `test_agents` installs them."""
+
 _PIP = ("--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "15")
 _NPM = (
     *("--loglevel", "error", "--no-audit", "--no-fund", "--ignore-scripts"),
@@ -75,8 +81,8 @@ class Parts:
         return str(self._installed(name, requirement, install) / "bin" / "python")
 
     def npm(self, name: str) -> Path:
-        """The `node_modules` of one of `PREFIXES`, beside our own programs for it."""
-        packages = PREFIXES[name]
+        """The `node_modules` of one of `PREFIXES` or `AGENTS`, beside our own programs for it."""
+        packages = {**PREFIXES, **AGENTS}[name]
 
         def install(place: Path) -> None:
             npm = shutil.which("npm")

@@ -28,10 +28,10 @@ class Store(MemoryStore):
 
     failure: StoreUnavailable | None = None
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         if self.failure:
             raise self.failure
-        return super().noted_agents(namespace, tool_use_ids)
+        return super().noted_agents(namespace, call_ids)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         if self.failure:
@@ -99,6 +99,16 @@ def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(sce
 def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
     with ThreadPoolExecutor(1) as pool, scene.dispatcher._lock:  # held while a store is used
         assert pool.submit(scene.dispatcher.awaits_answers).result(30)
+
+
+def test_answers_are_left_unread_by_a_thread_that_must_not_wait_for_the_session(scene: Scene) -> None:
+    scene.client(CALL)
+    scene.unread.add(ANSWER, awaits_answers=True)
+    with scene.dispatcher._lock:  # held while a store is used
+        assert not scene.dispatcher.read_answers(waits=False)
+    assert scene.session.awaits_answers
+    assert scene.dispatcher.read_answers(waits=False)
+    assert not scene.session.awaits_answers
 
 
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:

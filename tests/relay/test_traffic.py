@@ -68,9 +68,9 @@ class Store(MemoryStore):
             raise self.failure
         return super().decide(requests, journal)
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
-        self.asked.append([*tool_use_ids])
-        return super().noted_agents(namespace, tool_use_ids)
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+        self.asked.append([*call_ids])
+        return super().noted_agents(namespace, call_ids)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         super().record(outcomes)

@@ -75,3 +75,12 @@ def test_an_unterminated_answer_at_the_end_of_the_stream_is_the_last_one() -> No
     assert lines(unread) == []
     last = unread.last(7)
     assert (last.lines, last.now_us) == ([Line(ANSWER[:-1], True)], 7)
+
+
+def test_about_as_many_bytes_are_taken_as_asked_for() -> None:
+    unread = Unread()
+    for _ in range(5):
+        unread.add(ANSWER, awaits_answers=True)
+    assert len(list(unread.take(len(ANSWER) + 1))) == 2
+    assert unread.held_bytes == 3 * len(ANSWER)
+    assert len(list(unread.take())) == 3

@@ -11,7 +11,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.core.audit import Outcome
-from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable

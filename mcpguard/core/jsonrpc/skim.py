@@ -34,7 +34,7 @@ _KEPT: Final = {"": RESERVED, "params": RESERVED_PARAMS | {"clientInfo", "reques
 _INSIDE: Final = {"": "params", "params": "_meta"}
 """The member of the envelope, and of `params`, whose own members are read."""
 
-_BUILT: Final = frozenset({"clientInfo", "inputResponses", meta.CLIENT_INFO})
+_BUILT: Final = frozenset({"clientInfo", "inputResponses", meta.CLIENT_INFO, meta.CODEX_TURN})
 """Members that are built even if they are objects, because their own members are needed."""
 
 _WS: Final = rb"[ \t\n\r]*+"

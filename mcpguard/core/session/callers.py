@@ -54,7 +54,7 @@ class Callers:
         self._configured = identity
         self._session = session
         self._namespace = namespace
-        self._callers: dict[tuple[str | None, str | None, str | None, str], Caller] = {}
+        self._callers: dict[tuple[str | None, str | None, str | None, str | None, str], Caller] = {}
 
     def __len__(self) -> int:
         return len(self._callers)
@@ -71,21 +71,24 @@ class Callers:
             self.policy = policy
             self._callers.clear()
 
-    def caller(self, client_name: str | None, meta_agent: object, noted: str | None, tool: str) -> Caller:
+    def caller(
+        self, client_name: str | None, meta_agent: object, noted: str | None, codex_tier: str | None, tool: str
+    ) -> Caller:
         """The caller of one call.
 
         Args:
             client_name: The client's name; None if it gave none.
             meta_agent: The agent in the call's `_meta`; ignored unless it is a string.
             noted: The agent that a hook noted for the call; None if no hook did.
+            codex_tier: The tier that Codex reports in the call's `_meta`; None if there is none.
             tool: The tool.
         """
         from_meta = meta_agent if isinstance(meta_agent, str) else None
-        key = (client_name, from_meta, noted, tool)
+        key = (client_name, from_meta, noted, codex_tier, tool)
         caller = self._callers.get(key)
         if caller is None:
             identity = self.identity
-            agent, source = identity.agent(client_name, from_meta, noted)
+            agent, source = identity.agent(client_name, from_meta, noted, codex_tier)
             call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
             plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
             members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}

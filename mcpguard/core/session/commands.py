@@ -32,16 +32,16 @@ class LookUp:
     """Look up what the verdicts depend on, then answer with `LookedUp`.
 
     Args:
-        tool_use_ids: The calls whose agents a hook may have noted in the store, each once.
+        call_ids: The calls whose agents a hook may have noted in the store, each once.
         answers: Whether to first hand over everything that the server has written, as `ServerWrote`. It is needed if a call
             claims to be a retry that the server has asked for, or if a request has the id of one in flight, which the server
             may have answered.
     """
 
-    __slots__ = ("answers", "tool_use_ids")
+    __slots__ = ("answers", "call_ids")
 
-    def __init__(self, tool_use_ids: Sequence[str], *, answers: bool) -> None:
-        self.tool_use_ids = tool_use_ids
+    def __init__(self, call_ids: Sequence[str], *, answers: bool) -> None:
+        self.call_ids = call_ids
         self.answers = answers
 
 

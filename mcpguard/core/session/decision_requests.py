@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from mcpguard.core import meta
 from mcpguard.core.arguments import args_hash
-from mcpguard.core.claude_code import tool_use_id
+from mcpguard.core.client_agents import call_id, codex_tier
 from mcpguard.core.digest import cut
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.jsonrpc.skim import Unbuilt
@@ -36,7 +36,7 @@ class DecisionRequests:
 
         Args:
             frame: The call.
-            agents: The agents that hooks noted, by `tool_use_id`.
+            agents: The agents that hooks noted, by call id.
         """
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
@@ -44,8 +44,9 @@ class DecisionRequests:
         client_name = self._callers.client_name
         if meta.CLIENT_INFO in call_meta:
             client_name = name_in(call_meta[meta.CLIENT_INFO]) or client_name
-        noted = agents.get(tool_use_id(call_meta) or "") if agents else None
-        caller = self._callers.caller(client_name, call_meta.get(meta.AGENT), noted, params["name"])
+        noted = agents.get(call_id(call_meta) or "") if agents else None
+        tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
+        caller = self._callers.caller(client_name, call_meta.get(meta.AGENT), noted, tier, params["name"])
         request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":

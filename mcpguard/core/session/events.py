@@ -63,7 +63,7 @@ class LookedUp:
     """The answer to `LookUp`.
 
     Args:
-        agents: The noted agents by `tool_use_id`. Calls without a note are absent.
+        agents: The noted agents by `call_id`. Calls without a note are absent.
     """
 
     __slots__ = ("agents",)

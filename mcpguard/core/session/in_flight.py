@@ -43,9 +43,9 @@ class RequestsInFlight:
         return request_id in self._requests
 
     @property
-    def has_outcomes(self) -> bool:
-        """Whether there are outcomes to be recorded."""
-        return bool(self._outcomes)
+    def outcomes(self) -> int:
+        """How many outcomes there are to be recorded."""
+        return len(self._outcomes)
 
     def add(self, request_id: str, request: InFlight) -> None:
         """Remember a request that is being sent.

@@ -54,8 +54,8 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import audit, denial, meta
-from mcpguard.core.claude_code import tool_use_id
+from mcpguard.core import audit, denial
+from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc import answers, frames
@@ -68,11 +68,11 @@ from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, n
 from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight
 from mcpguard.core.session.retries import FreeRetries
-from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
+from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 
-MAX_OUTCOMES: Final = 100
-"""Outcomes in one `Record`: calls are not decided while the store writes it."""
+MAX_OUTCOMES: Final = 16
+"""Outcomes in one `Record`, or a 64th of all, if that is more: calls are not decided while the store writes it."""
 
 _INPUT_CLOSED: Final = "the server has closed its input"
 _UNJUDGED: Final = "mcpguard failed to judge this request; it was not forwarded"
@@ -132,7 +132,7 @@ class Session:
     @property
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded."""
-        return self._in_flight.has_outcomes
+        return self._in_flight.outcomes > 0
 
     @property
     def identity(self) -> Identity:
@@ -186,12 +186,8 @@ class Session:
                 needs_answers = True
             if message.method == TOOLS_CALL:
                 call_meta = meta_of(message)
-                if (
-                    meta.TOOL_USE_ID in call_meta
-                    and (call_id := tool_use_id(call_meta))
-                    and not self._callers.identity.has_whole_agent
-                ):
-                    ids[call_id] = None
+                if call_meta and (one := call_id(call_meta)) and not self._callers.identity.has_whole_agent:
+                    ids[one] = None
                 if message.is_retry:
                     exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
@@ -273,7 +269,7 @@ class Session:
         """Forward or deny a call. None for a request that is not a call's: it only wrote a row."""
         if request.frame is None or request.request_id is None:
             return None
-        if verdict.forwards:
+        if verdict.decision in FORWARDED:
             call = request.call
             flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds)
             self._in_flight.add(request.request_id, flight)
@@ -371,7 +367,7 @@ class Session:
     # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
-        outcomes = self._in_flight.take_outcomes(MAX_OUTCOMES)
+        outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 64))
         self._recording = self.journal.flush(event.wall_us, all_of_them=event.everything)
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []
 

@@ -137,13 +137,13 @@ class FailoverStore:
                 return
         self._buffer.keep_outcomes(outcomes)
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `CallStore`. While the store cannot be used there are no notes."""
         self._await_opening()
         with self._lock:
             if self._store is not None:
                 try:
-                    return self._store.noted_agents(namespace, tool_use_ids)
+                    return self._store.noted_agents(namespace, call_ids)
                 except Exception as error:
                     self._fail(error)
             return {}

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.states import prefix
 from mcpguard.stores.redis.url import RedisUrl
@@ -24,26 +24,26 @@ def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, t
         StoreUnavailable: It could not be written.
     """
     deadline_s = time.monotonic() + timeout_s
-    key = _key(namespace, note.tool_use_id)
+    key = _key(namespace, note.call_id)
     command = ("SET", key, f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000)
     with contextlib.closing(Link(address, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
         link.checked(link.ask([command], deadline_s=deadline_s)[0])
 
 
-def reading(namespace: str, tool_use_ids: Sequence[str]) -> Command:
+def reading(namespace: str, call_ids: Sequence[str]) -> Command:
     """The command that reads the notes of one call or more."""
-    return ("MGET", *(_key(namespace, one) for one in tool_use_ids))
+    return ("MGET", *(_key(namespace, one) for one in call_ids))
 
 
-def read(tool_use_ids: Sequence[str], values: Sequence[bytes | None], *, wall_us: int) -> dict[str, str]:
+def read(call_ids: Sequence[str], values: Sequence[bytes | None], *, wall_us: int) -> dict[str, str]:
     """The agents in the reply to `reading`, by id. Expired notes are left out."""
     found: dict[str, str] = {}
-    for one, value in zip(tool_use_ids, values, strict=True):
+    for one, value in zip(call_ids, values, strict=True):
         noted_us, _, agent = (value or b"").decode().partition(" ")
         if agent and abs(wall_us - int(noted_us)) <= NOTE_KEPT_US:
             found[one] = agent
     return found
 
 
-def _key(namespace: str, tool_use_id: str) -> str:
-    return f"{prefix(namespace)}note:{tool_use_id}"
+def _key(namespace: str, call_id: str) -> str:
+    return f"{prefix(namespace)}note:{call_id}"

@@ -410,12 +410,12 @@ class RedisStore:
         now_us = self._clock() if self._clock else _time_us(server_time)
         return [states.log(value) for value in (values[0] if values else ())], now_us
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
-        if not tool_use_ids:
+        if not call_ids:
             return {}
-        values = self._ask(notes.reading(namespace, tool_use_ids))[0]
-        return notes.read(tool_use_ids, values, wall_us=self._wall())
+        values = self._ask(notes.reading(namespace, call_ids))[0]
+        return notes.read(call_ids, values, wall_us=self._wall())
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""

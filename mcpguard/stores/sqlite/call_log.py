@@ -223,7 +223,9 @@ class CallLog:
 
     def append(self, at: Position, text: str, rows: int, *, durable: bool = False) -> Position:
         """Append one record: see `append_all`."""
-        return self.append_all(at, [(text, rows)], durable=durable)
+        record, after = self._record(at, text, rows)
+        self._commit(at, record, after, durable=durable)
+        return after
 
     def append_all(self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False) -> Position:
         """Append all records or none. The caller has the lock, and has read the log to its end.
@@ -238,16 +240,24 @@ class CallLog:
             StoreUnavailable: A record is longer than `MAX_TEXT_BYTES`, the most that a reader can read.
             OSError: The write failed, and nothing was appended.
         """
-        data = b""
-        after = at
+        data, after = b"", at
         for text, rows in records:
-            body = text.encode()
-            if len(body) > MAX_TEXT_BYTES:
-                raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
-            body = _HEAD.pack(after.end, after.row, rows, len(body)) + body
-            checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
-            after = Position(after.end + len(body) + _CHECKSUM_BYTES, after.row + rows, checksum)
-            data += body + checksum
+            record, after = self._record(after, text, rows)
+            data += record
+        self._commit(at, data, after, durable=durable)
+        return after
+
+    def _record(self, at: Position, text: str, rows: int) -> tuple[bytes, Position]:
+        """The bytes of a record at a position, and the position after it."""
+        body = text.encode()
+        if len(body) > MAX_TEXT_BYTES:
+            raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
+        body = _HEAD.pack(at.end, at.row, rows, len(body)) + body
+        checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
+        return body + checksum, Position(at.end + len(body) + _CHECKSUM_BYTES, at.row + rows, checksum)
+
+    def _commit(self, at: Position, data: bytes, after: Position, *, durable: bool) -> None:
+        """Write records at the end of the log."""
         if after.end > self._room_until:
             self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
             if after.end > self._room_until:
@@ -261,7 +271,6 @@ class CallLog:
             except OSError:
                 self._write(at.end, bytes(_HEAD.size))  # undo it: a power cut may lose it, so it must not count now
                 raise
-        return after
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""

@@ -2,20 +2,15 @@
 
 import json
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mcpguard.core.digest import number
+from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, entries, notes
-from mcpguard.stores.sqlite.memory import change, charge, pack
+from mcpguard.stores.sqlite.memory import Change, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
-
-LINES_AT_ONCE: Final = 32
-PAUSE_S: Final = 0.0001
-"""After so many lines, about 100 µs of work, this thread sleeps, so that the thread that decides gets the interpreter's lock.
-`sleep(0)` would not do: this thread would take the lock again first."""
 
 _ROW_BYTES: Final = 160
 _FRAGMENT_BYTES: Final = 100
@@ -40,11 +35,13 @@ class Drain:
     Args:
         db: The database.
         key: The store's key.
+        pauses: Pauses for calls.
     """
 
-    def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
+    def __init__(self, db: sqlite3.Connection, key: bytes, pauses: Pauses) -> None:
         self._db = db
         self._key = key
+        self._pauses = pauses
         self._rows: dict[int, list[object]] = {}
         self._outcomes: list[tuple[str, str, int]] = []
         self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
@@ -52,7 +49,7 @@ class Drain:
         self._bytes: Counter[int] = Counter()
         self._labels: dict[int, str] = {}
         self._windows: dict[int, int] = {}
-        self._changes: list[list[str]] = []  # of counters, in order: the fields of a line; of a row its kind, time and charges
+        self._changes: list[Change] = []
 
     def write(self, first_row: int, batch: Sequence[str]) -> None:
         """Write records.
@@ -62,20 +59,13 @@ class Drain:
             batch: The records.
         """
         row = first_row
-        since_pause = 0
-        for text in batch:
-            lines = text.split("\n")
-            since_pause += len(lines)
-            if since_pause >= LINES_AT_ONCE:
-                since_pause = 0
-                time.sleep(PAUSE_S)
-            for line in lines:
-                fields = line.split("\t")
-                if fields[0] == entries.ROW:
-                    self._take_row(row, fields)
-                    row += 1
-                else:
-                    self._take(fields)
+        for line in self._pauses.between(line for text in batch for line in text.split("\n")):
+            fields = line.split("\t")
+            if fields[0] == entries.ROW:
+                self._take_row(row, fields)
+                row += 1
+            else:
+                self._take(fields)
         self._write_rows()
         self._write_counters()
 
@@ -93,7 +83,7 @@ class Drain:
         values.append(bytes.fromhex(args_hash) if args_hash else None)
         self._rows[row_id] = [*values, *[value or None for value in rest], detail or None, None, None]
         if charged:
-            self._changes.append([entries.ROW, charged_us, charged])
+            self._changes.append((int(charged_us), charged))
 
     def _context(self, text: str) -> tuple[int, int | None]:
         name = (json.loads(text)["namespace"],)
@@ -128,29 +118,28 @@ class Drain:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
     def _write_rows(self) -> None:
-        db = self._db
-        db.executemany(_USE, [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()])
-        db.executemany(_INSERT_ROW, self._rows.values())
-        db.executemany(_SET_OUTCOME, self._outcomes)
-        db.executemany("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
+        uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
+        self._write_all(_USE, uses)
+        self._write_all(_INSERT_ROW, self._rows.values())
+        self._write_all(_SET_OUTCOME, self._outcomes)
+        self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _write_counters(self) -> None:
         """Write the counters that the records change."""
-        for charged in {fields[2] for fields in self._changes if fields[0] == entries.ROW}:
-            self._windows |= {key: window_us for key, window_us, _ in entries.read_charges(charged)}
-        self._windows |= {int(fields[1]): int(fields[2]) for fields in self._changes if fields[0] == entries.MERGED}
-        emptied = {int(fields[1]) for fields in self._changes if fields[0] == entries.EMPTIED}
+        self._windows |= windows(one for one in self._changes if isinstance(one, tuple))
+        others = [fields for fields in self._changes if not isinstance(fields, tuple)]
+        self._windows |= {int(fields[1]): int(fields[2]) for fields in others if fields[0] == entries.MERGED}
+        emptied = {int(fields[1]) for fields in others if fields[0] == entries.EMPTIED}
         states = database.logs(self._db, {*self._windows, *emptied})
-        for fields in self._changes:
-            if fields[0] == entries.ROW:
-                charge(states, int(fields[1]), fields[2])
-            else:
-                change(states, fields)
-        self._db.executemany("DELETE FROM counter WHERE id = ?", [(key,) for key, log in states.items() if not log])
-        held = [(key, log) for key, log in states.items() if log]
-        values = [(key, self._windows[key], self._labels.get(key, entries.NO_LABEL), log[-2], pack(log)) for key, log in held]
-        self._db.executemany(_SET_COUNTER, values)
-        self._db.executemany(_SET_LABEL, [(label, key) for key, label in self._labels.items() if states.get(key)])
+        change_all(states, self._pauses.between(self._changes))
+        self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key, log in states.items() if not log))
+        held = ((key, log) for key, log in states.items() if log)
+        values = ((key, self._windows[key], self._labels.get(key, entries.NO_LABEL), log[-2], pack(log)) for key, log in held)
+        self._write_all(_SET_COUNTER, values)
+        self._write_all(_SET_LABEL, ((label, key) for key, label in self._labels.items() if states.get(key)))
+
+    def _write_all(self, statement: str, values: Iterable[Sequence[object]]) -> None:
+        self._db.executemany(statement, self._pauses.between(values))
 
 
 def row_bytes(length: int) -> int:

@@ -26,6 +26,10 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
+Change = tuple[int, str] | list[str]
+"""A change of counters: of a row its store time and its counters, see `entries.charges`; else the fields of a line."""
+
+
 class Memory:
     """A store's counters and notes at one position of its log.
 
@@ -42,7 +46,8 @@ class Memory:
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
-        self.states: dict[int, State] = {}
+        self._states: dict[int, State] = {}
+        self._uncharged: list[tuple[int, str]] = []
         self.complete = complete
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.has_all_notes = True
@@ -50,6 +55,18 @@ class Memory:
         self._windows: dict[int, int] = {}
         for key, window_us, log in logs:
             self.remember(key, window_us, log)
+
+    @property
+    def states(self) -> dict[int, State]:
+        """The logs, by counter id. Rows that were applied are charged here, because many take little longer than one."""
+        if self._uncharged:
+            rows, self._uncharged = self._uncharged, []
+            if self.complete:
+                for key, window_us in windows(rows).items():
+                    if key not in self._states:
+                        self.remember(key, window_us, EMPTY)
+            charge(self._states, rows)
+        return self._states
 
     def remember(self, key: int, window_us: int, log: State) -> None:
         """Remember a counter's log."""
@@ -63,22 +80,14 @@ class Memory:
             if kind == entries.ROW:
                 _, charged_us, charged = line.rsplit("\t", 2)
                 if charged:
-                    self.charge(int(charged_us), charged)
+                    self._uncharged.append((int(charged_us), charged))
             elif kind in _FOLLOWED:
                 self._follow(kind, line.split("\t"))
-
-    def charge(self, now_us: int, charged: str) -> None:
-        """Charge the counters that a row names."""
-        if self.complete:
-            for key, window_us, _ in entries.read_charges(charged):
-                if key not in self.states:
-                    self.remember(key, window_us, EMPTY)
-        charge(self.states, now_us, charged)
 
     def _follow(self, kind: str, fields: list[str]) -> None:
         if kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
-            self.notes[namespace, note.tool_use_id] = (note.agent, noted_us)
+            self.notes[namespace, note.call_id] = (note.agent, noted_us)
             return
         if kind == entries.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
@@ -94,7 +103,7 @@ class Memory:
     @property
     def is_crowded(self) -> bool:
         """Whether `make_room` has anything to drop."""
-        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
+        return len(self._states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
 
     def make_room(self, clock: Clock) -> None:
         """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
@@ -127,12 +136,43 @@ def _charged_us(log: State) -> int:
 _FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.WRITTEN_BACK})
 
 
-def charge(states: MutableMapping[int, State], now_us: int, charged: str) -> None:
-    """Charge the counters of a row, as far as they are in `states`."""
-    for key, window_us, n in entries.read_charges(charged):
-        log = states.get(key)
-        if log is not None:
-            states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us)
+def charge(states: MutableMapping[int, State], rows: Iterable[tuple[int, str]]) -> None:
+    """Charge the counters of rows, in order, as far as they are in `states`.
+
+    A log is copied when a row begins an entry. What later rows add to the entry is written at the end, all together.
+
+    Args:
+        states: The logs.
+        rows: The store time and the counters of each row, see `entries.charges`.
+    """
+    newest: dict[int, tuple[int, int, int, int]] = {}  # by counter: when its newest entry began, its time, cost and window
+    for now_us, charged in rows:
+        for key, window_us, n, grain_us in _charges(charged):
+            entry = newest.get(key)
+            if entry is not None:
+                opened_us, _, cost, _ = entry
+                if now_us - opened_us < grain_us:
+                    newest[key] = opened_us, now_us, cost + 1, window_us
+                    continue
+                states[key] = (*states[key][:-2], *entry[1:3])
+            log = states.get(key)
+            if log is not None:
+                log = states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us)
+                newest[key] = log[0], now_us, log[-1], window_us
+    for key, (_, now_us, cost, window_us) in newest.items():
+        states[key] = limiter.live((*states[key][:-2], now_us, cost), window_us, now_us)
+
+
+@lru_cache(maxsize=512)
+def _charges(charged: str) -> tuple[tuple[int, int, int, int], ...]:
+    """Id, window in µs, n and grain in µs of the counters of a row."""
+    return tuple((key, window_us, n, limiter.grain(n, window_us)) for key, window_us, n in entries.read_charges(charged))
+
+
+def windows(rows: Iterable[tuple[int, str]]) -> dict[int, int]:
+    """The windows in µs of the counters of rows, by counter id."""
+    texts = dict.fromkeys(charged for _, charged in rows)  # an ordered set
+    return {key: window_us for charged in texts for key, window_us, _, _ in _charges(charged)}
 
 
 def change(states: MutableMapping[int, State], fields: list[str]) -> None:
@@ -146,16 +186,31 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
         states[key] = limiter.merge(states[key], tuple(map(int, fields[3].split(","))), int(fields[2]))
 
 
+def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) -> None:
+    """Make changes, in order, to the counters in `states`."""
+    rows: list[tuple[int, str]] = []
+    for one in changes:
+        if isinstance(one, tuple):
+            rows.append(one)
+        else:
+            charge(states, rows)
+            rows = []
+            change(states, one)
+    charge(states, rows)
+
+
 def replay(states: MutableMapping[int, State], text: str) -> None:
     """Apply a record to the counters in `states`."""
+    changes: list[Change] = []
     for line in text.split("\n"):
         kind = line[0]
         if kind == entries.ROW:
             _, charged_us, charged = line.rsplit("\t", 2)
             if charged:
-                charge(states, int(charged_us), charged)
+                changes.append((int(charged_us), charged))
         elif kind in {entries.MERGED, entries.EMPTIED}:
-            change(states, line.split("\t"))
+            changes.append(line.split("\t"))
+    change_all(states, changes)
 
 
 def touched(text: str) -> Collection[int]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.client_agents import AgentNote
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
 
 KIND: Final = "n"
@@ -18,13 +18,13 @@ KIND: Final = "n"
 
 def line(namespace: str, note: AgentNote, wall_us: int) -> str:
     """The line of a note."""
-    return f"{KIND}\t{json.dumps(namespace)}\t{note.tool_use_id}\t{json.dumps(note.agent)}\t{wall_us}"
+    return f"{KIND}\t{json.dumps(namespace)}\t{note.call_id}\t{json.dumps(note.agent)}\t{wall_us}"
 
 
 def read(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
     """The namespace, the note and its wall-clock time in a line's fields."""
-    _, namespace, tool_use_id, agent, wall_us = fields
-    return json.loads(namespace), AgentNote(tool_use_id, json.loads(agent)), int(wall_us)
+    _, namespace, call_id, agent, wall_us = fields
+    return json.loads(namespace), AgentNote(call_id, json.loads(agent)), int(wall_us)
 
 
 def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:

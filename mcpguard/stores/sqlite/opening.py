@@ -109,7 +109,8 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
                 for text, after in log.records(at):
                     memory.apply(text)
                     at = after
-            reader.clock = own_clock or _time_base(path, log, hold, max(memory.latest_us(), reader.latest_us()), wall)
+            newest = [wall, memory.latest_us, reader.latest_us]
+            reader.clock = own_clock or _time_base(path, log, hold, lambda: max(ask() for ask in newest))
             hold.share()
         finally:
             lock.release()
@@ -194,12 +195,19 @@ def _continues(log: CallLog, at: Position) -> bool:
     return True
 
 
-def _time_base(path: Path, log: CallLog, hold: SharedHold, latest_us: int, wall: Clock) -> Clock:
+def _time_base(path: Path, log: CallLog, hold: SharedHold, begin_us: Clock) -> Clock:
     """The store's time: the machine's boot clock plus an offset in the log's header. It never runs backwards.
 
     After a restart of the machine the wall clock says how long it was off. If the wall clock is ahead, windows end early, and
     each limit admits at most its N once more. If it is behind, time goes on from the newest charge, and windows end late by at
     most their length.
+
+    Args:
+        path: The database.
+        log: Its call log.
+        hold: Tells whether another process has the store open.
+        begin_us: When a new time base begins: the later of wall-clock time and the newest charge. It is called only for a new
+            one, because it searches all counters.
     """
     header, mine = log.header, clock.base_id()
     if header.get("time_base") != mine:
@@ -208,7 +216,7 @@ def _time_base(path: Path, log: CallLog, hold: SharedHold, latest_us: int, wall:
                 f"{path} is in use by another machine, or by a container with a clock of its own",
                 "counters that machines share belong into Redis; here, name a file of its own with --store",
             )
-        offset_us = max(wall(), latest_us) - clock.boot_us()
+        offset_us = begin_us() - clock.boot_us()
         header = {**header, "time_base": mine, "time_offset_us": offset_us}
         log.write_header(header)
     offset = int(str(header["time_offset_us"]))

@@ -156,11 +156,11 @@ class Reader:
         with database.reported(self.path):
             return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
 
-    def notes(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+    def notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Agent and wall-clock time of these calls' notes in the database, by call id."""
         found: dict[str, tuple[str, int]] = {}
         with database.reported(self.path):
-            for some in database.batches(tool_use_ids):
+            for some in database.batches(call_ids):
                 question = f"{_NOTES_OF} ({database.marks(some)})"
                 found |= {call: (agent, us) for call, agent, us in self._db.execute(question, (namespace, *some))}
         return found

@@ -19,14 +19,15 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.model import Counter, counter_id
-from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
+from mcpguard.core.verdict import DecisionRequest, Verdict, admit, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import call_log, database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.opening import open_files
@@ -87,7 +88,9 @@ class SqliteStore:
         self._clock = self._reader.clock
         self._memory = self._files.memory
         self._at = self._files.at
-        self._upkeep = Upkeep(path, self._log, Bounds(namespace, keep_us, max_bytes), now_us=self._clock())
+        bounds = Bounds(namespace, keep_us, max_bytes)
+        self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
+        self._decided_s = 0.0
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._own_bytes = 0  # appended since the last wait
         self._checked_bytes = 0  # how many that were at the last check
@@ -118,6 +121,8 @@ class SqliteStore:
                     self._learn(requests)
                 except Lost:
                     raise damaged(self._log.path, "its database is beyond it") from None
+            if len(requests) == 1 and (verdict := self._admit(requests[0], journal)):
+                return [verdict]
             states, now_us, time_us, row_id = self._memory.states, self._clock(), self._wall(), self._at.row
             verdicts: list[Verdict] = []
             groups: list[str] = []
@@ -150,6 +155,28 @@ class SqliteStore:
             raise database.unavailable(self.path, error) from error
         finally:
             self._turn_lock.release()
+            self._decided_s = time.monotonic()
+
+    def _admit(self, request: DecisionRequest, journal: Journal) -> Verdict | None:
+        """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
+        states, now_us, counters = self._memory.states, self._clock(), request.plan.counters
+        logs = [states.get(one.id, EMPTY) for one in counters]
+        admitted = None if request.decided else admit(request.plan, logs, now_us)
+        if admitted is None:
+            return None
+        verdict, after = admitted
+        charged = entries.charges(counters, request.plan.limits)
+        text = entries.admitted_line(request, verdict, self._wall(), journal.seq + 1, now_us, charged)
+        verdict.row_id, before = self._at.row, self._at.end
+        self._at = self._log.append(self._at, text, 1, durable=self._durable)
+        self._own_bytes += self._at.end - before
+        journal.wrote(request, verdict)
+        for counter, log in zip(counters, after, strict=True):
+            states[counter.id] = log
+        return verdict
+
+    def _is_busy(self) -> bool:
+        return time.monotonic() - self._decided_s < QUIET_S
 
     def _learn(self, requests: Sequence[DecisionRequest]) -> None:
         """Read the counters of the requests that are not in memory from the database.
@@ -197,13 +224,13 @@ class SqliteStore:
         self._publish([entries.emptied_line(counter_id(label)) for label in labels])
         return len(held & set(labels))
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         with database.reported(self.path):
             self._follow()
         memory, wall_us = self._memory, self._wall()
-        noted = {one: memory.notes[namespace, one] for one in tool_use_ids if (namespace, one) in memory.notes}
-        unknown = [] if memory.has_all_notes else [one for one in tool_use_ids if one not in noted]
+        noted = {one: memory.notes[namespace, one] for one in call_ids if (namespace, one) in memory.notes}
+        unknown = [] if memory.has_all_notes else [one for one in call_ids if one not in noted]
         if unknown:
             noted |= self._reader.notes(namespace, unknown)
         return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}
@@ -285,8 +312,9 @@ class SqliteStore:
     def _await_drained(self, end: int) -> None:
         """Wait until the database has the log up to a position, for at most the store's timeout."""
         until_s = time.monotonic() + self._timeout_s
-        while self._log.drained().end < end and time.monotonic() < until_s:
-            time.sleep(LOOK_EVERY_S)
+        with self._upkeep.awaited():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                time.sleep(LOOK_EVERY_S)
 
     def _make_room(self, *, drains: bool) -> None:
         """Wait until the full log has room, for at most the store's timeout.

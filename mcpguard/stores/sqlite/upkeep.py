@@ -7,13 +7,14 @@ a transaction of upkeep, and upkeep for them.
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.core.claude_code import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import DISORDER_US
+from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
@@ -21,6 +22,9 @@ from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
 """The log is drained when it holds this many new bytes, or when it was last drained this long ago."""
+
+URGENT_BYTES: Final = 2 * 1024 * 1024
+"""After so many bytes, upkeep makes no more pauses, because calls may soon have to wait for room in the log."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
@@ -73,15 +77,18 @@ class Upkeep:
         log: The call log.
         bounds: The bounds of this process's namespace. It tells them to the database, so that any process can prune by them.
         now_us: The store's time.
+        busy: Whether this process has decided a call within the last `QUIET_S`.
     """
 
-    def __init__(self, path: Path, log: CallLog, bounds: Bounds, *, now_us: int) -> None:
+    def __init__(self, path: Path, log: CallLog, bounds: Bounds, *, now_us: int, busy: Callable[[], bool]) -> None:
         self._path = path
         self._log = log
         self._bounds = bounds
         self._drained_us = now_us
         self._told_bounds = False
         self._has_more_to_do = False
+        self._busy = busy
+        self._awaited = 0
 
     def is_due(self, end: int, now_us: int) -> bool:
         """Whether `tend` would do something now.
@@ -124,14 +131,15 @@ class Upkeep:
                 self._prune_shared(db, now_us, wall_us)
                 self._has_more_to_do = True
             if self._has_more_to_do:
+                pauses = self._pauses()
                 with database.writing(db):
-                    more = _prune_old(db, wall_us)
-                    more |= _prune_surplus(db, _PRUNED_AT_ONCE)
+                    more = _prune_old(db, wall_us, pauses)
+                    more |= _prune_surplus(db, _PRUNED_AT_ONCE, pauses)
                 self._has_more_to_do = self._shrink(db) or more
 
     def drain(self) -> None:
-        """Move all records of the log into the database. Raises as `tend` does."""
-        with self._connected() as db:
+        """Move all records of the log into the database, while somebody waits for it. Raises as `tend` does."""
+        with self._connected() as db, self.awaited():
             self._drain(db)
 
     def prune(self, before_us: int) -> tuple[int, bool]:
@@ -140,11 +148,24 @@ class Upkeep:
         Returns:
             How many rows were deleted, and whether there may be more to do.
         """
-        with self._connected() as db:
+        with self._connected() as db, self.awaited():
             self._drain(db)
             with database.writing(db):
-                dropped, more = _drop_before(db, self._bounds.namespace, before_us)
+                dropped, more = _drop_before(db, self._bounds.namespace, before_us, self._pauses())
             return dropped, self._shrink(db) or more
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Do upkeep of this process without pauses, because the caller waits for it. From any thread."""
+        self._awaited += 1
+        try:
+            yield
+        finally:
+            self._awaited -= 1
+
+    def _pauses(self) -> Pauses:
+        begin = self._log.drained().end
+        return Pauses(self._busy, lambda: self._awaited > 0 or self._log.drained().end - begin > URGENT_BYTES)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -168,25 +189,26 @@ class Upkeep:
         at = last = database.position(db)
         batch: list[str] = []
         size = 0
-        for text, after in self._log.records(at):
+        pauses = self._pauses()
+        for text, after in pauses.between(self._log.records(at)):
             batch.append(text)
             last = after
             size += len(text)
             if size > _DRAINED_AT_ONCE_BYTES:
-                self._write(db, at, batch, last)
+                self._write(db, at, batch, last, pauses)
                 at, batch, size = last, [], 0
         if batch:
-            self._write(db, at, batch, last)
+            self._write(db, at, batch, last, pauses)
 
-    def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position) -> None:
+    def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position, pauses: Pauses) -> None:
         """Write a batch into the database, and delete as many old rows as that takes to stay within the bounds."""
         with database.writing(db):
             if database.position(db) != since:
                 hint = f"was {self._path.name}-lock removed, which is to keep them apart?"
                 raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
-            Drain(db, self._log.key).write(since.row, batch)
+            Drain(db, self._log.key, pauses).write(since.row, batch)
             database.set_position(db, upto)
-            more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)))
+            more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)), pauses)
         self._has_more_to_do |= more
         self._log.set_drained(upto)
 
@@ -216,17 +238,18 @@ class Upkeep:
         return bool(surplus > _PAGES_AT_ONCE)
 
 
-def _prune_old(db: sqlite3.Connection, wall_us: int) -> bool:
+def _prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
     """Delete some rows that are too old. Returns whether there may be more."""
     more = False
     for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
-        found = [one for one in db.execute(_OLDEST, (namespace, _PRUNED_AT_ONCE)) if one[1] < wall_us - keep_us]
-        _drop_rows(db, namespace, found)
+        oldest = pauses.between(db.execute(_OLDEST, (namespace, _PRUNED_AT_ONCE)))
+        found = [one for one in oldest if one[1] < wall_us - keep_us]
+        _drop_rows(db, namespace, found, pauses)
         more |= len(found) == _PRUNED_AT_ONCE
     return more
 
 
-def _drop_before(db: sqlite3.Connection, name: str, before_us: int) -> tuple[int, bool]:
+def _drop_before(db: sqlite3.Connection, name: str, before_us: int, pauses: Pauses) -> tuple[int, bool]:
     """Delete some of a namespace's rows of before a time. See `Upkeep.prune`."""
     (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (name,)).fetchone() or (0,)
     found = []
@@ -235,11 +258,11 @@ def _drop_before(db: sqlite3.Connection, name: str, before_us: int) -> tuple[int
             found.append(one)
         if len(found) == _PRUNED_AT_ONCE or one[1] >= before_us + DISORDER_US:
             break
-    _drop_rows(db, namespace, found)
+    _drop_rows(db, namespace, found, pauses)
     return len(found), len(found) == _PRUNED_AT_ONCE
 
 
-def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
+def _prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
     """Delete the oldest rows of each namespace that is above its bound, at most `most`. Returns whether there may be more.
 
     The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
@@ -252,10 +275,10 @@ def _prune_surplus(db: sqlite3.Connection, most: int) -> bool:
         while _size(db, namespace) > bound:
             if most <= 0:
                 return True
-            found = db.execute(_OLDEST, (namespace, _PRUNED_STEP)).fetchall()
+            found = list(pauses.between(db.execute(_OLDEST, (namespace, _PRUNED_STEP))))
             if not found:
                 break
-            _drop_rows(db, namespace, found)
+            _drop_rows(db, namespace, found, pauses)
             most -= len(found)
     return False
 
@@ -269,11 +292,13 @@ def _size(db: sqlite3.Connection, namespace: int) -> int:
     return int(db.execute("SELECT bytes FROM namespace WHERE id = ?", (namespace,)).fetchone()[0])
 
 
-def _drop_rows(db: sqlite3.Connection, namespace: int, found: list[tuple[int, int, int, int | None, int]]) -> None:
+def _drop_rows(
+    db: sqlite3.Connection, namespace: int, found: list[tuple[int, int, int, int | None, int]], pauses: Pauses
+) -> None:
     """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses any more."""
     unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
-    db.executemany("DELETE FROM audit WHERE id = ?", [one[:1] for one in found])
-    db.executemany(_UNUSE, [(count, key) for key, count in unused.items()])
+    db.executemany("DELETE FROM audit WHERE id = ?", pauses.between(one[:1] for one in found))
+    db.executemany(_UNUSE, pauses.between((count, key) for key, count in unused.items()))
     freed = sum(row_bytes(length) for *_, length in found) + _drop_unused(db, list(unused))
     db.execute("UPDATE namespace SET bytes = max(0, bytes - ?) WHERE id = ?", (freed, namespace))
 

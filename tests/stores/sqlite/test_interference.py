@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mcpguard.core.audit import Outcome
-from mcpguard.core.claude_code import AgentNote
+from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import call_log, database, entries, notes, reader, store, upkeep

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.claude_code import NOTE_KEPT_US, AgentNote
+from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.failover.store import FailoverStore
@@ -123,7 +123,7 @@ class Gone(MemoryStore):
 
     asked = 0
 
-    def noted_agents(self, namespace: str, tool_use_ids: Sequence[str]) -> dict[str, str]:
+    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         self.asked += 1
         raise StoreUnavailable("it is gone")
 

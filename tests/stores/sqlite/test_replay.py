@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.model import Call, Counter, Plan, Reported
 from mcpguard.core.text import compact
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Store
 from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
@@ -204,3 +205,22 @@ def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
     line = entries.row_line(row, 7, "[[1,2,3]]")
     assert "\n" not in line
     assert entries.read_row(line.split("\t")) == row
+
+
+@given(
+    st.builds(
+        DecisionRequest,
+        st.just(Call("alice", "Codex::interactive::default", "crm", "search")),
+        st.just(Plan()),
+        st.just('{"user":"alice"}'),
+        st.none(),
+        st.sampled_from(["7", '"a"', '"' + "x" * 3000 + '"']),
+        args_hash=st.sampled_from([None, b"0123456789ab"]),
+        trace_id=st.sampled_from([None, "ab" * 16]),
+        detail=st.sampled_from([{}, {"arguments": {"text": "é"}}]),
+    )
+)
+def test_the_line_of_an_admitted_call_is_the_line_of_its_row(request: DecisionRequest) -> None:
+    verdict = Verdict("allowed", Reported("user", "user=*", 5, "1m"), count=2, remaining=3)
+    line = entries.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,2,3]]")
+    assert entries.admitted_line(request, verdict, 17, 4, 99, "[[1,2,3]]") == line

@@ -12,6 +12,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.core.audit import Outcome
+from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
 from mcpguard.stores.sqlite import call_log, draining, upkeep
 from mcpguard.stores.sqlite import store as module
@@ -188,6 +189,25 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
         session.call("free", 10)
         stormy.keep_pace(lambda: None)
     assert other.decisions("free", 250) == ["allowed"] * 250  # the same again
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool
+) -> None:
+    store = open_store()
+    Session(store, FIVE_A_MINUTE).call("x", 3)
+    assert store._decided_s
+    waits: list[float] = []
+    monkeypatch.setattr(pauses, "WORK_S", 0.0)
+    monkeypatch.setattr(pauses, "GIVE_WAY_S", 1e-9)
+    monkeypatch.setattr(store, "_decided_s", 1e18)  # as if each moment a call was decided
+    monkeypatch.setattr("time.sleep", waits.append)
+    with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
+        assert store._with_lock(lambda: store._upkeep.tend(now_us=store._clock(), wall_us=store._wall()))
+    assert bool(waits) is not is_awaited
+    assert store._log.drained() == store._at
+    assert store._is_busy()
 
 
 def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:

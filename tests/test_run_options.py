@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mcpguard.cli import run_options
+from mcpguard import run_options
 from mcpguard.cli.run import command
 from tests.cli.command import command as mcpguard
 from tests.end_to_end.host import DEADLINE_S, environment

@@ -1,0 +1,112 @@
+"""The dialects of clients' files, and a file as a document that can be edited in place."""
+
+import codecs
+import re
+from collections.abc import Iterable
+from enum import Enum
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from mcpguard.clients import jsonc, toml, yaml
+from mcpguard.clients.nodes import Node, Splice, Unreadable, place, spliced
+
+__all__ = ["Dialect", "Document", "Unreadable", "is_blank", "quoted", "read"]
+
+
+class Dialect(Enum):
+    """What a client can read."""
+
+    JSON = "JSON"
+    JSON_WITH_COMMENTS = "JSON with comments"
+    """Comments, but no trailing commas."""
+    JSONC = "JSON with comments and trailing commas"
+    TOML = "TOML"
+    YAML = "YAML"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it is one of the dialects of JSON."""
+        return self not in (Dialect.TOML, Dialect.YAML)
+
+
+class Document(NamedTuple):
+    """A parsed file.
+
+    Attributes:
+        text: The file's text without the byte order mark.
+        mark: The byte order mark, or nothing.
+        dialect: How the text was parsed.
+        root: The tree of nodes.
+    """
+
+    text: str
+    mark: bytes
+    dialect: Dialect
+    root: Node
+
+    def after(self, splices: Iterable[Splice]) -> bytes:
+        """The file after edits."""
+        return self.mark + spliced(self.text, splices).encode()
+
+    def unreadable(self, message: str, at: int) -> Unreadable:
+        """The error for a form that cannot be edited."""
+        return Unreadable(message, *place(self.text, at))
+
+    def line_start(self, at: int) -> int:
+        """The first character of the line in which a character is."""
+        return self.text.rfind("\n", 0, at) + 1
+
+    def line_break(self, at: int) -> str:
+        """The line break that ends the line before a character's line; the file's first one if there is no such line."""
+        start = self.line_start(at)
+        if start:
+            return "\r\n" if self.text.endswith("\r\n", 0, start) else "\n"
+        found = re.search(r"\r?\n", self.text)
+        return found[0] if found else "\n"
+
+    def indentation(self, at: int) -> str:
+        """The white space with which the line of a character begins."""
+        match = re.compile(r"[ \t]*").match(self.text, self.line_start(at), at)
+        return match[0] if match else ""
+
+
+def is_blank(data: bytes) -> bool:
+    """Whether a file has only white space, perhaps after a byte order mark."""
+    return not data.removeprefix(codecs.BOM_UTF8).strip()
+
+
+@lru_cache(maxsize=4)
+def read(data: bytes, dialect: Dialect) -> Document:
+    """Parse a file. The last files are remembered, because a file of many megabytes can have servers in hundreds of places.
+
+    Raises:
+        Unreadable: The file is not UTF-8, or not of this dialect.
+    """
+    body = data.removeprefix(codecs.BOM_UTF8)
+    mark = data[: len(data) - len(body)]
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        before = body[: error.start].decode()
+        raise Unreadable("the file is not UTF-8", *place(before, len(before))) from error
+    try:
+        return Document(text, mark, dialect, _parse(text, dialect))
+    except RecursionError as error:
+        raise Unreadable("the file is nested too deeply") from error
+
+
+def _parse(text: str, dialect: Dialect) -> Node:
+    if dialect is Dialect.TOML:
+        return toml.parse(text)
+    if dialect is Dialect.YAML:
+        return yaml.parse(text)
+    return jsonc.parse(text, comments=dialect is not Dialect.JSON, trailing_commas=dialect is Dialect.JSONC)
+
+
+_SHORT: Final = {'"': '\\"', "\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPED: Final = re.compile(r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]')
+
+
+def quoted(text: str) -> str:
+    """A text in double quotes, which JSON, TOML and YAML read alike."""
+    return '"' + _ESCAPED.sub(lambda match: _SHORT.get(match[0]) or f"\\u{ord(match[0]):04x}", text) + '"'

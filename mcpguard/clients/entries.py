@@ -1,0 +1,348 @@
+"""Reads and edits the servers in a client's file: an edit inserts `mcpguard run` before a server's command, or deletes it."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from mcpguard import run_options
+from mcpguard.clients.documents import Dialect, Document, Unreadable, is_blank, quoted, read
+from mcpguard.clients.edits import emptied_block, member_after, prepended, without_first, without_member
+from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Splice, plain
+
+_URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
+_STDIO: Final = ("", "stdio", "local")
+_BUNDLED: Final = ("builtin", "platform", "frontend", "inline_python")
+"""Goose's types of extensions that run without a command."""
+
+_OPAQUE: Final = "it has a YAML anchor, alias, tag or merge key; write it out, because mcpguard does not edit these"
+
+
+class Layout(NamedTuple):
+    """Where a client keeps its servers, and how it describes a server.
+
+    Attributes:
+        path: The names of the objects that lead to the servers.
+        is_list: Whether the servers are a list, in which each has a `name`.
+        command: The member that has the program.
+        args: The member that has the arguments; None if `command` is an array of the program and its arguments.
+        nested: The member with an object in which the command may be instead.
+    """
+
+    path: tuple[str, ...]
+    is_list: bool = False
+    command: str = "command"
+    args: str | None = "args"
+    nested: str | None = None
+
+
+class Entry(NamedTuple):
+    """A server in a client's file.
+
+    Attributes:
+        name: Its name; empty if a list has an entry without a name.
+        kind: `stdio`, `remote`, `disabled`, `bundled` (without a command, because the client brings the server), or `faulty`.
+        words: The command and its arguments, with the client's variables as the file has them. Empty unless the kind is
+            `stdio` or `disabled`.
+        guard: If it starts through `mcpguard run`, the words before the server's command; else None.
+        is_sandboxed: Whether VS Code runs it in a sandbox.
+        detail: The URL of a remote entry; what is wrong with a faulty one.
+    """
+
+    name: str
+    kind: str
+    words: tuple[str, ...]
+    guard: tuple[str, ...] | None
+    is_sandboxed: bool
+    detail: str
+
+
+class _Start(NamedTuple):
+    """The places of an entry's command.
+
+    Attributes:
+        holder: The object with the command: the entry, or the nested object.
+        command: The member with the command.
+        args: The array to whose head an edit inserts; None if the entry has no arguments.
+        words: The command and its arguments.
+        guard: The number of words before the server's command; 0 if it is not guarded.
+    """
+
+    holder: Object
+    command: Member
+    args: Array | None
+    words: tuple[str, ...]
+    guard: int
+
+
+def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
+    """The servers in a file; none if the file is blank. Of several with one name the last counts, as for the client.
+
+    Raises:
+        Unreadable: The file does not parse in this dialect.
+    """
+    if is_blank(data):
+        return []
+    document = read(data, dialect)
+    servers = _servers(document, layout)
+    last = dict(servers)
+    return [
+        _entry(document, layout, name, node)
+        if node is last[name]
+        else Entry(name, "faulty", (), None, False, "a later server has the same name")
+        for name, node in servers
+        if node is last[name] or layout.is_list
+    ]
+
+
+def guarded(data: bytes, layout: Layout, dialect: Dialect, name: str, words: Sequence[str]) -> bytes:
+    """Make a server start through mcpguard. A guarded one stays as it is.
+
+    Args:
+        data: The file.
+        layout: Where the servers are.
+        dialect: What the client can read.
+        name: The server's name. It must be a stdio server.
+        words: The words that go before the server's command: mcpguard's path, `run`, options, and `--`.
+
+    Returns:
+        The file in which only the command and the arguments have changed. `unguarded` gives `data` back, with
+        `drop_empty_args` if the entry had no arguments.
+
+    Raises:
+        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
+        LookupError: There is no stdio server of this name.
+    """
+    document = read(data, dialect)
+    start = _start_of(document, layout, name)
+    if start.guard:
+        return data
+    tokens = [quoted(word) for word in words]
+    if layout.args is None and start.args is not None:
+        splices = [prepended(document, start.args, tokens)]
+    else:
+        node = start.command.node
+        moved = [*tokens[1:], document.text[node.start : node.end]]
+        if start.args is None:
+            added = member_after(document, start.holder, start.command, layout.args or "", moved)
+            splices = [Splice(node.start, node.end, tokens[0] + added)]
+        else:
+            splices = [Splice(node.start, node.end, tokens[0]), prepended(document, start.args, moved)]
+    new = _checked(document, layout, name, document.after(splices), (*words, *start.words))
+    if unguarded(new, layout, dialect, name, drop_empty_args=start.args is None) != data:
+        raise _uneditable(document, layout, name)
+    return new
+
+
+def unguarded(data: bytes, layout: Layout, dialect: Dialect, name: str, *, drop_empty_args: bool = False) -> bytes:
+    """Make a server start without mcpguard. A server that is not guarded stays as it is.
+
+    Args:
+        data: The file.
+        layout: Where the servers are.
+        dialect: What the client can read.
+        name: The server's name.
+        drop_empty_args: Whether to remove the member with the arguments if none is left.
+
+    Raises:
+        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
+        LookupError: There is no stdio server of this name.
+    """
+    document = read(data, dialect)
+    start = _start_of(document, layout, name)
+    array = start.args
+    if not start.guard or array is None:
+        return data
+    if layout.args is None:
+        splices = without_first(document, array, start.guard)
+    else:
+        old, moved = start.command.node, array.items[start.guard - 1]
+        splices = [Splice(old.start, old.end, document.text[moved.start : moved.end])]
+        splices += _without_guard(document, start, array, layout.args, drop_empty=drop_empty_args)
+    return _checked(document, layout, name, document.after(splices), start.words[start.guard :])
+
+
+def reguarded(data: bytes, layout: Layout, dialect: Dialect, name: str, program: str) -> bytes:
+    """Replace the path of mcpguard in a guarded entry. A server that is not guarded stays as it is.
+
+    Raises:
+        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
+        LookupError: There is no stdio server of this name.
+    """
+    document = read(data, dialect)
+    start = _start_of(document, layout, name)
+    if not start.guard:
+        return data
+    node = start.command.node
+    if isinstance(node, Array):
+        node = node.items[0]
+    new = document.after([Splice(node.start, node.end, quoted(program))])
+    return _checked(document, layout, name, new, (program, *start.words[1:]))
+
+
+def _without_guard(document: Document, start: _Start, array: Array, key: str, *, drop_empty: bool) -> list[Splice]:
+    """Remove the guard and the server's program, which moves back to the command, from the arguments."""
+    splices = without_first(document, array, start.guard)
+    member = start.holder.member(key)
+    if start.guard < len(array.items) or member is None:
+        return splices
+    (inside,) = splices
+    left = document.text[array.start + 1 : inside.start] + inside.text + document.text[inside.end : array.end - 1]
+    if drop_empty and (array.is_block or not left.strip()) and (removal := without_member(document, start.holder, member)):
+        return [removal]
+    return [emptied_block(array, member)] if array.is_block else splices
+
+
+def _servers(document: Document, layout: Layout) -> list[tuple[str, Node]]:
+    """The servers and their names, which can occur twice."""
+    node: Node | None = document.root
+    for name in layout.path:
+        node = node.get(name) if isinstance(node, Object) else None
+        if isinstance(node, Opaque):
+            raise document.unreadable(f"{name}: {_OPAQUE}", node.start)
+    if layout.is_list:
+        return [(_name(item), item) for item in node.items] if isinstance(node, Array) else []
+    return [(member.key, member.node) for member in node.members] if isinstance(node, Object) else []
+
+
+def _name(item: Node) -> str:
+    return _text(item, "name") if isinstance(item, Object) else ""
+
+
+def _text(node: Object, key: str) -> str:
+    """A member that is a text; empty if there is none."""
+    found = node.get(key)
+    return found.value if isinstance(found, Scalar) and isinstance(found.value, str) else ""
+
+
+def _says(node: Object, key: str, value: bool) -> bool:
+    found = node.get(key)
+    return isinstance(found, Scalar) and found.value is value
+
+
+def _holder(node: Object, layout: Layout) -> Object:
+    nested = node.get(layout.nested) if layout.nested else None
+    return nested if isinstance(nested, Object) else node
+
+
+def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
+    if not isinstance(node, Object):
+        return Entry(name, "faulty", (), None, False, _OPAQUE if isinstance(node, Opaque) else "it is not an object")
+    holder = _holder(node, layout)
+    is_sandboxed = _says(node, "sandboxEnabled", True)
+    is_disabled = _says(node, "disabled", True) or _says(node, "enabled", False)
+    kind, detail = _without_command(holder, layout)
+    words: tuple[str, ...] = ()
+    guard = None
+    if not kind:
+        start = _start(document, layout, node)
+        if isinstance(start, str):
+            kind, detail = "faulty", start
+        else:
+            kind, words = "stdio", start.words
+            guard = words[: start.guard] if start.guard else None
+    return Entry(name, "disabled" if is_disabled else kind, words, guard, is_sandboxed, detail)
+
+
+def _without_command(holder: Object, layout: Layout) -> tuple[str, str]:
+    """The kind and the detail of an entry that starts no command; empty for all others."""
+    url = next((url for url in (_text(holder, key) for key in _URLS) if url), "")
+    kind = _text(holder, "type")
+    if holder.member(layout.command) is None:
+        if url:
+            return "remote", url
+        if kind in _BUNDLED or _text(holder, "source") == "extension" or holder.member("settings"):
+            return "bundled", ""
+    elif url and kind not in _STDIO:
+        return "remote", url
+    return "", ""
+
+
+def _start(document: Document, layout: Layout, node: Object) -> _Start | str:
+    """The places of an entry's command, or what is wrong with it."""
+    holder = _holder(node, layout)
+    command = holder.member(layout.command)
+    args = holder.get(layout.args) if layout.args else None
+    if command is None:
+        nested = node.get(layout.nested) if layout.nested else None
+        return _OPAQUE if isinstance(nested, Opaque) else f"it has no {layout.command}"
+    array = command.node if layout.args is None else args
+    parts = [command.node] if layout.args else []
+    if isinstance(array, Array):
+        parts += array.items
+    elif array is not None:
+        return _OPAQUE if isinstance(array, Opaque) else f"its {layout.args or layout.command} is not an array"
+    words = tuple(part.value for part in parts if isinstance(part, Scalar) and isinstance(part.value, str))
+    if len(words) < len(parts):
+        is_opaque = any(isinstance(part, Opaque) for part in parts)
+        return _OPAQUE if is_opaque else f"its {layout.command} or an argument of it is not a text"
+    if not words or not words[0]:
+        return f"its {layout.command} is empty"
+    guard = _guard(words)
+    if guard == len(words):
+        return "it starts mcpguard run without a server's command"
+    start = _Start(holder, command, array, words, guard)
+    return _immovable(document, start, parts[guard]) or start
+
+
+def _guard(words: Sequence[str]) -> int:
+    """The number of words that belong to mcpguard; 0 if the command is not `mcpguard run`."""
+    program = re.split(r"[\\/]", words[0])[-1].lower()
+    if program not in ("mcpguard", "mcpguard.exe") or words[1:2] != ("run",):
+        return 0
+    parsed = run_options.parse(words[1:])
+    if parsed is not None:
+        return len(words) - len(parsed["argv"])
+    return words.index("--") + 1 if "--" in words else len(words)  # options of another version
+
+
+def _immovable(document: Document, start: _Start, node: Node) -> str:
+    """Why a YAML token cannot be moved between the command and the arguments; empty if it can."""
+    if document.dialect is not Dialect.YAML:
+        return ""
+    token = document.text[node.start : node.end]
+    if "\n" in token:
+        return "its command is written on several lines; write it on one"
+    is_flow = start.args is None or not start.args.is_block
+    if is_flow and token[0] not in "\"'" and re.search(r"[,\[\]{}]", token):
+        return "its command has brackets or commas; put it in quotes"
+    return ""
+
+
+def _start_of(document: Document, layout: Layout, name: str) -> _Start:
+    node = dict(_servers(document, layout)).get(name)
+    start = _start(document, layout, node) if isinstance(node, Object) else None
+    if not isinstance(start, _Start):
+        raise LookupError(name)
+    return start
+
+
+def _checked(document: Document, layout: Layout, name: str, new: bytes, words: Sequence[str]) -> bytes:
+    """Make sure that an edit has the intended effect and no other."""
+    with contextlib.suppress(Unreadable, LookupError):
+        after = read(new, document.dialect)
+        is_done = _start_of(after, layout, name).words == tuple(words)
+        if is_done and _rest(after, layout, name) == _rest(document, layout, name):
+            return new
+    raise _uneditable(document, layout, name)
+
+
+def _uneditable(document: Document, layout: Layout, name: str) -> Unreadable:
+    return document.unreadable(f"the server {name} cannot be edited in place", _start_of(document, layout, name).command.start)
+
+
+def _rest(document: Document, layout: Layout, name: str) -> Any:
+    """The values of a document without the command and the arguments of a server."""
+    root = plain(document.root)
+    servers = root
+    for step in layout.path:
+        servers = servers[step]
+    if layout.is_list:
+        entry = next(item for item in reversed(servers) if isinstance(item, dict) and item.get("name") == name)
+    else:
+        entry = servers[name]
+    nested = entry.get(layout.nested) if layout.nested else None
+    holder = nested if isinstance(nested, dict) else entry
+    holder.pop(layout.command, None)
+    holder.pop(layout.args, None)
+    return root

@@ -1,0 +1,81 @@
+"""Finds the places of values in a YAML file, with ruamel.yaml."""
+
+import re
+from typing import Any, Final
+
+from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Unreadable, place
+
+_BLANK_OR_COMMENT: Final = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
+_TAG: Final = "tag:yaml.org,2002:"
+
+
+def parse(text: str) -> Node:
+    """Parse a document. Numbers stay texts.
+
+    Args:
+        text: The document, without a byte order mark.
+
+    Raises:
+        Unreadable: The text is not YAML, has several documents, or ruamel.yaml is not installed.
+    """
+    try:
+        from ruamel.yaml import YAML  # an extra, which only clients with YAML files need
+        from ruamel.yaml.error import YAMLError
+    except ImportError as error:
+        raise Unreadable("to edit YAML, install the extra: pip install 'mcpguard-cli[yaml]'") from error
+    try:
+        root = YAML(typ="safe", pure=True).compose(text)
+    except YAMLError as error:
+        raise _unreadable(text, error) from error
+    return Object(0, 0, [], is_block=True) if root is None else _node(text, root)
+
+
+def _unreadable(text: str, error: Any) -> Unreadable:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "this is not YAML"
+    if mark is not None:
+        return Unreadable(what, mark.line + 1, mark.column + 1)
+    return Unreadable(what, *place(text, getattr(error, "position", None) or 0))
+
+
+def _node(text: str, node: Any) -> Node:
+    start, end = node.start_mark.index, node.end_mark.index
+    merges = node.id == "mapping" and any(str(key.tag) == f"{_TAG}merge" for key, _ in node.value)
+    if merges or text[start:end].startswith(("&", "!")):
+        return Opaque(start, end, text[start:end])
+    if node.id == "mapping":
+        members = [_member(text, key, value) for key, value in node.value]
+        return Object(start, end, members, is_block=not node.flow_style)
+    if node.id == "sequence":
+        items = [_node(text, item) for item in node.value]
+        leads = _dashes(text, start, items) if not node.flow_style else [item.start for item in items]
+        return Array(start, end, items, leads, is_block=not node.flow_style)
+    return Scalar(start, end, _value(node))
+
+
+def _member(text: str, key: Any, value: Any) -> Member:
+    start, end = key.start_mark.index, key.end_mark.index
+    name = key.value if key.id == "scalar" else text[start:end]
+    return Member(name, start, start, end, _node(text, value))
+
+
+def _value(node: Any) -> object:
+    kind = str(node.tag).removeprefix(_TAG)
+    if kind == "bool":
+        return node.value.lower() == "true"
+    if kind == "null":
+        return None
+    return node.value if kind == "str" else (kind, node.value)
+
+
+def _dashes(text: str, start: int, items: list[Node]) -> list[int]:
+    """The places of the dashes before the items of a block; none if an alias hides where an item ends."""
+    dashes: list[int] = []
+    for item in items:
+        blank = _BLANK_OR_COMMENT.match(text, start)
+        start = blank.end() if blank else start
+        if isinstance(item, Opaque) or not text.startswith("-", start):
+            return []
+        dashes.append(start)
+        start = item.end
+    return dashes

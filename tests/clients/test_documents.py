@@ -1,0 +1,89 @@
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mcpguard.clients.documents import Dialect, Unreadable, quoted, read
+from mcpguard.clients.nodes import plain
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_a_file_that_is_not_utf8_raises_with_the_place_of_the_byte(dialect: Dialect) -> None:
+    with pytest.raises(Unreadable, match="the file is not UTF-8") as caught:
+        read(b"\xef\xbb\xbf{}\n\xc3\xa9\xff", dialect)
+    assert (caught.value.line, caught.value.column) == (2, 2)
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_a_file_that_is_nested_too_deeply_raises(dialect: Dialect) -> None:
+    with pytest.raises(Unreadable, match="the file is nested too deeply"):
+        read((b"x = " if dialect is Dialect.TOML else b"") + b"[" * DEEP + b"]" * DEEP, dialect)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("a = 1\nb = \n", 2, 5),
+        ("a = 1\na = 2\n", 2, 6),
+        ("a = 'x", 1, 7),
+        ("[a\n", 1, 3),
+        ("a = 1\r\n[b]\r\n\r\nc = [1,\r\n 2", 5, 3),
+        ("a = " + "1" * 5000, 0, 0),
+    ],
+)
+def test_a_damaged_toml_file_raises_with_its_place(text: str, line: int, column: int) -> None:
+    with pytest.raises(Unreadable) as caught:
+        read(text.encode(), Dialect.TOML)
+    assert (caught.value.line, caught.value.column) == (line, column)
+    assert "\n" not in caught.value.message
+    assert "(at " not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("a: 1\nb: [\n", 3, 1),
+        ("a: 1\n b: 2\n", 2, 3),
+        ("a: 'x\n", 2, 1),
+        ("a: \x01\n", 1, 4),
+        ("a: 1\n---\nb: 2\n", 2, 1),
+        ("a: *b\n", 1, 4),
+        ("a:\n\t- b\n", 2, 1),
+    ],
+)
+def test_a_damaged_yaml_file_raises_with_its_place(text: str, line: int, column: int) -> None:
+    with pytest.raises(Unreadable) as caught:
+        read(text.encode(), Dialect.YAML)
+    assert (caught.value.line, caught.value.column) == (line, column)
+    assert "\n" not in caught.value.message
+
+
+def test_an_empty_yaml_file_is_an_empty_object() -> None:
+    assert plain(read(b"# nothing\n", Dialect.YAML).root) == {}
+
+
+def test_without_ruamel_yaml_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+    with pytest.raises(Unreadable, match=r"pip install 'mcpguard-cli\[yaml\]'") as caught:
+        read(b"a: 1", Dialect.YAML)
+    assert (caught.value.line, caught.value.column) == (0, 0)
+
+
+def test_toml_values_are_found_wherever_they_are() -> None:
+    text = (Path(__file__).parent / "files" / "hard.toml").read_text(encoding="utf-8")
+    for hard in (text, text.replace("\n", "\r\n")):
+        root = plain(read(hard.encode(), Dialect.TOML).root)
+        assert root == tomllib.loads(text, parse_float=str)
+        assert root["k"] == {"l": [{"m": "-inf"}, {"n": {"o": 1, "p": "nan"}}]}
+        assert root["b.c"]["e"]["f"][3:] == ['"]', "x'', ]''"]
+
+
+@pytest.mark.parametrize("text", ["", 'a"b\\c', "é😀", "\x00\x1f\x7f\x85\u2028\ufeff", "C:\\new\\t\n"])
+def test_a_quoted_text_is_read_alike_in_every_dialect(text: str) -> None:
+    token = quoted(text)
+    assert plain(read(token.encode(), Dialect.JSON).root) == text
+    assert plain(read(b"x = " + token.encode(), Dialect.TOML).root) == {"x": text}
+    assert plain(read(b"x: " + token.encode(), Dialect.YAML).root) == {"x": text}

@@ -1,0 +1,329 @@
+import json
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import pytest
+import tomlkit
+from ruamel.yaml import YAML
+
+from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.entries import Entry, Layout, entries, guarded, reguarded, unguarded
+
+SERVERS = Layout(("mcpServers",))
+GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")
+
+
+def servers(**entries: Any) -> bytes:
+    return json.dumps({"mcpServers": entries}).encode()
+
+
+def read(entry: Any, dialect: Dialect = Dialect.JSON) -> Entry:
+    (found,) = entries(servers(crm=entry), SERVERS, dialect)
+    return found
+
+
+def yaml(text: str) -> list[Entry]:
+    return entries(text.encode(), Layout(("extensions",), command="cmd"), Dialect.YAML)
+
+
+@pytest.mark.parametrize(
+    ("words", "guard"),
+    [
+        (["mcpguard", "run", "--", "npx"], 3),
+        (["/a b/mcpguard", "run", "--server", "--", "--", "npx", "--"], 5),
+        ([r"C:\bin\MCPGUARD.EXE", "run", "--observe", "npx", "--", "x"], 3),
+        (["C:/bin/mcpguard.exe", "run", "--server=x", "npx"], 3),
+        (["mcpguard", "run", "--option-of-a-later-version", "x", "--", "npx"], 5),
+        (["mcpguard", "run", "npx"], 2),
+        (["mcpguard", "runs", "--", "npx"], None),
+        (["mcpguard", "policy", "show"], None),
+        (["mcpguard"], None),
+        (["mcpguard-tools", "run", "--", "npx"], None),
+        (["npx", "mcpguard", "run", "--", "npx"], None),
+    ],
+)
+def test_a_guarded_entry_is_recognised_by_its_words(words: list[str], guard: int | None) -> None:
+    found = read({"command": words[0], "args": words[1:]})
+    assert found == Entry("crm", "stdio", tuple(words), None if guard is None else tuple(words[:guard]), False, "")
+    data = servers(crm={"command": words[0], "args": words[1:]})
+    (plain,) = entries(unguarded(data, SERVERS, Dialect.JSON, "crm"), SERVERS, Dialect.JSON)
+    assert (plain.words, plain.guard) == (tuple(words[guard or 0 :]), None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "detail"),
+    [
+        ({"url": "https://x"}, "remote", "https://x"),
+        ({"serverUrl": "https://x"}, "remote", "https://x"),
+        ({"httpUrl": "https://x"}, "remote", "https://x"),
+        ({"uri": "https://x", "type": "sse"}, "remote", "https://x"),
+        ({"url": "https://x", "type": "http", "command": "ignored"}, "remote", "https://x"),
+        ({"command": "npx", "disabled": True}, "disabled", ""),
+        ({"command": "npx", "enabled": False}, "disabled", ""),
+        ({"url": "https://x", "enabled": False}, "disabled", "https://x"),
+        ({"type": "builtin"}, "bundled", ""),
+        ({"source": "extension"}, "bundled", ""),
+        ({"settings": {}}, "bundled", ""),
+        ({}, "faulty", "it has no command"),
+        ([], "faulty", "it is not an object"),
+        ("npx", "faulty", "it is not an object"),
+        ({"command": ""}, "faulty", "its command is empty"),
+        ({"command": None}, "faulty", "its command or an argument of it is not a text"),
+        ({"command": ["npx"]}, "faulty", "its command or an argument of it is not a text"),
+        ({"command": "npx", "args": [8080]}, "faulty", "its command or an argument of it is not a text"),
+        ({"command": "npx", "args": "-y"}, "faulty", "its args is not an array"),
+        ({"command": "npx", "args": None}, "faulty", "its args is not an array"),
+        ({"command": "mcpguard", "args": ["run", "--"]}, "faulty", "it starts mcpguard run without a server's command"),
+    ],
+)
+def test_an_entry_that_cannot_be_guarded_has_a_kind_and_a_detail(entry: Any, kind: str, detail: str) -> None:
+    found = read(entry)
+    assert (found.kind, found.guard, found.detail) == (kind, None, detail)
+    assert found.words == (("npx",) if "npx" in entry and kind == "disabled" else found.words)
+
+
+def test_a_command_beside_a_url_counts_unless_the_type_says_otherwise() -> None:
+    assert read({"command": "npx", "url": "https://x"}).kind == "stdio"
+    assert read({"command": "npx", "url": "https://x", "type": "stdio"}).kind == "stdio"
+
+
+def test_a_disabled_entry_keeps_its_words_and_its_guard_can_be_removed() -> None:
+    data = servers(crm={"command": "mcpguard", "args": ["run", "--", "npx", "-y"], "disabled": True})
+    (found,) = entries(data, SERVERS, Dialect.JSON)
+    assert (found.kind, found.words, found.guard) == (
+        "disabled",
+        ("mcpguard", "run", "--", "npx", "-y"),
+        ("mcpguard", "run", "--"),
+    )
+    assert unguarded(data, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": ["-y"], "disabled": True})
+
+
+def test_a_sandboxed_entry_is_marked() -> None:
+    assert read({"command": "npx", "sandboxEnabled": True}).is_sandboxed
+    assert not read({"command": "npx", "sandboxEnabled": False}).is_sandboxed
+
+
+def test_an_array_of_all_words_must_be_an_array_of_texts() -> None:
+    layout = Layout(("mcp",), args=None)
+    data = json.dumps({"mcp": {"a": {"command": "npx"}, "b": {"command": []}, "c": {"command": ["x", 1]}}}).encode()
+    assert [entry.detail for entry in entries(data, layout, Dialect.JSON)] == [
+        "its command is not an array",
+        "its command is empty",
+        "its command or an argument of it is not a text",
+    ]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b" \r\n", b"\xef\xbb\xbf\n", b"{}", b'{"mcpServers": []}', b'{"mcpServers": null}', b"[]"]
+)
+def test_a_file_without_servers_has_none(data: bytes) -> None:
+    assert entries(data, SERVERS, Dialect.JSON) == []
+    assert entries(data, Layout(("mcpServers",), is_list=True), Dialect.JSON) == []
+
+
+def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faulty() -> None:
+    data = b'{"mcpServers": {"crm": {"command": "a"}, "crm": {"command": "b"}}}'
+    assert [entry.words for entry in entries(data, SERVERS, Dialect.JSON)] == [("b",)]
+    assert b'"a"' in guarded(data, SERVERS, Dialect.JSON, "crm", GUARD)
+    data = b'{"mcpServers": {"crm": {"command": "a", "args": [1], "command": "b", "args": ["c"]}}}'
+    assert [entry.words for entry in entries(data, SERVERS, Dialect.JSON)] == [("b", "c")]
+    listed = Layout(("mcpServers",), is_list=True)
+    data = b'{"mcpServers": [{"name": "crm", "command": "a"}, {"name": "crm", "command": "b"}, 1]}'
+    assert [(entry.kind, entry.detail) for entry in entries(data, listed, Dialect.JSON)] == [
+        ("faulty", "a later server has the same name"),
+        ("stdio", ""),
+        ("faulty", "it is not an object"),
+    ]
+    new = guarded(data, listed, Dialect.JSON, "crm", GUARD)
+    assert unguarded(new, listed, Dialect.JSON, "crm", drop_empty_args=True) == data
+
+
+@pytest.mark.parametrize("edit", [guarded, unguarded, reguarded])
+def test_a_server_that_does_not_exist_or_has_no_command_raises_a_lookup_error(edit: Callable[..., bytes]) -> None:
+    more = [] if edit is unguarded else ["/x/mcpguard"] if edit is reguarded else [GUARD]
+    for data in (servers(), servers(crm={"url": "https://x"}), servers(crm=1)):
+        with pytest.raises(LookupError):
+            edit(data, SERVERS, Dialect.JSON, "crm", *more)
+
+
+def test_a_program_with_another_name_cannot_be_recognised_again_and_is_not_written() -> None:
+    with pytest.raises(Unreadable, match="the server crm cannot be edited in place"):
+        guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", ("/x/python", "-m", "mcpguard", "run", "--"))
+
+
+def test_a_comment_that_somebody_put_among_the_inserted_words_stays() -> None:
+    data = b'{"mcpServers": {"crm": {"command": "npx", "args": [\n  "-y"\n]}}}'
+    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
+    new = new.replace(b'"--server",', b'"--server" /* a, b */, // the name\n').replace(b'"--",', b'"--", // the end\n')
+    old = unguarded(new, SERVERS, Dialect.JSONC, "crm")
+    assert [comment in old for comment in (b"/* a, b */", b"// the name", b"// the end")] == [True] * 3
+    assert entries(old, SERVERS, Dialect.JSONC)[0].words == ("npx", "-y")
+
+
+def test_arguments_that_somebody_added_after_ours_keep_a_list_that_was_missing() -> None:
+    new = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
+    assert b'"--", "npx"]' in new
+    new = new.replace(b'"npx"]', b'"npx", "-y"]')
+    assert unguarded(new, SERVERS, Dialect.JSON, "crm", drop_empty_args=True) == servers(crm={"command": "npx", "args": ["-y"]})
+
+
+def test_without_a_record_an_empty_list_stays() -> None:
+    new = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
+    assert unguarded(new, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": []})
+
+
+def by_json(data: bytes, indent: int | None) -> bytes:
+    return json.dumps(json.loads(data), indent=indent, sort_keys=True).encode()
+
+
+def by_yaml(data: bytes, *, flow: bool) -> bytes:
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = flow
+    out = StringIO()
+    writer.dump(YAML(typ="safe", pure=True).load(data), out)
+    return out.getvalue().encode()
+
+
+@pytest.mark.parametrize("args", [None, [], ["-y", "it's"]])
+@pytest.mark.parametrize("drop", [True, False])
+@pytest.mark.parametrize(
+    ("dialect", "rewritten"),
+    [
+        (Dialect.JSON, lambda data: by_json(data, 2)),
+        (Dialect.JSON, lambda data: by_json(data, None)),
+        (Dialect.TOML, lambda data: tomlkit.dumps(tomlkit.parse(data.decode()).unwrap()).encode()),
+        (Dialect.TOML, lambda data: tomlkit.dumps(tomlkit.parse(data.decode()).unwrap(), sort_keys=True).encode()),
+        (Dialect.YAML, lambda data: by_yaml(data, flow=False)),
+        (Dialect.YAML, lambda data: by_yaml(data, flow=True)),
+    ],
+)
+def test_the_guard_is_removed_after_the_client_has_rewritten_the_file(
+    dialect: Dialect, rewritten: Callable[[bytes], bytes], args: list[str] | None, drop: bool
+) -> None:
+    entry = {"command": "npx", "timeout": 20, "env": {"A": "b"}} | ({} if args is None else {"args": args})
+    plain = servers(z={"url": "https://x"}, crm=entry)
+    if dialect is Dialect.TOML:
+        plain = tomlkit.dumps(json.loads(plain)).encode()
+    new = rewritten(guarded(plain, SERVERS, dialect, "crm", GUARD))
+    assert next(entry.guard for entry in entries(new, SERVERS, dialect) if entry.name == "crm") == GUARD
+    old = unguarded(new, SERVERS, dialect, "crm", drop_empty_args=drop)
+    expected = {} if not args and drop else {"args": args or []}
+    values = YAML(typ="safe").load(old) if dialect is not Dialect.TOML else tomlkit.parse(old.decode()).unwrap()
+    assert values["mcpServers"]["crm"] == {"command": "npx", "timeout": 20, "env": {"A": "b"}} | expected
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "&a {cmd: x}",
+        "{cmd: &a x}",
+        "{cmd: !!str x}",
+        "{cmd: x, args: &a []}",
+        "{cmd: x, args: [!!str y]}",
+        "{cmd: x, <<: {args: [y]}}",
+        "\n  cmd: x\n  args:\n  - &a y",
+        "*other",
+        "{cmd: *word}",
+        "{cmd: x, args: [*word]}",
+        "\n  cmd: x\n  args:\n  - a\n  - *word",
+    ],
+)
+def test_a_yaml_entry_with_an_anchor_an_alias_a_tag_or_a_merge_key_is_refused(entry: str) -> None:
+    found = yaml(f"a: &other {{cmd: y}}\nb: &word z\nextensions:\n crm: {entry}\n")
+    assert [(entry.kind, entry.detail[:21]) for entry in found] == [("faulty", "it has a YAML anchor,")]
+
+
+def test_servers_under_a_yaml_anchor_raise() -> None:
+    with pytest.raises(Unreadable, match="extensions: it has a YAML anchor") as caught:
+        yaml("a: 1\nextensions: &a\n crm: {cmd: x}\n")
+    assert (caught.value.line, caught.value.column) == (2, 13)
+
+
+def test_an_alias_in_another_part_of_a_yaml_entry_does_no_harm() -> None:
+    data = b"a: &env {A: b}\nextensions:\n crm:\n  cmd: x\n  envs: *env\n  args: [y]\n"
+    layout = Layout(("extensions",), command="cmd")
+    assert unguarded(guarded(data, layout, Dialect.YAML, "crm", GUARD), layout, Dialect.YAML, "crm") == data
+
+
+@pytest.mark.parametrize(
+    ("entry", "detail"),
+    [
+        ("{cmd: |\n  x\n}", "mapping"),
+        ("\n  cmd: |\n   x\n  args: []", "its command is written on several lines; write it on one"),
+        ("\n  cmd: x\n   y\n  args: []", "its command is written on several lines; write it on one"),
+        ("\n  cmd: x{y}\n  args: []", "its command has brackets or commas; put it in quotes"),
+        ("\n  cmd: x,y", "its command has brackets or commas; put it in quotes"),
+    ],
+)
+def test_a_yaml_command_that_cannot_be_moved_as_it_is_written_is_refused(entry: str, detail: str) -> None:
+    if detail == "mapping":
+        with pytest.raises(Unreadable):
+            yaml(f"extensions:\n crm: {entry}\n")
+        return
+    assert [(found.kind, found.detail) for found in yaml(f"extensions:\n crm:{entry}\n")] == [("faulty", detail)]
+
+
+def test_yaml_without_a_space_after_the_colon_gets_arguments_with_one() -> None:
+    data = b'extensions: {crm: {"cmd":x}}'
+    layout = Layout(("extensions",), command="cmd")
+    new = guarded(data, layout, Dialect.YAML, "crm", GUARD)
+    assert new == b'extensions: {crm: {"cmd":"/x/mcpguard", args: ["run", "--server", "crm", "--", x]}}'
+    assert unguarded(new, layout, Dialect.YAML, "crm", drop_empty_args=True) == data
+
+
+def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
+    with pytest.raises(Unreadable, match="the server crm cannot be edited in place") as caught:
+        guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
+    assert (caught.value.line, caught.value.column) == (3, 5)
+
+
+def test_a_server_that_is_not_guarded_has_no_path_to_replace() -> None:
+    data = servers(crm={"command": "npx"})
+    assert reguarded(data, SERVERS, Dialect.JSON, "crm", "/y/mcpguard") == data
+
+
+def test_a_yaml_block_that_begins_after_a_colon_is_continued_in_its_column() -> None:
+    data = b"extensions:\n crm:\n  ? cmd\n  : x\n  ? args\n  : - y\n"
+    layout = Layout(("extensions",), command="cmd")
+    new = guarded(data, layout, Dialect.YAML, "crm", ("/x/mcpguard", "run", "--"))
+    assert new.endswith(b'  ? args\n  : - "run"\n    - "--"\n    - x\n    - y\n')
+    assert unguarded(new, layout, Dialect.YAML, "crm") == data
+
+
+def test_a_yaml_command_with_commas_moves_into_a_block() -> None:
+    data = b"extensions:\n crm:\n  cmd: x,y\n  args:\n  - a\n"
+    layout = Layout(("extensions",), command="cmd")
+    new = guarded(data, layout, Dialect.YAML, "crm", GUARD)
+    assert b"- x,y\n" in new
+    assert unguarded(new, layout, Dialect.YAML, "crm") == data
+
+
+def test_the_list_of_toml_tables_is_a_list_of_servers() -> None:
+    layout = Layout(("mcp_servers",), is_list=True)
+    data = b"[[mcp_servers]]\nname = 'a'\ncommand = 'x'\n\n"
+    data += b"[[mcp_servers]]\nname = 'crm'\ncommand = 'y'\n[mcp_servers.env]\nA = 'b'\n"
+    assert [entry.name for entry in entries(data, layout, Dialect.TOML)] == ["a", "crm"]
+    new = guarded(data, layout, Dialect.TOML, "crm", GUARD)
+    assert b"""command = "/x/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n[mcp_servers.env]""" in new
+    assert unguarded(new, layout, Dialect.TOML, "crm", drop_empty_args=True) == data
+
+
+def test_a_dotted_nested_command_of_an_inline_table_gets_dotted_arguments() -> None:
+    layout = Layout(("m",), nested="transport")
+    data = b"m = { crm = { transport.command = 'x' } }\n"
+    new = guarded(data, layout, Dialect.TOML, "crm", GUARD)
+    assert b"""transport.args = ["run", "--server", "crm", "--", 'x']""" in new
+    assert unguarded(new, layout, Dialect.TOML, "crm", drop_empty_args=True) == data
+
+
+def test_words_keep_their_characters_in_every_dialect() -> None:
+    guard = ('/é😀\u2028\x7f\x85"\\\t/mcpguard', "run", "--server", "\x01\ufeff", "--")
+    files = {
+        Dialect.JSON: servers(crm={"command": "x"}),
+        Dialect.TOML: b"mcpServers.crm.command = 'x'",
+        Dialect.YAML: b"mcpServers: {crm: {command: x}}",
+    }
+    for dialect, data in files.items():
+        new = guarded(data, SERVERS, dialect, "crm", guard)
+        assert entries(new, SERVERS, dialect)[0].guard == guard

@@ -1,0 +1,187 @@
+"""Files as the clients' documents describe them, in LF and CRLF, with and without a byte order mark."""
+
+import codecs
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.entries import Entry, Layout, entries, guarded, unguarded
+
+FOLDER: Final = Path(__file__).with_name("files")
+SERVERS: Final = Layout(("mcpServers",))
+
+
+class Sample(NamedTuple):
+    file: str
+    layout: Layout
+    dialect: Dialect
+    stdio: str
+    others: dict[str, str]
+
+
+SAMPLES: Final = [
+    Sample("claude_desktop_config.json", SERVERS, Dialect.JSON, "filesystem sqlite time empty", {}),
+    Sample("claude.json", SERVERS, Dialect.JSON, "crm", {"sentry": "remote"}),
+    Sample("claude.json", Layout(("projects", "/home/alice/work/shop", "mcpServers")), Dialect.JSON, "db", {}),
+    Sample("claude_code.mcp.json", SERVERS, Dialect.JSON, "crm git", {}),
+    Sample(
+        "codex.config.toml",
+        Layout(("mcp_servers",)),
+        Dialect.TOML,
+        "crm docs my\tfiles",
+        {"figma": "remote", "old": "disabled"},
+    ),
+    Sample("cursor.mcp.json", SERVERS, Dialect.JSON, "crm", {"linear": "remote"}),
+    Sample("vscode.mcp.json", Layout(("servers",)), Dialect.JSONC, "crm python bare sandboxed", {"github": "remote"}),
+    Sample("vscode.settings.json", Layout(("mcp", "servers")), Dialect.JSONC, "crm", {}),
+    Sample("copilot.mcp-config.json", SERVERS, Dialect.JSONC, "crm", {"docs": "remote"}),
+    Sample("windsurf.mcp_config.json", SERVERS, Dialect.JSON, "github", {"figma": "remote", "off": "disabled"}),
+    Sample(
+        "zed.settings.json",
+        Layout(("context_servers",)),
+        Dialect.JSONC,
+        "crm",
+        {"postgres-context-server": "bundled", "old-form": "faulty"},
+    ),
+    Sample("gemini.settings.json", SERVERS, Dialect.JSON_WITH_COMMENTS, "crm", {"remote": "remote"}),
+    Sample("opencode.jsonc", Layout(("mcp",), args=None), Dialect.JSONC, "crm bun", {"jira": "remote", "off": "disabled"}),
+    Sample(
+        "cline_mcp_settings.json",
+        Layout(("mcpServers",), nested="transport"),
+        Dialect.JSON,
+        "flat nested",
+        {"nested-remote": "remote"},
+    ),
+    Sample(
+        "continue.config.yaml",
+        Layout(("mcpServers",), is_list=True),
+        Dialect.YAML,
+        "crm SQLite\tMCP bare",
+        {"docs": "remote"},
+    ),
+    Sample(
+        "goose.config.yaml",
+        Layout(("extensions",), command="cmd"),
+        Dialect.YAML,
+        "crm empty",
+        {"developer": "bundled", "shared": "faulty", "tagged": "faulty", "web": "remote", "off": "disabled"},
+    ),
+    Sample("kiro.mcp.json", SERVERS, Dialect.JSON, "aws-docs", {}),
+    Sample("amazonq.mcp.json", SERVERS, Dialect.JSON, "crm bare", {}),
+    Sample("lmstudio.mcp.json", SERVERS, Dialect.JSON, "crm", {"hf-mcp-server": "remote"}),
+]
+
+
+def names(sample: Sample) -> list[str]:
+    return [name.replace("\t", " ") for name in sample.stdio.split(" ")]
+
+
+def variants(sample: Sample) -> list[bytes]:
+    data = (FOLDER / sample.file).read_bytes()
+    crlf = data.replace(b"\n", b"\r\n")
+    return [data, crlf, codecs.BOM_UTF8 + data, codecs.BOM_UTF8 + crlf, data.rstrip(), crlf.rstrip()]
+
+
+def by_name(data: bytes, sample: Sample) -> dict[str, Entry]:
+    return {entry.name: entry for entry in entries(data, sample.layout, sample.dialect)}
+
+
+def words_for(name: str) -> tuple[str, ...]:
+    return "/opt/Müller & Co/mcpguard", "run", "--server", name, "--store", "redis://host/0", "--"
+
+
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.file}:{'.'.join(sample.layout.path)}")
+
+
+@every_sample
+def test_the_kind_of_each_server_is_found(sample: Sample) -> None:
+    for data in variants(sample):
+        kinds = {name: entry.kind for name, entry in by_name(data, sample).items()}
+        assert kinds == dict.fromkeys(names(sample), "stdio") | sample.others
+
+
+@every_sample
+def test_all_servers_are_guarded_and_unguarded_in_turn_and_the_file_is_as_before(sample: Sample) -> None:
+    for data in variants(sample):
+        before = by_name(data, sample)
+        new = data
+        without_args = set()
+        for name in names(sample):
+            step = guarded(new, sample.layout, sample.dialect, name, words_for(name))
+            if unguarded(step, sample.layout, sample.dialect, name) != new:
+                without_args.add(name)
+            new = step
+        after = by_name(new, sample)
+        for name, entry in after.items():
+            is_stdio = name in names(sample)
+            expected = (*words_for(name), *before[name].words), words_for(name)
+            assert (entry.words, entry.guard) == (expected if is_stdio else (before[name].words, None))
+        for name in names(sample):  # the first server first: not the order in which they were guarded, backwards
+            new = unguarded(new, sample.layout, sample.dialect, name, drop_empty_args=name in without_args)
+        assert new == data
+
+
+@every_sample
+def test_new_lines_end_as_the_files_lines_do(sample: Sample) -> None:
+    data = (FOLDER / sample.file).read_bytes()
+    for name in names(sample):
+        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
+        crlf = guarded(data.replace(b"\n", b"\r\n"), sample.layout, sample.dialect, name, words_for(name))
+        assert crlf == new.replace(b"\n", b"\r\n")
+
+
+@every_sample
+def test_only_the_lines_of_the_command_and_the_arguments_change(sample: Sample) -> None:
+    data = (FOLDER / sample.file).read_bytes()
+    for name in names(sample):
+        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
+        old_lines, new_lines = data.splitlines(), new.splitlines()
+        assert len([line for line in old_lines if line not in new_lines]) <= 2
+
+
+@every_sample
+def test_a_file_that_ends_early_raises_with_a_line(sample: Sample) -> None:
+    data = (FOLDER / sample.file).read_bytes()
+    broken = data.rstrip()[:-1] if sample.dialect.is_json else data + b'\n"'
+    for function in (
+        lambda: entries(broken, sample.layout, sample.dialect),
+        lambda: guarded(broken, sample.layout, sample.dialect, names(sample)[0], words_for("x")),
+        lambda: unguarded(broken, sample.layout, sample.dialect, names(sample)[0]),
+    ):
+        with pytest.raises(Unreadable) as caught:
+            function()
+        assert caught.value.line >= data.count(b"\n")
+        assert caught.value.column >= 1
+        assert caught.value.message
+
+
+def test_the_look_of_guarded_entries_is_the_files_own() -> None:
+    codex = (FOLDER / "codex.config.toml").read_bytes()
+    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", ("/x/mcpguard", "run", "--"))
+    assert (
+        b"""command = "/x/mcpguard"       # a launcher
+args = [
+    # keep -y
+    "run",
+    "--",
+    "npx",
+    "-y",
+    '@acme/crm-mcp',  # no version
+"""
+        in new
+    )
+    goose = (FOLDER / "goose.config.yaml").read_bytes()
+    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", ("/x/mcpguard", "run", "--"))
+    assert (
+        b"""    crm:
+        args:
+        - "run"
+        - "--"
+        - npx
+        - -y
+        # the package
+"""
+        in new
+    )

@@ -1,0 +1,178 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
+
+EVENT = "PreToolUse"
+COMMAND = "'/opt/a b/mcpguard' hook claude-code"
+HOOK: dict[str, Any] = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": COMMAND, "timeout": 5}]}
+OTHER: dict[str, Any] = {"matcher": "Bash", "hooks": [{"type": "command", "command": "check"}]}
+
+
+def pretty(value: Any, indent: int | str | None = 2) -> bytes:
+    return json.dumps(value, indent=indent, separators=(",", ":") if indent is None else None).encode()
+
+
+def crlf(data: bytes) -> bytes:
+    return data.replace(b"\n", b"\r\n")
+
+
+STRUCTURES: list[dict[str, Any]] = [
+    {},
+    {"model": "opus"},
+    {"model": "opus", "permissions": {"allow": []}},
+    {"hooks": {}},
+    {"hooks": {}, "z": 1},
+    {"hooks": {EVENT: []}},
+    {"hooks": {"Stop": [OTHER]}},
+    {"hooks": {EVENT: [], "Stop": []}},
+    {"hooks": {EVENT: [OTHER]}, "z": [1, {"a": None}]},
+    {"hooks": {EVENT: [OTHER, {"hooks": []}, {}]}},
+]
+FILES = [
+    b"",
+    b"\n",
+    b"\xef\xbb\xbf",
+    b"\xef\xbb\xbf \r\n",
+    b"{\n}",
+    b"{ }",
+    b'{"hooks": { }}',
+    b'{"hooks": {\n}, "a": 1}',
+    b'{"hooks": {"PreToolUse": [\n]}}',
+    b'{\n\t"a": 1,\n\t"hooks": {"PreToolUse": [ {} ]}\n}\n',
+    *(pretty(structure, indent) for structure in STRUCTURES for indent in (None, 0, 2, "\t")),
+    *(crlf(pretty(structure)) for structure in STRUCTURES),
+    *(json.dumps(structure).encode() for structure in STRUCTURES),
+]
+
+
+@pytest.mark.parametrize("data", FILES)
+def test_a_hook_is_added_once_and_removed_byte_for_byte(data: bytes) -> None:
+    new = with_hook(data, EVENT, HOOK)
+    assert hook_commands(data, EVENT) == []
+    assert hook_commands(new, EVENT) == [COMMAND]
+    assert with_hook(new, EVENT, HOOK) == new
+    assert without_hook(new, EVENT) == data
+    assert without_hook(data, EVENT) == data
+    before = json.loads(data.decode("utf-8-sig").strip() or "{}")
+    before.setdefault("hooks", {}).setdefault(EVENT, []).append(HOOK)
+    assert json.loads(new.decode("utf-8-sig")) == before
+
+
+blanks = st.sampled_from(["", " ", "\n", "\r\n  ", "\t", "// c, ]\n", '/* " } */'])
+
+
+@st.composite
+def written(draw: Callable[..., Any], value: Any) -> str:
+    """A value as JSON with comments and trailing commas."""
+
+    def gap() -> str:
+        return str(draw(blanks))
+
+    if not isinstance(value, dict | list):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}{gap()}:{gap()}{draw(written(item))}" for key, item in value.items()]
+    else:
+        parts = [draw(written(item)) for item in value]
+    trailing = f",{gap()}" if parts and draw(st.booleans()) else ""
+    inside = (",".join(f"{gap()}{part}{gap()}" for part in parts) or gap()) + trailing
+    return f"{{{inside}}}" if isinstance(value, dict) else f"[{inside}]"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(STRUCTURES).flatmap(written), blanks, blanks)
+def test_a_hook_in_a_file_with_comments_is_removed_byte_for_byte(text: str, before: str, after: str) -> None:
+    data = f"{before}{text}{after}".encode()
+    new = with_hook(data, EVENT, HOOK, dialect=Dialect.JSONC)
+    assert hook_commands(new, EVENT, Dialect.JSONC) == [COMMAND]
+    assert without_hook(new, EVENT, dialect=Dialect.JSONC) == data
+
+
+def test_a_hook_is_written_in_the_style_of_the_file() -> None:
+    for indent in (2, 4, "\t"):
+        for structure in STRUCTURES[1:3]:
+            added = structure | {"hooks": {EVENT: [HOOK]}}
+            assert with_hook(pretty(structure, indent), EVENT, HOOK) == pretty(added, indent)
+            assert with_hook(crlf(pretty(structure, indent)), EVENT, HOOK) == crlf(pretty(added, indent))
+        assert with_hook(pretty({"hooks": {EVENT: [OTHER]}}, indent), EVENT, HOOK) == pretty(
+            {"hooks": {EVENT: [OTHER, HOOK]}}, indent
+        )
+
+
+def test_a_new_file_of_copilot_cli_has_a_version_and_is_empty_afterwards() -> None:
+    hook = {"type": "command", "bash": "/x/mcpguard hook copilot", "timeoutSec": 5}
+    new = with_hook(b"", "preMcpToolCall", hook, version=1)
+    assert json.loads(new) == {"version": 1, "hooks": {"preMcpToolCall": [hook]}}
+    assert new.endswith(b"}\n")
+    assert hook_commands(new, "preMcpToolCall") == ["/x/mcpguard hook copilot"]
+    assert without_hook(new, "preMcpToolCall") == b""
+
+
+def test_a_hook_of_another_path_is_replaced() -> None:
+    old = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "mcpguard hook claude-code"}]}
+    data = pretty({"hooks": {EVENT: [old, OTHER]}})
+    assert json.loads(with_hook(data, EVENT, HOOK)) == {"hooks": {EVENT: [OTHER, HOOK]}}
+
+
+def test_a_hook_that_shares_an_entry_with_others_is_removed_alone() -> None:
+    ours, theirs = HOOK["hooks"][0], OTHER["hooks"][0]
+    data = pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": [theirs, ours, theirs, ours]}]}})
+    assert hook_commands(data, EVENT) == [COMMAND] * 2
+    assert without_hook(data, EVENT) == pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": [theirs, theirs]}]}})
+
+
+def test_what_others_have_added_after_the_hook_stays() -> None:
+    new = with_hook(pretty({"a": 1}), EVENT, HOOK)
+    edited = pretty(json.loads(new) | {"b": 2})
+    assert without_hook(edited, EVENT) == pretty({"a": 1, "b": 2})
+    edited = json.loads(new)
+    edited["hooks"]["Stop"] = [OTHER]
+    assert json.loads(without_hook(pretty(edited), EVENT)) == {"a": 1, "hooks": {"Stop": [OTHER]}}
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_a_hook_is_removed_after_the_client_has_rewritten_the_file(indent: int | None) -> None:
+    new = pretty(json.loads(with_hook(pretty({"hooks": {"Stop": [OTHER]}}), EVENT, HOOK)), indent)
+    assert hook_commands(without_hook(new, EVENT), EVENT) == []
+    assert json.loads(without_hook(new, EVENT))["hooks"]["Stop"] == [OTHER]
+
+
+@pytest.mark.parametrize(
+    ("command", "is_ours"),
+    [
+        ("mcpguard hook claude-code", True),
+        (r"C:\bin\mcpguard.exe hook codex", True),
+        ('& "C:/a b/mcpguard.exe" hook copilot', True),
+        ("'/opt/mcpguard' hook claude-code --store x", True),
+        ("mcpguard policy show", False),
+        ("mcpguard-tools hook x", False),
+        ("my-mcpguard hook x", False),
+        ("echo hook", False),
+    ],
+)
+def test_a_hook_of_mcpguard_is_recognised_by_its_command_line(command: str, is_ours: bool) -> None:
+    data = pretty({"hooks": {EVENT: [{"hooks": [{"type": "command", "command": command}]}]}})
+    assert hook_commands(data, EVENT) == ([command] if is_ours else [])
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b'"x"', b'{"hooks": []}', b'{"hooks": {"PreToolUse": {}}}', b'{"hooks": null}', b"{} // c", b"\xff"]
+)
+def test_a_file_that_is_damaged_or_has_another_form_raises(data: bytes) -> None:
+    with pytest.raises(Unreadable) as caught:
+        with_hook(data, EVENT, HOOK)
+    assert caught.value.line == 1
+
+
+def test_hooks_of_another_form_are_none() -> None:
+    values: list[Any] = [[], {"hooks": [1]}, {"hooks": {EVENT: 1}}, {"hooks": {EVENT: [1, [], {"hooks": 1}, {"hooks": [1]}]}}]
+    for value in values:
+        assert hook_commands(pretty(value), EVENT) == []
+        assert without_hook(pretty(value), EVENT) == pretty(value)

@@ -1,0 +1,92 @@
+"""A usual call gets the same verdict in one pass as from the general decision."""
+
+from collections import Counter as Tally
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from mcpguard.core.limiter import EMPTY, Limit, State, charge
+from mcpguard.core.policy.model import Call, Counter, Plan, Reported
+from mcpguard.core.verdict import DecisionRequest, admit, decide_one
+
+NOW_US = 1_000_000_000
+WINDOWS_US = (640, 6_400, 20_000)
+SIZES = (2, 9, 12, 64, 65, 200)
+CALL = Call("alice", "Claude Code::interactive::default", "crm", "search")
+
+
+AGES_US = (0, 1, 50, 600, 639, 640, 641, 6_399, 6_400, 19_999, 20_000)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> State:
+    """A log with entries within, at the edge of and beyond the windows. Rarely it is empty, or ends in the future."""
+    ages_us = draw(st.lists(st.sampled_from(AGES_US), min_size=draw(st.sampled_from([1, 1, 1, 0])), max_size=8))
+    ahead_us = draw(st.sampled_from([0, 0, 0, 0, 2]))
+    n, window_us = draw(st.sampled_from(SIZES)), draw(st.sampled_from(WINDOWS_US))
+    log = EMPTY
+    for age_us in sorted(ages_us, reverse=True):
+        log = charge(log, n, window_us, NOW_US - age_us + ahead_us)
+    return log
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[Plan, Sequence[State]]:
+    """A plan, mostly with a counter for each limit, and the logs of its counters."""
+    states = draw(st.lists(logs(), max_size=3))
+    counters = tuple([Counter(at, f"[{at}]", draw(st.sampled_from(WINDOWS_US))) for at in range(len(states))])
+    at = [*range(len(states)), *range(draw(st.integers(0, 9)) == 0 and len(states) > 0)]
+    limits = [Limit(draw(st.sampled_from(SIZES)), counters[one].window_us, one, 0, draw(st.booleans())) for one in at]
+    if draw(st.integers(0, 9)) == 0:
+        limits.append(Limit(0, 0, -1, 1, draw(st.booleans())))
+    if draw(st.integers(0, 9)) == 0:
+        limits.reverse()
+    reported = [Reported("tool", f"rule {at}", limit.n, "1h") for at, limit in enumerate(limits)]
+    return Plan(tuple(limits), tuple(reported), counters), states
+
+
+@given(plans())
+def test_a_call_that_is_admitted_in_one_pass_has_the_general_verdict_and_logs(found: tuple[Plan, Sequence[State]]) -> None:
+    plan, states = found
+    verdict, decision = decide_one(DecisionRequest(CALL, plan, ""), states, NOW_US)
+    admitted = admit(plan, states, NOW_US)
+    event(f"admitted in one pass: {admitted is not None}")
+    if admitted is not None:
+        assert vars(admitted[0]) == vars(verdict)
+        assert admitted[1] == list(decision.states)
+        assert decision.charged == plan.limits
+
+
+def test_a_call_with_room_on_used_counters_is_admitted_in_one_pass() -> None:
+    counters = (Counter(1, "[1]", 64), Counter(2, "[2]", 1_000))
+    limits = (Limit(5, 64, 0), Limit(7, 1_000, 1, 1, True))
+    plan = Plan(limits, (Reported("user", "one", 5, "64us"), Reported("tool", "two", 7, "1ms")), counters)
+    admitted = admit(plan, [(NOW_US - 9, NOW_US - 9, 1), (NOW_US - 9, NOW_US - 9, 1)], NOW_US)
+    assert admitted is not None
+    assert (admitted[0].count, admitted[0].remaining, admitted[0].reported) == (2, 3, plan.reported[0])
+    assert Tally(map(len, admitted[1])) == {5: 2}
+
+
+ONE = Counter(1, "[1]", 640)
+REPORTED = Reported("tool", "one", 2, "640us")
+USED: State = (NOW_US - 9, NOW_US - 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "states"),
+    [
+        ((), ()),
+        ((Limit(2, 640, 0), Limit(3, 640, 0)), (USED,)),
+        ((Limit(2, 640, 1), Limit(2, 640, 0)), (USED, USED)),
+        ((Limit(0, 0, -1),), (USED,)),
+        ((Limit(2, 640, 0),), (EMPTY,)),
+        ((Limit(2, 640, 0),), ((NOW_US - 640, NOW_US - 640, 1),)),
+        ((Limit(2, 640, 0),), ((NOW_US + 1, NOW_US + 1, 1),)),
+        ((Limit(1, 640, 0),), (USED,)),
+    ],
+    ids=["no limits", "a shared counter", "another order", "deny", "unused", "expired", "in the future", "no room"],
+)
+def test_any_other_call_is_left_to_the_general_decision(limits: tuple[Limit, ...], states: Sequence[State]) -> None:
+    assert admit(Plan(limits, (REPORTED,) * len(limits), (ONE,) * len(states)), states, NOW_US) is None

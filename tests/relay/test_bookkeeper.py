@@ -1,0 +1,131 @@
+"""The bookkeeper works in handfuls, and while there are no calls."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
+from mcpguard.core.jsonrpc.frames import read
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.session import events
+from mcpguard.core.session.machine import Session
+from mcpguard.relay import bookkeeper
+from mcpguard.relay.bookkeeper import MOST_S, TICK_S, Bookkeeper
+from mcpguard.relay.console import Console
+from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.relay.unread import Unread
+from mcpguard.stores.pauses import QUIET_S
+from tests.core.build import call_line
+from tests.memory_store import MemoryStore
+
+
+class Store(MemoryStore):
+    """A store that notes how many outcomes it records at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handfuls: list[int] = []
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        self.handfuls.append(len(outcomes))
+        super().record(outcomes)
+
+
+class Time:
+    """A clock that stands still unless somebody waits. It is the event `hurry`, too."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.hurries_at_s = 1e9
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, s: float) -> None:
+        self.now_s += s
+
+    def is_set(self) -> bool:
+        return self.now_s >= self.hurries_at_s
+
+    def wait(self, timeout: float) -> bool:
+        self.now_s += timeout
+        return self.is_set()
+
+
+class Scene:
+    def __init__(self, time: Time) -> None:
+        self.stderr, self.write = os.pipe()
+        self.store = Store()
+        self.unread = Unread()
+        self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
+        console = Console(self.write, quiet=True)
+        self.dispatcher = Dispatcher(self.session, self.store, self.unread, lambda _: None, console)
+        self.bookkeeper = Bookkeeper(self.session, self.store, self.dispatcher, console, threading.Event())
+        self.bookkeeper._hurry = time  # type: ignore[assignment]
+
+    def answered_calls(self, number: int) -> None:
+        self.dispatcher.dispatch(events.ClientWrote(read([call_line("x", at) for at in range(number)]), 0))
+        for at in range(number):
+            self.unread.add(
+                b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"ok"}]}}\n' % at, awaits_answers=True
+            )
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    time = Time()
+    monkeypatch.setattr(bookkeeper, "time", time)
+    return time
+
+
+@pytest.fixture
+def scene(time: Time) -> Iterator[Scene]:
+    one = Scene(time)
+    yield one
+    os.close(one.stderr)
+    os.close(one.write)
+
+
+def test_answers_are_read_and_outcomes_recorded_in_handfuls(scene: Scene) -> None:
+    scene.answered_calls(300)
+    scene.bookkeeper._record()
+    assert sum(scene.store.handfuls) == 300
+    assert max(scene.store.handfuls) <= 16
+    assert not scene.session.has_outcomes
+    assert not scene.unread.held_bytes
+
+
+def test_all_outcomes_are_recorded_at_the_end(scene: Scene) -> None:
+    scene.answered_calls(100)
+    scene.bookkeeper.finish(30)
+    assert sum(scene.store.handfuls) == 100
+
+
+def test_if_the_log_must_be_drained_the_rest_of_the_outcomes_waits(scene: Scene, time: Time) -> None:
+    scene.answered_calls(300)
+    time.hurries_at_s = 0.0
+    scene.bookkeeper._record()
+    assert sum(scene.store.handfuls) <= 32
+
+
+def test_work_begins_when_there_was_no_call_for_a_moment(scene: Scene, time: Time) -> None:
+    scene.bookkeeper.wake()
+    scene.bookkeeper._give_way(MOST_S)
+    assert QUIET_S <= time.now_s < 3 * QUIET_S
+
+
+def test_work_begins_at_last_although_there_are_calls_all_the_time(scene: Scene, time: Time) -> None:
+    scene.bookkeeper._called_s = 1e9
+    scene.bookkeeper._give_way(MOST_S - TICK_S)
+    assert MOST_S - TICK_S <= time.now_s < MOST_S
+
+
+def test_work_begins_at_once_if_somebody_waits_for_it(scene: Scene, time: Time) -> None:
+    scene.bookkeeper._called_s = 1e9
+    time.hurries_at_s = 0.0
+    scene.bookkeeper._give_way(MOST_S)
+    assert time.now_s <= QUIET_S
