@@ -48,6 +48,8 @@ class Settings(NamedTuple):
         arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
         file: `config.toml`, which may be missing; None if the settings do not come from `load`.
         warnings: Warnings for the user who starts `run` with these settings.
+        places: Where `store`, `user`, `agent`, `namespace` and `denials` are set, for errors: an option, a variable, or a file
+            and a key.
     """
 
     policy: Path
@@ -72,6 +74,7 @@ class Settings(NamedTuple):
     arguments: str = "hash"
     file: Path | None = None
     warnings: tuple[str, ...] = ()
+    places: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
         """Name only the policy: the password and the store's URL are secret."""
@@ -84,7 +87,15 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: The URL is not the URL of a store.
         """
-        return address(self.store, self.store_password) if self.store else SqliteAddress(self.database)
+        if not self.store:
+            return SqliteAddress(self.database)
+        try:
+            return address(self.store, self.store_password)
+        except ConfigError as error:
+            where = self.places.get("store", "store")
+            is_example = re.fullmatch(r"[a-z+]+://\S+", error.hint) is not None
+            hint = written(where, "url", error.hint) if is_example else error.hint
+            raise ConfigError(error.message.replace("store: ", f"{where}: ", 1), hint) from error
 
     @property
     def files(self) -> list[Path]:
@@ -169,10 +180,21 @@ def folders(environ: Mapping[str, str]) -> Folders:
         os.environ.update(hidden)
 
 
-def place(key: str, option: str | None, environ: Mapping[str, str]) -> str:
-    """Where a configured `user` or `agent` is set: the option, the variable, or `config.toml`."""
+def place(key: str, option: str | None, environ: Mapping[str, str], file: str = "config.toml") -> str:
+    """Where a setting is set: the option, the variable, or the file."""
     variable = f"MCPGUARD_{key.upper()}"
-    return f"--{key}" if option else variable if environ.get(variable) else "config.toml"
+    return f"--{key}" if option else variable if environ.get(variable) else file
+
+
+def written(where: str, key: str, value: str) -> str:
+    """How to write a value at the place that an error names.
+
+    >>> [written(where, "url", "redis://a") for where in ("--store", "MCPGUARD_STORE", "config.toml: store.url")]
+    ['--store redis://a', 'MCPGUARD_STORE=redis://a', 'url = "redis://a"']
+    """
+    if where.startswith("--"):
+        return f"{where} {value}"
+    return f"{where}={value}" if where.startswith("MCPGUARD_") else f'{key} = "{value}"'
 
 
 _TABLES: Final[dict[str, tuple[str, ...]]] = {
@@ -182,6 +204,15 @@ _TABLES: Final[dict[str, tuple[str, ...]]] = {
     "identity.jwt": ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"),
     "audit": ("keep", "max_mb", "arguments"),
 }
+_IN_FILE: Final = {
+    "store": "store.url",
+    "user": "identity.user",
+    "agent": "identity.agent",
+    "namespace": "store.namespace",
+    "denials": "denials",
+}
+"""The settings that an option or a variable can have, too, and their keys in the file."""
+
 _CHOICES: Final = {
     "denials": ("auto", "error", "result"),
     "on_unavailable": ("local", "deny", "allow"),
@@ -205,41 +236,42 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     Raises:
         ConfigError: A setting is not valid.
     """
-    places = folders(environ)
+    accounts = folders(environ)
     named = options.get("config") or environ.get("MCPGUARD_CONFIG")
-    option = "--config" if options.get("config") else "MCPGUARD_CONFIG"
-    file = named_path(named, where=option) if named else places.config_file
-    values = _read(file, places.state, must_exist=bool(named))
+    where = place("config", options.get("config"), environ)
+    file = named_path(named, where=where) if named else accounts.config_file
+    values = _read(file, accounts.state, where=where if named else "")
     if "jwt" in values:
         _refuse_another_user(file, values, {"--user": options.get("user"), "MCPGUARD_USER": environ.get("MCPGUARD_USER")})
-    for key in ("store", "user", "agent", "denials", "policy", "namespace"):
-        given = options.get(key) or environ.get(f"MCPGUARD_{key.upper()}")
-        if given:
+    places = {key: place(key, options.get(key), environ, f"{file}: {path}") for key, path in _IN_FILE.items()}
+    for key in places:
+        if given := options.get(key) or environ.get(f"MCPGUARD_{key.upper()}"):
             values[key] = given
     if "denials" in values:
-        _setting("denials", values["denials"], "denials")
+        _setting("denials", values["denials"], places["denials"])
     if word := environ.get("MCPGUARD_QUIET"):
-        values["quiet"] = _switch(word, where="MCPGUARD_QUIET")
+        values["quiet"] = switch(word, where="MCPGUARD_QUIET")
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
+    places["server"] = place("server", options.get("server"), environ)
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
-            raise ConfigError(
-                f"{key} holds a token where a name belongs", "to take users from tokens, configure [identity.jwt]"
-            )
-    policy = values.pop("policy", None)
-    option = "--policy" if options.get("policy") else "MCPGUARD_POLICY"
+            hint = "to take users from tokens, configure [identity.jwt]"
+            raise ConfigError(f"{places[key]} holds a token where a name belongs", hint)
+    policy = options.get("policy") or environ.get("MCPGUARD_POLICY")
+    where = place("policy", options.get("policy"), environ)
     return Settings(
-        policy=named_path(str(policy), where=option) if policy else places.policy_file,
-        policy_named=policy is not None,
-        database=places.database,
+        policy=named_path(policy, where=where) if policy else accounts.policy_file,
+        policy_named=bool(policy),
+        database=accounts.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         file=file,
         warnings=_warnings(file, store=options.get("store")),
+        places=places,
         **values,  # type: ignore[arg-type]
     )
 
 
-def _switch(word: str, *, where: str) -> bool:
+def switch(word: str, *, where: str) -> bool:
     """The truth value of a variable.
 
     Raises:
@@ -266,8 +298,9 @@ def _refuse_another_user(file: Path, values: Mapping[str, object], given: Mappin
         raise ConfigError(f"{named}: only a verified token may name the user here", hint)
 
 
-def _read(file: Path, state: Path, *, must_exist: bool) -> dict[str, object]:
-    data = _toml(file, must_exist=must_exist)
+def _read(file: Path, state: Path, *, where: str) -> dict[str, object]:
+    """The settings in a file. `where` is the option or variable that names it. If it is empty, the file may be missing."""
+    data = _toml(file, where=where)
     outer = [name for name in _TABLES if name and "." not in name]
     tables = {"": {key: data.pop(key) for key in _TABLES[""] if key in data}}
     tables |= {name: _table(data.pop(name), file, name) for name in outer if name in data}
@@ -298,7 +331,7 @@ def _table(value: object, file: Path, name: str) -> dict[str, object]:
     return value
 
 
-def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
+def _toml(file: Path, *, where: str) -> dict[str, object]:
     try:
         text = read_at_once(file).decode()
         if text.startswith("\ufeff"):
@@ -307,8 +340,8 @@ def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
 
         return tomllib.loads(text)
     except FileNotFoundError:
-        if must_exist:
-            raise ConfigError(f"{file}: no such file", "check --config or MCPGUARD_CONFIG") from None
+        if where:
+            raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
         return {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it must be a TOML file") from error
@@ -320,7 +353,9 @@ def _toml(file: Path, *, must_exist: bool) -> dict[str, object]:
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:
     if key in _CHOICES and value not in _CHOICES[key]:
-        raise ConfigError(f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", _nearest(str(value), _CHOICES[key]))
+        near = _closest(str(value), _CHOICES[key])
+        hint = f"did you mean {written(where, key, near)}?" if near else f"known: {' '.join(_CHOICES[key])}"
+        raise ConfigError(f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", hint)
     if key in _RANGES:
         low, high = _RANGES[key]
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -353,10 +388,14 @@ def span_us(text: str, *, where: str) -> int:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
+    near = _closest(word, known)
+    return f"did you mean {near}?" if near else f"known: {' '.join(known)}"
+
+
+def _closest(word: str, known: Sequence[str]) -> str | None:
     import difflib  # loaded only for an error
 
-    near = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)
 
 
 def account() -> str:

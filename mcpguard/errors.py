@@ -3,7 +3,9 @@
 Every such error is a `McpguardError`: one line, and usually a hint. Any other exception that leaves this package is a bug.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class ExitStatus(IntEnum):
@@ -59,15 +61,57 @@ class UsageError(McpguardError):
 
 
 class ConfigError(McpguardError):
-    """`config.toml`, a variable or an option has a value that is not valid."""
+    """`config.toml`, a variable or an option has a value that is not valid.
+
+    The message begins with the place of the value. If that is an option, the exit status is that of wrong usage.
+    """
 
     exit_status = ExitStatus.CONFIGURATION
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        if message.startswith("--"):
+            self.exit_status = ExitStatus.USAGE
+
+
+class Problem(NamedTuple):
+    """An error in the text of a policy.
+
+    Attributes:
+        message: What is wrong, without the place.
+        hint: How to fix it.
+        line: The line, from 1.
+        column: The column, from 1, in characters.
+        width: How many characters of the line are meant.
+        text: The line's text.
+        rule: The number of the rule, from 1; 0 if the error is in none.
+    """
+
+    message: str
+    hint: str
+    line: int
+    column: int
+    width: int
+    text: str
+    rule: int = 0
 
 
 class PolicyError(McpguardError):
-    """A policy file is not valid or cannot be read."""
+    """A policy file is not valid or cannot be read.
+
+    Args:
+        message: One line: what is wrong, and where. If there are several problems, the first.
+        hint: One line: how to fix it.
+        source: How messages name the file; empty if there are no problems.
+        problems: Every problem in the file's text; empty if the text could not be read.
+    """
 
     exit_status = ExitStatus.CONFIGURATION
+
+    def __init__(self, message: str, hint: str = "", *, source: str = "", problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message, hint)
+        self.source = source
+        self.problems = tuple(problems)
 
 
 class Unauthenticated(McpguardError):

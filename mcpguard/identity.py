@@ -11,7 +11,7 @@ def configured_identity(settings: Settings, server: str) -> Identity:
     Raises:
         ConfigError: The configured agent does not have three parts, or is a pattern.
     """
-    agent = parse_agent(settings.agent, where="agent") if settings.agent else Agent()
+    agent = parse_agent(settings.agent, where=settings.places.get("agent", "agent")) if settings.agent else Agent()
     if settings.jwt:
         user, source = "", "jwt"
     elif settings.user is None:

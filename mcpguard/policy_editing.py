@@ -2,25 +2,21 @@
 
 import contextlib
 import errno
-import io
 import os
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
+from typing import Any, Final, NamedTuple
 
 from mcpguard.core.policy.model import Policy, Rule
 from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
-from mcpguard.files import place_to_make, private_folder
+from mcpguard.files import place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 from mcpguard.policy_file import no_such_file
+from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_mode
 
 if sys.platform != "win32":
     import fcntl
@@ -30,9 +26,6 @@ LOCK_TIMEOUT_S: Final = 10.0
 
 LEFT_AFTER_S: Final = 3600.0
 """If the folder cannot be locked, an unfinished file of this age was left by a command that was killed."""
-
-_BLANK: Final = " \t\r\n"
-"""White space in TOML. Python knows more characters of that kind."""
 
 
 @contextlib.contextmanager
@@ -112,19 +105,24 @@ def read(path: Path) -> str | None:
     return None if file.content is None else text_of(file.content, source=str(path))
 
 
-def write(path: Path, text: str) -> None:
+def _require_writable(path: Path) -> None:
+    """Refuse a read-only file. Replacing it would work, but it is read-only on purpose."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def write(path: Path, content: bytes) -> None:
     """Replace a file's content atomically. An existing file keeps its mode and owner; a new one has mode 0600.
 
     Raises:
         McpguardError: The file cannot be written; it is unchanged.
     """
     with _reported(path):
-        if path.exists() and not os.access(path, os.W_OK):  # replacing it would work, but it is read-only on purpose
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        _require_writable(path)
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=_new_files(path))
         try:
             with os.fdopen(fd, "wb") as file:
-                file.write(text.encode())
+                file.write(content)
                 file.flush()
                 if sys.platform != "win32":
                     os.fchmod(file.fileno(), 0o600)  # whatever the umask is
@@ -147,6 +145,25 @@ def write(path: Path, text: str) -> None:
                 os.close(folder)
 
 
+class Edit(NamedTuple):
+    """What an edit did.
+
+    Attributes:
+        before: The policy before.
+        after: The policy now. If the edit changed nothing, it is the policy before.
+        is_new_file: Whether the edit made the file, with the starter rules.
+    """
+
+    before: Policy
+    after: Policy
+    is_new_file: bool
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the policy was already as wanted. Then nothing was written."""
+        return self.after is self.before
+
+
 def begin(path: Path) -> bool:
     """Write the starter policy to a file; False if the file exists already.
 
@@ -156,8 +173,79 @@ def begin(path: Path) -> bool:
     with locked(path) as target:
         if target.exists():
             return False
-        write(target, STARTER)
+        write(target, STARTER.encode())
         return True
+
+
+class Draft:
+    """A copy of a policy file for an editor. Running wrappers see the text when it is saved, and nothing of it before.
+
+    Args:
+        path: The policy file, which exists.
+        folder: A private folder for the copy and for what the editor puts beside it.
+
+    Attributes:
+        file: The copy.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.file = folder / path.name
+        self._path = path
+        self._before = read_at_once(path)
+        self.file.write_bytes(self._before)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the copy differs from the file as it was."""
+        return self._content() != self._before
+
+    def check(self) -> Policy:
+        """Parse the copy. Errors name the policy file.
+
+        Raises:
+            PolicyError: The text is not a valid policy.
+        """
+        return parse(text_of(self._content(), source=str(self._path)), source=str(self._path))
+
+    def save(self) -> None:
+        """Replace the policy file by the copy.
+
+        Raises:
+            McpguardError: The file cannot be written, or another process changed it since the copy was made. It is unchanged.
+        """
+        content = self._content()
+        with locked(self._path) as target:
+            if read_at_once(target) != self._before:
+                kept = self._path.with_name(f"{self._path.name}.edited")
+                write(kept, content)
+                hint = f"your text is in {kept}"
+                raise McpguardError(f"{self._path}: another process has changed it while you edited", hint)
+            write(target, content)
+
+    def _content(self) -> bytes:
+        try:
+            return self.file.read_bytes()
+        except OSError as error:
+            message = f"the text cannot be read after the editor: {error.strerror}"
+            raise McpguardError(message, f"{self._path} is unchanged") from error
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Draft]:
+    """A copy of a policy file for an editor, removed at the end. A missing file is made with the starter rules first.
+
+    Raises:
+        McpguardError: The file cannot be read or made.
+    """
+    begin(path)
+    with _reported(path):
+        _require_writable(path)
+    with tempfile.TemporaryDirectory(prefix="mcpguard-") as folder:
+        try:
+            draft = Draft(path, Path(folder))
+        except OSError as error:
+            raise PolicyError(f"{path}: cannot be read: {error.strerror}", "a policy is a file in TOML") from error
+        yield draft
 
 
 def place_of(policy: Policy, rule: Rule) -> int | None:
@@ -165,15 +253,16 @@ def place_of(policy: Policy, rule: Rule) -> int | None:
     return next((at for at, other in enumerate(policy.rules) if other.key == rule.key), None)
 
 
-def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
+def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     """Set a rule in a policy file. It replaces the rule with the same selectors and `per`, or is added at the end.
 
     Args:
         path: The file. If it does not exist, it is made with the starter rules.
-        table: The rule as a table of the file. An empty `name` removes the rule's name.
+        table: The rule as a table of the file. An empty `name` removes the rule's name. Without `name` or `mode`, a rule that
+            exists keeps its own.
 
     Returns:
-        The policy before, the policy now, and the place of the rule in it.
+        What was done, and the place of the rule in the policy.
 
     Raises:
         PolicyError: The file is not a valid policy; it is unchanged.
@@ -185,15 +274,43 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Policy, Policy, int]:
         rule = parse_rule(table, where=str(path))
         at = place_of(before, rule)
         old = text or STARTER
-        new = _ended_alike(old, _appended(old, table) if at is None else _replaced(old, before, at, table))
         rules = list(before.rules)
         if at is None:
             rules.append(rule)
+            new = appended(old, table)
         else:
-            rules[at] = _with_limit(rules[at], rule, name=table.get("name", rules[at].name))
-        after = _checked(path, new, rules)
-        write(target, new)
-    return before, after, len(rules) - 1 if at is None else at
+            rules[at] = _changed(rules[at], rule, table)
+            if _content(rules[at]) == _content(before.rules[at]) and text is not None:
+                return Edit(before, before, is_new_file=False), at
+            new = replaced(old, before, at, table)
+        new = ended_alike(old, new)
+        after = _checked(path, new, rules, observe=before.observe)
+        write(target, new.encode())
+    return Edit(before, after, is_new_file=text is None), len(rules) - 1 if at is None else at
+
+
+def set_mode(path: Path, mode: str) -> Edit:
+    """Set the mode of a policy file: `observe` or `enforce`. The modes of single rules stay.
+
+    Args:
+        path: The file. If it does not exist and the mode changes, it is made with the starter rules.
+        mode: The mode.
+
+    Raises:
+        PolicyError: The file is not a valid policy; it is unchanged.
+        McpguardError: The file cannot be written; it is unchanged.
+    """
+    with locked(path) as target:
+        text = read(target)
+        old = STARTER if text is None else text
+        before = parse(old, source=str(path))
+        observe = mode == "observe"
+        if before.observe == observe:
+            return Edit(before, before, is_new_file=False)
+        new = ended_alike(old, with_mode(old, before, mode))
+        after = _checked(path, new, before.rules, observe=observe)
+        write(target, new.encode())
+    return Edit(before, after, is_new_file=text is None)
 
 
 def take_out(path: Path, rule: Rule, *, named: bool) -> tuple[Rule, Policy] | None:
@@ -219,139 +336,27 @@ def take_out(path: Path, rule: Rule, *, named: bool) -> tuple[Rule, Policy] | No
         at = place_of(before, rule)
         if at is None:
             return None
-        new = _ended_alike(text, _removed(text, before, at))
-        after = _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]])
-        write(target, new)
+        new = ended_alike(text, removed(text, before, at))
+        after = _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]], observe=before.observe)
+        write(target, new.encode())
         return before.rules[at], after
 
 
-def _with_limit(old: Rule, new: Rule, *, name: str) -> Rule:
-    return Rule(old.selectors, old.per, old.per_text, new.rates, new.deny, old.observe, name, old.line)
+def _changed(old: Rule, new: Rule, table: dict[str, Any]) -> Rule:
+    """A rule with the limit of another, and with its name and mode if the table has them."""
+    name, observe = table.get("name", old.name), new.observe if "mode" in table else old.observe
+    return old._replace(rates=new.rates, deny=new.deny, observe=observe, name=name)
 
 
-def _checked(path: Path, text: str, rules: Sequence[Rule]) -> Policy:
+def _checked(path: Path, text: str, rules: Sequence[Rule], *, observe: bool) -> Policy:
     """Parse an edited text, and make sure that the edit changed nothing else."""
     policy = parse(text, source=str(path))
-    if [_content(rule) for rule in policy.rules] != [_content(rule) for rule in rules]:
-        raise McpguardError(f"{path}: this edit would change more than its rule", "edit the file by hand: mcpguard policy edit")
+    if policy.observe != observe or [_content(rule) for rule in policy.rules] != [_content(rule) for rule in rules]:
+        raise McpguardError(
+            f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
+        )
     return policy
 
 
 def _content(rule: Rule) -> tuple[object, ...]:
     return rule.selectors, rule.per, rule.per_text, sorted(rule.rates), rule.deny, rule.observe, rule.name
-
-
-def _document(text: str) -> Any:
-    """Parse a text for editing. tomlkit rejects some texts that tomllib accepts."""
-    try:
-        return tomlkit.parse(text)
-    except (TOMLKitError, ValueError, RecursionError) as error:
-        what = f"this file can only be edited by hand: {error}"
-        raise McpguardError(what, "use mcpguard policy edit") from error
-
-
-def _lines(text: str) -> list[str]:
-    """A text's lines with their ends, by the rules of TOML: Python's other line ends can be part of a comment or a name."""
-    return list(io.StringIO(text, newline="\n"))
-
-
-def _ended_alike(old: str, new: str) -> str:
-    """Give new lines the line ends of the old text: this module and tomlkit write LF."""
-    if "\r\n" not in old:
-        return new
-    kept = set(_lines(old))
-    return "".join(line if line in kept else re.sub(r"\r?\n$", "\r\n", line) for line in _lines(new))
-
-
-def _appended(text: str, table: dict[str, Any]) -> str:
-    document = _document(text)
-    table = {key: value for key, value in table.items() if key != "name" or value}
-    if isinstance(document.get("rule"), tomlkit.items.Array):  # rule = [{…}]
-        inline = tomlkit.inline_table()
-        inline.update(table)
-        document["rule"].append(inline)
-        return tomlkit.dumps(document)
-    body = [f"{key} = {tomlkit.item(value).as_string()}\n" for key, value in table.items()]
-    return "".join([text.rstrip(_BLANK), "\n\n[[rule]]\n", *body])
-
-
-def _replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
-    line = policy.rules[at].line
-    if not line:  # rule = [{…}]
-        document = _document(text)
-        document["rule"][at].update(table)
-        if table.get("name") == "":
-            del document["rule"][at]["name"]
-        return tomlkit.dumps(document)
-    lines = _lines(text)
-    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
-    document = _document("".join(lines[line - 1 : end]))  # other rules stay as they are, even the spacing of their headers
-    found = document["rule"][0]
-    _set_limit(found, table["limit"])
-    name = table.get("name")
-    named = "name" in found
-    if name and named:
-        found["name"] = name
-    elif name == "" and named:
-        del found["name"]
-    new = _lines(tomlkit.dumps(document))
-    if name and not named:  # tomlkit would put it after the comments of the next rule
-        new.insert(1, f"name = {tomlkit.item(name).as_string()}\n")
-    return "".join([*lines[: line - 1], *new, *lines[end:]])
-
-
-def _set_limit(found: Any, limit: str | list[str]) -> None:
-    """Change a limit.
-
-    In a list with comments, limits that do not change keep their place and comment. If a word such as `deny` replaces the list,
-    the comments are put after it.
-    """
-    array = found["limit"]
-    if "#" not in array.as_string():  # a limit never contains #
-        found["limit"] = limit
-        return
-    if limit in ("deny", "unlimited"):
-        found["limit"] = limit
-        found["limit"].comment("; ".join(re.findall(r"#[ \t]*(.*\S)", array.as_string() + array.trivia.comment)))
-        return
-    wanted = {text.partition("/")[2]: text for text in ([limit] if isinstance(limit, str) else limit)}
-    for place in reversed(range(len(array))):
-        text = wanted.pop(str(array[place]).partition("/")[2], None)
-        if text is None:
-            del array[place]
-        else:
-            array[place] = text
-    array.extend(wanted.values())
-
-
-def _removed(text: str, policy: Policy, at: int) -> str:
-    if not policy.rules[at].line:
-        document = _document(text)
-        del document["rule"][at]
-        return tomlkit.dumps(document)
-    lines = text.split("\n")
-    begin = policy.rules[at].line - 1
-    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
-    while end > begin + 1 and _is_aside(lines[end - 1]):  # comments right before the next rule belong to it
-        end -= 1
-    while end < len(lines) - 1 and not lines[end].strip():
-        end += 1
-    above = begin
-    while above and lines[above - 1].lstrip().startswith("#"):
-        above -= 1
-    if above:  # a comment right above the rule is removed with it, unless it begins the file
-        begin = above
-    new = "\n".join([*lines[:begin], *lines[end:]])
-    return new if len(policy.rules) > 1 else _without_rules(new)
-
-
-def _is_aside(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("#")
-
-
-def _without_rules(text: str) -> str:
-    """Add a `mode` to a text without content: an empty file is not a valid policy."""
-    if _document(text):
-        return text
-    above = text.rstrip(_BLANK)
-    return (f"{above}\n\n" if above else "") + 'mode = "enforce"\n'

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.explain import label, tier_warning
+from mcpguard.core.policy.lint import label, tier_warning
 from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.core.policy.model import AXES, Call, Policy
 from mcpguard.core.verdict import Verdict, next_call

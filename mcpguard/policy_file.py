@@ -91,7 +91,8 @@ class PolicyFile:
             source = str(self.path)
             return parse(text_of(content, source=source), source=source, observe=self._observe)
         except PolicyError as error:
-            return PolicyError(redacted(error.message), redacted(error.hint))  # the answer to every call contains it
+            message, hint = redacted(error.message), redacted(error.hint)  # the answer to every call contains the message
+            return PolicyError(message, hint, source=error.source, problems=error.problems)
 
 
 class _Parsing:

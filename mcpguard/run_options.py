@@ -80,8 +80,6 @@ def parse(argv: Sequence[str]) -> dict[str, Any] | None:
                 return None
             wanted[option.key] = True
             continue
-        if wanted[option.key] is not None:
-            return None
         if not has_value:
             if not words:
                 return None

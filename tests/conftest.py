@@ -20,6 +20,7 @@ POSIX = (
     "benchmarks",
     "cli",
     "demo/test_story.py",
+    "doctor",
     "end_to_end",
     "examples",
     "real_parts",

@@ -5,10 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.discovery import Machine, client_paths, hook_file
 from mcpguard.core import denial
 
 PAGE = (Path(__file__).parents[1] / "docs" / "clients.md").read_text()
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if re.match(r"\| [^-]", line)]
+INSTALL, MEASURED = PAGE.split("### What was measured")
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if re.match(r"\| [^-]", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+ROWS = rows(MEASURED)
 CLIENTS = [(row[0], re.findall("`(.*?)`", row[1])[0], row[4]) for row in ROWS if row[0] != "client"]
 
 
@@ -22,3 +32,29 @@ def test_each_name_that_gets_the_result_has_a_row() -> None:
     assert set(names) >= denial.RESULT_CLIENTS
     for beginning in denial.RESULT_CLIENT_BEGINNINGS:
         assert any(name.startswith(beginning) for name in names), beginning
+
+
+def test_the_table_of_clients_is_that_of_install_and_each_file_in_it_is_looked_for() -> None:
+    installed = [row for row in rows(INSTALL) if len(row) == 5 and row[0] != "client"]
+    assert [row[1].strip("`") for row in installed] == list(BY_KEY)
+    for title, key, user, project, after in installed:
+        client = BY_KEY[key.strip("`")]
+        assert (title, after) == (client.title, client.after)
+        for folder, shown in ((None, user), (Path("/project"), project)):
+            known = [str(path) for path in client_paths(Machine(Path("/home/a"), {}, "linux"), client, folder)]
+            for name in re.findall(r"`([^`]*/[^`]*|\.?[a-z]+\.json)`", shown):  # not a file extension, nor a folder
+                path = name.replace("~", "/home/a") if folder is None else f"/project/{name}"
+                is_known = any(path == one or one.endswith(f"/{name}") for one in known)
+                assert is_known or name.endswith("/mcpServers"), name  # the names of files in this folder are free
+
+
+def test_the_table_of_hooks_names_their_files() -> None:
+    hooks = {row[0]: row for row in rows(INSTALL) if len(row) == 3 and row[0] != "client"}
+    clients = [client for client in BY_KEY.values() if client.hook]
+    assert list(hooks) == [client.title for client in clients]
+    for client in clients:
+        assert client.hook
+        machine = Machine(Path("~"), {}, "linux")
+        _, user, project = hooks[client.title]
+        assert user.startswith(f"`{hook_file(machine, client.hook, None)}`")
+        assert project == f"`{hook_file(machine, client.hook, Path('/p')).relative_to('/p')}`"

@@ -7,6 +7,7 @@ import pytest
 
 from mcpguard.config import Settings, account, folders, load, span_us
 from mcpguard.errors import ConfigError
+from mcpguard.identity import configured_identity
 from mcpguard.stores.address import has_password
 from mcpguard.stores.sqlite.address import SqliteAddress
 
@@ -23,12 +24,12 @@ def refusal(home: Path, text: str = "", environ: Mapping[str, str] | None = None
     with pytest.raises(ConfigError) as caught:
         loaded(home, text, environ, **options)
     assert "\n" not in caught.value.message
-    assert caught.value.exit_status == 78
+    assert caught.value.exit_status == (2 if caught.value.message.startswith("--") else 78)
     return caught.value
 
 
 def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path) -> None:
-    assert load({"MCPGUARD_HOME": str(tmp_path)}) == Settings(
+    assert load({"MCPGUARD_HOME": str(tmp_path)})._replace(places={}) == Settings(
         policy=tmp_path / "policy.toml",
         policy_named=False,
         database=tmp_path / "mcpguard.db",
@@ -71,7 +72,7 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         max_mb = 10
         arguments = "none"
     """
-    assert loaded(tmp_path, text) == Settings(
+    assert loaded(tmp_path, text)._replace(places={}) == Settings(
         policy=tmp_path / "policy.toml",
         policy_named=False,
         database=tmp_path / "mcpguard.db",
@@ -139,7 +140,8 @@ def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> 
     assert loaded(tmp_path, 'denials = "error"', denials="auto").denials == "auto"
     assert loaded(tmp_path, denials="result").denials == "result"
     error = refusal(tmp_path, environ={"MCPGUARD_DENIALS": "both"})
-    assert (error.message, error.hint) == ("denials: 'both' is none of auto, error, result", "known: auto error result")
+    assert error.message == "MCPGUARD_DENIALS: 'both' is none of auto, error, result"
+    assert error.hint == "known: auto error result"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,10 @@ def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:
 
 def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path / "none.toml"))
-    assert (error.message, error.hint) == (f"{tmp_path}/none.toml: no such file", "check --config or MCPGUARD_CONFIG")
+    hint = "give the name of a file that exists"
+    assert (error.message, error.hint) == (f"--config: {tmp_path}/none.toml: no such file", hint)
+    error = refusal(tmp_path, environ={"MCPGUARD_CONFIG": str(tmp_path / "none.toml")})
+    assert (error.message, error.hint) == (f"MCPGUARD_CONFIG: {tmp_path}/none.toml: no such file", hint)
 
 
 def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
@@ -255,6 +260,7 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
 
 
+HASH = 'did you mean arguments = "hash"?'
 SPAN = "write a number and one of s m h d w, such as 30d"
 
 
@@ -268,10 +274,10 @@ SPAN = "write a number and one of s m h d w, such as 30d"
         ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "known: keep max_mb arguments"),
         ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),
         ("denials = 'x'", "denials", "'x' is none of auto, error, result", "known: auto error result"),
-        ("denials = ['error']", "denials", "['error'] is none of auto, error, result", "did you mean error?"),
+        ("denials = ['error']", "denials", "['error'] is none of auto, error, result", 'did you mean denials = "error"?'),
         ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", "known: local deny allow"),
         ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "known: normal full"),
-        ("[audit]\narguments = 'hashed'", "audit.arguments", "'hashed' is none of hash, none, full", "did you mean hash?"),
+        ("[audit]\narguments = 'hashs'", "audit.arguments", "'hashs' is none of hash, none, full", HASH),
         ("[store]\ntimeout_ms = 0", "store.timeout_ms", "0 is not a number from 1 to 60000", "timeout_ms = 250"),
         ("[store]\ntimeout_ms = 60001", "store.timeout_ms", "60001 is not a number from 1 to 60000", "timeout_ms = 250"),
         ("[store]\ntimeout_ms = '5'", "store.timeout_ms", "'5' is not a number from 1 to 60000", "timeout_ms = 250"),
@@ -333,6 +339,64 @@ def test_a_path_with_special_characters_is_kept_in_the_address(tmp_path: Path) -
     home = tmp_path / "a b%20c ü#?"
     home.mkdir()
     assert loaded(home).address == SqliteAddress(home / "mcpguard.db")
+
+
+URL = "sqlite:///absolute/path.db"
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "hint", "status"),
+    [
+        ({"option": "nonsense"}, "--store", f"--store {URL}", 2),
+        ({"variable": "nonsense"}, "MCPGUARD_STORE", f"MCPGUARD_STORE={URL}", 78),
+        ({"file": "nonsense"}, "{file}: store.url", f'url = "{URL}"', 78),
+        ({"option": "nonsense", "variable": URL, "file": URL}, "--store", f"--store {URL}", 2),
+        ({"variable": "nonsense", "file": URL}, "MCPGUARD_STORE", f"MCPGUARD_STORE={URL}", 78),
+    ],
+)
+def test_an_invalid_store_is_reported_with_its_place_and_a_hint_for_that_place(
+    tmp_path: Path, given: dict[str, str], where: str, hint: str, status: int
+) -> None:
+    text = f'[store]\nurl = "{given["file"]}"' if "file" in given else ""
+    settings = loaded(tmp_path, text, {"MCPGUARD_STORE": given.get("variable", "")}, store=given.get("option"))
+    with pytest.raises(ConfigError) as caught:
+        _ = settings.address
+    assert caught.value.message == f"{where.format(file=tmp_path / 'config.toml')}: this is not a URL"
+    assert (caught.value.hint, caught.value.exit_status) == (hint, status)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "option", "where", "status"),
+    [
+        ("", {}, "subagent", "--agent", 2),
+        ("", {"MCPGUARD_AGENT": "subagent"}, None, "MCPGUARD_AGENT", 78),
+        ('[identity]\nagent = "subagent"', {}, None, "{file}: identity.agent", 78),
+    ],
+)
+def test_an_invalid_agent_is_reported_with_its_place(
+    tmp_path: Path, text: str, environ: dict[str, str], option: str | None, where: str, status: int
+) -> None:
+    settings = loaded(tmp_path, text, environ, agent=option)
+    with pytest.raises(ConfigError) as caught:
+        configured_identity(settings, "crm")
+    assert caught.value.message == f"{where.format(file=tmp_path / 'config.toml')}: 'subagent' does not have three parts"
+    assert caught.value.exit_status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "option", "message", "hint"),
+    [
+        ("", {}, "eror", "--denials: 'eror' is none of", "did you mean --denials error?"),
+        ("", {"MCPGUARD_DENIALS": "eror"}, None, "MCPGUARD_DENIALS: 'eror' is none of", "did you mean MCPGUARD_DENIALS=error?"),
+        ("denials = 'eror'", {}, None, "config.toml: denials: 'eror' is none of", 'did you mean denials = "error"?'),
+    ],
+)
+def test_a_hint_has_the_form_of_the_place(
+    tmp_path: Path, text: str, environ: dict[str, str], option: str | None, message: str, hint: str
+) -> None:
+    error = refusal(tmp_path, text, environ, denials=option)
+    assert message in error.message
+    assert error.hint == hint
 
 
 def test_xdg_variables_move_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mcpguard.core.policy.parse import STARTER, parse, parse_rule
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
-from mcpguard.policy_editing import begin, put, take_out
+from mcpguard.policy_editing import begin, put, set_mode, take_out
 from tests.end_to_end.host import DEADLINE_S
 
 if sys.platform != "win32":
@@ -62,7 +62,7 @@ def rules(file: Path) -> list[tuple[str, str]]:
 
 def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
     file = tmp_path / "new" / "policy.toml"
-    before, after, at = put(file, {"user": "*", "tool": "search", "limit": ["20/1m", "100/1h"]})
+    (before, after, _), at = put(file, {"user": "*", "tool": "search", "limit": ["20/1m", "100/1h"]})
     assert (before.rules, at) == (parse(STARTER).rules, 4)
     assert after.rules == parse(file.read_text()).rules
     assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
@@ -71,7 +71,7 @@ def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
 
 
 def test_the_rule_with_the_same_selectors_gets_the_new_limit_and_all_else_stays(file: Path) -> None:
-    before, after, at = put(file, {"user": "*", "tool": "search", "limit": "50/1h"})
+    (before, after, _), at = put(file, {"user": "*", "tool": "search", "limit": "50/1h"})
     assert (at, before.rules[at].limit_text, after.rules[at].limit_text) == (0, "100/1h", "50/1h")
     assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
 
@@ -266,8 +266,8 @@ def test_no_edit_waits_for_a_pipe_in_place_of_the_file(tmp_path: Path) -> None:
 
 
 def test_an_edit_that_would_change_more_than_its_rule_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcpguard.policy_editing._appended", lambda text, _: text.replace("100/1h", "9/1h"))
-    with pytest.raises(McpguardError, match="would change more than its rule"):
+    monkeypatch.setattr("mcpguard.policy_editing.appended", lambda text, _: text.replace("100/1h", "9/1h"))
+    with pytest.raises(McpguardError, match="would change more than it should"):
         put(file, {"tool": "x", "limit": "5/1m"})
     assert file.read_text() == BY_HAND
 
@@ -358,3 +358,58 @@ def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
     monkeypatch.setattr(time, "time", lambda: now + age_s)
     put(file, {"tool": "x", "limit": "5/1m"})
     assert leftover.exists() is left
+
+
+# The mode
+
+RULE = '[[rule]]\ntool = "a"\nlimit = "5/1m"\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (RULE, f'mode = "observe"\n\n{RULE}'),
+        (f"# about us\n\n{RULE}", f'# about us\n\nmode = "observe"\n\n{RULE}'),
+        (f"# about the rule\n{RULE}", f'mode = "observe"\n\n# about the rule\n{RULE}'),
+        (f"mode = 'enforce'   # why\n{RULE}", f'mode = "observe"   # why\n{RULE}'),
+        (f"# about us\r\n\r\n{RULE}", f'# about us\r\n\r\nmode = "observe"\r\n\r\n{RULE}'),
+        ("rule = []\nmode = 'enforce' # why\n", 'rule = []\nmode = "observe" # why\n'),
+        ("rule = [{tool = 'a', limit = 'deny'}]\n", "mode = \"observe\"\n\nrule = [{tool = 'a', limit = 'deny'}]\n"),
+        ('[[rule]]\nmode = "observe"\nlimit = "deny"\n', 'mode = "observe"\n\n[[rule]]\nmode = "observe"\nlimit = "deny"\n'),
+    ],
+)
+def test_the_mode_is_changed_or_added_where_it_belongs_and_all_else_stays(tmp_path: Path, before: str, after: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(before.encode())
+    assert set_mode(file, "enforce").is_unchanged
+    assert file.read_bytes().decode() == before
+    edit = set_mode(file, "observe")
+    assert (edit.before.observe, edit.after.observe, edit.is_new_file) == (False, True, False)
+    assert file.read_bytes().decode() == after
+    set_mode(file, "enforce")
+    policy = parse(file.read_text())
+    assert not policy.observe
+    assert [rule.text for rule in policy.rules] == [rule.text for rule in parse(before).rules]
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
+def test_a_rules_own_mode_is_set_and_kept(tmp_path: Path, *, inline: bool) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('rule = [{tool = "a", limit = "5/1m"}]\n' if inline else RULE)
+
+    def modes(**more: str) -> list[bool]:
+        put(file, {"tool": "a", "limit": "5/1m", **more})
+        return [rule.observe for rule in parse(file.read_text()).rules]
+
+    assert modes(mode="enforce") == [False]
+    assert "mode" not in file.read_text()
+    assert modes(mode="observe") == [True]
+    assert modes() == [True]
+    assert modes(mode="enforce") == [False]
+    assert modes(mode="observe", name="a") == [True]
+
+
+def test_setting_an_equal_rule_changes_nothing(file: Path) -> None:
+    edit, at = put(file, {"user": "*", "tool": "search", "limit": ["100/1h"]})
+    assert (edit.is_unchanged, at) == (True, 0)
+    assert file.read_text() == BY_HAND

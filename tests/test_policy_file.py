@@ -285,7 +285,7 @@ def test_a_file_that_is_not_large_is_loaded_at_once(running: PolicyFile, path: P
 def test_a_large_broken_file_is_reported_once(running: PolicyFile, path: Path, parser: Parser) -> None:
     parser.may.set()
     path.write_text(large("0/1h"))
-    assert next_of(running).startswith(f"{path}: line 1: rule 1: limit: '0/1h' admits nothing")
+    assert next_of(running).startswith(f"{path}: line 3: rule 1: limit: '0/1h' admits nothing")
     assert running.poll() is None
     path.write_text(large("2/1h"))
     assert next_of(running) == "2/1h"

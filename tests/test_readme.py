@@ -142,7 +142,7 @@ def test_each_shown_command_is_valid() -> None:
 
 
 def test_the_policy_set_of_the_readme_works(tmp_path: Path) -> None:
-    (line,) = blocks("console")[0].splitlines()
+    (line,) = next(block for block in blocks("console") if "policy set" in block).splitlines()
     done = run(*shlex.split(line.removeprefix("$ mcpguard ")), home=tmp_path)
     assert done.returncode == 0, done.stderr
     rules = parse((tmp_path / "policy.toml").read_text()).rules

@@ -10,7 +10,7 @@ import os
 import sys
 
 from mcpguard import run_options
-from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.errors import ExitStatus, McpguardError, UsageError
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
             start(**wanted)
         _leave(_by_click())
     except McpguardError as error:
-        _leave(_complain(error.message, error.hint, error.exit_status))
+        _leave(_complain(error))
     except KeyboardInterrupt:
         _leave(ExitStatus.INTERRUPTED)
 
@@ -31,18 +31,23 @@ def main() -> None:
 def _by_click() -> int:
     import click
 
+    from mcpguard.cli._errors import by_click
     from mcpguard.cli.commands import cli
 
     gc.enable()
+    if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
+        from mcpguard.cli import _completion
+
+        click.echo(_completion.answer(cli, instruction))
+        return ExitStatus.OK
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         return ExitStatus.INTERRUPTED
     except click.ClickException as error:
-        ctx = getattr(error, "ctx", None)
-        return _complain(error.format_message(), f"{ctx.command_path if ctx else 'mcpguard'} --help", ExitStatus.USAGE)
+        return _complain(UsageError(*by_click(error)))
     except OSError as error:
-        return _complain(f"cannot write the output: {error.strerror or error}", "", ExitStatus.FAILURE)
+        return _complain(McpguardError(f"cannot write the output: {error.strerror or error}"))
     return status if isinstance(status, int) else 0
 
 
@@ -56,13 +61,10 @@ def _leave(status: int) -> None:
     sys.exit(status)
 
 
-def _complain(message: str, hint: str, status: ExitStatus) -> ExitStatus:
-    from mcpguard.core.redaction import redacted
-    from mcpguard.core.text import printable
+def _complain(error: McpguardError) -> ExitStatus:
+    from mcpguard.cli._errors import lines
 
-    lines = [f"mcpguard: {message}", *([f"hint: {hint}"] if hint else [])]
-    lines = [printable(redacted(line)) for line in lines]  # a message may quote a name with line ends, or a pasted token
     with contextlib.suppress(OSError, AttributeError):  # stderr is closed
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.write("".join(f"{line}\n" for line in lines(error)))
         sys.stderr.flush()
-    return status
+    return error.exit_status

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from mcpguard.errors import ExitStatus
+from mcpguard.errors import ExitStatus, UsageError
 
 _NICENESS: Final = 10
 """With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
@@ -22,7 +22,7 @@ class _ShortHelp(click.Command):
 
 
 class Command(_ShortHelp):
-    """A command that refuses an option with one value that is given twice."""
+    """A command. An option with one value that is given several times has the last one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Command`.
@@ -30,16 +30,13 @@ class Command(_ShortHelp):
         Raises:
             click.UsageError: With this command's context, so that the hint can name its help.
         """
+        if ctx.resilient_parsing:  # a shell completes the line, which may have any error
+            return super().parse_args(ctx, args)
         try:
-            given = self.make_parser(ctx).parse_args(list(args))[2]
-            rest = super().parse_args(ctx, args)
-            for option in given:
-                if isinstance(option, click.Option) and _holds_one(option) and given.count(option) > 1:
-                    raise click.UsageError(f"{option.opts[-1]} is given {given.count(option)} times, but takes one value.")
+            return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
-        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Command`. From here on Ctrl-C raises KeyboardInterrupt, so that the command can clean up."""
@@ -48,9 +45,40 @@ class Command(_ShortHelp):
         return super().invoke(ctx)
 
 
-def _holds_one(option: click.Option) -> bool:
-    """Whether an option keeps only its last value."""
-    return not (option.multiple or option.is_flag or option.count)
+_MEANT: Final = {
+    "add": ("set", "policy set"),
+    "allow": ("set", "policy set"),
+    "clear": ("reset",),
+    "create": ("init", "policy init"),
+    "delete": ("unset", "policy unset"),
+    "deny": ("set", "policy set"),
+    "enable": ("mode", "policy mode"),
+    "enforce": ("mode", "policy mode"),
+    "follow": ("tail", "audit tail"),
+    "limit": ("set", "policy set"),
+    "limits": ("policy show",),
+    "lint": ("check", "policy check"),
+    "list": ("show", "tail", "policy show"),
+    "log": ("audit tail",),
+    "logs": ("audit tail",),
+    "ls": ("show", "tail", "policy show"),
+    "new": ("init", "policy init"),
+    "observe": ("mode", "policy mode"),
+    "print": ("show", "tail"),
+    "remove": ("unset", "policy unset"),
+    "rm": ("unset", "policy unset"),
+    "rules": ("policy show",),
+    "show": ("tail", "policy show"),
+    "start": ("run",),
+    "status": ("usage", "whoami"),
+    "test": ("check", "policy check"),
+    "validate": ("check", "policy check"),
+    "verify": ("check", "policy check"),
+    "view": ("show", "tail"),
+    "why": ("explain", "policy explain"),
+    "wrap": ("run",),
+}
+"""Commands that people try because other programs have them, and what they probably mean. The first that exists is the hint."""
 
 
 class Group(_ShortHelp, click.Group):
@@ -64,6 +92,39 @@ class Group(_ShortHelp, click.Group):
             click.echo(ctx.get_help(), err=True)
             ctx.exit(ExitStatus.USAGE)
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group`.
+
+        Raises:
+            UsageError: There is no such command. The hint is the command that is probably meant.
+        """
+        word = args[0]
+        if self.get_command(ctx, word) is None and not word.startswith("-"):
+            raise UsageError(f"no such command: {word}", self._probably(ctx, word, args[1:]))
+        return super().resolve_command(ctx, args)
+
+    def _probably(self, ctx: click.Context, word: str, rest: list[str]) -> str:
+        """The hint for a command that does not exist."""
+        path, names = ctx.command_path, self.list_commands(ctx)
+        if word == "help":
+            return f"{' '.join([path, *(name for name in rest[:1] if name in names)])} --help"
+        if word == "version":
+            return f"{ctx.find_root().command_path} --version"
+        import difflib  # loaded only for an error
+
+        near = difflib.get_close_matches(word, names, 1, 0.6)
+        for meant in [*(f"{name} {word}" for name in names), *_MEANT.get(word, ()), *near]:
+            if self._has(ctx, meant.split()):
+                return f"did you mean {path} {meant}?"
+        return f"commands: {' '.join(names)}"
+
+    def _has(self, ctx: click.Context, names: list[str]) -> bool:
+        """Whether there is a command of this name, or of this group and name."""
+        command = self.get_command(ctx, names[0])
+        if len(names) == 1 or command is None:
+            return command is not None
+        return isinstance(command, click.Group) and command.get_command(ctx, names[1]) is not None
 
 
 def give_way() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar, get_args
 import click
 
 from mcpguard.cli._options import all_of
+from mcpguard.cli._seen import seen, words
 from mcpguard.config import span_us
 from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.audit import OUTCOMES
@@ -40,18 +41,32 @@ MAX_OFFERED: Final = 3
 def name_filters(what: str) -> Callable[[_F], _F]:
     """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
     return all_of(
-        click.option("--user", metavar="G", help=f"Only {what} of this user; * matches any text."),
-        click.option("--agent", metavar="G", help=f"Only {what} of this agent."),
-        click.option("--server", metavar="G", help=f"Only {what} of this server."),
-        click.option("--tool", metavar="G", help=f"Only {what} of this tool."),
+        click.option("--user", metavar="G", shell_complete=seen("user"), help=f"Only {what} of this user; * matches any text."),
+        click.option("--agent", metavar="G", shell_complete=seen("agent"), help=f"Only {what} of this agent."),
+        click.option("--server", metavar="G", shell_complete=seen("server"), help=f"Only {what} of this server."),
+        click.option("--tool", metavar="G", shell_complete=seen("tool"), help=f"Only {what} of this tool."),
     )
 
 
 row_filters = all_of(
     name_filters("rows"),
-    click.option("--axis", metavar="G", help="Only rows of this axis: user, tool or agent."),
-    click.option("--decision", metavar="G", multiple=True, help="Only rows of this decision, such as denied. May be repeated."),
-    click.option("--outcome", metavar="G", multiple=True, help="Only rows of this outcome, such as ok. May be repeated."),
+    click.option(
+        "--axis", metavar="G", shell_complete=words(*_LIMITED_AXES), help="Only rows of this axis: user, tool or agent."
+    ),
+    click.option(
+        "--decision",
+        metavar="G",
+        multiple=True,
+        shell_complete=words(*get_args(Decided)),
+        help="Only rows of this decision, such as denied. May be repeated.",
+    ),
+    click.option(
+        "--outcome",
+        metavar="G",
+        multiple=True,
+        shell_complete=words(*OUTCOMES),
+        help="Only rows of this outcome, such as ok. May be repeated.",
+    ),
     click.option("--denied", is_flag=True, help="Only rows of calls that were not forwarded."),
     click.option("--since", metavar="WHEN", help="Only rows of the last 90m, 2h, 7d …, or since an RFC 3339 time."),
     click.option("--until", metavar="WHEN", help="Only rows before 90m, 2h, 7d … ago, or before an RFC 3339 time."),

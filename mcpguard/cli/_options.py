@@ -5,6 +5,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from mcpguard.cli._seen import files, seen, words
 from mcpguard.core.policy.model import AXES, Rule
 from mcpguard.core.policy.parse import parse_rule
 from mcpguard.errors import PolicyError, UsageError
@@ -12,7 +13,9 @@ from mcpguard.errors import PolicyError, UsageError
 _F = TypeVar("_F", bound=Callable[..., Any])
 _COMMAND_LINE: Final = "command line"
 
-policy_option = click.option("--policy", metavar="F", help="The policy file. Default: MCPGUARD_POLICY, the account's file.")
+policy_option = click.option(
+    "--policy", metavar="F", shell_complete=files, help="The policy file. Default: MCPGUARD_POLICY, the account's file."
+)
 store_option = click.option("--store", metavar="URL", help="The store. Default: MCPGUARD_STORE, config.toml, the account's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -29,15 +32,35 @@ def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
 
 
 rule_options = all_of(
-    click.option("--user", metavar="G", help="A user, or a pattern with *."),
-    click.option("--agent", metavar="G", help="An agent, client::tier::name; each part is a name or a pattern."),
-    click.option("--tool", metavar="G", help="A tool, or a pattern."),
-    click.option("--server", metavar="G", help="A server's name, or a pattern."),
-    click.option("--role", metavar="G", multiple=True, help="A role of the verified token. Repeat it to require several."),
-    click.option("--scope", metavar="G", multiple=True, help="A scope of the verified token. Repeat it to require several."),
+    click.option("--user", metavar="G", shell_complete=seen("user", with_patterns=True), help="A user, or a pattern with *."),
+    click.option(
+        "--agent",
+        metavar="G",
+        shell_complete=seen("agent", with_patterns=True),
+        help="An agent, client::tier::name; each part is a name or a pattern.",
+    ),
+    click.option("--tool", metavar="G", shell_complete=seen("tool", with_patterns=True), help="A tool, or a pattern."),
+    click.option(
+        "--server", metavar="G", shell_complete=seen("server", with_patterns=True), help="A server's name, or a pattern."
+    ),
+    click.option(
+        "--role",
+        metavar="G",
+        multiple=True,
+        shell_complete=seen("role", with_patterns=True),
+        help="A role of the verified token. Repeat it to require several.",
+    ),
+    click.option(
+        "--scope",
+        metavar="G",
+        multiple=True,
+        shell_complete=seen("scope", with_patterns=True),
+        help="A scope of the verified token. Repeat it to require several.",
+    ),
     click.option(
         "--per",
         metavar="LIST",
+        shell_complete=words(*AXES, "none"),
         help="What has a count of its own: some of user,agent,tool,server; or none. Default: those that the rule selects by.",
     ),
     policy_option,

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from mcpguard.cli._counters import Counted
-from mcpguard.cli._policy_show import named, rule_as_json, source_as_json
+from mcpguard.cli._policy_show import named, observed, rule_as_json, source_as_json
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy.match import Headroom, RuleMatch
@@ -16,7 +16,7 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict
-from mcpguard.errors import ConfigError, UsageError
+from mcpguard.errors import UsageError
 from mcpguard.policy_explaining import Explanation
 
 _SOURCES: Final = {
@@ -37,7 +37,8 @@ def require_names(given: Iterable[tuple[str, str | None]]) -> None:
         given: Options and their values; None if the option is not given.
 
     Raises:
-        UsageError: A value is empty or a pattern, or an agent does not have three parts.
+        UsageError: A value is empty or a pattern.
+        ConfigError: An agent does not have three parts.
     """
     for option, value in given:
         if value == "":
@@ -45,10 +46,7 @@ def require_names(given: Iterable[tuple[str, str | None]]) -> None:
         if value is not None and "*" in value:
             raise UsageError(f"{option}: {value!r} is a pattern", "a call has exact names; only rules have patterns")
         if value and option == "--agent":
-            try:
-                parse_agent(value, where=option)
-            except ConfigError as error:
-                raise UsageError(error.message, error.hint) from error
+            parse_agent(value, where=option)
 
 
 def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:
@@ -143,7 +141,7 @@ def _print_plain(found: Explanation) -> None:
         if matches:
             click.echo(f"\n{heading}:")
         for one in matches:
-            paragraph(f"{one.at + 1}. {one.rule.limit_text}  {named(one.rule)}{_observed(one)}")
+            paragraph(f"{one.at + 1}. {one.rule.limit_text}  {named(one.rule)}{observed(one.rule)}")
             for line in _lines(found, one):
                 paragraph(line, indent="    ")
 
@@ -159,17 +157,13 @@ def _print_table(found: Explanation) -> None:
     styles = {"applies": "green", "overridden": "yellow", "no match": "dim"}
     for one in found.matches:
         table.add_row(
-            Text(printable(f"{one.at + 1}. {named(one.rule)}{_observed(one)}")),
+            Text(printable(f"{one.at + 1}. {named(one.rule)}{observed(one.rule)}")),
             Text(printable(one.rule.limit_text).replace(" ", "\n")),
             Text(one.status, style=styles[one.status]),
             Text("\n".join(printable(line) for line in _lines(found, one))),
         )
     click.echo()
     console.print(table)
-
-
-def _observed(one: RuleMatch) -> str:
-    return " [observe mode]" if one.rule.observe else ""
 
 
 def _lines(found: Explanation, one: RuleMatch) -> list[str]:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.policy.explain import sentence
+from mcpguard.core.policy.explain import sentences
 from mcpguard.core.policy.model import AXES, Policy, Rule
-from mcpguard.core.text import printable
+from mcpguard.core.text import plural, printable
+from mcpguard.errors import PolicyError
 
 NO_RULES: Final = "no rules: nothing is limited"
 """Printed for a policy without rules."""
@@ -25,12 +26,14 @@ def as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object
         "policy": policy.digest,
         "rules": [
             {
+                "number": at + 1,
                 **rule_as_json(rule, is_starter=is_starter),
                 "axis": rule.axis,
                 "per": [axis for axis in AXES if axis in rule.per],
-                "sentence": sentence(rule),
+                "overridden_by": [other + 1 for other in narrower],
+                "sentence": text,
             }
-            for rule in policy.rules
+            for at, (rule, narrower, text) in enumerate(zip(policy.rules, policy.overriding(), sentences(policy), strict=True))
         ],
     }
 
@@ -54,9 +57,9 @@ def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
 
 def print_plain(policy: Policy) -> None:
     """Print each rule and its sentence."""
-    for rule in policy.rules:
-        paragraph(f"{rule.limit_text}  {named(rule)}")
-        paragraph(sentence(rule), indent="    ")
+    for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
+        paragraph(f"{at + 1}. {rule.limit_text}  {named(rule)}{observed(rule)}")
+        paragraph(text, indent="    ")
 
 
 def print_table(policy: Policy) -> None:
@@ -64,13 +67,34 @@ def print_table(policy: Policy) -> None:
     from rich.text import Text
 
     console, table = new_table()
+    table.add_column("#", justify="right")
     table.add_column("LIMIT", overflow="fold", max_width=16)
     table.add_column("RULE", overflow="fold", ratio=2)
     table.add_column("MEANING", overflow="fold", ratio=3)
-    for rule in policy.rules:
+    for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
         limit = Text(printable(rule.limit_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
-        table.add_row(limit, Text(printable(named(rule))), Text(printable(sentence(rule))))
+        table.add_row(str(at + 1), limit, Text(printable(f"{named(rule)}{observed(rule)}")), Text(printable(text)))
     console.print(table)
+
+
+def errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
+    """The result of checking a policy that is not valid. An error of the file as a whole has no line."""
+    problems = [
+        {"line": one.line, "column": one.column, "rule": one.rule or None, "message": one.message, "hint": one.hint}
+        for one in error.problems
+    ]
+    whole = {"line": None, "column": None, "rule": None, "message": error.message, "hint": error.hint}
+    return {"file": str(path), "starter": False, "rules": None, "errors": problems or [whole], "warnings": []}
+
+
+def counted(policy: Policy) -> str:
+    """The number of rules, or that nothing is limited."""
+    return plural(len(policy.rules), "rule") if policy.rules else NO_RULES
+
+
+def observed(rule: Rule) -> str:
+    """A mark beside a rule in observe mode."""
+    return " [observe mode]" if rule.observe else ""
 
 
 def named(rule: Rule) -> str:

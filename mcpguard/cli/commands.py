@@ -7,16 +7,20 @@ import click
 
 from mcpguard import __version__
 from mcpguard.cli._command import Group
-from mcpguard.errors import UsageError
 
 _COMMANDS: Final = {
     "run": "start a server behind mcpguard",
+    "install": "make your clients start their servers through mcpguard",
+    "uninstall": "undo install",
+    "clients": "list the clients, their servers, and which are guarded",
     "policy": "show, check, explain and edit limits",
     "audit": "read the audit log",
     "usage": "show how full each counter is",
     "reset": "empty counters",
+    "doctor": "check this installation, and a server behind it",
     "whoami": "show which user and agent a server would have, and why",
     "hook": "tell a client's subagents apart",
+    "completion": "let your shell complete commands, options and names",
     "demo": "see mcpguard at work in half a minute",
 }
 """Each command and its line in the help, so that the help loads no command."""
@@ -35,15 +39,6 @@ class _Commands(Group):
         command = module.command
         assert isinstance(command, click.Command)  # noqa: S101 - each module has one
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], _COMMANDS, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"commands: {' '.join(_COMMANDS)}"
-            raise UsageError(f"no such command: {args[0]}", hint)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from mcpguard.cli._command import Group
-from mcpguard.errors import ExitStatus
+from mcpguard.errors import ExitStatus, UsageError
 
 TIMEOUT_S: Final = 1.0
 """The longest that a hook runs, because a call waits for it. It waits for the store at most `timeout_ms`."""
@@ -36,10 +36,11 @@ class _Harmless(Group):
 def _harmless() -> Iterator[None]:
     try:
         yield
-    except click.UsageError as error:
-        from mcpguard.core.text import printable  # imported late: a call waits for the hook
+    except (click.UsageError, UsageError) as error:
+        from mcpguard.cli._errors import by_click, lines  # imported late: a call waits for the hook
 
-        click.echo(printable(f"mcpguard: {error.format_message()}"), err=True)
+        told = error if isinstance(error, UsageError) else UsageError(*by_click(error))
+        click.echo("\n".join(lines(told)), err=True)
         raise click.exceptions.Exit(ExitStatus.OK) from error
     except click.exceptions.Exit as error:  # the help was printed
         raise click.exceptions.Exit(ExitStatus.OK) from error

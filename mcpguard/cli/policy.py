@@ -9,18 +9,20 @@ from typing import Any
 import click
 
 from mcpguard import config
-from mcpguard.cli import _policy_show
+from mcpguard.cli import _policy_edit, _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, rule_of, rule_options, rule_table, store_option
+from mcpguard.cli._seen import files, seen
 from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy.explain import counted_in_grains, sentence, tier_warning, warnings
+from mcpguard.core.policy.explain import sentences
+from mcpguard.core.policy.lint import counted_in_grains, tier_warning, warnings
 from mcpguard.core.policy.model import Policy, Rule
 from mcpguard.core.policy.parse import STARTER, parse
-from mcpguard.core.text import plural, printable
-from mcpguard.errors import ConfigError, McpguardError, UsageError
-from mcpguard.files import exposed
+from mcpguard.core.text import printable
+from mcpguard.errors import ConfigError, ExitStatus, McpguardError, PolicyError, UsageError
+from mcpguard.files import exposed, named_path
 from mcpguard.policy_file import load
 
 
@@ -42,8 +44,13 @@ def command() -> None:
 @command.command("set", short_help="Set a limit.")
 @rule_options
 @click.option("--name", metavar="TEXT", help="A label for the rule; '' removes the label.")
+@click.option(
+    "--observe/--enforce",
+    default=None,
+    help="Only report the calls that this rule would deny; or deny them. Default: as the rule does already, else deny.",
+)
 @click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
-def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **selectors: Any) -> None:
+def set_(limits: tuple[str, ...], name: str | None, observe: bool | None, policy: str | None, **selectors: Any) -> None:
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
@@ -56,24 +63,30 @@ def set_(limits: tuple[str, ...], name: str | None, policy: str | None, **select
       mcpguard policy set --user bob@acme.com --tool search_customers 10/1h
       mcpguard policy set --user '*' --agent '*::subagent::*' --per user 60/1m
       mcpguard policy set --tool delete_user deny
+      mcpguard policy set --observe --tool generate_report 5/1m
     """
     table = rule_table(selectors)
     table["limit"] = limits[0] if len(limits) == 1 else list(limits)
     if name is not None:
         table["name"] = name
+    if observe is not None:
+        table["mode"] = "observe" if observe else "enforce"
     rule_of(table)
     from mcpguard.policy_editing import put
 
     settings = config.load(os.environ, policy=policy)
-    before, after, at = put(settings.policy, table)
-    replaced = at < len(before.rules)
-    what = f"changed rule {at + 1} (it was {before.rules[at].limit_text})" if replaced else f"added rule {at + 1}"
-    click.echo(printable(f"{settings.policy}: {what}"))
-    click.echo(printable(sentence(after.rules[at])))
-    for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if replaced else before.rules):
-        click.echo(consequence)
-    known = set(warnings(before))
-    for warning in warnings(after):
+    edit, at = put(settings.policy, table)
+    _policy_edit.say_new_file(settings.policy, edit)
+    click.echo(printable(f"{settings.policy}: {_policy_edit.what_changed(edit, at)}"))
+    click.echo(printable(sentences(edit.after)[at]))
+    before, after = edit.before, edit.after
+    if not edit.is_unchanged:
+        for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if at < len(before.rules) else before.rules):
+            click.echo(consequence)
+    if after.observe:
+        click.echo(_policy_edit.OBSERVING)
+    known = set(warnings(before, tiers=_tiers(settings)))
+    for warning in warnings(after, tiers=_tiers(settings)):
         if warning not in known:
             _warn(warning)
 
@@ -148,17 +161,40 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
 
 
 @command.command(short_help="Show which rules apply to a call, and what is left.")
-@click.option("--user", metavar="U", help="The user who calls. Default: the token, MCPGUARD_USER, config.toml, the OS account.")
-@click.option("--agent", metavar="A", help="client::tier::name. Default: MCPGUARD_AGENT, config.toml, an unknown client.")
-@click.option("--tool", metavar="T", required=True, help="The tool that is called.")
-@click.option("--server", metavar="S", help="The tool's server. Default: MCPGUARD_SERVER, the server of the tool's last call.")
-@click.option("--role", metavar="R", multiple=True, help="A role of the caller. May be repeated.")
-@click.option("--scope", metavar="S", multiple=True, help="A scope of the caller. May be repeated.")
+@click.option(
+    "--user",
+    metavar="U",
+    shell_complete=seen("user"),
+    help="The user who calls. Default: the token, MCPGUARD_USER, config.toml, the OS account.",
+)
+@click.option(
+    "--agent",
+    metavar="A",
+    shell_complete=seen("agent"),
+    help="client::tier::name. Default: MCPGUARD_AGENT, config.toml, an unknown client.",
+)
+@click.option("--tool", metavar="T", required=True, shell_complete=seen("tool"), help="The tool that is called.")
+@click.option(
+    "--server",
+    metavar="S",
+    shell_complete=seen("server"),
+    help="The tool's server. Default: MCPGUARD_SERVER, the server of the tool's last call.",
+)
+@click.option("--role", metavar="R", multiple=True, shell_complete=seen("role"), help="A role of the caller. May be repeated.")
+@click.option(
+    "--scope", metavar="S", multiple=True, shell_complete=seen("scope"), help="A scope of the caller. May be repeated."
+)
 @click.option(
     "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the caller from the token, or from the token in FILE."
 )
 @policy_option
-@click.option("--config", "config_file", metavar="F", help="The settings file. Default: MCPGUARD_CONFIG, the account's.")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="F",
+    shell_complete=files,
+    help="The settings file. Default: MCPGUARD_CONFIG, the account's.",
+)
 @store_option
 @json_option
 def explain(
@@ -199,41 +235,58 @@ def explain(
 
 
 @command.command(short_help="Check a policy file.")
-@click.argument("file", required=False, metavar="[FILE]")
+@click.argument("file", required=False, metavar="[FILE]", shell_complete=files)
 @policy_option
 @json_option
-def check(file: str | None, policy: str | None, as_json: bool) -> None:
-    """Check FILE, or the policy in force, for errors and likely mistakes.
+def check(file: str | None, policy: str | None, as_json: bool) -> int:
+    """Check FILE, or the policy in force, for errors and likely mistakes. FILE is the same as --policy FILE.
 
-    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. A warning names other accounts
-    that may change the file. Without FILE there are also warnings of accounts that may change config.toml or the store, of
-    rules that match none of the newest calls in the audit log, and of a configured agent whose tier no rule matches.
+    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. Shows every error with its line.
+    Warns of rules and limits that can never have an effect, of rules that match none of the newest calls in the audit log, of
+    names that are probably wrong, and of other accounts that may change the policy, config.toml or the store.
 
     \b
-    Example:
+    Examples:
+      mcpguard policy check
       mcpguard policy check examples/policy.toml
     """
+    if file is not None and policy is not None:
+        raise UsageError("FILE and --policy both name the policy", "give only one of them")
+    if file is not None:
+        named_path(file, where="FILE")
     from mcpguard.policy_explaining import never_matched
 
-    settings = config.load(os.environ, policy=policy)
-    path = settings.policy if file is None else Path(file)
-    found, is_starter = load(path, named=settings.policy_named or file is not None)
-    unmatched = never_matched(found, settings) if file is None and not is_starter else []
-    unlimited = tier_warning(found, _configured_tier(settings)) if file is None else None
-    files = settings.files if file is None else [path]
-    found_warnings = [*warnings(found), *([unlimited] if unlimited else []), *unmatched, *exposed(files)]
+    settings = config.load(os.environ, policy=file if policy is None else policy)
+    try:
+        found, is_starter = load(settings.policy, named=settings.policy_named)
+    except PolicyError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps(_policy_show.errors_as_json(error, settings.policy), indent=2))
+        return error.exit_status
+    unmatched = [] if is_starter else never_matched(found, settings)
+    unlimited = tier_warning(found, _configured_tier(settings))
+    found_warnings = [
+        *warnings(found, tiers=_tiers(settings)),
+        *([unlimited] if unlimited else []),
+        *unmatched,
+        *exposed(settings.files),
+    ]
     if as_json:
         result = {
-            "file": None if is_starter else str(path),
+            "file": None if is_starter else str(settings.policy),
             "starter": is_starter,
             "rules": len(found.rules),
+            "errors": [],
             "warnings": found_warnings,
         }
         click.echo(json.dumps(result, indent=2))
-        return
-    _print_checked(f"starter policy (no file at {path})" if is_starter else str(path), found)
+        return ExitStatus.OK
+    source = f"starter policy (no file at {settings.policy})" if is_starter else str(settings.policy)
+    click.echo(printable(f"{source}: OK, {_policy_show.counted(found)}"))
     for warning in found_warnings:
         click.echo(printable(f"warning: {warning}"))
+    return ExitStatus.OK
 
 
 def _configured_tier(settings: Settings) -> str | None:
@@ -243,9 +296,10 @@ def _configured_tier(settings: Settings) -> str | None:
         return None  # `run` reports it
 
 
-def _print_checked(source: str, policy: Policy) -> None:
-    rules = plural(len(policy.rules), "rule") if policy.rules else _policy_show.NO_RULES
-    click.echo(printable(f"{source}: OK, {rules}"))
+def _tiers(settings: Settings) -> list[str]:
+    """The tiers that are used here although they are not usual ones."""
+    tier = _configured_tier(settings)
+    return [tier] if tier else []
 
 
 @command.command(short_help="Write the starter policy to a file.")
@@ -279,26 +333,89 @@ def path_(policy: str | None) -> None:
 
 @command.command(short_help="Open the policy file in your editor.")
 @policy_option
-def edit(policy: str | None) -> None:
-    """Open the policy file in the editor that VISUAL or EDITOR names, and check it afterwards.
+def edit(policy: str | None) -> int:
+    """Open a copy of the policy file in the editor that VISUAL or EDITOR names, check it, and save it if it is valid.
 
-    If the file does not exist, it is created with the starter rules.
+    If the text has errors, it asks whether to edit it again, to discard it, or to save it anyway. Without a terminal it is
+    discarded. If the file does not exist, it is created with the starter rules.
 
     \b
     Example:
       EDITOR=nano mcpguard policy edit
     """
-    path = config.load(os.environ, policy=policy).policy
-    from mcpguard.policy_editing import begin
+    settings = config.load(os.environ, policy=policy)
+    return _policy_edit.edit(settings.policy, tiers=_tiers(settings))
 
-    begin(path)
-    try:
-        click.edit(filename=str(path))
-    except click.ClickException as error:
-        raise McpguardError(f"the editor: {error.format_message()}", "set VISUAL or EDITOR to the editor's command") from error
-    except ValueError as error:  # click splits the command into words as a shell does
-        raise McpguardError(f"VISUAL or EDITOR is not a command: {error}", "close each quotation mark") from error
-    found, _ = load(path, named=True)
-    _print_checked(str(path), found)
-    for warning in warnings(found):
-        _warn(warning)
+
+@command.command(short_help="Only report denials, or deny.")
+@policy_option
+@click.argument("mode", type=click.Choice(["observe", "enforce"]))
+def mode(policy: str | None, mode: str) -> None:
+    """Set the mode of the whole policy. In observe mode, calls that would be denied are logged, and nothing is denied.
+
+    Running servers obey from their next call on. A rule with a mode of its own keeps it.
+
+    \b
+    Examples:
+      mcpguard policy mode observe
+      mcpguard audit tail --decision would_deny --since 7d
+      mcpguard policy mode enforce
+    """
+    from mcpguard.policy_editing import set_mode
+
+    path = config.load(os.environ, policy=policy).policy
+    edit = set_mode(path, mode)
+    _policy_edit.say_new_file(path, edit)
+    was = " (unchanged)" if edit.is_unchanged else f" (it was {'enforce' if mode == 'observe' else 'observe'})"
+    click.echo(printable(f"{path}: mode: {mode}{was}"))
+    if mode == "observe":
+        click.echo("Nothing is denied. Calls that would be denied: mcpguard audit tail --decision would_deny")
+        return
+    for at, rule in enumerate(edit.after.rules):
+        if rule.observe:
+            click.echo(printable(f"rule {at + 1} ({rule.text}) has a mode of its own and still denies nothing"))
+
+
+@command.command(short_help="Suggest limits from the audit log.")
+@click.option("--since", metavar="D", default="7d", show_default=True, help="How far back to look: 12h, 7d, 4w …")
+@click.option("--toml", "only", flag_value="toml", help="Print only the suggested policy.")
+@click.option("--diff", "only", flag_value="diff", help="Print only the difference to the policy in force, for patch.")
+@policy_option
+@store_option
+@json_option
+def suggest(since: str, only: str | None, policy: str | None, store: str | None, as_json: bool) -> int:
+    """Suggest limits from the calls in the audit log, as a policy and as its difference to the policy in force.
+
+    A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
+    reason beside it. Limits that fit, and rules that deny, stay. Nothing is written.
+
+    \b
+    Examples:
+      mcpguard policy suggest --since 7d
+      mcpguard policy suggest --toml > suggested.toml
+      mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
+    """
+    from mcpguard.cli import _policy_suggest
+    from mcpguard.policy_suggesting import days_ago_us
+    from mcpguard.policy_suggesting import suggest as suggested
+
+    since_us = days_ago_us(config.span_us(since, where="--since"))
+    settings = config.load(os.environ, policy=policy, store=store)
+    found = suggested(settings, since_us=since_us)
+    if as_json:
+        click.echo(json.dumps(_policy_suggest.as_json(found, settings.policy, since), indent=2))
+        return ExitStatus.OK if found.findings.calls else ExitStatus.FAILURE
+    if not found.findings.calls:
+        hint = "let servers run with mcpguard for some days; to deny nothing during that time: mcpguard policy mode observe"
+        raise McpguardError(f"too little history: no calls in the last {since}", hint)
+    _policy_suggest.print_summary(found, settings.policy, since)
+    diff = found.diff(settings.policy)
+    if not diff:
+        click.echo("nothing to suggest: no limit needs a change", err=True)
+    if only != "diff" and (diff or only):
+        _policy_suggest.print_toml(found.after)
+    if not only and diff:
+        click.echo()
+    if only != "toml":
+        _policy_suggest.print_diff(diff)
+    return ExitStatus.OK

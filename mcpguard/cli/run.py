@@ -1,12 +1,19 @@
 """`mcpguard run` for click, which prints its help and reports errors of its command line."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from mcpguard.cli._command import Command
+from mcpguard.cli._seen import files, seen
 from mcpguard.errors import UsageError
 from mcpguard.run_options import OPTIONS, Option
+
+_COMPLETE: Final = {
+    **{key: seen(key) for key in ("server", "user", "agent")},
+    **dict.fromkeys(("policy", "config"), files),
+}
+"""What a shell offers for an option."""
 
 
 def _click(option: Option) -> click.Option:
@@ -14,7 +21,8 @@ def _click(option: Option) -> click.Option:
     if option.is_flag:
         return click.Option(names, is_flag=True, help=option.help)
     kind = click.Choice(option.choices) if option.choices else click.STRING
-    return click.Option(names, metavar=option.metavar or None, type=kind, help=option.help)
+    complete = _COMPLETE.get(option.key)
+    return click.Option(names, metavar=option.metavar or None, type=kind, help=option.help, shell_complete=complete)
 
 
 @click.command(
@@ -23,7 +31,7 @@ def _click(option: Option) -> click.Option:
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     params=[_click(option) for option in OPTIONS],
 )
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...", shell_complete=files)
 def command(argv: tuple[str, ...], **options: Any) -> None:
     """Start COMMAND, a stdio MCP server, and limit its tool calls.
 

@@ -13,10 +13,11 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli._command import Command
 from mcpguard.cli._options import json_option
+from mcpguard.cli._seen import files
 from mcpguard.cli._text import new_table, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.explain import tier_warning
+from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.server_name import server_name
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError
@@ -37,7 +38,7 @@ _SOURCES: Final = {
 
 @click.command("whoami", Command, context_settings=run.command.context_settings)
 @json_option
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
 def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options: Any) -> int:
     """Show which user and agent a server started here would have, and where they come from.
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from mcpguard import run_options
@@ -11,6 +12,7 @@ from mcpguard.clients.edits import emptied_block, member_after, prepended, witho
 from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Splice, plain
 
 _URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
+_ENV: Final = ("env", "environment", "envs")
 _STDIO: Final = ("", "stdio", "local")
 _BUNDLED: Final = ("builtin", "platform", "frontend", "inline_python")
 """Goose's types of extensions that run without a command."""
@@ -47,6 +49,7 @@ class Entry(NamedTuple):
         guard: If it starts through `mcpguard run`, the words before the server's command; else None.
         is_sandboxed: Whether VS Code runs it in a sandbox.
         detail: The URL of a remote entry; what is wrong with a faulty one.
+        env: The variables that it sets for the server.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Entry(NamedTuple):
     guard: tuple[str, ...] | None
     is_sandboxed: bool
     detail: str
+    env: Mapping[str, str] = MappingProxyType({})
 
 
 class _Start(NamedTuple):
@@ -241,7 +245,18 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
         else:
             kind, words = "stdio", start.words
             guard = words[: start.guard] if start.guard else None
-    return Entry(name, "disabled" if is_disabled else kind, words, guard, is_sandboxed, detail)
+    return Entry(name, "disabled" if is_disabled else kind, words, guard, is_sandboxed, detail, _env(holder))
+
+
+def _env(holder: Object) -> dict[str, str]:
+    """The variables of an entry, under any of the names that clients use."""
+    tables = [holder.get(key) for key in _ENV]
+    members = [member for table in tables if isinstance(table, Object) for member in table.members]
+    return {
+        member.key: member.node.value
+        for member in members
+        if isinstance(member.node, Scalar) and isinstance(member.node.value, str)
+    }
 
 
 def _without_command(holder: Object, layout: Layout) -> tuple[str, str]:

@@ -2,11 +2,11 @@
 
 The name is written to the audit log and to stderr, so a word that could be a secret is never used. A launcher's options are
 parsed as the launcher parses them. An unknown option may take a secret as its value: then the server is named after the
-launcher.
+launcher. The code after a shell's or Python's `-c` names a server only if it is simple: see `_shell_command` and `_module`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.core.redaction import holds_token
@@ -26,6 +26,9 @@ class _Launcher(NamedTuple):
         ahead: Subcommands, which precede the program.
         skipped: How many arbitrary words precede the program.
         is_code: Whether a word that is not an option is code.
+        code: Letters of short options whose value is code.
+        before_code: Letters of short options after which the first word that is not an option is code.
+        read_code: Returns the program that the code of `code` and `before_code` starts, and its arguments; empty if unknown.
     """
 
     flags: str = ""
@@ -38,15 +41,69 @@ class _Launcher(NamedTuple):
     ahead: str = ""
     skipped: int = 0
     is_code: bool = False
+    code: str = ""
+    before_code: str = ""
+    read_code: Callable[[str], list[str]] = lambda _: []
 
+
+def _shell_command(code: str) -> list[str]:
+    """The words of the last command of a shell's code: the server in `cd /srv/crm && exec npx -y @acme/crm`.
+
+    Of a pipeline it is the first command. Empty if the code has more syntax than lists, pipelines, quotes and redirections.
+    """
+    import shlex  # loaded only for code
+
+    if re.search(r"[`()]|<<|[^&]&(?![&0-9])", code):
+        return []
+    lexer = shlex.shlex(code, posix=True, punctuation_chars=";&|<>\n")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
+    try:
+        words = list(lexer)
+    except ValueError:  # a quotation mark is not closed
+        return []
+    commands: list[list[str]] = [[]]
+    is_over = False
+    for word in words:
+        if set(word) <= set(";&\n"):
+            commands.append([])
+            is_over = False
+        elif is_over or word[0] in "|<>":
+            is_over = True  # neither the rest of a pipeline nor a redirection names the server
+        else:
+            commands[-1].append(word)
+    last = next((command for command in reversed(commands) if command), [])
+    while last and (re.match(r"\w+=", last[0]) or last[0] in {"exec", "command"}):
+        last.pop(0)
+    return [] if not last or last[0] in _SYNTAX or any(word.startswith("#") for word in last) else last
+
+
+_SYNTAX: Final = frozenset(
+    """! . : [ [[ alias bg break builtin case cd continue disown do done echo elif else esac eval exit export false fg fi for
+    function hash if jobs kill local popd printf pushd pwd read readonly return select set shift sleep source test then time
+    trap true type typeset ulimit umask unalias unset until wait while { }""".split()
+)
+"""Reserved words and builtins of shells, which start no server."""
+
+
+def _module(code: str) -> list[str]:
+    """The module that Python code imports last: the server in `from crm.server import main; main()`; empty if there is none."""
+    statement = r"(?:^|[;\n])[ \t]*(?:from[ \t]+([A-Za-z_][\w.]*)[ \t]+import\b|import[ \t]+([A-Za-z_][\w.]*)[ \t]*(?=[;\n]|$))"
+    names = [one or other for one, other in re.findall(statement, code)]
+    return next(([name] for name in reversed(names) if name.split(".")[0] not in _USUAL_MODULES), [])
+
+
+_USUAL_MODULES: Final = frozenset("anyio asyncio importlib json logging os pathlib runpy signal sys time warnings".split())
+"""Modules that start-up code imports, and that are no server."""
 
 _SHELL: Final = _Launcher(
     flags="abefhiklmnptuvxBCEHPT",
+    before_code="c",
+    read_code=_shell_command,
     valued="oO",
     long_flags="--login --norc --noprofile --posix --restricted",
     long_valued="--rcfile --init-file",
 )
-_PYTHON: Final = _Launcher(flags="bBdEhiIOPqRsStuvVx0123456789.", valued="WX", named="m")
+_PYTHON: Final = _Launcher(flags="bBdEhiIOPqRsStuvVx0123456789.", valued="WX", named="m", code="c", read_code=_module)
 _NODE: Final = _Launcher(
     flags="i",
     valued="Cr",
@@ -122,7 +179,7 @@ _LAUNCHERS: Final = {
     "doas": _Launcher(flags="nLs", valued="aCu"),
     "dotnet": _Launcher(valued="cfrv", long_valued="--project --framework --configuration", ahead="exec run"),
     "env": _Launcher(flags="i0v", valued="uC", long_flags="--ignore-environment --debug", long_valued="--unset --chdir"),
-    "fish": _Launcher(flags="iln", long_flags="--interactive --login --private"),
+    "fish": _Launcher(flags="iln", long_flags="--interactive --login --private", code="c", read_code=_shell_command),
     "go": _Launcher(
         long_flags="-race -v -x -a -trimpath",
         long_valued="-C -exec -tags -mod -modfile -ldflags -gcflags",
@@ -177,6 +234,9 @@ _CODE: Final = frozenset("eval exec repl set export".split())
 _HAS_VALUE: Final = frozenset("--no-extra --no-group --no-install-package --no-build-package --no-binary-package".split())
 """Exceptions to `_IS_FLAG`."""
 
+_FOLDERS: Final = frozenset("--chdir --cwd --directory --prefix --project".split())
+"""Options of launchers that name the folder of the program."""
+
 _GENERIC: Final = frozenset("__main__ app bin build cli cmd dist index lib main mcp mod out server src start".split())
 _EXTENSION = re.compile(r"\.(?:bat|cjs|cmd|dll|exe|git|go|jar|js|mjs|mts|php|pl|ps1|py|pyz|rb|sh|ts)$", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:npm|jsr|github|gitlab|bitbucket|gist|file|git|https?|ssh|git\+\w+):(?://)?")
@@ -196,16 +256,27 @@ def server_name(command: Sequence[str]) -> str:
     'server-everything'
     >>> server_name(["node", "/srv/crm/dist/index.js"]), server_name(["docker", "run", "-i", "--rm", "mcp/git:latest"])
     ('crm', 'git')
-    >>> server_name(["bash", "-ec", "exec crm --api-key 5ecret"])
-    'bash'
+    >>> server_name(["bash", "-ec", "exec crm --api-key 5ecret"]), server_name(["python", "-c", "import crm; crm.main()"])
+    ('crm', 'crm')
     """
-    words, name = list(command), ""
+    words, name, folder = list(command), "", ""
     while words and (launched := _launcher(words[0])):
         name = launched
-        words = _program(_LAUNCHERS[launched], words[1:])
+        rest = _program(_LAUNCHERS[launched], words[1:])
+        folder = _folder(words[: max(0, len(words) - len(rest))]) or folder  # the words of code may be more
+        words = rest
     # A launcher's argument with spaces can hold more than a path; the first word of the command cannot
     is_path = words and not (name and re.search(r"\s", words[0]))
-    return (_bare(words[0]) if is_path else "") or name or "server"
+    return (_bare(words[0], folder) if is_path else "") or name or "server"
+
+
+def _folder(words: Sequence[str]) -> str:
+    """The folder in which a launcher starts the program, by its options; empty if they name none."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        option, is_joined, value = word.partition("=")
+        if option in _FOLDERS:
+            return value if is_joined else following
+    return ""
 
 
 def _launcher(word: str) -> str:
@@ -218,17 +289,21 @@ def _launcher(word: str) -> str:
 def _program(launcher: _Launcher, words: list[str]) -> list[str]:
     """The program that a launcher starts, and its arguments; empty if they cannot be found."""
     skipped = launcher.skipped
+    has_code = False
     while words:
         word, *words = words
-        if word in launcher.ahead.split() or re.match(r"\w+=", word):
+        if word in launcher.ahead.split() or (re.match(r"\w+=", word) and not has_code):
             continue
-        if word == "--":
+        if word == "--" and not has_code:
             return words[skipped:]
         if not word.startswith("-"):
             if skipped:
                 skipped -= 1
                 continue
+            if has_code:
+                return launcher.read_code(word)
             return [] if launcher.is_code or word in _CODE else [word, *words]
+        has_code = has_code or bool(set(word[1:]) & set(launcher.before_code) and word[1] != "-")
         found = _after_option(launcher, word, words)
         if found is None:
             return []
@@ -253,22 +328,31 @@ def _after_option(launcher: _Launcher, word: str, words: list[str]) -> tuple[lis
 
 def _after_letters(launcher: _Launcher, letters: str, words: list[str]) -> tuple[list[str], bool] | None:
     """`_after_option` for one short option, or several in one word."""
-    rest = letters.lstrip(launcher.flags)
+    rest = letters.lstrip(launcher.flags + launcher.before_code)
     if letters and (not rest or rest[0] in launcher.attached):
         return words, False
     if rest and rest[0] in launcher.valued:
         return (words if rest[1:] else words[1:]), False
     if rest and rest[0] in launcher.named:
         return ([rest[1:], *words] if rest[1:] else words), True
+    if rest and rest[0] in launcher.code:
+        return launcher.read_code(rest[1:] or "".join(words[:1])), True
     return None
 
 
-def _bare(word: str) -> str:
-    """The name in a path, package, image or URL; empty if it does not have the form of a name."""
+def _bare(word: str, folder: str) -> str:
+    """The name in a path, package, image or URL; empty if it does not have the form of a name.
+
+    Args:
+        word: The path, package, image or URL.
+        folder: The folder to which a path is relative; empty if it is unknown.
+    """
     word = _USER_INFO.sub("", word)
     scheme = _SCHEME.match(word)
     if scheme:
         word = re.split(r"[#?]", word[scheme.end() :])[0]
+    elif folder and not re.match(r"[/\\]|[A-Za-z]:", word):
+        word = f"{folder}/{word}"
     parts = [part for part in re.split(r"[/\\]", word) if part not in {"", ".", ".."}]
     if not parts:
         return ""

@@ -10,7 +10,7 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.explain import tier_warning
+from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated
@@ -50,11 +50,19 @@ def begin(traffic: Traffic, configured: Identity, settings: Settings, console: C
 def _introduce(
     tell: Callable[[str], None], identity: Identity, policy: Policy | PolicyError, *, user: str, where: str, store: str
 ) -> None:
-    """Write the line that names the caller, the policy and the store; and a warning if no rule limits the agent's tier."""
-    rules = plural(len(policy.rules), "rule") if isinstance(policy, Policy) else f"no policy: {policy.message}"
+    """Write the line that names the mode, the caller, the policy and the store; and warn if no rule limits the agent's tier.
+
+    The mode stands first: in observe mode nothing is denied, whatever else the line says.
+    """
+    if isinstance(policy, Policy):
+        observed = 0 if policy.observe else sum(rule.observe for rule in policy.rules)
+        rules = plural(len(policy.rules), "rule") + (f", {observed} in observe mode" if observed else "")
+        mode = "mode=observe (nothing is denied)" if policy.observe else "mode=enforce"
+    else:
+        rules, mode = f"no policy: {policy.message}", "mode=closed (every call is denied)"
     names = {"server": identity.server, "user": user, "agent": identity.agent(None)[0]}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
-    tell(f"{__version__} {caller} policy={where} ({rules}) store={quoted(store)}")
+    tell(f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(store)}")
     unlimited = tier_warning(policy, identity.agent_parts.tier) if isinstance(policy, Policy) else None
     if unlimited:
         tell(unlimited)

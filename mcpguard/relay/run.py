@@ -28,7 +28,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         ConfigError: The configured agent or store is invalid.
     """
     if settings.agent:
-        parse_agent(settings.agent, where="agent")  # raises before anything is started
+        parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
     _ = settings.address
     supervisor = Supervisor()
     server_process = spawn(argv, environment(os.environ))

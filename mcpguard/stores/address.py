@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote
 
 from mcpguard.errors import ConfigError
 from mcpguard.stores.api import Address
 from mcpguard.stores.sqlite.address import SqliteAddress
+
+_EXAMPLE: Final = "sqlite:///absolute/path.db"
 
 
 def has_password(url: str) -> bool:
@@ -30,13 +33,13 @@ def address(url: str, password: str = "") -> Address:
         return SqliteAddress(Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path))
     scheme = url.partition("://")[0]
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url, re.DOTALL):
-        raise ConfigError("store: this is not a URL", 'url = "sqlite:///absolute/path.db"')
+        raise ConfigError("store: this is not a URL", _EXAMPLE)
     from mcpguard.stores.redis.address import RedisAddress
     from mcpguard.stores.redis.url import SCHEMES, parse
 
     if scheme in SCHEMES:
         return RedisAddress(parse(url, password))
     if scheme == "sqlite":
-        raise ConfigError("store: this is not the URL of a file", 'url = "sqlite:///absolute/path.db"')
+        raise ConfigError("store: this is not the URL of a file", _EXAMPLE)
     known = " ".join(f"{one}://" for one in ("sqlite", *SCHEMES))
     raise ConfigError(f"store: {scheme}:// is not the URL of a store", f"known: {known}")

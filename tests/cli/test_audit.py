@@ -311,7 +311,7 @@ def test_a_path_to_a_folder_is_not_taken_for_a_full_disk(tmp_path: Path) -> None
 
 def test_an_unknown_kind_of_store_is_reported(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "tail", "--store", "mysql://host/db")
-    assert (done.returncode, done.stdout) == (78, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 2
 
 

@@ -28,7 +28,6 @@ def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> Non
     [
         (["policy", "set", "--tool"], "policy set"),
         (["policy", "set", "--tool", "x"], "policy set"),
-        (["policy", "sett"], "policy"),
         (["audit", "tail", "--since"], "audit tail"),
         (["audit", "tail", "-n"], "audit tail"),
         (["run", "--server"], "run"),
@@ -48,28 +47,84 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
 
 
 @pytest.mark.parametrize(
-    "argv",
+    ("argv", "message", "hint"),
     [
-        ["policy", "set", "--user", "bob", "--user", "al", "5/1m"],
-        ["policy", "set", "--name", "a", "--name", "a", "5/1m"],
-        ["policy", "unset", "--tool=a", "--tool", "b"],
-        ["policy", "explain", "--tool", "a", "--tool", "b"],
-        ["policy", "explain", "--tool", "a", "--token", "--token"],
-        ["policy", "show", "--policy", "a", "--policy", "b"],
-        ["audit", "tail", "-n", "1", "--lines", "2"],
-        ["reset", "--user", "a", "--user", "b", "--yes"],
-        ["whoami", "--user", "a", "--user", "b"],
-        ["run", "--user", "a", "--user=b", "cat"],
+        (["help"], "no such command: help", "mcpguard --help"),
+        (["help", "policy"], "no such command: help", "mcpguard policy --help"),
+        (["policy", "help", "set"], "no such command: help", "mcpguard policy set --help"),
+        (["version"], "no such command: version", "mcpguard --version"),
+        (["policy", "version"], "no such command: version", "mcpguard --version"),
+        (["policy", "list"], "no such command: list", "did you mean mcpguard policy show?"),
+        (["policy", "remove", "--tool", "a"], "no such command: remove", "did you mean mcpguard policy unset?"),
+        (["policy", "sett"], "no such command: sett", "did you mean mcpguard policy set?"),
+        (["audit", "list"], "no such command: list", "did you mean mcpguard audit tail?"),
+        (["set", "--tool", "a"], "no such command: set", "did you mean mcpguard policy set?"),
+        (["tail"], "no such command: tail", "did you mean mcpguard audit tail?"),
+        (["rules"], "no such command: rules", "did you mean mcpguard policy show?"),
+        (["polcy"], "no such command: polcy", "did you mean mcpguard policy?"),
+        (["run", "--denials", "none", "cat"], "--denials: 'none' is not one of auto, error, result", None),
+        (["audit", "tail", "-n", "x"], "--lines: 'x' is not a whole number", None),
+        (["policy", "set", "--tool"], "--tool: requires an argument", None),
+        (["policy", "set", "--tool", "x"], "missing argument LIMIT...", None),
+        (["policy", "explain"], "missing option --tool", None),
+        (["policy", "show", "x"], "unexpected argument: x", None),
+        (["policy", "show", "--json=1"], "--json: does not take a value", None),
+        (
+            ["policy", "set", "--tol", "x", "1/1s"],
+            "no such option: --tol",
+            "did you mean --tool? see mcpguard policy set --help",
+        ),
+        (["--quick"], "no such option: --quick", "see mcpguard --help"),
     ],
 )
-def test_an_option_with_one_value_may_not_be_given_twice(tmp_path: Path, argv: list[str]) -> None:
+def test_every_wrong_command_line_is_reported_in_one_form(
+    tmp_path: Path, argv: list[str], message: str, hint: str | None
+) -> None:
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
-    first, hint = done.stderr.splitlines()
-    assert first.endswith("is given 2 times, but takes one value.")
-    assert hint.startswith("hint: ")
-    assert hint.endswith(" --help")
-    assert list(tmp_path.iterdir()) == []
+    hint = hint or f"see mcpguard {' '.join(word for word in argv[:2] if not word.startswith('-'))} --help"
+    assert done.stderr.replace("python -m ", "").splitlines() == [f"mcpguard: {message}", f"hint: {hint}"]
+
+
+def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path) -> None:
+    hint = mcpguard(tmp_path, "policy", "zzz").stderr.splitlines()[1]
+    assert hint.startswith("hint: commands: ")
+    assert {"set", "show", "check"} <= set(hint.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "place", "status"),
+    [
+        (["audit", "tail", "--store", "x"], {}, "--store", 2),
+        (["reset", "--yes", "--store", "x"], {}, "--store", 2),
+        (["run", "--store", "x", "cat"], {}, "--store", 2),
+        (["run", "cat"], {"MCPGUARD_STORE": "x"}, "MCPGUARD_STORE", 78),
+        (["run", "--agent", "x", "cat"], {}, "--agent", 2),
+        (["whoami", "--agent", "x"], {}, "--agent", 2),
+        (["policy", "explain", "--tool", "a", "--agent", "x"], {}, "--agent", 2),
+        (["whoami"], {"MCPGUARD_AGENT": "x"}, "MCPGUARD_AGENT", 78),
+        (["policy", "show", "--policy", "~nobody-here/x"], {}, "--policy", 2),
+        (["whoami", "--config", "nowhere.toml"], {}, "--config", 2),
+    ],
+)
+def test_an_invalid_value_is_reported_with_the_option_or_variable_that_has_it(
+    tmp_path: Path, argv: list[str], env: dict[str, str], place: str, status: int
+) -> None:
+    done = mcpguard(tmp_path, *argv, **env)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 2)
+    assert done.stderr.startswith(f"mcpguard: {place}: ")
+
+
+def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "set", "--user", "bob", "--user=al", "5/1m").stdout.endswith(
+        "al may make 5 calls a minute, counting all tools together.\n"
+    )
+    assert "call of b\n" in mcpguard(tmp_path, "policy", "explain", "--tool", "a", "--tool", "b").stdout
+    path = mcpguard(tmp_path, "policy", "path", "--policy", "/a", "--policy", "/b").stdout
+    assert path == "/b\n"
+    assert '"user": "b"' in mcpguard(tmp_path, "whoami", "--json", "--user", "a", "--user", "b").stdout
+    run = process(tmp_path, "run", "--user", "a", "--user=b", "--", "true")
+    assert (run.returncode, " user=b " in run.stderr) == (0, True)
 
 
 def test_role_and_scope_may_be_repeated(tmp_path: Path) -> None:
@@ -82,7 +137,7 @@ def test_line_ends_in_a_name_are_escaped_in_an_error(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1m", user="x\nhint: run me\u2028\x85", tool="\r") * 2)
     done = mcpguard(tmp_path, "policy", "check")
     assert done.returncode == 78
-    first, hint = done.stderr.split("\n")[:-1]
+    first, *_, hint = done.stderr.split("\n")[:-1]
     assert r"user=x\nhint: run me\u2028\x85 tool=\r" in first
     assert hint.startswith("hint: keep one")
     done = mcpguard(tmp_path, "polic\nhint: run me")

@@ -25,7 +25,8 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     done = mcpguard(tmp_path / "new", "policy", "set", "--user", "*", "--tool", "search", "20/1m", "100/1h")
     file = tmp_path / "new" / "policy.toml"
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (f"{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
+    made = f"{file}: new file with the 4 starter rules, which were in force without a file\n"
+    assert done.stdout == (f"{made}{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
     assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -125,10 +126,9 @@ def test_a_file_that_is_not_a_policy_is_reported_and_not_changed(tmp_path: Path,
     file.write_bytes(content)
     done = mcpguard(tmp_path, "policy", *argv)
     assert (done.returncode, done.stdout) == (78, "")
-    first, second = done.stderr.splitlines()
-    assert first.startswith(f"mcpguard: {file}: ")
-    assert "line 1" in first or "line 2" in first
-    assert second.startswith("hint: ")
+    first, *_, last = done.stderr.splitlines()
+    assert first.startswith(f"mcpguard: {file}: line ")
+    assert last.startswith("hint: ") or last == f"{file}: 2 errors"
     assert file.read_bytes() == content
 
 
@@ -208,7 +208,7 @@ def test_check_warns_of_files_that_other_accounts_may_change(tmp_path: Path, fil
     (tmp_path / "config.toml").touch()
     (tmp_path / "config.toml").chmod(0o666)
     assert mcpguard(tmp_path, "policy", "check").stdout.count("may change") == 2
-    assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 1
+    assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 2
 
 
 def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
@@ -229,6 +229,185 @@ def test_set_warns_of_a_rule_that_can_never_admit(tmp_path: Path) -> None:
     assert "rule 6 (user=* tool=x) can never admit" in done.stderr
 
 
+def test_set_of_an_equal_rule_says_unchanged_and_writes_nothing(tmp_path: Path, file: Path) -> None:
+    stamp = file.stat().st_mtime_ns
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "100/1h")
+    assert done.stdout.splitlines()[0] == f"{file}: rule 1 is unchanged"
+    assert (file.read_text(), file.stat().st_mtime_ns) == (BY_HAND, stamp)
+
+
+def test_set_observe_makes_one_rule_report_only_and_set_enforce_ends_that(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "report", "9/1m")
+    assert done.stdout.splitlines() == [
+        f"{file}: changed rule 2 (it was 5/1m and enforced)",
+        "All users together may call report 9 times a minute (reported only, not denied).",
+    ]
+    assert file.read_text() == BY_HAND.replace('[ "5/1m" ]', '"9/1m"').replace(
+        "# Reports\n[[rule]]\n", '# Reports\n[[rule]]\nmode = "observe"\n'
+    )
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "report", "9/1m")  # without an option the mode stays
+    assert "rule 2 is unchanged" in done.stdout
+    done = mcpguard(tmp_path, "policy", "set", "--enforce", "--tool", "report", "9/1m")
+    assert "changed rule 2 (it was in observe mode)" in done.stdout
+    assert [rule.observe for rule in parse(file.read_text()).rules] == [False, False]
+    mcpguard(tmp_path, "policy", "set", "--enforce", "--tool", "new", "9/1m")
+    mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "newer", "9/1m")
+    assert file.read_text().endswith(
+        'tool = "new"\nlimit = "9/1m"\n\n[[rule]]\ntool = "newer"\nlimit = "9/1m"\nmode = "observe"\n'
+    )
+
+
+def test_mode_changes_the_mode_and_keeps_every_comment(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "mode", "observe")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == f"{file}: mode: observe (it was enforce)"
+    assert file.read_text() == BY_HAND.replace('mode = "enforce"', 'mode = "observe"')
+    assert mcpguard(tmp_path, "policy", "mode", "observe").stdout.splitlines()[0] == f"{file}: mode: observe (unchanged)"
+    assert "observe mode, so nothing is denied" in mcpguard(tmp_path, "policy", "set", "--tool", "report", "5/1m").stdout
+    assert mcpguard(tmp_path, "policy", "mode", "enforce").stdout == f"{file}: mode: enforce (it was observe)\n"
+    assert file.read_text() == BY_HAND
+
+
+def test_mode_enforce_names_rules_that_still_deny_nothing(tmp_path: Path, file: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "report", "5/1m")
+    said = mcpguard(tmp_path, "policy", "mode", "enforce").stdout.splitlines()
+    assert said[1] == "rule 2 (tool=report) has a mode of its own and still denies nothing"
+
+
+def test_without_a_file_mode_observe_makes_one_with_the_starter_rules(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    assert mcpguard(tmp_path, "policy", "mode", "enforce").stdout == f"{file}: mode: enforce (unchanged)\n"
+    assert not file.exists()
+    said = mcpguard(tmp_path, "policy", "mode", "observe").stdout.splitlines()
+    assert said[:2] == [
+        f"{file}: new file with the 4 starter rules, which were in force without a file",
+        f"{file}: mode: observe (it was enforce)",
+    ]
+    assert parse(file.read_text()).rules == tuple(rule._replace(line=rule.line + 2) for rule in parse(STARTER).rules)
+    assert file.read_text().splitlines()[:4] == [*STARTER.splitlines()[:3], 'mode = "observe"']
+
+
+def test_a_star_as_the_agent_is_any_agent(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nagent = "*"\nlimit = "5/1m"\n')
+    assert "rule 1 is unchanged" in mcpguard(tmp_path, "policy", "set", "--agent", "*", "5/1m").stdout
+    assert "changed rule 1" in mcpguard(tmp_path, "policy", "set", "--agent", "*::*::*", "6/1m").stdout
+    said = mcpguard(tmp_path, "policy", "explain", "--agent", "Cursor::background::nightly", "--tool", "search").stdout
+    assert "Next call: allowed; then 5 left of 6/1m (rule agent=*::*::*)" in said
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 1 rule\n"
+    assert "removed the rule for agent=*::*::*" in mcpguard(tmp_path, "policy", "unset", "--agent", "*").stdout
+
+
+BROKEN = """\
+[[rule]]
+tool  = "search"
+limit = "5/100ms"
+
+[[rule]]
+tool  = "отчёт"  \t
+per\t= ["usr"]
+"""
+
+
+def test_every_error_is_shown_with_its_line_and_a_mark(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(BROKEN)
+    for argv in (["check"], ["show"], ["set", "--tool", "x", "1/1h"], ["mode", "observe"]):
+        done = mcpguard(tmp_path, "policy", *argv)
+        assert (done.returncode, done.stdout) == (78, "")
+        assert (
+            done.stderr
+            == f"""\
+mcpguard: {file}: line 3: rule 1: limit: '5/100ms' is not a limit
+  3 | limit = "5/100ms"
+    |         ^^^^^^^^^
+hint: did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)
+
+mcpguard: {file}: line 5: rule 2: no limit
+  5 | [[rule]]
+    | ^^^^^^^^
+hint: add one: limit = "100/1h", "deny" or "unlimited"
+
+mcpguard: {file}: line 7: rule 2: per: unknown axis 'usr'
+  7 | per    = ["usr"]
+    |           ^^^^^
+hint: did you mean 'user'?
+
+{file}: 3 errors
+"""
+        )
+
+
+def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) -> None:
+    wide = "検" * 100
+    (tmp_path / "policy.toml").write_text(f'rule = [{{tool = "{wide}", limt = "5/1m", user = "{wide}"}}]\n')
+    lines = mcpguard(tmp_path, "policy", "check").stderr.splitlines()
+    assert lines[1].startswith("  1 | …")
+    assert lines[1].endswith("…")
+    columns = sum(2 if char == "検" else 1 for char in lines[6])
+    assert columns <= 80
+    before = lines[6][: lines[6].index("limt")]
+    assert len(lines[7]) - len("limt") == sum(2 if char == "検" else 1 for char in before)
+    assert lines[7].endswith(" ^^^^")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_on_a_terminal_the_line_of_an_error_fits_its_width(tmp_path: Path, columns: int) -> None:
+    names = ", ".join(f'"role_{at}"' for at in range(40))
+    (tmp_path / "policy.toml").write_text(f"[[rule]]\nlimit = 'deny'\nrole = [{names}, 7, {names}]\n")
+    status, said = on_terminal(tmp_path, "policy", "check", columns=columns)
+    excerpt, mark = [line for line in said.splitlines() if " | " in line]
+    assert (status, len(excerpt) <= columns) == (78, True)
+    assert excerpt[mark.index("^")] == "7"
+    assert len(excerpt) > columns // 2
+
+
+def test_control_characters_and_tokens_in_a_broken_line_are_not_shown(tmp_path: Path) -> None:
+    token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+    (tmp_path / "policy.toml").write_text(f'rule = [{{user = "\u009b2J", limt = 5}}, {{tol = "{token}"}}]\n')
+    said = mcpguard(tmp_path, "policy", "check").stderr
+    assert "\u009b" not in said
+    assert "eyJ" not in said
+
+
+def test_check_as_json_has_every_error(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(BROKEN)
+    done = mcpguard(tmp_path, "policy", "check", "--json")
+    assert (done.returncode, done.stderr) == (78, "")
+    found = json.loads(done.stdout)
+    assert found["errors"][0] == {
+        "line": 3,
+        "column": 9,
+        "rule": 1,
+        "message": "rule 1: limit: '5/100ms' is not a limit",
+        "hint": 'did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)',
+    }
+    assert [one["line"] for one in found.pop("errors")] == [3, 5, 7]
+    assert found == {"file": str(file), "starter": False, "rules": None, "warnings": []}
+    done = mcpguard(tmp_path, "policy", "check", "--json", "nowhere.toml")
+    (error,) = json.loads(done.stdout)["errors"]
+    assert (done.returncode, error["line"]) == (78, None)
+    assert error["message"].endswith("nowhere.toml: no such file")
+
+
+def test_check_finds_the_same_in_a_file_that_is_named_by_argument_option_or_variable(tmp_path: Path) -> None:
+    file = tmp_path / "team.toml"
+    file.write_text(
+        '[[rule]]\ntool = "never"\nlimit = ["5/1m", "9000/1h"]\n[[rule]]\nagent = "*::subagnt::*"\nlimit = "1/1m"\n'
+    )
+    calls(tmp_path, "echo", 1)
+    by_argument = mcpguard(tmp_path, "policy", "check", str(file), MCPGUARD_AGENT="::nightly::")
+    assert by_argument.stdout.count("warning: ") == 4
+    assert (
+        by_argument.stdout == mcpguard(tmp_path, "policy", "check", "--policy", str(file), MCPGUARD_AGENT="::nightly::").stdout
+    )
+    variables = {"MCPGUARD_POLICY": str(file), "MCPGUARD_AGENT": "::nightly::"}
+    assert by_argument.stdout == mcpguard(tmp_path, "policy", "check", **variables).stdout
+    both = mcpguard(tmp_path, "policy", "check", str(file), "--policy", str(file))
+    assert (both.returncode, both.stderr.splitlines()[1]) == (2, "hint: give only one of them")
+
+
 def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "show")
     assert done.stdout.splitlines()[0] == f"starter policy: no file at {tmp_path / 'policy.toml'}"
@@ -241,8 +420,8 @@ def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path
     done = mcpguard(tmp_path, "policy", "show")
     assert done.stdout == (
         f"policy: {file}\n\n"
-        "100/1h  user=* tool=search\n    Each user may call search 100 times an hour.\n"
-        "5/1m  tool=report\n    All users together may call report 5 times a minute.\n"
+        "1. 100/1h  user=* tool=search\n    Each user may call search 100 times an hour.\n"
+        "2. 5/1m  tool=report\n    All users together may call report 5 times a minute.\n"
     )
 
 
@@ -251,6 +430,8 @@ def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
     shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
     assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
     assert shown["rules"][1] == {
+        "number": 2,
+        "overridden_by": [],
         "rule": "tool=report",
         "limit": ["5/1m"],
         "mode": "enforce",
@@ -305,14 +486,14 @@ def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path
     file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n')
     found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
     (warning,) = found.pop("warnings")
-    assert found == {"file": str(file), "starter": False, "rules": 1}
+    assert found == {"file": str(file), "starter": False, "rules": 1, "errors": []}
     assert "mcp__crm__search" in warning
 
 
 def test_check_of_a_missing_file_fails(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "check", "nowhere.toml")
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr.startswith("mcpguard: nowhere.toml: no such file\nhint: ")
+    assert done.stderr.startswith(f"mcpguard: {Path('nowhere.toml').absolute()}: no such file\nhint: ")
     assert mcpguard(tmp_path, "policy", "check").stdout.startswith("starter policy (no file at ")
 
 
@@ -378,9 +559,73 @@ def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> No
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
     assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
     assert file.read_text() == BY_HAND.replace("100", "200")
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL='sed -i s/report\\"/report/')
+    assert list(tmp_path.iterdir()) == [file]
+
+
+SPOIL = 'sed -i s/report\\"/report/'
+MEND = 'sed -i s/report$/report\\"/'
+
+
+def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=SPOIL)
     assert (done.returncode, done.stdout) == (78, "")
-    assert "line 13: not TOML" in done.stderr
+    assert done.stderr.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
+    assert file.read_text() == BY_HAND
+
+
+@pytest.mark.parametrize(("typed", "saved"), [(b"d\n", False), (b"\x04", False), (b"x\nd\n", False), (b"s\n", True)])
+def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typed: bytes, saved: bool) -> None:
+    status, said = on_terminal(tmp_path, "policy", "edit", typed=typed, VISUAL=SPOIL)
+    assert status == 78
+    assert "line 13: not TOML" in said
+    assert "Edit again (e), discard the changes (d), or save anyway (s)?" in said
+    assert f"{file}: " + ("saved with errors" if saved else "the changes were discarded") in said.replace("\n", "")
+    assert (file.read_text() != BY_HAND) is saved
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_edit_again_opens_the_same_text(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(
+        f'#!/bin/sh\nif grep -q report\\" "$1"; then {SPOIL} "$1"; else {MEND} "$1"; sed -i s/100/200/ "$1"; fi\n'
+    )
+    editor.chmod(0o700)
+    status, said = on_terminal(tmp_path, "policy", "edit", typed=b"\n", VISUAL=str(editor))
+    assert status == 0
+    assert said.endswith(f"{file}: OK, 2 rules\n")
+    assert file.read_text() == BY_HAND.replace("100", "200")
+
+
+def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path) -> None:
+    file.write_text(BY_HAND.replace('report"', "report"))
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").returncode == 78
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL=MEND).stdout == f"{file}: OK, 2 rules\n"
+    assert file.read_text() == BY_HAND
+
+
+def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\necho "# other" >> {file}\n')
+    editor.chmod(0o700)
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another process has changed it while you edited" in done.stderr
+    assert file.read_text() == BY_HAND + "# other\n"
+    kept = tmp_path / "policy.toml.edited"
+    assert f"your text is in {kept}" in done.stderr
+    assert kept.read_text() == BY_HAND.replace("100", "200")
+
+
+def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
+    file.chmod(0o444)
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path}/opened")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be written: Permission denied" in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").stdout == f"{file}: OK, 2 rules (unchanged)\n"
 
 
 def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
@@ -415,7 +660,7 @@ def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:
         host.end()
 
 
-@pytest.mark.parametrize("argv", [[], ["set"], ["unset"], ["show"], ["check"], ["init"], ["path"], ["edit"]])
+@pytest.mark.parametrize("argv", [[], ["set"], ["unset"], ["show"], ["check"], ["init"], ["path"], ["edit"], ["mode"]])
 def test_every_command_has_an_example_in_its_help(tmp_path: Path, argv: list[str]) -> None:
     done = mcpguard(tmp_path, "policy", *argv, "--help")
     assert done.returncode == 0

@@ -214,7 +214,7 @@ def test_a_broken_policy_is_reported_with_its_line(home: Path) -> None:
     (home / "policy.toml").write_text("[[rule]]\nlimit = 5\n")
     done = mcpguard(home, "policy", "explain", "--tool", "echo")
     assert done.returncode == 78
-    assert "line 1" in done.stderr
+    assert "line 2" in done.stderr
 
 
 @pytest.mark.parametrize("how", ["damaged", "locked"])

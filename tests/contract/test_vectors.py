@@ -1,4 +1,4 @@
-"""The policies, calls and verdicts of `vectors/policy.json`, by the core alone and through every store."""
+"""The policies, calls and verdicts of `vectors/`, by the core alone and through every store."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from mcpguard.core.verdict import Verdict, verdict
 from tests.contract.conftest import Place
 from tests.core.build import START_US, TESTS, Session, identity
 
-VECTORS: list[dict[str, Any]] = json.loads((TESTS / "vectors" / "policy.json").read_text())
+VECTORS: list[dict[str, Any]] = [
+    vector for name in ("policy", "any_agent") for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text())
+]
 
 each_vector = pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
 

@@ -143,4 +143,7 @@ def test_an_invalid_configured_agent_is_an_error_that_names_its_place(text: str,
         parse_agent(text, where="--agent")
     assert raised.value.message.startswith(f"--agent: '{text}' ")
     assert raised.value.hint
+    assert raised.value.exit_status == ExitStatus.USAGE
+    with pytest.raises(ConfigError, match=words) as raised:
+        parse_agent(text, where="MCPGUARD_AGENT")
     assert raised.value.exit_status == ExitStatus.CONFIGURATION

@@ -24,7 +24,17 @@ from mcpguard.core.server_name import server_name
         ("uvx --from git+https://x mcp-server-git", "mcp-server-git"),
         ("uvx mcp[cli]", "mcp"),
         ("uv run --directory /srv/crm crm.py", "crm"),
-        ("uv --directory /srv/crm run server.py", "server"),
+        ("uv --directory /srv/crm run server.py", "crm"),
+        ("uv run --directory=/srv/crm src/server.py", "crm"),
+        ("uv --directory C:\\srv\\crm run server.py", "crm"),
+        ("uv run --project /srv/crm -m server", "crm"),
+        ("uv run --project /srv/crm python main.py", "crm"),
+        ("env --chdir /srv/crm node index.js", "crm"),
+        ("npm --prefix /srv/erp exec @acme/crm", "crm"),
+        ("uv --directory /srv/erp run /srv/crm/server.py", "crm"),
+        ("uv --directory /srv/erp run weather.py", "weather"),
+        ("uv --directory . run server.py", "server"),
+        ("uvx --directory /srv/erp git+https://github.com/acme/server", "acme"),
         ("uv tool run mcp-git>=2", "mcp-git"),
         ("python server.py", "server"),
         ("python3.11 /srv/crm/server.py", "crm"),
@@ -32,7 +42,11 @@ from mcpguard.core.server_name import server_name
         ("/venv/bin/python -u -m crm", "crm"),
         ("python -c pass", "python"),
         ("sh -c 'exec crm'", "sh"),
-        ("bash -lc crm", "bash"),
+        ("bash -lc crm", "crm"),
+        ("bash -co pipefail crm", "crm"),
+        ("bash -c -- crm", "bash"),
+        ("fish -ccrm", "crm"),
+        ("python -c import", "python"),
         ("java -jar /opt/crm/crm.jar", "crm"),
         ("node /srv/crm/dist/index.js", "crm"),
         ("node --import tsx src/index.ts", "index"),
@@ -147,6 +161,55 @@ def test_a_path_with_spaces_names_the_server_only_if_it_is_the_command_itself() 
     assert server_name(["/Applications/My Crm"]) == "server"
 
 
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("crm", "crm"),
+        ("exec crm --api-key x", "crm"),
+        ("cd /srv/crm && exec npx -y @acme/crm-server@1 2>/dev/null", "crm-server"),
+        ("source ~/.nvm/nvm.sh; nvm use 20; node /srv/crm/dist/index.js 2>&1", "crm"),
+        ("export TOKEN=x\nuvx mcp-git==1.2 > log", "mcp-git"),
+        ("A=1 B=2 crm | tee log; ", "crm"),
+        ("crm || echo 'it failed'", "crm"),
+        ("crm --key 'a;S3cret' --other a\\;S3cret", "crm"),
+        ("docker run -i --rm -e TOKEN mcp/git:latest", "git"),
+        ("$HOME/bin/crm", "crm"),
+        ("'/Applications/My Crm/crm' --stdio", "sh"),
+        ("bash -c 'exec crm'", "crm"),
+        ("$SERVER", "sh"),
+        ('"$@"', "sh"),
+        ("TOKEN=S3cret", "sh"),
+        ("exec -a S3cret crm", "sh"),
+        ("if true; then crm; fi", "sh"),
+        ("crm & wait", "sh"),
+        ("npx mcp-remote https://x.com/sse?a=1&S3cret", "sh"),
+        ("KEY=$(cat S3cret) crm", "sh"),
+        ("cat <<END\nS3cret\nEND", "sh"),
+        ("crm 'S3cret", "sh"),
+        ("crm # S3cret\n", "sh"),
+        ("", "sh"),
+    ],
+)
+def test_the_last_command_of_simple_shell_code_names_the_server(code: str, name: str) -> None:
+    assert server_name(["sh", "-c", code, "S3cret"]) == name
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("import sys; from crm.server import main; sys.exit(main())", "crm.server"),
+        ("import asyncio\nimport crm\nasyncio.run(crm.main())", "crm"),
+        ("from mcp_server_git import serve", "mcp_server_git"),
+        ("import crm, erp", "python"),
+        ("import sys", "python"),
+        ("print('import S3cret')", "python"),
+    ],
+)
+def test_the_last_module_that_python_code_imports_names_the_server(code: str, name: str) -> None:
+    assert server_name(["python3.12", "-uc", code, "S3cret"]) == name
+    assert server_name(["python", f"-c{code}"]) == name
+
+
 SECRET = "S3cret"
 
 CODE = f"exec crm --api-key {SECRET}"
@@ -172,7 +235,7 @@ SHELLS = [
 ONE_WORD = [
     f"{shell} {options} {SECRET}"
     for shell in ("bash", "zsh", "fish")
-    for options in ("-c", "-ec", "-lc", "-exc", "-o pipefail -c", "-s", "-s --", "--rcfile x -c", "--unknown", "-C -c", "-?")
+    for options in ("-s", "-s --", "-c -s", "--unknown", "--unknown -c", "-?", "-?c")
 ]
 OTHERS = """
 python -c CODE; python3 -uc CODE; python -Wd -c CODE; python -Xdev -c S3cret; python -X dev -c S3cret; python -Bc S3cret
@@ -204,15 +267,15 @@ docker run --unknown S3cret acme/crm; docker --unknown=S3cret run acme/crm; dock
 docker run --rm python:3 python -c S3cret; docker run --entrypoint sh acme/crm -c S3cret
 docker exec -e A=S3cret crm sh -c S3cret
 podman run --secret S3cret acme/crm; docker login -u a -p S3cret; docker run -it node -e S3cret
-ssh host CODE; ssh -o x=S3cret host crm; ssh -i S3cret host crm; ssh host bash -c S3cret; ssh S3cret@host crm
+ssh host CODE; ssh -o x=S3cret host crm; ssh -i S3cret host crm; ssh host bash -c CODE; ssh S3cret@host crm
 ssh -? S3cret host
 ssh host A=S3cret crm; ssh host export S3cret
 env A=S3cret crm; env -i A=S3cret crm --key S3cret; env -S CODE; env -SS3cret; env --split-string=S3cret; env -u S3cret crm
-env A=S3cret bash -c S3cret; env --unknown S3cret crm; API_KEY=S3cret crm; sudo -u S3cret crm; sudo A=S3cret crm
-sudo bash -c S3cret; sudo -p S3cret crm; sudo --prompt=S3cret crm; sudo --unknown S3cret crm; doas -u S3cret crm
-nice -n 5 bash -c S3cret; nice -5 python -c S3cret; timeout 5 bash -c S3cret; timeout -k 1 5 sh -ec S3cret
+env A=S3cret bash -c CODE; env --unknown S3cret crm; API_KEY=S3cret crm; sudo -u S3cret crm; sudo A=S3cret crm
+sudo bash -c CODE; sudo -p S3cret crm; sudo --prompt=S3cret crm; sudo --unknown S3cret crm; doas -u S3cret crm
+nice -n 5 bash -c CODE; nice -5 python -c S3cret; timeout 5 bash -c CODE; timeout -k 1 5 sh -ec CODE
 timeout --x S3cret 5 crm
-nohup sh -c S3cret; setsid bash -lc S3cret; stdbuf -oL python -c S3cret; time -p ruby -e S3cret
+nohup sh -c CODE; setsid bash -lc CODE; stdbuf -oL python -c S3cret; time -p ruby -e S3cret
 cmd /c CODE; cmd /c set A=S3cret; cmd.exe /d /s /c CODE; cmd /k S3cret=x; cmd /c A=S3cret
 powershell -Command CODE; powershell -Command S3cret; pwsh -c S3cret; powershell -EncodedCommand S3cret; powershell S3cret
 powershell -NoProfile -ExecutionPolicy Bypass -Command S3cret; pwsh -NoP -C S3cret; powershell -enc S3cret; pwsh -e S3cret

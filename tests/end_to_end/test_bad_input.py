@@ -61,23 +61,23 @@ def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "env", "words"),
+    ("options", "env", "words", "status"),
     [
-        (["--agent", "Explore"], {}, "'Explore' does not have three parts"),
-        ([], {"MCPGUARD_AGENT": "a::*::b"}, "'a::*::b' is a pattern"),
-        (["--store", "redis//x"], {}, "store: this is not a URL"),
-        ([], {"MCPGUARD_DENIALS": "both"}, "denials: 'both' is none of auto, error, result"),
-        (["--config", "/no/such/config.toml"], {}, "/no/such/config.toml: no such file"),
-        (["--config", "/"], {}, "/: cannot be read: Is a directory"),
+        (["--agent", "Explore"], {}, "--agent: 'Explore' does not have three parts", 2),
+        ([], {"MCPGUARD_AGENT": "a::*::b"}, "MCPGUARD_AGENT: 'a::*::b' is a pattern", 78),
+        (["--store", "redis//x"], {}, "--store: this is not a URL", 2),
+        ([], {"MCPGUARD_DENIALS": "both"}, "MCPGUARD_DENIALS: 'both' is none of auto, error, result", 78),
+        (["--config", "/no/such/config.toml"], {}, "--config: /no/such/config.toml: no such file", 2),
+        (["--config", "/"], {}, "/: cannot be read: Is a directory", 78),
     ],
 )
 def test_a_setting_that_cannot_be_is_named_and_no_server_starts(
-    tmp_path: Path, options: list[str], env: dict[str, str], words: str
+    tmp_path: Path, options: list[str], env: dict[str, str], words: str, status: int
 ) -> None:
     log = tmp_path / "calls"
     with Host(tmp_path, *script("obedient", log), options=options, env=env) as host:
         assert words in complaint(host)
-        assert host.wait() == 78
+        assert host.wait() == status
     assert not log.exists()
 
 
@@ -101,15 +101,15 @@ def test_a_config_file_that_cannot_be_is_named_and_no_server_starts(tmp_path: Pa
         ("", "line 1", "the file is empty"),
         ("[[rule]\n", "line 1", "not TOML"),
         ('[[rule]]\ntool = "a"\nlimit = 5/1m\n', "line 3", "not TOML"),
-        ('\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n', "line 2: rule 1", "'0/1h' admits nothing"),
-        ('[[rule]]\ntool = "a"\nlimit = "-5/1h"\n', "line 1: rule 1", "'-5/1h' is not a limit"),
-        ('[[rule]]\ntool = "a"\nlimit = "5 per hour"\n', "line 1: rule 1", "is not a limit"),
-        ('[[rule]]\ntool = "a"\nlimit = "5/99999d"\n', "line 1: rule 1", "out of bounds"),
-        ('[[rule]]\ntool = "a"\nlimit = 5\n', "line 1: rule 1", "5 is not text"),
+        ('\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n', "line 4: rule 1", "'0/1h' admits nothing"),
+        ('[[rule]]\ntool = "a"\nlimit = "-5/1h"\n', "line 3: rule 1", "'-5/1h' is not a limit"),
+        ('[[rule]]\ntool = "a"\nlimit = "5 per hour"\n', "line 3: rule 1", "is not a limit"),
+        ('[[rule]]\ntool = "a"\nlimit = "5/99999d"\n', "line 3: rule 1", "out of bounds"),
+        ('[[rule]]\ntool = "a"\nlimit = 5\n', "line 3: rule 1", "5 is not text"),
         ('[[rule]]\ntool = "a"\n', "line 1: rule 1", "no limit"),
-        ('[[rule]]\ntoll = "a"\nlimit = "5/1h"\n', "line 1: rule 1", "unknown key 'toll'"),
-        ('[[rule]]\nagent = "Explore"\nlimit = "5/1h"\n', "line 1: rule 1", "does not have three parts"),
-        ('[[rule]]\ntool = "a"\nlimit = "' + "9" * 5000 + '/1h"\n', "line 1: rule 1", "is not a limit"),
+        ('[[rule]]\ntoll = "a"\nlimit = "5/1h"\n', "line 2: rule 1", "unknown key 'toll'"),
+        ('[[rule]]\nagent = "Explore"\nlimit = "5/1h"\n', "line 2: rule 1", "does not have three parts"),
+        ('[[rule]]\ntool = "a"\nlimit = "' + "9" * 5000 + '/1h"\n', "line 3: rule 1", "is not a limit"),
         ("limit = " + "9" * 5000, "line 1", "not TOML"),
         ("a = " + "[" * 100_000, "line 1", "not TOML"),
         ('[[rule]]\nlimit = "5/1h"\n[[rule]]\nlimit = "6/1h"\n', "line 3: rule 2", "the same selectors"),

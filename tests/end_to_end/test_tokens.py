@@ -261,13 +261,15 @@ def test_a_token_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "env", "named"),
-    [(["--user", "bob"], {}, "--user"), ([], {"MCPGUARD_USER": "bob"}, "MCPGUARD_USER")],
+    ("options", "env", "named", "status"),
+    [(["--user", "bob"], {}, "--user", 2), ([], {"MCPGUARD_USER": "bob"}, "MCPGUARD_USER", 78)],
 )
-def test_nothing_but_the_token_may_name_the_user(tmp_path: Path, options: list[str], env: dict[str, str], named: str) -> None:
+def test_nothing_but_the_token_may_name_the_user(
+    tmp_path: Path, options: list[str], env: dict[str, str], named: str, status: int
+) -> None:
     settings(tmp_path, "keys.json")
     with Host(tmp_path, *OBEDIENT, options=options, env=env) as host:
-        assert host.wait() == 78
+        assert host.wait() == status
         assert host.err.splitlines()[0] == f"mcpguard: {named}: only a verified token may name the user here"
 
 

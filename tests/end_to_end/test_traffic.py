@@ -249,13 +249,41 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
             host.call(number, "search")
         assert host.end() == 0
         first, *others = [line for line in host.err.splitlines() if line.startswith("mcpguard: ")]
-    assert " server=crm user=alice agent=unknown::interactive::default " in first
+    assert " mode=enforce server=crm user=alice agent=unknown::interactive::default " in first
     assert f" policy={file} (1 rule) store={tmp_path}/mcpguard.db" in first
     assert others[0].startswith("mcpguard: rate_limited axis=user user=alice ")
     told, _, retry_after = others[0].rpartition(" retry_after=")
     assert told.endswith(" tool=search limit=1/1h count=2")
     assert 3540 < int(retry_after.removesuffix("s")) <= 3600
     assert others[-1] == "mcpguard: 3 calls: 2 rate_limited (user 2), 1 allowed"
+
+
+@pytest.mark.parametrize("how", ["option", "file"])
+def test_the_first_line_says_that_observe_mode_denies_nothing(tmp_path: Path, how: str) -> None:
+    file = policy(tmp_path, ('mode = "observe"\n' if how == "file" else "") + rule("1/1h", user="*"))
+    with Host(tmp_path, *script("obedient"), options=["--observe"] * (how == "option")) as host:
+        assert host.end() == 0
+        said = host.err
+    assert " mode=observe (nothing is denied) server=" in said
+    assert f" policy={file} (1 rule) store=" in said
+
+
+def test_the_first_line_counts_the_rules_in_observe_mode(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*") + rule("1/1h", tool="*", mode="observe"))
+    with Host(tmp_path, *script("obedient")) as host:
+        assert host.end() == 0
+        said = host.err
+    assert " mode=enforce server=" in said
+    assert " (2 rules, 1 in observe mode) store=" in said
+
+
+def test_the_first_line_says_that_a_broken_policy_denies_every_call(tmp_path: Path) -> None:
+    file = policy(tmp_path, "broken")
+    with Host(tmp_path, *script("obedient")) as host:
+        assert host.end() == 0
+        said = host.err
+    assert " mode=closed (every call is denied) server=" in said
+    assert f" policy={file} (no policy: {file}: " in said
 
 
 @pytest.mark.parametrize("how", ["option", "variable", "file"])

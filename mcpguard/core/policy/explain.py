@@ -1,14 +1,9 @@
-"""Describes rules in sentences, and warns of probable mistakes in a valid policy."""
+"""Describes rules in sentences."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.agent import Agent
-from mcpguard.core.identity import known_client
-from mcpguard.core.limiter import EXACT
-from mcpguard.core.patterns import glob
-from mcpguard.core.policy.model import AXES, COMPETING, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.model import Policy, Rate, Rule
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,
@@ -18,7 +13,8 @@ _UNITS_US: Final = {
     "second": 1_000_000,
 }
 _EVERYBODY: Final = "all users together"
-_CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
+_NAMED: Final = 3
+"""How many of the rules that override a rule its sentence names."""
 
 
 def sentence(rule: Rule) -> str:
@@ -42,6 +38,21 @@ def sentence(rule: Rule) -> str:
         calls = [f"{first.n:,} call{'' if first.n == 1 else 's'} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
         text = f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
+
+
+def sentences(policy: Policy) -> list[str]:
+    """The sentence of each rule. If narrower rules override a rule, its sentence says so and names them by number."""
+    return [_with_exceptions(rule, narrower) for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)]
+
+
+def _with_exceptions(rule: Rule, narrower: Sequence[int]) -> str:
+    text = sentence(rule)
+    if not narrower:
+        return text
+    numbers = [str(at + 1) for at in narrower]
+    if len(numbers) > _NAMED + 1:
+        numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
+    return f"{text[:-1]}, unless a narrower rule says otherwise: rule{'s' if len(narrower) > 1 else ''} {series(numbers)}."
 
 
 def span(rate: Rate) -> str:
@@ -193,170 +204,3 @@ def _denying(rule: Rule) -> str:
         return f"{rule.selectors['user'][0]}{badges} may not call {what}"
     narrowing = f"{_matching(rule, 'user')}{badges}"
     return f"No user{narrowing} may call {what}" if narrowing else f"Nobody may call {what}"
-
-
-def warnings(policy: Policy) -> list[str]:
-    """Find what the author of a policy probably does not mean.
-
-    Args:
-        policy: A policy.
-
-    Returns:
-        A line for each rule that can never admit, because another rule denies all of its calls; for each tool that has its name
-        in Claude Code; and for each client that has its name in `clientInfo`.
-    """
-    return [*_never_admitting(policy), *_foreign_names(policy), *_own_names(policy)]
-
-
-def tier_warning(policy: Policy, tier: str | None) -> str | None:
-    """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can.
-
-    Args:
-        policy: A policy.
-        tier: The configured tier; None or empty if there is none.
-    """
-    if not tier or not policy.rules or policy.reaches_tier(tier):
-        return None
-    return f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?"
-
-
-def label(policy: Policy, at: int) -> str:
-    """A rule in a warning: its line if it is known, its number and its text."""
-    rule = policy.rules[at]
-    return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
-
-
-def _never_admitting(policy: Policy) -> Iterator[str]:
-    if policy.observe:
-        return
-    named: dict[tuple[str, str], list[int]] = {}
-    for at, rule in enumerate(policy.rules):
-        for name in _names(rule):
-            named.setdefault(name, []).append(at)
-    shutters: dict[int, int] = {}
-    for at, rule in enumerate(policy.rules):
-        if rule.deny and not rule.observe:
-            near = min([named[name] for name in _names(rule)], key=len, default=range(len(policy.rules)))
-            for closed in _closed_by(policy.rules, at, near):
-                shutters.setdefault(closed, at)
-    for at, shutter in sorted(shutters.items()):
-        yield (
-            f"{label(policy, at)} can never admit a call: {label(policy, shutter)} denies all of its calls;"
-            f" {_remedy(policy.rules, at, shutter)}"
-        )
-
-
-def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
-    """How to make a rule an exception from the rule that denies its calls."""
-    rule, deny = rules[at], rules[shutter]
-    added = [key for key in COMPETING if key in rule.selectors and key not in deny.selectors]
-    any_of = {key: ("*::*::*" if key == "agent" else "*",) for key in added}
-    wider = deny._replace(selectors=deny.selectors | any_of, per=rule.per)
-    if not wider.is_overridden_by(rule):
-        return f"only a rule that is narrower than rule {shutter + 1} can be an exception from it"
-    steps = [f'{key} = "*"' for key in added]
-    per = deny.per if deny.per_text else deny.per.union(added, ["server"] if "tool" in added else [])
-    if per != rule.per:
-        steps.append("per = [" + ", ".join(f'"{axis}"' for axis in AXES if axis in rule.per) + "]")
-    return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
-
-
-def _names(rule: Rule) -> list[tuple[str, str]]:
-    """A rule's selectors without `*`. Each rule that it covers has the same ones."""
-    return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
-
-
-def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
-    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
-
-    Args:
-        rules: All rules.
-        closing: The index of the rule that denies.
-        near: The indexes of the rules that it may cover.
-    """
-    deny = rules[closing]
-    axis = next((axis for axis in AXES if axis in deny.selectors), "")
-    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
-    for at in near:
-        if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
-            exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
-    every = {at for some in exceptions.values() for at in some}
-    for at in near:
-        rule = rules[at]
-        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
-            continue
-        name = dict(_names(rule)).get(axis)
-        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
-        if not any(_overlap(rule, rules[other]) for other in meeting):
-            yield at
-
-
-def _overlap(rule: Rule, other: Rule) -> bool:
-    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
-    for key in AXES:
-        mine, theirs = rule.selectors.get(key), other.selectors.get(key)
-        if mine and theirs and not _meet(key, mine[0], theirs[0]):
-            return False
-    return True
-
-
-def _meet(key: str, one: str, two: str) -> bool:
-    """Whether a text may match both patterns."""
-    if key == "agent":
-        return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
-    if "*" not in one:
-        return glob(two, one)
-    if "*" not in two:
-        return glob(one, two)
-    (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
-    begin = mine.startswith(theirs) or theirs.startswith(mine)
-    return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
-
-
-def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
-
-    Args:
-        rule: The rule with the new limits.
-        before: The rules that may have counted in the same counters.
-    """
-    larger = {
-        rate.window_us
-        for other in before
-        if other.per == rule.per and other.shared == rule.shared and _overlap(rule, other)
-        for rate in other.rates
-        if rate.n > EXACT
-    }
-    return [
-        f"Calls made before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
-        f" a limit above {EXACT} has counted them in groups, without the time of each call."
-        for rate in rule.rates
-        if rate.n <= EXACT and rate.window_us in larger
-    ]
-
-
-def _short(span_us: int) -> str:
-    """A time span in whole seconds, rounded up.
-
-    >>> _short(1_350_000_000), _short(3_600_000_001)
-    ('22m 30s', '1h 1s')
-    """
-    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
-
-
-def _foreign_names(policy: Policy) -> Iterator[str]:
-    for at, rule in enumerate(policy.rules):
-        match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
-        if match:
-            names = f'tool = "{match[2]}", server = "{match[1]}"'
-            yield f"{label(policy, at)} names a tool by its name in Claude Code; did you mean {names}?"
-
-
-def _own_names(policy: Policy) -> Iterator[str]:
-    for at, rule in enumerate(policy.rules):
-        own = rule.agent
-        if own and known_client(own.client) != own.client:
-            agent = own._replace(client=known_client(own.client))
-            yield f'{label(policy, at)} names a client by its name in clientInfo; did you mean agent = "{agent}"?'

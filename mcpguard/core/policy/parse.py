@@ -1,14 +1,18 @@
-"""Parses a policy file. Errors name file, line, rule and field, and hint at the right form."""
+"""Parses a policy file. Errors name file, line, column, rule and field, and hint at the right form."""
 
 import re
 import tomllib
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.digest import blake2b
 from mcpguard.core.policy.model import AXES, SELECTORS, Policy, Rate, Rule
-from mcpguard.errors import PolicyError
+from mcpguard.errors import PolicyError, Problem
+
+if TYPE_CHECKING:
+    from mcpguard.core.policy.places import Path
 
 STARTER: Final = """\
 # Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
@@ -50,8 +54,18 @@ MAX_WINDOW_SECONDS: Final = 3650 * 86400
 _RULE_KEYS: Final = (*SELECTORS, "per", "limit", "mode", "name")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 _RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
-_LOOSE_RATE = re.compile(r"\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*([a-z]+?)s?\s*", re.IGNORECASE)
+_LOOSE_RATE = re.compile(r"\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*", re.IGNORECASE)
+_MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
 _UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
+
+
+class _Fault(NamedTuple):
+    """What is wrong at a path in a policy. `on_key` tells whether the key is meant and not its value."""
+
+    path: "Path"
+    message: str
+    hint: str
+    on_key: bool = False
 
 
 def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> Policy:
@@ -63,42 +77,78 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         observe: Report only, whatever `mode` the file has.
 
     Raises:
-        PolicyError: The text is not TOML, or a rule is invalid. The message names file, line, rule and field.
+        PolicyError: The text is not TOML, or has invalid keys or values. It has every problem with its line and column.
     """
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not TOMLDecodeError for a number with too many digits, or for deep nesting
-        raise PolicyError(*_not_toml(error, source, text)) from error
+        raise _error(source, [_not_toml(error, text)]) from error
     if not data:
-        raise PolicyError(
-            f"{source}: line 1: the file is empty", "write rules into the file, or remove it for the starter policy"
-        )
-    for key in data:
-        if key not in {"mode", "rule"}:
-            raise PolicyError(f"{source}: line {_line_of(key, text)}: unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")))
-    whole = _mode(data.get("mode", "enforce"), f"{source}: line {_line_of('mode', text)}")
+        hint = "write rules into the file, or remove it for the starter policy"
+        raise _error(source, [_problem(text, 0, 0, "the file is empty", hint)])
+    faults = [
+        _Fault((key,), f"unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")), on_key=True)
+        for key in data
+        if key not in {"mode", "rule"}
+    ]
+    whole = _mode(data.get("mode", "enforce"), faults)
     tables = data.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise PolicyError(
-            f"{source}: line {_line_of('rule', text)}: 'rule' is not a list of tables", "begin each rule with a line [[rule]]"
-        )
+        faults.append(_Fault(("rule",), "'rule' is not a list of tables", "begin each rule with a line [[rule]]", on_key=True))
+        tables = []
     lines = _header_lines(text)
-    first_line = _line_of("rule", text)
     rules: list[Rule] = []
     numbers: dict[tuple[object, ...], int] = {}
     for at, table in enumerate(tables):
-        line = lines[at] if len(lines) == len(tables) else 0
-        where = f"{source}: line {line or first_line}: rule {at + 1}"
-        rule = parse_rule(table, where=where, line=line)
-        twin = numbers.setdefault(rule.key, at + 1)
-        if twin <= at:
-            raise PolicyError(
-                f"{where}: the same selectors and per as rule {twin}: {rule.text}",
-                'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]',
-            )
-        rules.append(rule)
+        found: list[_Fault] = []
+        rule = _rule(table, lines[at] if len(lines) == len(tables) else 0, found)
+        if rule is not None:
+            twin = numbers.setdefault(rule.key, at + 1)
+            if twin <= at:
+                message = f"the same selectors and per as rule {twin}: {rule.text}"
+                hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
+                found.append(_Fault((), message, hint))
+            rules.append(rule)
+        faults += [fault._replace(path=("rule", at, *fault.path)) for fault in found]
+    if faults:
+        raise _error(source, _located(faults, text))
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return Policy(tuple(rules), digest, observe=observe or whole == "observe")
+
+
+def _error(source: str, problems: Sequence[Problem]) -> PolicyError:
+    first, *more = problems
+    message = f"{source}: line {first.line}: {first.message}"
+    if more:
+        message += f" (and {len(more)} more error{'s' if len(more) > 1 else ''})"
+    return PolicyError(message, first.hint, source=source, problems=problems)
+
+
+def _located(faults: Sequence[_Fault], text: str) -> list[Problem]:
+    """The problems at the places of faults, in the order of the text."""
+    from mcpguard.core.policy.places import places  # only for error messages
+
+    keys, values = places(text)
+    spans = [
+        (keys if fault.on_key else values).get(fault.path) or keys.get(fault.path) or values[fault.path] for fault in faults
+    ]
+    found = []
+    line, counted = 1, 0
+    for (begin, end), (path, message, hint, _) in sorted(zip(spans, faults, strict=True), key=itemgetter(0)):
+        line += text.count("\n", counted, begin)
+        counted = begin
+        rule = path[1] + 1 if len(path) > 1 and isinstance(path[1], int) else 0
+        found.append(_problem(text, begin, end, f"rule {rule}: {message}" if rule else message, hint, line=line, rule=rule))
+    return found
+
+
+def _problem(text: str, begin: int, end: int, message: str, hint: str, *, line: int = 0, rule: int = 0) -> Problem:
+    """The problem with a part of a text, or with the part's first line if it has several. `line` is its line if it is known."""
+    line_begin = text.rfind("\n", 0, begin) + 1
+    line_end = text.find("\n", begin)
+    shown = text[line_begin : len(text) if line_end < 0 else line_end].rstrip("\r")
+    width = max(1, min(end, line_begin + len(shown)) - begin)
+    return Problem(message, hint, line or text.count("\n", 0, begin) + 1, begin - line_begin + 1, width, shown, rule)
 
 
 def _header_lines(text: str) -> list[int]:
@@ -110,12 +160,6 @@ def _header_lines(text: str) -> list[int]:
         counted = match.start()
         lines.append(line)
     return lines
-
-
-def _line_of(key: str, text: str) -> int:
-    """The first line that sets this key or begins this table; 1 if none is found."""
-    match = re.search(rf"^[ \t]*(?:\[+[ \t]*)?[\"']?{re.escape(key)}\b", text, re.MULTILINE)
-    return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
 def text_of(content: bytes, *, source: str) -> str:
@@ -131,105 +175,133 @@ def text_of(content: bytes, *, source: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise PolicyError(f"{source}: line {line}: not UTF-8", "a policy is a file in TOML, saved as UTF-8") from error
+        text = content.decode(errors="replace")
+        at = len(content[: error.start].decode())
+        problem = _problem(text, at, at + 1, "not UTF-8", "a policy is a file in TOML, saved as UTF-8")
+        raise _error(source, [problem]) from error
 
 
-def _not_toml(error: Exception, source: str, text: str) -> tuple[str, str]:
+def _not_toml(error: Exception, text: str) -> Problem:
     if text.startswith("\ufeff"):
-        return f"{source}: line 1: begins with a byte order mark", "save the file as UTF-8 without one"
+        return _problem(text, 0, 1, "begins with a byte order mark", "save the file as UTF-8 without one")
     words = str(error)
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
-    line = int(found[1]) if found else text.count("\n") + 1
+    at = _offset(text, int(found[1]), int(found[2])) if found else len(text)
     reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
     hint = 'put text in quotes: tool = "search", limit = "100/1h"'
     if isinstance(error, RecursionError):
         reason, hint = "nested too deeply", "only per, limit, role and scope can be lists, and only of text"
     elif reason.startswith("Cannot overwrite"):
         hint = "write each key once; begin each rule with a line [[rule]]"
-    return f"{source}: line {line}: not TOML: {reason}", hint
+        at = text.rfind("\n", 0, at) + 1  # tomllib points behind the value
+    return _problem(text, at, at + 1, f"not TOML: {reason}", hint)
 
 
-def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
+def _offset(text: str, line: int, column: int) -> int:
+    begin = 0
+    for _ in range(line - 1):
+        begin = text.index("\n", begin) + 1
+    return begin + column - 1
+
+
+def parse_rule(table: dict[str, object], *, where: str) -> Rule:
     """Parse one rule.
 
     Args:
         table: The rule's table in the policy file.
         where: How errors name the rule.
-        line: The rule's line in the file.
 
     Raises:
-        PolicyError: The rule is invalid. The message begins with `where`.
+        PolicyError: The rule is invalid. The message is the first error, and begins with `where`.
     """
-    for key in table:
-        if key not in _RULE_KEYS:
-            raise PolicyError(f"{where}: unknown key {key!r}", _nearest(key, _RULE_KEYS))
-    selectors: dict[str, tuple[str, ...]] = {key: _selector(key, table[key], where) for key in SELECTORS if key in table}
+    faults: list[_Fault] = []
+    rule = _rule(table, 0, faults)
+    if rule is None:
+        raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
+    return rule
+
+
+def _rule(table: dict[str, object], line: int, faults: list[_Fault]) -> Rule | None:
+    """Parse one rule. If it is invalid, None, and every error is added to `faults`.
+
+    Args:
+        table: The rule's table in the policy file.
+        line: The rule's line in the file; 0 if unknown.
+        faults: Receives the errors. Their paths begin within the rule.
+    """
+    faults += [
+        _Fault((key,), f"unknown key {key!r}", _nearest(key, _RULE_KEYS), on_key=True) for key in table if key not in _RULE_KEYS
+    ]
+    selectors: dict[str, tuple[str, ...]] = {key: _selector(key, table[key], faults) for key in SELECTORS if key in table}
+    rates: list[Rate] = []
+    word = ""
     if "limit" not in table:
-        raise PolicyError(f"{where}: no limit", 'add one: limit = "100/1h", "deny" or "unlimited"')
-    rates, word = parse_limits(table["limit"], where=f"{where}: limit")
+        faults.append(_Fault((), "no limit", 'add one: limit = "100/1h", "deny" or "unlimited"'))
+    elif table["limit"] in ("deny", "unlimited"):
+        word = str(table["limit"])
+    else:
+        rates = _rates(table["limit"], faults)
     given = "per" in table
-    per = _per(table["per"], where) if given else tuple(axis for axis in AXES if axis in selectors)
+    per = _per(table["per"], faults) if given else tuple(axis for axis in AXES if axis in selectors)
     name = table.get("name", "")
     if not isinstance(name, str):
-        raise PolicyError(f"{where}: name: {name!r} is not text", 'name = "search, everybody"')
+        faults.append(_Fault(("name",), f"name: {name!r} is not text", 'name = "search, everybody"'))
+    mode = _mode(table.get("mode", "enforce"), faults)
+    if faults:
+        return None
     return Rule(
         selectors=selectors,
         per=frozenset(per) | ({"server"} if "tool" in per else frozenset()),
         per_text=(",".join(per) or "none") if given else "",
-        rates=rates,
+        rates=tuple(rates),
         deny=word == "deny",
-        observe=_mode(table.get("mode", "enforce"), where) == "observe",
-        name=name,
+        observe=mode == "observe",
+        name=str(name),
         line=line,
     )
 
 
-def parse_limits(value: object, *, where: str) -> tuple[tuple[Rate, ...], str]:
-    """Parse a rule's `limit`: rates, or the word `deny` or `unlimited`.
-
-    Raises:
-        PolicyError: The value is none of these. The message begins with `where`.
-    """
-    if value in ("deny", "unlimited"):
-        return (), str(value)
+def _rates(value: object, faults: list[_Fault]) -> list[Rate]:
+    """Parse the rates of a `limit`."""
     values = value if isinstance(value, list) else [value]
     if not values:
-        raise PolicyError(f"{where}: an empty list", 'limit = "100/1h", "deny" or "unlimited"')
-    rates = tuple(parse_rate(item, where=where) for item in values)
-    windows: dict[int, Rate] = {}
-    for rate in rates:
-        if rate.window_us in windows:
-            both = f"{windows[rate.window_us].n}/{windows[rate.window_us].text} and {rate.n}/{rate.text}"
-            raise PolicyError(f"{where}: two limits for one window: {both}", "keep one of them")
-        windows[rate.window_us] = rate
-    return rates, ""
+        faults.append(_Fault(("limit",), "limit: an empty list", 'limit = "100/1h", "deny" or "unlimited"'))
+    rates: list[Rate] = []
+    for at, item in enumerate(values):
+        path: Path = ("limit", at) if isinstance(value, list) else ("limit",)
+        rate = _rate(item)
+        if not isinstance(rate, Rate):
+            faults.append(_Fault(path, f"limit: {rate[0]}", rate[1]))
+            continue
+        twin = next((other for other in rates if other.window_us == rate.window_us), None)
+        if twin is not None:
+            both = f"{twin.n}/{twin.text} and {rate.n}/{rate.text}"
+            faults.append(_Fault(path, f"limit: two limits for one window: {both}", "keep one of them"))
+        rates.append(rate)
+    return rates
 
 
-def parse_rate(value: object, *, where: str = "limit") -> Rate:
-    """Parse one limit `N/W`.
+def _rate(value: object) -> Rate | tuple[str, str]:
+    """A limit `N/W`, or what is wrong with it and a hint.
 
-    >>> parse_rate("100/90m")
+    >>> _rate("100/90m")
     Rate(n=100, window_us=5400000000, text='90m')
-
-    Raises:
-        PolicyError: The value does not have that form, or is out of bounds. The message begins with `where`.
     """
     if not isinstance(value, str):
-        raise PolicyError(f"{where}: {value!r} is not text", 'a limit is text in quotes: "100/1h"')
+        return f"{value!r} is not text", 'a limit is text in quotes: "100/1h"'
     if value in ("deny", "unlimited"):
-        raise PolicyError(f"{where}: {value!r} stands alone", f'limit = "{value}", without other limits')
+        return f"{value!r} stands alone", f'limit = "{value}", without other limits'
     match = _RATE.fullmatch(value)
     if not match or len(value) > 32:
-        raise PolicyError(f"{where}: {value[:60]!r} is not a limit", _nearest_rate(value))
+        return f"{value[:60]!r} is not a limit", _nearest_rate(value)
     n, count, unit = int(match[1]), int(match[2]), match[3]
     seconds = count * UNIT_SECONDS[unit]
     if n == 0:
-        raise PolicyError(f"{where}: {value!r} admits nothing", 'to close a tool write limit = "deny"')
+        return f"{value!r} admits nothing", 'to close a tool write limit = "deny"'
     if n > MAX_N:
-        raise PolicyError(f"{where}: {value!r} is over {MAX_N} calls", 'for no limit write limit = "unlimited"')
+        return f"{value!r} is over {MAX_N} calls", 'for no limit write limit = "unlimited"'
     if not 0 < seconds <= MAX_WINDOW_SECONDS:
-        raise PolicyError(f"{where}: {value!r} has a window out of bounds", "a window is from 1s to 3650d")
+        return f"{value!r} has a window out of bounds", "a window is from 1s to 3650d"
     return Rate(n, seconds * 1_000_000, f"{count}{unit}")
 
 
@@ -237,6 +309,11 @@ def _nearest_rate(text: str) -> str:
     match = _LOOSE_RATE.fullmatch(text)
     if match and len(text) <= 64:
         word = match[3].lower()
+        if word in _MILLISECONDS:
+            n, window_ms = int(match[1]), int(match[2] or 1)
+            per_second = n * 1000 // window_ms if 0 < window_ms < 1000 else 0
+            meant = f'did you mean "{per_second}/1s"? ' if per_second else ""
+            return f"{meant}the shortest window is 1s (s m h d w; m is minutes)"
         unit = word if word in UNIT_SECONDS else _UNITS.get(word)
         if unit:
             return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
@@ -248,43 +325,43 @@ def _nearest_rate(text: str) -> str:
     return 'a limit is a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
 
 
-def _selector(key: str, value: object, where: str) -> tuple[str, ...]:
-    several = key in {"role", "scope"}
-    values = value if several and isinstance(value, list) else [value]
+def _selector(key: str, value: object, faults: list[_Fault]) -> tuple[str, ...]:
+    is_list = key in {"role", "scope"} and isinstance(value, list)
+    values = value if is_list and isinstance(value, list) else [value]
     if not values:
-        raise PolicyError(f"{where}: {key}: an empty list", f"leave {key} out to match any")
-    return tuple(_pattern(key, item, where) for item in values)
+        faults.append(_Fault((key,), f"{key}: an empty list", f"leave {key} out to match any"))
+    return tuple([_pattern(key, item, (key, at) if is_list else (key,), faults) for at, item in enumerate(values)])
 
 
-def _pattern(key: str, value: object, where: str) -> str:
+def _pattern(key: str, value: object, path: "Path", faults: list[_Fault]) -> str:
     if not isinstance(value, str):
-        raise PolicyError(f"{where}: {key}: {value!r} is not text", f'{key} = "…", with * for any text')
+        faults.append(_Fault(path, f"{key}: {value!r} is not text", f'{key} = "…", with * for any text'))
+        return ""
     if not value:
-        raise PolicyError(f"{where}: {key}: empty text matches nothing", f'leave {key} out to match any, or write "*"')
-    if key == "agent" and value == "*":
+        faults.append(_Fault(path, f"{key}: empty text matches nothing", f'leave {key} out to match any, or write "*"'))
+    elif key == "agent" and value == "*":
         return "*::*::*"
-    if key == "agent" and Agent.parse(value) is None:
-        raise PolicyError(
-            f"{where}: agent: {value!r} does not have three parts",
-            f'an agent is client::tier::name; did you mean "{nearest(value)}"?',
-        )
+    elif key == "agent" and Agent.parse(value) is None:
+        hint = f'an agent is client::tier::name; did you mean "{nearest(value)}"?'
+        faults.append(_Fault(path, f"agent: {value!r} does not have three parts", hint))
     return value
 
 
-def _per(value: object, where: str) -> tuple[str, ...]:
+def _per(value: object, faults: list[_Fault]) -> tuple[str, ...]:
     if not isinstance(value, list):
         hint = "per = []" if value in ("", "none") else f'per = ["{value}"]'
-        raise PolicyError(f"{where}: per: {value!r} is not a list", f"write {hint}")
-    for axis in value:
+        faults.append(_Fault(("per",), f"per: {value!r} is not a list", f"write {hint}"))
+        return ()
+    for at, axis in enumerate(value):
         if axis not in AXES:
             meant = "" if axis in SELECTORS else str(axis)  # role is not a misspelt tool
-            raise PolicyError(f"{where}: per: unknown axis {axis!r}", _nearest(meant, AXES))
+            faults.append(_Fault(("per", at), f"per: unknown axis {axis!r}", _nearest(meant, AXES)))
     return tuple(axis for axis in AXES if axis in value)
 
 
-def _mode(value: object, where: str) -> str:
+def _mode(value: object, faults: list[_Fault]) -> str:
     if value not in ("enforce", "observe"):
-        raise PolicyError(f"{where}: mode: {value!r} is neither", 'mode = "enforce" or mode = "observe"')
+        faults.append(_Fault(("mode",), f"mode: {value!r} is neither", 'mode = "enforce" or mode = "observe"'))
     return str(value)
 
 

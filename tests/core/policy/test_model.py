@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core.policy.model import Call, Plan, Policy, Rate, Rule
-from mcpguard.core.policy.parse import STARTER, parse, parse_limits, parse_rate, parse_rule, text_of
+from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
 
@@ -136,6 +136,12 @@ calls = st.builds(
 @given(st.lists(st.builds(Rule, selectors, pers), max_size=25), calls)
 def test_matches_and_overrides_are_those_of_comparing_all_pairs(rules: list[Rule], call: Call) -> None:
     assert Policy(tuple(rules)).matching(call) == matching(rules, call)
+
+
+@given(st.lists(st.builds(Rule, selectors, pers), max_size=12))
+def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
+    expected = [[at for at, other in enumerate(rules) if rule.is_overridden_by(other)] for rule in rules]
+    assert Policy(tuple(rules)).overriding() == expected
 
 
 @given(st.lists(few, min_size=1, max_size=25, unique=True), st.lists(few, min_size=1, max_size=3), names)
@@ -295,9 +301,8 @@ def test_the_starter_policy_limits_each_user_by_tier() -> None:
     ],
 )
 def test_a_limit_is_a_number_of_calls_per_window(text: str, rate: Rate) -> None:
-    assert parse_rate(text) == rate
-    assert parse_limits(text, where="limit") == ((rate,), "")
-    assert parse_limits([text], where="limit") == ((rate,), "")
+    assert parse_rule({"limit": text}, where="test").rates == (rate,)
+    assert parse_rule({"limit": [text]}, where="test").rates == (rate,)
 
 
 HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
@@ -321,22 +326,22 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[rule]\nlimit = '1/1s'", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
         ("rule = [{tool = 'x'}]", "p.toml: line 1: rule 1: no limit", "100/1h"),
         (HEAD + "[[rule]]\ntool = 'y'", "p.toml: line 5: rule 2: no limit", "100/1h"),
-        (HEAD + "[[rule]]\ntol = 'y'\nlimit = 'deny'", "p.toml: line 5: rule 2: unknown key 'tol'", "'tool'"),
-        (HEAD + "[[rule]]\nqqq = 'y'\nlimit = 'deny'", "p.toml: line 5: rule 2: unknown key 'qqq'", "known: user agent tool"),
+        (HEAD + "[[rule]]\ntol = 'y'\nlimit = 'deny'", "p.toml: line 6: rule 2: unknown key 'tol'", "'tool'"),
+        (HEAD + "[[rule]]\nqqq = 'y'\nlimit = 'deny'", "p.toml: line 6: rule 2: unknown key 'qqq'", "known: user agent tool"),
         (HEAD + HEAD, "p.toml: line 5: rule 2: the same selectors and per as rule 1: tool=x", "several limits"),
-        ("[[rule]]\nlimit = 'deny'\nname = 7", "p.toml: line 1: rule 1: name: 7 is not text", "name ="),
-        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 1: rule 1: mode: 'off' is neither", "observe"),
-        ("[[rule]]\nlimit = 'deny'\nuser = 7", "p.toml: line 1: rule 1: user: 7 is not text", 'user = "…"'),
-        ("[[rule]]\nlimit = 'deny'\nuser = ['a']", "p.toml: line 1: rule 1: user: ['a'] is not text", 'user = "…"'),
-        ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 1: rule 1: role: 7 is not text", 'role = "…"'),
-        ("[[rule]]\nlimit = 'deny'\nrole = []", "p.toml: line 1: rule 1: role: an empty list", "leave role out"),
-        ("[[rule]]\nlimit = 'deny'\ntool = ''", "p.toml: line 1: rule 1: tool: empty text", "leave tool out"),
-        ("[[rule]]\nlimit = 'deny'\nagent = 'x'", "p.toml: line 1: rule 1: agent: 'x' does not have three", '"x::*::*"'),
+        ("[[rule]]\nlimit = 'deny'\nname = 7", "p.toml: line 3: rule 1: name: 7 is not text", "name ="),
+        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 3: rule 1: mode: 'off' is neither", "observe"),
+        ("[[rule]]\nlimit = 'deny'\nuser = 7", "p.toml: line 3: rule 1: user: 7 is not text", 'user = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nuser = ['a']", "p.toml: line 3: rule 1: user: ['a'] is not text", 'user = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 3: rule 1: role: 7 is not text", 'role = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nrole = []", "p.toml: line 3: rule 1: role: an empty list", "leave role out"),
+        ("[[rule]]\nlimit = 'deny'\ntool = ''", "p.toml: line 3: rule 1: tool: empty text", "leave tool out"),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'x'", "p.toml: line 3: rule 1: agent: 'x' does not have three", '"x::*::*"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'a::::b'", "agent: 'a::::b' does not have three parts", '"a::*::b"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'subagent'", "does not have three parts", '"*::subagent::*"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'api::x'", "does not have three parts", '"*::api::x"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'a::b::c::d'", "does not have three parts", '"a::b::c"'),
-        ("[[rule]]\nlimit = 'deny'\nper = 'user'", "p.toml: line 1: rule 1: per: 'user' is not a list", 'per = ["user"]'),
+        ("[[rule]]\nlimit = 'deny'\nper = 'user'", "p.toml: line 3: rule 1: per: 'user' is not a list", 'per = ["user"]'),
         ("[[rule]]\nlimit = 'deny'\nper = 'none'", "per: 'none' is not a list", "write per = []"),
         ("[[rule]]\nlimit = 'deny'\nper = ''", "per: '' is not a list", "write per = []"),
         ("[[rule]]\nlimit = 'deny'\nper = ['usr']", "rule 1: per: unknown axis 'usr'", "'user'"),
@@ -344,9 +349,9 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = 'deny'\nper = [[]]", "rule 1: per: unknown axis []", "known: user agent tool server"),
         ("a = 1\nb = " + "9" * 5000, "p.toml: line 2: not TOML", "in quotes"),
         ("a = " + "[" * 5000, "p.toml: line 1: not TOML: nested too deeply", "can be lists"),
-        ("[[rule]]\nlimit = 7", "p.toml: line 1: rule 1: limit: 7 is not text", '"100/1h"'),
-        ("[[rule]]\nlimit = []", "p.toml: line 1: rule 1: limit: an empty list", '"unlimited"'),
-        ("[[rule]]\nlimit = {}", "p.toml: line 1: rule 1: limit: {} is not text", '"100/1h"'),
+        ("[[rule]]\nlimit = 7", "p.toml: line 2: rule 1: limit: 7 is not text", '"100/1h"'),
+        ("[[rule]]\nlimit = []", "p.toml: line 2: rule 1: limit: an empty list", '"unlimited"'),
+        ("[[rule]]\nlimit = {}", "p.toml: line 2: rule 1: limit: {} is not text", '"100/1h"'),
         ("[[rule]]\nlimit = ['deny']", "rule 1: limit: 'deny' stands alone", 'limit = "deny", without'),
         ("[[rule]]\nlimit = ['5/1m', 'unlimited']", "limit: 'unlimited' stands alone", 'limit = "unlimited"'),
         ("[[rule]]\nlimit = ['5/1m', '9/60s']", "rule 1: limit: two limits for one window: 5/1m and 9/60s", "keep one of them"),
@@ -361,6 +366,10 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = 'DENY'", "'DENY' is not a limit", 'did you mean "deny"?'),
         ("[[rule]]\nlimit = 'unlimitd'", "'unlimitd' is not a limit", 'did you mean "unlimited"?'),
         ("[[rule]]\nlimit = '5/1m, 10/1h'", "is not a limit", "write each limit by itself: 5/1m 10/1h"),
+        ("[[rule]]\nlimit = '5/100ms'", "'5/100ms' is not a limit", 'did you mean "50/1s"? the shortest window is 1s'),
+        ("[[rule]]\nlimit = '5 per msec'", "is not a limit", 'did you mean "5000/1s"?'),
+        ("[[rule]]\nlimit = '0/100ms'", "is not a limit", "the shortest window is 1s"),
+        ("[[rule]]\nlimit = '5/0ms'", "is not a limit", "the shortest window is 1s"),
         ("[[rule]]\nlimit = '5/1y'", "'5/1y' is not a limit", "calls per window"),
         ("[[rule]]\nlimit = 'five/1m'", "'five/1m' is not a limit", "calls per window"),
         ("[[rule]]\nlimit = '-5/1m'", "'-5/1m' is not a limit", "calls per window"),
@@ -394,6 +403,62 @@ def test_rules_with_the_same_selectors_and_per_have_the_same_key(first: str, sec
         parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
 
 
+def test_every_error_is_found_at_once_with_its_line_its_column_and_its_rule() -> None:
+    text = """\
+moed = "observe"
+
+[[rule]]
+tol   = "search"
+limit = ["5/100ms", "9/1h", "8/60m", 7]
+[[rule]]
+agent = "subagent"
+per   = ["user", "usr"]
+role  = ["a", ""]
+mode  = "off"
+name  = 7
+"""
+    with pytest.raises(PolicyError) as raised:
+        parse(text, source="p.toml")
+    found = [
+        (one.line, one.column, one.width, one.rule, one.text[one.column - 1 :][: one.width]) for one in raised.value.problems
+    ]
+    assert found == [
+        (1, 1, 4, 0, "moed"),
+        (4, 1, 3, 1, "tol"),
+        (5, 10, 9, 1, '"5/100ms"'),
+        (5, 29, 7, 1, '"8/60m"'),
+        (5, 38, 1, 1, "7"),
+        (6, 1, 8, 2, "[[rule]]"),
+        (7, 9, 10, 2, '"subagent"'),
+        (8, 18, 5, 2, '"usr"'),
+        (9, 15, 2, 2, '""'),
+        (10, 9, 5, 2, '"off"'),
+        (11, 9, 1, 2, "7"),
+    ]
+    assert raised.value.problems[5].message == "rule 2: no limit"
+    assert raised.value.message == "p.toml: line 1: unknown key 'moed' (and 10 more errors)"
+    assert raised.value.hint == raised.value.problems[0].hint == "did you mean 'mode'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("mode = 'observe'\nx y", (2, 3, 1, "x y")),
+        ("[[rule]]\ntool = 'a\nlimit = 'deny'", (2, 10, 1, "tool = 'a")),
+        ("[[rule]]\nlimit = 'x'\nlimit = 'x'", (3, 1, 1, "limit = 'x'")),
+        ("[[rule]]\r\nlimit = [\r\n", (3, 1, 1, "")),
+        ("rule = [\n {},\n {limit = 'x', tool = 'y'}\n]", (2, 2, 2, " {},")),
+        ('[[rule]]\nlimit = """\n5"""', (2, 9, 3, 'limit = """')),
+        ("# nothing", (1, 1, 1, "# nothing")),
+    ],
+)
+def test_an_error_has_the_text_of_its_line(text: str, at: tuple[int, int, int, str]) -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse(text)
+    first = raised.value.problems[0]
+    assert (first.line, first.column, first.width, first.text) == at
+
+
 def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
     assert text_of("# é\n".encode(), source="p.toml") == "# é\n"
     with pytest.raises(PolicyError, match=r"^p\.toml: line 2: not UTF-8$"):
@@ -417,6 +482,14 @@ class Scanned(str):
         first, last, _ = slice(start, end).indices(len(self))
         self.characters += last - first
         return super().count(text, start, end)
+
+
+def test_the_lines_of_all_errors_are_found_in_one_pass() -> None:
+    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '0/1s'\n" for at in range(100)))
+    with pytest.raises(PolicyError) as raised:
+        parse(text)
+    assert [problem.line for problem in raised.value.problems] == list(range(3, 301, 3))
+    assert text.characters <= 3 * len(text)
 
 
 def test_the_lines_of_all_rules_are_found_in_one_pass() -> None:
@@ -450,8 +523,8 @@ def test_an_error_in_a_single_rule_begins_with_the_given_place() -> None:
     with pytest.raises(PolicyError, match=r"^policy set: limit: '5' is not a limit$"):
         parse_rule({"limit": "5"}, where="policy set")
     assert parse_rule({"limit": "5/1m"}, where="policy set").line == 0
-    with pytest.raises(PolicyError, match=r"^limit: 5 is not text$"):
-        parse_rate(5)
+    with pytest.raises(PolicyError, match=r"^policy set: limit: 5 is not text$"):
+        parse_rule({"limit": 5}, where="policy set")
 
 
 def test_rules_have_no_line_if_tables_and_headers_do_not_correspond() -> None:

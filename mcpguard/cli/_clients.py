@@ -1,0 +1,289 @@
+"""What `install`, `uninstall` and `clients` have in common: their arguments, the diff, and what is printed at the end."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+from click.shell_completion import CompletionItem
+
+from mcpguard import run_options
+from mcpguard.cli._options import all_of
+from mcpguard.cli._text import is_coloured, paragraph
+from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
+from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, read, sources
+from mcpguard.clients.entries import Entry
+from mcpguard.clients.installing import Change, Outcome, Plan
+from mcpguard.clients.launcher import Launcher
+from mcpguard.core.redaction import redacted
+from mcpguard.core.text import printable
+from mcpguard.errors import ExitStatus, McpguardError, UsageError
+
+_LONG: Final = 200
+"""A longer line is shown in pieces, of which only those that change: some clients write the whole file in one line."""
+
+
+class Words(NamedTuple):
+    """What a command says.
+
+    Attributes:
+        command: Its name.
+        done: What was done with a server.
+        kept: What is so without a change.
+        mended: What was done with a server whose mcpguard was gone.
+    """
+
+    command: str
+    done: str
+    kept: str
+    mended: str = ""
+
+
+INSTALL: Final = Words("install", "guarded", "guarded already", "its mcpguard is this one now")
+UNINSTALL: Final = Words("uninstall", "not guarded any more", "not guarded")
+
+
+class Chosen(NamedTuple):
+    """What a command line chooses.
+
+    Attributes:
+        machine: The account.
+        clients: The clients.
+        project: The folder of `--project`.
+        sources: The files of the clients that exist.
+        is_named: Whether the clients are named.
+    """
+
+    machine: Machine
+    clients: list[Client]
+    project: Path | None
+    sources: list[Source]
+    is_named: bool
+
+    @property
+    def present(self) -> list[Client]:
+        """The clients that have a file."""
+        return list(dict.fromkeys(source.client for source in self.sources))
+
+
+def _complete_clients(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The clients that are found on this machine."""
+    del ctx, param
+    try:
+        titles = {source.client.key: source.client.title for source in sources(Machine.this())}
+    except (OSError, McpguardError):
+        return []
+    return [CompletionItem(key, help=title) for key, title in titles.items() if key.startswith(incomplete)]
+
+
+def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The servers in the clients' files."""
+    del param
+    try:
+        found = sources(Machine.this(), project=project_folder(ctx.params.get("project")))
+    except (OSError, McpguardError):
+        return []
+    names = {entry.name: source.client.title for source in found for entry in _readable(source)}
+    return [CompletionItem(name, help=title) for name, title in sorted(names.items()) if name.startswith(incomplete)]
+
+
+def _readable(source: Source) -> list[Entry]:
+    try:
+        return entries_of(source, read(source.file))
+    except Fault:
+        return []
+
+
+project_option = click.option(
+    "--project", metavar="DIR", help="Take the files of the project in DIR instead of your account's.", type=click.Path()
+)
+
+change_options = all_of(
+    click.argument("clients", nargs=-1, metavar="[CLIENT]...", shell_complete=_complete_clients),
+    click.option(
+        "--server",
+        "servers",
+        metavar="NAME",
+        multiple=True,
+        help="Only the server with this name. May be repeated.",
+        shell_complete=complete_servers,
+    ),
+    project_option,
+)
+
+confirm_options = all_of(
+    click.option("--dry-run", is_flag=True, help="Print the changes as a diff, and change nothing."),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+)
+
+
+def project_folder(name: str | None) -> Path | None:
+    """The folder of `--project`.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    if name is None:
+        return None
+    folder = Path(name).absolute()
+    if not folder.is_dir():
+        raise UsageError(f"--project: {name}: no such folder", "name the folder that holds the project's files")
+    return folder
+
+
+def named_clients(keys: Sequence[str]) -> list[Client]:
+    """The clients with these keys; all clients without keys.
+
+    Raises:
+        UsageError: There is no such client.
+    """
+    for key in keys:
+        if key not in BY_KEY:
+            near = difflib.get_close_matches(key.lower().replace(" ", "-"), BY_KEY, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"clients: {' '.join(BY_KEY)}"
+            raise UsageError(f"no such client: {key}", hint)
+    return [BY_KEY[key] for key in dict.fromkeys(keys)] or list(CLIENTS)
+
+
+def check_options(start: Launcher) -> None:
+    """Check that `mcpguard run` accepts the options that are written.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if run_options.parse([*start.words("server")[1:], "command"]) is None:
+        words = " ".join(word for option in start.options for word in option)
+        raise UsageError(f"mcpguard run does not accept these options: {words}", "check the MCPGUARD_ variables of this shell")
+
+
+def chosen(keys: Sequence[str], project: str | None) -> "Chosen":
+    """What the command line chooses.
+
+    Raises:
+        UsageError: There is no such client or no such folder.
+    """
+    clients, machine, folder = named_clients(keys), Machine.this(), project_folder(project)
+    return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
+
+
+def without_hook(chosen: Chosen) -> list[Fault]:
+    """A fault for each of the named clients that has no hook."""
+    names = [client.title for client in chosen.clients if chosen.is_named and client.hook is None]
+    able = ", ".join(client.key for client in CLIENTS if client.hook)
+    return [Fault(f"{name}: mcpguard has no hook for it", f"clients with a hook: {able}") for name in names]
+
+
+def _missing(chosen: Chosen, words: Words) -> Iterator[Fault]:
+    """A fault for each of the named clients that has no file."""
+    have = {source.client.key for source in chosen.sources}
+    for client in chosen.clients if chosen.is_named else ():
+        if client.key not in have:
+            paths = [str(path) for path in client_paths(chosen.machine, client, chosen.project)]
+            where = f"no file {paths[0]}" if paths else "it has no files in a project"
+            yield Fault(f"{client.title}: {where}", "add a server in the client first")
+    if words is INSTALL and not chosen.sources and not chosen.is_named:
+        where = f" in {chosen.project}" if chosen.project else ""
+        yield Fault(f"no file of a client is found{where}", "see the clients and their files: mcpguard install --help")
+
+
+def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]) -> Iterator[Fault]:
+    """A fault for each of the named servers that no file has, or that cannot be changed."""
+    known = {entry.name for source in found for entry in _readable(source)}
+    for server in dict.fromkeys(servers):
+        outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
+        if server not in known:
+            near = difflib.get_close_matches(server, known, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"servers: {', '.join(sorted(known))}" if known else ""
+            yield Fault(f"no file has a server named {server}", hint)
+        elif outcomes and all(outcome.action == "leave" for outcome in outcomes):
+            yield Fault(f"{server}: not changed: {outcomes[0].detail}")
+
+
+def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, *, dry_run: bool, yes: bool) -> int:
+    """Show a plan, ask, change the files, and print what was done; return the exit status."""
+    status = _complain([*plan.faults, *_missing(chosen, words), *_unknown_servers(servers, plan, chosen.sources)])
+    changes = plan.changes
+    if changes and not _agreed(changes, words, dry_run=dry_run, yes=yes):
+        if dry_run:
+            return status
+        click.echo("nothing was changed", err=True)
+        return ExitStatus.FAILURE
+    errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
+    _report(plan, errors, words)
+    steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
+    if steps:
+        click.echo("\nso that the changes take effect:")
+    for client, step in steps.items():
+        paragraph(f"  {client.title}: {step}")
+    return max(status, _complain(errors.values()))
+
+
+def _agreed(changes: Sequence[Change], words: Words, *, dry_run: bool, yes: bool) -> bool:
+    """Print the diff, and ask unless `--yes` was given. With `--dry-run` the answer is no.
+
+    Raises:
+        UsageError: There is no terminal to ask on.
+    """
+    if yes and not dry_run:
+        return True
+    if not dry_run and not (sys.stdin and sys.stdin.isatty()):
+        hint = "add --yes to change the files without asking, or --dry-run to see the changes"
+        raise UsageError(f"{words.command} asks for confirmation, and there is no terminal", hint)
+    for change in changes:
+        for line in diff(change):
+            click.echo(_coloured(line), err=not dry_run)
+    if dry_run:
+        return False
+    what = f"{len(changes)} files" if len(changes) > 1 else str(changes[0].file)
+    return click.confirm(f"Change {printable(what)}?", err=True)
+
+
+def _coloured(line: str) -> str:
+    colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+    if not is_coloured() or colour is None:
+        return line
+    return click.style(line, fg=colour, bold=line.startswith(("+++", "---")) or None)
+
+
+def diff(change: Change) -> Iterator[str]:
+    """A unified diff without context: the lines around an entry's command may hold the server's keys."""
+    old, new = (_lines(data) for data in (change.old, change.new))
+    before, after = (str(change.file) if data is not None else os.devnull for data in (change.old, change.new))
+    for line in difflib.unified_diff(old, new, before, after, n=0, lineterm=""):
+        yield printable(redacted(line))
+
+
+def _lines(data: bytes | None) -> list[str]:
+    text = (data or b"").decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    pieces = ([line] if len(line) <= _LONG else re.findall(r".+?[,{}\[\]]|.+", line) for line in text.split("\n"))
+    return [piece for line in pieces for piece in line]
+
+
+def _report(plan: Plan, failed: Collection[Path], words: Words) -> None:
+    """Print a paragraph for each file: which servers were changed, which were not, and why."""
+    actions = {"guard": words.done, "unguard": words.done, "mend": words.mended, "keep": words.kept, "leave": "not changed"}
+    places: dict[str, list[Outcome]] = {}
+    for outcome in plan.outcomes:
+        if outcome.source.file not in failed:
+            places.setdefault(outcome.source.place, []).append(outcome)
+    for place, outcomes in places.items():
+        click.echo(printable(place))
+        for outcome in outcomes:
+            paragraph(f"  {outcome.server}: {actions[outcome.action]}{f' ({outcome.detail})' if outcome.detail else ''}")
+    for hook in plan.hooks:
+        if hook.file not in failed:
+            paragraph(f"{hook.client.title}, {hook.file}: {hook.text}")
+
+
+def _complain(faults: Iterable[McpguardError]) -> ExitStatus:
+    """Print a line for each fault, with its hint; return the exit status."""
+    status = ExitStatus.OK
+    for fault in faults:
+        status = ExitStatus.FAILURE
+        hint = f" (hint: {fault.hint})" if fault.hint else ""
+        click.echo(printable(redacted(f"mcpguard: {fault.message}{hint}")), err=True)
+    return status

@@ -1,0 +1,190 @@
+"""`mcpguard clients`: which clients are found, and which of their servers run behind mcpguard."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import groupby
+from typing import NamedTuple
+
+import click
+
+from mcpguard import config, run_options
+from mcpguard.cli._clients import project_folder, project_option
+from mcpguard.cli._command import Command
+from mcpguard.cli._text import new_table, paragraph, tolerant_output
+from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
+from mcpguard.clients.entries import Entry
+from mcpguard.clients.installing import starts_mcpguard
+from mcpguard.clients.launcher import find, may_vary, version_of
+from mcpguard.core.patterns import glob
+from mcpguard.core.redaction import redacted
+from mcpguard.core.text import plural, printable
+from mcpguard.errors import McpguardError
+from mcpguard.policy_file import load
+
+
+class Row(NamedTuple):
+    """A server, or a file that cannot be read.
+
+    Attributes:
+        source: The file, and the client that reads it.
+        server: The server's name; None for a file that cannot be read.
+        command: The server's own command; empty if it has none.
+        mcpguard: The mcpguard that starts it; None if it is not guarded.
+        version: The version of that mcpguard; None if it does not say.
+        limits: How many rules can match the server's calls, or why none can: `4 rules`. Empty if it is not guarded.
+        note: What is wrong, or why it cannot be guarded; empty for the usual.
+    """
+
+    source: Source
+    server: str | None
+    command: tuple[str, ...] = ()
+    mcpguard: str | None = None
+    version: str | None = None
+    limits: str = ""
+    note: str = ""
+
+    @property
+    def state(self) -> str:
+        """Whether the server is guarded, in a few words."""
+        if self.mcpguard is None:
+            return self.note or "not guarded"
+        by = f"mcpguard {self.version}" if self.version else self.mcpguard
+        return f"guarded by {by}{f' ({self.note})' if self.note else ''}"
+
+    def as_json(self) -> dict[str, object]:
+        """The row as an object. Members that do not apply are null."""
+        return {
+            "client": self.source.client.key,
+            "file": str(self.source.file),
+            "scope": self.source.scope,
+            "project": self.source.project or None,
+            "server": self.server,
+            "command": list(self.command) or None,
+            "guarded": self.mcpguard is not None,
+            "mcpguard": self.mcpguard,
+            "version": self.version,
+            "limits": self.limits or None,
+            "note": self.note or None,
+        }
+
+
+@click.command("clients", Command)
+@project_option
+@click.option("--json", "as_json", is_flag=True, help="Print a list with an object for each server.")
+def command(project: str | None, as_json: bool) -> None:
+    """List the clients on this machine and their servers: which are guarded, by which mcpguard, with how many rules.
+
+    A file that cannot be read is listed with its fault. The version of a mcpguard comes from that program, which is run.
+
+    \b
+    Examples:
+      mcpguard clients
+      mcpguard clients --project . --json
+    """
+    tolerant_output()
+    folder = project_folder(project)
+    lookup = _Lookup()
+    rows = [row for source in sources(Machine.this(), project=folder) for row in _rows(source, lookup)]
+    if as_json:
+        click.echo(json.dumps([row.as_json() for row in rows], indent=2))
+        return
+    if not rows:
+        click.echo("no client with servers is found")
+    terminal = sys.stdout.isatty()
+    for place, group in groupby(rows, lambda row: row.source.place):
+        if terminal:
+            _print_table(place, list(group))
+        else:
+            _print_plain(place, list(group))
+
+
+class _Lookup:
+    """What several servers share, looked up once."""
+
+    def __init__(self) -> None:
+        self.version = cache(version_of)
+        self.server_patterns = cache(_server_patterns)
+
+
+def _server_patterns(policy: str | None, file: str | None) -> list[str] | str:
+    """The server pattern of each rule of a policy; or why there is no policy."""
+    try:
+        settings = config.load(os.environ, policy=policy, config=file)
+        found, _ = load(settings.policy, named=settings.policy_named)
+    except McpguardError:
+        return "its policy is not valid"
+    return [rule.selectors.get("server", ("*",))[0] for rule in found.rules]
+
+
+def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
+    try:
+        found = entries_of(source, read(source.file))
+    except Fault as fault:
+        yield Row(source, None, note=fault.message)
+        return
+    for entry in found:
+        note = {"stdio": "", "faulty": entry.detail}.get(entry.kind, entry.kind)  # a URL may hold a key
+        if entry.guard:
+            yield _guarded(source, entry, note, lookup)
+        else:
+            note = "its own command starts mcpguard run" if not note and starts_mcpguard(entry) else note
+            yield Row(source, entry.name, entry.words, note=note)
+
+
+def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
+    guard = entry.guard or ()
+    program, command = guard[0], entry.words[len(guard) :]
+    found = None if may_vary(program) else find(program, os.environ)
+    version = lookup.version(found) if found and not source.may_have_brought(found) else None
+    if not found and not may_vary(program):
+        note = "missing"
+    return Row(source, entry.name, command, program, version, _limits(guard, lookup), note)
+
+
+def _limits(guard: Sequence[str], lookup: _Lookup) -> str:
+    """How many rules can match the calls of a guarded server."""
+    options = run_options.parse([*guard[1:], "command"])
+    if options is None:
+        return "its options are not valid"
+    patterns = lookup.server_patterns(options["policy"], options["config"])
+    if isinstance(patterns, str):
+        return patterns
+    server = options["server"]
+    return plural(sum(server is None or glob(pattern, server) for pattern in patterns), "rule")
+
+
+def _shown(row: Row) -> str:
+    return printable(redacted(shlex.join(row.command)))
+
+
+def _print_plain(place: str, rows: list[Row]) -> None:
+    click.echo(printable(place))
+    for row in rows:
+        limits = f", {row.limits}" if row.limits else ""
+        command = f": {_shown(row)}" if row.command else ""
+        if row.server is None:
+            click.echo(printable(f"  {row.note}"))
+        else:
+            paragraph(f"  {row.server}: {row.state}{limits}{command}")
+
+
+def _print_table(place: str, rows: list[Row]) -> None:
+    from rich.text import Text
+
+    console, table = new_table()
+    console.print(Text(printable(place), style="bold"))
+    table.show_header = False
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    for row in rows:
+        if row.server is None:
+            console.print(Text(printable(f"  {row.note}"), style="red"))
+            continue
+        style = "red" if row.note == "missing" else "green" if row.mcpguard else ""
+        name = Text(printable(f"  {row.server}"))
+        table.add_row(name, Text(printable(row.state), style=style), Text(row.limits), Text(_shown(row)))
+    console.print(table)

@@ -1,0 +1,120 @@
+"""`mcpguard doctor`: checks this installation, and a server behind it."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
+from typing import Any, Final
+
+import click
+
+from mcpguard import config, run_options
+from mcpguard.cli import run
+from mcpguard.cli._clients import complete_servers
+from mcpguard.cli._command import Command
+from mcpguard.cli._seen import files
+from mcpguard.cli._text import is_coloured, tolerant_output
+from mcpguard.core.text import plural, printable
+from mcpguard.doctor.check import Check
+from mcpguard.doctor.checkup import checkup
+from mcpguard.errors import ConfigError, ExitStatus
+
+_STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
+
+
+@click.command("doctor", Command, context_settings=run.command.context_settings)
+@click.option(
+    "--server",
+    metavar="NAME",
+    shell_complete=complete_servers,
+    help="The server. Without COMMAND, it is started as your client's file says.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
+def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
+
+    Also checks the files and hooks of your clients, and those of the project in the current folder.
+
+    With --server or COMMAND, also start that server behind mcpguard as a client would, and list its tools with the rules that
+    apply to each. No tool is called. Takes the options of `run`, so that you can paste the arguments of a client's entry.
+
+    "ok" is as it should be, "note" could be better, "FAIL" is broken. If a check failed, the exit status is 1. Secrets are not
+    shown.
+
+    \b
+    Examples:
+      mcpguard doctor
+      mcpguard doctor --json | jq '.[] | select(.ok | not)'
+      mcpguard doctor --server crm
+      mcpguard doctor --server crm -- npx -y @acme/crm-server
+    """
+    tolerant_output()
+    if options["server"] and not argv:
+        from mcpguard.doctor.clients import command_of
+
+        entry = command_of(options["server"], os.environ)
+        os.environ.update(entry.env)
+        argv = entry.words
+        if entry.is_guarded:  # the entry names its server itself
+            options["server"] = None
+    found = _all(*_without_guard(argv, options))
+    if as_json:
+        results = list(found)
+        click.echo(json.dumps([one._asdict() for one in results], indent=2))
+    else:
+        results = list(_shown(found))
+        bad = sum(not one.ok for one in results)
+        click.echo(
+            f"{bad} of {plural(len(results), 'check')} failed" if bad else f"{plural(len(results), 'check')}, none failed"
+        )
+    return ExitStatus.OK if all(one.ok for one in results) else ExitStatus.FAILURE
+
+
+# The arguments of a client's entry can be pasted: `doctor` takes the options of `run`
+command.params[1:1] = [param for param in run.command.params if isinstance(param, click.Option) and param.name != "server"]
+
+
+def _without_guard(argv: Sequence[str], options: dict[str, Any]) -> tuple[Sequence[str], dict[str, Any]]:
+    """The server's own command and the options of `run`, if `argv` is `mcpguard run ...` already; else both unchanged."""
+    guarded = run_options.parse(argv[1:]) if argv and PurePath(argv[0]).stem == "mcpguard" else None
+    if guarded is None:
+        return argv, options
+    return guarded.pop("argv"), guarded | {key: value for key, value in options.items() if value}
+
+
+def _all(argv: Sequence[str], options: dict[str, Any]) -> Iterator[Check]:
+    """The checks of this machine, and those of the server if there is a command."""
+    read = {key: value for key, value in options.items() if key not in {"observe", "quiet"}}
+    yield from checkup(os.environ, **read)
+    if not argv:
+        return
+    with contextlib.suppress(ConfigError):  # the checks before have reported it
+        settings = config.load(os.environ, **read)
+        from mcpguard.doctor import server  # loads mcp
+
+        yield from server.checks(settings, argv, options=_words(options), server=options["server"])
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """Options of `run` as words. `--quiet` is left out: it hides why a server ends."""
+    words: list[str] = []
+    for option in run_options.OPTIONS:
+        value = options[option.key]
+        if value and option.key != "quiet":
+            words += [option.name] if option.is_flag else [option.name, value]
+    return words
+
+
+def _shown(found: Iterable[Check]) -> Iterator[Check]:
+    """Print each check as soon as it is known."""
+    coloured = sys.stdout.isatty() and is_coloured()
+    for one in found:
+        word = "note" if one.is_advice else "ok" if one.ok else "FAIL"
+        label = click.style(f"{word:4}", fg=_STYLES[word]) if coloured else f"{word:4}"
+        click.echo(f"{label}  {printable(f'{one.check}: {one.detail}')}")
+        if one.hint:
+            click.echo(f"      hint: {printable(one.hint)}")
+        yield one

@@ -1,0 +1,59 @@
+"""`mcpguard install`: make clients start their servers through mcpguard."""
+
+import os
+
+import click
+
+from mcpguard import config
+from mcpguard.cli import _clients
+from mcpguard.cli._command import Command
+from mcpguard.cli._text import tolerant_output
+from mcpguard.core.text import printable
+
+
+@click.command("install", Command)
+@_clients.change_options
+@click.option("--hook", is_flag=True, help="Also add the client's hook, which tells its subagents apart.")
+@_clients.confirm_options
+def command(
+    clients: tuple[str, ...], servers: tuple[str, ...], project: str | None, hook: bool, dry_run: bool, yes: bool
+) -> int:
+    """Make clients start their stdio servers through mcpguard, so that the policy limits their calls.
+
+    Without CLIENT, all clients that are found are changed; without --server, all their stdio servers. Only the command and the
+    arguments of an entry are changed. Remote and disabled servers are left. mcpguard shows a diff and asks.
+    `mcpguard uninstall` gives every file back as it was.
+
+    The options that the variables MCPGUARD_CONFIG, MCPGUARD_POLICY, MCPGUARD_STORE, MCPGUARD_USER, MCPGUARD_AGENT,
+    MCPGUARD_DENIALS and MCPGUARD_QUIET stand for are written into each entry. A guarded server stays as it is, unless its
+    mcpguard no longer exists; then it gets the path of this one. Before a file is changed, it is copied to the folder
+    "backups" in mcpguard's state folder.
+
+    \b
+    Clients: claude-desktop, claude-code, codex, cursor, vscode, copilot,
+    windsurf, zed, gemini, opencode, cline, continue, goose, kiro, amazon-q,
+    lm-studio.
+
+    \b
+    Examples:
+      mcpguard install --dry-run
+      mcpguard install cursor --server crm
+      mcpguard install claude-code --hook
+      mcpguard install --project . --yes
+    """
+    from mcpguard.clients.hooks import plan_hooks
+    from mcpguard.clients.installing import Plan, plan_install
+    from mcpguard.clients.launcher import launcher
+
+    tolerant_output()
+    chosen = _clients.chosen(clients, project)
+    start = launcher(os.environ)
+    _clients.check_options(start)
+    plan = Plan(config.folders(os.environ).state)
+    plan_install(plan, chosen.sources, frozenset(servers), start)
+    if hook:
+        plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)
+        plan.faults += _clients.without_hook(chosen)
+    for warning in start.warnings if plan.changes else ():
+        click.echo(printable(f"warning: {warning}"), err=True)
+    return _clients.carry_out(plan, chosen, servers, _clients.INSTALL, dry_run=dry_run, yes=yes)

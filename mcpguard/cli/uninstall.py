@@ -1,0 +1,39 @@
+"""`mcpguard uninstall`: make clients start their servers without mcpguard again."""
+
+import os
+
+import click
+
+from mcpguard import config
+from mcpguard.cli import _clients
+from mcpguard.cli._command import Command
+from mcpguard.cli._text import tolerant_output
+
+
+@click.command("uninstall", Command)
+@_clients.change_options
+@click.option("--hook", is_flag=True, help="With --server: also remove the client's hook.")
+@_clients.confirm_options
+def command(
+    clients: tuple[str, ...], servers: tuple[str, ...], project: str | None, hook: bool, dry_run: bool, yes: bool
+) -> int:
+    """Undo `mcpguard install`: clients start their servers directly again, and nothing limits their calls.
+
+    Without CLIENT, all clients that are found are changed; without --server, all their servers, and their hooks. Only what
+    `install` has added is removed, also if the client or you changed the file since then. Policy, counters and audit log stay.
+
+    \b
+    Examples:
+      mcpguard uninstall --dry-run
+      mcpguard uninstall cursor --server crm
+    """
+    from mcpguard.clients.hooks import plan_no_hooks
+    from mcpguard.clients.installing import Plan, plan_uninstall
+
+    tolerant_output()
+    chosen = _clients.chosen(clients, project)
+    plan = Plan(config.folders(os.environ).state)
+    plan_uninstall(plan, chosen.sources, frozenset(servers))
+    if hook or not servers:
+        plan_no_hooks(plan, chosen.machine, chosen.clients, chosen.project)
+    return _clients.carry_out(plan, chosen, servers, _clients.UNINSTALL, dry_run=dry_run, yes=yes)

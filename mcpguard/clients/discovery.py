@@ -1,0 +1,209 @@
+"""Finds the files of clients on this machine, and the servers in them."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mcpguard.clients.catalog import CLIENTS, LOCAL, PROJECT, Client, Hook, Place
+from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.entries import Entry, Layout, entries
+from mcpguard.core.redaction import redacted
+from mcpguard.errors import ConfigError, McpguardError
+from mcpguard.files import read_at_once
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""The largest file that is read. Claude Code's file, with the history of its projects, has some megabytes."""
+
+
+class Machine(NamedTuple):
+    """The account whose clients are looked for.
+
+    Attributes:
+        home: Its home folder.
+        environ: The environment. Variables that move a client's folder are obeyed.
+        system: `sys.platform`.
+    """
+
+    home: Path
+    environ: Mapping[str, str]
+    system: str = sys.platform
+
+    @classmethod
+    def this(cls) -> "Machine":
+        """This account on this machine.
+
+        Raises:
+            ConfigError: The account has no home folder.
+        """
+        try:
+            return cls(Path.home(), os.environ)
+        except RuntimeError as error:
+            raise ConfigError("this account has no home folder", "set HOME to the folder that your clients use") from error
+
+    def base(self, name: str) -> Path | None:
+        """The folder that a base in a pattern stands for; None if this system has none.
+
+        `appdata` is the folder of desktop programs; `xdg` and `dotconfig` are that of programs that use `~/.config`, the first
+        on every system. `roaming` and `local` exist only on Windows. `claude` holds Claude Code's `.claude.json`,
+        `claude_folder` its settings.
+        """
+        is_windows, is_mac = self.system == "win32", self.system == "darwin"
+        dotconfig = self._named("XDG_CONFIG_HOME", self.home / ".config")
+        roaming = self._named("APPDATA", self.home / "AppData/Roaming")
+        library = self.home / "Library/Application Support"
+        found: dict[str, Path | None] = {
+            "home": self.home,
+            "appdata": roaming if is_windows else library if is_mac else dotconfig,
+            "roaming": roaming if is_windows else None,
+            "local": self._named("LOCALAPPDATA", self.home / "AppData/Local") if is_windows else None,
+            "xdg": dotconfig,
+            "dotconfig": None if is_windows else self.home / ".config" if is_mac else dotconfig,
+            "claude": self._named("CLAUDE_CONFIG_DIR", self.home),
+            "claude_folder": self._named("CLAUDE_CONFIG_DIR", self.home / ".claude"),
+            "codex": self._named("CODEX_HOME", self.home / ".codex"),
+            "copilot": self._named("COPILOT_HOME", self.home / ".copilot"),
+        }
+        return found[name]
+
+    def _named(self, variable: str, usual: Path) -> Path:
+        named = Path(self.environ.get(variable) or usual)
+        return named if named.is_absolute() else usual
+
+    def paths(self, pattern: str, project: Path | None = None) -> list[Path]:
+        """The paths that a pattern stands for. A pattern without `*` has one path, whether it exists or not."""
+        match = re.fullmatch(r"\{(\w+)\}/(.*)", pattern)
+        assert match, pattern  # noqa: S101 - the catalog is part of the program
+        base = project if match[1] == PROJECT else self.base(match[1])
+        if base is None:
+            return []
+        return sorted(base.glob(match[2])) if "*" in match[2] else [base / match[2]]
+
+
+class Source(NamedTuple):
+    """A file in which a client keeps servers.
+
+    Attributes:
+        client: The client.
+        scope: Who uses the servers: see `Place`.
+        file: The file.
+        layout: Where the entries are.
+        dialect: What the client can read.
+        project: The project of a `local` scope; empty for other scopes.
+        folder: The project's folder of a `project` scope; None for other scopes.
+    """
+
+    client: Client
+    scope: str
+    file: Path
+    layout: Layout
+    dialect: Dialect
+    project: str = ""
+    folder: Path | None = None
+
+    def may_have_brought(self, program: Path) -> bool:
+        """Whether a program is a file of the project. It must not be run then: the project may be somebody else's."""
+        return self.folder is not None and any(
+            Path(os.path.realpath(self.folder)) in path.parents
+            for path in (program.absolute(), Path(os.path.realpath(program)))
+        )
+
+    @property
+    def place(self) -> str:
+        """The client, the scope and the file, for a message."""
+        scope = f"{self.scope} scope, {self.project}" if self.project else f"{self.scope} scope"
+        return f"{self.client.title} ({scope}), {self.file}"
+
+
+class Fault(McpguardError):
+    """A file of a client cannot be used."""
+
+
+def sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path | None = None) -> list[Source]:
+    """The existing files in which clients keep servers.
+
+    Args:
+        machine: The account.
+        clients: The clients to look for.
+        project: Take the files of this project and the account's servers in this project, instead of the account's files.
+    """
+    found: list[Source] = []
+    for client in clients:
+        for place in client.places:
+            for file in _files(machine, place, project):
+                if place.scope == LOCAL:
+                    found += _local(client, place, file, project)
+                else:
+                    found.append(Source(client, place.scope, file, place.layout, place.dialect, folder=project))
+    return found
+
+
+def _files(machine: Machine, place: Place, project: Path | None) -> list[Path]:
+    if (place.scope == PROJECT) != (project is not None) and place.scope != LOCAL:
+        return []
+    paths = [path for pattern in place.patterns for path in machine.paths(pattern, project)]
+    return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+
+
+def _local(client: Client, place: Place, file: Path, project: Path | None) -> Iterator[Source]:
+    """The projects in Claude Code's own file that have servers."""
+    try:
+        projects = json.loads(read_at_once(file, MAX_BYTES).decode("utf-8-sig"))["projects"]
+        named = [key for key, value in projects.items() if value.get("mcpServers")]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return  # the same file in the user's scope is reported, if it cannot be read
+    for key in named:
+        if project is None or os.path.realpath(key) == os.path.realpath(project):
+            yield Source(client, place.scope, file, Layout(("projects", key, "mcpServers")), place.dialect, key)
+
+
+def client_paths(machine: Machine, client: Client, project: Path | None = None) -> Iterator[Path]:
+    """Where a client's files would be, whether they exist or not."""
+    for place in client.places:
+        if (place.scope == PROJECT) == (project is not None):
+            for pattern in place.patterns:
+                yield from machine.paths(pattern, project)
+
+
+def hook_file(machine: Machine, hook: Hook, project: Path | None) -> Path:
+    """The file in which a client's hook is, whether it exists or not."""
+    (path,) = machine.paths(hook.project if project else hook.user, project)
+    return path
+
+
+def read(file: Path) -> bytes:
+    """Read a client's file.
+
+    Raises:
+        Fault: It cannot be read.
+    """
+    try:
+        data = read_at_once(file, MAX_BYTES + 1)
+    except OSError as error:
+        hint = "check where the link leads" if file.is_symlink() else "check who may read the file"
+        raise Fault(f"{file}: cannot be read: {error.strerror or error}", hint) from error
+    if len(data) > MAX_BYTES:
+        raise Fault(f"{file}: over {MAX_BYTES >> 20} MiB", "check that it is the client's file")
+    return data
+
+
+def entries_of(source: Source, data: bytes) -> list[Entry]:
+    """The servers in a client's file.
+
+    Raises:
+        Fault: The client cannot read the file either.
+    """
+    try:
+        return entries(data, source.layout, source.dialect)
+    except Unreadable as error:
+        raise unreadable(source.file, error) from error
+
+
+def unreadable(file: Path, error: Unreadable) -> Fault:
+    """The fault for a file that does not parse, or that cannot be edited."""
+    if not error.line:
+        return Fault(redacted(f"{file}: {error.message}"))
+    return Fault(redacted(f"{file}:{error.line}:{error.column}: {error.message}"), "mend the file, then run this again")

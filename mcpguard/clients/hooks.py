@@ -1,0 +1,93 @@
+"""Plans what `install --hook` and `uninstall` change in clients' files of hooks."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from mcpguard.clients.catalog import Client, Hook
+from mcpguard.clients.discovery import Fault, Machine, hook_file, read, unreadable
+from mcpguard.clients.documents import Unreadable
+from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
+from mcpguard.clients.installing import HookOutcome, Plan
+from mcpguard.clients.launcher import Launcher, find, words_of
+
+TIMEOUT_S: Final = 5
+"""The time limit that the client sets for the hook. The hook's own limit is a second."""
+
+_MATCHER: Final = "mcp__.*"
+
+
+def commands_in(file: Path, hook: Hook) -> list[str]:
+    """The command lines of mcpguard's hooks in a client's file. A missing file has none.
+
+    Raises:
+        Fault: The file cannot be read.
+    """
+    if not os.path.lexists(file):
+        return []
+    try:
+        return hook_commands(read(file), hook.event)
+    except Unreadable as error:
+        raise unreadable(file, error) from error
+
+
+def is_gone(command: str) -> bool:
+    """Whether the program of a hook's command line does not exist."""
+    words = words_of(command)
+    return not words or find(words[0], os.environ) is None
+
+
+def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:
+    """Plan to add the hooks of clients. A hook that is there stays, unless its mcpguard is gone.
+
+    Args:
+        plan: The plan.
+        machine: The account.
+        clients: The clients. A client without a hook is ignored.
+        project: The project whose files are changed; None for the account's.
+        launcher: The command to write.
+    """
+    for client in clients:
+        if client.hook is None:
+            continue
+        file = hook_file(machine, client.hook, project)
+        try:
+            commands = commands_in(file, client.hook)
+            if commands and not any(is_gone(command) for command in commands):
+                plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
+                continue
+            version = None if client.hook.is_matched else 1
+            data = plan.content(file) if os.path.lexists(file) else b""
+            new = with_hook(data, client.hook.event, _entry(client.hook, launcher.hook(client.key)), version=version)
+        except Unreadable as error:
+            plan.faults.append(unreadable(file, error))
+        except Fault as fault:
+            plan.faults.append(fault)
+        else:
+            plan.put(file, new)
+            plan.hooks.append(HookOutcome(client, file, "the hook was added", client.hook.after or client.after))
+
+
+def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None) -> None:
+    """Plan to remove the hooks of clients, and files that hold nothing else: see `plan_hooks`."""
+    for client in clients:
+        if client.hook is None:
+            continue
+        file = hook_file(machine, client.hook, project)
+        try:
+            if commands_in(file, client.hook):
+                plan.put(file, without_hook(plan.content(file), client.hook.event) or None)
+                plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
+        except Unreadable as error:
+            plan.faults.append(unreadable(file, error))
+        except Fault as fault:
+            plan.faults.append(fault)
+
+
+def _entry(hook: Hook, command: str) -> dict[str, Any]:
+    """A hook in the client's form."""
+    if hook.is_matched:
+        return {"matcher": _MATCHER, "hooks": [{"type": "command", "command": command, "timeout": TIMEOUT_S}]}
+    return {"type": "command", "powershell" if sys.platform == "win32" else "bash": command, "timeoutSec": TIMEOUT_S}

@@ -1,0 +1,200 @@
+"""Chooses the command that `install` writes into entries: a path that outlives upgrades, and the shell's choices as options."""
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mcpguard import __version__
+from mcpguard.config import switch
+from mcpguard.core.redaction import holds_token
+from mcpguard.errors import McpguardError, UsageError
+from mcpguard.files import named_path
+from mcpguard.stores.address import has_password
+
+VERSION_TIMEOUT_S: Final = 5.0
+"""How long to wait for `PROGRAM --version`. It takes a tenth of a second."""
+
+_NAME: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
+
+_OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
+_PATHS: Final = ("config", "policy")
+_SECRETS: Final = {
+    "MCPGUARD_TOKEN": "write the token into a file, name it as token_file in config.toml, and unset MCPGUARD_TOKEN",
+    "MCPGUARD_STORE_PASSWORD": "put the store's URL with its password into config.toml, and unset MCPGUARD_STORE_PASSWORD",
+}
+_WITHOUT_OPTION: Final = {
+    "MCPGUARD_HOME": "set MCPGUARD_CONFIG, MCPGUARD_POLICY and MCPGUARD_STORE instead",
+    "MCPGUARD_NAMESPACE": "write namespace into config.toml",
+    "MCPGUARD_SERVER": "each entry names its own server",
+}
+
+
+class Launcher(NamedTuple):
+    """The command that starts mcpguard.
+
+    Attributes:
+        program: The absolute path of mcpguard.
+        options: Options of `run` for what the shell's variables choose, each with its value.
+        warnings: What the user should know about them.
+    """
+
+    program: str
+    options: tuple[tuple[str, ...], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def words(self, server: str) -> tuple[str, ...]:
+        """The words that go before a server's own command."""
+        return self.program, "run", "--server", server, *(word for option in self.options for word in option), "--"
+
+    def hook(self, client: str) -> str:
+        """The command line of a client's hook. It must use the same store as the entries."""
+        words = [self.program, "hook", client]
+        words += [word for option in self.options if option[0] in ("--config", "--store") for word in option]
+        if sys.platform != "win32":
+            return shlex.join(words)
+        words[0] = words[0].replace("\\", "/")  # a POSIX shell may run it
+        line = subprocess.list2cmdline(words)
+        return f"& {line}" if client == "copilot" and line.startswith('"') else line  # PowerShell
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command line that `Launcher.hook` has written; none if it is not a command line."""
+    try:
+        return shlex.split(command.removeprefix("& "))
+    except ValueError:
+        return []
+
+
+def launcher(environ: Mapping[str, str]) -> Launcher:
+    """The command for this installation and this environment.
+
+    Raises:
+        McpguardError: mcpguard is not installed as a program.
+        UsageError: A variable holds a secret, which must not be written into a client's file.
+        ConfigError: A variable is not valid.
+    """
+    script = _script()
+    if script is None:
+        raise McpguardError(
+            f"there is no program mcpguard in the environment of {sys.executable}", "install it: uv tool install mcpguard-cli"
+        )
+    program = stable(script, environ)
+    warnings = [warning for warning in (_passing(program),) if warning]
+    options = _chosen(environ)
+    for name, hint in _WITHOUT_OPTION.items():
+        if environ.get(name):
+            warnings.append(f"{name} is set here, but clients do not pass it on to the servers: {hint}")
+    return Launcher(str(program), tuple(options), tuple(warnings))
+
+
+def _script() -> Path | None:
+    """This environment's program."""
+    folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent]
+    return next((folder / _NAME for folder in folders if (folder / _NAME).is_file()), None)
+
+
+def stable(script: Path, environ: Mapping[str, str]) -> Path:
+    """The link to a program that `uv tool`, `pipx` or a package manager keeps through upgrades; else the program itself."""
+    real = os.path.realpath(script)
+    for shim in _shims(script, environ):
+        inside = Path(os.path.realpath(shim.parent)) == Path(real).parent
+        if not inside and shim.is_file() and os.path.realpath(shim) == real:
+            return shim
+    return script
+
+
+def _shims(script: Path, environ: Mapping[str, str]) -> Iterator[Path]:
+    """Where a stable link may be, the best guess first."""
+    try:
+        receipt = tomllib.loads((script.parent.parent / "uv-receipt.toml").read_text("utf-8"))
+        yield from (Path(one["install-path"]) for one in receipt["tool"]["entrypoints"] if one["name"] == script.stem)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # not installed by `uv tool`
+    folders = [environ.get(name) for name in ("UV_TOOL_BIN_DIR", "PIPX_BIN_DIR", "XDG_BIN_HOME")]
+    folders += [os.path.expanduser("~/.local/bin"), *environ.get("PATH", "").split(os.pathsep)]  # noqa: PTH111
+    yield from (Path(folder) / script.name for folder in folders if folder and os.path.isabs(folder))  # noqa: PTH117
+
+
+def _passing(program: Path) -> str:
+    """A warning if the program lies where it will not stay; else empty."""
+    real = Path(os.path.realpath(program))
+    temporary = Path(os.path.realpath(tempfile.gettempdir()))
+    hint = "install mcpguard with uv tool or pipx, then run this again"
+    if temporary in real.parents or temporary in program.parents:
+        return f"{program} is in a temporary folder: {hint}"
+    if "archive-v0" in real.parts or ".cache" in real.parts:
+        return f"{program} is in a cache, which may be cleared: {hint}"
+    checkout = next((folder for folder in program.parents if (folder / ".git").exists()), None)
+    return f"{program} is in the checkout {checkout}: {hint}" if checkout else ""
+
+
+def _chosen(environ: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Options of `run` for what the variables choose.
+
+    Raises:
+        UsageError: A variable holds a secret.
+        ConfigError: A variable is not valid.
+    """
+    for name, hint in _SECRETS.items():
+        if environ.get(name):
+            raise UsageError(f"{name} is set here, and a secret must not be written into a client's file", hint)
+    options: list[tuple[str, ...]] = []
+    for key in _OPTIONS:
+        name = f"MCPGUARD_{key.upper()}"
+        value = environ.get(name)
+        if not value:
+            continue
+        if holds_token(value) or has_password(value):
+            hint = f"put it into config.toml, and unset {name}"
+            raise UsageError(f"{name} holds a secret, which must not be written into a client's file", hint)
+        options.append((f"--{key}", str(named_path(value, where=name)) if key in _PATHS else value))
+    if (quiet := environ.get("MCPGUARD_QUIET")) and switch(quiet, where="MCPGUARD_QUIET"):
+        options.append(("--quiet",))
+    return options
+
+
+def find(program: str, environ: Mapping[str, str]) -> Path | None:
+    """The file of a program that an entry names; None if it is gone. A bare name is looked for on `PATH`."""
+    import shutil
+
+    found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
+    return Path(found) if found and Path(found).is_file() else None
+
+
+def may_vary(program: str) -> bool:
+    """Whether a program's path has a variable of the client, so that only the client knows the path."""
+    return any(mark in program for mark in ("$", "{", "%"))
+
+
+def version_of(program: Path, this: Path | None = None) -> str | None:
+    """The version of a mcpguard; None if it does not say. A program with another name is not run.
+
+    Args:
+        program: Its path.
+        this: The path of this mcpguard, whose version is known.
+    """
+    if program.stem != "mcpguard":
+        return None
+    if this is not None and os.path.realpath(program) == os.path.realpath(this):
+        return __version__
+    try:
+        done = subprocess.run(
+            [str(program), "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VERSION_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return None
+    name, _, version = done.stdout.strip().partition(" ")
+    return version if name == "mcpguard" and version and version.isprintable() and len(version) < 40 else None

@@ -1,0 +1,54 @@
+"""What `install` notes for `uninstall`: what the files themselves do not tell.
+
+`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`.
+Without it, `uninstall` leaves them an empty list.
+"""
+
+import json
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mcpguard.clients.writing import replace
+from mcpguard.errors import McpguardError
+from mcpguard.files import private_folder, read_at_once
+
+NAME: Final = "installed.json"
+
+
+class Record(NamedTuple):
+    """An entry that had no `args`.
+
+    Attributes:
+        file: The client's file.
+        keys: The path of the entry in the file; the server's name is the last key.
+    """
+
+    file: str
+    keys: tuple[str, ...]
+
+
+def load(state: Path) -> set[Record]:
+    """The notes. A missing or damaged file has none."""
+    try:
+        found = json.loads(read_at_once(state / NAME))
+        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in found}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return set()
+
+
+def save(state: Path, records: set[Record]) -> None:
+    """Replace the notes.
+
+    Raises:
+        McpguardError: The file cannot be written.
+    """
+    path = state / NAME
+    if load(state) == records:
+        return
+    try:
+        private_folder(state)
+        old = read_at_once(path) if path.exists() else None
+    except OSError as error:
+        raise McpguardError(f"{path}: cannot be written: {error.strerror}", "check who may write to the folder") from error
+    data = json.dumps([one._asdict() for one in sorted(records)], indent=1).encode() + b"\n"
+    replace(path, old, data, backups=None)

@@ -1,0 +1,198 @@
+"""Writes files of clients. A file has its old bytes or its new bytes, whenever the process is killed.
+
+Before a file is changed, its bytes are saved in the folder of the backups. Only this account can read that folder, because
+clients' files hold keys of servers. A backup is never overwritten and never deleted.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import McpguardError
+from mcpguard.files import private_folder, read_at_once
+
+LEFT_AFTER_S: Final = 3600.0
+"""An unfinished file of this age was left by a command that was killed. Writing takes milliseconds."""
+
+_BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class NotWritten(McpguardError):
+    """A file was left as it is."""
+
+
+def replace(path: Path, old: bytes | None, new: bytes, *, backups: Path | None) -> None:
+    """Replace a file's content. The file keeps its mode, its owner and its attributes; a link to it stays a link.
+
+    Args:
+        path: The file.
+        old: The content that the new one was made from; None if there is no file. Then its folder is created, too.
+        new: The new content.
+        backups: The folder of the backups; None to save none.
+
+    Raises:
+        NotWritten: The file cannot be written, or its content is not `old`. It was left as it is. Or another program changed it
+            right afterwards.
+    """
+    target = Path(os.path.realpath(path))
+    with _reported(path):
+        if old is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        elif not os.access(target, os.W_OK):  # replacing it would work, but it is read-only on purpose
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        elif backups:
+            _save(target, old, backups)
+        _remove_leftovers(target)
+        fd, name = tempfile.mkstemp(dir=target.parent, prefix=_new_files(target))
+        try:
+            _fill(fd, Path(name), target, new, is_new=old is None)
+            if _content(target) != old or Path(os.path.realpath(path)) != target:
+                raise _changed(path)
+            os.replace(name, target)  # noqa: PTH105 - the tests stop the process at each function of `os`
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+            raise
+        _sync_folder(target.parent)
+        if _content(target) != new:
+            raise NotWritten(f"{path}: another program has changed the file right afterwards", "quit it, then run this again")
+
+
+def remove(path: Path, old: bytes, *, backups: Path) -> None:
+    """Remove a file that mcpguard created.
+
+    Raises:
+        NotWritten: The file cannot be removed, or its content is not `old`. It was left as it is.
+    """
+    with _reported(path):
+        _save(path, old, backups)
+        if _content(path) != old:
+            raise _changed(path)
+        os.unlink(path)  # noqa: PTH108
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "check that the file, its folder and mcpguard's own folder can be written to")
+        raise NotWritten(f"{path}: not changed: {error.strerror or error}", hint) from error
+
+
+_HINTS: Final = {
+    errno.EACCES: "give your account the right to write to the file and to its folder",
+    errno.EPERM: "the file belongs to another account: run this command as that account",
+    errno.EROFS: "the file is on a read-only file system: edit the file that it is made from",
+    errno.ENOSPC: "free some space on the disk, then run this again",
+    errno.EDQUOT: "free some of your disk quota, then run this again",
+    errno.EBUSY: "the file is a mount point, which cannot be replaced: edit the file on the other side",
+}
+
+
+def _changed(path: Path) -> NotWritten:
+    return NotWritten(f"{path}: not changed, because another program has changed it just now", "run this again")
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return read_at_once(path)
+    except FileNotFoundError:
+        return None
+
+
+def _new_files(path: Path) -> str:
+    """The prefix of the names of unfinished files, which replace a file when they are complete."""
+    return f".{path.name}.mcpguard-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        for entry in path.parent.iterdir():
+            if entry.name.startswith(_new_files(path)) and entry.lstat().st_mtime <= time.time() - LEFT_AFTER_S:
+                entry.unlink()
+
+
+def _fill(fd: int, name: Path, target: Path, data: bytes, *, is_new: bool) -> None:
+    """Write the file that will replace `target`, onto the disk, with the mode, owner and attributes of `target`.
+
+    Raises:
+        OSError: The disk is full, or the file cannot have the owner of `target`.
+    """
+    try:
+        _write(fd, data)
+        if not is_new:
+            found = os.stat(target)  # noqa: PTH116
+            shutil.copystat(target, name)
+            if sys.platform != "win32" and (found.st_uid, found.st_gid) != _owner(fd):
+                os.fchown(fd, found.st_uid, found.st_gid)
+                os.fchmod(fd, found.st_mode & 0o7777)  # a change of owner clears some bits
+            os.utime(name)  # clients look at the time to see the change
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _owner(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_uid, found.st_gid
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync folders
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _save(path: Path, data: bytes, backups: Path) -> None:
+    """Save a file's bytes in a new file with mode 0600, whose name has the time and the path.
+
+    Raises:
+        NotWritten: The file cannot be saved.
+    """
+    try:
+        _save_in(path, data, backups)
+    except OSError as error:
+        what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
+        raise NotWritten(what, "check that this folder can be written to, and that the disk is not full") from error
+
+
+def _save_in(path: Path, data: bytes, backups: Path) -> None:
+    private_folder(backups)
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]
+    for number in range(1000):
+        name = backups / (f"{when}-{where}" if not number else f"{when}-{number}-{where}")
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
+        except FileExistsError:
+            continue
+        try:
+            _write(fd, data)
+            os.fsync(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+            raise
+        finally:
+            os.close(fd)
+        return
+    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(backups))

@@ -1,0 +1,229 @@
+"""Warns of probable mistakes in a valid policy."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from mcpguard.core.agent import TIERS, Agent
+from mcpguard.core.identity import known_client
+from mcpguard.core.limiter import EXACT
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy.explain import series, window
+from mcpguard.core.policy.model import AXES, COMPETING, SELECTORS, Policy, Rate, Rule
+
+_CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
+
+
+def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
+    """Find what the author of a policy probably does not mean.
+
+    Args:
+        policy: A policy.
+        tiers: Tiers that are used here beside the usual ones.
+
+    Returns:
+        A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
+        limit of its rule makes superfluous; for each tool that has its name in Claude Code; for each client that has its name
+        in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
+    """
+    return [
+        *_never_admitting(policy),
+        *_never_binding(policy),
+        *_foreign_names(policy),
+        *_own_names(policy),
+        *_unknown_tiers(policy, {*TIERS, *tiers}),
+    ]
+
+
+def tier_warning(policy: Policy, tier: str | None) -> str | None:
+    """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can.
+
+    Args:
+        policy: A policy.
+        tier: The configured tier; None or empty if there is none.
+    """
+    if not tier or not policy.rules or policy.reaches_tier(tier):
+        return None
+    return f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?"
+
+
+def label(policy: Policy, at: int) -> str:
+    """A rule in a warning: its line if it is known, its number and its text."""
+    rule = policy.rules[at]
+    return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
+
+
+def admitted_at_most(rate: Rate, window_us: int) -> int:
+    """The most calls that a limit admits in any window of this length.
+
+    >>> admitted_at_most(Rate(5, 60_000_000, "1m"), 3_600_000_000), admitted_at_most(Rate(5, 60_000_000, "1m"), 1_000_000)
+    (300, 5)
+    """
+    return rate.n * -(-window_us // rate.window_us)
+
+
+def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
+    """The limits of a rule that can never deny a call, each with another limit that denies it earlier."""
+    for rate in rates:
+        grain_us = -(-rate.window_us // EXACT) if rate.n > EXACT else 0  # a call may count that much longer than the window
+        for other in rates:
+            if other is not rate and admitted_at_most(other, rate.window_us + grain_us) <= rate.n:
+                yield rate, other
+                break
+
+
+def _never_binding(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        for rate, other in superfluous(rule.rates):
+            most = admitted_at_most(other, rate.window_us)
+            yield (
+                f"{label(policy, at)}: the limit {rate.n}/{rate.text} can never deny a call, because {other.n}/{other.text}"
+                f" admits at most {most} in any {window(rate.window_us)}; remove one of them"
+            )
+
+
+def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
+    import difflib  # only for warnings
+
+    for at, rule in enumerate(policy.rules):
+        tier = rule.agent.tier if rule.agent else "*"
+        if any(glob(tier, one) for one in known):
+            continue
+        near = difflib.get_close_matches(tier, known, 1)
+        hint = f'did you mean "{near[0]}"?' if near else "is it misspelt?"
+        yield f"{label(policy, at)} is for the tier {tier}, which is none of {' '.join(TIERS)}; {hint}"
+
+
+def _never_admitting(policy: Policy) -> Iterator[str]:
+    if policy.observe:
+        return
+    named: dict[tuple[str, str], list[int]] = {}
+    for at, rule in enumerate(policy.rules):
+        for name in _names(rule):
+            named.setdefault(name, []).append(at)
+    shutters: dict[int, int] = {}
+    for at, rule in enumerate(policy.rules):
+        if rule.deny and not rule.observe:
+            near = min([named[name] for name in _names(rule)], key=len, default=range(len(policy.rules)))
+            for closed in _closed_by(policy.rules, at, near):
+                shutters.setdefault(closed, at)
+    for at, shutter in sorted(shutters.items()):
+        yield (
+            f"{label(policy, at)} can never admit a call: {label(policy, shutter)} denies all of its calls;"
+            f" {_remedy(policy.rules, at, shutter)}"
+        )
+
+
+def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
+    """How to make a rule an exception from the rule that denies its calls."""
+    rule, deny = rules[at], rules[shutter]
+    added = [key for key in COMPETING if key in rule.selectors and key not in deny.selectors]
+    any_of = {key: ("*::*::*" if key == "agent" else "*",) for key in added}
+    wider = deny._replace(selectors=deny.selectors | any_of, per=rule.per)
+    if not wider.is_overridden_by(rule):
+        return f"only a rule that is narrower than rule {shutter + 1} can be an exception from it"
+    steps = [f'{key} = "*"' for key in added]
+    per = deny.per if deny.per_text else deny.per.union(added, ["server"] if "tool" in added else [])
+    if per != rule.per:
+        steps.append("per = [" + ", ".join(f'"{axis}"' for axis in AXES if axis in rule.per) + "]")
+    return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
+
+
+def _names(rule: Rule) -> list[tuple[str, str]]:
+    """A rule's selectors without `*`. Each rule that it covers has the same ones."""
+    return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
+
+
+def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
+    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
+
+    Args:
+        rules: All rules.
+        closing: The index of the rule that denies.
+        near: The indexes of the rules that it may cover.
+    """
+    deny = rules[closing]
+    axis = next((axis for axis in AXES if axis in deny.selectors), "")
+    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
+    for at in near:
+        if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
+            exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
+    every = {at for some in exceptions.values() for at in some}
+    for at in near:
+        rule = rules[at]
+        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
+            continue
+        name = dict(_names(rule)).get(axis)
+        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
+        if not any(_overlap(rule, rules[other]) for other in meeting):
+            yield at
+
+
+def _overlap(rule: Rule, other: Rule) -> bool:
+    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
+    for key in AXES:
+        mine, theirs = rule.selectors.get(key), other.selectors.get(key)
+        if mine and theirs and not _meet(key, mine[0], theirs[0]):
+            return False
+    return True
+
+
+def _meet(key: str, one: str, two: str) -> bool:
+    """Whether a text may match both patterns."""
+    if key == "agent":
+        return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
+    if "*" not in one:
+        return glob(two, one)
+    if "*" not in two:
+        return glob(one, two)
+    (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
+    begin = mine.startswith(theirs) or theirs.startswith(mine)
+    return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
+
+
+def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
+    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
+
+    Args:
+        rule: The rule with the new limits.
+        before: The rules that may have counted in the same counters.
+    """
+    larger = {
+        rate.window_us
+        for other in before
+        if other.per == rule.per and other.shared == rule.shared and _overlap(rule, other)
+        for rate in other.rates
+        if rate.n > EXACT
+    }
+    return [
+        f"Calls made before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
+        f" a limit above {EXACT} has counted them in groups, without the time of each call."
+        for rate in rule.rates
+        if rate.n <= EXACT and rate.window_us in larger
+    ]
+
+
+def _short(span_us: int) -> str:
+    """A time span in whole seconds, rounded up.
+
+    >>> _short(1_350_000_000), _short(3_600_000_001)
+    ('22m 30s', '1h 1s')
+    """
+    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
+
+
+def _foreign_names(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
+        if match:
+            names = f'tool = "{match[2]}", server = "{match[1]}"'
+            yield f"{label(policy, at)} names a tool by its name in Claude Code; did you mean {names}?"
+
+
+def _own_names(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        own = rule.agent
+        if own and known_client(own.client) != own.client:
+            agent = own._replace(client=known_client(own.client))
+            yield f'{label(policy, at)} names a client by its name in clientInfo; did you mean agent = "{agent}"?'

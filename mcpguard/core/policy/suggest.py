@@ -1,0 +1,385 @@
+"""Suggests limits from the calls in the audit log.
+
+A survey counts the calls of each rule as its counters would, in sliding windows, and remembers the busiest window. A suggested
+limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from typing import Final, Literal, NamedTuple
+
+from mcpguard.core import limiter
+from mcpguard.core.agent import Agent
+from mcpguard.core.digest import MAX_NAME_BYTES
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy.explain import window
+from mcpguard.core.policy.lint import superfluous
+from mcpguard.core.policy.model import AXES, Call, Policy, Rate, Rule
+from mcpguard.core.text import plural
+
+HEADROOM: Final = 2
+"""A suggested limit is this many times the calls in the busiest window."""
+
+FITS: Final = (1.5, 4)
+"""A limit stays if it is between these multiples of the calls in its busiest window."""
+
+LEAST_LIMIT: Final = 5
+"""A suggested limit is at least this: less would deny an ordinary burst."""
+
+LEAST_CALLS: Final = 20
+"""Fewer calls say too little about a rule to suggest a limit."""
+
+LEAST_HISTORY_US: Final = 86_400_000_000
+LEAST_HISTORY_CALLS: Final = 100
+"""Less than a day, or fewer calls, is too little history."""
+
+MAX_NEW_TOOLS: Final = 20
+"""Only for so many tools, the most called ones, there are new rules."""
+
+HELD_ROWS: Final = 4096
+"""How many rows may be out of order. Several processes write them, and rows of an outage are written after it."""
+
+COUNTED: Final = frozenset({"allowed", "would_deny", "allowed_unavailable"})
+"""The decisions of calls that reached the server and cost quota."""
+
+_NEW_WINDOWS: Final = (Rate(1, 60_000_000, "1m"), Rate(1, 3_600_000_000, "1h"))
+"""The windows of new rules."""
+
+_MAX_TOOLS: Final = 1000
+"""How many tools are counted for new rules. A client can make up any number of names."""
+
+_MAX_ENTRIES: Final = 4 * limiter.MAX_ENTRIES
+"""The entries of a log beyond which it is merged into grains. Up to this many calls in a window, the count is exact."""
+
+_MAX_CALLS: Final = 4096
+"""How many different callers and tools are remembered with the rules that apply to them."""
+
+_MAX_LOGS: Final = 1024
+"""When a window has more logs than this, and twice as many as are in use, the empty ones are removed."""
+
+_STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
+"""The first two digits of a rounded limit."""
+
+
+class Peak(NamedTuple):
+    """The busiest window of a rule.
+
+    Attributes:
+        calls: The calls in it. Beyond `_MAX_ENTRIES`, up to those of a 64th of a window are counted in addition.
+        who: The values that the rule counts, such as the user; empty if it counts all calls together.
+        begin_us: The wall-clock time of its first call.
+    """
+
+    calls: int = 0
+    who: str = ""
+    begin_us: int = 0
+
+
+class Suggested(NamedTuple):
+    """A suggested limit of a rule.
+
+    Attributes:
+        n: The calls per window.
+        window: The window as the policy writes it.
+        was: The limit in force for this window; None for a new rule.
+        peak: The busiest window.
+        reason: Why the limit is suggested, or why it stays.
+    """
+
+    n: int
+    window: str
+    was: int | None
+    peak: Peak
+    reason: str
+
+
+class Suggestion(NamedTuple):
+    """The suggestion for a rule.
+
+    Attributes:
+        kind: `change` for a rule in force, `keep` for one that fits, `add` for a new rule, `few` for a rule with too few calls.
+        table: The rule's selectors and `per` as a table of the policy file, without its limit.
+        at: The index of the rule in force; -1 for a new rule.
+        limits: The limits. If none changes, they are those in force.
+        calls: The calls that the rule counted.
+        denied: The calls that the rule denied.
+    """
+
+    kind: Literal["change", "add", "keep", "few"]
+    table: dict[str, object]
+    at: int
+    limits: tuple[Suggested, ...]
+    calls: int
+    denied: int
+
+
+class Findings(NamedTuple):
+    """The result of a survey.
+
+    Attributes:
+        calls: The calls that reached a server.
+        first_us: The wall-clock time of the first one; 0 if there is none.
+        last_us: The wall-clock time of the last one.
+        suggestions: For each rule in force that counts calls, in order, and then for each new rule.
+        tools_left_out: For how many tools a new rule would be suggested if there were not so many.
+    """
+
+    calls: int
+    first_us: int
+    last_us: int
+    suggestions: tuple[Suggestion, ...]
+    tools_left_out: int
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there is enough history to rely on."""
+        return self.calls >= LEAST_HISTORY_CALLS and self.last_us - self.first_us >= LEAST_HISTORY_US
+
+
+class _Tracked:
+    """A rule, and the busiest window of each of its limits.
+
+    Args:
+        rule: The rule.
+        rates: The windows.
+    """
+
+    def __init__(self, rule: Rule, rates: tuple[Rate, ...]) -> None:
+        self.rule = rule
+        self.calls = 0
+        self.rates = rates
+        self.peaks = [Peak() for _ in rates]
+        self._logs: list[dict[tuple[str, ...], State]] = [{} for _ in rates]
+        self._prune_at = [_MAX_LOGS for _ in rates]
+        self._axes = [axis for axis in AXES if axis in rule.per]
+        implied = {"server"} if "tool" in rule.per and "server" not in rule.selectors else set()
+        self._shown = [axis for axis in self._axes if "*" in rule.selectors.get(axis, ("*",))[0] and axis not in implied]
+
+    def add(self, call: Call, time_us: int) -> None:
+        """Count a call. It is earlier than the calls before: the logs run backwards, on the negative time."""
+        self.calls += 1
+        key = tuple([getattr(call, axis) for axis in self._axes])
+        for at, rate in enumerate(self.rates):
+            logs = self._logs[at]
+            old = logs.get(key, EMPTY)
+            now_us = max(-time_us, old[-2]) if old else -time_us
+            log = _added(limiter.live(old, rate.window_us, now_us), rate.window_us, now_us)
+            logs[key] = log
+            calls = limiter.used(log)
+            if calls > self.peaks[at].calls:
+                who = [value for axis, value in zip(self._axes, key, strict=True) if axis in self._shown]
+                self.peaks[at] = Peak(calls, " ".join(who), -now_us)
+            if len(logs) > self._prune_at[at]:
+                live = {one: kept for one, kept in logs.items() if kept[-2] > now_us - rate.window_us}
+                self._logs[at] = live
+                self._prune_at[at] = max(_MAX_LOGS, 2 * len(live))
+
+
+def _added(log: State, window_us: int, now_us: int) -> State:
+    """A live log with a call. It keeps the time of each call as long as it can."""
+    log = (now_us, *log[1:], now_us, 1)
+    return _in_grains(log, -(-window_us // limiter.EXACT)) if len(log) > 2 * _MAX_ENTRIES else log
+
+
+def _in_grains(log: State, grain_us: int) -> State:
+    """A log with one entry for each grain. Grains have fixed times, so that merging a log again moves nothing."""
+    entries: list[int] = []
+    for at in range(1, len(log), 2):
+        if entries and entries[-2] // grain_us == log[at] // grain_us:
+            entries[-2] = log[at]
+            entries[-1] += log[at + 1]
+        else:
+            entries += (log[at], log[at + 1])
+    return (log[0], *entries)
+
+
+class Survey:
+    """Counts the calls of audit rows as the rules of a policy would, and as new rules would.
+
+    Its memory grows with the number of counters in use within one window, and not with the number of rows.
+
+    Args:
+        policy: The policy in force.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._rules = {
+            at: _Tracked(rule, rule.rates)
+            for at, rule in enumerate(policy.rules)
+            if rule.rates and "scope" not in rule.selectors  # the audit has no scopes
+        }
+        self._tiers: dict[str, _Tracked] = {}
+        self._tools: dict[str, _Tracked] = {}
+        self._applying: dict[Call, list[_Tracked]] = {}
+        self._denied: Counter[str] = Counter()
+        self._calls = 0
+        self._first_us = self._last_us = 0
+
+    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Count rows, newest first. They may be out of order by `HELD_ROWS`."""
+        for row in _newest_first(rows):
+            if row["decision"] not in COUNTED:
+                repeats = row.get("repeats")
+                self._denied[str(row.get("rule"))] += repeats if isinstance(repeats, int) else 1
+                continue
+            time_us = _time_us(row)
+            self._calls += 1
+            self._first_us = min(self._first_us or time_us, time_us)
+            self._last_us = max(self._last_us, time_us)
+            roles = row.get("roles")
+            user, agent, tool, server = (str(row[axis]) for axis in AXES)
+            call = Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ())
+            if call not in self._applying:
+                if len(self._applying) == _MAX_CALLS:
+                    self._applying.clear()
+                self._applying[call] = self._counting(call)
+            for tracked in self._applying[call]:
+                tracked.add(call, time_us)
+
+    def _counting(self, call: Call) -> list[_Tracked]:
+        """The rules in force and the possible new rules that count a call."""
+        found = [self._rules[at] for _, at in self._policy.applying(call) if at in self._rules]
+        agent = Agent.split(call.agent)
+        if agent and _can_be_exact(agent.tier) and not any(_limits_tier(rule, agent.tier) for rule in self._policy.rules):
+            rule = Rule({"user": ("*",), "agent": (f"*::{agent.tier}::*",)}, frozenset({"user"}), "user")
+            found.append(self._tiers.setdefault(agent.tier, _Tracked(rule, _NEW_WINDOWS)))
+        if _can_be_exact(call.tool) and not any(_rules_tool(rule, call.tool) for rule in self._policy.rules):
+            rule = Rule({"user": ("*",), "tool": (call.tool,)}, frozenset({"user", "tool", "server"}))
+            if call.tool in self._tools or len(self._tools) < _MAX_TOOLS:
+                found.append(self._tools.setdefault(call.tool, _Tracked(rule, _NEW_WINDOWS)))
+        return found
+
+    def findings(self) -> Findings:
+        """The suggestions."""
+        history_us = self._last_us - self._first_us
+        suggestions = [
+            _of_rule(tracked, at, self._denied[tracked.rule.text], history_us) for at, tracked in self._rules.items()
+        ]
+        tiers = sorted(self._tiers.values(), key=lambda one: one.rule.text)
+        tools = sorted(self._tools.values(), key=lambda one: (-one.calls, one.rule.text))
+        tools = [one for one in tools if one.calls >= LEAST_CALLS]
+        suggestions += [_new(one) for one in [*tiers, *tools[:MAX_NEW_TOOLS]]]
+        return Findings(self._calls, self._first_us, self._last_us, tuple(suggestions), max(0, len(tools) - MAX_NEW_TOOLS))
+
+
+def _time_us(row: Mapping[str, object]) -> int:
+    return int(str(row["time_us"]))
+
+
+def _newest_first(rows: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:
+    """The rows by time. Each is moved by `HELD_ROWS` places at most."""
+    heap: list[tuple[int, int, Mapping[str, object]]] = []
+    numbers = count()  # so that no two rows are compared
+    for row in rows:
+        item = (-_time_us(row), next(numbers), row)
+        if len(heap) < HELD_ROWS:
+            heapq.heappush(heap, item)
+        else:
+            yield heapq.heappushpop(heap, item)[2]
+    while heap:
+        yield heapq.heappop(heap)[2]
+
+
+def _can_be_exact(name: str) -> bool:
+    """Whether a rule can select exactly this name. A long name is cut in the audit."""
+    return bool(name) and "*" not in name and len(name.encode(errors="replace")) < MAX_NAME_BYTES and name.isprintable()
+
+
+def _is_for_all(rule: Rule, tier: str | None = None) -> bool:
+    """Whether a rule selects all users and all agents, or all agents of a tier."""
+    agent = rule.agent
+    is_any_user = rule.selectors.get("user", ("*",)) == ("*",) and not rule.selectors.keys() & {"role", "scope"}
+    is_any_agent = agent is None or (
+        agent.client == agent.name == "*" and (glob(agent.tier, tier) if tier else agent.tier == "*")
+    )
+    return is_any_user and is_any_agent
+
+
+def _limits_tier(rule: Rule, tier: str) -> bool:
+    """Whether a rule decides how much all agents of a tier may call."""
+    return not rule.selectors.keys() & {"tool", "server"} and _is_for_all(rule, tier)
+
+
+def _rules_tool(rule: Rule, tool: str) -> bool:
+    """Whether a rule decides how often a tool may be called, or that it may not."""
+    patterns = rule.selectors.get("tool")
+    return patterns is not None and glob(patterns[0], tool) and (rule.deny or _is_for_all(rule))
+
+
+def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:
+    """The suggestion for a rule in force."""
+    rule = tracked.rule
+    table: dict[str, object] = {key: texts[0] if len(texts) == 1 else list(texts) for key, texts in rule.selectors.items()}
+    if rule.per_text:
+        table["per"] = [axis for axis in rule.per_text.split(",") if axis != "none"]
+    limits = tuple([_for_rate(rate, peak, history_us) for rate, peak in zip(rule.rates, tracked.peaks, strict=True)])
+    if tracked.calls < LEAST_CALLS:
+        reason = f"only {plural(tracked.calls, 'call')} seen"
+        limits = tuple([one._replace(n=rate.n, reason=reason) for one, rate in zip(limits, rule.rates, strict=True)])
+        return Suggestion("few", table, at, limits, tracked.calls, denied)
+    is_changed = any(one.n != one.was for one in limits)
+    return Suggestion("change" if is_changed else "keep", table, at, limits, tracked.calls, denied)
+
+
+def _for_rate(rate: Rate, peak: Peak, history_us: int) -> Suggested:
+    busiest = _busiest(rate, peak)
+    low, high = FITS
+    n, why = _raised(peak)
+    if history_us < 2 * rate.window_us and rate.n >= HEADROOM * peak.calls:
+        return Suggested(rate.n, rate.text, rate.n, peak, f"{busiest}; stays, the history is shorter than two windows")
+    if low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
+        return Suggested(rate.n, rate.text, rate.n, peak, f"{busiest}; stays, it fits")
+    return Suggested(n, rate.text, rate.n, peak, f"{busiest}; {why}")
+
+
+def _raised(peak: Peak) -> tuple[int, str]:
+    """The limit for a busiest window, and how it is derived."""
+    n = rounded_up(HEADROOM * peak.calls)
+    if n < LEAST_LIMIT:
+        return LEAST_LIMIT, f"x{HEADROOM}, and at least {LEAST_LIMIT}"
+    return n, f"x{HEADROOM}, rounded up"
+
+
+def _new(tracked: _Tracked) -> Suggestion:
+    """The suggestion of a new rule. A limit that can never deny a call is left out."""
+    rule = tracked.rule
+    table: dict[str, object] = {key: texts[0] for key, texts in rule.selectors.items()}
+    if rule.per_text:
+        table["per"] = rule.per_text.split(",")
+    if tracked.calls < LEAST_CALLS:
+        return Suggestion("few", table, -1, (), tracked.calls, 0)
+    rates = [rate._replace(n=_raised(peak)[0]) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)]
+    idle = [rate for rate, _ in superfluous(rates)]
+    limits = [
+        Suggested(rate.n, rate.text, None, peak, f"{_busiest(rate, peak)}; {_raised(peak)[1]}")
+        for rate, peak in zip(rates, tracked.peaks, strict=True)
+        if rate not in idle
+    ]
+    return Suggestion("add", table, -1, tuple(limits), tracked.calls, 0)
+
+
+def _busiest(rate: Rate, peak: Peak) -> str:
+    """The busiest window in words.
+
+    >>> _busiest(Rate(1, 3_600_000_000, "1h"), Peak(41, "alice"))
+    'busiest hour of 41 calls by alice'
+    """
+    about = "about " if peak.calls > _MAX_ENTRIES else ""
+    by = f" by {peak.who}" if peak.who else ""
+    return f"busiest {window(rate.window_us)} of {about}{plural(peak.calls, 'call')}{by}"
+
+
+def rounded_up(n: int) -> int:
+    """A number rounded up to one with few digits.
+
+    >>> [rounded_up(n) for n in (0, 7, 41, 82, 101, 1000)]
+    [1, 7, 50, 100, 120, 1000]
+    """
+    if n < 10:
+        return max(1, n)
+    scale = int("1" + "0" * (len(str(n)) - 2))
+    return next(step * scale for step in _STEPS if step * scale >= n)

@@ -1,0 +1,1 @@
+"""Checks an installation: settings, policy, store, identity, keys, PATH, and a server behind mcpguard."""

@@ -1,0 +1,95 @@
+"""Checks the files of clients, and their hooks."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mcpguard import __version__
+from mcpguard.clients.catalog import CLIENTS, Client
+from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, hook_file, read, sources
+from mcpguard.clients.hooks import commands_in, is_gone
+from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, version_of
+from mcpguard.core.text import plural
+from mcpguard.doctor.check import Check, failed, good
+from mcpguard.errors import McpguardError
+
+_MEND: Final = "mcpguard install"
+
+
+def checks(machine: Machine, project: Path | None = None) -> Iterator[Check]:
+    """Check each client's file and hook. A client that is not found has no check.
+
+    Args:
+        machine: The account.
+        project: Check the files of this project instead of the account's.
+    """
+    try:
+        this = launcher({key: value for key, value in machine.environ.items() if not key.startswith("MCPGUARD_")})
+    except McpguardError:  # there is no program mcpguard in this environment
+        this = None
+    found = sources(machine, project=project)
+    for source in found:
+        yield from _file(source, this)
+    named = {source.client.key for source in found}
+    for client in CLIENTS:
+        if client.key in named and client.hook:
+            yield from _hook(client, hook_file(machine, client.hook, project))
+
+
+def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
+    name = source.place
+    try:
+        found = entries_of(source, read(source.file))
+    except Fault as fault:
+        yield failed(name, fault.message, fault.hint or "correct the file")
+        return
+    programs: dict[str, list[str]] = {}
+    for entry in found:
+        if entry.guard:
+            programs.setdefault(entry.guard[0], []).append(entry.name)
+    are_ok = True
+    for program, servers in programs.items():
+        if found_fault := _fault(program, this, source):
+            are_ok = False
+            yield failed(name, f"{', '.join(servers)}: {found_fault[0]}", found_fault[1])
+    if found and are_ok:
+        guarded = sum(entry.guard is not None for entry in found)
+        yield good(name, f"{guarded} of {plural(len(found), 'server')} guarded")
+
+
+def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, str] | None:
+    """What is wrong with the mcpguard of an entry, and a hint; None if nothing is."""
+    if may_vary(program):
+        return None
+    option = f" --project {shlex.quote(str(source.folder))}" if source.folder else ""
+    path = find(program, os.environ)
+    if path is None:
+        return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{option}"
+    if this is None or os.path.realpath(path) == os.path.realpath(this.program):
+        return None
+    if source.may_have_brought(path):
+        return f"its mcpguard is a file of the project: {path}", "use an installed one, if you do not know this file"
+    version = version_of(path)
+    if version == __version__:
+        return None
+    again = f"mcpguard uninstall {source.client.key}{option}, then {_MEND} {source.client.key}{option}"
+    if version is None:
+        return f"{path} does not say its version", again
+    return f"{path} is mcpguard {version}; this is {__version__}", again
+
+
+def _hook(client: Client, file: Path) -> Iterator[Check]:
+    assert client.hook  # noqa: S101 - see the caller
+    name = f"{client.title} (hook), {file}"
+    try:
+        commands = commands_in(file, client.hook)
+    except Fault as fault:
+        yield failed(name, fault.message, fault.hint or "correct the file")
+        return
+    for command in commands:
+        if is_gone(command):
+            yield failed(name, f"its mcpguard is missing: {command}", f"{_MEND} {client.key} --hook")
+        else:
+            yield good(name, command)

@@ -1,0 +1,97 @@
+"""Checks the files of clients, and finds a server in them."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
+from mcpguard.clients.entries import Entry
+from mcpguard.doctor import client_files
+from mcpguard.doctor.check import Check
+from mcpguard.errors import ConfigError, UsageError
+
+_FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}")
+"""Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`."""
+
+_VARIABLE: Final = re.compile(r"\$\{[^}]*\}|\{env:\w+\}")
+
+
+class Command(NamedTuple):
+    """How a client starts a server.
+
+    Attributes:
+        words: The command and its arguments, those of mcpguard included.
+        env: The variables that the client sets for it.
+        is_guarded: Whether it starts through mcpguard.
+    """
+
+    words: tuple[str, ...]
+    env: dict[str, str]
+    is_guarded: bool
+
+
+def checks() -> Iterator[Check]:
+    """Check the files of the account's clients, and those of the project in the working folder."""
+    try:
+        machine = Machine.this()
+    except ConfigError:
+        return  # without a home folder there are no clients
+    project = _project(machine)
+    yield from dict.fromkeys([*client_files.checks(machine), *(client_files.checks(machine, project) if project else ())])
+
+
+def _project(machine: Machine) -> Path | None:
+    """The working folder, unless it is the home folder or does not exist any more."""
+    try:
+        folder = Path.cwd()
+    except OSError:
+        return None
+    return None if folder == machine.home else folder
+
+
+def command_of(server: str, environ: Mapping[str, str]) -> Command:
+    """How the clients on this machine start a server.
+
+    Args:
+        server: The server's name in the clients' files.
+        environ: Fills in the variables of the clients.
+
+    Raises:
+        UsageError: No client has the server, they start it differently, or only the client knows a variable.
+    """
+    machine = Machine.this()
+    project = _project(machine)
+    places = [*sources(machine), *(sources(machine, project=project) if project else ())]
+    known = [(source, entry) for source in places for entry in _entries(source) if entry.words]
+    found = [(source, entry) for source, entry in known if entry.name == server]
+    again = f"give its command: mcpguard doctor --server {server} -- COMMAND"
+    if not found:
+        names = " ".join(sorted({entry.name for _, entry in known}))
+        raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
+    commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items())): entry for _, entry in found}
+    if len(commands) > 1:
+        where = ", ".join(dict.fromkeys(source.client.title for source, _ in found))
+        raise UsageError(f"--server: {where} start {server} with different commands or variables", again)
+    entry = next((entry for _, entry in found if entry.guard), found[0][1])
+    words = tuple(_filled(word, environ) for word in entry.words)
+    env = {name: _filled(value, environ) for name, value in entry.env.items()}
+    unknown = [name for text in (*words, *env.values()) for name in _VARIABLE.findall(text)]
+    if unknown:
+        raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
+    return Command(words, env, entry.guard is not None)
+
+
+def _entries(source: Source) -> list[Entry]:
+    """The servers in a client's file; none if it cannot be read, which `checks` reports."""
+    try:
+        return entries_of(source, read(source.file))
+    except Fault:
+        return []
+
+
+def _filled(text: str, environ: Mapping[str, str]) -> str:
+    def value(found: re.Match[str]) -> str:
+        return environ.get(found[1] or found[3], found[0] if found[2] is None else found[2])
+
+    return _FILLED.sub(value, text)

@@ -1,0 +1,69 @@
+"""Checks who would call: the user, the agent, and the token that names the user."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from mcpguard.config import Settings, place
+from mcpguard.core.identity import Identity
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good
+from mcpguard.doctor.quantities import span
+from mcpguard.errors import ConfigError
+from mcpguard.identity import configured_identity
+
+if TYPE_CHECKING:
+    from mcpguard.auth.settings import JwtSettings
+
+_SOURCES: Final = {"os": "the OS account", "jwt": "the token", "default": "a client fills in its own name"}
+
+
+def checks(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Check]:
+    """Tell the user and the agent with their sources, and until when the token is valid.
+
+    Args:
+        settings: The settings of this machine.
+        options: The options of the command line, which may name user and agent.
+    """
+    try:
+        configured = configured_identity(settings, "")
+    except ConfigError as error:
+        yield failed_by("identity", error)
+        return
+    if settings.jwt:
+        yield from _verified(settings, settings.jwt, configured, options)
+        return
+    yield good("identity", _told(configured, options))
+    if os.environ.get("MCPGUARD_TOKEN"):
+        what = "MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"
+        yield advice("token", what, "configure [identity.jwt], or unset the variable")
+
+
+def _told(who: Identity, options: Mapping[str, str | None]) -> str:
+    agent, agent_source = who.agent(None)
+    user_from, agent_from = (
+        place(key, options.get(key), os.environ) if source == "config" else _SOURCES[source]
+        for key, source in (("user", who.user_source), ("agent", agent_source))
+    )
+    return f"user {who.user} ({user_from}), agent {agent} ({agent_from})"
+
+
+def _verified(
+    settings: Settings, jwt: "JwtSettings", configured: Identity, options: Mapping[str, str | None]
+) -> Iterator[Check]:
+    from mcpguard.auth.examining import examined  # loads PyJWT
+    from mcpguard.core.claims import time_of, utc
+
+    warnings: list[str] = []
+    source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    if found.identity is None:
+        yield failed("identity", "nobody is verified, so every call is denied with 401", "see the next lines")
+    else:
+        yield good("identity", _told(found.identity, options))
+    for problem in found.problems:
+        yield failed_by("token", problem)
+    expires_s = time_of(found.claims, "exp") if found.claims else None
+    if found.identity is not None and expires_s is not None:
+        yield good("token", f"{source.where}: valid until {utc(expires_s)}, for {span(expires_s - time.time())}")
+    for warning in warnings:
+        yield advice("token", warning.partition(": chmod")[0], f"chmod 600 {source.where}")

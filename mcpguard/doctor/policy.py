@@ -1,0 +1,46 @@
+"""Checks the policy, as `mcpguard policy check` does."""
+
+from collections.abc import Iterator
+
+from mcpguard.config import Settings
+from mcpguard.core.identity import parse_agent
+from mcpguard.core.policy.lint import tier_warning, warnings
+from mcpguard.core.text import plural
+from mcpguard.doctor.check import Check, advice, failed_by, good
+from mcpguard.errors import ConfigError, PolicyError
+from mcpguard.policy_explaining import never_matched
+from mcpguard.policy_file import PolicyFile
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Tell which policy is in force, and warn of its likely mistakes."""
+    file = PolicyFile(settings.policy, named=settings.policy_named)
+    policy = file.begin()
+    if isinstance(policy, PolicyError):
+        yield failed_by("policy", policy)
+        return
+    rules = plural(len(policy.rules), "rule")
+    where = f"starter policy, no file at {settings.policy}" if file.is_starter else str(settings.policy)
+    if policy.observe:
+        yield advice(
+            "policy", f"{where}: {rules}, observe mode denies nothing", 'to deny calls, write mode = "enforce" into it'
+        )
+    elif not policy.rules:
+        yield advice("policy", f"{where}: no rules, so nothing is limited", "add one: mcpguard policy set --user '*' 100/1h")
+    else:
+        yield good("policy", f"{where}: {rules}")
+    tier = _configured_tier(settings)
+    for warning in warnings(policy, tiers=[tier] if tier else []):
+        yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
+    for warning in [] if file.is_starter else never_matched(policy, settings):
+        yield advice("policy", warning, "is each name right? compare with mcpguard audit tail")
+    unlimited = tier_warning(policy, tier)
+    if unlimited:
+        yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")
+
+
+def _configured_tier(settings: Settings) -> str | None:
+    try:
+        return parse_agent(settings.agent, where="agent").tier if settings.agent else None
+    except ConfigError:
+        return None  # the check of the identity reports it

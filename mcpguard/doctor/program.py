@@ -1,0 +1,52 @@
+"""Checks which `mcpguard` the PATH finds."""
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mcpguard import __version__
+from mcpguard.clients.launcher import version_of
+from mcpguard.doctor.check import Check, advice, failed, good
+
+
+def checks() -> Iterator[Check]:
+    """Tell whether `mcpguard` on the PATH is this one."""
+    yield from found_on(os.get_exec_path(), _own())
+
+
+def _own() -> Path:
+    """The command of this environment."""
+    return Path(sysconfig.get_path("scripts")) / ("mcpguard.exe" if sys.platform == "win32" else "mcpguard")
+
+
+def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
+    """Check the folders of a PATH.
+
+    Args:
+        folders: The folders, in their order.
+        own: The command of this environment.
+    """
+    places = [Path(folder) / own.name for folder in folders if folder]
+    found = list(
+        {place.resolve(): place for place in reversed(places) if os.access(place, os.X_OK) and place.is_file()}.values()
+    )[::-1]
+    if not found:
+        hint = f"clients need its full path: {own}"
+        yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
+        return
+    first, *others = found
+    if first.resolve() == own.resolve():
+        yield good("PATH", f"{first}, version {__version__}")
+    else:
+        version = version_of(first)
+        said = f"version {version}" if version else "which does not say its version"
+        detail = f"{first} is another mcpguard, {said}; this one is {__version__} in {own}"
+        if version == __version__:
+            yield advice("PATH", detail, "remove one of the two, so that it is clear which one clients start")
+        else:
+            yield failed("PATH", detail, f"remove or upgrade {first}, or put {own.parent} before its folder in the PATH")
+    if others:
+        more = " ".join(map(str, others))
+        yield advice("PATH", f"there are more of them: {more}", "remove them; a client whose PATH differs may start one")

@@ -1,0 +1,162 @@
+"""Starts a server behind mcpguard as a client would, and lists its tools with the rules that apply to each."""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, TextIO
+
+import anyio
+from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
+
+from mcpguard import __version__
+from mcpguard.config import Settings
+from mcpguard.core.identity import Identity
+from mcpguard.core.masking import masked_output, secrets_of
+from mcpguard.core.policy.match import rule_matches
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.server_name import server_name
+from mcpguard.core.text import plural, printable
+from mcpguard.doctor.check import Check, failed, failed_by, good
+from mcpguard.errors import CommandError, McpguardError, PolicyError
+from mcpguard.policy_explaining import caller
+from mcpguard.policy_file import PolicyFile
+from mcpguard.relay.command import find_program
+
+ANSWER_S: Final = 30.0
+"""How long a server may take to start and list its tools. A launcher may have to fetch it first."""
+
+_MOST_PAGES: Final = 100
+"""How many pages of tools are read."""
+
+_OURS: Final = "mcpguard: "
+_EXITED: Final = f"{_OURS}server exited with "
+
+
+class _Listed(NamedTuple):
+    """What a server said about itself: its name and version, the version of the protocol, and the names of its tools."""
+
+    name: str
+    protocol: str
+    tools: list[str]
+
+
+def checks(
+    settings: Settings, command: Sequence[str], *, options: Sequence[str], server: str | None, answer_s: float = ANSWER_S
+) -> Iterator[Check]:
+    """Start a server behind mcpguard, and check that it answers.
+
+    Args:
+        settings: The settings that `options` and the variables give.
+        command: The server's command, without mcpguard.
+        options: The options of `mcpguard run`.
+        server: The server's name; None to derive it from the command.
+        answer_s: How long the server may take.
+    """
+    name = server or os.environ.get("MCPGUARD_SERVER") or server_name(command)
+    try:
+        find_program(command[0], os.environ)
+    except CommandError as error:
+        yield failed_by("server", error)
+        return
+    begin_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "stderr"
+        guarded = [sys.executable, "-m", "mcpguard", "run", *options, "--", *command]
+        with file.open("w", encoding="utf-8") as errors:
+            found = _listed(guarded, errors, answer_s)
+        said = [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
+    if isinstance(found, str):
+        yield _failure(found, said, secrets_of(command, os.environ))
+        return
+    took_s = time.monotonic() - begin_s
+    tools = plural(len(found.tools), "tool")
+    yield good("server", printable(f"{name}: {found.name}, protocol {found.protocol}, {tools}, ready in {took_s:.1f} s"))
+    yield from _rules(settings, name, found.tools)
+
+
+def _listed(command: Sequence[str], errors: TextIO, answer_s: float) -> _Listed | str:
+    """What a server lists, or in a few words why it lists nothing.
+
+    Args:
+        command: The whole command.
+        errors: The file for stderr.
+        answer_s: How long the server may take.
+    """
+    logging.getLogger("mcp").setLevel(logging.CRITICAL + 1)  # the SDK logs what the result says anyway
+    try:
+        return anyio.run(_ask, command, errors, answer_s)
+    except Exception as error:  # the SDK raises almost anything for a server that misbehaves
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if isinstance(cause, TimeoutError):
+            return f"no answer within {answer_s:g} s"
+        if isinstance(cause, MCPError):
+            return f"it answers with an error: {cause}"
+        return f"it does not speak MCP: {type(cause).__name__}"
+
+
+async def _ask(command: Sequence[str], errors: TextIO, answer_s: float) -> _Listed:
+    """Connect to a server and list its tools.
+
+    Raises:
+        Exception: It does not answer, or not as it should.
+    """
+    environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
+    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ)
+    transport = stdio_client(parameters, errlog=errors)
+    info = Implementation(name="mcpguard-doctor", version=__version__)
+    with anyio.fail_after(answer_s):
+        async with Client(transport, client_info=info, cache=None) as client:
+            tools: list[str] = []
+            cursor: str | None = None
+            for _ in range(_MOST_PAGES):
+                page = await client.list_tools(cursor=cursor)
+                tools += [tool.name for tool in page.tools]
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            who = client.server_info
+            return _Listed(
+                f"{who.name} {who.version}".strip() if who else "a server without a name", client.protocol_version, tools
+            )
+
+
+def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> Check:
+    """The check of a server that lists no tools, with the last line that it wrote to stderr."""
+    theirs = [line for line in said if not line.startswith((_OURS, "hint: "))]
+    exited = next((line.removeprefix(_OURS) for line in said if line.startswith(_EXITED)), "")
+    if not exited and said and said[-1].startswith("hint: "):  # mcpguard itself has ended with an error
+        message, hint = (said[-2].removeprefix(_OURS), said[-1].removeprefix("hint: "))
+        return failed("server", printable(masked_output(message, secrets)), printable(masked_output(hint, secrets)))
+    last = f"; its last line on stderr: {theirs[-1]}" if theirs else "; it wrote nothing to stderr"
+    hint = "run the command by itself in a terminal: it must be an MCP server on stdio"
+    return failed("server", printable(masked_output(f"{exited or why}{last}", secrets)), hint)
+
+
+def _rules(settings: Settings, server: str, tools: Sequence[str]) -> Iterator[Check]:
+    """A line for each tool: the rules that apply to a call of it from here."""
+    policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
+    if isinstance(policy, PolicyError):
+        return  # the check of the policy reports it
+    try:
+        who = caller(settings, user=None, agent=None, token=None, roles=(), scopes=(), notify=lambda _: None)
+    except McpguardError:
+        return  # the check of the identity reports it
+    for tool in tools:
+        yield good(printable(f"tool {tool}"), printable(_applying(policy, who, server, tool)))
+
+
+def _applying(policy: Policy, who: Identity, server: str, tool: str) -> str:
+    call = Call(who.user, who.agent(None)[0], server, tool, who.roles, who.scopes)
+    found = [one for one in rule_matches(policy, call) if one.status == "applies"]
+    rules = [
+        f"{one.rule.limit_text.replace(' ', ' and ')} by rule {one.at + 1} ({one.rule.text})"
+        + (" in observe mode" if one.rule.observe else "")
+        for one in found
+    ]
+    return "; ".join(rules) or "no rule applies, so nothing limits it"

@@ -1,0 +1,161 @@
+"""Checks the store: that it can be opened for writing, what it holds, who holds it open, and how much space is left."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mcpguard.config import PATIENCE_MS, Settings
+from mcpguard.core.text import plural
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good
+from mcpguard.doctor.quantities import size, span
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.api import AuditReader
+from mcpguard.stores.sqlite.address import SqliteAddress
+
+if TYPE_CHECKING:
+    from mcpguard.stores.redis.url import RedisUrl
+
+LEAST_FREE_BYTES: Final = 32 * 1024 * 1024
+"""The least free space. A new store's call log alone takes 8 MiB."""
+
+_SHOWN_HOLDERS: Final = 8
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Open the store as a wrapper does, and look at what it holds."""
+    address = settings.address
+    if isinstance(address, SqliteAddress):
+        yield from _sqlite(settings, address.path)
+        return
+    from mcpguard.stores.redis.address import RedisAddress
+
+    assert isinstance(address, RedisAddress)  # noqa: S101 - there is no third kind
+    yield from _redis(settings, address.url)
+
+
+def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
+    if not settings.address.exists():
+        yield from _not_made_yet(path)
+        return
+    held = holders(path)
+    try:
+        with contextlib.closing(settings.open_store(least_timeout_ms=PATIENCE_MS)) as store:
+            oldest, warnings = _oldest(store), store.warnings
+    except StoreUnavailable as error:
+        yield failed_by("store", error)
+        return
+    files = [file for file in path.parent.glob(f"{path.name}*") if file.is_file()]
+    closed = [file for file in files if not os.access(file, os.W_OK)]
+    if closed:
+        yield failed("store", f"{closed[0]} cannot be written to", "give this account the right to write to it")
+        return
+    used = sum(file.stat().st_size for file in files)
+    opened = "" if held is None else f", {_held(held)}"
+    yield good("store", f"{path}: {size(used)}, {oldest}{opened}")
+    yield from _warned(warnings, "if this comes again, is the disk sound, and does another program touch these files?")
+    yield from _space(path.parent, settings, used)
+
+
+def _not_made_yet(path: Path) -> Iterator[Check]:
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        yield failed("store", f"{path} cannot be made: {folder} is not a folder", "name another file with [store] url")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        hint = "give this account the right to write there, or name another file with [store] url"
+        yield failed("store", f"{path} cannot be made: {folder} cannot be written to", hint)
+    else:
+        yield good("store", f"{path}: not made yet; the first server makes it")
+        yield from _space(folder, None, 0)
+
+
+def _space(folder: Path, settings: Settings | None, used: int) -> Iterator[Check]:
+    free = shutil.disk_usage(folder).free
+    may_grow = 0 if settings is None else max(0, settings.max_mb * 1024 * 1024 - used)
+    detail = f"{size(free)} free in {folder}"
+    if free < LEAST_FREE_BYTES:
+        yield failed("space", detail, "free some space: without it no decision can be written down")
+    elif free < may_grow:
+        yield advice("space", f"{detail}, and the store may grow by {size(may_grow)}", "free some space, or lower audit.max_mb")
+    else:
+        yield good("space", detail)
+
+
+def _oldest(store: AuditReader) -> str:
+    first = next(store.entries(), None)
+    if first is None:
+        return "no rows yet"
+    at_us = first.record["time_us"]
+    return f"oldest row {span(time.time() - int(str(at_us)) / 1e6)} old"
+
+
+def _warned(warnings: Sequence[str], hint: str) -> Iterator[Check]:
+    for warning in warnings:
+        yield advice("store", warning, hint)
+
+
+def _held(pids: Sequence[int]) -> str:
+    if not pids:
+        return "no process holds it open"
+    shown = " ".join(map(str, pids[:_SHOWN_HOLDERS])) + (" …" if len(pids) > _SHOWN_HOLDERS else "")
+    return f"process {shown} holds it open" if len(pids) == 1 else f"{len(pids)} processes hold it open ({shown})"
+
+
+def holders(path: Path, proc: Path = Path("/proc")) -> list[int] | None:
+    """The processes of this account that hold an SQLite store open; None if this system does not tell.
+
+    Args:
+        path: The database.
+        proc: Linux's table of processes.
+    """
+    if not (proc / "self").exists():
+        return None
+    wanted = f"{os.path.realpath(path)}-open"
+    found = []
+    for folder in proc.iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):  # a process that has ended, or that belongs to another account
+                if any(os.readlink(fd) == wanted for fd in (folder / "fd").iterdir()):  # noqa: PTH115 - much faster
+                    found.append(int(folder.name))
+    return sorted(found)
+
+
+def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
+    from mcpguard.stores.redis.link import Link
+    from mcpguard.stores.redis.states import prefix
+
+    timeout_s = PATIENCE_MS / 1000
+    try:
+        with contextlib.closing(settings.open_store(least_timeout_ms=PATIENCE_MS)) as store:
+            oldest, warnings = _oldest(store), store.warnings
+        deadline_s = time.monotonic() + timeout_s
+        key = prefix(settings.namespace) + "meta"
+        with contextlib.closing(Link(url, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
+            begin_s = time.monotonic()
+            replies = link.ask([("INFO",)], deadline_s=deadline_s)
+            took_ms = (time.monotonic() - begin_s) * 1000
+    except StoreUnavailable as error:
+        yield failed_by("store", error)
+        return
+    lines = replies[0].decode(errors="replace").splitlines() if isinstance(replies[0], bytes) else []
+    info = dict(line.split(":", 1) for line in lines if ":" in line)
+    others = int(info.get("connected_clients", "1")) - 1
+    holds = f"{oldest}, {plural(others, 'other connection')}"
+    detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {holds}"
+    if took_ms > settings.timeout_ms:
+        yield advice(
+            "store", detail, f"a call waits {settings.timeout_ms} ms at most: raise store.timeout_ms, or move it nearer"
+        )
+    else:
+        yield good("store", detail)
+    yield from _warned(warnings, "change the setting on the server")
+    used, most = (int(info.get(name, "0")) for name in ("used_memory", "maxmemory"))
+    if used:
+        detail = f"{size(used)} of memory used" + (f" of {size(most)}" if most else ", without a bound")
+        if most and most - used < LEAST_FREE_BYTES:
+            yield failed("space", detail, "raise maxmemory, or lower audit.max_mb")
+        else:
+            yield good("space", detail)

@@ -1,0 +1,83 @@
+"""An account with clients, for tests of `install`, `uninstall` and `clients`."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.cli import command
+
+MOVING = ("XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "COPILOT_HOME", "APPDATA", "UV_TOOL_BIN_DIR", "PIPX_BIN_DIR")
+"""Variables of the machine that runs the tests, which would lead to other files."""
+
+CURSOR = """{
+  "mcpServers": {
+    "crm": {
+      "command": "npx",
+      "args": ["-y", "@acme/crm"],
+      "env": {"CRM_KEY": "sk-secret"}
+    },
+    "bare": { "command": "crm-server" },
+    "web": { "url": "https://mcp.acme.com/?key=s3cret" },
+    "off": { "command": "old", "disabled": true }
+  }
+}
+"""
+
+CODEX = """model = "gpt-7"  # keep
+
+[mcp_servers.crm]
+command = 'npx'
+args = ["-y", "@acme/crm"]
+startup_timeout_sec = 20
+"""
+
+
+class Account:
+    """An account whose home folder is `folder`.
+
+    Attributes:
+        home: The home folder.
+        state: mcpguard's own folder.
+        project: A project.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.state, self.project = folder / "home", folder / "mcpguard", folder / "project"
+        for path in (self.home, self.state, self.project):
+            path.mkdir(parents=True)
+
+    def environ(self, **more: str) -> dict[str, str]:
+        """Variables for a command of this account."""
+        return {"HOME": str(self.home), **dict.fromkeys(MOVING, ""), **more}
+
+    def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command without a terminal, in this process."""
+        return command.mcpguard(self.state, *argv, **self.environ(**env))
+
+    def in_process(self, *argv: str, under: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command without a terminal, in a process of its own."""
+        return command.process(self.state, *argv, under=under, preexec=None, **self.environ(**env))
+
+    def on_terminal(self, *argv: str, typed: bytes = b"", columns: int = 80, **env: str) -> tuple[int, str]:
+        """Run a command on a terminal; return its exit status and what the terminal received."""
+        return command.on_terminal(self.state, *argv, typed=typed, columns=columns, **self.environ(**env))
+
+    def write(self, name: str, text: str | bytes) -> Path:
+        """Write a file below the folder of this account; `home/.cursor/mcp.json`."""
+        path = self.home.parent / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    def cursor(self, text: str = CURSOR) -> Path:
+        """Write Cursor's file."""
+        return self.write("home/.cursor/mcp.json", text)
+
+    def codex(self, text: str = CODEX) -> Path:
+        """Write Codex's file."""
+        return self.write("home/.codex/config.toml", text)
+
+    def files(self) -> dict[str, bytes]:
+        """The content of all files of clients."""
+        roots = (self.home, self.project)
+        return {str(path): path.read_bytes() for root in roots for path in sorted(root.rglob("*")) if path.is_file()}

@@ -1,0 +1,181 @@
+"""`mcpguard clients`, and what the shell completes."""
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mcpguard import __version__
+from mcpguard.cli import commands
+from tests.cli.account import Account
+from tests.end_to_end.host import policy, rule
+
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Account:
+    return Account(tmp_path)
+
+
+def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
+    done = account.run("clients", "--json", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_guarded(account: Account) -> None:
+    file = account.cursor()
+    account.run("install", "--server", "crm", "--yes")
+    usual = {"client": "cursor", "file": str(file), "scope": "user", "project": None}
+    assert rows(account) == [
+        usual
+        | {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "guarded": True, "mcpguard": PROGRAM}
+        | {"version": __version__, "limits": "4 rules", "note": None},
+        usual
+        | {"server": "bare", "command": ["crm-server"], "guarded": False, "mcpguard": None}
+        | {"version": None, "limits": None, "note": None},
+        usual
+        | {"server": "web", "command": None, "guarded": False, "mcpguard": None}
+        | {"version": None, "limits": None, "note": "remote"},
+        usual
+        | {"server": "off", "command": ["old"], "guarded": False, "mcpguard": None}
+        | {"version": None, "limits": None, "note": "disabled"},
+    ]
+
+
+def test_in_a_pipe_each_server_has_a_line(account: Account) -> None:
+    file = account.cursor()
+    account.run("install", "--server", "crm", "--yes")
+    done = account.run("clients")
+    assert done.stdout.splitlines() == [
+        f"Cursor (user scope), {file}",
+        f"  crm: guarded by mcpguard {__version__}, 4 rules: npx -y @acme/crm",
+        "  bare: not guarded: crm-server",
+        "  web: remote",
+        "  off: disabled: old",
+    ]
+
+
+def test_without_a_client_it_says_so(account: Account) -> None:
+    assert account.run("clients").stdout == "no client with servers is found\n"
+    assert rows(account) == []
+
+
+def test_the_limits_are_the_rules_that_can_match_the_server(account: Account, tmp_path: Path) -> None:
+    policy(account.state, rule("5/1m", server="crm") + rule("9/1m", server="c*") + rule("7/1m", server="x") + rule("3/1m"))
+    other = policy(tmp_path / "other", rule("1/1m", tool="t"))
+    broken = policy(tmp_path / "broken", "[[rule]]\n")
+    guards = {
+        "crm": ["--server", "crm"],
+        "other": ["--server", "other", "--policy", str(other)],
+        "broken": ["--policy", str(broken)],
+        "nameless": [],
+        "wrong": ["--nonsense", "1"],
+    }
+    entries = {name: {"command": PROGRAM, "args": ["run", *words, "--", "npx"]} for name, words in guards.items()}
+    account.cursor(json.dumps({"mcpServers": entries}))
+    assert {row["server"]: row["limits"] for row in rows(account)} == {
+        "crm": "3 rules",
+        "other": "1 rule",
+        "broken": "its policy is not valid",
+        "nameless": "4 rules",
+        "wrong": "its options are not valid",
+    }
+
+
+def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
+    old = account.write("old/mcpguard", "#!/bin/sh\necho mcpguard 0.0.9\n")
+    old.chmod(0o755)
+    programs = {"gone": "/gone/mcpguard", "old": str(old), "varies": "${userHome}/mcpguard"}
+    entries = {name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}
+    account.cursor(json.dumps({"mcpServers": entries}))
+    found = {row["server"]: (row["guarded"], row["version"], row["note"]) for row in rows(account)}
+    assert found == {"gone": (True, None, "missing"), "old": (True, "0.0.9", None), "varies": (True, None, None)}
+    assert "gone: guarded by /gone/mcpguard (missing), 4 rules: npx" in account.run("clients").stdout
+
+
+def test_a_program_that_came_with_a_project_is_not_run(account: Account) -> None:
+    touched = account.home / "touched"
+    program = account.write("project/bin/mcpguard", f"#!/bin/sh\ntouch {touched}\necho mcpguard 1.0\n")
+    program.chmod(0o755)
+    entry = {"command": str(program), "args": ["run", "--", "npx"]}
+    account.write("project/.mcp.json", json.dumps({"mcpServers": {"a": entry}}))
+    account.write("project/.cursor/mcp.json", json.dumps({"mcpServers": {"a": entry}}))
+    found = rows(account, "--project", str(account.project))
+    assert [(row["client"], row["version"]) for row in found] == [
+        ("claude-code", None),
+        ("cursor", None),
+        ("vscode", None),
+        ("copilot", None),
+    ]
+    assert not touched.exists()
+
+
+def test_a_file_that_cannot_be_read_is_shown_with_its_fault(account: Account) -> None:
+    file = account.cursor("{,")
+    account.codex()
+    first, second = rows(account)[::-1]
+    assert (first["server"], second["server"]) == (None, "crm")
+    assert first["note"].startswith(f"{file}:1:2: ")
+    done = account.run("clients")
+    assert done.returncode == 0
+    assert f"Cursor (user scope), {file}\n  {file}:1:2: " in done.stdout
+
+
+def test_names_and_commands_cannot_control_the_terminal(account: Account) -> None:
+    account.cursor(json.dumps({"mcpServers": {"a\x1b[2J": {"command": "b\x1b[2J", "args": []}}}))
+    assert "\x1b" not in account.run("clients").stdout
+    assert "\x1b[2J" not in account.on_terminal("clients")[1]
+    done = account.run("install", "--yes")
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_on_a_terminal_it_is_a_table_that_fits(account: Account, columns: int) -> None:
+    account.cursor()
+    account.run("install", "--server", "crm", "--yes")
+    status, said = account.on_terminal("clients", columns=columns, NO_COLOR="1")
+    assert status == 0
+    assert "crm" in said
+    assert all(len(line) <= columns for line in said.splitlines())
+
+
+def completed(account: Account, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+    """What the shell offers for the last word."""
+    for name, value in account.environ(MCPGUARD_HOME=str(account.state)).items():
+        monkeypatch.setenv(name, value)
+    from click.shell_completion import ShellComplete
+
+    complete = ShellComplete(commands.cli, {}, "mcpguard", "_MCPGUARD_COMPLETE")
+    return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_the_shell_completes_clients_that_are_found(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    account.cursor()
+    account.codex()
+    assert completed(account, monkeypatch, "install", "") == ["codex", "cursor"]
+    assert completed(account, monkeypatch, "uninstall", "cu") == ["cursor"]
+
+
+def test_the_shell_completes_servers_in_the_files(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    account.cursor()
+    account.codex('[mcp_servers.crm]\ncommand = "a"\n[mcp_servers."my files"]\ncommand = "b"\n')
+    account.write("home/.gemini/settings.json", "{ damaged")
+    assert completed(account, monkeypatch, "install", "--server", "") == ["bare", "crm", "my files", "off", "web"]
+    assert completed(account, monkeypatch, "install", "--project", str(account.project), "--server", "") == []
+    assert completed(account, monkeypatch, "install", "--project", "/nowhere", "--server", "") == []
+
+
+def test_every_client_is_in_the_help_of_install() -> None:
+    from mcpguard.clients.catalog import BY_KEY
+
+    command = commands.cli.get_command(click.Context(commands.cli), "install")
+    assert command
+    assert command.help
+    listed = command.help.split("Clients: ")[1].split(".\n")[0]
+    assert [key.strip() for key in listed.split(",")] == list(BY_KEY)

@@ -1,0 +1,296 @@
+"""Completion in real shells on a terminal, and the values that it offers."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.cli import _seen, _typed
+from tests import redis_servers
+from tests.cli.command import calls, mcpguard
+from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
+from tests.missing import missing
+
+SHOW = "\x18\x10"
+"""The keys that show the line and empty it."""
+
+START = {
+    "bash": (
+        ["--norc", "--noprofile", "-i"],
+        """show() { printf '<<%s>>\\n' "$READLINE_LINE"; READLINE_LINE=; }; bind -x '"\\C-x\\C-p": show'; """
+        'eval "$(mcpguard completion bash)"; echo REA""DY',
+    ),
+    "zsh": (
+        ["-f", "-i"],
+        """autoload -U compinit; compinit -u -D; show() { zle -I; print -r -- "<<$BUFFER>>"; BUFFER=; }; zle -N show; """
+        """bindkey '^X^P' show; eval "$(mcpguard completion zsh)"; echo REA""DY""",
+    ),
+    "fish": (
+        ["--no-config", "-i"],
+        "function show; printf '<<%s>>\\n' (commandline | string collect); commandline -r ''; end; bind \\cx\\cp show; "
+        'mcpguard completion fish | source; echo REA""DY',
+    ),
+}
+"""The arguments of each shell, and the line that loads the script and defines the keys `SHOW`."""
+
+RULES = [
+    rule("5/1m", user="al ice@acme.com", tool="search_customers"),
+    rule("5/1m", agent="Claude Code::subagent::Explore"),
+    rule("5/1m", agent="Claude Code::subagent::Plan"),
+    rule("5/1m", agent="*::api::*", server="c'r$m"),
+]
+
+
+class Shell:
+    """A shell on a terminal of its own."""
+
+    def __init__(self, kind: str, home: Path) -> None:
+        path = shutil.which(kind)
+        if not path:
+            missing(f"{kind} is not installed")
+        arguments, setup = START[kind]
+        (home / "bin").mkdir()
+        program = home / "bin/mcpguard"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mcpguard "$@"\n')
+        program.chmod(0o755)
+        search = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+        env = environment(home, PATH=search, HOME=str(home), TERM="xterm", LANG="C.UTF-8")
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 300, 0, 0))
+        self._process = subprocess.Popen(
+            [path, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=env,
+            cwd=home,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self._type(f"{setup}\n")
+        self._read(rb"READY")
+
+    def _type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def _read(self, pattern: bytes) -> bytes:
+        """Read until a pattern matches; return its group, or the match."""
+        data, deadline = b"", time.monotonic() + DEADLINE_S
+        while not (found := re.search(pattern, data)):
+            left = max(0.0, deadline - time.monotonic())
+            assert select.select([self._master], [], [], left)[0], f"nothing came after {data!r}"
+            some = os.read(self._master, 65536)
+            data += some
+            if b"\x1b[c" in some or b"\x1b[0c" in some:  # fish asks what terminal this is
+                self._type("\x1b[?62;22c")
+        return found[found.lastindex or 0]
+
+    def completed(self, line: str) -> str:
+        """The line after it was typed and Tab was pressed."""
+        self._type(f"{line}\t{SHOW}")
+        return self._read(rb"<<(.*?)>>\r?\n").decode()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self._master)
+
+
+@pytest.fixture(scope="module", params=list(START))
+def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    home = tmp_path_factory.mktemp(request.param)
+    policy(home, "".join(RULES))
+    opened = Shell(request.param, home)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("mcpguard aud", "mcpguard audit "),
+        ("mcpguard run --us", "mcpguard run --user "),
+        ("mcpguard completion fi", "mcpguard completion fish "),
+        ("true && mcpguard policy uns", "true && mcpguard policy unset "),
+        ("A=1 mcpguard whoa", "A=1 mcpguard whoami "),
+        ("mcpguard run --user al", r"mcpguard run --user al\ ice@acme.com "),
+        (r"mcpguard run --user al\ ice@a", r"mcpguard run --user al\ ice@acme.com "),
+        ("mcpguard run --user=al", r"mcpguard run --user=al\ ice@acme.com "),
+        ('mcpguard run --user "al', 'mcpguard run --user "al ice@acme.com" '),
+        ("mcpguard run --user 'al", "mcpguard run --user 'al ice@acme.com' "),
+        ("mcpguard run --agent Cl", r"mcpguard run --agent Claude\ Code::subagent::"),
+        (r"mcpguard run --agent Claude\ Code::subagent::E", r"mcpguard run --agent Claude\ Code::subagent::Explore "),
+        (r"mcpguard run --agent=Claude\ Code::subagent::P", r"mcpguard run --agent=Claude\ Code::subagent::Plan "),
+        ('mcpguard run --agent "Claude Code::subagent::E', 'mcpguard run --agent "Claude Code::subagent::Explore" '),
+        ("mcpguard run --agent 'Claude Code::sub", "mcpguard run --agent 'Claude Code::subagent::"),
+        ("mcpguard reset --tool sea", "mcpguard reset --tool search_customers "),
+        ("mcpguard audit tail --decision rate", "mcpguard audit tail --decision rate_limited "),
+        ("mcpguard policy explain --tool search_customers --user al",
+         r"mcpguard policy explain --tool search_customers --user al\ ice@acme.com "),
+        ("mcpguard run --user alice --agent Z --policy pol", "mcpguard run --user alice --agent Z --policy policy.toml "),
+        ("mcpguard run --quiet -- ./pol", "mcpguard run --quiet -- ./policy.toml "),
+    ],
+)  # fmt: skip
+def test_tab_completes_the_line(shell: Shell, typed: str, completed: str) -> None:
+    assert shell.completed(typed) == completed
+
+
+@pytest.mark.parametrize("typed", ["mcpguard nonsense --", "mcpguard run --user Zo", "mcpguard policy sett --us"])
+def test_without_a_value_the_line_stays(shell: Shell, typed: str) -> None:
+    assert shell.completed(typed).rstrip() == typed
+
+
+def offered(home: Path, line: str, breaks: str = "") -> list[str]:
+    """The words that bash is offered for a line, without what it quotes."""
+    done = mcpguard(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [text.partition(",")[2] for text in done.stdout.splitlines() if text]
+
+
+def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> None:
+    policy(tmp_path, rule("5/1m", user="alice", tool="search_*"))
+    calls(tmp_path, "delete_user", 1, "--user", "bob", "--server", "crm", "--agent", "Codex::api::x")
+    assert offered(tmp_path, "mcpguard run --user ") == ["alice", "bob"]
+    assert offered(tmp_path, "mcpguard audit tail --agent ") == ["Codex::api::x"]
+    assert offered(tmp_path, "mcpguard reset --server ") == ["crm"]
+    assert offered(tmp_path, "mcpguard policy explain --tool ") == ["delete_user"]
+    assert offered(tmp_path, "mcpguard policy unset --tool '") == ["search_*", "delete_user"]
+    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == ["user", "agent", "tool", "server", "none"]
+
+
+def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -> None:
+    other = policy(tmp_path / "other", rule("5/1m", user="carol"))
+    calls(tmp_path / "other", "search", 1, "--user", "dora")
+    line = f"mcpguard run --policy {other} --store sqlite://{tmp_path}/other/mcpguard.db --user "
+    assert offered(tmp_path, line) == ["carol", "dora"]
+
+
+def test_names_come_from_a_redis_store(tmp_path: Path) -> None:
+    with redis_servers.running(tmp_path / "server") as server:
+        calls(tmp_path, "search", 1, "--user", "bob", "--store", server.url)
+        assert offered(tmp_path, f"mcpguard reset --store {server.url} --user ") == ["bob"]
+
+
+def test_names_with_control_characters_are_not_offered(tmp_path: Path) -> None:
+    calls(tmp_path, "search\x1b[2J", 1)
+    calls(tmp_path, "search", 1)
+    assert offered(tmp_path, "mcpguard reset --tool ") == ["search"]
+
+
+@pytest.mark.parametrize("text", ["[", '[store]\nurl = "redis://127.0.0.1:1/0"', '[store]\nurl = "sqlite:///dev/null/x"'])
+def test_an_error_offers_no_value_and_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    policy(tmp_path, "broken")
+    assert offered(tmp_path, "mcpguard run --user ") == []
+
+
+def test_a_store_that_takes_too_long_offers_what_was_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    never = threading.Event()
+
+    def names(*_: object) -> Iterator[str]:
+        never.wait()
+        yield "too late"
+
+    policy(tmp_path, rule("5/1m", user="alice"))
+    monkeypatch.setattr(_seen, "LOOK_S", 0.5)
+    monkeypatch.setattr(_seen, "_of_rows", names)
+    assert offered(tmp_path, "mcpguard run --user ") == ["alice"]
+    never.set()
+
+
+def test_completion_changes_nothing(tmp_path: Path) -> None:
+    assert offered(tmp_path, "mcpguard run --user ") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+BREAKS = " \t\n\"'@><=;|&(:"
+
+
+@pytest.mark.parametrize(
+    ("line", "value", "rest"),
+    [
+        ("x a", "ab c", r"ab\ c"),
+        ("x a::b", "a::b c", r"b\ c"),
+        ("x --user=a", "--user=ab", "ab"),
+        ("x alice@ac", "alice@acme.com", "@acme.com"),
+        ("x 'a b::", "a b::c 'd", r"a b::c '\''d"),
+        ('x "a b::', 'a b::c "$d`', r"a b::c \"\$d\`"),
+        ('x "a b"::', "a b::c", "c"),
+        ('x "a', "a;b", "a;b"),
+        ("x a", "a;b$(c)", r"a\;b\$\(c\)"),
+        (r"x a\:", "a:b", "a:b"),
+        ("x ", "客 户", r"客\ 户"),
+    ],
+)
+def test_a_value_is_quoted_as_the_rest_of_the_word(line: str, value: str, rest: str) -> None:
+    typed = _typed.read(line, BREAKS)
+    assert value.startswith(typed.word)
+    assert typed.rest_of(value) == rest
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "word"),
+    [
+        ("", [], ""),
+        ("a b", ["a"], "b"),
+        ("a  b ", ["a", "b"], ""),
+        ("a '' \"\"", ["a", ""], ""),
+        ("a 'b c' \"d \\\" \\e", ["a", "b c"], 'd " \\e'),
+        ("a b\\", ["a"], "b"),
+    ],
+)
+def test_an_unfinished_line_is_split_as_a_shell_splits_it(line: str, words: list[str], word: str) -> None:
+    typed = _typed.read(line)
+    assert (typed.words, typed.word) == (words, word)
+
+
+@pytest.mark.parametrize(
+    ("line", "index", "lines"),
+    [
+        ("mcpguard run --agent Cl", 3, ["plain", "'Claude Code::subagent::Explore'", "_"]),
+        ("mcpguard run --agent='Claude Co", 2, ["plain", "'--agent=Claude Code::subagent::Explore'", "_"]),
+        ("mcpguard reset --server c", 3, ["plain", "'c''r$m'", "_"]),
+        ("mcpguard completion --he", 2, ["plain", "--help", "Show this message and exit."]),
+        ("mcpguard run --policy x", 3, ["file", "x", "_"]),
+    ],
+)  # fmt: skip
+def test_powershell_gets_three_lines_for_each_value(tmp_path: Path, line: str, index: int, lines: list[str]) -> None:
+    policy(tmp_path, RULES[1] + RULES[3])
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(index)}
+    done = mcpguard(tmp_path, _MCPGUARD_COMPLETE="powershell_complete", **words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == lines
+
+
+def test_the_script_of_powershell_registers_a_completer(tmp_path: Path) -> None:
+    script = mcpguard(tmp_path, "completion", "powershell").stdout
+    assert "Register-ArgumentCompleter -Native -CommandName mcpguard " in script
+    assert "$env:_MCPGUARD_COMPLETE = 'powershell_complete'" in script
+
+
+@pytest.mark.parametrize("instruction", ["bash_source", "tcsh_complete", "x"])
+def test_an_unknown_request_offers_nothing(tmp_path: Path, instruction: str) -> None:
+    done = mcpguard(tmp_path, _MCPGUARD_COMPLETE=instruction)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+def test_an_unknown_shell_is_refused(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "completion", "tcsh")
+    assert done.returncode == 2
+    assert "bash" in done.stderr

@@ -1,0 +1,687 @@
+"""`mcpguard install` and `mcpguard uninstall`."""
+
+import errno
+import json
+import os
+import sysconfig
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.clients import installing, running
+from mcpguard.clients.catalog import BY_KEY
+from tests.cli.account import CODEX, CURSOR, Account
+from tests.cli.command import BOUND
+from tests.clients.test_files import FOLDER
+
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+
+
+@pytest.fixture(autouse=True)
+def _no_client_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that runs the tests may run Claude Desktop."""
+    monkeypatch.setattr(running, "_name", lambda _: "")
+    monkeypatch.setattr(running, "_output", lambda *_: "")
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Account:
+    return Account(tmp_path)
+
+
+def servers(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_bytes())["mcpServers"]
+    return found
+
+
+def guarded(name: str, *command: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"command": PROGRAM, "args": ["run", "--server", name, *options, "--", *command]}
+
+
+PLACES = {
+    "amazonq.mcp.json": "home/.aws/amazonq/mcp.json",
+    "claude.json": "home/.claude.json",
+    "claude_code.mcp.json": "project/.mcp.json",
+    "claude_desktop_config.json": "home/.config/Claude/claude_desktop_config.json",
+    "cline_mcp_settings.json": "home/.cline/mcp.json",
+    "codex.config.toml": "home/.codex/config.toml",
+    "continue.config.yaml": "home/.continue/config.yaml",
+    "copilot.mcp-config.json": "home/.copilot/mcp-config.json",
+    "cursor.mcp.json": "home/.cursor/mcp.json",
+    "gemini.settings.json": "home/.gemini/settings.json",
+    "goose.config.yaml": "home/.config/goose/config.yaml",
+    "kiro.mcp.json": "home/.kiro/settings/mcp.json",
+    "lmstudio.mcp.json": "home/.lmstudio/mcp.json",
+    "opencode.jsonc": "home/.config/opencode/opencode.jsonc",
+    "vscode.mcp.json": "home/.config/Code/User/mcp.json",
+    "vscode.settings.json": "home/.config/Code/User/settings.json",
+    "windsurf.mcp_config.json": "home/.codeium/windsurf/mcp_config.json",
+    "zed.settings.json": "home/.config/zed/settings.json",
+}
+"""Where the files of `tests/clients/files` belong."""
+
+
+# What it changes
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_the_files_of_all_clients_are_guarded_in_one_run_and_given_back_byte_for_byte(account: Account, end: str) -> None:
+    assert {file.name for file in FOLDER.iterdir()} >= set(PLACES)
+    for name, place in PLACES.items():
+        account.write(place, (FOLDER / name).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", end.encode()))
+    before = account.files()
+    done = account.run("install", "--yes")
+    (refused,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
+    assert ": sandboxed: its sandbox would keep mcpguard from its counters" in refused
+    project = account.run("install", "--yes", "--project", str(account.project))
+    assert (done.returncode, project.returncode) == (1, 0)
+    after = account.files()
+    assert [name for name, content in before.items() if after[name] == content] == []
+    everything = json.loads(account.run("clients", "--json").stdout)
+    unguarded = {row["server"] for row in everything if row["command"] and not row["note"] and not row["guarded"]}
+    assert unguarded == {"sandboxed"}
+    assert {row["client"] for row in everything} == set(BY_KEY)
+    account.run("install", "--yes")
+    assert account.files() == after
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.run("uninstall", "--yes", "--project", str(account.project)).returncode == 0
+    assert account.files() == before
+
+
+def test_install_puts_mcpguard_before_the_commands_of_all_clients_and_uninstall_gives_every_byte_back(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    before = account.files()
+    done = account.run("install", "--yes")
+    assert done.returncode == 0, done.stderr
+    found = servers(cursor)
+    assert found["crm"] == guarded("crm", "npx", "-y", "@acme/crm") | {"env": {"CRM_KEY": "sk-secret"}}
+    assert found["bare"] == guarded("bare", "crm-server")
+    assert found["web"] == {"url": "https://mcp.acme.com/?key=s3cret"}
+    assert found["off"] == {"command": "old", "disabled": True}
+    toml = codex.read_text()
+    assert tomllib.loads(toml)["mcp_servers"]["crm"]["args"][:4] == ["run", "--server", "crm", "--"]
+    assert 'model = "gpt-7"  # keep' in toml
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.files() == before
+
+
+def test_each_file_is_named_with_what_was_done_and_what_was_left_and_why(account: Account) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--yes", "cursor")
+    assert done.stdout.splitlines()[:5] == [
+        f"Cursor (user scope), {cursor}",
+        "  crm: guarded",
+        "  bare: guarded",
+        "  web: not changed (remote: mcpguard guards only servers that the client starts)",
+        "  off: not changed (disabled)",
+    ]
+    assert "  Cursor: switch the server off and on in Cursor's settings, or restart Cursor" in done.stdout
+    done = account.run("uninstall", "--yes")
+    assert "  crm: not guarded any more" in done.stdout
+    assert "  web: not guarded\n" in done.stdout
+
+
+def test_a_second_install_changes_nothing_and_says_so(account: Account) -> None:
+    account.cursor()
+    account.codex()
+    account.run("install", "--yes")
+    before, saved = account.files(), sorted((account.state / "backups").iterdir())
+    done = account.run("install")  # it need not ask
+    assert done.returncode == 0
+    assert "  crm: guarded already" in done.stdout
+    assert "take effect" not in done.stdout
+    assert account.files() == before
+    assert sorted((account.state / "backups").iterdir()) == saved
+    account.run("uninstall", "--yes")
+    done = account.run("uninstall")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  crm: not guarded" in done.stdout
+
+
+def test_only_the_named_client_and_the_named_servers_are_changed(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    assert account.run("install", "cursor", "--server", "crm", "--yes").returncode == 0
+    assert servers(cursor)["crm"]["command"] == PROGRAM
+    assert servers(cursor)["bare"] == {"command": "crm-server"}
+    assert codex.read_text() == CODEX
+    assert account.run("install", "--server", "crm", "--server", "bare", "--yes").returncode == 0
+    assert servers(cursor)["bare"]["command"] == PROGRAM
+    assert codex.read_text() != CODEX
+    assert account.run("uninstall", "--server", "crm", "--yes").returncode == 0
+    assert codex.read_text() == CODEX
+    assert servers(cursor)["bare"]["command"] == PROGRAM
+
+
+def test_uninstall_finds_its_part_after_the_client_has_written_the_file_anew(account: Account) -> None:
+    file = account.cursor()
+    account.run("install", "--yes")
+    content = json.loads(file.read_bytes())
+    content["mcpServers"]["new"] = {"command": "other", "args": []}
+    file.write_text(json.dumps(content, indent=8, sort_keys=True))
+    account.run("uninstall", "--yes")
+    wanted = json.loads(CURSOR)
+    wanted["mcpServers"]["new"] = {"command": "other", "args": []}
+    assert json.loads(file.read_bytes()) == wanted
+
+
+def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again(account: Account) -> None:
+    file = account.cursor('{"mcpServers": {"a": {"command": "a"}, "b": {"command": "b", "args": []}}}\n')
+    before = file.read_bytes()
+    account.run("install", "--yes")
+    account.run("uninstall", "--yes", "--server", "a")
+    account.run("uninstall", "--yes", "--server", "b")
+    assert file.read_bytes() == before
+
+
+def test_without_its_record_uninstall_leaves_an_empty_list(account: Account) -> None:
+    file = account.cursor('{"mcpServers": {"a": {"command": "a"}}}\n')
+    account.run("install", "--yes")
+    (account.state / "installed.json").unlink()
+    account.run("uninstall", "--yes")
+    assert servers(file) == {"a": {"command": "a", "args": []}}
+
+
+def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:
+    gone = "/gone/bin/mcpguard"
+    other = account.write("other/mcpguard", "#!/bin/sh\n")
+    entry = {"args": ["run", "--server", "crm", "--user", "alice", "--", "npx"], "env": {}}
+    varying = "${userHome}/bin/mcpguard"
+    commands = {"a": gone, "b": str(other), "c": varying}
+    file = account.cursor(json.dumps({"mcpServers": {key: {"command": one, **entry} for key, one in commands.items()}}))
+    done = account.run("install", "--yes")
+    assert done.returncode == 0
+    assert {key: one["command"] for key, one in servers(file).items()} == {"a": PROGRAM, "b": str(other), "c": varying}
+    assert all(one["args"] == entry["args"] for one in servers(file).values())
+    assert f"  a: its mcpguard is this one now ({gone} is gone)" in done.stdout
+    account.run("uninstall", "--yes")
+    assert all(one == {"command": "npx", "args": [], "env": {}} for one in servers(file).values())
+
+
+def test_a_server_behind_another_guard_gets_mcpguard_around_it_with_a_note(account: Account) -> None:
+    account.cursor('{"mcpServers": {"a": {"command": "/opt/airlock-mcp", "args": ["npx"]}}}')
+    done = account.run("install", "--yes")
+    assert "  a: guarded (it also runs through airlock-mcp)" in done.stdout
+
+
+def test_a_variable_of_the_client_stays_as_it_is(account: Account) -> None:
+    text = '{"mcpServers": {"a": {"command": "${env:NODE}", "args": ["${workspaceFolder}", "$HOME", "${input:key}"]}}}'
+    file = account.cursor(text)
+    account.run("install", "--yes")
+    assert servers(file)["a"]["args"][4:] == ["${env:NODE}", "${workspaceFolder}", "$HOME", "${input:key}"]
+
+
+def test_a_link_to_a_file_of_dotfiles_stays_a_link(account: Account) -> None:
+    real = account.write("dotfiles/cursor.json", CURSOR)
+    link = account.home / ".cursor/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to(real)
+    account.run("install", "--yes")
+    assert link.is_symlink()
+    assert servers(real)["crm"]["command"] == PROGRAM
+    account.run("uninstall", "--yes")
+    assert (link.is_symlink(), real.read_text()) == (True, CURSOR)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["uvx", "--from", "mcpguard-cli", "mcpguard", "run", "--", "npx"],
+        ["sh", "-c", "exec /opt/mcpguard run -- npx"],
+        ["python", "-m", "mcpguard", "run", "npx"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count_twice(
+    account: Account, command: list[str]
+) -> None:
+    text = json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}})
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, file.read_text()) == (0, text)
+    assert "  a: not changed (its own command starts mcpguard run)" in done.stdout
+    assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
+
+
+def test_an_entry_without_a_name_or_without_a_command_is_left(account: Account) -> None:
+    text = '{"mcpServers": {"": {"command": "a"}, "b": {"args": []}, "c": 7}}'
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, file.read_text()) == (0, text)
+    assert "  : not changed (it has no name)" in done.stdout
+    assert "  b: not changed (it has no command)" in done.stdout
+    assert "  c: not changed (it is not an object)" in done.stdout
+
+
+# Projects and shared files
+
+
+def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Account) -> None:
+    cursor = account.cursor()
+    file = account.write("project/.mcp.json", '{"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
+    claude = account.write(
+        "home/.claude.json",
+        json.dumps(
+            {
+                "mcpServers": {"mine": {"command": "a"}},
+                "projects": {
+                    str(account.project): {"mcpServers": {"here": {"command": "b", "args": []}}},
+                    "/elsewhere": {"mcpServers": {"there": {"command": "c", "args": []}}},
+                },
+            }
+        ),
+    )
+    before = account.files()
+    done = account.run("install", "--project", str(account.project), "--yes")
+    assert done.returncode == 0, done.stderr
+    assert servers(file)["crm"]["command"] == PROGRAM
+    assert cursor.read_text() == CURSOR
+    found = json.loads(claude.read_bytes())
+    assert found["mcpServers"] == {"mine": {"command": "a"}}
+    assert found["projects"][str(account.project)]["mcpServers"]["here"]["command"] == PROGRAM
+    assert found["projects"]["/elsewhere"]["mcpServers"]["there"]["command"] == "c"
+    account.run("install", "claude-code", "--yes")
+    found = json.loads(claude.read_bytes())
+    assert found["mcpServers"]["mine"]["command"] == PROGRAM
+    assert found["projects"]["/elsewhere"]["mcpServers"]["there"]["command"] == PROGRAM
+    account.run("uninstall", "--yes")
+    account.run("uninstall", "--project", str(account.project), "--yes")
+    assert account.files() == before
+
+
+def test_one_edit_of_a_file_that_several_clients_read_serves_them_all(account: Account) -> None:
+    file = account.write("project/.mcp.json", '{"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
+    done = account.run("install", "--project", str(account.project), "--yes")
+    assert servers(file) == {"crm": guarded("crm", "npx", "x")}
+    for client in ("Claude Code", "Copilot CLI", "VS Code"):
+        assert f"{client} (project scope), {file}\n  crm: guarded\n" in done.stdout
+        assert f"\n  {client}: " in done.stdout.split("take effect")[1]
+    assert len(list((account.state / "backups").iterdir())) == 1
+
+
+def test_a_file_with_comments_that_one_client_reads_and_another_does_not_is_edited_for_the_first(account: Account) -> None:
+    file = account.write("project/.mcp.json", '{// ours\n"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
+    done = account.run("install", "--project", str(account.project), "--yes")
+    assert done.returncode == 1
+    assert done.stderr.count(f"{file}:1:2: ") == 1
+    assert PROGRAM in file.read_text()
+    assert account.run("install", "copilot", "--project", str(account.project), "--yes").returncode == 0
+
+
+# What it does not change
+
+
+@pytest.mark.parametrize("damaged", ['{"mcpServers": {"a": {"command": "x"}}', "{// strict\n}", "\xff", "[1, 2"])
+def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(account: Account, damaged: str) -> None:
+    cursor, codex = account.write("home/.cursor/mcp.json", damaged.encode("latin-1")), account.codex()
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert cursor.read_bytes() == damaged.encode("latin-1")
+    assert PROGRAM in codex.read_text()
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
+    assert line.startswith(f"mcpguard: {cursor}:")
+    assert "hint: mend the file" in line
+
+
+def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    cursor.chmod(0o444)
+    done = account.in_process("install", "--yes", under=BOUND)
+    assert done.returncode == 1
+    assert cursor.read_text() == CURSOR
+    assert PROGRAM in codex.read_text()
+    assert f"mcpguard: {cursor}: not changed: Permission denied (hint: give your account the right to write" in done.stderr
+    assert f"Cursor (user scope), {cursor}" not in done.stdout
+    assert "  Cursor: " not in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_to_leaves_its_file(account: Account) -> None:
+    cursor = account.cursor()
+    cursor.parent.chmod(0o555)
+    done = account.in_process("install", "--yes", under=BOUND)
+    cursor.parent.chmod(0o755)
+    assert done.returncode == 1
+    assert cursor.read_text() == CURSOR
+    assert "not changed: Permission denied" in done.stderr
+
+
+def test_a_file_without_space_for_its_backup_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor = account.cursor()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mcpguard.clients.writing._save_in", refuse)
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert cursor.read_text() == CURSOR
+    where = account.state / "backups"
+    assert f"no copy of it can be saved in {where}: No space left on device (hint: check that this folder" in done.stderr
+
+
+def test_without_a_writable_state_folder_no_file_is_changed(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    account.state.chmod(0o555)
+    done = account.in_process("install", "codex", "--yes", under=BOUND)
+    assert done.returncode == 1
+    assert f"no copy of it can be saved in {account.state}/backups: Permission denied" in done.stderr
+    done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
+    assert done.returncode == 1
+    assert f"{account.state}/installed.json: not changed: Permission denied" in done.stderr
+    assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
+
+
+def test_a_file_that_changes_while_the_user_reads_the_diff_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    write = installing._write
+
+    def late(change: installing.Change, backups: Path) -> None:
+        if change.file == cursor:
+            cursor.write_text("{}")
+        write(change, backups)
+
+    monkeypatch.setattr(installing, "_write", late)
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert cursor.read_text() == "{}"
+    assert PROGRAM in codex.read_text()
+    assert "another program has changed it just now (hint: run this again)" in done.stderr
+
+
+def test_a_link_to_nothing_is_reported(account: Account) -> None:
+    link = account.home / ".cursor/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to("gone.json")
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"mcpguard: {link}: cannot be read: No such file or directory (hint: check where the link leads)\n"
+    )
+
+
+def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(account: Account) -> None:
+    text = '{"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": true}}%s}'
+    file = account.write("home/.config/Code/User/mcp.json", text % "")
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in done.stderr
+    assert file.read_text() == text % ""
+    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": ["{account.state}"]}}}}')
+    assert account.run("install", "--yes").returncode == 0
+    assert PROGRAM in file.read_text()
+
+
+def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
+    codex = account.codex()
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert desktop.read_text() == CURSOR
+    assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
+    assert PROGRAM in codex.read_text()
+    monkeypatch.setattr(installing, "is_running", lambda _: False)
+    done = account.run("install", "--yes")
+    assert done.returncode == 0
+    assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
+
+
+# Asking and showing
+
+
+def test_a_dry_run_prints_the_diff_and_changes_nothing(account: Account) -> None:
+    cursor = account.cursor()
+    before = account.files()
+    done = account.run("install", "--dry-run")
+    assert done.returncode == 0
+    assert account.files() == before
+    assert list(account.state.iterdir()) == []
+    assert done.stdout.splitlines() == [
+        f"--- {cursor}",
+        f"+++ {cursor}",
+        "@@ -4,2 +4,2 @@",
+        '-      "command": "npx",',
+        '-      "args": ["-y", "@acme/crm"],',
+        f'+      "command": "{PROGRAM}",',
+        '+      "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm"],',
+        "@@ -8 +8 @@",
+        '-    "bare": { "command": "crm-server" },',
+        f'+    "bare": {{ "command": "{PROGRAM}", "args": ["run", "--server", "bare", "--", "crm-server"] }},',
+    ]
+
+
+def test_the_diff_shows_no_line_around_a_change_and_no_token(account: Account) -> None:
+    token = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
+    account.cursor(CURSOR.replace('"-y"', f'"{token}"'))
+    done = account.run("install", "--dry-run")
+    assert "(a token)" in done.stdout
+    assert token not in done.stdout + done.stderr
+    assert "secret" not in done.stdout
+
+
+def test_the_diff_of_a_file_in_one_line_shows_only_the_parts_that_change(account: Account) -> None:
+    content = json.loads(CURSOR) | {"history": ["a long story"] * 100}
+    account.cursor(json.dumps(content))
+    done = account.run("install", "--dry-run", "--server", "crm")
+    assert '-"command": "npx",' in done.stdout.replace("- ", "-")
+    assert "story" not in done.stdout
+    assert "secret" not in done.stdout
+
+
+def test_it_asks_on_a_terminal_and_changes_nothing_without_a_yes(account: Account) -> None:
+    cursor = account.cursor()
+    status, said = account.on_terminal("install", typed=b"\n")
+    assert status == 1
+    assert f"Change {cursor}? [y/N]" in said
+    assert "nothing was changed" in said
+    assert cursor.read_text() == CURSOR
+    status, said = account.on_terminal("install", typed=b"y\n")
+    assert status == 0
+    assert "\x1b[32m+" in said
+    assert "\x1b[31m-" in said
+    assert servers(cursor)["crm"]["command"] == PROGRAM
+    status, said = account.on_terminal("uninstall", typed=b"y\n", NO_COLOR="1")
+    assert status == 0
+    assert "\x1b[" not in said
+    assert cursor.read_text() == CURSOR
+
+
+def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
+    cursor = account.cursor()
+    done = account.run("install")
+    assert done.returncode == 2
+    assert "mcpguard: install asks for confirmation, and there is no terminal\nhint: add --yes" in done.stderr
+    assert cursor.read_text() == CURSOR
+    account.run("install", "--yes")
+    assert account.run("uninstall").returncode == 2
+
+
+# What is not found
+
+
+def test_an_unknown_client_is_an_error_with_the_nearest_name(account: Account) -> None:
+    done = account.run("install", "curser")
+    assert (done.returncode, done.stderr) == (2, "mcpguard: no such client: curser\nhint: did you mean cursor?\n")
+    done = account.run("uninstall", "Claude Code")
+    assert done.stderr.endswith("hint: did you mean claude-code?\n")
+    assert "hint: clients: claude-desktop claude-code" in account.run("install", "xyz").stderr
+
+
+def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
+    codex = account.codex()
+    done = account.run("install", "cursor", "codex", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: Cursor: no file {account.home}/.cursor/mcp.json (hint: add a server in the client first)" in done.stderr
+    assert PROGRAM in codex.read_text()
+
+
+def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert "no file of a client is found" in done.stderr
+    done = account.run("uninstall", "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = account.run("install", "--project", str(account.project))
+    assert f"no file of a client is found in {account.project}" in done.stderr
+
+
+def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--server", "crn", "--server", "bare", "--yes")
+    assert done.returncode == 1
+    assert "mcpguard: no file has a server named crn (hint: did you mean crm?)" in done.stderr
+    assert servers(cursor)["bare"]["command"] == PROGRAM
+    done = account.run("install", "--server", "web", "--yes")
+    assert done.returncode == 1
+    assert "mcpguard: web: not changed: remote: " in done.stderr
+
+
+def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
+    done = account.run("install", "--project", "/nowhere")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "mcpguard: --project: /nowhere: no such folder")
+
+
+# What the shell chooses
+
+
+def test_what_the_variables_choose_is_written_as_options(account: Account) -> None:
+    file = account.cursor('{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    done = account.run(
+        "install", "--yes", MCPGUARD_POLICY="~/policy.toml", MCPGUARD_USER="alice", MCPGUARD_STORE="redis://cache/0",
+        MCPGUARD_DENIALS="error", MCPGUARD_QUIET="1", MCPGUARD_AGENT="::background::",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    options = ["--policy", f"{account.home}/policy.toml", "--store", "redis://cache/0", "--user", "alice"]
+    options += ["--agent", "::background::", "--denials", "error", "--quiet"]
+    assert servers(file)["a"] == guarded("a", "a", options=tuple(options))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MCPGUARD_TOKEN", "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"),
+        ("MCPGUARD_STORE_PASSWORD", "s3cret"),
+        ("MCPGUARD_STORE", "redis://:s3cret@cache/0"),
+        ("MCPGUARD_USER", "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"),
+    ],
+)
+def test_a_secret_is_never_written_into_a_clients_file(account: Account, name: str, value: str) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--yes", **{name: value})
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "hint: " in done.stderr
+    assert value not in done.stderr
+    assert cursor.read_text() == CURSOR
+
+
+def test_a_value_that_run_does_not_accept_is_not_written(account: Account) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--yes", MCPGUARD_DENIALS="loud")
+    assert done.returncode == 2
+    assert cursor.read_text() == CURSOR
+
+
+def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
+    account.cursor()
+    done = account.run("install", "--yes", MCPGUARD_NAMESPACE="team")
+    assert "warning: MCPGUARD_HOME is set here, but clients do not pass it on to the servers: " in done.stderr
+    assert "warning: MCPGUARD_NAMESPACE is set here" in done.stderr
+
+
+# Hooks
+
+
+def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account: Account) -> None:
+    account.write("home/.claude.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    settings = account.write("home/.claude/settings.json", '{\n  "model": "opus",\n  "env": {"K": "v"}\n}\n')
+    account.codex()
+    account.write("home/.copilot/mcp-config.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    before = account.files()
+    done = account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://cache/0")
+    assert done.returncode == 0, done.stderr
+    claude = json.loads(settings.read_bytes())
+    assert claude["model"] == "opus"
+    store = "--store redis://cache/0"
+    (group,) = claude["hooks"]["PreToolUse"]
+    assert group["matcher"] == "mcp__.*"
+    assert group["hooks"] == [{"type": "command", "command": f"{PROGRAM} hook claude-code {store}", "timeout": 5}]
+    codex = json.loads((account.home / ".codex/hooks.json").read_bytes())
+    assert codex["hooks"]["PreToolUse"][0]["hooks"][0]["command"] == f"{PROGRAM} hook codex {store}"
+    copilot = json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes())
+    assert copilot["version"] == 1
+    (hook,) = copilot["hooks"]["preMcpToolCall"]
+    assert hook == {"type": "command", "bash": f"{PROGRAM} hook copilot {store}", "timeoutSec": 5}
+    assert "  Codex: start a new session, enter /hooks, and trust the hook" in done.stdout
+    again = account.run("install", "--hook")
+    assert again.returncode == 0
+    assert again.stdout.count("the hook is there already") == 3
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.files() == before
+
+
+def test_without_hook_no_hook_is_added_and_a_single_server_leaves_it(account: Account) -> None:
+    account.codex()
+    account.run("install", "--yes")
+    hooks = account.home / ".codex/hooks.json"
+    assert not hooks.exists()
+    account.run("install", "--hook", "--yes")
+    account.run("uninstall", "--server", "crm", "--yes")
+    assert hooks.exists()
+    account.run("uninstall", "--server", "crm", "--hook", "--yes")
+    assert not hooks.exists()
+
+
+def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
+    account.codex()
+    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex"}]}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    account.run("install", "--hook", "--yes")
+    (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
+    assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex"
+
+
+def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
+    account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    before = account.files()
+    account.run("install", "--project", str(account.project), "--hook", "--yes")
+    assert (account.project / ".claude/settings.local.json").exists()
+    assert (account.project / ".github/hooks/mcpguard.json").exists()
+    assert not (account.home / ".claude").exists()
+    account.run("uninstall", "--project", str(account.project), "--yes")
+    assert account.files() == before
+
+
+def test_a_named_client_without_a_hook_is_a_failure(account: Account) -> None:
+    account.cursor()
+    done = account.run("install", "cursor", "--hook", "--yes")
+    assert done.returncode == 1
+    hint = "(hint: clients with a hook: claude-code, codex, copilot)"
+    assert done.stderr.endswith(f"mcpguard: Cursor: mcpguard has no hook for it {hint}\n")
+
+
+def test_a_damaged_file_of_hooks_is_left(account: Account) -> None:
+    codex = account.codex()
+    hooks = account.write("home/.codex/hooks.json", "{")
+    done = account.run("install", "--hook", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: {hooks}:1:2: " in done.stderr
+    assert hooks.read_text() == "{"
+    assert PROGRAM in codex.read_text()
+    done = account.run("uninstall", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: {hooks}:1:2: " in done.stderr
+    assert (hooks.read_text(), codex.read_text()) == ("{", CODEX)
+
+
+@pytest.mark.parametrize("hooks", ['{"hooks": []}', '{"hooks": {"PreToolUse": {}}}', "[]"])
+def test_a_file_of_hooks_in_another_form_is_left(account: Account, hooks: str) -> None:
+    account.codex()
+    file = account.write("home/.codex/hooks.json", hooks)
+    done = account.run("install", "--hook", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: {file}" in done.stderr
+    assert file.read_text() == hooks

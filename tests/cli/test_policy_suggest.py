@@ -1,0 +1,219 @@
+"""`mcpguard policy suggest`, on SQLite and on Redis."""
+
+import json
+import shutil
+import subprocess
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.core.audit import Row
+from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.core.text import compact
+from mcpguard.stores.address import address
+from mcpguard.stores.api import Options
+from tests.cli.command import mcpguard, on_terminal
+from tests.redis_servers import running
+
+MINUTE_US, HOUR_US, DAY_US = 60_000_000, 3_600_000_000, 86_400_000_000
+
+
+def rows(times: int, every_us: int, *, days_ago: float = 3, decision: str = "allowed", **names: str) -> list[Row]:
+    begin_us = time.time_ns() // 1000 - round(days_ago * DAY_US)
+    context = {
+        "session": f"{len(names):x}" * 16,
+        "namespace": "default",
+        "server": "crm",
+        "user": "alice",
+        "agent": "Cursor::subagent::Explore",
+        "tool": "search",
+        **names,
+    }
+    return [Row(begin_us + at * every_us, at + 1, decision, compact(context)) for at in range(times)]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite://{tmp_path / 'store.db'}"
+        return
+    with running(tmp_path / "redis") as server:
+        yield f"redis://127.0.0.1:{server.port}"
+
+
+def fill(url: str, *some: Sequence[Row]) -> None:
+    store = address(url).open(Options(timeout_ms=20_000))
+    for rows in some:
+        store.append(rows)
+    store.close()
+
+
+WEEK = rows(41, MINUTE_US) + rows(70, 4 * MINUTE_US, days_ago=1, user="bob")
+
+
+def suggestion(home: Path, url: str, *options: str) -> Any:
+    done = mcpguard(home, "policy", "suggest", "--store", url, "--json", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_limits_come_from_the_busiest_windows_with_the_reason_beside_each(tmp_path: Path, url: str) -> None:
+    fill(url, WEEK, rows(500, 1000, decision="rate_limited"), rows(99, 1000, namespace="other", tool="elsewhere"))
+    file = tmp_path / "policy.toml"
+    file.write_text("# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n")
+    done = mcpguard(tmp_path, "policy", "suggest", "--store", url)
+    assert done.returncode == 0
+    assert done.stderr.startswith("111 calls in the last 7d, from 20")
+    new = """\
+# ours
+[[rule]]
+user = '*'
+tool = 'search'
+limit = [
+  "100/1h", # busiest hour of 41 calls by alice; x2, rounded up
+] # agreed
+
+# end
+
+[[rule]]
+user = "*"
+agent = "*::subagent::*"
+per = ["user"]
+limit = [
+  "5/1m", # busiest minute of 1 call by bob; x2, and at least 5
+  "100/1h", # busiest hour of 41 calls by alice; x2, rounded up
+]
+"""
+    assert done.stdout.startswith(new + f"\n--- {file}\n+++ {file} (suggested)\n@@ ")
+    assert mcpguard(tmp_path, "policy", "suggest", "--store", url, "--toml").stdout == new
+    diff = mcpguard(tmp_path, "policy", "suggest", "--store", url, "--diff").stdout
+    assert diff == done.stdout.removeprefix(new + "\n")
+    patch = shutil.which("patch") or pytest.skip("patch is not installed")
+    assert subprocess.run([patch, file], input=diff, text=True, capture_output=True, check=False).returncode == 0
+    assert file.read_text() == new
+    again = mcpguard(tmp_path, "policy", "suggest", "--store", url)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr.endswith("nothing to suggest: no limit needs a change\n")
+    assert "rule 1 (user=* tool=search): fits: busiest hour of 41 calls by alice" in again.stderr
+
+
+def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: Path, url: str) -> None:
+    fill(url, WEEK)
+    found = suggestion(tmp_path, url)
+    assert (found["calls"], found["enough"], found["headroom"], found["file"], found["starter"]) == (111, True, 2, None, True)
+    subagent = found["rules"][1]
+    assert (subagent["suggestion"], subagent["number"], subagent["calls"]) == ("change", 2, 111)
+    (limit,) = subagent["limits"]
+    assert (limit["limit"], limit["was"], limit["peak"], limit["peak_by"]) == ("5/1m", "60/1m", 1, "bob")
+    assert found["rules"][-1]["rule"] == {"user": "*", "tool": "search"}
+    assert parse(found["toml"]).rules[1].limit_text == "5/1m"
+    assert found["diff"].startswith(f"--- {tmp_path / 'policy.toml'}\n")
+    assert tomllib.loads(found["toml"])["rule"][0] == tomllib.loads(STARTER)["rule"][0]
+
+
+def test_since_leaves_out_older_calls_even_if_they_were_written_later(tmp_path: Path, url: str) -> None:
+    fill(url, rows(100, 1000, days_ago=9, user="carol"), WEEK, rows(100, 1000, days_ago=9.5, user="dave"))
+    assert suggestion(tmp_path, url)["calls"] == 111
+    assert suggestion(tmp_path, url, "--since", "2d")["calls"] == 70
+    assert suggestion(tmp_path, url, "--since", "2w")["calls"] == 311
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> str:
+    return f"sqlite://{tmp_path / 'mcpguard.db'}"
+
+
+def test_a_denied_tool_stays_denied(tmp_path: Path, local: str) -> None:
+    fill(local, WEEK, rows(50, 1000, tool="drop"))
+    mcpguard(tmp_path, "policy", "set", "--tool", "drop", "deny")
+    new = mcpguard(tmp_path, "policy", "suggest", "--toml").stdout
+    assert [rule.limit_text for rule in parse(new).rules if rule.selectors.get("tool") == ("drop",)] == ["deny"]
+
+
+def test_comments_beside_limits_are_kept_and_old_reasons_are_not(tmp_path: Path, local: str) -> None:
+    fill(local, WEEK)
+    (tmp_path / "policy.toml").write_text(
+        '[[rule]]\nuser = "*"\ntool = "search"\nlimit = [\n  # Ines wants two\n'
+        '  "900/1m", # busiest minute of 3 calls\n  "900/1h", # per contract\n]\n'
+    )
+    new = mcpguard(tmp_path, "policy", "suggest", "--toml").stdout
+    assert new.startswith("""\
+[[rule]]
+user = "*"
+tool = "search"
+limit = [
+  # Ines wants two
+  # per contract
+  "5/1m", # busiest minute of 1 call by bob; x2, and at least 5
+  "100/1h", # busiest hour of 41 calls by alice; x2, rounded up
+]
+""")
+
+
+def test_an_inline_list_of_rules_and_crlf_are_kept(tmp_path: Path, local: str) -> None:
+    fill(local, WEEK)
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b"# ours\r\nrule = [{tool = 'search', limit = '900/1h'}]\r\n")
+    new = json.loads(mcpguard(tmp_path, "policy", "suggest", "--json").stdout)["toml"]
+    assert [rule.limit_text for rule in parse(new).rules] == ["100/1h", "5/1m 100/1h"]
+    assert new.count("\n") == new.count("\r\n")
+
+
+def test_little_history_is_said_plainly(tmp_path: Path, local: str) -> None:
+    fill(local, rows(40, MINUTE_US))
+    done = mcpguard(tmp_path, "policy", "suggest")
+    assert done.returncode == 0
+    assert "warning: too little history: these limits may be too low" in done.stderr
+    assert suggestion(tmp_path, local)["enough"] is False
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["no store", "no calls"])
+def test_without_calls_it_suggests_nothing_and_says_so(tmp_path: Path, local: str, filled: bool) -> None:
+    if filled:
+        fill(local, rows(3, MINUTE_US, decision="denied"))
+    done = mcpguard(tmp_path, "policy", "suggest")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("mcpguard: too little history: no calls in the last 7d\nhint: ")
+    done = mcpguard(tmp_path, "policy", "suggest", "--json")
+    assert (done.returncode, json.loads(done.stdout)["calls"], json.loads(done.stdout)["diff"]) == (1, 0, "")
+    assert (tmp_path / "mcpguard.db").exists() is filled
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (["--since", "soon"], 2, "--since: 'soon' is not a span of time"),
+        (["--policy", "nowhere.toml"], 78, "nowhere.toml: no such file"),
+    ],
+)
+def test_wrong_options_are_reported(tmp_path: Path, argv: list[str], status: int, message: str) -> None:
+    done = mcpguard(tmp_path, "policy", "suggest", *argv)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr.splitlines()[0]
+
+
+def test_a_broken_policy_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("[[rule]]\nlimit = 5\n")
+    done = mcpguard(tmp_path, "policy", "suggest")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "line 2: rule 1: limit: 5 is not text" in done.stderr
+
+
+def test_names_do_not_reach_the_terminal_with_control_characters(tmp_path: Path, local: str) -> None:
+    fill(local, rows(120, 20 * MINUTE_US, user="\x1b]0;owned\x07\u009b2J"))
+    (tmp_path / "policy.toml").write_text("# \u009b2J\n" + STARTER)
+    _, said = on_terminal(tmp_path, "policy", "suggest", NO_COLOR="1")
+    assert "owned" in said
+    assert not {"\x1b", "\x07", "\u009b"} & set(said)
+    assert parse(mcpguard(tmp_path, "policy", "suggest", "--toml").stdout).rules
+
+
+def test_the_difference_is_coloured_only_on_a_terminal(tmp_path: Path, local: str) -> None:
+    fill(local, WEEK)
+    assert "\x1b[32m+" in on_terminal(tmp_path, "policy", "suggest")[1]
+    assert "\x1b" not in on_terminal(tmp_path, "policy", "suggest", NO_COLOR="1")[1]
+    assert "\x1b" not in mcpguard(tmp_path, "policy", "suggest").stdout

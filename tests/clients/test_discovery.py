@@ -1,0 +1,174 @@
+"""Where the files of clients are found, on each system."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client, Place
+from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, read, sources
+from mcpguard.clients.documents import Dialect
+
+
+def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:
+    return [str(path).replace("/home/a", "~") for path in client_paths(machine, BY_KEY[key], project)]
+
+
+HOME = Path("/home/a")
+LINUX = Machine(HOME, {}, "linux")
+MAC = Machine(HOME, {}, "darwin")
+WINDOWS = Machine(HOME, {"APPDATA": "/home/a/Roaming", "LOCALAPPDATA": "/home/a/Local"}, "win32")
+MAC_APPS = "~/Library/Application Support"
+
+
+@pytest.mark.parametrize(
+    ("key", "linux", "mac", "windows"),
+    [
+        ("claude-code", "~/.claude.json", "~/.claude.json", "~/.claude.json"),
+        ("codex", "~/.codex/config.toml", "~/.codex/config.toml", "~/.codex/config.toml"),
+        ("cursor", "~/.cursor/mcp.json", "~/.cursor/mcp.json", "~/.cursor/mcp.json"),
+        ("vscode", "~/.config/Code/User/mcp.json", f"{MAC_APPS}/Code/User/mcp.json", "~/Roaming/Code/User/mcp.json"),
+        ("copilot", "~/.copilot/mcp-config.json", "~/.copilot/mcp-config.json", "~/.copilot/mcp-config.json"),
+        ("windsurf", *["~/.codeium/windsurf/mcp_config.json"] * 3),
+        ("zed", "~/.config/zed/settings.json", "~/.config/zed/settings.json", "~/Roaming/Zed/settings.json"),
+        ("gemini", *["~/.gemini/settings.json"] * 3),
+        ("opencode", *["~/.config/opencode/opencode.json"] * 3),
+        ("goose", *["~/.config/goose/config.yaml"] * 2, "~/Roaming/Block/goose/config/config.yaml"),
+        ("kiro", *["~/.kiro/settings/mcp.json"] * 3),
+        ("amazon-q", *["~/.aws/amazonq/mcp.json"] * 3),
+        ("lm-studio", *["~/.lmstudio/mcp.json"] * 3),
+        ("continue", *["~/.continue/config.yaml"] * 3),
+        (
+            "claude-desktop",
+            "~/.config/Claude/claude_desktop_config.json",
+            f"{MAC_APPS}/Claude/claude_desktop_config.json",
+            "~/Roaming/Claude/claude_desktop_config.json",
+        ),
+        (
+            "cline",
+            "~/.config/Code/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json",
+            f"{MAC_APPS}/Code/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json",
+            "~/Roaming/Code/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json",
+        ),
+    ],
+)
+def test_each_client_has_its_file_on_each_system(key: str, linux: str, mac: str, windows: str) -> None:
+    assert [paths(key, machine)[0] for machine in (LINUX, MAC, WINDOWS)] == [linux, mac, windows]
+
+
+def test_every_client_is_in_the_table_above() -> None:
+    mark = next(mark for mark in test_each_client_has_its_file_on_each_system.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    assert {row[0] for row in mark.args[1]} == set(BY_KEY)
+
+
+def test_variables_that_move_a_clients_folder_are_obeyed() -> None:
+    moved = Machine(
+        HOME, {"XDG_CONFIG_HOME": "/x", "CLAUDE_CONFIG_DIR": "/c", "CODEX_HOME": "/d", "COPILOT_HOME": "/e"}, "linux"
+    )
+    assert paths("claude-code", moved)[0] == "/c/.claude.json"
+    assert paths("codex", moved) == ["/d/config.toml"]
+    assert paths("copilot", moved) == ["/e/mcp-config.json"]
+    assert paths("zed", moved) == ["/x/zed/settings.json"]
+    assert paths("opencode", moved)[0] == "/x/opencode/opencode.json"
+    assert paths("claude-desktop", moved) == ["/x/Claude/claude_desktop_config.json"]
+    assert paths("zed", moved._replace(system="darwin")) == ["~/.config/zed/settings.json"]
+    relative = Machine(HOME, {"CODEX_HOME": "codex"}, "linux")
+    assert paths("codex", relative) == ["~/.codex/config.toml"]
+
+
+def test_a_packaged_claude_desktop_on_windows_is_found(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, {"LOCALAPPDATA": str(tmp_path / "Local")}, "win32")
+    folder = tmp_path / "Local/Packages/Claude_pzs8sxrjxfjjc/LocalCache/Roaming/Claude"
+    folder.mkdir(parents=True)
+    (folder / "claude_desktop_config.json").write_text("{}")
+    assert [source.file.parent for source in sources(machine)] == [folder]
+
+
+def test_profiles_and_insiders_of_vs_code_are_found(tmp_path: Path) -> None:
+    for name in ("Code/User", "Code/User/profiles/-1a", "Code - Insiders/User"):
+        (tmp_path / ".config" / name).mkdir(parents=True)
+        (tmp_path / ".config" / name / "mcp.json").write_text("{}")
+    found = sources(Machine(tmp_path, {}, "linux"))
+    assert [(source.client.key, source.scope) for source in found] == [
+        ("vscode", "user"),
+        ("vscode", "profile"),
+        ("vscode", "insiders"),
+    ]
+
+
+SERVER = {"command": "npx", "args": ["-y"]}
+SAMPLES = {
+    Dialect.JSON: lambda content: json.dumps(content, indent=2),
+    Dialect.JSON_WITH_COMMENTS: lambda content: "// ours\n" + json.dumps(content, indent=2),
+    Dialect.JSONC: lambda content: "// ours\n" + json.dumps(content, indent=2).replace('"\n', '",\n', 1),
+}
+
+
+def sample(place: Place) -> str:
+    """A file with a server, in the client's own form."""
+    command, args, nested = place.layout.command, place.layout.args, place.layout.nested
+    if place.dialect is Dialect.TOML:
+        return f'[{".".join(place.layout.path)}.crm]\n{command} = "npx"\nargs = ["-y"]\n'
+    if place.dialect is Dialect.YAML:
+        (top,) = place.layout.path
+        if place.layout.is_list:
+            return f"{top}:\n  - name: crm\n    {command}: npx\n    args:\n      - -y\n"
+        return f"{top}:\n  crm:\n    {command}: npx\n    args: [-y]\n"
+    content: object = {command: "npx", args: ["-y"]} if args else {command: ["npx", "-y"]}
+    content = {nested: content} if nested else content
+    content = {"crm": content}
+    for key in reversed(place.layout.path):
+        content = {key: content}
+    return SAMPLES[place.dialect](content)
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=[client.key for client in CLIENTS])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_the_servers_of_each_place_are_found_and_read(tmp_path: Path, client: Client, end: str) -> None:
+    machine, project = Machine(tmp_path / "home", {}, "linux"), tmp_path / "project"
+    for place in client.places:
+        if place.scope == LOCAL:
+            continue
+        for pattern in place.patterns:
+            where = pattern.replace("*.", "one.").replace("y*ml", "yaml").replace("profiles/*", "profiles/one")
+            for file in machine.paths(where, project):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(sample(place).replace("\n", end).encode())
+                found = sources(machine, [client], project if place.scope == PROJECT else None)
+                mine = [one for one in found if one.file == file and one.layout == place.layout]
+                (entry,) = [entry for one in mine for entry in entries_of(one, read(file))]
+                assert (entry.name, entry.kind, entry.words) == ("crm", "stdio", ("npx", "-y")), file
+                file.unlink()
+
+
+def test_claude_codes_servers_of_a_project_are_found_in_the_accounts_file(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    content = {"mcpServers": {"a": SERVER}, "projects": {str(tmp_path / "one"): {"mcpServers": {"b": SERVER}}, "/two": {}}}
+    (tmp_path / ".claude.json").write_text(json.dumps(content))
+    machine = Machine(tmp_path, {}, "linux")
+
+    def found(project: Path | None) -> list[tuple[str, str, list[str]]]:
+        every = sources(machine, project=project)
+        return [(one.scope, one.project, [entry.name for entry in entries_of(one, read(one.file))]) for one in every]
+
+    local = ("local", str(tmp_path / "one"), ["b"])
+    assert found(None) == [("user", "", ["a"]), local]
+    assert found(tmp_path / "one") == [local]
+    assert found(tmp_path) == []
+
+
+def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> None:
+    for content in (b"", b"\xef\xbb\xbf\r\n", b"{}", b'{"mcpServers": {}}', b'{"mcpServers": null}', b"[]"):
+        assert (
+            entries_of(Source(BY_KEY["cursor"], "user", tmp_path, BY_KEY["cursor"].places[0].layout, Dialect.JSON), content)
+            == []
+        )
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Fault, match="Is a directory"):
+        read(tmp_path)
+    (tmp_path / "large").write_bytes(b"x" * 100)
+    monkeypatch.setattr("mcpguard.clients.discovery.MAX_BYTES", 99)
+    with pytest.raises(Fault, match="over 0 MiB"):
+        read(tmp_path / "large")

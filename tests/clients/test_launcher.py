@@ -1,0 +1,153 @@
+"""Which command `install` writes."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mcpguard import __version__
+from mcpguard.clients import launcher as module
+from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, stable, version_of, words_of
+from mcpguard.errors import McpguardError
+
+
+def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment with the program, and an account of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return program(tmp_path / "tools/mcpguard-cli/bin/mcpguard").parent.parent
+
+
+def link(path: Path, target: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.parametrize("variable", ["UV_TOOL_BIN_DIR", "PIPX_BIN_DIR", "XDG_BIN_HOME"])
+def test_the_link_in_the_folder_of_uv_or_pipx_is_taken(tmp_path: Path, venv: Path, variable: str) -> None:
+    shim = link(tmp_path / "bin/mcpguard", venv / "bin/mcpguard")
+    assert stable(venv / "bin/mcpguard", {variable: str(tmp_path / "bin")}) == shim
+
+
+def test_the_link_in_the_accounts_folder_of_programs_or_on_the_path_is_taken(tmp_path: Path, venv: Path) -> None:
+    on_path = link(tmp_path / "brew/mcpguard", venv / "bin/mcpguard")
+    assert stable(venv / "bin/mcpguard", {"PATH": f"{venv}/bin:{tmp_path}/brew"}) == on_path
+    usual = link(tmp_path / "home/.local/bin/mcpguard", venv / "bin/mcpguard")
+    assert stable(venv / "bin/mcpguard", {"PATH": f"{venv}/bin:{tmp_path}/brew"}) == usual
+
+
+def test_the_link_that_uvs_receipt_names_is_taken_first(tmp_path: Path, venv: Path) -> None:
+    link(tmp_path / "home/.local/bin/mcpguard", venv / "bin/mcpguard")
+    shim = link(tmp_path / "my bin/mcpguard", venv / "bin/mcpguard")
+    (venv / "uv-receipt.toml").write_text(
+        '[tool]\nrequirements = [{ name = "mcpguard-cli" }]\n'
+        f'entrypoints = [\n    {{ name = "mcpguard", install-path = "{shim}" }},\n]\n'
+    )
+    assert stable(venv / "bin/mcpguard", {}) == shim
+    (venv / "uv-receipt.toml").write_text("damaged [")
+    assert stable(venv / "bin/mcpguard", {}) == tmp_path / "home/.local/bin/mcpguard"
+
+
+def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Path) -> None:
+    program(tmp_path / "home/.local/bin/mcpguard")
+    (tmp_path / "gone").mkdir()
+    link(tmp_path / "gone/mcpguard", tmp_path / "nothing")
+    assert stable(venv / "bin/mcpguard", {"PATH": f"{tmp_path}/gone:relative"}) == venv / "bin/mcpguard"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("work/checkout/.venv/bin/mcpguard", "is in the checkout"),
+        ("home/.cache/uv/archive-v0/x1/bin/mcpguard", "is in a cache"),
+        ("tmp/venv/bin/mcpguard", "is in a temporary folder"),
+        ("opt/venv/bin/mcpguard", ""),
+    ],
+)
+def test_a_place_that_will_not_stay_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
+) -> None:
+    (tmp_path / "work/checkout/.git").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(module, "_script", lambda: program(tmp_path / place))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    warnings = launcher({}).warnings
+    assert [said in warning for warning in warnings] == ([True] if said else [])
+
+
+def test_an_environment_without_the_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_script", lambda: None)
+    with pytest.raises(McpguardError, match="no program mcpguard") as error:
+        launcher({})
+    assert "uv tool install" in error.value.hint
+
+
+def test_the_program_of_this_environment_is_found() -> None:
+    found = module._script()
+    assert found is not None
+    assert found.is_file()
+    assert found.parent == Path(sys.executable).parent
+
+
+def test_the_command_line_of_a_hook_can_be_split_again() -> None:
+    start = Launcher("/my programs/mcpguard", (("--policy", "/p"), ("--store", "redis://h/0"), ("--quiet",)))
+    assert words_of(start.hook("codex")) == ["/my programs/mcpguard", "hook", "codex", "--store", "redis://h/0"]
+    assert words_of('"unfinished') == []
+
+
+def test_a_windows_path_in_a_hook_has_slashes_and_powershell_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    start = Launcher("C:\\my programs\\mcpguard.exe")
+    assert start.hook("claude-code") == '"C:/my programs/mcpguard.exe" hook claude-code'
+    assert start.hook("copilot") == '& "C:/my programs/mcpguard.exe" hook copilot'
+    assert words_of(start.hook("copilot"))[0] == "C:/my programs/mcpguard.exe"
+
+
+def test_a_version_is_what_the_program_says(tmp_path: Path) -> None:
+    assert version_of(program(tmp_path / "a/mcpguard", "#!/bin/sh\necho mcpguard 0.9.1\n")) == "0.9.1"
+    assert version_of(program(tmp_path / "b/mcpguard", "#!/bin/sh\necho something else\n")) is None
+    assert version_of(program(tmp_path / "c/mcpguard", "#!/bin/sh\nprintf 'mcpguard \\033[2J'\n")) is None
+    assert version_of(tmp_path / "gone/mcpguard") is None
+    this = module._script()
+    assert this is not None
+    assert version_of(this, this) == __version__
+
+
+def test_a_program_with_another_name_is_not_run(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    assert version_of(program(tmp_path / "evil", f"#!/bin/sh\ntouch {touched}\necho mcpguard 1\n")) is None
+    assert not touched.exists()
+
+
+def test_a_program_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: object, **options: object) -> None:
+        assert options["timeout"] == module.VERSION_TIMEOUT_S
+        raise subprocess.TimeoutExpired("mcpguard", module.VERSION_TIMEOUT_S)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert version_of(program(tmp_path / "mcpguard")) is None
+
+
+def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
+    found = program(tmp_path / "bin/mcpguard")
+    assert find("mcpguard", {"PATH": str(tmp_path / "bin")}) == found
+    assert find("mcpguard", {"PATH": str(tmp_path)}) is None
+    assert find(str(found), {}) == found
+    assert find(str(tmp_path), os.environ) is None
+
+
+def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client() -> None:
+    assert may_vary("${userHome}/bin/mcpguard")
+    assert may_vary("{env:HOME}/bin/mcpguard")
+    assert not may_vary("/usr/bin/mcpguard")

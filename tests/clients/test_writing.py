@@ -1,0 +1,263 @@
+"""Files of clients are written as a whole or not at all."""
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.clients import writing
+from mcpguard.clients.writing import LEFT_AFTER_S, NotWritten, remove, replace
+from tests.end_to_end.host import DEADLINE_S, ROOT
+
+OLD, NEW = b'{"old": 1}\n', b'{"new": 22}\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    folder = tmp_path / "client"
+    folder.mkdir()
+    (folder / "mcp.json").write_bytes(OLD)
+    return folder / "mcp.json"
+
+
+@pytest.fixture
+def backups(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "backups"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_content_is_replaced_and_the_old_one_is_saved_for_this_account_alone(file: Path, backups: Path) -> None:
+    replace(file, OLD, NEW, backups=backups)
+    assert file.read_bytes() == NEW
+    assert names(file.parent) == ["mcp.json"]
+    (backup,) = backups.iterdir()
+    assert backup.read_bytes() == OLD
+    assert backup.name.endswith("client-mcp.json")
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+    assert stat.S_IMODE(backups.stat().st_mode) == 0o700
+
+
+def test_no_backup_is_ever_overwritten(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda *_: "20261126T200000Z")
+    for number in range(5):
+        replace(file, file.read_bytes(), b"%d" % number, backups=backups)
+    assert sorted(path.read_bytes() for path in backups.iterdir()) == sorted([OLD, b"0", b"1", b"2", b"3"])
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664])
+def test_the_mode_and_the_owner_are_kept_and_the_time_is_new(file: Path, backups: Path, mode: int) -> None:
+    file.chmod(mode)
+    os.utime(file, (1, 1))
+    if os.geteuid() == 0:
+        os.chown(file, 1234, 1235)
+    before = file.stat()
+    replace(file, OLD, NEW, backups=backups)
+    after = file.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert after.st_mtime > 1_000_000
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="this system has no extended attributes in Python")
+def test_extended_attributes_are_kept(file: Path, backups: Path) -> None:
+    try:
+        os.setxattr(file, "user.origin", b"dotfiles")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    replace(file, OLD, NEW, backups=backups)
+    assert os.getxattr(file, "user.origin") == b"dotfiles"
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(file: Path, backups: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    second.symlink_to(file)
+    first.symlink_to("second.json")
+    replace(first, OLD, NEW, backups=backups)
+    assert (first.is_symlink(), second.is_symlink(), file.is_symlink()) == (True, True, False)
+    assert file.read_bytes() == NEW
+
+
+def test_a_file_that_another_program_changes_in_the_meantime_is_left(file: Path, backups: Path) -> None:
+    with pytest.raises(NotWritten, match="another program has changed it"):
+        replace(file, b"something else", NEW, backups=backups)
+    assert file.read_bytes() == OLD
+    assert names(file.parent) == ["mcp.json"]
+
+
+def test_a_change_right_before_the_rename_is_noticed(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = writing._fill
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        fill(*args, **kwargs)
+        file.write_bytes(b"the client's own")
+
+    monkeypatch.setattr(writing, "_fill", slow)
+    with pytest.raises(NotWritten, match="another program has changed it"):
+        replace(file, OLD, NEW, backups=backups)
+    assert file.read_bytes() == b"the client's own"
+    assert names(file.parent) == ["mcp.json"]
+
+
+def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_sync_folder", lambda _: file.write_bytes(b"the client's own copy"))
+    with pytest.raises(NotWritten, match="right afterwards"):
+        replace(file, OLD, NEW, backups=backups)
+    assert file.read_bytes() == b"the client's own copy"
+
+
+def test_a_file_that_has_gone_is_not_made_again(file: Path, backups: Path) -> None:
+    file.unlink()
+    with pytest.raises(NotWritten):
+        replace(file, OLD, NEW, backups=backups)
+    assert names(file.parent) == []
+
+
+def test_a_missing_file_is_made_with_its_folder_and_nobody_elses_is_overwritten(file: Path, backups: Path) -> None:
+    new = file.parent / "hooks" / "mcpguard.json"
+    replace(new, None, NEW, backups=backups)
+    assert new.read_bytes() == NEW
+    with pytest.raises(NotWritten, match="another program"):
+        replace(file, None, NEW, backups=backups)
+    assert file.read_bytes() == OLD
+
+
+def test_a_file_is_removed_with_a_backup_unless_it_has_changed(file: Path, backups: Path) -> None:
+    with pytest.raises(NotWritten):
+        remove(file, b"something else", backups=backups)
+    assert file.read_bytes() == OLD
+    remove(file, OLD, backups=backups)
+    assert names(file.parent) == []
+    assert OLD in [path.read_bytes() for path in backups.iterdir()]
+
+
+def test_a_read_only_file_is_left(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.chmod(0o400)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to every file
+    with pytest.raises(NotWritten, match="not changed: Permission denied") as error:
+        replace(file, OLD, NEW, backups=backups)
+    assert error.value.hint.startswith("give your account the right")
+    assert file.read_bytes() == OLD
+
+
+STEPS = ("mkdir", "open", "write", "fsync", "replace")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EBUSY, errno.EIO])
+def test_a_file_is_left_if_the_disk_refuses(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, refuse)
+        with pytest.raises(NotWritten) as error:
+            replace(file, OLD, NEW, backups=backups)
+    assert os.strerror(code) in error.value.message
+    assert error.value.message.startswith(f"{file}: not changed")
+    assert error.value.hint
+    assert file.read_bytes() == OLD
+    assert names(file.parent) == ["mcp.json"]
+
+
+def test_the_owner_of_a_file_never_changes(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(writing, "_owner", lambda _: (0, 4711))
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(NotWritten) as error:
+        replace(file, OLD, NEW, backups=backups)
+    assert "as that account" in error.value.hint
+    assert file.read_bytes() == OLD
+
+
+def test_what_a_killed_command_left_is_removed_later(file: Path, backups: Path) -> None:
+    old, young = file.parent / ".mcp.json.mcpguard-old", file.parent / ".mcp.json.mcpguard-young"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    long_ago = time.time() - LEFT_AFTER_S - 60
+    os.utime(old, (long_ago, long_ago))
+    replace(file, OLD, NEW, backups=backups)
+    assert names(file.parent) == [".mcp.json.mcpguard-young", "mcp.json"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mcpguard.clients import writing
+
+file, backups, at, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "after"
+count = 0
+
+def killing(function):
+    def replacement(*args, **kwargs):
+        global count
+        count += 1
+        if count == at and not after:
+            os._exit(9)
+        if function is write:  # one byte at a time, so that it is killed within a file, too
+            args = (args[0], bytes(args[1])[:1])
+        here = count
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if here == at:
+                os._exit(9)
+    return replacement
+
+write = os.write
+names = "open write close fsync fstat stat lstat mkdir chmod fchmod chown fchown utime replace rename unlink access readlink"
+for name in names.split():
+    setattr(os, name, killing(getattr(os, name)))
+writing.replace(file, b'{"old": 1}\\n', b'{"new": 22}\\n', backups=backups)
+sys.stdout.write("finished\\n")
+"""
+
+
+def killed(file: Path, backups: Path, at: int, when: str) -> bool:
+    """Replace a file in a process that ends at a call of a function of `os`; whether there were fewer calls."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(file), str(backups), str(at), when],
+        env={key: value for key, value in os.environ.items() if not key.startswith("COV_")} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode in (0, 9), done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_killed_at_any_call_of_the_system_leaves_the_old_file_or_the_new_one(
+    file: Path, backups: Path, when: str
+) -> None:
+    seen: list[bytes] = []
+    for at in range(1, 200):
+        for folder in (file.parent, backups):  # what the last process left would make the next one do more
+            shutil.rmtree(folder, ignore_errors=True)
+        file.parent.mkdir()
+        file.write_bytes(OLD)
+        if killed(file, backups, at, when):
+            break
+        seen.append(file.read_bytes())
+        for saved in backups.iterdir() if backups.exists() else ():
+            assert OLD.startswith(saved.read_bytes())
+    else:
+        raise AssertionError("it never finishes")
+    assert len(seen) > 30
+    assert set(seen) == {OLD, NEW}
+    assert file.read_bytes() == NEW
+    if NEW in seen:
+        assert OLD not in seen[seen.index(NEW) :]

@@ -1,0 +1,102 @@
+"""Checks of clients' files for `mcpguard doctor`."""
+
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from mcpguard import __version__
+from mcpguard.clients.discovery import Machine
+from mcpguard.doctor import client_files
+from mcpguard.doctor.check import Check
+
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, {"PATH": "/usr/bin"}, "linux")
+
+
+def cursor(machine: Machine, **commands: str) -> Path:
+    file = machine.home / ".cursor/mcp.json"
+    file.parent.mkdir(exist_ok=True)
+    entries = {name: {"command": one, "args": ["run", "--", "npx"]} for name, one in commands.items()}
+    file.write_text(json.dumps({"mcpServers": entries}))
+    return file
+
+
+def program(path: Path, version: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho mcpguard {version}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def checks(machine: Machine, project: Path | None = None) -> list[Check]:
+    return list(client_files.checks(machine, project))
+
+
+def test_a_client_that_is_not_found_has_no_check(machine: Machine) -> None:
+    assert checks(machine) == []
+
+
+def test_a_file_whose_servers_start_through_this_mcpguard_is_ok(machine: Machine) -> None:
+    file = cursor(machine, a=PROGRAM, b="npx")
+    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, "1 of 2 servers guarded")]
+
+
+def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
+    file = cursor(machine)
+    file.write_text("{,")
+    (check,) = checks(machine)
+    assert (check.ok, check.hint) == (False, "mend the file, then run this again")
+    assert check.detail.startswith(f"{file}:1:2: ")
+
+
+def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
+    file = cursor(machine, a="/gone/mcpguard", b="/gone/mcpguard", c=PROGRAM)
+    assert checks(machine) == [
+        Check(f"Cursor (user scope), {file}", False, "a, b: its mcpguard is missing: /gone/mcpguard", "mcpguard install cursor")
+    ]
+
+
+def test_a_mcpguard_of_another_version_is_not_ok_and_one_of_the_same_is(machine: Machine) -> None:
+    other, same = program(machine.home / "x/mcpguard", "0.0.1"), program(machine.home / "y/mcpguard", __version__)
+    mute = program(machine.home / "z/mcpguard", "")
+    cursor(machine, a=other, b=same, c=mute)
+    first, second = checks(machine)
+    assert first.detail == f"a: {other} is mcpguard 0.0.1; this is {__version__}"
+    assert first.hint == "mcpguard uninstall cursor, then mcpguard install cursor"
+    assert second.detail == f"c: {mute} does not say its version"
+
+
+def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machine) -> None:
+    project = machine.home / "project"
+    path = program(project / "bin/mcpguard", f"{__version__}; touch {project}/touched")
+    (project / ".mcp.json").write_text(json.dumps({"mcpServers": {"a": {"command": path, "args": ["run", "--", "npx"]}}}))
+    found = checks(machine, project)
+    assert {check.detail for check in found} == {f"a: its mcpguard is a file of the project: {path}"}
+    assert not (project / "touched").exists()
+
+
+def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
+    (machine.home / ".codex").mkdir()
+    (machine.home / ".codex/config.toml").write_text("")
+    hooks = machine.home / ".codex/hooks.json"
+    assert checks(machine) == []
+
+    def hook(command: str) -> Check:
+        entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": command}]}
+        hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+        (check,) = checks(machine)
+        return check
+
+    name = f"Codex (hook), {hooks}"
+    assert hook(f"{PROGRAM} hook codex") == Check(name, True, f"{PROGRAM} hook codex")
+    gone = "/gone/mcpguard hook codex"
+    assert hook(gone) == Check(name, False, f"its mcpguard is missing: {gone}", "mcpguard install codex --hook")
+    hooks.write_text("{")
+    (check,) = checks(machine)
+    assert (check.check, check.ok) == (name, False)

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import mcpguard
+from tests.doctor.checks import doctor, only
+from tests.end_to_end.host import policy, rule, script
+
+PYTHON, _, SDK = script("on_the_sdk")
+SERVER = {"command": PYTHON, "args": [SDK]}
+
+
+def cursor(home: Path, **servers: object) -> Path:
+    """Write Cursor's file."""
+    file = home / "account/.cursor/mcp.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"mcpServers": servers}))
+    return file
+
+
+def windsurf(home: Path, **servers: object) -> Path:
+    """Write Windsurf's file."""
+    file = home / "account/.codeium/windsurf/mcp_config.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"mcpServers": servers}))
+    return file
+
+
+def test_each_clients_file_is_checked(tmp_path: Path) -> None:
+    good, broken = cursor(tmp_path, crm=SERVER), windsurf(tmp_path)
+    broken.write_text("{")
+    checks = doctor(tmp_path, status=1)
+    assert only(checks, f"Cursor (user scope), {good}").detail == "0 of 1 server guarded"
+    assert not only(checks, f"Windsurf (user scope), {broken}").ok
+
+
+def test_a_server_of_a_client_is_started_by_its_name(tmp_path: Path) -> None:
+    policy(tmp_path, rule("7/1h", user="*", server="crm"))
+    cursor(tmp_path, crm=SERVER, erp={"command": "no-such-erp"})
+    checks = doctor(tmp_path, "--server", "crm")
+    assert only(checks, "server").detail.startswith("crm: crm, protocol ")
+    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=* server=crm)"
+    assert only(doctor(tmp_path, "--server", "erp", status=1), "server").detail == "cannot run no-such-erp: no such command"
+
+
+def test_the_options_and_variables_of_a_guarded_entry_are_used(tmp_path: Path) -> None:
+    policy(tmp_path, rule("7/1h", user="carol", server="customers"))
+    guard = ["run", "--server", "customers", "--user", "${WHO}", "--"]
+    program = tmp_path / "mcpguard"
+    entry = {"command": str(program), "args": [*guard, PYTHON, SDK], "env": {"MCPGUARD_AGENT": "::api::${JOB:-nightly}"}}
+    cursor(tmp_path, crm=entry)
+    windsurf(tmp_path, crm={**SERVER, "env": entry["env"]})
+    checks = doctor(tmp_path, "--server", "crm", status=1, WHO="carol")  # 1, because the program mcpguard does not exist
+    assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
+    assert "agent unknown::api::nightly (MCPGUARD_AGENT)" in only(checks, "identity").detail
+    assert only(checks, "server").detail.startswith("customers: ")
+    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=customers)"
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("none", "no client has a server none with a command", "known: crm key"),
+        ("crm", "Cursor, Windsurf start crm with different commands or variables", "give its command: mcpguard doctor "),
+        ("key", "only the client can fill in ${input:key} for key", "give its command: mcpguard doctor "),
+    ],
+)
+def test_a_server_that_cannot_be_started_by_its_name_is_refused(tmp_path: Path, name: str, message: str, hint: str) -> None:
+    cursor(tmp_path, crm=SERVER, key={"command": "x", "args": ["${input:key}"]}, remote={"url": "https://acme.com"})
+    windsurf(tmp_path, crm={**SERVER, "env": {"A": "tango-s3cret"}})
+    done = mcpguard(tmp_path, "doctor", "--server", name, HOME=str(tmp_path / "account"))
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first == f"mcpguard: --server: {message}"
+    assert second.startswith(f"hint: {hint}")
+
+
+def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    file = tmp_path / "project/.mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"crm": SERVER}}))
+    monkeypatch.chdir(file.parent)
+    checks = doctor(tmp_path)
+    assert [one.ok for one in checks if str(file) in one.check][:1] == [True]
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok

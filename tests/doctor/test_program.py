@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from mcpguard import __version__
+from mcpguard.doctor.check import Check
+from mcpguard.doctor.program import found_on
+
+
+def program(folder: Path, said: str = f"mcpguard {__version__}") -> Path:
+    folder.mkdir()
+    file = folder / "mcpguard"
+    file.write_text(f"#!/bin/sh\necho '{said}'\n")
+    file.chmod(0o755)
+    return file
+
+
+def checks(own: Path, *folders: Path) -> list[Check]:
+    return list(found_on([str(folder) for folder in folders], own))
+
+
+def test_the_own_command_on_the_path_is_good(tmp_path: Path) -> None:
+    own = program(tmp_path / "own")
+    (found,) = checks(own, tmp_path / "none", tmp_path / "own", tmp_path / "own")
+    assert found == Check("PATH", True, f"{own}, version {__version__}")
+
+
+def test_a_link_to_the_own_command_is_the_own_command(tmp_path: Path) -> None:
+    own = program(tmp_path / "own")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/mcpguard").symlink_to(own)
+    (found,) = checks(own, tmp_path / "bin", tmp_path / "own")
+    assert (found.detail, found.is_advice) == (f"{tmp_path}/bin/mcpguard, version {__version__}", False)
+
+
+def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path: Path) -> None:
+    own = program(tmp_path / "own")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/mcpguard").write_text("not executable")
+    (found,) = checks(own, tmp_path / "bin")
+    assert found.is_advice
+    assert found.hint.endswith(str(own))
+
+
+@pytest.mark.parametrize(
+    ("said", "ok", "told"),
+    [
+        (f"mcpguard {__version__}", True, f"version {__version__}"),
+        ("mcpguard 0.0.1", False, "version 0.0.1"),
+        ("another program", False, "which does not say its version"),
+    ],
+)
+def test_another_command_before_the_own_one_is_told_with_its_version(tmp_path: Path, said: str, ok: bool, told: str) -> None:
+    own, other = program(tmp_path / "own"), program(tmp_path / "other", said)
+    found, more = checks(own, tmp_path / "other", tmp_path / "own")
+    assert (found.ok, bool(found.hint)) == (ok, True)
+    assert found.detail == f"{other} is another mcpguard, {told}; this one is {__version__} in {own}"
+    assert more.is_advice
+    assert more.detail == f"there are more of them: {own}"
+
+
+def test_a_command_that_cannot_be_executed_does_not_say_its_version(tmp_path: Path) -> None:
+    own, other = program(tmp_path / "own"), program(tmp_path / "other")
+    other.write_text("#!/no/such/interpreter\n")
+    (found,) = checks(own, tmp_path / "other")
+    assert not found.ok
+    assert "which does not say its version" in found.detail

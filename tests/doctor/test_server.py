@@ -1,0 +1,110 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcpguard import config
+from mcpguard.doctor import server
+from mcpguard.doctor.check import Check
+from tests.cli.command import mcpguard
+from tests.doctor.checks import doctor, only
+from tests.end_to_end.host import environment, policy, rule, script
+
+SDK = script("on_the_sdk")[:1] + script("on_the_sdk")[2:]
+"""The server needs the installed SDK, so it is started without `-S`."""
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+def test_the_tools_of_a_server_are_listed_with_the_rules_that_apply(tmp_path: Path) -> None:
+    text = rule("100/1h", user="*", tool="search_*") + rule("deny", tool="import_customers", server="crm")
+    policy(tmp_path, text + rule("5/1m", tool="*", user="bob") + rule("9/1m", tool="search_customers", mode="observe"))
+    checks = doctor(tmp_path, "--server", "crm", "--user", "alice", "--", *SDK)
+    found = only(checks, "server")
+    assert found.detail.startswith("crm: crm, protocol 20")
+    assert ", 2 tools, ready in " in found.detail
+    search = "100/1h by rule 1 (user=* tool=search_*); 9/1m by rule 4 (tool=search_customers) in observe mode"
+    assert only(checks, "tool search_customers").detail == search
+    assert only(checks, "tool import_customers").detail == "deny by rule 2 (tool=import_customers server=crm)"
+    other = doctor(tmp_path, "--server", "erp", "--", *SDK)
+    assert only(other, "tool import_customers").detail == "no rule applies, so nothing limits it"
+    assert mcpguard(tmp_path, "audit", "tail", "--json", "--decision", "allowed").stdout == ""
+
+
+def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path) -> None:
+    policy(tmp_path, rule("7/1h", user="carol"))
+    entry = ["/usr/local/bin/mcpguard", "run", "--server", "crm", "--user", "carol", "--quiet", "--", *SDK]
+    checks = doctor(tmp_path, "--", *entry)
+    assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
+    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol)"
+
+
+def test_a_command_that_does_not_exist_is_told_without_starting_anything(tmp_path: Path) -> None:
+    found = only(doctor(tmp_path, "--", "no-such-server", "--key", "tango-s3cret", status=1), "server")
+    assert found.detail == "cannot run no-such-server: no such command"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import sys; print('first', file=sys.stderr); sys.exit('the last words')", "the last words"),
+        ("import sys; sys.stdin.readline(); print('\\33[31mred', file=sys.stderr); sys.exit(1)", "\\x1b[31mred"),
+        ("import sys; print(f'{sys.argv[2]} is not valid: api_key=s3cret', file=sys.stderr); sys.exit(1)",
+         "*** is not valid: api_key=***"),
+    ],
+)  # fmt: skip
+def test_a_server_that_exits_is_told_with_its_status_and_its_last_line(tmp_path: Path, code: str, told: str) -> None:
+    found = only(doctor(tmp_path, "--", *python(code, "--api-key", "tango-s3cret"), status=1), "server")
+    assert found.detail == f"server exited with status 1; its last line on stderr: {told}"
+
+
+def test_a_server_that_exits_without_a_word_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("quiet = true\n")
+    for status in (0, 7):
+        found = only(doctor(tmp_path, "--quiet", "--", *python(f"import os; os._exit({status})"), status=1), "server")
+        assert found.detail == f"server exited with status {status}; it wrote nothing to stderr"
+
+
+def test_a_server_that_does_not_answer_is_told_after_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    code = "import sys; print('waiting', file=sys.stderr, flush=True); sys.stdin.read()"
+    settings = config.load(environment(tmp_path))
+    found = list(server.checks(settings, python(code), options=[], server="crm", answer_s=2.0))
+    assert [(one.check, one.ok) for one in found] == [("server", False)]
+    assert found[0].detail.startswith("no answer within 2 s; ")
+
+
+@pytest.mark.parametrize(
+    "answer", ["this is not JSON", '{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"no \\u001b[31m luck"}}']
+)
+def test_a_server_that_answers_nonsense_fails_in_one_line(tmp_path: Path, answer: str) -> None:
+    code = "import sys\nfor line in sys.stdin: print(sys.argv[1], flush=True); sys.exit(3)"
+    found = only(doctor(tmp_path, "--", *python(code, answer), status=1), "server")
+    assert "\n" not in found.detail
+
+
+def test_an_error_of_mcpguard_itself_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    settings = config.load(environment(tmp_path))
+    found = list(server.checks(settings, ["true"], options=["--agent", "a::b"], server="crm"))
+    assert [one.ok for one in found] == [False]
+    assert "agent" in found[0].detail
+    assert found[0].hint
+
+
+def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_listed(tmp_path: Path) -> None:
+    policy(tmp_path, "broken")
+    checks = doctor(tmp_path, "--", *SDK, status=1)
+    assert only(checks, "server").ok
+    assert not [one for one in checks if one.check.startswith("tool ")]
+
+
+def test_a_check_with_a_hint_is_advice_only_if_it_is_ok() -> None:
+    assert Check("a", True, "b", "c").is_advice
+    assert not Check("a", False, "b", "c").is_advice
+    assert not Check("a", True, "b").is_advice

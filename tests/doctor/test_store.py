@@ -1,0 +1,94 @@
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mcpguard.doctor.store import holders
+from tests import redis_servers
+from tests.cli.command import BOUND, calls, process
+from tests.doctor.checks import doctor, of, only
+from tests.end_to_end.host import Host, script
+
+
+def test_an_open_store_tells_its_size_its_oldest_row_and_who_holds_it_open(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.call(1, "search")
+        found = only(doctor(tmp_path), "store")
+        assert found.detail.startswith(f"{tmp_path}/mcpguard.db: ")
+        assert " MB, oldest row " in found.detail
+        if Path("/proc/self").exists():
+            assert found.detail.endswith(f" s old, process {host.process.pid} holds it open")
+        assert host.end() == 0
+    if Path("/proc/self").exists():
+        assert only(doctor(tmp_path), "store").detail.endswith(", no process holds it open")
+
+
+def test_a_system_without_a_table_of_processes_does_not_tell_who_holds_a_store_open(tmp_path: Path) -> None:
+    assert holders(tmp_path / "mcpguard.db", proc=tmp_path) is None
+
+
+def test_a_damaged_store_fails(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    (tmp_path / "mcpguard.db").write_bytes(b"x" * 9000)
+    found = only(doctor(tmp_path, status=1), "store")
+    assert found.detail.startswith(f"{tmp_path}/mcpguard.db ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_store_that_cannot_be_written_to_fails(tmp_path: Path, is_made: bool) -> None:
+    if is_made:
+        calls(tmp_path, "search", 1)
+        (tmp_path / "mcpguard.db").chmod(0o400)
+    else:
+        tmp_path.chmod(0o500)
+    done = process(tmp_path, "doctor", under=BOUND)
+    tmp_path.chmod(0o700)
+    assert done.returncode == 1
+    assert f"FAIL  store: {tmp_path}/mcpguard.db" in done.stdout
+
+
+def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = only(doctor(tmp_path, "--store", f"sqlite://{tmp_path}/file/mcpguard.db", status=1), "store")
+    assert found.detail == f"{tmp_path}/file/mcpguard.db cannot be made: {tmp_path}/file is not a folder"
+
+
+@pytest.mark.parametrize(
+    ("free", "ok", "is_advice"), [(1 << 20, False, False), (100 << 20, True, True), (1 << 40, True, False)]
+)
+def test_little_free_space_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, ok: bool, is_advice: bool
+) -> None:
+    calls(tmp_path, "search", 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = only(doctor(tmp_path, status=int(not ok)), "space")
+    assert (found.ok, found.is_advice) == (ok, is_advice)
+
+
+def test_a_redis_server_tells_its_rows_connections_and_memory(tmp_path: Path) -> None:
+    with redis_servers.running(tmp_path / "server") as server:
+        options = ("--store", server.url)
+        checks = doctor(tmp_path, *options)
+        found, warning = of(checks, "store")
+        assert f"{server.url}, namespace default: answers in " in found.detail
+        assert found.detail.endswith(" ms, no rows yet, 0 other connections")
+        assert "keeps nothing on disk" in warning.detail
+        assert warning.is_advice
+        assert only(checks, "space").detail.endswith(" of memory used, without a bound")
+        with Host(tmp_path, *script("obedient"), options=options) as host:
+            host.call(1, "search")
+            assert " s old, 1 other connection" in of(doctor(tmp_path, *options), "store")[0].detail
+            assert host.end() == 0
+        server.command("CONFIG", "SET", "maxmemory", "3mb")
+        assert not only(doctor(tmp_path, *options, status=1), "space").ok
+
+
+def test_a_redis_server_that_refuses_the_password_fails_without_showing_it(tmp_path: Path) -> None:
+    with redis_servers.running(tmp_path / "server", "--requirepass", "right-s3cret") as server:
+        url = f"redis://:wrong-s3cret@127.0.0.1:{server.port}/0"
+        checks = doctor(tmp_path, status=1, MCPGUARD_STORE=url)
+        assert only(checks, "store").detail.startswith(f"{server.url} refuses: ")
+        assert "s3cret" not in str(checks)
