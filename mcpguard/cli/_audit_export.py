@@ -16,6 +16,7 @@ from mcpguard.cli import _filters
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
+from mcpguard.cli._seen import files
 from mcpguard.cli._text import until_reader_leaves
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
@@ -29,7 +30,13 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
 
 @click.command("export", Command, short_help="Write rows for other programs.")
 @click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="jsonl", show_default=True, help="The format.")
-@click.option("-o", "--output", metavar="FILE", help="The file to write. Default: stdout. A file that exists is not replaced.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=files,
+    help="The file to write. Default: stdout. A file that exists is not replaced.",
+)
 @click.option("-f", "--follow", is_flag=True, help=_FOLLOW_HELP)
 @row_filters
 @store_option
