@@ -24,6 +24,7 @@ POSIX = (
     "end_to_end",
     "examples",
     "real_parts",
+    "report/test_following.py",
     "relay",
     "stores/sqlite/test_processes.py",
     "stores/test_files.py",

@@ -1,9 +1,11 @@
 """Text for people: paragraphs of at most 80 columns for a pipe, tables for a terminal."""
 
+import contextlib
 import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
@@ -51,6 +53,16 @@ def tolerant_output() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def until_reader_leaves() -> Iterator[None]:
+    """End the block without an error when nobody reads stdout any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
 
 
 def is_coloured() -> bool:

@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "clients": "list the clients, their servers, and which are guarded",
     "policy": "show, check, explain and edit limits",
     "audit": "read the audit log",
+    "usage": "show how full each counter is",
     "reset": "empty counters",
     "doctor": "check this installation, and a server behind it",
     "whoami": "show which user and agent a server would have, and why",

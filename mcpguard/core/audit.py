@@ -161,6 +161,22 @@ def fragment(reported: Reported) -> str:
     return compact(reported.members())
 
 
+@lru_cache(maxsize=4096)
+def members(text: str) -> dict[str, object]:
+    """The members in a row's `context` or `reported`. Do not change the result."""
+    found: dict[str, object] = json.loads(text)
+    return found
+
+
+def axis_of(decision: str, reported: str | None, detail: str | None) -> str | None:
+    """The axis in the record of a row with these values; None if it has none."""
+    if reported:
+        axis = members(reported).get("axis")
+    else:  # a refusal that no limit made
+        axis = json.loads(detail).get("axis") if detail and decision in REFUSED else None
+    return None if axis is None else str(axis)
+
+
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:
     """A row as `audit tail --json` prints it, without the members that do not apply."""
     context = json.loads(row.context)
@@ -173,7 +189,7 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
         "time": rfc3339(row.time_us),
         "time_us": row.time_us,
         "seq": row.seq,
-        "request_id": _id_value(row.request_id),
+        "request_id": id_value(row.request_id),
         "args_hash": row.args_hash.hex() if row.args_hash else None,
         "decision": row.decision,
         "count": row.counted,
@@ -191,7 +207,8 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     return {key: values[key] for key in MEMBERS if values.get(key) is not None}
 
 
-def _id_value(text: str | None) -> object:
+def id_value(text: str | None) -> object:
+    """The request id in a row's `request_id`."""
     if text is None:
         return None
     try:

@@ -31,23 +31,72 @@ class Entry(NamedTuple):
     record: dict[str, object]
 
 
+class StoredRow(NamedTuple):
+    """An audit row in the form in which stores keep it, with its outcome. `core.audit.record` makes a record of it.
+
+    Attributes:
+        row_id: See `Entry`.
+        row: The row.
+        outcome: One of `OUTCOMES`; None if there is none, or none yet.
+        duration_us: From the call to its answer; None without an outcome.
+    """
+
+    row_id: int
+    row: "Row"
+    outcome: str | None
+    duration_us: int | None
+
+
+class Group(NamedTuple):
+    """What all rows of a group have in common.
+
+    Attributes:
+        context: The caller and the tool, see `Row.context`.
+        axis: The axis of the limit that decided; None if there is none.
+        decision: One of `Decided`.
+        outcome: One of `OUTCOMES`; None if there is none.
+        hour: The hour of the row's time, since 1970 in UTC.
+    """
+
+    context: str
+    axis: str | None
+    decision: str
+    outcome: str | None
+    hour: int
+
+
+class Tally(NamedTuple):
+    """Some rows, counted.
+
+    Attributes:
+        last_id: The id of the last row that was looked at.
+        calls: The number of calls by group, and in a group by duration in µs, see `groups.rounded_us`; None for calls without
+            an outcome. A row with `repeats` stands for so many calls.
+    """
+
+    last_id: int
+    calls: Mapping[Group, Mapping[int | None, int]]
+
+
 class Held(NamedTuple):
     """A counter that is not empty.
 
     Attributes:
         label: The counter's label, see `policy.Counter`.
         used: How many calls it counts now.
+        log: Its log, without entries that have left the window.
     """
 
     label: str
     used: int
+    log: "State"
 
 
 class Wanted(NamedTuple):
     """A filter for audit rows, which a store applies while it reads.
 
     Attributes:
-        context: Returns whether a row with these members (user, agent, server, tool …) is wanted.
+        context: Returns whether a row with these members (user, agent, server, tool …) is wanted; None for any.
         decisions: The wanted decisions; None for any.
         axis: Returns whether the axis of the limit that decided is wanted; None for any.
         outcomes: The wanted outcomes; None for any, and for rows without an outcome.
@@ -55,7 +104,7 @@ class Wanted(NamedTuple):
         until_us: The earliest time of a row that is no longer wanted; None for any.
     """
 
-    context: Callable[[Mapping[str, object]], bool]
+    context: Callable[[Mapping[str, object]], bool] | None
     decisions: frozenset[str] | None = None
     axis: Callable[[str], bool] | None = None
     outcomes: frozenset[str] | None = None
@@ -71,8 +120,20 @@ class Wanted(NamedTuple):
             and (self.decisions is None or record["decision"] in self.decisions)
             and (self.outcomes is None or record.get("outcome") in self.outcomes)
             and (self.axis is None or self.axis(str(record.get("axis"))))
-            and self.context(record)
+            and (self.context is None or self.context(record))
         )
+
+    def admits_row(self, row: "Row", outcome: str | None) -> bool:
+        """Whether a row passes the filter."""
+        from mcpguard.core.audit import axis_of, members
+
+        found = {
+            "time_us": row.time_us,
+            "decision": row.decision,
+            "outcome": outcome,
+            "axis": axis_of(row.decision, row.reported, row.detail),
+        }
+        return self.admits(members(row.context) | found)
 
     @property
     def written_since_us(self) -> int:
@@ -159,6 +220,12 @@ class Readable(AuditReader, Protocol):
 
     def peek(self, counters: Sequence["Counter"]) -> tuple[list["State"], int]:
         """The current logs of these counters, in order, and the store's time. Changes nothing."""
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Sequence[StoredRow]]:
+        """The audit rows in the form in which they are kept, oldest first, some at a time; see `entries`."""
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """The audit rows, counted, some at a time; see `entries`. The store makes no record of a row."""
 
     def close(self) -> None:
         """Release all resources."""
@@ -247,6 +314,22 @@ class Address(Protocol):
 
         Raises:
             StoreUnavailable: It cannot be read.
+        """
+
+    def prune(self, options: Options, before_us: int) -> Iterator[int]:
+        """Delete the audit rows of before a time in a store that exists, in small portions. No call waits for one.
+
+        The newest row of the store may stay. A server deletes the rows that were written before that time by its own clock.
+
+        Args:
+            options: They name the namespace.
+            before_us: The time, in wall-clock time.
+
+        Yields:
+            How many rows a portion had, after they were deleted.
+
+        Raises:
+            StoreUnavailable: Rows cannot be deleted.
         """
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:

@@ -17,6 +17,8 @@ SHOWN = [
     ("policy", "show"),
     ("policy", "explain", "--tool", TOOL, *WHO),
     ("audit", "tail"),
+    ("audit", "stats", "--by", "user"),
+    ("usage",),
 ]
 
 

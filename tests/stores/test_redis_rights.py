@@ -226,3 +226,19 @@ def test_a_library_of_functions_cannot_be_loaded(link: Link) -> None:
     library = "#!lua name=lib\nredis.register_function('f', function() return 1 end)"
     assert "no permissions" in answer(link, "FUNCTION", "LOAD", library)
     assert "no permissions" in answer(link, "FCALL", "f", "0")
+
+
+def test_the_rights_in_the_manual_are_enough_to_look_at_calls_and_to_prune_them(tmp_path: Path, server: Server) -> None:
+    policy(tmp_path, rule("5/1h", user="*", tool="search"))
+    (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
+    variables = {"MCPGUARD_STORE": url(server), "MCPGUARD_STORE_PASSWORD": PASSWORD}
+    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables) as host:
+        assert "result" in host.call(1, "search")
+        assert host.end() == 0
+    for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
+        done = mcpguard(tmp_path, *argv, **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "search" in done.stdout
+    done = mcpguard(tmp_path, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not done.stdout.startswith("0 ")

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mcpguard.core.audit import Outcome, Row, cut_id, record
 from mcpguard.core.verdict import REFUSED, DecisionRequest
-from mcpguard.stores.api import Entry
+from mcpguard.stores.api import Entry, StoredRow
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")
@@ -76,15 +76,20 @@ def stream(decision: str) -> int:
     return 2 if decision in REFUSED else 1
 
 
-def entry(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> Entry:
+def stored(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> StoredRow:
     """The row of a stream entry, joined with its outcome."""
     if outcome is None:
-        return Entry(row_id(stream_id), record(row(fields)))
+        return StoredRow(row_id(stream_id), row(fields), None, None)
     known = parse_outcome(row_id(stream_id), outcome)
-    return Entry(known.row_id, record(row(fields), outcome=known.outcome, duration_us=known.duration_us))
+    return StoredRow(known.row_id, row(fields), known.outcome, known.duration_us)
 
 
 def parse_outcome(row_id: int, value: bytes) -> Outcome:
     """The outcome in a field of the hash of outcomes."""
     word, _, duration_us = value.partition(b" ")
     return Outcome(row_id, word.decode(), int(duration_us))
+
+
+def entry(stored: StoredRow) -> Entry:
+    """The row's record."""
+    return Entry(stored.row_id, record(stored.row, outcome=stored.outcome, duration_us=stored.duration_us))

@@ -22,8 +22,9 @@ from mcpguard.core.policy.model import Counter, counter_id, window_of
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
+from mcpguard.stores.groups import tally
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.request import (
@@ -296,10 +297,25 @@ class RedisStore:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
+        for page in self.rows(after=after, wanted=wanted):
+            yield from map(rows.entry, page)
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        for found in self._pages(after, wanted):
+            yield self._joined(found, wanted)
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        for found in self._pages(after, wanted):
+            yield tally(self._joined(found, wanted), rows.row_id(found[-1][0]))
+
+    def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
+        """The rows that may be wanted, oldest first, some at a time."""
         streams = self._streams(wanted)
         after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
         while found := self._page(streams, "XRANGE", "(" + rows.stream_id(after), "+"):
-            yield from self._joined(found, wanted)
+            yield found
             after = rows.row_id(found[-1][0])
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
@@ -307,7 +323,7 @@ class RedisStore:
         streams = self._streams(wanted)
         before, first = "+", rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
         while found := self._page(streams, "XREVRANGE", before, first):
-            yield from self._joined(found, wanted)
+            yield from map(rows.entry, self._joined(found, wanted))
             before = "(" + found[-1][0].decode()
 
     def _streams(self, wanted: Wanted | None) -> Sequence[str]:
@@ -330,11 +346,11 @@ class RedisStore:
                 found = [one for one in found if one[0] <= last]
         return [one for _, one in found]
 
-    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[Entry]:
+    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
         """The wanted rows, with their outcomes."""
         outcomes = self._outcomes([stream_id for stream_id, _ in found])
-        joined = [rows.entry(stream_id, fields, outcome) for (stream_id, fields), outcome in zip(found, outcomes, strict=True)]
-        return [one for one in joined if wanted is None or wanted.admits(one.record)]
+        joined = [rows.stored(*one, outcome) for one, outcome in zip(found, outcomes, strict=True)]
+        return [one for one in joined if wanted is None or wanted.admits_row(one.row, one.outcome)]
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Store`."""
@@ -368,8 +384,8 @@ class RedisStore:
             some = labels[at : at + _BATCH]
             logs, now_us = self._logs([key for key, _ in some])
             for (_, label), log in zip(some, logs, strict=True):
-                used = limiter.used(limiter.live(log, window_of(label), now_us))
-                held += [Held(label, used)] if used else []
+                live = limiter.live(log, window_of(label), now_us)
+                held += [Held(label, limiter.used(live), live)] if live else []
         return held
 
     def reset(self, labels: Sequence[str]) -> int:

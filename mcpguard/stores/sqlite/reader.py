@@ -5,19 +5,20 @@ next connection that may write to the file opens it, also a reader's.
 """
 
 import contextlib
-import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, record
+from mcpguard.core.audit import Outcome, Row, members, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
-from mcpguard.stores.api import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
+from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
@@ -37,6 +38,9 @@ _BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}
 
 _IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
 _NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
+
+_NAMED: Final = 10_000
+"""The most contexts that a query names. SQLite limits the length of a query."""
 
 _NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
 _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
@@ -80,6 +84,7 @@ class Reader:
             self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path=str(path))
             undo.pop_all()
+        self._archive = Archive(self._db)
         self._log = log
         self.clock: Clock = self._shared_clock
 
@@ -118,7 +123,7 @@ class Reader:
         """See `Readable`."""
         now_us = self.clock()
         logs = [(label, limiter.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
-        return [Held(label, limiter.used(log)) for label, log in logs if log]
+        return [Held(label, limiter.used(log), log) for label, log in logs if log]
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
@@ -175,6 +180,41 @@ class Reader:
         yield from reversed(list(_rows(pending, wanted)))
         yield from self._archived(_BEFORE, lambda last: (last,), pending.first, wanted, _outcomes(pending.texts))
 
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        pending = self._pending()
+        yield from (page for page, _ in self._pages(self._archive.page, pending, after, wanted))
+        yield [one for one in _stored(pending, after) if wanted is None or wanted.admits_row(one.row, one.outcome)]
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        pending = self._pending()
+        for calls, last in self._pages(self._archive.counts, pending, after, wanted):
+            yield Tally(last, calls)
+        rows = list(_stored(pending, after))
+        last = rows[-1].row_id if rows else max(after, pending.first - 1)
+        yield tally([one for one in rows if wanted is None or wanted.admits_row(one.row, one.outcome)], last)
+
+    def _pages(
+        self,
+        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int]],
+        pending: Pending,
+        after: int,
+        wanted: Wanted | None,
+    ) -> Iterator[tuple[_Found, int]]:
+        """What a method of `Archive` reads of the database's rows, page by page."""
+        with database.reported(self.path):
+            condition = self._condition(wanted)
+            first = self._first_since(wanted.written_since_us if wanted else 0)
+        if condition is None:
+            return
+        outcomes = _outcomes(pending.texts)
+        last = max(after, first - 1)
+        while last < pending.first - 1:
+            with database.reported(self.path):
+                found, last = read(last, pending.first, condition, outcomes)
+            yield found, last
+
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
         known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
@@ -196,28 +236,36 @@ class Reader:
             return
         while True:
             with database.reported(self.path):
-                found = self._db.execute(question % condition, bounds(last)).fetchall()
+                found = self._db.execute(question % condition.sql, bounds(last)).fetchall()
             for one in found:
                 entry = _entry(one, outcomes)
-                if wanted is None or wanted.admits(entry.record):
+                if not condition.unsure or condition.unsure.admits(entry.record):
                     yield entry
             if len(found) < _BATCH:
                 return
             last = found[-1][0]
 
-    def _condition(self, wanted: Wanted | None) -> str | None:
-        """A condition for SQL; None if no row can meet it. Rows share their texts, so few texts have to be examined."""
+    def _condition(self, wanted: Wanted | None) -> Condition | None:
+        """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
         if wanted is None:
-            return ""
-        every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
-        contexts = [key for key, text, namespace in every if namespace is not None and wanted.context(json.loads(text))]
-        if not contexts:
-            return None
-        conditions = [f"a.context IN ({_numbers(contexts)})"]
+            return Condition("", None)
+        conditions = []
+        is_exact = wanted.axis is None and wanted.outcomes is None
+        every: list[tuple[int, str, int | None]] = []
+        if wanted.context is not None or wanted.axis is not None:
+            every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
+        if wanted.context is not None:
+            contexts = {key: at for key, text, at in every if at is not None and wanted.context(members(text))}
+            if not contexts:
+                return None
+            is_few = len(contexts) <= _NAMED
+            is_exact = is_exact and is_few
+            of = f"a.context IN ({_numbers(contexts)})" if is_few else f"a.namespace IN ({_numbers(set(contexts.values()))})"
+            conditions.append(of)
         if wanted.decisions is not None:
             conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
         if wanted.axis is not None:
-            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(json.loads(text)["axis"])]
+            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(str(members(text)["axis"]))]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
         if wanted.outcomes is not None:  # the outcome may be in the call log
@@ -226,7 +274,7 @@ class Reader:
             conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
         if wanted.until_us is not None:
             conditions.append(f"a.time_us < {wanted.until_us}")
-        return "AND " + " AND ".join(conditions)
+        return Condition("".join(f"AND {one} " for one in conditions), None if is_exact else wanted)
 
     def _first_since(self, written_us: int) -> int:
         """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.
@@ -277,7 +325,7 @@ class Reader:
             self._own_log.close()
 
 
-def _numbers(ids: Sequence[int]) -> str:
+def _numbers(ids: Iterable[int]) -> str:
     return ",".join(map(str, ids))
 
 
@@ -294,16 +342,21 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
 
 def _rows(pending: Pending, wanted: Wanted | None) -> Iterator[Entry]:
     """The audit rows of the log, oldest first."""
+    for row_id, row, outcome, duration_us in _stored(pending, 0):
+        found = record(row, outcome=outcome, duration_us=duration_us)
+        if wanted is None or wanted.admits(found):
+            yield Entry(row_id, found)
+
+
+def _stored(pending: Pending, after: int) -> Iterator[StoredRow]:
+    """The audit rows of the log after a row, oldest first."""
     outcomes = _outcomes(pending.texts)
     number = pending.first
     for text in pending.texts:
         for line in text.split("\n"):
             if line[0] == entries.ROW:
-                row = entries.read_row(line.split("\t"))
-                outcome, duration_us = outcomes.get(number, (None, None))
-                found = record(row, outcome=outcome, duration_us=duration_us)
-                if wanted is None or wanted.admits(found):
-                    yield Entry(number, found)
+                if number > after:
+                    yield StoredRow(number, entries.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
                 number += 1
 
 

@@ -1,0 +1,1 @@
+"""Statistics and exports: reads the audit log and the counters, never on a call's path."""
