@@ -10,8 +10,9 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.model import Counter
 from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
-from mcpguard.stores.api import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
+from mcpguard.stores.groups import tally
 
 
 class Memory:
@@ -102,6 +103,19 @@ class MemoryStore:
         found = (self._entry(row_id) for row_id in range(after + 1, len(self._memory.rows) + 1))
         return (entry for entry in found if wanted is None or wanted.admits(entry.record))
 
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        found = [
+            StoredRow(row_id, row, *(self._memory.outcomes[row_id][1:] if row_id in self._memory.outcomes else (None, None)))
+            for row_id, row in enumerate(self._memory.rows[after:], after + 1)
+        ]
+        yield [one for one in found if wanted is None or wanted.admits_row(one.row, one.outcome)]
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        for page in self.rows(after=after, wanted=wanted):
+            yield tally(page, len(self._memory.rows))
+
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
         return reversed(list(self.entries(wanted=wanted)))
@@ -113,12 +127,12 @@ class MemoryStore:
     def held(self) -> list[Held]:
         """See `Store`."""
         now_us = self._clock()
-        held = [
-            Held(counter.label, limiter.used(limiter.live(self._memory.states[key], counter.window_us, now_us)))
+        logs = [
+            (counter.label, limiter.live(self._memory.states[key], counter.window_us, now_us))
             for key, counter in self._memory.counters.items()
             if key in self._memory.states
         ]
-        return [one for one in held if one.used]
+        return [Held(label, limiter.used(log), log) for label, log in logs if log]
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""

@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple, Self
 
-from mcpguard.cli._options import selects
+from mcpguard.cli._filters import selects
 from mcpguard.core.policy.model import SELECTORS
 from mcpguard.core.text import quoted
 

@@ -5,8 +5,6 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from mcpguard.core.agent import Agent, agent_matches
-from mcpguard.core.patterns import glob
 from mcpguard.core.policy.model import AXES, Rule
 from mcpguard.core.policy.parse import parse_rule
 from mcpguard.errors import PolicyError, UsageError
@@ -19,24 +17,9 @@ store_option = click.option("--store", metavar="URL", help="The store. Default: 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def filter_options(what: str) -> Callable[[_F], _F]:
-    """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
-    return _all(
-        click.option("--user", metavar="G", help=f"Only {what} of this user; * matches any text."),
-        click.option("--agent", metavar="G", help=f"Only {what} of this agent."),
-        click.option("--server", metavar="G", help=f"Only {what} of this server."),
-        click.option("--tool", metavar="G", help=f"Only {what} of this tool."),
-    )
+def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """One decorator that adds several options, in this order."""
 
-
-def selects(key: str, pattern: str, text: str) -> bool:
-    """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
-    if key == "agent" and Agent.split(pattern) and Agent.split(text):
-        return agent_matches(pattern, text)
-    return glob(pattern, text)
-
-
-def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     def decorated(function: _F) -> _F:
         for option in reversed(options):
             function = option(function)
@@ -45,7 +28,7 @@ def _all(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorated
 
 
-rule_options = _all(
+rule_options = all_of(
     click.option("--user", metavar="G", help="A user, or a pattern with *."),
     click.option("--agent", metavar="G", help="An agent, client::tier::name; each part is a name or a pattern."),
     click.option("--tool", metavar="G", help="A tool, or a pattern."),

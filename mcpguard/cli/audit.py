@@ -3,27 +3,24 @@
 import contextlib
 import json
 import os
-import re
 import select
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
-from functools import partial
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final
 
 import click
 
 from mcpguard import config
+from mcpguard.cli import _filters
 from mcpguard.cli._command import Group
-from mcpguard.cli._options import filter_options, selects, store_option
+from mcpguard.cli._filters import row_filters
+from mcpguard.cli._options import store_option
 from mcpguard.cli._text import tolerant_output
-from mcpguard.config import Settings, span_us
+from mcpguard.config import Settings
 from mcpguard.core.audit import line
-from mcpguard.core.patterns import glob
 from mcpguard.core.text import printable
-from mcpguard.core.verdict import Decided
-from mcpguard.errors import ConfigError, ExitStatus, UsageError
+from mcpguard.errors import ExitStatus
 from mcpguard.stores.api import Readable, Wanted
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.integrity import identity
@@ -31,60 +28,10 @@ from mcpguard.stores.sqlite.integrity import identity
 POLL_S: Final = 0.25
 """How often `tail -f` looks for new rows."""
 
-DISORDER_US: Final = 3600 * 1_000_000
-"""How far rows may be out of order, because wall clocks step. `--since` stops at the first row that is older by more."""
-
 ROWS: Final = 10
 """How many rows `tail` shows without `-n` and `--since`."""
 
-_IN_CONTEXT: Final = ("user", "agent", "server", "tool")
-
 _Print = Callable[[Mapping[str, object]], None]
-
-
-class _Filter(NamedTuple):
-    """Which rows are shown.
-
-    Attributes:
-        namespace: The namespace of the rows.
-        patterns: Patterns that a row's members must match, by member.
-        decisions: Patterns, one of which the decision must match; empty for any decision.
-        since_us: The earliest wall-clock time of a row.
-    """
-
-    namespace: str
-    patterns: dict[str, str]
-    decisions: tuple[str, ...]
-    since_us: int
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether it leaves out rows of its namespace."""
-        return bool(self.patterns or self.decisions or self.since_us)
-
-    @property
-    def wanted(self) -> Wanted:
-        """The part of the filter that the store applies."""
-        axis = self.patterns.get("axis")
-        decisions = frozenset(word for word in get_args(Decided) if any(glob(one, word) for one in self.decisions))
-        return Wanted(self._is_of, decisions if self.decisions else None, partial(glob, axis) if axis else None)
-
-    def _is_of(self, context: Mapping[str, object]) -> bool:
-        return context["namespace"] == self.namespace and all(
-            key in context and selects(key, pattern, str(context[key]))
-            for key, pattern in self.patterns.items()
-            if key in _IN_CONTEXT
-        )
-
-    def admits(self, record: Mapping[str, object]) -> bool:
-        """Whether a row passes the filter."""
-        return (
-            record["namespace"] == self.namespace
-            and isinstance(at_us := record["time_us"], int)
-            and at_us >= self.since_us
-            and all(key in record and selects(key, pattern, str(record[key])) for key, pattern in self.patterns.items())
-            and (not self.decisions or any(glob(pattern, str(record["decision"])) for pattern in self.decisions))
-        )
 
 
 @click.group("audit", Group)
@@ -108,10 +55,7 @@ def command() -> None:
     metavar="N",
     help=f"The number of rows. Default: {ROWS}, or all with --since.",
 )
-@filter_options("rows")
-@click.option("--axis", metavar="G", help="Only rows of this axis: user, tool or agent.")
-@click.option("--decision", metavar="G", multiple=True, help="Only rows of this decision, such as denied. May be repeated.")
-@click.option("--since", metavar="WHEN", help="Only rows of the last 10m, 2h, 7d …, or since an RFC 3339 time.")
+@row_filters
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @store_option
 def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **filters: Any) -> int:
@@ -124,11 +68,11 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
       mcpguard audit tail -n 1000 --json | jq .tool
     """
     settings = config.load(os.environ, store=store)
-    wanted = _filter(settings, **filters)
+    wanted = _filters.wanted(settings.namespace, **filters)
     if rows is None and not filters["since"]:
         rows = ROWS
     try:
-        _tail(settings, wanted, rows, _printer(as_json=as_json), follow=follow)
+        _tail(settings, wanted, rows, _printer(as_json=as_json), follow=follow, is_narrow=any(filters.values()))
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # nobody reads stdout, which the interpreter flushes at exit
@@ -136,7 +80,7 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
     return ExitStatus.OK
 
 
-def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *, follow: bool) -> None:
+def _tail(settings: Settings, wanted: Wanted, rows: int | None, show: _Print, *, follow: bool, is_narrow: bool) -> None:
     is_new = False
     if not settings.address.exists():
         _say(f"no audit log yet: there is no store at {settings.address.shown}")
@@ -152,7 +96,7 @@ def _tail(settings: Settings, wanted: _Filter, rows: int | None, show: _Print, *
                 for record in newest:
                     show(record)
                 if not newest and rows != 0 and sys.stdout.isatty():
-                    _say(("no row matches" if wanted.is_narrow else "no rows") + (" yet" if follow else ""))
+                    _say(("no row matches" if is_narrow else "no rows") + (" yet" if follow else ""))
             if not (follow and _show_until_replaced(settings, store, file, last_id, wanted, show)):
                 return
         _say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
@@ -174,7 +118,7 @@ def _store_appears(settings: Settings) -> bool:
 
 
 def _show_until_replaced(
-    settings: Settings, store: Readable, file: tuple[int, int] | None, last_id: int, wanted: _Filter, show: _Print
+    settings: Settings, store: Readable, file: tuple[int, int] | None, last_id: int, wanted: Wanted, show: _Print
 ) -> bool:
     """Show new rows until the store is in another file. False if the reader of stdout goes away first."""
     while True:
@@ -199,17 +143,14 @@ def _file(settings: Settings) -> tuple[int, int] | None:
         return (0, 0)  # opening the store reports the error
 
 
-def _newest(store: Readable, wanted: _Filter, rows: int | None) -> tuple[int, list[dict[str, object]]]:
+def _newest(store: Readable, wanted: Wanted, rows: int | None) -> tuple[int, list[dict[str, object]]]:
     """The id of the newest row, and the newest rows that pass the filter, oldest first."""
     last_id = next((entry.row_id for entry in store.newest()), 0)
     found: list[dict[str, object]] = []
-    for entry in store.newest(wanted=wanted.wanted):
-        if entry.row_id > last_id:
-            continue  # written since; `_show_until_replaced` shows it
-        at_us = entry.record["time_us"]
-        if len(found) == rows or (isinstance(at_us, int) and at_us < wanted.since_us - DISORDER_US):
+    for entry in store.newest(wanted=wanted):
+        if len(found) == rows:
             break
-        if wanted.admits(entry.record):
+        if entry.row_id <= last_id:  # `_show_until_replaced` shows rows that were written since
             found.append(entry.record)
     return last_id, found[::-1]
 
@@ -241,31 +182,3 @@ def _printer(*, as_json: bool) -> _Print:
             heading.clear()  # printed above the first row only
 
     return show
-
-
-def _filter(settings: Settings, *, decision: tuple[str, ...], since: str | None, **patterns: str | None) -> _Filter:
-    _among("--axis", patterns["axis"], ("user", "tool", "agent"))
-    for one in decision:
-        _among("--decision", one, get_args(Decided))
-    given = {key: pattern for key, pattern in patterns.items() if pattern is not None}
-    return _Filter(settings.namespace, given, decision, _since_us(since) if since else 0)
-
-
-def _among(option: str, pattern: str | None, known: tuple[str, ...]) -> None:
-    if pattern is not None and not any(glob(pattern, word) for word in known):
-        raise UsageError(f"{option}: {pattern!r} matches no known value", f"known values: {' '.join(known)}")
-
-
-def _since_us(text: str) -> int:
-    """The time that `--since` names: a span before now, or a time. A time without an offset is local.
-
-    Raises:
-        UsageError: The text is neither.
-    """
-    if re.fullmatch(r"[0-9]+[a-z]", text):
-        with contextlib.suppress(ConfigError):
-            return time.time_ns() // 1000 - span_us(text, where="--since")
-    else:
-        with contextlib.suppress(ValueError, OverflowError, OSError):
-            return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
-    raise UsageError(f"--since: {text!r} is neither a span nor a time", "write 10m, 2h, 7d, or 2026-01-31T09:00:00Z")

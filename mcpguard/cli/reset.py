@@ -10,17 +10,17 @@ import click
 from mcpguard import config
 from mcpguard.cli._command import Command
 from mcpguard.cli._counters import Counted
-from mcpguard.cli._options import filter_options, store_option
+from mcpguard.cli._filters import given, name_filters
+from mcpguard.cli._options import store_option
 from mcpguard.cli._text import tolerant_output
 from mcpguard.core.policy.explain import window
-from mcpguard.core.policy.model import AXES
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
 
 
 @click.command("reset", Command)
-@filter_options("counters")
+@name_filters("counters")
 @store_option
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
@@ -36,7 +36,6 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
       mcpguard reset --tool 'crm_*' --yes
     """
     tolerant_output()
-    patterns = {key: pattern for key in AXES if (pattern := options[key]) is not None}
     if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("reset asks for confirmation, and there is no terminal", "add --yes to reset without asking")
     settings = config.load(os.environ, store=options["store"])
@@ -48,7 +47,7 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
         found = [
             (held, counter)
             for held, counter in counters
-            if counter.namespace == settings.namespace and counter.is_selected(patterns)
+            if counter.namespace == settings.namespace and counter.is_selected(given(options))
         ]
         if not found:
             click.echo("no counter in use matches", err=as_json)

@@ -64,8 +64,12 @@ class Row(NamedTuple):
     detail: str | None = None
 
 
+OUTCOMES: Final = ("ok", "tool_error", "rpc_error", "cancelled", "no_answer", "unparsed")
+"""How a forwarded call can end."""
+
+
 class Outcome(NamedTuple):
-    """How a forwarded call ended. `row_id` is the store's id of the call's row."""
+    """How a forwarded call ended: one of `OUTCOMES`. `row_id` is the store's id of the call's row."""
 
     row_id: int
     outcome: str
@@ -147,6 +151,22 @@ def _wait(wait_us: int | None) -> dict[str, object]:
 def fragment(reported: Reported) -> str:
     """The JSON text of a limit in a row."""
     return compact(reported.members())
+
+
+@lru_cache(maxsize=4096)
+def members(text: str) -> dict[str, object]:
+    """The members in a row's `context` or `reported`. Do not change the result."""
+    found: dict[str, object] = json.loads(text)
+    return found
+
+
+def axis_of(row: Row) -> str | None:
+    """The axis in the row's record; None if it has none."""
+    if row.reported:
+        axis = members(row.reported).get("axis")
+    else:  # a refusal that no limit made
+        axis = json.loads(row.detail).get("axis") if row.detail and row.decision in REFUSED else None
+    return None if axis is None else str(axis)
 
 
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:

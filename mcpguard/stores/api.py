@@ -1,7 +1,7 @@
 """The protocols of a store: one for `run`, one for each kind of command, and one for failover; and how a store is addressed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.core.audit import Outcome, Row
@@ -13,6 +13,10 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and l
 
 Clock = Callable[[], int]
 """Returns microseconds."""
+
+DISORDER_US: Final = 3600 * 1_000_000
+"""How much later a row's time may be than that of rows written after it, because wall clocks differ and step. A filter by time
+misses rows with larger differences."""
 
 
 class Entry(NamedTuple):
@@ -27,38 +31,110 @@ class Entry(NamedTuple):
     record: dict[str, object]
 
 
+class StoredRow(NamedTuple):
+    """An audit row in the form in which stores keep it, with its outcome. `core.audit.record` makes a record of it.
+
+    Attributes:
+        row_id: See `Entry`.
+        row: The row.
+        outcome: One of `OUTCOMES`; None if there is none, or none yet.
+        duration_us: From the call to its answer; None without an outcome.
+    """
+
+    row_id: int
+    row: "Row"
+    outcome: str | None
+    duration_us: int | None
+
+
+class Group(NamedTuple):
+    """What all rows of a group have in common.
+
+    Attributes:
+        context: The caller and the tool, see `Row.context`.
+        axis: The axis of the limit that decided; None if there is none.
+        decision: One of `Decided`.
+        outcome: One of `OUTCOMES`; None if there is none.
+        hour: The hour of the row's time, since 1970 in UTC.
+        duration_us: The call's duration, see `groups.rounded_us`; None without an outcome.
+    """
+
+    context: str
+    axis: str | None
+    decision: str
+    outcome: str | None
+    hour: int
+    duration_us: int | None
+
+
+class Tally(NamedTuple):
+    """Some rows, counted.
+
+    Attributes:
+        last_id: The id of the last row that was looked at.
+        calls: The number of calls by group. A row with `repeats` stands for so many.
+    """
+
+    last_id: int
+    calls: Mapping[Group, int]
+
+
 class Held(NamedTuple):
     """A counter that is not empty.
 
     Attributes:
         label: The counter's label, see `policy.Counter`.
         used: How many calls it counts now.
+        log: Its log, without entries that have left the window.
     """
 
     label: str
     used: int
+    log: "State"
 
 
 class Wanted(NamedTuple):
-    """A filter for audit rows that a store can apply while it reads. A store may return other rows, too.
+    """A filter for audit rows, which a store applies while it reads.
 
     Attributes:
         context: Returns whether a row with these members (user, agent, server, tool …) is wanted.
         decisions: The wanted decisions; None for any.
         axis: Returns whether the axis of the limit that decided is wanted; None for any.
+        outcomes: The wanted outcomes; None for any, and for rows without an outcome.
+        since_us: The earliest wanted time of a row; None for any.
+        until_us: The earliest time of a row that is no longer wanted; None for any.
     """
 
     context: Callable[[Mapping[str, object]], bool]
     decisions: frozenset[str] | None = None
     axis: Callable[[str], bool] | None = None
+    outcomes: frozenset[str] | None = None
+    since_us: int | None = None
+    until_us: int | None = None
 
     def admits(self, record: Mapping[str, object]) -> bool:
         """Whether a record passes the filter."""
+        time_us = int(record["time_us"])  # type: ignore[call-overload]
         return (
-            self.context(record)
+            (self.since_us is None or time_us >= self.since_us)
+            and (self.until_us is None or time_us < self.until_us)
             and (self.decisions is None or record["decision"] in self.decisions)
+            and (self.outcomes is None or record.get("outcome") in self.outcomes)
             and (self.axis is None or self.axis(str(record.get("axis"))))
+            and self.context(record)
         )
+
+    def admits_row(self, row: "Row", outcome: str | None) -> bool:
+        """Whether a row passes the filter."""
+        from mcpguard.core.audit import axis_of, members
+
+        found = {"time_us": row.time_us, "decision": row.decision, "outcome": outcome, "axis": axis_of(row)}
+        return self.admits(members(row.context) | found)
+
+    @property
+    def written_since_us(self) -> int:
+        """The time from which on the wanted rows were written; 0 if they can be of any time."""
+        return 0 if self.since_us is None else max(0, self.since_us - DISORDER_US)
 
 
 class CallStore(Protocol):
@@ -137,6 +213,12 @@ class Readable(AuditReader, Protocol):
 
     def peek(self, counters: Sequence["Counter"]) -> tuple[list["State"], int]:
         """The current logs of these counters, in order, and the store's time. Changes nothing."""
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Sequence[StoredRow]]:
+        """The audit rows in the form in which they are kept, oldest first, some at a time; see `entries`."""
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """The audit rows, counted, some at a time; see `entries`. The store makes no record of a row."""
 
     def close(self) -> None:
         """Release all resources."""

@@ -84,6 +84,15 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
         (["--since", "2020-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
         (["--since", "2020-01-01T00:00:00+02:00", "-n", "1"], ["watched"]),
         (["--since", "9999-01-01T00:00:00Z"], []),
+        (["--until", "9999-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
+        (["--until", "1h"], []),
+        (["--since", "2h", "--until", "1h"], []),
+        (["--denied"], ["echo", "closed"]),
+        (["--denied", "--decision", "*limited"], ["echo"]),
+        (["--denied", "--decision", "denied", "--decision", "would_deny"], ["closed"]),
+        (["--outcome", "*"], ["echo", "watched"]),
+        (["--outcome", "ok", "--outcome", "tool_*", "--server", "crm"], ["echo"]),
+        (["--outcome", "cancelled"], []),
     ],
 )
 def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]) -> None:
@@ -95,9 +104,13 @@ def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]
     [
         (["--axis", "agents"], "user tool agent"),
         (["--decision", "limited"], "rate_limited"),
-        (["--since", "soon"], "10m"),
-        (["--since", "0m"], "10m"),
-        (["--since", "5y"], "10m"),
+        (["--since", "soon"], "90m"),
+        (["--since", "0m"], "90m"),
+        (["--since", "5y"], "90m"),
+        (["--until", "soon"], "--until: 'soon'"),
+        (["--outcome", "okay"], "ok tool_error rpc_error cancelled no_answer unparsed"),
+        (["--since", "1h", "--until", "2h"], "--since takes the earlier time"),
+        (["--denied", "--decision", "allowed"], "denied invalid rate_limited unauthenticated unavailable"),
         (["-n", "-1"], ""),
     ],
 )

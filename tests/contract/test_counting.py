@@ -24,7 +24,7 @@ limit = "2/1m"
 
 
 def used(place: Place) -> dict[str, int]:
-    return dict(place.open().held())
+    return {held.label: held.used for held in place.open().held()}
 
 
 def test_several_handles_together_never_exceed_a_limit(place: Place) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mcpguard.core.audit import Row, cut_id, record
 from mcpguard.core.verdict import REFUSED, DecisionRequest
-from mcpguard.stores.api import Entry
+from mcpguard.stores.api import Entry, StoredRow
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")
@@ -66,14 +66,24 @@ def audit_keys(prefix: str) -> tuple[str, ...]:
     return tuple([prefix + name for name in ("audit", "refused", "outcomes", "size")])
 
 
-def stream(row: Row) -> int:
-    """The stream of a row, as `audit.lua` numbers them: 1, or 2 for refusals."""
-    return 2 if row.decision in REFUSED else 1
+def first_id(time_us: int) -> int:
+    """The smallest row id of a row written at this time, by the server's clock."""
+    return time_us // 1000 << 64
 
 
-def entry(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> Entry:
+def stream(decision: str) -> int:
+    """The stream of the rows with a decision, as `audit.lua` numbers them: 1, or 2 for refusals."""
+    return 2 if decision in REFUSED else 1
+
+
+def stored(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> StoredRow:
     """The row of a stream entry, joined with its outcome."""
     if outcome is None:
-        return Entry(row_id(stream_id), record(row(fields)))
+        return StoredRow(row_id(stream_id), row(fields), None, None)
     word, _, duration_us = outcome.partition(b" ")
-    return Entry(row_id(stream_id), record(row(fields), outcome=word.decode(), duration_us=int(duration_us)))
+    return StoredRow(row_id(stream_id), row(fields), word.decode(), int(duration_us))
+
+
+def entry(stored: StoredRow) -> Entry:
+    """The row's record."""
+    return Entry(stored.row_id, record(stored.row, outcome=stored.outcome, duration_us=stored.duration_us))

@@ -22,8 +22,9 @@ from mcpguard.core.policy.model import Counter, counter_id, window_of
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
+from mcpguard.stores.groups import tally
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.request import (
@@ -233,7 +234,7 @@ class RedisStore:
             replaced = duplicates if at == 0 else []
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
-                args += (str(rows.stream(row)), rows.packed(row))
+                args += (str(rows.stream(row.decision)), rows.packed(row))
             row_ids += map(
                 rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
             )
@@ -296,20 +297,45 @@ class RedisStore:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        while found := self._page("XRANGE", "(" + rows.stream_id(after), "+"):
-            yield from self._joined(found, wanted)
+        for page in self.rows(after=after, wanted=wanted):
+            yield from map(rows.entry, page)
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        for found in self._pages(after, wanted):
+            yield self._joined(found, wanted)
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        for found in self._pages(after, wanted):
+            yield tally(self._joined(found, wanted), rows.row_id(found[-1][0]))
+
+    def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
+        """The rows that may be wanted, oldest first, some at a time."""
+        streams = self._streams(wanted)
+        after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
+        while found := self._page(streams, "XRANGE", "(" + rows.stream_id(after), "+"):
+            yield found
             after = rows.row_id(found[-1][0])
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        before = "+"
-        while found := self._page("XREVRANGE", before, "-"):
-            yield from self._joined(found, wanted)
+        streams = self._streams(wanted)
+        before, first = "+", rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
+        while found := self._page(streams, "XREVRANGE", before, first):
+            yield from map(rows.entry, self._joined(found, wanted))
             before = "(" + found[-1][0].decode()
 
-    def _page(self, command: str, begin: str, end: str) -> list[_Found]:
-        """The next rows of both streams, in the order of a command, in one transaction."""
-        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in self._audit[:2]]
+    def _streams(self, wanted: Wanted | None) -> Sequence[str]:
+        """The keys of the streams that may have wanted rows."""
+        both = self._audit[:2]
+        if wanted is None or wanted.decisions is None:
+            return both
+        return [key for number, key in enumerate(both, 1) if any(rows.stream(one) == number for one in wanted.decisions)]
+
+    def _page(self, streams: Sequence[str], command: str, begin: str, end: str) -> list[_Found]:
+        """The next rows of streams, in the order of a command, in one transaction."""
+        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in streams]
         *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
         sign = -1 if command == "XREVRANGE" else 1
         found = [(sign * rows.row_id(one[0]), one) for page in pages for one in self._link.checked(page)]
@@ -320,11 +346,11 @@ class RedisStore:
                 found = [one for one in found if one[0] <= last]
         return [one for _, one in found]
 
-    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[Entry]:
+    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
         """The wanted rows, with their outcomes."""
         outcomes = self._ask(("HMGET", self._key("outcomes"), *(stream_id for stream_id, _ in found)))[0]
-        joined = [rows.entry(stream_id, fields, outcome) for (stream_id, fields), outcome in zip(found, outcomes, strict=True)]
-        return [one for one in joined if wanted is None or wanted.admits(one.record)]
+        joined = [rows.stored(*one, outcome) for one, outcome in zip(found, outcomes, strict=True)]
+        return [one for one in joined if wanted is None or wanted.admits_row(one.row, one.outcome)]
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -350,8 +376,8 @@ class RedisStore:
             some = labels[at : at + _BATCH]
             logs, now_us = self._logs([key for key, _ in some])
             for (_, label), log in zip(some, logs, strict=True):
-                used = limiter.used(limiter.live(log, window_of(label), now_us))
-                held += [Held(label, used)] if used else []
+                live = limiter.live(log, window_of(label), now_us)
+                held += [Held(label, limiter.used(live), live)] if live else []
         return held
 
     def reset(self, labels: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ next connection that may write to the file opens it, also a reader's.
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -16,8 +16,10 @@ from mcpguard.core.audit import Row, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
-from mcpguard.stores.api import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
+from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite.archive import Archive
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
@@ -34,6 +36,12 @@ _SELECT: Final = """
 _AFTER: Final = f"{_SELECT} WHERE a.id > ? AND a.id < ? %s ORDER BY a.id LIMIT {_BATCH}"
 _BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}"
 """The next rows, oldest or newest first, in the form that `_entry` takes."""
+
+_IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
+_NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
+
+_NAMED: Final = 10_000
+"""The most contexts that a query names. SQLite limits the length of a query."""
 
 _NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
 _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
@@ -77,6 +85,7 @@ class Reader:
             self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path=str(path))
             undo.pop_all()
+        self._archive = Archive(self._db)
         self._log = log
         self.clock: Clock = self._shared_clock
 
@@ -115,7 +124,7 @@ class Reader:
         """See `Readable`."""
         now_us = self.clock()
         logs = [(label, limiter.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
-        return [Held(label, limiter.used(log)) for label, log in logs if log]
+        return [Held(label, limiter.used(log), log) for label, log in logs if log]
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
@@ -172,6 +181,41 @@ class Reader:
         yield from reversed(list(_rows(pending, wanted)))
         yield from self._archived(_BEFORE, lambda last: (last,), pending.first, wanted, _outcomes(pending.texts))
 
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        pending = self._pending()
+        yield from (page for page, _ in self._pages(self._archive.page, pending, after, wanted))
+        yield [one for one in _stored(pending, after) if wanted is None or wanted.admits_row(one.row, one.outcome)]
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        pending = self._pending()
+        for calls, last in self._pages(self._archive.counts, pending, after, wanted):
+            yield Tally(last, calls)
+        rows = list(_stored(pending, after))
+        last = rows[-1].row_id if rows else max(after, pending.first - 1)
+        yield tally([one for one in rows if wanted is None or wanted.admits_row(one.row, one.outcome)], last)
+
+    def _pages(
+        self,
+        read: Callable[[int, int, str, _Outcomes, Wanted | None], tuple[_Found, int]],
+        pending: Pending,
+        after: int,
+        wanted: Wanted | None,
+    ) -> Iterator[tuple[_Found, int]]:
+        """What a method of `Archive` reads of the database's rows, page by page."""
+        with database.reported(self.path):
+            condition = self._condition(wanted)
+            first = self._first_since(wanted.written_since_us if wanted else 0)
+        if condition is None:
+            return
+        outcomes = _outcomes(pending.texts)
+        last = max(after, first - 1)
+        while last < pending.first - 1:
+            with database.reported(self.path):
+                found, last = read(last, pending.first, condition, outcomes, wanted)
+            yield found, last
+
     def _archived(
         self,
         question: str,
@@ -189,7 +233,9 @@ class Reader:
             with database.reported(self.path):
                 found = self._db.execute(question % condition, bounds(last)).fetchall()
             for one in found:
-                yield _entry(one, outcomes)
+                entry = _entry(one, outcomes)
+                if wanted is None or wanted.admits(entry.record):
+                    yield entry
             if len(found) < _BATCH:
                 return
             last = found[-1][0]
@@ -199,17 +245,41 @@ class Reader:
         if wanted is None:
             return ""
         every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
-        contexts = [key for key, text, namespace in every if namespace is not None and wanted.context(json.loads(text))]
+        contexts = {key: at for key, text, at in every if at is not None and wanted.context(json.loads(text))}
         if not contexts:
             return None
-        conditions = [f"a.context IN ({_numbers(contexts)})"]
+        if len(contexts) <= _NAMED:
+            conditions = [f"a.context IN ({_numbers(contexts)})"]
+        else:
+            conditions = [f"a.namespace IN ({_numbers(set(contexts.values()))})"]
         if wanted.decisions is not None:
             conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
         if wanted.axis is not None:
             limits = [key for key, text, namespace in every if namespace is None and wanted.axis(json.loads(text)["axis"])]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
+        if wanted.outcomes is not None:  # the outcome may be in the call log
+            conditions.append(f"(a.outcome IS NULL OR a.outcome IN ({','.join(map(repr, sorted(wanted.outcomes)))}))")
+        if wanted.since_us is not None:
+            conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
+        if wanted.until_us is not None:
+            conditions.append(f"a.time_us < {wanted.until_us}")
         return "AND " + " AND ".join(conditions)
+
+    def _first_since(self, written_us: int) -> int:
+        """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.
+
+        Rows that waited for the store during an outage are older than those before them. So each step looks at several rows.
+        """
+        low, end = self._db.execute(_IDS).fetchone()
+        while low < end:
+            middle = (low + end) // 2
+            (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
+            if newest_us >= written_us:
+                end = middle
+            else:
+                low = middle + 1
+        return int(low)
 
     # both
 
@@ -245,7 +315,7 @@ class Reader:
             self._own_log.close()
 
 
-def _numbers(ids: Sequence[int]) -> str:
+def _numbers(ids: Iterable[int]) -> str:
     return ",".join(map(str, ids))
 
 
@@ -262,16 +332,21 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
 
 def _rows(pending: Pending, wanted: Wanted | None) -> Iterator[Entry]:
     """The audit rows of the log, oldest first."""
+    for row_id, row, outcome, duration_us in _stored(pending, 0):
+        found = record(row, outcome=outcome, duration_us=duration_us)
+        if wanted is None or wanted.admits(found):
+            yield Entry(row_id, found)
+
+
+def _stored(pending: Pending, after: int) -> Iterator[StoredRow]:
+    """The audit rows of the log after a row, oldest first."""
     outcomes = _outcomes(pending.texts)
     number = pending.first
     for text in pending.texts:
         for line in text.split("\n"):
             if line[0] == entries.ROW:
-                row = entries.read_row(line.split("\t"))
-                outcome, duration_us = outcomes.get(number, (None, None))
-                found = record(row, outcome=outcome, duration_us=duration_us)
-                if wanted is None or wanted.admits(found):
-                    yield Entry(number, found)
+                if number > after:
+                    yield StoredRow(number, entries.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
                 number += 1
 
 

@@ -126,7 +126,9 @@ class Pair:
             self.memory.counters[key].label: limiter.live(log, windows[key], now_us) for key, log in self.memory.states.items()
         }
         assert {label: log for label, log in logs.items() if log} == {label: log for label, log in expected.items() if log}
-        assert {held.label: held.used for held in store.held()} == dict(self.references[0].store.held())
+        assert {held.label: held.used for held in store.held()} == {
+            held.label: held.used for held in self.references[0].store.held()
+        }
         shown = [[entry.record for entry in session.store.entries()] for session in (self.files[0], self.references[0])]
         assert shown[0] == shown[1]
         assert [entry.record for entry in store.newest()] == shown[0][::-1]

@@ -1,0 +1,138 @@
+"""The filters of audit rows and counters: their options, and what the options select."""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, TypeVar, get_args
+
+import click
+
+from mcpguard.cli._options import all_of
+from mcpguard.config import span_us
+from mcpguard.core.agent import Agent, agent_matches
+from mcpguard.core.audit import OUTCOMES
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy.model import AXES
+from mcpguard.core.verdict import REFUSED, Decided
+from mcpguard.errors import ConfigError, UsageError
+from mcpguard.stores.api import Wanted
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_LIMITED_AXES: Final = ("user", "tool", "agent")
+"""The values of `axis` in an audit record."""
+
+
+def name_filters(what: str) -> Callable[[_F], _F]:
+    """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
+    return all_of(
+        click.option("--user", metavar="G", help=f"Only {what} of this user; * matches any text."),
+        click.option("--agent", metavar="G", help=f"Only {what} of this agent."),
+        click.option("--server", metavar="G", help=f"Only {what} of this server."),
+        click.option("--tool", metavar="G", help=f"Only {what} of this tool."),
+    )
+
+
+row_filters = all_of(
+    name_filters("rows"),
+    click.option("--axis", metavar="G", help="Only rows of this axis: user, tool or agent."),
+    click.option("--decision", metavar="G", multiple=True, help="Only rows of this decision, such as denied. May be repeated."),
+    click.option("--outcome", metavar="G", multiple=True, help="Only rows of this outcome, such as ok. May be repeated."),
+    click.option("--denied", is_flag=True, help="Only rows of calls that were not forwarded."),
+    click.option("--since", metavar="WHEN", help="Only rows of the last 90m, 2h, 7d …, or since an RFC 3339 time."),
+    click.option("--until", metavar="WHEN", help="Only rows before 90m, 2h, 7d … ago, or before an RFC 3339 time."),
+)
+"""The options of `wanted`."""
+
+
+def wanted(
+    namespace: str,
+    *,
+    axis: str | None = None,
+    decision: tuple[str, ...] = (),
+    outcome: tuple[str, ...] = (),
+    denied: bool = False,
+    since: str | None = None,
+    until: str | None = None,
+    **names: str | None,
+) -> Wanted:
+    """The rows that the options of `row_filters` select.
+
+    Args:
+        namespace: The namespace of the rows.
+        axis: The value of an option, and so on.
+        decision: Several patterns, one of which must match.
+        outcome: Several patterns, one of which must match.
+        denied: Only decisions after which a call is not forwarded.
+        since: A span before now, or a time.
+        until: A span before now, or a time.
+        names: The values of `name_filters`.
+
+    Raises:
+        UsageError: A value is not valid, or no row can match all of them.
+    """
+    _among("--axis", [axis] if axis is not None else [], _LIMITED_AXES)
+    decisions = _among("--decision", decision, get_args(Decided))
+    outcomes = _among("--outcome", outcome, OUTCOMES)
+    if denied:
+        decisions = REFUSED if decisions is None else decisions & REFUSED
+        if not decisions:
+            raise UsageError("--denied and --decision exclude each other", f"denials are: {' '.join(sorted(REFUSED))}")
+    since_us = None if since is None else _time_us("--since", since)
+    until_us = None if until is None else _time_us("--until", until)
+    if since_us is not None and until_us is not None and since_us >= until_us:
+        raise UsageError(f"no time is since {since} and until {until}", "--since takes the earlier time")
+    patterns = {key: pattern for key, pattern in names.items() if pattern is not None}
+    context = partial(_is_in_context, namespace, patterns)
+    return Wanted(context, decisions, None if axis is None else partial(glob, axis), outcomes, since_us, until_us)
+
+
+def given(names: Mapping[str, Any]) -> dict[str, str]:
+    """The patterns among the values of `name_filters`, by selector."""
+    return {key: pattern for key in AXES if (pattern := names[key]) is not None}
+
+
+def selects(key: str, pattern: str, text: str) -> bool:
+    """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
+    if key == "agent" and Agent.split(pattern) and Agent.split(text):
+        return agent_matches(pattern, text)
+    return glob(pattern, text)
+
+
+def _is_in_context(namespace: str, patterns: Mapping[str, str], context: Mapping[str, object]) -> bool:
+    return context["namespace"] == namespace and all(
+        key in context and selects(key, pattern, str(context[key])) for key, pattern in patterns.items()
+    )
+
+
+def _among(option: str, patterns: tuple[str, ...] | list[str], known: tuple[str, ...]) -> frozenset[str] | None:
+    """The known words that one of the patterns matches; None without patterns.
+
+    Raises:
+        UsageError: A pattern matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = [word for word in known if glob(pattern, word)]
+        if not matched:
+            raise UsageError(f"{option}: {pattern!r} matches no known value", f"known values: {' '.join(known)}")
+        found.update(matched)
+    return frozenset(found) if patterns else None
+
+
+def _time_us(option: str, text: str) -> int:
+    """The time that `--since` or `--until` names: a span before now, or a time. A time without an offset is local.
+
+    Raises:
+        UsageError: The text is neither.
+    """
+    if re.fullmatch(r"[0-9]+[a-z]", text):
+        with contextlib.suppress(ConfigError):
+            return time.time_ns() // 1000 - span_us(text, where=option)
+    else:
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
+    raise UsageError(f"{option}: {text!r} is neither a span nor a time", "write 90m, 2h, 7d, or 2026-01-31T09:00:00Z")

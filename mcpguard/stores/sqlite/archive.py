@@ -1,0 +1,132 @@
+"""Reads many audit rows of the database: as they are kept, or counted. No record is made of a row.
+
+Each query reads a few rows and ends before they are used, so that upkeep does not wait long.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from mcpguard.core.audit import Row, axis_of
+from mcpguard.core.verdict import REFUSED
+from mcpguard.stores.api import Group, StoredRow, Wanted
+from mcpguard.stores.groups import DIGITS, HOUR_US, rounded_us
+from mcpguard.stores.sqlite import database
+
+_PAGE_ROWS: Final = 2000
+_PAGE_CHARS: Final = 4 * 1024 * 1024
+"""A page of rows ends before it has more rows, or more characters of detail."""
+
+_COUNTED_ROWS: Final = 10_000
+"""How many row ids a query counts: about 20 ms."""
+
+_TEXTS: Final = 20_000
+"""The most shared texts that are kept in memory."""
+
+_ROWS: Final = """
+    SELECT a.id, a.context, a.reported, a.time_us, a.seq, a.decision, a.request_id, a.args_hash, a.trace_id, a.counted,
+        a.remaining, a.retry_after_ms, a.repeats, a.detail, a.outcome, a.duration_us
+    FROM audit a WHERE a.id > ? AND a.id < ? %s ORDER BY a.id
+"""
+
+
+def _rounded(column: str) -> str:
+    """`rounded_us` in SQL, for durations of up to eleven days."""
+    cases = [f"WHEN {column} < {10**digits} THEN {column} / {unit} * {unit}" for digits, unit in _UNITS]
+    return f"CASE {' '.join(cases)} END"
+
+
+_UNITS: Final = [(digits, 10 ** (digits - DIGITS)) for digits in range(DIGITS, 13)]
+_REFUSED: Final = ",".join(map(repr, sorted(REFUSED)))
+_COUNTED: Final = f"""
+    SELECT a.context, a.reported, a.decision, a.outcome, a.time_us / {HOUR_US}, {_rounded("a.duration_us")}, a.repeats,
+        CASE WHEN a.reported IS NULL AND a.decision IN ({_REFUSED}) THEN a.detail END,
+        CASE WHEN a.outcome IS NULL AND a.id IN (%s) THEN a.id END
+    FROM audit a WHERE a.id > ? AND a.id < ? %s
+"""  # noqa: S608 - words of this program
+
+
+class Archive:
+    """The audit rows in a database.
+
+    Args:
+        db: A connection.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._texts: dict[int, str] = {}
+
+    def page(
+        self, after: int, before: int, condition: str, outcomes: Mapping[int, tuple[str, int]], wanted: Wanted | None
+    ) -> tuple[list[StoredRow], int]:
+        """The next rows, oldest first.
+
+        Args:
+            after: The row id before the first.
+            before: The row id after the last.
+            condition: An SQL condition, which rows must meet.
+            outcomes: The outcomes that are not in the database yet, by row id.
+            wanted: Which of these rows are returned.
+
+        Returns:
+            The rows, and the id of the last row that was looked at, which is `before` if there are no more.
+        """
+        found: list[tuple[Any, ...]] = []
+        chars = 0
+        last = before
+        with database.reading(self._db):
+            cursor = self._db.execute(_ROWS % condition, (after, before))
+            for one in cursor:
+                found.append(one)
+                chars += len(str(one[13] or ""))
+                if len(found) == _PAGE_ROWS or chars > _PAGE_CHARS:
+                    last = one[0]
+                    break
+            cursor.close()
+            self._load(key for one in found for key in one[1:3])
+        texts = self._texts
+        rows = []
+        for one in found:
+            outcome, duration_us = one[14:]
+            if outcome is None and one[0] in outcomes:
+                outcome, duration_us = outcomes[one[0]]
+            context = texts.get(one[1])
+            if context is None:
+                continue
+            row = Row(one[3], one[4], one[5], context, texts.get(one[2]), *one[6:14])
+            if wanted is None or wanted.admits_row(row, outcome):
+                rows.append(StoredRow(one[0], row, outcome, duration_us))
+        return rows, last
+
+    def counts(
+        self, after: int, before: int, condition: str, outcomes: Mapping[int, tuple[str, int]], wanted: Wanted | None
+    ) -> tuple[Counter[Group], int]:
+        """The number of calls by group in the next rows; see `page`."""
+        before = min(before, after + _COUNTED_ROWS + 1)
+        ended = ",".join(str(key) for key in outcomes if after < key < before)
+        with database.reading(self._db):
+            found = Counter(self._db.execute(_COUNTED % (ended, condition), (after, before)))
+            self._load(key for one in found for key in one[:2])
+        calls: Counter[Group] = Counter()
+        for (context_id, reported, decision, outcome, hour, duration_us, repeats, detail, row_id), rows in found.items():
+            context = self._texts.get(context_id)
+            if context is None:
+                continue
+            if row_id is not None:
+                outcome, exact_us = outcomes[row_id]
+                duration_us = rounded_us(exact_us)
+            row = Row(hour * HOUR_US, 0, decision, context, self._texts.get(reported), detail=detail)
+            if wanted is None or wanted._replace(since_us=None, until_us=None).admits_row(row, outcome):
+                calls[Group(context, axis_of(row), decision, outcome, hour, duration_us)] += rows * (repeats or 1)
+        return calls, before - 1
+
+    def _load(self, keys: Iterable[int | None]) -> None:
+        """Load the shared texts that are not in memory yet."""
+        if len(self._texts) > _TEXTS:
+            self._texts.clear()
+        wanted: Sequence[int] = list({key for key in keys if key is not None} - self._texts.keys())
+        for some in database.batches(wanted):
+            question = f"SELECT id, json FROM fragment WHERE id IN ({database.marks(some)})"  # noqa: S608 - marks only
+            self._texts.update(self._db.execute(question, some))

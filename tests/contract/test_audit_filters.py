@@ -1,0 +1,109 @@
+"""A store returns exactly the audit rows that a filter wants, in both orders."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.stores.api import DISORDER_US, Wanted
+from tests.contract.conftest import Place
+from tests.core.build import WALL_US, Session, identity
+
+POLICY = """
+[[rule]]
+user = "*"
+tool = "report"
+limit = "2/1m"
+
+[[rule]]
+tool = "closed"
+limit = "deny"
+"""
+HOUR_MS = 3_600_000
+
+
+def is_users(user: str, record: Mapping[str, object]) -> bool:
+    return record["user"] == user
+
+
+ANY = Wanted(lambda _: True)
+
+
+@pytest.fixture
+def day(place: Place) -> Place:
+    """A row each hour: two calls of `report` by Alice, a call of a closed tool by her, and two calls of `report` by Bob."""
+    place.time.now_us = WALL_US  # a server's clock tells the time of the day
+    alice = Session(place.open(), POLICY, session="a" * 16, who=identity("alice"))
+    bob = Session(place.open(), POLICY, session="b" * 16, who=identity("bob"))
+    for number, (session, tool) in enumerate([(alice, "report")] * 2 + [(alice, "closed")] + [(bob, "report")] * 2):
+        for verdict in session.call(tool):
+            if verdict.row_id and verdict.forwards and number != 1:
+                session.store.record([Outcome(verdict.row_id, "ok" if number else "tool_error", 1000)])
+        place.pass_ms(HOUR_MS)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hours"),
+    [
+        (ANY, [0, 1, 2, 3, 4]),
+        (Wanted(partial(is_users, "bob")), [3, 4]),
+        (Wanted(partial(is_users, "nobody")), []),
+        (ANY._replace(decisions=frozenset({"allowed"})), [0, 1, 3, 4]),
+        (ANY._replace(decisions=frozenset({"denied", "rate_limited"})), [2]),
+        (ANY._replace(decisions=frozenset({"denied", "allowed"})), [0, 1, 2, 3, 4]),
+        (ANY._replace(axis="tool".__eq__), [2]),
+        (ANY._replace(axis="user".__eq__), [0, 1, 3, 4]),
+        (ANY._replace(outcomes=frozenset({"tool_error"})), [0]),
+        (ANY._replace(outcomes=frozenset({"ok", "tool_error"})), [0, 3, 4]),
+        (ANY._replace(since_us=WALL_US + 2 * DISORDER_US), [2, 3, 4]),
+        (ANY._replace(since_us=WALL_US + 2 * DISORDER_US + 1), [3, 4]),
+        (ANY._replace(until_us=WALL_US + 2 * DISORDER_US), [0, 1]),
+        (ANY._replace(until_us=WALL_US + 2 * DISORDER_US + 1), [0, 1, 2]),
+        (ANY._replace(since_us=WALL_US + DISORDER_US, until_us=WALL_US + 4 * DISORDER_US), [1, 2, 3]),
+        (ANY._replace(since_us=WALL_US - 1), [0, 1, 2, 3, 4]),
+        (ANY._replace(since_us=WALL_US + 99 * DISORDER_US), []),
+        (ANY._replace(since_us=WALL_US + DISORDER_US, decisions=frozenset({"denied"}), axis="user".__eq__), []),
+    ],
+)
+@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
+def test_a_filter_finds_its_rows_oldest_first_and_newest_first(
+    day: Place, wanted: Wanted, hours: list[int], *, is_drained: bool
+) -> None:
+    if is_drained:
+        store = day.open()
+        while store.needs_tending:
+            store.tend()
+    for reader in (day.open(), day.read()):
+        found = [(int(str(one.record["time_us"])) - WALL_US) // DISORDER_US for one in reader.entries(wanted=wanted)]
+        assert found == hours
+        assert [one.row_id for one in reader.newest(wanted=wanted)] == [one.row_id for one in reader.entries(wanted=wanted)][
+            ::-1
+        ]
+
+
+def test_a_filter_by_time_finds_rows_that_other_wrappers_wrote_out_of_order(day: Place) -> None:
+    """A wall clock was set back by less than an hour, and rows of an outage came late."""
+    late = Session(day.open(), POLICY, session="c" * 16, who=identity("carol"))
+    for back_ms in (30 * 60_000, 4 * HOUR_MS, 0):
+        day.wall.pass_ms(-back_ms)
+        late.call("report")
+        day.wall.pass_ms(back_ms)
+    store = day.open()
+    while store.needs_tending:
+        store.tend()
+    since = Wanted(lambda _: True, since_us=WALL_US + 5 * DISORDER_US - DISORDER_US // 2)
+    for found in (list(store.entries(wanted=since)), list(store.newest(wanted=since))[::-1]):
+        assert [(one.record["user"], one.record["time_us"]) for one in found] == [
+            ("carol", WALL_US + 5 * DISORDER_US - DISORDER_US // 2),
+            ("carol", WALL_US + 5 * DISORDER_US),
+        ]
+
+
+def test_after_and_a_filter_by_time_bound_the_rows_together(day: Place) -> None:
+    store = day.open()
+    ids = [one.row_id for one in store.entries()]
+    wanted = Wanted(lambda _: True, since_us=WALL_US + DISORDER_US)
+    assert [one.row_id for one in store.entries(after=ids[2], wanted=wanted)] == ids[3:]
+    assert [one.row_id for one in store.entries(after=0, wanted=wanted)] == ids[1:]

@@ -1,0 +1,96 @@
+"""A store returns rows in bulk, and counts them, exactly as it returns their records one by one."""
+
+from collections import Counter
+
+import pytest
+
+from mcpguard.core.audit import Outcome, record
+from mcpguard.stores.api import Wanted
+from mcpguard.stores.groups import HOUR_US, rounded_us
+from tests.contract.conftest import Place
+from tests.core.build import WALL_US, Session, identity
+
+POLICY = '[[rule]]\nuser = "*"\ntool = "report"\nlimit = "2/1m"\n\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
+ANY = Wanted(lambda _: True)
+
+
+@pytest.fixture
+def hours(place: Place) -> Place:
+    """Two users call two tools in three hours; the outcomes of the last hour are not known when the rows are archived."""
+    place.time.now_us = WALL_US
+    for at, user in enumerate(["alice", "bob", "alice"]):
+        session = Session(place.open(), POLICY, session=f"{at:016x}", who=identity(user))
+        for number in range(4):
+            for verdict in session.call("report" if number < 3 else "closed"):
+                if verdict.row_id and verdict.forwards and number != 1:
+                    session.store.record([Outcome(verdict.row_id, "ok" if at else "tool_error", 1234 * 10**number)])
+        place.pass_ms(3_600_000)
+    return place
+
+
+FILTERS = [
+    None,
+    ANY,
+    Wanted(lambda record: record["user"] == "bob"),
+    ANY._replace(decisions=frozenset({"rate_limited", "denied"})),
+    ANY._replace(outcomes=frozenset({"ok"})),
+    ANY._replace(axis="tool".__eq__),
+    ANY._replace(since_us=WALL_US + HOUR_US, until_us=WALL_US + 2 * HOUR_US),
+]
+
+
+@pytest.mark.parametrize("wanted", FILTERS, ids=["none", "any", "bob", "denied", "ok", "tool", "hour"])
+@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
+def test_rows_in_bulk_and_counted_rows_are_those_of_the_records(
+    hours: Place, wanted: Wanted | None, *, is_drained: bool
+) -> None:
+    if is_drained:
+        store = hours.open()
+        while store.needs_tending:
+            store.tend()
+    reader = hours.read()
+    expected = list(reader.entries(wanted=wanted))
+    found = [one for page in reader.rows(wanted=wanted) for one in page]
+    records = [record(one.row, outcome=one.outcome, duration_us=one.duration_us) for one in found]
+    assert [one.row_id for one in found] == [one.row_id for one in expected]
+    assert records == [one.record for one in expected]
+    calls: Counter[tuple[object, ...]] = Counter()
+    for part in reader.tally(wanted=wanted):
+        for group, number in part.calls.items():
+            calls[group.axis, group.decision, group.outcome, group.hour, group.duration_us] += number
+    assert calls == Counter(
+        (
+            one.get("axis"),
+            one["decision"],
+            one.get("outcome"),
+            int(str(one["time_us"])) // HOUR_US,
+            rounded_us(round(float(str(one["duration_ms"])) * 1000)) if "duration_ms" in one else None,
+        )
+        for one in records
+    )
+
+
+@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
+def test_reading_goes_on_after_a_row(hours: Place, *, is_drained: bool) -> None:
+    if is_drained:
+        store = hours.open()
+        while store.needs_tending:
+            store.tend()
+    reader = hours.read()
+    *_, last = reader.tally()
+    ids = [one.row_id for one in reader.entries()]
+    assert last.last_id == ids[-1]
+    for at in range(len(ids)):
+        assert [one.row_id for page in reader.rows(after=ids[at]) for one in page] == ids[at + 1 :]
+        assert sum(sum(part.calls.values()) for part in reader.tally(after=ids[at])) == len(ids) - at - 1
+    assert [calls for _, calls in reader.tally(after=ids[-1]) if calls] == []
+
+
+def test_a_denial_that_no_limit_made_is_counted_on_its_axis(place: Place) -> None:
+    session = Session(place.open(), POLICY, who=identity("alice"))
+    (request,) = session.charges("report")
+    request.decided = "unauthenticated"
+    request.detail = {"axis": "user", "reason": "the token expired"}
+    session.store.decide([request], session.journal)
+    (group,) = [group for part in place.read().tally() for group in part.calls if group.decision != "policy"]
+    assert (group.axis, group.decision) == ("user", "unauthenticated")
