@@ -1,0 +1,1 @@
+"""Shows what is in the audit log: reports, exports."""
