@@ -13,6 +13,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _filters
+from mcpguard.cli._audit_report import report
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
@@ -182,3 +183,6 @@ def _printer(*, as_json: bool) -> _Print:
             heading.clear()  # printed above the first row only
 
     return show
+
+
+command.add_command(report)

@@ -2,7 +2,9 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -29,21 +31,27 @@ def stacked(number: int, labels: Sequence[str], series: Sequence[Series]) -> str
         labels: The label of each point; empty for a point whose label is not shown.
         series: The series, the lowest first.
     """
-    import pygal
-
-    highest = max((sum(value or 0 for value in values) for values in zip(*[one.values for one in series], strict=True)), default=0)
-    return _drawn(pygal.StackedBar(_config(series)), number, labels, series, _ticks(highest))
+    highest = max(
+        (sum(value or 0 for value in values) for values in zip(*[one.values for one in series], strict=True)), default=0
+    )
+    return _drawn(_pygal().StackedBar(_config(series)), number, labels, series, _ticks(highest))
 
 
 def lines(number: int, labels: Sequence[str], series: Sequence[Series]) -> str:
     """Lines on a logarithmic scale; see `stacked`. All values are greater than 0."""
-    import pygal
-
     values = [value for one in series for value in one.values if value is not None]
     powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     ticks = [10.0**power for power in (powers if len(powers) > 1 else [powers[0], powers[0] + 1])]
-    chart = pygal.Line(_config(series), logarithmic=True, dots_size=1.5, stroke_style={"width": 1.5})
+    chart = _pygal().Line(_config(series), logarithmic=True, dots_size=1.5, stroke_style={"width": 1.5})
     return _drawn(chart, number, labels, series, ticks)
+
+
+def _pygal() -> ModuleType:
+    """The library, without its hook for imports, of which Python 3.11 warns at each further import."""
+    import pygal
+
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "PluginImportFixer"]
+    return pygal
 
 
 def _ticks(highest: float) -> list[float]:

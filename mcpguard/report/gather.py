@@ -15,8 +15,8 @@ from mcpguard.stores.api import StoredRow
 AXES: Final = ("user", "agent", "tool", "none")
 """The axes of a denial. `none` stands for a denial that no limit made, such as of an invalid line."""
 
-FAILED: Final = frozenset({"tool_error", "rpc_error", "no_answer"})
-"""Outcomes that count as errors. `cancelled` is the client's wish, and `unparsed` says nothing of the result."""
+FAILED: Final = frozenset({"tool_error", "rpc_error"})
+"""The outcomes that count as errors."""
 
 NAMES: Final = 500
 """The most names of a kind that are counted apart. Beyond twice as many, the rarest are counted together."""

@@ -7,8 +7,11 @@ from typing import Final, NamedTuple
 from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Rule
 from mcpguard.report.gather import Limit, Use
 
-HEADROOM: Final = 1.5
+HEADROOM: Final = 2
 """A suggested limit is so many times the most calls that a counter held."""
+
+_STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
+"""The first two digits of a rounded limit."""
 
 
 class Unreached(NamedTuple):
@@ -51,14 +54,14 @@ def unreached(policy: Policy, uses: Mapping[Limit, Use]) -> list[Unreached]:
 
 
 def suggested(peak: int) -> int:
-    """A limit that leaves room above the most calls seen: `HEADROOM` times as many, rounded up to a plain number.
+    """A limit that leaves room above the most calls seen: `HEADROOM` times as many, rounded up to few digits.
 
-    >>> suggested(3), suggested(34), suggested(205)
-    (5, 55, 350)
+    >>> suggested(3), suggested(29), suggested(205)
+    (6, 60, 500)
     """
-    wanted = -int(-(peak * HEADROOM) // 1)
-    step = 1 if wanted < 10 else 5 * 10 ** (len(str(wanted)) - 2)
-    return -(-wanted // step) * step
+    wanted = HEADROOM * peak
+    scale = 10 ** max(0, len(str(wanted)) - 2)
+    return next(step * scale for step in (*range(1, 10), *_STEPS) if step * scale >= wanted)
 
 
 def _limit(rule: Rule, rate: Rate) -> Limit:

@@ -29,7 +29,7 @@ _DAY_US: Final = 86_400_000_000
 _LABELS: Final = 8
 """About how many points of a chart have a label."""
 
-_ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet", "no_answer": "grey"}
+_ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet"}
 _AXIS_COLOURS: Final = {"user": "blue", "agent": "orange", "tool": "violet", "none": "grey"}
 
 

@@ -92,9 +92,7 @@ def _context(user: str, agent: str, server: str, tool: str) -> str:
     return json.dumps(names | {"session": "00000000000000ab", "user_source": "jwt", "agent_source": "clientInfo"})
 
 
-def _call(
-    made: random.Random, at_us: int, user: str, agent: str, server: str, tool: str, usual_ms: float
-) -> StoredRow:
+def _call(made: random.Random, at_us: int, user: str, agent: str, server: str, tool: str, usual_ms: float) -> StoredRow:
     context = _context(user, agent, server, tool)
     if tool == "delete_customer":
         return StoredRow(0, Row(at_us, 0, "denied", context, _limit("tool=delete_customer"), request_id="1"), None, None)
