@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -108,6 +108,10 @@ class Settings(NamedTuple):
     def read_store(self) -> "Readable":
         """Open an existing store for a command to read. Raises the errors of `open_store`."""
         return self.address.read(self._store_options(PATIENCE_MS))
+
+    def prune_store(self, before_us: int) -> Iterator[int]:
+        """Delete the audit rows of before a time in an existing store; see `Address.prune`."""
+        return self.address.prune(self._store_options(PATIENCE_MS), before_us)
 
     def _store_options(self, least_timeout_ms: int) -> Options:
         return Options(

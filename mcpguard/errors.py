@@ -19,6 +19,23 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
+def status_text(status: int) -> str:
+    """An exit status for the user, with the signal that it stands for: `status 137 (SIGKILL)`.
+
+    Args:
+        status: 128 + n for signal n, as a shell reports it; or -n, as `subprocess` does.
+    """
+    status = status if status >= 0 else 128 - status
+    if status <= 128:
+        return f"status {status}"
+    import signal
+
+    try:
+        return f"status {status} ({signal.Signals(status - 128).name})"
+    except ValueError:
+        return f"status {status}"
+
+
 class McpguardError(Exception):
     """A failure that the user can fix.
 

@@ -120,6 +120,10 @@ class MemoryStore:
         """See `Store`."""
         return reversed(list(self.entries(wanted=wanted)))
 
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Store`."""
+        return [self._memory.outcomes[row_id] for row_id in row_ids if row_id in self._memory.outcomes]
+
     def _entry(self, row_id: int) -> Entry:
         _, outcome, duration_us = self._memory.outcomes.get(row_id, (row_id, None, None))
         return Entry(row_id, record(self._memory.rows[row_id - 1], outcome=outcome, duration_us=duration_us))

@@ -1,6 +1,5 @@
 """Shows rows of the audit log as a table on a terminal."""
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -11,9 +10,17 @@ import click
 
 from mcpguard.cli._text import is_coloured
 from mcpguard.core.text import printable
+from mcpguard.core.verdict import FORWARDED
 
 WIDE: Final = 130
-"""The width from which on each row has user and agent. In a narrower table they have a line of their own when they change."""
+"""The width from which on each row has server, user and agent. In a narrower table they have lines of their own when they
+change."""
+
+WIDE_WITH_ID: Final = 180
+"""The width from which on each row has its id."""
+
+_LEAST_TOOL: Final = 8
+"""The least width of a tool's name. If there is less room, each row has two lines."""
 
 _STYLES: Final = {
     "rate_limited": "red",
@@ -37,52 +44,87 @@ class Table:
 
     def __init__(self, width: int, *, coloured: bool) -> None:
         self._coloured = coloured
+        self._width = width - 1  # a line of full width would wrap on some terminals
         self._is_wide = width >= WIDE
-        self._who = ""
-        self._width = width
-        spare = width - 1 - sum(size + 1 for size in (8, 12, 5, 6, 9, 11))  # a line of full width would wrap on some terminals
-        if self._is_wide:
-            user, agent = spare // 4, spare * 2 // 5
-            sizes = [("USER", user), ("AGENT", agent), ("TOOL", spare - user - agent - 2)]
-        else:
-            sizes = [("TOOL", max(8, spare))]
-        self._what_size = sizes[-1][1]
-        self._columns = [("TIME", 8), ("DECISION", 12), ("AXIS", 5), *sizes, ("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
+        self._day = ""
+        self._who: list[str] = []
+        self._lines = self._layout(width)
+        self._size = {name: abs(size) for columns in self._lines for name, size in columns}
 
-    def heading(self) -> str:
-        """The line with the names of the columns."""
-        return self._row([name for name, _ in self._columns])
+    def _layout(self, width: int) -> list[list[tuple[str, int]]]:
+        """The columns of a row, by line. A negative size aligns a column to the right."""
+        begin, end = [("TIME", 8), ("DECISION", 12), ("AXIS", 5)], [("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
+        ids = [("ID", 24)] if width >= WIDE_WITH_ID else []
+        spare = self._width - sum(abs(size) + 1 for _, size in begin + end + ids)
+        if self._is_wide:
+            server, user, agent = spare // 8, spare // 5, spare * 2 // 5
+            names = [("SERVER", server), ("USER", user), ("AGENT", agent), ("TOOL", spare - server - user - agent - 3)]
+            return [begin + names + end + ids]
+        if spare >= _LEAST_TOOL:
+            return [[*begin, ("TOOL", spare), *end]]
+        first = [("TIME", 8), ("DECISION", max(4, self._width - 27)), ("AXIS", 5), ("OUTCOME", 11)]
+        return [first, [("", 1), ("TOOL", max(4, self._width - 19)), ("COUNT", -6), ("LIMIT", 9)]]
+
+    def heading(self) -> list[str]:
+        """The lines with the names of the columns."""
+        return self._row({name: name for name in self._size})
 
     def lines(self, record: Mapping[str, object]) -> list[str]:
-        """The line of a record. In a narrow table, a line with user, agent and server comes first if they have changed."""
-        name = {key: printable(str(record[key])) for key in ("user", "agent", "server", "tool") if key in record}
+        """The lines of a record.
+
+        First comes a line with the date, if it has changed. Then, in a narrow table, come lines with user, agent and server, if
+        they have changed.
+        """
         decision = str(record["decision"])
-        what = name.get("tool", printable(str(record.get("reason", ""))))
+        tool = printable(str(record.get("tool", record.get("reason", ""))))
         if "repeats" in record:
             times = f" ×{record['repeats']}"
-            what = fit(what, max(1, self._what_size - len(times))).rstrip() + times
-        cells = [
-            datetime.fromisoformat(str(record["time"])).astimezone().strftime("%H:%M:%S"),
-            decision,
-            str(record.get("axis", "")),
+            tool = fit(tool, max(1, self._size["TOOL"] - len(times))).rstrip() + times
+        cells = {"DECISION": decision, "AXIS": str(record.get("axis", "")), "TOOL": tool, "COUNT": str(record.get("count", ""))}
+        cells |= {"LIMIT": _limit(record), "OUTCOME": _end(record)}
+        return self._with_context(record, int(str(record["time_us"])), cells, _STYLES.get(decision, ""))
+
+    def ended(self, record: Mapping[str, object]) -> list[str]:
+        """The lines of the outcome of a call whose row was shown without it. The time is that of the outcome."""
+        cells = {"DECISION": "ended", "TOOL": printable(str(record.get("tool", ""))), "OUTCOME": _end(record)}
+        return self._with_context(record, ended_us(record), cells)
+
+    def _with_context(self, record: Mapping[str, object], time_us: int, cells: dict[str, str], style: str = "") -> list[str]:
+        at = datetime.fromtimestamp(time_us / 1_000_000).astimezone()
+        name = {key: printable(str(record[key])) for key in ("id", "user", "agent", "server") if key in record}
+        cells = {"TIME": at.strftime("%H:%M:%S")} | {key.upper(): text for key, text in name.items()} | cells
+        lines = self._row(cells, style)
+        who = [
+            name.get("user", ""),
+            *(f"{word} {name[key]}" for word, key in (("as", "agent"), ("on", "server")) if key in name),
         ]
-        if self._is_wide:
-            cells += [name.get("user", ""), name.get("agent", "")]
-        cells += [what, str(record.get("count", "")), _limit(record), _end(record)]
-        lines = [self._row(cells, _STYLES.get(decision, ""))]
-        if not self._is_wide:
-            who = " ".join([name.get("user", ""), *([f"as {name['agent']}"] if "agent" in name else [])])
-            who += f" on {name['server']}" if "server" in name else ""
-            if who != self._who:
-                self._who = who
-                lines.insert(0, fit(f"- {who.strip()}", self._width - 1).rstrip())
+        if not self._is_wide and who != self._who:
+            self._who = who
+            whole = f"- {' '.join(who).strip()}"
+            parts = [whole] if cell_width(whole) <= self._width else [f"- {who[0]}", *(f"  {part}" for part in who[1:])]
+            lines = [*(fit(part, self._width).rstrip() for part in parts), *lines]
+        day = at.strftime("%Y-%m-%d")
+        if day != self._day:
+            self._day = day
+            lines = [day, *lines]
         return lines
 
-    def _row(self, cells: list[str], style: str = "") -> str:
-        padded = [fit(cell, size) for cell, (_, size) in zip(cells, self._columns, strict=True)]
-        if style and self._coloured:
-            padded[1] = click.style(padded[1], fg=style)
-        return " ".join(padded).rstrip()
+    def _row(self, cells: Mapping[str, str], style: str = "") -> list[str]:
+        lines = []
+        for columns in self._lines:
+            padded = [fit(cells.get(name, ""), size) for name, size in columns]
+            if style and self._coloured:
+                padded = [
+                    click.style(text, fg=style) if name == "DECISION" else text
+                    for text, (name, _) in zip(padded, columns, strict=True)
+                ]
+            lines.append(" ".join(padded).rstrip())
+        return lines
+
+
+def ended_us(record: Mapping[str, object]) -> int:
+    """The time at which a call ended, if its outcome is known."""
+    return int(str(record["time_us"])) + round(float(str(record.get("duration_ms", 0))) * 1000)
 
 
 def _limit(record: Mapping[str, object]) -> str:
@@ -92,8 +134,9 @@ def _limit(record: Mapping[str, object]) -> str:
 
 
 def _end(record: Mapping[str, object]) -> str:
+    """The outcome of a call that was forwarded, and when a denied call may be retried."""
     wait = record.get("retry_after_ms")
-    if isinstance(wait, int):
+    if isinstance(wait, int) and record["decision"] not in FORWARDED:
         spans = [(-(-wait // unit_ms), word) for word, unit_ms in _UNITS_MS.items()]
         return next((f"retry {n}{word}" for n, word in spans if n < 10_000), "")
     return str(record.get("outcome", ""))
@@ -105,18 +148,25 @@ def fit(text: str, size: int) -> str:
     >>> fit("search_customers", 8), fit("7", -3), fit("客户", 5)
     ('search_…', '  7', '客户 ')
     """
-    from rich.cells import cell_len, set_cell_size
+    from rich.cells import set_cell_size
 
     width = abs(size)
-    if cell_len(text) > width:
+    if cell_width(text) > width:
         text = set_cell_size(text, width - 1) + "…"
-    padding = " " * (width - cell_len(text))
+    padding = " " * (width - cell_width(text))
     return padding + text if size < 0 else text + padding
 
 
-def wanted() -> Table | None:
-    """The table for stdout. None for a pipe, unless COLUMNS is set."""
+def cell_width(text: str) -> int:
+    """The number of terminal columns that a text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def on_stdout(*, even_in_a_pipe: bool) -> Table | None:
+    """The table for stdout; None for a pipe, unless a table is asked for. In a pipe the width is that in COLUMNS, or 80."""
     is_terminal = sys.stdout.isatty()
-    if not is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+    if not (is_terminal or even_in_a_pipe):
         return None
     return Table(shutil.get_terminal_size().columns, coloured=is_terminal and is_coloured())

@@ -2,10 +2,12 @@
 
 import contextlib
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, Final, TypeVar, get_args
 
 import click
@@ -18,12 +20,21 @@ from mcpguard.core.patterns import glob
 from mcpguard.core.policy.model import AXES
 from mcpguard.core.verdict import REFUSED, Decided
 from mcpguard.errors import ConfigError, UsageError
-from mcpguard.stores.api import Wanted
+from mcpguard.stores.api import AuditReader, Wanted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _LIMITED_AXES: Final = ("user", "tool", "agent")
 """The values of `axis` in an audit record."""
+
+_VALUES: Final = ("decision", "outcome", "axis", "tool", "user", "agent", "server")
+"""The filters by a member of a record, in the order in which `nearest` tries to do without them."""
+
+LOOKED_AT: Final = 10_000
+"""How many of the newest rows `nearest` looks at. Reading them takes about a third of a second."""
+
+MAX_OFFERED: Final = 3
+"""How many values `nearest` offers."""
 
 
 def name_filters(what: str) -> Callable[[_F], _F]:
@@ -100,6 +111,49 @@ def selects(key: str, pattern: str, text: str) -> bool:
     if key == "agent" and Agent.split(pattern) and Agent.split(text):
         return agent_matches(pattern, text)
     return glob(pattern, text)
+
+
+def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> str:
+    """A hint for filters that no row matches: other values of one of them, which match some of the newest rows.
+
+    Args:
+        store: The store.
+        namespace: The namespace of the rows.
+        filters: The values of `row_filters`.
+
+    Returns:
+        Empty if no row matches all the filters but one.
+    """
+    everything = Wanted(partial(_is_in_context, namespace, {}))
+    records = [record for _, record in islice(store.newest(wanted=everything), LOOKED_AT)]
+    for key in [key for key in (*_VALUES, "denied", "since", "until") if filters[key]]:
+        others = wanted(namespace, **{**filters, key: () if isinstance(filters[key], tuple) else None})
+        found = [record for record in records if record["decision"] != "policy" and others.admits(record)]
+        if not found:
+            continue
+        if key == "since":
+            return f"the newest row that matches without --since is of {found[0]['time']}"
+        if key == "until":
+            return "all rows that match without --until are later"
+        if key == "denied":
+            return "the rows that match without --denied are of calls that were forwarded"
+        pattern = filters[key][0] if isinstance(filters[key], tuple) else filters[key]
+        values = _by_likeness(pattern, {str(record[key]) for record in found if key in record})
+        if values:
+            tries = [f"--{key} {shlex.quote(value)}" for value in values[:MAX_OFFERED]]
+            tries += ["--denied"] if key == "decision" and REFUSED & set(values) else []
+            return f"other filters find rows: {', '.join(tries)}"
+    return ""
+
+
+def _by_likeness(pattern: str, values: set[str]) -> list[str]:
+    """Values in the order of their likeness to a pattern. Denials are like denials."""
+    import difflib  # loaded only if nothing is found
+
+    def likeness(value: str) -> tuple[bool, float]:
+        return (value in REFUSED) == (pattern in REFUSED), difflib.SequenceMatcher(None, pattern.lower(), value.lower()).ratio()
+
+    return sorted(values, key=likeness, reverse=True)
 
 
 def _is_in_context(namespace: str, patterns: Mapping[str, str], context: Mapping[str, object]) -> bool:

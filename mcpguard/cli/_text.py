@@ -1,8 +1,11 @@
 """Text for people: paragraphs of at most 80 columns for a pipe, tables for a terminal."""
 
+import contextlib
 import os
+import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
@@ -23,7 +26,9 @@ _FILLER: Final = "\0"
 
 
 def paragraph(text: str, *, indent: str = "") -> None:
-    """Print a text in lines of at most `WIDTH` columns, control characters escaped. Words longer than a line stay whole.
+    """Print a text, control characters escaped, in lines of at most `WIDTH` columns, or the width of a narrower terminal.
+
+    Words longer than a line stay whole.
 
     Args:
         text: The text.
@@ -31,7 +36,7 @@ def paragraph(text: str, *, indent: str = "") -> None:
     """
     lines = textwrap.wrap(
         "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
-        WIDTH,
+        min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH,
         initial_indent=indent,
         subsequent_indent=indent or "    ",
         break_long_words=False,
@@ -48,6 +53,16 @@ def tolerant_output() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def until_reader_leaves() -> Iterator[None]:
+    """End the block without an error when nobody reads stdout any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
 
 
 def is_coloured() -> bool:

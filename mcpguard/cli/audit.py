@@ -3,36 +3,29 @@
 import contextlib
 import json
 import os
-import select
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import click
 
 from mcpguard import config
-from mcpguard.cli import _filters
+from mcpguard.cli import _audit_show, _audit_table, _filters
 from mcpguard.cli._audit_report import report
+from mcpguard.cli._audit_tail import Lines, Objects, Rows, Tail
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
-from mcpguard.cli._options import store_option
+from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._text import tolerant_output
 from mcpguard.config import Settings
-from mcpguard.core.audit import line
 from mcpguard.core.text import printable
-from mcpguard.errors import ExitStatus
-from mcpguard.stores.api import Readable, Wanted
-from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.stores.sqlite.integrity import identity
-
-POLL_S: Final = 0.25
-"""How often `tail -f` looks for new rows."""
+from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.policy_file import load
+from mcpguard.stores.api import Readable
 
 ROWS: Final = 10
 """How many rows `tail` shows without `-n` and `--since`."""
-
-_Print = Callable[[Mapping[str, object]], None]
 
 
 @click.group("audit", Group)
@@ -58,9 +51,15 @@ def command() -> None:
 )
 @row_filters
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--table", "as_table", is_flag=True, help="Print the table in a pipe, too, COLUMNS wide.")
 @store_option
-def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **filters: Any) -> int:
+def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: str | None, **filters: Any) -> int:
     """Show the newest rows of the audit log, oldest first: a table on a terminal, key=value lines in a pipe.
+
+    COUNT is how many calls the limit's counter holds. In a denial it also has the denials of this session since its last
+    allowed call, so it is the size of a loop. A tool with ×7 stands for 7 equal denials. With -f, a call that was shown
+    before it ended has a second row, "ended", with its outcome. Rows that only tell with which policy a session started
+    are shown with --decision policy and with --json.
 
     \b
     Examples:
@@ -72,8 +71,18 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
     wanted = _filters.wanted(settings.namespace, **filters)
     if rows is None and not filters["since"]:
         rows = ROWS
+    table = None if as_json else _audit_table.on_stdout(even_in_a_pipe=as_table)
+    printer = Objects() if as_json else Lines() if table is None else Rows(table)
+    asks_for_policies = wanted.decisions is not None and "policy" in wanted.decisions
+    shown = Tail(
+        settings,
+        wanted,
+        printer,
+        with_starts=as_json or asks_for_policies,
+        found_none=partial(_say_none, settings, filters, follow=follow),
+    )
     try:
-        _tail(settings, wanted, rows, _printer(as_json=as_json), follow=follow, is_narrow=any(filters.values()))
+        shown.show(rows, follow=follow)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # nobody reads stdout, which the interpreter flushes at exit
@@ -81,108 +90,41 @@ def tail(follow: bool, rows: int | None, as_json: bool, store: str | None, **fil
     return ExitStatus.OK
 
 
-def _tail(settings: Settings, wanted: Wanted, rows: int | None, show: _Print, *, follow: bool, is_narrow: bool) -> None:
-    is_new = False
+def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *, follow: bool) -> None:
+    """Say that no row is shown, and offer filters that find rows."""
+    is_narrow = any(filters.values())
+    hint = _filters.nearest(store, settings.namespace, filters) if is_narrow else ""
+    click.echo(f"mcpguard: {'no rows match' if is_narrow else 'no rows'}{' yet' if follow else ''}", err=True)
+    if hint:
+        click.echo(printable(f"hint: {hint}"), err=True)
+
+
+@command.command(short_help="Explain one row.")
+@click.argument("row_id", metavar="ID")
+@policy_option
+@store_option
+@json_option
+def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
+    """Show a row, the rule that decided, and what its counters held then and hold now.
+
+    ID is the audit_id of a denial, or the id of a row in `audit tail --json`. The last lines are the command that changes
+    the rule: for a denial, so that the rule would have admitted the call.
+
+    \b
+    Example:
+      mcpguard audit show 45732ae6c06cfb07-4
+    """
+    settings = config.load(os.environ, policy=policy, store=store)
     if not settings.address.exists():
-        _say(f"no audit log yet: there is no store at {settings.address.shown}")
-        is_new = follow and _store_appears(settings)
-        if not is_new:
-            return
-    while True:
-        file = _file(settings)  # asked before the store is opened, so that a replacement in between is noticed
-        with contextlib.closing(settings.read_store()) as store:
-            last_id = 0
-            if not is_new:
-                last_id, newest = _newest(store, wanted, rows)
-                for record in newest:
-                    show(record)
-                if not newest and rows != 0 and sys.stdout.isatty():
-                    _say(("no row matches" if is_narrow else "no rows") + (" yet" if follow else ""))
-            if not (follow and _show_until_replaced(settings, store, file, last_id, wanted, show)):
-                return
-        _say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
-        is_new = _store_appears(settings)
-        if not is_new:
-            return
-
-
-def _say(text: str) -> None:
-    click.echo(printable(f"mcpguard: {text}"), err=True)
-
-
-def _store_appears(settings: Settings) -> bool:
-    """Wait until there is a store. False if the reader of stdout goes away first."""
-    while not settings.address.exists():
-        if _reader_is_gone():
-            return False
-    return True
-
-
-def _show_until_replaced(
-    settings: Settings, store: Readable, file: tuple[int, int] | None, last_id: int, wanted: Wanted, show: _Print
-) -> bool:
-    """Show new rows until the store is in another file. False if the reader of stdout goes away first."""
-    while True:
-        is_replaced = _file(settings) != file  # asked first: rows written before the replacement are in the open file
-        for entry in store.entries(after=last_id):
-            last_id = entry.row_id
-            if wanted.admits(entry.record):
-                show(entry.record)
-        if is_replaced:
-            return True
-        if _reader_is_gone():
-            return False
-
-
-def _file(settings: Settings) -> tuple[int, int] | None:
-    """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
-    if not isinstance(settings.address, SqliteAddress):
-        return None
-    try:
-        return identity(settings.address.path)
-    except OSError:
-        return (0, 0)  # opening the store reports the error
-
-
-def _newest(store: Readable, wanted: Wanted, rows: int | None) -> tuple[int, list[dict[str, object]]]:
-    """The id of the newest row, and the newest rows that pass the filter, oldest first."""
-    last_id = next((entry.row_id for entry in store.newest()), 0)
-    found: list[dict[str, object]] = []
-    for entry in store.newest(wanted=wanted):
-        if len(found) == rows:
-            break
-        if entry.row_id <= last_id:  # `_show_until_replaced` shows rows that were written since
-            found.append(entry.record)
-    return last_id, found[::-1]
-
-
-def _reader_is_gone() -> bool:
-    """Wait for `POLL_S`. True as soon as the reader of stdout has gone away."""
-    if not hasattr(select, "poll"):
-        time.sleep(POLL_S)
-        return False
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
-    return bool(poll.poll(POLL_S * 1000))
-
-
-def _printer(*, as_json: bool) -> _Print:
-    """A function that prints a record."""
-    from mcpguard.cli import _audit_table
-
-    table = None if as_json else _audit_table.wanted()
-    heading = [] if table is None else [table.heading()]
-
-    def show(record: Mapping[str, object]) -> None:
-        if as_json:
-            click.echo(json.dumps(record))
-        elif table is None:
-            click.echo(f"time={record['time']} {line(record)}")
-        else:
-            click.echo("\n".join([*heading, *table.lines(record)]))
-            heading.clear()  # printed above the first row only
-
-    return show
+        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}")
+    found, is_starter = load(settings.policy, named=settings.policy_named)
+    with contextlib.closing(settings.read_store()) as opened:
+        record = _audit_show.find(opened, settings.namespace, row_id)
+        shown = _audit_show.explain(opened, found, record, policy_option=["--policy", policy] if policy else [])
+    if as_json:
+        click.echo(json.dumps(_audit_show.as_json(shown, found, is_starter=is_starter), indent=2))
+    else:
+        _audit_show.print_all(shown, found, "the starter policy" if is_starter else str(settings.policy))
 
 
 command.add_command(report)

@@ -13,6 +13,7 @@ _COMMANDS: Final = {
     "run": "start a server behind mcpguard",
     "policy": "show, check, explain and edit limits",
     "audit": "read the audit log",
+    "usage": "show how full each counter is",
     "reset": "empty counters",
     "whoami": "show which user and agent a server would have, and why",
     "hook": "tell a client's subagents apart",

@@ -17,6 +17,9 @@ _MAX_ID_CHARS: Final = 2048
 
 _SUMMED_UP: Final = "more of this kind, not kept one by one"
 
+POLICY_AT_START: Final = "in force at the start"
+"""The reason in the row that names the policy with which a session started."""
+
 MAX_DENIED_CHARS: Final = 1024
 """The longest arguments that the row of a call in `REFUSED` has in full. Longer ones are cut, with a hash, because no limit
 bounds how many such calls a client sends."""
@@ -135,6 +138,11 @@ def sum_of(common: Row) -> Row:
     return common._replace(detail=compact(json.loads(common.detail or "{}") | {"reason": _SUMMED_UP}))
 
 
+def named(row: Row, audit_id: str) -> Row:
+    """A row with an id of its own, which does not have the row's number."""
+    return row._replace(detail=compact(json.loads(row.detail or "{}") | {"id": audit_id}))
+
+
 def _common(one: str, other: str) -> str:
     """The members that two JSON objects have in common."""
     if one == other:
@@ -174,14 +182,14 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     context = json.loads(row.context)
     session = context.get("session", "")
     values: dict[str, object] = {
+        "id": audit_id(session, row.seq),
         **context,
         **(json.loads(row.reported) if row.reported else {}),
         **(json.loads(row.detail) if row.detail else {}),
-        "id": audit_id(session, row.seq),
         "time": rfc3339(row.time_us),
         "time_us": row.time_us,
         "seq": row.seq,
-        "request_id": _id_value(row.request_id),
+        "request_id": id_value(row.request_id),
         "args_hash": row.args_hash.hex() if row.args_hash else None,
         "decision": row.decision,
         "count": row.counted,
@@ -199,7 +207,8 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     return {key: values[key] for key in MEMBERS if values.get(key) is not None}
 
 
-def _id_value(text: str | None) -> object:
+def id_value(text: str | None) -> object:
+    """The request id in a row's `request_id`."""
     if text is None:
         return None
     try:
@@ -208,9 +217,14 @@ def _id_value(text: str | None) -> object:
         return text  # an integer with more digits than Python converts, or an id that was cut
 
 
-def line(entry: Mapping[str, object]) -> str:
+def with_outcome(record: Mapping[str, object], outcome: Outcome) -> dict[str, object]:
+    """A record that was made before its outcome was known, with the outcome."""
+    return {**record, "outcome": outcome.outcome, "duration_ms": outcome.duration_us / 1000}
+
+
+def line(entry: Mapping[str, object], *, with_server: bool = False) -> str:
     """A record as one line of `key=value`."""
-    names = ["axis", "user", "agent", "tool"]
+    names = ["axis", *(["server"] if with_server else []), "user", "agent", "tool"]
     words = [str(entry["decision"]), *(f"{key}={quoted(entry[key])}" for key in names if key in entry)]
     if "limit" in entry:
         words.append(f"limit={entry['limit']}/{entry['window']}")

@@ -1,10 +1,10 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from mcpguard.core.audit import Row, audit_id, fragment, row, sum_of, summed
+from mcpguard.core.audit import Row, audit_id, fragment, named, row, sum_of, summed
 from mcpguard.core.policy.model import Plan
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
@@ -18,6 +18,7 @@ REFILL_BYTES_PER_S: Final = 2 * 1024
 The first is about a hundred rows, which show what a flood consists of. The second is three rows of the usual size, so that each
 of three loops at once has a row each second. Once its budget is spent, a kind has one row a second, which sums it up. So a
 client that makes up a name for every call needs about a day to fill the audit's 256 MB. Without budgets it needs half a minute.
+A storm's last row may put its kind in debt, which the next seconds pay off.
 """
 
 ROW_BYTES: Final = 256
@@ -45,21 +46,28 @@ class _Storm(NamedTuple):
 
     Attributes:
         kind: Their kind.
-        since_us: The time of their newest row.
-        audit_id: The id of that row.
+        since_us: When their newest row was written.
+        first_id: The id of their first row.
+        shared: How many rows they have after that.
         waiting: How many denials wait for the next row.
         last: The last of these denials, or what they have in common.
     """
 
     kind: _Kind
     since_us: int
-    audit_id: str
+    first_id: str
+    shared: int = 0
     waiting: int = 0
     last: Row | None = None
 
+    @property
+    def next_id(self) -> str:
+        """The id of the next row. It is known before the row has a number, so that a denial can name the row that counts it."""
+        return f"{self.first_id}.{self.shared + 1}"
+
 
 class _Budget(NamedTuple):
-    """What was left of a kind's budget at a time."""
+    """What was left of a kind's budget at a time. Less than nothing is a debt."""
 
     left_bytes: int
     at_us: int
@@ -159,23 +167,22 @@ class Journal:
             mapping[key] = value
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
-        """The rows of storms whose newest row is a second old, or of all storms.
+        """The rows of storms whose newest row is a second old, or of all storms. Each has the time of its last denial.
 
-        A storm whose row its kind's budget does not allow is added to the kind's row.
+        A storm whose row its kind's budget does not allow ends with this row, and the kind is in debt for it.
         """
         rows: list[Row] = []
         for key, storm in self._due(self._storms, time_us, all_of_them=all_of_them):
             del self._storms[key]
-            if storm.last and self._pay(storm.kind, storm.last, time_us):
-                rows.append(self._repeated(storm.last, storm.waiting, time_us))
-                self._storms[key] = _Storm(storm.kind, time_us, self._newest_id)
-            elif storm.last:
-                self._sum_up(storm.kind, storm.last, storm.waiting)
+            if storm.last:
+                rows.append(self._shared(storm, storm.last))
+                if self._pay(storm.kind, rows[-1], time_us, may_owe=True):
+                    self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
         for kind, storm in self._due(self._sums, time_us, all_of_them=all_of_them):
             del self._sums[kind]
             if storm.last:
-                rows.append(self._repeated(sum_of(storm.last), storm.waiting, time_us))
-                self._sums[kind] = _Storm(kind, time_us, self._newest_id)
+                rows.append(self._shared(storm, sum_of(storm.last)))
+                self._sums[kind] = _Storm(kind, time_us, storm.first_id, storm.shared + 1)
         for kind in list(self._budgets):
             if self._left(kind, time_us) == BURST_BYTES:
                 del self._budgets[kind]
@@ -184,13 +191,10 @@ class Journal:
     def _due(self, storms: dict[Any, _Storm], time_us: int, *, all_of_them: bool) -> list[tuple[Any, _Storm]]:
         return [one for one in storms.items() if all_of_them or not 0 <= time_us - one[1].since_us < STORM_US]
 
-    def _repeated(self, last: Row, times: int, time_us: int) -> Row:
+    def _shared(self, storm: _Storm, last: Row) -> Row:
+        """The row of the denials that wait in a storm."""
         self.seq += 1
-        return last._replace(time_us=time_us, seq=self.seq, repeats=times)
-
-    @property
-    def _newest_id(self) -> str:
-        return audit_id(self.session, self.seq)
+        return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
 
     @property
     def is_waiting(self) -> bool:
@@ -239,7 +243,7 @@ class Journal:
         key = one.context, one.decision, one.reported
         storm = self._storms.get(key)
         if _goes_on(storm, one.time_us):
-            self._set(self._storms, key, _Storm(kind, storm.since_us, storm.audit_id, storm.waiting + 1, one))
+            self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))
         elif self._keeps_new_storms and self._pay(kind, one, one.time_us):
             self._set(self._storms, key, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
             return True
@@ -248,23 +252,24 @@ class Journal:
             if not _goes_on(storm, one.time_us):
                 self._set(self._sums, kind, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
                 return True
-            self._sum_up(kind, one, 1)
-        verdict.audit_id = storm.audit_id
+            self._set(self._sums, kind, storm._replace(waiting=storm.waiting + 1, last=summed(storm.last or one, one)))
+        verdict.audit_id = storm.next_id
         return False
 
-    def _sum_up(self, kind: _Kind, one: Row, times: int) -> None:
-        """Let denials that are beyond their kind's budget wait for the kind's next row; `one` is the row of each."""
-        sum_ = self._sums.get(kind) or _Storm(kind, one.time_us - STORM_US, "")
-        self._set(self._sums, kind, sum_._replace(waiting=sum_.waiting + times, last=summed(sum_.last or one, one)))
+    def _pay(self, kind: _Kind, one: Row, time_us: int, *, may_owe: bool = False) -> bool:
+        """Take a row's bytes from its kind's budget. Returns whether they were left.
 
-    def _pay(self, kind: _Kind, one: Row, time_us: int) -> bool:
-        """Take a row's bytes from its kind's budget; False if too little is left, and then nothing is taken."""
+        Args:
+            kind: The kind.
+            one: The row.
+            time_us: Wall-clock time.
+            may_owe: Whether bytes that are not left are taken, too.
+        """
         texts = f"{one.context}{one.detail or ''}{one.request_id or ''}"
         left = self._left(kind, time_us) - ROW_BYTES - len(texts.encode())
-        if left < 0:
-            return False
-        self._set(self._budgets, kind, _Budget(left, time_us))
-        return True
+        if left >= 0 or may_owe:
+            self._set(self._budgets, kind, _Budget(left, time_us))
+        return left >= 0
 
     def _left(self, kind: _Kind, time_us: int) -> int:
         """What is left of a kind's budget, which is full again if the clock was set back."""
@@ -282,22 +287,39 @@ class Journal:
         else:
             kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
         self._set(self.tally, kind, self.tally[kind] + 1)
-        if decision == "rate_limited":
+        if decision in {"rate_limited", "would_deny"}:
             self._count_denial(request.plan, verdict)
-        elif self._denials and decision in {"allowed", "would_deny"}:
-            for counter in request.plan.counters:
-                if counter.id in self._denials:
-                    self._set(self._denials, counter.id, None)
+        elif decision == "allowed" and self._denials:
+            self._forget_denials(request.plan, range(len(request.plan.counters)))
+
+    def _forget_denials(self, plan: Plan, charged: Iterable[int]) -> None:
+        """Forget the denials on counters that were charged."""
+        for counter in charged:
+            counter_id = plan.counters[counter].id
+            if counter_id in self._denials:
+                self._set(self._denials, counter_id, None)
 
     def _count_denial(self, plan: Plan, verdict: Verdict) -> None:
-        """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count."""
+        """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count.
+
+        A call that only rules in observe mode would deny is an admission on the counters that it was charged on. On the others
+        without room it counts as a denial.
+        """
         if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
         exceeded = [reported for reported, _ in verdict.exceeded]
+        full = [(limit, one) for limit, one in zip(plan.limits, plan.reported, strict=True) if one in exceeded]
+        charged: set[int] = set()
+        if verdict.decision == "would_deny":
+            without_room = {limit.rule for limit, _ in full}
+            charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
+            self._forget_denials(plan, charged)
+            if verdict.count is not None and any(one == verdict.reported and limit.counter in charged for limit, one in full):
+                verdict.count += 1
         is_reported: dict[int, bool] = {}  # by counter, because several limits may have the same one
-        for limit, reported in zip(plan.limits, plan.reported, strict=True):
-            if reported in exceeded and limit.n:
+        for limit, reported in full:
+            if limit.n and limit.counter not in charged:
                 counter_id = plan.counters[limit.counter].id
                 is_reported[counter_id] = is_reported.get(counter_id, False) or reported == verdict.reported
         for counter_id, counts in is_reported.items():

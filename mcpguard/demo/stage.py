@@ -15,7 +15,7 @@ import anyio
 from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
 
 from mcpguard.demo.crm import CALL_LOG_VARIABLE
-from mcpguard.errors import McpguardError
+from mcpguard.errors import McpguardError, status_text
 
 _CALL_TIMEOUT_S = 30.0
 """A call takes about a millisecond. After this time the demo gives up."""
@@ -119,11 +119,11 @@ class Stage:
         Raises:
             McpguardError: The command failed.
         """
-        command = [sys.executable, "-m", "mcpguard", "audit", "tail", "-n", str(rows)]
+        command = [sys.executable, "-m", "mcpguard", "audit", "tail", "-n", str(rows), "--table"]
         done = await anyio.run_process(command, env=self.environment() | {"COLUMNS": str(width)}, check=False)
         if done.returncode != 0:
             reason = last_line(done.stderr.decode(errors="replace"))
-            raise McpguardError(f"the demo failed: mcpguard audit tail ended with status {done.returncode}", reason)
+            raise McpguardError(f"the demo failed: mcpguard audit tail ended with {status_text(done.returncode)}", reason)
         return done.stdout.decode()
 
     def _calls_of(self, person: Person) -> Path:

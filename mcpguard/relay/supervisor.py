@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from mcpguard.errors import status_text
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import PAUSE_S
 from mcpguard.relay.wake import Wake
@@ -114,7 +115,7 @@ class Supervisor:
         if is_ended_by_us or server.was_killed:
             server.kill()
         status = 128 + _SIGKILL if server.status is None else server.status
-        how = f"server exited with status {status}"
+        how = f"server exited with {status_text(status)}"
         traffic.close_input(how)
         self._drain_stream(server, traffic)
         if self._signals or "client" in self._ended:

@@ -1,1 +1,1 @@
-"""Shows what is in the audit log: reports, exports."""
+"""Statistics, reports and exports: reads the audit log and the counters, never on a call's path."""

@@ -56,7 +56,6 @@ class Group(NamedTuple):
         decision: One of `Decided`.
         outcome: One of `OUTCOMES`; None if there is none.
         hour: The hour of the row's time, since 1970 in UTC.
-        duration_us: The call's duration, see `groups.rounded_us`; None without an outcome.
     """
 
     context: str
@@ -64,7 +63,6 @@ class Group(NamedTuple):
     decision: str
     outcome: str | None
     hour: int
-    duration_us: int | None
 
 
 class Tally(NamedTuple):
@@ -72,11 +70,12 @@ class Tally(NamedTuple):
 
     Attributes:
         last_id: The id of the last row that was looked at.
-        calls: The number of calls by group. A row with `repeats` stands for so many.
+        calls: The number of calls by group, and in a group by duration in µs, see `groups.rounded_us`; None for calls without
+            an outcome. A row with `repeats` stands for so many calls.
     """
 
     last_id: int
-    calls: Mapping[Group, int]
+    calls: Mapping[Group, Mapping[int | None, int]]
 
 
 class Held(NamedTuple):
@@ -97,7 +96,7 @@ class Wanted(NamedTuple):
     """A filter for audit rows, which a store applies while it reads.
 
     Attributes:
-        context: Returns whether a row with these members (user, agent, server, tool …) is wanted.
+        context: Returns whether a row with these members (user, agent, server, tool …) is wanted; None for any.
         decisions: The wanted decisions; None for any.
         axis: Returns whether the axis of the limit that decided is wanted; None for any.
         outcomes: The wanted outcomes; None for any, and for rows without an outcome.
@@ -105,7 +104,7 @@ class Wanted(NamedTuple):
         until_us: The earliest time of a row that is no longer wanted; None for any.
     """
 
-    context: Callable[[Mapping[str, object]], bool]
+    context: Callable[[Mapping[str, object]], bool] | None
     decisions: frozenset[str] | None = None
     axis: Callable[[str], bool] | None = None
     outcomes: frozenset[str] | None = None
@@ -121,7 +120,7 @@ class Wanted(NamedTuple):
             and (self.decisions is None or record["decision"] in self.decisions)
             and (self.outcomes is None or record.get("outcome") in self.outcomes)
             and (self.axis is None or self.axis(str(record.get("axis"))))
-            and self.context(record)
+            and (self.context is None or self.context(record))
         )
 
     def admits_row(self, row: "Row", outcome: str | None) -> bool:
@@ -203,6 +202,9 @@ class AuditReader(Protocol):
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """The audit rows, newest first; see `entries`."""
+
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """The outcomes of these rows, as far as they have one."""
 
 
 class Readable(AuditReader, Protocol):
@@ -307,6 +309,22 @@ class Address(Protocol):
 
         Raises:
             StoreUnavailable: It cannot be read.
+        """
+
+    def prune(self, options: Options, before_us: int) -> Iterator[int]:
+        """Delete the audit rows of before a time in a store that exists, in small portions. No call waits for one.
+
+        The newest row of the store may stay. A server deletes the rows that were written before that time by its own clock.
+
+        Args:
+            options: They name the namespace.
+            before_us: The time, in wall-clock time.
+
+        Yields:
+            How many rows a portion had, after they were deleted.
+
+        Raises:
+            StoreUnavailable: Rows cannot be deleted.
         """
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:

@@ -1,6 +1,6 @@
 """Counts audit rows by what statistics need, so that nothing has to be made of each row."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Final
 
@@ -35,8 +35,8 @@ def tally(rows: Iterable[StoredRow], last_id: int) -> Tally:
         rows: The rows.
         last_id: The id of the last row that was looked at.
     """
-    calls: Counter[Group] = Counter()
+    calls: defaultdict[Group, Counter[int | None]] = defaultdict(Counter)
     for _, row, outcome, duration_us in rows:
-        duration = None if duration_us is None else rounded_us(duration_us)
-        calls[Group(row.context, axis_of(row), row.decision, outcome, row.time_us // HOUR_US, duration)] += row.repeats or 1
+        group = Group(row.context, axis_of(row), row.decision, outcome, row.time_us // HOUR_US)
+        calls[group][None if duration_us is None else rounded_us(duration_us)] += row.repeats or 1
     return Tally(last_id, calls)

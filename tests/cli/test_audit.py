@@ -1,28 +1,41 @@
+import contextlib
 import json
 import re
 import signal
+import sqlite3
 import subprocess
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from mcpguard.cli._audit_table import Table
-from mcpguard.core.audit import MEMBERS, line
+from mcpguard.core.audit import MEMBERS, Outcome, line, with_outcome
 from tests.cli.command import ALICE, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, start
 from tests.core.build import WALL_US, Talk
-from tests.end_to_end.host import DEADLINE_S, Host, audit, environment, policy, rule
+from tests.end_to_end.host import DEADLINE_S, Host, audit, call, environment, policy, rule
 
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
 def tools(done: subprocess.CompletedProcess[str]) -> list[str]:
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stdout or done.stderr.startswith("mcpguard: no rows match\n")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     return [record["tool"] for record in records if record["decision"] != "policy"]
 
 
 def followed(home: Path, *argv: str) -> subprocess.Popen[bytes]:
     return start(home, "audit", "tail", "-f", *argv)
+
+
+def first_time(process: subprocess.Popen[bytes], *known: str) -> dict[str, object]:
+    """The next row of a tool that is not known. A row is printed again when its outcome is known."""
+    while (record := json.loads(line_of(process)))["tool"] in known:
+        pass
+    assert isinstance(record, dict)
+    return record
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -47,12 +60,29 @@ def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     time = r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
     alice = r'user=alice@acme\.com agent="Claude Code::interactive::default"'
-    note, first, second, *_, third, _, fourth = done.stdout.splitlines()
-    assert re.fullmatch(rf'{time} policy reason="in force at the start"', note)
-    assert re.fullmatch(rf"{time} allowed axis=user {alice} tool=echo limit=1/1h count=1 outcome=ok", first)
-    assert re.fullmatch(rf"{time} rate_limited axis=user {alice} tool=echo limit=1/1h count=2 retry_after=\d+s", second)
-    assert re.fullmatch(rf'{time} denied axis=tool user=bob agent=\S+ tool=closed rule="tool=closed"', third)
-    assert re.fullmatch(rf"{time} would_deny axis=tool user=bob .* outcome=\S+", fourth)
+    first, second, third, fourth = done.stdout.splitlines()
+    row = r"id=[0-9a-f]{16}-\d"
+    assert re.fullmatch(rf"{time} allowed axis=user server=crm {alice} tool=echo limit=1/1h count=1 outcome=ok {row}", first)
+    assert re.fullmatch(
+        rf"{time} rate_limited axis=user server=crm {alice} tool=echo limit=1/1h count=2 retry_after=\d+s {row}", second
+    )
+    assert re.fullmatch(rf'{time} denied axis=tool server=files user=bob agent=\S+ tool=closed rule="tool=closed" {row}', third)
+    assert re.fullmatch(rf"{time} would_deny axis=tool server=files user=bob .* outcome=\S+ {row}", fourth)
+
+
+def test_rows_of_the_policy_at_the_start_are_shown_if_they_are_asked_for_and_in_json(home: Path) -> None:
+    start = 'policy server=crm reason="in force at the start" id='
+    assert start not in mcpguard(home, "audit", "tail").stdout
+    assert start in mcpguard(home, "audit", "tail", "--decision", "policy").stdout
+    assert start in mcpguard(home, "audit", "tail", "--decision", "*", "-n", "100").stdout
+    assert '"in force at the start"' in mcpguard(home, "audit", "tail", "--json").stdout
+
+
+def test_rows_that_are_not_shown_do_not_take_the_place_of_others(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 2)
+    for _ in range(3):
+        calls(tmp_path, "echo", 0)
+    assert mcpguard(tmp_path, "audit", "tail", "-n", "2").stdout.count(" tool=echo ") == 2
 
 
 def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None:
@@ -67,7 +97,6 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
     ("filters", "expected"),
     [
         (["-n", "2", "--tool", "*"], ["closed", "watched"]),
-        (["-n", "0"], []),
         (["-n", "1", "--tool", "echo"], ["echo"]),
         (["--user", "alice@acme.com"], ["echo", "echo"]),
         (["--user", "b*"], ["closed", "watched"]),
@@ -141,34 +170,63 @@ def test_the_table_fits_a_terminal_of_eighty_columns(home: Path) -> None:
     status, shown = on_terminal(home, "audit", "tail", "--tool", "*", NO_COLOR="1")
     assert status == 0
     assert "\x1b" not in shown
-    heading, who, first, *_ = shown.splitlines()
+    heading, day, who, first, *_ = shown.splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
     assert heading.split() == ["TIME", "DECISION", "AXIS", "TOOL", "COUNT", "LIMIT", "OUTCOME"]
     assert who == "- alice@acme.com as Claude Code::interactive::default on crm"
     assert re.fullmatch(r"\d\d:\d\d:\d\d allowed      user  echo +1 1/1h +ok", first)
-    assert shown.count("- ") == 2
+    assert shown.count("\n- ") == 2
     assert [line for line in shown.splitlines() if len(line) >= 80] == []
     assert "\x1b[31mdenied" in on_terminal(home, "audit", "tail", "--tool", "*")[1]
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
-def test_on_a_terminal_it_says_that_no_row_matches(home: Path, form: list[str]) -> None:
-    argv = ["audit", "tail", "--user", "nobody", *form]
-    assert on_terminal(home, *argv) == (0, "mcpguard: no row matches\n")
+def test_on_a_terminal_and_in_a_pipe_it_says_that_no_rows_match(home: Path, form: list[str]) -> None:
+    argv = ["audit", "tail", "--user", "nobody", "--tool", "none", *form]
+    assert on_terminal(home, *argv) == (0, "mcpguard: no rows match\n")
     assert on_terminal(home, "audit", "tail", "-n", "0", *form) == (0, "")
     assert on_terminal(home, "audit", "tail", *form, MCPGUARD_NAMESPACE="other") == (0, "mcpguard: no rows\n")
     done = mcpguard(home, *argv)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "mcpguard: no rows match\n")
+
+
+@pytest.mark.parametrize(
+    ("filters", "hint"),
+    [
+        (
+            ["--decision", "denied", "--user", "alice*"],
+            "other filters find rows: --decision rate_limited, --decision allowed, --denied",
+        ),
+        (["--decision", "invalid", "--since", "1h", "--tool", "watched"], "other filters find rows: --decision would_deny"),
+        (["--user", "alice"], "other filters find rows: --user alice@acme.com, --user bob"),
+        (
+            ["--agent", "Claude Code"],
+            "other filters find rows: --agent 'Claude Code::interactive::default', --agent Cursor::background::nightly",
+        ),
+        (["--denied", "--tool", "watched"], "other filters find rows: --tool closed, --tool echo"),
+        (["--denied", "--tool", "watched", "--user", "bob", "--axis", "tool"], "other filters find rows: --tool closed"),
+        (["--denied", "--outcome", "ok"], "the rows that match without --denied are of calls that were forwarded"),
+        (["--outcome", "cancelled"], "other filters find rows: --outcome ok"),
+        (["--since", "2999-01-01"], "the newest row that matches without --since is of 20"),
+        (["--until", "1h"], "all rows that match without --until are later"),
+    ],
+)
+def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: list[str], hint: str) -> None:
+    done = mcpguard(home, "audit", "tail", *filters)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"mcpguard: no rows match\nhint: {hint}")
 
 
 def test_on_a_wide_terminal_each_row_has_user_and_agent(home: Path) -> None:
     shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
-    assert shown[0].split()[3:6] == ["USER", "AGENT", "TOOL"]
-    assert re.search(r"user  alice@acme.com +Claude Code::interactive::default +echo ", shown[1])
+    assert shown[0].split()[3:7] == ["SERVER", "USER", "AGENT", "TOOL"]
+    assert re.search(r"user  crm +alice@acme.com +Claude Code::interactive::default +echo ", shown[2])
     assert [line for line in shown if len(line) >= 150 + len("\x1b[31m\x1b[0m")] == []
 
 
-def test_with_columns_set_a_pipe_gets_the_table_without_colour(home: Path) -> None:
-    done = mcpguard(home, "audit", "tail", COLUMNS="78")
+def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set(home: Path) -> None:
+    assert mcpguard(home, "audit", "tail", COLUMNS="78").stdout == mcpguard(home, "audit", "tail").stdout
+    done = mcpguard(home, "audit", "tail", "--table", COLUMNS="78")
     assert done.stdout.startswith("TIME ")
     assert "\x1b" not in done.stdout
     assert [line for line in done.stdout.splitlines() if len(line) > 78] == []
@@ -180,7 +238,7 @@ def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:
     calls(tmp_path, "検索" * 30, 1, *options)
     for columns in (80, 140):
         shown = on_terminal(tmp_path, "audit", "tail", "--tool", "*", columns=columns, NO_COLOR="1")[1].splitlines()
-        assert "…" in shown[1]
+        assert "…" in shown[2]
         cells = [sum(2 if ord(char) > 0x2E80 else 1 for char in line) for line in shown]
         assert max(cells) < columns
 
@@ -203,11 +261,52 @@ def test_without_a_store_it_says_so_on_stderr(tmp_path: Path) -> None:
 
 
 def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
     (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
     done = mcpguard(tmp_path, "audit", "tail")
     assert (done.returncode, done.stdout) == (69, "")
     assert "is damaged" in done.stderr
-    assert "hint: " in done.stderr
+    assert "hint: move it away" in done.stderr
+
+
+def a_text(path: Path) -> None:
+    path.write_text("my notes " * 1000)
+
+
+def another_programs(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE cookies (name)")
+
+
+@pytest.mark.parametrize(
+    ("make", "how"), [(a_text, "file is not a database"), (another_programs, "another program made this database")]
+)
+def test_a_mistyped_path_to_a_file_that_is_no_store_is_questioned_and_the_file_left_alone(
+    tmp_path: Path, make: Callable[[Path], None], how: str
+) -> None:
+    file = tmp_path / "mistyped"
+    make(file)
+    before = file.read_bytes()
+    for argv in (["audit", "tail"], ["reset", "--yes"]):
+        done = mcpguard(tmp_path, *argv, "--store", f"sqlite://{file}")
+        assert (done.returncode, done.stdout) == (69, "")
+        assert done.stderr.splitlines() == [
+            f"mcpguard: {file} is not a store of mcpguard: {how}",
+            "hint: is the path right? if so, move the file away: a new one is made",
+        ]
+    with Host(tmp_path, *OBEDIENT, options=(*ALICE, "--store", f"sqlite://{file}")) as host:
+        assert "result" in host.call(1, "echo")
+        assert host.end() == 0
+        assert f"{file} is not a store of mcpguard: {how}" in host.err
+    assert file.read_bytes() == before
+
+
+def test_a_path_to_a_folder_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "audit", "tail", "--store", f"sqlite://{tmp_path}")
+    assert (done.returncode, done.stderr) == (
+        69,
+        f"mcpguard: {tmp_path} is a folder\nhint: name a file in it, such as mcpguard.db\n",
+    )
 
 
 def test_an_unknown_kind_of_store_is_reported(tmp_path: Path) -> None:
@@ -222,11 +321,11 @@ def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_
     assert b"no audit log yet" in following.stderr.readline()
     with Host(tmp_path, *OBEDIENT, options=ALICE) as alice, Host(tmp_path, *OBEDIENT, options=BOB) as bob:
         alice.call(1, "echo")
-        assert json.loads(line_of(following))["user"] == "alice@acme.com"
+        assert first_time(following)["user"] == "alice@acme.com"
         bob.call(1, "plain")
         bob.send(b"not json\n")
         alice.call(2, "other")
-        assert [json.loads(line_of(following))["tool"] for _ in range(2)] == ["plain", "other"]
+        assert [first_time(following, "echo")["tool"], first_time(following, "echo", "plain")["tool"]] == ["plain", "other"]
         alice.end()
         bob.end()
     end(following)
@@ -268,6 +367,75 @@ def test_following_waits_for_a_new_store_after_the_first_was_removed(tmp_path: P
     calls(tmp_path, "plain", 1)
     assert json.loads(line_of(following))["tool"] == "plain"
     end(following)
+
+
+CANCELS = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+
+
+def test_following_shows_an_outcome_when_it_comes(tmp_path: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+        alice.send(call(1, "hang"))
+        alice.call(2, "echo")
+        before, after = followed(tmp_path, "--tool", "hang"), followed(tmp_path, "--tool", "hang", "--outcome", "cancelled")
+        row = line_of(before)
+        assert " allowed axis=user server=crm " in row
+        assert "outcome" not in row
+        alice.send(CANCELS)
+        ended = re.sub("^time=[^ ]* ", "", line_of(before))
+        row_id = row.split(" id=")[1]
+        who = 'server=crm user=alice@acme.com agent="Claude Code::interactive::default"'
+        assert ended == f"ended {who} tool=hang outcome=cancelled id={row_id}"
+        late = line_of(after)
+        assert late == row.replace(" id=", " outcome=cancelled id=")
+        alice.end()
+    end(before)
+    end(after)
+
+
+def test_following_prints_the_object_of_a_row_again_with_its_outcome(tmp_path: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+        alice.send(call(1, "hang"))
+        following = followed(tmp_path, "--tool", "hang", "--json")
+        row = json.loads(line_of(following))
+        alice.send(CANCELS)
+        again = json.loads(line_of(following))
+        assert again == row | {"outcome": "cancelled", "duration_ms": again["duration_ms"]}
+        assert list(again) == [member for member in MEMBERS if member in again]
+        alice.end()
+    end(following)
+
+
+def test_in_a_table_the_row_of_an_outcome_has_the_time_of_the_outcome() -> None:
+    talk = Talk("mode = 'enforce'")
+    talk.call("search")
+    record = with_outcome(talk.records[0], Outcome(1, "ok", 2_000_000))
+    table = Table(80, coloured=False)
+    at = [datetime.fromtimestamp(us / 1_000_000).strftime("%H:%M:%S") for us in (WALL_US, WALL_US + 2_000_000)]  # noqa: DTZ006
+    assert [line.split() for line in table.lines(talk.records[0])[2:]] == [[at[0], "allowed", "search"]]
+    assert [line.split() for line in table.ended(record)] == [[at[1], "ended", "search", "ok"]]
+
+
+def test_a_date_line_stands_at_each_change_of_the_date() -> None:
+    talk = Talk("mode = 'enforce'")
+    talk.call("search")
+    table = Table(80, coloured=False)
+    day_us = 86_400_000_000
+    days = [datetime.fromtimestamp((WALL_US + n * day_us) / 1_000_000).strftime("%Y-%m-%d") for n in (0, 3)]  # noqa: DTZ006
+    shown = [table.lines(talk.records[0] | {"time_us": WALL_US + n * day_us}) for n in (0, 0, 3)]
+    assert ([lines[0] for lines in shown[::2]], [len(lines) for lines in shown]) == (days, [3, 1, 2])
+
+
+def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
+    """A row for many denials is written up to a second after the last of them."""
+    policy(tmp_path, rule("1/1h", tool="echo"))
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+        for number in range(4):
+            alice.call(number, "echo")
+        alice.call(9, "plain")
+        alice.end()
+    rows = [json.loads(line) for line in mcpguard(tmp_path, "audit", "tail", "--json", "--tool", "*").stdout.splitlines()]
+    assert [(one["tool"], one.get("repeats")) for one in rows] == [("echo", None)] * 2 + [("echo", 2), ("plain", None)]
+    assert [one["seq"] for one in rows] == [2, 3, 5, 4]
 
 
 def test_following_begins_with_the_last_rows(home: Path) -> None:

@@ -48,6 +48,6 @@ def test_paragraphs_in_a_pipe_are_folded_by_columns(home: Path, argv: tuple[str,
 
 
 def test_the_audit_table_in_a_pipe_fits_columns(home: Path) -> None:
-    lines = mcpguard(home, "audit", "tail", COLUMNS="80").stdout.splitlines()
+    lines = mcpguard(home, "audit", "tail", "--table", COLUMNS="80").stdout.splitlines()
     assert max(map(cell_len, lines)) <= 80
     assert any(USER[:4] in line for line in lines)

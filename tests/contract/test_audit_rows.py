@@ -85,6 +85,19 @@ def test_an_outcome_is_joined_to_its_row_and_the_first_one_stays(place: Place) -
     assert told == [("ok", 0.25), ("tool_error", 1.5)]
 
 
+def test_outcomes_can_be_read_by_row(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    ids = [verdict.row_id for verdict in session.call("report", 3) if verdict.row_id is not None]
+    session.store.record([Outcome(ids[2], "ok", 3000), Outcome(ids[0], "tool_error", 1000)])
+    for _ in range(2):
+        for reader in (session.store, place.read()):
+            assert reader.outcomes_of(ids) == [Outcome(ids[0], "tool_error", 1000), Outcome(ids[2], "ok", 3000)]
+            assert reader.outcomes_of(ids[1:2]) == reader.outcomes_of([]) == []
+        place.pass_ms(60_000)
+        while session.store.needs_tending:
+            session.store.tend()
+
+
 def test_any_number_of_outcomes_is_recorded(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.store.record([])
@@ -115,8 +128,64 @@ def test_each_of_many_equal_denials_names_the_row_that_counts_it(place: Place) -
     session.call("report", 5)
     verdicts = session.call("report", 4)
     assert [verdict.has_own_row for verdict in verdicts] == [True, False, False, False]
-    assert {verdict.audit_id for verdict in verdicts} == {records(place)[5]["id"]}
     assert [verdict.row_id is None for verdict in verdicts] == [False, True, True, True]
+    place.pass_ms(1000)
+    session.store.append(session.journal.flush(place.wall()))
+    first, rest = records(place)[5:]
+    assert [verdict.audit_id for verdict in verdicts] == [first["id"]] + [rest["id"]] * 3
+    assert [verdict.count for verdict in verdicts] == [first["count"], 7, 8, rest["count"]] == [6, 7, 8, 9]
+
+
+def test_a_row_for_many_denials_has_the_time_of_the_last_one(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 6)
+    place.pass_ms(300)
+    session.call("report")
+    place.pass_ms(700)
+    session.call("free")
+    session.store.append(session.journal.flush(place.wall()))
+    last, free, shared = [one["time_us"] for one in records(place)[5:]]
+    assert (last, shared, free) == (place.wall() - 1_000_000, place.wall() - 700_000, place.wall())
+
+
+OBSERVED = """
+[[rule]]
+tool = "report"
+limit = ["2/1m", "9/1h"]
+mode = "observe"
+[[rule]]
+tool = "report"
+per = []
+limit = "6/1m"
+"""
+
+
+def test_in_observe_mode_the_count_tells_the_size_of_a_loop_as_if_it_had_been_denied(place: Place) -> None:
+    session = Session(place.open(), OBSERVED)
+    session.call("report", 3)
+    session.call("report")
+    session.call("report", 4)
+    assert [(one["decision"], one["count"]) for one in records(place)] == [
+        *[("allowed", 1), ("allowed", 2)],
+        *[("would_deny", 3), ("would_deny", 4), ("would_deny", 5), ("would_deny", 6)],
+        ("rate_limited", 7),
+    ]
+    place.pass_ms(60_000)
+    assert [(one.decision, one.count) for one in session.call("report", 3)] == [
+        *[("allowed", 1), ("allowed", 2)],
+        ("would_deny", 3),
+    ]
+
+
+def test_the_count_includes_a_call_that_is_charged_on_the_counter_of_a_full_observed_limit(place: Place) -> None:
+    enforced = '[[rule]]\nuser = "alice*"\nlimit = "4/1m"\n'
+    observed = '[[rule]]\nuser = "*acme.com"\nlimit = "2/1m"\nmode = "observe"\n'
+    Session(place.open(), enforced + observed).call("report", 5)
+    assert [(one["decision"], one["count"]) for one in records(place)] == [
+        *[("allowed", 1), ("allowed", 2)],
+        *[("would_deny", 3), ("would_deny", 4)],
+        ("rate_limited", 5),
+    ]
 
 
 FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
@@ -160,7 +229,7 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_no
     assert {one["decision"] for one in refused} == {decision}
     assert len(refused) < (BURST_BYTES + 2 * REFILL_BYTES_PER_S) // (ROW_BYTES + 200) + 4
     assert sum(int(str(one.get("repeats", 1))) for one in refused) == len(verdicts) == 5000
-    assert {one.audit_id for one in verdicts} <= {str(one["id"]) for one in refused}
+    assert Counter(one.audit_id for one in verdicts) == {one["id"]: one.get("repeats", 1) for one in refused}
     assert [one["seq"] for one in refused] == list(range(2, len(refused) + 2))
     for one in refused:
         if "repeats" in one:

@@ -56,8 +56,9 @@ def test_rows_in_bulk_and_counted_rows_are_those_of_the_records(
     assert records == [one.record for one in expected]
     calls: Counter[tuple[object, ...]] = Counter()
     for part in reader.tally(wanted=wanted):
-        for group, number in part.calls.items():
-            calls[group.axis, group.decision, group.outcome, group.hour, group.duration_us] += number
+        for group, durations in part.calls.items():
+            for duration_us, number in durations.items():
+                calls[group.axis, group.decision, group.outcome, group.hour, duration_us] += number
     assert calls == Counter(
         (
             one.get("axis"),
@@ -82,7 +83,9 @@ def test_reading_goes_on_after_a_row(hours: Place, *, is_drained: bool) -> None:
     assert last.last_id == ids[-1]
     for at in range(len(ids)):
         assert [one.row_id for page in reader.rows(after=ids[at]) for one in page] == ids[at + 1 :]
-        assert sum(sum(part.calls.values()) for part in reader.tally(after=ids[at])) == len(ids) - at - 1
+        assert sum(
+            number for part in reader.tally(after=ids[at]) for one in part.calls.values() for number in one.values()
+        ) == (len(ids) - at - 1)
     assert [calls for _, calls in reader.tally(after=ids[-1]) if calls] == []
 
 

@@ -185,12 +185,12 @@ def test_equal_denials_have_a_row_at_once_then_one_a_second_and_are_then_forgott
     assert ([one.seq for one in rows], first.has_own_row, first.audit_id) == ([1], True, "00000000000000aa-1")
     for at in range(1, 4):
         rows, verdict = denial(journal, WALL_US + at * 100_000, counter=at)
-        assert (rows, verdict.has_own_row, verdict.audit_id) == ([], False, first.audit_id)
+        assert (rows, verdict.has_own_row, verdict.audit_id) == ([], False, "00000000000000aa-1.1")
     assert journal.flush(WALL_US + 999_999) == []
     (told,) = journal.flush(WALL_US + 1_000_000)
-    assert (told.repeats, told.seq, told.request_id, told.time_us) == (3, 2, "3", WALL_US + 1_000_000)
+    assert (told.repeats, told.seq, told.request_id, told.time_us) == (3, 2, "3", WALL_US + 300_000)
     rows, verdict = denial(journal, WALL_US + 1_500_000)
-    assert (rows, verdict.audit_id) == ([], "00000000000000aa-2")
+    assert (rows, verdict.audit_id) == ([], "00000000000000aa-1.2")
     assert [one.repeats for one in journal.flush(WALL_US + 2_000_000)] == [1]
     assert journal.is_waiting
     assert journal.flush(WALL_US + 3_000_000) == []

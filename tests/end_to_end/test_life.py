@@ -15,12 +15,20 @@ from .host import Host, audit, call, environment, lines, policy, request, rule, 
 GONE = -32000
 
 
-@pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill $$", 143)])
-def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "status", "told"),
+    [
+        ("exit 0", 0, "status 0"),
+        ("exit 7", 7, "status 7"),
+        ("kill -KILL $$", 137, "status 137 (SIGKILL)"),
+        ("kill $$", 143, "status 143 (SIGTERM)"),
+    ],
+)
+def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, status: int, told: str) -> None:
     with Host(tmp_path, "sh", "-c", command) as host:
         assert host.rest() == b""
         assert host.wait() == status
-        assert f"server exited with status {status}" in host.err
+        assert f"server exited with {told}\n" in host.err
         assert "Traceback" not in host.err
 
 
@@ -32,17 +40,17 @@ def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "status"),
-    [("leave", {"status": 0}, 0), ("leave", {"status": 7}, 7), ("die", {"signal": "SIGSEGV"}, 139)],
+    ("tool", "arguments", "status", "signal"),
+    [("leave", {"status": 0}, 0, ""), ("leave", {"status": 7}, 7, ""), ("die", {"signal": "SIGSEGV"}, 139, " (SIGSEGV)")],
 )
 def test_requests_in_flight_are_answered_when_the_server_is_gone(
-    tmp_path: Path, tool: str, arguments: dict[str, object], status: int
+    tmp_path: Path, tool: str, arguments: dict[str, object], status: int, signal: str
 ) -> None:
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "hang"), call("two", "hang"), call(3, tool, arguments))
         for request_id in (1, "two", 3):
             error = host.answer(request_id)["error"]
-            assert (error["code"], error["message"]) == (GONE, f"server exited with status {status}")
+            assert (error["code"], error["message"]) == (GONE, f"server exited with status {status}{signal}")
         assert host.line() == b""
         assert host.wait() == status
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"] * 3
@@ -246,7 +254,7 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path:
     with Host(tmp_path, sys.executable, "-S", "-c", HELPER + "os.kill(os.getpid(), 11)") as host:
         host.line()
         host.send(call(1, "die"))
-        assert host.answer(1)["error"]["message"] == "server exited with status 139"
+        assert host.answer(1)["error"]["message"] == "server exited with status 139 (SIGSEGV)"
         assert host.wait() == 139
         assert host.nobody_is_left()
 

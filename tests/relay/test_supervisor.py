@@ -168,12 +168,14 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
             os.close(fd)
 
 
-@pytest.mark.parametrize(("command", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)])
-def test_the_exit_of_the_server_ends_the_session_with_its_status(scene: Scene, command: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "status", "name"), [("exit 0", 0, ""), ("exit 7", 7, ""), ("kill -KILL $$", 137, " (SIGKILL)")]
+)
+def test_the_exit_of_the_server_ends_the_session_with_its_status(scene: Scene, command: str, status: int, name: str) -> None:
     downstream = scene.stream_ends_with(scene.server("sh", "-c", command))
     assert scene.supervise() == status
-    assert scene.traffic.finished == [f"server exited with status {status}"]
-    assert scene.logged() == f"mcpguard: server exited with status {status}\n"
+    assert scene.traffic.finished == [f"server exited with status {status}{name}"]
+    assert scene.logged() == f"mcpguard: server exited with status {status}{name}\n"
     downstream.join()
 
 

@@ -149,7 +149,7 @@ class Session:
     def _started(self, event: events.Started) -> list[Command]:
         if event.policy is not None:
             self._callers.take_up(event.policy)
-        return self._write_policy_row("in force at the start")
+        return self._write_policy_row(audit.POLICY_AT_START)
 
     def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
         self._callers.take_up(event.found)

@@ -1,5 +1,6 @@
 """The address of a store on a Redis or Valkey server."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from mcpguard.stores.api import Options
@@ -37,6 +38,12 @@ class RedisAddress(NamedTuple):
     def read(self, options: Options) -> "RedisStore":
         """See `Address`."""
         return self.open(options)
+
+    def prune(self, options: Options, before_us: int) -> Iterator[int]:
+        """See `Address`."""
+        from mcpguard.stores.redis import states, upkeep
+
+        return upkeep.prune(self.url, states.prefix(options.namespace), before_us)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""

@@ -178,20 +178,21 @@ for request = 1, requests do
 
     -- As core/journal.Journal: a denial's count includes this session's denials on the counter since its last admission
     count = held_by_reported
-    if decision == 'rate_limited' then
+    if decision ~= 'denied' and (full or remembered ~= NOTHING_REMEMBERED or next(denied)) then
+      for counter in pairs(smallest) do
+        denied[counter] = 0
+      end
       local counted = {}
       for _, one in ipairs(exceeded) do
         local limit = limits[one[1]]
         local counter = limit[COUNTER]
-        if limit[N] > 0 and not counted[counter] then
+        if limit[N] > 0 and not smallest[counter] and not counted[counter] then
           counted[counter] = true
           denied[counter] = (denied[counter] or remembered[2][one[1]] or 0) + 1
         end
       end
-      count = count and count + denied[limits[reported][COUNTER]]
-    elseif decision ~= 'denied' and (remembered ~= NOTHING_REMEMBERED or next(denied)) then
-      for at = 1, #limits do
-        denied[limits[at][COUNTER]] = 0
+      if full and count then
+        count = count + (counted[limits[reported][COUNTER]] and denied[limits[reported][COUNTER]] or 1)
       end
     end
     if reported > 0 then

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Row, cut_id, record
+from mcpguard.core.audit import Outcome, Row, cut_id, record
 from mcpguard.core.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import Entry, StoredRow
 
@@ -80,8 +80,14 @@ def stored(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> 
     """The row of a stream entry, joined with its outcome."""
     if outcome is None:
         return StoredRow(row_id(stream_id), row(fields), None, None)
-    word, _, duration_us = outcome.partition(b" ")
-    return StoredRow(row_id(stream_id), row(fields), word.decode(), int(duration_us))
+    known = parse_outcome(row_id(stream_id), outcome)
+    return StoredRow(known.row_id, row(fields), known.outcome, known.duration_us)
+
+
+def parse_outcome(row_id: int, value: bytes) -> Outcome:
+    """The outcome in a field of the hash of outcomes."""
+    word, _, duration_us = value.partition(b" ")
+    return Outcome(row_id, word.decode(), int(duration_us))
 
 
 def entry(stored: StoredRow) -> Entry:

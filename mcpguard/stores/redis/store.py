@@ -348,9 +348,17 @@ class RedisStore:
 
     def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
         """The wanted rows, with their outcomes."""
-        outcomes = self._ask(("HMGET", self._key("outcomes"), *(stream_id for stream_id, _ in found)))[0]
+        outcomes = self._outcomes([stream_id for stream_id, _ in found])
         joined = [rows.stored(*one, outcome) for one, outcome in zip(found, outcomes, strict=True)]
         return [one for one in joined if wanted is None or wanted.admits_row(one.row, one.outcome)]
+
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Store`."""
+        values = self._outcomes([rows.stream_id(row_id) for row_id in row_ids])
+        return [rows.parse_outcome(row_id, value) for row_id, value in zip(row_ids, values, strict=True) if value is not None]
+
+    def _outcomes(self, stream_ids: Sequence[bytes | str]) -> Sequence[bytes | None]:
+        return self._ask(("HMGET", self._key("outcomes"), *stream_ids))[0] if stream_ids else ()
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""

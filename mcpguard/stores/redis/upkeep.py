@@ -2,6 +2,7 @@
 
 import struct
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ EVERY_MS: Final = 60_000
 TIMEOUT_S: Final = 2.0
 """How long a step may take. No call waits for it."""
 
+_NO_BOUND: Final = 2**53 - 1
+
 _DROP_UNUSED: Final = """
 local gone = 0
 for at = 2, #KEYS do
@@ -26,6 +29,31 @@ for at = 2, #KEYS do
 end
 return gone
 """
+
+
+def prune(address: RedisUrl, prefix: str, before_us: int) -> Iterator[int]:
+    """Delete a namespace's rows that were written before a time. Yields the number of rows of each portion.
+
+    Args:
+        address: The server.
+        prefix: The beginning of the namespace's keys.
+        before_us: The time, by the server's clock.
+
+    Raises:
+        StoreUnavailable: The server does not answer, or refuses.
+    """
+    keys = rows.audit_keys(prefix)
+    link = Link(address, timeout_s=TIMEOUT_S, key=keys[0], deadline_s=_soon_s())
+    try:
+        while _ask(link, ("EXISTS", *keys[:2])):
+            seconds, part_us = _ask(link, ("TIME",))
+            keep_ms = (int(seconds) * 1_000_000 + int(part_us) - before_us) // 1000
+            dropped = _ask(link, ("EVAL", script("prune"), len(keys), *keys, struct.pack("<qq", _NO_BOUND, max(0, keep_ms))))
+            if not dropped:
+                return
+            yield int(dropped)
+    finally:
+        link.close()
 
 
 class Upkeep:
@@ -58,7 +86,7 @@ class Upkeep:
         self._next_s = time.monotonic() + EVERY_MS / 1000
         link = Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s())
         try:
-            if self._ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
+            if _ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
                 self._prune(link)
         finally:
             link.close()
@@ -67,20 +95,21 @@ class Upkeep:
         """Delete old rows, and index entries of expired counters."""
         keys = rows.audit_keys(self._prefix)
         bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
-        while self._ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
+        while _ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
             pass
         self._drop_counters(link)
 
     def _drop_counters(self, link: Link) -> None:
         """Delete the index entries of counters whose keys have expired."""
         index = self._prefix + "counters"
-        for some in scan(partial(self._ask, link), index):
+        for some in scan(partial(_ask, link), index):
             if some:
                 keys = [counter_key(self._prefix, int(one)) for one in some]
-                self._ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
+                _ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
 
-    def _ask(self, link: Link, command: Command) -> Any:
-        return link.checked(link.ask([command], deadline_s=_soon_s())[0])
+
+def _ask(link: Link, command: Command) -> Any:
+    return link.checked(link.ask([command], deadline_s=_soon_s())[0])
 
 
 def _soon_s() -> float:

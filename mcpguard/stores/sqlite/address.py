@@ -1,6 +1,7 @@
 """The address of an SQLite store, and how to open it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,6 +52,13 @@ class SqliteAddress(NamedTuple):
         from mcpguard.stores.sqlite.reader import Reader
 
         return Reader(self.path)
+
+    def prune(self, options: Options, before_us: int) -> Iterator[int]:
+        """See `Address`."""
+        from mcpguard.stores.sqlite import pruning, upkeep
+
+        bounds = upkeep.Bounds(options.namespace, options.keep_us, options.max_bytes)
+        return pruning.prune(self.path, bounds, before_us)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""

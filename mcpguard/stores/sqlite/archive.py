@@ -4,9 +4,9 @@ Each query reads a few rows and ends before they are used, so that upkeep does n
 """
 
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mcpguard.core.audit import Row, axis_of
 from mcpguard.core.verdict import REFUSED
@@ -22,7 +22,7 @@ _COUNTED_ROWS: Final = 10_000
 """How many row ids a query counts: about 20 ms."""
 
 _TEXTS: Final = 20_000
-"""The most shared texts that are kept in memory."""
+"""The most shared texts, and the most groups, that are kept in memory."""
 
 _ROWS: Final = """
     SELECT a.id, a.context, a.reported, a.time_us, a.seq, a.decision, a.request_id, a.args_hash, a.trace_id, a.counted,
@@ -40,11 +40,23 @@ def _rounded(column: str) -> str:
 _UNITS: Final = [(digits, 10 ** (digits - DIGITS)) for digits in range(DIGITS, 13)]
 _REFUSED: Final = ",".join(map(repr, sorted(REFUSED)))
 _COUNTED: Final = f"""
-    SELECT a.context, a.reported, a.decision, a.outcome, a.time_us / {HOUR_US}, {_rounded("a.duration_us")}, a.repeats,
+    SELECT {_rounded("a.duration_us")}, a.context, a.reported, a.decision, a.outcome, a.time_us / {HOUR_US}, a.repeats,
         CASE WHEN a.reported IS NULL AND a.decision IN ({_REFUSED}) THEN a.detail END,
         CASE WHEN a.outcome IS NULL AND a.id IN (%s) THEN a.id END
     FROM audit a WHERE a.id > ? AND a.id < ? %s
 """  # noqa: S608 - words of this program
+
+
+class Condition(NamedTuple):
+    """A filter for rows of the database.
+
+    Attributes:
+        sql: Its condition in SQL, after AND; empty for all rows.
+        unsure: The filter, if rows that meet the condition must be checked. None if the condition is exact.
+    """
+
+    sql: str
+    unsure: Wanted | None
 
 
 class Archive:
@@ -56,19 +68,19 @@ class Archive:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._texts: dict[int, str] = {}
+        self._texts: dict[int | None, str] = {}
+        self._groups: dict[tuple[Any, ...], Group] = {}
 
     def page(
-        self, after: int, before: int, condition: str, outcomes: Mapping[int, tuple[str, int]], wanted: Wanted | None
+        self, after: int, before: int, condition: Condition, outcomes: Mapping[int, tuple[str, int]]
     ) -> tuple[list[StoredRow], int]:
         """The next rows, oldest first.
 
         Args:
             after: The row id before the first.
             before: The row id after the last.
-            condition: An SQL condition, which rows must meet.
+            condition: Which rows are returned.
             outcomes: The outcomes that are not in the database yet, by row id.
-            wanted: Which of these rows are returned.
 
         Returns:
             The rows, and the id of the last row that was looked at, which is `before` if there are no more.
@@ -77,7 +89,7 @@ class Archive:
         chars = 0
         last = before
         with database.reading(self._db):
-            cursor = self._db.execute(_ROWS % condition, (after, before))
+            cursor = self._db.execute(_ROWS % condition.sql, (after, before))
             for one in cursor:
                 found.append(one)
                 chars += len(str(one[13] or ""))
@@ -96,36 +108,63 @@ class Archive:
             if context is None:
                 continue
             row = Row(one[3], one[4], one[5], context, texts.get(one[2]), *one[6:14])
-            if wanted is None or wanted.admits_row(row, outcome):
+            if not condition.unsure or condition.unsure.admits_row(row, outcome):
                 rows.append(StoredRow(one[0], row, outcome, duration_us))
         return rows, last
 
     def counts(
-        self, after: int, before: int, condition: str, outcomes: Mapping[int, tuple[str, int]], wanted: Wanted | None
-    ) -> tuple[Counter[Group], int]:
-        """The number of calls by group in the next rows; see `page`."""
+        self, after: int, before: int, condition: Condition, outcomes: Mapping[int, tuple[str, int]]
+    ) -> tuple[dict[Group, Counter[int | None]], int]:
+        """The next rows, counted as in a `Tally`; see `page`."""
         before = min(before, after + _COUNTED_ROWS + 1)
         ended = ",".join(str(key) for key in outcomes if after < key < before)
         with database.reading(self._db):
-            found = Counter(self._db.execute(_COUNTED % (ended, condition), (after, before)))
-            self._load(key for one in found for key in one[:2])
-        calls: Counter[Group] = Counter()
-        for (context_id, reported, decision, outcome, hour, duration_us, repeats, detail, row_id), rows in found.items():
+            found = Counter(self._db.execute(_COUNTED % (ended, condition.sql), (after, before)))
+            self._load(key for one in found for key in one[1:3])
+        calls: defaultdict[Group, Counter[int | None]] = defaultdict(Counter)
+        places: dict[tuple[Any, ...], tuple[Counter[int | None], int]] = {}
+        for (duration_us, *kind, repeats, detail, row_id), rows in found.items():
+            key = (*kind, repeats, detail, row_id)
+            if key not in places:
+                if row_id is not None:
+                    kind[3], exact_us = outcomes[row_id]
+                    duration_us = rounded_us(exact_us)
+                group = self._group(tuple(kind), detail, condition)
+                places[key] = calls[group] if group else Counter(), repeats or 1
+            durations, times = places[key]
+            durations[duration_us] += rows * times
+        return calls, before - 1
+
+    def _group(self, kind: tuple[Any, ...], detail: str | None, condition: Condition) -> Group | None:
+        """The group of rows.
+
+        Args:
+            kind: What they have in common: ids of `context` and `reported`, decision, outcome and hour.
+            detail: The detail of a refusal that no limit made.
+            condition: Which rows are wanted. None is returned for others.
+        """
+        group = self._groups.get(kind)
+        if group is None:
+            context_id, reported, decision, outcome, hour = kind
             context = self._texts.get(context_id)
             if context is None:
-                continue
-            if row_id is not None:
-                outcome, exact_us = outcomes[row_id]
-                duration_us = rounded_us(exact_us)
+                return None
             row = Row(hour * HOUR_US, 0, decision, context, self._texts.get(reported), detail=detail)
-            if wanted is None or wanted._replace(since_us=None, until_us=None).admits_row(row, outcome):
-                calls[Group(context, axis_of(row), decision, outcome, hour, duration_us)] += rows * (repeats or 1)
-        return calls, before - 1
+            group = Group(context, axis_of(row), decision, outcome, hour)
+            if detail is None:
+                self._groups[kind] = group
+        if condition.unsure:
+            row = Row(group.hour * HOUR_US, 0, group.decision, group.context, self._texts.get(kind[1]), detail=detail)
+            if not condition.unsure._replace(since_us=None, until_us=None).admits_row(row, group.outcome):
+                return None
+        return group
 
     def _load(self, keys: Iterable[int | None]) -> None:
         """Load the shared texts that are not in memory yet."""
         if len(self._texts) > _TEXTS:
             self._texts.clear()
+        if len(self._groups) > _TEXTS:
+            self._groups.clear()
         wanted: Sequence[int] = list({key for key in keys if key is not None} - self._texts.keys())
         for some in database.batches(wanted):
             question = f"SELECT id, json FROM fragment WHERE id IN ({database.marks(some)})"  # noqa: S608 - marks only

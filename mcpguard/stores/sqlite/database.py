@@ -14,8 +14,9 @@ from typing import Final, TypeVar
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import integrity
-from mcpguard.stores.sqlite.call_log import START, Position
+from mcpguard.stores.sqlite.call_log import START, Position, log_path
 from mcpguard.stores.sqlite.memory import unpack
+from mcpguard.stores.sqlite.schema import no_store
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
@@ -106,6 +107,15 @@ def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
     return found
 
 
+def outcomes(db: sqlite3.Connection, row_ids: Sequence[int]) -> dict[int, tuple[str, int]]:
+    """Outcome and duration in µs of some audit rows, by row id, as far as the database has them."""
+    found: dict[int, tuple[str, int]] = {}
+    for some in batches(row_ids):
+        question = f"SELECT id, outcome, duration_us FROM audit WHERE outcome IS NOT NULL AND id IN ({marks(some)})"  # noqa: S608 - marks only
+        found |= {row_id: (outcome, us) for row_id, outcome, us in db.execute(question, some)}
+    return found
+
+
 def batches(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Split values into as many as one statement takes."""
     for at in range(0, len(values), _BATCH):
@@ -136,8 +146,12 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
         what = f"{error.filename or path} cannot be used: {error.strerror or error}"
         return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
     words = str(error)
+    if "not a database" in words and not log_path(path).exists():  # each store has a call log
+        return no_store(path, words)
     if "malformed" in words or "not a database" in words:
         return integrity.damaged(path, words)
+    if "unable to open" in words and path.is_dir():
+        return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:
         return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")
     return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")

@@ -5,21 +5,20 @@ next connection that may write to the file opens it, also a reader's.
 """
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Row, record
+from mcpguard.core.audit import Outcome, Row, members, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.archive import Archive
+from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.schema import require_schema
@@ -198,7 +197,7 @@ class Reader:
 
     def _pages(
         self,
-        read: Callable[[int, int, str, _Outcomes, Wanted | None], tuple[_Found, int]],
+        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int]],
         pending: Pending,
         after: int,
         wanted: Wanted | None,
@@ -213,8 +212,14 @@ class Reader:
         last = max(after, first - 1)
         while last < pending.first - 1:
             with database.reported(self.path):
-                found, last = read(last, pending.first, condition, outcomes, wanted)
+                found, last = read(last, pending.first, condition, outcomes)
             yield found, last
+
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Readable`."""
+        known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known = _outcomes(texts) | known
+        return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
     def _archived(
         self,
@@ -231,31 +236,36 @@ class Reader:
             return
         while True:
             with database.reported(self.path):
-                found = self._db.execute(question % condition, bounds(last)).fetchall()
+                found = self._db.execute(question % condition.sql, bounds(last)).fetchall()
             for one in found:
                 entry = _entry(one, outcomes)
-                if wanted is None or wanted.admits(entry.record):
+                if not condition.unsure or condition.unsure.admits(entry.record):
                     yield entry
             if len(found) < _BATCH:
                 return
             last = found[-1][0]
 
-    def _condition(self, wanted: Wanted | None) -> str | None:
-        """A condition for SQL; None if no row can meet it. Rows share their texts, so few texts have to be examined."""
+    def _condition(self, wanted: Wanted | None) -> Condition | None:
+        """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
         if wanted is None:
-            return ""
-        every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
-        contexts = {key: at for key, text, at in every if at is not None and wanted.context(json.loads(text))}
-        if not contexts:
-            return None
-        if len(contexts) <= _NAMED:
-            conditions = [f"a.context IN ({_numbers(contexts)})"]
-        else:
-            conditions = [f"a.namespace IN ({_numbers(set(contexts.values()))})"]
+            return Condition("", None)
+        conditions = []
+        is_exact = wanted.axis is None and wanted.outcomes is None
+        every: list[tuple[int, str, int | None]] = []
+        if wanted.context is not None or wanted.axis is not None:
+            every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
+        if wanted.context is not None:
+            contexts = {key: at for key, text, at in every if at is not None and wanted.context(members(text))}
+            if not contexts:
+                return None
+            is_few = len(contexts) <= _NAMED
+            is_exact = is_exact and is_few
+            of = f"a.context IN ({_numbers(contexts)})" if is_few else f"a.namespace IN ({_numbers(set(contexts.values()))})"
+            conditions.append(of)
         if wanted.decisions is not None:
             conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
         if wanted.axis is not None:
-            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(json.loads(text)["axis"])]
+            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(str(members(text)["axis"]))]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
         if wanted.outcomes is not None:  # the outcome may be in the call log
@@ -264,7 +274,7 @@ class Reader:
             conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
         if wanted.until_us is not None:
             conditions.append(f"a.time_us < {wanted.until_us}")
-        return "AND " + " AND ".join(conditions)
+        return Condition("".join(f"AND {one} " for one in conditions), None if is_exact else wanted)
 
     def _first_since(self, written_us: int) -> int:
         """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.

@@ -4,6 +4,7 @@ Never edit a released step: files that have passed it would not get the change.
 """
 
 import sqlite3
+from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
@@ -47,13 +48,22 @@ _PREVIEWS: Final = 3
 VERSION: Final = _PREVIEWS + len(STEPS)
 
 
+def no_store(path: Path | str, how: str) -> StoreUnavailable:
+    """The error for a file that is no store, probably because its path is mistyped."""
+    return StoreUnavailable(
+        f"{path} is not a store of mcpguard: {how}", "is the path right? if so, move the file away: a new one is made"
+    )
+
+
 def require_schema(db: sqlite3.Connection, *, path: str) -> int:
     """The version of a file's schema; 0 if it is new.
 
     Raises:
-        StoreUnavailable: A later version of mcpguard, or an unreleased one, wrote the file.
+        StoreUnavailable: Another program, a later version of mcpguard, or an unreleased one wrote the file.
     """
     found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise no_store(path, "another program made this database")
     if found > VERSION:
         raise StoreUnavailable(
             f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",

@@ -361,6 +361,10 @@ class SqliteStore:
         """See `Store`."""
         return self._reader.newest(wanted=wanted)
 
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Store`."""
+        return self._reader.outcomes_of(row_ids)
+
     def held(self) -> list[Held]:
         """See `Store`."""
         return self._reader.held()

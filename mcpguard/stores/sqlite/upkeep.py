@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.core.claude_code import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
@@ -50,6 +51,7 @@ _OLDEST: Final = """
     SELECT id, time_us, context, reported, coalesce(length(detail), 0) + coalesce(length(request_id), 0)
     FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
 """
+_ALL: Final = -1
 _PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
 
@@ -139,6 +141,18 @@ class Upkeep:
         """Move all records of the log into the database, while somebody waits for it. Raises as `tend` does."""
         with self._connected() as db, self.awaited():
             self._drain(db)
+
+    def prune(self, before_us: int) -> tuple[int, bool]:
+        """Delete some of the namespace's rows of before a time, and return disk space.
+
+        Returns:
+            How many rows were deleted, and whether there may be more to do.
+        """
+        with self._connected() as db:
+            self._drain(db)
+            with database.writing(db):
+                dropped, more = _drop_before(db, self._bounds.namespace, before_us, self._pauses())
+            return dropped, self._shrink(db) or more
 
     @contextlib.contextmanager
     def awaited(self) -> Iterator[None]:
@@ -233,6 +247,19 @@ def _prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
         _drop_rows(db, namespace, found, pauses)
         more |= len(found) == _PRUNED_AT_ONCE
     return more
+
+
+def _drop_before(db: sqlite3.Connection, name: str, before_us: int, pauses: Pauses) -> tuple[int, bool]:
+    """Delete some of a namespace's rows of before a time. See `Upkeep.prune`."""
+    (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (name,)).fetchone() or (0,)
+    found = []
+    for one in db.execute(_OLDEST, (namespace, _ALL)):
+        if one[1] < before_us:
+            found.append(one)
+        if len(found) == _PRUNED_AT_ONCE or one[1] >= before_us + DISORDER_US:
+            break
+    _drop_rows(db, namespace, found, pauses)
+    return len(found), len(found) == _PRUNED_AT_ONCE
 
 
 def _prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:

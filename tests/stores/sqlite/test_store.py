@@ -115,8 +115,8 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_damaged_file_is_reported_and_not_recreated(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True)
+def test_a_damaged_file_is_reported_and_not_recreated(path: Path, open_store: Open, content: bytes) -> None:
+    open_store().close()
     path.write_bytes(content)
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="is damaged") as raised:
@@ -124,6 +124,17 @@ def test_a_damaged_file_is_reported_and_not_recreated(path: Path, content: bytes
         assert raised.value.message.startswith(str(path))
         assert "move it away" in raised.value.hint
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_without_a_call_log_a_file_that_is_no_database_is_taken_for_a_mistyped_path(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="is not a store of mcpguard") as raised:
+            SqliteStore(path)
+        assert raised.value.hint.startswith("is the path right?")
+    assert [(one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size] == [(path.name, content)]
 
 
 def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open) -> None:

@@ -1,0 +1,227 @@
+"""Shows the newest rows of the audit log, and follows the log."""
+
+import contextlib
+import json
+import select
+import sys
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Final, Protocol
+
+import click
+
+from mcpguard.cli import _audit_table
+from mcpguard.config import Settings
+from mcpguard.core.audit import POLICY_AT_START, line, with_outcome
+from mcpguard.core.text import printable
+from mcpguard.core.times import rfc3339
+from mcpguard.core.verdict import FORWARDED
+from mcpguard.stores.api import Entry, Readable, Wanted
+from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.sqlite.integrity import identity
+
+POLL_S: Final = 0.25
+"""How often new rows and outcomes are looked for."""
+
+MAX_AWAITED: Final = 1000
+"""How many rows without an outcome are remembered. The oldest are forgotten first."""
+
+_Record = Mapping[str, object]
+
+
+class Printer(Protocol):
+    """Prints records."""
+
+    def row(self, record: _Record) -> None:
+        """Print a row."""
+
+    def ended(self, record: _Record) -> None:
+        """Print the outcome of a call whose row was printed without it."""
+
+
+class Objects:
+    """Prints each record as a JSON object. A row is printed again when its outcome is known."""
+
+    def row(self, record: _Record) -> None:
+        """See `Printer`."""
+        click.echo(json.dumps(record))
+
+    ended = row
+
+
+class Lines:
+    """Prints each record as a line of `key=value`."""
+
+    def row(self, record: _Record) -> None:
+        """See `Printer`."""
+        click.echo(f"time={record['time']} {line(record, with_server=True)} id={record['id']}")
+
+    def ended(self, record: _Record) -> None:
+        """See `Printer`."""
+        shown = {key: record[key] for key in ("server", "user", "agent", "tool", "outcome") if key in record}
+        at = rfc3339(_audit_table.ended_us(record))
+        click.echo(f"time={at} {line({'decision': 'ended', **shown}, with_server=True)} id={record['id']}")
+
+
+class Rows:
+    """Prints records as rows of a table, with a heading above the first one."""
+
+    def __init__(self, table: _audit_table.Table) -> None:
+        self._table = table
+        self._heading = table.heading()
+
+    def row(self, record: _Record) -> None:
+        """See `Printer`."""
+        click.echo("\n".join([*self._heading, *self._table.lines(record)]))
+        self._heading = []
+
+    def ended(self, record: _Record) -> None:
+        """See `Printer`."""
+        click.echo("\n".join(self._table.ended(record)))
+
+
+class Tail:
+    """Shows the newest rows of the audit log, oldest first, and the rows and outcomes that come after them.
+
+    Args:
+        settings: The settings of this machine.
+        wanted: The rows that are shown.
+        printer: Prints them.
+        with_starts: Whether rows are shown that only name the policy with which a session started.
+        found_none: Called with the store if none of its rows is shown, though some were asked for.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: Wanted,
+        printer: Printer,
+        *,
+        with_starts: bool,
+        found_none: Callable[[Readable], None],
+    ) -> None:
+        self._settings = settings
+        self._wanted = wanted
+        self._of_any_outcome = wanted._replace(outcomes=None)
+        self._printer = printer
+        self._with_starts = with_starts
+        self._found_none = found_none
+        self._awaited: dict[int, dict[str, object]] = {}  # rows of calls without an outcome, by row id
+
+    def show(self, rows: int | None, *, follow: bool) -> None:
+        """Show the newest rows, and follow the log until the reader of stdout goes away.
+
+        Args:
+            rows: How many of the newest rows; None for all.
+            follow: Whether to follow the log.
+        """
+        is_new = False
+        if not self._settings.address.exists():
+            _say(f"no audit log yet: there is no store at {self._settings.address.shown}")
+            is_new = follow and self._store_appears()
+            if not is_new:
+                return
+        while True:
+            file = self._file()  # asked before the store is opened, so that a replacement in between is noticed
+            with contextlib.closing(self._settings.read_store()) as store:
+                last_id = 0
+                if not is_new:
+                    last_id, newest = self._newest(store, rows, follow=follow)
+                    if not self._show(newest) and rows != 0:
+                        self._found_none(store)
+                if not (follow and self._follow_until_replaced(store, file, last_id)):
+                    return
+            _say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
+            self._awaited.clear()
+            is_new = self._store_appears()
+            if not is_new:
+                return
+
+    def _newest(self, store: Readable, rows: int | None, *, follow: bool) -> tuple[int, list[Entry]]:
+        """The id of the newest row, and the newest rows to show; with `follow` also those whose outcome may still come."""
+        last_id = next((entry.row_id for entry in store.newest()), 0)
+        found: list[Entry] = []
+        shown = 0
+        if rows == 0:
+            return last_id, found
+        for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted):
+            if entry.row_id > last_id or not self._is_to_show(entry.record):
+                continue  # `_follow_until_replaced` shows rows that were written since
+            shown += self._wanted.admits(entry.record)
+            found.append(entry)
+            if shown == rows:
+                break
+        return last_id, found
+
+    def _follow_until_replaced(self, store: Readable, file: tuple[int, int] | None, last_id: int) -> bool:
+        """Show new rows until the store is in another file. False if the reader of stdout goes away first."""
+        while True:
+            is_replaced = self._file() != file  # asked first: rows written before the replacement are in the open file
+            self._show_outcomes(store)
+            entries = store.entries(after=last_id)
+            while some := list(islice(entries, MAX_AWAITED)):
+                last_id = some[-1].row_id
+                self._show([one for one in some if self._of_any_outcome.admits(one.record) and self._is_to_show(one.record)])
+            if is_replaced:
+                return True
+            if _reader_is_gone():
+                return False
+
+    def _is_to_show(self, record: _Record) -> bool:
+        return self._with_starts or record.get("reason") != POLICY_AT_START
+
+    def _show(self, entries: list[Entry]) -> int:
+        """Show rows in the order of their times, and remember those without an outcome. Returns how many were shown."""
+        shown = 0
+        for row_id, record in sorted(entries, key=lambda entry: (entry.record["time_us"], entry.row_id)):
+            if self._wanted.admits(record):
+                self._printer.row(record)
+                shown += 1
+            if record["decision"] in FORWARDED and "outcome" not in record:
+                self._awaited[row_id] = record
+                if len(self._awaited) > MAX_AWAITED:
+                    del self._awaited[next(iter(self._awaited))]
+        return shown
+
+    def _show_outcomes(self, store: Readable) -> None:
+        """Show the outcomes that came since their rows were read."""
+        if not self._awaited:
+            return
+        came = [(self._awaited.pop(one.row_id), one) for one in store.outcomes_of(list(self._awaited))]
+        ended = [(self._wanted.admits(before), with_outcome(before, outcome)) for before, outcome in came]
+        for was_shown, record in sorted(ended, key=lambda one: _audit_table.ended_us(one[1])):
+            if was_shown:
+                self._printer.ended(record)
+            elif self._wanted.admits(record):
+                self._printer.row(record)
+
+    def _store_appears(self) -> bool:
+        """Wait until there is a store. False if the reader of stdout goes away first."""
+        while not self._settings.address.exists():
+            if _reader_is_gone():
+                return False
+        return True
+
+    def _file(self) -> tuple[int, int] | None:
+        """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
+        if not isinstance(self._settings.address, SqliteAddress):
+            return None
+        try:
+            return identity(self._settings.address.path)
+        except OSError:
+            return (0, 0)  # opening the store reports the error
+
+
+def _say(text: str) -> None:
+    click.echo(printable(f"mcpguard: {text}"), err=True)
+
+
+def _reader_is_gone() -> bool:
+    """Wait for `POLL_S`. True as soon as the reader of stdout has gone away."""
+    if not hasattr(select, "poll"):
+        time.sleep(POLL_S)
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
+    return bool(poll.poll(POLL_S * 1000))

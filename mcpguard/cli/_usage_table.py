@@ -1,0 +1,108 @@
+"""Shows the usage of counters: a table for a terminal, lines of key=value for a pipe."""
+
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+import click
+
+from mcpguard.cli._audit_table import fit
+from mcpguard.core.policy.explain import window
+from mcpguard.core.policy.model import SELECTORS
+from mcpguard.core.text import quoted
+from mcpguard.report.usage import Usage
+
+NARROW: Final = 64
+"""The width below which a counter has a line of its own."""
+
+_BAR: Final = 8
+_COLUMNS: Final = (("USAGE", _BAR), ("USED", -6), ("LIMIT", 9), ("LEFT", -6), ("FREE", 5))
+_SPARE: Final = sum(abs(size) + 1 for _, size in _COLUMNS) + 1  # a line of full width would wrap on some terminals
+_PRESSED: Final = 0.8
+_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+
+
+class Table:
+    """Formats usages as lines of a table.
+
+    Args:
+        width: The width of the terminal in columns.
+        coloured: Whether the bars are coloured.
+    """
+
+    def __init__(self, width: int, *, coloured: bool) -> None:
+        self._width = width
+        self._coloured = coloured
+        encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+        self._blocks = " ▏▎▍▌▋▊▉█" if encoding.startswith("utf") else " #"
+
+    def lines(self, usages: Iterable[Usage]) -> list[str]:
+        """The heading, and the lines of each usage."""
+        found = [self._heading()]
+        for one in usages:
+            counter = counter_text(one)
+            if self._width < NARROW:
+                found.append(fit(counter, self._width - 1).rstrip())
+                found.append(f"  {self._cells(one)}".rstrip())
+            else:
+                found.append(f"{self._cells(one)} {fit(counter, self._width - _SPARE)}".rstrip())
+        return found
+
+    def _heading(self) -> str:
+        names = " ".join(fit(name, size) for name, size in _COLUMNS)
+        return f"COUNTER\n  {names.rstrip()}" if self._width < NARROW else f"{names} COUNTER"
+
+    def _cells(self, one: Usage) -> str:
+        left = "" if one.left is None else f"{one.left}"
+        cells = [self._bar(one), str(one.used), limit_text(one), left, free_text(one)]
+        padded = [fit(cell, size) for cell, (_, size) in zip(cells, _COLUMNS, strict=True)]
+        if self._coloured and one.rate:
+            padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
+        return " ".join(padded)
+
+    def _bar(self, one: Usage) -> str:
+        steps = len(self._blocks) - 1
+        filled = round(one.share * _BAR * steps)
+        if one.rate and one.used:
+            filled = max(1, filled if not one.left else min(filled, _BAR * steps - 1))  # only a full counter has a full bar
+        return (self._blocks[-1] * (filled // steps) + self._blocks[filled % steps]).strip()
+
+
+def counter_text(one: Usage) -> str:
+    """What a counter counts, on one line."""
+    return " ".join(f"{key}={quoted(one.counter[key])}" for key in SELECTORS if key in one.counter) or "every call"
+
+
+def limit_text(one: Usage) -> str:
+    """A counter's limit; for a counter without a rule its window."""
+    return f"{one.rate.n}/{one.rate.text}" if one.rate else f"-/{window(one.window_us)}"
+
+
+def free_text(one: Usage) -> str:
+    """When the limit allows the next call."""
+    if one.next_free_ms is None:
+        return "-"
+    if not one.next_free_ms:
+        return "now"
+    spans = [(-(-one.next_free_ms // unit_ms), word) for word, unit_ms in _UNITS_MS.items()]
+    return next(f"{n}{word}" for n, word in spans if n < 1000 or word == "w")
+
+
+def plain(one: Usage) -> str:
+    """A usage as one line of key=value."""
+    words = [f"left={'-' if one.left is None else one.left}", f"used={one.used}", f"limit={limit_text(one)}"]
+    words.append("next_free_ms=" + ("-" if one.next_free_ms is None else str(one.next_free_ms)))
+    return " ".join([*words, counter_text(one), "rule=" + (quoted(one.rule.text) if one.rule else "-")])
+
+
+def as_json(one: Usage) -> dict[str, object]:
+    """A usage as JSON. Without a rule, what depends on a rule is null."""
+    return {
+        "rule": one.rule.text if one.rule else None,
+        "counter": dict(one.counter),
+        "limit": one.rate.n if one.rate else None,
+        "window": one.rate.text if one.rate else window(one.window_us),
+        "used": one.used,
+        "left": one.left,
+        "next_free_ms": one.next_free_ms,
+    }

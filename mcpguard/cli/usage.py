@@ -1,0 +1,89 @@
+"""`mcpguard usage`: shows how full each counter is."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import click
+
+from mcpguard import config
+from mcpguard.cli import _usage_table
+from mcpguard.cli._command import Command
+from mcpguard.cli._filters import given, name_filters, selects
+from mcpguard.cli._options import policy_option, store_option
+from mcpguard.cli._text import is_coloured, tolerant_output, until_reader_leaves
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.text import printable
+from mcpguard.errors import ExitStatus, PolicyError, UsageError
+from mcpguard.policy_file import PolicyFile
+
+
+@click.command("usage", Command)
+@click.option(
+    "--watch", is_flag=True, help="Show a live screen until Ctrl-C, with the calls per second and the latest denials."
+)
+@click.option("-n", "--lines", "rows", type=click.IntRange(min=0), metavar="N", help="The number of counters. Default: all.")
+@name_filters("counters")
+@policy_option
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
+def command(watch: bool, rows: int | None, policy: str | None, store: str | None, as_json: bool, **names: str | None) -> int:
+    """Show how full each counter is, the least quota left first.
+
+    A line has the number of calls that a counter holds, its limit, how many calls are left, and when the next call is free.
+    Rule and limit are those of the policy in force. A counter that no rule has any more comes last, without a limit.
+
+    \b
+    Examples:
+      mcpguard usage
+      mcpguard usage --user alice@acme.com -n 5
+      mcpguard usage --watch
+    """
+    tolerant_output()
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise UsageError("--watch shows a screen on a terminal", "for programs: mcpguard usage --json")
+    settings = config.load(os.environ, policy=policy, store=store)
+    file = PolicyFile(settings.policy, named=settings.policy_named)
+    found = file.begin()
+    if isinstance(found, PolicyError):
+        raise found
+    is_selected = partial(_is_selected, given(names))
+    if not settings.address.exists():
+        click.echo(printable(f"mcpguard: no counters: there is no store at {settings.address.shown}"), err=True)
+        return ExitStatus.OK
+    if watch:
+        from mcpguard.cli import _usage_screen
+
+        return _usage_screen.show(settings, file, found, is_selected, rows)
+    with until_reader_leaves():
+        _print(settings, found, is_selected, rows, as_json=as_json)
+    return ExitStatus.OK
+
+
+def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
+    from mcpguard.report.usage import Limits
+
+    with contextlib.closing(settings.read_store()) as store:
+        held = store.held()
+        _, now_us = store.peek(())
+    found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+    if as_json:
+        lines = [json.dumps(_usage_table.as_json(one)) for one in found]
+    elif not sys.stdout.isatty():
+        lines = [_usage_table.plain(one) for one in found]
+    else:
+        if not found and rows != 0:
+            click.echo("mcpguard: no counter holds calls" + ("" if not held else ", or none matches"), err=True)
+        table = _usage_table.Table(shutil.get_terminal_size().columns, coloured=is_coloured())
+        lines = table.lines(found) if found else []
+    for line in lines:
+        click.echo(line)
+
+
+def _is_selected(patterns: Mapping[str, str], members: Mapping[str, object]) -> bool:
+    return all(key in members and selects(key, pattern, str(members[key])) for key, pattern in patterns.items())

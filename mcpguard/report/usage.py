@@ -1,0 +1,123 @@
+"""How full each counter is, by the rule and the limit that the policy in force has for it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from mcpguard.core import limiter
+from mcpguard.core.agent import agent_matches
+from mcpguard.core.patterns import glob
+from mcpguard.core.policy.model import AXES, Policy, Rate, Rule
+from mcpguard.core.times import ms_up
+from mcpguard.stores.api import Held
+
+_KNOWN: Final = 100_000
+
+
+class Usage(NamedTuple):
+    """A counter and its limit.
+
+    Attributes:
+        counter: What it counts: the value of each axis in `per`, and the text of the rule's other selectors.
+        window_us: The length of its window.
+        rule: The rule. None if the policy has no rule for the counter any more.
+        rate: The limit; None without a rule.
+        used: How many calls it counts.
+        left: How many calls the limit still allows; None without a rule.
+        next_free_ms: The wait after which the limit allows a call, if no other call comes; 0 if it allows a call now.
+    """
+
+    counter: Mapping[str, str]
+    window_us: int
+    rule: Rule | None
+    rate: Rate | None
+    used: int
+    left: int | None
+    next_free_ms: int | None
+
+    @property
+    def share(self) -> float:
+        """The part of the limit that is used, at most 1; 0 without a rule."""
+        return min(1.0, self.used / self.rate.n) if self.rate else 0.0
+
+
+class Limits:
+    """Finds the rule and the limit of each counter, and remembers them.
+
+    Args:
+        policy: The policy in force.
+        namespace: The namespace of the counters.
+    """
+
+    def __init__(self, policy: Policy, namespace: str) -> None:
+        self._namespace = namespace
+        self._rules: dict[tuple[frozenset[str], str], list[Rule]] = {}
+        self._known: dict[str, _Labelled | None] = {}
+        for rule in policy.rules:
+            self._rules.setdefault((rule.per, json.dumps(rule.shared)), []).append(rule)
+
+    def usages(self, held: Iterable[Held], now_us: int) -> list[Usage]:
+        """The usage of the namespace's counters, the least left first. Counters without a rule come last.
+
+        Args:
+            held: The counters of a store.
+            now_us: The store's time.
+        """
+        if len(self._known) > _KNOWN:
+            self._known.clear()
+        found = []
+        for label, _, log in held:
+            if label not in self._known:
+                self._known[label] = self._labelled(label)
+            labelled = self._known[label]
+            if labelled is not None:
+                found.append(_usage(labelled, log, now_us))
+        found.sort(key=_order)
+        return found
+
+    def _labelled(self, label: str) -> "_Labelled | None":
+        namespace, values, shared, window_us = json.loads(label)
+        if namespace != self._namespace:
+            return None
+        alike = self._rules.get((frozenset(values), json.dumps(shared)), [])
+        counter = {**values, **{key: ",".join(texts) for key, texts in shared.items()}}
+        return _Labelled(counter, window_us, *(_limit(alike, values, window_us) or (None, None)))
+
+
+class _Labelled(NamedTuple):
+    counter: Mapping[str, str]
+    window_us: int
+    rule: Rule | None
+    rate: Rate | None
+
+
+def _order(one: Usage) -> tuple[object, ...]:
+    return one.left is None, one.left, -one.share, -(one.next_free_ms or 0), tuple(one.counter.items())
+
+
+def _usage(labelled: _Labelled, log: limiter.State, now_us: int) -> Usage:
+    log = limiter.live(log, labelled.window_us, now_us)
+    used, rate = limiter.used(log), labelled.rate
+    if rate is None:
+        return Usage(*labelled, used, None, None)
+    wait_us = limiter.retry_after(log, rate.n, labelled.window_us, now_us) or 0
+    return Usage(*labelled, used, max(0, rate.n - used), ms_up(wait_us))
+
+
+def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tuple[Rule, Rate] | None:
+    """The rule and the limit of a counter; if several apply, the smallest limit.
+
+    Args:
+        alike: The rules with the counter's `per` and with its other selectors.
+        values: The counter's values.
+        window_us: The counter's window.
+    """
+    matching = [rule for rule in alike if all(_matches(rule, axis, value) for axis, value in values.items())]
+    applying = [rule for rule in matching if not any(rule.is_overridden_by(other) for other in matching)]
+    limits = [(rule, rate) for rule in applying for rate in rule.rates if rate.window_us == window_us]
+    return min(limits, key=lambda one: one[1].n, default=None)
+
+
+def _matches(rule: Rule, axis: str, value: str) -> bool:
+    match = agent_matches if axis == "agent" else glob
+    return axis in AXES and all(match(pattern, value) for pattern in rule.selectors.get(axis, ()))

@@ -1,0 +1,53 @@
+"""Deletes old audit rows when a person asks for it, in portions of `upkeep`. It never takes the lock on the call log."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.clock import wall_us
+from mcpguard.stores.locks import lock_file
+from mcpguard.stores.sqlite import database
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
+from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
+
+LOCK_S: Final = 5.0
+"""How long a portion waits for another process that does upkeep."""
+
+_PAUSE_S: Final = 0.01
+"""The pause between two portions, in which others can do upkeep."""
+
+
+def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
+    """Delete a namespace's rows of before a time. Yields the number of rows of each portion, after it is deleted.
+
+    Args:
+        path: The database, which exists.
+        bounds: The namespace and its bounds.
+        before_us: The time, in wall-clock time.
+
+    Raises:
+        StoreUnavailable: The database cannot be written, or another process does not release the store's lock.
+    """
+    with contextlib.ExitStack() as undo, database.reported(path):
+        lock = lock_file(beside(path, "-lock"))
+        undo.callback(lock.close)
+        log = CallLog(log_path(path))
+        undo.callback(log.close)
+        upkeep = Upkeep(path, log, bounds, now_us=0)
+        before_us = min(before_us, wall_us())
+        more = True
+        while more:
+            if not lock.acquire_by_trying(LOCK_S):
+                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+            try:
+                dropped, more = upkeep.prune(before_us)
+            except Lost:
+                raise damaged(log.path, "it does not continue where the database is") from None
+            finally:
+                lock.release()
+            if dropped:
+                yield dropped
+            time.sleep(_PAUSE_S if more else 0)

@@ -1,0 +1,157 @@
+"""`audit show` explains one row: its rule, its counters then and now, and the command that changes the rule."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
+from tests.end_to_end.host import Host, audit, policy, rule
+
+POLICY = (
+    rule("1/1h", user="*", tool="echo")
+    + rule("deny", tool="closed")
+    + '[[rule]]\nuser = "*"\ntool = "watched"\nper = ["user"]\nlimit = ["2/1m", "1/1h"]\nmode = "observe"\n'
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    policy(tmp_path, POLICY)
+    calls(tmp_path, "echo", 4)
+    calls(tmp_path, "closed", 1)
+    calls(tmp_path, "watched", 2)
+    calls(tmp_path, "free", 1)
+    return tmp_path
+
+
+def row(home: Path, tool: str, at: int = -1) -> dict[str, Any]:
+    return [one for one in audit(home) if one["tool"] == tool][at]
+
+
+def folded(lines: list[str]) -> str:
+    """Lines of a paragraph as one."""
+    return " ".join(" ".join(lines).split())
+
+
+def shown(home: Path, row_id: str, *argv: str) -> str:
+    done = mcpguard(home, "audit", "show", row_id, *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_denial_is_shown_with_its_rule_its_counter_then_and_now_and_the_command(home: Path) -> None:
+    denial = row(home, "echo", 1)
+    lines = shown(home, denial["id"]).splitlines()
+    assert lines[:2] == [f"id:          {denial['id']}", f"time:        {denial['time']}"]
+    assert "user:        alice@acme.com (config)" in lines
+    assert "decision:    rate_limited" in lines
+    rest = lines[lines.index("Rule user=* tool=echo (axis user):") :]
+    at = rest.index("    1/1h for user=alice@acme.com tool=echo server=crm")
+    assert folded(rest[1:at]) == f"rule 1 of {home}/policy.toml, line 1: Each user may call echo once an hour."
+    assert rest[at + 1] == "      then: 1 used, 0 left, retry in 3,600 s, count 2 with denials"
+    assert rest[at + 2].startswith("      now:  1 used, 0 left, retry in 3,")
+    assert rest[at + 3 :] == ["", "To let the rule admit such a call:", "    mcpguard policy set --user '*' --tool echo 2/1h"]
+
+
+def test_the_command_makes_the_rule_admit_such_a_call(home: Path) -> None:
+    last = row(home, "echo")
+    assert last["repeats"] == 2
+    (command,) = json.loads(shown(home, last["id"], "--json"))["commands"]
+    assert mcpguard(home, *shlex.split(command)[1:]).returncode == 0
+    with Host(home, *OBEDIENT, options=ALICE) as host:
+        assert ["result" in host.call(number, "echo") for number in range(4)] == [True, True, True, False]
+        host.end()
+
+
+def test_a_denial_that_shares_a_row_names_the_row_and_the_first_one_stands_in_for_a_row_that_is_gone(home: Path) -> None:
+    first, last = row(home, "echo", 1), row(home, "echo", 2)
+    assert last["id"] == f"{first['id']}.1"
+    assert f"id:          {last['id']}\n" in shown(home, last["id"])
+    done = mcpguard(home, "audit", "show", f"{first['id']}.9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: no row has the id {first['id']}.9",
+        f"hint: the denials before it have a row: mcpguard audit show {first['id']}",
+    ]
+
+
+def test_the_row_of_a_closed_tool_has_no_counter_and_a_command_that_opens_the_tool(home: Path) -> None:
+    text = shown(home, row(home, "closed")["id"])
+    assert "Nobody may call closed." in text
+    assert "    deny: it counts nothing\n" in text
+    assert text.endswith("    mcpguard policy set --tool closed unlimited\n")
+
+
+def test_each_limit_of_the_rule_that_had_no_room_is_raised_and_the_others_are_kept(home: Path) -> None:
+    report = json.loads(shown(home, row(home, "watched")["id"], "--json"))
+    assert report["commands"] == ["mcpguard policy set --user '*' --tool watched --per user 2/1m 2/1h"]
+    assert report["row"] == row(home, "watched")
+    (limit,) = report["limits"]
+    assert (limit["limit"], limit["window"]) == (1, "1h")
+    assert limit["counter"] == "user=alice@acme.com tool=watched (counted together)"
+    assert limit["then"] == {"used": 1, "remaining": 0, "count": 2, "retry_after_ms": limit["then"]["retry_after_ms"]}
+    assert (limit["now"]["limit"], limit["now"]["used"], limit["now"]["remaining"]) == (1, 1, 0)
+
+
+def test_the_row_of_an_allowed_call_has_the_command_with_the_limit_in_force(home: Path) -> None:
+    assert shown(home, row(home, "echo", 0)["id"]).endswith(
+        "\nTo change the rule, edit its limit in:\n    mcpguard policy set --user '*' --tool echo 1/1h\n"
+    )
+
+
+def test_a_row_that_no_rule_decided_says_so(home: Path) -> None:
+    assert shown(home, row(home, "free")["id"]).endswith("\nNo rule decided.\n")
+
+
+def test_a_rule_that_the_policy_no_longer_has_is_still_explained(home: Path) -> None:
+    policy(home, rule("5/1m", tool="other"))
+    text = shown(home, row(home, "echo", 1)["id"])
+    assert f" not in {home}/policy.toml now " in folded(text.splitlines())
+    assert ", but the policy has no such limit now" in folded(text.splitlines())
+    assert text.endswith("    mcpguard policy set --user '*' --tool echo 2/1h\n")
+
+
+def test_a_changed_limit_is_compared_with_what_the_counter_holds_now(home: Path) -> None:
+    policy(home, rule("7/1h", user="*", tool="echo"))
+    text = shown(home, row(home, "echo", 1)["id"])
+    assert "      now:  1 used, 6 left of 7\n" in text
+    assert text.endswith(" 7/1h\n")
+
+
+def test_the_command_names_the_policy_file_that_was_named(home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "my policy.toml"
+    other.write_text(POLICY)
+    text = shown(home, row(home, "closed")["id"], "--policy", str(other))
+    assert text.endswith(f"    mcpguard policy set --policy '{other}' --tool closed unlimited\n")
+
+
+def test_an_unknown_id_and_a_missing_store_are_reported(home: Path, tmp_path: Path) -> None:
+    for row_id in ("nonsense", "0123456789abcdef-1"):
+        done = mcpguard(home, "audit", "show", row_id)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(
+            f"mcpguard: no row has the id {row_id}\nhint: look for it with mcpguard audit tail --json"
+        )
+    done = mcpguard(tmp_path / "empty", "audit", "show", "x-1")
+    assert (done.returncode, done.stderr.startswith("mcpguard: no audit log yet: there is no store at ")) == (1, True)
+
+
+def test_names_reach_the_output_without_control_characters(tmp_path: Path) -> None:
+    evil = "x\x1b[2J"
+    policy(tmp_path, rule("deny", user="*"))
+    calls(tmp_path, evil, 1)
+    (one,) = audit(tmp_path)
+    text = shown(tmp_path, one["id"])
+    assert "x\\x1b[2J" in text
+    assert [char for char in text if char != "\n" and not char.isprintable()] == []
+
+
+def test_lines_fit_a_narrow_terminal(home: Path) -> None:
+    status, text = on_terminal(home, "audit", "show", row(home, "echo", 1)["id"], columns=40)
+    assert status == 0
+    assert [
+        line for line in text.splitlines() if len(line) > 40 and "mcpguard policy set" not in line and str(home) not in line
+    ] == []

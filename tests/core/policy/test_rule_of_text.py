@@ -1,0 +1,27 @@
+"""A rule's text in a denial or an audit row can be parsed back."""
+
+import pytest
+
+from mcpguard.core.policy.parse import parse_rule, rule_of_text
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {},
+        {"per": []},
+        {"tool": "search"},
+        {"user": "*", "tool": "a b", "per": ["user", "tool"]},
+        {"agent": "Claude Code::subagent::*", "server": "crm=2", "per": []},
+        {"user": "*", "role": ["a", "b"], "scope": "c"},
+    ],
+)
+@pytest.mark.parametrize("limit", ["deny", "5/1m", ["5/1m", "9/1h"]])
+def test_a_rule_is_found_again_from_its_text(table: dict[str, object], limit: object) -> None:
+    rule = parse_rule({**table, "limit": limit}, where="rule")
+    assert rule_of_text(rule.text, limit) == rule
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "tool=", "tool=a tool=b", "per=moon", "agent=one::two"])
+def test_a_text_that_no_rule_has_gives_none(text: str) -> None:
+    assert rule_of_text(text, "5/1m") is None
