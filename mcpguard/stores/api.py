@@ -203,7 +203,7 @@ class AuditReader(Protocol):
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """The audit rows, newest first; see `entries`."""
 
-    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+    def outcomes_of(self, row_ids: Sequence[int]) -> list["Outcome"]:
         """The outcomes of these rows, as far as they have one."""
 
 
