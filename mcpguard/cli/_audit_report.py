@@ -11,6 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _filters
+from mcpguard.cli._command import Command
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.config import Settings
@@ -25,7 +26,7 @@ PERIOD_US: Final = 7 * 86_400_000_000
 _STDOUT: Final = Path("-")
 
 
-@click.command("report", short_help="Write an HTML page about a period.")
+@click.command("report", Command, short_help="Write an HTML page about a period.")
 @click.option(
     "-o",
     "--output",
@@ -37,7 +38,7 @@ _STDOUT: Final = Path("-")
 @row_filters
 @policy_option
 @store_option
-def report(output: Path, policy: str | None, store: str | None, **filters: Any) -> int:
+def command(output: Path, policy: str | None, store: str | None, **filters: Any) -> int:
     """Write an HTML page about a period: calls, denials, bursts, errors, durations, and how limits are used.
 
     The page is one file without scripts. A browser shows it without any request. The period is the last 7 days unless

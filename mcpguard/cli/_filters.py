@@ -92,8 +92,8 @@ def wanted(
         decisions = REFUSED if decisions is None else decisions & REFUSED
         if not decisions:
             raise UsageError("--denied and --decision exclude each other", f"denials are: {' '.join(sorted(REFUSED))}")
-    since_us = None if since is None else _time_us("--since", since)
-    until_us = None if until is None else _time_us("--until", until)
+    since_us = None if since is None else time_us("--since", since)
+    until_us = None if until is None else time_us("--until", until)
     if since_us is not None and until_us is not None and since_us >= until_us:
         raise UsageError(f"no time is since {since} and until {until}", "--since takes the earlier time")
     patterns = {key: pattern for key, pattern in names.items() if pattern is not None}
@@ -177,7 +177,7 @@ def _among(option: str, patterns: tuple[str, ...] | list[str], known: tuple[str,
     return frozenset(found) if patterns else None
 
 
-def _time_us(option: str, text: str) -> int:
+def time_us(option: str, text: str) -> int:
     """The time that `--since` or `--until` names: a span before now, or a time. A time without an offset is local.
 
     Raises:

@@ -1,0 +1,141 @@
+"""`mcpguard audit export`: writes rows of the audit log for other programs."""
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import click
+
+from mcpguard import config
+from mcpguard.cli import _filters
+from mcpguard.cli._command import Command
+from mcpguard.cli._filters import row_filters
+from mcpguard.cli._options import store_option
+from mcpguard.cli._text import until_reader_leaves
+from mcpguard.config import Settings
+from mcpguard.core.text import printable
+from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.report.export import FORMATS, Writer
+from mcpguard.report.following import follow as follow_rows
+from mcpguard.stores.api import Readable, StoredRow, Wanted
+
+_FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is appended to."
+
+
+@click.command("export", Command, short_help="Write rows for other programs.")
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="jsonl", show_default=True, help="The format.")
+@click.option("-o", "--output", metavar="FILE", help="The file to write. Default: stdout. A file that exists is not replaced.")
+@click.option("-f", "--follow", is_flag=True, help=_FOLLOW_HELP)
+@row_filters
+@store_option
+def command(form: str, output: str | None, follow: bool, store: str | None, **filters: Any) -> int:
+    """Write rows of the audit log, the oldest first: as JSON lines, as CSV, or as OCSF events.
+
+    A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
+    its call has ended, or after ten seconds.
+
+    \b
+    Examples:
+      mcpguard audit export --since 7d -o week.jsonl
+      mcpguard audit export --format csv --denied -o denials.csv
+      mcpguard audit export --format ocsf --follow --since 1m | vector
+    """
+    settings = config.load(os.environ, store=store)
+    wanted = _filters.wanted(settings.namespace, **filters)
+    if not settings.address.exists() and not follow:
+        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}")
+    try:
+        with until_reader_leaves(), _opened(output, follow=follow) as (file, is_empty):
+            heading = FORMATS[form].heading
+            if heading and is_empty:
+                file.write(heading + "\n")
+            write = Writer(FORMATS[form]).lines
+            if follow:
+                for page in follow_rows(settings, wanted, _say):
+                    file.write(write(page))
+                    file.flush()
+            else:
+                _write_all(settings, wanted, file, write, is_file=output is not None)
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.OK
+
+
+def _say(text: str) -> None:
+    click.echo(printable(f"mcpguard: {text}"), err=True)
+
+
+def _write_all(
+    settings: Settings, wanted: Wanted, file: IO[str], write: Callable[[list[StoredRow]], str], *, is_file: bool
+) -> None:
+    rows = 0
+    with contextlib.closing(settings.read_store()) as opened, _progress(opened, is_file=is_file) as advance:
+        for page in opened.rows(wanted=wanted):
+            rows += len(page)
+            file.write(write(list(page)))
+            if page:
+                advance(page[-1].row_id, rows)
+        file.flush()
+    if is_file:
+        click.echo(f"{rows:,} row{'' if rows == 1 else 's'} written", err=True)
+
+
+@contextlib.contextmanager
+def _progress(store: Readable, *, is_file: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal and stdout goes elsewhere."""
+    if not sys.stderr.isatty() or not (is_file or not sys.stdout.isatty()):
+        yield lambda _row_id, _rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    first = next((entry.row_id for entry in store.entries()), 0)
+    last = next((entry.row_id for entry in store.newest()), 0)
+    columns = (TextColumn("exporting"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]:,} rows"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=max(1, last - first), rows=0)
+        yield lambda row_id, rows: progress.update(task, completed=row_id - first, rows=rows)
+
+
+@contextlib.contextmanager
+def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool]]:
+    """The file to write, and whether it is empty.
+
+    A new file is written beside its place and gets its name at the end. With `follow` the file is appended to.
+
+    Raises:
+        UsageError: The file exists.
+    """
+    if output is None or output == "-":
+        yield sys.stdout, True
+        return
+    path = Path(output)
+    mode = path.stat().st_mode if path.exists() else None
+    if follow or (mode is not None and not stat.S_ISREG(mode)):  # such as /dev/null or a named pipe
+        with open(path, "a", encoding="utf-8", opener=_private) as file:
+            yield file, mode is None or not path.stat().st_size
+        return
+    if mode is not None:
+        raise UsageError(f"{output} exists, and is not replaced", "name another file, or remove it first")
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    try:
+        os.close(fd)
+        with Path(name).open("w", encoding="utf-8") as file:
+            yield file, True
+        try:
+            os.link(name, path)  # unlike a rename it fails if the file exists by now
+        except FileExistsError:
+            raise UsageError(f"{output} exists by now, and is not replaced", "name another file") from None
+        except OSError:  # a file system without hard links
+            Path(name).rename(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,96 @@
+"""Follows the audit log from its first rows on, over the replacement of its store."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from mcpguard.config import Settings
+from mcpguard.core.verdict import FORWARDED
+from mcpguard.stores.api import Readable, StoredRow, Wanted
+from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.sqlite.integrity import identity
+
+POLL_S: Final = 0.25
+"""How often new rows are looked for."""
+
+OUTCOME_S: Final = 10.0
+"""How long a row waits for its outcome. The rows after it wait, too, so that their order stays."""
+
+_Sleep = Callable[[float], None]
+
+
+def follow(
+    settings: Settings, wanted: Wanted, say: Callable[[str], None], sleep: _Sleep = time.sleep
+) -> Iterator[Sequence[StoredRow]]:
+    """The wanted rows, those that exist and then those that are written, some at a time, without end.
+
+    Args:
+        settings: They name the store, which need not exist yet.
+        wanted: Which rows. Its outcomes are of rows that have ended.
+        say: Tells a person what happened to the store.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        StoreUnavailable: The store cannot be read.
+    """
+    if not settings.address.exists():
+        say(f"no audit log yet: there is no store at {settings.address.shown}")
+    while True:
+        while not settings.address.exists():
+            sleep(POLL_S)
+        file = _file(settings)  # asked before the store is opened, so that a replacement in between is noticed
+        with contextlib.closing(settings.read_store()) as store:
+            rows = _Rows(store, wanted)
+            while True:
+                is_replaced = _file(settings) != file  # asked first: rows written before the replacement are in the open file
+                yield from rows.new(is_last=is_replaced)
+                if is_replaced:
+                    break
+                sleep(POLL_S)
+        say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
+
+
+class _Rows:
+    """The rows of one store, which wait for their outcomes."""
+
+    def __init__(self, store: Readable, wanted: Wanted) -> None:
+        self._store = store
+        self._wanted = wanted
+        self._last_id = 0
+        self._waiting = (0, 0.0)  # the id of the first row without an outcome, and until when it is waited for
+
+    def new(self, *, is_last: bool) -> Iterator[Sequence[StoredRow]]:
+        """The rows that were written, or have ended, since the last time. With `is_last` none waits."""
+        known_until_s = time.monotonic() + OUTCOME_S
+        for page in self._store.rows(after=self._last_id, wanted=self._wanted._replace(outcomes=None)):
+            ready: list[StoredRow] = []
+            for one in page:
+                if (
+                    one.row.decision in FORWARDED
+                    and one.outcome is None
+                    and not is_last
+                    and not self._has_waited(one, known_until_s)
+                ):
+                    yield ready
+                    return
+                self._last_id = one.row_id
+                if self._wanted.outcomes is None or one.outcome in self._wanted.outcomes:
+                    ready.append(one)
+            yield ready
+
+    def _has_waited(self, one: StoredRow, until_s: float) -> bool:
+        if self._waiting[0] != one.row_id:
+            age_s = max(0.0, time.time() - one.row.time_us / 1_000_000)
+            self._waiting = one.row_id, until_s - age_s
+        return time.monotonic() >= self._waiting[1]
+
+
+def _file(settings: Settings) -> tuple[int, int] | None:
+    """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
+    if not isinstance(settings.address, SqliteAddress):
+        return None
+    try:
+        return identity(settings.address.path)
+    except OSError:
+        return (0, 0)  # opening the store reports the error
