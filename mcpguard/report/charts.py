@@ -4,7 +4,6 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -46,7 +45,7 @@ def lines(number: int, labels: Sequence[str], series: Sequence[Series]) -> str:
     return _drawn(chart, number, labels, series, ticks)
 
 
-def _pygal() -> ModuleType:
+def _pygal() -> Any:
     """The library, without its hook for imports, of which Python 3.11 warns at each further import."""
     import pygal
 

@@ -17,6 +17,13 @@ def require(what: str, extra: str, *modules: str) -> None:
         ConfigError: One is not installed.
     """
     for module in modules:
-        if find_spec(module) is None:
-            name = module.partition(".")[0]
+        if not _is_there(module):
+            name = module.replace(".", "-").removeprefix("google-")
             raise ConfigError(f"{what} needs {name}, which is not installed", f"pip install 'mcpguard-cli[{extra}]'")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that the module is in
+        return False

@@ -60,7 +60,7 @@ def suggested(peak: int) -> int:
     (6, 60, 500)
     """
     wanted = HEADROOM * peak
-    scale = 10 ** max(0, len(str(wanted)) - 2)
+    scale = int("1" + "0" * max(0, len(str(wanted)) - 2))
     return next(step * scale for step in (*range(1, 10), *_STEPS) if step * scale >= wanted)
 
 

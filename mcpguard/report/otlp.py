@@ -94,7 +94,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
     return Span(
         trace_id=bytes.fromhex(row.trace_id or f"{context['session']}{row.seq:016x}"),
         span_id=blake2b(name.encode(), digest_size=8).digest(),
-        name=f"tools/call {context['tool']}",
+        name=_text(f"tools/call {context['tool']}"),
         kind=Span.SpanKind.SPAN_KIND_SERVER,
         start_time_unix_nano=begin_ns,
         end_time_unix_nano=begin_ns + 1000 * (stored.duration_us or 0),
@@ -234,4 +234,9 @@ def _value(value: object) -> AnyValue:
         return AnyValue(bool_value=value)
     if isinstance(value, int):
         return AnyValue(int_value=value)
-    return AnyValue(string_value=str(value).encode(errors="replace").decode())
+    return AnyValue(string_value=_text(value))
+
+
+def _text(value: object) -> str:
+    """A text without lone surrogates, which no message can hold."""
+    return str(value).encode(errors="replace").decode()

@@ -126,7 +126,7 @@ def _charts(findings: Findings) -> list[Chart]:
             ],
         ),
     ]
-    found = []
+    found: list[Chart] = []
     for title, what, series in counted:
         if shown := [one for one in series if any(one.values)]:
             found.append(Chart(title, what, _legend(shown), charts.stacked(len(found), labels, shown)))

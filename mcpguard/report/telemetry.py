@@ -10,20 +10,18 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from mcpguard.config import Settings
 from mcpguard.core.digest import blake2b
-from mcpguard.core.verdict import FORWARDED
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
+from mcpguard.report.following import follow
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.stores.locks import try_lock
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
 SERVICE: Final = "OTEL_SERVICE_NAME"
@@ -31,11 +29,8 @@ SERVICE: Final = "OTEL_SERVICE_NAME"
 BATCH: Final = 512
 """The most rows in a request, as in OpenTelemetry's own exporters."""
 
-OUTCOME_US: Final = 60 * 1_000_000
+OUTCOME_S: Final = 60.0
 """How long a row waits for its outcome. Then it is sent without a duration."""
-
-POLL_S: Final = 1.0
-"""How often new rows and outcomes are looked for."""
 
 TIMEOUT_S: Final = 10.0
 """How long to wait for the collector's answer."""
@@ -68,10 +63,17 @@ class Unreached(McpguardError):
         self.wait_s = wait_s
 
 
+class Message(Protocol):
+    """A message of Protocol Buffers."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - the library's name
+        """The message as bytes."""
+
+
 class Collector(Protocol):
     """Takes messages."""
 
-    def send(self, path: str, message: "Message") -> None:
+    def send(self, path: str, message: Message) -> None:
         """Send a message.
 
         Args:
@@ -100,7 +102,7 @@ class HttpCollector:
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
         self._client = httpx2.Client(headers={**headers, **own}, timeout=TIMEOUT_S, follow_redirects=False)
 
-    def send(self, path: str, message: "Message") -> None:
+    def send(self, path: str, message: Message) -> None:
         """See `Collector`. The errors do not repeat what the collector answers, which can hold anything."""
         url = f"{self._url}/{path}"
         try:
@@ -210,14 +212,12 @@ class Options(NamedTuple):
 
     Attributes:
         wanted: The rows.
-        namespace: Their namespace.
         service: The name of the service.
         with_user: Whether spans and metrics name users.
         follow: Whether to wait for further rows.
     """
 
     wanted: Wanted
-    namespace: str
     service: str = "mcpguard"
     with_user: bool = False
     follow: bool = False
@@ -227,128 +227,99 @@ class Exporter:
     """Sends rows.
 
     Args:
-        collector: Takes them.
+        settings: They name the store and the namespace.
+        collector: Takes the rows.
         position: Where to begin, and where this is kept.
         options: See `Options`.
-        say: Tells the user something.
-        sleep: Waits for some seconds.
-        wall_us: The wall-clock time.
+        say: Tells a person something.
+        sleep: Waits for so many seconds.
+
+    Attributes:
+        sent: How many rows were sent.
     """
 
     def __init__(
         self,
+        settings: Settings,
         collector: Collector,
         position: Position,
         options: Options,
-        *,
         say: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
-        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         from mcpguard.report.otlp import Metrics, resource
 
+        self.sent = 0
+        self._settings = settings
         self._collector = collector
         self._position = position
         self._options = options
         self._say = say
         self._sleep = sleep
-        self._wall_us = wall_us
-        self._source = resource(options.service, options.namespace)
-        self._metrics = Metrics(wall_us(), with_user=options.with_user)
-        self._waited: tuple[int, float] = (0, 0.0)  # a row whose outcome is awaited, and for how many seconds
-        self.sent = 0
+        self._source = resource(options.service, settings.namespace)
+        self._metrics = Metrics(_wall_us(), with_user=options.with_user)
 
-    def run(self, open_store: Callable[[], Readable], identity: Callable[[], object]) -> None:
-        """Send the rows of a store. If the log is followed, return only with an error.
-
-        Args:
-            open_store: Opens the store.
-            identity: A value that changes if the store is replaced.
+    def run(self) -> None:
+        """Send rows. If the log is followed, this ends only with an error.
 
         Raises:
             Rejected: The collector refuses the rows.
             Unreached: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
+        if not self._options.follow:
+            with contextlib.closing(self._settings.read_store()) as store:
+                self._send_all(store.rows(after=self._begin(store), wanted=self._options.wanted))
+            return
         failures = 0
         while True:
+            before = self.sent
             try:
-                self._run(open_store, identity)
+                self._send_all(self._followed())
             except StoreUnavailable as error:
-                if not self._options.follow:
-                    raise
-                if not failures:
+                failures = 1 if self.sent > before else failures + 1
+                if failures == 1:
                     self._say(f"{error.message}; trying again")
-                failures += 1
                 self._sleep(_wait_s(failures))
-            else:
-                if not self._options.follow:
-                    return
-                failures = 0
-                self._say("the store was replaced; going on with the first row of the new one")
-                self._position.write(0)
 
-    def _run(self, open_store: Callable[[], Readable], identity: Callable[[], object]) -> None:
-        """Send rows until there are no more or, if the log is followed, until the store is replaced."""
-        found = identity()  # asked before the store is opened, so that a replacement in between is noticed
-        with contextlib.closing(open_store()) as store:
-            newest = next((entry.row_id for entry in store.newest()), 0)
-            last = self._begin(newest)
-            while True:
-                is_replaced = identity() != found  # asked first: rows from before are in the open store
-                for batch in self._batches(store, last):
-                    self._send(batch)
-                    last = batch[-1].row_id
-                    self._position.write(last)
-                    self.sent += len(batch)
-                if not self._options.follow or is_replaced:
-                    return
-                self._sleep(POLL_S)
-                self._waited = self._waited[0], self._waited[1] + POLL_S
+    def _followed(self) -> Iterator[Sequence[StoredRow]]:
+        after = 0
+        if self._settings.address.exists():
+            with contextlib.closing(self._settings.read_store()) as store:
+                after = self._begin(store)
+        options = self._options
+        yield from follow(self._settings, options.wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S)
 
-    def _begin(self, newest: int) -> int:
-        """The id of the row after which to begin. A position after the newest row is that of another store."""
+    def _begin(self, store: Readable) -> int:
+        """The id of the row after which to begin. An id after the newest row is that of another store."""
+        newest = next((entry.row_id for entry in store.newest()), 0)
         kept = self._position.read()
         if kept is not None:
             return kept if kept <= newest else 0
-        begins_now = self._options.follow and self._options.wanted.since_us is None
-        return newest if begins_now else 0
+        if self._options.follow and self._options.wanted.since_us is None:
+            self._position.write(newest)
+            return newest
+        return 0
 
-    def _batches(self, store: Readable, after: int) -> Iterator[list[StoredRow]]:
-        """The rows that can be sent now, in batches, up to the first one whose outcome is still awaited."""
-        batch: list[StoredRow] = []
-        for page in store.rows(after=after, wanted=self._options.wanted):
-            for one in page:
-                if self._is_awaited(one):
-                    if batch:
-                        yield batch
-                    return
-                batch.append(one)
-                if len(batch) == BATCH:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
-
-    def _is_awaited(self, one: StoredRow) -> bool:
-        """Whether a row's outcome may still come. The clock of the process that wrote the row may be wrong."""
-        if not self._options.follow or one.outcome is not None or one.row.decision not in FORWARDED:
-            return False
-        if self._wall_us() - one.row.time_us >= OUTCOME_US:
-            return False
-        if self._waited[0] != one.row_id:
-            self._waited = one.row_id, 0.0
-        return self._waited[1] * 1_000_000 < OUTCOME_US
+    def _send_all(self, pages: Iterable[Sequence[StoredRow]]) -> None:
+        for page in pages:
+            for at in range(0, len(page), BATCH):
+                batch = page[at : at + BATCH]
+                self._send(batch)
+                self._position.write(batch[-1].row_id)
+                self.sent += len(batch)
 
     def _send(self, batch: Sequence[StoredRow]) -> None:
-        """Send a batch, again and again if need be."""
+        """Send spans and metrics, again and again if need be."""
         from mcpguard.report.otlp import spans
 
-        self._deliver("v1/traces", spans(batch, self._source, with_user=self._options.with_user))
+        found = spans(batch, self._source, with_user=self._options.with_user)
+        if found.resource_spans[0].scope_spans[0].spans:
+            self._deliver("v1/traces", found)
         self._metrics.add(batch)
-        self._deliver("v1/metrics", self._metrics.message(self._source, self._wall_us()))
+        self._deliver("v1/metrics", self._metrics.message(self._source, _wall_us()))
 
-    def _deliver(self, path: str, message: "Message") -> None:
+    def _deliver(self, path: str, message: Message) -> None:
         failures = 0
         while True:
             try:
@@ -359,14 +330,18 @@ class Exporter:
                     raise
                 if failures == 1:
                     self._say(f"{error.message}; trying again")
-                self._sleep(max(error.wait_s, _wait_s(failures)))
+                self._sleep(max(min(error.wait_s, LONGEST_WAIT_S), _wait_s(failures)))
             else:
                 if failures:
                     self._say("the collector takes rows again")
                 return
 
 
+def _wall_us() -> int:
+    return time.time_ns() // 1000
+
+
 def _wait_s(failures: int) -> float:
     """How long to wait after so many failures in a row, with some chance so that processes do not retry all at once."""
-    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures - 1, 10))
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 10))
     return longest * random.uniform(0.5, 1)  # noqa: S311 - it only spreads requests

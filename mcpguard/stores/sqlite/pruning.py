@@ -36,7 +36,7 @@ def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
         undo.callback(lock.close)
         log = CallLog(log_path(path))
         undo.callback(log.close)
-        upkeep = Upkeep(path, log, bounds, now_us=0)
+        upkeep = Upkeep(path, log, bounds, now_us=0, busy=lambda: False)
         before_us = min(before_us, wall_us())
         more = True
         while more:
