@@ -61,7 +61,8 @@ def suggested(peak: int) -> int:
     """
     wanted = HEADROOM * peak
     scale = int("1" + "0" * max(0, len(str(wanted)) - 2))
-    return next(step * scale for step in (*range(1, 10), *_STEPS) if step * scale >= wanted)
+    steps = range(1, 10) if scale == 1 and wanted < 10 else _STEPS
+    return next(step * scale for step in steps if step * scale >= wanted)
 
 
 def _limit(rule: Rule, rate: Rate) -> Limit:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard import config
+from mcpguard import __version__, config
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.report import otlp, telemetry
@@ -131,9 +131,7 @@ def test_a_call_is_a_span_by_the_conventions(store: SqliteStore, tmp_path: Path,
         "mcpguard.outcome": "ok",
     }
     assert "error.type" not in found
-    assert receiver.resources == [
-        {"service.name": "mcpguard", "service.version": otlp.__version__, "mcpguard.namespace": "default"}
-    ]
+    assert receiver.resources == [{"service.name": "mcpguard", "service.version": __version__, "mcpguard.namespace": "default"}]
 
 
 def test_a_denial_and_a_failed_call_are_errors(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
