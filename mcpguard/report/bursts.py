@@ -1,10 +1,9 @@
 """Finds bursts: denials of one caller, tool and limit that follow each other closely."""
 
 import heapq
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-if TYPE_CHECKING:
-    from mcpguard.report.gather import Limit
+from mcpguard.core.policy.model import Reported
 
 GAP_US: Final = 60 * 1_000_000
 """Denials of one kind within this time are in one burst."""
@@ -18,7 +17,7 @@ WORST: Final = 20
 _OPEN: Final = 4096
 """The most bursts that are followed at once. Beyond that, all but the newest half end."""
 
-Kind = tuple[str, str, str, str, str, "Limit | None"]
+Kind = tuple[str, str, str, str, str, Reported | None]
 """What the denials of a burst have in common: decision, user, agent, server, tool, limit. A name is empty if it is unknown."""
 
 

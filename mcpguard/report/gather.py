@@ -5,18 +5,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from mcpguard.core.audit import axis_of, members
+from mcpguard.core.policy.model import Reported
 from mcpguard.core.verdict import REFUSED
 from mcpguard.report.bursts import Burst, Bursts
+from mcpguard.report.statistics import ERRORS
 from mcpguard.stores.api import StoredRow
 
 AXES: Final = ("user", "agent", "tool", "none")
 """The axes of a denial. `none` stands for a denial that no limit made, such as of an invalid line."""
-
-FAILED: Final = frozenset({"tool_error", "rpc_error"})
-"""The outcomes that count as errors."""
 
 NAMES: Final = 500
 """The most names of a kind that are counted apart. Beyond twice as many, the rarest are counted together."""
@@ -99,8 +98,8 @@ class Figures:
 
     @property
     def errors(self) -> int:
-        """The calls with an outcome in `FAILED`."""
-        return sum(self.outcomes[word] for word in FAILED)
+        """The calls with an outcome in `ERRORS`."""
+        return sum(self.outcomes[word] for word in ERRORS)
 
     @property
     def error_share(self) -> float | None:
@@ -140,15 +139,6 @@ class Slot:
         self.would_deny: Counter[str] = Counter()
 
 
-class Limit(NamedTuple):
-    """A limit as audit rows name it; see `core.policy.model.Reported`."""
-
-    axis: str
-    rule: str
-    limit: int | None
-    window: str | None
-
-
 class Use:
     """How a limit was used, as far as rows name it: a row names the limit that decided.
 
@@ -181,9 +171,9 @@ class Findings:
         self.all = Figures()
         self.decisions: Counter[str] = Counter()
         self.users, self.agents, self.tools = Named(), Named(), Named()
-        self.limits: dict[Limit, Use] = {}
+        self.limits: dict[Reported, Use] = {}
         self.bursts = Bursts()
-        self._limit_of: dict[str, Limit] = {}  # by the limit's text in a row
+        self._limit_of: dict[str, Reported] = {}  # by the limit's text in a row
 
     def add(self, stored: StoredRow) -> None:
         """Count a row. Rows that stand for no call are ignored."""
@@ -218,16 +208,16 @@ class Findings:
         elif use and limit and decision == "rate_limited":
             use.peak = max(use.peak, limit.limit or 0)
 
-    def _limit(self, text: str) -> Limit:
+    def _limit(self, text: str) -> Reported:
         found = self._limit_of.get(text)
         if found is None:
             if len(self._limit_of) >= NAMES:
                 self._limit_of.clear()
             named = json.loads(text)
-            found = self._limit_of[text] = Limit(named["axis"], named["rule"], named.get("limit"), named.get("window"))
+            found = self._limit_of[text] = Reported(named["axis"], named["rule"], named.get("limit"), named.get("window"))
         return found
 
-    def _use(self, limit: Limit) -> Use:
+    def _use(self, limit: Reported) -> Use:
         """The use of a limit. The rules of edited policies are kept too, but at most `NAMES` limits."""
         found = self.limits.get(limit)
         if found is None:

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Rule
-from mcpguard.report.gather import Limit, Use
+from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Reported, Rule
+from mcpguard.report.gather import Use
 
 HEADROOM: Final = 2
 """A suggested limit is so many times the most calls that a counter held."""
@@ -32,7 +32,7 @@ class Unreached(NamedTuple):
     command: str
 
 
-def unreached(policy: Policy, uses: Mapping[Limit, Use]) -> list[Unreached]:
+def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
     """The limits that were never reached, in the order of the policy.
 
     Args:
@@ -65,8 +65,8 @@ def suggested(peak: int) -> int:
     return next(step * scale for step in steps if step * scale >= wanted)
 
 
-def _limit(rule: Rule, rate: Rate) -> Limit:
-    return Limit(rule.axis, rule.text, rate.n, rate.text)
+def _limit(rule: Rule, rate: Rate) -> Reported:
+    return Reported(rule.axis, rule.text, rate.n, rate.text)
 
 
 def _command(rule: Rule, changed: Rate, n: int) -> str:

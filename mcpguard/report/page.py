@@ -6,11 +6,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard import __version__
-from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.model import Policy, Reported
 from mcpguard.core.text import plural, printable
 from mcpguard.report import charts
 from mcpguard.report.charts import Series
-from mcpguard.report.gather import AXES, Figures, Findings, Limit, Named
+from mcpguard.report.gather import AXES, Figures, Findings, Named
 from mcpguard.report.limits import unreached
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _tools(named: Named) -> list[dict[str, object]]:
     return rows
 
 
-def _fired(findings: Findings) -> "list[tuple[Limit, int, int, int]]":
+def _fired(findings: Findings) -> "list[tuple[Reported, int, int, int]]":
     """The limits that denied most, with denials, would-be denials and the most calls in one counter."""
     fired = [(limit, use.denied, use.would_deny, use.peak) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]

@@ -36,7 +36,7 @@ def decisions(receiver: Receiver) -> list[str]:
 
 def test_the_calls_of_a_real_server_reach_a_collector(home: Path, receiver: Receiver) -> None:
     env = {HEADERS: "api-key=hunter2", SERVICE: "fleet"}
-    done = process(home, "audit", "export", "--otlp", receiver.url, **env)
+    done = process(home, "audit", "export", "--otlp", receiver.url, **env)  # type: ignore[arg-type]
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "3 rows sent\n")
     assert decisions(receiver) == ["allowed", "rate_limited"]
     assert receiver.counts("mcpguard.decision") == {("allowed",): 1, ("rate_limited",): 1}

@@ -1,8 +1,9 @@
 import json
 
 from mcpguard.core.audit import Row
+from mcpguard.core.policy.model import Reported
 from mcpguard.report.bursts import GAP_US, LEAST, WORST
-from mcpguard.report.gather import NAMES, Durations, Findings, Limit, gather, slot_us
+from mcpguard.report.gather import NAMES, Durations, Findings, gather, slot_us
 from mcpguard.stores.api import StoredRow
 from tests.report.week import HOUR_US, SINCE_US, UNTIL_US, week
 
@@ -25,7 +26,7 @@ def of(*rows: StoredRow) -> Findings:
 def test_a_row_that_sums_up_denials_counts_as_many_calls() -> None:
     found = of(stored(0, "allowed"), stored(1, "rate_limited", repeats=7), stored(2, "would_deny"))
     assert (found.all.calls, found.all.denied, found.all.would_deny, found.all.allowed) == (9, 7, 1, 1)
-    assert found.limits[Limit("user", "user=*", 5, "1m")].denied == 7
+    assert found.limits[Reported("user", "user=*", 5, "1m")].denied == 7
 
 
 def test_a_row_about_the_policy_is_no_call() -> None:
