@@ -82,7 +82,7 @@ def command(
                     file.write(write(page))
                     file.flush()
             else:
-                _write_all(settings, wanted, file, write, is_file=output is not None)
+                _write_all(settings, wanted, file, write, is_file=output not in {None, "-"})
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK

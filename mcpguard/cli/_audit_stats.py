@@ -72,7 +72,7 @@ def _table(by: str, found: list[Statistic], width: int) -> list[str]:
         columns[1:1] = [("ALLOWED", -9)]
         columns[4:4] = [("WOULD DENY", -10)]
     elif width < 60:
-        columns = [("CALLS", -7), ("DENIED %", -8), ("P50", -7), ("P99", -7)]
+        columns = [("CALLS", -9), ("DENIED %", -8), ("P50", -7), ("P99", -7)]
     spare = width - 1 - sum(abs(size) + 1 for _, size in columns)
     lines = []
     for names in [None, *found]:

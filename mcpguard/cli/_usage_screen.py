@@ -147,4 +147,7 @@ def _denial(found: Mapping[str, object], width: int) -> str:
     limit = f"{found['limit']}/{found['window']}" if "limit" in found else ""
     if width < NARROW:
         return " ".join([at, *who[:2]])
-    return " ".join([at, fit(str(found["decision"]), 12), fit(str(found.get("axis", "")), 5), fit(limit, 9), *who])
+    times = [f"×{found['repeats']}"] if "repeats" in found else []
+    return " ".join(
+        [at, fit(str(found["decision"]), 12), fit(str(found.get("axis", "")), 5), fit(limit, 9), *who[:1], *times, *who[1:]]
+    )

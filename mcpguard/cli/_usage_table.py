@@ -7,7 +7,6 @@ from typing import Final
 import click
 
 from mcpguard.cli._audit_table import fit
-from mcpguard.core.policy.explain import window
 from mcpguard.core.policy.model import SELECTORS
 from mcpguard.core.text import quoted
 from mcpguard.report.usage import Usage
@@ -75,7 +74,14 @@ def counter_text(one: Usage) -> str:
 
 def limit_text(one: Usage) -> str:
     """A counter's limit; for a counter without a rule its window."""
-    return f"{one.rate.n}/{one.rate.text}" if one.rate else f"-/{window(one.window_us)}"
+    return f"{one.rate.n}/{one.rate.text}" if one.rate else f"-/{_window_text(one.window_us)}"
+
+
+def _window_text(window_us: int) -> str:
+    """A window as a policy writes it."""
+    units = [(ms * 1000, word) for word, ms in _UNITS_MS.items() if window_us % (ms * 1000) == 0]
+    unit_us, word = units[-1]
+    return f"{window_us // unit_us}{word}"
 
 
 def free_text(one: Usage) -> str:
@@ -101,7 +107,7 @@ def as_json(one: Usage) -> dict[str, object]:
         "rule": one.rule.text if one.rule else None,
         "counter": dict(one.counter),
         "limit": one.rate.n if one.rate else None,
-        "window": one.rate.text if one.rate else window(one.window_us),
+        "window": one.rate.text if one.rate else _window_text(one.window_us),
         "used": one.used,
         "left": one.left,
         "next_free_ms": one.next_free_ms,

@@ -168,12 +168,12 @@ def members(text: str) -> dict[str, object]:
     return found
 
 
-def axis_of(row: Row) -> str | None:
-    """The axis in the row's record; None if it has none."""
-    if row.reported:
-        axis = members(row.reported).get("axis")
+def axis_of(decision: str, reported: str | None, detail: str | None) -> str | None:
+    """The axis in the record of a row with these values; None if it has none."""
+    if reported:
+        axis = members(reported).get("axis")
     else:  # a refusal that no limit made
-        axis = json.loads(row.detail).get("axis") if row.detail and row.decision in REFUSED else None
+        axis = json.loads(detail).get("axis") if detail and decision in REFUSED else None
     return None if axis is None else str(axis)
 
 

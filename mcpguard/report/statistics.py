@@ -3,7 +3,7 @@
 Memory grows with the number of different keys, and not with the number of rows.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -53,7 +53,7 @@ class _Sum:
 
     def __init__(self) -> None:
         self.allowed = self.denied = self.would_deny = self.errors = 0
-        self.durations: Counter[int] = Counter()
+        self.durations: Counter[int | None] = Counter()
 
     def add(self, group: Group, durations: Mapping[int | None, int]) -> None:
         calls = sum(durations.values())
@@ -65,13 +65,21 @@ class _Sum:
             self.allowed += calls
         if group.outcome in ERRORS:
             self.errors += calls
+        mine = self.durations
         for duration_us, number in durations.items():
-            if duration_us is not None:
-                self.durations[duration_us] += number
+            mine[duration_us] = mine.get(duration_us, 0) + number
+
+    def merge(self, other: "_Sum") -> None:
+        self.allowed += other.allowed
+        self.denied += other.denied
+        self.would_deny += other.would_deny
+        self.errors += other.errors
+        self.durations.update(other.durations)
 
     def statistic(self, key: str | None) -> Statistic:
         calls = self.allowed + self.denied + self.would_deny
-        parts = [_percentile_ms(self.durations, share) for share in (50, 95, 99)]
+        ended = {duration_us: number for duration_us, number in self.durations.items() if duration_us is not None}
+        parts = [_percentile_ms(ended, share) for share in (50, 95, 99)]
         return Statistic(key, calls, self.allowed, self.denied, self.would_deny, self.errors, *parts)
 
 
@@ -81,13 +89,14 @@ def statistics(tallies: Iterable[Tally], by: str) -> tuple[list[Statistic], Stat
     Returns:
         The calls by key, most calls first, but hours in their order; and all calls together.
     """
-    sums: dict[str | None, _Sum] = {}
-    total = _Sum()
+    sums: defaultdict[str | None, _Sum] = defaultdict(_Sum)
     for tally in tallies:
         for group, durations in tally.calls.items():
             if group.decision != _NOT_CALLS:
-                sums.setdefault(_key(group, by), _Sum()).add(group, durations)
-                total.add(group, durations)
+                sums[_key(group, by)].add(group, durations)
+    total = _Sum()
+    for one in sums.values():
+        total.merge(one)
     found = [one.statistic(key) for key, one in sums.items()]
     found.sort(key=lambda one: (one.key or "") if by == "hour" else (-one.calls, one.key is None, one.key or ""))
     return found, total.statistic("total")

@@ -127,7 +127,12 @@ class Wanted(NamedTuple):
         """Whether a row passes the filter."""
         from mcpguard.core.audit import axis_of, members
 
-        found = {"time_us": row.time_us, "decision": row.decision, "outcome": outcome, "axis": axis_of(row)}
+        found = {
+            "time_us": row.time_us,
+            "decision": row.decision,
+            "outcome": outcome,
+            "axis": axis_of(row.decision, row.reported, row.detail),
+        }
         return self.admits(members(row.context) | found)
 
     @property

@@ -37,6 +37,8 @@ def tally(rows: Iterable[StoredRow], last_id: int) -> Tally:
     """
     calls: defaultdict[Group, Counter[int | None]] = defaultdict(Counter)
     for _, row, outcome, duration_us in rows:
-        group = Group(row.context, axis_of(row), row.decision, outcome, row.time_us // HOUR_US)
+        group = Group(
+            row.context, axis_of(row.decision, row.reported, row.detail), row.decision, outcome, row.time_us // HOUR_US
+        )
         calls[group][None if duration_us is None else rounded_us(duration_us)] += row.repeats or 1
     return Tally(last_id, calls)

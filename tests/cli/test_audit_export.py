@@ -1,0 +1,151 @@
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.audit import MEMBERS
+from tests.cli.command import calls, command, line_of, mcpguard, on_terminal, process, start
+from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    policy(home, rule("2/1h", user="*", tool="echo"))
+    calls(home, "echo", 3)
+    calls(home, "=1+1", 1)
+    return home
+
+
+def lines_of(home: Path, *argv: str) -> list[str]:
+    done = mcpguard(home, "audit", "export", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_json_lines_are_the_records(home: Path) -> None:
+    records = mcpguard(home, "audit", "tail", "-n", "100", "--json").stdout.splitlines()
+    assert lines_of(home) == records
+    assert lines_of(home, "--denied") == [one for one in records if json.loads(one)["decision"] == "rate_limited"]
+    assert lines_of(home, "-o", "-", "--user", "nobody") == []
+
+
+def test_csv_has_a_heading_and_no_formula(home: Path) -> None:
+    heading, *rows = csv.reader(StringIO("\n".join(lines_of(home, "--format", "csv", "--tool", "*"))))
+    assert heading == list(MEMBERS)
+    assert [row[heading.index("tool")] for row in rows] == ["echo", "echo", "echo", "'=1+1"]
+
+
+def test_ocsf_events_are_of_the_class_api_activity(home: Path) -> None:
+    events = [json.loads(line) for line in lines_of(home, "--format", "ocsf")]
+    assert [(one["class_uid"], one["action"]) for one in events] == [
+        (6003, word) for word in ("Allowed", "Allowed", "Denied", "Allowed")
+    ]
+
+
+def test_a_file_gets_its_name_when_it_is_complete_and_is_private(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    done = mcpguard(home, "audit", "export", "-o", str(file))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert file.read_text().splitlines() == lines_of(home)
+    assert done.stderr == f"{len(lines_of(home))} rows written\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    file.write_text("mine")
+    done = mcpguard(home, "audit", "export", "-o", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "exists, and is not replaced" in done.stderr
+    assert file.read_text() == "mine"
+    assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
+
+
+@pytest.mark.parametrize("argv", [[], ["-o", "/dev/full"]])
+def test_a_full_disk_is_one_line(home: Path, argv: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("audit", "export", *argv),
+            env=environment(home),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot write the output: No space left on device\n")
+
+
+def test_an_export_that_fails_leaves_no_file(home: Path, tmp_path: Path) -> None:
+    done = process(home, "audit", "export", "-o", str(tmp_path / "missing" / "out"))
+    assert done.returncode == 1
+    assert done.stderr == "mcpguard: cannot write the output: No such file or directory\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_ends_quietly_when_the_reader_leaves(home: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command("audit", "export"), env=environment(home), stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> None:
+    status, shown = on_terminal(home, "audit", "export", "-o", str(tmp_path / "out"))
+    assert status == 0
+    assert "exporting" in shown
+    assert shown.endswith(f"{len(lines_of(home))} rows written\n")
+    assert "exporting" not in on_terminal(home, "audit", "export")[1]
+
+
+def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="echo"))
+    calls(tmp_path, "echo", 1)
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*")
+    try:
+        assert json.loads(line_of(following))["outcome"] == "ok"
+        calls(tmp_path, "plain", 1)
+        found = json.loads(line_of(following))
+        assert (found["tool"], found["outcome"]) == ("plain", "ok")
+        assert "duration_ms" in found
+        following.send_signal(signal.SIGINT)
+        assert following.wait(DEADLINE_S) == 130
+    finally:
+        following.kill()
+        following.communicate()
+
+
+def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    file = tmp_path / "out.csv"
+    for _ in range(2):
+        before = file.stat().st_size if file.exists() else 0
+        following = start(tmp_path, "audit", "export", "--format", "csv", "--follow", "--tool", "*", "-o", str(file))
+        try:
+            deadline_s = time.monotonic() + DEADLINE_S
+            while not file.exists() or file.stat().st_size <= max(before, len(",".join(MEMBERS)) + 1):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+        finally:
+            following.kill()
+            following.communicate()
+    heading, *rows = csv.reader(StringIO(file.read_text()))
+    assert heading == list(MEMBERS)
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "audit", "export")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no audit log yet: there is no store at" in done.stderr

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import calls, mcpguard, on_terminal
+from tests.end_to_end.host import audit
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    calls(tmp_path, "echo", 3)
+    return tmp_path
+
+
+def test_rows_of_before_a_time_are_deleted_but_for_the_newest(home: Path) -> None:
+    assert mcpguard(home, "audit", "prune", "--before", "1h", "--yes").stdout == "0 rows deleted\n"
+    assert len(audit(home)) == 3
+    done = mcpguard(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows deleted\n", "")
+    assert len(audit(home)) == 1
+
+
+def test_rows_of_other_namespaces_stay(home: Path) -> None:
+    argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
+    assert mcpguard(home, *argv, MCPGUARD_NAMESPACE="other").stdout == "0 rows deleted\n"
+    assert len(audit(home)) == 3
+
+
+def test_it_asks_before_it_deletes(home: Path) -> None:
+    argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z")
+    status, shown = on_terminal(home, *argv, typed=b"n\n")
+    assert status == 1
+    assert "Delete the audit rows before 9999-01-01 00:00:00 UTC in " in shown
+    assert "nothing was deleted" in shown
+    assert on_terminal(home, *argv, typed=b"y\n")[1].endswith("3 rows deleted\n")
+    done = mcpguard(home, *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "hint: add --yes" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [[], ["--before", "soon"], ["--before", "0d"]])
+def test_it_needs_a_time(home: Path, argv: list[str]) -> None:
+    assert mcpguard(home, "audit", "prune", "--yes", *argv).returncode == 2
+    assert len(audit(home)) == 3
+
+
+def test_without_a_store_there_is_nothing_to_delete(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "audit", "prune", "--before", "1d", "--yes")
+    assert done.returncode == 0
+    assert "no rows: there is no store at" in done.stdout
+    assert list(tmp_path.iterdir()) == []

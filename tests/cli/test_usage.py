@@ -1,0 +1,286 @@
+"""`mcpguard usage` shows the counters by the policy in force, and its screen leaves the terminal as it was."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from mcpguard.cli._usage_screen import screen
+from mcpguard.cli._usage_table import Table
+from mcpguard.core.limiter import EMPTY, charge
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
+from mcpguard.report.usage import Limits, Usage
+from mcpguard.report.watching import View
+from mcpguard.stores.api import Held
+from tests.cli.command import calls, command, mcpguard, on_terminal
+from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
+
+BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
+RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
+SHOWN = Path(__file__).parent / "shown"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Alice calls a tool five times, over a limit of three; Bob calls another three times."""
+    home = tmp_path_factory.mktemp("home")
+    policy(home, RULES)
+    calls(home, "echo", 5)
+    calls(home, "plain", 3, *BOB)
+    return home
+
+
+def listed(home: Path, *argv: str) -> list[dict[str, object]]:
+    done = mcpguard(home, "usage", "--json", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_each_counter_has_its_rule_and_what_is_left_the_least_left_first(home: Path) -> None:
+    first, *rest = listed(home)
+    wait_ms = first.pop("next_free_ms")
+    assert isinstance(wait_ms, int)
+    assert 0 < wait_ms <= 3_600_000
+    assert first == {
+        "rule": "user=* tool=echo",
+        "counter": {"user": "alice@acme.com", "tool": "echo", "server": "crm"},
+        "limit": 3,
+        "window": "1h",
+        "used": 3,
+        "left": 0,
+    }
+    assert [(one["rule"], one["left"], one["next_free_ms"]) for one in rest] == [
+        ("user=*", 97, 0),
+        ("user=*", 97, 0),
+        ("tool=*", 197, 0),
+        ("tool=*", 197, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "counters"),
+    [
+        (["--user", "bob"], [{"user": "bob"}]),
+        (["--tool", "ec*"], [{"user": "alice@acme.com", "tool": "echo", "server": "crm"}, {"tool": "echo", "server": "crm"}]),
+        (["--server", "files"], [{"tool": "plain", "server": "files"}]),
+        (["--agent", "*"], []),
+        (["-n", "1"], [{"user": "alice@acme.com", "tool": "echo", "server": "crm"}]),
+        (["-n", "0"], []),
+    ],
+)
+def test_filters_choose_counters(home: Path, argv: list[str], counters: list[object]) -> None:
+    assert [one["counter"] for one in listed(home, *argv)] == counters
+
+
+def test_the_limit_is_that_of_the_policy_in_force(tmp_path: Path) -> None:
+    policy(tmp_path, RULES)
+    calls(tmp_path, "echo", 1)
+    policy(tmp_path, rule("50/1h", user="*") + rule("20/1h", user="alice@acme.com") + rule("9/2h", tool="*"))
+    found = listed(tmp_path)
+    assert [(one["rule"], one["limit"], one["window"], one["left"]) for one in found] == [
+        ("user=alice@acme.com", 20, "1h", 19),
+        (None, None, "1d", None),
+        (None, None, "1h", None),
+    ]
+    assert "limit=-/1d" in mcpguard(tmp_path, "usage").stdout
+
+
+def usages(text: str, *held: tuple[Call, int]) -> list[Usage]:
+    """The usage under a policy, if so many calls were made at once under the same policy."""
+    taken = parse(text)
+    counters: dict[str, Held] = {}
+    for call, times in held:
+        plan = taken.plan(call)
+        for limit in plan.limits:
+            counter = plan.counters[limit.counter]
+            log = EMPTY
+            for _ in range(times):
+                log = charge(log, limit.n, limit.window_us, 1_000_000)
+            counters[counter.label] = Held(counter.label, times, log)
+    return Limits(taken, "default").usages(counters.values(), 1_000_000)
+
+
+ALICE = Call("alice", "Claude Code::subagent::Explore", "crm", "search")
+
+
+TOGETHER = """
+[[rule]]
+user = "*"
+agent = "*::subagent::*"
+per = ["user"]
+limit = "9/1h"
+
+[[rule]]
+tool = "search"
+per = []
+limit = "8/1m"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        (rule("9/1h", user="*", agent="*") , [9]),
+        (rule("9/1h", user="*") + rule("20/1h", user="alice"), [20]),
+        (rule("9/1h", user="a*") + rule("20/1h", user="*e"), [9]),
+        (TOGETHER, [8, 9]),
+        ('[[rule]]\nuser = "*"\nlimit = ["5/1m", "100/1h"]\n', [5, 100]),
+        (rule("9/1h", user="*", role="admin"), []),
+    ],
+)  # fmt: skip
+def test_a_counter_has_the_limit_by_which_it_is_charged(text: str, limits: list[int]) -> None:
+    assert [one.rate.n for one in usages(text, (ALICE, 2)) if one.rate] == limits
+    assert all(one.rule for one in usages(text, (ALICE, 2)))
+
+
+def test_a_lowered_limit_has_nothing_left_and_tells_when_a_call_is_free() -> None:
+    before = usages(rule("9/1h", user="*"), (ALICE, 9))
+    assert [(one.left, one.next_free_ms) for one in before] == [(0, 3_600_000)]
+
+
+def pressed() -> list[Usage]:
+    other = Call("客户服务部门的爱丽丝" * 3, "Cursor::background::nightly", "files", "read_\x1b[2J")
+    text = rule("3/1m", user="*", tool="*") + rule("100/1h", agent="*")
+    text += '[[rule]]\ntool = "*"\nper = []\nlimit = "1000/1d"\n'
+    return usages(text, (ALICE, 3), (other, 2))
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
+    lines = Table(columns, coloured=False).lines(pressed())
+    shown = [part for line in lines for part in line.split("\n")]
+    assert max(map(cell_len, shown)) < columns
+    compare(f"usage-{columns}.txt", shown)
+
+
+@pytest.mark.parametrize(("columns", "height"), [(40, 30), (80, 24), (160, 50)])
+def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
+    denial = {"time": "2026-01-01T00:00:00Z", "decision": "rate_limited", "axis": "user", "limit": 3, "window": "1m"}
+    names = {"user": "alice", "agent": "Cursor::api::x", "tool": "search", "server": "crm", "repeats": 7}
+    view = View(pressed() * 30, {"user": 123.4, "none": 1.0}, {"user": 3.25}, [denial | names] * 20, "")
+    lines = screen(view, "/home/alice/mcpguard.db", columns, height, None, coloured=False)
+    assert len("\n".join(lines).split("\n")) <= height
+    assert max(map(cell_len, "\n".join(lines).split("\n"))) < columns
+    compare(f"watch-{columns}.txt", [re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", line) for line in lines])
+
+
+def compare(name: str, lines: list[str]) -> None:
+    """Compare with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
+    text = "\n".join(lines) + "\n"
+    if os.environ.get("MCPGUARD_WRITE_SHOWN"):
+        (SHOWN / name).write_text(text)
+    assert text == (SHOWN / name).read_text()
+
+
+def test_colours_appear_on_a_terminal_unless_no_color_is_set(home: Path) -> None:
+    assert "\x1b[31m████████" in on_terminal(home, "usage")[1]
+    shown = on_terminal(home, "usage", NO_COLOR="1")[1]
+    assert "████████" in shown
+    assert "\x1b" not in shown
+
+
+def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None:
+    first, *_, last = mcpguard(home, "usage").stdout.splitlines()
+    assert re.fullmatch(
+        r'left=0 used=3 limit=3/1h next_free_ms=\d+ user=alice@acme\.com tool=echo server=crm rule="user=\* tool=echo"', first
+    )
+    assert last == 'left=197 used=3 limit=200/1d next_free_ms=0 tool=plain server=files rule="tool=*"'
+
+
+def test_without_a_store_or_without_calls_it_says_so_on_stderr(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "usage")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no counters: there is no store at" in done.stderr
+
+
+def test_a_broken_policy_is_an_error_in_the_policy(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "policy.toml").write_text("limit")
+    done = mcpguard(home, "usage", "--policy", str(tmp_path / "policy.toml"))
+    assert (done.returncode, done.stdout) == (78, "")
+
+
+@pytest.mark.parametrize("argv", [["--watch"], ["--watch", "--json"]])
+def test_watch_needs_a_terminal(home: Path, argv: list[str]) -> None:
+    done = mcpguard(home, "usage", *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "hint: for programs: mcpguard usage --json" in done.stderr
+
+
+class Screen:
+    """`usage --watch` on a terminal of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self._master, self.terminal = pty.openpty()
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.before = termios.tcgetattr(self.terminal)
+        env = environment(home, TERM="xterm-256color", NO_COLOR="1")
+        pipes = {"stdin": self.terminal, "stdout": self.terminal, "stderr": self.terminal}
+        self.process = subprocess.Popen(command("usage", "--watch"), env=env, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        self.data = b""
+
+    def wait_for(self, text: str) -> None:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while text.encode() not in self.data:
+            assert select.select([self._master], [], [], max(0, deadline_s - time.monotonic()))[0], self.data
+            self.data += os.read(self._master, 65536)
+
+    def end(self, number: int) -> int:
+        """Send a signal. Returns the exit status."""
+        self.process.send_signal(number)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline_s
+            if select.select([self._master], [], [], 0.05)[0]:
+                self.data += os.read(self._master, 65536)
+        while select.select([self._master], [], [], 0)[0]:
+            self.data += os.read(self._master, 65536)
+        return int(self.process.returncode)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for fd in (self._master, self.terminal):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, number: int) -> None:
+    with contextlib.closing(Screen(home)) as shown:
+        shown.wait_for("LATEST DENIALS")
+        shown.wait_for("rate_limited")
+        assert b"\x1b[?1049h" in shown.data
+        assert b"\x1b[?25l" in shown.data
+        assert shown.end(number) == 128 + number
+        restored = shown.data.rpartition(b"\x1b[?25l")[2]
+        assert b"\x1b[?25h" in restored
+        assert restored.endswith(b"\x1b[?1049l")
+        assert b"Traceback" not in shown.data
+        assert termios.tcgetattr(shown.terminal) == shown.before
+
+
+def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", user="*"))
+    calls(tmp_path, "echo", 1)
+    with contextlib.closing(Screen(tmp_path)) as shown:
+        shown.wait_for("user=alice@acme.com")
+        shown.wait_for("none\x20")
+        calls(tmp_path, "echo", 2)
+        shown.wait_for("rate_limited user  2/1h")
+        policy(tmp_path, rule("7/1h", user="*"))
+        shown.wait_for(" 7/1h ")
+        (tmp_path / "policy.toml").write_text("limit")
+        shown.wait_for("policy.toml")
+        assert shown.end(signal.SIGTERM) == 143
