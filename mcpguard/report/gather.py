@@ -196,7 +196,7 @@ class Findings:
         use = self._use(limit) if limit else None
         if decision in REFUSED or decision == "would_deny":
             counts = slot.denied if decision in REFUSED else slot.would_deny
-            axis = axis_of(row)
+            axis = axis_of(row.decision, row.reported, row.detail)
             counts[axis if axis in AXES else "none"] += weight
             if use and decision in REFUSED:
                 use.denied += weight

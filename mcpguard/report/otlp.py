@@ -81,7 +81,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
         "mcpguard.session": context["session"],
         "mcpguard.server": context.get("server"),
         "mcpguard.decision": row.decision,
-        "mcpguard.axis": axis_of(row),
+        "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
         "mcpguard.rule": limit.get("rule"),
         "mcpguard.limit": f"{limit['limit']}/{limit['window']}" if "limit" in limit else None,
         "mcpguard.remaining": row.remaining,
@@ -168,7 +168,7 @@ class Metrics:
             series = _Series.of(
                 {
                     "mcpguard.decision": row.decision,
-                    "mcpguard.axis": axis_of(row),
+                    "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
                     "mcpguard.server": server,
                     "gen_ai.tool.name": tool,
                     "mcpguard.tier": agent.tier if agent else None,
