@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from mcpguard.core.audit import axis_of, members
 from mcpguard.core.policy.model import Reported
@@ -29,15 +29,20 @@ _BUCKETS: Final = 24
 """Durations are counted in so many buckets per power of ten. A bucket is 10 % wide."""
 
 
+def bucket(duration_us: int) -> int:
+    """The bucket of a duration."""
+    return round(_BUCKETS * math.log10(max(1, duration_us)))
+
+
 class Durations:
     """Durations, counted in buckets. A quantile is at most 5 % off."""
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
 
-    def add(self, duration_us: int) -> None:
-        """Count a duration."""
-        self._buckets[round(_BUCKETS * math.log10(max(1, duration_us)))] += 1
+    def add(self, bucket: int) -> None:
+        """Count a duration; see `bucket`."""
+        self._buckets[bucket] += 1
 
     def merge(self, other: "Durations") -> None:
         """Count all durations of another object."""
@@ -71,8 +76,8 @@ class Figures:
         self.outcomes: Counter[str] = Counter()
         self.durations = Durations()
 
-    def add(self, decision: str, weight: int, outcome: str | None, duration_us: int | None) -> None:
-        """Count the calls of a row."""
+    def add(self, decision: str, weight: int, outcome: str | None, duration: int | None) -> None:
+        """Count the calls of a row. `duration` is the bucket of its duration."""
         self.calls += weight
         if decision in REFUSED:
             self.denied += weight
@@ -80,8 +85,8 @@ class Figures:
             self.would_deny += weight
         if outcome is not None:
             self.outcomes[outcome] += 1
-            if duration_us is not None:
-                self.durations.add(duration_us)
+            if duration is not None:
+                self.durations.add(duration)
 
     def merge(self, other: "Figures") -> None:
         """Count all calls of another object."""
@@ -108,14 +113,17 @@ class Figures:
         return self.errors / ended if ended else None
 
 
-class Named:
+_Name = TypeVar("_Name", str, tuple[str, str])
+
+
+class Named(Generic[_Name]):
     """Figures by name, of at most `2 * NAMES` names."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, Figures] = {}
+        self.figures: dict[_Name, Figures] = {}
         self.others = Figures()
 
-    def of(self, name: str) -> Figures:
+    def of(self, name: _Name) -> Figures:
         """The figures of a name."""
         found = self.figures.get(name)
         if found is None:
@@ -125,7 +133,7 @@ class Named:
             found = self.figures[name] = Figures()
         return found
 
-    def top(self, n: int) -> list[tuple[str, Figures]]:
+    def top(self, n: int) -> list[tuple[_Name, Figures]]:
         """The names with the most calls."""
         return heapq.nsmallest(n, self.figures.items(), key=lambda one: (-one[1].calls, one[0]))
 
@@ -170,28 +178,33 @@ class Findings:
         self.slots = [Slot() for _ in range(-((self.first_us - until_us) // self.slot_us))]
         self.all = Figures()
         self.decisions: Counter[str] = Counter()
-        self.users, self.agents, self.tools = Named(), Named(), Named()
+        self.users: Named[str] = Named()
+        self.agents: Named[str] = Named()
+        self.tools: Named[tuple[str, str]] = Named()  # by server and tool
         self.limits: dict[Reported, Use] = {}
         self.bursts = Bursts()
         self._limit_of: dict[str, Reported] = {}  # by the limit's text in a row
+        self._names_of: dict[str, tuple[str, str, str, str]] = {}  # by the context's text in a row
 
     def add(self, stored: StoredRow) -> None:
         """Count a row. Rows that stand for no call are ignored."""
-        row, outcome, duration_us = stored.row, stored.outcome, stored.duration_us
+        row, outcome = stored.row, stored.outcome
         decision = row.decision
         if decision == "policy":
             return
         weight = row.repeats or 1
-        context = members(row.context)
+        duration = None if stored.duration_us is None else bucket(stored.duration_us)
         self.decisions[decision] += weight
         slot = self.slots[min(len(self.slots) - 1, max(0, (row.time_us - self.first_us) // self.slot_us))]
-        user, agent, tool, server = (str(context.get(key, "")) for key in ("user", "agent", "tool", "server"))
-        known = [self.all, slot.figures]
-        known += [named.of(name) for named, name in ((self.users, user), (self.agents, agent)) if name]
+        user, agent, server, tool = self._names(row.context)
+        self.all.add(decision, weight, outcome, duration)
+        slot.figures.add(decision, weight, outcome, duration)
+        if user:
+            self.users.of(user).add(decision, weight, outcome, duration)
+        if agent:
+            self.agents.of(agent).add(decision, weight, outcome, duration)
         if tool:
-            known.append(self.tools.of(json.dumps([server, tool])))
-        for figures in known:
-            figures.add(decision, weight, outcome, duration_us)
+            self.tools.of((server, tool)).add(decision, weight, outcome, duration)
         limit = self._limit(row.reported) if row.reported else None
         use = self._use(limit) if limit else None
         if decision in REFUSED or decision == "would_deny":
@@ -207,6 +220,17 @@ class Findings:
             use.peak = max(use.peak, row.counted)
         elif use and limit and decision == "rate_limited":
             use.peak = max(use.peak, limit.limit or 0)
+
+    def _names(self, context: str) -> tuple[str, str, str, str]:
+        """The user, the agent, the server and the tool of a row; empty if unknown."""
+        found = self._names_of.get(context)
+        if found is None:
+            if len(self._names_of) >= NAMES:
+                self._names_of.clear()
+            named = members(context)
+            user, agent, server, tool = (str(named.get(key, "")) for key in ("user", "agent", "server", "tool"))
+            found = self._names_of[context] = user, agent, server, tool
+        return found
 
     def _limit(self, text: str) -> Reported:
         found = self._limit_of.get(text)

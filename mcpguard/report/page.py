@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from mcpguard import __version__
 from mcpguard.core.policy.model import Policy, Reported
@@ -30,6 +30,8 @@ _LABELS: Final = 8
 """About how many points of a chart have a label."""
 
 _ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet"}
+_Name = TypeVar("_Name", str, tuple[str, str])
+
 _AXIS_COLOURS: Final = {"user": "blue", "agent": "orange", "tool": "violet", "none": "grey"}
 
 
@@ -180,19 +182,16 @@ def _slot_rows(findings: Findings) -> list[dict[str, object]]:
     return rows
 
 
-def _top(named: Named) -> list[tuple[str, Figures, float]]:
+def _top(named: Named[_Name]) -> list[tuple[_Name, Figures, float]]:
     """The names with the most calls, their figures, and their length as a bar in percent."""
     top = named.top(TOP)
     most = max((figures.calls for _, figures in top), default=1)
     return [(name, figures, 100 * figures.calls / most) for name, figures in top]
 
 
-def _tools(named: Named) -> list[dict[str, object]]:
-    import json
-
+def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
     rows = []
-    for key, figures, width in _top(named):
-        server, tool = json.loads(key)
+    for (server, tool), figures, width in _top(named):
         rows.append({"server": server, "tool": tool, "figures": figures, "width": width, "quantiles": _quantiles(figures)})
     return rows
 

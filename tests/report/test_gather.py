@@ -3,7 +3,7 @@ import json
 from mcpguard.core.audit import Row
 from mcpguard.core.policy.model import Reported
 from mcpguard.report.bursts import GAP_US, LEAST, WORST
-from mcpguard.report.gather import NAMES, Durations, Findings, gather, slot_us
+from mcpguard.report.gather import NAMES, Durations, Findings, bucket, gather, slot_us
 from mcpguard.stores.api import StoredRow
 from tests.report.week import HOUR_US, SINCE_US, UNTIL_US, week
 
@@ -54,7 +54,7 @@ def test_an_error_is_a_share_of_the_calls_that_have_ended() -> None:
 def test_a_quantile_is_off_by_five_percent_at_most() -> None:
     durations = Durations()
     for duration_us in range(1, 100_001):
-        durations.add(duration_us)
+        durations.add(bucket(duration_us))
     for share in (0.5, 0.95, 0.99):
         found = durations.quantile_us(share)
         assert found is not None
