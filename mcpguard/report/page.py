@@ -50,7 +50,7 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "share": _share, "ms": _ms, "name": _name}
     template = environment.from_string((files("mcpguard.report") / "page.html").read_text("utf-8"))
-    unused = unreached(policy, findings.limits) if policy else []
+    unused = unreached(policy, findings.limits) if policy and not filters else []
     return template.render(
         version=__version__,
         namespace=namespace,

@@ -131,6 +131,12 @@ def test_a_period_without_calls_has_a_page_that_says_so() -> None:
     assert "Limits never reached" in text
 
 
+def test_a_report_with_filters_does_not_call_a_limit_unused() -> None:
+    found = gather.gather([list(week())], SINCE_US, UNTIL_US)
+    assert "mcpguard policy set" in page_of(found)
+    assert "mcpguard policy set" not in page_of(found, filters="--user alice")
+
+
 def test_a_page_is_made_even_if_the_policy_is_not_valid() -> None:
     assert "The policy is not valid" in page_of(of(stored(0, "allowed")), None)
 

@@ -12,8 +12,11 @@ from mcpguard.core.audit import Outcome, Row
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.report import otlp, telemetry
 from mcpguard.report.telemetry import Exporter, HttpCollector, Options, Position, Rejected, Unreached
+from mcpguard.stores.api import Options as StoreOptions
 from mcpguard.stores.api import Store, Wanted
+from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.redis_servers import running as redis_running
 from tests.report.receiver import Receiver, receiving, values
 from tests.report.test_gather import stored
 
@@ -73,9 +76,10 @@ def export(
     with_user: bool = False,
     sleep: Callable[[float], None] | None = None,
     headers: dict[str, str] | None = None,
+    store: str = "",
 ) -> tuple[int, list[str], list[float]]:
     """Send the rows of the store in a folder. Returns how many, what was said, and the waits."""
-    settings = config.Settings(folder / "policy.toml", False, folder / "mcpguard.db")
+    settings = config.Settings(folder / "policy.toml", False, folder / "mcpguard.db", store)
     said: list[str] = []
     waits: list[float] = []
 
@@ -258,6 +262,17 @@ def test_a_row_whose_outcome_does_not_come_is_sent_without_a_duration(
     assert export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1), sleep=once_more(0))[0] == 1
     assert receiver.spans[0].start_time_unix_nano == receiver.spans[0].end_time_unix_nano
     assert "mcp.server.operation.duration" not in receiver.metrics
+
+
+def test_rows_of_a_redis_store_are_sent_once_and_with_their_outcomes(tmp_path: Path, receiver: Receiver) -> None:
+    with redis_running(tmp_path) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        with contextlib.closing(RedisAddress(server.address).open(StoreOptions(timeout_ms=20_000))) as opened:
+            add(opened, "allowed", "denied")
+            assert export(tmp_path, receiver, store=url)[0] == 2
+            add(opened, "allowed")
+            assert export(tmp_path, receiver, store=url)[0] == 1
+    assert [values(span.attributes).get("mcpguard.outcome") for span in receiver.spans] == ["ok", None, "ok"]
 
 
 def test_rows_are_sent_in_batches(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
