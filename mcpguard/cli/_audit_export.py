@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from mcpguard import config
 from mcpguard.cli import _audit_otlp, _filters
-from mcpguard.cli._command import Command
+from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._text import until_reader_leaves
@@ -61,6 +61,7 @@ def command(
       mcpguard audit export --format ocsf --follow --since 1m | vector
       mcpguard audit export --otlp http://localhost:4318 --follow
     """
+    give_way()
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     if not settings.address.exists() and not follow:

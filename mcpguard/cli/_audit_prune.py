@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from mcpguard import config
-from mcpguard.cli._command import Command
+from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import time_us
 from mcpguard.cli._options import store_option
 from mcpguard.core.text import printable
@@ -43,6 +43,7 @@ def command(before: str, yes: bool, store: str | None) -> int:
     if not yes and not click.confirm(f"Delete the audit rows before {when} in {where}?", err=True):
         click.echo("nothing was deleted", err=True)
         return ExitStatus.FAILURE
+    give_way()
     deleted = 0
     try:
         for some in settings.prune_store(before_us):

@@ -11,7 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _filters
-from mcpguard.cli._command import Command
+from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.config import Settings
@@ -49,6 +49,7 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
       mcpguard audit report
       mcpguard audit report --since 30d --server crm -o crm.html
     """
+    give_way()
     require("audit report", "report", "pygal", "jinja2")
     settings = config.load(os.environ, store=store, policy=policy)
     wanted = _filters.wanted(settings.namespace, **filters)

@@ -15,7 +15,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import MEMBERS
 from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import Call, Counter, Policy, Rule
-from mcpguard.core.policy.parse import rule_of_text
+from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
@@ -24,8 +24,8 @@ from mcpguard.stores.api import AuditReader, Readable, Wanted
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that tell of the limits that decided. They are not shown among the others."""
 
-_SUMMED_UP: Final = {"user": "user_source", "agent": "agent_source"}
-"""Members that are shown in one line with their sources."""
+_SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
+"""Members that are shown in one line with their sources, which are members, too."""
 
 
 class LimitThen(NamedTuple):
@@ -255,10 +255,10 @@ def print_all(shown: Shown, policy: Policy, file: str) -> None:
     """Print a row, its rules, its counters, and the commands that change the rules."""
     record = shown.record
     for key in MEMBERS:
-        if key in record and key not in (*_OF_LIMITS, *_SUMMED_UP.values(), "time_us"):
+        if key in record and key not in (*_OF_LIMITS, *_SOURCES.values(), "time_us"):
             value = record[key]
             text = value if isinstance(value, str) else json.dumps(value)
-            source = f" ({record[_SUMMED_UP[key]]})" if key in _SUMMED_UP and _SUMMED_UP[key] in record else ""
+            source = f" ({record[_SOURCES[key]]})" if key in _SOURCES and _SOURCES[key] in record else ""
             paragraph(f"{key + ':':13}{text}{source}")
     if not shown.limits:
         click.echo("\nNo rule decided.")

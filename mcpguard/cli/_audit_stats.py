@@ -12,7 +12,7 @@ import click
 from mcpguard import config
 from mcpguard.cli import _filters
 from mcpguard.cli._audit_table import fit
-from mcpguard.cli._command import Command
+from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, store_option
 from mcpguard.cli._text import until_reader_leaves
@@ -40,6 +40,7 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
       mcpguard audit stats --by user --denied --since 2h
       mcpguard audit stats --by hour --tool search_customers --json
     """
+    give_way()
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     found: list[Statistic] = []

@@ -13,7 +13,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import _usage_table
-from mcpguard.cli._command import Command
+from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import given, name_filters, selects
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.cli._text import is_coloured, tolerant_output, until_reader_leaves
@@ -59,6 +59,7 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
     if watch:
         from mcpguard.cli import _usage_screen
 
+        give_way()
         return _usage_screen.show(settings, file, found, is_selected, rows)
     with until_reader_leaves():
         _print(settings, found, is_selected, rows, as_json=as_json)

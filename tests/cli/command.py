@@ -41,6 +41,7 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
     with (
         Path(os.devnull).open() as nothing,
         patch.dict(os.environ, environment(home, **env), clear=True),
+        patch.object(os, "nice"),
         patch.multiple(sys, argv=["mcpguard", *argv], stdin=nothing, stdout=out, stderr=err),
         pytest.raises(SystemExit) as end,
     ):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core.arguments import args_hash
-from mcpguard.core.audit import MEMBERS, Row, line, record, row, session_of, sum_of, summary, summed
+from mcpguard.core.audit import MEMBERS, Outcome, Row, line, record, row, session_of, sum_of, summary, summed, with_outcome
 from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
@@ -140,6 +140,17 @@ def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
 )
 def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], text: str) -> None:
     assert line(entry) == text
+
+
+def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
+    entry = {"decision": "allowed", "axis": "user", "server": "the crm", "user": "alice"}
+    assert line(entry) == "allowed axis=user user=alice"
+    assert line(entry, with_server=True) == 'allowed axis=user server="the crm" user=alice'
+
+
+def test_an_outcome_that_comes_later_makes_the_record_of_a_row_that_was_read_with_it() -> None:
+    one = Row(WALL_US, 1, "allowed", CONTEXT)
+    assert with_outcome(record(one), Outcome(7, "ok", 41_250)) == record(one, outcome="ok", duration_us=41_250)
 
 
 @given(st.dictionaries(st.sampled_from(["axis", "user", "agent", "tool", "rule", "reason", "outcome"]), st.text(max_size=6)))

@@ -48,7 +48,6 @@ MAX_WINDOW_SECONDS: Final = 3650 * 86400
 """The longest window, ten years. It keeps store times exact in the doubles of a Redis script."""
 
 _RULE_KEYS: Final = (*SELECTORS, "per", "limit", "mode", "name")
-_SELECTION: Final = re.compile(rf"(?:^| )({'|'.join(SELECTORS)}|per)=")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 _RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
 _LOOSE_RATE = re.compile(r"\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*([a-z]+?)s?\s*", re.IGNORECASE)
@@ -184,29 +183,6 @@ def parse_rule(table: dict[str, object], *, where: str, line: int = 0) -> Rule:
         name=name,
         line=line,
     )
-
-
-def rule_of_text(text: str, limit: object) -> Rule | None:
-    """The rule with this `Rule.text`, as reports and audit rows have it, and this limit.
-
-    Args:
-        text: The rule's text.
-        limit: A value of `limit` in a policy file.
-
-    Returns:
-        None if no rule has this text.
-    """
-    _, *parts = _SELECTION.split(text)
-    table: dict[str, object] = dict(zip(parts[::2], parts[1::2], strict=True))
-    for key in table.keys() & {"role", "scope", "per"}:
-        table[key] = str(table[key]).split(",")
-    if table.get("per") == ["none"]:
-        table["per"] = []
-    try:
-        rule = parse_rule({**table, "limit": limit}, where="rule")
-    except PolicyError:
-        return None
-    return rule if rule.text == text else None
 
 
 def parse_limits(value: object, *, where: str) -> tuple[tuple[Rate, ...], str]:

@@ -16,7 +16,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import START, Position, log_path
 from mcpguard.stores.sqlite.memory import unpack
-from mcpguard.stores.sqlite.schema import no_store
+from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
@@ -148,6 +148,8 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
     words = str(error)
     if "not a database" in words and not log_path(path).exists():  # each store has a call log
         return no_store(path, words)
+    if "no such table" in words:
+        return no_store(path, OF_ANOTHER)
     if "malformed" in words or "not a database" in words:
         return integrity.damaged(path, words)
     if "unable to open" in words and path.is_dir():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.sqlite.call_log import log_path
 
 PAGE_BYTES: Final = 4096
 
@@ -48,6 +49,9 @@ _PREVIEWS: Final = 3
 VERSION: Final = _PREVIEWS + len(STEPS)
 
 
+OF_ANOTHER: Final = "another program made this database"
+
+
 def no_store(path: Path | str, how: str) -> StoreUnavailable:
     """The error for a file that is no store, probably because its path is mistyped."""
     return StoreUnavailable(
@@ -62,8 +66,8 @@ def require_schema(db: sqlite3.Connection, *, path: str) -> int:
         StoreUnavailable: Another program, a later version of mcpguard, or an unreleased one wrote the file.
     """
     found = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
-        raise no_store(path, "another program made this database")
+    if not found and not log_path(Path(path)).exists() and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise no_store(path, OF_ANOTHER)  # each store has a call log
     if found > VERSION:
         raise StoreUnavailable(
             f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",

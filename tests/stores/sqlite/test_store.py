@@ -15,6 +15,7 @@ from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import call_log, memory, opening, schema
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time, call_line, identity
 
@@ -124,6 +125,19 @@ def test_a_damaged_file_is_reported_and_not_recreated(path: Path, open_store: Op
         assert raised.value.message.startswith(str(path))
         assert "move it away" in raised.value.hint
     assert path.read_bytes() == content
+
+
+def test_a_store_that_another_programs_database_replaced_is_not_read_as_one(path: Path, open_store: Open) -> None:
+    open_store().close()
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE other (x)")
+    with (
+        contextlib.closing(Reader(path)) as reader,
+        pytest.raises(StoreUnavailable, match="another program made this") as raised,
+    ):
+        list(reader.entries())
+    assert raised.value.hint.startswith("is the path right?")
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])

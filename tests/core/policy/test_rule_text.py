@@ -2,7 +2,8 @@
 
 import pytest
 
-from mcpguard.core.policy.parse import parse_rule, rule_of_text
+from mcpguard.core.policy.parse import parse_rule
+from mcpguard.core.policy.rule_text import rule_of_text
 
 
 @pytest.mark.parametrize(

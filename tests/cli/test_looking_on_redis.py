@@ -1,0 +1,59 @@
+"""`usage` and the commands of `audit` show one fleet's calls on a server that many machines share."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import calls, mcpguard
+from tests.cli.test_usage import Screen
+from tests.end_to_end.host import policy, rule
+from tests.redis_servers import Server, running
+
+BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path: Path, server: Server) -> Path:
+    """Alice calls a tool three times, over a limit of two; Bob calls another."""
+    policy(tmp_path, rule("2/1h", user="*", tool="echo") + rule("9/1h", user="*"))
+    (tmp_path / "config.toml").write_text(f'[store]\nurl = "{server.url}"\nnamespace = "{tmp_path.name}"\ntimeout_ms = 20000\n')
+    calls(tmp_path, "echo", 3)
+    calls(tmp_path, "plain", 1, *BOB)
+    return tmp_path
+
+
+def test_usage_stats_export_and_prune_work_on_a_server(home: Path) -> None:
+    found = [json.loads(line) for line in mcpguard(home, "usage", "--json").stdout.splitlines()]
+    assert [(one["rule"], one["used"], one["left"]) for one in found] == [
+        ("user=* tool=echo", 2, 0),
+        ("user=*", 2, 7),
+        ("user=*", 1, 8),
+    ]
+    stats = json.loads(mcpguard(home, "audit", "stats", "--by", "user", "--json").stdout)
+    assert [(one["key"], one["calls"], one["denied"]) for one in stats["rows"]] == [("alice@acme.com", 3, 1), ("bob", 1, 0)]
+    tools = [json.loads(line).get("tool") for line in mcpguard(home, "audit", "export", "--tool", "*").stdout.splitlines()]
+    assert tools == ["echo", "echo", "echo", "plain"]
+    assert mcpguard(home, "audit", "prune", "--before", "1h", "--yes").stdout == "0 rows deleted\n"
+    rows = len(mcpguard(home, "audit", "export").stdout.splitlines())
+    done = mcpguard(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
+    assert done.stdout == f"{rows} rows deleted\n"
+    assert mcpguard(home, "audit", "export").stdout == ""
+    assert len(mcpguard(home, "usage", "--json").stdout.splitlines()) == 3
+
+
+def test_the_screen_shows_what_other_machines_do(home: Path) -> None:
+    with closing(Screen(home)) as shown:
+        shown.wait_for("user=alice@acme.com tool=echo")
+        calls(home, "echo", 3, *BOB)
+        shown.wait_for("rate_limited user  2/1h      echo bob")
+        assert shown.end(signal.SIGTERM) == 143

@@ -1,0 +1,101 @@
+"""Following an export gives each row once, in order, with its outcome if that comes in time."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.config import Settings
+from mcpguard.core.audit import Outcome
+from mcpguard.report import following
+from mcpguard.stores.api import Wanted
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import Session, identity
+
+POLICY = '[[rule]]\nuser = "*"\ntool = "limited"\nlimit = "1/1h"\n'
+ANY = Wanted(None)
+
+
+class Followed:
+    """A store that is followed. `steps` happen one by one, whenever the follower waits; then it stops."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "mcpguard.db"
+        self.said: list[str] = []
+
+    def rows(self, *steps: Callable[[], object], wanted: Wanted = ANY) -> list[tuple[str, str | None]]:
+        left = iter(steps)
+
+        def step(_: float) -> None:
+            next(left, self._stop)()
+
+        settings = Settings(self.path, policy_named=False, database=self.path)
+        found: list[tuple[str, str | None]] = []
+        try:
+            for page in following.follow(settings, wanted, self.said.append, step):
+                found += [(one.row.decision, one.outcome) for one in page]
+        except InterruptedError:
+            return found
+        raise AssertionError("it has ended")
+
+    def _stop(self) -> None:
+        raise InterruptedError
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Followed:
+    return Followed(tmp_path)
+
+
+@pytest.fixture
+def session(followed: Followed) -> Iterator[Session]:
+    store = SqliteStore(followed.path, timeout_ms=20_000)
+    yield Session(store, POLICY, who=identity("alice"))
+    store.close()
+
+
+def end(session: Session, row_id: int | None) -> None:
+    session.store.record([Outcome(row_id or 0, "ok", 5)])
+
+
+def test_a_row_waits_for_its_outcome_and_the_rows_after_it_wait_too(followed: Followed, session: Session) -> None:
+    first, second = session.one("slow"), session.one("limited")
+    session.one("limited")
+    assert followed.rows(lambda: None) == []
+    end(session, second.row_id)
+    assert followed.rows(lambda: None) == []
+    assert followed.rows(lambda: None, lambda: end(session, first.row_id), lambda: None) == [
+        ("allowed", "ok"),
+        ("allowed", "ok"),
+        ("rate_limited", None),
+    ]
+
+
+def test_a_row_waits_for_a_bounded_time(followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.one("slow")
+    monkeypatch.setattr(following, "OUTCOME_S", 0)
+    assert followed.rows(lambda: None) == [("allowed", None)]
+
+
+def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followed, session: Session) -> None:
+    row_id = session.one("slow").row_id
+    ok, failed = Wanted(None, outcomes=frozenset({"ok"})), Wanted(None, outcomes=frozenset({"tool_error"}))
+    assert followed.rows(lambda: end(session, row_id), lambda: None, wanted=ok) == [("allowed", "ok")]
+    assert followed.rows(lambda: None, wanted=failed) == []
+
+
+def test_it_waits_for_a_store_and_goes_on_in_one_that_replaces_it(followed: Followed) -> None:
+    def call() -> None:
+        store = SqliteStore(followed.path, timeout_ms=20_000)
+        session = Session(store, POLICY, who=identity("alice"))
+        end(session, session.one("echo").row_id)
+        store.close()
+
+    def replace() -> None:
+        for path in followed.path.parent.glob("mcpguard.db*"):
+            path.unlink()
+        call()
+
+    assert followed.rows(call, lambda: None, replace, lambda: None) == [("allowed", "ok")] * 2
+    assert "no audit log yet" in followed.said[0]
+    assert "was removed or replaced" in followed.said[1]

@@ -1,0 +1,106 @@
+"""Pruning on demand deletes rows in small portions, beside calls and upkeep."""
+
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.api import DISORDER_US, Options
+from mcpguard.stores.locks import lock_file
+from mcpguard.stores.sqlite import pruning, upkeep
+from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import WALL_US, Session, Time, identity
+
+POLICY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store with a row each hour of a day."""
+    path = tmp_path / "mcpguard.db"
+    time = Time(WALL_US)
+    store = SqliteStore(path, clock=time, wall=time)
+    session = Session(store, POLICY, who=identity("alice"))
+    for _ in range(24):
+        session.call("echo")
+        time.pass_ms(3_600_000)
+    store.close()
+    return path
+
+
+def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
+    return list(SqliteAddress(path).prune(Options(namespace=namespace), WALL_US + hours * 3_600_000_000))
+
+
+def hours(path: Path) -> list[int]:
+    with_store = SqliteAddress(path).read(Options())
+    found = [(int(str(one.record["time_us"])) - WALL_US) // 3_600_000_000 for one in with_store.entries()]
+    with_store.close()
+    return found
+
+
+def test_the_rows_of_before_a_time_are_deleted(path: Path) -> None:
+    assert prune(path, 0) == []
+    assert prune(path, 10, "other") == []
+    assert sum(prune(path, 10)) == 10
+    assert hours(path) == list(range(10, 24))
+
+
+def test_rows_go_in_portions_and_the_newest_row_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_PRUNED_AT_ONCE", 10)
+    assert prune(path, 1000) == [10, 10, 3]
+    assert hours(path) == [23]
+
+
+def test_rows_that_are_only_in_the_call_log_are_deleted_too(path: Path) -> None:
+    time = Time(WALL_US - 1)
+    store = SqliteStore(path, clock=time, wall=time)
+    Session(store, POLICY, session="b" * 16, who=identity("bob")).call("echo", 3)
+    assert sum(prune(path, -100)) == 0
+    assert sum(prune(path, 24)) == 26
+    store.close()
+
+
+def test_a_row_out_of_order_is_found_within_an_hour(path: Path) -> None:
+    time = Time(WALL_US + 24 * DISORDER_US)
+    store = SqliteStore(path, clock=time, wall=time)
+    session = Session(store, POLICY, session="b" * 16, who=identity("bob"))
+    for back_us in (0, DISORDER_US // 2, 0):
+        time.now_us -= back_us
+        session.call("echo")
+        time.now_us += back_us
+    store.close()
+    assert sum(prune(path, 24)) == 24 + 1
+
+
+def test_it_waits_for_upkeep_of_another_process_for_a_bounded_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "LOCK_S", 0.01)
+    lock = lock_file(beside(path, "-lock"))
+    assert lock.acquire_by_trying(1)
+    with pytest.raises(StoreUnavailable, match="is locked by another process"):
+        prune(path, 10)
+    lock.release()
+    lock.close()
+    assert sum(prune(path, 10)) == 10
+
+
+def test_it_takes_no_lock_that_calls_need(path: Path) -> None:
+    log = CallLog(log_path(path))
+    turn = log.turn()
+    assert turn.acquire(1)
+    assert sum(prune(path, 10)) == 10
+    turn.release()
+    turn.close()
+    log.close()
+
+
+def test_it_uses_the_room_that_deleted_rows_leave(path: Path) -> None:
+    import sqlite3
+
+    prune(path, 20)
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT bytes FROM namespace").fetchone()[0] < 24 * 160
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
