@@ -198,9 +198,15 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
     ]
     one.write(7)
     assert (one.read(), [other.read() for other in others]) == (7, [None] * 3)
-    assert one.path.stat().st_mode & 0o777 == 0o600
     for each in (one, *others):
         each.close()
+
+
+@pytest.mark.posix
+def test_only_the_account_can_read_a_position(tmp_path: Path) -> None:
+    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
+        position.write(7)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
 def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
