@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from mcpguard import config
-from mcpguard.cli import _filters
+from mcpguard.cli import _audit_otlp, _filters
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
@@ -38,25 +39,46 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
     help="The file to write. Default: stdout. A file that exists is not replaced.",
 )
 @click.option("-f", "--follow", is_flag=True, help=_FOLLOW_HELP)
+@click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
+@click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")
 @row_filters
 @store_option
-def command(form: str, output: str | None, follow: bool, store: str | None, **filters: Any) -> int:
+def command(
+    form: str,
+    output: str | None,
+    follow: bool,
+    collector: str | None,
+    with_user: bool,
+    store: str | None,
+    **filters: Any,
+) -> int:
     """Write rows of the audit log, the oldest first: as JSON lines, as CSV, or as OCSF events.
 
     A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
     its call has ended, or after ten seconds.
+
+    With --otlp rows become spans and metrics. The next command with the same store and URL goes on after the last row sent.
+    The first one with --follow begins with new rows unless --since is given. Headers of requests, such as an API key, are in
+    OTEL_EXPORTER_OTLP_HEADERS.
 
     \b
     Examples:
       mcpguard audit export --since 7d -o week.jsonl
       mcpguard audit export --format csv --denied -o denials.csv
       mcpguard audit export --format ocsf --follow --since 1m | vector
+      mcpguard audit export --otlp http://localhost:4318 --follow
     """
     give_way()
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     if not settings.address.exists() and not follow:
         raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}")
+    if collector is not None:
+        if output is not None or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
+            raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")
+        return _audit_otlp.send(settings, collector, wanted, with_user=with_user, follow=follow)
+    if with_user:
+        raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
     try:
         with until_reader_leaves(), _opened(output, follow=follow) as (file, is_empty):
             heading = FORMATS[form].heading

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from mcpguard import config
-from mcpguard.cli import _audit_export, _audit_prune, _audit_show, _audit_stats, _audit_table, _filters
+from mcpguard.cli import _audit_export, _audit_prune, _audit_report, _audit_show, _audit_stats, _audit_table, _filters
 from mcpguard.cli._audit_tail import Lines, Objects, Rows, Tail
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
@@ -126,5 +126,5 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
         _audit_show.print_all(shown, found, "the starter policy" if is_starter else str(settings.policy))
 
 
-for _one in (_audit_stats, _audit_export, _audit_prune):
+for _one in (_audit_stats, _audit_report, _audit_export, _audit_prune):
     command.add_command(_one.command)

@@ -21,7 +21,13 @@ _Sleep = Callable[[float], None]
 
 
 def follow(
-    settings: Settings, wanted: Wanted, say: Callable[[str], None], sleep: _Sleep = time.sleep
+    settings: Settings,
+    wanted: Wanted,
+    say: Callable[[str], None],
+    sleep: _Sleep = time.sleep,
+    *,
+    after: int = 0,
+    outcome_s: float = OUTCOME_S,
 ) -> Iterator[Sequence[StoredRow]]:
     """The wanted rows, those that exist and then those that are written, some at a time, without end.
 
@@ -30,6 +36,8 @@ def follow(
         wanted: Which rows. Its outcomes are of rows that have ended.
         say: Tells a person what happened to the store.
         sleep: Waits for so many seconds.
+        after: Only rows after the row with this id. If the store is replaced, all rows of the new one.
+        outcome_s: How long a row waits for its outcome.
 
     Raises:
         StoreUnavailable: The store cannot be read.
@@ -41,28 +49,30 @@ def follow(
             sleep(POLL_S)
         file = file_of(settings)  # asked before the store is opened, so that a replacement in between is noticed
         with contextlib.closing(settings.read_store()) as store:
-            rows = _Rows(store, wanted)
+            rows = _Rows(store, wanted, after, outcome_s)
             while True:
                 is_replaced = file_of(settings) != file  # asked first: rows written before the replacement are in the open file
                 yield from rows.new(is_last=is_replaced)
                 if is_replaced:
                     break
                 sleep(POLL_S)
+        after = 0
         say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
 
 
 class _Rows:
     """The rows of one store, which wait for their outcomes."""
 
-    def __init__(self, store: Readable, wanted: Wanted) -> None:
+    def __init__(self, store: Readable, wanted: Wanted, after: int, outcome_s: float) -> None:
         self._store = store
         self._wanted = wanted
-        self._last_id = 0
+        self._last_id = after
+        self._outcome_s = outcome_s
         self._waiting = (0, 0.0)  # the id of the first row without an outcome, and until when it is waited for
 
     def new(self, *, is_last: bool) -> Iterator[Sequence[StoredRow]]:
         """The rows that were written, or have ended, since the last time. With `is_last` none waits."""
-        known_until_s = time.monotonic() + OUTCOME_S
+        known_until_s = time.monotonic() + self._outcome_s
         for page in self._store.rows(after=self._last_id, wanted=self._wanted._replace(outcomes=None)):
             ready: list[StoredRow] = []
             for one in page:

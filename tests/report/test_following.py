@@ -23,7 +23,9 @@ class Followed:
         self.path = folder / "mcpguard.db"
         self.said: list[str] = []
 
-    def rows(self, *steps: Callable[[], object], wanted: Wanted = ANY) -> list[tuple[str, str | None]]:
+    def rows(
+        self, *steps: Callable[[], object], wanted: Wanted = ANY, after: int = 0, outcome_s: float = following.OUTCOME_S
+    ) -> list[tuple[str, str | None]]:
         left = iter(steps)
 
         def step(_: float) -> None:
@@ -32,7 +34,7 @@ class Followed:
         settings = Settings(self.path, policy_named=False, database=self.path)
         found: list[tuple[str, str | None]] = []
         try:
-            for page in following.follow(settings, wanted, self.said.append, step):
+            for page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
                 found += [(one.row.decision, one.outcome) for one in page]
         except InterruptedError:
             return found
@@ -71,10 +73,15 @@ def test_a_row_waits_for_its_outcome_and_the_rows_after_it_wait_too(followed: Fo
     ]
 
 
-def test_a_row_waits_for_a_bounded_time(followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_waits_for_a_bounded_time(followed: Followed, session: Session) -> None:
     session.one("slow")
-    monkeypatch.setattr(following, "OUTCOME_S", 0)
-    assert followed.rows(lambda: None) == [("allowed", None)]
+    assert followed.rows(lambda: None, outcome_s=0) == [("allowed", None)]
+
+
+def test_following_can_begin_after_a_row(followed: Followed, session: Session) -> None:
+    row_id = session.one("limited").row_id
+    session.one("limited")
+    assert followed.rows(lambda: None, after=row_id or 0) == [("rate_limited", None)]
 
 
 def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followed, session: Session) -> None:

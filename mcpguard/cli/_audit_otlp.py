@@ -1,0 +1,50 @@
+"""`mcpguard audit export --otlp`: sends rows of the audit log to an OpenTelemetry collector."""
+
+import contextlib
+import os
+
+import click
+
+from mcpguard import config
+from mcpguard.config import Settings
+from mcpguard.core.text import plural, printable
+from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.report.extras import require
+from mcpguard.stores.api import Wanted
+
+
+def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> int:
+    """Send rows.
+
+    Args:
+        settings: They name the store.
+        url: The collector's URL.
+        wanted: The rows.
+        with_user: Whether spans and metrics name users.
+        follow: Whether to wait for further rows.
+    """
+    require("audit export --otlp", "otel", "google.protobuf", "opentelemetry.proto")
+    from mcpguard.report import telemetry
+
+    url = telemetry.checked_url(url)
+    headers = telemetry.headers(os.environ)
+    options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
+    try:
+        position = telemetry.Position(config.folders(os.environ).state, settings.address.shown, settings.namespace, url)
+        with (
+            contextlib.closing(position),
+            contextlib.closing(telemetry.HttpCollector(url, headers)) as collector,
+        ):
+            exporter = telemetry.Exporter(settings, collector, position, options, _say)
+            exporter.run()
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except OSError as error:
+        hint = "check that the folder is writable and the disk is not full"
+        raise McpguardError(f"the position of the export cannot be kept: {error}", hint) from error
+    click.echo(f"{plural(exporter.sent, 'row')} sent", err=True)
+    return ExitStatus.OK
+
+
+def _say(text: str) -> None:
+    click.echo(printable(f"mcpguard: {text}"), err=True)

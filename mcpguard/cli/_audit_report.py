@@ -1,0 +1,114 @@
+"""`mcpguard audit report`: writes an HTML page about a period."""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from mcpguard import config
+from mcpguard.cli import _filters
+from mcpguard.cli._command import Command, give_way
+from mcpguard.cli._filters import row_filters
+from mcpguard.cli._options import policy_option, store_option
+from mcpguard.config import Settings
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.text import plural, printable
+from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.report.extras import require
+
+PERIOD_US: Final = 7 * 86_400_000_000
+"""The period without `--since`."""
+
+_STDOUT: Final = Path("-")
+
+
+@click.command("report", Command, short_help="Write an HTML page about a period.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    metavar="FILE",
+    help="The file; - for stdout. Default: report.html.",
+)
+@row_filters
+@policy_option
+@store_option
+def command(output: Path, policy: str | None, store: str | None, **filters: Any) -> int:
+    """Write an HTML page about a period: calls, denials, bursts, errors, durations, and how limits are used.
+
+    The page is one file without scripts. A browser shows it without any request. The period is the last 7 days unless
+    --since or --until say otherwise.
+
+    \b
+    Examples:
+      mcpguard audit report
+      mcpguard audit report --since 30d --server crm -o crm.html
+    """
+    give_way()
+    require("audit report", "report", "pygal", "jinja2")
+    settings = config.load(os.environ, store=store, policy=policy)
+    wanted = _filters.wanted(settings.namespace, **filters)
+    now_us = time.time_ns() // 1000
+    until_us = now_us if wanted.until_us is None else wanted.until_us
+    since_us = until_us - PERIOD_US if wanted.since_us is None else wanted.since_us
+    if since_us >= until_us:
+        raise UsageError("--since names a time that has not come yet", "write a span before now, such as 7d")
+    if output != _STDOUT and output.exists() and not output.is_file():
+        raise UsageError(f"-o: {output} is not a regular file", "name a file, or - for stdout")
+    if not output.parent.is_dir():
+        raise UsageError(f"-o: there is no folder {output.parent}", "create it, or name another file")
+    if not settings.address.exists():
+        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
+    from mcpguard.report.gather import gather
+    from mcpguard.report.page import page
+
+    with contextlib.closing(settings.read_store()) as readable:
+        rows = readable.rows(wanted=wanted._replace(since_us=since_us, until_us=until_us))
+        findings = gather(rows, since_us, until_us)
+    text = page(
+        findings,
+        _policy(settings),
+        namespace=settings.namespace,
+        filters=_shown(filters),
+        made_us=now_us,
+    )
+    _write(output, text)
+    if output != _STDOUT:
+        calls, denied = plural(findings.all.calls, "call"), f"{findings.all.denied} denied"
+        click.echo(printable(f"wrote {output}: {calls}, {denied}"))
+    return ExitStatus.OK
+
+
+def _policy(settings: Settings) -> Policy | None:
+    """The policy in force; None if it is not valid."""
+    from mcpguard.policy_file import PolicyFile
+
+    found = PolicyFile(settings.policy, named=settings.policy_named).begin()
+    return found if isinstance(found, Policy) else None
+
+
+def _shown(filters: dict[str, Any]) -> str:
+    """The options that select rows besides the period, as a command line."""
+    import shlex
+
+    words = []
+    for key, value in filters.items():
+        if key in {"since", "until"} or not value:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [f"--{key}"] if one is True else [f"--{key}", str(one)]
+    return shlex.join(words)
+
+
+def _write(output: Path, text: str) -> None:
+    if output == _STDOUT:
+        sys.stdout.write(text)
+        return
+    from mcpguard import policy_editing
+
+    policy_editing.write(Path(os.path.realpath(output)), text.encode())

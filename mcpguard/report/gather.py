@@ -1,0 +1,284 @@
+"""Gathers the figures of a report from audit rows, in memory that does not grow with the number of rows or names."""
+
+import heapq
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final, Generic, TypeVar
+
+from mcpguard.core.audit import axis_of, members
+from mcpguard.core.policy.model import Reported
+from mcpguard.core.verdict import REFUSED
+from mcpguard.report.bursts import Burst, Bursts
+from mcpguard.report.statistics import ERRORS
+from mcpguard.stores.api import StoredRow
+
+AXES: Final = ("user", "agent", "tool", "none")
+"""The axes of a denial. `none` stands for a denial that no limit made, such as of an invalid line."""
+
+NAMES: Final = 500
+"""The most names of a kind that are counted apart. Beyond twice as many, the rarest are counted together."""
+
+MAX_SLOTS: Final = 170
+"""The most points of a chart: a week has 168 hours."""
+
+SLOTS_US: Final = tuple(seconds * 1_000_000 for seconds in (60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400))
+
+_BUCKETS: Final = 24
+"""Durations are counted in so many buckets per power of ten. A bucket is 10 % wide."""
+
+
+def bucket(duration_us: int) -> int:
+    """The bucket of a duration."""
+    return round(_BUCKETS * math.log10(max(1, duration_us)))
+
+
+class Durations:
+    """Durations, counted in buckets. A quantile is at most 5 % off."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, bucket: int) -> None:
+        """Count a duration; see `bucket`."""
+        self._buckets[bucket] += 1
+
+    def merge(self, other: "Durations") -> None:
+        """Count all durations of another object."""
+        self._buckets.update(other._buckets)
+
+    def quantile_us(self, share: float) -> float | None:
+        """The duration that this share of all durations does not exceed; None without durations."""
+        rest = share * self._buckets.total()
+        for bucket, n in sorted(self._buckets.items()):
+            rest -= n
+            if rest <= 0:
+                return float(10 ** (bucket / _BUCKETS))
+        return None
+
+
+class Figures:
+    """Calls, counted by what became of them.
+
+    Attributes:
+        calls: All calls.
+        denied: The calls that were not forwarded.
+        would_deny: The calls that were forwarded only because a rule observes.
+        outcomes: The calls by outcome.
+        durations: The durations of calls with an outcome.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.denied = 0
+        self.would_deny = 0
+        self.outcomes: Counter[str] = Counter()
+        self.durations = Durations()
+
+    def add(self, decision: str, weight: int, outcome: str | None, duration: int | None) -> None:
+        """Count the calls of a row. `duration` is the bucket of its duration."""
+        self.calls += weight
+        if decision in REFUSED:
+            self.denied += weight
+        elif decision == "would_deny":
+            self.would_deny += weight
+        if outcome is not None:
+            self.outcomes[outcome] += 1
+            if duration is not None:
+                self.durations.add(duration)
+
+    def merge(self, other: "Figures") -> None:
+        """Count all calls of another object."""
+        self.calls += other.calls
+        self.denied += other.denied
+        self.would_deny += other.would_deny
+        self.outcomes.update(other.outcomes)
+        self.durations.merge(other.durations)
+
+    @property
+    def allowed(self) -> int:
+        """The calls that were forwarded and would also have been with all rules enforced."""
+        return self.calls - self.denied - self.would_deny
+
+    @property
+    def errors(self) -> int:
+        """The calls with an outcome in `ERRORS`."""
+        return sum(self.outcomes[word] for word in ERRORS)
+
+    @property
+    def error_share(self) -> float | None:
+        """The share of errors among calls with an outcome; None without such calls."""
+        ended = self.outcomes.total()
+        return self.errors / ended if ended else None
+
+
+_Name = TypeVar("_Name", str, tuple[str, str])
+
+
+class Named(Generic[_Name]):
+    """Figures by name, of at most `2 * NAMES` names."""
+
+    def __init__(self) -> None:
+        self.figures: dict[_Name, Figures] = {}
+        self.others = Figures()
+
+    def of(self, name: _Name) -> Figures:
+        """The figures of a name."""
+        found = self.figures.get(name)
+        if found is None:
+            if len(self.figures) >= 2 * NAMES:
+                for rare in sorted(self.figures, key=lambda one: self.figures[one].calls)[:NAMES]:
+                    self.others.merge(self.figures.pop(rare))
+            found = self.figures[name] = Figures()
+        return found
+
+    def top(self, n: int) -> list[tuple[_Name, Figures]]:
+        """The names with the most calls."""
+        return heapq.nsmallest(n, self.figures.items(), key=lambda one: (-one[1].calls, one[0]))
+
+
+class Slot:
+    """The calls of one interval of time."""
+
+    def __init__(self) -> None:
+        self.figures = Figures()
+        self.denied: Counter[str] = Counter()  # by axis
+        self.would_deny: Counter[str] = Counter()
+
+
+class Use:
+    """How a limit was used, as far as rows name it: a row names the limit that decided.
+
+    Attributes:
+        denied: The calls that it denied.
+        would_deny: The calls that it would have denied, if it had not only observed.
+        peak: The most calls that one counter of the limit held.
+    """
+
+    def __init__(self) -> None:
+        self.denied = 0
+        self.would_deny = 0
+        self.peak = 0
+
+
+class Findings:
+    """The figures of a report.
+
+    Args:
+        since_us: The beginning of the period.
+        until_us: Its end.
+    """
+
+    def __init__(self, since_us: int, until_us: int) -> None:
+        self.since_us = since_us
+        self.until_us = until_us
+        self.slot_us = slot_us(until_us - since_us)
+        self.first_us = since_us // self.slot_us * self.slot_us
+        self.slots = [Slot() for _ in range(-((self.first_us - until_us) // self.slot_us))]
+        self.all = Figures()
+        self.decisions: Counter[str] = Counter()
+        self.users: Named[str] = Named()
+        self.agents: Named[str] = Named()
+        self.tools: Named[tuple[str, str]] = Named()  # by server and tool
+        self.limits: dict[Reported, Use] = {}
+        self.bursts = Bursts()
+        self._limit_of: dict[str, Reported] = {}  # by the limit's text in a row
+        self._names_of: dict[str, tuple[str, str, str, str]] = {}  # by the context's text in a row
+
+    def add(self, stored: StoredRow) -> None:
+        """Count a row. Rows that stand for no call are ignored."""
+        row, outcome = stored.row, stored.outcome
+        decision = row.decision
+        if decision == "policy":
+            return
+        weight = row.repeats or 1
+        duration = None if stored.duration_us is None else bucket(stored.duration_us)
+        self.decisions[decision] += weight
+        slot = self.slots[min(len(self.slots) - 1, max(0, (row.time_us - self.first_us) // self.slot_us))]
+        user, agent, server, tool = self._names(row.context)
+        self.all.add(decision, weight, outcome, duration)
+        slot.figures.add(decision, weight, outcome, duration)
+        if user:
+            self.users.of(user).add(decision, weight, outcome, duration)
+        if agent:
+            self.agents.of(agent).add(decision, weight, outcome, duration)
+        if tool:
+            self.tools.of((server, tool)).add(decision, weight, outcome, duration)
+        limit = self._limit(row.reported) if row.reported else None
+        use = self._use(limit) if limit else None
+        if decision in REFUSED or decision == "would_deny":
+            counts = slot.denied if decision in REFUSED else slot.would_deny
+            axis = axis_of(row.decision, row.reported, row.detail)
+            counts[axis if axis in AXES else "none"] += weight
+            if use and decision in REFUSED:
+                use.denied += weight
+            elif use:
+                use.would_deny += weight
+            self.bursts.add((decision, user, agent, server, tool, limit), row.time_us, weight)
+        if use and decision in {"allowed", "would_deny"} and row.counted:
+            use.peak = max(use.peak, row.counted)
+        elif use and limit and decision == "rate_limited":
+            use.peak = max(use.peak, limit.limit or 0)
+
+    def _names(self, context: str) -> tuple[str, str, str, str]:
+        """The user, the agent, the server and the tool of a row; empty if unknown."""
+        found = self._names_of.get(context)
+        if found is None:
+            if len(self._names_of) >= NAMES:
+                self._names_of.clear()
+            named = members(context)
+            user, agent, server, tool = (str(named.get(key, "")) for key in ("user", "agent", "server", "tool"))
+            found = self._names_of[context] = user, agent, server, tool
+        return found
+
+    def _limit(self, text: str) -> Reported:
+        found = self._limit_of.get(text)
+        if found is None:
+            if len(self._limit_of) >= NAMES:
+                self._limit_of.clear()
+            named = json.loads(text)
+            found = self._limit_of[text] = Reported(named["axis"], named["rule"], named.get("limit"), named.get("window"))
+        return found
+
+    def _use(self, limit: Reported) -> Use:
+        """The use of a limit. The rules of edited policies are kept too, but at most `NAMES` limits."""
+        found = self.limits.get(limit)
+        if found is None:
+            if len(self.limits) >= NAMES:
+                return Use()
+            found = self.limits[limit] = Use()
+        return found
+
+    @property
+    def worst_bursts(self) -> list[Burst]:
+        """The bursts with the most denials."""
+        return self.bursts.worst()
+
+
+def slot_us(period_us: int) -> int:
+    """The shortest of `SLOTS_US` with which a period has at most `MAX_SLOTS` slots; for very long periods, more weeks.
+
+    >>> slot_us(7 * 86_400_000_000) // 3_600_000_000
+    1
+    """
+    for slot in SLOTS_US:
+        if period_us <= (MAX_SLOTS - 1) * slot:
+            return slot
+    week = SLOTS_US[-1]
+    return week * -(-period_us // (week * (MAX_SLOTS - 1)))
+
+
+def gather(pages: Iterable[Sequence[StoredRow]], since_us: int, until_us: int) -> Findings:
+    """The figures of a period.
+
+    Args:
+        pages: The rows of the period, some at a time.
+        since_us: The beginning of the period.
+        until_us: Its end, which is later.
+    """
+    findings = Findings(since_us, until_us)
+    for page in pages:
+        for stored in page:
+            findings.add(stored)
+    return findings

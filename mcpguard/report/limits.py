@@ -1,0 +1,81 @@
+"""Compares the limits of a policy with their use."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Reported, Rule
+from mcpguard.report.gather import Use
+
+HEADROOM: Final = 2
+"""A suggested limit is so many times the most calls that a counter held."""
+
+_STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
+"""The first two digits of a rounded limit."""
+
+
+class Unreached(NamedTuple):
+    """A limit of the policy that denied no call in the period, and would have denied none.
+
+    Attributes:
+        rule: Its rule.
+        rate: The limit.
+        peak: The most calls that one counter held, as far as rows tell; 0 if no row names the limit.
+        suggested: A lower limit that leaves room above `peak`; None if there is none.
+        command: The command line that sets the suggested limit; empty without a suggestion.
+    """
+
+    rule: Rule
+    rate: Rate
+    peak: int
+    suggested: int | None
+    command: str
+
+
+def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
+    """The limits that were never reached, in the order of the policy.
+
+    Args:
+        policy: The policy in force.
+        uses: The use of limits in the period.
+    """
+    found = []
+    for rule in policy.rules:
+        for rate in rule.rates:
+            use = uses.get(_limit(rule, rate), Use())
+            if use.denied or use.would_deny:
+                continue
+            lower = suggested(use.peak) if use.peak else rate.n
+            if lower < rate.n:
+                found.append(Unreached(rule, rate, use.peak, lower, _command(rule, rate, lower)))
+            else:
+                found.append(Unreached(rule, rate, use.peak, None, ""))
+    return found
+
+
+def suggested(peak: int) -> int:
+    """A limit that leaves room above the most calls seen: `HEADROOM` times as many, rounded up to few digits.
+
+    >>> suggested(3), suggested(29), suggested(205)
+    (6, 60, 500)
+    """
+    wanted = HEADROOM * peak
+    scale = int("1" + "0" * max(0, len(str(wanted)) - 2))
+    steps = range(1, 10) if scale == 1 and wanted < 10 else _STEPS
+    return next(step * scale for step in steps if step * scale >= wanted)
+
+
+def _limit(rule: Rule, rate: Rate) -> Reported:
+    return Reported(rule.axis, rule.text, rate.n, rate.text)
+
+
+def _command(rule: Rule, changed: Rate, n: int) -> str:
+    """The command line that gives a rule another limit in place of one."""
+    words = ["mcpguard", "policy", "set"]
+    for key in SELECTORS:
+        for pattern in rule.selectors.get(key, ()):
+            words += [f"--{key}", pattern]
+    if rule.per_text:
+        words += ["--per", rule.per_text]
+    words += [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
+    return shlex.join(words)

@@ -1,0 +1,107 @@
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from mcpguard.report.telemetry import HEADERS, SERVICE
+from tests.cli.command import calls, mcpguard, process, start
+from tests.end_to_end.host import DEADLINE_S, policy, rule
+from tests.report.receiver import Receiver, receiving, values
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Two calls by Alice, the second over a limit."""
+    policy(tmp_path, rule("1/1h", user="*", tool="echo"))
+    calls(tmp_path, "echo", 2)
+    return tmp_path
+
+
+def wait_for(receiver: Receiver, condition: Callable[[], bool]) -> None:
+    with receiver.came:
+        assert receiver.came.wait_for(condition, DEADLINE_S)
+
+
+def decisions(receiver: Receiver) -> list[str]:
+    return [values(span.attributes)["mcpguard.decision"] for span in receiver.spans]
+
+
+def test_the_calls_of_a_real_server_reach_a_collector(home: Path, receiver: Receiver) -> None:
+    env = {HEADERS: "api-key=hunter2", SERVICE: "fleet"}
+    done = process(home, "audit", "export", "--otlp", receiver.url, **env)  # type: ignore[arg-type]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "3 rows sent\n")
+    assert decisions(receiver) == ["allowed", "rate_limited"]
+    assert receiver.counts("mcpguard.decision") == {("allowed",): 1, ("rate_limited",): 1}
+    assert receiver.headers[0]["api-key"] == "hunter2"
+    assert receiver.resources[0]["service.name"] == "fleet"
+
+
+def test_an_export_that_was_killed_goes_on_where_it_stopped(home: Path, receiver: Receiver) -> None:
+    for sent in (2, 3):
+        following = start(home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h")
+        try:
+            wait_for(receiver, lambda sent=sent: len({span.span_id for span in receiver.spans}) == sent)  # type: ignore[misc]
+        finally:
+            following.kill()
+            following.communicate()
+        calls(home, "echo", 1)
+    assert process(home, "audit", "export", "--otlp", receiver.url).returncode == 0
+    found = {span.span_id: values(span.attributes)["mcpguard.decision"] for span in receiver.spans}
+    assert list(found.values()) == ["allowed", "rate_limited", "rate_limited", "rate_limited"]
+    before = len(receiver.spans)
+    assert process(home, "audit", "export", "--otlp", receiver.url).stderr == "0 rows sent\n"
+    assert len(receiver.spans) == before
+
+
+def test_filters_select_the_rows_that_are_sent(home: Path, receiver: Receiver) -> None:
+    assert mcpguard(home, "audit", "export", "--otlp", receiver.url, "--denied").returncode == 0
+    assert decisions(receiver) == ["rate_limited"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--otlp", "localhost:4318"), 78, "--otlp: this is not an http or https URL"),
+        (("--otlp", "http://u:hunter2@x"), 78, "--otlp: the URL has a user, a password, a query or a fragment"),
+        (("--otlp", "http://x", "-o", "f"), 2, "--otlp excludes -o and --format"),
+        (("--otlp", "http://x", "--format", "jsonl"), 2, "--otlp excludes -o and --format"),
+        (("--otlp-user",), 2, "--otlp-user needs --otlp"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(home: Path, arguments: tuple[str, ...], status: int, message: str) -> None:
+    done = mcpguard(home, "audit", "export", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"mcpguard: {message}\nhint: ")
+    assert "hunter2" not in done.stderr
+
+
+def test_a_collector_that_refuses_rows_ends_the_export_with_an_error(home: Path, receiver: Receiver) -> None:
+    receiver.answers = [(401, {})]
+    done = mcpguard(
+        home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h", **{HEADERS: "api-key=hunter2"}
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"mcpguard: {receiver.url}/v1/traces: the collector answered with status 401\nhint: check {HEADERS}\n"
+    )
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(home: Path) -> None:
+    with (
+        patch.dict(sys.modules, {"opentelemetry": None}),
+        patch("mcpguard.report.extras.find_spec", lambda name: name.startswith("google") or None),
+    ):
+        done = mcpguard(home, "audit", "export", "--otlp", "http://x")
+    assert done.returncode == 78
+    assert done.stderr == (
+        "mcpguard: audit export --otlp needs opentelemetry-proto, which is not installed\n"
+        "hint: pip install 'mcpguard-cli[otel]'\n"
+    )

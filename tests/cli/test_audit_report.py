@@ -1,0 +1,147 @@
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from mcpguard.stores.api import Options
+from mcpguard.stores.redis.address import RedisAddress
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.cli.command import mcpguard
+from tests.redis_servers import running
+from tests.report.week import POLICY, UNTIL_US, fill, week
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a week of calls that ends now."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "policy.toml").write_text(POLICY)
+    store = SqliteStore(home / "mcpguard.db")
+    fill(store, list(week(calls_an_hour=20)), later_us=time.time_ns() // 1000 - UNTIL_US)
+    store.close()
+    return home
+
+
+def calls(page: str) -> int:
+    found = re.search(r"<dt>Calls</dt><dd>(.*?)</dd>", page)
+    assert found
+    return int(found[1].replace("\u202f", ""))
+
+
+def test_the_report_of_the_last_week_is_written_and_its_totals_are_printed(home: Path, tmp_path: Path) -> None:
+    done = mcpguard(home, "audit", "report", "-o", str(tmp_path / "r.html"))
+    page = (tmp_path / "r.html").read_text()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"wrote \S+r\.html: {calls(page)} calls, \d+ denied\n", done.stdout)
+    assert "Limits never reached" in page
+
+
+def test_without_a_name_the_report_is_in_the_working_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mcpguard(home, "audit", "report").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_report_goes_to_stdout_if_asked(home: Path) -> None:
+    done = mcpguard(home, "audit", "report", "-o", "-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("<!doctype html>")
+    assert done.stdout.endswith("</html>")
+
+
+def test_filters_select_the_rows_and_are_named_in_the_report(home: Path) -> None:
+    whole, some = (
+        mcpguard(home, "audit", "report", "-o", "-", *filters).stdout for filters in ((), ("--tool", "send_*", "--since", "3d"))
+    )
+    assert 0 < calls(some) < calls(whole)
+    assert "--tool &#39;send_*&#39;" in some
+    assert "search_customers" not in some.partition("Limits never reached")[0]
+
+
+def test_only_the_period_is_in_the_report(home: Path) -> None:
+    days = [
+        calls(mcpguard(home, "audit", "report", "-o", "-", *period).stdout)
+        for period in ((), ("--since", "2d"), ("--until", "2d"))
+    ]
+    assert days[0] > days[1] > 0
+    assert days[1] + days[2] == days[0]
+
+
+def test_a_file_that_exists_is_replaced_whole_and_keeps_its_mode(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.html"
+    file.write_text("old")
+    file.chmod(0o644)
+    with file.open() as old:
+        assert mcpguard(home, "audit", "report", "-o", str(file)).returncode == 0
+        assert old.read() == "old"  # a reader of the old file keeps it
+    assert file.read_text().startswith("<!doctype html>")
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("-o", "/dev/null"), 2, "-o: /dev/null is not a regular file"),
+        (("-o", "/nowhere/r.html"), 2, "-o: there is no folder /nowhere"),
+        (("--since", "1h", "--until", "2h"), 2, "no time is since 1h and until 2h"),
+        (("--since", "9999-01-01"), 2, "--since names a time that has not come yet"),
+        (("--axis", "nothing"), 2, "--axis: 'nothing' matches no known value"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(home: Path, arguments: tuple[str, ...], status: int, message: str) -> None:
+    done = mcpguard(home, "audit", "report", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"mcpguard: {message}\nhint: ")
+
+
+def test_without_a_store_nothing_is_written(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path / "home", "audit", "report", "-o", str(tmp_path / "r.html"))
+    assert done.returncode == 1
+    assert "no audit log yet" in done.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("module", ["pygal", "jinja2"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(home: Path, module: str) -> None:
+    with (
+        patch.dict(sys.modules, {module: None}),
+        patch("mcpguard.report.extras.find_spec", lambda name: None if name == module else 1),
+    ):
+        done = mcpguard(home, "audit", "report", "-o", "-")
+    assert done.returncode == 78
+    assert done.stderr == (
+        f"mcpguard: audit report needs {module}, which is not installed\nhint: pip install 'mcpguard-cli[report]'\n"
+    )
+
+
+def test_a_report_is_made_from_a_redis_store(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        store = RedisAddress(server.address).open(Options(timeout_ms=20_000))
+        rows = list(week(calls_an_hour=3))
+        fill(store, rows, later_us=time.time_ns() // 1000 - UNTIL_US)
+        store.close()
+        done = mcpguard(tmp_path, "audit", "report", "-o", "-", "--store", url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert calls(done.stdout) == sum(one.row.repeats or 1 for one in rows)
+
+
+def test_a_report_is_made_while_the_queue_of_calls_is_locked(home: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    locks = [path for path in home.iterdir() if path.name.startswith("mcpguard.db") and path.is_file()]
+    held = [os.open(path, os.O_RDWR) for path in locks if path.suffix != ".db"]
+    try:
+        for fd in held:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        assert mcpguard(home, "audit", "report", "-o", str(tmp_path / "r.html")).returncode == 0
+    finally:
+        for fd in held:
+            os.close(fd)

@@ -1,0 +1,96 @@
+"""An OTLP receiver over HTTP, which decodes what it gets."""
+
+import contextlib
+import gzip
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+MESSAGES: dict[str, Any] = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
+
+
+class Receiver:
+    """What came, and how the next requests are answered.
+
+    Attributes:
+        answers: The statuses of the next answers, each with further headers. Then every answer is 200.
+        headers: The headers of the requests.
+        batches: How many spans each request had.
+        spans: The spans.
+        metrics: The newest metrics.
+        resources: The attributes of the senders.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.answers: list[tuple[int, dict[str, str]]] = []
+        self.headers: list[dict[str, str]] = []
+        self.batches: list[int] = []
+        self.spans: list[Any] = []
+        self.metrics: dict[str, Any] = {}
+        self.resources: list[dict[str, object]] = []
+        self.came = threading.Condition()
+
+    def take(self, path: str, body: bytes) -> None:
+        message = MESSAGES[path]()
+        message.ParseFromString(body)
+        with self.came:
+            if path == "/v1/traces":
+                (group,) = message.resource_spans
+                self.resources.append(values(group.resource.attributes))
+                found = [span for scope in group.scope_spans for span in scope.spans]
+                self.batches.append(len(found))
+                self.spans += found
+            else:
+                (metrics,) = message.resource_metrics
+                self.metrics = {one.name: one for scope in metrics.scope_metrics for one in scope.metrics}
+            self.came.notify_all()
+
+    def counts(self, *names: str) -> dict[tuple[object, ...], int]:
+        """The counts of `mcpguard.decisions` by attributes."""
+        found: dict[tuple[object, ...], int] = {}
+        for point in self.metrics["mcpguard.decisions"].sum.data_points:
+            attributes = values(point.attributes)
+            key = tuple(attributes.get(name) for name in names)
+            found[key] = found.get(key, 0) + point.as_int
+        return found
+
+
+def values(attributes: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
+
+
+@contextlib.contextmanager
+def receiving() -> Iterator[Receiver]:
+    """A receiver on a free port of this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            receiver.headers.append({name.lower(): value for name, value in self.headers.items()})
+            status, more = receiver.answers.pop(0) if receiver.answers else (200, {})
+            if status == 200:
+                receiver.take(self.path, gzip.decompress(body))
+            self.send_response(status)
+            for name, value in more.items():
+                self.send_header(name, value)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver = Receiver(server.server_port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

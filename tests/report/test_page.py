@@ -1,0 +1,146 @@
+import doctest
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from mcpguard.core.policy.parse import parse
+from mcpguard.report import bursts, charts, gather, limits, page
+from tests.report.test_gather import of, stored
+from tests.report.week import POLICY, SINCE_US, UNTIL_US, week
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style><svg onload=alert(1)>",
+    "{{ 7 * 7 }}",
+    "&lt;b&gt;",
+    "abc\u202edcba\u200f",
+    "line\u2028break\nnew\x1b[2Jline\x00",
+    "x" * 256,
+    "\U0001f600" * 64,
+    "\ud800",
+)
+
+
+def page_of(found: gather.Findings, policy: str | None = POLICY, filters: str = "") -> str:
+    parsed = None if policy is None else parse(policy)
+    return page.page(found, parsed, namespace="default", filters=filters, made_us=UNTIL_US)
+
+
+@pytest.fixture(scope="module")
+def week_page() -> str:
+    return page_of(gather.gather([list(week())], SINCE_US, UNTIL_US))
+
+
+class Parsed(HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_of_a_busy_week_is_under_500_kb(week_page: str) -> None:
+    busiest = [
+        stored(
+            hour * 3_600_000_000 + at,
+            decision,
+            outcome=outcome,
+            user=f"{'u' * 250} {at}",
+            tool=f"{'t' * 250} {at}",
+            repeats=hour + 5,
+        )
+        for hour in range(168)
+        for at, (decision, outcome) in enumerate(
+            [
+                ("allowed", "ok"),
+                ("allowed", "tool_error"),
+                ("allowed", "rpc_error"),
+                ("would_deny", "ok"),
+                ("rate_limited", None),
+                ("invalid", None),
+            ]
+            * 5
+        )
+    ]
+    assert len(week_page.encode()) < 250_000
+    assert len(page_of(of(*busiest)).encode()) < 500_000
+
+
+def test_the_page_has_nothing_that_a_browser_would_load_or_run(week_page: str) -> None:
+    parsed = Parsed(week_page)
+    assert not {"script", "link", "img", "iframe", "object", "a", "form", "base"} & set(parsed.tags)
+    assert not [
+        name for name, _ in parsed.attributes if name in {"src", "href", "xlink:href", "action"} or name.startswith("on")
+    ]
+    assert "url(" not in week_page
+    assert "@import" not in week_page
+    assert "default-src 'none'" in week_page
+    assert set(re.findall(r"https?://[^\"'<> ]+", week_page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_colours_follow_the_theme(week_page: str) -> None:
+    assert "prefers-color-scheme: dark" in week_page
+    used, defined = (set(re.findall(pattern, week_page)) for pattern in (r"var\((--\w+)\)", r"(--\w+): #"))
+    assert used <= defined
+    assert [text for text in re.findall(r"<svg.*?</svg>", week_page, re.DOTALL) if re.search(r"#[0-9a-f]{6}", text)] == []
+
+
+def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
+    found = gather.gather([list(week())], SINCE_US, UNTIL_US)
+    (numbers,) = re.findall(r"<details>.*?</details>", week_page, re.DOTALL)
+    rows = re.findall(r"<tr><th class=\"time\">(.*?)</th>(.*?)</tr>", numbers)
+    assert len(rows) == sum(slot.figures.calls > 0 for slot in found.slots)
+    for (_, cells), slot in zip(rows, [one for one in found.slots if one.figures.calls], strict=True):
+        values = re.findall(r"<td class=\"n\">(.*?)</td>", cells)
+        expected = [slot.figures.calls, slot.figures.allowed, slot.figures.denied, *(slot.denied[axis] for axis in gather.AXES)]
+        assert [int(value.replace("\u202f", "")) for value in values[:7]] == expected
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_name_changes_nothing_but_its_own_text(name: str) -> None:
+    rows = [stored(at, "rate_limited", user=name, tool=name, outcome=None) for at in range(9)]
+    rows += [stored(100, "allowed", user=name, tool=name, outcome="ok")]
+    hostile = Parsed(page_of(of(*rows), filters=f"--user {name}"))
+    plain = Parsed(page_of(of(*[stored(at, "rate_limited") for at in range(9)], stored(100, "allowed", outcome="ok"))))
+    assert set(hostile.tags) - {"code"} <= set(plain.tags)
+    assert not [attribute for attribute in hostile.attributes if attribute[0].startswith("on") or "alert" in attribute[1]]
+    shown = "".join(hostile.texts)
+    assert page._name(name) in shown
+    assert "\u202e" not in shown
+    assert "\x1b" not in shown
+    page_of(of(*rows)).encode()
+
+
+def test_a_period_without_calls_has_a_page_that_says_so() -> None:
+    text = page_of(of())
+    assert "The audit log has no calls in this period" in text
+    assert "<svg" not in text
+    assert "Limits never reached" in text
+
+
+def test_a_report_with_filters_does_not_call_a_limit_unused() -> None:
+    found = gather.gather([list(week())], SINCE_US, UNTIL_US)
+    assert "mcpguard policy set" in page_of(found)
+    assert "mcpguard policy set" not in page_of(found, filters="--user alice")
+
+
+def test_a_page_is_made_even_if_the_policy_is_not_valid() -> None:
+    assert "The policy is not valid" in page_of(of(stored(0, "allowed")), None)
+
+
+@pytest.mark.parametrize("module", [bursts, charts, gather, limits, page])
+def test_the_examples_in_the_docstrings_hold(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
