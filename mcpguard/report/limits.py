@@ -2,16 +2,11 @@
 
 import shlex
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Reported, Rule
+from mcpguard.core.policy.suggest import with_headroom
 from mcpguard.report.gather import Use
-
-HEADROOM: Final = 2
-"""A suggested limit is so many times the most calls that a counter held."""
-
-_STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
-"""The first two digits of a rounded limit."""
 
 
 class Unreached(NamedTuple):
@@ -45,24 +40,12 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
             use = uses.get(_limit(rule, rate), Use())
             if use.denied or use.would_deny:
                 continue
-            lower = suggested(use.peak) if use.peak else rate.n
+            lower = with_headroom(use.peak) if use.peak else rate.n
             if lower < rate.n:
                 found.append(Unreached(rule, rate, use.peak, lower, _command(rule, rate, lower)))
             else:
                 found.append(Unreached(rule, rate, use.peak, None, ""))
     return found
-
-
-def suggested(peak: int) -> int:
-    """A limit that leaves room above the most calls seen: `HEADROOM` times as many, rounded up to few digits.
-
-    >>> suggested(3), suggested(29), suggested(205)
-    (6, 60, 500)
-    """
-    wanted = HEADROOM * peak
-    scale = int("1" + "0" * max(0, len(str(wanted)) - 2))
-    steps = range(1, 10) if scale == 1 and wanted < 10 else _STEPS
-    return next(step * scale for step in steps if step * scale >= wanted)
 
 
 def _limit(rule: Rule, rate: Rate) -> Reported:

@@ -69,8 +69,8 @@ def test_filters_select_the_rows_that_are_sent(home: Path, receiver: Receiver) -
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("--otlp", "localhost:4318"), 78, "--otlp: this is not an http or https URL"),
-        (("--otlp", "http://u:hunter2@x"), 78, "--otlp: the URL has a user, a password, a query or a fragment"),
+        (("--otlp", "localhost:4318"), 2, "--otlp: this is not an http or https URL"),
+        (("--otlp", "http://u:hunter2@x"), 2, "--otlp: the URL has a user, a password, a query or a fragment"),
         (("--otlp", "http://x", "-o", "f"), 2, "--otlp excludes -o and --format"),
         (("--otlp", "http://x", "--format", "jsonl"), 2, "--otlp excludes -o and --format"),
         (("--otlp-user",), 2, "--otlp-user needs --otlp"),

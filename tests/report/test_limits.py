@@ -1,8 +1,19 @@
-from mcpguard.core.policy.parse import parse
-from mcpguard.report.limits import suggested, unreached
-from tests.report.test_gather import of, stored
+import json
 
-POLICY = '[[rule]]\nuser = "*"\nlimit = ["5/1m", "1000/1h"]\n\n[[rule]]\ntool = "a b"\nper = []\nlimit = "100/1d"\n'
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.policy.suggest import with_headroom
+from mcpguard.report.limits import unreached
+from mcpguard.stores.api import StoredRow
+from tests.report import test_gather
+from tests.report.test_gather import LIMIT, of
+
+POLICY = '[[rule]]\nuser = "*"\nlimit = ["50/1m", "1000/1h"]\n\n[[rule]]\ntool = "a b"\nper = []\nlimit = "100/1d"\n'
+
+
+def stored(at_us: int, decision: str, counted: int | None = None) -> StoredRow:
+    """The row of a call that the first limit reports."""
+    one = test_gather.stored(at_us, decision, counted=counted)
+    return one._replace(row=one.row._replace(reported=json.dumps({**LIMIT, "limit": 50})))
 
 
 def test_a_limit_that_denied_a_call_or_would_have_is_reached() -> None:
@@ -14,16 +25,16 @@ def test_a_limit_that_denied_a_call_or_would_have_is_reached() -> None:
 def test_a_limit_never_reached_has_a_suggestion_above_its_largest_use() -> None:
     uses = of(stored(0, "allowed", counted=1), stored(1, "allowed", counted=2)).limits
     first, second, _ = unreached(parse(POLICY), uses)
-    assert (first.peak, first.suggested) == (2, 4)
-    assert first.command == "mcpguard policy set --user '*' 4/1m 1000/1h"
+    assert (first.peak, first.suggested) == (2, 5)
+    assert first.command == "mcpguard policy set --user '*' 5/1m 1000/1h"
     assert (second.peak, second.suggested, second.command) == (0, None, "")
 
 
 def test_no_limit_is_suggested_that_is_as_high_as_the_present_one() -> None:
-    first, *_ = unreached(parse(POLICY), of(stored(0, "allowed", counted=3)).limits)
-    assert (first.peak, first.suggested) == (3, None)
+    first, *_ = unreached(parse(POLICY), of(stored(0, "allowed", counted=24)).limits)
+    assert (first.peak, first.suggested) == (24, None)
 
 
 def test_a_suggestion_is_never_below_twice_the_use() -> None:
     for peak in range(1, 5000):
-        assert 2 * peak <= suggested(peak) <= 2.7 * peak
+        assert 2 * peak <= with_headroom(peak) <= max(5, 2.7 * peak)

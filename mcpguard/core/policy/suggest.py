@@ -338,10 +338,8 @@ def _for_rate(rate: Rate, peak: Peak, history_us: int) -> Suggested:
 
 def _raised(peak: Peak) -> tuple[int, str]:
     """The limit for a busiest window, and how it is derived."""
-    n = rounded_up(HEADROOM * peak.calls)
-    if n < LEAST_LIMIT:
-        return LEAST_LIMIT, f"x{HEADROOM}, and at least {LEAST_LIMIT}"
-    return n, f"x{HEADROOM}, rounded up"
+    why = f"and at least {LEAST_LIMIT}" if HEADROOM * peak.calls < LEAST_LIMIT else "rounded up"
+    return with_headroom(peak.calls), f"x{HEADROOM}, {why}"
 
 
 def _new(tracked: _Tracked) -> Suggestion:
@@ -371,6 +369,15 @@ def _busiest(rate: Rate, peak: Peak) -> str:
     about = "about " if peak.calls > _MAX_ENTRIES else ""
     by = f" by {peak.who}" if peak.who else ""
     return f"busiest {window(rate.window_us)} of {about}{plural(peak.calls, 'call')}{by}"
+
+
+def with_headroom(calls: int) -> int:
+    """The limit to suggest if a window held that many calls.
+
+    >>> [with_headroom(calls) for calls in (1, 3, 29, 205)]
+    [5, 6, 60, 500]
+    """
+    return max(LEAST_LIMIT, rounded_up(HEADROOM * calls))
 
 
 def rounded_up(n: int) -> int:
