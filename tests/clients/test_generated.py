@@ -12,7 +12,7 @@ from mcpguard.clients.nodes import plain
 from tests.clients.generated import File, file
 
 GUARD = ("/opt/Müller & Co\\x/mcpguard", "run", "--server", "crm", "--")
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=25, deadline=None)
 every_dialect = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.name)
 
 

@@ -1,8 +1,8 @@
 """Files of clients are written as a whole or not at all."""
 
 import errno
+import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -193,71 +193,75 @@ def test_what_a_killed_command_left_is_removed_later(file: Path, backups: Path) 
 
 
 KILLED = """
-import os, sys
+import json, os, shutil, sys
 from pathlib import Path
 from mcpguard.clients import writing
 
-file, backups, at, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "after"
-count = 0
+file, backups, after = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "after"
+OLD, NEW = sys.argv[4].encode(), sys.argv[5].encode()
 
-def killing(function):
-    def replacement(*args, **kwargs):
-        global count
-        count += 1
-        if count == at and not after:
-            os._exit(9)
-        if function is write:  # one byte at a time, so that it is killed within a file, too
-            args = (args[0], bytes(args[1])[:1])
-        here = count
-        try:
-            return function(*args, **kwargs)
-        finally:
-            if here == at:
+def replace(at):
+    count = 0
+    write = os.write
+
+    def killing(function):
+        def replacement(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == at and not after:
                 os._exit(9)
-    return replacement
+            if function is write:  # one byte at a time, so that it is killed within a file, too
+                args = (args[0], bytes(args[1])[:1])
+            here = count
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if here == at:
+                    os._exit(9)
+        return replacement
 
-write = os.write
-names = "open write close fsync fstat stat lstat mkdir chmod fchmod chown fchown utime replace rename unlink access readlink"
-for name in names.split():
-    setattr(os, name, killing(getattr(os, name)))
-writing.replace(file, b'{"old": 1}\\n', b'{"new": 22}\\n', backups=backups)
-sys.stdout.write("finished\\n")
+    names = "open write close fsync fstat stat lstat mkdir chmod fchmod chown fchown utime replace rename unlink access"
+    for name in [*names.split(), "readlink"]:
+        setattr(os, name, killing(getattr(os, name)))
+    try:
+        writing.replace(file, OLD, NEW, backups=backups)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+for at in range(1, 200):
+    for folder in (file.parent, backups):  # what the last process left would make the next one do more
+        shutil.rmtree(folder, ignore_errors=True)
+    file.parent.mkdir()
+    file.write_bytes(OLD)
+    pid = os.fork() or replace(at)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    saved = [path.read_text() for path in backups.iterdir()] if backups.exists() else []
+    print(json.dumps([status, file.read_text(), saved]))
+    if status != 9:
+        break
 """
+"""Replaces a file in processes of which each ends at the next call of a function of `os`, and tells what each leaves."""
 
 
-def killed(file: Path, backups: Path, at: int, when: str) -> bool:
-    """Replace a file in a process that ends at a call of a function of `os`; whether there were fewer calls."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(file), str(backups), str(at), when],
-        env={key: value for key, value in os.environ.items() if not key.startswith("COV_")} | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert done.returncode in (0, 9), done.stderr
-    return done.returncode == 0
-
-
+@pytest.mark.posix
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_process_killed_at_any_call_of_the_system_leaves_the_old_file_or_the_new_one(
     file: Path, backups: Path, when: str
 ) -> None:
-    seen: list[bytes] = []
-    for at in range(1, 200):
-        for folder in (file.parent, backups):  # what the last process left would make the next one do more
-            shutil.rmtree(folder, ignore_errors=True)
-        file.parent.mkdir()
-        file.write_bytes(OLD)
-        if killed(file, backups, at, when):
-            break
-        seen.append(file.read_bytes())
-        for saved in backups.iterdir() if backups.exists() else ():
-            assert OLD.startswith(saved.read_bytes())
-    else:
-        raise AssertionError("it never finishes")
-    assert len(seen) > 30
-    assert set(seen) == {OLD, NEW}
-    assert file.read_bytes() == NEW
-    if NEW in seen:
-        assert OLD not in seen[seen.index(NEW) :]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(file), str(backups), when, OLD.decode(), NEW.decode()],
+        env={key: value for key, value in os.environ.items() if not key.startswith("COV_")} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    *killed, (status, last, _) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (status, last) == (0, NEW.decode())
+    assert len(killed) > 30
+    seen = [text for _, text, _ in killed]
+    assert seen == sorted(seen, key=[OLD.decode(), NEW.decode()].index)
+    assert set(seen) == {OLD.decode(), NEW.decode()}
+    for _, _, saved in killed:
+        assert all(OLD.decode().startswith(text) for text in saved)
