@@ -74,7 +74,9 @@ def fill_rows(path: Path, count: int, *, over_s: int) -> None:
         db.execute("INSERT OR IGNORE INTO namespace (name) VALUES (?)", (NAMESPACE,))
         (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (NAMESPACE,)).fetchone()
         key = database.key(db) or b""
-        texts = [compact({"session": f"{at:016x}", "user": user_name(at), "tool": tool_name(at)}) for at in range(CONTEXTS)]
+        who = {"namespace": NAMESPACE, "server": "bench", "user_source": "config", "agent": "bench::interactive::default"}
+        of = [{"session": f"{at:016x}", **who, "user": user_name(at), "tool": tool_name(at)} for at in range(CONTEXTS)]
+        texts = [*map(compact, of)]
         ids = [number(text, key) for text in texts]
         uses = -(-count // CONTEXTS)
         db.executemany(
