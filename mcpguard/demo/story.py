@@ -132,9 +132,9 @@ async def _tell(page: Page, stage: Stage) -> None:
         page.denial(loop.first_denial.code, loop.first_denial.message, loop.first_denial.data)
     page.heading(f"The last rows of the audit log: mcpguard audit tail -n {AUDIT_ROWS}")
     page.verbatim(await stage.audit_tail(AUDIT_ROWS, page.width), indent="")
-    page.heading("Next: put mcpguard in front of your own server, in your client's configuration")
-    page.verbatim('"NAME": {"command": "mcpguard",')
-    page.verbatim('         "args": ["run", "--server", "NAME", "--", "COMMAND", "ARGUMENT"]}')
+    page.heading("Next: put mcpguard in front of your own servers")
+    page.verbatim("mcpguard install --dry-run   shows what it would change in your clients' files")
+    page.verbatim("mcpguard install")
 
 
 async def _act(page: Page, stage: Stage) -> list[Tally]:

@@ -85,7 +85,7 @@ def test_it_shows_the_last_rows_of_the_audit_log(run: Run) -> None:
 
 
 def test_it_ends_with_what_to_do_next(run: Run) -> None:
-    assert run.out.splitlines()[-1].strip().startswith('"args": ["run", "--server"')
+    assert run.out.splitlines()[-1].strip() == "mcpguard install"
 
 
 def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
