@@ -85,16 +85,13 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
         detail = detail | {"exceeded": exceeded}
-    request_id = request.request_id
-    if request_id and len(request_id) > _MAX_ID_CHARS:
-        request_id = cut(request_id)
     return Row(
         time_us,
         seq,
         verdict.decision,
         request.context,
         fragment(verdict.reported) if verdict.reported else None,
-        request_id,
+        cut_id(request.request_id),
         request.args_hash,
         request.trace_id,
         verdict.count,

@@ -131,9 +131,7 @@ class Journal:
         one = row(request, verdict, time_us, self.seq + 1)
         if verdict.decision in REFUSED and not self._gets_own_row(one, verdict):
             return None
-        self.seq += 1
-        verdict.has_own_row = True
-        verdict.audit_id = audit_id(self.session, self.seq)
+        self._number(verdict)
         return one
 
     def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
@@ -144,6 +142,10 @@ class Journal:
         self._before.clear()
         self._seq_before = self.seq
         self._count(request, verdict)
+        self._number(verdict)
+
+    def _number(self, verdict: Verdict) -> None:
+        """Give a verdict's row the next number."""
         self.seq += 1
         verdict.has_own_row = True
         verdict.audit_id = audit_id(self.session, self.seq)

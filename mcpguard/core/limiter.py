@@ -174,20 +174,14 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: 
     logs = list(states)
     totals = [0] * len(logs)
     for _, window_us, counter, _, _ in charged:
-        log = logs[counter]
-        if log and log[1] <= now_us - window_us:
-            log = logs[counter] = live(log, window_us, now_us)
-        totals[counter] = sum(log[2::2])
-    full: list[int] = []
-    for at, (n, _, counter, _, _) in enumerate(limits):
-        if not n or totals[counter] + cost > n:
-            full.append(at)
-    exceeded: tuple[Exceeded, ...] = ()
+        logs[counter] = live(logs[counter], window_us, now_us)
+        totals[counter] = used(logs[counter])
+    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or totals[counter] + cost > n]
+    enforced = [at for at in full if not limits[at].observe]
+    exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
+    if enforced:
+        return Decision(False, tuple(totals), tuple(states), exceeded)
     if full:
-        enforced = [at for at in full if not limits[at].observe]
-        exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
-        if enforced:
-            return Decision(False, tuple(totals), tuple(states), exceeded)
         without_room = {limits[at].rule for at in full}
         charged = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
     after = list(states)
