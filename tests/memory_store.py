@@ -1,7 +1,7 @@
 """A store in memory. Tests compare the other stores with it."""
 
 import os
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, record
@@ -9,7 +9,7 @@ from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.model import Counter
-from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.groups import tally
@@ -52,14 +52,41 @@ class MemoryStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        verdicts, changed = decide_all(requests, self._memory.states, self._clock())
-        self._memory.counters.update(changed)
-        rows = iter(journal.rows(requests, verdicts, self._wall()))
-        for one in verdicts:
-            if one.has_own_row:
-                self._memory.rows.append(next(rows))
-                one.row_id = len(self._memory.rows)
+        journal.begin()
+        verdicts = []
+        for request in requests:
+            row_id = len(self._memory.rows) + 1
+            (one,), changed = decide_all([request], self._memory.states, self._clock(), row_id)
+            self._memory.counters.update(changed)
+            row = journal.row(request, one, self._wall())
+            if row is not None:
+                self._memory.rows.append(row)
+                one.row_id = row_id
+            verdicts.append(one)
         return verdicts
+
+    def settle(self, endings: Sequence[Ending]) -> None:
+        """See `Store`."""
+        states, now_us = self._memory.states, self._clock()
+        for ending in endings:
+            counters = ending.plan.counters
+            for limit in ending.plan.limits:
+                if limit.counts == "concurrent":
+                    key = counters[limit.counter].id
+                    states[key] = limiter.release(states.get(key, EMPTY), ending.row_id)
+            if ending.failed:
+                logs = [states.get(counter.id, EMPTY) for counter in counters]
+                after, charged = limiter.fail(ending.plan.limits, logs, now_us)
+                for limit in charged:
+                    counter = counters[limit.counter]
+                    states[counter.id], self._memory.counters[counter.id] = after[limit.counter], counter
+
+    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+        """See `Store`."""
+        for call_id, counters in calls.items():
+            for counter in counters:
+                self._memory.counters[counter.id] = counter
+                self._memory.states[counter.id] = (*self._memory.states.get(counter.id, EMPTY), call_id)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
@@ -80,12 +107,14 @@ class MemoryStore:
         self._drop_old_notes()
         now_us = self._clock()
         for key, state in list(self._memory.states.items()):
-            if not limiter.live(state, self._memory.counters[key].window_us, now_us):
+            window_us = self._memory.counters[key].window_us
+            if not (limiter.live(state, window_us, now_us) if window_us else state):
                 del self._memory.states[key]
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
-        return dict(self._memory.states), self._clock()
+        states, counters = self._memory.states, self._memory.counters
+        return {key: log for key, log in states.items() if counters[key].window_us}, self._clock()
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
@@ -131,12 +160,15 @@ class MemoryStore:
     def held(self) -> list[Held]:
         """See `Store`."""
         now_us = self._clock()
-        logs = [
-            (counter.label, limiter.live(self._memory.states[key], counter.window_us, now_us))
-            for key, counter in self._memory.counters.items()
-            if key in self._memory.states
-        ]
-        return [Held(label, limiter.used(log), log) for label, log in logs if log]
+        found = []
+        for key, counter in self._memory.counters.items():
+            state = self._memory.states.get(key, EMPTY)
+            if counter.window_us:
+                log = limiter.live(state, counter.window_us, now_us)
+                found.append(Held(counter.label, limiter.used(log), log))
+            else:
+                found.append(Held(counter.label, len(state), EMPTY))
+        return [one for one in found if one.used]
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
@@ -164,7 +196,7 @@ class MemoryStore:
 
 
 def decide_all(
-    requests: Sequence[DecisionRequest], states: MutableMapping[int, State], now_us: int
+    requests: Sequence[DecisionRequest], states: MutableMapping[int, State], now_us: int, first_row: int = 1
 ) -> tuple[list[Verdict], dict[int, Counter]]:
     """Decide requests in order, and update the counters' logs in `states`.
 
@@ -172,15 +204,16 @@ def decide_all(
         requests: The requests.
         states: The logs by counter id. A missing log is empty.
         now_us: The store's time.
+        first_row: The id of the first call among the calls in flight; each later one has the next.
 
     Returns:
         The verdicts, and the counters whose logs have changed.
     """
     verdicts: list[Verdict] = []
     changed: dict[int, Counter] = {}
-    for request in requests:
+    for call_id, request in enumerate(requests, first_row):
         counters = request.plan.counters
-        one, decision = decide_one(request, [states.get(counter.id, EMPTY) for counter in counters], now_us)
+        one, decision = decide_one(request, [states.get(counter.id, EMPTY) for counter in counters], now_us, call_id)
         verdicts.append(one)
         for limit in decision.charged:
             counter = counters[limit.counter]

@@ -10,7 +10,7 @@ from mcpguard.core.digest import cut
 from mcpguard.core.policy.model import Reported
 from mcpguard.core.text import compact, plural, quoted
 from mcpguard.core.times import ms_up, rfc3339
-from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
+from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict, reason
 
 _MAX_ID_CHARS: Final = 2048
 """Longer ids are cut. An id of `MAX_NAME_BYTES` fits, even if all of it is written in escapes."""
@@ -27,8 +27,8 @@ bounds how many such calls a client sends."""
 MEMBERS: Final = (
     "id", "time", "time_us", "session", "seq", "namespace", "server", "request_id", "user", "user_source", "agent",
     "agent_source", "email", "roles", "tool", "args_hash", "arguments", "trace_id", "act", "decision", "axis", "rule",
-    "limit", "window", "count", "remaining", "retry_after_ms", "exceeded", "repeats", "reason", "policy", "outcome",
-    "duration_ms",
+    "limit", "window", "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded", "repeats",
+    "waited_ms", "reason", "policy", "outcome", "duration_ms",
 )  # fmt: skip
 """The members of a record, in the order of the output."""
 
@@ -82,6 +82,8 @@ class Outcome(NamedTuple):
 def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
     """The row of a decided request."""
     detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
+    if verdict.in_flight is not None:
+        detail = detail | {"in_flight": verdict.in_flight}
     if len(verdict.exceeded) > 1:
         exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
         detail = detail | {"exceeded": exceeded}
@@ -199,8 +201,12 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     if "tool" in context:
         values["trace_id"] = row.trace_id or f"{session}{row.seq:016x}"
     if row.decision in {"rate_limited", "would_deny", "denied"} and "exceeded" not in values:
-        limit = {key: values[key] for key in ("axis", "rule", "limit", "window") if key in values}
+        limit = {key: values[key] for key in ("axis", "rule", "limit", "window", "counts") if key in values}
         values["exceeded"] = [limit | ({} if row.retry_after_ms is None else {"retry_after_ms": row.retry_after_ms})]
+    if row.decision in {"rate_limited", "would_deny"} and row.reported and "reason" not in values:
+        why = reason(Reported(**{"window": None, **members(row.reported)}), row.retry_after_ms)  # type: ignore[arg-type]
+        if why != "rate_limited":
+            values["reason"] = why
     return {key: values[key] for key in MEMBERS if values.get(key) is not None}
 
 
@@ -224,7 +230,7 @@ def line(entry: Mapping[str, object], *, with_server: bool = False) -> str:
     names = ["axis", *(["server"] if with_server else []), "user", "agent", "tool"]
     words = [str(entry["decision"]), *(f"{key}={quoted(entry[key])}" for key in names if key in entry)]
     if "limit" in entry:
-        words.append(f"limit={entry['limit']}/{entry['window']}")
+        words.append(f"limit={limit_text(entry)}")
     elif "rule" in entry:
         words.append(f"rule={quoted(entry['rule'])}")
     words += [f"{key}={entry[key]}" for key in ("count", "repeats") if key in entry]
@@ -233,6 +239,21 @@ def line(entry: Mapping[str, object], *, with_server: bool = False) -> str:
         words.append(f"retry_after={-(-wait // 1000)}s")
     words += [f"{key}={quoted(entry[key])}" for key in ("reason", "outcome") if key in entry]
     return " ".join(words)
+
+
+def limit_text(entry: Mapping[str, object]) -> str:
+    """The limit in a record or in a member of its `exceeded`.
+
+    >>> limit_text({"limit": 5, "window": "1m"}), limit_text({"limit": 2, "counts": "concurrent"})
+    ('5/1m', '2-in-flight')
+    >>> limit_text({"limit": 3, "window": "1m", "counts": "errors"})
+    '3-errors/1m'
+    """
+    counts = entry.get("counts")
+    if counts == "concurrent":
+        return f"{entry['limit']}-in-flight"
+    unit = {"cost": "-units", "errors": "-errors"}.get(str(counts), "")
+    return f"{entry['limit']}{unit}/{entry['window']}"
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:

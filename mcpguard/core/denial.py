@@ -3,7 +3,7 @@
 from typing import Final
 
 from mcpguard.core.digest import cut
-from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.model import Call, Reported
 from mcpguard.core.text import compact, plural, printable
 from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict
@@ -90,42 +90,47 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
     names = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
     reported = verdict.reported
-    if reported and verdict.decision == "rate_limited" and verdict.retry_after_us is not None:
-        wait_ms = ms_up(verdict.retry_after_us)
-        wait_s = -(-wait_ms // 1000)
-        whose, limit = _whose(call, reported.axis), plural(reported.limit or 0, "call")
-        message = (
-            f"Tool {tool} rate limit exceeded for {whose}: {limit} per {reported.window}. Retry in {plural(wait_s, 'second')}."
-        )
-        data: dict[str, object] = {
-            "reason": "rate_limited",
-            "axis": reported.axis,
-            "limit": reported.limit,
-            "window": reported.window,
-            "retry_after_seconds": wait_s,
-            "retry_after_ms": wait_ms,
-            **names,
-            "rule": reported.rule,
-            **audit,
-            "exceeded": _exceeded(verdict),
-        }
-        return RATE_LIMITED, message, data
-    if reported and verdict.decision == "denied":
-        message = f"Tool {tool} is denied by policy for {_whose(call, reported.axis)}. Waiting does not help."
-        data = {
-            "reason": "denied",
-            "axis": reported.axis,
-            **names,
-            "rule": reported.rule,
-            **audit,
-            "exceeded": _exceeded(verdict),
-        }
-        return DENIED, message, data
+    if reported and verdict.decision in {"rate_limited", "denied"}:
+        code, message, members = _refusal(tool, _whose(call, reported.axis), reported, verdict)
+        more = {"rule": reported.rule, **audit, "exceeded": _exceeded(verdict)}
+        return code, message, {"reason": verdict.reason, "axis": reported.axis, **members, **names, **more}
     message = f"Tool {tool} was not called: {why}"
     if verdict.decision == "unauthenticated":
         del names["user"]
         return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **names, **audit}
     return UNAVAILABLE, message, {"reason": reason, **names, **audit}
+
+
+def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict) -> tuple[int, str, dict[str, object]]:
+    """The code and the message of a denial by a limit, and the members of its data that depend on the reason."""
+    n, window = reported.limit or 0, reported.window
+    data: dict[str, object] = {"limit": n} if window is None else {"limit": n, "window": window}
+    if verdict.cost is not None:
+        data["cost"] = verdict.cost
+    if verdict.retry_after_us is not None:
+        wait_ms = ms_up(verdict.retry_after_us)
+        wait_s = -(-wait_ms // 1000)
+        data |= {"retry_after_seconds": wait_s, "retry_after_ms": wait_ms}
+        if verdict.reason == "failing":
+            what = f"Tool {tool} keeps failing for {whose}: {plural(n, 'error')} per {window}."
+        else:
+            limit = plural(n, "call" if verdict.cost is None else "unit")
+            what = f"Tool {tool} rate limit exceeded for {whose}: {limit} per {window}."
+        if verdict.cost is not None:
+            what += f" This call costs {plural(verdict.cost, 'unit')}."
+        return RATE_LIMITED, f"{what} Retry in {plural(wait_s, 'second')}.", data
+    if verdict.reason == "concurrent":
+        message = (
+            f"Tool {tool} has too many calls in flight for {whose}: at most {n} at once. Retry when one of them has ended."
+        )
+        return RATE_LIMITED, message, data | {"in_flight": verdict.in_flight}
+    if verdict.reason == "too_costly":
+        message = (
+            f"This call of tool {tool} costs {plural(verdict.cost or 0, 'unit')}, more than the whole limit for {whose}: "
+            f"{plural(n, 'unit')} per {window}. Waiting does not help."
+        )
+        return RATE_LIMITED, message, data
+    return DENIED, f"Tool {tool} is denied by policy for {whose}. Waiting does not help.", {}
 
 
 def _whose(call: Call, axis: str) -> str:
@@ -138,7 +143,7 @@ def _exceeded(verdict: Verdict) -> list[dict[str, object]]:
     return [
         {
             "axis": reported.axis,
-            **({} if reported.limit is None else {"limit": reported.limit, "window": reported.window}),
+            **{key: value for key, value in reported.members().items() if key in {"limit", "window", "counts"}},
             **({} if wait is None else {"retry_after_ms": ms_up(wait)}),
             "rule": reported.rule,
         }

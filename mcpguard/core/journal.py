@@ -110,7 +110,7 @@ class Journal:
             time_us: Wall-clock time.
 
         Returns:
-            In order, a row for each verdict except denials that wait for a shared row.
+            In order, a row for each verdict except held calls, and denials that wait for a shared row.
         """
         self.begin()
         found = [self.row(request, verdict, time_us) for request, verdict in zip(requests, verdicts, strict=True)]
@@ -123,10 +123,12 @@ class Journal:
         self._keeps_new_storms = len(self._storms) < _MAX_STORMS
 
     def row(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row | None:
-        """The row to write for a request that was just decided; None for a denial that waits for a shared row.
+        """The row to write for a request that was just decided; None for a denial that waits for a shared row, or a held call.
 
         Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`. `rows` does this for several requests.
         """
+        if verdict.decision == "held":
+            return None
         self._count(request, verdict)
         one = row(request, verdict, time_us, self.seq + 1)
         if verdict.decision in REFUSED and not self._gets_own_row(one, verdict):

@@ -4,17 +4,24 @@ A counter's state is the log of its admissions: their times and costs. An entry 
 no window of that length, wherever it starts, holds more than the limit. For limits up to `EXACT`, each admission has its own
 entry. For larger limits, admissions within a 64th of the window share an entry, and count as if all had the time of the last.
 This bounds the log: the limit is never exceeded, and a call is admitted at most a 64th of the window late.
+
+A limit counts calls, or their cost in units. A limit on errors has room while the log of failed calls has room for one more: it
+is charged by `fail`, after the call. A cap on calls in flight has no window: its counter's state has the ids of the calls.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 State = tuple[int, ...]
 """A counter's log: `(open_first_us, time_us, cost, time_us, cost, …)`, oldest first.
 
-`open_first_us` is the time of the first admission in the newest entry. The log of an unused counter is empty.
+`open_first_us` is the time of the first admission in the newest entry. The log of an unused counter is empty. The state of a
+counter of calls in flight is not a log: it has the ids of the calls, in the order of their admission.
 """
+
+Counts = Literal["calls", "cost", "errors", "concurrent"]
+"""What a limit counts: calls, their cost, calls that failed, or calls in flight."""
 
 EMPTY: Final[State] = ()
 
@@ -30,14 +37,17 @@ MAX_ENTRIES: Final = EXACT + 2
 
 
 class Limit(NamedTuple):
-    """At most `n` calls in any window, by one rule.
+    """At most `n` calls in any window, by one rule; or another of `Counts`.
 
     Attributes:
         n: 1 or more; or 0 for a rule that denies, which has no counter.
-        window_us: The window's length. A counter belongs to one window.
+        window_us: The window's length; 0 for calls in flight. A counter belongs to one window.
         counter: The index of its counter among those of the call; -1 if it has none.
         rule: The index of its rule among those of the call. An observed rule has room if each of its limits has.
         observe: Whether its rule only reports.
+        counts: What it counts. Limits with the same counter count the same.
+        cost: What the call takes of the limit; 1 unless it counts cost.
+        wait_us: How long a call that it refuses may be held; 0 for not at all.
     """
 
     n: int
@@ -45,6 +55,9 @@ class Limit(NamedTuple):
     counter: int
     rule: int = 0
     observe: bool = False
+    counts: Counts = "calls"
+    cost: int = 1
+    wait_us: int = 0
 
 
 class Exceeded(NamedTuple):
@@ -65,7 +78,7 @@ class Decision(NamedTuple):
     Attributes:
         admitted: Whether every enforced limit had room.
         used: The sum in each counter before the call.
-        states: The counters' logs after the call; the same objects as before where nothing was charged.
+        states: The counters' states after the call; the same objects as before where nothing was charged.
         exceeded: The enforced limits without room if the call is not admitted, else the observed ones.
         charged: The limits that were charged: for each counter the smallest limit, of rules that have room.
     """
@@ -155,39 +168,71 @@ def merge(log: State, other: State, window_us: int) -> State:
     return merged if len(pairs) <= EXACT else _coalesce(merged, -(-window_us // EXACT))
 
 
-def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, cost: int = 1) -> Decision:
+def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, call_id: int = 0) -> Decision:
     """Decide one call against all its limits: every counter is charged, or none.
 
     Args:
         limits: The limits that apply to the call. Limits with the same counter have the same window.
-        states: The log of each counter that `limits` name.
+        states: The state of each counter that `limits` name.
         now_us: The store's time. If a log has a later entry, the time of that entry is used, so that time never runs backwards.
-        cost: The cost of the call on each counter, 1 or more.
+        call_id: The id by which counters of calls in flight know the call; no other call in flight may have it.
 
     Returns:
-        The decision. An observed rule is charged if the call is admitted and each of its limits has room.
+        The decision. An observed rule is charged if the call is admitted and each of its limits has room. Limits on errors are
+        not charged: see `fail`.
     """
-    for state in states:
-        if state and state[-2] > now_us:
-            now_us = state[-2]
     charged = _smallest(tuple(limits))
+    caps = [limit.counter for limit in charged if not limit.window_us]
+    for counter, state in enumerate(states):
+        if state and counter not in caps and state[-2] > now_us:
+            now_us = state[-2]
     logs = list(states)
     totals = [0] * len(logs)
-    for _, window_us, counter, _, _ in charged:
-        logs[counter] = live(logs[counter], window_us, now_us)
-        totals[counter] = used(logs[counter])
-    full = [at for at, (n, _, counter, _, _) in enumerate(limits) if not n or totals[counter] + cost > n]
+    for _, window_us, counter, *_ in charged:
+        if window_us:
+            logs[counter] = live(logs[counter], window_us, now_us)
+            totals[counter] = used(logs[counter])
+        else:
+            totals[counter] = len(logs[counter])
+    full = [at for at, one in enumerate(limits) if not one.n or totals[one.counter] + one.cost > one.n]
     enforced = [at for at in full if not limits[at].observe]
-    exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us, cost)) for at in enforced or full])
+    exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us)) for at in enforced or full])
     if enforced:
         return Decision(False, tuple(totals), tuple(states), exceeded)
     if full:
         without_room = {limits[at].rule for at in full}
         charged = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
+    charged = tuple([limit for limit in charged if limit.counts != "errors"])
     after = list(states)
-    for n, window_us, counter, _, _ in charged:
-        after[counter] = charge(logs[counter], n, window_us, now_us, cost)
+    for n, window_us, counter, _, _, _, cost, _ in charged:
+        log = logs[counter]
+        after[counter] = charge(log, n, window_us, now_us, cost) if window_us else (*log, call_id)
     return Decision(True, tuple(totals), tuple(after), exceeded, charged)
+
+
+def fail(limits: Sequence[Limit], states: Sequence[State], now_us: int) -> tuple[tuple[State, ...], tuple[Limit, ...]]:
+    """Count a call that failed on each counter of errors.
+
+    Args:
+        limits: The limits that applied to the call.
+        states: The state of each counter that `limits` name.
+        now_us: The store's time; see `decide`.
+
+    Returns:
+        The counters' states after that, and the limits that were charged.
+    """
+    after = list(states)
+    charged = tuple([limit for limit in _smallest(tuple(limits)) if limit.counts == "errors"])
+    for n, window_us, counter, *_ in charged:
+        log = after[counter]
+        at_us = max(now_us, log[-2]) if log else now_us
+        after[counter] = charge(live(log, window_us, at_us), n, window_us, at_us)
+    return tuple(after), charged
+
+
+def release(state: State, call_id: int) -> State:
+    """The state of a counter of calls in flight without a call. If it does not have the call, the same state."""
+    return tuple([one for one in state if one != call_id]) if call_id in state else state
 
 
 @lru_cache(maxsize=512)
@@ -201,7 +246,8 @@ def _smallest(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
     return tuple(smallest.values())
 
 
-def _wait(limit: Limit, logs: Sequence[State], now_us: int, cost: int) -> int | None:
-    if limit.n == 0:
+def _wait(limit: Limit, logs: Sequence[State], now_us: int) -> int | None:
+    """The wait after which a limit has room; None if waiting does not help, or if nobody knows how long it takes."""
+    if not limit.window_us:
         return None
-    return retry_after(logs[limit.counter], limit.n, limit.window_us, now_us, cost)
+    return retry_after(logs[limit.counter], limit.n, limit.window_us, now_us, limit.cost)

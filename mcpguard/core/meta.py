@@ -20,4 +20,7 @@ CALL_IDS: Final = frozenset({"claudecode/toolUseId", "callId", COPILOT_CALL_ID})
 TRACEPARENT: Final = "traceparent"
 """The trace that the call belongs to, as W3C Trace Context writes it."""
 
-READ: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT}) | CALL_IDS
+PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - no secret
+"""The token of the progress notifications that the client asks for."""
+
+READ: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT, PROGRESS_TOKEN}) | CALL_IDS

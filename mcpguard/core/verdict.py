@@ -1,15 +1,17 @@
 """The request for a decision that the core sends to a store, and the verdict that comes back."""
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from mcpguard.core import limiter
 from mcpguard.core.jsonrpc.frames import Frame
-from mcpguard.core.limiter import Decision, State, charge, live
+from mcpguard.core.limiter import Decision, Limit, State, charge, live
 from mcpguard.core.policy.model import Call, Plan, Reported
+from mcpguard.core.waiting import is_held
 
 Decided = Literal[
     "allowed",
+    "held",
     "rate_limited",
     "denied",
     "would_deny",
@@ -20,7 +22,7 @@ Decided = Literal[
     "allowed_unavailable",
     "policy",
 ]
-"""The values of `decision` in an audit record."""
+"""The values of `decision` in an audit record. `held` is in no record: such a call is decided anew, see `core.waiting`."""
 
 FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
 """The decisions after which a call is forwarded to the server."""
@@ -45,6 +47,8 @@ class DecisionRequest:
         why: A sentence for the client that states the cause of a denial that no rule made.
         rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
         client_name: The client's name, which selects the form of a denial; None if the client gave none.
+        waited_us: How long the call has been held; None if it may not be held.
+        is_behind: Whether an earlier call waits for one of its counters. Then it is held even if there is room.
     """
 
     def __init__(
@@ -72,6 +76,22 @@ class DecisionRequest:
         self.why = ""
         self.rounds = 0
         self.client_name: str | None = None
+        self.waited_us: int | None = None
+        self.is_behind = False
+
+
+class Ending(NamedTuple):
+    """A forwarded call that has ended. The store is told if the call's plan `settles`.
+
+    Attributes:
+        row_id: The store's id of the call's row.
+        plan: The call's plan.
+        failed: Whether its outcome is `tool_error` or `rpc_error`.
+    """
+
+    row_id: int
+    plan: Plan
+    failed: bool
 
 
 class Verdict:
@@ -79,9 +99,10 @@ class Verdict:
 
     Attributes:
         decision: One of `Decided`.
-        reported: The limit that decided: the exceeded limit with the longest wait. If none is exceeded, the enforced limit with
-            the least quota left, or an observed one if none is enforced.
-        count: The calls in the counter of `reported`. In a denial, plus this session's denials on the counter since the last
+        reported: The limit that decided. Of exceeded limits: one that denies, else one that the call costs more than, else a
+            cap on calls in flight, else the limit with the longest wait. If none is exceeded: the limit on calls or cost with
+            the least quota left, else another limit; an enforced limit goes before all observed ones.
+        count: What the counter of `reported` holds. In a denial, plus this session's denials on the counter since the last
             admission.
         remaining: How many calls `reported` still admits.
         retry_after_us: The wait after which all limits have room; None if they have room, or if waiting does not help.
@@ -89,6 +110,11 @@ class Verdict:
         audit_id: The id of the audit row.
         row_id: The store's id of that row, which joins the outcome to it.
         has_own_row: Whether the call has an audit row of its own; equal denials share one.
+        in_flight: How many calls are in flight, with this one if it is admitted, on the cap that has the least room; None if
+            there is no cap.
+        cost: What the call takes of `reported`, if that counts cost; else None.
+        states: Of a held call, the states of the plan's counters; else empty.
+        now_us: Of a held call, the store's time; else 0.
     """
 
     def __init__(
@@ -112,77 +138,119 @@ class Verdict:
         self.audit_id = audit_id
         self.row_id = row_id
         self.has_own_row = False
+        self.in_flight: int | None = None
+        self.cost: int | None = None
+        self.states: Sequence[State] = ()
+        self.now_us = 0
 
     @property
     def forwards(self) -> bool:
         """Whether the call is forwarded to the server."""
         return self.decision in FORWARDED
 
+    @property
+    def reason(self) -> str | None:
+        """Why the call is not within its limits: `rate_limited`, `concurrent`, `failing`, `too_costly` or `denied`."""
+        return None if not self.exceeded or self.reported is None else reason(self.reported, self.retry_after_us)
+
 
 def verdict(plan: Plan, decision: Decision) -> Verdict:
     """The verdict that follows from a decision on a plan's limits."""
-    if not decision.exceeded:
-        return _allowed(plan, decision.used)
-    longest, wait = decision.exceeded[0]
-    for at, other in decision.exceeded:
-        if wait is not None and (other is None or other > wait):
-            longest, wait = at, other
-    limit = plan.limits[longest]
+    found = _exceeding(plan, decision) if decision.exceeded else _allowed(plan, decision.used)
+    if plan.caps:
+        found.in_flight = _in_flight(plan, decision)
+    return found
+
+
+def _exceeding(plan: Plan, decision: Decision) -> Verdict:
+    at, wait = max(decision.exceeded, key=lambda one: severity(plan.limits[one.limit], one.retry_after_us))
+    limit = plan.limits[at]
     used = decision.used[limit.counter] if limit.n else None
-    word: Decided = "would_deny" if decision.admitted else "denied" if wait is None else "rate_limited"
-    return Verdict(
+    word: Decided = "would_deny" if decision.admitted else "rate_limited" if limit.n else "denied"
+    found = Verdict(
         word,
-        plan.reported[longest],
+        plan.reported[at],
         count=used,
         remaining=None if used is None else max(0, limit.n - used),
         retry_after_us=wait,
         exceeded=tuple([(plan.reported[at], each) for at, each in decision.exceeded]),
     )
+    if limit.counts == "cost":
+        found.cost = limit.cost
+    return found
+
+
+def severity(limit: Limit, retry_after_us: int | None) -> tuple[int, int]:
+    """Of several exceeded limits, the one with the highest severity is reported; of equal ones, the first."""
+    if retry_after_us is not None:
+        return 0, retry_after_us
+    return (3 if not limit.n else 1 if limit.counts == "concurrent" else 2), 0
 
 
 def _allowed(plan: Plan, used: Sequence[int]) -> Verdict:
-    tightest, count, least = -1, 0, (False, 0)  # an enforced limit is tighter than any observed one
-    for at, (n, _, counter, _, observe) in enumerate(plan.limits):
-        left = (observe, n - used[counter] - 1)
+    tightest, count, least = -1, 0, (False, False, 0)
+    for at, limit in enumerate(plan.limits):
+        taken = 0 if limit.counts == "errors" else limit.cost
+        total = used[limit.counter] + taken
+        left = (limit.observe, limit.counts in {"errors", "concurrent"}, limit.n - total)
         if tightest < 0 or left < least:
-            tightest, count, least = at, used[counter] + 1, left
+            tightest, count, least = at, total, left
     if tightest < 0:
         return Verdict("allowed")
-    return Verdict("allowed", plan.reported[tightest], count=count, remaining=least[1])
+    found = Verdict("allowed", plan.reported[tightest], count=count, remaining=least[2])
+    if plan.limits[tightest].counts == "cost":
+        found.cost = plan.limits[tightest].cost
+    return found
 
 
-def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
-    """Decide one request against the logs of its counters, which are in the plan's order.
+def _in_flight(plan: Plan, decision: Decision) -> int:
+    taken = {limit.counter for limit in decision.charged if limit.counts == "concurrent"}
+    totals = [(one.n, decision.used[one.counter] + (one.counter in taken)) for one in plan.limits if one.counts == "concurrent"]
+    return min(totals, key=lambda one: one[0] - one[1])[1]
+
+
+def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, call_id: int = 0) -> tuple[Verdict, Decision]:
+    """Decide one request against the states of its counters, which are in the plan's order.
+
+    Args:
+        request: The request.
+        states: The states.
+        now_us: The store's time.
+        call_id: The id by which counters of calls in flight know the call: that of its row.
 
     Returns:
-        The verdict, and the decision with the new logs.
+        The verdict, and the decision with the new states. A call that is held is not charged.
     """
     if request.decided is not None:
         return Verdict(request.decided), _NOTHING
-    return _decide(request.plan, states, now_us)
-
-
-def _decide(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, Decision]:
-    decision = limiter.decide(plan.limits, states, now_us)
-    return verdict(plan, decision), decision
+    plan = request.plan
+    decision = limiter.decide(plan.limits, states, now_us, call_id)
+    found = verdict(plan, decision)
+    if request.waited_us is not None and (
+        request.is_behind if decision.admitted else is_held(plan.limits, decision.exceeded, request.waited_us)
+    ):
+        found.decision, found.states, found.now_us = "held", states, now_us
+        return found, _NOTHING
+    if request.rounds and found.decision == "allowed":
+        found.decision = "continued"
+    return found, decision
 
 
 def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, list[State]] | None:
     """Decide a usual call in half of the time of `decide_one`.
 
-    A usual call has limits, and each has room and a counter of its own that is in use.
+    A usual call has limits on calls, and each has room and a counter of its own that is in use.
 
     Returns:
         The verdict, and the new logs of the counters. None if the call is not a usual one.
     """
-    limits = plan.limits
-    if len(limits) != len(states):
+    if not plan.is_plain:
         return None
     after: list[State] = []
     tightest, count, least, is_observed = -1, 0, 0, False
-    for at, (n, window_us, counter, _, observe) in enumerate(limits):
+    for at, (n, window_us, _, _, observe, *_) in enumerate(plan.limits):
         log = states[at]
-        if counter != at or not log or log[-2] > now_us:
+        if not log or log[-2] > now_us:
             return None
         if log[1] <= now_us - window_us:
             log = live(log, window_us, now_us)
@@ -195,12 +263,23 @@ def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, li
         if tightest < 0 or (left < least if observe is is_observed else is_observed):
             tightest, count, least, is_observed = at, used + 1, left, observe
         after.append(charge(log, n, window_us, now_us))
-    return (Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after) if after else None
+    return Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after
 
 
 def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
     """The verdict that a call with this plan would get now. Nothing is charged."""
-    return _decide(plan, states, now_us)[0]
+    return verdict(plan, limiter.decide(plan.limits, states, now_us))
 
 
 _NOTHING: Final = Decision(False, (), (), ())
+
+
+def reason(reported: Reported, retry_after_us: int | None) -> str:
+    """Why a call is not within a limit that has no room; see `Verdict.reason`."""
+    if reported.limit is None:
+        return "denied"
+    if reported.counts == "concurrent":
+        return "concurrent"
+    if reported.counts == "errors":
+        return "failing"
+    return "rate_limited" if retry_after_us is not None else "too_costly"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and l
     from mcpguard.core.journal import Journal
     from mcpguard.core.limiter import State
     from mcpguard.core.policy.model import Counter
-    from mcpguard.core.verdict import DecisionRequest, Verdict
+    from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 
 Clock = Callable[[], int]
 """Returns microseconds."""
@@ -83,8 +83,8 @@ class Held(NamedTuple):
 
     Attributes:
         label: The counter's label, see `policy.Counter`.
-        used: How many calls it counts now.
-        log: Its log, without entries that have left the window.
+        used: How many calls, units or errors it counts now; or how many calls are in flight.
+        log: Its log, without entries that have left the window; empty for a counter of calls in flight.
     """
 
     label: str
@@ -163,6 +163,13 @@ class CallStore(Protocol):
 
     def record(self, outcomes: Sequence["Outcome"]) -> None:
         """Join outcomes to their rows."""
+
+    def settle(self, endings: Sequence["Ending"]) -> None:
+        """Free the places of calls in flight that have ended, and count those that failed as errors.
+
+        When this returns, all users of the store see it. A call that holds no place, or none any more, is ignored; an error is
+        counted each time. The client gets the call's answer after this, so it takes no longer than a decision.
+        """
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """The agents that hooks noted for these calls, by id. Ids without a note, or with an expired one, are absent.
@@ -253,7 +260,17 @@ class Recoverable(CallStore, AuditReader, Protocol):
     def last_seen(self) -> tuple[dict[int, "State"], int]:
         """The logs that this store read or wrote last, by counter id, and the store's time. Does no I/O and does not fail.
 
+        Counters of calls in flight are not among them.
+
         A counter may be absent. If it is present, its log is the one that this store last decided on.
+        """
+
+    def hold(self, calls: Mapping[int, Sequence["Counter"]]) -> None:
+        """Give places to calls in flight that were admitted without this store, whether there is room or not.
+
+        Args:
+            calls: By an id of each call, its counters of calls in flight. `settle` frees the places with this id as the row id.
+                Ids are negative, so that they differ from those of rows; no two calls have the same.
         """
 
     def adopt(self, logs: Sequence[tuple["Counter", "State"]], write_back_id: str) -> None:

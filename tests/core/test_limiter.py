@@ -32,6 +32,11 @@ class Model:
         return sum(cost for at, cost in self.admitted if now_us - window_us < at <= now_us)
 
 
+def costing(limits: list[Limit], cost: int) -> list[Limit]:
+    """The limits for a call of this cost."""
+    return [limit._replace(cost=cost) for limit in limits]
+
+
 class Counters(RuleBasedStateMachine):
     """Calls on two counters. The limits are edited, and time may run backwards."""
 
@@ -75,7 +80,7 @@ class Counters(RuleBasedStateMachine):
 
     def call(self, limits: list[Limit], cost: int) -> Decision:
         now_us = max([self.now_us, *[state[-2] for state in self.states if state]])
-        decision = decide(limits, self.states, self.now_us, cost)
+        decision = decide(costing(limits, cost), self.states, self.now_us)
         named = {limit.counter for limit in limits}
         assert all(len(state) <= 2 * limiter.MAX_ENTRIES + 1 for state in decision.states)
         assert all(at in named or decision.states[at] is state for at, state in enumerate(self.states))
@@ -110,13 +115,13 @@ class Counters(RuleBasedStateMachine):
             return
         wait_us = max(wait for wait in waits if wait is not None)
         assert 0 < wait_us <= WINDOW_US
-        assert decide(limits, self.states, now_us + wait_us, cost).admitted
-        assert not decide(limits, self.states, now_us + wait_us - 1, cost).admitted
+        assert decide(costing(limits, cost), self.states, now_us + wait_us).admitted
+        assert not decide(costing(limits, cost), self.states, now_us + wait_us - 1).admitted
         for exceeded in decision.exceeded:
             alone = [limits[exceeded.limit]]
             assert exceeded.retry_after_us is not None
-            assert decide(alone, self.states, now_us + exceeded.retry_after_us, cost).admitted
-            assert not decide(alone, self.states, now_us + exceeded.retry_after_us - 1, cost).admitted
+            assert decide(costing(alone, cost), self.states, now_us + exceeded.retry_after_us).admitted
+            assert not decide(costing(alone, cost), self.states, now_us + exceeded.retry_after_us - 1).admitted
         self.wait = (now_us + wait_us, limits, cost)
 
 

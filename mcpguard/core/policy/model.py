@@ -3,22 +3,30 @@
 A rule selects calls and limits them. Of the rules that match a call, narrower rules override wider ones. The others apply: they
 make the call's plan, which is the limits that must have room, and their counters. `parse` parses rules, `explain` describes
 them, and `match` explains how they match a call.
+
+A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import and_
 from typing import Final, NamedTuple
 
 from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.digest import cut, number
-from mcpguard.core.limiter import Limit
+from mcpguard.core.limiter import Counts, Limit
 from mcpguard.core.patterns import coverage, glob
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 """The selectors, in the order of a rule's text."""
 
 AXES: Final = ("user", "agent", "tool", "server")
+"""The parts of a call that every call has."""
+
+ARGUMENTS: Final = "arguments"
+"""In `per`: calls of a tool with equal arguments have a counter of their own."""
+
+PER: Final = (*AXES, ARGUMENTS)
 """The allowed values in `per`."""
 
 COMPETING: Final = ("user", "agent", "tool")
@@ -58,13 +66,17 @@ class Rule(NamedTuple):
 
     Attributes:
         selectors: Patterns by selector. Only `role` and `scope` can have more than one; all of them must match.
-        per: The axes for whose values there are separate counters. `tool` implies `server`.
+        per: The axes for whose values there are separate counters. `tool` implies `server`, and `arguments` implies `tool`.
         per_text: `per` as the file writes it; empty if the file leaves it out.
         rates: The limits; none for `deny` and `unlimited`.
         deny: Whether the rule denies every call that it selects.
         observe: Whether the rule only reports.
         name: The rule's `name`; empty if it has none.
         line: Its line in the file, from 1; 0 if unknown.
+        counts: What the limits count: `calls`, `cost` or `errors`. `concurrent` for a part that has only the cap.
+        concurrent: The cap: the most calls in flight; 0 for `unlimited`; None if the rule has none.
+        has_limit: Whether the rule has `limit`. If not, it has `concurrent`.
+        wait_us: How long a call that the rule refuses may be held; None for the policy's `wait`.
     """
 
     selectors: dict[str, tuple[str, ...]]
@@ -75,6 +87,18 @@ class Rule(NamedTuple):
     observe: bool = False
     name: str = ""
     line: int = 0
+    counts: Counts = "calls"
+    concurrent: int | None = None
+    has_limit: bool = True
+    wait_us: int | None = None
+
+    @property
+    def parts(self) -> tuple["Rule", ...]:
+        """The rule; or, if it has both limits and a cap on calls in flight, a rule with the limits and one with the cap."""
+        if self.concurrent is None:
+            return (self,)
+        cap = self._replace(counts="concurrent", rates=(), deny=False, has_limit=False)
+        return (self._replace(concurrent=None), cap) if self.has_limit else (cap,)
 
     @property
     def text(self) -> str:
@@ -86,8 +110,8 @@ class Rule(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The selectors and `per`, which identify a rule within a policy."""
-        return self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
+        """The selectors, `per`, and what is counted: what identifies a rule within a policy."""
+        return self.counts, self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
 
     @property
     def agent(self) -> Agent | None:
@@ -102,16 +126,17 @@ class Rule(NamedTuple):
 
     @property
     def limit_text(self) -> str:
-        """The limit as a policy file writes it: `20/1m 100/1h`, `deny` or `unlimited`."""
+        """The limit as a policy file writes it: `20/1m 100/1h`, `deny` or `unlimited`; empty if the rule has none."""
         if self.deny:
             return "deny"
-        return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or "unlimited"
+        return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or ("unlimited" if self.has_limit else "")
 
     @property
     def axis(self) -> str:
         """The axis that reports name for the rule's limits."""
+        stated = self.per_text.split(",") if ARGUMENTS in self.per else self.per
         for axis in ("agent", "user", "tool"):
-            if axis in self.per:
+            if axis in stated:
                 return axis
         return next((axis for axis in ("tool", "agent", "user") if axis in self.selectors), "tool")
 
@@ -141,12 +166,16 @@ class Rule(NamedTuple):
     @property
     def kind(self) -> tuple[object, ...]:
         """Equal for rules that compete. Only competing rules can override each other."""
-        return self.per, *(key in self.selectors for key in COMPETING)
+        return self.counts, self.per, *(key in self.selectors for key in COMPETING)
 
     @property
     def reach(self) -> tuple[object, ...]:
         """Equal for rules that differ only in role or scope."""
-        return self.per, *(self.selectors.get(key) for key in AXES)
+        return self.counts, self.per, *(self.selectors.get(key) for key in AXES)
+
+    def covers_all_of(self, other: "Rule") -> bool:
+        """Whether the rule is at least as wide as `other` in every selector."""
+        return all(self.covers(other, key) for key in SELECTORS)
 
     def is_overridden_by(self, other: "Rule") -> bool:
         """Whether `other` overrides this rule for the calls that both match.
@@ -154,20 +183,36 @@ class Rule(NamedTuple):
         It does if it competes with this rule, is narrower in at least one selector, and is wider in none. Of two patterns,
         neither of which covers the other, neither is narrower: both rules apply.
         """
-        return (
-            self.kind == other.kind
-            and all(self.covers(other, key) for key in SELECTORS)
-            and not all(other.covers(self, key) for key in SELECTORS)
-        )
+        return self.kind == other.kind and self.covers_all_of(other) and not other.covers_all_of(self)
+
+
+class Cost(NamedTuple):
+    """One `[[cost]]`: what the calls of some tools take of limits that count cost.
+
+    Attributes:
+        selectors: Patterns for `tool` and `server`, as in `Rule`.
+        units: 1 or more.
+        line: Its line in the file, from 1; 0 if unknown.
+    """
+
+    selectors: dict[str, tuple[str, ...]]
+    units: int
+    line: int = 0
+
+    @property
+    def pattern(self) -> Rule:
+        """A rule with the same selectors."""
+        return Rule(self.selectors, frozenset())
 
 
 class Counter(NamedTuple):
-    """A counter of admitted calls.
+    """A counter of admitted calls, or of what else a limit counts.
 
     Attributes:
         id: 63 bits of a hash of `label`: the counter's key in every store.
-        label: JSON: the namespace, the values of `per`, the rule's other selectors, the window in µs.
-        window_us: The window's length.
+        label: JSON: the namespace, the values of `per`, the rule's other selectors, what is counted unless that is calls, and
+            the window in µs, which is 0 for calls in flight. `label_parts` reads it.
+        window_us: The window's length; 0 for calls in flight.
     """
 
     id: int
@@ -181,31 +226,88 @@ class Reported(NamedTuple):
     Attributes:
         axis: `user`, `tool` or `agent`.
         rule: The rule's text.
-        limit: Calls per window; None for `deny`.
-        window: The window as the policy writes it; None for `deny`.
+        limit: Calls per window, or units, errors, or calls in flight; None for `deny`.
+        window: The window as the policy writes it; None for `deny` and for calls in flight.
+        counts: `cost`, `errors` or `concurrent`; None if the limit counts calls.
     """
 
     axis: str
     rule: str
     limit: int | None
     window: str | None
+    counts: Counts | None = None
 
     def members(self) -> dict[str, object]:
         """The members as JSON, without those that do not apply."""
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
-class Plan(NamedTuple):
-    """The limits that a call must pass, how each is reported, and the counters that the limits name by index."""
+class Plan:
+    """The limits that a call must pass, how each is reported, and the counters that the limits name by index.
 
-    limits: tuple[Limit, ...] = ()
-    reported: tuple[Reported, ...] = ()
-    counters: tuple[Counter, ...] = ()
+    Args:
+        limits: The limits.
+        reported: How each limit is reported.
+        counters: The counters.
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether every call with this plan is denied."""
-        return any(not limit.n and not limit.observe for limit in self.limits)
+    Attributes:
+        is_plain: Whether all limits count calls, and each has a counter of its own, with the same index.
+        is_closed: Whether every call with this plan is denied.
+        is_split: Whether a counter depends on the call's arguments: see `of_arguments`.
+        settles: Whether the store has to be told when a call with this plan has ended.
+        cost: What the call takes of limits that count cost; None if there are none.
+        caps: Whether a limit counts calls in flight.
+    """
+
+    def __init__(
+        self, limits: tuple[Limit, ...] = (), reported: tuple[Reported, ...] = (), counters: tuple[Counter, ...] = ()
+    ) -> None:
+        self.limits = limits
+        self.reported = reported
+        self.counters = counters
+        counted = {limit.counts for limit in limits}
+        self.is_plain = (
+            counted == {"calls"}
+            and len(limits) == len(counters)
+            and all(limit.n and limit.counter == at for at, limit in enumerate(limits))
+        )
+        self.is_closed = any(not limit.n and not limit.observe for limit in limits)
+        self.is_split = any(_SPLIT in counter.label for counter in counters)
+        self.caps = "concurrent" in counted
+        self.settles = self.caps or "errors" in counted
+        self.cost = next((limit.cost for limit in limits if limit.counts == "cost"), None)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (self.limits, self.reported, self.counters) == (other.limits, other.reported, other.counters)
+
+    def __hash__(self) -> int:
+        return hash((self.limits, self.reported, self.counters))
+
+    def of_arguments(self, digest: str) -> "Plan":
+        """The plan of a call with these arguments.
+
+        Args:
+            digest: The arguments' keyed hash, in hexadecimal digits: see `core.arguments`.
+        """
+        return Plan(self.limits, self.reported, tuple([_of_arguments(counter, digest) for counter in self.counters]))
+
+    def only(self, has: Callable[[Limit], bool]) -> "Plan":
+        """The plan with only some of its limits."""
+        places = [at for at, limit in enumerate(self.limits) if has(limit)]
+        return Plan(tuple(self.limits[at] for at in places), tuple(self.reported[at] for at in places), self.counters)
+
+
+def _of_arguments(counter: Counter, digest: str) -> Counter:
+    if _SPLIT not in counter.label:
+        return counter
+    label = counter.label.replace(_SPLIT, f'"{ARGUMENTS}":"{digest}"', 1)
+    return Counter(counter_id(label), label, counter.window_us)
+
+
+_SPLIT: Final = f'"{ARGUMENTS}":""'
+"""What stands in the label of a counter for arguments that are not known yet. No name contains it: JSON escapes its quotes."""
 
 
 class Policy:
@@ -215,15 +317,31 @@ class Policy:
         rules: The rules, in the order of the file.
         digest: A hash of the file's text, for the audit.
         observe: Whether all rules only report.
+        costs: What calls cost, in the order of the file.
+        wait_us: How long a call may be held that rules without a `wait` of their own refuse; 0 for not at all.
+
+    Attributes:
+        parts: The parts of the rules, in order, each with the index of its rule.
     """
 
-    def __init__(self, rules: tuple[Rule, ...], digest: str = "", *, observe: bool = False) -> None:
+    def __init__(
+        self,
+        rules: tuple[Rule, ...],
+        digest: str = "",
+        *,
+        observe: bool = False,
+        costs: tuple[Cost, ...] = (),
+        wait_us: int = 0,
+    ) -> None:
         self.rules = rules
         self.digest = digest
         self.observe = observe
-        # The indexes of the rules, by the axes on which they have a selector without `*`, and then by these selectors
+        self.costs = costs
+        self.wait_us = wait_us
+        self.parts = tuple([(part, at) for at, rule in enumerate(rules) for part in rule.parts])
+        # The indexes of the parts, by the axes on which they have a selector without `*`, and then by these selectors
         self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
-        for at, rule in enumerate(rules):
+        for at, (rule, _) in enumerate(self.parts):
             axes = tuple([axis for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]])
             names = tuple([rule.selectors[axis][0] for axis in axes])
             self._places.setdefault(axes, {}).setdefault(names, []).append(at)
@@ -235,23 +353,39 @@ class Policy:
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
         """The plan of `call`. It takes long to make: cache it."""
-        return _plan([rule for rule, _ in self.applying(call)], call, namespace, self.observe)
+        return _plan(self.applying(call), call, namespace, self)
+
+    def cost(self, call: Call) -> int:
+        """What a call takes of limits that count cost: by the narrowest `[[cost]]`, else 1.
+
+        Of several, none of which is narrower than another, the highest applies.
+        """
+        matching = [one for one in self.costs if one.pattern.matches(call)]
+        patterns = [one.pattern for one in matching]
+        return max(
+            (
+                one.units
+                for one in matching
+                if not any(one.pattern.covers_all_of(other) and not other.covers_all_of(one.pattern) for other in patterns)
+            ),
+            default=1,
+        )
 
     def applying(self, call: Call) -> list[tuple[Rule, int]]:
-        """The rules that apply to `call`, with their indexes."""
-        return [(self.rules[at], at) for at, winner in self.matching(call) if winner is None]
+        """The parts of rules that apply to `call`, each with the index of its rule."""
+        return [self.parts[at] for at, winner in self.matching(call) if winner is None]
 
     def matched(self, call: Call) -> list[int]:
-        """The indexes of the rules that match `call`, in order."""
+        """The indexes of the parts whose rules match `call`, in order."""
         places: list[int] = []
         for axes, named in self._places.items():
             places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
-        return [at for at in sorted(places) if self.rules[at].matches(call)]
+        return [at for at in sorted(places) if self.parts[at][0].matches(call)]
 
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
-        """The indexes of the rules that match `call`, each with the index of the rule that overrides it, or None."""
+        """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""
         matched = self.matched(call)
-        rules = [self.rules[at] for at in matched]
+        rules = [self.parts[at][0] for at in matched]
         firsts: dict[tuple[object, ...], int] = {}  # of rules that differ only in role or scope, the first
         result: list[tuple[int, int | None]] = []
         for at, rule, narrower in zip(matched, rules, _narrower(rules, meet=True), strict=True):
@@ -260,8 +394,11 @@ class Policy:
         return result
 
     def overriding(self) -> list[list[int]]:
-        """For each rule, the indexes of the rules that override it for the calls that both match."""
-        return [list(_indexes(bits)) for bits in _narrower(self.rules, meet=False)]
+        """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
+        found: list[set[int]] = [set() for _ in self.rules]
+        for (_, at), bits in zip(self.parts, _narrower([part for part, _ in self.parts], meet=False), strict=True):
+            found[at].update(self.parts[other][1] for other in _indexes(bits))
+        return [sorted(others) for others in found]
 
 
 def _narrower(rules: Sequence[Rule], *, meet: bool) -> list[int]:
@@ -299,27 +436,58 @@ def _lowest(bits: int) -> int:
     return (bits & -bits).bit_length() - 1
 
 
-def _plan(rules: Sequence[Rule], call: Call, namespace: str, observe: bool) -> Plan:
+def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:
     limits: list[Limit] = []
     reported: list[Reported] = []
     counters: dict[str, tuple[int, Counter]] = {}
-    for place, rule in enumerate(rules):
-        observed = observe or rule.observe
+    for rule, at in parts:
+        observed = policy.observe or rule.observe
+        wait_us = policy.wait_us if rule.wait_us is None else rule.wait_us
         if rule.deny:
-            limits.append(Limit(0, 0, -1, place, observed))
+            limits.append(Limit(0, 0, -1, at, observed))
             reported.append(Reported(rule.axis, rule.text, None, None))
-        for rate in rule.rates:
+        rates = (Rate(rule.concurrent, 0, ""),) if rule.concurrent else rule.rates
+        cost = policy.cost(call) if rule.counts == "cost" else 1
+        for rate in rates:
             label = _label(rule, call, namespace, rate.window_us)
             if label not in counters:
                 counters[label] = (len(counters), Counter(counter_id(label), label, rate.window_us))
-            limits.append(Limit(rate.n, rate.window_us, counters[label][0], place, observed))
-            reported.append(Reported(rule.axis, rule.text, rate.n, rate.text))
+            limits.append(Limit(rate.n, rate.window_us, counters[label][0], at, observed, rule.counts, cost, wait_us))
+            counts = None if rule.counts == "calls" else rule.counts
+            reported.append(Reported(rule.axis, rule.text, rate.n, rate.text or None, counts))
     return Plan(tuple(limits), tuple(reported), tuple(counter for _, counter in counters.values()))
 
 
 def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
-    values = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
-    return json.dumps([namespace, values, rule.shared, window_us], separators=(",", ":"))
+    values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
+    if ARGUMENTS in rule.per:
+        values[ARGUMENTS] = ""
+    counts = () if rule.counts == "calls" else (rule.counts,)
+    return json.dumps([namespace, values, rule.shared, *counts, window_us], separators=(",", ":"))
+
+
+class Label(NamedTuple):
+    """The parts of a counter's label.
+
+    Attributes:
+        namespace: The namespace.
+        values: The values of the axes in the rule's `per`; of `arguments` the hash.
+        shared: The rule's other selectors.
+        counts: What the counter counts.
+        window_us: The window's length; 0 for calls in flight.
+    """
+
+    namespace: str
+    values: dict[str, str]
+    shared: dict[str, list[str]]
+    counts: Counts
+    window_us: int
+
+
+def label_parts(label: str) -> Label:
+    """The parts of a counter's label."""
+    namespace, values, shared, *counts, window_us = json.loads(label)
+    return Label(namespace, values, shared, counts[0] if counts else "calls", window_us)
 
 
 def window_of(label: str) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.digest import blake2b
-from mcpguard.core.policy.model import AXES, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.limiter import Counts
+from mcpguard.core.policy.model import ARGUMENTS, AXES, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.errors import PolicyError, Problem
 
 if TYPE_CHECKING:
@@ -48,11 +49,22 @@ MAX_N: Final = 1_000_000_000
 """The largest limit. A larger one never denies in practice; `unlimited` states that."""
 
 UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+MAX_CONCURRENT: Final = 10_000
+"""The largest cap on calls in flight. A store keeps an entry for each of them."""
+
 MAX_WINDOW_SECONDS: Final = 3650 * 86400
 """The longest window, ten years. It keeps store times exact in the doubles of a Redis script."""
 
-_RULE_KEYS: Final = (*SELECTORS, "per", "limit", "mode", "name")
-_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
+MAX_WAIT_SECONDS: Final = 3600
+"""The longest `wait`. Few clients wait even for a minute, unless they get progress notifications."""
+
+_COUNTS: Final[tuple[Counts, ...]] = ("calls", "cost", "errors")
+_KEYS: Final = ("mode", "wait", "rule", "cost")
+_RULE_KEYS: Final = (*SELECTORS, "per", "limit", "concurrent", "count", "wait", "mode", "name")
+_COST_SELECTORS: Final = ("tool", "server")
+_COST_KEYS: Final = (*_COST_SELECTORS, "cost")
+_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
+_WAIT = re.compile(r"([0-9]+)([smh])")
 _RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
 _LOOSE_RATE = re.compile(r"\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*", re.IGNORECASE)
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
@@ -87,33 +99,53 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         hint = "write rules into the file, or remove it for the starter policy"
         raise _error(source, [_problem(text, 0, 0, "the file is empty", hint)])
     faults = [
-        _Fault((key,), f"unknown key {key!r}", _nearest(key, ("mode", "[[rule]]")), on_key=True)
+        _Fault((key,), f"unknown key {key!r}", _nearest(key, ("mode", "wait", "[[rule]]", "[[cost]]")), on_key=True)
         for key in data
-        if key not in {"mode", "rule"}
+        if key not in _KEYS
     ]
     whole = _mode(data.get("mode", "enforce"), faults)
-    tables = data.get("rule", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        faults.append(_Fault(("rule",), "'rule' is not a list of tables", "begin each rule with a line [[rule]]", on_key=True))
-        tables = []
+    wait_us = _wait(data["wait"], faults) if "wait" in data else 0
     lines = _header_lines(text)
     rules: list[Rule] = []
     numbers: dict[tuple[object, ...], int] = {}
-    for at, table in enumerate(tables):
+    for at, (table, line) in enumerate(_tables(data, "rule", lines, faults)):
         found: list[_Fault] = []
-        rule = _rule(table, lines[at] if len(lines) == len(tables) else 0, found)
+        rule = _rule(table, line, found)
         if rule is not None:
-            twin = numbers.setdefault(rule.key, at + 1)
-            if twin <= at:
-                message = f"the same selectors and per as rule {twin}: {rule.text}"
+            twins = [twin for part in rule.parts if (twin := numbers.setdefault(part.key, at + 1)) <= at]
+            if twins:
+                message = f"the same selectors and per as rule {twins[0]}: {rule.text}"
                 hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
                 found.append(_Fault((), message, hint))
             rules.append(rule)
         faults += [fault._replace(path=("rule", at, *fault.path)) for fault in found]
+    costs: list[Cost] = []
+    for at, (table, line) in enumerate(_tables(data, "cost", lines, faults)):
+        found = []
+        cost = _cost(table, line, found)
+        if cost is not None:
+            if any(cost.pattern.key == other.pattern.key for other in costs):
+                found.append(_Fault((), "the same selectors as an earlier [[cost]]", "keep one of them"))
+            costs.append(cost)
+        faults += [fault._replace(path=("cost", at, *fault.path)) for fault in found]
     if faults:
         raise _error(source, _located(faults, text))
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-    return Policy(tuple(rules), digest, observe=observe or whole == "observe")
+    observe = observe or whole == "observe"
+    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us)
+
+
+def _tables(
+    data: dict[str, object], name: str, lines: dict[str, list[int]], faults: list[_Fault]
+) -> list[tuple[dict[str, object], int]]:
+    """The tables `[[name]]`, each with the line of its header; 0 if that is unknown."""
+    tables = data.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        hint = f"begin each {name} with a line [[{name}]]"
+        faults.append(_Fault((name,), f"{name!r} is not a list of tables", hint, on_key=True))
+        return []
+    known = lines[name] if len(lines[name]) == len(tables) else [0] * len(tables)
+    return list(zip(tables, known, strict=True))
 
 
 def _error(source: str, problems: Sequence[Problem]) -> PolicyError:
@@ -137,8 +169,10 @@ def _located(faults: Sequence[_Fault], text: str) -> list[Problem]:
     for (begin, end), (path, message, hint, _) in sorted(zip(spans, faults, strict=True), key=itemgetter(0)):
         line += text.count("\n", counted, begin)
         counted = begin
-        rule = path[1] + 1 if len(path) > 1 and isinstance(path[1], int) else 0
-        found.append(_problem(text, begin, end, f"rule {rule}: {message}" if rule else message, hint, line=line, rule=rule))
+        number = path[1] + 1 if len(path) > 1 and isinstance(path[1], int) else 0
+        message = f"{path[0]} {number}: {message}" if number else message
+        rule = number if path[0] == "rule" else 0
+        found.append(_problem(text, begin, end, message, hint, line=line, rule=rule))
     return found
 
 
@@ -151,14 +185,14 @@ def _problem(text: str, begin: int, end: int, message: str, hint: str, *, line: 
     return Problem(message, hint, line or text.count("\n", 0, begin) + 1, begin - line_begin + 1, width, shown, rule)
 
 
-def _header_lines(text: str) -> list[int]:
-    """The lines of the headers `[[rule]]`."""
-    lines = []
+def _header_lines(text: str) -> dict[str, list[int]]:
+    """The lines of the headers `[[rule]]` and `[[cost]]`."""
+    lines: dict[str, list[int]] = {"rule": [], "cost": []}
     line, counted = 1, 0
     for match in _HEADER.finditer(text):
         line += text.count("\n", counted, match.start())
         counted = match.start()
-        lines.append(line)
+        lines[match[1]].append(line)
     return lines
 
 
@@ -236,29 +270,103 @@ def _rule(table: dict[str, object], line: int, faults: list[_Fault]) -> Rule | N
     rates: list[Rate] = []
     word = ""
     if "limit" not in table:
-        faults.append(_Fault((), "no limit", 'add one: limit = "100/1h", "deny" or "unlimited"'))
+        if "concurrent" not in table:
+            faults.append(_Fault((), "no limit", 'add one: limit = "100/1h", "deny" or "unlimited"; or concurrent = 2'))
     elif table["limit"] in ("deny", "unlimited"):
         word = str(table["limit"])
     else:
         rates = _rates(table["limit"], faults)
+    concurrent = _concurrent(table["concurrent"], faults) if "concurrent" in table else None
+    counts = _counts(table, faults)
+    if word == "deny":
+        for key in ("concurrent", "count", "wait"):
+            if key in table:
+                faults.append(_Fault((key,), f"{key}: this rule denies every call", f"leave {key} out", on_key=True))
     given = "per" in table
     per = _per(table["per"], faults) if given else tuple(axis for axis in AXES if axis in selectors)
     name = table.get("name", "")
     if not isinstance(name, str):
         faults.append(_Fault(("name",), f"name: {name!r} is not text", 'name = "search, everybody"'))
     mode = _mode(table.get("mode", "enforce"), faults)
+    wait_us = _wait(table["wait"], faults) if "wait" in table else None
     if faults:
         return None
+    implied = {"tool", "server"} if ARGUMENTS in per else {"server"} if "tool" in per else set()
     return Rule(
         selectors=selectors,
-        per=frozenset(per) | ({"server"} if "tool" in per else frozenset()),
+        per=frozenset(per) | implied,
         per_text=(",".join(per) or "none") if given else "",
         rates=tuple(rates),
         deny=word == "deny",
         observe=mode == "observe",
         name=str(name),
         line=line,
+        counts=counts,
+        concurrent=concurrent,
+        has_limit="limit" in table,
+        wait_us=wait_us,
     )
+
+
+def _concurrent(value: object, faults: list[_Fault]) -> int:
+    """Parse a `concurrent`; 0 for `unlimited`."""
+    if value == "unlimited":
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_CONCURRENT:
+        hint = f'a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
+        if value == 0:
+            hint = 'to close a tool write limit = "deny"'
+        elif isinstance(value, str) and value.strip().isdecimal():
+            hint = f"without quotes: concurrent = {value.strip()}"
+        faults.append(_Fault(("concurrent",), f"concurrent: {value!r} is not a number of calls in flight", hint))
+        return 0
+    return value
+
+
+def _counts(table: dict[str, object], faults: list[_Fault]) -> Counts:
+    """Parse what the limits of a rule count."""
+    value = table.get("count", "calls")
+    if value not in _COUNTS:
+        hint = _nearest(str(value), _COUNTS)
+        if value == "concurrent":
+            hint = "to cap calls in flight write concurrent = 2"
+        faults.append(_Fault(("count",), f"count: {value!r} cannot be counted", hint))
+        return "calls"
+    if value != "calls" and "limit" not in table:
+        faults.append(_Fault(("count",), f"count: no limit that counts {value}", 'add one: limit = "100/1h"'))
+    return next(one for one in _COUNTS if one == value)
+
+
+def _wait(value: object, faults: list[_Fault]) -> int:
+    """Parse a `wait`; in microseconds."""
+    match = _WAIT.fullmatch(value) if isinstance(value, str) and len(value) <= 32 else None
+    seconds = int(match[1]) * UNIT_SECONDS[match[2]] if match else 0
+    if match is None or seconds > MAX_WAIT_SECONDS:
+        hint = f'a wait is text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
+        shown = repr(value)[:60]
+        faults.append(
+            _Fault(("wait",), f"wait: {shown} is not a time to wait" if match is None else f"wait: {shown} is too long", hint)
+        )
+    return seconds * 1_000_000
+
+
+def _cost(table: dict[str, object], line: int, faults: list[_Fault]) -> Cost | None:
+    """Parse one `[[cost]]`. If it is invalid, None, and every error is added to `faults`."""
+    for key in table:
+        if key in _COST_KEYS:
+            continue
+        hint = "costs depend on tool and server only" if key in SELECTORS else _nearest(key, _COST_KEYS)
+        faults.append(_Fault((key,), f"unknown key {key!r}", hint, on_key=True))
+    selectors: dict[str, tuple[str, ...]] = {key: _selector(key, table[key], faults) for key in _COST_SELECTORS if key in table}
+    units = table.get("cost")
+    if units is None:
+        faults.append(_Fault((), "no cost", "add one: cost = 20"))
+    elif isinstance(units, bool) or not isinstance(units, int) or not 0 < units <= MAX_N:
+        hint = f"a whole number from 1 to {MAX_N}"
+        if units == 0:
+            hint = 'for calls that cost nothing write a narrower rule with limit = "unlimited"'
+        faults.append(_Fault(("cost",), f"cost: {units!r} is not a number of units", hint))
+    return None if faults or not isinstance(units, int) else Cost(selectors, units, line)
 
 
 def _rates(value: object, faults: list[_Fault]) -> list[Rate]:
@@ -353,10 +461,10 @@ def _per(value: object, faults: list[_Fault]) -> tuple[str, ...]:
         faults.append(_Fault(("per",), f"per: {value!r} is not a list", f"write {hint}"))
         return ()
     for at, axis in enumerate(value):
-        if axis not in AXES:
+        if axis not in PER:
             meant = "" if axis in SELECTORS else str(axis)  # role is not a misspelt tool
-            faults.append(_Fault(("per", at), f"per: unknown axis {axis!r}", _nearest(meant, AXES)))
-    return tuple(axis for axis in AXES if axis in value)
+            faults.append(_Fault(("per", at), f"per: unknown axis {axis!r}", _nearest(meant, PER)))
+    return tuple(axis for axis in PER if axis in value)
 
 
 def _mode(value: object, faults: list[_Fault]) -> str:
