@@ -148,7 +148,7 @@ class HeldCalls:
 
     def decided(self, request: DecisionRequest) -> None:
         """Note that a request was decided and is not held, or not any more."""
-        call = self.get(request.request_id) if self._calls else None
+        call = self.get(request.request_id)
         if call is not None and call.frame is request.frame:
             self.remove(request.request_id)
 

@@ -55,6 +55,7 @@ Invariants
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -369,14 +370,15 @@ class Session:
         """Put the held calls that are due before everything else in an exchange, so that no later call passes them."""
         now_us = exchange.now_us
         steps: list[DecisionRequest | ToServer | ToClient] = []
-        for call in self._held.due(now_us):
+        due = self._held.due(now_us)
+        for call in due:
             request = self._call(call.frame, call.agents, call.rounds)
             waited_us = max(0, now_us - call.arrived_us)
             request.detail = {**request.detail, "waited_ms": waited_us // 1000}
             request.waited_us = None if request.waited_us is None else waited_us
             steps.append(request)
         exchange.requests[:0] = [step for step in steps if isinstance(step, DecisionRequest)]
-        steps += [ToClient(progress) for call in self._held if (progress := call.progress(now_us))]
+        steps += [ToClient(told) for call in self._held if call not in due and (told := call.progress(now_us))]
         exchange.steps[:0] = steps
 
     def _drop(self, request_id: str | None, why: str) -> None:
@@ -395,8 +397,9 @@ class Session:
     def _note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
         """Let the row of a dropped call be written. A free retry can be made again."""
         request.detail = {**request.detail, "reason": why}
-        verdict.decision, verdict.states = "rate_limited", ()
-        self._dropped.append((request, verdict))
+        refused = copy.copy(verdict)
+        refused.decision, refused.states = "rate_limited", ()
+        self._dropped.append((request, refused))
         self._give_back(request)
 
     def _give_back(self, request: DecisionRequest) -> None:
@@ -413,8 +416,9 @@ class Session:
         if verdict.decision == "held":
             if not self._hold(first, verdict):
                 return self._go_on()
-        else:
-            self._held.decided(first)
+        elif self._held:
+            for request in self._exchange.asked:
+                self._held.decided(request)
         for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):
             if verdict.has_own_row and verdict.decision in REFUSED:
                 lines.append(_line_of(audit.row(request, verdict, 0)))
@@ -427,7 +431,8 @@ class Session:
             request.detail = {**request.detail, "reason": "store_unavailable"}
             request.why = f"the store of counters is unavailable ({event.message})."
         log = Log(f"store unavailable: {event.message}", kind="store unavailable", is_error=True)
-        self._held.decided(asked[0])
+        for request in asked:
+            self._held.decided(request)
         self._exchange.verdicts += [Verdict("unavailable") for _ in asked]
         return [log, *self._go_on()]
 
@@ -479,7 +484,8 @@ class Session:
 
     def _exit(self, event: events.ServerExited) -> list[Command]:
         self._server_exited = True
-        return self._answer_all(self._in_flight.end_all("no_answer", event.now_us), event.how)
+        unanswered = [*self._in_flight.end_all("no_answer", event.now_us), *self._drop_all("the server ended while it waited")]
+        return self._answer_all(unanswered, event.how)
 
     def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
         """Answer requests in the server's place, if the client waits for answers."""
