@@ -40,7 +40,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
                 "act": [{"sub": "x"}],
             }
         ),
-        reported=json.dumps(HOURLY.members()),
+        reported=json.dumps(HOURLY._replace(counts="cost").members()),
         request_id="4",
         args_hash=b"\x01\x02",
         trace_id="ab" * 16,
@@ -48,7 +48,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
         remaining=0,
         retry_after_ms=847,
         repeats=3,
-        detail='{"reason":"why","arguments":{},"policy":"d"}',
+        detail='{"reason":"why","arguments":{},"policy":"d","cost":2,"in_flight":1,"waited_ms":5}',
     )
     told = record(full, outcome="ok", duration_us=1500)
     assert list(told) == list(MEMBERS)
