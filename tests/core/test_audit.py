@@ -55,7 +55,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
     assert told["id"] == "00000000000000aa-7"
     assert told["time"] == "2026-01-01T00:00:00.000000Z"
     assert (told["args_hash"], told["request_id"], told["duration_ms"]) == ("0102", 4, 1.5)
-    assert told["exceeded"] == [HOURLY.members() | {"retry_after_ms": 847}]
+    assert told["exceeded"] == [HOURLY._replace(counts="cost").members() | {"retry_after_ms": 847}]
     assert record(Row(WALL_US, 1, "policy", '{"session":"x"}')) == {
         "id": "x-1",
         "time": "2026-01-01T00:00:00.000000Z",
