@@ -268,6 +268,9 @@ class Recoverable(CallStore, AuditReader, Protocol):
     def hold(self, calls: Mapping[int, Sequence["Counter"]]) -> None:
         """Give places to calls in flight that were admitted without this store, whether there is room or not.
 
+        A call that has its place already keeps it. From now on the place belongs to this process's store, as if it had admitted
+        the call.
+
         Args:
             calls: By an id of each call, its counters of calls in flight. `settle` frees the places with this id as the row id.
                 Ids are negative, so that they differ from those of rows; no two calls have the same.

@@ -102,7 +102,9 @@ def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
     (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    place.memory.states.update({counter.id: () for counter in echo if counter.id not in place.memory.states})
+    for counter in echo:
+        place.memory.states.setdefault(counter.id, ())
+        place.memory.counters[counter.id] = counter
     place.time.pass_s(60)
     place.break_down()
     assert place.call(1, "echo") == ["allowed"]
