@@ -47,6 +47,7 @@ class Moody(MemoryStore):
         self._place.has_done("settle")
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+        assert all(call_id < 0 for call_id in calls)
         self._place.reach("hold")
         super().hold(calls)
         self._place.has_done("hold")

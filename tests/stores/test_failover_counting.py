@@ -145,6 +145,14 @@ def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
     assert place.call(2, "echo") == ["allowed", "rate_limited"]
 
 
+def test_an_observed_limit_that_cannot_be_counted_is_not_counted_from_zero() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "9/1h"\n[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
+    place.call(2, "echo")
+    place.forgotten.update(key for key, counter in place.memory.counters.items() if '"tool"' in counter.label)
+    place.break_down()
+    assert place.call(3, "echo") == ["allowed"] * 3
+
+
 # a call that cannot be recorded is not forwarded
 
 

@@ -8,6 +8,7 @@ import pytest
 from mcpguard.core.policy.model import Counter
 from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover import local_counting
 from tests.memory_store import Memory
 from tests.stores.moody import Moody, Place
 
@@ -55,6 +56,17 @@ def test_a_call_that_has_no_place_and_has_not_failed_does_not_use_the_store() ->
     place.fail("settle")
     place.stops(call)
     assert place.said == []
+
+
+def test_a_call_that_was_decided_without_its_limits_has_no_place() -> None:
+    place = Place(policy=CAP_2)
+    (request,) = place.session.charges("search")
+    request.decided = "continued"
+    place.store.decide([request], place.session.journal)
+    place.break_down()
+    place.call()
+    place.mend()
+    assert len(places(place)) == 1
 
 
 # in an outage
@@ -169,6 +181,13 @@ def test_a_cap_that_only_reports_holds_no_call_again_that_it_had_no_room_for() -
     assert sorted(place.used()) == [1, 2]
     place.stops(*calls)
     assert places(place) == []
+
+
+def test_calls_in_flight_need_no_room_for_the_log_of_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 0)
+    place = Place(policy='[[rule]]\ntool = "*"\nconcurrent = 1\n')
+    place.break_down()
+    assert [place.one(tool).decision for tool in "abca"] == ["allowed"] * 3 + ["rate_limited"]
 
 
 # when the store is back
@@ -350,6 +369,19 @@ def test_a_store_that_comes_back_without_its_data_holds_all_calls_in_flight() ->
     after = place.starts()
     place.stops(during, after)
     assert places(place) == []
+
+
+def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:
+    place = Place(policy=CAP_2)
+    place.starts()
+    place.break_down()
+    place.call()
+    place.memory = Memory()
+    Place(policy=CAP_2, other=place, session="00000000000000bb").starts()
+    assert places(place) == [1]  # the row id of the first call in the other store
+    place.mend()
+    assert 1 in places(place)
+    assert len(places(place)) == 3
 
 
 @pytest.mark.parametrize("noticed_by", ["decide", "settle", "tend"])

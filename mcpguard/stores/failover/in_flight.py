@@ -57,8 +57,8 @@ class CallsInFlight:
         """Whether no call has a place."""
         return not self._places
 
-    def admitted(self, plan: Plan, verdict: Verdict) -> None:
-        """Note a call with caps that the store has decided."""
+    def decided(self, plan: Plan, verdict: Verdict) -> None:
+        """Note a call that the store has decided by this plan, if it was admitted."""
         if not verdict.forwards or verdict.row_id is None:
             return
         exceeded = [reported for reported, _ in verdict.exceeded]

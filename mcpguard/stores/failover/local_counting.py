@@ -15,7 +15,7 @@ failed, and by calls that it refused. Others tell nothing about it: it is empty 
 A counter of calls in flight has no log. It is counted from this wrapper's own calls in flight, see `in_flight`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Final
 
@@ -59,27 +59,45 @@ class LocalCounting:
         self._unknown_expiry_us = 0  # the latest expiry of a used counter that was forgotten
         self._next_forget_us = 0
 
-    def saw(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], now_us: int) -> None:
-        """Note which counters the store has just decided on. Their logs here are outdated."""
+    def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
+        """Note which counters the store has just decided on, but for plans that settle. Their logs here are outdated."""
         if self._mode != "local":
             return
-        for request, found in zip(requests, verdicts, strict=True):
-            if request.decided is None:
-                plan = request.plan
-                for counter in _used(plan, found) if plan.settles else plan.counters:
+        for request in requests:
+            plan = request.plan
+            if request.decided is None and not plan.settles:
+                for counter in plan.counters:
                     self._expiry_us[counter.id] = now_us + counter.window_us
                     if self._logs:
                         self._logs.pop(counter.id, None)
         if len(self._expiry_us) > MAX_SEEN:
             self._make_room_for_seen(now_us)
 
+    def saw_settling(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], now_us: int) -> None:
+        """The same for plans that settle. Note which calls have places, too."""
+        for request, found in zip(requests, verdicts, strict=True):
+            plan = request.plan
+            if request.decided is None and plan.settles:
+                self._in_flight.decided(plan, found)
+                exceeded = [reported for reported, _ in found.exceeded]
+                for limit, reported in zip(plan.limits, plan.reported, strict=True):
+                    if limit.window_us and (limit.counts != "errors" or reported in exceeded):
+                        self._outdate(plan.counters[limit.counter], now_us)
+
     def saw_failures(self, endings: Sequence[Ending], now_us: int) -> None:
         """Note that the store has just counted the calls that failed."""
-        for ending in endings if self._mode == "local" else ():
-            if ending.failed:
-                for counter in _counters_of_errors(ending.plan):
-                    self._expiry_us[counter.id] = now_us + counter.window_us
-                    self._logs.pop(counter.id, None)
+        for ending in endings:
+            for limit in ending.plan.limits:
+                if ending.failed and limit.counts == "errors":
+                    self._outdate(ending.plan.counters[limit.counter], now_us)
+
+    def _outdate(self, counter: Counter, now_us: int) -> None:
+        """Note that the store knows more of a counter than is known here."""
+        if self._mode == "local":
+            self._expiry_us[counter.id] = now_us + counter.window_us
+            self._logs.pop(counter.id, None)
+            if len(self._expiry_us) > MAX_SEEN:
+                self._make_room_for_seen(now_us)
 
     def learn(self, logs: Mapping[int, State]) -> None:
         """Take over the logs that the store last read or wrote, with times by the clock of `decide`.
@@ -253,15 +271,3 @@ def _refused(plan: Plan) -> Verdict:
     """The verdict on a call that cannot be recorded or counted."""
     found = _uncounted(plan)
     return Verdict("unavailable") if found.forwards else found
-
-
-def _used(plan: Plan, found: Verdict) -> Iterator[Counter]:
-    """The counters in which a store has seen something when it made this verdict."""
-    exceeded = [reported for reported, _ in found.exceeded]
-    for limit, reported in zip(plan.limits, plan.reported, strict=True):
-        if limit.window_us and (limit.counts != "errors" or reported in exceeded):
-            yield plan.counters[limit.counter]
-
-
-def _counters_of_errors(plan: Plan) -> Iterator[Counter]:
-    return (plan.counters[limit.counter] for limit in plan.limits if limit.counts == "errors")

@@ -106,14 +106,15 @@ class FailoverStore:
                 except Exception as error:
                     self._fail(error)
                 else:
-                    self._local.saw(requests, verdicts, self._clock())
+                    self._local.saw(requests, self._clock())
                     is_other = store.args_key != self._generations.args_key  # its server came back without its data
                     if is_other:
                         self._check_generation(store)
                     self._generations.number_rows(verdicts)
-                    for request, verdict in zip(requests, verdicts, strict=True):
-                        if request.plan.caps and request.decided is None:
-                            self._in_flight.admitted(request.plan, verdict)
+                    for request in requests:  # a usual call pays for this loop only
+                        if request.plan.settles:
+                            self._local.saw_settling(requests, verdicts, self._clock())
+                            break
                     if is_other:
                         self._give_calls(store)
                     return verdicts
