@@ -265,6 +265,14 @@ def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied(monke
     assert [place.one(tool).decision for tool in "abc"] == ["allowed", "allowed", "unavailable"]
 
 
+def test_the_number_of_counters_of_errors_that_are_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_SEEN", 10)
+    place = Place(policy=ERRORS_2)
+    for at in range(20):
+        fails(place, 1, f"tool {at}")
+        assert len(place.store._local._expiry_us) <= 10
+
+
 def test_an_observed_limit_on_errors_that_cannot_be_counted_denies_nothing_and_the_others_are_counted() -> None:
     place = Place(policy=LIMIT_3 + ERRORS_2.replace("count", 'mode = "observe"\ncount'))
     fails(place)
