@@ -299,27 +299,6 @@ def test_over_many_outages_a_call_keeps_its_place_and_nothing_is_left_behind() -
     assert place.store._in_flight._left == []
 
 
-def test_a_failed_store_stays_open_while_it_has_places_of_calls_in_flight() -> None:
-    place = Place(policy=CAP_2)
-    place.starts()
-    place.break_down()
-    place.call()
-    place.probe()
-    assert place.opened[0].closed_by is None
-    place.mend()
-    assert place.opened[0].closed_by is not None
-    assert place.opened[-1].closed_by is None
-
-
-def test_a_failed_store_is_closed_at_the_end_even_if_calls_are_in_flight() -> None:
-    place = Place(policy=CAP_2)
-    place.starts()
-    place.break_down()
-    place.call()
-    place.store.close()
-    assert place.opened[0].closed_by is not None
-
-
 # a store that fails when a call ends
 
 

@@ -52,11 +52,6 @@ class CallsInFlight:
         self._places: dict[int, _Place] = {}  # by the id of the call's row
         self._left: list[Ending] = []  # places in a store that has failed, which the next one has to free
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no call has a place."""
-        return not self._places
-
     def decided(self, plan: Plan, verdict: Verdict) -> None:
         """Note a call that the store has decided by this plan, if it was admitted."""
         if not verdict.forwards or verdict.row_id is None:

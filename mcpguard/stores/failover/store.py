@@ -75,7 +75,7 @@ class FailoverStore:
         self._is_closed = False
         self._breaker = CircuitBreaker(clock)
         self._store: Recoverable | None = None  # the store that calls use; None unless the breaker is closed
-        self._failed: list[Recoverable] = []  # to be closed by `tend`: closing may take long
+        self._failed: Recoverable | None = None  # to be closed by `tend`: closing may take long
         self._connector: Connector | None = Connector(reopen)  # the attempt to open a store that is under way
         self._generations = Generations()
         self._warnings: tuple[str, ...] = ()  # what the user was told
@@ -247,8 +247,7 @@ class FailoverStore:
             ahead_us = self._clock() - store_now_us
             self._local.learn({key: limiter.shift(log, ahead_us) for key, log in logs.items()})
             self._in_flight.lose_store()
-            self._failed.append(self._store)
-            self._store = None
+            self._failed, self._store = self._store, None
         self._buffer.spill.active = True
         failure = unavailable(error)
         if self._breaker.trip(failure):
@@ -321,8 +320,7 @@ class FailoverStore:
             timeout_s: How long to wait for it to open.
             until_us: When to stop writing the buffer; None for never. If it is given, a probe begins even if none is due.
         """
-        if self._in_flight.is_empty:  # else its places would come free before the next store holds the calls
-            self._close_failed()
+        self._close_failed()
         with self._lock:  # the first call holds it while it waits for the store to open
             if self._store is not None:
                 return
@@ -346,8 +344,6 @@ class FailoverStore:
             connector.abandon()
             with self._lock:
                 self._fail(error)
-        else:
-            self._close_failed()
 
     def _switch_back(self, store: Recoverable, until_us: int | None) -> None:
         """Write the buffer to a store that can be used again, and let calls use the store."""
@@ -383,8 +379,9 @@ class FailoverStore:
                 self._connector.abandon()
 
     def _close_failed(self) -> None:
-        while self._failed:
-            self._failed.pop().close()
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            failed.close()
 
     def _leave_rest(self) -> None:
         """Leave the rest of the buffer to other wrappers, and tell the user how many rows that is."""
