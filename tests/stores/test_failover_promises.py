@@ -1,5 +1,6 @@
 """What holds whenever the store of a wrapper fails and comes back."""
 
+import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -138,8 +139,6 @@ def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_i
 
 
 def test_the_same_holds_if_the_buffer_is_written_back_in_many_batches() -> None:
-    before, write_behind.BATCH = write_behind.BATCH, 1  # type: ignore[misc]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write_behind, "BATCH", 1)
         run_state_machine_as_test(Outages, settings=settings(max_examples=30, stateful_step_count=40))
-    finally:
-        write_behind.BATCH = before  # type: ignore[misc]
