@@ -132,13 +132,14 @@ class SqliteStore:
             groups: list[str] = []
             before: list[tuple[int, State]] = []
             in_flight_before: InFlight | None = None
+            alive = {owner}
             journal.begin()
             try:
                 for request in requests:
                     counters = request.plan.counters
                     if request.plan.caps:
                         in_flight_before = in_flight_before or memory.in_flight.copy()
-                        verdict, decision, freed = self._decide_capped(request, now_us, row_id)
+                        verdict, decision, freed = self._decide_capped(request, now_us, row_id, alive)
                         groups += freed
                     else:
                         verdict, decision = decide_one(request, [states.get(one.id, EMPTY) for one in counters], now_us)
@@ -190,8 +191,16 @@ class SqliteStore:
         states, in_flight = self._memory.states, self._memory.in_flight
         return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
 
-    def _decide_capped(self, request: DecisionRequest, now_us: int, row_id: int) -> tuple[Verdict, Decision, list[str]]:
+    def _decide_capped(
+        self, request: DecisionRequest, now_us: int, row_id: int, alive: set[str]
+    ) -> tuple[Verdict, Decision, list[str]]:
         """Decide a call with a cap on calls in flight. If the cap has no room, free the places of processes that have ended.
+
+        Args:
+            request: The call.
+            now_us: The store's time.
+            row_id: The id of the call's row, if it gets one.
+            alive: The processes that were found alive in this turn.
 
         Returns:
             The verdict, the decision, and the group of lines that frees places, if any.
@@ -200,16 +209,17 @@ class SqliteStore:
         verdict, decision = decide_one(request, self._states_of(counters), now_us, row_id)
         if not any(reported.counts == "concurrent" for reported, _ in verdict.exceeded):
             return verdict, decision, []
-        freed = self._free_dead(counters)
+        freed = self._free_dead(counters, alive)
         if freed:
             verdict, decision = decide_one(request, self._states_of(counters), now_us, row_id)
         return verdict, decision, freed
 
-    def _free_dead(self, counters: Sequence[Counter]) -> list[str]:
+    def _free_dead(self, counters: Sequence[Counter], alive: set[str]) -> list[str]:
         """Free all places of the processes that have places of these counters and have ended. Returns the group of lines."""
         in_flight = self._memory.in_flight
         holders = {place.owner for place in in_flight.of([one.id for one in counters])}
-        dead = self._owners.dead(holders - {self._owner.name})
+        dead = self._owners.dead(holders - alive)
+        alive |= holders - dead
         freed = [place for place in in_flight if place.owner in dead]
         for place in freed:
             in_flight.free(place.counter_id, place.call_id)

@@ -15,7 +15,8 @@ from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.stores import locks
-from mcpguard.stores.sqlite import call_log, memory, schema
+from mcpguard.stores.locks import shows_life
+from mcpguard.stores.sqlite import call_log, memory, owners, schema
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -68,6 +69,18 @@ def drain(store: SqliteStore, times: tuple[Time, Time], after_s: int = 3) -> Non
     store.tend()
     while store.needs_tending:
         store.tend()
+
+
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files of owners that are examined from now on."""
+    files: list[Path] = []
+
+    def examine(file: Path) -> bool:
+        files.append(file)
+        return shows_life(file)
+
+    monkeypatch.setattr(owners, "shows_life", examine)
+    return files
 
 
 def in_database(path: Path) -> int:
@@ -135,6 +148,33 @@ def test_a_batch_of_a_turn_gets_the_places_of_all_that_have_ended(path: Path, st
     for worker in workers:
         kill(worker)
     assert Caller(store, CAPPED).words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
+
+
+def test_what_one_process_has_freed_no_other_has_to_free(
+    path: Path, start: Start, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("call_when_told", path)
+    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    caller, other = Caller(open_store(), CAPPED), Caller(open_store(), CAPPED, session="b" * 16)
+    kill(worker)
+    assert caller.words("x") == ["allowed"]
+    asked = examined(monkeypatch)
+    (allowed,) = other.decide("x")
+    assert (allowed.decision, allowed.in_flight) == ("allowed", 2)
+    assert asked == []
+    assert other.words("x", "x", "x") == ["rate_limited"] * 3
+    assert asked == []  # all calls are of this process
+
+
+def test_each_process_is_examined_once_in_a_turn(
+    path: Path, start: Start, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("call_when_told", path)
+    caller = Caller(open_store(), CAPPED)
+    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    asked = examined(monkeypatch)
+    assert caller.words("x", "x", "x") == ["rate_limited"] * 3
+    assert len(asked) == 1
 
 
 def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(path: Path, start: Start) -> None:
@@ -333,11 +373,14 @@ def test_a_call_whose_row_was_pruned_is_still_freed_once(path: Path, open_store:
 # Memory
 
 
+@pytest.mark.parametrize("ahead", [True, False])
 def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_flight(
-    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
+    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
+    if not ahead:  # as if the database were always beyond the log that was read before the turn
+        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
     policy = '[[rule]]\ntool = "*"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\n'
     callers = [Caller(open_store(), policy, session=f"{at:016x}") for at in range(2)]
     tools = [f"tool{at}" for at in range(40)]
@@ -346,6 +389,8 @@ def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_
             one, other = callers if (at + round_) % 2 else callers[::-1]
             assert one.words(tool) == ["allowed"]
             assert other.words(tool) == ["rate_limited"]
+            caps = {counter.id for counter in one.flying[0][1].counters if not counter.window_us}
+            assert caps.isdisjoint(one.store.last_seen()[0])
             one.end(failed=True)
         drain(callers[0].store, times)  # type: ignore[arg-type]
     late = Caller(open_store(), policy, session="c" * 16)
