@@ -16,7 +16,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
-from mcpguard.stores.sqlite import call_log, memory, owners, schema
+from mcpguard.stores.sqlite import call_log, entries, memory, owners, schema
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -398,6 +398,28 @@ def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_
         assert {verdict.reason for tool in tools for verdict in caller.decide(tool)} == {"failing"}
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_error_never_precedes_the_last_one_of_its_counter_even_if_that_is_only_in_the_database(
+    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
+        monkeypatch.setattr(memory, name, 10)
+    if not ahead:
+        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+    caller = Caller(open_store(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\ncount = "errors"\n')
+    caller.decide("x", "x")
+    caller.end(failed=True)
+    failed_us = times[0]()
+    for at in range(40):
+        caller.decide(f"tool{at}")
+        caller.end(1, failed=True)
+    drain(caller.store, times)  # type: ignore[arg-type]
+    times[0].now_us = failed_us - 1_000_000
+    caller.end(failed=True)
+    (log,) = [held.log for held in caller.store.held() if '"tool":"x"' in held.label]
+    assert log[1:] == (failed_us, 1, failed_us, 1)
+
+
 # Failures
 
 
@@ -428,6 +450,26 @@ def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_sto
     assert caller.words("x") == ["rate_limited"]
     caller.store.settle([ending])
     assert caller.words("x") == ["allowed"]
+
+
+def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    store = open_store(timeout_ms=1)
+    caller = Caller(store, CAPPED)
+    caller.decide("x")
+    with contextlib.suppress(StoreUnavailable):
+        while True:
+            caller.decide("y")
+    with contextlib.suppress(StoreUnavailable):
+        while True:
+            store._append([entries.freed_line(1, 1)])
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_with_lock", None)
+        with pytest.raises(StoreUnavailable, match="is full"):
+            caller.store.settle([Ending(*caller.flying[0], False)])
+    store._with_lock(store._upkeep.drain)
+    caller.end()
+    assert caller.used == []
 
 
 def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> None:
