@@ -12,6 +12,7 @@ class Caller(Session):
     def __init__(self, store: Store, policy: str, *, session: str = "a" * 16) -> None:
         super().__init__(store, policy, session=session)
         self.flying: list[tuple[int, Plan]] = []
+        self.plans: list[Plan] = []  # of the calls that were decided last
 
     def decide(self, *tools: str, waited_us: int | None = None, is_behind: bool = False, rounds: int = 0) -> list[Verdict]:
         """The verdicts on calls that are decided together."""
@@ -20,6 +21,7 @@ class Caller(Session):
             request.waited_us, request.is_behind, request.rounds = waited_us, is_behind, rounds
             if rounds:
                 request.plan = request.plan.only(lambda limit: limit.counts == "concurrent")
+        self.plans = [request.plan for request in requests]
         verdicts = self.store.decide(requests, self.journal)
         for request, verdict in zip(requests, verdicts, strict=True):
             if verdict.forwards:

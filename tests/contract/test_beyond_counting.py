@@ -11,7 +11,6 @@ from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.stores.sqlite import call_log, upkeep
 from tests.callers import Caller
 from tests.contract.conftest import STORES, Make, Place
-from tests.core.build import Session
 from tests.memory_store import Memory, MemoryStore
 
 TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
@@ -272,7 +271,6 @@ class Twins:
         self.references = [
             Caller(MemoryStore(self.memory, clock=place.time, wall=place.wall), MIXED, session=f"{at:016x}") for at in range(3)
         ]
-        self.planner = Session(MemoryStore(), MIXED)
         self.ended: list[tuple[Ending, Ending]] = []
         self.held = 0
 
@@ -281,14 +279,13 @@ class Twins:
             return caller.decide(*tools, waited_us=waited_us, is_behind=is_behind, rounds=int(is_retry))
 
         found, expected = decide(self.stores[at]), decide(self.references[at])
-        for tool, *pair in zip(tools, found, expected, strict=True):
-            counters = self.planner.charges(tool)[0].plan.counters
+        for plan, *pair in zip(self.stores[at].plans, found, expected, strict=True):
             for one in pair:
                 one.row_id = None
                 if one.states:  # logs may have entries that have left the window; calls in flight are in any order
                     one.states = [
                         live(state, counter.window_us, one.now_us) if counter.window_us else tuple(sorted(state))
-                        for counter, state in zip(counters, one.states, strict=True)
+                        for counter, state in zip(plan.counters, one.states, strict=True)
                     ]
         assert list(map(vars, found)) == list(map(vars, expected))
 
