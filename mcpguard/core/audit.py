@@ -249,11 +249,8 @@ def limit_text(entry: Mapping[str, object]) -> str:
     >>> limit_text({"limit": 3, "window": "1m", "counts": "errors"})
     '3-errors/1m'
     """
-    counts = entry.get("counts")
-    if counts == "concurrent":
-        return f"{entry['limit']}-in-flight"
-    unit = {"cost": "-units", "errors": "-errors"}.get(str(counts), "")
-    return f"{entry['limit']}{unit}/{entry['window']}"
+    values = {key: entry.get(key) for key in ("limit", "window", "counts")}
+    return Reported("", "", **values).limit_text  # type: ignore[arg-type]
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:

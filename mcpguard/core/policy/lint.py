@@ -3,12 +3,13 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from mcpguard.core.agent import TIERS, Agent
+from mcpguard.core.agent import TIERS
 from mcpguard.core.identity import known_client
 from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.explain import series, window
 from mcpguard.core.policy.model import AXES, COMPETING, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.overlap import may_overlap
 
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
@@ -154,30 +155,8 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
             continue
         name = dict(_names(rule)).get(axis)
         meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
-        if not any(_overlap(rule, rules[other]) for other in meeting):
+        if not any(may_overlap(rule, rules[other]) for other in meeting):
             yield at
-
-
-def _overlap(rule: Rule, other: Rule) -> bool:
-    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
-    for key in AXES:
-        mine, theirs = rule.selectors.get(key), other.selectors.get(key)
-        if mine and theirs and not _meet(key, mine[0], theirs[0]):
-            return False
-    return True
-
-
-def _meet(key: str, one: str, two: str) -> bool:
-    """Whether a text may match both patterns."""
-    if key == "agent":
-        return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
-    if "*" not in one:
-        return glob(two, one)
-    if "*" not in two:
-        return glob(one, two)
-    (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
-    begin = mine.startswith(theirs) or theirs.startswith(mine)
-    return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
 
 
 def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
@@ -190,7 +169,7 @@ def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
     larger = {
         rate.window_us
         for other in before
-        if other.per == rule.per and other.shared == rule.shared and _overlap(rule, other)
+        if other.per == rule.per and other.shared == rule.shared and may_overlap(rule, other)
         for rate in other.rates
         if rate.n > EXACT
     }
