@@ -40,8 +40,8 @@ class Headroom(NamedTuple):
         counter: The limit's counter; None for `deny`.
         used: The calls, units or errors in the counter, or the calls in flight; 0 for `deny`.
         remaining: How many more the limit admits.
-        retry_after_us: The wait until it admits such a call: 0 if it does now, None if waiting does not help, or if nobody knows
-            how long it takes.
+        retry_after_us: The wait until it admits such a call: 0 if it does now, None if waiting does not help, or if nobody
+            knows how long it takes.
         cost: What the call takes of it: 1 unless it counts cost.
     """
 
