@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mcpguard.core.policy.model import Policy, Rule
-from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
+from mcpguard.core.limiter import Counts
+from mcpguard.core.policy.model import Cost, Policy, Rule
+from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.files import place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 from mcpguard.policy_file import no_such_file
-from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_mode
+from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_cost, with_mode
 
 if sys.platform != "win32":
     import fcntl
@@ -248,18 +249,52 @@ def draft_of(path: Path) -> Iterator[Draft]:
         yield draft
 
 
-def place_of(policy: Policy, rule: Rule) -> int | None:
-    """The place of the rule with the same selectors and `per`; None if there is none."""
-    return next((at for at, other in enumerate(policy.rules) if other.key == rule.key), None)
+def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
+    """The place of the rule that an edit changes; None to add one.
+
+    It is the rule that limits the same; else one with the same selectors and `per` that has only a limit or only a cap, while
+    the edit has the other. A rule with another name, mode or wait than the edit stays as it is.
+
+    Raises:
+        McpguardError: The limit is in one rule, and the cap in another.
+    """
+    keys = {part.key for part in rule.parts}
+    same = [at for at, other in enumerate(policy.rules) if keys & {part.key for part in other.parts}]
+    if len(same) > 1:
+        numbers = " and ".join(str(at + 1) for at in same)
+        raise McpguardError(f"rules {numbers} have these selectors", "set the limit and the cap one after the other")
+    if same:
+        return same[0]
+    for at, other in enumerate(policy.rules):
+        is_other_part = rule.has_limit != other.has_limit and (rule.concurrent is None) != (other.concurrent is None)
+        alike = all(
+            key not in table or ours == theirs
+            for key, ours, theirs in (
+                ("name", rule.name, other.name),
+                ("mode", rule.observe, other.observe),
+                ("wait", rule.wait_us, other.wait_us),
+            )
+        )
+        if is_other_part and alike and not rule.deny and not other.deny and is_for_same(rule, other):
+            return at
+    return None
+
+
+def is_for_same(rule: Rule, other: Rule) -> bool:
+    """Whether two rules have the same selectors and the same `per`."""
+    return rule.key[1:] == other.key[1:]
 
 
 def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
-    """Set a rule in a policy file. It replaces the rule with the same selectors and `per`, or is added at the end.
+    """Set a rule in a policy file.
+
+    It replaces the limit, the cap, or both, in the rule that has the same selectors and `per` and counts the same. A limit joins
+    a rule that has only a cap, and a cap one that has only a limit. Else the rule is added at the end.
 
     Args:
         path: The file. If it does not exist, it is made with the starter rules.
-        table: The rule as a table of the file. An empty `name` removes the rule's name. Without `name` or `mode`, a rule that
-            exists keeps its own.
+        table: The rule as a table of the file. An empty `name` removes the rule's name. Without `name`, `mode` or `wait`, a
+            rule that exists keeps its own.
 
     Returns:
         What was done, and the place of the rule in the policy.
@@ -272,7 +307,7 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
         text = read(target)
         before = parse(STARTER if text is None else text, source=str(path))
         rule = parse_rule(table, where=str(path))
-        at = place_of(before, rule)
+        at = _place(before, rule, table)
         old = text or STARTER
         rules = list(before.rules)
         if at is None:
@@ -282,11 +317,52 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
             rules[at] = _changed(rules[at], rule, table)
             if _content(rules[at]) == _content(before.rules[at]) and text is not None:
                 return Edit(before, before, is_new_file=False), at
-            new = replaced(old, before, at, table)
+            unsaid = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
+            new = replaced(old, before, at, unsaid | table)
         new = ended_alike(old, new)
-        after = _checked(path, new, rules, observe=before.observe)
+        after = _checked(path, new, before, rules=rules)
         write(target, new.encode())
     return Edit(before, after, is_new_file=text is None), len(rules) - 1 if at is None else at
+
+
+def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
+    """Set a cost in a policy file. It replaces the cost with the same selectors, or is added at the end.
+
+    Args:
+        path: The file. If it does not exist, it is made with the starter rules.
+        table: The cost as a table of the file.
+
+    Returns:
+        What was done, and the place of the cost in the policy.
+
+    Raises:
+        PolicyError: The file is not a valid policy; it is unchanged.
+        McpguardError: The file cannot be written; it is unchanged.
+    """
+    with locked(path) as target:
+        text = read(target)
+        old = text or STARTER
+        before = parse(STARTER if text is None else text, source=str(path))
+        cost = parse_cost(table, where=str(path))
+        at = _place_of_cost(before, cost)
+        costs = list(before.costs)
+        if at is None:
+            at = len(costs)
+            costs.append(cost)
+            new = appended(old, table, name="cost")
+        else:
+            if costs[at].units == cost.units:
+                return Edit(before, before, is_new_file=False), at
+            costs[at] = cost
+            new = with_cost(old, before, at, cost.units)
+        new = ended_alike(old, new)
+        after = _checked(path, new, before, costs=costs)
+        write(target, new.encode())
+    return Edit(before, after, is_new_file=text is None), at
+
+
+def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
+    return next((at for at, other in enumerate(policy.costs) if other.pattern.key == cost.pattern.key), None)
 
 
 def set_mode(path: Path, mode: str) -> Edit:
@@ -308,50 +384,135 @@ def set_mode(path: Path, mode: str) -> Edit:
         if before.observe == observe:
             return Edit(before, before, is_new_file=False)
         new = ended_alike(old, with_mode(old, before, mode))
-        after = _checked(path, new, before.rules, observe=observe)
+        after = _checked(path, new, before, observe=observe)
         write(target, new.encode())
     return Edit(before, after, is_new_file=text is None)
 
 
-def take_out(path: Path, rule: Rule, *, named: bool) -> tuple[Rule, Policy] | None:
-    """Remove a rule from a policy file.
+class TakenOut(NamedTuple):
+    """What was removed from a policy file.
+
+    Attributes:
+        gone: The removed rule, or the removed part of a rule.
+        after: The policy now.
+        at: The place of the rule that keeps its other part; None if the whole rule was removed.
+    """
+
+    gone: Rule
+    after: Policy
+    at: int | None = None
+
+
+def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None) -> TakenOut | None:
+    """Remove a rule, or a part of a rule, from a policy file.
 
     Args:
         path: The file.
         rule: A rule with the selectors and `per` of the rule to remove.
         named: Whether an option or a variable names the file.
+        part: Remove only the limit that counts this, or the cap if it is `concurrent`; None for all of the rule.
 
     Returns:
-        The removed rule, and the policy now; None if there is no such rule. Then nothing is written.
+        What was removed; None if there is no such rule. Then nothing is written.
 
     Raises:
         PolicyError: The file does not exist or is not a valid policy; it is unchanged.
-        McpguardError: The file cannot be written; it is unchanged.
+        McpguardError: The file cannot be written, or several rules have these selectors; it is unchanged.
     """
     with locked(path) as target:
-        text = read(target)
-        if text is None:
-            raise no_such_file(path, named=named)
-        before = parse(text, source=str(path))
-        at = place_of(before, rule)
+        text, before = _read_policy(path, target, named=named)
+        found = [
+            at
+            for at, other in enumerate(before.rules)
+            if is_for_same(rule, other) and (part is None or any(one.counts == part for one in other.parts))
+        ]
+        if not found:
+            return None
+        if len(found) > 1:
+            numbers = ", ".join(f"{at + 1} ({before.rules[at].limits_text})" for at in found)
+            raise McpguardError(
+                f"several rules are for {rule.text}: {numbers}", "add --count or --concurrent to name one of them"
+            )
+        (at,) = found
+        old = before.rules[at]
+        rules = list(before.rules)
+        if part is None or len(old.parts) == 1:
+            gone = rules.pop(at)
+            new = removed(text, before, at)
+        else:
+            gone = next(one for one in old.parts if one.counts == part)
+            if part == "concurrent":
+                rules[at], keys = old._replace(concurrent=None), ["concurrent"]
+            else:
+                rules[at] = old._replace(rates=(), counts="calls", has_limit=False)
+                keys = ["limit", "count"]
+            new = replaced(text, before, at, dict.fromkeys(keys))
+        new = ended_alike(text, new)
+        after = _checked(path, new, before, rules=rules)
+        write(target, new.encode())
+        return TakenOut(gone, after, at if len(rules) == len(before.rules) else None)
+
+
+def take_out_cost(path: Path, cost: Cost, *, named: bool) -> tuple[Cost, Policy] | None:
+    """Remove the cost with the same selectors from a policy file; see `take_out`."""
+    with locked(path) as target:
+        text, before = _read_policy(path, target, named=named)
+        at = _place_of_cost(before, cost)
         if at is None:
             return None
-        new = ended_alike(text, removed(text, before, at))
-        after = _checked(path, new, [*before.rules[:at], *before.rules[at + 1 :]], observe=before.observe)
+        new = ended_alike(text, removed(text, before, at, name="cost"))
+        after = _checked(path, new, before, costs=[*before.costs[:at], *before.costs[at + 1 :]])
         write(target, new.encode())
-        return before.rules[at], after
+        return before.costs[at], after
+
+
+def _read_policy(path: Path, target: Path, *, named: bool) -> tuple[str, Policy]:
+    """The text of a policy file that exists, and the policy."""
+    text = read(target)
+    if text is None:
+        raise no_such_file(path, named=named)
+    return text, parse(text, source=str(path))
 
 
 def _changed(old: Rule, new: Rule, table: dict[str, Any]) -> Rule:
-    """A rule with the limit of another, and with its name and mode if the table has them."""
+    """A rule with the limit and the cap that an edit has, and with its name, mode and wait if the table has them."""
     name, observe = table.get("name", old.name), new.observe if "mode" in table else old.observe
-    return old._replace(rates=new.rates, deny=new.deny, observe=observe, name=name)
+    found = old._replace(name=name, observe=observe, wait_us=new.wait_us if "wait" in table else old.wait_us)
+    if new.has_limit:
+        found = found._replace(rates=new.rates, deny=new.deny, counts=new.counts, has_limit=True)
+    if new.deny:
+        return found._replace(concurrent=None, wait_us=None)
+    return found if new.concurrent is None else found._replace(concurrent=new.concurrent)
 
 
-def _checked(path: Path, text: str, rules: Sequence[Rule], *, observe: bool) -> Policy:
-    """Parse an edited text, and make sure that the edit changed nothing else."""
+def _checked(
+    path: Path,
+    text: str,
+    before: Policy,
+    *,
+    rules: Sequence[Rule] | None = None,
+    costs: Sequence[Cost] | None = None,
+    observe: bool | None = None,
+) -> Policy:
+    """Parse an edited text, and make sure that the edit changed nothing else.
+
+    Args:
+        path: The file.
+        text: Its new text.
+        before: The policy before.
+        rules: The rules that it must have now; None for those before, and so on.
+        costs: The costs.
+        observe: Whether it only observes.
+    """
     policy = parse(text, source=str(path))
-    if policy.observe != observe or [_content(rule) for rule in policy.rules] != [_content(rule) for rule in rules]:
+    expected = (
+        before.observe if observe is None else observe,
+        before.wait_us,
+        [_content(rule) for rule in (before.rules if rules is None else rules)],
+        [cost[:2] for cost in (before.costs if costs is None else costs)],
+    )
+    found = policy.observe, policy.wait_us, [_content(rule) for rule in policy.rules], [cost[:2] for cost in policy.costs]
+    if found != expected:
         raise McpguardError(
             f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
         )
@@ -359,4 +520,4 @@ def _checked(path: Path, text: str, rules: Sequence[Rule], *, observe: bool) -> 
 
 
 def _content(rule: Rule) -> tuple[object, ...]:
-    return rule.selectors, rule.per, rule.per_text, sorted(rule.rates), rule.deny, rule.observe, rule.name
+    return rule._replace(rates=tuple(sorted(rule.rates)), line=0)

@@ -255,6 +255,15 @@ def parse_rule(table: dict[str, object], *, where: str) -> Rule:
     return rule
 
 
+def parse_cost(table: dict[str, object], *, where: str) -> Cost:
+    """Parse one `[[cost]]`; see `parse_rule`."""
+    faults: list[_Fault] = []
+    cost = _cost(table, 0, faults)
+    if cost is None:
+        raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
+    return cost
+
+
 def _rule(table: dict[str, object], line: int, faults: list[_Fault]) -> Rule | None:
     """Parse one rule. If it is invalid, None, and every error is added to `faults`.
 
