@@ -288,8 +288,8 @@ def is_for_same(rule: Rule, other: Rule) -> bool:
 def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     """Set a rule in a policy file.
 
-    It replaces the limit, the cap, or both, in the rule that has the same selectors and `per` and counts the same. A limit joins
-    a rule that has only a cap, and a cap one that has only a limit. Else the rule is added at the end.
+    It replaces the limit, the cap, or both, in the rule that has the same selectors and `per` and counts the same. A limit
+    joins a rule that has only a cap, and a cap one that has only a limit. Else the rule is added at the end.
 
     Args:
         path: The file. If it does not exist, it is made with the starter rules.

@@ -68,7 +68,7 @@ def _as_json(held: Held, counter: Counted) -> dict[str, object]:
         "namespace": counter.namespace,
         **counter.values,
         "together": counter.others,
-        "counts": counter.counts,
+        **({} if counter.counts == "calls" else {"counts": counter.counts}),
         "window_seconds": counter.window_us // 1_000_000,
         "used": held.used,
     }

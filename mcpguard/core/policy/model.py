@@ -8,9 +8,9 @@ A rule with limits and with a cap on calls in flight has two parts, which are ov
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import and_
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.digest import cut, number
@@ -272,6 +272,11 @@ class Reported(NamedTuple):
             return f"{self.limit}-in-flight"
         unit = {"cost": "-units", "errors": "-errors"}.get(str(self.counts), "")
         return f"{self.limit}{unit}/{self.window}"
+
+    @classmethod
+    def of(cls, members: Mapping[str, Any]) -> Self:
+        """The limit with these `members`. Others are ignored."""
+        return cls(*map(members.get, cls._fields))  # type: ignore[arg-type]
 
     def members(self) -> dict[str, object]:
         """The members as JSON, without those that do not apply."""
