@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from mcpguard.cli._audit_table import fit
+from mcpguard.cli._audit_table import fit, short_limit
 from mcpguard.cli._counters import arguments_text
 from mcpguard.core.policy.model import ARGUMENTS, SELECTORS, Reported
 from mcpguard.core.text import quoted
@@ -42,7 +42,7 @@ class Table:
     def lines(self, usages: Iterable[Usage]) -> list[str]:
         """The heading, and the lines of each usage."""
         usages = list(usages)
-        longest = max((len(limit_text(one)) for one in usages if one.counts != "calls"), default=0)
+        longest = max((len(self._limit(one)) for one in usages if one.counts != "calls"), default=0)
         columns = [(name, max(size, min(_LONGEST, longest)) if name == "LIMIT" else size) for name, size in _COLUMNS]
         spare = self._width - sum(abs(size) + 1 for _, size in columns) - 1  # a line of full width would wrap on some terminals
         found = [self._heading(columns)]
@@ -61,11 +61,17 @@ class Table:
 
     def _cells(self, one: Usage, columns: _Columns) -> str:
         left = "" if one.left is None else f"{one.left}"
-        cells = [self._bar(one), str(one.used), limit_text(one), left, free_text(one)]
+        cells = [self._bar(one), str(one.used), self._limit(one), left, free_text(one)]
         padded = [fit(cell, size) for cell, (_, size) in zip(cells, columns, strict=True)]
         if self._coloured and one.rate:
             padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
         return " ".join(padded)
+
+    def _limit(self, one: Usage) -> str:
+        """The limit: as in a policy where there is room, else shorter."""
+        if self._width >= NARROW:
+            return limit_text(one)
+        return short_limit({"limit": one.rate.n if one.rate else "-", "window": _window(one), "counts": one.counts})
 
     def _bar(self, one: Usage) -> str:
         steps = len(self._blocks) - 1
@@ -85,9 +91,12 @@ def counter_text(one: Usage) -> str:
 
 def limit_text(one: Usage) -> str:
     """A counter's limit; for a counter without a rule its window."""
-    window = one.rate.text if one.rate else _window_text(one.window_us)
-    text = Reported("", "", one.rate.n if one.rate else 0, window, one.counts).limit_text
+    text = Reported("", "", one.rate.n if one.rate else 0, _window(one), one.counts).limit_text
     return text if one.rate else "-" + text[1:].removeprefix("-")
+
+
+def _window(one: Usage) -> str:
+    return one.rate.text if one.rate else _window_text(one.window_us)
 
 
 def _window_text(window_us: int) -> str:
@@ -122,7 +131,7 @@ def as_json(one: Usage) -> dict[str, object]:
         "rule": one.rule.text if one.rule else None,
         "counter": dict(one.counter),
         "limit": one.rate.n if one.rate else None,
-        "window": (one.rate.text if one.rate else _window_text(one.window_us)) or None,
+        "window": _window(one) or None,
         **({} if one.counts == "calls" else {"counts": one.counts}),
         "used": one.used,
         "left": one.left,
