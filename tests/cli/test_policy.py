@@ -810,8 +810,8 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        (["set", "--tool", "x"], "nothing to set"),
-        (["set", "--tool", "x", "--wait", "5s"], "nothing to set"),
+        (["set", "--tool", "x"], "missing argument LIMIT..., or --concurrent"),
+        (["set", "--tool", "x", "--wait", "5s"], "missing argument LIMIT..., or --concurrent"),
         (["set", "--tool", "x", "--count", "errors", "--concurrent", "2"], "count: no limit that counts errors"),
         (["set", "--concurrent", "0"], "concurrent: 0 is not a number of calls in flight"),
         (["set", "--concurrent", "two"], "concurrent: 'two' is not a number of calls in flight"),
