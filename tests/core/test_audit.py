@@ -40,7 +40,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
                 "act": [{"sub": "x"}],
             }
         ),
-        reported=json.dumps(HOURLY.members()),
+        reported=json.dumps(HOURLY._replace(counts="errors").members()),
         request_id="4",
         args_hash=b"\x01\x02",
         trace_id="ab" * 16,
@@ -48,14 +48,14 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
         remaining=0,
         retry_after_ms=847,
         repeats=3,
-        detail='{"reason":"why","arguments":{},"policy":"d"}',
+        detail='{"reason":"why","arguments":{},"policy":"d","cost":2,"in_flight":1,"waited_ms":5}',
     )
     told = record(full, outcome="ok", duration_us=1500)
     assert list(told) == list(MEMBERS)
     assert told["id"] == "00000000000000aa-7"
     assert told["time"] == "2026-01-01T00:00:00.000000Z"
     assert (told["args_hash"], told["request_id"], told["duration_ms"]) == ("0102", 4, 1.5)
-    assert told["exceeded"] == [HOURLY.members() | {"retry_after_ms": 847}]
+    assert told["exceeded"] == [HOURLY.members() | {"counts": "errors", "retry_after_ms": 847}]
     assert record(Row(WALL_US, 1, "policy", '{"session":"x"}')) == {
         "id": "x-1",
         "time": "2026-01-01T00:00:00.000000Z",
@@ -140,6 +140,26 @@ def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
 )
 def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], text: str) -> None:
     assert line(entry) == text
+
+
+def test_the_line_of_a_record_tells_what_it_cost_what_is_in_flight_and_how_long_it_waited() -> None:
+    entry = {
+        "decision": "allowed",
+        "tool": "t",
+        "limit": 2,
+        "counts": "concurrent",
+        "count": 1,
+        "in_flight": 1,
+        "waited_ms": 1200,
+    }
+    assert line(entry) == "allowed tool=t limit=2-in-flight count=1 in_flight=1 waited_ms=1200"
+    entry = {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"}
+    assert line(entry) == "rate_limited limit=9-units/1h cost=20 reason=too_costly"
+
+
+def test_a_rule_that_would_deny_every_call_has_no_limit_in_its_record() -> None:
+    one = record(Row(WALL_US, 1, "would_deny", CONTEXT, '{"axis":"tool","rule":"tool=x"}'))
+    assert (one["exceeded"], one["reason"]) == ([{"axis": "tool", "rule": "tool=x"}], "denied")
 
 
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
