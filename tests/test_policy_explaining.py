@@ -255,7 +255,8 @@ def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
     store = beyond(home, OF_ARGUMENTS)
     session = Session(store, home.policy, namespace="default")
     (request,) = session.charges("echo")
-    request.plan = request.plan.of_arguments(counted_hash({"arguments": {"a": 1, "b": 2.0}}, store.args_key))
+    digest = counted_hash({"arguments": {"a": 1, "b": 2.0}}, store.args_key)
+    request.plan = home.policy.plan(request.call).of_arguments(digest)
     store.decide([request], session.journal)
     for arguments, used in (({"b": 2, "a": 1}, 1), ({"a": 1}, 0), ({}, 0)):
         found = home.explain(arguments=arguments)
