@@ -15,7 +15,8 @@ import pytest
 
 from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
-from mcpguard.policy_editing import begin, put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy_editing import put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy_writing import begin
 from tests.end_to_end.host import DEADLINE_S
 
 if sys.platform != "win32":

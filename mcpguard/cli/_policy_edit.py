@@ -15,7 +15,8 @@ from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 
 if TYPE_CHECKING:  # loads tomlkit
-    from mcpguard.policy_editing import Draft, Edit
+    from mcpguard.policy_editing import Edit
+    from mcpguard.policy_writing import Draft
 
 OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
 """Printed after a rule was set."""
@@ -60,7 +61,7 @@ def edit(path: Path, *, tiers: Collection[str]) -> int:
         PolicyError: The text is not valid, and there is no terminal to ask.
         McpguardError: The editor cannot be started, or the file cannot be written.
     """
-    from mcpguard.policy_editing import draft_of
+    from mcpguard.policy_writing import draft_of
 
     with draft_of(path) as draft:
         while True:

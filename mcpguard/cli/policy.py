@@ -216,7 +216,7 @@ def init(policy: str | None) -> None:
       mcpguard policy init
     """
     path = config.load(os.environ, policy=policy).policy
-    from mcpguard.policy_editing import begin
+    from mcpguard.policy_writing import begin
 
     if not begin(path):
         raise McpguardError(f"{path} already exists", "change it with mcpguard policy set or mcpguard policy edit")
@@ -291,7 +291,8 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     """Suggest limits from the calls in the audit log, as a policy and as its difference to the policy in force.
 
     A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
-    reason beside it. Limits that fit, and rules that deny, stay. Nothing is written.
+    reason beside it. Limits that fit, and rules that deny, stay. So do caps, limits on cost or errors, and limits that count
+    equal arguments apart. Nothing is written.
 
     \b
     Examples:
