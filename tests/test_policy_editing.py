@@ -16,6 +16,7 @@ import pytest
 from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 from mcpguard.policy_editing import put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy_text import appended
 from mcpguard.policy_writing import begin
 from tests.end_to_end.host import DEADLINE_S
 
@@ -603,3 +604,15 @@ def test_a_key_is_added_to_a_last_line_without_an_end(tmp_path: Path) -> None:
     file.write_text('[[rule]]\nlimit = "5/1m"')
     put(file, {"concurrent": 3})
     assert file.read_text() == '[[rule]]\nlimit = "5/1m"\nconcurrent = 3\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('wait = "5s"', 'wait = "6s"'), ("cost = 20", "cost = 21"), ("concurrent = 2", "concurrent = 3")]
+)
+def test_an_edit_that_would_change_a_wait_a_cost_or_a_cap_besides_is_refused(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.setattr("mcpguard.policy_editing.appended", lambda text, table: appended(text, table).replace(old, new))
+    with pytest.raises(McpguardError, match="would change more than it should"):
+        put(mixed, {"tool": "another", "limit": "1/1h"})
+    assert mixed.read_text() == MIXED
