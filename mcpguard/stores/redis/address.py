@@ -31,9 +31,10 @@ class RedisAddress(NamedTuple):
 
     def open(self, options: Options) -> "RedisStore":
         """See `Address`."""
+        from mcpguard.stores.redis.leases import leases_of
         from mcpguard.stores.redis.store import RedisStore
 
-        return RedisStore(self.url, options)
+        return RedisStore(self.url, options, leases=leases_of(self.shown, options.namespace))
 
     def read(self, options: Options) -> "RedisStore":
         """See `Address`."""

@@ -1,26 +1,32 @@
 -- Decides requests in order, charges their counters and writes their audit rows.
 --
--- KEYS  those of `audit.lua`; each counter; the index of counters
+-- KEYS  those of `audit.lua`; each counter, see `log.lua` and `places.lua`; the index of counters
 -- ARGV  1: the labels of the counters, a NUL after each
 --       then the limits of each request
 --       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
 --       then the session's allowance of rows for denials, as JSON
 --       then of each request, a NUL after each: its decision, if it does not depend on limits; what the session's journal
---       remembers, as JSON; of its row the lines up to the context, and the detail; and the shorter detail of a denial, if the
---       detail is too long for one
+--       remembers, as JSON; of its row the lines up to the context, and the detail; the shorter detail of a denial, if the
+--       detail is too long for one; and its choices, or nothing if it has none: how long it has been held in us (empty if it
+--       may not be held), whether it is behind another call, and the decision if it is admitted
 -- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request: the stream id of its row
 --       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
---       wait, and the number of limits without room, followed by their indexes and waits. All of it is one flat table, because a
---       server spends time on each table of a reply.
+--       wait, and the number of limits without room, followed by their indexes and waits, and by the number of calls in flight if
+--       there is a cap on them. All of it is one flat table, because a server spends time on each table of a reply. Only if a call
+--       is held, the value of a counter of calls in flight is not nil, but a table with their ids.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, tables that grow, and functions, which are
 -- made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
-local CALL = 'sssss'
+local CALL = 'ssssss'
 local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
-local LIMIT = '<i8i8I4I4I4s' -- n, window, index of the counter (0: none), rule, whether it is observed, fragment
-local N, WINDOW, COUNTER, RULE, OBSERVED, FRAGMENT = 1, 2, 3, 4, 5, 6
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, what the call takes, the longest wait, fragment. The
+-- rank is 2 if the limit is observed, and 1 more if it counts errors or calls in flight
+local LIMIT = '<i8i8I4I4I4i8i8s'
+local N, WINDOW, COUNTER, RULE, RANK, UNITS, WAIT, FRAGMENT = 1, 2, 3, 4, 5, 6, 7, 8
+local OBSERVED = 2
 local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
+local COUNTED = {allowed = true, rate_limited = true, would_deny = true} -- the decisions that change the count of denials
 local NOTHING_REMEMBERED = {{}, {}}
 local NOTHING_EXCEEDED = {}
 
@@ -42,14 +48,16 @@ local denied = {} -- the session's denials since its last admission, by index of
 local storms = {} -- the keys of denials that have a row
 local allowance -- see core/journal.Journal.allowance; decoded when it is needed
 local plans = {} -- limits by their text
-local has_written = false -- whether a row was written
+local in_flight = {} -- how many calls are in flight, by index of the counter
+local places = {} -- the ids of the calls that got a place, by index of the counter
+local has_written, has_held = false, false -- whether a row was written, and whether a call is held
 
 for request = 1, requests do
-  local decision, memory, beginning, detail, short = struct.unpack(CALL, ARGV[3 + requests + request])
+  local decision, memory, beginning, detail, short, choices = struct.unpack(CALL, ARGV[3 + requests + request])
   local remembered = memory == '' and NOTHING_REMEMBERED or cjson.decode(memory)
   local fragment, is_storm = '', remembered[1][1] == 1
   local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
-  local limits
+  local limits, flying, taken
   if decision == '' then
     local packed = ARGV[1 + request]
     limits = plans[packed]
@@ -58,13 +66,16 @@ for request = 1, requests do
       local from, at = 1, 1
       while from <= #packed do
         local limit = {struct.unpack(LIMIT, packed, from)}
-        limits[at], from, at = limit, limit[7], at + 1
+        limits[at], from, at = limit, limit[9], at + 1
+        if limit[WINDOW] == 0 and limit[N] > 0 then
+          limits.has_cap = true
+        end
       end
       plans[packed] = limits
     end
 
-    -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one, where
-    -- enforced limits go before observed ones
+    -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one of the
+    -- lowest rank
     local at_us = now
     for at = 1, #limits do
       local log = logs[limits[at][COUNTER]]
@@ -74,41 +85,33 @@ for request = 1, requests do
     end
     local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
     local full
-    local observed = 1
+    local lowest = 0
     for at = 1, #limits do
       local limit = limits[at]
       local n, counter = limit[N], limit[COUNTER]
       local used = held[counter]
       if n > 0 and not used then
-        local log, horizon = logs[counter], at_us - limit[WINDOW]
-        if log and log[NEWEST] <= horizon then
-          log = nil
-        elseif log then -- as core/limiter.live
-          local closed, total, first = log[CLOSED], log[TOTAL], 1
-          while first <= #closed do
-            local time, cost = struct.unpack(ENTRY, closed, first)
-            if time > horizon then
-              break
-            end
-            total, first = total - cost, first + ENTRY_BYTES
-          end
-          if first > 1 then
-            log = {log[OPENED], log[NEWEST], log[COST], total, string.sub(closed, first)}
-          end
+        if limit[WINDOW] > 0 then
+          local log = live(logs[counter], at_us - limit[WINDOW])
+          used = log and log[TOTAL] or 0
+          alive[counter] = log
+        else
+          used = in_flight[counter] or redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
+          in_flight[counter] = used
         end
-        used = log and log[TOTAL] or 0
-        alive[counter], held[counter] = log, used
+        held[counter] = used
       end
-      if n == 0 or used >= n then
+      if n == 0 or used + limit[UNITS] > n then
         full = full or {}
         full[#full + 1] = at
       else
         if not smallest[counter] or n < smallest[counter][N] then
           smallest[counter] = limit
         end
-        local rest = n - used - 1
-        if not remaining or limit[OBSERVED] < observed or (limit[OBSERVED] == observed and rest < remaining) then
-          reported, held_by_reported, remaining, observed = at, used + 1, rest, limit[OBSERVED]
+        local rank = limit[RANK]
+        local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS]) -- a call takes no error
+        if not remaining or rank < lowest or (rank == lowest and n - sum < remaining) then
+          reported, held_by_reported, remaining, lowest = at, sum, n - sum, rank
         end
       end
     end
@@ -116,29 +119,33 @@ for request = 1, requests do
     if full then
       local enforced = {}
       for _, at in ipairs(full) do
-        if limits[at][OBSERVED] == 0 then
+        if limits[at][RANK] < OBSERVED then
           enforced[#enforced + 1] = at
         end
       end
       local without_room = {}
+      local worst = 0
       exceeded, reported = {}, 0
       for _, at in ipairs(#enforced > 0 and enforced or full) do
         local limit = limits[at]
-        local log, after = alive[limit[COUNTER]], false -- as core/limiter.retry_after; false if no wait is enough
-        if limit[N] > 0 then
-          local over, next_at = log[TOTAL] + 1 - limit[N], 1
+        local n, window, units = limit[N], limit[WINDOW], limit[UNITS]
+        local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as core/verdict.severity; false: no wait is enough
+        if window > 0 and units <= n then -- as core/limiter.retry_after
+          local log = alive[limit[COUNTER]]
+          local over, next_at = log[TOTAL] + units - n, 1
           while over > 0 do
             local time, cost = log[NEWEST], log[COST]
             if next_at <= #log[CLOSED] then
               time, cost = struct.unpack(ENTRY, log[CLOSED], next_at)
             end
-            over, after, next_at = over - cost, time + limit[WINDOW] - at_us, next_at + ENTRY_BYTES
+            over, after, next_at = over - cost, time + window - at_us, next_at + ENTRY_BYTES
           end
+          severity = 0
         end
         exceeded[#exceeded + 1] = {at, after}
         without_room[limit[RULE]] = true
-        if reported == 0 or (wait and (not after or after > wait)) then
-          reported, wait = at, after
+        if reported == 0 or severity > worst or (severity == 0 and worst == 0 and after > wait) then
+          reported, worst, wait = at, severity, after
         end
       end
       local n = limits[reported][N]
@@ -146,7 +153,7 @@ for request = 1, requests do
       remaining = n > 0 and math.max(0, n - held_by_reported)
       smallest = {}
       if #enforced > 0 then
-        decision = wait and 'rate_limited' or 'denied'
+        decision = n > 0 and 'rate_limited' or 'denied'
       else
         decision = 'would_deny'
         for _, limit in ipairs(limits) do
@@ -158,27 +165,47 @@ for request = 1, requests do
       end
     end
 
-    -- As core/limiter.charge
-    for counter, limit in pairs(smallest) do
-      local log, window = alive[counter], limit[WINDOW]
-      local grain = limit[N] <= EXACT and 0 or math.ceil(window / EXACT)
-      if not log then
-        log = {at_us, at_us, 1, 1, ''}
-      elseif at_us - log[OPENED] < grain then
-        log[NEWEST], log[COST], log[TOTAL] = at_us, log[COST] + 1, log[TOTAL] + 1
-      else
-        if #log[CLOSED] >= (MAX_ENTRIES - 1) * ENTRY_BYTES then
-          local entries_of, _, coalesce = coalescing()
-          log = coalesce(entries_of(log), grain)
+    if limits.has_cap then -- as core/verdict._in_flight
+      local least
+      for at = 1, #limits do
+        local n, counter = limits[at][N], limits[at][COUNTER]
+        if n > 0 and limits[at][WINDOW] == 0 then
+          local total = in_flight[counter] + (smallest[counter] and 1 or 0)
+          if not least or n - total < least then
+            least, flying = n - total, total
+          end
         end
-        log = {at_us, at_us, 1, log[TOTAL] + 1, log[CLOSED] .. struct.pack(ENTRY, log[NEWEST], log[COST])}
       end
-      logs[counter], charged[counter] = log, window
+    end
+    if choices ~= '' then -- as core/verdict.decide_one
+      local waited_us, behind, admitted = string.match(choices, '^(%d*) (%d) (%a+)$')
+      local is_held = waited_us ~= '' and (REFUSED[decision] or behind == '1')
+      if is_held and REFUSED[decision] then -- as core/waiting.is_held
+        for _, one in ipairs(exceeded) do
+          local limit = limits[one[1]]
+          local left, after = limit[WAIT] - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
+          is_held = is_held and left > 0 and after and after <= left
+        end
+      end
+      if is_held then
+        decision, smallest, has_held = 'held', {}, true
+      elseif decision == 'allowed' then
+        decision = admitted
+      end
+    end
+    for counter, limit in pairs(smallest) do
+      local window = limit[WINDOW]
+      if window == 0 then
+        in_flight[counter], taken = in_flight[counter] + 1, taken or {}
+        taken[#taken + 1] = counter
+      elseif limit[RANK] % 2 == 0 then
+        logs[counter], charged[counter] = charge(alive[counter], limit[N], window, at_us, limit[UNITS]), window
+      end
     end
 
     -- As core/journal.Journal: a denial's count includes this session's denials on the counter since its last admission
     count = held_by_reported
-    if decision ~= 'denied' and (full or remembered ~= NOTHING_REMEMBERED or next(denied)) then
+    if COUNTED[decision] and (full or remembered ~= NOTHING_REMEMBERED or next(denied)) then
       for counter in pairs(smallest) do
         denied[counter] = 0
       end
@@ -200,9 +227,12 @@ for request = 1, requests do
     end
   end
 
-  local is_refused, has_own_row = REFUSED[decision], true
+  local is_refused, has_own_row = REFUSED[decision], decision ~= 'held'
   if is_refused and short ~= '' then
     detail = short
+  end
+  if flying then
+    detail = (detail == '' and '{' or string.sub(detail, 1, -2) .. ',') .. '"in_flight":' .. flying .. '}'
   end
   if #exceeded > 1 then
     local all = {}
@@ -239,11 +269,18 @@ for request = 1, requests do
     stream_id = append(is_refused and REFUSALS or MAIN, beginning .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and math.ceil(wait / 1000) or -1, -1), max_bytes)
   end
+  for _, counter in ipairs(taken or NOTHING_EXCEEDED) do
+    places[counter] = places[counter] or {}
+    table.insert(places[counter], stream_id)
+  end
   local slot = #reply
   reply[slot + 1], reply[slot + 2], reply[slot + 3] = stream_id, decision, reported
   reply[slot + 4], reply[slot + 5], reply[slot + 6] = held_by_reported, wait, #exceeded
   for at, one in ipairs(exceeded) do
     reply[slot + 5 + 2 * at], reply[slot + 6 + 2 * at] = one[1], one[2]
+  end
+  if flying then
+    reply[slot + 7 + 2 * #exceeded] = flying
   end
 end
 
@@ -252,8 +289,9 @@ if has_written then
 end
 local label_from, labelled = 1, 0 -- labels are read up to here, and up to this counter
 for counter = 1, counters do
-  if charged[counter] then
-    if not reply[1 + counter] then
+  local ids = places[counter]
+  if charged[counter] or ids then
+    if ids and in_flight[counter] == #ids or not (ids or reply[1 + counter]) then
       local label
       while labelled < counter do
         label, label_from = struct.unpack('s', ARGV[1], label_from)
@@ -261,7 +299,17 @@ for counter = 1, counters do
       end
       redis.call('HSET', KEYS[#KEYS], string.match(KEYS[4 + counter], '%d+$'), label)
     end
-    reply[1 + counter] = write(KEYS[4 + counter], logs[counter], charged[counter])
+    if ids then
+      redis.call('ZREMRANGEBYSCORE', KEYS[4 + counter], '-inf', string.format('%.0f', now))
+      give_places(KEYS[4 + counter], ids)
+    else
+      reply[1 + counter] = write(KEYS[4 + counter], logs[counter], charged[counter])
+    end
+  end
+end
+if has_held then
+  for counter in pairs(in_flight) do
+    reply[1 + counter] = redis.call('ZRANGE', KEYS[4 + counter], string.format('(%.0f', now), '+inf', 'BYSCORE')
   end
 end
 return reply

@@ -3,8 +3,15 @@
 from pathlib import Path
 from typing import Final
 
+LEASE_US: Final = 30_000_000
+"""How long a call in flight keeps its place after its wrapper has died or lost the server. Leases are renewed after a third of
+that."""
+
 PARTS: Final = {
-    "charge": ("log", "audit"),
+    "charge": ("log", "places", "audit"),
+    "settle": ("log",),
+    "hold": ("places",),
+    "renew": ("places",),
     "adopt": ("log", "merge"),
     "append": ("audit",),
     "record": (),
@@ -24,14 +31,16 @@ local EXPIRY_OPTION, EXPIRY_ORIGIN_US, EXPIRY_SLACK_MS = 'PX', now, 3600000
 """
 
 
-def script(name: str, *, is_time_given: bool = False) -> str:
+def script(name: str, *, is_time_given: bool = False, lease_us: int = LEASE_US) -> str:
     """The text of a script.
 
     Args:
         name: One of `PARTS`.
         is_time_given: Whether the last argument is the time, for tests. Otherwise the script asks the server for the time, and
             no argument can change that.
+        lease_us: How long a place of a call in flight is kept without being renewed.
     """
     here = Path(__file__).parent
     clock = _GIVEN_TIME if is_time_given else _SERVERS_TIME
-    return "".join([clock, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name))])
+    lease = f"local LEASE_US = {lease_us}\n" if "places" in PARTS[name] else ""
+    return "".join([clock, lease, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name))])

@@ -1,10 +1,12 @@
 """Reads counters in their form on the server, which `log.lua` writes: the newest entry of the log stands before the others."""
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote
 
 from mcpguard.core.limiter import EMPTY, State
+from mcpguard.stores.redis import rows
 
 
 def prefix(namespace: str) -> str:
@@ -12,13 +14,20 @@ def prefix(namespace: str) -> str:
     return "{mcpguard:" + quote(namespace) + "}:"
 
 
-def counter_key(prefix: str, counter_id: int) -> str:
-    """The key of a counter's value."""
-    return f"{prefix}counter:{counter_id}"
+def counter_key(prefix: str, counter_id: int, *, window_us: int = 1) -> str:
+    """The key of a counter: of its log, or of the ids of its calls in flight, if its window is 0."""
+    return f"{prefix}counter:{counter_id}" if window_us else f"{prefix}in_flight:{counter_id}"
 
 
 _HEAD: Final = struct.Struct("<qqIq")
 _ENTRY: Final = struct.Struct("<qI")
+
+
+def state(value: bytes | Sequence[bytes] | None, window_us: int) -> State:
+    """The state of a counter: of a log, from its value; of calls in flight, from their ids."""
+    if window_us:
+        return log(value)  # type: ignore[arg-type]
+    return tuple(sorted(map(rows.call_id, value or ())))  # type: ignore[arg-type]
 
 
 def newest_us(value: bytes) -> int:

@@ -3,9 +3,11 @@
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
+from mcpguard.core.policy.model import window_of
 from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.scripts import script
@@ -84,12 +86,25 @@ class Upkeep:
         if time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + EVERY_MS / 1000
-        link = Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s())
-        try:
+        with self._link() as link:
             if _ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
                 self._prune(link)
-        finally:
-            link.close()
+
+    def run(self, text: str, *rest: bytes | str | int) -> Any:
+        """Run a script, and return its reply.
+
+        Args:
+            text: The script.
+            rest: The number of keys, the keys, and the arguments.
+
+        Raises:
+            StoreUnavailable: The server does not answer, or refuses.
+        """
+        with self._link() as link:
+            return _ask(link, ("EVAL", text, *rest))
+
+    def _link(self) -> closing[Link]:
+        return closing(Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s()))
 
     def _prune(self, link: Link) -> None:
         """Delete old rows, and index entries of expired counters."""
@@ -104,7 +119,8 @@ class Upkeep:
         index = self._prefix + "counters"
         for some in scan(partial(_ask, link), index):
             if some:
-                keys = [counter_key(self._prefix, int(one)) for one in some]
+                windows = [window_of(label.decode()) for label in some.values()]
+                keys = [counter_key(self._prefix, int(one), window_us=us) for one, us in zip(some, windows, strict=True)]
                 _ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
 
 
