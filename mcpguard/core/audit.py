@@ -203,8 +203,8 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     if row.decision in {"rate_limited", "would_deny", "denied"} and "exceeded" not in values:
         limit = {key: values[key] for key in ("axis", "rule", "limit", "window", "counts") if key in values}
         values["exceeded"] = [limit | ({} if row.retry_after_ms is None else {"retry_after_ms": row.retry_after_ms})]
-    if row.decision in {"rate_limited", "would_deny"} and row.reported and "reason" not in values:
-        why = reason(Reported(**{"window": None, **members(row.reported)}), row.retry_after_ms)  # type: ignore[arg-type]
+    if row.decision in {"rate_limited", "would_deny"} and values.get("counts") is not None and "reason" not in values:
+        why = reason(str(values["counts"]), row.retry_after_ms)
         if why != "rate_limited":
             values["reason"] = why
     return {key: values[key] for key in MEMBERS if values.get(key) is not None}

@@ -167,7 +167,9 @@ class Verdict:
     @property
     def reason(self) -> str | None:
         """Why the call is not within its limits: `rate_limited`, `concurrent`, `failing`, `too_costly` or `denied`."""
-        return None if not self.exceeded or self.reported is None else reason(self.reported, self.retry_after_us)
+        if not self.exceeded or self.reported is None:
+            return None
+        return "denied" if self.reported.limit is None else reason(self.reported.counts, self.retry_after_us)
 
 
 def verdict(plan: Plan, decision: Decision) -> Verdict:
@@ -290,12 +292,15 @@ def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
 _NOTHING: Final = Decision(False, (), (), ())
 
 
-def reason(reported: Reported, retry_after_us: int | None) -> str:
-    """Why a call is not within a limit that has no room; see `Verdict.reason`."""
-    if reported.limit is None:
-        return "denied"
-    if reported.counts == "concurrent":
+def reason(counts: str | None, retry_after: int | None) -> str:
+    """Why a call is not within a limit without room; see `Verdict.reason`.
+
+    Args:
+        counts: What the limit counts; see `Reported`.
+        retry_after: The wait until it has room; None if waiting does not help, or for calls in flight.
+    """
+    if counts == "concurrent":
         return "concurrent"
-    if reported.counts == "errors":
+    if counts == "errors":
         return "failing"
-    return "rate_limited" if retry_after_us is not None else "too_costly"
+    return "rate_limited" if retry_after is not None else "too_costly"

@@ -12,8 +12,8 @@ MAX_WAITING: Final = 64
 def is_held(limits: Sequence[Limit], exceeded: Sequence[Exceeded], waited_us: int) -> bool:
     """Whether a refused call is held.
 
-    Each limit that refuses it must have a `wait` that has not passed, and must have room before that. Nobody knows when a call in
-    flight will end, so a cap only needs the wait.
+    Each limit that refuses it must have a `wait` that has not passed, and must have room before that. Of a cap only the wait
+    counts: nobody knows when a call in flight will end.
 
     Args:
         limits: The call's limits.

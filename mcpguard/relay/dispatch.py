@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mcpguard.core.session import events
-from mcpguard.core.session.commands import Decide, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.machine import Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
@@ -32,16 +32,24 @@ class Dispatcher:
         reply: Queues frames for the client, without waiting for it. It is called under the lock, so that the replies of earlier
             events precede the last answers.
         console: Takes lines for stderr.
+        freed: Called when calls have ended that others may wait for. It is called under the lock.
     """
 
     def __init__(
-        self, session: Session, store: CallStore, unread: Unread, reply: Callable[[bytes], None], console: Console
+        self,
+        session: Session,
+        store: CallStore,
+        unread: Unread,
+        reply: Callable[[bytes], None],
+        console: Console,
+        freed: Callable[[], None] = lambda: None,
     ) -> None:
         self._session = session
         self._store = store
         self._unread = unread
         self._reply = reply
         self._console = console
+        self._freed = freed
         self._lock = threading.Lock()
         self._posted: deque[events.Event] = deque()
 
@@ -127,6 +135,8 @@ class Dispatcher:
                     self._log(command)
                 elif isinstance(command, LookUp):
                     next_event = self._look_up(command)
+                elif isinstance(command, Settle):
+                    self._settle(command)
                 else:
                     next_event = self._record(command)
         if to_client:
@@ -158,6 +168,12 @@ class Dispatcher:
             return events.RecordingFailed()
         return events.Recorded()
 
+    def _settle(self, command: Settle) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            self._store.settle(command.endings)
+        if self._session.held_calls_due_us is not None:
+            self._freed()
+
     def _log(self, command: Log) -> None:
         write = self._console.error if command.is_error else self._console.line
         write(command.text, kind=command.kind)
@@ -168,6 +184,8 @@ class Dispatcher:
 
     def _read(self, event: events.ServerWrote) -> None:
         try:
-            self._session.handle(event)
+            for command in self._session.handle(event):
+                if isinstance(command, Settle):
+                    self._settle(command)
         except Exception as error:  # an outcome is lost; the session must not end for that
             self._console.internal_error(error)

@@ -62,6 +62,11 @@ class Downstream:
             ended()
 
     def _observe(self, chunk: bytes) -> None:
-        """Keep a chunk before it is written to the client, because the client may retry as soon as it reads the chunk."""
+        """Keep a chunk before it is written to the client, because the client may retry as soon as it reads the chunk.
+
+        If the store has to be told of the end of a call, it is told before the client can know of the end.
+        """
         if self._unread.add(chunk, awaits_answers=self._session.awaits_answers):
             self._kept()
+            if self._session.settles:
+                self._dispatcher.read_answers()

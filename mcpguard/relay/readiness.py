@@ -18,6 +18,10 @@ LOOK_S: Final = 0.01
 """How often a thread that waits looks for other work, or for the end of the client."""
 
 if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+    import threading
+    import time
 
     class Readiness:
         """On Windows a pipe never counts as ready, because Windows cannot tell: only threads that may block write to it."""
@@ -48,6 +52,38 @@ if sys.platform == "win32":
             """Whether the client has closed its side."""
             return False
 
+    class ClientInput:
+        """Waits for bytes from the client, for a time. On Windows it looks again and again.
+
+        Args:
+            fd: The descriptor that the client writes to.
+        """
+
+        def __init__(self, fd: int) -> None:
+            self._fd = fd
+            self._woken = threading.Event()
+
+        def wait(self, timeout_s: float) -> bool:
+            """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once."""
+            until_s = time.monotonic() + timeout_s
+            while not self._has_bytes():
+                left_s = until_s - time.monotonic()
+                if left_s <= 0 or self._woken.wait(min(left_s, LOOK_S)):
+                    self._woken.clear()
+                    return False
+            return True
+
+        def _has_bytes(self) -> bool:
+            """Whether there are bytes, or the end; True for a descriptor that is not a pipe, which cannot tell."""
+            count = ctypes.c_ulong()
+            handle = ctypes.c_void_p(msvcrt.get_osfhandle(self._fd))
+            found = ctypes.windll.kernel32.PeekNamedPipe(handle, None, 0, None, ctypes.byref(count), None)
+            return not found or count.value > 0
+
+        def wake(self) -> None:
+            """End the current wait. From any thread."""
+            self._woken.set()
+
     def has_bytes(fd: int) -> bool:
         """Whether a read is known to return at once: never, because Windows cannot tell."""
         return False
@@ -59,12 +95,16 @@ if sys.platform == "win32":
         """Return at once: writes block on Windows."""
 
 else:
+    import io
+    import math
     import os
     import select
     import time
 
     _PEER_END: Final = getattr(select, "POLLRDHUP", 0)
     """The event for the end of the other side. `poll` always reports a pipe's; half a socket's only if asked to, on Linux."""
+
+    _PIPE_BYTES: Final = 65_536
 
     class Readiness:
         """Tells whether a write would return at once.
@@ -131,6 +171,41 @@ else:
             poll = select.poll()  # a new one: two threads must not use the same object
             poll.register(self._fd, _PEER_END)
             return bool(poll.poll(0))
+
+    class ClientInput:
+        """Waits for bytes from the client, for a time.
+
+        Args:
+            fd: The descriptor that the client writes to.
+        """
+
+        def __init__(self, fd: int) -> None:
+            self._fd = fd
+            self._waking: io.FileIO | None = None  # the end of a pipe whose other end `wait` looks at
+
+        def wait(self, timeout_s: float) -> bool:
+            """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once.
+
+            The first wait returns at once: only from then on does `wake` end a wait.
+            """
+            if self._waking is None:
+                woken, waking = os.pipe()
+                os.set_blocking(woken, False)
+                os.set_blocking(waking, False)
+                self._woken, self._waking = io.FileIO(woken), io.FileIO(waking, "w")
+                timeout_s = 0
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            poll.register(self._woken, select.POLLIN)
+            found = dict(poll.poll(math.ceil(timeout_s * 1000)))
+            if self._woken.fileno() in found:
+                self._woken.read(_PIPE_BYTES)
+            return self._fd in found
+
+        def wake(self) -> None:
+            """End the current wait, or the next one. From any thread."""
+            if self._waking is not None:
+                self._waking.write(b"!")  # if the pipe is full, the wait will end anyway
 
     def has_bytes(fd: int) -> bool:
         """Whether a read would return at once."""

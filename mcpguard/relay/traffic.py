@@ -16,6 +16,7 @@ from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.downstream import Downstream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
+from mcpguard.relay.readiness import ClientInput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
@@ -58,11 +59,13 @@ class Traffic:
         self._shut_down = threading.Event()
         self._unread = Unread()
         self._stream = ServerStream(server.stdout)
-        self._dispatcher = Dispatcher(session, store, self._unread, output.reply, console)
+        client_input = ClientInput(source)
+        self._dispatcher = Dispatcher(session, store, self._unread, output.reply, console, freed=client_input.wake)
         self._bookkeeper = Bookkeeper(session, store, self._dispatcher, console, self._shut_down)
         self._downstream = Downstream(self._stream, output, session, self._unread, self._dispatcher, kept=self._bookkeeper.wake)
         self._upstream = Upstream(
             server,
+            session,
             self._dispatcher,
             output,
             console,
@@ -71,6 +74,7 @@ class Traffic:
             keep_pace=lambda: store.keep_pace(self._bookkeeper.hurry),
             shut_down=self._shut_down,
             source=source,
+            client_input=client_input,
             max_frame_bytes=max_frame_bytes,
         )
         self._threads = [

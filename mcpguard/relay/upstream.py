@@ -10,17 +10,25 @@ from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Refusal
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events
+from mcpguard.core.session.machine import Session
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.readiness import ClientEnd, ServerInput, await_bytes
+from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES
 from mcpguard.stores.clock import monotonic_us
 
+LOOK_S: Final = 0.2
+"""How often the policy and the identity are looked at while calls are held."""
+
 EXIT_S: Final = 0.3
 """How long to wait for the exit of a server that has closed its input, so that requests are answered with its status."""
+
+
+def _is_call(message: Frame | Refusal) -> bool:
+    return isinstance(message, Frame) and message.is_call
 
 
 class PolicySource(Protocol):
@@ -42,6 +50,7 @@ class Upstream:
 
     Args:
         server: The server's process.
+        session: The core's state machine.
         dispatcher: Takes events to the core.
         output: The client's side.
         console: Takes lines for stderr.
@@ -51,12 +60,14 @@ class Upstream:
         keep_pace: Waits until the store has room for more calls.
         shut_down: Set when the server has exited and its last requests are being answered.
         source: The descriptor that the client writes to.
+        client_input: Waits for bytes from there; woken when a held call may be due.
         max_frame_bytes: The longest line that is accepted.
     """
 
     def __init__(
         self,
         server: ServerProcess,
+        session: Session,
         dispatcher: Dispatcher,
         output: ClientOutput,
         console: Console,
@@ -65,10 +76,12 @@ class Upstream:
         judged: Callable[[], None],
         keep_pace: Callable[[], None],
         shut_down: threading.Event,
+        client_input: ClientInput,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self._server = server
+        self._session = session
         self._dispatcher = dispatcher
         self._output = output
         self._console = console
@@ -80,6 +93,7 @@ class Upstream:
         self._identity: IdentitySource | None = None
         self._is_guarding = threading.Event()
         self._source = source
+        self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
         self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(server.stdin)
@@ -125,10 +139,29 @@ class Upstream:
 
     def _read(self) -> bytes:
         while True:
+            if self._session.held_calls_due_us is not None:
+                self._attend_held_calls()
             try:
                 return os.read(self._source, CHUNK_BYTES)
             except BlockingIOError:
                 await_bytes(self._source)
+
+    def _attend_held_calls(self) -> None:
+        """Until the client writes, or no call is held any more, decide the held calls that are due."""
+        while (due_us := self._session.held_calls_due_us) is not None:
+            left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
+            if self._client_input.wait(min(left_s, LOOK_S)):
+                return
+            try:
+                self._poll_sources(for_call=True)
+                to_server = self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
+            except Exception as error:
+                self._console.internal_error(error)
+                to_server = self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))
+            self._judged()
+            if to_server:
+                self._send(to_server)
+            self._await_room()
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         if not lines:
@@ -147,19 +180,22 @@ class Upstream:
         messages = frames.read(lines)
         if self._policy is None and any(isinstance(message, Refusal) or message.is_call for message in messages):
             self._is_guarding.wait()
-        if self._identity:
-            has_call = any(isinstance(message, Frame) and message.is_call for message in messages)
-            identity = self._identity.poll(for_call=has_call)
-            if identity is not None:
-                self._dispatcher.post(events.IdentityChanged(identity))
-        policy = self._policy.poll() if self._policy else None
-        if policy is not None:
-            self._dispatcher.post(events.PolicyChanged(policy))
+        self._poll_sources(for_call=self._identity is not None and any(map(_is_call, messages)))
         if self._is_input_closed:
             self.notice_client_end()
         to_server = self._dispatcher.dispatch(events.ClientWrote(messages, monotonic_us()))
         self._judged()
         return to_server
+
+    def _poll_sources(self, *, for_call: bool) -> None:
+        """Put the newest identity and policy in force."""
+        if self._identity:
+            identity = self._identity.poll(for_call=for_call)
+            if identity is not None:
+                self._dispatcher.post(events.IdentityChanged(identity))
+        policy = self._policy.poll() if self._policy else None
+        if policy is not None:
+            self._dispatcher.post(events.PolicyChanged(policy))
 
     def _send(self, data: bytes) -> None:
         """Write frames to the server; answer the requests that it does not take.

@@ -1,4 +1,7 @@
-"""The policies, calls and verdicts of `vectors/`, by the core alone and through every store."""
+"""The policies, calls and verdicts of `vectors/`, by the core alone and through every store.
+
+A step is a call that is made several times; a new policy; or the end of the oldest calls in flight: `end` has their outcomes.
+"""
 
 import json
 from collections.abc import Iterator
@@ -7,15 +10,19 @@ from typing import Any
 import pytest
 
 from mcpguard.core import limiter
+from mcpguard.core.arguments import counted_hash
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.model import Call, Plan
 from mcpguard.core.policy.parse import parse
-from mcpguard.core.verdict import Verdict, verdict
+from mcpguard.core.session.in_flight import FAILED
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
 from tests.contract.conftest import Place
 from tests.core.build import START_US, TESTS, Session, identity
 
 VECTORS: list[dict[str, Any]] = [
-    vector for name in ("policy", "any_agent") for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text())
+    vector
+    for name in ("policy", "any_agent", "beyond_counting")
+    for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text())
 ]
 
 each_vector = pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
@@ -34,6 +41,7 @@ def told(verdict: Verdict) -> dict[str, Any]:
     reported = verdict.reported
     assert reported is not None
     members: dict[str, Any] = {"decision": verdict.decision, **reported.members(), "exceeded": len(verdict.exceeded)}
+    members |= {"reason": verdict.reason, "in_flight": verdict.in_flight}
     if verdict.retry_after_us is not None:
         members["retry_after_ms"] = -(-verdict.retry_after_us // 1000)
     return members
@@ -52,30 +60,66 @@ def check(verdicts: list[Verdict], step: dict[str, Any]) -> None:
 def test_the_core_alone_decides_as_the_vector_says(vector: dict[str, Any]) -> None:
     policy = parse(vector["policy"])
     states: dict[int, State] = {}
+    in_flight: list[tuple[int, Plan]] = []
+    call_id = 0
     for step in vector["calls"]:
         if "policy" in step:
             policy = parse(step["policy"])
             continue
         now_us = START_US + round(step["at"] * 1_000_000)
+        for outcome in step.get("end", ()):
+            ended, plan = in_flight.pop(0)
+            held = [states.get(counter.id, EMPTY) for counter in plan.counters]
+            after = limiter.fail(plan.limits, held, now_us)[0] if outcome in FAILED else held
+            caps = {limit.counter for limit in plan.limits if limit.counts == "concurrent"}
+            for at, (counter, state) in enumerate(zip(plan.counters, after, strict=True)):
+                states[counter.id] = limiter.release(state, ended) if at in caps else state
+        if "end" in step:
+            continue
         roles, scopes = tuple(step.get("roles", ())), tuple(step.get("scopes", ()))
-        plan = policy.plan(Call(step["user"], step["agent"], step["server"], step["tool"], roles, scopes))
+        call = Call(step["user"], step["agent"], step["server"], step["tool"], roles, scopes)
+        plan = policy.plan(call)
+        plan = plan.of_arguments(counted_hash(arguments_of(step), b"key"))
         verdicts = []
         for _ in range(step["times"]):
-            held = [states.get(counter.id, EMPTY) for counter in plan.counters]
-            decision = limiter.decide(plan.limits, held, now_us)
-            states.update(zip([counter.id for counter in plan.counters], decision.states, strict=True))
-            verdicts.append(verdict(plan, decision))
+            call_id += 1
+            request = DecisionRequest(call, plan, "")
+            request.waited_us = 0 if plan.waits else None
+            found, decision = decide_one(request, [states.get(one.id, EMPTY) for one in plan.counters], now_us, call_id)
+            if decision.admitted:
+                states.update(zip([counter.id for counter in plan.counters], decision.states, strict=True))
+                in_flight.append((call_id, plan))
+            verdicts.append(found)
         check(verdicts, step)
 
 
 @each_vector
 def test_a_store_decides_as_the_vector_says(vector: dict[str, Any], place: Place) -> None:
     policy = parse(vector["policy"])
+    in_flight: list[Ending] = []
     for number, step in enumerate(vector["calls"]):
         if "policy" in step:
             policy = parse(step["policy"])
             continue
         place.time.now_us = START_US + round(step["at"] * 1_000_000)
+        if "end" in step:
+            ended = [in_flight.pop(0)._replace(failed=outcome in FAILED) for outcome in step["end"]]
+            place.open().settle([ending for ending in ended if ending.plan.settles])
+            continue
         who = identity(step["user"], step["agent"], step["server"], tuple(step.get("roles", ())), tuple(step.get("scopes", ())))
-        session = Session(place.open(), policy, session=f"{number:016x}", who=who)
-        check(session.call(step["tool"], step["times"]), step)
+        store = place.open()
+        session = Session(store, policy, session=f"{number:016x}", who=who, args_key=lambda store=store: store.args_key)
+        requests = session.charges(step["tool"], step["times"], **arguments_of(step))
+        size = 1 if requests[0].waited_us is not None else len(requests)  # as a session asks for them
+        verdicts = []
+        for at in range(0, len(requests), size):
+            verdicts += store.decide(requests[at : at + size], session.journal)
+        check(verdicts, step)
+        for request, found in zip(requests, verdicts, strict=True):
+            if found.forwards and found.row_id is not None:
+                in_flight.append(Ending(found.row_id, request.plan, failed=False))
+
+
+def arguments_of(step: dict[str, Any]) -> dict[str, Any]:
+    """The member of `params` that has a step's arguments."""
+    return {key: step[key] for key in ("arguments",) if key in step}

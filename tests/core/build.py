@@ -16,7 +16,7 @@ from mcpguard.core.jsonrpc.frames import Refusal, read
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
-from mcpguard.core.session.commands import Decide, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.machine import Session as Machine
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
@@ -195,6 +195,8 @@ class Talk(Session):
                     came_out += map(_answered, messages)
                 elif isinstance(command, Log):
                     self.logs.append(command)
+                elif isinstance(command, Settle):
+                    self.store.settle(command.endings)
                 else:
                     next_event = self._do(command)
         return came_out
@@ -236,6 +238,20 @@ class Talk(Session):
         """The time has come to record outcomes."""
         came_out = self.handle(events.RecordingDue(self.wall()))
         return came_out + (self.record() if self.machine.has_outcomes else [])
+
+    def pass_ms(self, ms: int) -> list[str]:
+        """Time passes, and held calls are decided when they are due."""
+        end_us = self.time() + 1000 * ms
+        came_out: list[str] = []
+        while (due_us := self.machine.held_calls_due_us) is not None and due_us <= end_us:
+            self.time.now_us = max(self.time(), due_us)
+            came_out += self.handle(events.HeldCallsDue(self.time()))
+        self.time.now_us = end_us
+        return came_out
+
+    def attend(self) -> list[str]:
+        """Held calls that are due now are decided."""
+        return self.pass_ms(0)
 
     def take_up(self, policy: str | PolicyError) -> list[str]:
         """The policy file has changed."""
@@ -292,4 +308,6 @@ def _forwarded(message: dict[str, Any]) -> str:
 
 
 def _answered(message: dict[str, Any]) -> str:
+    if message.get("method") == "notifications/progress":
+        return f"told {message['params']['progressToken']}: {message['params']['message']}"
     return f"answered {message['id']}: {message['error']['code'] if 'error' in message else 'result'}"

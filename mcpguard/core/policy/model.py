@@ -257,6 +257,7 @@ class Plan:
         settles: Whether the store has to be told when a call with this plan has ended.
         cost: What the call takes of limits that count cost; None if there are none.
         caps: Whether a limit counts calls in flight.
+        waits: Whether a limit that is enforced lets calls wait.
     """
 
     def __init__(
@@ -274,6 +275,7 @@ class Plan:
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
         self.is_split = any(_SPLIT in counter.label for counter in counters)
         self.caps = "concurrent" in counted
+        self.waits = any(limit.wait_us and not limit.observe for limit in limits)
         self.settles = self.caps or "errors" in counted
         self.cost = next((limit.cost for limit in limits if limit.counts == "cost"), None)
 

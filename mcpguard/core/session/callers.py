@@ -12,6 +12,9 @@ from mcpguard.errors import PolicyError, Unauthenticated
 MAX_CALLERS: Final = 1024
 """How many callers are remembered, so that rules are matched only once for each."""
 
+MAX_ARGUMENTS: Final = 64
+"""How many plans are remembered of a caller whose calls are counted by arguments. A loop repeats few."""
+
 MAX_CALLER_CHARS: Final = 1024
 """Callers with longer names are not remembered."""
 
@@ -23,11 +26,22 @@ class Caller(NamedTuple):
         call: Who calls which tool.
         plan: The limits that each call must pass.
         context: The caller and the tool in the audit row: a JSON object, as text.
+        of_arguments: If the plan is split by arguments, the plans by the arguments' hash.
     """
 
     call: Call
     plan: Plan
     context: str
+    of_arguments: dict[str, Plan]
+
+    def plan_of(self, digest: str) -> Plan:
+        """The plan of a call with these arguments; see `Plan.of_arguments`."""
+        found = self.of_arguments.get(digest)
+        if found is None:
+            if len(self.of_arguments) >= MAX_ARGUMENTS:
+                self.of_arguments.clear()
+            found = self.of_arguments[digest] = self.plan.of_arguments(digest)
+        return found
 
 
 class Callers:
@@ -44,6 +58,7 @@ class Callers:
         unauthenticated: The reason why no user is verified; None if a user is, or need not be.
         policy: The policy in force, or the reason why there is none.
         client_name: The client's name in the handshake; None if it gave none.
+        session: The session's id.
     """
 
     def __init__(self, identity: Identity, policy: Policy | PolicyError, session: str, namespace: str) -> None:
@@ -52,7 +67,7 @@ class Callers:
         self.policy = policy
         self.client_name: str | None = None
         self._configured = identity
-        self._session = session
+        self.session = session
         self._namespace = namespace
         self._callers: dict[tuple[str | None, str | None, str | None, str | None, str], Caller] = {}
 
@@ -93,7 +108,7 @@ class Callers:
             plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
             members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
             members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
-            caller = Caller(call, plan, self.context(members))
+            caller = Caller(call, plan, self.context(members), {})
             if len(self._callers) >= MAX_CALLERS:
                 self._callers.clear()
             if sum(len(name) for name in (*key, agent) if name) <= MAX_CALLER_CHARS:
@@ -103,7 +118,7 @@ class Callers:
     def context(self, members: Mapping[str, object], *, with_user: bool = True) -> str:
         """The context of an audit row: a JSON object with the session, the server, the user, and these members."""
         identity = self.identity
-        context: dict[str, object] = {"session": self._session, "namespace": self._namespace, "server": identity.server}
+        context: dict[str, object] = {"session": self.session, "namespace": self._namespace, "server": identity.server}
         if with_user and not self.unauthenticated:
             context |= {"user": cut(identity.user), "user_source": identity.user_source}
             if identity.email:

@@ -7,7 +7,7 @@ event that its docstring names. Commands are not changed after they are made.
 from collections.abc import Sequence
 
 from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.verdict import DecisionRequest
+from mcpguard.core.verdict import DecisionRequest, Ending
 
 
 class ToServer:
@@ -64,6 +64,15 @@ class Record:
         self.rows = rows
 
 
+class Settle:
+    """Tell the store that these calls have ended, before the client gets their answers."""
+
+    __slots__ = ("endings",)
+
+    def __init__(self, endings: Sequence[Ending]) -> None:
+        self.endings = endings
+
+
 class Log:
     """Write a line to stderr.
 
@@ -81,4 +90,4 @@ class Log:
         self.is_error = is_error
 
 
-Command = ToServer | ToClient | LookUp | Decide | Record | Log
+Command = ToServer | ToClient | LookUp | Decide | Record | Settle | Log

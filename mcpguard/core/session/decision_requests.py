@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from mcpguard.core import meta
-from mcpguard.core.arguments import args_hash
+from mcpguard.core.arguments import args_hash, counted_hash
 from mcpguard.core.client_agents import call_id, codex_tier
 from mcpguard.core.digest import cut
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
@@ -47,13 +47,21 @@ class DecisionRequests:
         noted = agents.get(call_id(call_meta) or "") if agents else None
         tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
         caller = self._callers.caller(client_name, call_meta.get(meta.AGENT), noted, tier, params["name"])
-        request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
+        plan = caller.plan
+        if plan.is_split:
+            key = self._args_key() or self._callers.session.encode()  # whoever can read the hash can read either key
+            plan = caller.plan_of(counted_hash(params, key))
+        request = DecisionRequest(caller.call, plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
                 request.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
+        if plan.cost is not None:
+            request.detail = {**request.detail, "cost": plan.cost}
+        if plan.waits:
+            request.waited_us = 0
         trace = call_meta.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]

@@ -169,6 +169,19 @@ class ServerExited:
         self.now_us = now_us
 
 
+class HeldCallsDue:
+    """It is time to decide held calls anew, or to tell the client that they wait.
+
+    Args:
+        now_us: A monotone clock's reading.
+    """
+
+    __slots__ = ("now_us",)
+
+    def __init__(self, now_us: int) -> None:
+        self.now_us = now_us
+
+
 class RecordingDue:
     """It is time to record outcomes, and rows that sum up denials.
 
@@ -210,6 +223,7 @@ Event = (
     | InputClosed
     | ClientLeft
     | ServerExited
+    | HeldCallsDue
     | RecordingDue
     | Recorded
     | RecordingFailed

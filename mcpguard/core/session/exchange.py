@@ -1,6 +1,6 @@
 """One exchange: the messages of one read from the client, while they are judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
@@ -27,6 +27,7 @@ class Exchange:
         asked: The requests of the last `Decide`.
         verdicts: The verdicts so far, in the order of the requests.
         withdrawn: Requests that a later message of the exchange cancels.
+        agents: The agents that hooks noted for the calls, by call id.
     """
 
     def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
@@ -38,6 +39,7 @@ class Exchange:
         self.asked: Sequence[DecisionRequest] = ()
         self.verdicts: list[Verdict] = []
         self.withdrawn: set[DecisionRequest] = set()
+        self.agents: Mapping[str, str] = {}
 
     def request(self, request: DecisionRequest) -> None:
         """Add a step that needs a decision."""
@@ -45,13 +47,14 @@ class Exchange:
         self.requests.append(request)
 
     def ask(self) -> Decide:
-        """Ask for the next portion of verdicts."""
+        """Ask for the next portion of verdicts. A call that may be held is decided alone: others may have to wait for it."""
         requests, start = self.requests, len(self.verdicts)
         if len(requests) == 1:
             self.asked = requests
             return Decide(requests)
         end, size_bytes = start + 1, _frame_bytes(requests[start])
-        while end < len(requests) and end - start < MAX_PORTION:
+        most = 1 if requests[start].waited_us is not None else MAX_PORTION
+        while end < len(requests) and end - start < most and requests[end].waited_us is None:
             size_bytes += _frame_bytes(requests[end])
             if size_bytes > MAX_PORTION_BYTES:
                 break

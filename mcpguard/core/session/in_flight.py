@@ -3,11 +3,17 @@
 from typing import Final, NamedTuple
 
 from mcpguard.core.audit import Outcome
+from mcpguard.core.policy.model import Plan
+from mcpguard.core.verdict import Ending
 
 MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
 """How many requests are remembered, and the length of their ids and tool names. Beyond either bound the oldest request is
 forgotten, because some are never answered."""
+
+
+FAILED: Final = frozenset({"tool_error", "rpc_error"})
+"""The outcomes that limits on errors count."""
 
 
 class InFlight(NamedTuple):
@@ -19,6 +25,7 @@ class InFlight(NamedTuple):
         tool: The tool that it calls; None if it is not a call.
         user: The caller.
         rounds: Its number among the free retries of one charge; 0 if it is not one.
+        plan: Its plan, if the store has to be told of its end; else None.
     """
 
     row_id: int | None
@@ -26,12 +33,20 @@ class InFlight(NamedTuple):
     tool: str | None = None
     user: str = ""
     rounds: int = 0
+    plan: Plan | None = None
 
 
 class RequestsInFlight:
-    """The requests in flight, by id, and the outcomes that are not recorded yet."""
+    """The requests in flight, by id, and the outcomes that are not recorded yet.
+
+    Attributes:
+        endings: The calls that have ended and that the store has to be told of at once.
+        to_settle: How many of the requests in flight are such calls.
+    """
 
     def __init__(self) -> None:
+        self.endings: list[Ending] = []
+        self.to_settle = 0
         self._requests: dict[str, InFlight] = {}
         self._chars = 0
         self._outcomes: list[Outcome] = []
@@ -56,6 +71,7 @@ class RequestsInFlight:
         if request_id in requests:
             self.end(request_id, "no_answer", request.since_us)
         requests[request_id] = request
+        self.to_settle += request.plan is not None
         self._chars += len(request_id) + len(request.tool or "")
         while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
             self.end(next(iter(requests)), "no_answer", request.since_us)
@@ -68,7 +84,15 @@ class RequestsInFlight:
         self._chars -= len(request_id) + len(request.tool or "")
         if request.row_id is not None:
             self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
+            if request.plan is not None:
+                self.endings.append(Ending(request.row_id, request.plan, failed=outcome in FAILED))
+        self.to_settle -= request.plan is not None
         return request
+
+    def take_endings(self) -> list[Ending]:
+        """Remove and return the endings."""
+        taken, self.endings = self.endings, []
+        return taken
 
     def end_all(self, outcome: str, now_us: int) -> list[str]:
         """Forget all requests; returns their ids, oldest first."""

@@ -26,7 +26,8 @@ looking up            `LookedUp`                          `Decide` if there is a
                                                           end of the exchange
 deciding              `Decided`, `StoreFailed`            `Decide` with the next portion of requests; after the last
                                                           portion the end of the exchange
-any                   `Unjudged`                          an error or a refusal for each request among the lines
+any                   `Unjudged`                          an error or a refusal for each request among the lines, and
+                                                          for each held call
 ====================  ==================================  =========================================================
 
 At its end an exchange returns a `ToServer` or a `ToClient` for each message that is forwarded or answered, and is idle again.
@@ -35,6 +36,7 @@ While it looks up, only `ServerWrote` may come. While it is idle, these may come
 - `ServerWrote`: outcomes are read off the answers, and free retries are granted.
 - `Undelivered`: requests among the frames are answered with an error.
 - `IdentityChanged`: the next calls are the new identity's.
+- `HeldCallsDue`: leads to an exchange with the held calls that are to be decided anew, see `held_calls`.
 - `RecordingDue`: leads to `Record`, with some outcomes and the rows that sum up denials, if there are any. `Recorded` leads to
   a line for each row. `RecordingFailed` leads to nothing: the outcomes are lost.
 
@@ -45,12 +47,15 @@ Invariants
   counted.
 - Every request has exactly one answer, unless the client cancels it or leaves: a denial, a refusal, the server's answer, or an
   error because the server cannot answer. A request is in flight from its `ToServer` until its end.
-- Messages go to the server in the order in which the client wrote them. Answers go to the client in that order, too.
-- Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries` and `journal`.
+- Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
+  the client in that order, too.
+- The store is told of the end of a call that its plan `settles` before the client gets the answer.
+- Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries`, `held_calls` and `journal`.
 - `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -63,9 +68,10 @@ from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame, Refusal
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events
 from mcpguard.core.session.callers import Callers
-from mcpguard.core.session.commands import Command, Log, LookUp, Record, ToClient, ToServer
+from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.core.session.exchange import Exchange
+from mcpguard.core.session.held_calls import HeldCalls
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight
 from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
@@ -114,6 +120,8 @@ class Session:
         self._requests = DecisionRequests(self._callers, arguments, args_key)
         self._in_flight = RequestsInFlight()
         self._retries = FreeRetries()
+        self._held = HeldCalls()
+        self._dropped: list[tuple[DecisionRequest, Verdict]] = []  # held calls that have ended undecided, and have no row yet
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
@@ -122,7 +130,13 @@ class Session:
 
     def handle(self, event: events.Event) -> list[Command]:
         """Take an event; returns the commands that it leads to, in order."""
-        return _TRANSITIONS[type(event)](self, event)
+        commands = _TRANSITIONS[type(event)](self, event)
+        if self._in_flight.endings:
+            endings = self._in_flight.take_endings()
+            for ending in endings:
+                self._held.freed(ending.plan)
+            commands.insert(0, Settle(endings))
+        return commands
 
     @property
     def awaits_answers(self) -> bool:
@@ -131,8 +145,18 @@ class Session:
 
     @property
     def has_outcomes(self) -> bool:
-        """Whether there are outcomes to be recorded."""
-        return self._in_flight.outcomes > 0
+        """Whether there are outcomes to be recorded, or rows of held calls that were dropped."""
+        return self._in_flight.outcomes > 0 or bool(self._dropped)
+
+    @property
+    def settles(self) -> bool:
+        """Whether answers have to be read before the client gets them, because the store has to be told of a call's end."""
+        return self._in_flight.to_settle > 0
+
+    @property
+    def held_calls_due_us(self) -> int | None:
+        """When `HeldCallsDue` has to come; None if no call is held."""
+        return self._held.next_us if self._held else None
 
     @property
     def identity(self) -> Identity:
@@ -153,6 +177,7 @@ class Session:
 
     def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
         self._callers.take_up(event.found)
+        self._held.hurry()
         error = event.found if isinstance(event.found, PolicyError) else None
         reason = f"not taken up: {error.message}" if error else "taken up"
         return [Log(f"policy {reason}", is_error=error is not None), *self._write_policy_row(reason)]
@@ -164,6 +189,7 @@ class Session:
 
     def _identity_changed(self, event: events.IdentityChanged) -> list[Command]:
         self._callers.identify(event.found)
+        self._held.hurry()
         return []
 
     # The exchange
@@ -197,7 +223,10 @@ class Session:
 
     def _judge(self, agents: Mapping[str, str]) -> list[Command]:
         exchange, steps = self._exchange, self._exchange.steps
+        exchange.agents = agents
         for message in exchange.messages:
+            if self._held and isinstance(message, Frame) and message.id in self._held:
+                self._drop(message.id, "its id was used again")  # the answers to the two could not be distinguished
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
                 if message.answered:
@@ -208,10 +237,18 @@ class Session:
                 steps.append(self._passing(message))
             elif message.id is not None and self._client_waits:
                 steps.append(ToClient(denial.error(message.id, denial.SERVER_GONE, self._input_closed)))
+        if self._held:
+            self._add_due(exchange)
         return self._go_on()
 
-    def _call(self, frame: Frame, agents: Mapping[str, str]) -> DecisionRequest:
-        """The request for a call. `decided` is set if the decision does not depend on a limit."""
+    def _call(self, frame: Frame, agents: Mapping[str, str], rounds: int = 0) -> DecisionRequest:
+        """The request for a call. `decided` is set if the decision does not depend on a limit.
+
+        Args:
+            frame: The call.
+            agents: The agents that hooks noted, by call id.
+            rounds: The call's number among the free retries of one charge, if that is known already; else 0.
+        """
         request = self._requests.of_call(frame, agents)
         unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
         if self._input_closed:
@@ -227,11 +264,18 @@ class Session:
             request.decided = "unavailable"
             request.detail = {**request.detail, "reason": "policy_invalid"}
             request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is mended."
-        elif self._exchange.has_retry and frame.is_retry and not request.plan.is_closed and isinstance(frame.params, dict):
-            request.rounds = self._retries.redeem(request.call.user, request.call.tool, frame.params)
+        elif rounds or (self._exchange.has_retry and frame.is_retry and not request.plan.is_closed):
+            assert isinstance(frame.params, dict)  # noqa: S101 - `Frame.is_call` promises it
+            request.rounds = rounds or self._retries.redeem(request.call.user, request.call.tool, frame.params)
             if request.rounds:
-                request.decided = "continued"
+                self._continue(request)
         return request
+
+    def _continue(self, request: DecisionRequest) -> None:
+        """Let a free retry pass, which is not charged. While it is in flight it takes a place under each cap."""
+        request.plan = request.plan.only(lambda limit: limit.counts == "concurrent" or not limit.n)
+        if not request.plan.caps:
+            request.decided, request.waited_us = "continued", None
 
     def _passing(self, frame: Frame) -> ToServer:
         """Forward a message that is not a call, after looking for the client's name and for a cancellation."""
@@ -247,7 +291,9 @@ class Session:
 
     def _cancelled(self, request_id: object) -> None:
         cancelled = frames.id_text(request_id)
-        if cancelled is not None and not self._in_flight.end(cancelled, "cancelled", self._exchange.now_us):
+        if cancelled in self._held:
+            self._drop(cancelled, "cancelled while it waited")
+        elif cancelled is not None and not self._in_flight.end(cancelled, "cancelled", self._exchange.now_us):
             # The request may be in the same exchange, and not sent yet
             self._exchange.withdrawn.update(request for request in self._exchange.requests if request.request_id == cancelled)
 
@@ -255,7 +301,10 @@ class Session:
         """Ask for the next verdicts. When all have come, end the exchange: forward and answer its messages."""
         exchange = self._exchange
         if len(exchange.verdicts) < len(exchange.requests):
-            return [exchange.ask()]
+            decide = exchange.ask()
+            if exchange.asked[0].waited_us is not None:
+                self._let_wait(exchange.asked[0])
+            return [decide]
         self._exchange = self._idle
         commands: list[Command] = []
         verdicts = iter(exchange.verdicts)
@@ -267,18 +316,18 @@ class Session:
 
     def _forward_or_deny(self, request: DecisionRequest, verdict: Verdict, exchange: Exchange) -> ToServer | ToClient | None:
         """Forward or deny a call. None for a request that is not a call's: it only wrote a row."""
-        if request.frame is None or request.request_id is None:
+        if request.frame is None or request.request_id is None or verdict.decision == "held":
             return None
         if verdict.decision in FORWARDED:
             call = request.call
-            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds)
+            plan = request.plan if request.plan.settles else None
+            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, plan)
             self._in_flight.add(request.request_id, flight)
             if request in exchange.withdrawn:
                 self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
             return ToServer(request.frame.raw + b"\n")
         params = request.frame.params
-        if request.rounds and isinstance(params, dict):
-            self._retries.give_back(request.call.user, request.call.tool, params, request.rounds)
+        self._give_back(request)
         return self._denied(
             request.request_id, request, verdict, is_task=isinstance(params, dict) and params.get("task") is not None
         )
@@ -293,8 +342,83 @@ class Session:
             return ToClient(denial.result(request_id, message, data))
         return ToClient(denial.error(request_id, code, message, data))
 
+    # Held calls
+
+    def _let_wait(self, request: DecisionRequest) -> None:
+        """Tell the store of a request whether it may be held, and whether an earlier call waits for one of its counters."""
+        if request.request_id not in self._held and not (self._held.has_room and self._client_waits):
+            request.waited_us = None
+        else:
+            request.is_behind = self._held.is_behind(request)
+
+    def _hold(self, request: DecisionRequest, verdict: Verdict) -> bool:
+        """Hold a call. Returns False if it has to be decided again, without being held."""
+        exchange = self._exchange
+        if request in exchange.withdrawn:
+            self._note_drop(request, verdict, "cancelled while it waited")
+        elif not self._held.hold(request, verdict, exchange.agents, exchange.now_us):
+            request.waited_us, request.is_behind = None, False
+            return False
+        return True
+
+    def _held_calls_due(self, event: events.HeldCallsDue) -> list[Command]:
+        self._exchange = exchange = Exchange((), event.now_us)
+        self._add_due(exchange)
+        return self._go_on()
+
+    def _add_due(self, exchange: Exchange) -> None:
+        """Put the held calls that are due before everything else in an exchange, so that no later call passes them."""
+        now_us = exchange.now_us
+        steps: list[DecisionRequest | ToServer | ToClient] = []
+        due = self._held.due(now_us)
+        for call in due:
+            request = self._call(call.frame, call.agents, call.rounds)
+            waited_us = max(0, now_us - call.arrived_us)
+            request.detail = {**request.detail, "waited_ms": waited_us // 1000}
+            request.waited_us = None if request.waited_us is None else waited_us
+            steps.append(request)
+        exchange.requests[:0] = [step for step in steps if isinstance(step, DecisionRequest)]
+        steps += [ToClient(told) for call in self._held if call not in due and (told := call.progress(now_us))]
+        exchange.steps[:0] = steps
+
+    def _drop(self, request_id: str | None, why: str) -> None:
+        """Drop a held call without an answer."""
+        call = self._held.remove(request_id)
+        if call is not None:
+            self._note_drop(call.request, call.verdict, why)
+
+    def _drop_all(self, why: str) -> list[str]:
+        """Drop all held calls; returns their ids."""
+        calls = self._held.remove_all()
+        for call in calls:
+            self._note_drop(call.request, call.verdict, why)
+        return [call.frame.id for call in calls if call.frame.id is not None]
+
+    def _note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
+        """Let the row of a dropped call be written. A free retry can be made again."""
+        request.detail = {**request.detail, "reason": why}
+        refused = copy.copy(verdict)
+        refused.decision, refused.states = "rate_limited", ()
+        self._dropped.append((request, refused))
+        self._give_back(request)
+
+    def _give_back(self, request: DecisionRequest) -> None:
+        """Undo the use of a free retry by a call that was not forwarded."""
+        params = request.frame.params if request.frame else None
+        if request.rounds and isinstance(params, dict):
+            self._retries.give_back(request.call.user, request.call.tool, params, request.rounds)
+
+    # Verdicts
+
     def _decided(self, event: events.Decided) -> list[Command]:
         lines: list[Command] = []
+        first, verdict = self._exchange.asked[0], event.verdicts[0]
+        if verdict.decision == "held":
+            if not self._hold(first, verdict):
+                return self._go_on()
+        elif self._held:
+            for request in self._exchange.asked:
+                self._held.decided(request)
         for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):
             if verdict.has_own_row and verdict.decision in REFUSED:
                 lines.append(_line_of(audit.row(request, verdict, 0)))
@@ -307,6 +431,8 @@ class Session:
             request.detail = {**request.detail, "reason": "store_unavailable"}
             request.why = f"the store of counters is unavailable ({event.message})."
         log = Log(f"store unavailable: {event.message}", kind="store unavailable", is_error=True)
+        for request in asked:
+            self._held.decided(request)
         self._exchange.verdicts += [Verdict("unavailable") for _ in asked]
         return [log, *self._go_on()]
 
@@ -322,7 +448,8 @@ class Session:
                     elif message.id is not None:
                         self._in_flight.end(message.id, "no_answer", event.now_us)
                         commands.append(ToClient(denial.error(message.id, denial.UNAVAILABLE, _UNJUDGED, data)))
-        return commands
+        held = self._drop_all("mcpguard failed to judge it")  # the bug may be in judging them
+        return commands + [ToClient(denial.error(request_id, denial.UNAVAILABLE, _UNJUDGED, data)) for request_id in held]
 
     # The server, and the end
 
@@ -348,15 +475,17 @@ class Session:
 
     def _close_input(self, event: events.InputClosed) -> list[Command]:
         self._input_closed = self._input_closed or event.why
-        return []
+        return self._answer_all(self._drop_all("the server ended while it waited"), self._input_closed)
 
     def _client_left(self, _: events.ClientLeft) -> list[Command]:
         self._client_waits = False
+        self._drop_all("the client left while it waited")
         return []
 
     def _exit(self, event: events.ServerExited) -> list[Command]:
         self._server_exited = True
-        return self._answer_all(self._in_flight.end_all("no_answer", event.now_us), event.how)
+        unanswered = [*self._in_flight.end_all("no_answer", event.now_us), *self._drop_all("the server ended while it waited")]
+        return self._answer_all(unanswered, event.how)
 
     def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
         """Answer requests in the server's place, if the client waits for answers."""
@@ -368,8 +497,14 @@ class Session:
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
         outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 64))
-        self._recording = self.journal.flush(event.wall_us, all_of_them=event.everything)
+        self._recording = [*self._dropped_rows(event.wall_us), *self.journal.flush(event.wall_us, all_of_them=event.everything)]
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []
+
+    def _dropped_rows(self, wall_us: int) -> list[audit.Row]:
+        if not self._dropped:
+            return []
+        dropped, self._dropped = self._dropped, []
+        return self.journal.rows([request for request, _ in dropped], [verdict for _, verdict in dropped], wall_us)
 
     def _recorded(self, _: events.Recorded) -> list[Command]:
         rows, self._recording = self._recording, ()
@@ -389,6 +524,7 @@ _TRANSITIONS: Final[Mapping[type, Callable[[Session, Any], list[Command]]]] = {
     events.StoreFailed: Session._store_failed,
     events.Unjudged: Session._unjudged,
     events.Undelivered: Session._undelivered,
+    events.HeldCallsDue: Session._held_calls_due,
     events.RecordingDue: Session._recording_due,
     events.Recorded: Session._recorded,
     events.RecordingFailed: Session._recording_failed,

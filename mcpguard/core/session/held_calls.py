@@ -1,0 +1,196 @@
+"""The calls that are held until their limits have room: who is next, and when."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from mcpguard.core import limiter, meta
+from mcpguard.core.jsonrpc.frames import Frame, id_text
+from mcpguard.core.policy.model import Plan
+from mcpguard.core.session.decision_requests import meta_of
+from mcpguard.core.text import compact
+from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.waiting import MAX_WAITING, wait_in_queue_us
+
+LOOK_US: Final = 50_000
+"""How often a call that waits for calls in flight is decided anew: a place that another process frees is not announced."""
+
+PROGRESS_US: Final = 1_000_000
+"""How often the client is told that a call waits."""
+
+_PROGRESS_STEP: Final = 0.001
+"""How much the progress grows with each notification. Progress must grow, and the server's own begins at 0 or 1."""
+
+
+class HeldCall:
+    """A call that is held.
+
+    Attributes:
+        frame: The call.
+        agents: The agent that a hook noted for it, by call id.
+        rounds: Its number among the free retries of one charge; 0 if it is not one.
+        request: The request of the last decision.
+        verdict: The verdict of the last decision.
+        arrived_us: When it arrived, by a monotone clock.
+        due_us: When it is decided anew.
+        waits_for: What it will take of each counter that it waits for, by counter id.
+    """
+
+    def __init__(self, request: DecisionRequest, frame: Frame, agents: Mapping[str, str], arrived_us: int) -> None:
+        self.frame = frame
+        self.agents = agents
+        self.rounds = request.rounds
+        self.request = request
+        self.verdict = Verdict("held")
+        self.arrived_us = arrived_us
+        self.due_us = arrived_us
+        self.waits_for: dict[int, int] = {}
+        self._progress_token = id_text(meta_of(frame).get(meta.PROGRESS_TOKEN))
+        self._told = 0  # how many times the client was told
+
+    def progress(self, now_us: int) -> bytes:
+        """The notification that tells the client that the call waits; empty if it is not due."""
+        seconds = (now_us - self.arrived_us) // PROGRESS_US
+        if self._progress_token is None or seconds <= self._told:
+            return b""
+        self._told = seconds
+        reported = self.verdict.reported
+        what = "another call to end" if reported and reported.counts == "concurrent" else "a rate limit"
+        params = f'"progressToken":{self._progress_token},"progress":{seconds * _PROGRESS_STEP:.3f}'
+        message = compact(f"waiting for {what}, {seconds} s")
+        return f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{{{params},"message":{message}}}}}\n'.encode()
+
+    @property
+    def next_us(self) -> int:
+        """When there is something to do for the call."""
+        if self._progress_token is None:
+            return self.due_us
+        return min(self.due_us, self.arrived_us + (self._told + 1) * PROGRESS_US)
+
+
+class HeldCalls:
+    """The held calls by request id, in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, HeldCall] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __contains__(self, request_id: str | None) -> bool:
+        return request_id in self._calls
+
+    def __iter__(self) -> Iterator[HeldCall]:
+        return iter(self._calls.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another call may be held."""
+        return len(self._calls) < MAX_WAITING
+
+    @property
+    def next_us(self) -> int | None:
+        """When there is something to do; None if no call is held."""
+        return min((call.next_us for call in self), default=None)
+
+    def get(self, request_id: str | None) -> HeldCall | None:
+        """A held call; None if it is not held."""
+        return self._calls.get(request_id) if request_id is not None else None
+
+    def due(self, now_us: int) -> list[HeldCall]:
+        """The calls that have to be decided anew."""
+        return [call for call in self if call.due_us <= now_us]
+
+    def is_behind(self, request: DecisionRequest) -> bool:
+        """Whether an earlier call waits for a counter of this one that the call may wait for, too."""
+        return any(True for _ in self._contested(request))
+
+    def hold(self, request: DecisionRequest, verdict: Verdict, agents: Mapping[str, str], now_us: int) -> bool:
+        """Hold a call, or hold it on.
+
+        Args:
+            request: The request of the last decision.
+            verdict: The verdict: `held`.
+            agents: See `HeldCall`.
+            now_us: When it was decided.
+
+        Returns:
+            Whether it is held. It is not if a limit that refuses it will have no room in time, because of the calls before it.
+        """
+        plan, frame, waited_us = request.plan, request.frame, request.waited_us
+        assert frame is not None  # noqa: S101 - only calls are held
+        assert frame.id is not None  # noqa: S101
+        assert waited_us is not None  # noqa: S101 - the store holds no other
+        decision = limiter.decide(plan.limits, verdict.states, verdict.now_us)
+        refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
+        found = refusing | set(self._contested(request))
+        left_us = min(plan.limits[at].wait_us for at in found) - waited_us
+        due_us = 0
+        for at in found:
+            limit = plan.limits[at]
+            counter = plan.counters[limit.counter].id
+            ahead = [call.waits_for[counter] for call in self._before(request) if counter in call.waits_for]
+            if limit.counts == "concurrent":
+                due_us = max(due_us, left_us if ahead else LOOK_US)
+                continue
+            wait_us = wait_in_queue_us(limit, verdict.states[limit.counter], verdict.now_us, ahead)
+            if at in refusing and (wait_us is None or wait_us > limit.wait_us - waited_us):
+                return False
+            due_us = max(due_us, left_us if wait_us is None else wait_us)
+        call = self._calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
+        call.request, call.verdict = request, verdict
+        call.due_us = now_us + max(0, min(due_us, left_us))
+        call.waits_for = {}
+        for at in found:
+            limit = plan.limits[at]
+            call.waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
+        self._calls[frame.id] = call
+        return True
+
+    def decided(self, request: DecisionRequest) -> None:
+        """Note that a request was decided and is not held, or not any more."""
+        call = self.get(request.request_id)
+        if call is not None and call.frame is request.frame:
+            self.remove(request.request_id)
+
+    def remove(self, request_id: str | None) -> HeldCall | None:
+        """Forget a call and return it; None if it is not held. The next call for each of its counters is due."""
+        call = self._calls.pop(request_id, None) if request_id is not None else None
+        if call is not None:
+            self._hurry_next(call.waits_for)
+        return call
+
+    def remove_all(self) -> list[HeldCall]:
+        """Forget all calls and return them."""
+        calls = list(self)
+        self._calls.clear()
+        return calls
+
+    def hurry(self) -> None:
+        """Let all calls be decided anew at once."""
+        for call in self:
+            call.due_us = call.arrived_us
+
+    def freed(self, plan: Plan) -> None:
+        """Note that a call has freed its places: the next call for each of them is due."""
+        if self._calls:
+            self._hurry_next([plan.counters[limit.counter].id for limit in plan.limits if limit.counts == "concurrent"])
+
+    def _hurry_next(self, counters: Iterator[int] | list[int] | dict[int, int]) -> None:
+        for counter in counters:
+            following = next((call for call in self if counter in call.waits_for), None)
+            if following is not None:
+                following.due_us = following.arrived_us
+
+    def _before(self, request: DecisionRequest) -> Iterator[HeldCall]:
+        """The held calls before a request's."""
+        for call in self:
+            if call.frame is request.frame:
+                return
+            yield call
+
+    def _contested(self, request: DecisionRequest) -> Iterator[int]:
+        """The indexes of the limits that the call may wait for, and an earlier call waits for."""
+        waited_for = {counter for call in self._before(request) for counter in call.waits_for}
+        for at, limit in enumerate(request.plan.limits if waited_for else ()):
+            if limit.wait_us and not limit.observe and limit.n and request.plan.counters[limit.counter].id in waited_for:
+                yield at

@@ -1,0 +1,295 @@
+"""Held calls: calls that wait until their limits have room."""
+
+import json
+
+import pytest
+
+from mcpguard.core.session.held_calls import LOOK_US
+from mcpguard.core.waiting import MAX_WAITING
+from mcpguard.errors import Unauthenticated
+from tests.core.build import Talk, call_line, request
+
+RATE = '[[rule]]\ntool = "search"\nlimit = "1/2s"\nwait = "5s"\n'
+CAP = '[[rule]]\ntool = "browse"\nconcurrent = 1\nwait = "5s"\n'
+BATCH = '[[rule]]\ntool = "search"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "search"\ncost = 2\n'
+
+
+def cancel(request_id: object) -> bytes:
+    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
+    return json.dumps(message).encode()
+
+
+def decisions(talk: Talk) -> list[tuple[object, object]]:
+    return [(record["request_id"], record["decision"]) for record in talk.records]
+
+
+def test_a_refused_call_is_held_and_forwarded_when_there_is_room() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    talk.time.pass_ms(500)
+    assert talk.client(call_line("search", 2)) == []
+    assert talk.pass_ms(1499) == []
+    assert talk.pass_ms(1) == ["forwarded 2"]
+    assert decisions(talk) == [(1, "allowed"), (2, "allowed")]
+    assert "waited_ms" not in talk.records[0]
+    assert talk.records[1]["waited_ms"] == 1500
+
+
+def test_held_calls_go_first_come_first_served_and_other_calls_pass_them() -> None:
+    talk = Talk(RATE)
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.client(call_line("other", 9)) == ["forwarded 9"]
+    assert talk.pass_ms(2000) == ["forwarded 2"]
+    talk.time.pass_ms(1999)
+    assert talk.client(call_line("search", 4)) == []
+    talk.time.pass_ms(1)
+    assert talk.client(call_line("search", 5)) == ["forwarded 3"], "the new call must not take the room of the one that waits"
+    assert talk.pass_ms(2000) == ["forwarded 4"]
+
+
+def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_the_same_counter() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "large"\ncost = 3\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("large", 1), call_line("large", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("small", 3)) == [], "there is room for it, but the large call was first"
+    assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_a_wait_that_cannot_be_enough_is_not_begun() -> None:
+    talk = Talk(RATE)
+    assert talk.client(*(call_line("search", at) for at in range(1, 5))) == ["forwarded 1", "answered 4: 429"]
+    assert talk.to_client[-1]["error"]["data"]["retry_after_ms"] == 2000
+    assert talk.pass_ms(5000) == ["forwarded 2", "forwarded 3"]
+    longer = Talk('[[rule]]\ntool = "search"\nlimit = "1/6s"\nwait = "5s"\n')
+    assert longer.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
+    longer.time.pass_ms(1000)
+    assert longer.client(call_line("search", 3)) == []
+    assert longer.pass_ms(5000) == ["forwarded 3"]
+
+
+def test_a_call_is_held_only_if_every_limit_that_refuses_it_lets_it_wait() -> None:
+    talk = Talk(RATE + '[[rule]]\nuser = "*"\nlimit = "1/2s"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
+
+
+def test_a_wait_at_the_top_is_for_all_rules_and_a_rule_may_have_another() -> None:
+    talk = Talk('wait = "5s"\n[[rule]]\ntool = "a"\nlimit = "1/2s"\n[[rule]]\ntool = "b"\nlimit = "1/2s"\nwait = "0s"\n')
+    assert talk.client(call_line("a", 1), call_line("a", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("b", 3), call_line("b", 4)) == ["forwarded 3", "answered 4: 429"]
+
+
+def test_a_call_that_found_no_room_in_its_time_is_denied_as_ever() -> None:
+    talk, other = Talk(RATE), Talk(RATE, session="00000000000000bb")
+    other.store, other.time = talk.store, talk.time
+    talk.client(call_line("search", 1))
+    assert talk.client(call_line("search", 2)) == []
+    for at in range(1, 3):
+        talk.time.pass_ms(2000)
+        assert other.client(call_line("search", at)) == [f"forwarded {at}"]
+        assert talk.attend() == ([] if at == 1 else ["answered 2: 429"])
+    assert talk.to_client[-1]["error"]["data"]["retry_after_ms"] == 2000
+    (denial,) = [record for record in talk.records if record["decision"] == "rate_limited"]
+    assert (denial["waited_ms"], denial["retry_after_ms"]) == (4000, 2000)
+
+
+def test_a_held_call_is_charged_nothing_until_it_is_admitted() -> None:
+    talk = Talk(RATE + '[[rule]]\nuser = "*"\nlimit = "2/1h"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    assert talk.client(cancel(2)) == ["forwarded notifications/cancelled"]
+    assert talk.client(call_line("other", 3)) == ["forwarded 3"]
+
+
+@pytest.mark.parametrize("same_read", [True, False])
+def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(same_read: bool) -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1))
+    lines = [call_line("search", 2), cancel(2)]
+    came_out = talk.client(*lines) if same_read else [*talk.client(lines[0]), *talk.client(lines[1])]
+    assert came_out == ["forwarded notifications/cancelled"]
+    assert talk.pass_ms(5000) == []
+    talk.record()
+    record = talk.records[-1]
+    assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
+
+
+def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    talk.client(cancel(2))
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+
+
+def test_a_call_that_uses_the_id_of_a_held_one_ends_that_one() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    assert talk.client(request("ping", 2)) == ["forwarded 2"]
+    assert talk.pass_ms(5000) == []
+
+
+def test_a_refused_frame_with_the_id_of_a_held_call_does_not_end_it() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    assert talk.client(b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":1}}') == ["answered 2: -32602"]
+    assert talk.pass_ms(2000) == ["forwarded 2"]
+
+
+def test_held_calls_end_with_their_client() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    assert talk.client_leaves() == []
+    assert talk.pass_ms(5000) == []
+    talk.record()
+    assert talk.records[-1]["reason"] == "the client left while it waited"
+    assert talk.client(call_line("search", 3), call_line("search", 4))[-1:] == ["answered 4: 429"], "nobody waits any more"
+
+
+@pytest.mark.parametrize("exits", [True, False])
+def test_held_calls_end_with_their_server(exits: bool) -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    came_out = (
+        talk.server_exits("server exited with status 1") if exits else talk.input_closes("the server has closed its input")
+    )
+    assert "answered 2: -32000" in came_out
+    assert talk.pass_ms(5000) == []
+
+
+def test_held_calls_end_with_a_policy_that_closes_the_tool_and_go_with_one_that_raises_the_limit() -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    talk.take_up('[[rule]]\ntool = "search"\nlimit = "deny"\n')
+    assert talk.attend() == ["answered 2: 403", "answered 3: 403"]
+    talk.take_up(RATE)
+    assert talk.client(call_line("search", 4)) == []
+    talk.take_up(RATE.replace("1/2s", "2/2s"))
+    assert talk.attend() == ["forwarded 4"]
+
+
+def test_a_held_call_whose_user_is_no_longer_verified_is_denied() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    talk.identify(Unauthenticated("the token has expired", "get a new one"))
+    assert talk.attend() == ["answered 2: 401"]
+
+
+def test_at_most_64_calls_are_held() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
+    lines = [call_line("search", at) for at in range(MAX_WAITING + 2)]
+    assert talk.client(*lines) == ["forwarded 0", f"answered {MAX_WAITING + 1}: 429"]
+
+
+def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_waits() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1))
+    assert talk.client(call_line("search", 2, _meta={"progressToken": "t"}), call_line("search", 3)) == []
+    assert talk.pass_ms(999) == []
+    assert talk.pass_ms(1) == ["told t: waiting for a rate limit, 1 s"]
+    assert talk.pass_ms(999) == []
+    assert talk.pass_ms(1) == ["forwarded 2"]
+    slow = Talk(CAP)
+    slow.client(call_line("browse", 1))
+    slow.client(call_line("browse", 2, _meta={"progressToken": 7}))
+    told = slow.pass_ms(4999)
+    assert told == [f"told 7: waiting for another call to end, {seconds} s" for seconds in range(1, 5)]
+    values = [message["params"]["progress"] for message in slow.to_client]
+    assert values == sorted(set(values))
+    assert slow.pass_ms(1) == ["answered 2: 429"]
+    assert slow.to_client[-1]["error"]["data"]["reason"] == "concurrent"
+
+
+def test_a_call_that_waits_for_a_place_is_forwarded_when_the_call_before_it_is_answered() -> None:
+    talk = Talk(CAP)
+    assert talk.client(*(call_line("browse", at) for at in range(1, 4))) == ["forwarded 1"]
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 3"]
+
+
+def test_a_call_that_waits_for_a_place_soon_finds_one_that_another_session_has_freed() -> None:
+    talk, other = Talk(CAP), Talk(CAP, session="00000000000000bb")
+    other.store, other.time = talk.store, talk.time
+    other.client(call_line("browse", 1))
+    assert talk.client(call_line("browse", 1)) == []
+    assert talk.pass_ms(1000) == []
+    other.answer(1)
+    assert talk.pass_ms(LOOK_US // 1000) == ["forwarded 1"]
+
+
+@pytest.mark.parametrize("outcome", ["result", "error", "cancelled", "gone"])
+def test_a_place_is_free_when_its_call_is_answered_cancelled_or_cannot_be_answered(outcome: str) -> None:
+    talk = Talk(CAP.replace('wait = "5s"\n', ""))
+    assert talk.client(call_line("browse", 1), call_line("browse", 2)) == ["forwarded 1", "answered 2: 429"]
+    if outcome == "gone":
+        talk.server_exits("server exited with status 1")
+        assert talk.store.held() == []
+        return
+    if outcome == "result":
+        talk.answer(1)
+    elif outcome == "error":
+        talk.server({"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": "no"}})
+    else:
+        talk.client(cancel(1))
+    assert talk.client(call_line("browse", 3)) == ["forwarded 3"]
+
+
+def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> None:
+    talk = Talk(CAP + '[[rule]]\ntool = "browse"\nper = []\nlimit = "2/1h"\n')
+    talk.client(call_line("browse", 1))
+    talk.server(
+        {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s", "inputRequests": {}}}
+    )
+    assert talk.client(call_line("browse", 2)) == ["forwarded 2"]
+    assert talk.client(call_line("browse", 3, requestState="s")) == []
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 3"]
+    assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "continued"]
+    assert talk.client(call_line("browse", 4)) == ["answered 4: 429"], "the retry holds the place"
+
+
+def test_a_tool_that_fails_is_closed_until_the_errors_have_left_the_window() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "2/1m"\n')
+    for at in range(1, 5):
+        assert talk.client(call_line("flaky", at)) == [f"forwarded {at}"]
+    talk.answer(1)
+    talk.answer(2, isError=True)
+    talk.server({"jsonrpc": "2.0", "id": 3, "error": {"code": 1, "message": "no"}})
+    talk.time.pass_ms(1000)
+    assert talk.client(call_line("flaky", 5)) == ["answered 5: 429"]
+    data = talk.to_client[-1]["error"]["data"]
+    assert (data["reason"], data["retry_after_ms"]) == ("failing", 59_000)
+    talk.answer(4)
+    talk.time.pass_ms(59_000)
+    assert talk.client(call_line("flaky", 6)) == ["forwarded 6"]
+
+
+def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
+    same = [{"q": 1, "r": 2}, {"r": 2.0, "q": 1}, {"q": 1.0, "r": 2}]
+    assert talk.client(*(call_line("search", at, arguments=one) for at, one in enumerate(same))) == [
+        "forwarded 0", "forwarded 1", "answered 2: 429",
+    ]  # fmt: skip
+    assert talk.to_client[-1]["error"]["data"]["axis"] == "user"
+    different = [{"q": True, "r": 2}, {"q": "1", "r": 2}, {"q": 1, "r": 2, "s": None}, {}]
+    assert len(talk.client(*(call_line("search", 10 + at, arguments=one) for at, one in enumerate(different)))) == 4
+    assert talk.client(call_line("search", 20)) == ["forwarded 20"], "missing arguments are {}"
+    assert talk.client(call_line("search", 21)) == ["answered 21: 429"]
+    assert talk.client(call_line("other", 22)) == ["forwarded 22"]
+
+
+def test_a_costly_call_is_charged_its_cost_and_one_that_costs_more_than_the_limit_is_never_admitted() -> None:
+    talk = Talk(BATCH + '[[cost]]\ntool = "search"\nserver = "crm"\ncost = 3\n')
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    assert talk.records[0]["cost"] == 3
+    assert (talk.records[0]["count"], talk.records[0]["remaining"]) == (3, 1)
+    never = Talk(BATCH.replace("cost = 2", "cost = 5"))
+    assert never.client(call_line("search", 1)) == ["answered 1: 429"]
+    data = never.to_client[-1]["error"]["data"]
+    assert (data["reason"], data["cost"], "retry_after_ms" in data) == ("too_costly", 5, False)
+
+
+def test_a_session_without_held_calls_asks_for_nothing() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1))
+    assert talk.machine.held_calls_due_us is None
+    assert not talk.machine.settles
