@@ -98,7 +98,7 @@ class Lease:
     """A place of a call in flight that the store takes back if this process stops or cannot reach the store for long.
 
     Attributes:
-        until_us: Until when the call may be forwarded, by `stores.clock.boot_us`. The store moves it on while it renews the lease.
+        until_us: Until when the call may be forwarded, by `stores.clock.boot_us`. It grows while the store renews the lease.
     """
 
     __slots__ = ("until_us",)

@@ -18,17 +18,15 @@
 -- Every call waits for this script. The expensive parts are commands, numbers as text, tables that grow, and functions, which are
 -- made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
-local CALL = 'ssssss'
+local CALL = 'sssss'
 local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
 -- n, window (0: calls in flight), index of the counter (0: none), rule, rank, what the call takes, the longest wait, fragment. The
 -- rank is 2 if the limit is observed, and 1 more if it counts errors or calls in flight
 local LIMIT = '<i8i8I4I4I4i8i8s'
 local N, WINDOW, COUNTER, RULE, RANK, UNITS, WAIT, FRAGMENT = 1, 2, 3, 4, 5, 6, 7, 8
 local OBSERVED = 2
-local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
-local COUNTED = {allowed = true, rate_limited = true, would_deny = true} -- the decisions that change the count of denials
-local NOTHING_REMEMBERED = {{}, {}}
 local NOTHING_EXCEEDED = {}
+local QUESTION_MARK = 63
 
 local requests = math.floor((#ARGV - 3) / 2)
 local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2 + requests])
@@ -44,23 +42,25 @@ for counter = 1, counters do
   logs[counter] = reply[1 + counter] and unpack_log(reply[1 + counter]) or nil
 end
 local charged = {nil, nil, nil, nil} -- windows of the counters that were charged, by index
-local denied = {} -- the session's denials since its last admission, by index of the counter
-local storms = {} -- the keys of denials that have a row
+local denied -- the session's denials since its last admission, by index of the counter
+local storms -- the keys of denials that have a row
 local allowance -- see core/journal.Journal.allowance; decoded when it is needed
-local plans = {} -- limits by their text
-local in_flight = {} -- how many calls are in flight, by index of the counter
-local places = {} -- the ids of the calls that got a place, by index of the counter
+local plans -- limits by their text
+local in_flight, places -- by index of the counter: how many calls are in flight, and the ids of the calls that got a place
 local has_written, has_held = false, false -- whether a row was written, and whether a call is held
 
 for request = 1, requests do
-  local decision, memory, beginning, detail, short, choices = struct.unpack(CALL, ARGV[3 + requests + request])
-  local remembered = memory == '' and NOTHING_REMEMBERED or cjson.decode(memory)
-  local fragment, is_storm = '', remembered[1][1] == 1
+  local decision, memory, beginning, detail, short = struct.unpack(CALL, ARGV[3 + requests + request])
+  local remembered = memory ~= '' and cjson.decode(memory)
+  local fragment, is_storm, choices = '', remembered and remembered[1][1] == 1, nil
+  if string.byte(decision) == QUESTION_MARK then
+    decision, choices = '', decision
+  end
   local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
   local limits, flying, taken
   if decision == '' then
     local packed = ARGV[1 + request]
-    limits = plans[packed]
+    limits = plans and plans[packed]
     if not limits then
       limits = {nil, nil, nil, nil}
       local from, at = 1, 1
@@ -71,7 +71,10 @@ for request = 1, requests do
           limits.has_cap = true
         end
       end
-      plans[packed] = limits
+      if requests > 1 then
+        plans = plans or {}
+        plans[packed] = limits
+      end
     end
 
     -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one of the
@@ -84,7 +87,7 @@ for request = 1, requests do
       end
     end
     local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
-    local full
+    local full, is_denied
     local lowest = 0
     for at = 1, #limits do
       local limit = limits[at]
@@ -92,10 +95,12 @@ for request = 1, requests do
       local used = held[counter]
       if n > 0 and not used then
         if limit[WINDOW] > 0 then
-          local log = live(logs[counter], at_us - limit[WINDOW])
+          local log, horizon = logs[counter], at_us - limit[WINDOW]
+          -- INSERT live.lua
           used = log and log[TOTAL] or 0
           alive[counter] = log
         else
+          in_flight = in_flight or {}
           used = in_flight[counter] or redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
           in_flight[counter] = used
         end
@@ -152,7 +157,8 @@ for request = 1, requests do
       held_by_reported = n > 0 and held[limits[reported][COUNTER]]
       remaining = n > 0 and math.max(0, n - held_by_reported)
       smallest = {}
-      if #enforced > 0 then
+      is_denied = #enforced > 0
+      if is_denied then
         decision = n > 0 and 'rate_limited' or 'denied'
       else
         decision = 'would_deny'
@@ -177,10 +183,10 @@ for request = 1, requests do
         end
       end
     end
-    if choices ~= '' then -- as core/verdict.decide_one
-      local waited_us, behind, admitted = string.match(choices, '^(%d*) (%d) (%a+)$')
-      local is_held = waited_us ~= '' and (REFUSED[decision] or behind == '1')
-      if is_held and REFUSED[decision] then -- as core/waiting.is_held
+    if choices then -- as core/verdict.decide_one
+      local waited_us, behind, admitted = string.match(choices, '^%?(%d*) (%d) (%a+)$')
+      local is_held = waited_us ~= '' and (is_denied or behind == '1')
+      if is_held and is_denied then -- as core/waiting.is_held
         for _, one in ipairs(exceeded) do
           local limit = limits[one[1]]
           local left, after = limit[WAIT] - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
@@ -199,13 +205,16 @@ for request = 1, requests do
         in_flight[counter], taken = in_flight[counter] + 1, taken or {}
         taken[#taken + 1] = counter
       elseif limit[RANK] % 2 == 0 then
-        logs[counter], charged[counter] = charge(alive[counter], limit[N], window, at_us, limit[UNITS]), window
+        local log, n, cost = alive[counter], limit[N], limit[UNITS]
+        -- INSERT count.lua
+        logs[counter], charged[counter] = log, window
       end
     end
 
     -- As core/journal.Journal: a denial's count includes this session's denials on the counter since its last admission
     count = held_by_reported
-    if COUNTED[decision] and (full or remembered ~= NOTHING_REMEMBERED or next(denied)) then
+    if (full or remembered or denied) and decision ~= 'denied' and decision ~= 'held' and decision ~= 'continued' then
+      denied = denied or {}
       for counter in pairs(smallest) do
         denied[counter] = 0
       end
@@ -215,7 +224,7 @@ for request = 1, requests do
         local counter = limit[COUNTER]
         if limit[N] > 0 and not smallest[counter] and not counted[counter] then
           counted[counter] = true
-          denied[counter] = (denied[counter] or remembered[2][one[1]] or 0) + 1
+          denied[counter] = (denied[counter] or remembered and remembered[2][one[1]] or 0) + 1
         end
       end
       if full and count then
@@ -223,11 +232,13 @@ for request = 1, requests do
       end
     end
     if reported > 0 then
-      fragment, is_storm = limits[reported][FRAGMENT], remembered[1][reported] == 1
+      fragment, is_storm = limits[reported][FRAGMENT], remembered and remembered[1][reported] == 1
     end
   end
 
-  local is_refused, has_own_row = REFUSED[decision], decision ~= 'held'
+  local has_own_row = decision ~= 'held'
+  local is_refused = decision == 'rate_limited' or decision == 'denied' or decision == 'invalid' or decision == 'unauthenticated'
+    or decision == 'unavailable' -- core/verdict.REFUSED
   if is_refused and short ~= '' then
     detail = short
   end
@@ -247,6 +258,7 @@ for request = 1, requests do
     -- As core/journal.Journal: equal denials share a row, and so do those of a kind over budget
     local request_id, context = string.match(beginning, '^[^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n(.*)')
     local key = decision .. '\n' .. fragment .. '\n' .. context
+    storms = storms or {}
     has_own_row = not is_storm and not storms[key]
     if has_own_row then
       allowance = allowance or cjson.decode(ARGV[3 + requests])
@@ -269,9 +281,12 @@ for request = 1, requests do
     stream_id = append(is_refused and REFUSALS or MAIN, beginning .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and math.ceil(wait / 1000) or -1, -1), max_bytes)
   end
-  for _, counter in ipairs(taken or NOTHING_EXCEEDED) do
-    places[counter] = places[counter] or {}
-    table.insert(places[counter], stream_id)
+  if taken then
+    places = places or {}
+    for _, counter in ipairs(taken) do
+      places[counter] = places[counter] or {}
+      table.insert(places[counter], stream_id)
+    end
   end
   local slot = #reply
   reply[slot + 1], reply[slot + 2], reply[slot + 3] = stream_id, decision, reported
@@ -289,7 +304,7 @@ if has_written then
 end
 local label_from, labelled = 1, 0 -- labels are read up to here, and up to this counter
 for counter = 1, counters do
-  local ids = places[counter]
+  local ids = places and places[counter]
   if charged[counter] or ids then
     if ids and in_flight[counter] == #ids or not (ids or reply[1 + counter]) then
       local label
@@ -307,7 +322,7 @@ for counter = 1, counters do
     end
   end
 end
-if has_held then
+if has_held and in_flight then
   for counter in pairs(in_flight) do
     reply[1 + counter] = redis.call('ZRANGE', KEYS[4 + counter], string.format('(%.0f', now), '+inf', 'BYSCORE')
   end

@@ -14,8 +14,8 @@ from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.scripts import LEASE_US
 
 LOST: Final = (
-    "this process was stopped, or cut off from the store, for more than {:g} s, and the places of its calls in flight were given "
-    "to other calls: until its own have ended, more calls than `concurrent` allows may be in flight"
+    "this process was stopped, or cut off from the store, for {:g} s or more, and places of its calls in flight were given "
+    "to other calls: until its own calls end, more calls than `concurrent` allows may be in flight"
 )
 
 _BATCH: Final = 500

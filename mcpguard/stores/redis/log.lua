@@ -1,4 +1,5 @@
--- Logs of counters: core/limiter.py in Lua. Each function does what the function of the same name does there.
+-- Logs of counters: core/limiter.py in Lua. Each function does what the function of the same name does there. See also `live.lua`
+-- and `count.lua`.
 --
 -- A log is {opened, newest, cost, total, closed}: the time at which its newest entry was opened; that entry's time and cost; the
 -- cost of all entries; and the entries before the newest, packed, oldest first. nil is an empty log. So an admission costs the same
@@ -46,39 +47,6 @@ local function coalescing()
   end
 
   return entries_of, log_of, coalesce
-end
-
--- As core/limiter.live; nil for an empty log
-local function live(log, horizon)
-  if not log or log[NEWEST] <= horizon then
-    return nil
-  end
-  local closed, total, first = log[CLOSED], log[TOTAL], 1
-  while first <= #closed do
-    local time, cost = struct.unpack(ENTRY, closed, first)
-    if time > horizon then
-      break
-    end
-    total, first = total - cost, first + ENTRY_BYTES
-  end
-  return first == 1 and log or {log[OPENED], log[NEWEST], log[COST], total, string.sub(closed, first)}
-end
-
--- As core/limiter.charge; it may change `log`
-local function charge(log, n, window, at_us, cost)
-  if not log then
-    return {at_us, at_us, cost, cost, ''}
-  end
-  local grain = n <= EXACT and 0 or math.ceil(window / EXACT)
-  if at_us - log[OPENED] < grain then
-    log[NEWEST], log[COST], log[TOTAL] = at_us, log[COST] + cost, log[TOTAL] + cost
-    return log
-  end
-  if #log[CLOSED] >= (MAX_ENTRIES - 1) * ENTRY_BYTES then
-    local entries_of, _, coalesce = coalescing()
-    log = coalesce(entries_of(log), grain)
-  end
-  return {at_us, at_us, cost, log[TOTAL] + cost, log[CLOSED] .. struct.pack(ENTRY, log[NEWEST], log[COST])}
 end
 
 -- The value of a counter is its packed log. The client reads it, too.

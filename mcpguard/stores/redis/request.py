@@ -104,15 +104,15 @@ def rest(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) ->
         detail = short = choices = ""
         if request.waited_us is not None or request.rounds:
             waited = "" if request.waited_us is None else request.waited_us
-            choices = f"{waited} {request.is_behind:d} {'continued' if request.rounds else 'allowed'}"
+            choices = f"?{waited} {request.is_behind:d} {'continued' if request.rounds else 'allowed'}"
         if request.detail:
             detail = compact(request.detail)
             if len(detail) > MAX_DENIED_CHARS:
                 short = compact(shortened(request.detail))
         args.append(
             bulk(
-                f"{request.decided or ''}\0{memory}\0{rows.beginning(request, time_us)}\0{detail}\0"
-                f"{'' if short == detail else short}\0{choices}\0".encode()
+                f"{request.decided or choices}\0{memory}\0{rows.beginning(request, time_us)}\0{detail}\0"
+                f"{'' if short == detail else short}\0".encode()
             )
         )
     return b"".join(args)

@@ -1,5 +1,6 @@
 """Assembles the scripts that run in the server from the Lua files beside this module."""
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,9 @@ PARTS: Final = {
     "prune": ("audit",),
 }
 """The scripts, each with the files that go before its own."""
+
+_INSERT: Final = re.compile(r"^ *-- INSERT (\w+\.lua)\n", re.MULTILINE)
+"""A line that is replaced by a file. A function would cost each run more than the same statements in two places."""
 
 _SERVERS_TIME: Final = """
 local time = redis.call('TIME')
@@ -43,4 +47,5 @@ def script(name: str, *, is_time_given: bool = False, lease_us: int = LEASE_US) 
     here = Path(__file__).parent
     clock = _GIVEN_TIME if is_time_given else _SERVERS_TIME
     lease = f"local LEASE_US = {lease_us}\n" if "places" in PARTS[name] else ""
-    return "".join([clock, lease, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name))])
+    parts = [(here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name)]
+    return _INSERT.sub(lambda one: (here / one[1]).read_text(encoding="utf-8"), "".join([clock, lease, *parts]))

@@ -18,8 +18,11 @@ for at = 2 + places, #KEYS do
   local n, window = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
   local value = redis.call('GET', KEYS[at])
   local log = value and unpack_log(value) or nil
-  local at_us = log and math.max(now, log[NEWEST]) or now
-  write(KEYS[at], charge(live(log, at_us - window), n, window, at_us, 1), window) -- as core/limiter.fail
+  local at_us = log and math.max(now, log[NEWEST]) or now -- as core/limiter.fail
+  local horizon, cost = at_us - window, 1
+  -- INSERT live.lua
+  -- INSERT count.lua
+  write(KEYS[at], log, window)
   if not value then
     redis.call('HSET', KEYS[1], string.match(KEYS[at], '%d+$'), ARGV[first + 2])
   end

@@ -15,7 +15,7 @@ def prefix(namespace: str) -> str:
 
 
 def counter_key(prefix: str, counter_id: int, *, window_us: int = 1) -> str:
-    """The key of a counter: of its log, or of the ids of its calls in flight, if its window is 0."""
+    """The key of a counter; if its window is 0, that of the ids of calls in flight."""
     return f"{prefix}counter:{counter_id}" if window_us else f"{prefix}in_flight:{counter_id}"
 
 

@@ -493,9 +493,8 @@ class RedisStore:
         """See `Store`."""
         gone = 0
         for at in range(0, len(labels), _BATCH):
-            some = labels[at : at + _BATCH]
-            ids = [counter_id(label) for label in some]
-            keys = [self._counter_key(key, window_of(label)) for key, label in zip(ids, some, strict=True)]
+            ids = [counter_id(label) for label in labels[at : at + _BATCH]]
+            keys = [self._counter_key(key, window_us) for key in ids for window_us in (1, 0)]
             *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
             gone += count
             self._seen.forget(ids)

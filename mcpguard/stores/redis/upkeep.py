@@ -7,7 +7,6 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
-from mcpguard.core.policy.model import window_of
 from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.scripts import script
@@ -24,8 +23,8 @@ _NO_BOUND: Final = 2**53 - 1
 
 _DROP_UNUSED: Final = """
 local gone = 0
-for at = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[at]) == 0 then
+for at = 2, #KEYS, 2 do
+  if redis.call('EXISTS', KEYS[at], KEYS[at + 1]) == 0 then
     gone = gone + redis.call('HDEL', KEYS[1], string.match(KEYS[at], '%d+$'))
   end
 end
@@ -119,8 +118,7 @@ class Upkeep:
         index = self._prefix + "counters"
         for some in scan(partial(_ask, link), index):
             if some:
-                windows = [window_of(label.decode()) for label in some.values()]
-                keys = [counter_key(self._prefix, int(one), window_us=us) for one, us in zip(some, windows, strict=True)]
+                keys = [counter_key(self._prefix, int(one), window_us=us) for one in some for us in (1, 0)]
                 _ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
 
 
