@@ -261,14 +261,23 @@ class RedisStore:
                 place = places[one.row_id] = self._leases.new(self._cap_keys(taken_caps(request.plan, one)), sent_us)
                 one.lease = place.lease
         if self._any_late(places):
-            self._reply_lost = True  # if this fails, the journal does not learn of the rows
+            self._reply_lost = True  # until it is known whether the rows stay
             self._leases.renew(places, self._renew, self._ticks)
-            if self._any_late(places):
+            is_lost = self._any_late(places)
+            if is_lost:
+                self._delete_rows(verdicts)
+            self._reply_lost = False
+            if is_lost:
                 what = "gave the place of a call to another, because this process was stopped before it forwarded the call"
                 raise StoreUnavailable(f"{self._shown} {what}")
-            self._reply_lost = False
         for call_id, place in places.items():
             self._leases.add(call_id, place)
+
+    def _delete_rows(self, verdicts: Sequence[Verdict]) -> None:
+        """Delete the rows of a decision."""
+        ids = [(rows.stream(one.decision), rows.stream_id(one.row_id)) for one in verdicts if one.row_id is not None]
+        args = [part for stream, stream_id in ids for part in (str(stream), stream_id)]
+        self._run("append", self._audit, pack_append_head(self._max_bytes, len(ids)), *args)
 
     def _any_late(self, places: Mapping[int, Place]) -> bool:
         now_us = self._ticks()
