@@ -84,6 +84,9 @@ if sys.platform == "win32":
             """End the current wait. From any thread."""
             self._woken.set()
 
+        def close(self) -> None:
+            """Do nothing: there is nothing to release."""
+
     def has_bytes(fd: int) -> bool:
         """Whether a read is known to return at once: never, because Windows cannot tell."""
         return False
@@ -99,6 +102,7 @@ else:
     import math
     import os
     import select
+    import threading
     import time
 
     _PEER_END: Final = getattr(select, "POLLRDHUP", 0)
@@ -181,31 +185,40 @@ else:
 
         def __init__(self, fd: int) -> None:
             self._fd = fd
-            self._waking: io.FileIO | None = None  # the end of a pipe whose other end `wait` looks at
+            self._pipe: tuple[io.FileIO, io.FileIO] | None = None  # `wake` writes to the second end
+            self._waking = threading.Lock()
 
         def wait(self, timeout_s: float) -> bool:
             """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once.
 
             The first wait returns at once: only from then on does `wake` end a wait.
             """
-            if self._waking is None:
+            if self._pipe is None:
                 woken, waking = os.pipe()
                 os.set_blocking(woken, False)
                 os.set_blocking(waking, False)
-                self._woken, self._waking = io.FileIO(woken), io.FileIO(waking, "w")
+                self._pipe = io.FileIO(woken), io.FileIO(waking, "w")
                 timeout_s = 0
             poll = select.poll()
             poll.register(self._fd, select.POLLIN)
-            poll.register(self._woken, select.POLLIN)
+            poll.register(self._pipe[0], select.POLLIN)
             found = dict(poll.poll(math.ceil(timeout_s * 1000)))
-            if self._woken.fileno() in found:
-                self._woken.read(_PIPE_BYTES)
+            if self._pipe[0].fileno() in found:
+                self._pipe[0].read(_PIPE_BYTES)
             return self._fd in found
 
         def wake(self) -> None:
             """End the current wait, or the next one. From any thread."""
-            if self._waking is not None:
-                self._waking.write(b"!")  # if the pipe is full, the wait will end anyway
+            with self._waking:
+                if self._pipe is not None:
+                    self._pipe[1].write(b"!")  # if the pipe is full, the wait will end anyway
+
+        def close(self) -> None:
+            """Release the pipe. Nobody waits any more."""
+            with self._waking:
+                pipe, self._pipe = self._pipe, None
+            for end in pipe or ():
+                end.close()
 
     def has_bytes(fd: int) -> bool:
         """Whether a read would return at once."""

@@ -125,6 +125,7 @@ class Upstream:
             self._dispatcher.post(events.ClientLeft())
             ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
+            self._client_input.close()
 
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""

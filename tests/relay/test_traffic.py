@@ -15,7 +15,7 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import exchange
 from mcpguard.core.session.machine import Session
-from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay import output, upstream
 from mcpguard.relay.console import Console
@@ -60,6 +60,11 @@ class Store(MemoryStore):
         self.together: list[int] = []
         self.asked: list[list[str]] = []
         self.outcomes: SimpleQueue[str] = SimpleQueue()
+        self.settling: Callable[[], None] = lambda: None  # called when a call's end is noted
+
+    def settle(self, endings: Sequence[Ending]) -> None:
+        self.settling()
+        super().settle(endings)
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         self.together.append(len(requests))
@@ -130,6 +135,10 @@ class Line:
 
     def guard(self, who: Identity | Unauthenticated = ALICE) -> None:
         self.traffic.guard(TWO_AN_HOUR, who, self.policy)
+
+    def answer(self, request_id: int) -> None:
+        """Let the server answer a request."""
+        os.write(self.server_writes, json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {}}).encode() + b"\n")
 
     def send(self, *messages: dict[str, Any]) -> None:
         os.write(self.to_guard, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
@@ -401,3 +410,64 @@ def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_sta
     line.traffic.answer_rest("server exited with status 3")
     errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
     assert errors == [(1, -32000, "server exited with status 3")]
+
+
+ONE_AT_ONCE = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "1h"\n')
+
+
+@pytest.fixture
+def one_at_once() -> Iterator[Line]:
+    """A line on which one call is in flight, and another waits for its end."""
+    one = Line(guards=False)
+    one.traffic.guard(ONE_AT_ONCE, ALICE, one.policy)
+    one.send(call(1))
+    assert one.server_has() == [call(1)]
+    one.send(call(2))
+    until(lambda: one.traffic._upstream._session.held_calls_due_us is not None, "the second call is held")
+    yield one
+    one.close()
+
+
+def test_a_held_call_is_forwarded_when_its_place_is_free_though_the_client_writes_nothing(one_at_once: Line) -> None:
+    one_at_once.answer(1)
+    assert one_at_once.server_has() == [call(2)]
+    one_at_once.answer(2)
+    assert [message["id"] for message in one_at_once.client_has(2)] == [1, 2]
+
+
+def test_other_messages_pass_a_held_call(one_at_once: Line) -> None:
+    one_at_once.send(PING)
+    assert one_at_once.server_has() == [PING]
+
+
+def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line) -> None:
+    early: list[bool] = []
+    one_at_once.store.settling = lambda: early.append(bool(select.select([one_at_once.from_guard], [], [], 0)[0]))
+    one_at_once.answer(1)
+    assert [message["id"] for message in one_at_once.client_has()] == [1]
+    assert early == [False]
+
+
+def test_a_new_policy_ends_a_held_call_though_the_client_writes_nothing(one_at_once: Line) -> None:
+    one_at_once.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
+    assert [(message["id"], message["error"]["code"]) for message in one_at_once.client_has()] == [(2, 403)]
+
+
+def test_a_held_call_is_answered_when_the_server_has_closed_its_input(one_at_once: Line) -> None:
+    one_at_once.close_server_input()
+    one_at_once.answer(1)
+    found = {message["id"]: message.get("error", {}).get("code") for message in one_at_once.client_has(2)}
+    assert found == {1: None, 2: -32000}
+
+
+def test_after_a_bug_in_judging_held_calls_they_are_answered(one_at_once: Line) -> None:
+    one_at_once.store.failure = ZeroDivisionError("a bug")
+    assert [(message["id"], message["error"]["code"]) for message in one_at_once.client_has()] == [(2, 503)]
+    assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(one_at_once.console, 4096)
+
+
+def test_a_held_call_ends_with_its_client_and_is_not_forwarded(one_at_once: Line) -> None:
+    one_at_once.close_client()
+    assert one_at_once.client_ended.wait(30)
+    one_at_once.answer(1)
+    assert os.read(one_at_once.server_reads, 100) == b"", "the server's input has ended"

@@ -296,9 +296,11 @@ class Plan:
         return Plan(self.limits, self.reported, tuple([_of_arguments(counter, digest) for counter in self.counters]))
 
     def only(self, has: Callable[[Limit], bool]) -> "Plan":
-        """The plan with only some of its limits."""
+        """The plan with only some of its limits, and their counters."""
         places = [at for at, limit in enumerate(self.limits) if has(limit)]
-        return Plan(tuple(self.limits[at] for at in places), tuple(self.reported[at] for at in places), self.counters)
+        index = {at: new for new, at in enumerate(sorted({self.limits[at].counter for at in places} - {-1}))}
+        limits = [self.limits[at]._replace(counter=index.get(self.limits[at].counter, -1)) for at in places]
+        return Plan(tuple(limits), tuple([self.reported[at] for at in places]), tuple([self.counters[at] for at in index]))
 
 
 def _of_arguments(counter: Counter, digest: str) -> Counter:

@@ -1,0 +1,177 @@
+"""Eight wrappers of one store under load, some of which are killed, and what an observer at both ends saw."""
+
+import itertools
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.end_to_end.host import Host, Message, call, script
+
+WRAPPERS = 8
+
+Arguments = Callable[[random.Random], Message]
+"""Makes the arguments of the next call."""
+
+
+def now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+class Seen(NamedTuple):
+    """A call, as the client and the server saw it. Times are in microseconds, by the clock of the machine.
+
+    Attributes:
+        wrapper: The life of a wrapper that the call was sent to.
+        number: The call's number in that life.
+        arguments: Its arguments.
+        sent_us: When the client was about to send it.
+        begun_us: When the server got it; None if it did not.
+        ended_us: When the server was about to answer; or the wrapper was about to be killed; None if neither happened.
+        answered_us: When the client had the answer; None if it got none.
+        answer: The answer; None if the client got none.
+    """
+
+    wrapper: str
+    number: int
+    arguments: Message
+    sent_us: int
+    begun_us: int | None
+    ended_us: int | None
+    answered_us: int | None
+    answer: Message | None
+
+    @property
+    def reason(self) -> str:
+        """Why the call was denied; empty if it was not, or was not answered."""
+        return str(self.answer["error"]["data"]["reason"]) if self.answer and "error" in self.answer else ""
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.answer and self.answer.get("result", {}).get("isError"))
+
+
+class Load:
+    """Runs eight wrappers for some time, each with a client that has some calls in flight.
+
+    Args:
+        home: The folder for `MCPGUARD_HOME`, with the policy.
+        arguments: Makes the arguments of a call.
+        at_once: How many calls a client has in flight.
+        kills: How many wrappers are killed meanwhile.
+        env: Further environment variables of the wrappers.
+        tuned: Constants of the wrappers with other values; see `host.program`.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        arguments: Arguments,
+        *,
+        at_once: int = 1,
+        kills: int = 6,
+        env: Mapping[str, str] | None = None,
+        tuned: Mapping[str, object] | None = None,
+    ) -> None:
+        self._home, self._arguments, self._at_once, self._kills = home, arguments, at_once, kills
+        self._env, self._tuned = dict(env or {}), tuned
+        self._log = home / "calls.jsonl"
+        self._sent: dict[str, tuple[str, int, Message, int]] = {}
+        self._answers: dict[str, tuple[int, Message]] = {}
+        self._killed_us: dict[str, int] = {}
+        self._hosts: dict[int, tuple[str, Host]] = {}
+        self._is_over = threading.Event()
+        self.errors: list[BaseException] = []
+
+    def run(self, seconds: float) -> list[Seen]:
+        """Run, and return all calls in the order in which they were sent."""
+        clients = [threading.Thread(target=self._client, args=(at,)) for at in range(WRAPPERS)]
+        for client in clients:
+            client.start()
+        chance = random.Random(1)  # noqa: S311 - no secret
+        for _ in range(self._kills):
+            self._is_over.wait(seconds / (self._kills + 1))
+            name, host = self._hosts[chance.randrange(WRAPPERS)] if len(self._hosts) == WRAPPERS else ("", None)
+            if host is not None:
+                self._killed_us[name] = now_us()
+                host.kill()
+        self._is_over.wait(seconds / (self._kills + 1))
+        self._is_over.set()
+        for client in clients:
+            client.join()
+        assert not self.errors, self.errors
+        return self._seen()
+
+    def _client(self, at: int) -> None:
+        try:
+            for life in itertools.count():
+                if self._is_over.is_set():
+                    return
+                self._live(at, f"{at}.{life}", random.Random(f"{at}.{life}"))  # noqa: S311 - no secret
+        except BaseException as error:
+            self.errors.append(error)
+
+    def _live(self, at: int, name: str, chance: random.Random) -> None:
+        """Call until time is over or the wrapper was killed."""
+        command = script("timed", self._log)
+        options = ("--user", "alice", "--server", "crm")
+        with Host(self._home, *command, options=options, env=self._env, tuned=self._tuned) as host:
+            self._hosts[at] = name, host
+            waiting = 0
+            for number in itertools.count():
+                if self._is_over.is_set():
+                    host.stdin.close()
+                elif waiting < self._at_once:
+                    arguments = self._arguments(chance)
+                    self._sent[f"{name}.{number}"] = name, number, arguments, now_us()
+                    try:
+                        host.send(call(f"{name}.{number}", "work", arguments))
+                    except BrokenPipeError:
+                        return
+                    waiting += 1
+                    continue
+                while (line := host.line()) and "method" in json.loads(line):
+                    pass
+                if not line:
+                    return
+                answer = json.loads(line)
+                self._answers[answer["id"]] = now_us(), answer
+                waiting -= 1
+
+    def _seen(self) -> list[Seen]:
+        begun: dict[str, int] = {}
+        ended: dict[str, int] = {}
+        for line in self._log.read_text().splitlines():
+            at_us, what, request_id = json.loads(line)
+            (begun if what == "begin" else ended)[request_id] = at_us
+        found = []
+        for request_id, (name, number, arguments, sent_us) in self._sent.items():
+            answered_us, answer = self._answers.get(request_id, (None, None))
+            end_us = ended.get(request_id, self._killed_us.get(name))
+            found.append(Seen(name, number, arguments, sent_us, begun.get(request_id), end_us, answered_us, answer))
+        return sorted(found, key=lambda one: one.sent_us)
+
+
+def most_at_once(calls: list[Seen]) -> int:
+    """The most calls that the server had in flight at once."""
+    steps = sorted(
+        itertools.chain.from_iterable(
+            ((one.begun_us, 1), (one.ended_us, -1)) for one in calls if one.begun_us is not None and one.ended_us is not None
+        )
+    )
+    return max(itertools.accumulate(step for _, step in steps), default=0)
+
+
+def most_in_a_window(calls: list[Seen], window_us: int, cost: Callable[[Seen], int] = lambda _: 1) -> int:
+    """The most cost of calls that were surely admitted within one window: sent in it, and begun in it."""
+    begun = [one for one in calls if one.begun_us is not None]
+    return max((sum(_costs(begun, first.sent_us, window_us, cost)) for first in begun), default=0)
+
+
+def _costs(calls: list[Seen], from_us: int, window_us: int, cost: Callable[[Seen], int]) -> Iterator[int]:
+    for one in calls:
+        if one.begun_us is not None and one.sent_us >= from_us and one.begun_us < from_us + window_us:
+            yield cost(one)
