@@ -392,6 +392,7 @@ def test_a_renewal_that_fails_is_tried_again_soon(server: Server, time: Time, tm
         time.pass_ms(LEASE_MS // 3)
         assert one.told() == ()
         own.start()
+        wait_for(lambda: own.command("PING").startswith(b"+PONG"), "it does not load its data")
         assert one.told() == ()  # not at once
         time.pass_ms(LEASE_MS // 30)
         assert one.told() == ()

@@ -6,9 +6,9 @@
 --       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
 --       then the session's allowance of rows for denials, as JSON
 --       then of each request, a NUL after each: its decision, if it does not depend on limits; what the session's journal
---       remembers, as JSON; of its row the lines up to the context, and the detail; the shorter detail of a denial, if the
---       detail is too long for one; and its choices, or nothing if it has none: how long it has been held in us (empty if it
---       may not be held), whether it is behind another call, and the decision if it is admitted
+--       remembers, as JSON; of its row the lines up to the context, and the detail; and the shorter detail of a denial, if the
+--       detail is too long for one. Instead of a decision there may be `?`, then how long the call has been held in us (nothing
+--       if it may not be held), whether it is behind another call, and the decision if it is admitted
 -- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request: the stream id of its row
 --       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
 --       wait, and the number of limits without room, followed by their indexes and waits, and by the number of calls in flight if

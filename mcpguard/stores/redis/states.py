@@ -1,8 +1,7 @@
 """Reads counters in their form on the server, which `log.lua` writes: the newest entry of the log stands before the others."""
 
 import struct
-from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from mcpguard.core.limiter import EMPTY, State
@@ -23,11 +22,9 @@ _HEAD: Final = struct.Struct("<qqIq")
 _ENTRY: Final = struct.Struct("<qI")
 
 
-def state(value: bytes | Sequence[bytes] | None, window_us: int) -> State:
-    """The state of a counter: of a log, from its value; of calls in flight, from their ids."""
-    if window_us:
-        return log(value)  # type: ignore[arg-type]
-    return tuple(sorted(map(rows.call_id, value or ())))  # type: ignore[arg-type]
+def state(value: Any, window_us: int) -> State:
+    """The state of a counter: a log, from its value; or the calls in flight, from the members of the set, oldest first."""
+    return log(value) if window_us else tuple(sorted(map(rows.call_id, value or ())))
 
 
 def newest_us(value: bytes) -> int:
