@@ -257,8 +257,10 @@ class RedisStore:
         """
         places: dict[int, Place] = {}
         for request, one in zip(requests, verdicts, strict=True):
-            if one.in_flight is not None and one.forwards and one.row_id is not None:
-                place = places[one.row_id] = self._leases.new(self._cap_keys(taken_caps(request.plan, one)), sent_us)
+            if one.in_flight is None or not one.forwards or one.row_id is None:
+                continue
+            if caps := taken_caps(request.plan, one):
+                place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
                 one.lease = place.lease
         if self._any_late(places):
             self._reply_lost = True  # until it is known whether the rows stay
@@ -325,15 +327,14 @@ class RedisStore:
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Recoverable`."""
         for at in range(0, len(calls), _BATCH):
-            some = dict(list(calls.items())[at : at + _BATCH])
+            some = list(calls.items())[at : at + _BATCH]
             sent_us = self._ticks()
-            keys = [key for counters in some.values() for key in self._cap_keys(counters)]
-            args = [
-                part for one, counters in some.items() for counter in counters for part in (counter.label, rows.member(one))
-            ]
+            keys = [key for _, counters in some for key in self._cap_keys(counters)]
+            args = [part for call_id, counters in some for one in counters for part in (one.label, rows.member(call_id))]
             self._run("hold", [self._key("counters"), *keys], *args)
-            for call_id, counters in some.items():
-                self._leases.add(call_id, self._leases.new(self._cap_keys(counters), sent_us))
+            for call_id, counters in some:
+                if counters:
+                    self._leases.add(call_id, self._leases.new(self._cap_keys(counters), sent_us))
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
