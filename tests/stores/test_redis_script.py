@@ -355,3 +355,31 @@ def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(server: Server) 
         pair.take(Step(1, [Made()]), [plan])
         assert pair.store.last_seen() == ({1: pair.memory.states[1]}, pair.time())
     pair.store.close()
+
+
+@pytest.mark.parametrize(("waited_us", "decision"), [(0, "held"), (1, "rate_limited")])
+def test_a_call_is_held_if_there_is_room_at_the_very_end_of_its_wait(server: Server, waited_us: int, decision: str) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    limit = Limit(1, 1_000_000, 0, wait_us=1_000_000)
+    plan = Plan((limit,), (Reported("tool", "r", 1, "1s"),), (counter,))
+    pair.take(Step(0, [Made()]), [plan])
+    (request,) = charges_of(Step(0, [Made(choices=(waited_us, False, 0))]), [plan])
+    (verdict,) = pair.store.decide([request], pair.journals[0])
+    assert (verdict.decision, verdict.retry_after_us) == (decision, 1_000_000)
+    pair.store.close()
+
+
+def test_of_two_caps_with_equal_room_the_calls_on_the_first_are_told(server: Server) -> None:
+    pair = Pair(server)
+    first, second = Counter(1, '["a",0]', 0), Counter(2, '["b",0]', 0)
+    two, three = Limit(2, 0, 0, counts="concurrent"), Limit(3, 0, 0, 1, counts="concurrent")
+    reported = [Reported("tool", rule, n, None, "concurrent") for rule, n in (("a", 2), ("b", 3))]
+    plans = [
+        Plan((three,), (reported[1],), (second,)),
+        Plan((two, three._replace(counter=1)), tuple(reported), (first, second)),
+    ]
+    for which in (0, 1):
+        pair.take(Step(0, [Made(which)]), plans)
+    assert [entry.record["in_flight"] for entry in pair.store.entries()] == [1, 1]
+    pair.store.close()
