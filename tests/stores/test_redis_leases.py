@@ -231,10 +231,16 @@ def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time) -> 
 def test_a_call_has_a_place_on_each_of_its_caps_and_one_of_them_can_be_lost(guards: Guards, time: Time) -> None:
     policy = ONE + '[[rule]]\nuser = "*"\nconcurrent = 9\n'
     stopped, other = guards(policy)
-    assert (stopped.begin().in_flight, stopped.used) == (1, [1, 1])
+    verdict = stopped.begin()
+    assert (verdict.in_flight, stopped.used) == (1, [1, 1])
     time.pass_ms(LEASE_MS)
     assert other.begin("y").in_flight == 1
-    assert len(stopped.told()) == 1
+    assert verdict.lease is not None
+    for tells in (True, False):
+        assert bool(stopped.told()) == tells
+        assert time() > verdict.lease.until_us
+        time.pass_ms(LEASE_MS // 3)
+        other.store.tend()
     assert sorted(other.used) == [1, 1]
     assert other.decision() == "rate_limited"
     stopped.end()
