@@ -10,7 +10,6 @@ import threading
 
 from mcpguard.core.verdict import Ending
 from mcpguard.stores.api import Options
-from mcpguard.stores.redis.leases import Leases
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
 from tests.core.build import Session
@@ -19,7 +18,7 @@ POLICY = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
 
 
 def run(url: str, lease_ms: int) -> None:
-    store = RedisStore(parse(url), Options(timeout_ms=20_000), leases=Leases(1000 * lease_ms))
+    store = RedisStore(parse(url), Options(timeout_ms=20_000), lease_us=1000 * lease_ms)
     session = Session(store, POLICY, session=os.urandom(8).hex())
     told: list[str] = []
     ends = threading.Event()

@@ -13,8 +13,6 @@ from mcpguard.core.policy.model import Counter
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
-from mcpguard.stores.redis.address import RedisAddress
-from mcpguard.stores.redis.leases import Leases
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import TESTS, WALL_US, Session, Time
@@ -43,8 +41,8 @@ class Guard(Session):
 
     store: RedisStore
 
-    def __init__(self, server: Server, time: Time, policy: str, name: str, leases: Leases | None = None) -> None:
-        store = RedisStore(server.address, PATIENT, clock=time, wall=Time(WALL_US), leases=leases)
+    def __init__(self, server: Server, time: Time, policy: str, name: str) -> None:
+        store = RedisStore(server.address, PATIENT, clock=time, wall=Time(WALL_US))
         super().__init__(store, policy, session=name * 16)
         self.endings: list[Ending] = []
 
@@ -359,34 +357,6 @@ def test_scripts_for_calls_in_flight_are_sent_again_to_a_server_that_has_forgott
 
     Interrupted(one, monkeypatch, sleep)
     assert one.decision() == "allowed"
-
-
-def test_leases_outlive_a_store_object_that_failed(server: Server, time: Time) -> None:
-    leases = Leases()
-    failed = Guard(server, time, ONE, "a", leases)
-    failed.begin()
-    failed.store.close()
-    again = Guard(server, time, ONE, "a", leases)
-    time.pass_ms(LEASE_MS // 2)
-    assert again.told() == ()
-    time.pass_ms(LEASE_MS - 1)
-    assert again.used == [1]
-    again.store.settle(failed.endings)
-    assert (again.used, again.store.needs_tending) == ([], False)
-    again.store.close()
-
-
-def test_stores_that_one_process_opens_at_one_address_have_the_same_leases(server: Server) -> None:
-    stores = [RedisAddress(server.address).open(PATIENT._replace(namespace=name)) for name in ("a", "a", "b")]
-    session = Session(stores[0], ONE)
-    session.call("x")
-    assert [store.needs_tending for store in stores] == [True, True, False]
-    (request,) = session.charges("x")
-    (held,) = stores[0].peek(request.plan.counters)[0]
-    stores[1].settle([Ending(held[0], request.plan, failed=False)])
-    assert [store.needs_tending for store in stores] == [False] * 3
-    for store in stores:
-        store.close()
 
 
 def test_a_renewal_that_fails_is_tried_again_soon(server: Server, time: Time, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
-from mcpguard.stores.redis.leases import Leases
 from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
@@ -106,7 +105,7 @@ def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: R
 def test_the_rights_in_the_manual_are_enough_for_calls_in_flight_and_errors(server: Server, user: RedisUrl) -> None:
     time = Time(wall_us())
     policy = '[[rule]]\ntool = "report"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\nwait = "5s"\n'
-    session = Session(RedisStore(user, OPTIONS, clock=time, leases=Leases()), policy)
+    session = Session(RedisStore(user, OPTIONS, clock=time), policy)
     store = session.store
     (request,) = session.charges("report")
     (verdict,) = store.decide([request], session.journal)

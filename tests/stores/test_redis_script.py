@@ -18,7 +18,6 @@ from mcpguard.core.policy.model import Call, Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states
-from mcpguard.stores.redis.leases import Leases
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
@@ -174,7 +173,7 @@ class Pair:
         self.time = Time(NOW_US)
         self.wall = Time(WALL_US)
         options = Options(namespace=os.urandom(8).hex(), timeout_ms=20_000)
-        self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall, leases=Leases(FOREVER_US))
+        self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall, lease_us=FOREVER_US)
         self.memory = Memory()
         self.reference = MemoryStore(self.memory, clock=self.time, wall=self.wall)
         self.journals = Journal("00000000000000aa"), Journal("00000000000000aa")

@@ -31,10 +31,9 @@ class RedisAddress(NamedTuple):
 
     def open(self, options: Options) -> "RedisStore":
         """See `Address`."""
-        from mcpguard.stores.redis.leases import leases_of
         from mcpguard.stores.redis.store import RedisStore
 
-        return RedisStore(self.url, options, leases=leases_of(self.shown, options.namespace))
+        return RedisStore(self.url, options)
 
     def read(self, options: Options) -> "RedisStore":
         """See `Address`."""

@@ -5,13 +5,11 @@ stopped for longer than a lease may find that another call has got the place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Final
 
 from mcpguard.core.verdict import Lease
 from mcpguard.stores.api import Clock
 from mcpguard.stores.redis import rows
-from mcpguard.stores.redis.scripts import LEASE_US
 
 LOST: Final = (
     "this process was stopped, or cut off from the store, for {:g} s or more, and places of its calls in flight were given "
@@ -43,19 +41,14 @@ class Place:
 
 
 class Leases:
-    """The leases of a process in a namespace of a server. One thread may add and end places while another renews them.
-
-    They outlive a store object, because failover opens a new one after a failure, while the calls go on.
+    """The leases of a store object. One thread may add and end places while another renews them.
 
     Args:
         lease_us: How long a lease is.
-
-    Attributes:
-        lease_us: How long a lease is.
     """
 
-    def __init__(self, lease_us: int = LEASE_US) -> None:
-        self.lease_us = lease_us
+    def __init__(self, lease_us: int) -> None:
+        self._lease_us = lease_us
         self._places: dict[int, Place] = {}
         self._is_lost = False
         self._next_us = 0
@@ -66,7 +59,7 @@ class Leases:
 
     def _until_us(self, sent_us: int) -> int:
         """Not the whole lease, because the server's clock and ours may differ in speed."""
-        return sent_us + self.lease_us - self.lease_us // 10
+        return sent_us + self._lease_us - self._lease_us // 10
 
     def add(self, call_id: int, place: Place) -> None:
         """Keep the places of a call until it ends."""
@@ -90,9 +83,9 @@ class Leases:
         now_us = clock()
         if now_us < self._next_us:
             return
-        self._next_us = now_us + self.lease_us // 30
+        self._next_us = now_us + self._lease_us // 30
         places = self._places.copy()
-        if any(now_us - place.sent_us >= self.lease_us // 3 for place in places.values()):
+        if any(now_us - place.sent_us >= self._lease_us // 3 for place in places.values()):
             self.renew(places, run, clock)
 
     def renew(self, places: Mapping[int, Place], run: Run, clock: Clock) -> None:
@@ -133,10 +126,4 @@ class Leases:
     def take_loss(self) -> tuple[str, ...]:
         """What to tell the user if places were lost since this was last called."""
         is_lost, self._is_lost = self._is_lost, False
-        return (LOST.format(self.lease_us / 1_000_000),) if is_lost else ()
-
-
-@cache
-def leases_of(shown: str, namespace: str) -> Leases:
-    """This process's leases in a namespace of a server."""
-    return Leases()
+        return (LOST.format(self._lease_us / 1_000_000),) if is_lost else ()

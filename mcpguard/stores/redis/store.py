@@ -40,7 +40,7 @@ from mcpguard.stores.redis.request import (
     taken_caps,
     verdicts_of,
 )
-from mcpguard.stores.redis.scripts import script
+from mcpguard.stores.redis.scripts import LEASE_US, script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
 from mcpguard.stores.redis.url import RedisUrl
@@ -81,7 +81,7 @@ class RedisStore:
         options: How the store is used.
         clock: The store's time instead of the server's, for tests.
         wall: Wall-clock time, for the audit log.
-        leases: The leases of this process's calls in flight; None for leases that end with this object.
+        lease_us: How long a call in flight keeps its place if this process dies or loses the server.
 
     Attributes:
         warnings: See `Recoverable`.
@@ -97,7 +97,7 @@ class RedisStore:
         *,
         clock: Clock | None = None,
         wall: Clock = wall_us,
-        leases: Leases | None = None,
+        lease_us: int = LEASE_US,
     ) -> None:
         options = options or Options()
         self._shown = address.shown
@@ -107,10 +107,10 @@ class RedisStore:
         self._wall = wall
         self._prefix = states.prefix(options.namespace)
         self._audit = rows.audit_keys(self._prefix)
-        self._leases = leases or Leases()
+        self._leases = Leases(lease_us)
         self._ticks = clock or boot_us
         names = ("charge", "settle", "hold", "renew", "adopt", "append", "record")
-        self._scripts = {name: script(name, is_time_given=clock is not None, lease_us=self._leases.lease_us) for name in names}
+        self._scripts = {name: script(name, is_time_given=clock is not None, lease_us=lease_us) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
