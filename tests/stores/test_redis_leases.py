@@ -13,9 +13,10 @@ from mcpguard.core.policy.model import Counter
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
+from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
-from tests.core.build import TESTS, WALL_US, Session, Time
+from tests.core.build import TESTS, WALL_US, Session, Time, Wrapper
 from tests.redis_servers import ENOUGH_S, Server, running, wait_for
 
 PATIENT = Options(timeout_ms=20_000)
@@ -443,6 +444,35 @@ def test_calls_of_a_plan_that_counts_no_errors_and_has_no_cap_cost_no_command_wh
     (request,) = one.charges("free")
     one.store.close()
     one.store.settle([Ending(1 << 64, request.plan, failed=True)])
+
+
+@pytest.mark.parametrize("keeps_data", [True, False])
+def test_a_call_that_outlives_a_restart_of_the_server_has_its_place_again(tmp_path: Path, *, keeps_data: bool) -> None:
+    with running(tmp_path / "redis", "--appendonly", "yes" if keeps_data else "no", "--appendfsync", "always") as own:
+        time, said = Time(), list[str]()
+        wrapper = FailoverStore(
+            lambda: RedisStore(own.address, PATIENT), mode="local", notify=said.append, timeout_ms=30_000, clock=time
+        )
+        session = Wrapper(wrapper, ONE)
+        (request,) = session.charges("x")
+        (verdict,) = wrapper.decide([request], session.journal)
+        assert verdict.lease is not None
+        own.kill()
+        assert session.decisions("x") == ["rate_limited"]
+        own.start()
+
+        def is_back() -> bool:
+            time.pass_s(10)
+            wrapper.tend()
+            return said[-1].startswith("store is back")
+
+        wait_for(is_back, "the store is not used again")
+        other = Session(RedisStore(own.address, PATIENT), ONE, session="b" * 16)
+        assert other.decisions("x") == ["rate_limited"]
+        wrapper.settle([Ending(verdict.row_id or 0, request.plan, failed=False)])
+        assert other.decisions("x") == ["allowed"]
+        for store in (wrapper, other.store):
+            store.close()
 
 
 Start = Callable[[], subprocess.Popen[str]]
