@@ -20,11 +20,11 @@
 
 local CALL = 'sssss'
 local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
--- n, window (0: calls in flight), index of the counter (0: none), rule, rank, what the call takes, the longest wait, fragment. The
--- rank is 2 if the limit is observed, and 1 more if it counts errors or calls in flight
-local LIMIT = '<i8i8I4I4I4i8i8s'
-local N, WINDOW, COUNTER, RULE, RANK, UNITS, WAIT, FRAGMENT = 1, 2, 3, 4, 5, 6, 7, 8
-local OBSERVED = 2
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, fragment. The rank is 2 if the limit is observed, and
+-- 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the longest wait follow
+local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4s', '<i8i8'
+local N, WINDOW, COUNTER, RULE, RANK, FRAGMENT, UNITS, WAIT = 1, 2, 3, 4, 5, 6, 8, 9
+local OBSERVED, MORE = 2, 4
 local NOTHING_EXCEEDED = {}
 local QUESTION_MARK = 63
 
@@ -53,7 +53,7 @@ for request = 1, requests do
   local decision, memory, beginning, detail, short = struct.unpack(CALL, ARGV[3 + requests + request])
   local remembered = memory ~= '' and cjson.decode(memory)
   local fragment, is_storm, choices = '', remembered and remembered[1][1] == 1, nil
-  if string.byte(decision) == QUESTION_MARK then
+  if decision ~= '' and string.byte(decision) == QUESTION_MARK then
     decision, choices = '', decision
   end
   local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
@@ -66,9 +66,11 @@ for request = 1, requests do
       local from, at = 1, 1
       while from <= #packed do
         local limit = {struct.unpack(LIMIT, packed, from)}
-        limits[at], from, at = limit, limit[9], at + 1
-        if limit[WINDOW] == 0 and limit[N] > 0 then
-          limits.has_cap = true
+        limits[at], from, at = limit, limit[7], at + 1
+        if limit[RANK] >= MORE then
+          limit[RANK] = limit[RANK] - MORE
+          limit[UNITS], limit[WAIT], from = struct.unpack(MORE_OF_LIMIT, packed, from)
+          limits.has_cap = limits.has_cap or limit[WINDOW] == 0
         end
       end
       if requests > 1 then
@@ -106,7 +108,7 @@ for request = 1, requests do
         end
         held[counter] = used
       end
-      if n == 0 or used + limit[UNITS] > n then
+      if n == 0 or used + (limit[UNITS] or 1) > n then
         full = full or {}
         full[#full + 1] = at
       else
@@ -114,7 +116,7 @@ for request = 1, requests do
           smallest[counter] = limit
         end
         local rank = limit[RANK]
-        local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS]) -- a call takes no error
+        local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS] or 1) -- a call takes no error
         if not remaining or rank < lowest or (rank == lowest and n - sum < remaining) then
           reported, held_by_reported, remaining, lowest = at, sum, n - sum, rank
         end
@@ -133,7 +135,7 @@ for request = 1, requests do
       exceeded, reported = {}, 0
       for _, at in ipairs(#enforced > 0 and enforced or full) do
         local limit = limits[at]
-        local n, window, units = limit[N], limit[WINDOW], limit[UNITS]
+        local n, window, units = limit[N], limit[WINDOW], limit[UNITS] or 1
         local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as core/verdict.severity; false: no wait is enough
         if window > 0 and units <= n then -- as core/limiter.retry_after
           local log = alive[limit[COUNTER]]
@@ -189,7 +191,7 @@ for request = 1, requests do
       if is_held and is_denied then -- as core/waiting.is_held
         for _, one in ipairs(exceeded) do
           local limit = limits[one[1]]
-          local left, after = limit[WAIT] - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
+          local left, after = (limit[WAIT] or 0) - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
           is_held = is_held and left > 0 and after and after <= left
         end
       end
@@ -205,7 +207,7 @@ for request = 1, requests do
         in_flight[counter], taken = in_flight[counter] + 1, taken or {}
         taken[#taken + 1] = counter
       elseif limit[RANK] % 2 == 0 then
-        local log, n, cost = alive[counter], limit[N], limit[UNITS]
+        local log, n, cost = alive[counter], limit[N], limit[UNITS] or 1
         -- INSERT count.lua
         logs[counter], charged[counter] = log, window
       end

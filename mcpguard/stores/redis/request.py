@@ -18,7 +18,8 @@ _RESULTS: Final = 6
 _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
-_LIMIT: Final = struct.Struct("<qqIIIqq")
+_LIMIT: Final = struct.Struct("<qqIII")
+_MORE_OF_LIMIT: Final = struct.Struct("<qq")
 
 _DECIDED: Final[dict[bytes, Decided]] = {
     b"allowed": "allowed",
@@ -120,23 +121,17 @@ def rest(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) ->
 
 @lru_cache(maxsize=512)
 def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
-    """A plan's limits as `LIMIT` in `charge.lua`, with a NUL after each."""
-    return b"".join(
-        [
-            _LIMIT.pack(
-                limit.n,
-                limit.window_us,
-                indexes[limit.counter] if limit.n else 0,
-                limit.rule,
-                2 * limit.observe + (limit.counts in {"errors", "concurrent"}),
-                limit.cost,
-                limit.wait_us,
-            )
-            + fragment(reported).encode()
-            + b"\0"
-            for limit, reported in zip(plan.limits, plan.reported, strict=True)
-        ]
-    )
+    """A plan's limits: see `LIMIT` in `charge.lua`. A NUL ends the fragment."""
+    packed: list[bytes] = []
+    for limit, reported in zip(plan.limits, plan.reported, strict=True):
+        counter = indexes[limit.counter] if limit.n else 0
+        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"})
+        has_more = limit.counts != "calls" or limit.wait_us > 0
+        packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank + 4 * has_more))
+        packed.append(fragment(reported).encode() + b"\0")
+        if has_more:
+            packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us))
+    return b"".join(packed)
 
 
 pack_append_head: Final = struct.Struct("<qq").pack
