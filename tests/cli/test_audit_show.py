@@ -231,6 +231,7 @@ def test_a_call_above_a_cap_shows_what_is_in_flight_and_raises_the_cap_only(caps
     assert "1-in-flight for user=alice@acme.com tool=echo server=crm\n      then: 1 in flight, 0 left, count 2 with" in out
     assert "\n      now:  1 in flight, 0 left\n" in out
     assert "reason:      concurrent\n" in out
+    told: dict[str, object]
     (told,) = _audit_show.as_json(found, kinds.policy, is_starter=False)["limits"]  # type: ignore[misc]
     assert (told["limit"], told["window"], told["counts"]) == (1, None, "concurrent")
     assert told["now"] == {"limit": 1, "used": 1, "remaining": 0, "retry_after_ms": None}

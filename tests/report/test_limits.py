@@ -81,7 +81,7 @@ def stored_of(limit: dict[str, object], decision: str, **members: object) -> Sto
 
 
 def test_the_page_names_each_kind_of_limit() -> None:
-    limits = [
+    limits: list[dict[str, object]] = [
         {"axis": "user", "rule": "user=*", "limit": 2, "counts": "concurrent"},
         {"axis": "tool", "rule": "tool=sync", "limit": 3, "window": "1m", "counts": "errors"},
         {"axis": "tool", "rule": "tool=closed"},

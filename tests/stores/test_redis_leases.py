@@ -278,8 +278,7 @@ def test_a_call_is_not_forwarded_if_its_place_was_given_away_before_its_verdict_
         assert other.decision() == "allowed"
 
     Interrupted(stopped, monkeypatch, sleep)
-    with pytest.raises(StoreUnavailable, match="gave the place of a call to another, because this process was stopped"):
-        stopped.begin()
+    assert stopped.decision() == "rate_limited", "it was decided anew"
     assert stopped.told() == ()
     assert not stopped.store.needs_tending
     assert other.used == [1]
@@ -298,9 +297,7 @@ def test_a_call_whose_verdict_arrives_late_is_forwarded_if_nobody_took_its_place
     assert other.decision() == "rate_limited"
 
 
-def test_the_row_of_a_call_that_was_not_forwarded_is_deleted(
-    guards: Guards, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_that_is_decided_anew_has_one_row(guards: Guards, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, other = guards()
 
     def sleep() -> None:
@@ -308,12 +305,9 @@ def test_the_row_of_a_call_that_was_not_forwarded_is_deleted(
         other.begin()
 
     Interrupted(stopped, monkeypatch, sleep)
-    (request,) = stopped.charges("x")
-    with pytest.raises(StoreUnavailable):
-        stopped.store.decide([request], stopped.journal)
-    stopped.store.append(stopped.journal.rows([request], [Verdict("unavailable")], WALL_US))
+    assert stopped.decision() == "rate_limited"
     mine = [entry.record for entry in stopped.store.entries() if entry.record["session"] == stopped.journal.session]
-    assert [(record["seq"], record["decision"]) for record in mine] == [(1, "unavailable")]
+    assert [(record["seq"], record["decision"]) for record in mine] == [(1, "rate_limited")]
 
 
 def test_only_a_call_with_a_place_has_a_lease(guards: Guards, time: Time) -> None:

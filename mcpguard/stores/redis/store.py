@@ -90,6 +90,8 @@ class RedisStore:
         StoreUnavailable: The server does not answer, refuses us, or is too old.
     """
 
+    args_key: bytes
+
     def __init__(
         self,
         address: RedisUrl,
@@ -205,6 +207,14 @@ class RedisStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
+        for _ in range(_TRIES):
+            verdicts = self._decide(requests, journal)
+            if verdicts is not None:
+                return verdicts
+        raise StoreUnavailable(f"{self._shown} gave the place of a call to another each time", "is this process often stopped?")
+
+    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict] | None:
+        """Decide requests. None if a place was given to another call before this process could use it."""
         time_us = self._wall()
         counters = counters_of(requests)
         has_caps = requests[0].plan.caps if len(requests) == 1 else any(one.plan.caps for one in requests)
@@ -212,8 +222,8 @@ class RedisStore:
         reply = self._charge(requests, counters, journal, time_us)
         self._seen.note(counters, reply[1 : 1 + len(counters)], self._now_us())
         verdicts = verdicts_of(requests, counters, reply)
-        if has_caps:
-            self._keep_places(requests, verdicts, sent_us)
+        if has_caps and not self._keep_places(requests, verdicts, sent_us):
+            return None
         if len(verdicts) == 1 and verdicts[0].forwards:
             journal.wrote(requests[0], verdicts[0])
             return verdicts
@@ -247,13 +257,13 @@ class RedisStore:
     def _too_late(self) -> StoreUnavailable:
         return StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
 
-    def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> None:
+    def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> bool:
         """Keep the places that calls have just got.
 
         This process may have been stopped before it read the reply, for longer than the leases. Then they are renewed.
 
-        Raises:
-            StoreUnavailable: A place was given to another call, so this one must not be forwarded.
+        Returns:
+            False if a place was given to another call, so that this one must not be forwarded. Then all rows are deleted.
         """
         places: dict[int, Place] = {}
         for request, one in zip(requests, verdicts, strict=True):
@@ -270,10 +280,10 @@ class RedisStore:
                 self._delete_rows(verdicts)
             self._reply_lost = False
             if is_lost:
-                what = "gave the place of a call to another, because this process was stopped before it forwarded the call"
-                raise StoreUnavailable(f"{self._shown} {what}")
+                return False
         for call_id, place in places.items():
             self._leases.add(call_id, place)
+        return True
 
     def _delete_rows(self, verdicts: Sequence[Verdict]) -> None:
         """Delete the rows of a decision."""
