@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import Counts
-from mcpguard.core.policy.model import ARGUMENTS, AXES, PER, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.core.policy.model import AXES, PER, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.core.policy.plan import ARGUMENTS
 from mcpguard.errors import PolicyError, Problem
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mcpguard.core.policy.explain import sentences
 from mcpguard.core.policy.lint import warnings
-from mcpguard.core.policy.model import Call, Label, Plan, Policy, Rate, Reported, Rule, label_parts
+from mcpguard.core.policy.model import Call, Policy, Rate, Rule
 from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
+from mcpguard.core.policy.plan import Label, Plan, Reported, label_parts
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
 
