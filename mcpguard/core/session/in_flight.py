@@ -40,7 +40,7 @@ class RequestsInFlight:
     """The requests in flight, by id, and the outcomes that are not recorded yet.
 
     Attributes:
-        endings: The calls that have ended and that the store has to be told of at once.
+        endings: The calls that have ended and that the store has to be told of at once. Whoever tells it empties the list.
         to_settle: How many of the requests in flight are such calls.
     """
 
@@ -90,11 +90,6 @@ class RequestsInFlight:
             if request.row_id is not None:
                 self.endings.append(Ending(request.row_id, request.plan, failed=outcome in FAILED))
         return request
-
-    def take_endings(self) -> list[Ending]:
-        """Remove and return the endings."""
-        taken, self.endings = self.endings, []
-        return taken
 
     def end_all(self, outcome: str, now_us: int) -> list[str]:
         """Forget all requests; returns their ids, oldest first."""

@@ -113,6 +113,7 @@ class Session:
         self._callers = Callers(identity, policy, journal.session, namespace)
         self._requests = DecisionRequests(self._callers, arguments, args_key)
         self._in_flight = RequestsInFlight()
+        self._endings = self._in_flight.endings
         self._retries = FreeRetries()
         self._held = HeldCalls(self._retries)
         self._client_waits = True
@@ -124,12 +125,14 @@ class Session:
     def handle(self, event: events.Event) -> list[Command]:
         """Take an event; returns the commands that it leads to, in order."""
         commands = _TRANSITIONS[type(event)](self, event)
-        if self._in_flight.endings:
-            endings = self._in_flight.take_endings()
-            for ending in endings:
-                self._held.freed(ending.plan)
-            commands.insert(0, Settle(endings))
-        return commands
+        return [self._settle(), *commands] if self._endings else commands
+
+    def _settle(self) -> Settle:
+        endings = self._endings.copy()
+        self._endings.clear()
+        for ending in endings:
+            self._held.freed(ending.plan)
+        return Settle(endings)
 
     @property
     def awaits_answers(self) -> bool:
