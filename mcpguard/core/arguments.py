@@ -12,7 +12,8 @@ _MAX_CHARS: Final = 64 * 1024
 
 def args_hash(arguments: object, key: bytes) -> bytes:
     """A keyed BLAKE2b of a call's arguments. Equal arguments have equal hashes; without the key a hash reveals nothing."""
-    return _hash(arguments.text if isinstance(arguments, Unbuilt) else canonical(arguments), key)
+    text = arguments.text if isinstance(arguments, Unbuilt) else canonical(arguments)
+    return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()
 
 
 def counted_hash(params: dict[str, object], key: bytes) -> str:
@@ -23,11 +24,11 @@ def counted_hash(params: dict[str, object], key: bytes) -> str:
     """
     arguments = params.get("arguments", {})
     if isinstance(arguments, Unbuilt):
-        return _hash(arguments.text, key).hex()
+        return args_hash(arguments, key).hex()
     text = canonical(arguments)
     if len(text) <= _MAX_CHARS and any(sign in text for sign in _OF_FLOATS):
-        text = canonical(_with_integers(arguments))
-    return _hash(text, key).hex()
+        arguments = _with_integers(arguments)
+    return args_hash(arguments, key).hex()
 
 
 _OF_FLOATS: Final = (".0", "e+")
@@ -43,7 +44,3 @@ def _with_integers(value: object) -> object:
     if isinstance(value, dict):
         return {key: _with_integers(one) for key, one in value.items()}
     return value
-
-
-def _hash(text: str, key: bytes) -> bytes:
-    return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()

@@ -12,7 +12,7 @@ from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.jsonrpc.skim import Unbuilt
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.plan import Plan
-from mcpguard.core.session.callers import Callers
+from mcpguard.core.session.callers import Caller, Callers
 from mcpguard.core.verdict import DecisionRequest
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -48,25 +48,30 @@ class DecisionRequests:
         noted = agents.get(call_id(call_meta) or "") if agents else None
         tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
         caller = self._callers.caller(client_name, call_meta.get(meta.AGENT), noted, tier, params["name"])
-        plan = caller.plan
-        if plan.is_split:
-            key = self._args_key() or self._callers.session.encode()  # whoever can read the hash can read either key
-            plan = caller.plan_of(counted_hash(params, key))
-        request = DecisionRequest(caller.call, plan, caller.context, frame, frame.id)
+        request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
                 request.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
-        if plan.cost is not None:
-            request.detail = {**request.detail, "cost": plan.cost}
-        if plan.waits:
-            request.waited_us = 0
+        if not caller.plan.is_plain:
+            self._complete(request, caller, params)
         trace = call_meta.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
+
+    def _complete(self, request: DecisionRequest, caller: Caller, params: dict[str, object]) -> None:
+        """Add what only the requests of some plans have."""
+        plan = caller.plan
+        if plan.is_split:
+            key = self._args_key() or self._callers.session.encode()  # whoever can read the hash can read either key
+            request.plan = caller.plan_of(counted_hash(params, key))
+        if plan.cost is not None:
+            request.detail = {**request.detail, "cost": plan.cost}
+        if plan.waits:
+            request.waited_us = 0
 
     def of_refusal(self, refusal: Refusal) -> DecisionRequest:
         """The row of a frame that was refused."""
