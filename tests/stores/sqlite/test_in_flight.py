@@ -437,7 +437,7 @@ def test_a_decision_that_fails_takes_no_place(open_store: Open, monkeypatch: pyt
                 caller.decide("x")
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 caller.store.settle([Ending(*caller.flying[0], False)])
-        assert caller.store._memory.in_flight.state(caller.flying[0][1].counters[0].id) == (1,)  # type: ignore[attr-defined]
+        assert caller.store._follower.memory.in_flight.state(caller.flying[0][1].counters[0].id) == (1,)  # type: ignore[attr-defined]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
 
@@ -445,7 +445,7 @@ def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_sto
     caller, other = Caller(open_store(timeout_ms=20), CAPPED), open_store()
     caller.decide("x", "x")
     ending = Ending(*caller.flying[0], False)
-    with other._turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
+    with other._follower.turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
         caller.store.settle([ending])
     assert caller.words("x") == ["rate_limited"]
     caller.store.settle([ending])
@@ -462,7 +462,7 @@ def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeyp
             caller.decide("y")
     with contextlib.suppress(StoreUnavailable):
         while True:
-            store._append([entries.freed_line(1, 1)])
+            store._follower.append([entries.freed_line(1, 1)])
     with monkeypatch.context() as patched:
         patched.setattr(store, "_with_lock", None)
         with pytest.raises(StoreUnavailable, match="is full"):
@@ -475,7 +475,7 @@ def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeyp
 def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> None:
     caller, other = Caller(open_store(timeout_ms=1), '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'), open_store()
     caller.decide("x")
-    with other._turn():
+    with other._follower.turn():
         caller.end()
 
 
