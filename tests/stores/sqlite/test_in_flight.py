@@ -17,6 +17,7 @@ from mcpguard.files import open_private
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
 from mcpguard.stores.sqlite import call_log, entries, memory, owners, schema
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -380,7 +381,7 @@ def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     if not ahead:  # as if the database were always beyond the log that was read before the turn
-        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+        monkeypatch.setattr(Follower, "learn_ahead", lambda *_: None)
     policy = '[[rule]]\ntool = "*"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\n'
     callers = [Caller(open_store(), policy, session=f"{at:016x}") for at in range(2)]
     tools = [f"tool{at}" for at in range(40)]
@@ -405,7 +406,7 @@ def test_an_error_never_precedes_the_last_one_of_its_counter_even_if_that_is_onl
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     if not ahead:
-        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+        monkeypatch.setattr(Follower, "learn_ahead", lambda *_: None)
     caller = Caller(open_store(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\ncount = "errors"\n')
     caller.decide("x", "x")
     caller.end(failed=True)
