@@ -274,7 +274,7 @@ class Session:
     def _continue(self, request: DecisionRequest) -> None:
         """Let a free retry pass, which is not charged. While it is in flight it takes a place under each cap."""
         request.plan = request.plan.only(lambda limit: limit.counts == "concurrent" or not limit.n)
-        if not request.plan.caps:
+        if not (request.plan.caps or request.plan.is_closed):
             request.decided, request.waited_us = "continued", None
 
     def _passing(self, frame: Frame) -> ToServer:

@@ -247,6 +247,20 @@ def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> No
     assert talk.client(call_line("browse", 4)) == ["answered 4: 429"], "the retry holds the place"
 
 
+def test_a_free_retry_that_waits_is_denied_when_the_tool_is_closed_and_can_be_made_again() -> None:
+    talk = Talk(CAP)
+    talk.client(call_line("browse", 1))
+    talk.server(
+        {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s", "inputRequests": {}}}
+    )
+    assert talk.client(call_line("browse", 2), call_line("browse", 3, requestState="s")) == ["forwarded 2"]
+    talk.take_up('[[rule]]\ntool = "browse"\nlimit = "deny"\n')
+    assert talk.attend() == ["answered 3: 403"]
+    talk.take_up('[[rule]]\ntool = "browse"\nlimit = "1/1h"\n')
+    assert talk.client(call_line("browse", 4, requestState="s"), call_line("browse", 5)) == ["forwarded 4", "forwarded 5"]
+    assert [record["decision"] for record in talk.records[-2:]] == ["continued", "allowed"]
+
+
 def test_a_tool_that_fails_is_closed_until_the_errors_have_left_the_window() -> None:
     talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "2/1m"\n')
     for at in range(1, 5):
