@@ -2,11 +2,10 @@
 
 import json
 import re
-from typing import get_args
 
 from mcpguard.core.audit import MEMBERS
-from mcpguard.core.verdict import FORWARDED, Decided
-from tests.audit_examples import HEADING, PAGE, examples, section
+from mcpguard.core.verdict import FORWARDED
+from tests.audit_examples import HEADING, PAGE, WRITTEN, examples, section
 
 TEXT, _, EXAMPLES = PAGE.read_text().partition(HEADING)
 
@@ -26,7 +25,7 @@ def test_every_member_of_a_row_is_described() -> None:
 
 def test_every_decision_is_described_and_said_to_be_forwarded_or_not() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", chapter("Decisions"), re.MULTILINE))
-    assert list(rows) == list(get_args(Decided))
+    assert list(rows) == WRITTEN
     assert {name for name, forwarded in rows.items() if forwarded == "yes"} == FORWARDED
 
 
