@@ -71,9 +71,8 @@ class MemoryStore:
         for ending in endings:
             counters = ending.plan.counters
             for limit in ending.plan.limits:
-                if limit.counts == "concurrent":
-                    key = counters[limit.counter].id
-                    states[key] = limiter.release(states.get(key, EMPTY), ending.row_id)
+                if limit.counts == "concurrent" and (key := counters[limit.counter].id) in states:
+                    states[key] = limiter.release(states[key], ending.row_id)
             if ending.failed:
                 logs = [states.get(counter.id, EMPTY) for counter in counters]
                 after, charged = limiter.fail(ending.plan.limits, logs, now_us)
@@ -86,7 +85,8 @@ class MemoryStore:
         for call_id, counters in calls.items():
             for counter in counters:
                 self._memory.counters[counter.id] = counter
-                self._memory.states[counter.id] = (*self._memory.states.get(counter.id, EMPTY), call_id)
+                others = limiter.release(self._memory.states.get(counter.id, EMPTY), call_id)
+                self._memory.states[counter.id] = (*others, call_id)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""

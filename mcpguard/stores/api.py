@@ -198,7 +198,10 @@ class CallStore(Protocol):
         """Whether `tend` has to be called soon even if no call comes."""
 
     def close(self) -> None:
-        """Release all resources."""
+        """Release all resources.
+
+        Calls in flight keep their places while the process lives: after a failure the store is opened again.
+        """
 
 
 class AuditReader(Protocol):
@@ -267,6 +270,8 @@ class Recoverable(CallStore, AuditReader, Protocol):
 
     def hold(self, calls: Mapping[int, Sequence["Counter"]]) -> None:
         """Give places to calls in flight that were admitted without this store, whether there is room or not.
+
+        A caller that does not know whether a call has got its place asks again, with the same id. The call has it once.
 
         Args:
             calls: By an id of each call, its counters of calls in flight. `settle` frees the places with this id as the row id.

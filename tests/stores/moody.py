@@ -1,14 +1,14 @@
 """A wrapper with failover around a store in memory that fails on demand."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.model import Counter
-from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.spill import SpillFolder
@@ -40,6 +40,17 @@ class Moody(MemoryStore):
     def record(self, outcomes: Sequence[Outcome]) -> None:
         self._place.reach("record")
         super().record(outcomes)
+
+    def settle(self, endings: Sequence[Ending]) -> None:
+        self._place.reach("settle")
+        super().settle(endings)
+        self._place.has_done("settle")
+
+    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+        assert all(call_id < 0 for call_id in calls)
+        self._place.reach("hold")
+        super().hold(calls)
+        self._place.has_done("hold")
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
         self._place.reach("adopt")
@@ -119,7 +130,7 @@ class Place:
         self.failing = {one: StoreUnavailable("it is gone", "bring it back") for one in what}
 
     def break_down(self) -> None:
-        self.fail("open", "decide", "append", "record", "adopt", "tend")
+        self.fail("open", "decide", "append", "record", "adopt", "tend", "settle", "hold")
 
     def kill(self) -> None:
         """Release the locks on spill files, as the system does when the process is killed."""
@@ -147,6 +158,18 @@ class Place:
     def ends(self, verdict: Verdict, outcome: str = "ok") -> None:
         assert verdict.row_id is not None
         self.store.record([Outcome(verdict.row_id, outcome, 1000)])
+
+    def starts(self, tool: str = "search") -> Ending:
+        """A call that is forwarded. Returns how it will end."""
+        (request,) = self.session.charges(tool)
+        (verdict,) = self.store.decide([request], self.session.journal)
+        assert verdict.forwards
+        assert verdict.row_id is not None
+        return Ending(verdict.row_id, request.plan, failed=False)
+
+    def stops(self, *calls: Ending, failed: bool = False) -> None:
+        """The server answers calls."""
+        self.store.settle([call._replace(failed=failed) for call in calls])
 
     def used(self) -> list[int]:
         return [held.used for held in MemoryStore(self.memory, clock=self.time).held()]

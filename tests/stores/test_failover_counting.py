@@ -102,7 +102,9 @@ def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
     (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    place.memory.states.update({counter.id: () for counter in echo if counter.id not in place.memory.states})
+    for counter in echo:
+        place.memory.states.setdefault(counter.id, ())
+        place.memory.counters[counter.id] = counter
     place.time.pass_s(60)
     place.break_down()
     assert place.call(1, "echo") == ["allowed"]
@@ -141,6 +143,14 @@ def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
     place.forgotten.intersection_update(counter.id for counter in place.memory.counters.values() if '"tool"' in counter.label)
     place.break_down()
     assert place.call(2, "echo") == ["allowed", "rate_limited"]
+
+
+def test_an_observed_limit_that_cannot_be_counted_is_not_counted_from_zero() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "9/1h"\n[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
+    place.call(2, "echo")
+    place.forgotten.update(key for key, counter in place.memory.counters.items() if '"tool"' in counter.label)
+    place.break_down()
+    assert place.call(3, "echo") == ["allowed"] * 3
 
 
 # a call that cannot be recorded is not forwarded

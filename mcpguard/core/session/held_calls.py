@@ -1,12 +1,16 @@
 """The calls that are held until their limits have room: who is next, and when."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mcpguard.core import limiter, meta
+from mcpguard.core.audit import Row
+from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc.frames import Frame, id_text
 from mcpguard.core.policy.model import Plan
 from mcpguard.core.session.decision_requests import meta_of
+from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.core.waiting import MAX_WAITING, wait_in_queue_us
@@ -68,10 +72,18 @@ class HeldCall:
 
 
 class HeldCalls:
-    """The held calls by request id, in the order of their arrival."""
+    """The held calls by request id, in the order of their arrival.
 
-    def __init__(self) -> None:
+    A call is dropped if nobody waits for it any more. It is charged nothing, and has an audit row.
+
+    Args:
+        retries: The free retries. One that is dropped can be made again.
+    """
+
+    def __init__(self, retries: FreeRetries) -> None:
         self._calls: dict[str, HeldCall] = {}
+        self._retries = retries
+        self._dropped: list[tuple[DecisionRequest, Verdict]] = []  # calls whose rows are not written yet
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -159,11 +171,43 @@ class HeldCalls:
             self._hurry_next(call.waits_for)
         return call
 
-    def remove_all(self) -> list[HeldCall]:
-        """Forget all calls and return them."""
-        calls = list(self)
-        self._calls.clear()
-        return calls
+    def drop(self, request_id: str | None, why: str) -> None:
+        """Drop a call, if it is held."""
+        call = self.remove(request_id)
+        if call is not None:
+            self.note_drop(call.request, call.verdict, why)
+
+    def drop_all(self, why: str) -> list[str]:
+        """Drop all calls; returns their ids."""
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            self.note_drop(call.request, call.verdict, why)
+        return [*calls]
+
+    def note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
+        """Let the row of a call be written that was dropped, or cancelled before it was held."""
+        request.detail = {**request.detail, "reason": why}
+        refused = copy.copy(verdict)
+        refused.decision, refused.states = "rate_limited", ()
+        self._dropped.append((request, refused))
+        self._retries.give_back(request)
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether there are rows of dropped calls to write."""
+        return bool(self._dropped)
+
+    def rows(self, journal: Journal, wall_us: int) -> list[Row]:
+        """The rows of the calls that were dropped since the last time.
+
+        Args:
+            journal: The session's journal.
+            wall_us: Wall-clock time.
+        """
+        if not self._dropped:
+            return []
+        dropped, self._dropped = self._dropped, []
+        return journal.rows([request for request, _ in dropped], [verdict for _, verdict in dropped], wall_us)
 
     def hurry(self) -> None:
         """Let all calls be decided anew at once."""

@@ -55,18 +55,17 @@ Invariants
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import audit, denial
+from mcpguard.core import audit
 from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc import answers, frames
 from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame, Refusal
 from mcpguard.core.policy.model import Policy
-from mcpguard.core.session import events
+from mcpguard.core.session import events, replies
 from mcpguard.core.session.callers import Callers
 from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
@@ -81,11 +80,6 @@ MAX_OUTCOMES: Final = 16
 """Outcomes in one `Record`, or a 64th of all, if that is more: calls are not decided while the store writes it."""
 
 _INPUT_CLOSED: Final = "the server has closed its input"
-_UNJUDGED: Final = "mcpguard failed to judge this request; it was not forwarded"
-
-_SERVER_GONE: Final = "server_gone"
-"""The audit's reason for a call that came when the server took nothing more."""
-
 _NO_AGENTS: Final[Mapping[str, str]] = {}
 
 
@@ -120,13 +114,12 @@ class Session:
         self._requests = DecisionRequests(self._callers, arguments, args_key)
         self._in_flight = RequestsInFlight()
         self._retries = FreeRetries()
-        self._held = HeldCalls()
-        self._dropped: list[tuple[DecisionRequest, Verdict]] = []  # held calls that have ended undecided, and have no row yet
+        self._held = HeldCalls(self._retries)
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
         self._exchange = self._idle = Exchange((), 0)
-        self._recording: Sequence[audit.Row] = ()
+        self._recording: list[audit.Row] = []
 
     def handle(self, event: events.Event) -> list[Command]:
         """Take an event; returns the commands that it leads to, in order."""
@@ -146,7 +139,7 @@ class Session:
     @property
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded, or rows of held calls that were dropped."""
-        return self._in_flight.outcomes > 0 or bool(self._dropped)
+        return self._in_flight.outcomes > 0 or self._held.has_dropped
 
     @property
     def settles(self) -> bool:
@@ -226,17 +219,17 @@ class Session:
         exchange.agents = agents
         for message in exchange.messages:
             if self._held and isinstance(message, Frame) and message.id in self._held:
-                self._drop(message.id, "its id was used again")  # the answers to the two could not be distinguished
+                self._held.drop(message.id, "its id was used again")  # the answers to the two could not be distinguished
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
                 if message.answered:
-                    steps.append(_refused(message))
+                    steps.append(replies.refused(message))
             elif message.method == TOOLS_CALL:
                 exchange.request(self._call(message, agents))
             elif not self._input_closed:
                 steps.append(self._passing(message))
             elif message.id is not None and self._client_waits:
-                steps.append(ToClient(denial.error(message.id, denial.SERVER_GONE, self._input_closed)))
+                steps += replies.gone([message.id], self._input_closed)
         if self._held:
             self._add_due(exchange)
         return self._go_on()
@@ -253,7 +246,7 @@ class Session:
         unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
         if self._input_closed:
             request.decided = "unavailable"
-            request.detail = {**request.detail, "reason": _SERVER_GONE}
+            request.detail = {**request.detail, "reason": replies.SERVER_GONE}
             request.why = self._input_closed
         elif unauthenticated:
             request.decided = "unauthenticated"
@@ -292,7 +285,7 @@ class Session:
     def _cancelled(self, request_id: object) -> None:
         cancelled = frames.id_text(request_id)
         if cancelled in self._held:
-            self._drop(cancelled, "cancelled while it waited")
+            self._held.drop(cancelled, "cancelled while it waited")
         elif cancelled is not None and not self._in_flight.end(cancelled, "cancelled", self._exchange.now_us):
             # The request may be in the same exchange, and not sent yet
             self._exchange.withdrawn.update(request for request in self._exchange.requests if request.request_id == cancelled)
@@ -326,21 +319,8 @@ class Session:
             if request in exchange.withdrawn:
                 self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
             return ToServer(request.frame.raw + b"\n")
-        params = request.frame.params
-        self._give_back(request)
-        return self._denied(
-            request.request_id, request, verdict, is_task=isinstance(params, dict) and params.get("task") is not None
-        )
-
-    def _denied(self, request_id: str, request: DecisionRequest, verdict: Verdict, *, is_task: bool) -> ToClient | None:
-        """The denial of a call. None if the server has gone and the client has left."""
-        reason = str(request.detail.get("reason", ""))
-        if reason == _SERVER_GONE:
-            return ToClient(denial.error(request_id, denial.SERVER_GONE, request.why)) if self._client_waits else None
-        code, message, data = denial.describe(request.call, verdict, reason, request.why)
-        if denial.form(self._denials, request.client_name) == "result" and not is_task:
-            return ToClient(denial.result(request_id, message, data))
-        return ToClient(denial.error(request_id, code, message, data))
+        self._retries.give_back(request)
+        return replies.denied(request.request_id, request, verdict, denials=self._denials, waits=self._client_waits)
 
     # Held calls
 
@@ -355,7 +335,7 @@ class Session:
         """Hold a call. Returns False if it has to be decided again, without being held."""
         exchange = self._exchange
         if request in exchange.withdrawn:
-            self._note_drop(request, verdict, "cancelled while it waited")
+            self._held.note_drop(request, verdict, "cancelled while it waited")
         elif not self._held.hold(request, verdict, exchange.agents, exchange.now_us):
             request.waited_us, request.is_behind = None, False
             return False
@@ -381,33 +361,6 @@ class Session:
         steps += [ToClient(told) for call in self._held if call not in due and (told := call.progress(now_us))]
         exchange.steps[:0] = steps
 
-    def _drop(self, request_id: str | None, why: str) -> None:
-        """Drop a held call without an answer."""
-        call = self._held.remove(request_id)
-        if call is not None:
-            self._note_drop(call.request, call.verdict, why)
-
-    def _drop_all(self, why: str) -> list[str]:
-        """Drop all held calls; returns their ids."""
-        calls = self._held.remove_all()
-        for call in calls:
-            self._note_drop(call.request, call.verdict, why)
-        return [call.frame.id for call in calls if call.frame.id is not None]
-
-    def _note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
-        """Let the row of a dropped call be written. A free retry can be made again."""
-        request.detail = {**request.detail, "reason": why}
-        refused = copy.copy(verdict)
-        refused.decision, refused.states = "rate_limited", ()
-        self._dropped.append((request, refused))
-        self._give_back(request)
-
-    def _give_back(self, request: DecisionRequest) -> None:
-        """Undo the use of a free retry by a call that was not forwarded."""
-        params = request.frame.params if request.frame else None
-        if request.rounds and isinstance(params, dict):
-            self._retries.give_back(request.call.user, request.call.tool, params, request.rounds)
-
     # Verdicts
 
     def _decided(self, event: events.Decided) -> list[Command]:
@@ -421,7 +374,7 @@ class Session:
                 self._held.decided(request)
         for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):
             if verdict.has_own_row and verdict.decision in REFUSED:
-                lines.append(_line_of(audit.row(request, verdict, 0)))
+                lines.append(replies.line_of(audit.row(request, verdict, 0)))
         self._exchange.verdicts += event.verdicts
         return lines + self._go_on()
 
@@ -439,17 +392,16 @@ class Session:
     def _unjudged(self, event: events.Unjudged) -> list[Command]:
         self._exchange = self._idle
         commands: list[Command] = []
-        data: dict[str, object] = {"reason": "internal_error"}
         for line in event.lines:
             with contextlib.suppress(Exception):  # the bug may be in the parser
                 for message in frames.read([line]):
                     if isinstance(message, Refusal):
-                        commands += [_refused(message)] if message.answered else []
+                        commands += [replies.refused(message)] if message.answered else []
                     elif message.id is not None:
                         self._in_flight.end(message.id, "no_answer", event.now_us)
-                        commands.append(ToClient(denial.error(message.id, denial.UNAVAILABLE, _UNJUDGED, data)))
-        held = self._drop_all("mcpguard failed to judge it")  # the bug may be in judging them
-        return commands + [ToClient(denial.error(request_id, denial.UNAVAILABLE, _UNJUDGED, data)) for request_id in held]
+                        commands += replies.unjudged([message.id])
+        held = self._held.drop_all("mcpguard failed to judge it")  # the bug may be in judging them
+        return commands + replies.unjudged(held)
 
     # The server, and the end
 
@@ -464,54 +416,42 @@ class Session:
         return []
 
     def _undelivered(self, event: events.Undelivered) -> list[Command]:
-        ids = [
-            message.id
-            for line in event.data.split(b"\n")
-            for message in (frames.parse(line) if line else ())
-            if isinstance(message, Frame) and message.id is not None
-        ]
+        ids = replies.requests_in(event.data)
         unanswered = [request_id for request_id in ids if self._in_flight.end(request_id, "no_answer", event.now_us)]
         return self._answer_all(unanswered, _INPUT_CLOSED)
 
     def _close_input(self, event: events.InputClosed) -> list[Command]:
         self._input_closed = self._input_closed or event.why
-        return self._answer_all(self._drop_all("the server ended while it waited"), self._input_closed)
+        return self._answer_all(self._held.drop_all("the server ended while it waited"), self._input_closed)
 
     def _client_left(self, _: events.ClientLeft) -> list[Command]:
         self._client_waits = False
-        self._drop_all("the client left while it waited")
+        self._held.drop_all("the client left while it waited")
         return []
 
     def _exit(self, event: events.ServerExited) -> list[Command]:
         self._server_exited = True
-        unanswered = [*self._in_flight.end_all("no_answer", event.now_us), *self._drop_all("the server ended while it waited")]
-        return self._answer_all(unanswered, event.how)
+        held = self._held.drop_all("the server ended while it waited")
+        return self._answer_all([*self._in_flight.end_all("no_answer", event.now_us), *held], event.how)
 
     def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
         """Answer requests in the server's place, if the client waits for answers."""
-        if not self._client_waits:
-            return []
-        return [ToClient(denial.error(request_id, denial.SERVER_GONE, why)) for request_id in ids]
+        return [*replies.gone(ids, why)] if self._client_waits else []
 
     # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
         outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 64))
-        self._recording = [*self._dropped_rows(event.wall_us), *self.journal.flush(event.wall_us, all_of_them=event.everything)]
+        self._recording = self._held.rows(self.journal, event.wall_us)
+        self._recording += self.journal.flush(event.wall_us, all_of_them=event.everything)
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []
 
-    def _dropped_rows(self, wall_us: int) -> list[audit.Row]:
-        if not self._dropped:
-            return []
-        dropped, self._dropped = self._dropped, []
-        return self.journal.rows([request for request, _ in dropped], [verdict for _, verdict in dropped], wall_us)
-
     def _recorded(self, _: events.Recorded) -> list[Command]:
-        rows, self._recording = self._recording, ()
-        return [_line_of(row) for row in rows]
+        rows, self._recording = self._recording, []
+        return [replies.line_of(row) for row in rows]
 
     def _recording_failed(self, _: events.RecordingFailed) -> list[Command]:
-        self._recording = ()
+        self._recording = []
         self._in_flight.drop_outcomes()  # the calls are counted; memory must not grow while the store is away
         return []
 
@@ -535,13 +475,3 @@ _TRANSITIONS: Final[Mapping[type, Callable[[Session, Any], list[Command]]]] = {
     events.ClientLeft: Session._client_left,
     events.ServerExited: Session._exit,
 }
-
-
-def _refused(refusal: Refusal) -> ToClient:
-    return ToClient(denial.error(refusal.id, refusal.code, f"Refused: {refusal.message}"))
-
-
-def _line_of(row: audit.Row) -> Log:
-    """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name."""
-    record = audit.record(row)
-    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")

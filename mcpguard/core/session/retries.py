@@ -10,6 +10,7 @@ from typing import Final
 from mcpguard.core.digest import blake2b
 from mcpguard.core.jsonrpc.answers import RetryInput
 from mcpguard.core.text import compact
+from mcpguard.core.verdict import DecisionRequest
 
 MAX_ROUNDS: Final = 10
 """Retries that one charge pays for. SDK clients make up to ten by themselves."""
@@ -65,11 +66,15 @@ class FreeRetries:
             del self._waiting[ticket]
         return rounds
 
-    def give_back(self, user: str, tool: str, params: dict[str, object], rounds: int) -> None:
-        """Undo `redeem` for a call that was not forwarded."""
+    def give_back(self, request: DecisionRequest) -> None:
+        """Undo `redeem` for a call that was not forwarded. Nothing if it is not a free retry."""
+        params = request.frame.params if request.frame else None
+        if not request.rounds or not isinstance(params, dict):
+            return
         state = params.get("requestState")
         assert state is None or isinstance(state, str)  # noqa: S101 - `redeem` refuses other states
-        self._waiting.setdefault(_ticket(user, tool, _given(state, params)), []).append(rounds)
+        ticket = _ticket(request.call.user, request.call.tool, _given(state, params))
+        self._waiting.setdefault(ticket, []).append(request.rounds)
 
 
 def _given(state: str | None, params: dict[str, object]) -> RetryInput:

@@ -34,6 +34,10 @@ class Generations:
                 if verdict.row_id is not None:
                     verdict.row_id += self._first_id
 
+    def in_this_store(self, row_id: int) -> int:
+        """This store's own id of a row; less than 0 for a row of an earlier store, or in the write-behind buffer."""
+        return row_id - self._first_id
+
     def of_this_store(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """The outcomes of rows in this store, with its own row ids, and of rows in the write-behind buffer.
 

@@ -9,18 +9,23 @@ Theory of operation. A counter is in one of four states:
 - This wrapper has not used it, but the store knew its log. It is counted from there.
 - It is unknown. It is counted from zero, unless counters were forgotten (`MAX_SEEN`) whose windows have not passed.
 
-So a counter that this wrapper has used is never counted from less than it has seen.
+So a counter that this wrapper has used is never counted from less than it has seen. A counter of errors is used by calls that
+failed, and by calls that it refused. Others tell nothing about it: it is empty unless the tool fails.
+
+A counter of calls in flight has no log. It is counted from this wrapper's own calls in flight, see `in_flight`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, EXACT, Limit, State
-from mcpguard.core.policy.model import Plan
-from mcpguard.core.verdict import FORWARDED, DecisionRequest, Verdict, verdict
+from mcpguard.core.policy.model import Counter, Plan
+from mcpguard.core.verdict import FORWARDED, DecisionRequest, Ending, Verdict, decide_one, verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover.in_flight import CallsInFlight, new_id
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
 
 MAX_COUNTERS: Final = 20_000
@@ -40,12 +45,14 @@ class LocalCounting:
     Args:
         mode: `local` admits what the limits allow by this wrapper's own counting; `deny` forwards nothing; `allow` forwards
             everything. A tool that a rule closes stays closed in every mode.
-        buffer: Gets the admissions and the audit rows. A call is forwarded only if the buffer has room for its row.
+        buffer: Gets the charges and the audit rows. A call is forwarded only if the buffer has room for its row.
+        in_flight: This wrapper's calls in flight. Gets those that are admitted here.
     """
 
-    def __init__(self, mode: str, buffer: WriteBehindBuffer) -> None:
+    def __init__(self, mode: str, buffer: WriteBehindBuffer, in_flight: CallsInFlight) -> None:
         self._mode = mode
         self._buffer = buffer
+        self._in_flight = in_flight
         self._logs: dict[int, State] = {}  # logs of counters that this wrapper has used
         self._unused: dict[int, State] = {}  # logs of counters that it has not used, as the store last read them
         self._expiry_us: dict[int, int] = {}  # of used counters: when all that was seen in them has left the window
@@ -53,17 +60,44 @@ class LocalCounting:
         self._next_forget_us = 0
 
     def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
-        """Note which counters the store has just decided on. Their logs here are outdated."""
+        """Note which counters the store has just decided on, but for plans that settle. Their logs here are outdated."""
         if self._mode != "local":
             return
         for request in requests:
-            if request.decided is None:
-                for counter in request.plan.counters:
+            plan = request.plan
+            if request.decided is None and not plan.settles:
+                for counter in plan.counters:
                     self._expiry_us[counter.id] = now_us + counter.window_us
                     if self._logs:
                         self._logs.pop(counter.id, None)
         if len(self._expiry_us) > MAX_SEEN:
             self._make_room_for_seen(now_us)
+
+    def saw_settling(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], now_us: int) -> None:
+        """The same for plans that settle. Note which calls have places, too."""
+        for request, found in zip(requests, verdicts, strict=True):
+            plan = request.plan
+            if request.decided is None and plan.settles:
+                self._in_flight.decided(plan, found)
+                exceeded = [reported for reported, _ in found.exceeded]
+                for limit, reported in zip(plan.limits, plan.reported, strict=True):
+                    if limit.window_us and (limit.counts != "errors" or reported in exceeded):
+                        self._outdate(plan.counters[limit.counter], now_us)
+
+    def saw_failures(self, endings: Sequence[Ending], now_us: int) -> None:
+        """Note that the store has just counted the calls that failed."""
+        for ending in endings:
+            for limit in ending.plan.limits:
+                if ending.failed and limit.counts == "errors":
+                    self._outdate(ending.plan.counters[limit.counter], now_us)
+
+    def _outdate(self, counter: Counter, now_us: int) -> None:
+        """Note that the store knows more of a counter than is known here."""
+        if self._mode == "local":
+            self._expiry_us[counter.id] = now_us + counter.window_us
+            self._logs.pop(counter.id, None)
+            if len(self._expiry_us) > MAX_SEEN:
+                self._make_room_for_seen(now_us)
 
     def learn(self, logs: Mapping[int, State]) -> None:
         """Take over the logs that the store last read or wrote, with times by the clock of `decide`.
@@ -110,7 +144,9 @@ class LocalCounting:
         handles = iter(self._buffer.keep(journal.rows(requests, verdicts, time_us)))
         for found in verdicts:
             if found.has_own_row:
-                found.row_id = next(handles)
+                place_id, found.row_id = found.row_id, next(handles)
+                if place_id is not None:
+                    self._in_flight.name(place_id, found.row_id)
         return verdicts
 
     def _decide_one(self, request: DecisionRequest, now_us: int, *, has_room: bool) -> Verdict:
@@ -123,28 +159,71 @@ class LocalCounting:
             return Verdict(request.decided)
         if self._mode == "allow":
             found = _uncounted(plan)
-            return Verdict("allowed_unavailable") if found.forwards and plan.counters else found
+            if not found.forwards or not plan.counters:
+                return found
+            return Verdict("continued" if request.rounds else "allowed_unavailable")
         countable = self._countable(plan, now_us)
-        return _refused(plan) if countable is None else self._count(countable, now_us)
+        if countable is None:
+            return _refused(plan)
+        if countable is not plan:
+            request = copy(request)
+            request.plan = countable
+        return self._count(request, now_us)
 
-    def _count(self, plan: Plan, now_us: int) -> Verdict:
-        decision = limiter.decide(plan.limits, [self._log_of(one.id) for one in plan.counters], now_us)
-        for charged in decision.charged:
-            counter, log = plan.counters[charged.counter], decision.states[charged.counter]
-            self._logs[counter.id] = log
-            self._expiry_us[counter.id] = log[-2] + counter.window_us
-            is_exact = all(limit.n <= EXACT for limit in plan.limits if limit.counter == charged.counter)
-            self._buffer.admit(counter, now_us, is_exact=is_exact)
+    def _count(self, request: DecisionRequest, now_us: int) -> Verdict:
+        """Decide a request by its plan. Until the verdict's row has an id, `row_id` is the id of the call's place."""
+        plan = request.plan
+        place_id = new_id() if plan.caps else 0
+        states = [self._log_of(one.id) if one.window_us else self._in_flight.on(one) for one in plan.counters]
+        found, decision = decide_one(request, states, now_us, place_id)
+        caps: list[Counter] = []
+        for limit in decision.charged:
+            if limit.counts == "concurrent":
+                caps.append(plan.counters[limit.counter])
+            else:
+                self._note_log(plan.counters[limit.counter], decision.states[limit.counter])
+                self._write_behind(plan, limit, now_us)
+        if caps:
+            self._in_flight.take(place_id, plan, caps)
+            found.row_id = place_id
         if len(self._expiry_us) > MAX_SEEN:
             self._make_room_for_seen(now_us)
-        return verdict(plan, decision)
+        return found
+
+    def _note_log(self, counter: Counter, log: State) -> None:
+        """Note the log of a counter that was charged."""
+        self._logs[counter.id] = log
+        self._expiry_us[counter.id] = log[-2] + counter.window_us
+
+    def _write_behind(self, plan: Plan, limit: Limit, now_us: int) -> None:
+        """Let the store count a charge when it is back."""
+        is_exact = all(one.n <= EXACT for one in plan.limits if one.counter == limit.counter)
+        self._buffer.charge(plan.counters[limit.counter], now_us, limit.cost, is_exact=is_exact)
+
+    def count_failures(self, endings: Sequence[Ending], now_us: int) -> None:
+        """Count the calls that failed on their counters of errors, and let the store count them when it is back."""
+        for ending in endings:
+            if ending.failed:
+                self._count_failure(ending.plan, now_us)
+        self._buffer.spill.flush()
+
+    def _count_failure(self, plan: Plan, now_us: int) -> None:
+        after, charged = limiter.fail(plan.limits, [self._log_of(one.id) for one in plan.counters], now_us)
+        for limit in charged:
+            self._write_behind(plan, limit, now_us)
+            counter = plan.counters[limit.counter]
+            if self._mode == "local":
+                if counter.id in self._logs or not self._may_hold_more(counter.id, now_us):
+                    self._note_log(counter, after[limit.counter])
+                else:  # its log stays unknown
+                    self._expiry_us[counter.id] = now_us + counter.window_us
 
     def _log_of(self, key: int) -> State:
         return self._logs.get(key) or self._unused.get(key, EMPTY)
 
     def _countable(self, plan: Plan, now_us: int) -> Plan | None:
         """The limits of a plan that can be counted here; None if an enforced limit cannot."""
-        missing = [at for at, counter in enumerate(plan.counters) if counter.id not in self._logs]
+        missing = [at for at, one in enumerate(plan.counters) if one.window_us and one.id not in self._logs]
         if not missing:
             return plan
         if len(self._logs) + len(missing) > MAX_COUNTERS and now_us >= self._next_forget_us:
@@ -154,7 +233,7 @@ class LocalCounting:
             missing = [at for at in missing if self._may_hold_more(plan.counters[at].id, now_us)]
         if any(limit.counter in missing and not limit.observe for limit in plan.limits):
             return None
-        return _part(plan, lambda limit: limit.counter not in missing) if missing else plan
+        return plan.only(lambda limit: limit.counter not in missing) if missing else plan
 
     def _may_hold_more(self, key: int, now_us: int) -> bool:
         """Whether a counter without a log here may hold more than is known of it."""
@@ -184,7 +263,7 @@ def _most_recent(logs: dict[int, State]) -> dict[int, State]:
 
 def _uncounted(plan: Plan) -> Verdict:
     """The verdict of the limits that need no counter: a closed tool is denied, every other call is allowed."""
-    closing = _part(plan, lambda limit: not limit.n)
+    closing = plan.only(lambda limit: not limit.n)
     return verdict(closing, limiter.decide(closing.limits, (), 0))
 
 
@@ -192,9 +271,3 @@ def _refused(plan: Plan) -> Verdict:
     """The verdict on a call that cannot be recorded or counted."""
     found = _uncounted(plan)
     return Verdict("unavailable") if found.forwards else found
-
-
-def _part(plan: Plan, has: Callable[[Limit], bool]) -> Plan:
-    """A plan with only some of its limits."""
-    places = [at for at, limit in enumerate(plan.limits) if has(limit)]
-    return Plan(tuple(plan.limits[at] for at in places), tuple(plan.reported[at] for at in places), plan.counters)

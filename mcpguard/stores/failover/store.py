@@ -1,8 +1,9 @@
 """Wraps a store for `run`, so that calls go on while the store cannot be used.
 
 While the circuit breaker (`breaker`) is closed, calls use the store. After a failure they are decided by `local_counting`, and
-the write-behind buffer (`write_behind`) keeps their admissions, rows and outcomes. The bookkeeper's thread calls `tend`, which
-probes the store, writes the buffer back (`write_back`), and takes in what wrappers that ended have left on disk (`leftovers`).
+the write-behind buffer (`write_behind`) keeps their charges, rows and outcomes. The bookkeeper's thread calls `tend`, which
+probes the store, writes the buffer back (`write_back`), lets the store hold the calls in flight (`in_flight`), and takes in
+what wrappers that ended have left on disk (`leftovers`).
 
 Two locks: `_lock` is held for what a call needs, which is at most one operation of the store or one wait for it to open.
 `_tending` is held while `tend` or `close` works, and taken before `_lock`.
@@ -16,13 +17,14 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.text import plural
-from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.failover.breaker import NOT_IN_TIME, CircuitBreaker
 from mcpguard.stores.failover.connector import Connector, unavailable
 from mcpguard.stores.failover.generations import Generations
+from mcpguard.stores.failover.in_flight import CallsInFlight
 from mcpguard.stores.failover.leftovers import Leftovers
 from mcpguard.stores.failover.local_counting import LocalCounting
 from mcpguard.stores.failover.spill import SpillFolder, SpillLog
@@ -78,7 +80,8 @@ class FailoverStore:
         self._generations = Generations()
         self._warnings: tuple[str, ...] = ()  # what the user was told
         self._buffer = WriteBehindBuffer(SpillLog(spills, clock, wall))
-        self._local = LocalCounting(mode, self._buffer)
+        self._in_flight = CallsInFlight(self._generations)
+        self._local = LocalCounting(mode, self._buffer, self._in_flight)
         self._write_back = WriteBack(self._buffer, self._lock, clock, patience_us=timeout_ms * 500)
         self._leftovers = Leftovers(spills, clock, wall, notify)
 
@@ -104,9 +107,16 @@ class FailoverStore:
                     self._fail(error)
                 else:
                     self._local.saw(requests, self._clock())
-                    if store.args_key != self._generations.args_key:  # its server came back without its data
+                    is_other = store.args_key != self._generations.args_key  # its server came back without its data
+                    if is_other:
                         self._check_generation(store)
                     self._generations.number_rows(verdicts)
+                    for request in requests:  # a usual call pays for this loop only
+                        if request.plan.settles:
+                            self._local.saw_settling(requests, verdicts, self._clock())
+                            break
+                    if is_other:
+                        self._give_calls(store)
                     return verdicts
             failure = self._breaker.failure
             return self._local.decide(requests, journal, failure=failure, now_us=self._clock(), time_us=self._wall())
@@ -136,6 +146,29 @@ class FailoverStore:
             else:
                 return
         self._buffer.keep_outcomes(outcomes)
+
+    def settle(self, endings: Sequence[Ending]) -> None:
+        """See `CallStore`. What the store does not take is kept: places are freed, and errors counted, when it is back.
+
+        With `allow`, calls that were forwarded without the store are not counted, also if they fail.
+        """
+        with self._lock:
+            if self._mode == "allow":
+                endings = [ending._replace(failed=ending.failed and ending.row_id >= 0) for ending in endings]
+            store = self._store
+            if store is not None:
+                try:
+                    if told := self._in_flight.in_store(endings):
+                        store.settle(told)
+                except Exception as error:
+                    self._fail(error)
+                else:
+                    self._in_flight.end(endings)
+                    self._local.saw_failures(endings, self._clock())
+                    self._follow_generation(store)
+                    return
+            self._in_flight.end_without_store(endings)
+            self._local.count_failures(endings, self._clock())
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `CallStore`. While the store cannot be used there are no notes."""
@@ -171,11 +204,11 @@ class FailoverStore:
             store = connector.store()
             self._check_generation(store)
             self._write_back.write_all(store)
+            self._use(store)
         except Exception as error:
             connector.abandon()
             self._fail(error)
         else:
-            self._use(store)
             self._buffer.end_write_back()
             self._buffer.clear_spill()
             self._leftovers.look_soon()
@@ -185,10 +218,25 @@ class FailoverStore:
         if store.args_key != self._generations.args_key:
             self._generations.begin(store.args_key)
             self._buffer.assign_to(store.args_key)
+            self._in_flight.lose_data()
         self._tell_warnings(store)
 
-    def _use(self, store: Recoverable) -> None:
-        """Let calls use a store."""
+    def _follow_generation(self, store: Recoverable) -> None:
+        """If the server of the store that calls use came back without its data, give it what it needs."""
+        if store.args_key != self._generations.args_key:
+            self._check_generation(store)
+            self._give_calls(store)
+
+    def _give_calls(self, store: Recoverable) -> None:
+        """Let the store that calls use hold the calls in flight that it does not know."""
+        try:
+            self._in_flight.give(store, self._clock)
+        except Exception as error:
+            self._fail(error)
+
+    def _use(self, store: Recoverable, until_us: int | None = None) -> None:
+        """Let calls use a store, once it holds the calls in flight; see `CallsInFlight.give`."""
+        self._in_flight.give(store, self._clock, until_us=until_us)
         self._store = store
         self._breaker.close()
 
@@ -198,6 +246,7 @@ class FailoverStore:
             logs, store_now_us = self._store.last_seen()
             ahead_us = self._clock() - store_now_us
             self._local.learn({key: limiter.shift(log, ahead_us) for key, log in logs.items()})
+            self._in_flight.lose_store()
             self._failed, self._store = self._store, None
         self._buffer.spill.active = True
         failure = unavailable(error)
@@ -237,6 +286,9 @@ class FailoverStore:
                 with self._lock:
                     if self._store is store:
                         self._fail(error)
+            with self._lock:
+                if self._store is store:
+                    self._follow_generation(store)
             self._tell_warnings(store)
             self._leftovers.work(self._with_store)
             self._join_outcomes()
@@ -299,7 +351,7 @@ class FailoverStore:
         with self._lock:
             self._check_generation(store)
             self._buffer.begin_write_back(newest)
-        self._write_back.run(store, lambda: self._use(store), until_us=until_us)
+        self._write_back.run(store, lambda late_us: self._use(store, late_us), until_us=until_us)
         self._notify(f"store is back: {self._buffer.end_write_back()}")
         self._leftovers.look_soon()
 

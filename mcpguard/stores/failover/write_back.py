@@ -5,9 +5,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 from mcpguard.core import limiter
-from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import AuditReader, Clock, Recoverable
 from mcpguard.stores.failover.breaker import NOT_IN_TIME
+from mcpguard.stores.failover.in_flight import TOO_SLOW
 from mcpguard.stores.failover.write_behind import Batch, WriteBehindBuffer
 
 
@@ -40,7 +40,7 @@ def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | 
     if not batch.rows:
         return []
     if patience_us is not None and clock() - now_us > patience_us:
-        raise StoreUnavailable("it answers too slowly")
+        raise TOO_SLOW
     batch.rows_sent = True
     return store.append([row for _, row in batch.rows])
 
@@ -81,12 +81,13 @@ class WriteBack:
         while not self._buffer.is_empty:
             self._write(store, self._buffer.take())
 
-    def run(self, store: Recoverable, done: Callable[[], None], *, until_us: int | None) -> None:
+    def run(self, store: Recoverable, done: Callable[[int], None], *, until_us: int | None) -> None:
         """Write the whole buffer while calls go on.
 
         Args:
             store: The store.
-            done: Called with the lock held, when the buffer is empty.
+            done: Called with the lock held, when the buffer is empty. Gets the time after which no operation of the store may
+                begin, because a call may wait.
             until_us: When to give up; None for never.
 
         Raises:
@@ -97,7 +98,7 @@ class WriteBack:
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
 
-    def _write_some(self, store: Recoverable, done: Callable[[], None], *, keeps_lock: bool) -> bool:
+    def _write_some(self, store: Recoverable, done: Callable[[int], None], *, keeps_lock: bool) -> bool:
         """Write a batch; with `keeps_lock`, write batches for `patience_us`. Returns whether the buffer is empty."""
         with self._lock:
             until_us = self._clock() + self._patience_us
@@ -107,7 +108,7 @@ class WriteBack:
                 is_locked = is_last or keeps_lock
                 self._write(store, batch, patience_us=self._patience_us if is_locked else None, is_locked=is_locked)
                 if is_last:
-                    done()
+                    done(until_us)
                     return True
                 if not keeps_lock or self._clock() > until_us:
                     return False

@@ -1,13 +1,13 @@
-"""The write-behind buffer: admissions, audit rows and outcomes that wait for a store that cannot be used.
+"""The write-behind buffer: charges, audit rows and outcomes that wait for a store that cannot be used.
 
-Theory of operation. The buffer is bounded, in memory, and mirrored in a spill file. `take` moves the oldest admissions and rows
+Theory of operation. The buffer is bounded, in memory, and mirrored in a spill file. `take` moves the oldest charges and rows
 into a batch. After the batch was written, or could not be written, `wrote` or `put_back` is called.
 
 - A row waits under a provisional row id, which is negative. When it is written, the provisional id is mapped to the store's
   own. So the outcome of the call finds its row, whenever it comes.
-- Admissions wait as one log for each counter. After a failure it is unknown whether the store counted the logs of the batch.
-  They are then sent again under the same write-back id, which the store counts once. Newer admissions wait for a batch of
-  their own.
+- Charges, of calls that were admitted and of calls that failed, wait as one log for each counter. After a failure it is unknown
+  whether the store counted the logs of the batch. They are then sent again under the same write-back id, which the store counts
+  once. Newer charges wait for a batch of their own.
 - Each change is a record in the spill file. `replay` makes the same buffer from the records, for another wrapper.
 - A batch is noted in the file before it is written ("sending"), and again afterwards ("counted", "written"). After a crash in
   between, the rows of the batch are in doubt: the store may have them.
@@ -23,7 +23,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import EMPTY, EXACT, State
-from mcpguard.core.policy.model import Counter, counter_id, window_of
+from mcpguard.core.policy.model import Counter, counter_id, label_parts
 from mcpguard.core.text import compact, plural
 from mcpguard.core.verdict import FORWARDED
 from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
@@ -117,18 +117,19 @@ class WriteBehindBuffer:
         """Whether outcomes wait."""
         return bool(self._outcomes)
 
-    def admit(self, counter: Counter, now_us: int, *, is_exact: bool) -> None:
-        """Note that a call was charged on a counter.
+    def charge(self, counter: Counter, now_us: int, cost: int = 1, *, is_exact: bool) -> None:
+        """Note that a call, or an error, was charged on a counter.
 
         Args:
             counter: The counter.
             now_us: The time of the charge.
-            is_exact: Whether each admission has an entry of its own in the log, as it has for limits up to `EXACT`.
+            cost: What was charged.
+            is_exact: Whether each charge has an entry of its own in the log, as it has for limits up to `EXACT`.
         """
         log = limiter.live(self._log(counter), counter.window_us, now_us)
-        log = limiter.charge(log, EXACT if is_exact else EXACT + 1, counter.window_us, now_us)
+        log = limiter.charge(log, EXACT if is_exact else EXACT + 1, counter.window_us, now_us, cost)
         self._pending[counter.id] = (counter, log)
-        self.spill.note(("log", counter.label, now_us))
+        self.spill.note(("log", counter.label, now_us) if cost == 1 else ("log", counter.label, now_us, cost))
 
     def _log(self, counter: Counter) -> State:
         return self._pending.get(counter.id, (counter, EMPTY))[1]
@@ -279,9 +280,10 @@ class WriteBehindBuffer:
         """
         for word, *rest in records:
             match word, rest:
-                case "log", [str(label), int(then_us)]:
+                case "log", [str(label), int(then_us), *more]:  # the cost, if it is not 1
                     at_us = min(then_us + shift_us, now_us)
-                    self._merge(Counter(counter_id(label), label, window_of(label)), (at_us, at_us, 1))
+                    counter = Counter(counter_id(label), label, label_parts(label).window_us)
+                    self._merge(counter, (at_us, at_us, int(more[0]) if more else 1))
                 case "row", [int(row_id), *values]:
                     self._newest = min(self._newest, row_id)
                     self._rows.add(row_id, row_of(members, values))

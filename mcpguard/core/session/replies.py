@@ -1,0 +1,66 @@
+"""What the client is told in the server's place: denials, refusals, and errors because the server cannot answer."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from mcpguard.core import audit, denial
+from mcpguard.core.jsonrpc import frames
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
+from mcpguard.core.session.commands import Log, ToClient
+from mcpguard.core.verdict import DecisionRequest, Verdict
+
+SERVER_GONE: Final = "server_gone"
+"""The audit's reason for a call that came when the server took nothing more."""
+
+_UNJUDGED: Final = "mcpguard failed to judge this request; it was not forwarded"
+
+
+def denied(request_id: str, request: DecisionRequest, verdict: Verdict, *, denials: str, waits: bool) -> ToClient | None:
+    """The denial of a call. None if the server has gone and the client has left.
+
+    Args:
+        request_id: The id of the answer as JSON text.
+        request: The call's request.
+        verdict: Its verdict.
+        denials: The configured form of a denial.
+        waits: Whether the client waits for answers in the server's place.
+    """
+    reason = str(request.detail.get("reason", ""))
+    if reason == SERVER_GONE:
+        return ToClient(denial.error(request_id, denial.SERVER_GONE, request.why)) if waits else None
+    code, message, data = denial.describe(request.call, verdict, reason, request.why)
+    params = request.frame.params if request.frame else None
+    is_task = isinstance(params, dict) and params.get("task") is not None
+    if denial.form(denials, request.client_name) == "result" and not is_task:
+        return ToClient(denial.result(request_id, message, data))
+    return ToClient(denial.error(request_id, code, message, data))
+
+
+def refused(refusal: Refusal) -> ToClient:
+    """The answer to a line that must not reach the server."""
+    return ToClient(denial.error(refusal.id, refusal.code, f"Refused: {refusal.message}"))
+
+
+def gone(request_ids: Iterable[str], why: str) -> list[ToClient]:
+    """The answers to requests that the server cannot answer, because it is gone or takes nothing more."""
+    return [ToClient(denial.error(request_id, denial.SERVER_GONE, why)) for request_id in request_ids]
+
+
+def unjudged(request_ids: Iterable[str]) -> list[ToClient]:
+    """The answers to requests that a bug kept from being judged."""
+    data: dict[str, object] = {"reason": "internal_error"}
+    return [ToClient(denial.error(request_id, denial.UNAVAILABLE, _UNJUDGED, data)) for request_id in request_ids]
+
+
+def requests_in(data: bytes) -> Iterator[str]:
+    """The ids of the requests in frames that were to be forwarded."""
+    for line in data.split(b"\n"):
+        for message in frames.parse(line) if line else ():
+            if isinstance(message, Frame) and message.id is not None:
+                yield message.id
+
+
+def line_of(row: audit.Row) -> Log:
+    """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name."""
+    record = audit.record(row)
+    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")

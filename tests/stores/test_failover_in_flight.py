@@ -1,0 +1,464 @@
+"""Calls in flight in an outage: local counting counts this wrapper's own, and the next store holds them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.policy.model import Counter
+from mcpguard.core.verdict import Ending
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover import local_counting
+from tests.memory_store import Memory
+from tests.stores.moody import Moody, Place
+
+CAP_2 = '[[rule]]\nuser = "*"\nconcurrent = 2\n'
+MANY = '[[rule]]\nuser = "*"\nlimit = "100/1h"\nconcurrent = 2\n'
+WAITS = '[[rule]]\nuser = "*"\nconcurrent = 1\nwait = "5s"\n'
+OBSERVED_1 = CAP_2 + '[[rule]]\ntool = "*"\nmode = "observe"\nconcurrent = 1\n'
+
+
+def refused(place: Place, tool: str = "search") -> str | None:
+    """The reason why a call is not admitted."""
+    verdict = place.one(tool)
+    assert not verdict.forwards
+    return verdict.reason or verdict.decision
+
+
+def places(place: Place) -> list[int]:
+    """The ids of the calls in flight in the store."""
+    states, counters = place.memory.states, place.memory.counters
+    return sorted(one for key, state in states.items() if not counters[key].window_us for one in state)
+
+
+def lose_data(place: Place) -> None:
+    """The server comes back without its data, and the store connects to it without a failure."""
+    place.memory = Memory()
+    place.opened[-1]._memory, place.opened[-1].args_key = place.memory, place.memory.args_key
+
+
+def test_while_the_store_works_a_call_that_ends_gives_its_place_back() -> None:
+    place = Place(policy=CAP_2)
+    first, second = place.starts(), place.starts()
+    assert refused(place) == "concurrent"
+    place.stops(first)
+    assert len(places(place)) == 1
+    place.starts()
+    place.stops(second)
+    place.stops(second)
+    assert len(places(place)) == 1
+    assert place.said == []
+
+
+def test_a_call_that_has_no_place_and_has_not_failed_does_not_use_the_store() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "1/1h"\n')
+    call = place.starts()
+    place.fail("settle")
+    place.stops(call)
+    assert place.said == []
+
+
+def test_a_call_that_was_decided_without_its_limits_has_no_place() -> None:
+    place = Place(policy=CAP_2)
+    (request,) = place.session.charges("search")
+    request.decided = "continued"
+    place.store.decide([request], place.session.journal)
+    place.break_down()
+    place.call()
+    place.mend()
+    assert len(places(place)) == 1
+
+
+# in an outage
+
+
+def test_calls_that_the_store_admitted_and_calls_of_the_outage_are_counted_together() -> None:
+    place = Place(policy=CAP_2)
+    before = place.starts()
+    place.break_down()
+    during = place.starts()
+    assert refused(place) == "concurrent"
+    place.stops(before)
+    place.starts()
+    assert refused(place) == "concurrent"
+    place.stops(during)
+    assert place.one().in_flight == 2
+
+
+def test_calls_of_the_outage_that_are_decided_together_count_for_each_other() -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    verdicts = place.session.call("search", 3)
+    assert [(one.decision, one.in_flight) for one in verdicts] == [("allowed", 1), ("allowed", 2), ("rate_limited", 2)]
+
+
+def test_calls_in_flight_of_other_wrappers_are_not_counted() -> None:
+    other = Place(policy=CAP_2)
+    for _ in range(2):
+        other.starts()
+    place = Place(policy=CAP_2, other=other, session="00000000000000bb")
+    assert refused(place) == "concurrent"
+    place.break_down()
+    for _ in range(2):
+        place.starts()
+    assert refused(place) == "concurrent"
+
+
+def test_a_refused_call_with_room_within_its_wait_is_held_and_not_charged() -> None:
+    place = Place(policy=WAITS)
+    place.break_down()
+    first = place.starts()
+    (request,) = place.session.charges("search")
+    request.waited_us = 0
+    (verdict,) = place.store.decide([request], place.session.journal)
+    assert (verdict.decision, verdict.row_id, verdict.now_us) == ("held", None, place.time())
+    assert [len(state) for state in verdict.states] == [1]
+    place.stops(first)
+    request.is_behind = True
+    assert place.store.decide([request], place.session.journal)[0].decision == "held"
+    request.is_behind = False
+    assert place.store.decide([request], place.session.journal)[0].decision == "allowed"
+    place.mend()
+    assert [record["decision"] for record in place.records()] == ["allowed"] * 2
+    assert len(places(place)) == 1
+
+
+def test_with_deny_a_call_that_may_be_held_is_refused_like_any_other() -> None:
+    place = Place("deny", WAITS)
+    place.break_down()
+    (request,) = place.session.charges("search")
+    request.waited_us, request.is_behind = 0, True
+    (verdict,) = place.store.decide([request], place.session.journal)
+    assert (verdict.decision, request.detail["reason"]) == ("unavailable", "store_unavailable")
+
+
+@pytest.mark.parametrize(("mode", "second"), [("local", "rate_limited"), ("allow", "continued")])
+def test_a_free_retry_in_an_outage_needs_a_place_only_with_local(mode: str, second: str) -> None:
+    place = Place(mode, '[[rule]]\nuser = "*"\nconcurrent = 1\n')
+    place.break_down()
+    decisions = []
+    for request in place.session.charges("search", 2):
+        request.rounds = 1
+        decisions += [one.decision for one in place.store.decide([request], place.session.journal)]
+    assert decisions == ["continued", second]
+    place.mend()
+    assert len(places(place)) == (1 if mode == "local" else 0)
+
+
+def test_with_allow_calls_of_an_outage_need_no_place_and_get_none_afterwards() -> None:
+    place = Place("allow", CAP_2)
+    before = place.starts()
+    place.break_down()
+    calls = [place.starts() for _ in range(5)]
+    place.mend()
+    assert len(places(place)) == 1
+    place.stops(*calls)
+    assert len(places(place)) == 1
+    place.stops(before)
+    assert places(place) == []
+
+
+def test_a_cap_that_only_reports_has_no_place_for_a_call_without_room() -> None:
+    place = Place(policy=OBSERVED_1)
+    calls = [place.starts()]
+    place.break_down()
+    calls.append(place.starts())
+    place.stops(calls[0])
+    calls[0] = place.starts()
+    place.mend()
+    assert sorted(place.used()) == [1, 2]
+    place.stops(*calls)
+    assert places(place) == []
+
+
+def test_a_cap_that_only_reports_holds_no_call_again_that_it_had_no_room_for() -> None:
+    place = Place(policy=OBSERVED_1)
+    calls = [place.starts(), place.starts()]
+    assert sorted(place.used()) == [1, 2]
+    place.break_down()
+    place.call()
+    place.mend()
+    assert sorted(place.used()) == [1, 2]
+    place.stops(*calls)
+    assert places(place) == []
+
+
+def test_calls_in_flight_need_no_room_for_the_log_of_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 0)
+    place = Place(policy='[[rule]]\ntool = "*"\nconcurrent = 1\n')
+    place.break_down()
+    assert [place.one(tool).decision for tool in "abca"] == ["allowed"] * 3 + ["rate_limited"]
+
+
+# when the store is back
+
+
+@pytest.mark.parametrize("mode", ["local", "deny"])
+def test_when_the_store_is_back_it_has_the_calls_that_are_still_in_flight_and_no_others(mode: str) -> None:
+    place = Place(mode, '[[rule]]\ntool = "*"\nconcurrent = 2\n')
+    before = [place.starts("a"), place.starts("b"), place.starts("b")]
+    place.break_down()
+    place.call(1, "c")
+    during = [place.starts("a"), place.starts("c")] if mode == "local" else []
+    place.stops(before[1], *during[1:])
+    place.mend()
+    assert sorted(place.used()) == ([1, 1, 2] if mode == "local" else [1, 1])
+    place.stops(before[0], before[2], *during[:1])
+    assert len(places(place)) == (1 if mode == "local" else 0)
+
+
+def test_calls_admitted_without_the_store_are_held_under_negative_ids_that_differ_between_wrappers() -> None:
+    one = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 9\n')
+    other = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 9\n', other=one, session="00000000000000bb")
+    calls = []
+    for place in (one, other):
+        place.break_down()
+        calls.append([place.starts() for _ in range(3)])
+        place.mend()
+    assert len(set(places(one))) == 6
+    assert all(-(2**53) <= place_id < 0 for place_id in places(one))
+    one.stops(*calls[0])
+    assert len(places(one)) == 3
+    other.stops(*calls[1])
+    assert places(one) == []
+
+
+def test_a_call_has_a_place_at_any_time_while_the_store_takes_over() -> None:
+    place = Place(policy=CAP_2)
+    place.starts()
+    place.break_down()
+    place.call()
+    seen: list[int] = []
+    place.before["settle"] = lambda: seen.append(len(places(place)))
+    place.mend()
+    assert seen == [3]  # one more than needed: nobody else can take it
+    assert len(places(place)) == 2
+
+
+def test_a_store_that_the_calls_in_flight_do_not_reach_is_not_used_until_they_do() -> None:
+    place = Place(policy=CAP_2)
+    before = place.starts()
+    place.break_down()
+    during = place.starts()
+    for failing in ("hold", "settle"):
+        place.fail(failing)
+        place.probe()
+        assert place.store._store is None
+    place.stops(during)
+    place.mend()
+    assert place.store._store is not None
+    assert len(places(place)) == 1
+    place.stops(before)
+    assert places(place) == []
+
+
+def no_reply() -> None:
+    raise StoreUnavailable("no reply")
+
+
+def test_a_call_that_was_held_without_a_reply_has_one_place() -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    call = place.starts()
+    place.failing.clear()
+    place.after["hold"] = no_reply
+    place.probe()
+    assert place.store._store is None
+    place.mend()
+    assert len(places(place)) == 1
+    place.stops(call)
+    assert places(place) == []
+
+
+def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call_waits() -> None:
+    place = Place(policy=CAP_2, timeout_ms=250)
+    place.starts()
+    place.break_down()
+    place.starts()
+    place.failing.clear()
+    place.before["hold"] = lambda: place.time.pass_ms(200)
+    told: list[str] = []
+    place.before["settle"] = lambda: told.append("settle")
+    place.probe()
+    assert (place.store._store, told) == (None, [])
+    place.mend()
+    assert (told, len(places(place))) == (["settle"], 2)
+
+
+def test_over_many_outages_a_call_keeps_its_place_and_nothing_is_left_behind() -> None:
+    place = Place(policy=CAP_2)
+    call = place.starts()
+    for _ in range(5):
+        place.break_down()
+        during = place.starts()
+        place.mend()
+        assert len(places(place)) == 2
+        place.stops(during)
+    place.stops(call)
+    assert places(place) == []
+    assert place.store._in_flight._left == []
+
+
+# a store that fails when a call ends
+
+
+@pytest.mark.parametrize("mode", ["local", "deny", "allow"])
+def test_a_call_that_ends_as_the_store_fails_has_no_place_when_it_is_back(mode: str) -> None:
+    place = Place(mode, CAP_2)
+    first, second = place.starts(), place.starts()
+    place.fail("settle", "open")
+    place.stops(first)
+    assert "it is gone" in place.said[0]
+    assert len(places(place)) == 2
+    place.mend()
+    assert len(places(place)) == 1
+    place.stops(second)
+    assert places(place) == []
+
+
+def test_an_undocumented_exception_when_a_call_ends_is_an_outage_and_not_a_crash() -> None:
+    place = Place(policy=CAP_2)
+    call = place.starts()
+    place.failing["settle"] = ZeroDivisionError("a bug")
+    place.stops(call)
+    assert "internal error: ZeroDivisionError('a bug')" in place.said[0]
+
+
+def test_a_call_may_end_after_the_session(tmp_path: Path) -> None:
+    place = Place(policy=MANY, folder=tmp_path)
+    call = place.starts()
+    place.store.close()
+    place.stops(call, failed=True)
+
+
+# a store that comes back without its data
+
+
+def test_a_store_that_comes_back_without_its_data_holds_all_calls_in_flight() -> None:
+    place = Place(policy=CAP_2)
+    before, ended = place.starts(), place.starts()
+    place.break_down()
+    place.stops(ended)
+    during = place.starts()
+    place.memory = Memory()
+    place.mend()
+    assert len(places(place)) == 2
+    assert refused(place) == "concurrent"
+    place.stops(before)
+    after = place.starts()
+    place.stops(during, after)
+    assert places(place) == []
+
+
+def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:
+    place = Place(policy=CAP_2)
+    place.starts()
+    place.break_down()
+    place.call()
+    place.memory = Memory()
+    Place(policy=CAP_2, other=place, session="00000000000000bb").starts()
+    assert places(place) == [1]  # the row id of the first call in the other store
+    place.mend()
+    assert 1 in places(place)
+    assert len(places(place)) == 3
+
+
+@pytest.mark.parametrize("noticed_by", ["decide", "settle", "tend"])
+def test_a_server_that_lost_its_data_between_two_calls_holds_the_calls_in_flight_again(noticed_by: str) -> None:
+    place = Place(policy='[[rule]]\ntool = "search"\nconcurrent = 2\n[[rule]]\ntool = "other"\nconcurrent = 3\n')
+    calls = [place.starts(), place.starts(), place.starts("other")]
+    lose_data(place)
+    if noticed_by == "decide":
+        calls.append(place.starts("other"))
+    elif noticed_by == "settle":
+        place.stops(calls.pop())
+    else:
+        place.store.tend()
+    assert len(places(place)) == len(calls)
+    assert refused(place) == "concurrent"
+    place.stops(*calls)
+    assert places(place) == []
+    assert place.said == []
+
+
+def test_calls_that_a_server_without_its_data_does_not_take_are_held_when_it_is_back() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 3\n')
+    before = place.starts()
+    lose_data(place)
+    place.fail("hold", "open")
+    after = place.starts()
+    assert "it is gone" in place.said[0]
+    during = place.starts()
+    assert refused(place) == "concurrent"
+    place.mend()
+    assert len(places(place)) == 3
+    place.stops(before, during, after)
+    assert places(place) == []
+
+
+def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_row_id() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 2\n[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "5/1h"\n')
+    old = place.starts()
+    place.stops(old)
+    lose_data(place)
+    new = place.starts()
+    assert places(place) == [1]  # the same row id as that of the call in the earlier store
+    place.stops(old, failed=True)
+    assert places(place) == [1]
+    place.stops(new)
+    assert places(place) == []
+
+
+def test_the_store_is_told_of_endings_with_its_own_ids() -> None:
+    told: list[int] = []
+    held: list[int] = []
+
+    class Telling(Moody):
+        def settle(self, endings: Sequence[Ending]) -> None:
+            told.extend(ending.row_id for ending in endings)
+            super().settle(endings)
+
+        def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+            held.extend(calls)
+            super().hold(calls)
+
+    place = Place(policy=CAP_2)
+    place.store._reopen = lambda: Telling(place)
+    place.break_down()
+    during = place.starts()
+    place.mend()
+    after = place.starts()
+    place.stops(during, after)
+    assert told == [*held, 2]
+
+
+def test_the_store_needs_no_upkeep_once_the_calls_of_an_outage_have_ended() -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    call = place.starts()
+    place.mend()
+    place.store.tend()
+    place.stops(call)
+    assert not place.store.needs_tending
+
+
+def test_a_call_of_an_earlier_outage_that_ends_in_the_next_one_gives_its_place_back() -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    call = place.starts()
+    place.mend()
+    place.break_down()
+    place.stops(call)
+    place.mend()
+    assert places(place) == []
+
+
+def test_a_call_of_an_earlier_outage_that_ends_as_the_store_fails_gives_its_place_back() -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    call = place.starts()
+    place.mend()
+    place.fail("settle", "open")
+    place.stops(call)
+    place.mend()
+    assert places(place) == []

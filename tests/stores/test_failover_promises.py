@@ -1,0 +1,144 @@
+"""What holds whenever the store of a wrapper fails and comes back."""
+
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from mcpguard.core.policy.model import label_parts
+from mcpguard.core.verdict import Ending
+from mcpguard.stores.failover import write_behind
+from tests.memory_store import Memory, MemoryStore
+from tests.stores.moody import Place
+
+CALLS, UNITS, ERRORS, IN_FLIGHT, WINDOW_US = 6, 20, 2, 3, 60_000_000
+COSTS = {"cheap": 1, "dear": 6}
+POLICY = f"""
+[[rule]]
+user = "*"
+limit = "{CALLS}/1m"
+concurrent = {IN_FLIGHT}
+
+[[rule]]
+user = "*"
+count = "cost"
+limit = "{UNITS}/1m"
+
+[[rule]]
+user = "*"
+count = "errors"
+limit = "{ERRORS}/1m"
+
+[[cost]]
+tool = "dear"
+cost = {COSTS["dear"]}
+"""
+OPERATIONS = ["decide", "append", "record", "adopt", "settle", "hold", "tend"]
+
+
+class Outages(RuleBasedStateMachine):
+    """One wrapper with `local`, whose store fails at any operation, and a model of what the wrapper has done."""
+
+    calls = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = Place(policy=POLICY)
+        self.admitted: list[tuple[int, int]] = []  # time and cost
+        self.failed: list[int] = []
+        self.in_flight: set[int] = set()
+        self.has_lost_data = False
+
+    @property
+    def costs(self) -> list[int]:
+        """Of the calls that were admitted in the last window."""
+        return [cost for at, cost in self.admitted if at > self.place.time() - WINDOW_US]
+
+    @property
+    def errors(self) -> int:
+        """How many calls failed in the last window."""
+        return sum(at > self.place.time() - WINDOW_US for at in self.failed)
+
+    @rule(target=calls, tool=st.sampled_from([*COSTS]), told=st.booleans())
+    def call(self, tool: str, told: bool) -> Ending | None:
+        (request,) = self.place.session.charges(tool)
+        errors = self.errors
+        if not told:
+            self.place.forgotten.update(self.place.memory.states)
+        (verdict,) = self.place.store.decide([request], self.place.session.journal)
+        if not verdict.forwards:
+            return None
+        assert self.has_lost_data or errors < ERRORS
+        assert verdict.row_id is not None
+        self.admitted.append((self.place.time(), COSTS[tool]))
+        self.in_flight.add(verdict.row_id)
+        return Ending(verdict.row_id, request.plan, failed=False)
+
+    @rule(call=consumes(calls), failed=st.booleans())
+    def end(self, call: Ending | None, failed: bool) -> None:
+        assume(call is not None)
+        assert call is not None
+        self.in_flight.discard(call.row_id)
+        if failed:
+            self.failed.append(self.place.time())
+        self.place.store.settle([call._replace(failed=failed)])
+
+    @rule(operations=st.sets(st.sampled_from(OPERATIONS), min_size=1), opens=st.booleans())
+    def fail(self, operations: set[str], opens: bool) -> None:
+        self.place.fail(*operations, *([] if opens else ["open"]))
+
+    @rule()
+    def try_again(self) -> None:
+        self.place.probe()
+
+    @rule(seconds=st.integers(1, 40))
+    def wait(self, seconds: int) -> None:
+        self.place.time.pass_s(seconds)
+
+    @rule()
+    def lose_data(self) -> None:
+        self.place.memory = Memory()
+        self.has_lost_data = True
+        store = self.place.store._store
+        if isinstance(store, MemoryStore):
+            store._memory, store.args_key = self.place.memory, self.place.memory.args_key
+            self.place.store.tend()  # it is noticed
+
+    @rule()
+    def mend(self) -> None:
+        self.place.failing = {}
+        self.place.forgotten.clear()
+        self.place.probe()
+        assert self.place.store._store is not None
+        totals = {"concurrent": 0, "calls": 0, "cost": 0, "errors": 0}
+        for held in MemoryStore(self.place.memory, clock=self.place.time).held():
+            totals[label_parts(held.label).counts] = held.used
+        assert totals["concurrent"] == len(self.in_flight)
+        if not self.has_lost_data:
+            assert totals["calls"] == len(self.costs)
+            assert totals["cost"] == sum(self.costs)
+            assert totals["errors"] == self.errors
+
+    @invariant()
+    def never_over(self) -> None:
+        assert len(self.in_flight) <= IN_FLIGHT
+        if not self.has_lost_data:
+            assert len(self.costs) <= CALLS
+            assert sum(self.costs) <= UNITS
+
+
+def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_it_is_back() -> None:
+    run_state_machine_as_test(Outages, settings=settings(max_examples=60, stateful_step_count=40))
+
+
+def test_the_same_holds_if_the_buffer_is_written_back_in_many_batches() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write_behind, "BATCH", 1)
+        run_state_machine_as_test(Outages, settings=settings(max_examples=30, stateful_step_count=40))
