@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.demo import beyond
 from mcpguard.demo.stage import ALICE, BOB, Stage
 from mcpguard.errors import McpguardError
-from tests.demo.conftest import Run
+from tests.demo.conftest import DEMO, ROOT, Run, environment
 
 
 def part(run: Run, label: str) -> str:
@@ -62,6 +63,20 @@ def test_a_budget_of_a_hundred_units_is_five_reports(run: Run) -> None:
     said = part(run, "cost")
     assert "asks for 6 reports of 20 units: 5 answered, 1 denied." in said
     assert "100 units per 1h. This call costs 20 units." in said
+
+
+def test_it_ends_quietly_when_the_reader_goes_away_while_calls_wait(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any("night job starts" in line for line in process.stdout)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_pages_at_a_time_than_the_policy_allows_fail_the_demo(tmp_path: Path) -> None:
