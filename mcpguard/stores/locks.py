@@ -5,6 +5,7 @@ lock shortly, one after another: when its thread has woken up, another process h
 several times, with pauses in between.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -21,6 +22,8 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 
     _TRY, _WAIT, _RELEASE = msvcrt.LK_NBLCK, -1, msvcrt.LK_UNLCK
 
+    _TRY_SHARED = _TRY
+
     def _lock(fd: int, how: int) -> None:
         os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
         if how == _WAIT:
@@ -36,13 +39,18 @@ else:
     import fcntl
 
     _TRY, _WAIT, _RELEASE = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX, fcntl.LOCK_UN
+    _TRY_SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
     _lock = fcntl.flock
 
 
 def try_lock(fd: int) -> bool:
     """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
+    return _tried(fd, _TRY)
+
+
+def _tried(fd: int, how: int) -> bool:
     try:
-        _lock(fd, _TRY)
+        _lock(fd, how)
     except BlockingIOError:
         return False
     return True
@@ -196,3 +204,70 @@ class SharedHold:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class LifeSign:
+    """A file that this process keeps locked, so that others can tell whether the process still runs.
+
+    Args:
+        path: The file, which no other process makes.
+
+    Raises:
+        BlockingIOError: Another process deleted the file before it was locked. Use another path.
+        OSError: The file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = open_private(path)
+        if not (try_lock(self._fd) and self.is_there()):
+            os.close(self._fd)
+            raise BlockingIOError
+
+    def is_there(self) -> bool:
+        """Whether the path still names the file."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def end(self) -> None:
+        """Delete the file."""
+        _close_and_delete(self._fd, self._path)
+
+
+def shows_life(path: Path) -> bool:
+    """Whether a process keeps the file locked as a `LifeSign`. Of a file that may not be read nobody knows: then it is true."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return not _tried(fd, _TRY_SHARED)  # shared, since others may ask at the same time
+    finally:
+        os.close(fd)
+
+
+def delete_if_dead(path: Path) -> None:
+    """Delete a `LifeSign`'s file, unless its process still runs."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        if _tried(fd, _TRY_SHARED):
+            _close_and_delete(fd, path)
+        else:
+            os.close(fd)
+
+
+def _close_and_delete(fd: int, path: Path) -> None:
+    """Close a locked file and delete it: in this order on Windows, where an open file cannot be deleted.
+
+    Elsewhere the lock is held until the file is deleted: a process that has just made it may be about to lock it.
+    """
+    if sys.platform == "win32":  # pragma: no cover - not run in CI
+        os.close(fd)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    if sys.platform != "win32":
+        os.close(fd)

@@ -64,8 +64,8 @@ class Place:
         self.wall.now_us += us
 
     def close(self) -> None:
-        for store in self._opened:
-            store.close()
+        while self._opened:
+            self._opened.pop().close()
 
 
 def _memory(_: Path) -> Kind:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.end_to_end.host import Host, Message, call, script
+from tests.end_to_end.host import Host, Message, call, script, until
 
 WRAPPERS = 8
 
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
 
 
 class Load:
-    """Runs eight wrappers for some time, each with a client that has some calls in flight.
+    """Runs eight wrappers until so many calls were admitted, each with a client that has some calls in flight.
 
     Args:
         home: The folder for `MCPGUARD_HOME`, with the policy.
@@ -72,7 +72,7 @@ class Load:
         arguments: Arguments,
         *,
         at_once: int = 1,
-        kills: int = 6,
+        kills: int = 4,
         env: Mapping[str, str] | None = None,
         tuned: Mapping[str, object] | None = None,
     ) -> None:
@@ -82,44 +82,54 @@ class Load:
         self._sent: dict[str, tuple[str, int, Message, int]] = {}
         self._answers: dict[str, tuple[int, Message]] = {}
         self._killed_us: dict[str, int] = {}
-        self._hosts: dict[int, tuple[str, Host]] = {}
+        self._answering: dict[str, Host] = {}  # lives of wrappers that have answered, and were not killed
+        self._admitted = 0
         self._is_over = threading.Event()
         self.errors: list[BaseException] = []
 
-    def run(self, seconds: float) -> list[Seen]:
-        """Run, and return all calls in the order in which they were sent."""
+    def run(self, admitted: int) -> list[Seen]:
+        """Run, and return all calls in the order in which they were sent.
+
+        Args:
+            admitted: How many answers that are results end the run. The wrappers are killed at equal distances before that.
+        """
         clients = [threading.Thread(target=self._client, args=(at,)) for at in range(WRAPPERS)]
         for client in clients:
             client.start()
         chance = random.Random(1)  # noqa: S311 - no secret
-        for _ in range(self._kills):
-            self._is_over.wait(seconds / (self._kills + 1))
-            name, host = self._hosts[chance.randrange(WRAPPERS)] if len(self._hosts) == WRAPPERS else ("", None)
-            if host is not None:
-                self._killed_us[name] = now_us()
-                host.kill()
-        self._is_over.wait(seconds / (self._kills + 1))
-        self._is_over.set()
+        try:
+            for killed in range(1, self._kills + 1):
+                self._await(killed * admitted // (self._kills + 1))
+                if self._answering:
+                    name = chance.choice(sorted(self._answering))
+                    host = self._answering.pop(name)
+                    self._killed_us[name] = now_us()
+                    host.kill()
+            self._await(admitted)
+        finally:
+            self._is_over.set()
         for client in clients:
             client.join()
         assert not self.errors, self.errors
         return self._seen()
+
+    def _await(self, admitted: int) -> None:
+        until(lambda: bool(self.errors) or self._admitted >= admitted, f"{admitted} calls were admitted")
 
     def _client(self, at: int) -> None:
         try:
             for life in itertools.count():
                 if self._is_over.is_set():
                     return
-                self._live(at, f"{at}.{life}", random.Random(f"{at}.{life}"))  # noqa: S311 - no secret
+                self._live(f"{at}.{life}", random.Random(f"{at}.{life}"))  # noqa: S311 - no secret
         except BaseException as error:
             self.errors.append(error)
 
-    def _live(self, at: int, name: str, chance: random.Random) -> None:
+    def _live(self, name: str, chance: random.Random) -> None:
         """Call until time is over or the wrapper was killed."""
         command = script("timed", self._log)
         options = ("--user", "alice", "--server", "crm")
         with Host(self._home, *command, options=options, env=self._env, tuned=self._tuned) as host:
-            self._hosts[at] = name, host
             waiting = 0
             for number in itertools.count():
                 if self._is_over.is_set():
@@ -140,6 +150,10 @@ class Load:
                 answer = json.loads(line)
                 self._answers[answer["id"]] = now_us(), answer
                 waiting -= 1
+                if "result" in answer:
+                    self._admitted += 1
+                    if name not in self._killed_us:
+                        self._answering[name] = host
 
     def _seen(self) -> list[Seen]:
         begun: dict[str, int] = {}

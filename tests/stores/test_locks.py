@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.files import open_private
 from mcpguard.stores import locks as module
-from mcpguard.stores.locks import QueueLock, SharedHold, lock_file
+from mcpguard.stores.locks import LifeSign, QueueLock, SharedHold, delete_if_dead, lock_file, shows_life
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 
@@ -156,3 +157,60 @@ def test_a_shared_hold_keeps_others_from_holding_it_alone(tmp_path: Path) -> Non
     assert two.alone()
     two.close()
     assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - the test compares names
+
+
+def test_a_sign_of_life_is_shown_until_it_ends_and_its_file_is_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "sign"
+    assert not shows_life(path)
+    sign = LifeSign(path)
+    for _ in range(2):
+        delete_if_dead(path)
+        assert shows_life(path)
+        assert sign.is_there()
+    sign.end()
+    assert not shows_life(path)
+    assert not path.exists()
+    delete_if_dead(path)
+
+
+def test_several_can_ask_at_once_whether_a_process_runs_that_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "sign"
+    path.touch()
+    with path.open() as asking:
+        assert module._tried(asking.fileno(), module._TRY_SHARED)
+        assert not shows_life(path)
+    delete_if_dead(path)
+    assert not path.exists()
+
+
+def test_a_sign_of_life_is_not_given_with_a_file_that_others_take_for_a_dead_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sign"
+
+    def make_and_lose(file: Path) -> int:
+        fd = open_private(file)
+        delete_if_dead(file)
+        return fd
+
+    def make_while_it_is_examined(file: Path) -> int:
+        fd = open_private(file)
+        examined.append(open_private(file))
+        assert module._tried(examined[0], module._TRY_SHARED)
+        return fd
+
+    examined: list[int] = []
+    for make in (make_and_lose, make_while_it_is_examined):
+        monkeypatch.setattr(module, "open_private", make)
+        with pytest.raises(BlockingIOError):
+            LifeSign(path)
+    os.close(examined[0])
+
+
+@pytest.mark.posix
+def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert shows_life(tmp_path / "sign")

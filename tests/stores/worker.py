@@ -1,5 +1,6 @@
 """A process that uses a store: `python -m tests.stores.worker WHAT PATH`. The tests control it through pipes."""
 
+import fcntl
 import os
 import resource
 import sys
@@ -7,15 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import open_private
 from mcpguard.stores import clock
-from mcpguard.stores.locks import lock_file
+from mcpguard.stores.locks import lock_file, try_lock
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.callers import Caller
 from tests.core.build import Session, Time
 
 QUICK = 20
 """How many times quicker the workers' time passes, so that a test of seconds sees a minute of windows."""
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "40/1s"\n[[rule]]\nuser = "*"\nlimit = "30/1s"\n'
+CAPPED = '[[rule]]\ntool = "x"\nconcurrent = 2\n'
+SEATS = 3
+SEATED = f'[[rule]]\ntool = "x"\nconcurrent = {SEATS}\n'
 FOREVER = '[[rule]]\ntool = "x"\nlimit = "1000000/1d"\n'
 
 
@@ -62,6 +68,33 @@ def call_a_share(path: Path) -> None:
     session.store.close()
 
 
+def call_when_told(path: Path) -> None:
+    """Make a call for each line `call`, and end the oldest one for each other line. Print decisions."""
+    caller = Caller(SqliteStore(path, timeout_ms=20_000), CAPPED, session=session_name())
+    for line in sys.stdin:
+        if line == "call\n":
+            say(caller.words("x")[0])
+        else:
+            caller.end()
+            say("ended")
+
+
+def sit(path: Path) -> None:
+    """Call without pause. Each call in flight sits on one of as many seats as the cap has places. Print whether there was one.
+
+    A process that is killed closes its files in the order in which it opened them: it leaves its seat before its place.
+    """
+    seats = [open_private(path.with_name(f"seat {at}")) for at in range(SEATS)]
+    caller = Caller(SqliteStore(path, timeout_ms=20_000), SEATED, session=session_name())
+    while True:
+        if caller.words("x") == ["allowed"]:
+            seat = next((fd for fd in seats if try_lock(fd)), None)
+            say("no seat" if seat is None else "seated")
+            if seat is not None:
+                fcntl.flock(seat, fcntl.LOCK_UN)
+            caller.end()
+
+
 def hold(path: Path) -> None:
     """Hold the lock on a file until told to release it."""
     lock = lock_file(path)
@@ -105,7 +138,8 @@ def fill_the_disk(path: Path) -> None:
 
 
 WORK: dict[str, Callable[[Path], None]] = {
-    work.__name__: work for work in (make, call_until_told, call_a_share, hold, hold_transaction, fill_the_disk)
+    work.__name__: work
+    for work in (make, call_until_told, call_a_share, call_when_told, sit, hold, hold_transaction, fill_the_disk)
 }
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import START, Position, log_path
+from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.memory import unpack
 from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 
@@ -105,6 +106,13 @@ def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
         question = f"SELECT id, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
         found |= {key: unpack(log) for key, log in db.execute(question, some)}
     return found
+
+
+def places(db: sqlite3.Connection) -> list[Place]:
+    """The places that calls in flight hold. A file that no wrapper of this version has opened yet has no table of them."""
+    if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'in_flight'").fetchone():
+        return []
+    return list(map(Place._make, db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call")))
 
 
 def outcomes(db: sqlite3.Connection, row_ids: Sequence[int]) -> dict[int, tuple[str, int]]:

@@ -109,7 +109,16 @@ class Drain:
         elif kind == entries.COUNTER:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
-        elif kind in {entries.MERGED, entries.EMPTIED}:
+        elif kind == entries.CHARGED:
+            self._changes.append((int(fields[1]), fields[2]))
+        elif kind == entries.TAKEN:
+            self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
+        elif kind == entries.FREED:
+            self._db.execute("DELETE FROM in_flight WHERE counter = ? AND call = ?", fields[1:])
+        elif kind == entries.EMPTIED:
+            self._changes.append(fields)
+            self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
+        elif kind == entries.MERGED:
             self._changes.append(fields)
         elif kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)

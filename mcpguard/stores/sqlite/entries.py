@@ -8,6 +8,9 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
 | `=` | a counter: id, window in µs, label |
 | `o` | an outcome: row number, outcome, duration in µs |
+| `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
+| `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
+| `f` | a place that is free again: counter id, call id |
 | `m` | a log that was counted during an outage, to be merged into a counter: counter id, window in µs, the log's numbers |
 | `r` | a reset counter: id |
 | `n` | an agent note: see `notes` |
@@ -20,14 +23,17 @@ from functools import lru_cache
 from typing import Final
 
 from mcpguard.core.audit import Outcome, Row, cut_id, fragment
-from mcpguard.core.limiter import Limit, State
+from mcpguard.core.limiter import Decision, Limit, State, fail
 from mcpguard.core.policy.model import Counter
 from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 
 ROW: Final = "+"
 COUNTER: Final = "="
 OUTCOME: Final = "o"
+CHARGED: Final = "c"
+TAKEN: Final = "p"
+FREED: Final = "f"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
 WRITTEN_BACK: Final = "t"
@@ -140,14 +146,20 @@ def _number(text: str) -> int | None:
 
 @lru_cache(maxsize=512)
 def charges(counters: Sequence[Counter], charged: Sequence[Limit]) -> str:
-    """The counters that a call was charged on, as JSON: `[[counter id, window in µs, n of the limit], …]`."""
-    return compact([(counters[limit.counter].id, limit.window_us, limit.n) for limit in charged])
+    """The counters that a call was charged on, as JSON: `[[counter id, window in µs, n of the limit], …]`.
+
+    A cost other than 1 is a fourth member. Caps are left out. Empty if there are no other limits.
+    """
+    charged = [limit for limit in charged if limit.window_us]
+    costs = [() if limit.cost == 1 else (limit.cost,) for limit in charged]
+    values = [(counters[limit.counter].id, limit.window_us, limit.n, *cost) for limit, cost in zip(charged, costs, strict=True)]
+    return compact(values) if values else ""
 
 
 @lru_cache(maxsize=512)
-def read_charges(text: str) -> tuple[tuple[int, int, int], ...]:
-    """The reverse of `charges`."""
-    return tuple((key, window_us, n) for key, window_us, n in json.loads(text))
+def read_charges(text: str) -> tuple[tuple[int, int, int, int], ...]:
+    """The reverse of `charges`: id, window in µs, n of the limit and cost."""
+    return tuple((key, window_us, n, cost[0] if cost else 1) for key, window_us, n, *cost in json.loads(text))
 
 
 def counter_line(counter: Counter) -> str:
@@ -158,6 +170,57 @@ def counter_line(counter: Counter) -> str:
 def outcome_line(outcome: Outcome) -> str:
     """The line of an outcome."""
     return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
+
+
+def charged_line(charged_us: int, charged: str) -> str:
+    """The line of a charge without a row."""
+    return f"{CHARGED}\t{charged_us}\t{charged}"
+
+
+def taken_line(counter: Counter, call_id: int, owner: str) -> str:
+    """The line of a place that a call in flight takes."""
+    return f"{TAKEN}\t{counter.id}\t{call_id}\t{owner}\t{counter.label}"
+
+
+def freed_line(counter_id: int, call_id: int) -> str:
+    """The line of a place that is free again."""
+    return f"{FREED}\t{counter_id}\t{call_id}"
+
+
+def decision_lines(row: Row, counters: Sequence[Counter], decision: Decision, row_id: int, owner: str) -> str:
+    """The lines of a decision: the labels of the counters that were empty before it, its row, and the places that it takes."""
+    if not decision.charged:
+        return row_line(row)
+    labels, places, charged_us = "", "", None
+    for limit in decision.charged:
+        counter, log = counters[limit.counter], decision.states[limit.counter]
+        if not limit.window_us:
+            places += f"\n{taken_line(counter, row_id, owner)}"
+            continue
+        charged_us = log[-2]
+        if log[2:] == (limit.cost,):
+            labels += f"{counter_line(counter)}\n"
+    return labels + row_line(row, charged_us, charges(counters, decision.charged)) + places
+
+
+def ending_lines(ending: Ending, states: Sequence[State], now_us: int) -> str:
+    """The lines of a call that has ended: the places that it held, and the errors that it is counted as. May be empty.
+
+    Args:
+        ending: The call.
+        states: The states of its counters.
+        now_us: The store's time.
+    """
+    row_id, plan, failed = ending
+    held = [one for one, state in zip(plan.counters, states, strict=True) if not one.window_us and row_id in state]
+    lines = [freed_line(counter.id, row_id) for counter in held]
+    after, charged = fail(plan.limits, states, now_us) if failed else ((), ())
+    for limit in charged:  # each has the time of its own counter
+        log = after[limit.counter]
+        if log[2:] == (1,):
+            lines.append(counter_line(plan.counters[limit.counter]))
+        lines.append(charged_line(log[-2], charges(plan.counters, (limit,))))
+    return "\n".join(lines)
 
 
 def merged_line(counter: Counter, log: State) -> str:

@@ -7,14 +7,16 @@ and reads others from the database when a call needs them.
 
 import itertools
 import struct
-from collections.abc import Collection, Iterable, MutableMapping
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from mcpguard.core import limiter
-from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.limiter import EMPTY, Decision, State
+from mcpguard.core.policy.model import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
+from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 
 REMEMBERED: Final = 65_536
 """The most counters that a process keeps in memory. A usual one takes about 300 bytes, and 1.5 µs when a store is opened."""
@@ -27,7 +29,7 @@ _DROPPED_AT_ONCE: Final = 1024
 
 
 Change = tuple[int, str] | list[str]
-"""A change of counters: of a row its store time and its counters, see `entries.charges`; else the fields of a line."""
+"""A change of counters: of a charge its store time and its counters, see `entries.charges`; else the fields of a line."""
 
 
 class Memory:
@@ -40,6 +42,7 @@ class Memory:
     Attributes:
         states: The logs, by counter id.
         complete: Whether every counter without a log here is empty.
+        in_flight: The calls in flight, always all of them.
         notes: Agent and wall-clock time of each note, by namespace and call id.
         has_all_notes: Whether these are all notes.
         write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
@@ -49,6 +52,7 @@ class Memory:
         self._states: dict[int, State] = {}
         self._uncharged: list[tuple[int, str]] = []
         self.complete = complete
+        self.in_flight = InFlight()
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.has_all_notes = True
         self.write_back_ids: set[str] = set()
@@ -58,7 +62,7 @@ class Memory:
 
     @property
     def states(self) -> dict[int, State]:
-        """The logs, by counter id. Rows that were applied are charged here, because many take little longer than one."""
+        """The logs, by counter id. Charges that were applied are made here, because many take little longer than one."""
         if self._uncharged:
             rows, self._uncharged = self._uncharged, []
             if self.complete:
@@ -72,6 +76,28 @@ class Memory:
         """Remember a counter's log."""
         self.states[key] = log
         self._windows[key] = window_us
+
+    def take(self, counters: Sequence[Counter], decision: Decision, call_id: int, owner: str) -> list[tuple[int, State]]:
+        """Remember what a decision has charged.
+
+        Args:
+            counters: The counters of the call.
+            decision: The decision.
+            call_id: The id of the call's row.
+            owner: This process.
+
+        Returns:
+            The logs before that, by counter id.
+        """
+        states, before = self.states, []
+        for limit in decision.charged:
+            counter = counters[limit.counter]
+            if limit.window_us:
+                before.append((counter.id, states.get(counter.id, EMPTY)))
+                states[counter.id], self._windows[counter.id] = decision.states[limit.counter], limit.window_us
+            else:
+                self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
+        return before
 
     def apply(self, text: str) -> None:
         """Apply a record of the log."""
@@ -91,6 +117,13 @@ class Memory:
             return
         if kind == entries.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
+            return
+        if kind == entries.CHARGED:
+            self._uncharged.append((int(fields[1]), fields[2]))
+            return
+        if kind in KINDS:
+            self.in_flight.follow(fields)
+        if kind not in _CHANGES:
             return
         if self.complete and kind == entries.MERGED and int(fields[1]) not in self.states:
             self.remember(int(fields[1]), int(fields[2]), EMPTY)
@@ -133,7 +166,8 @@ def _charged_us(log: State) -> int:
     return log[-2] if log else 0
 
 
-_FOLLOWED: Final = frozenset({entries.MERGED, entries.EMPTIED, notes.KIND, entries.WRITTEN_BACK})
+_CHANGES: Final = frozenset({entries.MERGED, entries.EMPTIED})
+_FOLLOWED: Final = _CHANGES | KINDS | {entries.CHARGED, notes.KIND, entries.WRITTEN_BACK}
 
 
 def charge(states: MutableMapping[int, State], rows: Iterable[tuple[int, str]]) -> None:
@@ -143,36 +177,37 @@ def charge(states: MutableMapping[int, State], rows: Iterable[tuple[int, str]]) 
 
     Args:
         states: The logs.
-        rows: The store time and the counters of each row, see `entries.charges`.
+        rows: The store time and the counters of each row or other charge, see `entries.charges`.
     """
     newest: dict[int, tuple[int, int, int, int]] = {}  # by counter: when its newest entry began, its time, cost and window
     for now_us, charged in rows:
-        for key, window_us, n, grain_us in _charges(charged):
+        for key, window_us, n, grain_us, cost in _charges(charged):
             entry = newest.get(key)
             if entry is not None:
-                opened_us, _, cost, _ = entry
+                opened_us, _, total, _ = entry
                 if now_us - opened_us < grain_us:
-                    newest[key] = opened_us, now_us, cost + 1, window_us
+                    newest[key] = opened_us, now_us, total + cost, window_us
                     continue
                 states[key] = (*states[key][:-2], *entry[1:3])
             log = states.get(key)
             if log is not None:
-                log = states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us)
+                log = states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
                 newest[key] = log[0], now_us, log[-1], window_us
-    for key, (_, now_us, cost, window_us) in newest.items():
-        states[key] = limiter.live((*states[key][:-2], now_us, cost), window_us, now_us)
+    for key, (_, now_us, total, window_us) in newest.items():
+        states[key] = limiter.live((*states[key][:-2], now_us, total), window_us, now_us)
 
 
 @lru_cache(maxsize=512)
-def _charges(charged: str) -> tuple[tuple[int, int, int, int], ...]:
-    """Id, window in µs, n and grain in µs of the counters of a row."""
-    return tuple((key, window_us, n, limiter.grain(n, window_us)) for key, window_us, n in entries.read_charges(charged))
+def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
+    """Id, window in µs, n, grain in µs and cost of the counters of a row."""
+    found = entries.read_charges(charged)
+    return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
 
 
 def windows(rows: Iterable[tuple[int, str]]) -> dict[int, int]:
     """The windows in µs of the counters of rows, by counter id."""
     texts = dict.fromkeys(charged for _, charged in rows)  # an ordered set
-    return {key: window_us for charged in texts for key, window_us, _, _ in _charges(charged)}
+    return {key: window_us for charged in texts for key, window_us, *_ in _charges(charged)}
 
 
 def change(states: MutableMapping[int, State], fields: list[str]) -> None:
@@ -208,7 +243,10 @@ def replay(states: MutableMapping[int, State], text: str) -> None:
             _, charged_us, charged = line.rsplit("\t", 2)
             if charged:
                 changes.append((int(charged_us), charged))
-        elif kind in {entries.MERGED, entries.EMPTIED}:
+        elif kind == entries.CHARGED:
+            _, charged_us, charged = line.split("\t")
+            changes.append((int(charged_us), charged))
+        elif kind in _CHANGES:
             changes.append(line.split("\t"))
     change_all(states, changes)
 
@@ -218,17 +256,27 @@ def touched(text: str) -> Collection[int]:
     found: set[int] = set()
     for line in text.split("\n"):
         kind = line[0]
-        if kind == entries.ROW:
+        if kind in {entries.ROW, entries.CHARGED}:
             if charged := line.rpartition("\t")[2]:
-                found.update(key for key, _, _ in entries.read_charges(charged))
-        elif kind in {entries.MERGED, entries.EMPTIED}:
+                found.update(key for key, *_ in entries.read_charges(charged))
+        elif kind in _CHANGES:
             found.add(int(line.split("\t")[1]))
     return found
 
 
+_MAX_SUM: Final = (1 << 32) - 1
+
+
 def pack(state: State) -> bytes:
-    """A log in its stored form, little-endian: 8 bytes for the time of the newest entry's start, then 12 for each entry."""
-    return _layout(len(state) // 2).pack(*state)
+    """A log in its stored form, little-endian: 8 bytes for the time of the newest entry's start, then 12 for each entry.
+
+    A sum of costs that takes more than 4 bytes is above every limit, so it is cut.
+    """
+    layout = _layout(len(state) // 2)
+    try:
+        return layout.pack(*state)
+    except struct.error:
+        return layout.pack(*[min(value, _MAX_SUM) if at and not at % 2 else value for at, value in enumerate(state)])
 
 
 def unpack(log: bytes) -> State:

@@ -4,6 +4,7 @@ It works on a read-only file system. If a process was killed while it wrote to t
 next connection that may write to the file opens it, also a reader's.
 """
 
+import collections
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
+from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import require_schema
 
 _TRIES: Final = 5
@@ -123,11 +126,29 @@ class Reader:
         """See `Readable`."""
         now_us = self.clock()
         logs = [(label, limiter.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
-        return [Held(label, limiter.used(log), log) for label, log in logs if log]
+        in_flight = collections.Counter(place.label for place in self.in_flight())
+        return [Held(label, limiter.used(log), log) for label, log in logs if log] + [
+            Held(label, calls, limiter.EMPTY) for label, calls in in_flight.items()
+        ]
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
-        return self.logs([counter.id for counter in counters]), self.clock()
+        states = self.logs([counter.id for counter in counters])
+        if any(not counter.window_us for counter in counters):
+            calls = self.in_flight()
+            pairs = zip(counters, states, strict=True)
+            states = [log if counter.window_us else calls.state(counter.id) for counter, log in pairs]
+        return states, self.clock()
+
+    def in_flight(self) -> InFlight:
+        """The calls in flight, of processes that still run."""
+        found, texts = self._with_log(database.places)
+        calls = InFlight(found)
+        for text in texts:
+            for line in text.split("\n"):
+                if line[0] in KINDS:
+                    calls.follow(line.split("\t"))
+        return calls.without(Owners(self.path).dead({place.owner for place in calls}))
 
     def logs(self, ids: Sequence[int], upto: Position | None = None) -> list[State]:
         """The logs of these counters, in order, as they are at a position of the call log, or now.
@@ -145,6 +166,7 @@ class Reader:
         with database.reported(self.path), database.reading(self._db):
             complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
             memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
+            memory.in_flight = InFlight(database.places(self._db))
             notes = self._db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
             memory.has_all_notes = len(notes) <= REMEMBERED_NOTES
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}

@@ -41,6 +41,13 @@ STEPS: Final = (
     -- the write-backs that were counted. once: the write-back id, which must not be counted again
     CREATE TABLE adopted (once TEXT PRIMARY KEY, time_us INTEGER NOT NULL) WITHOUT ROWID
     """,
+    """
+    -- the places that calls in flight hold. counter, label: of the cap. call: the id of the call's row, or a negative number
+    -- if the call was admitted without the store. owner: the process, named by a file that it keeps locked
+    CREATE TABLE in_flight (
+        counter INTEGER NOT NULL, call INTEGER NOT NULL, owner TEXT NOT NULL, label TEXT NOT NULL, PRIMARY KEY (counter, call)
+    ) WITHOUT ROWID
+    """,
 )
 
 _PREVIEWS: Final = 3

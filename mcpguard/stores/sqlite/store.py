@@ -6,14 +6,14 @@ notes and resets are records too, so all processes that follow the log have the 
 database.
 
 Files beside the database: `-calls` is the call log; `-lock` is locked while a process opens the store or does upkeep; `-open`
-is locked, shared, by every process that has the store open.
+is locked, shared, by every process that has the store open; each `-owner-…` is locked by a process that caps calls in flight.
 """
 
 import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +23,16 @@ from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.model import Counter, counter_id
-from mcpguard.core.verdict import DecisionRequest, Verdict, admit, decide_one
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import call_log, database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
+from mcpguard.stores.sqlite.in_flight import InFlight
 from mcpguard.stores.sqlite.opening import open_files
+from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 TURN_SHARE: Final = 0.8
@@ -88,6 +90,8 @@ class SqliteStore:
         self._clock = self._reader.clock
         self._memory = self._files.memory
         self._at = self._files.at
+        self._owners = Owners(path)
+        self._owner = Ownership(self._owners)
         bounds = Bounds(namespace, keep_us, max_bytes)
         self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
@@ -102,10 +106,12 @@ class SqliteStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        if not self._memory.complete:  # read the database before the turn, so that others do not wait for that
-            with contextlib.suppress(Lost), database.reported(self.path):  # Lost: the database has moved on; learn in the turn
-                self._follow()
-                self._learn(requests)
+        if not self._memory.complete:
+            self._learn_ahead(requests)
+        for request in requests:
+            if request.plan.caps:
+                self._prepare_owner()
+                break
         try:
             return self._decide(requests, journal)
         except LogFull:
@@ -117,38 +123,40 @@ class SqliteStore:
         self._take_turn()  # without `_turn`: a call does not pay for a generator
         try:
             if not self._memory.complete:
-                try:
-                    self._learn(requests)
-                except Lost:
-                    raise damaged(self._log.path, "its database is beyond it") from None
+                self._learn_in_turn(requests)
             if len(requests) == 1 and (verdict := self._admit(requests[0], journal)):
                 return [verdict]
-            states, now_us, time_us, row_id = self._memory.states, self._clock(), self._wall(), self._at.row
+            memory, now_us, time_us, row_id = self._memory, self._clock(), self._wall(), self._at.row
+            states, owner = memory.states, self._owner.name
             verdicts: list[Verdict] = []
             groups: list[str] = []
             before: list[tuple[int, State]] = []
+            in_flight_before: InFlight | None = None
+            alive = {owner}
             journal.begin()
             try:
                 for request in requests:
                     counters = request.plan.counters
-                    logs = [states.get(one.id, EMPTY) for one in counters]
-                    verdict, decision = decide_one(request, logs, now_us)
+                    if request.plan.caps:
+                        in_flight_before = in_flight_before or memory.in_flight.copy()
+                        verdict, decision, freed = self._decide_capped(request, now_us, row_id, alive)
+                        groups += freed
+                    else:
+                        verdict, decision = decide_one(request, [states.get(one.id, EMPTY) for one in counters], now_us)
                     if decision.charged:
-                        for counter, log, after in zip(counters, logs, decision.states, strict=True):
-                            before.append((counter.id, log))
-                            if log:
-                                states[counter.id] = after
-                            else:
-                                self._memory.remember(counter.id, counter.window_us, after)
+                        before += memory.take(counters, decision, row_id, owner)
                     row = journal.row(request, verdict, time_us)
                     if row is not None:
-                        verdict.row_id = row_id + len(groups)
-                        groups.append(_lines_of(row, counters, decision))
+                        verdict.row_id = row_id
+                        groups.append(entries.decision_lines(row, counters, decision, row_id, owner))
+                        row_id += 1
                     verdicts.append(verdict)
                 self._append(groups)
             except BaseException:
                 journal.take_back()
                 states.update(reversed(before))
+                if in_flight_before is not None:
+                    memory.in_flight = in_flight_before
                 raise
             return verdicts
         except (sqlite3.Error, OSError) as error:
@@ -161,7 +169,7 @@ class SqliteStore:
         """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
         states, now_us, counters = self._memory.states, self._clock(), request.plan.counters
         logs = [states.get(one.id, EMPTY) for one in counters]
-        admitted = None if request.decided else admit(request.plan, logs, now_us)
+        admitted = None if request.decided or request.is_behind else admit(request.plan, logs, now_us)
         if admitted is None:
             return None
         verdict, after = admitted
@@ -178,16 +186,72 @@ class SqliteStore:
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S
 
-    def _learn(self, requests: Sequence[DecisionRequest]) -> None:
-        """Read the counters of the requests that are not in memory from the database.
+    def _states_of(self, counters: Sequence[Counter]) -> list[State]:
+        """The states of counters: their logs, or the calls in flight."""
+        states, in_flight = self._memory.states, self._memory.in_flight
+        return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
+
+    def _decide_capped(
+        self, request: DecisionRequest, now_us: int, row_id: int, alive: set[str]
+    ) -> tuple[Verdict, Decision, list[str]]:
+        """Decide a call with a cap on calls in flight. If the cap has no room, free the places of processes that have ended.
+
+        Args:
+            request: The call.
+            now_us: The store's time.
+            row_id: The id of the call's row, if it gets one.
+            alive: The processes that were found alive in this turn.
+
+        Returns:
+            The verdict, the decision, and the group of lines that frees places, if any.
+        """
+        counters = request.plan.counters
+        verdict, decision = decide_one(request, self._states_of(counters), now_us, row_id)
+        if not any(reported.counts == "concurrent" for reported, _ in verdict.exceeded):
+            return verdict, decision, []
+        freed = self._free_dead(counters, alive)
+        if freed:
+            verdict, decision = decide_one(request, self._states_of(counters), now_us, row_id)
+        return verdict, decision, freed
+
+    def _free_dead(self, counters: Sequence[Counter], alive: set[str]) -> list[str]:
+        """Free all places of the processes that have places of these counters and have ended. Returns the group of lines."""
+        in_flight = self._memory.in_flight
+        holders = {place.owner for place in in_flight.of([one.id for one in counters])}
+        dead = self._owners.dead(holders - alive)
+        alive |= holders - dead
+        freed = [place for place in in_flight if place.owner in dead]
+        for place in freed:
+            in_flight.free(place.counter_id, place.call_id)
+        lines = [entries.freed_line(place.counter_id, place.call_id) for place in freed]
+        return ["\n".join(lines)] if lines else []
+
+    def _prepare_owner(self) -> str:
+        with database.reported(self.path):
+            return self._owner.prepare()
+
+    def _learn_ahead(self, calls: Iterable[DecisionRequest | Ending]) -> None:
+        """Read the database before the turn, so that others do not wait for that. If it has moved on, learn in the turn."""
+        with contextlib.suppress(Lost), database.reported(self.path):
+            self._follow()
+            self._learn(calls)
+
+    def _learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
+        """See `_learn`. The caller has the turn, so this process has read the log to its end."""
+        try:
+            self._learn(calls)
+        except Lost:
+            raise damaged(self._log.path, "its database is beyond it") from None
+
+    def _learn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
+        """Read the counters of calls that are not in memory from the database.
 
         Raises:
             Lost: The database is beyond what this process has read of the log.
         """
         memory = self._memory
-        unknown = {
-            one.id: one.window_us for request in requests for one in request.plan.counters if one.id not in memory.states
-        }
+        counters = [counter for call in calls for counter in call.plan.counters]
+        unknown = {one.id: one.window_us for one in counters if one.window_us and one.id not in memory.states}
         if unknown:
             for key, log in zip(unknown, self._reader.logs(list(unknown), self._at), strict=True):
                 memory.remember(key, unknown[key], log)
@@ -200,6 +264,27 @@ class SqliteStore:
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
         self._publish([entries.outcome_line(one) for one in outcomes])
+
+    def settle(self, endings: Sequence[Ending]) -> None:
+        """See `Store`."""
+
+        def lines() -> list[str]:
+            if not self._memory.complete:
+                self._learn_in_turn(endings)
+            now_us = self._clock()
+            found = [entries.ending_lines(one, self._states_of(one.plan.counters), now_us) for one in endings]
+            return [one for one in found if one]
+
+        if any(ending.failed or ending.plan.caps for ending in endings):
+            if not self._memory.complete:
+                self._learn_ahead(endings)
+            self._publish(lines, drains=False)
+
+    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+        """See `Store`."""
+        owner = self._prepare_owner()
+        lines = [[entries.taken_line(counter, call_id, owner) for counter in counters] for call_id, counters in calls.items()]
+        self._publish(["\n".join(one) for one in lines if one])
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -326,11 +411,12 @@ class SqliteStore:
             if not (drains and self._with_lock(self._upkeep.drain)):
                 self._await_drained(self._at.end)
 
-    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], *, drains: bool = True) -> int:
         """Append groups of lines in a turn of their own, and apply them to this process's memory.
 
         Args:
             groups: The lines, or a function that makes them in the turn.
+            drains: See `_make_room`.
 
         Returns:
             The id of the first audit row among them.
@@ -348,7 +434,7 @@ class SqliteStore:
         try:
             return append()
         except LogFull:
-            self._make_room(drains=True)
+            self._make_room(drains=drains)
             return append()
 
     # reading
@@ -423,21 +509,6 @@ class SqliteStore:
             self._files.check_database()
             if self._log.drained().end < self._at.end:
                 self._with_lock(self._upkeep.drain)
+        name = self._owner.name
+        self._owner.close(has_places=any(place.owner == name for place in self._memory.in_flight))
         self._files.close()
-
-
-def _lines_of(row: Row, counters: Sequence[Counter], decision: Decision) -> str:
-    """The lines of a decision: the labels of the counters that were empty before it, and its row."""
-    if not decision.charged:
-        return entries.row_line(row)
-    labels, charged_us = "", 0
-    for limit in decision.charged:
-        log = decision.states[limit.counter]
-        charged_us = log[-2]
-        if log[2:] == _FIRST:
-            labels += f"{entries.counter_line(counters[limit.counter])}\n"
-    return labels + entries.row_line(row, charged_us, entries.charges(counters, decision.charged))
-
-
-_FIRST: Final = (1,)
-"""The end of a log with one entry, of one call."""

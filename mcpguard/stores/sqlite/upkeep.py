@@ -18,6 +18,7 @@ from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
+from mcpguard.stores.sqlite.owners import Owners
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
@@ -213,12 +214,16 @@ class Upkeep:
         self._log.set_drained(upto)
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
-        """Delete expired counters, old agent notes, and old ids of write-backs.
+        """Delete expired counters, old agent notes, old ids of write-backs, and places and files of processes that have ended.
 
         A note from the future is deleted, too: it is older than it looks, because the wall clock was set back since.
         """
+        owners = Owners(self._path)
+        owners.sweep()
+        dead = owners.dead([owner for (owner,) in db.execute("SELECT DISTINCT owner FROM in_flight")])
         with database.writing(db):
             db.execute("DELETE FROM counter WHERE last_us + window_us + ? <= ?", (_GRACE_US, now_us))
+            db.executemany("DELETE FROM in_flight WHERE owner = ?", [(owner,) for owner in dead])
             kept = (wall_us - NOTE_KEPT_US, wall_us + NOTE_KEPT_US)
             db.execute("DELETE FROM agent_note WHERE noted_us NOT BETWEEN ? AND ?", kept)
             db.execute("DELETE FROM adopted WHERE time_us < ?", (wall_us - _WRITE_BACK_IDS_KEPT_US,))

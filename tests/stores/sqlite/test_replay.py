@@ -12,7 +12,7 @@ from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
 from mcpguard.core.policy.model import Call, Counter, Plan, Reported
 from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Store
 from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
@@ -158,24 +158,40 @@ def test_many_wrappers_of_a_store_decide_count_and_write_as_the_store_in_memory_
 pauses_us = st.sampled_from([-7, 0, 1, 1000, 900_000, 1_000_000, 5_000_000, 61_000_000])
 
 
-@given(st.lists(st.tuples(pauses_us, st.integers(1, 40)), min_size=1), st.sampled_from([1, 3, 64, 65, 200]), st.integers(0))
-def test_replayed_rows_give_the_same_logs_as_the_decisions(steps: list[tuple[int, int]], n: int, drained_at: int) -> None:
-    named = tuple(Counter(at, f"counter {at}", 60_000_000) for at in range(2))
-    limits = (Limit(n, 60_000_000, 0), Limit(70, 60_000_000, 1, rule=1, observe=True), Limit(n + 1, 60_000_000, 0, rule=2))
-    states: list[State] = [EMPTY, EMPTY]
+sizes = st.sampled_from([1, 3, 64, 65, 200])
+
+
+@given(st.lists(st.tuples(pauses_us, st.integers(1, 40), st.booleans()), min_size=1), sizes, st.integers(0), st.integers(1, 4))
+def test_replayed_lines_give_the_same_logs_as_the_decisions(
+    steps: list[tuple[int, int, bool]], n: int, drained_at: int, cost: int
+) -> None:
+    named = tuple(Counter(at, f"counter {at}", 60_000_000 if at < 4 else 0) for at in range(5))
+    limits = (
+        Limit(n, 60_000_000, 0),
+        Limit(70, 60_000_000, 1, rule=1, observe=True),
+        Limit(n + 1, 60_000_000, 0, rule=2),
+        Limit(3 * n, 60_000_000, 2, rule=3, observe=True, counts="cost", cost=cost),
+        Limit(n, 60_000_000, 3, rule=4, observe=True, counts="errors"),
+        Limit(9, 0, 4, rule=5, observe=True, counts="concurrent"),
+    )
+    plan = Plan(limits, (Reported("tool", "tool=x", 1, "1m"),) * len(limits), named)
+    states: list[State] = [EMPTY] * len(named)
     rows: list[str] = []
     now_us = START_US
-    for pause_us, times in steps:
+    for call_id, (pause_us, times, fails) in enumerate(steps):
         now_us += pause_us
         for _ in range(times):
-            decision = limiter.decide(limits, states, now_us)
+            decision = limiter.decide(limits, states, now_us, call_id)
             states = list(decision.states)
             if decision.charged:
-                charged_us = states[decision.charged[0].counter][-2]
                 row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
-                rows.append(entries.row_line(row, charged_us, entries.charges(named, decision.charged)))
+                rows.append(entries.decision_lines(row, named, decision, call_id, "me"))
+        if fails:
+            rows.append(entries.ending_lines(Ending(call_id, plan, True), states, now_us))
+            states = list(limiter.fail(limits, states, now_us)[0])
+            states[4] = limiter.release(states[4], call_id)
     drained_at %= len(rows) + 1
-    replayed = {0: EMPTY, 1: EMPTY}
+    replayed = dict.fromkeys(range(4), EMPTY)
     for text in rows[:drained_at]:
         memory.replay(replayed, text)
     replayed = {key: memory.unpack(memory.pack(log)) if log else log for key, log in replayed.items()}
@@ -183,7 +199,16 @@ def test_replayed_rows_give_the_same_logs_as_the_decisions(steps: list[tuple[int
     for text in rows[drained_at:]:
         memory.replay(replayed, text)
         followed.apply(text)
-    assert [replayed[0], replayed[1]] == [followed.states[0], followed.states[1]] == states
+    assert [replayed[at] for at in range(4)] == [followed.states[at] for at in range(4)] == states[:4]
+
+
+def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> None:
+    counters = (Counter(11, "a", 60), Counter(12, "b", 70), Counter(13, "c", 0))
+    calls, cost, cap = Limit(5, 60, 0), Limit(9, 70, 1, counts="cost", cost=4), Limit(2, 0, 2, counts="concurrent")
+    assert entries.charges(counters, (calls, cost._replace(cost=1), cap)) == "[[11,60,5],[12,70,9]]"
+    assert entries.charges(counters, (calls, cost, cap)) == "[[11,60,5],[12,70,9,4]]"
+    assert entries.charges(counters, (cap,)) == ""
+    assert entries.read_charges("[[11,60,5],[12,70,9,4]]") == ((11, 60, 5, 1), (12, 70, 9, 4))
 
 
 @given(

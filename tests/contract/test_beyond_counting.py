@@ -1,0 +1,353 @@
+"""Limits on cost and errors, caps on calls in flight, and calls that are held: the same for every kind of store."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mcpguard.core.limiter import live
+from mcpguard.core.verdict import Ending, Verdict
+from mcpguard.stores.sqlite import call_log, upkeep
+from tests.callers import Caller
+from tests.contract.conftest import STORES, Make, Place
+from tests.memory_store import Memory, MemoryStore
+
+TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
+TEN_UNITS = '[[rule]]\ntool = "report"\nlimit = "10/1m"\ncount = "cost"\n[[cost]]\ntool = "report"\ncost = 4\n'
+TWO_ERRORS = '[[rule]]\ntool = "report"\nlimit = "2/1m"\ncount = "errors"\n'
+
+
+@pytest.fixture(params=sorted(STORES))  # servers do not have these limits yet
+def kind(request: pytest.FixtureRequest) -> Make:
+    return STORES[str(request.param)]
+
+
+# Cost
+
+
+def test_a_limit_on_cost_counts_units_exactly(place: Place) -> None:
+    caller = Caller(place.open(), TEN_UNITS)
+    assert caller.words("report", "report") == ["allowed", "allowed"]
+    place.pass_ms(10_000)
+    (denied,) = caller.decide("report")
+    assert (denied.decision, denied.count, denied.cost, denied.retry_after_us) == ("rate_limited", 9, 4, 50_000_000)
+    assert caller.used == [8]
+    place.pass_ms(49_999)
+    assert caller.words("report") == ["rate_limited"]
+    place.pass_ms(1)
+    other = Caller(place.open(), TEN_UNITS, session="b" * 16)
+    assert other.words("report", "report", "report") == ["allowed", "allowed", "rate_limited"]
+
+
+def test_units_within_a_grain_are_summed_up_in_every_handle(place: Place) -> None:
+    policy = TEN_UNITS.replace("10/1m", "1000/1m")
+    callers = [Caller(place.open(), policy, session=f"{at:016x}") for at in range(2)]
+    for at in range(250):
+        assert callers[at % 2].words("report") == ["allowed"]
+        place.pass_us(40_000)
+    assert callers[0].used == [1000]
+    assert [caller.words("report") for caller in callers] == [["rate_limited"]] * 2
+
+
+def test_a_call_that_costs_more_than_the_limit_is_never_admitted(place: Place) -> None:
+    (denied,) = Caller(place.open(), TEN_UNITS.replace("cost = 4", "cost = 11")).decide("report")
+    assert (denied.decision, denied.reason, denied.retry_after_us) == ("rate_limited", "too_costly", None)
+    assert place.open().held() == []
+
+
+# Errors
+
+
+def test_only_calls_that_fail_are_counted_as_errors_and_the_retry_time_is_exact(place: Place) -> None:
+    caller = Caller(place.open(), TWO_ERRORS)
+    assert caller.words("report", "report", "report", "report") == ["allowed"] * 4
+    caller.end()
+    assert caller.used == []
+    caller.end(failed=True)
+    place.pass_ms(20_000)
+    caller.end(failed=True)
+    (denied,) = caller.decide("report")
+    assert (denied.reason, denied.count, denied.retry_after_us) == ("failing", 3, 40_000_000)
+    caller.end(failed=True)  # it was in flight when the limit was reached
+    assert caller.used == [3]
+    place.pass_ms(40_000)
+    assert caller.words("report") == ["rate_limited"]
+    other = Caller(place.open(), TWO_ERRORS, session="b" * 16)
+    place.pass_ms(20_000)
+    assert other.words("report") == ["allowed"]
+
+
+def test_errors_that_are_settled_together_are_all_counted(place: Place) -> None:
+    caller = Caller(place.open(), TWO_ERRORS)
+    caller.decide("report", "report")
+    caller.store.settle([Ending(*call, True) for call in caller.flying])
+    assert caller.used == [2]
+    reader = place.read()
+    assert [held.used for held in reader.held()] == [2]
+
+
+# Calls in flight
+
+
+def test_a_cap_holds_over_all_handles_and_an_ending_frees_a_place_for_each(place: Place) -> None:
+    callers = [Caller(place.open(), TWO_IN_FLIGHT, session=f"{at:016x}") for at in range(3)]
+    assert [caller.words("report") for caller in callers] == [["allowed"], ["allowed"], ["rate_limited"]]
+    (denied,) = callers[0].decide("other")
+    assert (denied.reason, denied.in_flight, denied.retry_after_us) == ("concurrent", 2, None)
+    place.pass_ms(86_400_000)
+    assert callers[2].words("report") == ["rate_limited"]
+    callers[1].end(failed=True)
+    assert callers[2].words("report", "report") == ["allowed", "rate_limited"]
+
+
+def test_an_admitted_calls_row_tells_how_many_are_in_flight(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT)
+    caller.decide("report", "report")
+    assert [entry.record["in_flight"] for entry in caller.store.entries()] == [1, 2]
+
+
+def test_a_call_is_freed_once_however_often_it_is_settled(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT)
+    caller.decide("report", "report")
+    call = caller.end()
+    caller.decide("report")
+    for _ in range(2):
+        caller.store.settle([Ending(*call, False)] * 2)
+    assert caller.words("report") == ["rate_limited"]
+    caller.store.settle([Ending(10**9, call[1], False)])  # a call that has no row
+    assert caller.words("report") == ["rate_limited"]
+
+
+def test_a_denied_call_takes_no_place_and_a_capped_call_charges_nothing(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT + '[[rule]]\ntool = "report"\nlimit = "3/1m"\n')
+    caller.decide("report", "report")
+    assert caller.words("report") == ["rate_limited"]
+    assert caller.used == [2, 2]
+    caller.end()
+    assert caller.words("report") == ["allowed"]
+    caller.end()
+    assert caller.words("report") == ["rate_limited"]
+    assert caller.used == [1, 3]
+
+
+def test_held_and_peek_tell_the_calls_in_flight(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT)
+    caller.decide("report", "report")
+    (row_id, plan), (other_id, _) = caller.flying
+    reader = place.read()
+    assert [(held.label, held.used, held.log) for held in reader.held()] == [(plan.counters[0].label, 2, ())]
+    states, _ = reader.peek(plan.counters)
+    assert sorted(states[0]) == sorted([row_id, other_id])
+    caller.end()
+    assert reader.peek(plan.counters)[0] == [(other_id,)]
+    caller.end()
+    assert reader.held() == []
+
+
+def test_calls_in_flight_are_not_among_the_logs_last_seen(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT + '[[rule]]\ntool = "report"\nlimit = "3/1m"\n')
+    caller.decide("report")
+    seen, _ = caller.store.last_seen()
+    windows = {counter.id: counter.window_us for counter in caller.flying[0][1].counters}
+    assert {windows[key] for key in seen} == {60_000_000}
+
+
+def test_reset_frees_all_places_of_a_cap_and_later_endings_are_harmless(place: Place) -> None:
+    caller, other = Caller(place.open(), TWO_IN_FLIGHT), Caller(place.open(), TWO_IN_FLIGHT, session="b" * 16)
+    caller.decide("report", "report")
+    assert place.open().reset([held.label for held in other.store.held()]) == 1
+    assert caller.used == []
+    assert other.words("report", "report", "report") == ["allowed", "allowed", "rate_limited"]
+    caller.end()
+    caller.end()
+    assert caller.words("report") == ["rate_limited"]
+
+
+def test_calls_that_were_admitted_without_the_store_are_held_beyond_the_cap_and_freed_by_their_ids(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT)
+    caller.decide("report")
+    _, plan = caller.flying[0]
+    other = place.open()
+    other.hold({-7: plan.counters, -8: plan.counters})
+    assert caller.used == [3]
+    for call_id, word in ((-7, "rate_limited"), (-8, "allowed")):
+        other.settle([Ending(call_id, plan, False)])
+        assert caller.words("report") == [word]
+
+
+def test_a_free_retry_takes_a_place_and_charges_nothing_else(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT + '[[rule]]\ntool = "report"\nlimit = "1/1m"\n')
+    caller.decide("report")
+    assert caller.words("report", rounds=1) == ["continued"]
+    assert caller.words("report", rounds=2) == ["rate_limited"]
+    assert caller.used == [1, 2]
+
+
+# Held calls
+
+
+def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place: Place) -> None:
+    policy = '[[rule]]\ntool = "report"\nlimit = "2/1s"\nwait = "5s"\nconcurrent = 2\n'
+    caller = Caller(place.open(), policy)
+    caller.decide("report", "report")
+    rows = len(list(caller.store.entries()))
+    place.pass_ms(400)
+    (held,) = caller.decide("report", waited_us=0)
+    assert (held.decision, held.row_id, held.now_us) == ("held", None, place.time())
+    windows = [counter.window_us for counter in caller.flying[0][1].counters]
+    states = dict(zip(windows, held.states, strict=True))
+    assert sorted(states[0]) == [row_id for row_id, _ in caller.flying]
+    assert states[1_000_000][1::2] == (place.time() - 400_000,) * 2
+    place.pass_ms(600)
+    assert caller.words("report", waited_us=600_000) == ["held"]  # the cap has no room
+    caller.end()
+    assert caller.words("report", waited_us=600_000, is_behind=True) == ["held"]
+    assert (len(list(caller.store.entries())), caller.used) == (rows, [1])
+    assert caller.words("report", waited_us=600_000) == ["allowed"]
+    assert caller.words("report", waited_us=5_000_000) == ["rate_limited"]
+
+
+def test_a_usual_call_behind_another_is_held_though_it_has_room(place: Place) -> None:
+    caller = Caller(place.open(), '[[rule]]\ntool = "report"\nlimit = "5/1m"\nwait = "5s"\n')
+    caller.decide("report")
+    assert caller.words("report", waited_us=0, is_behind=True) == ["held"]
+    assert caller.used == [1]
+
+
+# All of it
+
+MIXED = """
+[[rule]]
+tool = "x"
+limit = ["9/1s", "100/1m"]
+count = "cost"
+wait = "1s"
+[[cost]]
+tool = "x"
+cost = 3
+[[rule]]
+user = "*"
+limit = "2/2s"
+count = "errors"
+concurrent = 3
+[[rule]]
+user = "*"
+tool = "y"
+per = []
+concurrent = 2
+limit = "5/2s"
+wait = "2s"
+[[rule]]
+agent = "*::*::*"
+per = []
+concurrent = 1
+mode = "observe"
+[[rule]]
+user = "*"
+agent = "*::*::*"
+limit = "12/1s"
+count = "cost"
+mode = "observe"
+"""
+
+which = st.integers(0, 2)
+waits = st.sampled_from([None, None, 0, 600_000, 1_500_000])
+calls = st.tuples(
+    st.just("call"), which, st.lists(st.sampled_from("xxyyz"), min_size=1, max_size=3), waits, st.booleans(), st.booleans()
+)
+endings = st.tuples(st.just("end"), which, st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=3))
+pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000]))
+others = st.tuples(st.sampled_from(["tend", "reset", "hold", "reopen", "settle_again"]), which)
+
+
+class Twins:
+    """The same wrappers on a store and on one in memory, at the same times."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.memory = Memory()
+        self.stores = [Caller(place.open(), MIXED, session=f"{at:016x}") for at in range(3)]
+        self.references = [
+            Caller(MemoryStore(self.memory, clock=place.time, wall=place.wall), MIXED, session=f"{at:016x}") for at in range(3)
+        ]
+        self.ended: list[tuple[Ending, Ending]] = []
+        self.held = 0
+
+    def call(self, at: int, tools: list[str], waited_us: int | None, is_behind: bool, is_retry: bool) -> None:
+        def decide(caller: Caller) -> list[Verdict]:
+            return caller.decide(*tools, waited_us=waited_us, is_behind=is_behind, rounds=int(is_retry))
+
+        found, expected = decide(self.stores[at]), decide(self.references[at])
+        for plan, *pair in zip(self.stores[at].plans, found, expected, strict=True):
+            for one in pair:
+                one.row_id = None
+                if one.states:  # logs may have entries that have left the window; calls in flight are in any order
+                    one.states = [
+                        live(state, counter.window_us, one.now_us) if counter.window_us else tuple(sorted(state))
+                        for counter, state in zip(plan.counters, one.states, strict=True)
+                    ]
+        assert list(map(vars, found)) == list(map(vars, expected))
+
+    def end(self, at: int, which: list[tuple[int, bool]]) -> None:
+        pairs: list[tuple[Ending, Ending]] = []
+        for place, failed in which:
+            if count := len(self.stores[at].flying):
+                one, other = (callers[at].flying.pop(place % count) for callers in (self.stores, self.references))
+                pairs.append((Ending(*one, failed), Ending(*other, failed)))
+        self._settle(at, pairs)
+        self.ended += [(one._replace(failed=False), other._replace(failed=False)) for one, other in pairs]
+
+    def settle_again(self, at: int) -> None:
+        self._settle(at, self.ended[-2:])
+
+    def _settle(self, at: int, pairs: list[tuple[Ending, Ending]]) -> None:
+        self.stores[at].store.settle([one for one, _ in pairs])
+        self.references[at].store.settle([other for _, other in pairs])
+
+    def pause(self, us: int) -> None:
+        self.place.pass_us(us)
+
+    def tend(self, at: int) -> None:
+        self.pause(upkeep.PRUNE_EVERY_US // 3)
+        self.stores[at].store.tend()
+        self.references[at].store.tend()
+
+    def reset(self, at: int) -> None:
+        label = max((held.label for held in self.references[at].store.held()), default="none")
+        assert self.stores[at].store.reset([label]) == self.references[at].store.reset([label])
+
+    def hold(self, at: int) -> None:
+        self.held -= 1
+        for callers in (self.stores, self.references):
+            plan = callers[at].charges("y")[0].plan
+            counters = [counter for counter in plan.counters if not counter.window_us]
+            callers[at].store.hold({self.held: counters})
+            callers[at].flying.append((self.held, plan))
+
+    def reopen(self, at: int) -> None:
+        self.stores[at].store = self.place.open()  # the one before stays open: a store that is closed may free its places
+
+    def compare(self) -> None:
+        expected = {held.label: (held.used, held.log) for held in self.references[0].store.held()}
+        assert {held.label: (held.used, held.log) for held in self.place.read().held()} == expected
+        shown = [[entry.record for entry in callers[0].store.entries()] for callers in (self.stores, self.references)]
+        assert shown[0] == shown[1]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30), drain_bytes=st.sampled_from([1, 1 << 20]))
+def test_wrappers_of_every_kind_of_store_decide_and_write_as_those_of_the_store_in_memory(
+    new_place: Callable[[], Place], steps: list[tuple[str, ...]], drain_bytes: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "DRAIN_BYTES", drain_bytes)
+        patch.setattr(call_log, "RING_BYTES", 64 * 1024)
+        place = new_place()
+        twins = Twins(place)
+        try:
+            for what, *values in steps:
+                getattr(twins, what)(*values)
+            twins.compare()
+        finally:
+            place.close()

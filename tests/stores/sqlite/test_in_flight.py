@@ -1,0 +1,504 @@
+"""Calls in flight of many processes: who takes a place, when it is free again, and what is left on the disk."""
+
+import contextlib
+import random
+import selectors
+import signal
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.verdict import Ending
+from mcpguard.errors import StoreUnavailable
+from mcpguard.files import open_private
+from mcpguard.stores import locks
+from mcpguard.stores.locks import shows_life
+from mcpguard.stores.sqlite import call_log, entries, memory, owners, schema
+from mcpguard.stores.sqlite.owners import Owners
+from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.callers import Caller
+from tests.core.build import WALL_US, Time
+from tests.stores.conftest import ENOUGH_S, Worker, heard
+from tests.stores.worker import CAPPED, SEATS
+
+Start = Callable[[str, Path], Worker]
+Open = Callable[..., SqliteStore]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "mcpguard.db"
+
+
+@pytest.fixture
+def times() -> tuple[Time, Time]:
+    return Time(), Time(WALL_US)
+
+
+@pytest.fixture
+def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
+    with contextlib.ExitStack() as opened:
+        clocks = {"clock": times[0], "wall": times[1]}
+        yield lambda **options: opened.enter_context(contextlib.closing(SqliteStore(path, **{**clocks, **options})))
+
+
+def ask(worker: Worker, what: str) -> str:
+    """Tell a worker what to do. Returns what it says."""
+    assert worker.stdin is not None
+    worker.stdin.write(f"{what}\n")
+    worker.stdin.flush()
+    return heard(worker)
+
+
+def kill(worker: Worker) -> None:
+    worker.send_signal(signal.SIGKILL)
+    worker.wait(ENOUGH_S)
+
+
+def owner_files(path: Path) -> list[Path]:
+    return [one for one in path.parent.iterdir() if "-owner-" in one.name]
+
+
+def drain(store: SqliteStore, times: tuple[Time, Time], after_s: int = 3) -> None:
+    for time in times:
+        time.pass_s(after_s)
+    store.tend()
+    while store.needs_tending:
+        store.tend()
+
+
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files of owners that are examined from now on."""
+    files: list[Path] = []
+
+    def examine(file: Path) -> bool:
+        files.append(file)
+        return shows_life(file)
+
+    monkeypatch.setattr(owners, "shows_life", examine)
+    return files
+
+
+def in_database(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT count(*) FROM in_flight").fetchone()[0])
+
+
+# Processes that end
+
+
+@pytest.mark.parametrize("drained", [False, True])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_the_places_of_a_killed_process_are_free_at_once(
+    path: Path, start: Start, open_store: Open, times: tuple[Time, Time], drained: bool, reopened: bool
+) -> None:
+    store = open_store()
+    worker, second = start("call_when_told", path), start("call_when_told", path)
+    assert [ask(worker, "call"), ask(second, "call")] == ["allowed", "allowed"]
+    caller = Caller(store, CAPPED)
+    assert caller.words("x") == ["rate_limited"]
+    if drained:
+        drain(store, times)
+        assert in_database(path) == 2
+    if reopened:
+        caller.store = open_store()
+    kill(worker)
+    assert caller.words("x", "x") == ["allowed", "rate_limited"]
+    assert ask(second, "call") == "rate_limited"
+    kill(second)
+    assert caller.words("x", "x") == ["allowed", "rate_limited"]
+
+
+def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path, start: Start, open_store: Open) -> None:
+    store = open_store()
+    worker = start("call_when_told", path)
+    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    caller = Caller(store, CAPPED)
+    counters = caller.charges("x")[0].plan.counters
+    with contextlib.closing(Reader(path)) as reader:
+        assert [held.used for held in reader.held()] == [2]
+        assert len(reader.peek(counters)[0][0]) == 2
+        kill(worker)
+        assert reader.held() == store.held() == []
+        assert reader.peek(counters)[0] == [()]
+
+
+def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store: Open, times: tuple[Time, Time]) -> None:
+    store = open_store()
+    worker = start("call_when_told", path)
+    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    worker.send_signal(signal.SIGSTOP)
+    caller = Caller(store, CAPPED)
+    drain(store, times, after_s=86_400)
+    assert caller.words("x") == ["rate_limited"]
+    assert caller.used == [2]
+    worker.send_signal(signal.SIGCONT)
+    assert ask(worker, "end") == "ended"
+    assert caller.words("x") == ["allowed"]
+
+
+def test_a_batch_of_a_turn_gets_the_places_of_all_that_have_ended(path: Path, start: Start, open_store: Open) -> None:
+    store = open_store()
+    workers = [start("call_when_told", path) for _ in range(2)]
+    assert [ask(worker, "call") for worker in workers] == ["allowed", "allowed"]
+    for worker in workers:
+        kill(worker)
+    assert Caller(store, CAPPED).words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
+
+
+def test_what_one_process_has_freed_no_other_has_to_free(
+    path: Path, start: Start, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("call_when_told", path)
+    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    caller, other = Caller(open_store(), CAPPED), Caller(open_store(), CAPPED, session="b" * 16)
+    kill(worker)
+    assert caller.words("x") == ["allowed"]
+    asked = examined(monkeypatch)
+    (allowed,) = other.decide("x")
+    assert (allowed.decision, allowed.in_flight) == ("allowed", 2)
+    assert asked == []
+    assert other.words("x", "x", "x") == ["rate_limited"] * 3
+    assert asked == []  # all calls are of this process
+
+
+def test_each_process_is_examined_once_in_a_turn(
+    path: Path, start: Start, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("call_when_told", path)
+    caller = Caller(open_store(), CAPPED)
+    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    asked = examined(monkeypatch)
+    assert caller.words("x", "x", "x") == ["rate_limited"] * 3
+    assert len(asked) == 1
+
+
+def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(path: Path, start: Start) -> None:
+    SqliteStore(path).close()
+    chance = random.Random(20260102)  # noqa: S311 - it only chooses whom to kill, and when
+    to_go = 16
+    seated = 0
+    selector = selectors.DefaultSelector()
+
+    def launch() -> None:
+        worker = start("sit", path)
+        selector.register(worker.stdout or 0, selectors.EVENT_READ, [worker, chance.randint(1, 40)])
+
+    for _ in range(8):
+        launch()
+    while selector.get_map():
+        for key, _ in selector.select(ENOUGH_S):
+            worker, _ = key.data
+            assert heard(worker) == "seated"
+            seated += 1
+            key.data[1] -= 1
+            if key.data[1] == 0:
+                worker.send_signal(signal.SIGKILL)
+                selector.unregister(worker.stdout)
+                rest, _ = worker.communicate(timeout=ENOUGH_S)
+                assert "no seat" not in rest
+                if to_go:
+                    to_go -= 1
+                    launch()
+    selector.close()
+    assert seated > 100
+    with contextlib.closing(SqliteStore(path)) as store:
+        assert store.held() == []
+        caller = Caller(store, CAPPED.replace("2", str(SEATS)))
+        assert caller.words(*["x"] * (SEATS + 1)) == ["allowed"] * SEATS + ["rate_limited"]
+        caller.store.settle([Ending(*call, False) for call in caller.flying])
+
+
+def test_upkeep_deletes_what_processes_that_ended_have_left(
+    path: Path, start: Start, open_store: Open, times: tuple[Time, Time]
+) -> None:
+    store = open_store()
+    with_place, without = start("call_when_told", path), start("call_when_told", path)
+    assert [ask(with_place, "call"), ask(without, "call"), ask(without, "end")] == ["allowed", "allowed", "ended"]
+    caller = Caller(store, CAPPED)
+    assert caller.words("x") == ["allowed"]
+    assert len(owner_files(path)) == 3
+    kill(with_place)
+    kill(without)
+    drain(store, times, after_s=61)
+    assert len(owner_files(path)) == 1
+    assert in_database(path) == 1
+    assert caller.used == [1]
+    assert caller.words("x", "x") == ["allowed", "rate_limited"]
+
+
+# Stores of one process
+
+
+def test_a_store_that_is_closed_and_opened_again_while_a_call_is_in_flight_keeps_its_place(
+    path: Path, start: Start, open_store: Open
+) -> None:
+    other = start("call_when_told", path)
+    caller = Caller(SqliteStore(path), CAPPED)
+    caller.decide("x", "x")
+    caller.store.close()
+    assert ask(other, "call") == "rate_limited"
+    caller.store = SqliteStore(path)
+    assert caller.words("x") == ["rate_limited"]
+    caller.end()
+    assert ask(other, "call") == "allowed"
+    caller.end()
+    caller.store.close()
+    assert len(owner_files(path)) == 1
+    kill(other)
+    with contextlib.closing(SqliteStore(path)) as store:
+        assert store.held() == []
+
+
+def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes_the_store(path: Path) -> None:
+    first, second = (Caller(SqliteStore(path), CAPPED, session=f"{at:016x}") for at in range(2))
+    other = Caller(second.store, '[[rule]]\ntool = "y"\nlimit = "1/1m"\n', session="c" * 16)
+    assert other.words("y") == ["allowed"]
+    assert owner_files(path) == []
+    first.decide("x")
+    second.decide("x")
+    (file,) = owner_files(path)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    first.end()
+    first.store.close()
+    assert owner_files(path) == [file]
+    second.end()
+    second.store.close()
+    assert owner_files(path) == []
+
+
+def test_a_process_whose_file_was_deleted_makes_another_for_its_next_calls(path: Path, start: Start, open_store: Open) -> None:
+    other = start("call_when_told", path)
+    caller = Caller(open_store(), CAPPED)
+    caller.decide("x")
+    for file in owner_files(path):
+        file.unlink()
+    assert caller.words("x") == ["allowed"]
+    assert ask(other, "call") == "allowed"
+    assert ask(other, "call") == "rate_limited"
+    assert caller.used == [2]
+
+
+def test_an_owner_that_takes_a_name_as_its_file_is_swept_takes_another_name(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = Caller(open_store(), CAPPED)
+    swept: list[Path] = []
+
+    def make_and_lose(file: Path) -> int:
+        fd = open_private(file)
+        if not swept:
+            swept.append(file)
+            Owners(path).sweep()
+        return fd
+
+    monkeypatch.setattr(locks, "open_private", make_and_lose)
+    assert caller.words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
+    (file,) = owner_files(path)
+    assert swept != [file]
+    assert [held.used for held in open_store().held()] == [2]
+
+
+# Files
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_store_opened_later_knows_cost_errors_and_calls_in_flight(
+    open_store: Open, times: tuple[Time, Time], drained: bool
+) -> None:
+    policy = (
+        '[[rule]]\ntool = "x"\nlimit = "12/1h"\ncount = "cost"\n[[cost]]\ntool = "x"\ncost = 5\n'
+        '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'
+        '[[rule]]\ntool = "x"\nconcurrent = 4\n'
+    )
+    first = Caller(open_store(), policy)
+    assert first.words("x", "x") == ["allowed", "allowed"]
+    first.end(failed=True)
+    if drained:
+        drain(first.store, times)  # type: ignore[arg-type]
+    late = Caller(open_store(), policy, session="b" * 16)
+    assert late.used == first.used == [1, 1, 10]
+    (denied,) = late.decide("x")
+    assert (denied.reason, denied.count, denied.in_flight) == ("rate_limited", 11, 1)
+
+
+def test_a_database_of_before_is_read_and_migrated_and_keeps_what_it_counts(path: Path, times: tuple[Time, Time]) -> None:
+    policy = '[[rule]]\ntool = "x"\nlimit = "2/1h"\n'
+    with contextlib.closing(SqliteStore(path, clock=times[0], wall=times[1])) as store:
+        assert Caller(store, policy).words("x") == ["allowed"]
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"DROP TABLE in_flight; PRAGMA user_version = {schema.VERSION - 1}")
+    with contextlib.closing(Reader(path)) as reader:
+        reader.clock = times[0]
+        assert [held.used for held in reader.held()] == [1]
+        assert reader.peek(Caller(store, CAPPED).charges("x")[0].plan.counters)[0] == [()]
+    with contextlib.closing(SqliteStore(path, clock=times[0], wall=times[1])) as store:
+        assert Caller(store, policy, session="b" * 16).words("x", "x") == ["allowed", "rate_limited"]
+        caller = Caller(store, CAPPED, session="c" * 16)
+        assert caller.words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
+        drain(store, times)
+        assert in_database(path) == 2
+        caller.end()
+        caller.end()
+
+
+def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+    caller = Caller(open_store(), CAPPED)
+    caller.decide("x", "x")
+    drain(caller.store, times)  # type: ignore[arg-type]
+    caller.store.reset([held.label for held in caller.store.held()])
+    drain(caller.store, times)  # type: ignore[arg-type]
+    assert in_database(path) == 0
+    assert caller.words("x") == ["allowed"]
+
+
+def test_a_call_whose_row_was_pruned_is_still_freed_once(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+    store = open_store(keep_us=1_000_000)
+    caller = Caller(store, CAPPED)
+    caller.decide("x", "x")
+    drain(store, times, after_s=86_400)
+    Caller(store, CAPPED, session="b" * 16).decide("y")
+    drain(store, times, after_s=86_400)
+    assert len(list(store.entries())) == 1
+    call = caller.end()
+    assert caller.words("x") == ["allowed"]
+    store.settle([Ending(*call, False)])
+    assert caller.words("x") == ["rate_limited"]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_flight(
+    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
+        monkeypatch.setattr(memory, name, 10)
+    if not ahead:  # as if the database were always beyond the log that was read before the turn
+        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+    policy = '[[rule]]\ntool = "*"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\n'
+    callers = [Caller(open_store(), policy, session=f"{at:016x}") for at in range(2)]
+    tools = [f"tool{at}" for at in range(40)]
+    for round_ in range(2):
+        for at, tool in enumerate(tools):
+            one, other = callers if (at + round_) % 2 else callers[::-1]
+            assert one.words(tool) == ["allowed"]
+            assert other.words(tool) == ["rate_limited"]
+            caps = {counter.id for counter in one.flying[0][1].counters if not counter.window_us}
+            assert caps.isdisjoint(one.store.last_seen()[0])
+            one.end(failed=True)
+        drain(callers[0].store, times)  # type: ignore[arg-type]
+    late = Caller(open_store(), policy, session="c" * 16)
+    for caller in (*callers, late):
+        assert {verdict.reason for tool in tools for verdict in caller.decide(tool)} == {"failing"}
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_error_never_precedes_the_last_one_of_its_counter_even_if_that_is_only_in_the_database(
+    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
+        monkeypatch.setattr(memory, name, 10)
+    if not ahead:
+        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+    caller = Caller(open_store(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\ncount = "errors"\n')
+    caller.decide("x", "x")
+    caller.end(failed=True)
+    failed_us = times[0]()
+    for at in range(40):
+        caller.decide(f"tool{at}")
+        caller.end(1, failed=True)
+    drain(caller.store, times)  # type: ignore[arg-type]
+    times[0].now_us = failed_us - 1_000_000
+    caller.end(failed=True)
+    (log,) = [held.log for held in caller.store.held() if '"tool":"x"' in held.label]
+    assert log[1:] == (failed_us, 1, failed_us, 1)
+
+
+# Failures
+
+
+def test_a_decision_that_fails_takes_no_place(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(open_store(), CAPPED)
+    caller.decide("x")
+
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(call_log, "_pwrite", fail)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="Input/output error"):
+                caller.decide("x")
+            with pytest.raises(StoreUnavailable, match="Input/output error"):
+                caller.store.settle([Ending(*caller.flying[0], False)])
+        assert caller.store._memory.in_flight.state(caller.flying[0][1].counters[0].id) == (1,)  # type: ignore[attr-defined]
+    assert caller.words("x", "x") == ["allowed", "rate_limited"]
+
+
+def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_store: Open) -> None:
+    caller, other = Caller(open_store(timeout_ms=20), CAPPED), open_store()
+    caller.decide("x", "x")
+    ending = Ending(*caller.flying[0], False)
+    with other._turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
+        caller.store.settle([ending])
+    assert caller.words("x") == ["rate_limited"]
+    caller.store.settle([ending])
+    assert caller.words("x") == ["allowed"]
+
+
+def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    store = open_store(timeout_ms=1)
+    caller = Caller(store, CAPPED)
+    caller.decide("x")
+    with contextlib.suppress(StoreUnavailable):
+        while True:
+            caller.decide("y")
+    with contextlib.suppress(StoreUnavailable):
+        while True:
+            store._append([entries.freed_line(1, 1)])
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_with_lock", None)
+        with pytest.raises(StoreUnavailable, match="is full"):
+            caller.store.settle([Ending(*caller.flying[0], False)])
+    store._with_lock(store._upkeep.drain)
+    caller.end()
+    assert caller.used == []
+
+
+def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> None:
+    caller, other = Caller(open_store(timeout_ms=1), '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'), open_store()
+    caller.decide("x")
+    with other._turn():
+        caller.end()
+
+
+def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open, path: Path) -> None:
+    store = open_store()
+    caller = Caller(store, CAPPED + '[[rule]]\ntool = "y"\nlimit = "2/1h"\n')
+
+    def fail(_: Path) -> int:
+        raise OSError(28, "No space left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locks, "open_private", fail)
+        with pytest.raises(StoreUnavailable, match="No space left"):
+            caller.decide("x")
+        assert caller.words("y") == ["allowed"]
+    assert caller.words("x") == ["allowed"]
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 2]
+
+
+def test_upkeep_takes_sums_of_cost_that_are_larger_than_the_file_can_hold(open_store: Open, times: tuple[Time, Time]) -> None:
+    policy = '[[rule]]\ntool = "x"\nlimit = "1000000000/1h"\ncount = "cost"\n'
+    caller = Caller(open_store(), policy)
+    (counter,) = caller.charges("x")[0].plan.counters
+    caller.store.adopt([(counter, (-1, -1, 5_000_000_000))], "a" * 64)
+    drain(caller.store, times)  # type: ignore[arg-type]
+    assert Caller(open_store(), policy, session="b" * 16).words("x") == ["rate_limited"]
