@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.config import Settings
+from mcpguard.core.arguments import counted_hash
 from mcpguard.core.identity import Identity, parse_agent
-from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.limiter import EMPTY, State, decide
 from mcpguard.core.policy.lint import label, tier_warning
 from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
-from mcpguard.core.policy.model import AXES, Call, Policy
-from mcpguard.core.verdict import Verdict, next_call
+from mcpguard.core.policy.model import AXES, Call, Plan, Policy
+from mcpguard.core.verdict import Verdict, verdict
+from mcpguard.core.waiting import is_held
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
 from mcpguard.files import named_path
 from mcpguard.identity import configured_identity
@@ -34,8 +36,10 @@ class Explanation(NamedTuple):
         sources: The sources of its user, agent and server: `jwt`, `config`, `os`, `default`, `audit` or `unknown`. For a
             configured user or agent, `user_from` and `agent_from` hold the place.
         matches: How each rule matches the call.
-        headrooms: The quota left of each limit, by the place of its rule.
-        verdict: The verdict that the next such call would get; None if the store cannot be read.
+        headrooms: The quota left of each limit, by the index of its rule in the policy.
+        verdict: The verdict that the next such call would get; None if the store cannot be read, or if it depends on arguments
+            that are not given.
+        is_held: Whether the next such call would first wait for room.
         failure: Why the store cannot be read; empty if it can.
         agent_open: What can name another agent in a real call, as a clause; empty if nothing can.
     """
@@ -45,6 +49,7 @@ class Explanation(NamedTuple):
     matches: list[RuleMatch]
     headrooms: dict[int, list[Headroom]]
     verdict: Verdict | None
+    is_held: bool
     failure: str
     agent_open: str
 
@@ -111,6 +116,7 @@ def explain(
     *,
     tool: str,
     server: str | None,
+    arguments: object = None,
     places: Mapping[str, str],
     notify: Callable[[str], None],
 ) -> Explanation:
@@ -122,6 +128,7 @@ def explain(
         who: The caller.
         tool: The tool.
         server: The server; None for the server of the last call of this tool.
+        arguments: The call's arguments, a JSON object; None if they are not known.
         places: The places of a configured `user` and `agent`: an option, a variable or a file.
         notify: Receives warnings.
     """
@@ -130,31 +137,49 @@ def explain(
         notify(unlimited)
     agent, agent_source = who.agent(None)
     call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
+    plan = _plan(policy, call, settings.namespace, arguments, b"")
     states: Sequence[State] | None = None
     now_us, failure = 0, ""
     try:
         if settings.address.exists():
             with contextlib.closing(settings.read_store()) as store:
+                key = store.args_key
                 call = call if server else call._replace(server=_server_of(store, settings.namespace, tool))
-                states, now_us = store.peek(policy.plan(call, settings.namespace).counters)
+                plan = _plan(policy, call, settings.namespace, arguments, key)
+                states, now_us = store.peek(plan.counters)
     except StoreUnavailable as error:
         failure = error.message
-    plan = policy.plan(call, settings.namespace)
     if states is None:
         states = [EMPTY] * len(plan.counters)
-    matches = rule_matches(policy, call)
-    applying = [one.at for one in matches if one.status == "applies"]
-    left: dict[int, list[Headroom]] = {at: [] for at in applying}
+    left: dict[int, list[Headroom]] = {}
     for room in headrooms(plan, states, now_us):
-        left[applying[room.place]].append(room)
+        left.setdefault(room.place, []).append(room)
     sources = {
         "user": who.user_source,
         "agent": agent_source,
         "server": "config" if server else "audit" if call.server else "unknown",
     }
     sources |= {f"{key}_from": places[key] for key in ("user", "agent") if sources[key] == "config"}
-    verdict = None if failure else next_call(plan, states, now_us)
-    return Explanation(call, sources, matches, left, verdict, failure, _agent_open(settings, who))
+    decision = decide(plan.limits, states, now_us)
+    known = not failure and not plan.is_split
+    return Explanation(
+        call,
+        sources,
+        rule_matches(policy, call),
+        left,
+        verdict(plan, decision) if known else None,
+        known and not decision.admitted and is_held(plan.limits, decision.exceeded, 0),
+        failure,
+        _agent_open(settings, who),
+    )
+
+
+def _plan(policy: Policy, call: Call, namespace: str, arguments: object, key: bytes) -> Plan:
+    """The plan of a call. Without its arguments, the counters that depend on them stay unknown."""
+    plan = policy.plan(call, namespace)
+    if arguments is None or not plan.is_split:
+        return plan
+    return plan.of_arguments(counted_hash({"arguments": arguments}, key))
 
 
 def _agent_open(settings: Settings, who: Identity) -> str:
@@ -190,7 +215,7 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
                     break
     except StoreUnavailable:
         return []
-    matched = {at for call in calls for at in policy.matched(call)}
+    matched = {policy.parts[part][1] for call in calls for part in policy.matched(call)}
     since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit"

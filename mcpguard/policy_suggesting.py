@@ -12,9 +12,9 @@ from mcpguard.core.policy.model import AXES, Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.policy.suggest import COUNTED, HELD_ROWS, Findings, Survey
 from mcpguard.core.text import printable
-from mcpguard.policy_editing import read
 from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, with_limits
+from mcpguard.policy_writing import read
 from mcpguard.stores.api import Wanted
 
 OLDER_ROWS: Final = HELD_ROWS

@@ -2,12 +2,13 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.model import Cost, Policy, Rule
 from mcpguard.errors import McpguardError
 
 _BLANK: Final = " \t\r\n"
@@ -15,6 +16,9 @@ _BLANK: Final = " \t\r\n"
 
 _UNSAID: Final = {"name": "", "mode": "enforce"}
 """Values of a rule that need no line."""
+
+_EDITED: Final = ("limit", "count", "concurrent", "wait", "name", "mode")
+"""The keys of a rule that an edit changes. The other keys identify the rule."""
 
 _REASON: Final = "busiest "
 """The beginning of a comment beside a suggested limit. The next suggestion replaces such a comment."""
@@ -27,6 +31,18 @@ def _document(text: str) -> Any:
     except (TOMLKitError, ValueError, RecursionError) as error:
         what = f"this file can only be edited by hand: {error}"
         raise McpguardError(what, "use mcpguard policy edit") from error
+
+
+def _whole(text: str) -> Any:
+    """Parse a whole file for editing.
+
+    Raises:
+        McpguardError: tomlkit would not write all of it as it is, such as tables of two kinds in turns.
+    """
+    document = _document(text)
+    if tomlkit.dumps(document) != text:
+        raise McpguardError("this file can only be edited by hand", "use mcpguard policy edit")
+    return document
 
 
 def _lines(text: str) -> list[str]:
@@ -42,46 +58,97 @@ def ended_alike(old: str, new: str) -> str:
     return "".join(line if line in kept else re.sub(r"\r?\n$", "\r\n", line) for line in _lines(new))
 
 
-def appended(text: str, table: dict[str, Any], reasons: dict[str, str] | None = None) -> str:
-    """A policy's text with a rule added at its end.
+def appended(text: str, table: dict[str, Any], reasons: dict[str, str] | None = None, *, name: str = "rule") -> str:
+    """A policy's text with a rule or a cost added at its end.
 
     Args:
         text: The policy's text.
-        table: The rule.
+        table: The rule or the cost.
         reasons: A comment for each of its limits; None for no comments.
+        name: `rule` or `cost`.
     """
     document = _document(text)
     table = {key: value for key, value in table.items() if value != _UNSAID.get(key)}
     if reasons is not None:
         table["limit"] = _commented([(limit, reasons[limit]) for limit in table["limit"]])
-    if isinstance(document.get("rule"), tomlkit.items.Array):  # rule = [{…}]
+    if isinstance(document.get(name), tomlkit.items.Array):  # rule = [{…}]
+        document = _whole(text)
         inline = tomlkit.inline_table()
         inline.update(table)
-        document["rule"].append(inline)
+        document[name].append(inline)
         return tomlkit.dumps(document)
-    body = [f"{key} = {tomlkit.item(value).as_string()}\n" for key, value in table.items()]
-    return "".join([text.rstrip(_BLANK), "\n\n[[rule]]\n", *body])
+    body = [_pair(key, value) for key, value in table.items()]
+    return "".join([text.rstrip(_BLANK), f"\n\n[[{name}]]\n", *body])
+
+
+def _pair(key: str, value: object) -> str:
+    return f"{key} = {tomlkit.item(value).as_string()}\n"
+
+
+def _end(policy: Policy, line: int, lines: list[str]) -> int:
+    """The number of the last line before the header that follows the header on a line."""
+    headers = [*(rule.line for rule in policy.rules), *(cost.line for cost in policy.costs)]
+    return min((header - 1 for header in headers if header > line), default=len(lines))
 
 
 def replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
-    """A policy's text with another limit in the rule at a place, and with another name and mode if the table has them."""
+    """A policy's text with other values in the rule at a place.
+
+    Args:
+        text: The policy's text.
+        policy: The policy.
+        at: The rule's place.
+        table: The values, by key; None to remove a key. Keys that are not in it stay.
+    """
+    table = {key: table[key] for key in _EDITED if key in table}
     line = policy.rules[at].line
     if not line:  # rule = [{…}]
-        document = _document(text)
-        _set_labels(document["rule"][at], table)
-        document["rule"][at].update({key: value for key, value in table.items() if key not in _UNSAID})
-        document["rule"][at].update(_labels_to_add(document["rule"][at], table))
+        document = _whole(text)
+        found = document["rule"][at]
+        found.update(_edited(found, table))
         return tomlkit.dumps(document)
     lines = _lines(text)
-    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
-    document = _document("".join(lines[line - 1 : end]))  # other rules stay as they are, even the spacing of their headers
-    found = document["rule"][0]
-    _set_limit(found, table["limit"])
-    _set_labels(found, table)
+    end = _end(policy, line, lines)
+    document = _document("".join(lines[line - 1 : end]))  # other tables stay as they are, even the spacing of their headers
+    added = _edited(document["rule"][0], table)
     new = _lines(tomlkit.dumps(document))
-    for key, value in _labels_to_add(found, table).items():  # tomlkit would put it after the comments of the next rule
-        new.insert(1, f"{key} = {tomlkit.item(value).as_string()}\n")
+    last = max(at for at, one in enumerate(new) if not _is_aside(one))
+    if not new[last].endswith("\n"):
+        new[last] += "\n"
+    for key, value in added.items():  # tomlkit would put it after the comments of the next table
+        new.insert(1 if key in _UNSAID else last + 1, _pair(key, value))
+        last += 1
     return "".join([*lines[: line - 1], *new, *lines[end:]])
+
+
+def _edited(found: Any, table: dict[str, Any]) -> dict[str, Any]:
+    """Change the values that a rule has. Returns the values that it does not have yet."""
+    added = {}
+    for key, value in table.items():
+        if key not in found:
+            if value is not None and value != _UNSAID.get(key):
+                added[key] = value
+        elif value is None or (key == "name" and not value):
+            del found[key]
+        elif key == "limit":
+            _set_limit(found, value)
+        else:
+            found[key] = value
+    return added
+
+
+def with_cost(text: str, policy: Policy, at: int, units: int) -> str:
+    """A policy's text with other units in the cost at a place."""
+    line = policy.costs[at].line
+    if not line:  # cost = [{…}]
+        document = _whole(text)
+        document["cost"][at]["cost"] = units
+        return tomlkit.dumps(document)
+    lines = _lines(text)
+    end = _end(policy, line, lines)
+    document = _document("".join(lines[line - 1 : end]))
+    document["cost"][0]["cost"] = units
+    return "".join([*lines[: line - 1], tomlkit.dumps(document), *lines[end:]])
 
 
 def with_limits(text: str, policy: Policy, at: int, limits: list[tuple[str, str]]) -> str:
@@ -95,11 +162,11 @@ def with_limits(text: str, policy: Policy, at: int, limits: list[tuple[str, str]
     """
     line = policy.rules[at].line
     if not line:  # rule = [{…}]
-        document = _document(text)
+        document = _whole(text)
         document["rule"][at]["limit"] = _commented(limits, document["rule"][at]["limit"].as_string())
         return tomlkit.dumps(document)
     lines = _lines(text)
-    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
+    end = _end(policy, line, lines)
     document = _document("".join(lines[line - 1 : end]))
     found = document["rule"][0]
     found["limit"] = _commented(limits, found["limit"].as_string())
@@ -118,24 +185,10 @@ def _commented(limits: list[tuple[str, str]], old: str = "") -> Any:
     return array
 
 
-def _set_labels(found: Any, table: dict[str, Any]) -> None:
-    """Change the name and the mode that a rule has."""
-    for key in _UNSAID.keys() & found.keys() & table.keys():
-        if key == "name" and not table[key]:
-            del found[key]
-        else:
-            found[key] = table[key]
-
-
-def _labels_to_add(found: Any, table: dict[str, Any]) -> dict[str, Any]:
-    """The name and the mode that a rule does not have yet."""
-    return {key: table[key] for key in _UNSAID if key in table and key not in found and table[key] != _UNSAID[key]}
-
-
 def with_mode(text: str, policy: Policy, mode: str) -> str:
     """Change the policy's mode, or add it below the comment that begins the file."""
     lines = _lines(text)
-    end = policy.rules[0].line - 1 if policy.rules and policy.rules[0].line else len(lines)
+    end = _end(policy, 0, lines)
     document = _document("".join(lines[:end]))
     if "mode" in document:
         document["mode"] = mode
@@ -172,26 +225,30 @@ def _set_limit(found: Any, limit: str | list[str]) -> None:
     array.extend(wanted.values())
 
 
-def removed(text: str, policy: Policy, at: int) -> str:
-    """A policy's text without the rule at a place and the comment right above it."""
-    if not policy.rules[at].line:
-        document = _document(text)
-        del document["rule"][at]
+def removed(text: str, policy: Policy, at: int, *, name: str = "rule") -> str:
+    """A policy's text without the rule or the cost at a place and the comment right above it."""
+    tables: Sequence[Rule | Cost] = policy.rules if name == "rule" else policy.costs
+    if not tables[at].line:
+        document = _whole(text)
+        del document[name][at]
         return tomlkit.dumps(document)
     lines = text.split("\n")
-    begin = policy.rules[at].line - 1
-    end = policy.rules[at + 1].line - 1 if at + 1 < len(policy.rules) else len(lines)
-    while end > begin + 1 and _is_aside(lines[end - 1]):  # comments right before the next rule belong to it
+    begin = tables[at].line - 1
+    end = _end(policy, tables[at].line, lines)
+    while end > begin + 1 and _is_aside(lines[end - 1]):  # comments right before the next table belong to it
         end -= 1
     while end < len(lines) - 1 and not lines[end].strip():
         end += 1
     above = begin
     while above and lines[above - 1].lstrip().startswith("#"):
         above -= 1
-    if above:  # a comment right above the rule is removed with it, unless it begins the file
+    if above:  # a comment right above the table is removed with it, unless it begins the file
         begin = above
+    if end >= len(lines) - 1:  # nothing follows that the blank lines above would separate
+        while begin and not lines[begin - 1].strip():
+            begin -= 1
     new = "\n".join([*lines[:begin], *lines[end:]])
-    return new if len(policy.rules) > 1 else _without_rules(new)
+    return new if len(policy.rules) + len(policy.costs) > 1 else _without_rules(new)
 
 
 def _is_aside(line: str) -> bool:

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from mcpguard.core.agent import Agent
-from mcpguard.core.audit import Outcome
+from mcpguard.core.audit import DECISIONS, Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.session.events import Started
-from mcpguard.core.verdict import Decided, Verdict
+from mcpguard.core.verdict import Verdict
 from mcpguard.errors import Unauthenticated
 from tests.core.build import WALL_US, Talk, call_line
 
@@ -50,8 +50,6 @@ count = "errors"
 limit = "1/1m"
 """
 SESSION: Final = "45732ae6c06cfb07"
-WRITTEN: Final = [word for word in get_args(Decided) if word != "held"]
-"""The decisions that rows have."""
 
 
 def examples() -> dict[str, dict[str, object]]:
@@ -78,7 +76,7 @@ def examples() -> dict[str, dict[str, object]]:
     nobody.identify(Unauthenticated("the token in ~/.config/acme/token expired at 2026-01-01T00:00:00Z", "get a new one"))
     nobody.client(call_line("search_customers", 1))
     found = {str(one["decision"]): one for one in reversed([*all_of(talk), *all_of(nobody)])}
-    return {name: found[name] for name in WRITTEN}
+    return {name: found[name] for name in DECISIONS}
 
 
 def beyond() -> dict[str, dict[str, object]]:

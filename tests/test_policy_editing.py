@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.policy.parse import STARTER, parse, parse_rule
+from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
-from mcpguard.policy_editing import begin, put, set_mode, take_out
+from mcpguard.policy_editing import put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy_text import appended
+from mcpguard.policy_writing import begin
 from tests.end_to_end.host import DEADLINE_S
 
 if sys.platform != "win32":
@@ -55,6 +57,44 @@ def remove(file: Path, **selectors: Any) -> str | None:
 
 def rules(file: Path) -> list[tuple[str, str]]:
     return [(rule.text, rule.limit_text) for rule in parse(file.read_text()).rules]
+
+
+MIXED = """\
+# Ours
+wait = "5s"  # for all
+
+# Reports
+[[rule]]
+tool = "report"
+limit = "5/1m"  # agreed
+# after the limit
+
+# Dear
+[[cost]]
+tool = "report"  # a tool
+cost = 20  # units
+
+# Everything
+[[rule]]
+limit = "100/1h"
+count = "cost"
+
+[[cost]]
+cost = 2
+
+# Syncs
+[[rule]]
+tool = "sync"
+concurrent = 2
+# last words
+"""
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    file = tmp_path / "mixed.toml"
+    file.write_text(MIXED)
+    return file
 
 
 # Setting a rule
@@ -413,3 +453,166 @@ def test_setting_an_equal_rule_changes_nothing(file: Path) -> None:
     edit, at = put(file, {"user": "*", "tool": "search", "limit": ["100/1h"]})
     assert (edit.is_unchanged, at) == (True, 0)
     assert file.read_text() == BY_HAND
+
+
+# Caps, costs and waits
+
+
+@pytest.mark.parametrize(
+    ("table", "before", "after"),
+    [
+        ({"tool": "report", "limit": "6/1m"}, '"5/1m"', '"6/1m"'),
+        ({"tool": "report", "concurrent": 3}, "# agreed\n", "# agreed\nconcurrent = 3\n"),
+        ({"tool": "report", "limit": "6/1m", "wait": "9s"}, '"5/1m"  # agreed\n', '"6/1m"  # agreed\nwait = "9s"\n'),
+        (
+            {"tool": "report", "limit": "5/1m", "name": "r"},
+            '[[rule]]\ntool = "report"',
+            '[[rule]]\nname = "r"\ntool = "report"',
+        ),
+        ({"tool": "sync", "concurrent": 3}, "concurrent = 2", "concurrent = 3"),
+        ({"tool": "sync", "limit": "3/1m"}, "concurrent = 2\n", 'concurrent = 2\nlimit = "3/1m"\n'),
+        (
+            {"tool": "sync", "limit": "3/1m", "count": "errors", "concurrent": 1},
+            "concurrent = 2\n",
+            'concurrent = 1\nlimit = "3/1m"\ncount = "errors"\n',
+        ),
+        (
+            {"limit": "9/1h", "count": "cost", "mode": "observe"},
+            '[[rule]]\nlimit = "100/1h"',
+            '[[rule]]\nmode = "observe"\nlimit = "9/1h"',
+        ),
+        ({"limit": "9/1h"}, "# last words\n", '# last words\n\n[[rule]]\nlimit = "9/1h"\n'),
+        ({"tool": "sync", "limit": "deny"}, "# last words\n", '# last words\n\n[[rule]]\ntool = "sync"\nlimit = "deny"\n'),
+        (
+            {"tool": "sync", "limit": "3/1m", "mode": "observe"},
+            "# last words\n",
+            '# last words\n\n[[rule]]\ntool = "sync"\nlimit = "3/1m"\nmode = "observe"\n',
+        ),
+    ],
+)
+def test_an_edit_among_rules_and_costs_changes_its_place_only(
+    mixed: Path, table: dict[str, Any], before: str, after: str
+) -> None:
+    put(mixed, table)
+    assert mixed.read_text() == MIXED.replace(before, after, 1)
+    text = mixed.read_text()
+    edit, _ = put(mixed, table)
+    assert (edit.is_unchanged, mixed.read_text()) == (True, text)
+
+
+def test_closing_a_rule_removes_what_a_closed_rule_cannot_have(mixed: Path) -> None:
+    put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "wait": "9s", "count": "calls"})
+    put(mixed, {"tool": "report", "limit": "deny"})
+    assert mixed.read_text() == MIXED.replace('"5/1m"', '"deny"')
+
+
+def test_a_limit_and_a_cap_in_two_rules_are_not_set_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    text = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n[[rule]]\ntool = "x"\nconcurrent = 2\n'
+    file.write_text(text)
+    with pytest.raises(McpguardError, match="rules 1 and 2 have these selectors"):
+        put(file, {"tool": "x", "limit": "6/1m", "concurrent": 3})
+    assert file.read_text() == text
+    put(file, {"tool": "x", "limit": "6/1m"})
+    put(file, {"tool": "x", "concurrent": 3})
+    assert file.read_text() == text.replace("5/1m", "6/1m").replace("= 2", "= 3")
+
+
+@pytest.mark.parametrize(
+    ("table", "before", "after"),
+    [
+        ({"tool": "report", "cost": 30}, "cost = 20  # units", "cost = 30  # units"),
+        ({"cost": 3}, "cost = 2\n", "cost = 3\n"),
+        ({"server": "crm", "cost": 3}, "# last words\n", '# last words\n\n[[cost]]\nserver = "crm"\ncost = 3\n'),
+    ],
+)
+def test_setting_a_cost_changes_its_place_only(mixed: Path, table: dict[str, Any], before: str, after: str) -> None:
+    put_cost(mixed, table)
+    assert mixed.read_text() == MIXED.replace(before, after, 1)
+    edit, _ = put_cost(mixed, table)
+    assert edit.is_unchanged
+
+
+def test_rules_and_costs_are_removed_with_their_comments(mixed: Path) -> None:
+    def costs(**table: Any) -> None:
+        assert take_out_cost(mixed, parse_cost(table | {"cost": 1}, where="test"), named=True) is not None
+
+    costs(tool="report")
+    text = MIXED.replace('# Dear\n[[cost]]\ntool = "report"  # a tool\ncost = 20  # units\n\n', "")
+    assert mixed.read_text() == text
+    remove(mixed, tool="report")
+    text = text.replace('# Reports\n[[rule]]\ntool = "report"\nlimit = "5/1m"  # agreed\n# after the limit\n\n', "")
+    assert "after the limit" in mixed.read_text()  # it could be about what follows
+    costs()
+    assert "cost = 2\n" not in mixed.read_text()
+    assert [rule.limits_text for rule in parse(mixed.read_text()).rules] == ["100-units/1h", "2-in-flight"]
+    assert take_out_cost(mixed, parse_cost({"cost": 1}, where="test"), named=True) is None
+
+
+def test_a_policy_of_costs_only_keeps_them_without_its_last_rule(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nlimit = "5/1m"\n\n[[cost]]\ncost = 2\n')
+    remove(file)
+    assert file.read_text() == "[[cost]]\ncost = 2\n"
+    take_out_cost(file, parse_cost({"cost": 1}, where="test"), named=True)
+    assert file.read_text() == 'mode = "enforce"\n'
+
+
+def test_a_part_of_a_rule_is_removed(mixed: Path) -> None:
+    put(mixed, {"tool": "sync", "limit": "3/1m", "count": "errors"})
+    rule = parse_rule({"tool": "sync", "limit": "unlimited"}, where="test")
+    text = mixed.read_text()
+    for part, kept, gone in (("errors", "2-in-flight", "3-errors/1m"), ("concurrent", "3-errors/1m", "2-in-flight")):
+        mixed.write_text(text)
+        found = take_out(mixed, rule, named=True, part=part)  # type: ignore[arg-type]
+        assert found is not None
+        assert (found.gone.limits_text, found.after.rules[2].limits_text, found.at) == (gone, kept, 2)
+    assert take_out(mixed, rule, named=True, part="cost") is None
+
+
+def test_the_mode_is_added_above_the_first_table(mixed: Path) -> None:
+    set_mode(mixed, "observe")
+    text = MIXED.replace("# Ours\n", 'mode = "observe"\n\n# Ours\n')
+    assert mixed.read_text() == text
+
+
+def test_costs_and_caps_in_inline_lists_can_be_edited(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    text = 'cost = [{tool = "a", cost = 2}]  # dear\nrule = [{tool = "a", limit = "5/1m", concurrent = 2}]  # ours\n'
+    file.write_text(text)
+    put(file, {"tool": "a", "concurrent": 3})
+    put_cost(file, {"tool": "a", "cost": 4})
+    put_cost(file, {"cost": 5})
+    assert file.read_text() == (
+        'cost = [{tool = "a", cost = 4}, {cost = 5}]  # dear\nrule = [{tool = "a", limit = "5/1m", concurrent = 3}]  # ours\n'
+    )
+    take_out_cost(file, parse_cost({"tool": "a", "cost": 1}, where="test"), named=True)
+    take_out(file, parse_rule({"tool": "a", "limit": "unlimited"}, where="test"), named=True, part="calls")
+    assert tomllib.loads(file.read_text()) == {"cost": [{"cost": 5}], "rule": [{"tool": "a", "concurrent": 3}]}
+
+
+def test_the_line_ends_of_windows_stay_when_keys_are_added(mixed: Path) -> None:
+    mixed.write_bytes(MIXED.replace("\n", "\r\n").encode())
+    put(mixed, {"tool": "report", "concurrent": 3})
+    put_cost(mixed, {"tool": "report", "cost": 30})
+    expected = MIXED.replace("# agreed\n", "# agreed\nconcurrent = 3\n").replace("cost = 20", "cost = 30")
+    assert mixed.read_bytes() == expected.replace("\n", "\r\n").encode()
+
+
+def test_a_key_is_added_to_a_last_line_without_an_end(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nlimit = "5/1m"')
+    put(file, {"concurrent": 3})
+    assert file.read_text() == '[[rule]]\nlimit = "5/1m"\nconcurrent = 3\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('wait = "5s"', 'wait = "6s"'), ("cost = 20", "cost = 21"), ("concurrent = 2", "concurrent = 3")]
+)
+def test_an_edit_that_would_change_a_wait_a_cost_or_a_cap_besides_is_refused(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.setattr("mcpguard.policy_editing.appended", lambda text, table: appended(text, table).replace(old, new))
+    with pytest.raises(McpguardError, match="would change more than it should"):
+        put(mixed, {"tool": "another", "limit": "1/1h"})
+    assert mixed.read_text() == MIXED

@@ -5,12 +5,14 @@ import getpass
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mcpguard import config
 from mcpguard.config import Settings
+from mcpguard.core.arguments import counted_hash
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.parse import parse
@@ -18,6 +20,7 @@ from mcpguard.errors import ConfigError, Unauthenticated
 from mcpguard.policy_explaining import CALLS_LOOKED_AT, Explanation, caller, explain, never_matched
 from tests import provider
 from tests.core.build import Session, call_line, identity
+from tests.memory_store import MemoryStore
 from tests.provider import jwk, key_set, token, write_token
 
 RULES = """
@@ -73,7 +76,7 @@ class Home:
         return caller(self.settings(), **given | more, notify=self.warnings.append)
 
     def explain(
-        self, tool: str = "echo", who: Identity | None = None, server: str | None = "crm", **options: str
+        self, tool: str = "echo", who: Identity | None = None, server: str | None = "crm", arguments: object = None
     ) -> Explanation:
         return explain(
             self.settings(),
@@ -81,6 +84,7 @@ class Home:
             who or identity(),
             tool=tool,
             server=server,
+            arguments=arguments,
             places={"user": "--user", "agent": "config.toml"},
             notify=self.warnings.append,
         )
@@ -196,6 +200,89 @@ def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
     home.policy = parse('[[rule]]\nagent = "*::interactive::*"\nlimit = "2/1h"\n')
     home.explain(who=identity(agent="a::interactve::b"))
     assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; is it misspelt?"]
+
+
+# Caps, cost, errors, arguments and waits
+
+
+def beyond(home: Home, text: str, *tools: str) -> MemoryStore:
+    """Let a store in memory, which `explain` reads, decide calls, which stay in flight."""
+    home.policy = parse(text)
+    store = MemoryStore()
+    session = Session(store, home.policy, namespace="default")
+    for tool in tools:
+        session.call(tool)
+    settings = SimpleNamespace(
+        namespace="default", jwt=None, address=SimpleNamespace(exists=lambda: True), read_store=lambda: store
+    )
+    home.settings = lambda: settings  # type: ignore[method-assign, assignment, return-value]
+    return store
+
+
+def test_the_limits_of_a_rule_are_those_of_its_place_in_the_policy(home: Home) -> None:
+    text = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "4/1h"\nconcurrent = 2\n'
+    beyond(home, text, "echo", "echo", "echo")
+    found = home.explain()
+    assert [(room.reported.limit_text, room.used, room.remaining) for room in found.headrooms[1]] == [
+        ("4/1h", 2, 2),
+        ("2-in-flight", 2, 0),
+    ]
+    assert found.verdict is not None
+    assert (found.verdict.decision, found.verdict.reason, found.is_held) == ("rate_limited", "concurrent", False)
+
+
+def test_a_call_that_would_wait_for_room_is_told(home: Home) -> None:
+    cap = '[[rule]]\ntool = "echo"\nconcurrent = 1\nwait = "5s"\n'
+    beyond(home, cap, "echo")
+    assert home.explain().is_held
+    assert not home.explain("other").is_held
+    beyond(home, cap + '[[rule]]\ntool = "echo"\nlimit = "1/1h"\n', "echo")
+    assert not home.explain().is_held
+
+
+def test_a_call_that_costs_more_than_a_limit_never_has_room(home: Home) -> None:
+    beyond(home, '[[rule]]\nlimit = "9/1h"\ncount = "cost"\nwait = "1h"\n[[cost]]\ntool = "echo"\ncost = 10\n')
+    found = home.explain()
+    assert found.headrooms[0][0].is_too_costly
+    assert found.verdict is not None
+    assert (found.verdict.reason, found.is_held) == ("too_costly", False)
+
+
+OF_ARGUMENTS = '[[rule]]\ntool = "echo"\nper = ["user", "arguments"]\nlimit = "2/1h"\n'
+
+
+def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
+    store = beyond(home, OF_ARGUMENTS)
+    session = Session(store, home.policy, namespace="default")
+    (request,) = session.charges("echo")
+    digest = counted_hash({"arguments": {"a": 1, "b": 2.0}}, store.args_key)
+    request.plan = home.policy.plan(request.call).of_arguments(digest)
+    store.decide([request], session.journal)
+    for arguments, used in (({"b": 2, "a": 1}, 1), ({"a": 1}, 0), ({}, 0)):
+        found = home.explain(arguments=arguments)
+        ((left,),) = found.headrooms.values()
+        assert (left.is_known, left.used, found.verdict is None) == (True, used, False)
+
+
+def test_without_arguments_what_is_left_is_not_known(home: Home) -> None:
+    beyond(home, OF_ARGUMENTS)
+    found = home.explain()
+    assert ([room.is_known for room in found.headrooms[0]], found.verdict) == ([False], None)
+
+
+def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
+    home.call("echo")
+    with contextlib.closing(home.settings().open_store()) as store, contextlib.closing(home.settings().read_store()) as reader:
+        assert len(reader.args_key) == 32
+        assert reader.args_key == store.args_key
+
+
+def test_a_rule_that_matches_by_one_of_its_parts_has_matched(home: Home) -> None:
+    home.call("echo")
+    both = '[[rule]]\ntool = "{}"\nlimit = "1/1h"\nconcurrent = 2\n'
+    policy = parse(both.format("echo") + both.format("nothing") + both.format("ech*"))
+    (warning,) = home.never_matched(policy)
+    assert warning.startswith("line 5: rule 2 (tool=nothing) has matched none")
 
 
 # Who calls

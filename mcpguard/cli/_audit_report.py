@@ -109,6 +109,6 @@ def _write(output: Path, text: str) -> None:
     if output == _STDOUT:
         sys.stdout.write(text)
         return
-    from mcpguard import policy_editing
+    from mcpguard import policy_writing
 
-    policy_editing.write(Path(os.path.realpath(output)), text.encode())
+    policy_writing.write(Path(os.path.realpath(output)), text.encode())

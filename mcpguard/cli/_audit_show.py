@@ -13,15 +13,17 @@ from mcpguard.cli._policy_show import rule_as_json
 from mcpguard.cli._text import paragraph
 from mcpguard.core import limiter
 from mcpguard.core.audit import MEMBERS
+from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import sentence
-from mcpguard.core.policy.model import Call, Counter, Policy, Rule
+from mcpguard.core.policy.model import Call, Counter, Policy, Reported, Rule
 from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
+from mcpguard.report.usage import rates_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
-_OF_LIMITS: Final = ("axis", "rule", "limit", "window", "count", "remaining", "retry_after_ms", "exceeded")
+_OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that tell of the limits that decided. They are not shown among the others."""
 
 _SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
@@ -33,8 +35,9 @@ class LimitThen(NamedTuple):
 
     Attributes:
         rule: The text of its rule.
-        limit: Calls per window; None for `deny`.
-        window: The window as the policy writes it.
+        limit: Calls per window, units, errors or calls in flight; None for `deny`.
+        window: The window as the policy writes it; empty for calls in flight.
+        counts: What it counts.
         is_reported: Whether it decided. `count` and `remaining` of the row are of this limit.
         retry_after_ms: The wait that the denial told.
     """
@@ -42,13 +45,35 @@ class LimitThen(NamedTuple):
     rule: str
     limit: int | None
     window: str
+    counts: Counts
     is_reported: bool
     retry_after_ms: int | None
 
     @property
     def text(self) -> str:
-        """As a policy writes it."""
-        return "deny" if self.limit is None else f"{self.limit}/{self.window}"
+        """As reports write it."""
+        return Reported("", "", self.limit, self.window, self.counts).limit_text
+
+    @property
+    def value(self) -> int | str:
+        """As a policy writes it: the value of `limit`, or of `concurrent`."""
+        if self.limit is None:
+            return "deny"
+        return self.limit if self.counts == "concurrent" else f"{self.limit}/{self.window}"
+
+
+class RuleThen(NamedTuple):
+    """A rule that a row names.
+
+    Attributes:
+        text: Its text.
+        at: Its index in the policy in force; None if the policy has no such rule.
+        limits: The indexes of its limits among those of the row.
+    """
+
+    text: str
+    at: int | None
+    limits: list[int]
 
 
 class CounterNow(NamedTuple):
@@ -58,15 +83,15 @@ class CounterNow(NamedTuple):
         counter: The counter.
         n: The limit in force; that of the row if the policy has none for this window.
         in_force: Whether the policy has a limit for this window.
-        used: The calls in the counter.
-        retry_after_us: The wait until the limit admits the next call; 0 if it does now.
+        used: The calls, units or errors in the counter, or the calls in flight.
+        retry_after_us: The wait until the limit admits one more; 0 if it does now, None if nobody knows.
     """
 
     counter: Counter
     n: int
     in_force: bool
     used: int
-    retry_after_us: int
+    retry_after_us: int | None
 
 
 class Shown(NamedTuple):
@@ -75,14 +100,15 @@ class Shown(NamedTuple):
     Attributes:
         record: The row.
         limits: The limits that said no, or the one with the least quota left.
-        rules: For each of their rules, its text and its index in the policy in force; None if the policy has no such rule.
-        counters: By the index of a limit, what its counter holds now.
+        rules: Their rules.
+        counters: By the index of a limit, what its counter holds now. Counters that depend on arguments are absent: a row does
+            not tell which of them it was.
         commands: For each rule, the command that changes it.
     """
 
     record: dict[str, object]
     limits: list[LimitThen]
-    rules: dict[str, int | None]
+    rules: list[RuleThen]
     counters: dict[int, CounterNow]
     commands: list[str]
 
@@ -125,24 +151,57 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
         policy_option: The option that names the policy file, for the commands; empty if none is needed.
     """
     limits = _limits(record)
-    numbers = {rule.text: at for at, rule in enumerate(policy.rules)}
-    rules = {limit.rule: numbers.get(limit.rule) for limit in limits}
-    in_force = {text: policy.rules[at] for text, at in rules.items() if at is not None}
+    rules = _rules(policy, limits)
     counters: dict[int, CounterNow] = {}
-    for at, limit in enumerate(limits):
-        found = _counter(limit, record)
-        if found is not None:
-            (log,), now_us = store.peek([found])
-            log = limiter.live(log, found.window_us, now_us)
-            rates = {rate.window_us: rate.n for rate in in_force[limit.rule].rates} if limit.rule in in_force else {}
-            n = rates.get(found.window_us, limit.limit or 0)
-            wait_us = limiter.retry_after(log, n, found.window_us, now_us)
-            counters[at] = CounterNow(found, n, found.window_us in rates, limiter.used(log), wait_us or 0)
+    for rule in rules:
+        in_force = [] if rule.at is None else policy.rules[rule.at].parts
+        for at in rule.limits:
+            limit = limits[at]
+            found = _counter(limit, record)
+            if found is not None:
+                rates = {rate.window_us: rate.n for part in in_force if part.counts == limit.counts for rate in rates_of(part)}
+                counters[at] = _now(store, found, rates, limit)
     commands = []
-    for text in rules:
-        command = _command(text, in_force.get(text), [limit for limit in limits if limit.rule == text], record)
+    for rule in rules:
+        part = None if rule.at is None else policy.rules[rule.at]
+        command = _command(rule.text, part, [limits[at] for at in rule.limits], record)
         commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
     return Shown(record, limits, rules, counters, commands)
+
+
+def _rules(policy: Policy, limits: Sequence[LimitThen]) -> list[RuleThen]:
+    """The rules of limits. Rules that count different things can have the same text."""
+    found: dict[object, RuleThen] = {}
+    for number, limit in enumerate(limits):
+        at = next(
+            (
+                at
+                for part, at in policy.parts
+                if part.text == limit.rule and (part.counts == limit.counts or part.deny or limit.limit is None)
+            ),
+            None,
+        )
+        found.setdefault((limit.rule, limit.counts if at is None else at), RuleThen(limit.rule, at, [])).limits.append(number)
+    return list(found.values())
+
+
+def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen) -> CounterNow:
+    """What a counter holds now.
+
+    Args:
+        store: The store.
+        counter: The counter.
+        rates: The limits in force of its rule, by window.
+        limit: The limit of the row.
+    """
+    (state,), now_us = store.peek([counter])
+    n = rates.get(counter.window_us, limit.limit or 0)
+    in_force = counter.window_us in rates
+    if not counter.window_us:
+        return CounterNow(counter, n, in_force, len(state), 0 if len(state) < n else None)
+    log = limiter.live(state, counter.window_us, now_us)
+    wait_us = limiter.retry_after(log, n, counter.window_us, now_us)
+    return CounterNow(counter, n, in_force, limiter.used(log), wait_us)
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
@@ -150,13 +209,14 @@ def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
     if "rule" not in record:
         return []
     known = record.get("exceeded") or [record]
-    reported = [record.get(key) for key in ("rule", "limit", "window")]
+    reported = [record.get(key) for key in ("rule", "limit", "window", "counts")]
     return [
         LimitThen(
             one["rule"],
             one.get("limit"),
             one.get("window", ""),
-            [one.get(key) for key in ("rule", "limit", "window")] == reported,
+            one.get("counts", "calls"),
+            [one.get(key) for key in ("rule", "limit", "window", "counts")] == reported,
             one.get("retry_after_ms"),
         )
         for one in known
@@ -165,14 +225,14 @@ def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
 
 def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
     """The counter of a limit. It does not depend on the policy in force. None if the row does not tell enough."""
-    rule = rule_of_text(limit.rule, limit.text)
+    rule = rule_of_text(limit.rule, limit.value, limit.counts)
     if limit.limit is None or rule is None:
         return None
     roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
     user, agent, server, tool = (str(record.get(key, "")) for key in ("user", "agent", "server", "tool"))
     call = Call(user, agent, server, tool, roles, scopes)
     plan = Policy((rule,)).plan(call, str(record["namespace"]))
-    return plan.counters[0] if plan.counters else None
+    return plan.counters[0] if plan.counters and not plan.is_split else None
 
 
 def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: Mapping[str, Any]) -> list[str] | None:
@@ -184,20 +244,38 @@ def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: 
         limits: Its limits that the row names.
         record: The row.
     """
-    rule = rule or rule_of_text(text, [one.text for one in limits] if limits[0].limit is not None else "deny")
+    first = limits[0]
+    rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
     if rule is None:
         return None
     words = [word for key, patterns in rule.selectors.items() for one in patterns for word in (f"--{key}", one)]
     words += ["--per", rule.per_text] if rule.per_text else []
-    refused = {one.window: one for one in limits} if "exceeded" in record else {}
-    rates = []
-    for rate in rule.rates:
-        n, one = rate.n, refused.get(rate.text)
-        if one is not None:
-            least = record.get("count") if one.is_reported else None
-            n = max(n, (one.limit or 0) + 1, least or 0)
-        rates.append(f"{n}/{rate.text}")
+    refused = {(one.counts, one.window): one for one in limits} if "exceeded" in record else {}
+    if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
+        words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", "")), record))]
+    if all(one.counts == "concurrent" for one in limits):
+        return words
+    words += ["--count", rule.counts] if rule.counts != "calls" else []
+    rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.text)), record)}/{rate.text}" for rate in rule.rates]
     return [*words, *(rates or ["unlimited"])]
+
+
+def _raised(n: int, refused: LimitThen | None, record: Mapping[str, Any]) -> int:
+    """A limit that admits such a call.
+
+    Args:
+        n: The limit in force.
+        refused: The same limit in the row, if it had no room; else None.
+        record: The row.
+    """
+    if refused is None or not n:
+        return n
+    least = 0
+    if refused.is_reported:
+        least = record.get("count") or 0
+        if refused.counts == "cost" and "cost" in record:
+            least = (refused.limit or 0) - record.get("remaining", 0) + record["cost"]
+    return max(n, (refused.limit or 0) + 1, least)
 
 
 def as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str, object]:
@@ -206,17 +284,18 @@ def as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str, obje
         "row": shown.record,
         "rules": [
             {
-                "rule": text,
-                "number": None if at is None else at + 1,
-                "now": None if at is None else rule_as_json(policy.rules[at], is_starter=is_starter),
+                "rule": one.text,
+                "number": None if one.at is None else one.at + 1,
+                "now": None if one.at is None else rule_as_json(policy.rules[one.at], is_starter=is_starter),
             }
-            for text, at in shown.rules.items()
+            for one in shown.rules
         ],
         "limits": [
             {
                 "rule": limit.rule,
                 "limit": limit.limit,
                 "window": limit.window or None,
+                **({} if limit.counts == "calls" else {"counts": limit.counts}),
                 "counter": None if at not in shown.counters else Counted.of(shown.counters[at].counter.label).text,
                 "then": _then_as_json(limit, shown.record),
                 "now": None if at not in shown.counters else _now_as_json(shown.counters[at]),
@@ -247,7 +326,7 @@ def _now_as_json(now: CounterNow) -> dict[str, object]:
         "limit": now.n if now.in_force else None,
         "used": now.used,
         "remaining": max(0, now.n - now.used),
-        "retry_after_ms": ms_up(now.retry_after_us),
+        "retry_after_ms": None if now.retry_after_us is None else ms_up(now.retry_after_us),
     }
 
 
@@ -263,17 +342,17 @@ def print_all(shown: Shown, policy: Policy, file: str) -> None:
     if not shown.limits:
         click.echo("\nNo rule decided.")
         return
-    for text, at in shown.rules.items():
+    for one in shown.rules:
         click.echo()
-        paragraph(f"Rule {text} (axis {record['axis']}):" if len(shown.rules) == 1 else f"Rule {text}:")
-        if at is None:
+        paragraph(f"Rule {one.text} (axis {record['axis']}):" if len(shown.rules) == 1 else f"Rule {one.text}:")
+        if one.at is None:
             paragraph(f"not in {file} now", indent="    ")
         else:
-            line = f", line {policy.rules[at].line}" if policy.rules[at].line else ""
-            paragraph(f"rule {at + 1} of {file}{line}: {sentence(policy.rules[at])}", indent="    ")
-        for number, limit in enumerate(shown.limits):
-            if limit.rule == text:
-                _print_limit(limit, shown.counters.get(number), record)
+            rule = policy.rules[one.at]
+            line = f", line {rule.line}" if rule.line else ""
+            paragraph(f"rule {one.at + 1} of {file}{line}: {sentence(rule, policy.costs)}", indent="    ")
+        for number in one.limits:
+            _print_limit(shown.limits[number], shown.counters.get(number), record)
     if shown.commands:
         click.echo("\nTo let the rule admit such a call:" if shown.was_refused else "\nTo change the rule, edit its limit in:")
     for command in shown.commands:
@@ -286,14 +365,14 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
         return
     paragraph(f"{limit.text} for {Counted.of(now.counter.label).text}" if now else f"{limit.text}", indent="    ")
     left, count = _left_then(limit, record), record.get("count")
-    used = limit.limit - left
-    parts = [f"{used:,} used", f"{left:,} left"]
+    used, word = limit.limit - left, "in flight" if limit.counts == "concurrent" else "used"
+    parts = [f"{used:,} {word}", f"{left:,} left"]
     parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
     parts += [f"count {count} with denials"] if limit.is_reported and count != used else []
     paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now is None:
         return
-    parts = [f"{now.used:,} used", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]
+    parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]
     parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
     parts += [] if now.in_force else ["but the policy has no such limit now"]
     paragraph(f"now:  {', '.join(parts)}", indent="      ")

@@ -127,18 +127,34 @@ def ended_us(record: Mapping[str, object]) -> int:
     return int(str(record["time_us"])) + round(float(str(record.get("duration_ms", 0))) * 1000)
 
 
+def short_limit(record: Mapping[str, object]) -> str:
+    """The limit of a record that has one, short enough for a column.
+
+    >>> short_limit({"limit": 2, "counts": "concurrent"}), short_limit({"limit": 3, "window": "1m", "counts": "errors"})
+    ('2 at once', '3 err/1m')
+    >>> short_limit({"limit": 100, "window": "1h", "counts": "cost"}), short_limit({"limit": 5, "window": "1m"})
+    ('100 u/1h', '5/1m')
+    """
+    if record.get("counts") == "concurrent":
+        return f"{record['limit']} at once"
+    unit = {"cost": " u", "errors": " err"}.get(str(record.get("counts")), "")
+    return f"{record['limit']}{unit}/{record['window']}"
+
+
 def _limit(record: Mapping[str, object]) -> str:
     if "limit" in record:
-        return f"{record['limit']}/{record['window']}"
+        return short_limit(record)
     return "deny" if record["decision"] == "denied" or ("rule" in record and "count" not in record) else ""
 
 
 def _end(record: Mapping[str, object]) -> str:
-    """The outcome of a call that was forwarded, and when a denied call may be retried."""
+    """The outcome of a call that was forwarded; when a denied call may be retried, or why nobody knows."""
     wait = record.get("retry_after_ms")
     if isinstance(wait, int) and record["decision"] not in FORWARDED:
         spans = [(-(-wait // unit_ms), word) for word, unit_ms in _UNITS_MS.items()]
         return next((f"retry {n}{word}" for n, word in spans if n < 10_000), "")
+    if record["decision"] == "rate_limited":  # there is no wait
+        return str(record.get("reason", ""))
     return str(record.get("outcome", ""))
 
 

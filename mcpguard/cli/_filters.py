@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -16,10 +16,10 @@ from mcpguard.cli._options import all_of
 from mcpguard.cli._seen import seen, words
 from mcpguard.config import span_us
 from mcpguard.core.agent import Agent, agent_matches
-from mcpguard.core.audit import OUTCOMES
+from mcpguard.core.audit import DECISIONS, OUTCOMES
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.model import AXES
-from mcpguard.core.verdict import REFUSED, Decided
+from mcpguard.core.verdict import REFUSED
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.stores.api import AuditReader, Wanted
 
@@ -57,7 +57,7 @@ row_filters = all_of(
         "--decision",
         metavar="G",
         multiple=True,
-        shell_complete=words(*get_args(Decided)),
+        shell_complete=words(*DECISIONS),
         help="Only rows of this decision, such as denied. May be repeated.",
     ),
     click.option(
@@ -101,7 +101,7 @@ def wanted(
         UsageError: A value is not valid, or no row can match all of them.
     """
     _among("--axis", [axis] if axis is not None else [], _LIMITED_AXES)
-    decisions = _among("--decision", decision, get_args(Decided))
+    decisions = _among("--decision", decision, DECISIONS)
     outcomes = _among("--outcome", outcome, OUTCOMES)
     if denied:
         decisions = REFUSED if decisions is None else decisions & REFUSED

@@ -1,16 +1,17 @@
 """Options that several commands have, and what a rule's options say."""
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import click
 
 from mcpguard.cli._seen import files, seen, words
-from mcpguard.core.policy.model import AXES, Rule
-from mcpguard.core.policy.parse import parse_rule
+from mcpguard.core.policy.model import PER, Cost, Rule
+from mcpguard.core.policy.parse import parse_cost, parse_rule
 from mcpguard.errors import PolicyError, UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T", covariant=True)
 _COMMAND_LINE: Final = "command line"
 
 policy_option = click.option(
@@ -60,8 +61,9 @@ rule_options = all_of(
     click.option(
         "--per",
         metavar="LIST",
-        shell_complete=words(*AXES, "none"),
-        help="What has a count of its own: some of user,agent,tool,server; or none. Default: those that the rule selects by.",
+        shell_complete=words(*PER, "none"),
+        help="What has a count of its own: some of user,agent,tool,server,arguments; or none. Default: those that the rule"
+        " selects by.",
     ),
     policy_option,
 )
@@ -82,9 +84,9 @@ def rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
         table[key] = table[key][0] if len(table[key]) == 1 else list(table[key])
     if per is not None:
         table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
-        unknown = next((axis for axis in table["per"] if axis not in AXES), None)
+        unknown = next((axis for axis in table["per"] if axis not in PER), None)
         if unknown is not None:
-            raise UsageError(f"--per: unknown axis {unknown!r}", f"write some of {','.join(AXES)}, or none")
+            raise UsageError(f"--per: unknown axis {unknown!r}", f"write some of {','.join(PER)}, or none")
     return table
 
 
@@ -94,12 +96,29 @@ def rule_of(table: dict[str, Any]) -> Rule:
     Raises:
         UsageError: The rule is not valid.
     """
+    return _parsed(parse_rule, table)
+
+
+def cost_of(table: dict[str, Any]) -> Cost:
+    """The cost that a command line describes.
+
+    Raises:
+        UsageError: The cost is not valid.
+    """
+    return _parsed(parse_cost, table)
+
+
+class _Parser(Protocol[_T]):
+    def __call__(self, table: dict[str, object], *, where: str) -> _T: ...
+
+
+def _parsed(parse: _Parser[_T], table: dict[str, Any]) -> _T:
     for key, value in table.items():
         for text in value if isinstance(value, list) else [value]:
-            if any("\ud800" <= char <= "\udfff" for char in text):  # Python decodes bytes that are not UTF-8 to surrogates
+            if any("\ud800" <= char <= "\udfff" for char in str(text)):  # Python decodes bytes that are not UTF-8 to surrogates
                 hint = "put * in place of the characters that are not UTF-8"
                 raise UsageError(f"--{key}: {text!r} is not UTF-8, so a policy file cannot hold it", hint)
     try:
-        return parse_rule(table, where=_COMMAND_LINE)
+        return parse(table, where=_COMMAND_LINE)
     except PolicyError as error:
         raise UsageError(error.message.removeprefix(f"{_COMMAND_LINE}: "), error.hint) from error

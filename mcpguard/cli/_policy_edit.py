@@ -10,11 +10,13 @@ import click
 from mcpguard.cli import _errors, _policy_show
 from mcpguard.core.policy.explain import series
 from mcpguard.core.policy.lint import warnings
+from mcpguard.core.policy.model import Rule
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 
 if TYPE_CHECKING:  # loads tomlkit
-    from mcpguard.policy_editing import Draft, Edit
+    from mcpguard.policy_editing import Edit
+    from mcpguard.policy_writing import Draft
 
 OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
 """Printed after a rule was set."""
@@ -34,10 +36,15 @@ def what_changed(edit: "Edit", at: int) -> str:
     if at >= len(edit.before.rules):
         return f"added rule {at + 1}"
     old, new = edit.before.rules[at], edit.after.rules[at]
-    was = [old.limit_text] if old.limit_text != new.limit_text else []
+    was = [old.limits_text] if old.limits_text != new.limits_text else []
+    was += [_waiting(old)] if old.wait_us != new.wait_us else []
     was += ["in observe mode" if old.observe else "enforced"] if old.observe != new.observe else []
     was += [f"named {old.name!r}" if old.name else "without a name"] if old.name != new.name else []
     return f"changed rule {at + 1}{f' (it was {series(was)})' if was else ''}"
+
+
+def _waiting(rule: Rule) -> str:
+    return "without a wait" if rule.wait_us is None else f"with a wait of {_policy_show.wait_text(rule.wait_us)}"
 
 
 def edit(path: Path, *, tiers: Collection[str]) -> int:
@@ -54,7 +61,7 @@ def edit(path: Path, *, tiers: Collection[str]) -> int:
         PolicyError: The text is not valid, and there is no terminal to ask.
         McpguardError: The editor cannot be started, or the file cannot be written.
     """
-    from mcpguard.policy_editing import draft_of
+    from mcpguard.policy_writing import draft_of
 
     with draft_of(path) as draft:
         while True:

@@ -1,5 +1,6 @@
 """Prints what `mcpguard policy explain` finds: as JSON, as text, as a table."""
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,6 +50,23 @@ def require_names(given: Iterable[tuple[str, str | None]]) -> None:
             parse_agent(value, where=option)
 
 
+def arguments_of(text: str | None) -> dict[str, object] | None:
+    """The arguments that `--arguments` gives.
+
+    Raises:
+        UsageError: They are not a JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError("--arguments is not a JSON object", """write --arguments '{"query": "acme"}'""")
+    return found
+
+
 def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:
     """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
@@ -79,14 +97,16 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
             }
             for one in found.matches
         ],
-        "next": None if verdict is None else _verdict_as_json(verdict),
+        "next": None if verdict is None else _verdict_as_json(verdict) | ({"held": True} if found.is_held else {}),
     }
 
 
 def _limit_as_json(left: Headroom, *, known: bool) -> dict[str, object]:
-    """A limit and its quota left. With `known` false, counts and wait are null."""
+    """A limit and its quota left. With `known` false, or if it depends on arguments, counts and wait are null."""
+    known = known and left.is_known
     return {
         **left.reported.members(),
+        **({"cost": left.cost} if left.reported.counts == "cost" else {}),
         "counter": None if left.counter is None else Counted.of(left.counter.label).text,
         "count": left.used if known else None,
         "remaining": left.remaining if known else None,
@@ -98,6 +118,9 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, object]:
     values: dict[str, object] = {
         "decision": verdict.decision,
         **(verdict.reported.members() if verdict.reported else {}),
+        "reason": verdict.reason,
+        "cost": verdict.cost,
+        "in_flight": verdict.in_flight,
         "count": verdict.count,
         "remaining": verdict.remaining,
         "retry_after_ms": None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us),
@@ -141,7 +164,7 @@ def _print_plain(found: Explanation) -> None:
         if matches:
             click.echo(f"\n{heading}:")
         for one in matches:
-            paragraph(f"{one.at + 1}. {one.rule.limit_text}  {named(one.rule)}{observed(one.rule)}")
+            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}{observed(one.rule)}")
             for line in _lines(found, one):
                 paragraph(line, indent="    ")
 
@@ -158,7 +181,7 @@ def _print_table(found: Explanation) -> None:
     for one in found.matches:
         table.add_row(
             Text(printable(f"{one.at + 1}. {named(one.rule)}{observed(one.rule)}")),
-            Text(printable(one.rule.limit_text).replace(" ", "\n")),
+            Text(printable(one.rule.limits_text).replace(" ", "\n")),
             Text(one.status, style=styles[one.status]),
             Text("\n".join(printable(line) for line in _lines(found, one))),
         )
@@ -172,29 +195,46 @@ def _lines(found: Explanation, one: RuleMatch) -> list[str]:
         return [one.reason]
     if one.rule.deny:
         return ["denies the call"]
-    if not one.rule.rates:
-        return ["counts nothing"]
-    lines = []
-    for headroom in found.headrooms[one.at]:
-        assert headroom.counter is not None  # noqa: S101 - only `deny` has none
-        counts = "" if found.failure else f"{headroom.used:,} used, {headroom.remaining:,} left for "
-        limit = f"{headroom.reported.limit}/{headroom.reported.window}"
-        lines.append(f"{limit}: {counts}{Counted.of(headroom.counter.label).text}")
-    return lines
+    return [_line(found, headroom) for headroom in found.headrooms.get(one.at, ())] or ["counts nothing"]
+
+
+def _line(found: Explanation, left: Headroom) -> str:
+    """What is left of a limit."""
+    assert left.counter is not None  # noqa: S101 - only `deny` has none
+    limit, whose = left.reported.limit_text, Counted.of(left.counter.label).text
+    if not left.is_known:
+        return f"{limit}: what is left depends on the arguments; give them with --arguments ({whose})"
+    used = "in flight" if left.reported.counts == "concurrent" else "used"
+    counts = "" if found.failure else f"{left.used:,} {used}, {left.remaining:,} left for "
+    cost = ""
+    if left.reported.counts == "cost":
+        cost = f"; the call costs {left.cost:,}" + (", more than the whole limit" if left.is_too_costly else "")
+    return f"{limit}: {counts}{whose}{cost}"
 
 
 def _next(found: Explanation) -> str:
     """The decision on the next such call."""
     verdict = found.verdict
-    if verdict is None:
+    if found.failure:
         return "unknown, because the store cannot be read"
+    if verdict is None:
+        return "it depends on the arguments; give them with --arguments"
     reported = verdict.reported
     if reported is None:
         return "allowed; no rule limits it"
     if reported.limit is None:
         return f"{verdict.decision} by the rule {reported.rule}"
-    limit = f"{reported.limit}/{reported.window} (rule {reported.rule})"
+    limit = f"{reported.limit_text} (rule {reported.rule})"
     if verdict.decision == "allowed":
         return f"allowed; then {verdict.remaining:,} left of {limit}"
-    wait_s = -(-(verdict.retry_after_us or 0) // 1_000_000)
-    return f"{verdict.decision} by {limit}; retry in {wait_s:,} s"
+    held = "waits for room; without room it is " if found.is_held else ""
+    return f"{held}{verdict.decision} by {limit}; {_when(verdict)}"
+
+
+def _when(verdict: Verdict) -> str:
+    """When a refused call has room."""
+    if verdict.retry_after_us is not None:
+        return f"retry in {-(-verdict.retry_after_us // 1_000_000):,} s"
+    if verdict.reason == "concurrent":
+        return "retry when a call in flight has ended"
+    return "waiting does not help"

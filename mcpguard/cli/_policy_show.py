@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Final
 
+import click
+
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.policy.explain import sentences
-from mcpguard.core.policy.model import AXES, Policy, Rule
+from mcpguard.core.policy.explain import cost_sentence, sentences
+from mcpguard.core.policy.model import PER, Cost, Policy, Rule
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import PolicyError
 
@@ -24,12 +26,14 @@ def as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object
     return {
         **source_as_json(policy, path, is_starter=is_starter),
         "policy": policy.digest,
+        "wait": wait_text(policy.wait_us) if policy.wait_us else None,
+        "costs": [_cost_as_json(cost, is_starter=is_starter) for cost in policy.costs],
         "rules": [
             {
                 "number": at + 1,
                 **rule_as_json(rule, is_starter=is_starter),
                 "axis": rule.axis,
-                "per": [axis for axis in AXES if axis in rule.per],
+                "per": [axis for axis in PER if axis in rule.per],
                 "overridden_by": [other + 1 for other in narrower],
                 "sentence": text,
             }
@@ -48,18 +52,40 @@ def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
     """A rule as its author wrote it. A rule of the starter policy has no line."""
     return {
         "rule": rule.text,
-        "limit": rule.limit_text.split(" "),
+        "limit": rule.limit_text.split(),
+        "count": rule.counts if rule.has_limit else None,
+        "concurrent": "unlimited" if rule.concurrent == 0 else rule.concurrent,
+        "wait": None if rule.wait_us is None else wait_text(rule.wait_us),
         "mode": "observe" if rule.observe else "enforce",
         "line": None if is_starter or not rule.line else rule.line,
         "name": rule.name or None,
     }
 
 
+def _cost_as_json(cost: Cost, *, is_starter: bool) -> dict[str, object]:
+    selectors = {key: cost.selectors[key][0] if key in cost.selectors else None for key in ("tool", "server")}
+    return {**selectors, "cost": cost.units, "line": None if is_starter or not cost.line else cost.line}
+
+
+def wait_text(wait_us: int) -> str:
+    """A `wait` as a policy writes it.
+
+    >>> wait_text(5_000_000), wait_text(120_000_000), wait_text(0)
+    ('5s', '2m', '0s')
+    """
+    seconds = wait_us // 1_000_000
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
 def print_plain(policy: Policy) -> None:
     """Print each rule and its sentence."""
     for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
-        paragraph(f"{at + 1}. {rule.limit_text}  {named(rule)}{observed(rule)}")
+        paragraph(f"{at + 1}. {rule.limits_text}  {named(rule)}{observed(rule)}")
         paragraph(text, indent="    ")
+    print_costs(policy)
 
 
 def print_table(policy: Policy) -> None:
@@ -72,9 +98,18 @@ def print_table(policy: Policy) -> None:
     table.add_column("RULE", overflow="fold", ratio=2)
     table.add_column("MEANING", overflow="fold", ratio=3)
     for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
-        limit = Text(printable(rule.limit_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
+        limit = Text(printable(rule.limits_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
         table.add_row(str(at + 1), limit, Text(printable(f"{named(rule)}{observed(rule)}")), Text(printable(text)))
     console.print(table)
+    print_costs(policy)
+
+
+def print_costs(policy: Policy) -> None:
+    """Print what calls cost."""
+    if policy.costs:
+        click.echo("\nCosts:")
+    for cost in policy.costs:
+        paragraph(cost_sentence(cost), indent="    ")
 
 
 def errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:

@@ -46,6 +46,11 @@ def paragraph(text: str, *, indent: str = "") -> None:
     click.echo("\n".join(lines).replace(_FILLER, ""))
 
 
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    click.echo(printable(f"warning: {text}"), err=True)
+
+
 def tolerant_output() -> None:
     """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
     if sys.stdout is None:

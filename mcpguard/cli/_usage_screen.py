@@ -8,7 +8,7 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from mcpguard.cli._audit_table import fit
+from mcpguard.cli._audit_table import fit, short_limit
 from mcpguard.cli._text import is_coloured
 from mcpguard.cli._usage_table import NARROW, Table
 from mcpguard.config import Settings
@@ -153,7 +153,7 @@ def _rates(view: View, width: int) -> list[str]:
 def _denial(found: Mapping[str, object], width: int) -> str:
     at = datetime.fromisoformat(str(found["time"])).astimezone().strftime("%H:%M:%S")
     who = [printable(str(found[key])) for key in ("tool", "user", "agent", "server") if key in found]
-    limit = f"{found['limit']}/{found['window']}" if "limit" in found else ""
+    limit = short_limit(found) if "limit" in found else ""
     if width < NARROW:
         return " ".join([at, *who[:2]])
     times = [f"×{found['repeats']}"] if "repeats" in found else []

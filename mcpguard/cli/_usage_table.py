@@ -1,13 +1,14 @@
 """Shows the usage of counters: a table for a terminal, lines of key=value for a pipe."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import click
 
-from mcpguard.cli._audit_table import fit
-from mcpguard.core.policy.model import SELECTORS
+from mcpguard.cli._audit_table import fit, short_limit
+from mcpguard.cli._counters import arguments_text
+from mcpguard.core.policy.model import ARGUMENTS, SELECTORS, Reported
 from mcpguard.core.text import quoted
 from mcpguard.report.usage import Usage
 
@@ -16,7 +17,10 @@ NARROW: Final = 64
 
 _BAR: Final = 8
 _COLUMNS: Final = (("USAGE", _BAR), ("USED", -6), ("LIMIT", 9), ("LEFT", -6), ("FREE", 5))
-_SPARE: Final = sum(abs(size) + 1 for _, size in _COLUMNS) + 1  # a line of full width would wrap on some terminals
+_LONGEST: Final = 15
+"""The most columns that a limit takes; it takes more than usual only if it does not count calls."""
+
+_Columns = Sequence[tuple[str, int]]
 _PRESSED: Final = 0.8
 _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
@@ -37,27 +41,37 @@ class Table:
 
     def lines(self, usages: Iterable[Usage]) -> list[str]:
         """The heading, and the lines of each usage."""
-        found = [self._heading()]
+        usages = list(usages)
+        longest = max((len(self._limit(one)) for one in usages if one.counts != "calls"), default=0)
+        columns = [(name, max(size, min(_LONGEST, longest)) if name == "LIMIT" else size) for name, size in _COLUMNS]
+        spare = self._width - sum(abs(size) + 1 for _, size in columns) - 1  # a line of full width would wrap on some terminals
+        found = [self._heading(columns)]
         for one in usages:
             counter = counter_text(one)
             if self._width < NARROW:
                 found.append(fit(counter, self._width - 1).rstrip())
-                found.append(f"  {self._cells(one)}".rstrip())
+                found.append(f"  {self._cells(one, columns)}".rstrip())
             else:
-                found.append(f"{self._cells(one)} {fit(counter, self._width - _SPARE)}".rstrip())
+                found.append(f"{self._cells(one, columns)} {fit(counter, spare)}".rstrip())
         return found
 
-    def _heading(self) -> str:
-        names = " ".join(fit(name, size) for name, size in _COLUMNS)
+    def _heading(self, columns: _Columns) -> str:
+        names = " ".join(fit(name, size) for name, size in columns)
         return f"COUNTER\n  {names.rstrip()}" if self._width < NARROW else f"{names} COUNTER"
 
-    def _cells(self, one: Usage) -> str:
+    def _cells(self, one: Usage, columns: _Columns) -> str:
         left = "" if one.left is None else f"{one.left}"
-        cells = [self._bar(one), str(one.used), limit_text(one), left, free_text(one)]
-        padded = [fit(cell, size) for cell, (_, size) in zip(cells, _COLUMNS, strict=True)]
+        cells = [self._bar(one), str(one.used), self._limit(one), left, free_text(one)]
+        padded = [fit(cell, size) for cell, (_, size) in zip(cells, columns, strict=True)]
         if self._coloured and one.rate:
             padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
         return " ".join(padded)
+
+    def _limit(self, one: Usage) -> str:
+        """The limit: as in a policy where there is room, else shorter."""
+        if self._width >= NARROW:
+            return limit_text(one)
+        return short_limit({"limit": one.rate.n if one.rate else "-", "window": _window(one), "counts": one.counts})
 
     def _bar(self, one: Usage) -> str:
         steps = len(self._blocks) - 1
@@ -69,16 +83,26 @@ class Table:
 
 def counter_text(one: Usage) -> str:
     """What a counter counts, on one line."""
-    return " ".join(f"{key}={quoted(one.counter[key])}" for key in SELECTORS if key in one.counter) or "every call"
+    words = [f"{key}={quoted(one.counter[key])}" for key in SELECTORS if key in one.counter]
+    if ARGUMENTS in one.counter:
+        words.append(f"{ARGUMENTS}={arguments_text(one.counter[ARGUMENTS])}")
+    return " ".join(words) or "every call"
 
 
 def limit_text(one: Usage) -> str:
     """A counter's limit; for a counter without a rule its window."""
-    return f"{one.rate.n}/{one.rate.text}" if one.rate else f"-/{_window_text(one.window_us)}"
+    text = Reported("", "", one.rate.n if one.rate else 0, _window(one), one.counts).limit_text
+    return text if one.rate else "-" + text[1:].removeprefix("-")
+
+
+def _window(one: Usage) -> str:
+    return one.rate.text if one.rate else _window_text(one.window_us)
 
 
 def _window_text(window_us: int) -> str:
-    """A window as a policy writes it."""
+    """A window as a policy writes it; empty for calls in flight."""
+    if not window_us:
+        return ""
     units = [(ms * 1000, word) for word, ms in _UNITS_MS.items() if window_us % (ms * 1000) == 0]
     unit_us, word = units[-1]
     return f"{window_us // unit_us}{word}"
@@ -107,7 +131,8 @@ def as_json(one: Usage) -> dict[str, object]:
         "rule": one.rule.text if one.rule else None,
         "counter": dict(one.counter),
         "limit": one.rate.n if one.rate else None,
-        "window": one.rate.text if one.rate else _window_text(one.window_us),
+        "window": _window(one) or None,
+        **({} if one.counts == "calls" else {"counts": one.counts}),
         "used": one.used,
         "left": one.left,
         "next_free_ms": one.next_free_ms,

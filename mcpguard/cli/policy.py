@@ -4,24 +4,21 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mcpguard import config
-from mcpguard.cli import _policy_edit, _policy_show
+from mcpguard.cli import _policy_edit, _policy_set, _policy_show
 from mcpguard.cli._command import Group
-from mcpguard.cli._options import json_option, policy_option, rule_of, rule_options, rule_table, store_option
+from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen
-from mcpguard.cli._text import tolerant_output
-from mcpguard.config import Settings
-from mcpguard.core.identity import parse_agent
-from mcpguard.core.policy.explain import sentences
-from mcpguard.core.policy.lint import counted_in_grains, tier_warning, warnings
-from mcpguard.core.policy.model import Policy, Rule
+from mcpguard.cli._text import tolerant_output, warn
+from mcpguard.cli._tiers import configured_tier, tiers
+from mcpguard.core.policy.lint import tier_warning, warnings
+from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import printable
-from mcpguard.errors import ConfigError, ExitStatus, McpguardError, PolicyError, UsageError
+from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
 from mcpguard.policy_file import load
 
@@ -39,93 +36,6 @@ def command() -> None:
       mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
     """
     tolerant_output()
-
-
-@command.command("set", short_help="Set a limit.")
-@rule_options
-@click.option("--name", metavar="TEXT", help="A label for the rule; '' removes the label.")
-@click.option(
-    "--observe/--enforce",
-    default=None,
-    help="Only report the calls that this rule would deny; or deny them. Default: as the rule does already, else deny.",
-)
-@click.argument("limits", nargs=-1, required=True, metavar="LIMIT...")
-def set_(limits: tuple[str, ...], name: str | None, observe: bool | None, policy: str | None, **selectors: Any) -> None:
-    """Limit the calls that match all the given selectors. Without selectors, limit all calls.
-
-    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
-    rule with the same selectors and the same --per, the limit of this rule is replaced. Otherwise a rule is added. Comments
-    and the order of the file are kept.
-
-    \b
-    Examples:
-      mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
-      mcpguard policy set --user bob@acme.com --tool search_customers 10/1h
-      mcpguard policy set --user '*' --agent '*::subagent::*' --per user 60/1m
-      mcpguard policy set --tool delete_user deny
-      mcpguard policy set --observe --tool generate_report 5/1m
-    """
-    table = rule_table(selectors)
-    table["limit"] = limits[0] if len(limits) == 1 else list(limits)
-    if name is not None:
-        table["name"] = name
-    if observe is not None:
-        table["mode"] = "observe" if observe else "enforce"
-    rule_of(table)
-    from mcpguard.policy_editing import put
-
-    settings = config.load(os.environ, policy=policy)
-    edit, at = put(settings.policy, table)
-    _policy_edit.say_new_file(settings.policy, edit)
-    click.echo(printable(f"{settings.policy}: {_policy_edit.what_changed(edit, at)}"))
-    click.echo(printable(sentences(edit.after)[at]))
-    before, after = edit.before, edit.after
-    if not edit.is_unchanged:
-        for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if at < len(before.rules) else before.rules):
-            click.echo(consequence)
-    if after.observe:
-        click.echo(_policy_edit.OBSERVING)
-    known = set(warnings(before, tiers=_tiers(settings)))
-    for warning in warnings(after, tiers=_tiers(settings)):
-        if warning not in known:
-            _warn(warning)
-
-
-def _warn(text: str) -> None:
-    click.echo(printable(f"warning: {text}"), err=True)
-
-
-@command.command(short_help="Remove a rule.")
-@rule_options
-def unset(policy: str | None, **selectors: Any) -> None:
-    """Remove the rule with exactly these selectors and this --per.
-
-    \b
-    Example:
-      mcpguard policy unset --user bob@acme.com --tool search_customers
-    """
-    rule = rule_of(rule_table(selectors) | {"limit": "unlimited"})
-    from mcpguard.policy_editing import take_out
-
-    settings = config.load(os.environ, policy=policy)
-    found = take_out(settings.policy, rule, named=settings.policy_named)
-    if found is None:
-        policy_now, _ = load(settings.policy, named=True)
-        raise McpguardError(f"{settings.policy}: no rule for {rule.text}", _nearest(rule, policy_now.rules))
-    gone, after = found
-    click.echo(printable(f"{settings.policy}: removed the rule for {gone.text} (it was {gone.limit_text})"))
-    for consequence in dict.fromkeys(one for rule in after.rules for one in counted_in_grains(rule, [gone])):
-        click.echo(consequence)
-    if not after.rules:
-        click.echo(_policy_show.NO_RULES)
-
-
-def _nearest(rule: Rule, rules: tuple[Rule, ...]) -> str:
-    import difflib  # loaded only for an error
-
-    texts = [other.text for other in rules]
-    near = difflib.get_close_matches(rule.text, texts, 3, 0.3) or texts[:3]
-    return f"similar rules: {'; '.join(near)}" if near else "the file has no rules"
 
 
 @command.command(short_help="Show each rule, with a sentence that explains it.")
@@ -158,6 +68,9 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
     click.echo(printable(f"starter policy: no file at {path}" if is_starter else f"policy: {path}"))
     if policy.observe:
         click.echo("mode: observe (nothing is denied; calls that would be denied are logged)")
+    if policy.wait_us:
+        wait = _policy_show.wait_text(policy.wait_us)
+        click.echo(f"wait: {wait} (a refused call waits up to that long for room, unless its rule says otherwise)")
 
 
 @command.command(short_help="Show which rules apply to a call, and what is left.")
@@ -185,6 +98,9 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
     "--scope", metavar="S", multiple=True, shell_complete=seen("scope"), help="A scope of the caller. May be repeated."
 )
 @click.option(
+    "--arguments", metavar="JSON", help="The call's arguments, a JSON object, for rules that count equal arguments apart."
+)
+@click.option(
     "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the caller from the token, or from the token in FILE."
 )
 @policy_option
@@ -198,8 +114,8 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
 @store_option
 @json_option
 def explain(
-    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], token: str | None, config_file: str | None,
-    as_json: bool, user: str | None, agent: str | None, **options: str | None,
+    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], arguments: str | None, token: str | None,
+    config_file: str | None, as_json: bool, user: str | None, agent: str | None, **options: str | None,
 ) -> None:  # fmt: skip
     """Show which rules apply to one call, and what is left of their limits. Nothing is counted.
 
@@ -221,12 +137,13 @@ def explain(
         raise UsageError("--user and --token both name the user", "give only one of them")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
     _policy_explain.require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    given_arguments = _policy_explain.arguments_of(arguments)
     settings = config.load(os.environ, config=config_file, server=server, **options)
     policy, is_starter = load(settings.policy, named=settings.policy_named)
-    who = caller(settings, user=user, agent=agent, token=token, roles=role, scopes=scope, notify=_warn)
+    who = caller(settings, user=user, agent=agent, token=token, roles=role, scopes=scope, notify=warn)
     places = {key: config.place(key, option, os.environ) for key, option in (("user", user), ("agent", agent))}
     called = server or os.environ.get("MCPGUARD_SERVER")
-    found = explained(settings, policy, who, tool=tool, server=called, places=places, notify=_warn)
+    found = explained(settings, policy, who, tool=tool, server=called, arguments=given_arguments, places=places, notify=warn)
     if as_json:
         click.echo(json.dumps(_policy_explain.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))
         return
@@ -265,9 +182,9 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         click.echo(json.dumps(_policy_show.errors_as_json(error, settings.policy), indent=2))
         return error.exit_status
     unmatched = [] if is_starter else never_matched(found, settings)
-    unlimited = tier_warning(found, _configured_tier(settings))
+    unlimited = tier_warning(found, configured_tier(settings))
     found_warnings = [
-        *warnings(found, tiers=_tiers(settings)),
+        *warnings(found, tiers=tiers(settings)),
         *([unlimited] if unlimited else []),
         *unmatched,
         *exposed(settings.files),
@@ -289,19 +206,6 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
     return ExitStatus.OK
 
 
-def _configured_tier(settings: Settings) -> str | None:
-    try:
-        return parse_agent(settings.agent, where="agent").tier if settings.agent else None
-    except ConfigError:
-        return None  # `run` reports it
-
-
-def _tiers(settings: Settings) -> list[str]:
-    """The tiers that are used here although they are not usual ones."""
-    tier = _configured_tier(settings)
-    return [tier] if tier else []
-
-
 @command.command(short_help="Write the starter policy to a file.")
 @policy_option
 def init(policy: str | None) -> None:
@@ -312,7 +216,7 @@ def init(policy: str | None) -> None:
       mcpguard policy init
     """
     path = config.load(os.environ, policy=policy).policy
-    from mcpguard.policy_editing import begin
+    from mcpguard.policy_writing import begin
 
     if not begin(path):
         raise McpguardError(f"{path} already exists", "change it with mcpguard policy set or mcpguard policy edit")
@@ -344,7 +248,7 @@ def edit(policy: str | None) -> int:
       EDITOR=nano mcpguard policy edit
     """
     settings = config.load(os.environ, policy=policy)
-    return _policy_edit.edit(settings.policy, tiers=_tiers(settings))
+    return _policy_edit.edit(settings.policy, tiers=tiers(settings))
 
 
 @command.command(short_help="Only report denials, or deny.")
@@ -387,7 +291,8 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     """Suggest limits from the calls in the audit log, as a policy and as its difference to the policy in force.
 
     A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
-    reason beside it. Limits that fit, and rules that deny, stay. Nothing is written.
+    reason beside it. Limits that fit, and rules that deny, stay. So do caps, limits on cost or errors, and limits that count
+    equal arguments apart. Nothing is written.
 
     \b
     Examples:
@@ -419,3 +324,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     if only != "toml":
         _policy_suggest.print_diff(diff)
     return ExitStatus.OK
+
+
+command.add_command(_policy_set.set_)
+command.add_command(_policy_set.unset)

@@ -13,7 +13,6 @@ from mcpguard.cli._counters import Counted
 from mcpguard.cli._filters import given, name_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._text import tolerant_output
-from mcpguard.core.policy.explain import window
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
@@ -28,7 +27,8 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
     """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
 
     --user alice matches the counters that count only alice's calls. It does not match a counter that users share, such as
-    that of a limit on a tool for all users. Running servers count from zero from their next call on.
+    that of a limit on a tool for all users. Running servers count from zero from their next call on. After a reset, calls in
+    flight go on, but hold no place any more.
 
     \b
     Examples:
@@ -63,19 +63,19 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
 
 
 def _as_json(held: Held, counter: Counted) -> dict[str, object]:
-    """A counter, and the number of calls that it held."""
+    """A counter, and what it held."""
     return {
         "namespace": counter.namespace,
         **counter.values,
         "together": counter.others,
+        **({} if counter.counts == "calls" else {"counts": counter.counts}),
         "window_seconds": counter.window_us // 1_000_000,
         "used": held.used,
     }
 
 
 def _text(held: Held, counter: Counted) -> str:
-    calls = f"{held.used:,} call{'' if held.used == 1 else 's'}"
-    return printable(f"{counter.text}: {calls} in the last {window(counter.window_us)}")
+    return printable(f"{counter.text}: {counter.used_text(held.used)}")
 
 
 def _count(found: list[tuple[Held, Counted]]) -> str:

@@ -4,13 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from mcpguard.core.digest import cut
 from mcpguard.core.policy.model import Reported
 from mcpguard.core.text import compact, plural, quoted
 from mcpguard.core.times import ms_up, rfc3339
-from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict, reason
+from mcpguard.core.verdict import REFUSED, Decided, DecisionRequest, Verdict, reason
 
 _MAX_ID_CHARS: Final = 2048
 """Longer ids are cut. An id of `MAX_NAME_BYTES` fits, even if all of it is written in escapes."""
@@ -31,6 +31,10 @@ MEMBERS: Final = (
     "waited_ms", "reason", "policy", "outcome", "duration_ms",
 )  # fmt: skip
 """The members of a record, in the order of the output."""
+
+
+DECISIONS: Final = tuple(word for word in get_args(Decided) if word != "held")
+"""The values of `decision` in a record."""
 
 
 class Row(NamedTuple):
@@ -233,7 +237,7 @@ def line(entry: Mapping[str, object], *, with_server: bool = False) -> str:
         words.append(f"limit={limit_text(entry)}")
     elif "rule" in entry:
         words.append(f"rule={quoted(entry['rule'])}")
-    words += [f"{key}={entry[key]}" for key in ("count", "repeats") if key in entry]
+    words += [f"{key}={entry[key]}" for key in ("count", "cost", "in_flight", "repeats", "waited_ms") if key in entry]
     wait = entry.get("retry_after_ms")
     if isinstance(wait, int):
         words.append(f"retry_after={-(-wait // 1000)}s")
@@ -249,11 +253,7 @@ def limit_text(entry: Mapping[str, object]) -> str:
     >>> limit_text({"limit": 3, "window": "1m", "counts": "errors"})
     '3-errors/1m'
     """
-    counts = entry.get("counts")
-    if counts == "concurrent":
-        return f"{entry['limit']}-in-flight"
-    unit = {"cost": "-units", "errors": "-errors"}.get(str(counts), "")
-    return f"{entry['limit']}{unit}/{entry['window']}"
+    return Reported.of(entry).limit_text
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:

@@ -94,6 +94,19 @@ class Ending(NamedTuple):
     failed: bool
 
 
+class Lease:
+    """A place of a call in flight that the store takes back if this process stops or cannot reach the store for long.
+
+    Attributes:
+        until_us: Until when the call may be forwarded, by `stores.clock.boot_us`. It grows while the store renews the lease.
+    """
+
+    __slots__ = ("until_us",)
+
+    def __init__(self, until_us: int) -> None:
+        self.until_us = until_us
+
+
 class Verdict:
     """The decision on a call.
 
@@ -115,7 +128,10 @@ class Verdict:
         cost: What the call takes of `reported`, if that counts cost; else None.
         states: Of a held call, the states of the plan's counters; else empty.
         now_us: Of a held call, the store's time; else 0.
+        lease: Of a call that has a place, its lease, if the place has one; else None.
     """
+
+    lease: Lease | None = None  # on the class, because few verdicts have one
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ def ocsf_event(found: Mapping[str, object]) -> dict[str, object]:
 
 _UNMAPPED: Final = (
     "namespace", "user_source", "agent_source", "roles", "args_hash", "arguments", "act", "decision", "axis", "limit", "window",
-    "count", "remaining", "retry_after_ms", "exceeded", "outcome", "duration_ms",
+    "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded", "waited_ms", "outcome", "duration_ms",
 )  # fmt: skip
 """The members that OCSF has no attribute for."""
 

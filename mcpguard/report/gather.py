@@ -153,7 +153,7 @@ class Use:
     Attributes:
         denied: The calls that it denied.
         would_deny: The calls that it would have denied, if it had not only observed.
-        peak: The most calls that one counter of the limit held.
+        peak: The most calls, units or errors that one counter of the limit held, or the most calls in flight.
     """
 
     def __init__(self) -> None:
@@ -237,8 +237,7 @@ class Findings:
         if found is None:
             if len(self._limit_of) >= NAMES:
                 self._limit_of.clear()
-            named = json.loads(text)
-            found = self._limit_of[text] = Reported(named["axis"], named["rule"], named.get("limit"), named.get("window"))
+            found = self._limit_of[text] = Reported.of(json.loads(text))
         return found
 
     def _use(self, limit: Reported) -> Use:

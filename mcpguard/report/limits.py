@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Reported, Rule
 from mcpguard.core.policy.suggest import with_headroom
 from mcpguard.report.gather import Use
+from mcpguard.report.usage import rates_of
 
 
 class Unreached(NamedTuple):
@@ -14,14 +15,16 @@ class Unreached(NamedTuple):
 
     Attributes:
         rule: Its rule.
-        rate: The limit.
-        peak: The most calls that one counter held, as far as rows tell; 0 if no row names the limit.
+        rate: The limit. Of a cap on calls in flight, the window is 0.
+        limit: How reports name it.
+        peak: The most that one counter held, as far as rows tell; 0 if no row names the limit.
         suggested: A lower limit that leaves room above `peak`; None if there is none.
         command: The command line that sets the suggested limit; empty without a suggestion.
     """
 
     rule: Rule
     rate: Rate
+    limit: Reported
     peak: int
     suggested: int | None
     command: str
@@ -35,21 +38,17 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
         uses: The use of limits in the period.
     """
     found = []
-    for rule in policy.rules:
-        for rate in rule.rates:
-            use = uses.get(_limit(rule, rate), Use())
+    for rule, _ in policy.parts:
+        for rate, limit in zip(rates_of(rule), rule.reported, strict=False):  # `deny` has no rate
+            use = uses.get(limit, Use())
             if use.denied or use.would_deny:
                 continue
-            lower = with_headroom(use.peak) if use.peak else rate.n
+            lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
             if lower < rate.n:
-                found.append(Unreached(rule, rate, use.peak, lower, _command(rule, rate, lower)))
+                found.append(Unreached(rule, rate, limit, use.peak, lower, _command(rule, rate, lower)))
             else:
-                found.append(Unreached(rule, rate, use.peak, None, ""))
+                found.append(Unreached(rule, rate, limit, use.peak, None, ""))
     return found
-
-
-def _limit(rule: Rule, rate: Rate) -> Reported:
-    return Reported(rule.axis, rule.text, rate.n, rate.text)
 
 
 def _command(rule: Rule, changed: Rate, n: int) -> str:

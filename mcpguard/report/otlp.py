@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mcpguard import __version__
 from mcpguard.core.agent import Agent
-from mcpguard.core.audit import audit_id, axis_of, members
+from mcpguard.core.audit import audit_id, axis_of, limit_text, members, record
 from mcpguard.core.digest import blake2b
 from mcpguard.core.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
@@ -71,6 +71,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
     name = audit_id(str(context["session"]), row.seq)
     limit = members(row.reported) if row.reported else {}
     error = _error(row.decision, outcome)
+    found = record(row) if row.detail or row.decision in REFUSED else {}
     attributes = _METHOD | {
         "gen_ai.tool.name": context["tool"],
         "gen_ai.agent.name": context.get("agent"),
@@ -83,7 +84,11 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
         "mcpguard.decision": row.decision,
         "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
         "mcpguard.rule": limit.get("rule"),
-        "mcpguard.limit": f"{limit['limit']}/{limit['window']}" if "limit" in limit else None,
+        "mcpguard.limit": limit_text(limit) if "limit" in limit else None,
+        "mcpguard.reason": found.get("reason"),
+        "mcpguard.cost": found.get("cost"),
+        "mcpguard.in_flight": found.get("in_flight"),
+        "mcpguard.waited_ms": found.get("waited_ms"),
         "mcpguard.remaining": row.remaining,
         "mcpguard.retry_after_ms": row.retry_after_ms,
         "mcpguard.repeats": row.repeats,

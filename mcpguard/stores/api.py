@@ -225,6 +225,10 @@ class AuditReader(Protocol):
 class Readable(AuditReader, Protocol):
     """What commands need that read a store. A method that cannot read raises `StoreUnavailable`."""
 
+    @property
+    def args_key(self) -> bytes:
+        """The key of the arguments' hashes; empty if the store is still being created."""
+
     def held(self) -> list[Held]:
         """The counters that are not empty."""
 

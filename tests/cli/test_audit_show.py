@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
+from mcpguard.cli import _audit_show
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.verdict import Ending
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
+from tests.core.build import Session, Time
 from tests.end_to_end.host import Host, audit, policy, rule
+from tests.memory_store import MemoryStore
 
 POLICY = (
     rule("1/1h", user="*", tool="echo")
@@ -155,3 +161,120 @@ def test_lines_fit_a_narrow_terminal(home: Path) -> None:
     assert [
         line for line in text.splitlines() if len(line) > 40 and "mcpguard policy set" not in line and str(home) not in line
     ] == []
+
+
+# Caps, cost, errors and arguments
+
+KINDS = """
+[[rule]]
+user = "*"
+tool = "echo"
+limit = "9/1h"
+concurrent = 1
+
+[[rule]]
+tool = "sum"
+limit = ["30/1h", "40/1d"]
+count = "cost"
+
+[[rule]]
+tool = "sync"
+limit = "2/1m"
+count = "errors"
+
+[[rule]]
+tool = "loop"
+per = ["user", "arguments"]
+limit = "1/10m"
+
+[[cost]]
+tool = "sum"
+cost = 20
+"""
+
+
+class Kinds:
+    """Sessions with a store in memory."""
+
+    def __init__(self, text: str = KINDS) -> None:
+        self.time = Time()
+        self.store = MemoryStore(clock=self.time)
+        self.policy = parse(text)
+        self.session = Session(self.store, self.policy)
+
+    def last(self, tool: str, times: int, *, failing: bool = False) -> dict[str, Any]:
+        """The row of the last of some calls, which stay in flight unless they fail."""
+        for _ in range(times):
+            (request,) = self.session.charges(tool)
+            if request.plan.is_split:
+                request.plan = request.plan.of_arguments("ab" * 12)
+            (verdict,) = self.store.decide([request], self.session.journal)
+            if failing and verdict.forwards:
+                self.store.settle([Ending(verdict.row_id or 0, request.plan, True)])
+        (*_, last) = self.store.entries()
+        return last.record
+
+    def shown(self, record: dict[str, Any], policy: Policy | None = None) -> _audit_show.Shown:
+        return _audit_show.explain(self.store, policy or self.policy, record, policy_option=[])
+
+
+def test_a_call_above_a_cap_shows_what_is_in_flight_and_raises_the_cap_only(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = Kinds()
+    found = kinds.shown(kinds.last("echo", 2))
+    (limit,) = found.limits
+    assert (limit.text, limit.counts, limit.retry_after_ms, found.rules[0].at) == ("1-in-flight", "concurrent", None, 0)
+    (now,) = found.counters.values()
+    assert (now.n, now.used, now.in_force, now.retry_after_us) == (1, 1, True, None)
+    assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 2"]
+    _audit_show.print_all(found, kinds.policy, "policy.toml")
+    out = capsys.readouterr().out
+    assert "1-in-flight for user=alice@acme.com tool=echo server=crm\n      then: 1 in flight, 0 left, count 2 with" in out
+    assert "\n      now:  1 in flight, 0 left\n" in out
+    assert "reason:      concurrent\n" in out
+    told: dict[str, object]
+    (told,) = _audit_show.as_json(found, kinds.policy, is_starter=False)["limits"]  # type: ignore[misc]
+    assert (told["limit"], told["window"], told["counts"]) == (1, None, "concurrent")
+    assert told["now"] == {"limit": 1, "used": 1, "remaining": 0, "retry_after_ms": None}
+
+
+def test_a_limit_and_a_cap_of_one_rule_are_raised_by_one_command() -> None:
+    kinds = Kinds(KINDS.replace("9/1h", "1/1h"))
+    found = kinds.shown(kinds.last("echo", 2))
+    assert [limit.text for limit in found.limits] == ["1/1h", "1-in-flight"]
+    assert [(one.text, one.at, one.limits) for one in found.rules] == [("user=* tool=echo", 0, [0, 1])]
+    assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 2 2/1h"]
+
+
+def test_a_limit_on_cost_is_raised_so_far_that_the_call_fits() -> None:
+    kinds = Kinds()
+    record = kinds.last("sum", 2) | {"cost": 20}
+    found = kinds.shown(record)
+    (limit,) = found.limits
+    assert (limit.text, limit.retry_after_ms) == ("30-units/1h", 3_600_000)
+    assert found.counters[0].used == 20
+    assert found.commands == ["mcpguard policy set --tool sum --count cost 40/1h 40/1d"]
+
+
+def test_a_limit_on_errors_shows_the_errors_that_it_counts() -> None:
+    kinds = Kinds()
+    found = kinds.shown(kinds.last("sync", 3, failing=True))
+    (limit,) = found.limits
+    assert (limit.text, limit.retry_after_ms, found.counters[0].used) == ("2-errors/1m", 60_000, 2)
+    assert found.commands == ["mcpguard policy set --tool sync --count errors 3/1m"]
+
+
+def test_a_counter_of_arguments_is_not_guessed() -> None:
+    kinds = Kinds()
+    found = kinds.shown(kinds.last("loop", 2))
+    assert (found.limits[0].text, found.counters) == ("1/10m", {})
+    assert found.commands == ["mcpguard policy set --tool loop --per user,arguments 2/10m"]
+
+
+def test_rules_with_the_same_text_are_told_apart_by_what_they_count() -> None:
+    text = '[[rule]]\ntool = "sync"\nlimit = "5/1h"\n[[rule]]\ntool = "sync"\nlimit = "2/1m"\ncount = "errors"\n'
+    kinds = Kinds(text)
+    found = kinds.shown(kinds.last("sync", 3, failing=True))
+    assert [(one.text, one.at) for one in found.rules] == [("tool=sync", 1)]
+    without = kinds.shown(kinds.last("sync", 1), parse(text.partition('[[rule]]\ntool = "sync"\nlimit = "2')[0]))
+    assert [(one.text, one.at) for one in without.rules] == [("tool=sync", None)]
+    assert without.commands == ["mcpguard policy set --tool sync --count errors 3/1m"]

@@ -65,7 +65,7 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
         (["run", "--denials", "none", "cat"], "--denials: 'none' is not one of auto, error, result", None),
         (["audit", "tail", "-n", "x"], "--lines: 'x' is not a whole number", None),
         (["policy", "set", "--tool"], "--tool: requires an argument", None),
-        (["policy", "set", "--tool", "x"], "missing argument LIMIT...", None),
+        (["policy", "set", "--tool", "x"], "missing argument LIMIT..., or --concurrent", None),
         (["policy", "explain"], "missing option --tool", None),
         (["policy", "show", "x"], "unexpected argument: x", None),
         (["policy", "show", "--json=1"], "--json: does not take a value", None),

@@ -170,7 +170,14 @@ def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> Non
     assert offered(tmp_path, "mcpguard reset --server ") == ["crm"]
     assert offered(tmp_path, "mcpguard policy explain --tool ") == ["delete_user"]
     assert offered(tmp_path, "mcpguard policy unset --tool '") == ["search_*", "delete_user"]
-    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == ["user", "agent", "tool", "server", "none"]
+    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == [
+        "user",
+        "agent",
+        "tool",
+        "server",
+        "arguments",
+        "none",
+    ]
 
 
 def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -> None:

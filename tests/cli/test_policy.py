@@ -326,7 +326,7 @@ hint: did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)
 mcpguard: {file}: line 5: rule 2: no limit
   5 | [[rule]]
     | ^^^^^^^^
-hint: add one: limit = "100/1h", "deny" or "unlimited"
+hint: add one: limit = "100/1h", "deny" or "unlimited"; or concurrent = 2
 
 mcpguard: {file}: line 7: rule 2: per: unknown axis 'usr'
   7 | per    = ["usr"]
@@ -434,6 +434,9 @@ def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
         "overridden_by": [],
         "rule": "tool=report",
         "limit": ["5/1m"],
+        "count": "calls",
+        "concurrent": None,
+        "wait": None,
         "mode": "enforce",
         "axis": "tool",
         "per": ["tool", "server"],
@@ -665,3 +668,167 @@ def test_every_command_has_an_example_in_its_help(tmp_path: Path, argv: list[str
     done = mcpguard(tmp_path, "policy", *argv, "--help")
     assert done.returncode == 0
     assert "Example" in done.stdout
+
+
+# Caps, cost, errors and waits
+
+BEYOND = """\
+wait = "5s"
+
+# How dear reports are
+[[cost]]
+tool = "report"
+cost = 20
+
+[[rule]]
+user       = "*"
+tool       = "report"
+limit      = "5/1m"
+concurrent = 2
+
+[[rule]]
+user  = "*"
+limit = "100/1h"
+count = "cost"
+wait  = "0s"
+
+[[rule]]
+tool  = "sync"
+limit = "3/1m"
+count = "errors"
+
+[[rule]]
+tool  = "poll"
+per   = ["user", "arguments"]
+concurrent = "unlimited"
+"""
+
+
+def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -> None:
+    file.write_text(BEYOND)
+    shown = mcpguard(tmp_path, "policy", "show").stdout
+    for line in (
+        "wait: 5s (a refused call waits up to that long for room, unless its rule says otherwise)\n",
+        "1. 5/1m 2-in-flight  user=* tool=report\n",
+        "2. 100-units/1h  user=*\n",
+        "report costs 20; a refused call never waits.\n",
+        "3. 3-errors/1m  tool=sync\n",
+        "4. unlimited-in-flight  tool=poll per=user,arguments\n",
+        "\nCosts:\n    A call of report takes 20 units of each limit that counts cost.\n",
+    ):
+        assert line in shown
+    found = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    assert (found["wait"], found["costs"]) == ("5s", [{"tool": "report", "server": None, "cost": 20, "line": 4}])
+    assert [(one["limit"], one["count"], one["concurrent"], one["wait"]) for one in found["rules"]] == [
+        (["5/1m"], "calls", 2, None),
+        (["100/1h"], "cost", None, "0s"),
+        (["3/1m"], "errors", None, None),
+        ([], None, "unlimited", None),
+    ]
+    assert found["rules"][3]["per"] == ["user", "tool", "server", "arguments"]
+
+
+def test_a_cap_joins_the_limit_of_its_rule_and_each_is_changed_by_itself(tmp_path: Path, file: Path) -> None:
+    begin = "Each user may call search"
+    for argv, limits, words in (
+        (["--concurrent", "2"], "100/1h 2-in-flight", f"changed rule 1 (it was 100/1h)\n{begin} 100 times an hour; at most 2"),
+        (["50/1h"], "50/1h 2-in-flight", "changed rule 1 (it was 100/1h 2-in-flight)"),
+        (["--concurrent", "3", "--wait", "5s"], "50/1h 3-in-flight", "2-in-flight and without a wait)"),
+        (["--wait", "1m", "--concurrent", "3"], "50/1h 3-in-flight", "(it was with a wait of 5s)"),
+        (["--concurrent", "3"], "50/1h 3-in-flight", "rule 1 is unchanged"),
+        (["60/1h", "--concurrent", "unlimited"], "60/1h unlimited-in-flight", "any number of calls may be in flight"),
+    ):
+        done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", *argv)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert words in done.stdout
+        assert [rule.limits_text for rule in parse(file.read_text()).rules] == [limits, "5/1m"]
+
+
+def test_a_limit_that_counts_something_else_is_another_rule(tmp_path: Path, file: Path) -> None:
+    for count in ("errors", "cost"):
+        done = mcpguard(tmp_path, "policy", "set", "--tool", "report", "--count", count, "3/1m")
+        assert f"added rule {len(parse(file.read_text()).rules)}" in done.stdout
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "3-errors/1m", "3-units/1m"]
+    mcpguard(tmp_path, "policy", "set", "--tool", "report", "--count", "errors", "4/1m")
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "4-errors/1m", "3-units/1m"]
+    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "several rules are for tool=report: 2 (5/1m), 3 (4-errors/1m), 4 (3-units/1m)\nhint: add --count" in done.stderr
+    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report", "--count", "errors")
+    assert "removed the rule for tool=report (it was 4-errors/1m)" in done.stdout
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "3-units/1m"]
+
+
+def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
+    assert "calls with different arguments are counted apart." in done.stdout
+    assert parse(file.read_text()).rules[2].per_text == "user,arguments"
+
+
+def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path) -> None:
+    file.write_text(BEYOND)
+    unset = ("policy", "unset", "--user", "*", "--tool", "report")
+    done = mcpguard(tmp_path, *unset, "--count", "errors")
+    assert (done.returncode, "no limit that counts errors for user=* tool=report" in done.stderr) == (1, True)
+    done = mcpguard(tmp_path, *unset, "--concurrent")
+    assert done.stdout == (
+        f"{file}: removed the cap of rule 1 for user=* tool=report (it was 2-in-flight)\n"
+        "Each user may call report 5 times a minute.\n"
+    )
+    assert file.read_text() == BEYOND.replace("concurrent = 2\n", "")
+    done = mcpguard(tmp_path, *unset, "--concurrent")
+    assert (done.returncode, "no rule with a cap for" in done.stderr) == (1, True)
+    file.write_text(BEYOND)
+    done = mcpguard(tmp_path, *unset, "--count", "calls")
+    assert "removed the limit of rule 1 for user=* tool=report (it was 5/1m)" in done.stdout
+    assert file.read_text() == BEYOND.replace('limit      = "5/1m"\n', "")
+    done = mcpguard(tmp_path, *unset)
+    assert "removed the rule for user=* tool=report (it was 2-in-flight)" in done.stdout
+
+
+def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
+    of = ("--tool", "report", "--server", "crm", "--cost")
+    done = mcpguard(tmp_path, "policy", "set", *of, "20")
+    assert done.stdout == (
+        f"{file}: the cost of tool=report server=crm: added\n"
+        "A call of report of crm takes 20 units of each limit that counts cost.\n"
+    )
+    assert "has no effect, because no rule that counts cost applies to its calls" in done.stderr
+    assert file.read_text() == BY_HAND + '\n[[cost]]\ntool = "report"\nserver = "crm"\ncost = 20\n'
+    assert "the cost of tool=report server=crm: unchanged" in mcpguard(tmp_path, "policy", "set", *of, "20").stdout
+    assert "changed (it was 20)\n" in mcpguard(tmp_path, "policy", "set", *of, "30").stdout
+    done = mcpguard(tmp_path, "policy", "set", "--count", "cost", "29/1h")
+    assert "never admits such a call, because it costs 30 and the whole limit is 29/1h" in done.stderr
+    mcpguard(tmp_path, "policy", "unset", "--count", "cost")
+    done = mcpguard(tmp_path, "policy", "unset", *of)
+    assert done.stdout == f"{file}: removed the cost of tool=report server=crm (it was 30)\n"
+    assert file.read_text() == BY_HAND
+    done = mcpguard(tmp_path, "policy", "unset", *of)
+    assert (done.returncode, "no cost for tool=report server=crm" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["set", "--tool", "x"], "missing argument LIMIT..., or --concurrent"),
+        (["set", "--tool", "x", "--wait", "5s"], "missing argument LIMIT..., or --concurrent"),
+        (["set", "--tool", "x", "--count", "errors", "--concurrent", "2"], "count: no limit that counts errors"),
+        (["set", "--concurrent", "0"], "concurrent: 0 is not a number of calls in flight"),
+        (["set", "--concurrent", "two"], "concurrent: 'two' is not a number of calls in flight"),
+        (["set", "--wait", "5", "5/1m"], "wait: '5' is not a time to wait"),
+        (["set", "--wait", "2h", "5/1m"], "wait: '2h' is too long"),
+        (["set", "--concurrent", "2", "deny"], "concurrent: this rule denies every call"),
+        (["set", "--cost", "0"], "cost: 0 is not a number of units"),
+        (["set", "--cost", "x"], "cost: 'x' is not a number of units"),
+        (["set", "--cost", "2", "5/1m"], "--cost and a LIMIT exclude each other"),
+        (["set", "--cost", "2", "--user", "bob"], "--cost and --user exclude each other"),
+        (["set", "--cost", "2", "--observe"], "--cost and --observe or --enforce exclude each other"),
+        (["unset", "--cost", "--role", "a"], "--cost and --role exclude each other"),
+        (["unset", "--cost", "--concurrent"], "exclude each other"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path: Path, file: Path, argv: list[str], error: str) -> None:
+    done = mcpguard(tmp_path, "policy", *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert error in done.stderr
+    assert file.read_text() == BY_HAND

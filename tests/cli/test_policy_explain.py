@@ -121,6 +121,9 @@ def test_json_output_has_every_member(home: Path) -> None:
         "number": 1,
         "rule": "user=* tool=echo",
         "limit": ["100/1h"],
+        "count": "calls",
+        "concurrent": None,
+        "wait": None,
         "mode": "enforce",
         "line": 1,
         "name": None,
@@ -264,3 +267,51 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
 
 def test_its_help_has_an_example(tmp_path: Path) -> None:
     assert "mcpguard policy explain --user bob@acme.com" in mcpguard(tmp_path, "policy", "explain", "--help").stdout
+
+
+def test_caps_cost_errors_and_arguments_are_explained(tmp_path: Path) -> None:
+    policy(
+        tmp_path,
+        rule("50/1h", tool="echo").replace("]]\n", "]]\nconcurrent = 2\n")
+        + rule("9/1h", user="*").replace("]]\n", ']]\ncount = "cost"\n')
+        + rule("3/1m", tool="echo").replace("]]\n", ']]\ncount = "errors"\n')
+        + '[[cost]]\ntool = "echo"\ncost = 10\n',
+    )
+    calls(tmp_path, "plain", 1)
+    done = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo", "--server", "crm")
+    assert done.stderr == ""
+    for line in (
+        "1. 50/1h 2-in-flight  tool=echo\n",
+        "    50/1h: 0 used, 50 left for tool=echo server=crm\n    2-in-flight: 0 in flight, 2 left for tool=echo server=crm\n",
+        "9-units/1h: ",
+        "the call costs 10, more than the whole limit",
+        "3-errors/1m: 0 used, 3 left for tool=echo server=crm\n",
+        "Next call: rate_limited by 9-units/1h (rule user=*); waiting does not help\n",
+    ):
+        assert " ".join(line.split()) in " ".join(done.stdout.split())
+    found = explained(tmp_path, *WHO, "--tool", "echo", "--server", "crm")
+    assert (found["next"]["reason"], found["next"]["counts"], found["next"]["cost"]) == ("too_costly", "cost", 10)
+    limits = [limit for one in found["rules"] for limit in one["limits"]]
+    assert [(one["limit"], one.get("counts"), one.get("cost"), one["remaining"]) for one in limits] == [
+        (50, None, None, 50),
+        (2, "concurrent", None, 2),
+        (9, "cost", 10, 8),
+        (3, "errors", None, 3),
+    ]
+
+
+def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
+    policy(tmp_path, '[[rule]]\ntool = "echo"\nper = ["arguments"]\nlimit = "5/10m"\n')
+    calls(tmp_path, "plain", 1)
+    argv = ("policy", "explain", *WHO, "--tool", "echo", "--server", "crm")
+    out = mcpguard(tmp_path, *argv).stdout
+    assert "5/10m: what is left depends on the arguments; give them with --arguments (tool=echo" in " ".join(out.split())
+    assert out.endswith("Next call: it depends on the arguments; give them with --arguments\n")
+    found = explained(tmp_path, *argv[2:])
+    assert (found["rules"][0]["limits"][0]["count"], found["next"]) == (None, None)
+    out = mcpguard(tmp_path, *argv, "--arguments", '{"q": 1}').stdout
+    assert "5/10m: 0 used, 5 left for tool=echo server=crm arguments=" in out
+    assert "arguments=?" not in out
+    for text in ("", "[]", "7", "{", '"x"'):
+        done = mcpguard(tmp_path, *argv, "--arguments", text)
+        assert (done.returncode, done.stderr.startswith("mcpguard: --arguments is not a JSON object\n")) == (2, True)

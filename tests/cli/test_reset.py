@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.cli._counters import Counted
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, policy, rule
@@ -162,3 +165,22 @@ def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
 
 def test_help_has_an_example(tmp_path: Path) -> None:
     assert "Example" in mcpguard(tmp_path, "reset", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("rule", "used", "told"),
+    [
+        ("concurrent = 2", 1, "user=bob tool=x server=crm arguments=01234567: 1 call in flight"),
+        ("concurrent = 2", 2, "user=bob tool=x server=crm arguments=01234567: 2 calls in flight"),
+        ('limit = "9/1h"\ncount = "cost"', 1, "arguments=01234567: 1 unit in the last hour"),
+        ('limit = "9/90m"\ncount = "errors"', 1000, "arguments=01234567: 1,000 errors in the last 90 minutes"),
+        ('limit = "9/1m"', 2, "arguments=01234567: 2 calls in the last minute"),
+    ],
+)
+def test_a_counter_is_told_with_what_it_counts(rule: str, used: int, told: str) -> None:
+    text = f'[[rule]]\nuser = "*"\nper = ["user", "arguments"]\n{rule}\n'
+    plan = parse(text).plan(Call("bob", "a::b::c", "crm", "x")).of_arguments("0123456789abcdef01234567")
+    counter = Counted.of(plan.counters[0].label)
+    assert f"{counter.text}: {counter.used_text(used)}".endswith(told)
+    assert counter.is_selected({"user": "b*", "tool": "x"})
+    assert not counter.is_selected({"tool": "y"})

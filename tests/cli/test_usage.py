@@ -18,7 +18,7 @@ import pytest
 from rich.cells import cell_len
 
 from mcpguard.cli._usage_screen import screen
-from mcpguard.cli._usage_table import Table
+from mcpguard.cli._usage_table import Table, as_json, limit_text, plain
 from mcpguard.core.limiter import EMPTY, charge
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
@@ -149,6 +149,98 @@ def test_a_counter_has_the_limit_by_which_it_is_charged(text: str, limits: list[
 def test_a_lowered_limit_has_nothing_left_and_tells_when_a_call_is_free() -> None:
     before = usages(rule("9/1h", user="*"), (ALICE, 9))
     assert [(one.left, one.next_free_ms) for one in before] == [(0, 3_600_000)]
+
+
+KINDS = """
+[[rule]]
+user = "*"
+limit = "100/1h"
+count = "cost"
+
+[[rule]]
+tool = "search"
+limit = "3/1m"
+count = "errors"
+concurrent = 2
+
+[[rule]]
+user = "*"
+per = ["user", "arguments"]
+limit = "5/10m"
+
+[[rule]]
+user = "alice"
+tool = "search"
+per = ["tool"]
+concurrent = 9
+"""
+
+
+def kinds(text: str = KINDS, used: str = KINDS) -> list[Usage]:
+    """The usage of counters of each kind under a policy, made under another."""
+    plan = parse(used).plan(ALICE).of_arguments("0123456789abcdef01234567")
+    held = []
+    for limit in plan.limits:
+        counter = plan.counters[limit.counter]
+        held.append(Held(counter.label, 2, EMPTY))
+        if limit.window_us:
+            held[-1] = Held(counter.label, limit.n, charge(EMPTY, limit.n, limit.window_us, 1_000_000, limit.n))
+    return Limits(parse(text), "default").usages(held, 1_000_000)
+
+
+def test_each_kind_of_counter_is_shown_with_its_limit() -> None:
+    assert [plain(one) for one in kinds()] == [
+        'left=0 used=100 limit=100-units/1h next_free_ms=3600000 user=alice rule="user=*"',
+        "left=0 used=5 limit=5/10m next_free_ms=600000 user=alice tool=search server=crm arguments=01234567"
+        ' rule="user=* per=user,arguments"',
+        'left=0 used=3 limit=3-errors/1m next_free_ms=60000 tool=search server=crm rule="tool=search"',
+        'left=0 used=2 limit=2-in-flight next_free_ms=- tool=search server=crm rule="tool=search"',
+        "left=7 used=2 limit=9-in-flight next_free_ms=0 user=alice tool=search server=crm"
+        ' rule="user=alice tool=search per=tool"',
+    ]
+
+
+def test_each_kind_of_counter_has_its_members_as_json() -> None:
+    found = [as_json(one) for one in kinds()]
+    assert [(one.get("counts"), one["limit"], one["window"], one["used"], one["left"]) for one in found] == [
+        ("cost", 100, "1h", 100, 0),
+        (None, 5, "10m", 5, 0),
+        ("errors", 3, "1m", 3, 0),
+        ("concurrent", 2, None, 2, 0),
+        ("concurrent", 9, None, 2, 7),
+    ]
+    assert found[1]["counter"] == {
+        "user": "alice",
+        "server": "crm",
+        "tool": "search",
+        "arguments": "0123456789abcdef01234567",
+    }
+
+
+def test_counters_that_no_rule_has_any_more_still_say_what_they_count() -> None:
+    assert sorted(limit_text(one) for one in kinds('mode = "enforce"')) == [
+        "-/10m",
+        "-errors/1m",
+        "-in-flight",
+        "-in-flight",
+        "-units/1h",
+    ]
+
+
+def test_the_other_part_of_an_overridden_rule_still_limits() -> None:
+    override = '[[rule]]\ntool = "search"\nserver = "crm"\nlimit = "7/1m"\ncount = "errors"\n'
+    found = kinds(KINDS + override)
+    assert [(limit_text(one), one.rule.text) for one in found if one.rule and one.rule.text.startswith("tool=")] == [
+        ("2-in-flight", "tool=search"),
+        ("7-errors/1m", "tool=search server=crm"),
+    ]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_the_table_of_all_kinds_is_as_it_was_looked_at(columns: int) -> None:
+    shown = [part for line in Table(columns, coloured=False).lines(kinds()) for part in line.split("\n")]
+    assert max(map(cell_len, shown)) < columns
+    compare(f"usage-kinds-{columns}.txt", shown)
 
 
 def pressed() -> list[Usage]:

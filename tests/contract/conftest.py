@@ -17,6 +17,9 @@ from tests.core.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import SERVERS, Server, running
 
+FOREVER_US = 100 * 365 * 86400 * 1_000_000
+"""A lease that does not end while a test runs. Tests of the contract renew none."""
+
 
 class Kind(NamedTuple):
     """One kind of store, in one place.
@@ -97,7 +100,7 @@ def _on_server(server: Server) -> Callable[[Path], Kind]:
         options = Options(namespace=str(folder), timeout_ms=20_000)
         address = RedisAddress(server.address)
         return Kind(
-            lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall),
+            lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall, lease_us=FOREVER_US),
             lambda time: RedisStore(server.address, options, clock=time),
             lambda namespace, note, wall_us: address.leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
         )

@@ -10,17 +10,12 @@ from mcpguard.core.limiter import live
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.stores.sqlite import call_log, upkeep
 from tests.callers import Caller
-from tests.contract.conftest import STORES, Make, Place
+from tests.contract.conftest import STORES, Place
 from tests.memory_store import Memory, MemoryStore
 
 TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
 TEN_UNITS = '[[rule]]\ntool = "report"\nlimit = "10/1m"\ncount = "cost"\n[[cost]]\ntool = "report"\ncost = 4\n'
 TWO_ERRORS = '[[rule]]\ntool = "report"\nlimit = "2/1m"\ncount = "errors"\n'
-
-
-@pytest.fixture(params=sorted(STORES))  # servers do not have these limits yet
-def kind(request: pytest.FixtureRequest) -> Make:
-    return STORES[str(request.param)]
 
 
 # Cost
@@ -335,6 +330,8 @@ class Twins:
         assert shown[0] == shown[1]
 
 
+# A server has ids of its own for calls in flight: tests/stores/test_redis_script.py compares it with the store in memory
+@pytest.mark.parametrize("kind", [STORES[name] for name in sorted(STORES)], ids=sorted(STORES))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30), drain_bytes=st.sampled_from([1, 1 << 20]))
 def test_wrappers_of_every_kind_of_store_decide_and_write_as_those_of_the_store_in_memory(

@@ -38,6 +38,6 @@ def test_long_arguments_and_those_of_heavy_lines_are_counted_by_their_text() -> 
     long = json.dumps({"arguments": {"a": 1, "b": "x" * 70_000}})
     assert hashed(long) == hashed(json.dumps(json.loads(long)))
     assert hashed(long) != hashed(long.replace('"a": 1', '"a": 1.0'))
-    heavy = {"arguments": Unbuilt('{"a":1}')}
+    heavy: dict[str, object] = {"arguments": Unbuilt('{"a":1}')}
     assert counted_hash(heavy, b"k") == counted_hash({"arguments": Unbuilt('{"a":1}')}, b"k")
     assert counted_hash(heavy, b"k") != counted_hash({"arguments": Unbuilt('{"a": 1}')}, b"k")

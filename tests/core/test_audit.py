@@ -142,6 +142,26 @@ def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], 
     assert line(entry) == text
 
 
+def test_the_line_of_a_record_tells_what_it_cost_what_is_in_flight_and_how_long_it_waited() -> None:
+    entry = {
+        "decision": "allowed",
+        "tool": "t",
+        "limit": 2,
+        "counts": "concurrent",
+        "count": 1,
+        "in_flight": 1,
+        "waited_ms": 1200,
+    }
+    assert line(entry) == "allowed tool=t limit=2-in-flight count=1 in_flight=1 waited_ms=1200"
+    entry = {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"}
+    assert line(entry) == "rate_limited limit=9-units/1h cost=20 reason=too_costly"
+
+
+def test_a_rule_that_would_deny_every_call_has_no_limit_in_its_record() -> None:
+    one = record(Row(WALL_US, 1, "would_deny", CONTEXT, '{"axis":"tool","rule":"tool=x"}'))
+    assert one["exceeded"] == [{"axis": "tool", "rule": "tool=x"}]
+
+
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
     entry = {"decision": "allowed", "axis": "user", "server": "the crm", "user": "alice"}
     assert line(entry) == "allowed axis=user user=alice"

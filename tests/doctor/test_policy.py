@@ -35,3 +35,10 @@ def test_a_tier_that_no_rule_matches_is_a_note(tmp_path: Path) -> None:
     _, warning = of(doctor(tmp_path, "--agent", "a::batch::b"), "policy")
     assert warning.is_advice
     assert warning.detail.startswith("no rule matches agents of the tier batch")
+
+
+def test_a_cost_without_effect_is_a_note(tmp_path: Path) -> None:
+    policy(tmp_path, rule("5/1m", tool="x") + '[[cost]]\ntool = "x"\ncost = 2\n')
+    _, warning = of(doctor(tmp_path), "policy")
+    assert warning.is_advice
+    assert warning.detail.startswith("line 5: the cost of tool=x has no effect")

@@ -26,7 +26,14 @@ contexts = st.builds(
     st.fixed_dictionaries({}, optional={"server": names, "roles": st.lists(names, max_size=2)}),
 )
 limits = st.sampled_from(
-    [None, '{"axis":"user","rule":"user=* tool=%","limit":5,"window":"1h"}', '{"axis":"tool","rule":"tool=x"}']
+    [
+        None,
+        '{"axis":"user","rule":"user=* tool=%","limit":5,"window":"1h"}',
+        '{"axis":"user","rule":"user=*","limit":5,"window":"1h","counts":"cost"}',
+        '{"axis":"user","rule":"user=*","limit":5,"window":"1h","counts":"errors"}',
+        '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}',
+        '{"axis":"tool","rule":"tool=x"}',
+    ]
 )
 rows = st.builds(
     Row,
@@ -42,7 +49,7 @@ rows = st.builds(
     small,
     small,
     small,
-    st.none() | st.sampled_from(['{"reason":"x"}', '{"act":["a","b"]}']),
+    st.none() | st.sampled_from(['{"reason":"x"}', '{"act":["a","b"]}', '{"in_flight":2,"cost":20,"waited_ms":5}']),
 )
 stored = st.builds(StoredRow, st.just(1), rows, st.none() | st.sampled_from(OUTCOMES), st.none() | st.integers(0, 10**9))
 
@@ -113,6 +120,17 @@ def test_an_ocsf_event_of_a_denial_names_user_agent_tool_and_rule() -> None:
     assert event["policy"] == {"name": "user=* tool=search_customers"}
     assert (event["action"], event["disposition"], event["time"]) == ("Denied", "Blocked", 1767225600000)
     assert event["unmapped"]["retry_after_ms"] == 3600000
+
+
+def test_an_ocsf_event_tells_what_a_cap_counts_and_how_long_a_call_waited() -> None:
+    reported = '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}'
+    detail = '{"in_flight":2,"cost":20,"waited_ms":5}'
+    row = Row(0, 1, "rate_limited", '{"session":"aa","namespace":"default","tool":"x"}', reported, detail=detail)
+    event = ocsf_event(record(row))
+    assert event["status_detail"] == "concurrent"
+    unmapped = event["unmapped"]
+    assert isinstance(unmapped, dict)
+    assert [unmapped[key] for key in ("limit", "counts", "in_flight", "cost", "waited_ms")] == [2, "concurrent", 2, 20, 5]
 
 
 def test_ocsf_leaves_out_rows_that_are_no_calls() -> None:

@@ -3,6 +3,7 @@ import json
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.policy.suggest import with_headroom
 from mcpguard.report.limits import unreached
+from mcpguard.report.page import page
 from mcpguard.stores.api import StoredRow
 from tests.report import test_gather
 from tests.report.test_gather import LIMIT, of
@@ -38,3 +39,55 @@ def test_no_limit_is_suggested_that_is_as_high_as_the_present_one() -> None:
 def test_a_suggestion_is_never_below_twice_the_use() -> None:
     for peak in range(1, 5000):
         assert 2 * peak <= with_headroom(peak) <= max(5, 2.7 * peak)
+
+
+KINDS = """
+[[rule]]
+user = "*"
+limit = "50/1m"
+concurrent = 2
+
+[[rule]]
+tool = "sync"
+limit = "90/1h"
+count = "cost"
+
+[[rule]]
+tool = "sync"
+limit = "3/1m"
+count = "errors"
+
+[[rule]]
+tool = "closed"
+limit = "deny"
+"""
+
+
+def test_caps_and_limits_on_cost_and_errors_are_listed_and_nothing_is_suggested_for_them() -> None:
+    found = unreached(parse(KINDS), {})
+    assert [one.limit.limit_text for one in found] == ["50/1m", "2-in-flight", "90-units/1h", "3-errors/1m"]
+    uses = of(
+        stored_of({"axis": "tool", "rule": "tool=sync", "limit": 90, "window": "1h", "counts": "cost"}, "allowed", counted=20),
+        stored_of({"axis": "tool", "rule": "tool=sync", "limit": 3, "window": "1m", "counts": "errors"}, "rate_limited"),
+        stored_of({"axis": "user", "rule": "user=*", "limit": 2, "counts": "concurrent"}, "would_deny"),
+    ).limits
+    found = unreached(parse(KINDS), uses)
+    assert [(one.limit.limit_text, one.peak, one.suggested) for one in found] == [("50/1m", 0, None), ("90-units/1h", 20, None)]
+
+
+def stored_of(limit: dict[str, object], decision: str, **members: object) -> StoredRow:
+    one = test_gather.stored(0, decision, **members)  # type: ignore[arg-type]
+    return one._replace(row=one.row._replace(reported=json.dumps(limit)))
+
+
+def test_the_page_names_each_kind_of_limit() -> None:
+    limits: list[dict[str, object]] = [
+        {"axis": "user", "rule": "user=*", "limit": 2, "counts": "concurrent"},
+        {"axis": "tool", "rule": "tool=sync", "limit": 3, "window": "1m", "counts": "errors"},
+        {"axis": "tool", "rule": "tool=closed"},
+    ]
+    findings = of(*(stored_of(limit, "rate_limited", repeats=9) for limit in limits))
+    html = page(findings, parse(KINDS), namespace="default", filters="", made_us=0)
+    for text in ("2-in-flight", "3-errors/1m", "90-units/1h", ">deny"):
+        assert html.count(text) >= 1
+    assert "None" not in html

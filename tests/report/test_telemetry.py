@@ -138,6 +138,17 @@ def test_a_call_is_a_span_by_the_conventions(store: SqliteStore, tmp_path: Path,
     assert receiver.resources == [{"service.name": "mcpguard", "service.version": __version__, "mcpguard.namespace": "default"}]
 
 
+def test_a_span_tells_which_kind_of_limit_decided(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+    cap = '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}'
+    add(store, "rate_limited", reported=cap, detail='{"in_flight":2}')
+    add(store, "allowed", detail='{"waited_ms":1200,"cost":20}')
+    assert export(tmp_path, receiver)[0] == 2
+    denied, waited = (values(span.attributes) for span in receiver.spans)
+    assert denied == denied | {"mcpguard.limit": "2-in-flight", "mcpguard.reason": "concurrent", "mcpguard.in_flight": 2}
+    assert waited == waited | {"mcpguard.waited_ms": 1200, "mcpguard.cost": 20}
+    assert "mcpguard.reason" not in waited
+
+
 def test_a_denial_and_a_failed_call_are_errors(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "rate_limited", "denied", repeats=3, retry_after_ms=9000)
     add(store, "allowed", outcome="tool_error")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import checks, request
@@ -92,6 +93,20 @@ def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it
     assert used(server) == [1]
     assert session.decisions("report", 5) == ["allowed"] * 4 + ["rate_limited"]
     assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_failed_call_that_ends_while_the_server_hangs_is_not_counted_when_it_wakes_up(server: Server) -> None:
+    """Failover tells the server again."""
+    session = Session(opened(server), '[[rule]]\ntool = "report"\nlimit = "5/1h"\ncount = "errors"\n')
+    (request,) = session.charges("report")
+    (verdict,) = session.store.decide([request], session.journal)
+    server.signal(signal.SIGSTOP)
+    with unavailable(f"does not answer within {BUDGET_MS} ms"):
+        session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
+    deadline = time.monotonic() + BUDGET_MS / 1000
+    wait_for(lambda: time.monotonic() > deadline, "time stands still")
+    server.signal(signal.SIGCONT)
+    assert used(server) == []
 
 
 def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is_tried_again_in_time(server: Server) -> None:

@@ -13,12 +13,13 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.journal import Journal
-from mcpguard.core.verdict import Verdict
+from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Link
+from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl, parse
 from tests.cli.command import command, line_of, mcpguard
@@ -99,6 +100,40 @@ def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: R
     assert store.reset([held.label for held in store.held()]) == 1
     for one in (store, again):
         one.close()
+
+
+def test_the_rights_in_the_manual_are_enough_for_calls_in_flight_and_errors(server: Server, user: RedisUrl) -> None:
+    time = Time(wall_us())
+    policy = '[[rule]]\ntool = "report"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\nwait = "5s"\n'
+    session = Session(RedisStore(user, OPTIONS, clock=time), policy)
+    store = session.store
+    (request,) = session.charges("report")
+    (verdict,) = store.decide([request], session.journal)
+    held = session.one("report")
+    assert (held.decision, held.states) == ("held", ((), (verdict.row_id,)))
+    time.now_us += LEASE_US // 2
+    store.tend()
+    time.now_us += LEASE_US - 1
+    assert [one.used for one in store.held()] == [1]
+    store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
+    store.hold({-1: [one for one in request.plan.counters if not one.window_us]})
+    assert [one.used for one in store.held()] == [1, 1]
+    assert store.reset([one.label for one in store.held()]) == 2
+    store.close()
+
+
+def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_without_caps(server: Server, user: RedisUrl) -> None:
+    server.command("ACL", "SETUSER", "mcpguard", "-@sortedset", "-pexpire")
+    session = Session(RedisAddress(user).open(OPTIONS), POLICY + '[[rule]]\ntool = "busy"\nconcurrent = 1\n')
+    assert session.decisions("report") == ["allowed"]
+    with pytest.raises(StoreUnavailable, match=r"refuses: .*zcount") as caught:
+        session.one("busy")
+    assert caught.value.hint == "docs/stores-and-fleets.md lists the rights that it needs"
+    assert session.decisions("report") == ["allowed"]
+    session.store.close()
+    server.command(
+        "ACL", "SETUSER", "mcpguard", "+zadd", "+zrem", "+zremrangebyscore", "+zcount", "+zrange", "+zscore", "+pexpire"
+    )
 
 
 def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, server: Server) -> None:

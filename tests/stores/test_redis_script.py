@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from secrets import token_hex
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from mcpguard.core import limiter
 from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, Limit, State
+from mcpguard.core.limiter import EMPTY, Counts, Limit, State
 from mcpguard.core.policy.model import Call, Counter, Plan, Reported
-from mcpguard.core.verdict import DecisionRequest
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.store import RedisStore
@@ -36,36 +37,81 @@ WINDOWS_US = (1_000_000, 60_000_000, 1_000_001, 3_600_000_000, 3650 * 86400 * 1_
 SIZES = (1, 2, 3, 5, 63, 64, 65, 66, 67, 100, 130, 1_000_000_000)
 
 
+COUNTS: tuple[Counts, ...] = ("calls", "calls", "cost", "errors", "concurrent")
+WAITS_US = (0, 0, 1_000_000, 60_000_000)
+FOREVER_US = 2 * WINDOWS_US[-1]
+"""A lease that does not end while a test runs, as in the reference store."""
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> list[Plan]:
-    """Plans that share some of their counters. Each counter has its own window."""
-    windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
+    """Plans that share some of their counters. Each counter has its own window, and counts one thing."""
+    kinds = draw(st.lists(st.tuples(st.sampled_from(WINDOWS_US), st.sampled_from(COUNTS)), min_size=1, max_size=4))
+    windows = [0 if counts == "concurrent" else window_us for window_us, counts in kinds]
     counters = [Counter(at + 1, f'["é",{at},{window}]', window) for at, window in enumerate(windows)]
     found = []
     for _ in range(draw(st.integers(1, 3))):
         used = draw(st.lists(st.sampled_from(range(len(counters))), max_size=4, unique=True))
-        limits = [
-            Limit(draw(st.sampled_from(SIZES)), windows[counter], at, draw(st.integers(0, 3)), draw(st.booleans()))
-            for at, counter in enumerate(used)
-            for _ in range(draw(st.integers(1, 2)))
-        ]
+        limits = []
+        for at, counter in enumerate(used):
+            counts = kinds[counter][1]
+            cost = draw(st.sampled_from((1, 2, 3, 60, 1_000_000_000))) if counts == "cost" else 1
+            limits += [
+                Limit(
+                    draw(st.sampled_from(SIZES)),
+                    windows[counter],
+                    at,
+                    draw(st.integers(0, 3)),
+                    draw(st.booleans()),
+                    counts,
+                    cost,
+                    draw(st.sampled_from(WAITS_US)),
+                )
+                for _ in range(draw(st.integers(1, 2)))
+            ]
         if draw(st.integers(0, 5)) == 0:
             limits.insert(draw(st.integers(0, len(limits))), Limit(0, 0, -1, 9, draw(st.booleans())))
         reported = [
-            Reported("tool", f'rule "{at}" é', limit.n or None, f"{limit.window_us}us" if limit.n else None)
+            Reported(
+                "tool",
+                f'rule "{at}" é',
+                limit.n or None,
+                f"{limit.window_us}us" if limit.window_us else None,
+                limit.counts if limit.counts != "calls" else None,
+            )
             for at, limit in enumerate(limits)
         ]
         found.append(Plan(tuple(limits), tuple(reported), tuple(counters[counter] for counter in used)))
     return found
 
 
+class Made(NamedTuple):
+    """One call of a step.
+
+    Attributes:
+        which: The number of its plan.
+        detailed: Whether it has a detail.
+        decided: Its decision, if it has one.
+        name: The number of a name.
+        choices: How long it has waited, whether it is behind another call, and its number among free retries.
+    """
+
+    which: int = 0
+    detailed: bool = False
+    decided: str | None = None
+    name: int = 0
+    choices: tuple[int | None, bool, int] = (None, False, 0)
+
+
 @dataclass(slots=True)
 class Step:
-    """A time that passes, and calls that are then decided together: plan, whether with detail, decision, number of a name."""
+    """A time that passes, and calls that are then decided together. Then some calls end: which, and whether they fail."""
 
     pass_us: int
-    calls: list[tuple[int, bool, str | None, int]]
+    calls: list[Made]
     flushes: bool = False
+    endings: list[tuple[int, bool]] = field(default_factory=list)
+    holds: int | None = None
 
 
 def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
@@ -75,34 +121,49 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
         st.integers(0, 70_000_000),
     )
     decided = st.sampled_from([None] * 8 + ["continued", "invalid", "policy"])
-    call = st.tuples(st.integers(0, plan_count - 1), st.booleans(), decided, st.just(0))
+    waited = st.sampled_from([None, None, 0, 1, 999_999, 1_000_000, 59_000_000])
+    choices = st.one_of(st.just((None, False, 0)), st.tuples(waited, st.booleans(), st.integers(0, 1)))
+    call = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), decided, st.just(0), choices)
     calls = st.one_of(
         st.lists(call, min_size=1, max_size=4),
         call.map(lambda one: [one] * 33),
-        st.builds(lambda one, first: [(*one[:3], first + at) for at in range(33)], call, st.integers(0, 100)),
+        st.builds(lambda one, first: [one._replace(name=first + at) for at in range(33)], call, st.integers(0, 100)),
     )
-    return st.lists(st.builds(Step, passing, calls, st.booleans()), min_size=1, max_size=40)
+    endings = st.lists(st.tuples(st.integers(0, 10), st.booleans()), max_size=5)
+    holds = st.sampled_from([None] * 5 + [*range(plan_count)])
+    return st.lists(st.builds(Step, passing, calls, st.booleans(), endings, holds), min_size=1, max_size=40)
 
 
 def charges_of(step: Step, plans: Sequence[Plan]) -> list[DecisionRequest]:
-    return [
-        DecisionRequest(
-            Call("u", "a::b::c", "s", "t"),
-            Plan() if decided == "policy" else plans[which],
-            f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
-            request_id='"é"',
-            args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
-            trace_id="ab" * 16 if detailed else None,
-            detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
-            decided=decided,  # type: ignore[arg-type]
-        )
-        for which, detailed, decided, name in step.calls
-    ]
+    return [_request(call, plans) for call in step.calls]
+
+
+def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
+    which, detailed, decided, name, choices = call
+    request = DecisionRequest(
+        Call("u", "a::b::c", "s", "t"),
+        Plan() if decided == "policy" else plans[which],
+        f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
+        request_id='"é"',
+        args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
+        trace_id="ab" * 16 if detailed else None,
+        detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
+        decided=decided,  # type: ignore[arg-type]
+    )
+    request.waited_us, request.is_behind, request.rounds = choices
+    return request
 
 
 def logs_in(store: RedisStore, counters: Sequence[Counter]) -> list[State]:
     values = store._ask(("MGET", *(store._counter_key(counter.id) for counter in counters)))[0]
     return [states.log(value) for value in values]
+
+
+def told(verdict: Verdict) -> dict[str, object]:
+    """The members of a verdict that do not depend on the store."""
+    found = vars(verdict) | {"row_id": None}
+    found.pop("lease", None)
+    return found | {"states": list(verdict.states)}
 
 
 class Pair:
@@ -112,24 +173,66 @@ class Pair:
         self.time = Time(NOW_US)
         self.wall = Time(WALL_US)
         options = Options(namespace=os.urandom(8).hex(), timeout_ms=20_000)
-        self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall)
+        self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall, lease_us=FOREVER_US)
         self.memory = Memory()
         self.reference = MemoryStore(self.memory, clock=self.time, wall=self.wall)
         self.journals = Journal("00000000000000aa"), Journal("00000000000000aa")
+        self.forwarded: list[tuple[int, Plan]] = []
+        self.theirs: dict[int, int] = {}  # the reference store's row ids by the server's
 
     def take(self, step: Step, plans: Sequence[Plan]) -> None:
         self.time.now_us += step.pass_us
         self.wall.now_us += abs(step.pass_us)
         mine, theirs = self.journals
-        verdicts = self.store.decide(charges_of(step, plans), mine)
+        requests = charges_of(step, plans)
+        verdicts = self.store.decide(requests, mine)
         wanted = self.reference.decide(charges_of(step, plans), theirs)
-        for one, want in zip(verdicts, wanted, strict=True):
-            one.row_id = want.row_id = None
-        assert list(map(vars, verdicts)) == list(map(vars, wanted))
+        for request, one, want in zip(requests, verdicts, wanted, strict=True):
+            if one.row_id is not None and want.row_id is not None:
+                self.theirs[one.row_id] = want.row_id
+                self.forwarded += [(one.row_id, request.plan)] if one.forwards and request.decided is None else []
+        for request, one, want in zip(requests, verdicts, wanted, strict=True):
+            if one.decision == want.decision == "held":  # the script returns the states after all its requests
+                counters = request.plan.counters
+                one.states = [self.known(*each) for each in zip(one.states, counters, strict=True)]
+                want.states = self.wanted(counters)
+        assert list(map(told, verdicts)) == list(map(told, wanted))
         if step.flushes:
             self.store.append(mine.flush(self.wall()))
             self.reference.append(theirs.flush(self.wall()))
         assert vars(mine) == vars(theirs)
+        if step.holds is not None:
+            self.hold([counter for counter in plans[step.holds].counters if not counter.window_us])
+        if self.forwarded:
+            self.settle([(*self.forwarded[which % len(self.forwarded)], failed) for which, failed in step.endings])
+
+    def hold(self, caps: Sequence[Counter]) -> None:
+        call_id = -1 - len(self.theirs)
+        self.theirs[call_id] = call_id
+        for store in (self.store, self.reference):
+            store.hold({call_id: caps})
+
+    def settle(self, endings: Sequence[tuple[int, Plan, bool]]) -> None:
+        """End calls. A call may end twice: then nothing is freed, but an error is counted again."""
+        self.store.settle([Ending(*one) for one in endings])
+        self.reference.settle([Ending(self.theirs[row_id], plan, failed) for row_id, plan, failed in endings])
+
+    def known(self, state: State, counter: Counter) -> State:
+        """A state on the server, with the reference store's ids of calls in flight."""
+        return state if counter.window_us else tuple(sorted(self.theirs[one] for one in state))
+
+    def wanted(self, counters: Sequence[Counter]) -> list[State]:
+        """The states in the reference store."""
+        found = [self.memory.states.get(counter.id, EMPTY) for counter in counters]
+        return [state if one.window_us else tuple(sorted(state)) for one, state in zip(counters, found, strict=True)]
+
+    def check(self, counters: Sequence[Counter]) -> None:
+        """Check that the states are the same."""
+        kept, now_us = self.store.peek(counters)
+        assert now_us == self.time()
+        assert [self.known(*one) for one in zip(kept, counters, strict=True)] == self.wanted(counters)
+        held = [(one.label, one.used, one.log) for one in self.store.held()]
+        assert sorted(held) == sorted((one.label, one.used, one.log) for one in self.reference.held())
 
     def rows(self) -> list[Row]:
         """The audit rows on the server."""
@@ -147,9 +250,7 @@ def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
     counters = list({counter.id: counter for plan in plans for counter in plan.counters}.values())
     for step in steps:
         pair.take(step, plans)
-        if counters:
-            kept = logs_in(pair.store, counters)
-            assert kept == [pair.memory.states.get(counter.id, EMPTY) for counter in counters]
+        pair.check(counters)
     assert pair.rows() == pair.memory.rows
     assert [entry.record for entry in pair.store.entries()] == [entry.record for entry in pair.reference.entries()]
     pair.store.close()
@@ -165,7 +266,7 @@ def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: S
     grain_us = 1_000_000 // limiter.EXACT
     for plan, pass_us, times in ((small, 100, limiter.EXACT), (large, grain_us + 1, 20)):
         for _ in range(times):
-            pair.take(Step(pass_us, [(0, False, None, 0)]), [plan])
+            pair.take(Step(pass_us, [Made()]), [plan])
             assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
 
@@ -222,7 +323,7 @@ def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
     counter = Counter(1, "[1000000]", 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
     for pass_us in (0, 400_000, 599_999, 1, 399_999, 1):
-        pair.take(Step(pass_us, [(0, False, None, 0)]), [plan])
+        pair.take(Step(pass_us, [Made()]), [plan])
     assert [entry.record["decision"] for entry in pair.store.entries()].count("allowed") == 4
     assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
@@ -238,7 +339,7 @@ def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(se
         Plan((one, Limit(0, 0, -1, 1)), (reported, closed), (counter,)),
         Plan((one,), (reported,), (counter,)),
     ]
-    pair.take(Step(0, [(which, False, None, 0) for which in (0, 0, 1, 2)]), plans)
+    pair.take(Step(0, [Made(which) for which in (0, 0, 1, 2)]), plans)
     found = [entry.record for entry in pair.store.entries()]
     assert found == [entry.record for entry in pair.reference.entries()]
     assert [row.get("count") for row in found] == [1, 2, None, 3]
@@ -250,6 +351,34 @@ def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(server: Server) 
     counter = Counter(1, "[1000000]", 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
     for _ in range(3):
-        pair.take(Step(1, [(0, False, None, 0)]), [plan])
+        pair.take(Step(1, [Made()]), [plan])
         assert pair.store.last_seen() == ({1: pair.memory.states[1]}, pair.time())
+    pair.store.close()
+
+
+@pytest.mark.parametrize(("waited_us", "decision"), [(0, "held"), (1, "rate_limited")])
+def test_a_call_is_held_if_there_is_room_at_the_very_end_of_its_wait(server: Server, waited_us: int, decision: str) -> None:
+    pair = Pair(server)
+    counter = Counter(1, "[1000000]", 1_000_000)
+    limit = Limit(1, 1_000_000, 0, wait_us=1_000_000)
+    plan = Plan((limit,), (Reported("tool", "r", 1, "1s"),), (counter,))
+    pair.take(Step(0, [Made()]), [plan])
+    (request,) = charges_of(Step(0, [Made(choices=(waited_us, False, 0))]), [plan])
+    (verdict,) = pair.store.decide([request], pair.journals[0])
+    assert (verdict.decision, verdict.retry_after_us) == (decision, 1_000_000)
+    pair.store.close()
+
+
+def test_of_two_caps_with_equal_room_the_calls_on_the_first_are_told(server: Server) -> None:
+    pair = Pair(server)
+    first, second = Counter(1, '["a",0]', 0), Counter(2, '["b",0]', 0)
+    two, three = Limit(2, 0, 0, counts="concurrent"), Limit(3, 0, 0, 1, counts="concurrent")
+    reported = [Reported("tool", rule, n, None, "concurrent") for rule, n in (("a", 2), ("b", 3))]
+    plans = [
+        Plan((three,), (reported[1],), (second,)),
+        Plan((two, three._replace(counter=1)), tuple(reported), (first, second)),
+    ]
+    for which in (0, 1):
+        pair.take(Step(0, [Made(which)]), plans)
+    assert [entry.record["in_flight"] for entry in pair.store.entries()] == [1, 1]
     pair.store.close()

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.policy.model import Policy, Rate, Rule
+from mcpguard.core.policy.model import ARGUMENTS, Cost, Policy, Rate, Rule
+from mcpguard.core.policy.overlap import may_overlap
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,
@@ -17,42 +18,139 @@ _NAMED: Final = 3
 """How many of the rules that override a rule its sentence names."""
 
 
-def sentence(rule: Rule) -> str:
+def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
     """Describe what a rule limits and how it counts, in one sentence.
 
     Args:
         rule: The rule.
+        costs: What calls cost by the policy, for a rule that counts cost.
 
     Returns:
         English text. It contains names and patterns unescaped: pass it through `printable` before you show it.
     """
-    if rule.deny:
-        text = _denying(rule)
-    elif not rule.rates:
-        text = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)} without limit, unless another rule applies"
-    elif "tool" in rule.selectors or "tool" in rule.per:
-        times = series([_times(rate) for rate in rule.rates])
-        text = f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
-    else:
-        first, *more = rule.rates
-        calls = [f"{first.n:,} call{'' if first.n == 1 else 's'} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
-        text = f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
+    first, *cap = rule.parts
+    clauses = [_clause(first)]
+    if cap:
+        calls = f"at most {_some(rule.concurrent, 'call')}" if rule.concurrent else "any number of calls"
+        clauses.append(f"{calls} may be in flight at once")
+    if ARGUMENTS in rule.per and any(_is_counted(part) for part in rule.parts):
+        clauses.append("calls with different arguments are counted apart")
+    clauses += _prices(rule, costs)
+    if rule.wait_us is not None:
+        clauses.append(
+            f"a refused call waits up to {span_text(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
+        )
+    text = "; ".join(clauses)
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
 
 
 def sentences(policy: Policy) -> list[str]:
     """The sentence of each rule. If narrower rules override a rule, its sentence says so and names them by number."""
-    return [_with_exceptions(rule, narrower) for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)]
+    return [
+        _with_exceptions(sentence(rule, policy.costs), narrower)
+        for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)
+    ]
 
 
-def _with_exceptions(rule: Rule, narrower: Sequence[int]) -> str:
-    text = sentence(rule)
+def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
     if not narrower:
         return text
     numbers = [str(at + 1) for at in narrower]
     if len(numbers) > _NAMED + 1:
         numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
     return f"{text[:-1]}, unless a narrower rule says otherwise: rule{'s' if len(narrower) > 1 else ''} {series(numbers)}."
+
+
+def cost_sentence(cost: Cost) -> str:
+    """Describe a `[[cost]]` in one sentence; see `sentence`."""
+    what = _what(cost.pattern)
+    return f"A call of {what} takes {_some(cost.units, 'unit')} of each limit that counts cost."
+
+
+def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
+    """What the calls cost that a rule counts, as clauses."""
+    if rule.counts != "cost" or not rule.rates:
+        return []
+    known = [cost for cost in costs if may_overlap(rule, cost.pattern)]
+    words = [f"{_what(cost.pattern)} costs {cost.units:,}" for cost in known]
+    if len(words) > _NAMED + 1:
+        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
+    return [series(words)] if words else ["each call costs 1"]
+
+
+def _clause(rule: Rule) -> str:
+    """What one part of a rule limits."""
+    if rule.deny:
+        return _denying(rule)
+    if rule.counts == "concurrent":
+        return _capping(rule)
+    if not rule.rates:
+        counted = {"cost": " at any cost", "errors": " on errors"}.get(rule.counts, "")
+        who = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)}"
+        return f"{who} without limit{counted}, unless another rule applies"
+    if rule.counts == "errors":
+        return _closing(rule)
+    if rule.counts == "cost":
+        units = [f"{_some(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
+        return f"{_who(rule)} may spend {series(units)} on {_what(rule)}{_through(rule)}{_together(rule)}"
+    if _names_tools(rule):
+        times = series([_times(rate) for rate in rule.rates])
+        return f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
+    first, *more = rule.rates
+    calls = [f"{_some(first.n, 'call')} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
+    return f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
+
+
+def _capping(rule: Rule) -> str:
+    """What a cap on calls in flight says."""
+    if not rule.concurrent:
+        who = f"{_who(rule, together=False)} may have any number of calls of {_what(rule)} in flight{_through(rule)}"
+        return f"{who}, unless another rule applies"
+    what = f" of {_what(rule)}" if _names_tools(rule) else _to_servers(rule)
+    calls = _some(rule.concurrent, "call")
+    return f"{_who(rule)} may have at most {calls}{what} in flight at once{_through(rule)}{_together(rule)}"
+
+
+def _closing(rule: Rule) -> str:
+    """What a limit on errors says."""
+    what, who = _what(rule), _who(rule)
+    if _agent_is_subject(rule) or _spread(rule, "user") != "one":
+        who = who[0].lower() + who[1:]
+    is_many = what.startswith("tools")
+    what = f"all {what}" if is_many and not _matching(rule, "tool") else what
+    if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
+        what = what[0].upper() + what[1:]
+    errors = [f"{_some(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
+    closed = f"{what} {'are' if is_many else 'is'} closed for {who}{_through(rule)} after {' or '.join(errors)}"
+    return f"{closed}{_together(rule)}"
+
+
+def _within(rate: Rate) -> str:
+    text = span(rate)
+    return text if text.startswith("in ") else f"in {text}"
+
+
+def _some(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _names_tools(rule: Rule) -> bool:
+    return "tool" in rule.selectors or "tool" in rule.per
+
+
+def _is_counted(rule: Rule) -> bool:
+    """Whether a part of a rule counts anything."""
+    return bool(rule.rates or rule.concurrent)
+
+
+def span_text(span_us: int) -> str:
+    """A time span in words.
+
+    >>> span_text(5_000_000), span_text(1_000_000), span_text(5_400_000_000)
+    ('5 seconds', '1 second', '90 minutes')
+    """
+    text = window(span_us)
+    return text if text[0].isdigit() else f"1 {text}"
 
 
 def span(rate: Rate) -> str:
@@ -128,7 +226,7 @@ def _who(rule: Rule, *, together: bool = True) -> str:
 
 
 def _agent_is_subject(rule: Rule) -> bool:
-    return bool(rule.rates) and _spread(rule, "agent") == "each"
+    return _is_counted(rule) and _spread(rule, "agent") == "each"
 
 
 def _badges(rule: Rule) -> str:
@@ -144,7 +242,7 @@ def _badges(rule: Rule) -> str:
 
 
 def _what(rule: Rule) -> str:
-    counted = bool(rule.rates)
+    counted = _is_counted(rule)
     tools, servers = _spread(rule, "tool"), _spread(rule, "server")
     if tools == "one":
         text = rule.selectors["tool"][0]

@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final
 
-from mcpguard.core.agent import TIERS, Agent
+from mcpguard.core.agent import TIERS
 from mcpguard.core.identity import known_client
 from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
-from mcpguard.core.policy.explain import series, window
-from mcpguard.core.policy.model import AXES, COMPETING, SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.explain import series, span_text, window
+from mcpguard.core.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.core.policy.overlap import may_overlap
+
+MAX_PATIENCE_US: Final = 60_000_000
+"""How long clients usually wait for an answer, unless they take progress notifications into account."""
 
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
@@ -22,12 +27,15 @@ def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
 
     Returns:
         A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
-        limit of its rule makes superfluous; for each tool that has its name in Claude Code; for each client that has its name
-        in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
+        limit of its rule makes superfluous; for each cost that no limit counts, or that is more than a whole limit; for each
+        wait without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client
+        that has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
     """
     return [
         *_never_admitting(policy),
         *_never_binding(policy),
+        *_costs(policy),
+        *_waits(policy),
         *_foreign_names(policy),
         *_own_names(policy),
         *_unknown_tiers(policy, {*TIERS, *tiers}),
@@ -73,12 +81,74 @@ def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
 
 def _never_binding(policy: Policy) -> Iterator[str]:
     for at, rule in enumerate(policy.rules):
+        if rule.counts == "errors":  # calls in flight can exceed the smaller limit
+            continue
         for rate, other in superfluous(rule.rates):
             most = admitted_at_most(other, rate.window_us)
             yield (
                 f"{label(policy, at)}: the limit {rate.n}/{rate.text} can never deny a call, because {other.n}/{other.text}"
                 f" admits at most {most} in any {window(rate.window_us)}; remove one of them"
             )
+
+
+def _costs(policy: Policy) -> Iterator[str]:
+    """Warn of costs that nothing counts, and of costs above a whole limit."""
+    counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
+    for cost in policy.costs:
+        meeting = [(rule, at) for rule, at in counting if may_overlap(rule, cost.pattern)]
+        if not meeting:
+            hint = 'write count = "cost" in a rule, or remove it'
+            yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
+        for rule, at in meeting:
+            least = min(rule.rates)
+            if cost.units <= least.n or policy.observe or rule.observe or _is_replaced(policy, rule, cost):
+                continue
+            yield (
+                f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
+                f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
+            )
+
+
+def cost_label(cost: Cost) -> str:
+    """A `[[cost]]` in a warning: its line if it is known, and its text."""
+    where = cost.pattern.text
+    return f"{f'line {cost.line}: ' if cost.line else ''}the cost of {where if cost.selectors else 'any call'}"
+
+
+def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
+    """Whether a narrower cost, or a narrower rule, applies to all calls of a rule that have this cost."""
+    selectors = {key: rule.selectors.get(key, ()) for key in ("tool", "server")}
+    of_rule = Rule({key: patterns for key, patterns in selectors.items() if patterns}, frozenset())
+    wide = cost.pattern
+    for other in policy.costs:
+        one = other.pattern
+        if wide.covers_all_of(one) and not one.covers_all_of(wide) and one.covers_all_of(of_rule):
+            return True
+    return any(
+        rule.is_overridden_by(other)
+        and all(other.covers(wide, key) for key in ("tool", "server"))
+        and not _narrows(other, rule)
+        for other, _ in policy.parts
+    )
+
+
+def _narrows(rule: Rule, other: Rule) -> bool:
+    """Whether a rule is narrower than another one in who calls."""
+    return not all(rule.covers(other, key) for key in ("user", "agent", "role", "scope"))
+
+
+def _waits(policy: Policy) -> Iterator[str]:
+    """Warn of waits without effect, and of waits for which clients have no patience."""
+    hint = "clients that ignore progress notifications give up after about a minute"
+    if policy.wait_us > MAX_PATIENCE_US:
+        yield f"the wait of the policy is {span_text(policy.wait_us)}: {hint}"
+    for at, rule in enumerate(policy.rules):
+        if not rule.wait_us:
+            continue
+        if not rule.rates and not rule.concurrent:
+            yield f"{label(policy, at)}: its wait has no effect, because it never refuses a call"
+        elif rule.wait_us > MAX_PATIENCE_US:
+            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}: {hint}"
 
 
 def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
@@ -119,12 +189,14 @@ def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
     added = [key for key in COMPETING if key in rule.selectors and key not in deny.selectors]
     any_of = {key: ("*::*::*" if key == "agent" else "*",) for key in added}
     wider = deny._replace(selectors=deny.selectors | any_of, per=rule.per)
-    if not wider.is_overridden_by(rule):
+    if not any(part.counts == "calls" for part in rule.parts):
+        return f"an exception from rule {shutter + 1} is a narrower rule that limits calls"
+    if not wider.is_overridden_by(rule.parts[0]):
         return f"only a rule that is narrower than rule {shutter + 1} can be an exception from it"
     steps = [f'{key} = "*"' for key in added]
     per = deny.per if deny.per_text else deny.per.union(added, ["server"] if "tool" in added else [])
     if per != rule.per:
-        steps.append("per = [" + ", ".join(f'"{axis}"' for axis in AXES if axis in rule.per) + "]")
+        steps.append("per = [" + ", ".join(f'"{axis}"' for axis in PER if axis in rule.per) + "]")
     return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
 
 
@@ -145,7 +217,7 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
     axis = next((axis for axis in AXES if axis in deny.selectors), "")
     exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
     for at in near:
-        if deny.is_overridden_by(rules[at]) or (at < closing and deny.reach == rules[at].reach):
+        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts):
             exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
     every = {at for some in exceptions.values() for at in some}
     for at in near:
@@ -154,30 +226,8 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
             continue
         name = dict(_names(rule)).get(axis)
         meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
-        if not any(_overlap(rule, rules[other]) for other in meeting):
+        if not any(may_overlap(rule, rules[other]) for other in meeting):
             yield at
-
-
-def _overlap(rule: Rule, other: Rule) -> bool:
-    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
-    for key in AXES:
-        mine, theirs = rule.selectors.get(key), other.selectors.get(key)
-        if mine and theirs and not _meet(key, mine[0], theirs[0]):
-            return False
-    return True
-
-
-def _meet(key: str, one: str, two: str) -> bool:
-    """Whether a text may match both patterns."""
-    if key == "agent":
-        return all(_meet("", mine, theirs) for mine, theirs in zip(Agent.split(one) or (), Agent.split(two) or (), strict=True))
-    if "*" not in one:
-        return glob(two, one)
-    if "*" not in two:
-        return glob(one, two)
-    (mine, *_, my_end), (theirs, *_, their_end) = one.split("*"), two.split("*")
-    begin = mine.startswith(theirs) or theirs.startswith(mine)
-    return begin and (my_end.endswith(their_end) or their_end.endswith(my_end))
 
 
 def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
@@ -190,12 +240,13 @@ def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
     larger = {
         rate.window_us
         for other in before
-        if other.per == rule.per and other.shared == rule.shared and _overlap(rule, other)
+        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and may_overlap(rule, other)
         for rate in other.rates
         if rate.n > EXACT
     }
+    what = {"cost": "Units taken", "errors": "Errors counted"}.get(rule.counts, "Calls made")
     return [
-        f"Calls made before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
+        f"{what} before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
         f" a limit above {EXACT} has counted them in groups, without the time of each call."
         for rate in rule.rates
         if rate.n <= EXACT and rate.window_us in larger

@@ -8,9 +8,9 @@ A rule with limits and with a cap on calls in flight has two parts, which are ov
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import and_
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from mcpguard.core.agent import Agent, agent_matches
 from mcpguard.core.digest import cut, number
@@ -132,6 +132,27 @@ class Rule(NamedTuple):
         return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or ("unlimited" if self.has_limit else "")
 
     @property
+    def reported(self) -> tuple["Reported", ...]:
+        """How reports name the rule's limits and its cap, in the order of the file; for `deny`, one without a limit."""
+        counts = None if self.counts == "calls" else self.counts
+        found = [Reported(self.axis, self.text, rate.n, rate.text, counts) for rate in self.rates]
+        if self.deny:
+            found.append(Reported(self.axis, self.text, None, None))
+        if self.concurrent:
+            found.append(Reported(self.axis, self.text, self.concurrent, None, "concurrent"))
+        return tuple(found)
+
+    @property
+    def limits_text(self) -> str:
+        """All that the rule limits, as reports write it: `20/1m 100/1h 2-in-flight`, `3-errors/1m`, `deny` or `unlimited`."""
+        words = [one.limit_text for one in self.reported]
+        if self.has_limit and not self.rates and not self.deny:
+            words.insert(0, "unlimited")
+        if self.concurrent == 0:
+            words.append("unlimited-in-flight")
+        return " ".join(words)
+
+    @property
     def axis(self) -> str:
         """The axis that reports name for the rule's limits."""
         stated = self.per_text.split(",") if ARGUMENTS in self.per else self.per
@@ -219,6 +240,11 @@ class Counter(NamedTuple):
     label: str
     window_us: int
 
+    @property
+    def is_split(self) -> bool:
+        """Whether it stands for a counter for each value of the call's arguments, which are not known yet."""
+        return _SPLIT in self.label
+
 
 class Reported(NamedTuple):
     """A limit in a denial and in the audit.
@@ -236,6 +262,21 @@ class Reported(NamedTuple):
     limit: int | None
     window: str | None
     counts: Counts | None = None
+
+    @property
+    def limit_text(self) -> str:
+        """The limit as reports write it: `5/1m`, `100-units/1h`, `3-errors/1m`, `2-in-flight`, or `deny`."""
+        if self.limit is None:
+            return "deny"
+        if self.counts == "concurrent":
+            return f"{self.limit}-in-flight"
+        unit = {"cost": "-units", "errors": "-errors"}.get(str(self.counts), "")
+        return f"{self.limit}{unit}/{self.window}"
+
+    @classmethod
+    def of(cls, members: Mapping[str, Any]) -> Self:
+        """The limit with these `members`. Others are ignored."""
+        return cls(*map(members.get, cls._fields))  # type: ignore[arg-type]
 
     def members(self) -> dict[str, object]:
         """The members as JSON, without those that do not apply."""
@@ -273,7 +314,7 @@ class Plan:
             and all(limit.n and limit.counter == at for at, limit in enumerate(limits))
         )
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
-        self.is_split = any(_SPLIT in counter.label for counter in counters)
+        self.is_split = any(counter.is_split for counter in counters)
         self.caps = "concurrent" in counted
         self.waits = any(limit.wait_us and not limit.observe for limit in limits)
         self.settles = self.caps or "errors" in counted
@@ -304,7 +345,7 @@ class Plan:
 
 
 def _of_arguments(counter: Counter, digest: str) -> Counter:
-    if _SPLIT not in counter.label:
+    if not counter.is_split:
         return counter
     label = counter.label.replace(_SPLIT, f'"{ARGUMENTS}":"{digest}"', 1)
     return Counter(counter_id(label), label, counter.window_us)

@@ -61,6 +61,12 @@ MAX_WAIT_SECONDS: Final = 3600
 _COUNTS: Final[tuple[Counts, ...]] = ("calls", "cost", "errors")
 _KEYS: Final = ("mode", "wait", "rule", "cost")
 _RULE_KEYS: Final = (*SELECTORS, "per", "limit", "concurrent", "count", "wait", "mode", "name")
+_ELSEWHERE: Final = {
+    "cost": 'what a call costs is a table of its own: [[cost]]; to count it write count = "cost"',
+    "arguments": 'rules do not select by arguments; to count equal arguments apart write per = ["user", "arguments"]',
+}
+"""Hints for keys that a rule does not have, although they are words of a policy."""
+
 _COST_SELECTORS: Final = ("tool", "server")
 _COST_KEYS: Final = (*_COST_SELECTORS, "cost")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
@@ -98,11 +104,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     if not data:
         hint = "write rules into the file, or remove it for the starter policy"
         raise _error(source, [_problem(text, 0, 0, "the file is empty", hint)])
-    faults = [
-        _Fault((key,), f"unknown key {key!r}", _nearest(key, ("mode", "wait", "[[rule]]", "[[cost]]")), on_key=True)
-        for key in data
-        if key not in _KEYS
-    ]
+    faults = [_Fault((key,), f"unknown key {key!r}", _hint_at_top(key), on_key=True) for key in data if key not in _KEYS]
     whole = _mode(data.get("mode", "enforce"), faults)
     wait_us = _wait(data["wait"], faults) if "wait" in data else 0
     lines = _header_lines(text)
@@ -120,12 +122,14 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
             rules.append(rule)
         faults += [fault._replace(path=("rule", at, *fault.path)) for fault in found]
     costs: list[Cost] = []
+    priced: dict[tuple[object, ...], int] = {}
     for at, (table, line) in enumerate(_tables(data, "cost", lines, faults)):
         found = []
         cost = _cost(table, line, found)
         if cost is not None:
-            if any(cost.pattern.key == other.pattern.key for other in costs):
-                found.append(_Fault((), "the same selectors as an earlier [[cost]]", "keep one of them"))
+            twin = priced.setdefault(cost.pattern.key, at + 1)
+            if twin <= at:
+                found.append(_Fault((), f"the same selectors as cost {twin}: {cost.pattern.text}", "keep one of them"))
             costs.append(cost)
         faults += [fault._replace(path=("cost", at, *fault.path)) for fault in found]
     if faults:
@@ -135,6 +139,12 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us)
 
 
+def _hint_at_top(key: str) -> str:
+    if key in _RULE_KEYS:
+        return f"write {key} below a line [[rule]]"
+    return _nearest(key, ("mode", "wait", "[[rule]]", "[[cost]]"))
+
+
 def _tables(
     data: dict[str, object], name: str, lines: dict[str, list[int]], faults: list[_Fault]
 ) -> list[tuple[dict[str, object], int]]:
@@ -142,7 +152,7 @@ def _tables(
     tables = data.get(name, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         hint = f"begin each {name} with a line [[{name}]]"
-        faults.append(_Fault((name,), f"{name!r} is not a list of tables", hint, on_key=True))
+        faults.append(_Fault((name,), f"{_shown(name)} is not a list of tables", hint, on_key=True))
         return []
     known = lines[name] if len(lines[name]) == len(tables) else [0] * len(tables)
     return list(zip(tables, known, strict=True))
@@ -255,6 +265,15 @@ def parse_rule(table: dict[str, object], *, where: str) -> Rule:
     return rule
 
 
+def parse_cost(table: dict[str, object], *, where: str) -> Cost:
+    """Parse one `[[cost]]`; see `parse_rule`."""
+    faults: list[_Fault] = []
+    cost = _cost(table, 0, faults)
+    if cost is None:
+        raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
+    return cost
+
+
 def _rule(table: dict[str, object], line: int, faults: list[_Fault]) -> Rule | None:
     """Parse one rule. If it is invalid, None, and every error is added to `faults`.
 
@@ -264,7 +283,9 @@ def _rule(table: dict[str, object], line: int, faults: list[_Fault]) -> Rule | N
         faults: Receives the errors. Their paths begin within the rule.
     """
     faults += [
-        _Fault((key,), f"unknown key {key!r}", _nearest(key, _RULE_KEYS), on_key=True) for key in table if key not in _RULE_KEYS
+        _Fault((key,), f"unknown key {key!r}", _ELSEWHERE.get(key) or _nearest(key, _RULE_KEYS), on_key=True)
+        for key in table
+        if key not in _RULE_KEYS
     ]
     selectors: dict[str, tuple[str, ...]] = {key: _selector(key, table[key], faults) for key in SELECTORS if key in table}
     rates: list[Rate] = []
@@ -286,7 +307,7 @@ def _rule(table: dict[str, object], line: int, faults: list[_Fault]) -> Rule | N
     per = _per(table["per"], faults) if given else tuple(axis for axis in AXES if axis in selectors)
     name = table.get("name", "")
     if not isinstance(name, str):
-        faults.append(_Fault(("name",), f"name: {name!r} is not text", 'name = "search, everybody"'))
+        faults.append(_Fault(("name",), f"name: {_shown(name)} is not text", 'name = "search, everybody"'))
     mode = _mode(table.get("mode", "enforce"), faults)
     wait_us = _wait(table["wait"], faults) if "wait" in table else None
     if faults:
@@ -317,8 +338,8 @@ def _concurrent(value: object, faults: list[_Fault]) -> int:
         if value == 0:
             hint = 'to close a tool write limit = "deny"'
         elif isinstance(value, str) and value.strip().isdecimal():
-            hint = f"without quotes: concurrent = {value.strip()}"
-        faults.append(_Fault(("concurrent",), f"concurrent: {value!r} is not a number of calls in flight", hint))
+            hint = f"without quotes: concurrent = {value.strip()[:20]}"
+        faults.append(_Fault(("concurrent",), f"concurrent: {_shown(value)} is not a number of calls in flight", hint))
         return 0
     return value
 
@@ -327,10 +348,10 @@ def _counts(table: dict[str, object], faults: list[_Fault]) -> Counts:
     """Parse what the limits of a rule count."""
     value = table.get("count", "calls")
     if value not in _COUNTS:
-        hint = _nearest(str(value), _COUNTS)
+        hint = _nearest(value if isinstance(value, str) else "", _COUNTS)
         if value == "concurrent":
             hint = "to cap calls in flight write concurrent = 2"
-        faults.append(_Fault(("count",), f"count: {value!r} cannot be counted", hint))
+        faults.append(_Fault(("count",), f"count: {_shown(value)} cannot be counted", hint))
         return "calls"
     if value != "calls" and "limit" not in table:
         faults.append(_Fault(("count",), f"count: no limit that counts {value}", 'add one: limit = "100/1h"'))
@@ -343,10 +364,10 @@ def _wait(value: object, faults: list[_Fault]) -> int:
     seconds = int(match[1]) * UNIT_SECONDS[match[2]] if match else 0
     if match is None or seconds > MAX_WAIT_SECONDS:
         hint = f'a wait is text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
-        shown = repr(value)[:60]
-        faults.append(
-            _Fault(("wait",), f"wait: {shown} is not a time to wait" if match is None else f"wait: {shown} is too long", hint)
-        )
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_SECONDS:
+            hint = f'did you mean "{value}s"?'
+        what = "is not a time to wait" if match is None else "is too long"
+        faults.append(_Fault(("wait",), f"wait: {_shown(value)} {what}", hint))
     return seconds * 1_000_000
 
 
@@ -364,8 +385,10 @@ def _cost(table: dict[str, object], line: int, faults: list[_Fault]) -> Cost | N
     elif isinstance(units, bool) or not isinstance(units, int) or not 0 < units <= MAX_N:
         hint = f"a whole number from 1 to {MAX_N}"
         if units == 0:
-            hint = 'for calls that cost nothing write a narrower rule with limit = "unlimited"'
-        faults.append(_Fault(("cost",), f"cost: {units!r} is not a number of units", hint))
+            hint = 'for calls that cost nothing write a narrower rule with limit = "unlimited" and count = "cost"'
+        elif isinstance(units, str) and units.strip().isdecimal():
+            hint = f"without quotes: cost = {units.strip()[:20]}"
+        faults.append(_Fault(("cost",), f"cost: {_shown(units)} is not a number of units", hint))
     return None if faults or not isinstance(units, int) else Cost(selectors, units, line)
 
 
@@ -396,20 +419,20 @@ def _rate(value: object) -> Rate | tuple[str, str]:
     Rate(n=100, window_us=5400000000, text='90m')
     """
     if not isinstance(value, str):
-        return f"{value!r} is not text", 'a limit is text in quotes: "100/1h"'
+        return f"{_shown(value)} is not text", 'a limit is text in quotes: "100/1h"'
     if value in ("deny", "unlimited"):
-        return f"{value!r} stands alone", f'limit = "{value}", without other limits'
+        return f"{_shown(value)} stands alone", f'limit = "{value}", without other limits'
     match = _RATE.fullmatch(value)
     if not match or len(value) > 32:
         return f"{value[:60]!r} is not a limit", _nearest_rate(value)
     n, count, unit = int(match[1]), int(match[2]), match[3]
     seconds = count * UNIT_SECONDS[unit]
     if n == 0:
-        return f"{value!r} admits nothing", 'to close a tool write limit = "deny"'
+        return f"{_shown(value)} admits nothing", 'to close a tool write limit = "deny"'
     if n > MAX_N:
-        return f"{value!r} is over {MAX_N} calls", 'for no limit write limit = "unlimited"'
+        return f"{_shown(value)} is over {MAX_N} calls", 'for no limit write limit = "unlimited"'
     if not 0 < seconds <= MAX_WINDOW_SECONDS:
-        return f"{value!r} has a window out of bounds", "a window is from 1s to 3650d"
+        return f"{_shown(value)} has a window out of bounds", "a window is from 1s to 3650d"
     return Rate(n, seconds * 1_000_000, f"{count}{unit}")
 
 
@@ -443,7 +466,7 @@ def _selector(key: str, value: object, faults: list[_Fault]) -> tuple[str, ...]:
 
 def _pattern(key: str, value: object, path: "Path", faults: list[_Fault]) -> str:
     if not isinstance(value, str):
-        faults.append(_Fault(path, f"{key}: {value!r} is not text", f'{key} = "…", with * for any text'))
+        faults.append(_Fault(path, f"{key}: {_shown(value)} is not text", f'{key} = "…", with * for any text'))
         return ""
     if not value:
         faults.append(_Fault(path, f"{key}: empty text matches nothing", f'leave {key} out to match any, or write "*"'))
@@ -451,26 +474,34 @@ def _pattern(key: str, value: object, path: "Path", faults: list[_Fault]) -> str
         return "*::*::*"
     elif key == "agent" and Agent.parse(value) is None:
         hint = f'an agent is client::tier::name; did you mean "{nearest(value)}"?'
-        faults.append(_Fault(path, f"agent: {value!r} does not have three parts", hint))
+        faults.append(_Fault(path, f"agent: {_shown(value)} does not have three parts", hint))
     return value
 
 
 def _per(value: object, faults: list[_Fault]) -> tuple[str, ...]:
     if not isinstance(value, list):
-        hint = "per = []" if value in ("", "none") else f'per = ["{value}"]'
-        faults.append(_Fault(("per",), f"per: {value!r} is not a list", f"write {hint}"))
+        hint = "per = []" if value in ("", "none") else f'per = ["{value if isinstance(value, str) else "user"}"]'
+        faults.append(_Fault(("per",), f"per: {_shown(value)} is not a list", f"write {hint}"))
         return ()
     for at, axis in enumerate(value):
         if axis not in PER:
-            meant = "" if axis in SELECTORS else str(axis)  # role is not a misspelt tool
-            faults.append(_Fault(("per", at), f"per: unknown axis {axis!r}", _nearest(meant, PER)))
+            meant = axis if isinstance(axis, str) and axis not in SELECTORS else ""  # role is not a misspelt tool
+            faults.append(_Fault(("per", at), f"per: unknown axis {_shown(axis)}", _nearest(meant, PER)))
     return tuple(axis for axis in PER if axis in value)
 
 
 def _mode(value: object, faults: list[_Fault]) -> str:
     if value not in ("enforce", "observe"):
-        faults.append(_Fault(("mode",), f"mode: {value!r} is neither", 'mode = "enforce" or mode = "observe"'))
-    return str(value)
+        faults.append(_Fault(("mode",), f"mode: {_shown(value)} is neither", 'mode = "enforce" or mode = "observe"'))
+    return "observe" if value == "observe" else "enforce"
+
+
+def _shown(value: object) -> str:
+    """A value in a message: as in Python, but not long."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # a hexadecimal number with more digits than Python converts to decimal ones
+        return "this number"
 
 
 def _nearest(word: str, known: Collection[str]) -> str:

@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.model import SELECTORS, Rule
 from mcpguard.core.policy.parse import parse_rule
 from mcpguard.errors import PolicyError
@@ -10,12 +11,13 @@ from mcpguard.errors import PolicyError
 _SELECTION: Final = re.compile(rf"(?:^| )({'|'.join(SELECTORS)}|per)=")
 
 
-def rule_of_text(text: str, limit: object) -> Rule | None:
+def rule_of_text(text: str, limit: object, counts: Counts = "calls") -> Rule | None:
     """The rule with this `Rule.text` and this limit.
 
     Args:
         text: The rule's text.
-        limit: A value of `limit` in a policy file.
+        limit: A value of `limit` in a policy file; of `concurrent` for a cap on calls in flight.
+        counts: What the limit counts; `concurrent` for such a cap.
 
     Returns:
         None if no rule has this text.
@@ -27,7 +29,13 @@ def rule_of_text(text: str, limit: object) -> Rule | None:
     if table.get("per") == ["none"]:
         table["per"] = []
     try:
-        rule = parse_rule({**table, "limit": limit}, where="rule")
+        rule = parse_rule(table | _limit(limit, counts), where="rule")
     except PolicyError:
         return None
     return rule if rule.text == text else None
+
+
+def _limit(limit: object, counts: Counts) -> dict[str, object]:
+    if counts == "concurrent":
+        return {"concurrent": limit}
+    return {"limit": limit} if counts == "calls" else {"limit": limit, "count": counts}

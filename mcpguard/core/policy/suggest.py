@@ -2,6 +2,9 @@
 
 A survey counts the calls of each rule as its counters would, in sliding windows, and remembers the busiest window. A suggested
 limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
+
+Caps on calls in flight, limits on cost or errors, and limits that count equal arguments apart stay as they are: the audit does
+not tell enough about what they count.
 """
 
 import heapq
@@ -17,7 +20,7 @@ from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.explain import window
 from mcpguard.core.policy.lint import superfluous
-from mcpguard.core.policy.model import AXES, Call, Policy, Rate, Rule
+from mcpguard.core.policy.model import ARGUMENTS, AXES, Call, Policy, Rate, Rule
 from mcpguard.core.text import plural
 
 HEADROOM: Final = 2
@@ -208,9 +211,7 @@ class Survey:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._rules = {
-            at: _Tracked(rule, rule.rates)
-            for at, rule in enumerate(policy.rules)
-            if rule.rates and "scope" not in rule.selectors  # the audit has no scopes
+            at: _Tracked(rule, rule.rates) for at, rule in enumerate(policy.rules) if rule.rates and _can_be_surveyed(rule)
         }
         self._tiers: dict[str, _Tracked] = {}
         self._tools: dict[str, _Tracked] = {}
@@ -224,7 +225,8 @@ class Survey:
         for row in _newest_first(rows):
             if row["decision"] not in COUNTED:
                 repeats = row.get("repeats")
-                self._denied[str(row.get("rule"))] += repeats if isinstance(repeats, int) else 1
+                if "counts" not in row:
+                    self._denied[str(row.get("rule"))] += repeats if isinstance(repeats, int) else 1
                 continue
             time_us = _time_us(row)
             self._calls += 1
@@ -242,7 +244,7 @@ class Survey:
 
     def _counting(self, call: Call) -> list[_Tracked]:
         """The rules in force and the possible new rules that count a call."""
-        found = [self._rules[at] for _, at in self._policy.applying(call) if at in self._rules]
+        found = [self._rules[at] for part, at in self._policy.applying(call) if part.rates and at in self._rules]
         agent = Agent.split(call.agent)
         if agent and _can_be_exact(agent.tier) and not any(_limits_tier(rule, agent.tier) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "agent": (f"*::{agent.tier}::*",)}, frozenset({"user"}), "user")
@@ -289,6 +291,11 @@ def _can_be_exact(name: str) -> bool:
     return bool(name) and "*" not in name and len(name.encode(errors="replace")) < MAX_NAME_BYTES and name.isprintable()
 
 
+def _can_be_surveyed(rule: Rule) -> bool:
+    """Whether the audit tells which calls a rule counts. It has no scopes."""
+    return rule.counts == "calls" and ARGUMENTS not in rule.per and "scope" not in rule.selectors
+
+
 def _is_for_all(rule: Rule, tier: str | None = None) -> bool:
     """Whether a rule selects all users and all agents, or all agents of a tier."""
     agent = rule.agent
@@ -301,13 +308,19 @@ def _is_for_all(rule: Rule, tier: str | None = None) -> bool:
 
 def _limits_tier(rule: Rule, tier: str) -> bool:
     """Whether a rule decides how much all agents of a tier may call."""
-    return not rule.selectors.keys() & {"tool", "server"} and _is_for_all(rule, tier)
+    return _limits_calls(rule) and not rule.selectors.keys() & {"tool", "server"} and _is_for_all(rule, tier)
 
 
 def _rules_tool(rule: Rule, tool: str) -> bool:
     """Whether a rule decides how often a tool may be called, or that it may not."""
     patterns = rule.selectors.get("tool")
-    return patterns is not None and glob(patterns[0], tool) and (rule.deny or _is_for_all(rule))
+    is_for_tool = patterns is not None and glob(patterns[0], tool)
+    return is_for_tool and (rule.deny or (_limits_calls(rule) and _is_for_all(rule)))
+
+
+def _limits_calls(rule: Rule) -> bool:
+    """Whether a rule limits calls or their cost, or says that they are not limited."""
+    return rule.has_limit and rule.counts != "errors" and ARGUMENTS not in rule.per
 
 
 def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:

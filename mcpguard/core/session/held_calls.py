@@ -37,6 +37,7 @@ class HeldCall:
         arrived_us: When it arrived, by a monotone clock.
         due_us: When it is decided anew.
         waits_for: What it will take of each counter that it waits for, by counter id.
+        needs_only_places: Whether all of them count calls in flight.
     """
 
     def __init__(self, request: DecisionRequest, frame: Frame, agents: Mapping[str, str], arrived_us: int) -> None:
@@ -48,6 +49,7 @@ class HeldCall:
         self.arrived_us = arrived_us
         self.due_us = arrived_us
         self.waits_for: dict[int, int] = {}
+        self.needs_only_places = False
         self._progress_token = id_text(meta_of(frame).get(meta.PROGRESS_TOKEN))
         self._told = 0  # how many times the client was told
 
@@ -57,8 +59,7 @@ class HeldCall:
         if self._progress_token is None or seconds <= self._told:
             return b""
         self._told = seconds
-        reported = self.verdict.reported
-        what = "another call to end" if reported and reported.counts == "concurrent" else "a rate limit"
+        what = "another call to end" if self.needs_only_places else "a rate limit"
         params = f'"progressToken":{self._progress_token},"progress":{seconds * _PROGRESS_STEP:.3f}'
         message = compact(f"waiting for {what}, {seconds} s")
         return f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{{{params},"message":{message}}}}}\n'.encode()
@@ -151,6 +152,7 @@ class HeldCalls:
         call = self._calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
         call.request, call.verdict = request, verdict
         call.due_us = now_us + max(0, min(due_us, left_us))
+        call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)
         call.waits_for = {}
         for at in found:
             limit = plan.limits[at]

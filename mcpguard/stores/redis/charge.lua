@@ -1,28 +1,32 @@
 -- Decides requests in order, charges their counters and writes their audit rows.
 --
--- KEYS  those of `audit.lua`; each counter; the index of counters
+-- KEYS  those of `audit.lua`; each counter, see `log.lua` and `places.lua`; the index of counters
 -- ARGV  1: the labels of the counters, a NUL after each
 --       then the limits of each request
 --       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
 --       then the session's allowance of rows for denials, as JSON
 --       then of each request, a NUL after each: its decision, if it does not depend on limits; what the session's journal
 --       remembers, as JSON; of its row the lines up to the context, and the detail; and the shorter detail of a denial, if the
---       detail is too long for one
+--       detail is too long for one. Instead of a decision there may be `?`, then how long the call has been held in us (nothing
+--       if it may not be held), whether it is behind another call, and the decision if it is admitted
 -- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request: the stream id of its row
 --       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
---       wait, and the number of limits without room, followed by their indexes and waits. All of it is one flat table, because a
---       server spends time on each table of a reply.
+--       wait, and the number of limits without room, followed by their indexes and waits, and by the number of calls in flight if
+--       there is a cap on them. All of it is one flat table, because a server spends time on each table of a reply. Only if a call
+--       is held, the value of a counter of calls in flight is not nil, but a table with their ids.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, tables that grow, and functions, which are
 -- made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
 local CALL = 'sssss'
 local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
-local LIMIT = '<i8i8I4I4I4s' -- n, window, index of the counter (0: none), rule, whether it is observed, fragment
-local N, WINDOW, COUNTER, RULE, OBSERVED, FRAGMENT = 1, 2, 3, 4, 5, 6
-local REFUSED = {rate_limited = true, denied = true, unauthenticated = true, invalid = true, unavailable = true}
-local NOTHING_REMEMBERED = {{}, {}}
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, fragment. The rank is 2 if the limit is observed, and
+-- 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the longest wait follow
+local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4s', '<i8i8'
+local N, WINDOW, COUNTER, RULE, RANK, FRAGMENT, UNITS, WAIT = 1, 2, 3, 4, 5, 6, 8, 9
+local OBSERVED, MORE = 2, 4
 local NOTHING_EXCEEDED = {}
+local QUESTION_MARK = 63
 
 local requests = math.floor((#ARGV - 3) / 2)
 local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2 + requests])
@@ -38,33 +42,45 @@ for counter = 1, counters do
   logs[counter] = reply[1 + counter] and unpack_log(reply[1 + counter]) or nil
 end
 local charged = {nil, nil, nil, nil} -- windows of the counters that were charged, by index
-local denied = {} -- the session's denials since its last admission, by index of the counter
-local storms = {} -- the keys of denials that have a row
+local denied -- the session's denials since its last admission, by index of the counter
+local storms -- the keys of denials that have a row
 local allowance -- see core/journal.Journal.allowance; decoded when it is needed
-local plans = {} -- limits by their text
-local has_written = false -- whether a row was written
+local plans -- limits by their text
+local in_flight, places -- by index of the counter: how many calls are in flight, and the ids of the calls that got a place
+local has_written, has_held = false, false -- whether a row was written, and whether a call is held
 
 for request = 1, requests do
   local decision, memory, beginning, detail, short = struct.unpack(CALL, ARGV[3 + requests + request])
-  local remembered = memory == '' and NOTHING_REMEMBERED or cjson.decode(memory)
-  local fragment, is_storm = '', remembered[1][1] == 1
+  local remembered = memory ~= '' and cjson.decode(memory)
+  local fragment, is_storm, choices = '', remembered and remembered[1][1] == 1, nil
+  if decision ~= '' and string.byte(decision) == QUESTION_MARK then
+    decision, choices = '', decision
+  end
   local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
-  local limits
+  local limits, flying, taken
   if decision == '' then
     local packed = ARGV[1 + request]
-    limits = plans[packed]
+    limits = plans and plans[packed]
     if not limits then
       limits = {nil, nil, nil, nil}
       local from, at = 1, 1
       while from <= #packed do
         local limit = {struct.unpack(LIMIT, packed, from)}
         limits[at], from, at = limit, limit[7], at + 1
+        if limit[RANK] >= MORE then
+          limit[RANK] = limit[RANK] - MORE
+          limit[UNITS], limit[WAIT], from = struct.unpack(MORE_OF_LIMIT, packed, from)
+          limits.has_cap = limits.has_cap or limit[WINDOW] == 0
+        end
       end
-      plans[packed] = limits
+      if requests > 1 then
+        plans = plans or {}
+        plans[packed] = limits
+      end
     end
 
-    -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one, where
-    -- enforced limits go before observed ones
+    -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one of the
+    -- lowest rank
     local at_us = now
     for at = 1, #limits do
       local log = logs[limits[at][COUNTER]]
@@ -73,42 +89,36 @@ for request = 1, requests do
       end
     end
     local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
-    local full
-    local observed = 1
+    local full, is_denied
+    local lowest = 0
     for at = 1, #limits do
       local limit = limits[at]
       local n, counter = limit[N], limit[COUNTER]
       local used = held[counter]
       if n > 0 and not used then
-        local log, horizon = logs[counter], at_us - limit[WINDOW]
-        if log and log[NEWEST] <= horizon then
-          log = nil
-        elseif log then -- as core/limiter.live
-          local closed, total, first = log[CLOSED], log[TOTAL], 1
-          while first <= #closed do
-            local time, cost = struct.unpack(ENTRY, closed, first)
-            if time > horizon then
-              break
-            end
-            total, first = total - cost, first + ENTRY_BYTES
-          end
-          if first > 1 then
-            log = {log[OPENED], log[NEWEST], log[COST], total, string.sub(closed, first)}
-          end
+        if limit[WINDOW] > 0 then
+          local log, horizon = logs[counter], at_us - limit[WINDOW]
+          -- INSERT live.lua
+          used = log and log[TOTAL] or 0
+          alive[counter] = log
+        else
+          in_flight = in_flight or {}
+          used = in_flight[counter] or redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
+          in_flight[counter] = used
         end
-        used = log and log[TOTAL] or 0
-        alive[counter], held[counter] = log, used
+        held[counter] = used
       end
-      if n == 0 or used >= n then
+      if n == 0 or used + (limit[UNITS] or 1) > n then
         full = full or {}
         full[#full + 1] = at
       else
         if not smallest[counter] or n < smallest[counter][N] then
           smallest[counter] = limit
         end
-        local rest = n - used - 1
-        if not remaining or limit[OBSERVED] < observed or (limit[OBSERVED] == observed and rest < remaining) then
-          reported, held_by_reported, remaining, observed = at, used + 1, rest, limit[OBSERVED]
+        local rank = limit[RANK]
+        local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS] or 1) -- a call takes no error
+        if not remaining or rank < lowest or (rank == lowest and n - sum < remaining) then
+          reported, held_by_reported, remaining, lowest = at, sum, n - sum, rank
         end
       end
     end
@@ -116,37 +126,42 @@ for request = 1, requests do
     if full then
       local enforced = {}
       for _, at in ipairs(full) do
-        if limits[at][OBSERVED] == 0 then
+        if limits[at][RANK] < OBSERVED then
           enforced[#enforced + 1] = at
         end
       end
       local without_room = {}
+      local worst = 0
       exceeded, reported = {}, 0
       for _, at in ipairs(#enforced > 0 and enforced or full) do
         local limit = limits[at]
-        local log, after = alive[limit[COUNTER]], false -- as core/limiter.retry_after; false if no wait is enough
-        if limit[N] > 0 then
-          local over, next_at = log[TOTAL] + 1 - limit[N], 1
+        local n, window, units = limit[N], limit[WINDOW], limit[UNITS] or 1
+        local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as core/verdict.severity; false: no wait is enough
+        if window > 0 and units <= n then -- as core/limiter.retry_after
+          local log = alive[limit[COUNTER]]
+          local over, next_at = log[TOTAL] + units - n, 1
           while over > 0 do
             local time, cost = log[NEWEST], log[COST]
             if next_at <= #log[CLOSED] then
               time, cost = struct.unpack(ENTRY, log[CLOSED], next_at)
             end
-            over, after, next_at = over - cost, time + limit[WINDOW] - at_us, next_at + ENTRY_BYTES
+            over, after, next_at = over - cost, time + window - at_us, next_at + ENTRY_BYTES
           end
+          severity = 0
         end
         exceeded[#exceeded + 1] = {at, after}
         without_room[limit[RULE]] = true
-        if reported == 0 or (wait and (not after or after > wait)) then
-          reported, wait = at, after
+        if reported == 0 or severity > worst or (severity == 0 and worst == 0 and after > wait) then
+          reported, worst, wait = at, severity, after
         end
       end
       local n = limits[reported][N]
       held_by_reported = n > 0 and held[limits[reported][COUNTER]]
       remaining = n > 0 and math.max(0, n - held_by_reported)
       smallest = {}
-      if #enforced > 0 then
-        decision = wait and 'rate_limited' or 'denied'
+      is_denied = #enforced > 0
+      if is_denied then
+        decision = n > 0 and 'rate_limited' or 'denied'
       else
         decision = 'would_deny'
         for _, limit in ipairs(limits) do
@@ -158,27 +173,50 @@ for request = 1, requests do
       end
     end
 
-    -- As core/limiter.charge
-    for counter, limit in pairs(smallest) do
-      local log, window = alive[counter], limit[WINDOW]
-      local grain = limit[N] <= EXACT and 0 or math.ceil(window / EXACT)
-      if not log then
-        log = {at_us, at_us, 1, 1, ''}
-      elseif at_us - log[OPENED] < grain then
-        log[NEWEST], log[COST], log[TOTAL] = at_us, log[COST] + 1, log[TOTAL] + 1
-      else
-        if #log[CLOSED] >= (MAX_ENTRIES - 1) * ENTRY_BYTES then
-          local entries_of, _, coalesce = coalescing()
-          log = coalesce(entries_of(log), grain)
+    if limits.has_cap then -- as core/verdict._in_flight
+      local least
+      for at = 1, #limits do
+        local n, counter = limits[at][N], limits[at][COUNTER]
+        if n > 0 and limits[at][WINDOW] == 0 then
+          local total = in_flight[counter] + (smallest[counter] and 1 or 0)
+          if not least or n - total < least then
+            least, flying = n - total, total
+          end
         end
-        log = {at_us, at_us, 1, log[TOTAL] + 1, log[CLOSED] .. struct.pack(ENTRY, log[NEWEST], log[COST])}
       end
-      logs[counter], charged[counter] = log, window
+    end
+    if choices then -- as core/verdict.decide_one
+      local waited_us, behind, admitted = string.match(choices, '^%?(%d*) (%d) (%a+)$')
+      local is_held = waited_us ~= '' and (is_denied or behind == '1')
+      if is_held and is_denied then -- as core/waiting.is_held
+        for _, one in ipairs(exceeded) do
+          local limit = limits[one[1]]
+          local left, after = (limit[WAIT] or 0) - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
+          is_held = is_held and left > 0 and after and after <= left
+        end
+      end
+      if is_held then
+        decision, smallest, has_held = 'held', {}, true
+      elseif decision == 'allowed' then
+        decision = admitted
+      end
+    end
+    for counter, limit in pairs(smallest) do
+      local window = limit[WINDOW]
+      if window == 0 then
+        in_flight[counter], taken = in_flight[counter] + 1, taken or {}
+        taken[#taken + 1] = counter
+      elseif limit[RANK] % 2 == 0 then
+        local log, n, cost = alive[counter], limit[N], limit[UNITS] or 1
+        -- INSERT count.lua
+        logs[counter], charged[counter] = log, window
+      end
     end
 
     -- As core/journal.Journal: a denial's count includes this session's denials on the counter since its last admission
     count = held_by_reported
-    if decision ~= 'denied' and (full or remembered ~= NOTHING_REMEMBERED or next(denied)) then
+    if (full or remembered or denied) and decision ~= 'denied' and decision ~= 'held' and decision ~= 'continued' then
+      denied = denied or {}
       for counter in pairs(smallest) do
         denied[counter] = 0
       end
@@ -188,7 +226,7 @@ for request = 1, requests do
         local counter = limit[COUNTER]
         if limit[N] > 0 and not smallest[counter] and not counted[counter] then
           counted[counter] = true
-          denied[counter] = (denied[counter] or remembered[2][one[1]] or 0) + 1
+          denied[counter] = (denied[counter] or remembered and remembered[2][one[1]] or 0) + 1
         end
       end
       if full and count then
@@ -196,13 +234,18 @@ for request = 1, requests do
       end
     end
     if reported > 0 then
-      fragment, is_storm = limits[reported][FRAGMENT], remembered[1][reported] == 1
+      fragment, is_storm = limits[reported][FRAGMENT], remembered and remembered[1][reported] == 1
     end
   end
 
-  local is_refused, has_own_row = REFUSED[decision], true
+  local has_own_row = decision ~= 'held'
+  local is_refused = decision == 'rate_limited' or decision == 'denied' or decision == 'invalid' or decision == 'unauthenticated'
+    or decision == 'unavailable' -- core/verdict.REFUSED
   if is_refused and short ~= '' then
     detail = short
+  end
+  if flying then
+    detail = (detail == '' and '{' or string.sub(detail, 1, -2) .. ',') .. '"in_flight":' .. flying .. '}'
   end
   if #exceeded > 1 then
     local all = {}
@@ -217,6 +260,7 @@ for request = 1, requests do
     -- As core/journal.Journal: equal denials share a row, and so do those of a kind over budget
     local request_id, context = string.match(beginning, '^[^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n(.*)')
     local key = decision .. '\n' .. fragment .. '\n' .. context
+    storms = storms or {}
     has_own_row = not is_storm and not storms[key]
     if has_own_row then
       allowance = allowance or cjson.decode(ARGV[3 + requests])
@@ -239,11 +283,21 @@ for request = 1, requests do
     stream_id = append(is_refused and REFUSALS or MAIN, beginning .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and math.ceil(wait / 1000) or -1, -1), max_bytes)
   end
+  if taken then
+    places = places or {}
+    for _, counter in ipairs(taken) do
+      places[counter] = places[counter] or {}
+      table.insert(places[counter], stream_id)
+    end
+  end
   local slot = #reply
   reply[slot + 1], reply[slot + 2], reply[slot + 3] = stream_id, decision, reported
   reply[slot + 4], reply[slot + 5], reply[slot + 6] = held_by_reported, wait, #exceeded
   for at, one in ipairs(exceeded) do
     reply[slot + 5 + 2 * at], reply[slot + 6 + 2 * at] = one[1], one[2]
+  end
+  if flying then
+    reply[slot + 7 + 2 * #exceeded] = flying
   end
 end
 
@@ -252,8 +306,9 @@ if has_written then
 end
 local label_from, labelled = 1, 0 -- labels are read up to here, and up to this counter
 for counter = 1, counters do
-  if charged[counter] then
-    if not reply[1 + counter] then
+  local ids = places and places[counter]
+  if charged[counter] or ids then
+    if ids and in_flight[counter] == #ids or not (ids or reply[1 + counter]) then
       local label
       while labelled < counter do
         label, label_from = struct.unpack('s', ARGV[1], label_from)
@@ -261,7 +316,17 @@ for counter = 1, counters do
       end
       redis.call('HSET', KEYS[#KEYS], string.match(KEYS[4 + counter], '%d+$'), label)
     end
-    reply[1 + counter] = write(KEYS[4 + counter], logs[counter], charged[counter])
+    if ids then
+      redis.call('ZREMRANGEBYSCORE', KEYS[4 + counter], '-inf', string.format('%.0f', now))
+      give_places(KEYS[4 + counter], ids)
+    else
+      reply[1 + counter] = write(KEYS[4 + counter], logs[counter], charged[counter])
+    end
+  end
+end
+if has_held and in_flight then
+  for counter in pairs(in_flight) do
+    reply[1 + counter] = redis.call('ZRANGE', KEYS[4 + counter], string.format('(%.0f', now), '+inf', 'BYSCORE')
   end
 end
 return reply

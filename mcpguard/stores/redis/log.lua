@@ -1,4 +1,5 @@
--- Logs of counters: core/limiter.py in Lua. Each function does what the function of the same name does there.
+-- Logs of counters: core/limiter.py in Lua, with `live.lua` and `count.lua`. Each function does what the function of the same name
+-- does there.
 --
 -- A log is {opened, newest, cost, total, closed}: the time at which its newest entry was opened; that entry's time and cost; the
 -- cost of all entries; and the entries before the newest, packed, oldest first. nil is an empty log. So an admission costs the same

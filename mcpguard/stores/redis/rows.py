@@ -61,6 +61,20 @@ def stream_id(row_id: int) -> str:
     return f"{row_id >> 64}-{row_id & (1 << 64) - 1}"
 
 
+def member(call_id: int) -> str:
+    """How a counter of calls in flight names a call: by the stream id of its row, or by its id from `Recoverable.hold`.
+
+    >>> member(-5), call_id(b"-5"), call_id(b"1767225600000-3") == row_id(b"1767225600000-3")
+    ('-5', -5, True)
+    """
+    return str(call_id) if call_id < 0 else stream_id(call_id)
+
+
+def call_id(member: bytes) -> int:
+    """The id of a call in flight; see `member`."""
+    return int(member) if member.startswith(b"-") else row_id(member)
+
+
 def audit_keys(prefix: str) -> tuple[str, ...]:
     """The keys of `audit.lua` in a namespace: the two streams, the outcomes, and the size of the streams."""
     return tuple([prefix + name for name in ("audit", "refused", "outcomes", "size")])

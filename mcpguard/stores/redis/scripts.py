@@ -1,16 +1,27 @@
 """Assembles the scripts that run in the server from the Lua files beside this module."""
 
+import re
 from pathlib import Path
 from typing import Final
 
+LEASE_US: Final = 30_000_000
+"""How long a call in flight keeps its place after its wrapper has died or lost the server. Leases are renewed after a third of
+that."""
+
 PARTS: Final = {
-    "charge": ("log", "audit"),
+    "charge": ("log", "places", "audit"),
+    "settle": ("log",),
+    "hold": ("places",),
+    "renew": ("places",),
     "adopt": ("log", "merge"),
     "append": ("audit",),
     "record": (),
     "prune": ("audit",),
 }
 """The scripts, each with the files that go before its own."""
+
+_INSERT: Final = re.compile(r"^ *-- INSERT (\w+\.lua)\n", re.MULTILINE)
+"""A line that is replaced by a file. A function would cost each run more than the same statements in two places."""
 
 _SERVERS_TIME: Final = """
 local time = redis.call('TIME')
@@ -24,14 +35,17 @@ local EXPIRY_OPTION, EXPIRY_ORIGIN_US, EXPIRY_SLACK_MS = 'PX', now, 3600000
 """
 
 
-def script(name: str, *, is_time_given: bool = False) -> str:
+def script(name: str, *, is_time_given: bool = False, lease_us: int = LEASE_US) -> str:
     """The text of a script.
 
     Args:
         name: One of `PARTS`.
         is_time_given: Whether the last argument is the time, for tests. Otherwise the script asks the server for the time, and
             no argument can change that.
+        lease_us: How long a place of a call in flight is kept without being renewed.
     """
     here = Path(__file__).parent
     clock = _GIVEN_TIME if is_time_given else _SERVERS_TIME
-    return "".join([clock, *((here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name))])
+    lease = f"local LEASE_US = {lease_us}\n" if "places" in PARTS[name] else ""
+    parts = [(here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name)]
+    return _INSERT.sub(lambda one: (here / one[1]).read_text(encoding="utf-8"), "".join([clock, lease, *parts]))

@@ -24,10 +24,11 @@ class Seen:
         self._values: dict[int, tuple[int, bytes | None]] = {}  # window and value by counter id
 
     def note(self, counters: Sequence[Counter], values: Sequence[bytes | None], now_us: int) -> None:
-        """Note the current values of counters."""
+        """Note the current values of counters, except those of calls in flight."""
         for counter, value in zip(counters, values, strict=True):
-            self._values.pop(counter.id, None)
-            self._values[counter.id] = (counter.window_us, value)
+            if counter.window_us:
+                self._values.pop(counter.id, None)
+                self._values[counter.id] = (counter.window_us, value)
         if len(self._values) > MOST:  # takes some milliseconds, once for thousands of new counters
             alive = [
                 (key, (window_us, value))

@@ -1,10 +1,11 @@
 """Reads counters in their form on the server, which `log.lua` writes: the newest entry of the log stands before the others."""
 
 import struct
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from mcpguard.core.limiter import EMPTY, State
+from mcpguard.stores.redis import rows
 
 
 def prefix(namespace: str) -> str:
@@ -12,13 +13,18 @@ def prefix(namespace: str) -> str:
     return "{mcpguard:" + quote(namespace) + "}:"
 
 
-def counter_key(prefix: str, counter_id: int) -> str:
-    """The key of a counter's value."""
-    return f"{prefix}counter:{counter_id}"
+def counter_key(prefix: str, counter_id: int, *, window_us: int = 1) -> str:
+    """The key of a counter; if its window is 0, that of the ids of calls in flight."""
+    return f"{prefix}counter:{counter_id}" if window_us else f"{prefix}in_flight:{counter_id}"
 
 
 _HEAD: Final = struct.Struct("<qqIq")
 _ENTRY: Final = struct.Struct("<qI")
+
+
+def state(value: Any, window_us: int) -> State:
+    """The state of a counter: a log, from its value; or the calls in flight, from the members of the set, oldest first."""
+    return log(value) if window_us else tuple(sorted(map(rows.call_id, value or ())))
 
 
 def newest_us(value: bytes) -> int:

@@ -8,7 +8,7 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -17,26 +17,30 @@ from redis.exceptions import ResponseError
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import State
+from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.model import Counter, counter_id, window_of
 from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Verdict
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
-from mcpguard.stores.clock import monotonic_us, wall_us
+from mcpguard.stores.clock import boot_us, monotonic_us, wall_us
 from mcpguard.stores.groups import tally
 from mcpguard.stores.redis import checks, notes, rows, states
+from mcpguard.stores.redis.leases import Leases, Place
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.request import (
     Preparation,
     bounds,
     bulk,
     counters_of,
+    errors_of,
     pack_append_head,
+    pack_settle_head,
     rest,
+    taken_caps,
     verdicts_of,
 )
-from mcpguard.stores.redis.scripts import script
+from mcpguard.stores.redis.scripts import LEASE_US, script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
 from mcpguard.stores.redis.url import RedisUrl
@@ -77,6 +81,7 @@ class RedisStore:
         options: How the store is used.
         clock: The store's time instead of the server's, for tests.
         wall: Wall-clock time, for the audit log.
+        lease_us: How long a call in flight keeps its place if this process dies or loses the server.
 
     Attributes:
         warnings: See `Recoverable`.
@@ -85,10 +90,16 @@ class RedisStore:
         StoreUnavailable: The server does not answer, refuses us, or is too old.
     """
 
-    needs_tending = False
+    args_key: bytes
 
     def __init__(
-        self, address: RedisUrl, options: Options | None = None, *, clock: Clock | None = None, wall: Clock = wall_us
+        self,
+        address: RedisUrl,
+        options: Options | None = None,
+        *,
+        clock: Clock | None = None,
+        wall: Clock = wall_us,
+        lease_us: int = LEASE_US,
     ) -> None:
         options = options or Options()
         self._shown = address.shown
@@ -98,8 +109,10 @@ class RedisStore:
         self._wall = wall
         self._prefix = states.prefix(options.namespace)
         self._audit = rows.audit_keys(self._prefix)
-        names = ("charge", "adopt", "append", "record")
-        self._scripts = {name: script(name, is_time_given=clock is not None) for name in names}
+        self._leases = Leases(lease_us)
+        self._ticks = clock or boot_us
+        names = ("charge", "settle", "hold", "renew", "adopt", "append", "record")
+        self._scripts = {name: script(name, is_time_given=clock is not None, lease_us=lease_us) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
@@ -116,14 +129,14 @@ class RedisStore:
     def _key(self, name: str) -> str:
         return self._prefix + name
 
-    def _counter_key(self, key: int) -> str:
-        return states.counter_key(self._prefix, key)
+    def _counter_key(self, key: int, window_us: int = 1) -> str:
+        return states.counter_key(self._prefix, key, window_us=window_us)
 
     def _begin(self, deadline_s: float) -> None:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
         *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
         self._note_time(_time_us(self._link.checked(server_time)))
-        self.warnings = checks.check(self._shown, answers)
+        self._server_warnings = self.warnings = checks.check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
             ("HSETNX", meta, "schema", SCHEMA),
@@ -168,16 +181,19 @@ class RedisStore:
             self._link.renew(deadline_s)
             self._begin(deadline_s)
 
-    def _run(self, name: str, keys: Sequence[str], *args: bytes | str) -> Any:
+    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
         """Run a script and return its reply."""
-        deadline_s = time.monotonic() + self._timeout_s
-        rest = (len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),)))
-        command: Command = ("EVALSHA", self._shas[name], *rest)
+        deadline_s = deadline_s or time.monotonic() + self._timeout_s
+        command: Command = ("EVALSHA", self._shas[name], *self._arguments(keys, *args))
         reply = self._replies([command], deadline_s)[0]
         if isinstance(reply, ResponseError):
             self._load_again(name, reply, deadline_s)
             reply = self._ask(command, deadline_s=deadline_s)[0]
         return reply
+
+    def _arguments(self, keys: Sequence[str], *args: bytes | str) -> Command:
+        """What follows the script in the command that runs it."""
+        return len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),))
 
     def _load_again(self, name: str, error: ResponseError, deadline_s: float) -> None:
         """Load a script again, if the error says that the server has forgotten it.
@@ -191,11 +207,23 @@ class RedisStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
+        for _ in range(_TRIES):
+            verdicts = self._decide(requests, journal)
+            if verdicts is not None:
+                return verdicts
+        raise StoreUnavailable(f"{self._shown} gave the place of a call to another each time", "is this process often stopped?")
+
+    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict] | None:
+        """Decide requests. None if a place was given to another call before this process could use it."""
         time_us = self._wall()
         counters = counters_of(requests)
+        has_caps = requests[0].plan.caps if len(requests) == 1 else any(one.plan.caps for one in requests)
+        sent_us = self._ticks() if has_caps else 0
         reply = self._charge(requests, counters, journal, time_us)
         self._seen.note(counters, reply[1 : 1 + len(counters)], self._now_us())
-        verdicts = verdicts_of(requests, reply, 1 + len(counters))
+        verdicts = verdicts_of(requests, counters, reply)
+        if has_caps and not self._keep_places(requests, verdicts, sent_us):
+            return None
         if len(verdicts) == 1 and verdicts[0].forwards:
             journal.wrote(requests[0], verdicts[0])
             return verdicts
@@ -224,7 +252,99 @@ class RedisStore:
             if len(reply) > 1 or not requests:
                 return reply  # type: ignore[no-any-return]
             # The server's clock is further ahead than we knew. It has charged nothing, and now we know its time
-        raise StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
+        raise self._too_late()
+
+    def _too_late(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
+
+    def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> bool:
+        """Keep the places that calls have just got.
+
+        This process may have been stopped before it read the reply, for longer than the leases. Then they are renewed.
+
+        Returns:
+            False if a place was given to another call, so that this one must not be forwarded. Then all rows are deleted.
+        """
+        places: dict[int, Place] = {}
+        for request, one in zip(requests, verdicts, strict=True):
+            if one.in_flight is None or not one.forwards or one.row_id is None:
+                continue
+            if caps := taken_caps(request.plan, one):
+                place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
+                one.lease = place.lease
+        if self._any_late(places):
+            self._reply_lost = True  # until it is known whether the rows stay
+            self._leases.renew(places, self._renew, self._ticks)
+            is_lost = self._any_late(places)
+            if is_lost:
+                self._delete_rows(verdicts)
+            self._reply_lost = False
+            if is_lost:
+                return False
+        for call_id, place in places.items():
+            self._leases.add(call_id, place)
+        return True
+
+    def _delete_rows(self, verdicts: Sequence[Verdict]) -> None:
+        """Delete the rows of a decision."""
+        ids = [(rows.stream(one.decision), rows.stream_id(one.row_id)) for one in verdicts if one.row_id is not None]
+        args = [part for stream, stream_id in ids for part in (str(stream), stream_id)]
+        self._run("append", self._audit, pack_append_head(self._max_bytes, len(ids)), *args)
+
+    def _any_late(self, places: Mapping[int, Place]) -> bool:
+        now_us = self._ticks()
+        return any(self._leases.is_late(place, now_us) for place in places.values())
+
+    def _cap_keys(self, counters: Sequence[Counter]) -> list[str]:
+        return [self._counter_key(counter.id, 0) for counter in counters]
+
+    def _renew(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
+        return self._run("renew", keys, *members)  # type: ignore[no-any-return]
+
+    def _renew_aside(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
+        """As `_renew`, on a connection of its own."""
+        return self._upkeep.run(self._scripts["renew"], *self._arguments(keys, *members))  # type: ignore[no-any-return]
+
+    def settle(self, endings: Sequence[Ending]) -> None:
+        """See `Store`. If it fails, the places become free when their leases end."""
+        end_s = time.monotonic() + self._timeout_s
+        places: list[tuple[Ending, str]] = []
+        errors: list[tuple[Counter, int]] = []
+        for ending in endings:
+            caps = [counter for counter in ending.plan.counters if not counter.window_us]
+            places += [(ending, key) for key in self._cap_keys(caps)]
+            errors += errors_of(ending.plan) if ending.failed else []
+        kept = {ending.row_id: self._leases.end(ending.row_id) for ending in endings}
+        if not (places or errors):
+            return
+        keys = [self._key("counters"), *(key for _, key in places), *(self._counter_key(counter.id) for counter, _ in errors)]
+        args = [rows.member(ending.row_id) for ending, _ in places]
+        args += [part for counter, n in errors for part in (str(n), str(counter.window_us), counter.label)]
+        for _ in range(_TRIES):
+            deadline_us = int(end_s * 1_000_000) + self._ahead_us
+            reply = self._run("settle", keys, pack_settle_head(deadline_us, len(places)), *args, deadline_s=end_s)
+            self._note_time(reply[0])
+            if len(reply) > 1:
+                break
+        else:
+            raise self._too_late()
+        freed = {(ending.row_id, key) for (ending, key), was_there in zip(places, reply[2:], strict=True) if was_there}
+        now_us = self._ticks()
+        for call_id, place in kept.items():
+            if place is not None:
+                self._leases.settled(place, [key for key in place.keys if (call_id, key) in freed], now_us)
+
+    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+        """See `Recoverable`."""
+        for at in range(0, len(calls), _BATCH):
+            some = list(calls.items())[at : at + _BATCH]
+            sent_us = self._ticks()
+            keys = [key for _, counters in some for key in self._cap_keys(counters)]
+            args = [part for call_id, counters in some for one in counters for part in (one.label, rows.member(call_id))]
+            self._run("hold", [self._key("counters"), *keys], *args)
+            for call_id, counters in some:
+                if counters:
+                    self._leases.add(call_id, self._leases.new(self._cap_keys(counters), sent_us))
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
@@ -379,13 +499,14 @@ class RedisStore:
         for piece in scan(lambda command: self._ask(command)[0], self._key("counters")):
             index |= piece
         held: list[Held] = []
-        labels = [(int(key), label.decode()) for key, label in index.items()]
-        for at in range(0, len(labels), _BATCH):
-            some = labels[at : at + _BATCH]
-            logs, now_us = self._logs([key for key, _ in some])
-            for (_, label), log in zip(some, logs, strict=True):
-                live = limiter.live(log, window_of(label), now_us)
-                held += [Held(label, limiter.used(live), live)] if live else []
+        counters = [Counter(int(key), label.decode(), window_of(label.decode())) for key, label in index.items()]
+        for at in range(0, len(counters), _BATCH):
+            some = counters[at : at + _BATCH]
+            found, now_us = self.peek(some)
+            for (_, label, window_us), state in zip(some, found, strict=True):
+                live = limiter.live(state, window_us, now_us) if window_us else EMPTY
+                used = limiter.used(live) if window_us else len(state)
+                held += [Held(label, used, live)] if used else []
         return held
 
     def reset(self, labels: Sequence[str]) -> int:
@@ -393,7 +514,7 @@ class RedisStore:
         gone = 0
         for at in range(0, len(labels), _BATCH):
             ids = [counter_id(label) for label in labels[at : at + _BATCH]]
-            keys = [self._counter_key(key) for key in ids]
+            keys = [self._counter_key(key, window_us) for key in ids for window_us in (1, 0)]
             *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
             gone += count
             self._seen.forget(ids)
@@ -401,14 +522,16 @@ class RedisStore:
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
-        return self._logs([counter.id for counter in counters])
-
-    def _logs(self, counter_ids: Sequence[int]) -> tuple[list[State], int]:
-        """The logs of counters, in order, and the store's time."""
-        read: list[Command] = [("MGET", *map(self._counter_key, counter_ids))] if counter_ids else []
-        server_time, *values = self._ask(("TIME",), *read)
+        logs = [self._counter_key(counter.id) for counter in counters if counter.window_us]
+        caps = self._cap_keys([counter for counter in counters if not counter.window_us])
+        read: list[Command] = [("MGET", *logs)] if logs else []
+        read += [("ZRANGE", key, 0, -1, "WITHSCORES") for key in caps]
+        server_time, *replies = self._ask(("TIME",), *read)
         now_us = self._clock() if self._clock else _time_us(server_time)
-        return [states.log(value) for value in (values[0] if values else ())], now_us
+        values = iter(replies.pop(0) if logs else ())
+        in_flight = iter([_with_lease(reply, now_us) for reply in replies])
+        found = [states.state(next(values if one.window_us else in_flight), one.window_us) for one in counters]
+        return found, now_us
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
@@ -421,12 +544,20 @@ class RedisStore:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""
 
     def tend(self) -> None:
-        """See `Store`. Once a minute one wrapper deletes old rows for all.
+        """See `Store`. Renews leases. Once a minute one wrapper deletes old rows for all.
 
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
         with contextlib.suppress(StoreUnavailable):
+            self._leases.renew_due(self._renew_aside, self._ticks)
+        self.warnings = (*self._server_warnings, *self._leases.take_loss())
+        with contextlib.suppress(StoreUnavailable):
             self._upkeep.tend()
+
+    @property
+    def needs_tending(self) -> bool:
+        """See `CallStore`. While calls are in flight, their leases are renewed."""
+        return self._leases.has_work
 
     def close(self) -> None:
         """See `Store`."""
@@ -437,3 +568,8 @@ def _time_us(reply: Sequence[bytes]) -> int:
     """The reply to `TIME` in microseconds."""
     seconds, us = reply
     return int(seconds) * 1_000_000 + int(us)
+
+
+def _with_lease(reply: Sequence[bytes], now_us: int) -> list[bytes]:
+    """The ids in the reply to `ZRANGE … WITHSCORES` whose leases have not ended."""
+    return [member for member, until in zip(reply[::2], reply[1::2], strict=True) if float(until) > now_us]

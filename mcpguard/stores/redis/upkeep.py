@@ -3,6 +3,7 @@
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
@@ -22,8 +23,8 @@ _NO_BOUND: Final = 2**53 - 1
 
 _DROP_UNUSED: Final = """
 local gone = 0
-for at = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[at]) == 0 then
+for at = 2, #KEYS, 2 do
+  if redis.call('EXISTS', KEYS[at], KEYS[at + 1]) == 0 then
     gone = gone + redis.call('HDEL', KEYS[1], string.match(KEYS[at], '%d+$'))
   end
 end
@@ -84,12 +85,25 @@ class Upkeep:
         if time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + EVERY_MS / 1000
-        link = Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s())
-        try:
+        with self._link() as link:
             if _ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
                 self._prune(link)
-        finally:
-            link.close()
+
+    def run(self, text: str, *rest: bytes | str | int) -> Any:
+        """Run a script, and return its reply.
+
+        Args:
+            text: The script.
+            rest: The number of keys, the keys, and the arguments.
+
+        Raises:
+            StoreUnavailable: The server does not answer, or refuses.
+        """
+        with self._link() as link:
+            return _ask(link, ("EVAL", text, *rest))
+
+    def _link(self) -> closing[Link]:
+        return closing(Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s()))
 
     def _prune(self, link: Link) -> None:
         """Delete old rows, and index entries of expired counters."""
@@ -104,7 +118,7 @@ class Upkeep:
         index = self._prefix + "counters"
         for some in scan(partial(_ask, link), index):
             if some:
-                keys = [counter_key(self._prefix, int(one)) for one in some]
+                keys = [counter_key(self._prefix, int(one), window_us=us) for one in some for us in (1, 0)]
                 _ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
 
 

@@ -105,6 +105,12 @@ class Reader:
             return clock.boot_us() + int(str(header["time_offset_us"]))
         return max((log[-2] for _, _, log in self.counters() if log), default=0)
 
+    @property
+    def args_key(self) -> bytes:
+        """See `Readable`."""
+        log = self._call_log()
+        return log.key if log else b""
+
     # counters
 
     def counters(self) -> list[tuple[str, int, State]]:

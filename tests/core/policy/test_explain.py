@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mcpguard.core.policy.explain import sentence, sentences
+from mcpguard.core.policy.explain import cost_sentence, sentence, sentences
 from mcpguard.core.policy.parse import parse
 
 
@@ -165,6 +165,105 @@ def test_an_unlimited_rule_is_described_as_an_exception(rule: str, words: str) -
 
 def test_an_observed_rule_is_described_as_reporting_only() -> None:
     assert said("tool='t'", "limit='deny'", "mode='observe'") == "Nobody may call t (reported only, not denied)."
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("user='*' tool='t'", "Each user may have at most 2 calls of t in flight at once."),
+        ("tool='t*'", "All users together may have at most 2 calls of each tool matching t* of each server in flight at once."),
+        (
+            "user='*' server='crm'",
+            "Each user may have at most 2 calls to server crm in flight at once, counting all tools together.",
+        ),
+        ("user='bob'", "bob may have at most 2 calls in flight at once, counting all tools together."),
+        (
+            "agent='*::api::*' tool='t'",
+            "Each agent matching *::api::* may have at most 2 calls of t in flight at once, counting all users together.",
+        ),
+    ],
+)
+def test_a_cap_is_described_in_a_sentence(rule: str, words: str) -> None:
+    assert said(*keys(rule), "concurrent=2") == words
+
+
+def test_a_cap_of_one_and_no_cap_are_described() -> None:
+    assert said("user='bob'", "concurrent=1").startswith("bob may have at most 1 call in flight at once")
+    words = "Everybody may have any number of calls of t in flight, unless another rule applies."
+    assert said("tool='t'", "concurrent='unlimited'") == words
+
+
+def test_a_rule_with_a_limit_and_a_cap_has_one_sentence_about_both() -> None:
+    assert said("user='*'", "tool='t'", "limit='5/1m'", "concurrent=2") == (
+        "Each user may call t 5 times a minute; at most 2 calls may be in flight at once."
+    )
+    assert said("tool='t'", "limit='5/1m'", "concurrent='unlimited'").endswith(
+        "; any number of calls may be in flight at once."
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("tool='t' server='crm' limit='3/1m'", "t of crm is closed for all users together after 3 errors in a minute."),
+        ("tool='t' user='*' limit=['3/1m', '9/90m']", "after 3 errors in a minute or 9 errors in any 90 minutes."),
+        ("tool='crm_*' user='Bob' limit='1/1h'", "Each tool matching crm_* of each server is closed for Bob after 1 error"),
+        ("server='crm' limit='3/1m'", "All tools of crm are closed for all users together after 3 errors in a minute"),
+        ("tool='t*' per=[] limit='3/1m'", "Tools matching t* are closed for all users together after 3 errors in a minute"),
+        (
+            "agent='*::api::*' tool='t' limit='3/1m'",
+            "t is closed for each agent matching *::api::* after 3 errors in a minute, counting all users together.",
+        ),
+    ],
+)
+def test_a_limit_on_errors_is_described_as_closing_its_tools(rule: str, words: str) -> None:
+    assert words in said(*keys(rule), "count='errors'")
+
+
+def test_a_limit_on_cost_is_described_with_the_costs_that_it_can_meet() -> None:
+    (rule,) = parse("[[rule]]\nuser='*'\ntool='report*'\nper=['user']\nlimit=['100/1h', '1/1s']\ncount='cost'").rules
+    begin = "Each user may spend 100 units an hour and 1 unit a second on tools matching report*"
+    together = ", counting these tools and all servers together"
+    assert sentence(rule) == f"{begin}{together}; each call costs 1."
+    texts = [f"[[cost]]\ntool='{tool}'\ncost={20 + at}" for at, tool in enumerate(("report_a", "search", "*_b"))]
+    found = sentences(parse("[[rule]]\ntool='report*'\nlimit='9/1h'\ncount='cost'\n" + "\n".join(texts)))[0]
+    assert found.endswith("; report_a costs 20 and tools matching *_b costs 22.")
+
+
+def test_of_many_costs_a_sentence_names_the_first_three() -> None:
+    costs = "".join(f"[[cost]]\ntool='t{at}'\ncost={at}\n" for at in range(1, 8))
+    found = sentences(parse(f"[[rule]]\nlimit='9/1h'\ncount='cost'\n{costs}"))[0]
+    assert found.endswith("; t1 costs 1, t2 costs 2, t3 costs 3 and 4 more have a cost.")
+
+
+def test_a_cost_is_described_in_a_sentence() -> None:
+    one, other = parse("[[cost]]\ntool='t'\nserver='crm'\ncost=20\n[[cost]]\ncost=1").costs
+    assert cost_sentence(one) == "A call of t of crm takes 20 units of each limit that counts cost."
+    assert cost_sentence(other) == "A call of any tool takes 1 unit of each limit that counts cost."
+
+
+def test_an_exception_from_cost_or_errors_says_what_it_does_not_count() -> None:
+    begin = "Everybody may call t without limit"
+    assert said("tool='t'", "limit='unlimited'", "count='cost'") == f"{begin} at any cost, unless another rule applies."
+    assert said("tool='t'", "limit='unlimited'", "count='errors'") == f"{begin} on errors, unless another rule applies."
+
+
+def test_a_sentence_says_that_arguments_are_counted_apart() -> None:
+    assert said("user='*'", "tool='t'", "per=['user', 'arguments']", "limit='5/10m'") == (
+        "Each user may call t 5 times in any 10 minutes; calls with different arguments are counted apart."
+    )
+    assert said("per=['arguments']", "concurrent=2").endswith(
+        "in flight at once; calls with different arguments are counted apart."
+    )
+    assert "arguments" not in said("per=['arguments']", "limit='unlimited'")
+
+
+def test_a_sentence_says_how_long_a_refused_call_waits() -> None:
+    assert said("user='bob'", "tool='t'", "limit='5/1m'", "wait='5s'") == (
+        "bob may call t 5 times a minute; a refused call waits up to 5 seconds."
+    )
+    assert said("tool='t'", "limit='5/1m'", "wait='1h'").endswith("; a refused call waits up to 1 hour.")
+    assert said("tool='t'", "limit='5/1m'", "wait='0s'").endswith("; a refused call never waits.")
 
 
 def policy(*texts: str) -> list[str]:

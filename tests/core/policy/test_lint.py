@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -109,15 +110,26 @@ calls = [
     for user in ("a", "ab", "abc", "b", "c")
     for tool in ("a", "ab", "abc", "b", "c")
 ]
+kinds: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {"deny": True},
+        {"deny": True},
+        {},
+        {},
+        {"counts": "cost"},
+        {"counts": "errors", "concurrent": 2},
+        {"concurrent": 2},
+        {"concurrent": 2, "has_limit": False},
+    ]
+)
 closing_rules = st.builds(
-    Rule,
+    lambda selectors, per, observe, kind: Rule(selectors, per, observe=observe, **kind),
     st.fixed_dictionaries(
         {}, optional={key: names.map(lambda name: (name,)) for key in ("user", "tool")} | {"role": st.just(("a",))}
     ),
     st.sampled_from([frozenset[str](), frozenset({"user"})]),
-    rates=st.just(()),
-    deny=st.booleans(),
-    observe=st.sampled_from([False, False, True]),
+    st.sampled_from([False, False, True]),
+    kinds,
 )
 
 
@@ -128,7 +140,7 @@ def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
         instead = [
             other
             for at, other in enumerate(rules)
-            if deny.is_overridden_by(other) or (at < closing and deny.reach == other.reach)
+            if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in other.parts)
         ]
         for at, rule in enumerate(rules):
             covered = deny.deny and not deny.observe and not rule.deny and all(deny.covers(rule, key) for key in SELECTORS)
@@ -289,3 +301,84 @@ def test_a_tier_that_nobody_uses_is_warned_of() -> None:
 @pytest.mark.parametrize("agent", ["*", "*::*::*", "*::sub*::*", "*::api::nightly", "*::x::*"])
 def test_a_tier_that_is_usual_or_used_here_is_not_warned_of(agent: str) -> None:
     assert rules(f"agent='{agent}' limit='5/1m'") == []
+
+
+def test_a_cap_is_no_exception_from_a_rule_that_denies() -> None:
+    (warning,) = rules("user='*' tool='t' limit='deny'", "user='bob' tool='t' concurrent=2")
+    assert warning == (
+        "line 5: rule 2 (user=bob tool=t) can never admit a call: line 1: rule 1 (user=* tool=t) denies all of its calls;"
+        " an exception from rule 1 is a narrower rule that limits calls"
+    )
+    for count in ("cost", "errors"):
+        assert len(rules("user='*' tool='t' limit='deny'", f"user='bob' tool='t' limit='5/1m' count='{count}'")) == 1
+
+
+def test_a_rule_with_a_limit_and_a_cap_is_an_exception_by_its_limit() -> None:
+    text = "[[rule]]\nuser='*'\ntool='t'\nlimit='deny'\n[[rule]]\nuser='bob'\ntool='t'\nlimit='5/1m'\nconcurrent=2\n"
+    assert warnings(parse(text)) == []
+
+
+def cost_warnings(text: str, *, head: str = "") -> list[str]:
+    return [one for one in warnings(parse(head + text)) if "cost" in one]
+
+
+def test_a_cost_that_no_rule_counts_is_warned_of() -> None:
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    (warning,) = cost_warnings("[[rule]]\ntool='report'\nlimit='5/1m'\n" + cost)
+    assert warning.startswith("line 4: the cost of tool=report has no effect, because no rule that counts cost applies")
+    for rule in ("tool='search'\nlimit='50/1h'", "limit='unlimited'"):
+        assert len(cost_warnings(f"[[rule]]\n{rule}\ncount='cost'\n{cost}")) == 1
+    for rule in ("tool='report'", "tool='re*'", "user='bob'", "server='crm'"):
+        assert cost_warnings(f"[[rule]]\n{rule}\nlimit='50/1h'\ncount='cost'\n{cost}") == []
+
+
+def test_a_cost_above_a_whole_limit_is_warned_of() -> None:
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    rule = "[[rule]]\nuser='*'\nlimit=['50/1h', '19/1m']\ncount='cost'\n"
+    (warning,) = cost_warnings(rule + cost)
+    assert warning == (
+        "line 5: the cost of tool=report: line 1: rule 1 (user=*) never admits such a call, because it costs 20 and the whole"
+        " limit is 19/1m; raise the limit or lower the cost"
+    )
+    assert cost_warnings(rule.replace("19/1m", "20/1m") + cost) == []
+    assert cost_warnings(rule + cost, head='mode = "observe"\n') == []
+    assert cost_warnings(rule + "mode='observe'\n" + cost) == []
+
+
+def test_a_cost_above_a_limit_is_not_warned_of_where_a_narrower_cost_or_rule_applies() -> None:
+    wide, narrow = "[[cost]]\ntool='*'\ncost=20\n", "[[cost]]\ntool='report'\ncost=5\n"
+    rule = "[[rule]]\ntool='report'\nlimit='10/1h'\ncount='cost'\n"
+    assert len(cost_warnings(rule + wide)) == 1
+    assert cost_warnings(rule + wide + narrow) == []
+    of_all = "[[rule]]\nuser='*'\ntool='*'\nlimit='10/1h'\ncount='cost'\n"
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    exception = "[[rule]]\nuser='*'\ntool='report'\nlimit='90/1h'\ncount='cost'\n"
+    assert cost_warnings(of_all + exception + cost) == []
+    assert len(cost_warnings(of_all + exception.replace("'*'", "'bob'") + cost)) == 1
+
+
+def test_a_wait_that_clients_do_not_sit_out_is_warned_of() -> None:
+    (warning,) = rules("tool='t' limit='5/1m' wait='61s'")
+    assert warning.startswith("line 1: rule 1 (tool=t): its wait is 61 seconds: clients that ignore progress notifications")
+    (warning,) = rules("tool='t' limit='5/1m'", head="wait = '2m'\n")
+    assert warning.startswith("the wait of the policy is 2 minutes")
+    assert rules("tool='t' limit='5/1m' wait='60s'", head="wait = '1m'\n") == []
+
+
+def test_a_wait_of_a_rule_that_refuses_nothing_is_warned_of() -> None:
+    (warning,) = rules("tool='t' limit='unlimited' wait='5s'")
+    assert warning.endswith("its wait has no effect, because it never refuses a call")
+    assert rules("tool='t' concurrent=2 wait='5s'".replace("=2 ", "=2\n")) == []
+    assert rules("tool='t' limit='unlimited' wait='0s'") == []
+
+
+def test_a_larger_limit_on_errors_is_not_called_superfluous() -> None:
+    assert rules("tool='t' limit=['5/1m', '9/1s'] count='errors'") == []
+    assert len(rules("tool='t' limit=['5/1m', '9/1s'] count='cost'")) == 1
+
+
+def test_units_counted_in_groups_count_longer_for_a_smaller_limit() -> None:
+    old, new = (parse(f"[[rule]]\ntool='t'\nlimit='{n}/1h'\ncount='cost'").rules[0] for n in (100, 50))
+    (told,) = counted_in_grains(new, [old])
+    assert told.startswith("Units taken before this edit may count up to 57s longer than 1h")
+    assert counted_in_grains(new._replace(counts="calls"), [old]) == []

@@ -127,3 +127,66 @@ def test_the_next_verdict_is_computed_without_charging() -> None:
     state = limiter.charge(limiter.EMPTY, 1, 60 * S, START_US)
     verdict = next_call(plan, [state], START_US + S)
     assert (verdict.decision, verdict.retry_after_us) == ("rate_limited", 59 * S)
+
+
+def test_a_rule_whose_parts_fare_differently_has_a_match_for_each() -> None:
+    both, limit, cap = "limit='5/1m'\nconcurrent=2", "limit='9/1m'", "concurrent=3"
+    found = explained(f"user='*'\n{both}", f"user='alice'\n{limit}")
+    assert [(one.at, one.status, one.winner, one.rule.limits_text) for one in found] == [
+        (0, "overridden", 1, "5/1m"),
+        (0, "applies", None, "2-in-flight"),
+        (1, "applies", None, "9/1m"),
+    ]
+    found = explained(f"user='*'\n{both}", f"user='alice'\n{limit}", f"user='a*'\n{cap}")
+    assert [(one.at, one.status, one.winner, one.rule.limits_text) for one in found[:2]] == [
+        (0, "overridden", 1, "5/1m"),
+        (0, "overridden", 2, "2-in-flight"),
+    ]
+    assert found[1].reason == "rule 3 is narrower in user"
+
+
+def test_a_rule_whose_parts_fare_alike_has_one_match() -> None:
+    both = "limit='5/1m'\nconcurrent=2"
+    found = explained(f"user='*'\n{both}", f"user='alice'\n{both}", f"user='bob'\n{both}")
+    assert [(one.at, one.status, one.rule.limits_text) for one in found] == [
+        (0, "overridden", "5/1m 2-in-flight"),
+        (1, "applies", "5/1m 2-in-flight"),
+        (2, "no match", "5/1m 2-in-flight"),
+    ]
+
+
+def rooms(text: str, *states: limiter.State, now_us: int = START_US) -> list[tuple[int, int, int | None]]:
+    plan = parse(text).plan(ALICE)
+    return [(room.used, room.remaining, room.retry_after_us) for room in headrooms(plan, states, now_us)]
+
+
+def test_the_headroom_of_a_cap_is_what_is_not_in_flight_and_has_no_wait() -> None:
+    text = "[[rule]]\ntool='*'\nconcurrent=2\n"
+    assert rooms(text, ()) == [(0, 2, 0)]
+    assert rooms(text, (7,)) == [(1, 1, 0)]
+    assert rooms(text, (7, 8)) == [(2, 0, None)]
+    assert rooms(text, (7, 8, 9)) == [(3, 0, None)]
+
+
+def test_the_headroom_of_a_limit_on_errors_is_the_errors_that_are_left() -> None:
+    text = "[[rule]]\ntool='*'\nlimit='2/1m'\ncount='errors'\n"
+    log = (START_US, START_US - 10 * S, 1, START_US, 1)
+    assert rooms(text, log[:1] + log[3:]) == [(1, 1, 0)]
+    assert rooms(text, log) == [(2, 0, 50 * S)]
+
+
+def test_the_headroom_of_a_limit_on_cost_waits_for_room_for_what_the_call_costs() -> None:
+    rule = "[[rule]]\ntool='*'\nlimit='10/1m'\ncount='cost'\n"
+    log = (START_US, START_US - 10 * S, 6, START_US, 1)
+    assert rooms(rule + "[[cost]]\ncost=3\n", log) == [(7, 3, 0)]
+    assert rooms(rule + "[[cost]]\ncost=4\n", log) == [(7, 3, 50 * S)]
+    assert rooms(rule + "[[cost]]\ncost=10\n", log) == [(7, 3, 60 * S)]
+    assert rooms(rule + "[[cost]]\ncost=11\n", log) == [(7, 3, None)]
+    (room,) = headrooms(parse(rule + "[[cost]]\ncost=11\n").plan(ALICE), [log], START_US)
+    assert (room.cost, room.is_too_costly) == (11, True)
+
+
+def test_a_headroom_is_known_if_its_counter_does_not_depend_on_the_arguments() -> None:
+    plan = parse("[[rule]]\ntool='*'\nper=['arguments']\nlimit='1/1m'\n[[rule]]\ntool='s*'\nlimit='deny'\n").plan(ALICE)
+    assert [room.is_known for room in headrooms(plan, [()], START_US)] == [False, True]
+    assert [room.is_known for room in headrooms(plan.of_arguments("00"), [()], START_US)] == [True, True]

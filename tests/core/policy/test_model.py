@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import pytest
+import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy.model import Call, Plan, Policy, Rate, Rule
+from mcpguard.core.policy.explain import sentences
+from mcpguard.core.policy.lint import warnings
+from mcpguard.core.policy.model import Call, Label, Plan, Policy, Rate, Reported, Rule, label_parts
 from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
@@ -122,6 +125,12 @@ selectors = st.fixed_dictionaries(
     },
 )
 pers = st.sampled_from([frozenset[str](), frozenset({"user"}), frozenset({"tool", "server"})])
+some_rules = st.builds(
+    lambda selectors, per, counts: Rule(selectors, per, counts=counts),
+    selectors,
+    pers,
+    st.sampled_from(["calls", "calls", "cost", "errors"]),
+)
 calls = st.builds(
     Call,
     names,
@@ -133,12 +142,12 @@ calls = st.builds(
 )
 
 
-@given(st.lists(st.builds(Rule, selectors, pers), max_size=25), calls)
+@given(st.lists(some_rules, max_size=25), calls)
 def test_matches_and_overrides_are_those_of_comparing_all_pairs(rules: list[Rule], call: Call) -> None:
     assert Policy(tuple(rules)).matching(call) == matching(rules, call)
 
 
-@given(st.lists(st.builds(Rule, selectors, pers), max_size=12))
+@given(st.lists(some_rules, max_size=12))
 def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
     expected = [[at for at, other in enumerate(rules) if rule.is_overridden_by(other)] for rule in rules]
     assert Policy(tuple(rules)).overriding() == expected
@@ -240,6 +249,131 @@ def test_observe_mode_is_set_by_the_rule_or_the_policy() -> None:
     assert [limit.observe for limit in parse(text, observe=True).plan(ALICE).limits] == [True, True]
 
 
+# Caps, cost, errors, arguments and waits
+
+
+def written(*rules: str, head: str = "") -> Policy:
+    """A policy from rules whose lines are separated by semicolons."""
+    return parse(head + "".join("[[rule]]\n" + text.replace("; ", "\n") + "\n" for text in rules))
+
+
+def test_a_rule_with_a_limit_and_a_cap_has_two_parts() -> None:
+    (both,) = written("tool = 't'; limit = ['5/1m', '9/1h']; count = 'cost'; concurrent = 2").rules
+    limit, cap = both.parts
+    assert (limit.limits_text, limit.counts, cap.limits_text, cap.counts) == (
+        "5-units/1m 9-units/1h",
+        "cost",
+        "2-in-flight",
+        "concurrent",
+    )
+    assert both.limits_text == "5-units/1m 9-units/1h 2-in-flight"
+    (cap,) = written("concurrent = 2").rules
+    assert [part.counts for part in cap.parts] == ["concurrent"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("limit = 'deny'", "deny"),
+        ("limit = 'unlimited'", "unlimited"),
+        ("limit = 'unlimited'; concurrent = 2", "unlimited 2-in-flight"),
+        ("limit = '5/1m'; concurrent = 'unlimited'", "5/1m unlimited-in-flight"),
+        ("concurrent = 'unlimited'", "unlimited-in-flight"),
+        ("limit = ['5/1m', '9/1h']; count = 'errors'", "5-errors/1m 9-errors/1h"),
+    ],
+)
+def test_the_limits_of_a_rule_are_written_as_in_reports(rule: str, text: str) -> None:
+    assert written(rule).rules[0].limits_text == text
+
+
+def test_the_limits_of_a_plan_are_reported_as_those_of_their_rules() -> None:
+    found = written(
+        "limit = ['5/1m', '9/1h']; concurrent = 2",
+        "user = 'alice'; limit = '7/1h'; count = 'errors'",
+        "tool = 'search'; limit = 'deny'",
+    )
+    assert found.plan(ALICE).reported == tuple(one for rule in found.rules for one in rule.reported)
+    for one in found.plan(ALICE).reported:
+        assert Reported.of({**one.members(), "other": 7}) == one
+
+
+def test_parts_are_overridden_by_the_same_parts_only() -> None:
+    both = "limit = '5/1m'; concurrent = 2"
+    found = written(
+        f"user = '*'; {both}",
+        "user = 'alice'; limit = '9/1m'",
+        "user = 'a*'; concurrent = 3",
+        "user = 'al*'; limit = '7/1m'; count = 'errors'",
+    )
+    assert [(rule.limits_text, at) for rule, at in found.applying(ALICE)] == [
+        ("9/1m", 1),
+        ("3-in-flight", 2),
+        ("7-errors/1m", 3),
+    ]
+    assert found.overriding() == [[1, 2], [], [], []]
+
+
+def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:
+    found = written("user = '*'; concurrent = 2", "user = 'alice'; concurrent = 'unlimited'")
+    assert found.plan(ALICE) == Plan()
+    assert found.plan(ALICE._replace(user="bob")).caps
+
+
+def test_the_label_of_a_counter_tells_what_it_counts() -> None:
+    rules = ("concurrent = 2", "limit = '5/1m'; count = 'errors'", "limit = '5/1m'; count = 'cost'", "limit = '5/1m'")
+    plan = written(*(f"user = '*'; {rule}" for rule in rules)).plan(ALICE, "team")
+    assert [label_parts(counter.label) for counter in plan.counters] == [
+        Label("team", {"user": "alice"}, {}, "concurrent", 0),
+        Label("team", {"user": "alice"}, {}, "errors", 60_000_000),
+        Label("team", {"user": "alice"}, {}, "cost", 60_000_000),
+        Label("team", {"user": "alice"}, {}, "calls", 60_000_000),
+    ]
+    assert len({counter.id for counter in plan.counters}) == 4
+
+
+def test_calls_with_different_arguments_have_counters_of_their_own() -> None:
+    plan = written("user = '*'; per = ['user', 'arguments']; limit = '5/1m'", "user = '*'; limit = '9/1m'").plan(ALICE)
+    assert (plan.is_split, [counter.is_split for counter in plan.counters]) == (True, [True, False])
+    one, other = plan.of_arguments("00"), plan.of_arguments("01")
+    assert (one.is_split, one.counters[1]) == (False, plan.counters[1])
+    values = {"user": "alice", "tool": "search", "server": "crm", "arguments": "00"}
+    assert label_parts(one.counters[0].label).values == values
+    assert one.counters[0].id != other.counters[0].id != plan.counters[0].id
+
+
+def test_a_user_named_like_the_mark_of_arguments_is_not_taken_for_it() -> None:
+    plan = written("user = '*'; limit = '5/1m'").plan(ALICE._replace(user='"arguments":""'))
+    assert not plan.is_split
+    assert plan.of_arguments("00") == plan
+
+
+def test_a_call_costs_what_the_narrowest_cost_says() -> None:
+    def cost(*tables: str) -> int:
+        return parse("".join("[[cost]]\n" + text.replace("; ", "\n") + "\n" for text in tables)).cost(ALICE)
+
+    assert cost("tool = 'other'; cost = 9") == 1
+    assert cost("cost = 2", "tool = 's*'; cost = 3", "tool = 'search'; cost = 4") == 4
+    assert cost("tool = 'search'; cost = 4", "tool = 'search'; server = 'crm'; cost = 3") == 3
+    assert cost("tool = 's*'; cost = 4", "tool = '*h'; cost = 5") == 5
+    assert cost("tool = 'search'; cost = 4", "server = 'crm'; cost = 5") == 5
+
+
+def test_only_limits_on_cost_take_what_a_call_costs() -> None:
+    text = "[[cost]]\ncost = 20\n"
+    plan = parse(
+        "[[rule]]\nlimit = '50/1h'\ncount = 'cost'\nconcurrent = 2\n[[rule]]\nuser = '*'\nlimit = '5/1h'\n" + text
+    ).plan(ALICE)
+    assert [(limit.counts, limit.cost) for limit in plan.limits] == [("cost", 20), ("concurrent", 1), ("calls", 1)]
+    assert plan.cost == 20
+    assert written("limit = '5/1h'", head=text).plan(ALICE).cost is None
+
+
+def test_a_rule_has_the_wait_of_the_policy_unless_it_has_its_own() -> None:
+    rules = ("limit = '5/1m'", "user = '*'; limit = '5/1m'; wait = '2m'", "tool = '*'; limit = '5/1m'; wait = '0s'")
+    assert [limit.wait_us for limit in written(*rules).plan(ALICE).limits] == [0, 120_000_000, 0]
+    assert [limit.wait_us for limit in written(*rules, head="wait = '5s'\n").plan(ALICE).limits] == [5_000_000, 120_000_000, 0]
+
+
 # Reading
 
 
@@ -319,7 +453,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "write each key once"),
         ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
-        ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "known: mode [[rule]]"),
+        ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "known: mode wait [[rule]] [[cost]]"),
         ("mode = 'on'", "p.toml: line 1: mode: 'on' is neither", 'mode = "enforce" or mode = "observe"'),
         ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
         ("rule = [7]", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
@@ -376,6 +510,62 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = '٥/1m'", "'٥/1m' is not a limit", "calls per window"),
         ("[[rule]]\nlimit = '5/1m\\n'", "is not a limit", "calls per window"),
         (f"[[rule]]\nlimit = '{'1' * 40}/1m'", "is not a limit", ""),
+        ("concurrent = 2", "p.toml: line 1: unknown key 'concurrent'", "write concurrent below a line [[rule]]"),
+        ("wait = 5", "p.toml: line 1: wait: 5 is not a time to wait", 'did you mean "5s"?'),
+        ("wait = true", "p.toml: line 1: wait: True is not a time to wait", 'wait = "5s"'),
+        ("wait = '2h'", "p.toml: line 1: wait: '2h' is too long", 'from "0s" to "3600s"'),
+        (HEAD + "wait = '5'", "p.toml: line 5: rule 1: wait: '5' is not a time to wait", 'wait = "5s"'),
+        (HEAD + "wait = ['5s']", "p.toml: line 5: rule 1: wait: ['5s'] is not a time to wait", "text"),
+        (HEAD + "wait = '5ms'", "wait: '5ms' is not a time to wait", "(s m h)"),
+        (HEAD + "wait = '٥s'", "wait: '٥s' is not a time to wait", "(s m h)"),
+        (HEAD + f"wait = '{'9' * 5000}s'", f"wait: '{'9' * 59} is not a time to wait", "(s m h)"),
+        (HEAD + "concurrent = '2'", "p.toml: line 5: rule 1: concurrent: '2' is not a number of", "quotes: concurrent = 2"),
+        (HEAD + "concurrent = 0", "rule 1: concurrent: 0 is not a number of calls in flight", 'limit = "deny"'),
+        (HEAD + "concurrent = -1", "rule 1: concurrent: -1 is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = 10001", "rule 1: concurrent: 10001 is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = 2.0", "rule 1: concurrent: 2.0 is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = true", "rule 1: concurrent: True is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = [2]", "rule 1: concurrent: [2] is not a number of calls in flight", '"unlimited"'),
+        (HEAD + "concurrent = 'deny'", "rule 1: concurrent: 'deny' is not a number of calls in flight", '"unlimited"'),
+        (HEAD + f"concurrent = 0x{'f' * 5000}", "rule 1: concurrent: this number is not a number of", "from 1 to"),
+        (HEAD + "count = 'error'", "p.toml: line 5: rule 1: count: 'error' cannot be counted", "did you mean 'errors'?"),
+        (HEAD + "count = 'concurrent'", "rule 1: count: 'concurrent' cannot be counted", "write concurrent = 2"),
+        (HEAD + "count = ['cost']", "rule 1: count: ['cost'] cannot be counted", "known: calls cost errors"),
+        ("[[rule]]\nconcurrent = 2\ncount = 'cost'", "rule 1: count: no limit that counts cost", 'limit = "100/1h"'),
+        ("[[rule]]\nlimit = 'deny'\nconcurrent = 2", "rule 1: concurrent: this rule denies", "leave concurrent out"),
+        ("[[rule]]\nlimit = 'deny'\ncount = 'cost'", "rule 1: count: this rule denies every call", "leave count out"),
+        ("[[rule]]\nlimit = 'deny'\nwait = '5s'", "rule 1: wait: this rule denies every call", "leave wait out"),
+        (HEAD + "cost = 20", "p.toml: line 5: rule 1: unknown key 'cost'", "a table of its own: [[cost]]"),
+        (HEAD + "[[rule.cost]]\ncost = 20", "p.toml: line 5: rule 1: unknown key 'cost'", "a table of its own: [[cost]]"),
+        (HEAD + "arguments = 'x'", "rule 1: unknown key 'arguments'", 'per = ["user", "arguments"]'),
+        (HEAD + "per = ['args']", "rule 1: per: unknown axis 'args'", "did you mean 'arguments'?"),
+        (
+            HEAD + "concurrent = 2\n" + HEAD.replace("limit = '1/1s'", "concurrent = 3"),
+            "the same selectors and per as rule",
+            "",
+        ),
+        ("cost = 20", "p.toml: line 1: 'cost' is not a list of tables", "begin each cost with a line [[cost]]"),
+        ("[cost]\ntool = 'a'\ncost = 20", "p.toml: line 1: 'cost' is not a list of tables", "[[cost]]"),
+        ("cost = [20]", "p.toml: line 1: 'cost' is not a list of tables", "[[cost]]"),
+        ("[[costs]]\ncost = 20", "p.toml: line 1: unknown key 'costs'", "'[[cost]]'"),
+        (HEAD + "[[cost]]\ntool = 'a'", "p.toml: line 5: cost 1: no cost", "cost = 20"),
+        (HEAD + "[[cost]]\ncost = 0", "p.toml: line 6: cost 1: cost: 0 is not a number of units", 'count = "cost"'),
+        (HEAD + "[[cost]]\ncost = '20'", "cost 1: cost: '20' is not a number of units", "without quotes: cost = 20"),
+        (HEAD + "[[cost]]\ncost = 1.5", "cost 1: cost: 1.5 is not a number of units", "from 1 to 1000000000"),
+        (HEAD + "[[cost]]\ncost = true", "cost 1: cost: True is not a number of units", "from 1 to 1000000000"),
+        (HEAD + "[[cost]]\ncost = 1000000001", "cost 1: cost: 1000000001 is not a number of units", "to 1000000000"),
+        (HEAD + "[[cost]]\ncost = 2\nuser = 'a'", "p.toml: line 7: cost 1: unknown key 'user'", "tool and server only"),
+        (HEAD + "[[cost]]\ncost = 2\nlimit = '5/1m'", "cost 1: unknown key 'limit'", "known: tool server cost"),
+        (HEAD + "[[cost]]\ncost = 2\ntool = ['a']", "cost 1: tool: ['a'] is not text", 'tool = "…"'),
+        (
+            HEAD + "[[cost]]\ntool = 'a'\ncost = 2\n" + HEAD.replace('"x"', '"z"') + "[[cost]]\ntool = 'a'\ncost = 3",
+            "p.toml: line 12: cost 2: the same selectors as cost 1: tool=a",
+            "keep one of them",
+        ),
+        (f"mode = 0x{'f' * 5000}", "mode: this number is neither", "observe"),
+        (f"[[rule]]\nlimit = 0x{'f' * 5000}", "limit: this number is not text", '"100/1h"'),
+        (f"[[rule]]\nlimit = 'deny'\nper = 0x{'f' * 5000}", "per: this number is not a list", 'per = ["user"]'),
+        (f"[[rule]]\nlimit = 'deny'\nper = [0x{'f' * 5000}]", "per: unknown axis this number", "known: user"),
         (f"[[rule]]\nlimit = '5/{'1' * 5000}m'", "is not a limit", ""),
     ],
 )
@@ -450,6 +640,9 @@ name  = 7
         ("rule = [\n {},\n {limit = 'x', tool = 'y'}\n]", (2, 2, 2, " {},")),
         ('[[rule]]\nlimit = """\n5"""', (2, 9, 3, 'limit = """')),
         ("# nothing", (1, 1, 1, "# nothing")),
+        ("[[rule]]\nlimit = '1/1s'\n[[cost]]\ntool = 'a'  # x\ncost =  '2'  # y", (5, 9, 3, "cost =  '2'  # y")),
+        ("cost = [\n {cost = 2},\n {cost = 0x0}\n]", (3, 10, 3, " {cost = 0x0}")),
+        ("[[cost]]\ncost = 2\n\n[[rule]]\nconcurrent = [\n 2]", (5, 14, 1, "concurrent = [")),
     ],
 )
 def test_an_error_has_the_text_of_its_line(text: str, at: tuple[int, int, int, str]) -> None:
@@ -541,6 +734,42 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
         parse(text)
     except PolicyError as error:
         assert error.message  # noqa: PT017 - what else it is, is not told
+
+
+values = st.recursive(
+    st.one_of(
+        st.integers(-2, 20_000),
+        st.booleans(),
+        st.floats(allow_nan=True),
+        st.sampled_from(
+            ["", "5/1m", "deny", "unlimited", "cost", "errors", "calls", "5s", "2h", "user", "arguments", "a::b::c", "*"]
+        ),
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["tool", "cost", "x"]), inner, max_size=2),
+    max_leaves=3,
+)
+words = ["tool", "per", "limit", "count", "concurrent", "wait", "cost", "mode", "user", "name", "x"]
+tables = st.dictionaries(st.sampled_from(words), values, max_size=5)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={"wait": values, "mode": values, "rule": st.lists(tables, max_size=3), "cost": st.lists(tables, max_size=3)},
+    )
+)
+def test_any_tables_are_a_policy_or_have_errors_at_their_places(data: dict[str, Any]) -> None:
+    text = tomlkit.dumps(data)
+    try:
+        found = parse(text)
+        found.plan(ALICE)
+        assert len(sentences(found)) == len(found.rules)
+        warnings(found)
+    except PolicyError as error:
+        lines = text.split("\n")
+        for problem in error.problems:
+            assert problem.text == lines[problem.line - 1]
+            assert 1 <= problem.column <= len(problem.text) + 1
 
 
 def test_an_agent_of_one_star_is_any_agent() -> None:

@@ -260,3 +260,42 @@ def test_many_calls_in_a_window_are_counted_with_a_64th_of_a_window_more_at_most
 @given(st.integers(0, 10**9))
 def test_a_rounded_limit_is_not_below_and_at_most_a_third_above(n: int) -> None:
     assert max(1, n) <= rounded_up(n) <= max(1, n * 4 / 3)
+
+
+MANY = calls(41, MINUTE_US)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "tool = 'search'\nconcurrent = 2",
+        "tool = 'search'\nlimit = '900/1h'\ncount = 'errors'",
+        "tool = 'search'\nlimit = '900/1h'\nper = ['user', 'arguments']",
+    ],
+)
+def test_what_does_not_limit_calls_stays_and_does_not_stand_in_for_a_new_rule(rule: str) -> None:
+    found = [one for one in suggestions(f"[[rule]]\n{rule}\n", MANY) if "tool" in one.table]
+    assert [(one.kind, one.at, one.table.get("tool")) for one in found] == [("add", -1, "search")]
+
+
+def test_a_limit_on_the_cost_of_a_tool_stays_and_stands_in_for_a_new_rule() -> None:
+    rule = "[[rule]]\ntool = 'search'\nlimit = '900/1h'\ncount = 'cost'\n"
+    assert [one for one in suggestions(rule, MANY) if "tool" in one.table] == []
+
+
+def test_a_limit_beside_a_cap_is_changed_by_the_calls_that_it_counts() -> None:
+    rule = SEARCH.format("'1000/1m'") + "concurrent = 2\n"
+    override = "[[rule]]\nuser = 'alice'\ntool = 'search'\n{} = {}\n"
+    (search, *_) = suggestions(rule, MANY)
+    assert (search.kind, search.calls, limits(search)) == ("change", 41, ["5/1m"])
+    (search, *_) = suggestions(rule + override.format("concurrent", 9), MANY)
+    assert (search.at, search.calls) == (0, 41)
+    (search, *_) = suggestions(rule + override.format("limit", "'unlimited'"), MANY)
+    assert (search.at, search.calls) == (0, 0)
+
+
+def test_only_denials_by_limits_on_calls_count_as_denials_of_a_rule() -> None:
+    rule = SEARCH.format("'1000/1h'") + "concurrent = 2\n"
+    denial = {"decision": "rate_limited", "rule": "user=* tool=search"}
+    rows = [*MANY, row(START_US, **denial), row(START_US, **denial, counts="concurrent", repeats=7)]
+    assert suggestions(rule, rows)[0].denied == 1

@@ -1,0 +1,30 @@
+"""The table of audit rows has a cell for each kind of limit."""
+
+from typing import Any
+
+import pytest
+
+from mcpguard.cli._audit_table import Table
+
+ROW = {"time_us": 0, "decision": "rate_limited", "axis": "user", "user": "bob", "agent": "a::b::c", "tool": "echo", "count": 3}
+
+
+@pytest.mark.parametrize(
+    ("more", "end"),
+    [
+        ({"limit": 5, "window": "1m", "retry_after_ms": 1500}, "3 5/1m      retry 2s"),
+        ({"limit": 2, "counts": "concurrent", "reason": "concurrent"}, "3 2 at once concurrent"),
+        ({"limit": 9, "window": "1h", "counts": "cost", "reason": "too_costly"}, "3 9 u/1h    too_costly"),
+        ({"limit": 3, "window": "1m", "counts": "errors", "reason": "failing", "retry_after_ms": 9000}, "3 3 err/1m  retry 9s"),
+        ({"decision": "denied", "rule": "tool=echo", "count": ""}, " deny"),
+    ],
+)
+def test_a_denial_shows_its_limit_and_when_to_come_back_or_why_nobody_knows(more: dict[str, Any], end: str) -> None:
+    line = Table(80, coloured=False).lines(ROW | more)[-1]
+    assert len(line) < 80
+    assert line.endswith(end)
+
+
+def test_an_allowed_call_shows_its_outcome() -> None:
+    found = {**ROW, "decision": "allowed", "limit": 2, "counts": "concurrent", "outcome": "ok"}
+    assert Table(80, coloured=False).lines(found)[-1].endswith("2 at once ok")
