@@ -51,6 +51,10 @@ class DecisionRequest:
         is_behind: Whether an earlier call waits for one of its counters. Then it is held even if there is room.
     """
 
+    # few calls have others, and each attribute that is set takes time
+    waited_us: int | None = None
+    is_behind = False
+
     def __init__(
         self,
         call: Call,
@@ -76,8 +80,6 @@ class DecisionRequest:
         self.why = ""
         self.rounds = 0
         self.client_name: str | None = None
-        self.waited_us: int | None = None
-        self.is_behind = False
 
 
 class Ending(NamedTuple):
@@ -131,7 +133,12 @@ class Verdict:
         lease: Of a call that has a place, its lease, if the place has one; else None.
     """
 
-    lease: Lease | None = None  # on the class, because few verdicts have one
+    # few verdicts have others, and each attribute that is set takes time
+    in_flight: int | None = None
+    cost: int | None = None
+    states: Sequence[State] = ()
+    now_us = 0
+    lease: Lease | None = None
 
     def __init__(
         self,
@@ -154,10 +161,6 @@ class Verdict:
         self.audit_id = audit_id
         self.row_id = row_id
         self.has_own_row = False
-        self.in_flight: int | None = None
-        self.cost: int | None = None
-        self.states: Sequence[State] = ()
-        self.now_us = 0
 
     @property
     def forwards(self) -> bool:

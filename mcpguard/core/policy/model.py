@@ -292,7 +292,8 @@ class Plan:
         counters: The counters.
 
     Attributes:
-        is_plain: Whether all limits count calls, and each has a counter of its own, with the same index.
+        is_plain: Whether all limits count calls, each has a counter of its own, with the same index, no counter depends on the
+            call's arguments, and no call waits.
         is_closed: Whether every call with this plan is denied.
         is_split: Whether a counter depends on the call's arguments: see `of_arguments`.
         settles: Whether the store has to be told when a call with this plan has ended.
@@ -308,17 +309,18 @@ class Plan:
         self.reported = reported
         self.counters = counters
         counted = {limit.counts for limit in limits}
-        self.is_plain = (
-            counted == {"calls"}
-            and len(limits) == len(counters)
-            and all(limit.n and limit.counter == at for at, limit in enumerate(limits))
-        )
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
         self.is_split = any(counter.is_split for counter in counters)
         self.caps = "concurrent" in counted
         self.waits = any(limit.wait_us and not limit.observe for limit in limits)
         self.settles = self.caps or "errors" in counted
         self.cost = next((limit.cost for limit in limits if limit.counts == "cost"), None)
+        self.is_plain = (
+            counted == {"calls"}
+            and len(limits) == len(counters)
+            and all(limit.n and limit.counter == at for at, limit in enumerate(limits))
+            and not (self.is_split or self.waits)
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):

@@ -58,10 +58,11 @@ class DecisionRequests:
                 request.args_hash = args_hash(params.get("arguments"), key)
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
-        if plan.cost is not None:
-            request.detail = {**request.detail, "cost": plan.cost}
-        if plan.waits:
-            request.waited_us = 0
+        if not plan.is_plain:
+            if plan.cost is not None:
+                request.detail = {**request.detail, "cost": plan.cost}
+            if plan.waits:
+                request.waited_us = 0
         trace = call_meta.get(meta.TRACEPARENT)
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]

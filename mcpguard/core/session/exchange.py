@@ -1,6 +1,7 @@
 """One exchange: the messages of one read from the client, while they are judged."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
@@ -30,6 +31,8 @@ class Exchange:
         agents: The agents that hooks noted for the calls, by call id.
     """
 
+    agents: Mapping[str, str] = MappingProxyType({})
+
     def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
         self.messages = messages
         self.now_us = now_us
@@ -39,7 +42,6 @@ class Exchange:
         self.asked: Sequence[DecisionRequest] = ()
         self.verdicts: list[Verdict] = []
         self.withdrawn: set[DecisionRequest] = set()
-        self.agents: Mapping[str, str] = {}
 
     def request(self, request: DecisionRequest) -> None:
         """Add a step that needs a decision."""

@@ -79,26 +79,23 @@ class HeldCalls:
 
     Args:
         retries: The free retries. One that is dropped can be made again.
+
+    Attributes:
+        calls: The calls; do not change them.
     """
 
     def __init__(self, retries: FreeRetries) -> None:
-        self._calls: dict[str, HeldCall] = {}
+        self.calls: dict[str, HeldCall] = {}
         self._retries = retries
         self._dropped: list[tuple[DecisionRequest, Verdict]] = []  # calls whose rows are not written yet
 
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def __contains__(self, request_id: str | None) -> bool:
-        return request_id in self._calls
-
     def __iter__(self) -> Iterator[HeldCall]:
-        return iter(self._calls.values())
+        return iter(self.calls.values())
 
     @property
     def has_room(self) -> bool:
         """Whether another call may be held."""
-        return len(self._calls) < MAX_WAITING
+        return len(self.calls) < MAX_WAITING
 
     @property
     def next_us(self) -> int | None:
@@ -107,7 +104,7 @@ class HeldCalls:
 
     def get(self, request_id: str | None) -> HeldCall | None:
         """A held call; None if it is not held."""
-        return self._calls.get(request_id) if request_id is not None else None
+        return self.calls.get(request_id) if request_id is not None else None
 
     def due(self, now_us: int) -> list[HeldCall]:
         """The calls that have to be decided anew."""
@@ -149,7 +146,7 @@ class HeldCalls:
             if at in refusing and (wait_us is None or wait_us > limit.wait_us - waited_us):
                 return False
             due_us = max(due_us, left_us if wait_us is None else wait_us)
-        call = self._calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
+        call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
         call.request, call.verdict = request, verdict
         call.due_us = now_us + max(0, min(due_us, left_us))
         call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)
@@ -157,7 +154,7 @@ class HeldCalls:
         for at in found:
             limit = plan.limits[at]
             call.waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
-        self._calls[frame.id] = call
+        self.calls[frame.id] = call
         return True
 
     def decided(self, request: DecisionRequest) -> None:
@@ -168,7 +165,7 @@ class HeldCalls:
 
     def remove(self, request_id: str | None) -> HeldCall | None:
         """Forget a call and return it; None if it is not held. The next call for each of its counters is due."""
-        call = self._calls.pop(request_id, None) if request_id is not None else None
+        call = self.calls.pop(request_id, None) if request_id is not None else None
         if call is not None:
             self._hurry_next(call.waits_for)
         return call
@@ -181,7 +178,7 @@ class HeldCalls:
 
     def drop_all(self, why: str) -> list[str]:
         """Drop all calls; returns their ids."""
-        calls, self._calls = self._calls, {}
+        calls, self.calls = self.calls, {}
         for call in calls.values():
             self.note_drop(call.request, call.verdict, why)
         return [*calls]
@@ -218,7 +215,7 @@ class HeldCalls:
 
     def freed(self, plan: Plan) -> None:
         """Note that a call has freed its places: the next call for each of them is due."""
-        if self._calls:
+        if self.calls:
             self._hurry_next([plan.counters[limit.counter].id for limit in plan.limits if limit.counts == "concurrent"])
 
     def _hurry_next(self, counters: Iterator[int] | list[int] | dict[int, int]) -> None:

@@ -71,7 +71,8 @@ class RequestsInFlight:
         if request_id in requests:
             self.end(request_id, "no_answer", request.since_us)
         requests[request_id] = request
-        self.to_settle += request.plan is not None
+        if request.plan is not None:
+            self.to_settle += 1
         self._chars += len(request_id) + len(request.tool or "")
         while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
             self.end(next(iter(requests)), "no_answer", request.since_us)
@@ -84,9 +85,10 @@ class RequestsInFlight:
         self._chars -= len(request_id) + len(request.tool or "")
         if request.row_id is not None:
             self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
-            if request.plan is not None:
+        if request.plan is not None:
+            self.to_settle -= 1
+            if request.row_id is not None:
                 self.endings.append(Ending(request.row_id, request.plan, failed=outcome in FAILED))
-        self.to_settle -= request.plan is not None
         return request
 
     def take_endings(self) -> list[Ending]:

@@ -149,7 +149,7 @@ class Session:
     @property
     def held_calls_due_us(self) -> int | None:
         """When `HeldCallsDue` has to come; None if no call is held."""
-        return self._held.next_us if self._held else None
+        return self._held.next_us if self._held.calls else None
 
     @property
     def identity(self) -> Identity:
@@ -215,10 +215,10 @@ class Session:
         return self._judge(event.agents)
 
     def _judge(self, agents: Mapping[str, str]) -> list[Command]:
-        exchange, steps = self._exchange, self._exchange.steps
+        exchange, steps, held = self._exchange, self._exchange.steps, self._held.calls
         exchange.agents = agents
         for message in exchange.messages:
-            if self._held and isinstance(message, Frame) and message.id in self._held:
+            if held and isinstance(message, Frame) and message.id in held:
                 self._held.drop(message.id, "its id was used again")  # the answers to the two could not be distinguished
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
@@ -230,7 +230,7 @@ class Session:
                 steps.append(self._passing(message))
             elif message.id is not None and self._client_waits:
                 steps += replies.gone([message.id], self._input_closed)
-        if self._held:
+        if held:
             self._add_due(exchange)
         return self._go_on()
 
@@ -284,7 +284,7 @@ class Session:
 
     def _cancelled(self, request_id: object) -> None:
         cancelled = frames.id_text(request_id)
-        if cancelled in self._held:
+        if cancelled in self._held.calls:
             self._held.drop(cancelled, "cancelled while it waited")
         elif cancelled is not None and not self._in_flight.end(cancelled, "cancelled", self._exchange.now_us):
             # The request may be in the same exchange, and not sent yet
@@ -309,16 +309,18 @@ class Session:
 
     def _forward_or_deny(self, request: DecisionRequest, verdict: Verdict, exchange: Exchange) -> ToServer | ToClient | None:
         """Forward or deny a call. None for a request that is not a call's: it only wrote a row."""
-        if request.frame is None or request.request_id is None or verdict.decision == "held":
+        if request.frame is None or request.request_id is None:
             return None
         if verdict.decision in FORWARDED:
-            call = request.call
-            plan = request.plan if request.plan.settles else None
-            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, plan)
+            call, plan = request.call, request.plan
+            settled = plan if plan.settles else None
+            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, settled)
             self._in_flight.add(request.request_id, flight)
             if request in exchange.withdrawn:
                 self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
             return ToServer(request.frame.raw + b"\n")
+        if verdict.decision == "held":
+            return None
         self._retries.give_back(request)
         return replies.denied(request.request_id, request, verdict, denials=self._denials, waits=self._client_waits)
 
@@ -326,7 +328,7 @@ class Session:
 
     def _let_wait(self, request: DecisionRequest) -> None:
         """Tell the store of a request whether it may be held, and whether an earlier call waits for one of its counters."""
-        if request.request_id not in self._held and not (self._held.has_room and self._client_waits):
+        if request.request_id not in self._held.calls and not (self._held.has_room and self._client_waits):
             request.waited_us = None
         else:
             request.is_behind = self._held.is_behind(request)
@@ -365,11 +367,10 @@ class Session:
 
     def _decided(self, event: events.Decided) -> list[Command]:
         lines: list[Command] = []
-        first, verdict = self._exchange.asked[0], event.verdicts[0]
-        if verdict.decision == "held":
-            if not self._hold(first, verdict):
+        if event.verdicts[0].decision == "held":
+            if not self._hold(self._exchange.asked[0], event.verdicts[0]):
                 return self._go_on()
-        elif self._held:
+        elif self._held.calls:
             for request in self._exchange.asked:
                 self._held.decided(request)
         for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):

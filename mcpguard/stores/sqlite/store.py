@@ -169,7 +169,7 @@ class SqliteStore:
         """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
         states, now_us, counters = self._memory.states, self._clock(), request.plan.counters
         logs = [states.get(one.id, EMPTY) for one in counters]
-        admitted = None if request.decided or request.is_behind else admit(request.plan, logs, now_us)
+        admitted = None if request.decided else admit(request.plan, logs, now_us)
         if admitted is None:
             return None
         verdict, after = admitted
