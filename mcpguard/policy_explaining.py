@@ -13,7 +13,8 @@ from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State, decide
 from mcpguard.core.policy.lint import label, tier_warning
 from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
-from mcpguard.core.policy.model import AXES, Call, Plan, Policy
+from mcpguard.core.policy.model import AXES, Call, Policy
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import Verdict, verdict
 from mcpguard.core.waiting import is_held
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated

@@ -1,6 +1,6 @@
 """Wrappers that know which of their calls are in flight."""
 
-from mcpguard.core.policy.model import Plan
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.stores.api import Store
 from tests.core.build import Session

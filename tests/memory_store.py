@@ -8,7 +8,7 @@ from mcpguard.core.audit import Outcome, Row, record
 from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us

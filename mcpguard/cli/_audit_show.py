@@ -15,7 +15,8 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import MEMBERS
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import sentence
-from mcpguard.core.policy.model import Call, Counter, Policy, Reported, Rule
+from mcpguard.core.policy.model import Call, Policy, Rule
+from mcpguard.core.policy.plan import Counter, Reported
 from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up

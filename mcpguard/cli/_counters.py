@@ -5,7 +5,8 @@ from typing import Final, NamedTuple, Self
 from mcpguard.cli._filters import selects
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import window
-from mcpguard.core.policy.model import ARGUMENTS, SELECTORS, label_parts
+from mcpguard.core.policy.model import SELECTORS
+from mcpguard.core.policy.plan import ARGUMENTS, label_parts
 from mcpguard.core.text import quoted
 
 _SHOWN: Final = 8

@@ -8,7 +8,8 @@ import click
 
 from mcpguard.cli._audit_table import fit, short_limit
 from mcpguard.cli._counters import arguments_text
-from mcpguard.core.policy.model import ARGUMENTS, SELECTORS, Reported
+from mcpguard.core.policy.model import SELECTORS
+from mcpguard.core.policy.plan import ARGUMENTS, Reported
 from mcpguard.core.text import quoted
 from mcpguard.report.usage import Usage
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, get_args
 
 from mcpguard.core.digest import cut
-from mcpguard.core.policy.model import Reported
+from mcpguard.core.policy.plan import Reported
 from mcpguard.core.text import compact, plural, quoted
 from mcpguard.core.times import ms_up, rfc3339
 from mcpguard.core.verdict import REFUSED, Decided, DecisionRequest, Verdict, reason

@@ -3,7 +3,8 @@
 from typing import Final
 
 from mcpguard.core.digest import cut
-from mcpguard.core.policy.model import Call, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Reported
 from mcpguard.core.text import compact, plural, printable
 from mcpguard.core.times import ms_up
 from mcpguard.core.verdict import Verdict

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from mcpguard.core.audit import Row, audit_id, fragment, named, row, sum_of, summed
-from mcpguard.core.policy.model import Plan
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000

@@ -6,7 +6,8 @@ from typing import Final, Literal, NamedTuple
 from mcpguard.core import limiter
 from mcpguard.core.jsonrpc.frames import Frame
 from mcpguard.core.limiter import Decision, Limit, State, charge, live
-from mcpguard.core.policy.model import Call, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Plan, Reported
 from mcpguard.core.waiting import is_held
 
 Decided = Literal[

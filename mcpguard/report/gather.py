@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
 from mcpguard.core.audit import axis_of, members
-from mcpguard.core.policy.model import Reported
+from mcpguard.core.policy.plan import Reported
 from mcpguard.core.verdict import REFUSED
 from mcpguard.report.bursts import Burst, Bursts
 from mcpguard.report.statistics import ERRORS

@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Reported, Rule
+from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.plan import Reported
 from mcpguard.core.policy.suggest import with_headroom
 from mcpguard.report.gather import Use
 from mcpguard.report.usage import rates_of

@@ -6,7 +6,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from mcpguard import __version__
-from mcpguard.core.policy.model import Policy, Reported
+from mcpguard.core.policy.model import Policy
+from mcpguard.core.policy.plan import Reported
 from mcpguard.core.text import plural, printable
 from mcpguard.report import charts
 from mcpguard.report.charts import Series

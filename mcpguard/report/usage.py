@@ -8,7 +8,8 @@ from mcpguard.core import limiter
 from mcpguard.core.agent import agent_matches
 from mcpguard.core.limiter import Counts
 from mcpguard.core.patterns import glob
-from mcpguard.core.policy.model import PER, Policy, Rate, Rule, label_parts
+from mcpguard.core.policy.model import PER, Policy, Rate, Rule
+from mcpguard.core.policy.plan import label_parts
 from mcpguard.core.times import ms_up
 from mcpguard.stores.api import Held
 

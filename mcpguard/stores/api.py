@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and l
     from mcpguard.core.client_agents import AgentNote
     from mcpguard.core.journal import Journal
     from mcpguard.core.limiter import State
-    from mcpguard.core.policy.model import Counter
+    from mcpguard.core.policy.plan import Counter
     from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 
 Clock = Callable[[], int]

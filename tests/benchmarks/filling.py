@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mcpguard.core import limiter
 from mcpguard.core.digest import number
-from mcpguard.core.policy.model import Call, Policy, counter_id
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.plan import counter_id
 from mcpguard.core.text import compact
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database

@@ -361,6 +361,7 @@ def test_it_loads_only_what_it_needs(home: Path) -> None:
             "logging",
             "mcpguard.stores.sqlite.store",
             "mcpguard.core.policy.model",
+            "mcpguard.core.policy.plan",
         }
         & loaded
     )

@@ -5,7 +5,7 @@ import pytest
 from mcpguard.core import limiter
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.limiter import EMPTY
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from tests.contract.conftest import Place
 from tests.core.build import Session
 

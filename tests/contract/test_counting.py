@@ -5,7 +5,7 @@ from secrets import token_hex
 
 import pytest
 
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from tests.contract.conftest import Place
 from tests.core.build import Session, identity
 

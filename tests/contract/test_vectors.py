@@ -12,8 +12,9 @@ import pytest
 from mcpguard.core import limiter
 from mcpguard.core.arguments import counted_hash
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.model import Call, Plan
+from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.in_flight import FAILED
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
 from tests.contract.conftest import Place

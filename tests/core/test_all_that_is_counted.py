@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from mcpguard.core.limiter import EMPTY, Counts, Limit, State, decide, fail, release
-from mcpguard.core.policy.model import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
 
 WINDOW_US = 1000

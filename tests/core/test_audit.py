@@ -11,7 +11,8 @@ from mcpguard.core.audit import MEMBERS, Outcome, Row, line, record, row, sessio
 from mcpguard.core.digest import cut
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import Limit
-from mcpguard.core.policy.model import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Verdict
 from tests.core.build import WALL_US, Session, Talk, Time
 from tests.memory_store import MemoryStore

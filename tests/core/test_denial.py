@@ -8,7 +8,8 @@ import pytest
 from mcpguard.core import denial
 from mcpguard.core.identity import Identity
 from mcpguard.core.meta import CLIENT_INFO
-from mcpguard.core.policy.model import Call, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Reported
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
 from tests.core.build import Talk, call_line, identity, request

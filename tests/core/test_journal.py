@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mcpguard.core.audit import Row, record
 from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
-from mcpguard.core.policy.model import Call, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Plan, Reported
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import REFUSED, Decided, DecisionRequest, Verdict
 from tests.core.build import WALL_US, Talk

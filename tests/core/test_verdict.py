@@ -8,7 +8,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from mcpguard.core.limiter import EMPTY, Limit, State, charge
-from mcpguard.core.policy.model import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, admit, decide_one
 
 NOW_US = 1_000_000_000

@@ -1,7 +1,7 @@
 import json
 
 from mcpguard.core.audit import Row
-from mcpguard.core.policy.model import Reported
+from mcpguard.core.policy.plan import Reported
 from mcpguard.report.bursts import GAP_US, LEAST, WORST
 from mcpguard.report.gather import NAMES, Durations, Findings, bucket, gather, slot_us
 from mcpguard.stores.api import StoredRow

@@ -7,7 +7,7 @@ from pathlib import Path
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import PROBE_US

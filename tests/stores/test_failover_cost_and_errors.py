@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.model import label_parts
+from mcpguard.core.policy.plan import label_parts
 from mcpguard.stores.failover import local_counting
 from mcpguard.stores.failover.spill import SpillFile
 from tests.core.build import START_US

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover import local_counting

@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mcpguard.core.policy.model import label_parts
+from mcpguard.core.policy.plan import label_parts
 from mcpguard.core.verdict import Ending
 from mcpguard.stores.failover import write_behind
 from tests.memory_store import Memory, MemoryStore

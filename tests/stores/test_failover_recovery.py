@@ -6,7 +6,7 @@ import pytest
 
 from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover import write_behind
 from mcpguard.stores.failover.breaker import PROBE_US

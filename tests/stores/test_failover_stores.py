@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.model import label_parts
+from mcpguard.core.policy.plan import label_parts
 from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options, Store

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options

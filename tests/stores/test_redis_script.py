@@ -14,7 +14,8 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Counts, Limit, State
-from mcpguard.core.policy.model import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states

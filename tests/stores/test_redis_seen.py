@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import seen
 from mcpguard.stores.redis.seen import Seen

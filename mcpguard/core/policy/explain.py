@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.policy.model import ARGUMENTS, Cost, Policy, Rate, Rule
+from mcpguard.core.policy.model import Cost, Policy, Rate, Rule
 from mcpguard.core.policy.overlap import may_overlap
+from mcpguard.core.policy.plan import ARGUMENTS
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 from mcpguard.core import limiter
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.explain import series
-from mcpguard.core.policy.model import AXES, SELECTORS, Call, Counter, Plan, Policy, Reported, Rule
+from mcpguard.core.policy.model import AXES, SELECTORS, Call, Policy, Rule
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 
 Status = Literal["applies", "overridden", "no match"]
 

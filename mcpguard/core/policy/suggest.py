@@ -20,7 +20,8 @@ from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.explain import window
 from mcpguard.core.policy.lint import superfluous
-from mcpguard.core.policy.model import ARGUMENTS, AXES, Call, Policy, Rate, Rule
+from mcpguard.core.policy.model import AXES, Call, Policy, Rate, Rule
+from mcpguard.core.policy.plan import ARGUMENTS
 from mcpguard.core.text import plural
 
 HEADROOM: Final = 2

@@ -5,7 +5,8 @@ from typing import Final, NamedTuple
 
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.model import Call, Plan, Policy
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.text import compact
 from mcpguard.errors import PolicyError, Unauthenticated
 

@@ -10,7 +10,8 @@ from mcpguard.core.client_agents import call_id, codex_tier
 from mcpguard.core.digest import cut
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.jsonrpc.skim import Unbuilt
-from mcpguard.core.policy.model import Call, Plan, Policy
+from mcpguard.core.policy.model import Call, Policy
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.callers import Caller, Callers
 from mcpguard.core.verdict import DecisionRequest
 

@@ -8,7 +8,7 @@ from mcpguard.core import limiter, meta
 from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc.frames import Frame, id_text
-from mcpguard.core.policy.model import Plan
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.decision_requests import meta_of
 from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.text import compact

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from mcpguard.core.audit import Outcome
-from mcpguard.core.policy.model import Plan
+from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import Ending
 
 MAX_IN_FLIGHT: Final = 65_536

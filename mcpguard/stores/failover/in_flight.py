@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.model import Counter, Plan
+from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Recoverable

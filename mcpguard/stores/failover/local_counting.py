@@ -22,7 +22,7 @@ from typing import Final
 from mcpguard.core import limiter
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, EXACT, Limit, State
-from mcpguard.core.policy.model import Counter, Plan
+from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.verdict import FORWARDED, DecisionRequest, Ending, Verdict, decide_one, verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.in_flight import CallsInFlight, new_id

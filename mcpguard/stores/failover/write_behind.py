@@ -23,7 +23,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.digest import blake2b
 from mcpguard.core.limiter import EMPTY, EXACT, State
-from mcpguard.core.policy.model import Counter, counter_id, label_parts
+from mcpguard.core.policy.plan import Counter, counter_id, label_parts
 from mcpguard.core.text import compact, plural
 from mcpguard.core.verdict import FORWARDED
 from mcpguard.stores.failover.buffered_rows import BufferedRows, chars

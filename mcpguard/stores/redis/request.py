@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from mcpguard.core.audit import MAX_DENIED_CHARS, fragment, shortened
 from mcpguard.core.journal import BURST_BYTES, ROW_BYTES, Journal
-from mcpguard.core.policy.model import Counter, Plan
+from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.redis import rows, states

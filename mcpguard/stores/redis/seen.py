@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.redis import states
 
 MOST: Final = 20_000

@@ -18,7 +18,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.model import Counter, counter_id, window_of
+from mcpguard.core.policy.plan import Counter, counter_id, window_of
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable

@@ -24,7 +24,7 @@ from typing import Final
 
 from mcpguard.core.audit import Outcome, Row, cut_id, fragment
 from mcpguard.core.limiter import Decision, Limit, State, fail
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 

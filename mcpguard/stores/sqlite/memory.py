@@ -13,7 +13,7 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, Decision, State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place

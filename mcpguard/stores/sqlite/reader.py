@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, members, record
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.model import Counter
+from mcpguard.core.policy.plan import Counter
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally

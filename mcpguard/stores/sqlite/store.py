@@ -22,7 +22,7 @@ from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
-from mcpguard.core.policy.model import Counter, counter_id
+from mcpguard.core.policy.plan import Counter, counter_id
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit, decide_one
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mcpguard.core import audit, limiter
 from mcpguard.core.limiter import EMPTY, Limit, State
-from mcpguard.core.policy.model import Call, Counter, Plan, Reported
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
