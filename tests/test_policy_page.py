@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.model import Call, Plan
-from mcpguard.core.policy.parse import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS, parse
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.policy.plan import Plan
+from mcpguard.core.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
 from mcpguard.core.session.held_calls import LOOK_US
 from mcpguard.core.waiting import MAX_WAITING
 from tests.core.build import Talk, call_line

@@ -56,7 +56,7 @@ def test_a_failing_tool_is_closed_after_three_errors(run: Run) -> None:
 def test_a_repeated_search_is_stopped_after_five_and_another_one_is_not(run: Run) -> None:
     said = part(run, "arguments")
     assert "repeats a search 8 times: 5 answered, 3 denied. Another search: 1 answered, 0 denied." in said
-    assert "for user alice@acme.com: 5 calls per 10m." in said
+    assert "for user alice@acme.com: 5 calls with these arguments per 10m." in said
 
 
 def test_a_budget_of_a_hundred_units_is_five_reports(run: Run) -> None:
