@@ -29,6 +29,26 @@ tool = "generate_report"
 limit = "1/1m"
 mode = "observe"
 """
+BEYOND: Final = """
+[[rule]]
+user = "*"
+count = "cost"
+limit = "40/1m"
+wait = "1m"
+
+[[cost]]
+tool = "generate_report"
+cost = 20
+
+[[rule]]
+tool = "open_page"
+concurrent = 1
+
+[[rule]]
+tool = "sync_orders"
+count = "errors"
+limit = "1/1m"
+"""
 SESSION: Final = "45732ae6c06cfb07"
 
 
@@ -59,14 +79,43 @@ def examples() -> dict[str, dict[str, object]]:
     return {name: found[name] for name in DECISIONS}
 
 
+def beyond() -> dict[str, dict[str, object]]:
+    """Audit records of rules that do more than count calls, by what they show."""
+    talk = Talk(BEYOND, session=SESSION, args_key=lambda: bytes(16))
+    talk.handle(Started())
+    talk.client(*(call_line("generate_report", request_id, arguments={"year": 2026}) for request_id in (1, 2)))
+    talk.time.pass_s(45)
+    talk.client(call_line("generate_report", 3, arguments={"year": 2026}))
+    talk.pass_ms(15_000)
+    talk.store.record([Outcome(talk.verdicts[-1].row_id or 0, "ok", 41_250)])
+    waited = all_of(talk)[-1]
+    talk.client(*(call_line("open_page", request_id, arguments={"id": 7}) for request_id in (4, 5)))
+    concurrent = all_of(talk)[-1]
+    talk.client(call_line("sync_orders", 6))
+    talk.answer(6, content=[], isError=True)
+    talk.client(call_line("sync_orders", 7))
+    failing = all_of(talk)[-1]
+    return {
+        "A call that waited, under a limit that counts cost": waited,
+        "A call over a cap on calls in flight": concurrent,
+        "A call of a tool that keeps failing": failing,
+    }
+
+
 def all_of(talk: Talk) -> list[dict[str, object]]:
     return [entry.record for entry in talk.store.entries()]
 
 
 def section() -> str:
     """The section of the page with the examples."""
-    shown = [f"### {name}\n\n```json\n{json.dumps(one, indent=2)}\n```\n" for name, one in examples().items()]
-    return "\n".join([HEADING, f"The rows are from a session with this policy:\n\n```toml{POLICY}```\n", *shown])
+    intro = "The rows are from a session with this policy:\n\n```toml{}```\n"
+    more = "## Examples of other limits\n"
+    parts = [HEADING, intro.format(POLICY), *_shown(examples()), more, intro.format(BEYOND), *_shown(beyond())]
+    return "\n".join(parts)
+
+
+def _shown(records: dict[str, dict[str, object]]) -> list[str]:
+    return [f"### {name}\n\n```json\n{json.dumps(one, indent=2)}\n```\n" for name, one in records.items()]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
+from mcpguard.demo import story
 from tests.end_to_end.host import environment, program
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
@@ -56,6 +57,7 @@ def shown(*, rows: int = 12) -> dict[str, Text]:
         demo = on_a_terminal("demo", "--keep", env=env)
         (home,) = Path(folder).glob("mcpguard-demo-*")
         env["MCPGUARD_HOME"] = str(home)
+        (home / "policy.toml").write_text(story.POLICY)  # the demo has replaced it
         policy = on_a_terminal("policy", "show", env=env).replace(str(home), "~/.config/mcpguard")
         audit = on_a_terminal("audit", "tail", "-n", str(rows), env=env)
     lines = demo.splitlines()

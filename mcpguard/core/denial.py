@@ -78,7 +78,9 @@ def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
     return f'{{"jsonrpc":"2.0","id":{request_id},"result":{compact(body)}}}\n'.encode()
 
 
-def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> tuple[int, str, dict[str, object]]:
+def describe(
+    call: Call, verdict: Verdict, reason: str = "", why: str = "", *, equal: bool = False
+) -> tuple[int, str, dict[str, object]]:
     """The code, the message and the data of a denial.
 
     Args:
@@ -86,13 +88,14 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
         verdict: A verdict that does not forward the call.
         reason: Of a denial that no rule made: `store_unavailable` or `policy_invalid`.
         why: Of a denial that no rule made: a sentence that states the cause and what to do.
+        equal: Whether the limit that decided counts only calls with equal arguments.
     """
     tool = printable(cut(call.tool))
     names = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
     reported = verdict.reported
     if reported and verdict.decision in {"rate_limited", "denied"}:
-        code, message, members = _refusal(tool, _whose(call, reported.axis), reported, verdict)
+        code, message, members = _refusal(tool, _whose(call, reported.axis), reported, verdict, equal=equal)
         more = {"rule": reported.rule, **audit, "exceeded": _exceeded(verdict)}
         return code, message, {"reason": verdict.reason, "axis": reported.axis, **members, **names, **more}
     message = f"Tool {tool} was not called: {why}"
@@ -102,7 +105,7 @@ def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> t
     return UNAVAILABLE, message, {"reason": reason, **names, **audit}
 
 
-def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict) -> tuple[int, str, dict[str, object]]:
+def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict, *, equal: bool) -> tuple[int, str, dict[str, object]]:
     """The code and the message of a denial by a limit, and the members of its data that depend on the reason."""
     n, window = reported.limit or 0, reported.window
     data: dict[str, object] = {"limit": n} if window is None else {"limit": n, "window": window}
@@ -115,7 +118,7 @@ def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict) -> tup
         if verdict.reason == "failing":
             what = f"Tool {tool} keeps failing for {whose}: {plural(n, 'error')} per {window}."
         else:
-            limit = plural(n, "call" if verdict.cost is None else "unit")
+            limit = plural(n, "call" if verdict.cost is None else "unit") + (" with these arguments" if equal else "")
             what = f"Tool {tool} rate limit exceeded for {whose}: {limit} per {window}."
         if verdict.cost is not None:
             what += f" This call costs {plural(verdict.cost, 'unit')}."

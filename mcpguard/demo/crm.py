@@ -1,19 +1,27 @@
 """A small CRM as an MCP server, for the demo, the examples and first steps: `python -m mcpguard.demo.crm`.
 
-Its data is made up and is in memory. If the variable `CRM_CALL_LOG` names a file, the server appends every call that it
-receives to that file, one JSON object per line. The demo counts those calls, to show that the denied ones did not arrive.
+Its data is made up and is in memory. Two of its tools behave badly on purpose: `open_page` is slow, and `sync_orders` fails.
+
+If the variable `CRM_CALL_LOG` names a file, the server appends every call that it receives to that file, one JSON object per
+line. The demo counts those calls, to show that the denied ones did not arrive. For each page it also appends from when to when
+the page was being opened, by the system's monotonic clock.
 """
 
 import json
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 CALL_LOG_VARIABLE = "CRM_CALL_LOG"
+
+PAGE_S = 0.3
+"""How long a page takes to open."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,42 @@ def generate_report(month: str) -> Report:
     return Report(month=month, orders=len(orders), revenue_eur=sum(revenue.values()), best_customer=company)
 
 
+@server.tool()
+async def open_page(customer_id: str) -> str:
+    """Open a customer's page in a browser, and return its title. It takes a moment.
+
+    Args:
+        customer_id: The customer's id, such as C-1001.
+    """
+    _log_call("open_page", customer_id=customer_id)
+    customer = next((one for one in _CUSTOMERS if one.id == customer_id), None)
+    if customer is None:
+        raise ToolError(f"there is no customer {customer_id!r}")
+    begun_us = _now_us()
+    await anyio.sleep(PAGE_S)
+    _log({"page_us": [begun_us, _now_us()]})
+    return f"{customer.company}, {customer.city}"
+
+
+@server.tool()
+def sync_orders() -> str:
+    """Fetch new orders from the warehouse. The warehouse never answers, so this always fails."""
+    _log_call("sync_orders")
+    raise ToolError("the warehouse does not answer")
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
 def _log_call(tool: str, **arguments: str) -> None:
+    _log({"tool": tool, "arguments": arguments})
+
+
+def _log(entry: dict[str, object]) -> None:
     if path := os.environ.get(CALL_LOG_VARIABLE):
         with Path(path).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"tool": tool, "arguments": arguments}) + "\n")
+            log.write(json.dumps(entry) + "\n")
 
 
 if __name__ == "__main__":

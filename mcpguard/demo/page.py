@@ -63,6 +63,13 @@ class Page:
             style = "dim" if line.lstrip().startswith("#") else ""
             self._print_line(Text((indent + line).rstrip(), style=style))
 
+    def result(self, label: str, *paragraphs: str) -> None:
+        """Print what came of something: a label of at most ten characters, and paragraphs beside it."""
+        for paragraph in paragraphs:
+            for line in Text(paragraph).wrap(self._console, self.width - 14):
+                self._print_line(Text.assemble(_INDENT, (label.ljust(12), "bold"), line.plain.rstrip()))
+                label = ""
+
     def denial(self, code: int, message: str, data: Any) -> None:
         """Print an error that a client received."""
         self._print_line(Text.assemble(_INDENT, ("code     ", "dim"), (str(code), "bold red")))

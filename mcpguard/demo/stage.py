@@ -1,4 +1,4 @@
-"""The processes and files of the demo: `mcpguard run` with real servers, in a temporary folder."""
+"""The people, processes and files of the demo: `mcpguard run` with real servers, in a temporary folder."""
 
 import json
 import os
@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import anyio
 from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
 
+from mcpguard.core.denial import RATE_LIMITED
 from mcpguard.demo.crm import CALL_LOG_VARIABLE
 from mcpguard.errors import McpguardError, status_text
 
@@ -36,13 +38,31 @@ class Person:
     options: Sequence[str]
 
 
+ALICE: Final = Person("alice", "claude-ai", ("--user", "alice@acme.com"))
+BOB: Final = Person("bob", "cursor-vscode", ("--user", "bob@acme.com"))
+CAROL: Final = Person("carol", "claude-code", ("--user", "carol@acme.com", "--agent", "Claude Code::subagent::Explore"))
+
+
 @dataclass
 class Tally:
-    """The results of one user's calls of one tool, as the client received them."""
+    """The results of one user's calls of one tool, as the client received them.
+
+    Args:
+        person: The user.
+        tool: The tool.
+        since: How many entries the server's log had before the first of these calls.
+        answered: The number of calls with a result.
+        failed: The number of calls that the tool answered with an error.
+        denied: The number of calls that mcpguard denied, by axis.
+        took_s: How long each call took.
+        first_denial: The first denial.
+    """
 
     person: Person
     tool: str
+    since: int = 0
     answered: int = 0
+    failed: int = 0
     denied: Counter[str] = field(default_factory=Counter)
     took_s: list[float] = field(default_factory=list)
     first_denial: MCPError | None = None
@@ -50,24 +70,25 @@ class Tally:
     @property
     def made(self) -> int:
         """The number of calls made."""
-        return self.answered + self.denied.total()
+        return self.answered + self.failed + self.denied.total()
 
     async def call(self, client: Client, **arguments: str) -> None:
         """Call the tool once and count the result.
 
         Raises:
-            MCPError: The call failed, and not because of a rate limit.
+            MCPError: The call failed, and not because of a limit.
         """
         begin = anyio.current_time()
         try:
-            await client.call_tool(self.tool, arguments)
+            result = await client.call_tool(self.tool, arguments)
         except MCPError as error:
-            if not isinstance(error.data, dict) or error.data.get("reason") != "rate_limited":
+            if not isinstance(error.data, dict) or error.code != RATE_LIMITED:
                 raise
             self.denied[str(error.data.get("axis"))] += 1
             self.first_denial = self.first_denial or error
         else:
-            self.answered += 1
+            self.failed += bool(result.is_error)
+            self.answered += not result.is_error
         self.took_s.append(anyio.current_time() - begin)
 
 
@@ -98,7 +119,7 @@ class Stage:
         command = StdioServerParameters(
             command=sys.executable,
             args=[*guard, "--", sys.executable, "-m", "mcpguard.demo.crm"],
-            env=self.environment() | {CALL_LOG_VARIABLE: str(self._calls_of(person))},
+            env=self.environment() | {CALL_LOG_VARIABLE: str(self._log_of(person))},
         )
         info = Implementation(name=person.client, version="1.0")
         with self.stderr.open("a") as errlog:
@@ -107,26 +128,53 @@ class Stage:
                 await client.list_tools()
                 yield client
 
+    def put_policy(self, text: str) -> None:
+        """Replace the policy file. The running wrappers obey it from their next call on."""
+        new = self.folder / "policy.toml.new"
+        new.write_text(text, "utf-8")
+        new.replace(self.folder / "policy.toml")
+
+    def logged(self, person: Person) -> list[dict[str, Any]]:
+        """What a person's server has logged: see `crm`."""
+        log = self._log_of(person)
+        return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+
+    def tally(self, person: Person, tool: str) -> Tally:
+        """A tally of calls that a person makes from now on."""
+        return Tally(person, tool, since=len(self.logged(person)))
+
     def reached(self, tally: Tally) -> int:
         """The number of calls that reached the server."""
-        log = self._calls_of(tally.person)
-        calls = log.read_text("utf-8").splitlines() if log.exists() else []
-        return sum(json.loads(call)["tool"] == tally.tool for call in calls)
+        return sum(entry.get("tool") == tally.tool for entry in self.logged(tally.person)[tally.since :])
+
+    def check(self, tallies: Sequence[Tally]) -> None:
+        """Compare the answers that the clients received with the calls that the servers received.
+
+        Raises:
+            McpguardError: The numbers differ.
+        """
+        for tally in tallies:
+            answered, reached = tally.answered + tally.failed, self.reached(tally)
+            if reached != answered:
+                raise McpguardError(
+                    f"the demo failed: {answered} calls of {tally.tool} by {tally.person.name} were answered, "
+                    f"but {reached} reached the server"
+                )
 
     async def audit_tail(self, rows: int, width: int) -> str:
-        """The last rows of the audit log, as `mcpguard audit tail` prints them.
+        """The last denials in the audit log, as `mcpguard audit tail` prints them.
 
         Raises:
             McpguardError: The command failed.
         """
-        command = [sys.executable, "-m", "mcpguard", "audit", "tail", "-n", str(rows), "--table"]
+        command = [sys.executable, "-m", "mcpguard", "audit", "tail", "-n", str(rows), "--denied", "--table"]
         done = await anyio.run_process(command, env=self.environment() | {"COLUMNS": str(width)}, check=False)
         if done.returncode != 0:
             reason = last_line(done.stderr.decode(errors="replace"))
             raise McpguardError(f"the demo failed: mcpguard audit tail ended with {status_text(done.returncode)}", reason)
         return done.stdout.decode()
 
-    def _calls_of(self, person: Person) -> Path:
+    def _log_of(self, person: Person) -> Path:
         return self.folder / f"calls-{person.name}.jsonl"
 
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from mcpguard.demo.crm import CALL_LOG_VARIABLE, server
+from mcpguard.demo.crm import CALL_LOG_VARIABLE, PAGE_S, server
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,20 @@ def test_an_invalid_month_is_refused(month: str) -> None:
     assert "YYYY-MM" in result.content[0].text
 
 
+def test_a_page_has_the_title_of_its_customer() -> None:
+    assert call("open_page", customer_id="C-1002").structured_content == {"result": "Halden Freight, Oslo"}
+
+
+def test_the_page_of_an_unknown_customer_is_refused() -> None:
+    result = call("open_page", customer_id="C-1")
+    assert result.is_error
+    assert "no customer 'C-1'" in result.content[0].text
+
+
+def test_orders_can_never_be_fetched() -> None:
+    assert call("sync_orders").is_error
+
+
 def test_over_stdio_it_lists_its_tools_and_notes_the_calls_that_reach_it(tmp_path: Path) -> None:
     log = tmp_path / "calls.jsonl"
     command = StdioServerParameters(
@@ -70,10 +84,15 @@ def test_over_stdio_it_lists_its_tools_and_notes_the_calls_that_reach_it(tmp_pat
             tools = (await client.list_tools()).tools
             await client.call_tool("search_customers", {"query": "pune"})
             await client.call_tool("generate_report", {"month": "2026-08"})
+            await client.call_tool("open_page", {"customer_id": "C-1001"})
             return [tool.name for tool in tools]
 
-    assert anyio.run(run) == ["search_customers", "generate_report"]
-    assert [json.loads(line) for line in log.read_text("utf-8").splitlines()] == [
+    assert anyio.run(run) == ["search_customers", "generate_report", "open_page", "sync_orders"]
+    *entries, page = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert entries == [
         {"tool": "search_customers", "arguments": {"query": "pune"}},
         {"tool": "generate_report", "arguments": {"month": "2026-08"}},
+        {"tool": "open_page", "arguments": {"customer_id": "C-1001"}},
     ]
+    begun_us, ended_us = page["page_us"]
+    assert ended_us - begun_us >= PAGE_S * 1_000_000

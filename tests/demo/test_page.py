@@ -36,6 +36,7 @@ def fill(page: Page) -> None:
     page.heading("A heading")
     page.verbatim('# a comment\n\nlimit = "5/1m"\n')
     page.denial(429, MESSAGE, {"axis": "user", "limit": 100})
+    page.result("cost", MESSAGE, MESSAGE)
     page.table(["who", "calls"], [["alice", "3,000"], ["bob", "10"]], names=1)
     with page.progress("Working", 4, every=2) as show:
         for done in range(1, 5):
@@ -60,6 +61,14 @@ def test_in_a_pipe_no_line_is_wider_than_eighty_columns_or_ends_in_blanks(capsys
 def test_a_long_message_is_wrapped_and_none_of_it_is_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
     Page().denial(429, MESSAGE, None)
     assert MESSAGE in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_result_has_its_label_once_beside_its_paragraphs(capsys: pytest.CaptureFixture[str]) -> None:
+    Page().result("cost", MESSAGE, "[i]So.")
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith("  cost        Tool ")
+    assert all(line.startswith(" " * 14) for line in more)
+    assert " ".join([first, *more]).split() == ["cost", *MESSAGE.split(), "[i]So."]
 
 
 def test_in_a_pipe_progress_is_a_line_every_so_many_steps(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,43 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from mcpguard.demo import story
+from mcpguard.demo import beyond, story
 from mcpguard.errors import McpguardError
-from tests.end_to_end import host
-
-ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "mcpguard", "demo"]
-
-
-def environment(temporary: Path) -> dict[str, str]:
-    variables = host.environment(temporary, TMPDIR=str(temporary), HOME=str(temporary))
-    del variables["MCPGUARD_HOME"]
-    return variables
-
-
-@dataclass(frozen=True)
-class Run:
-    status: int
-    out: str
-    err: str
-    left_behind: list[str]
-
-    def row(self, *words: str) -> list[str]:
-        """The row of the summary that begins with these words, without them."""
-        rows = [line.split() for line in self.out.splitlines()]
-        return next(row[len(words) :] for row in rows if row[: len(words)] == list(words))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(DEMO, env=environment(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-    return Run(done.returncode, done.stdout, done.stderr, [path.name for path in folder.iterdir()])
+from tests.demo.conftest import DEMO, ROOT, Run, environment
 
 
 def test_it_ends_with_status_0_and_an_empty_stderr(run: Run) -> None:
@@ -78,7 +48,7 @@ def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
     assert "rate limit exceeded for user alice@acme.com" in " ".join(run.out.split())
 
 
-def test_it_shows_the_last_rows_of_the_audit_log(run: Run) -> None:
+def test_it_shows_the_last_denials_in_the_audit_log(run: Run) -> None:
     rows = run.out.partition("mcpguard audit tail -n")[2].partition("Next:")[0]
     assert "generate_report" in rows
     assert "rate_limited" in rows
@@ -106,7 +76,7 @@ def test_it_keeps_its_folder_if_asked_to(
     assert story.run_demo(keep=True) == 0
     (folder,) = tmp_path.iterdir()
     assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
-    assert (folder / "policy.toml").read_text("utf-8") == story.POLICY
+    assert (folder / "policy.toml").read_text("utf-8") == beyond.POLICY
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")

@@ -121,6 +121,11 @@ class Plan:
     def __hash__(self) -> int:
         return hash((self.limits, self.reported, self.counters))
 
+    def counts_arguments(self, reported: Reported) -> bool:
+        """Whether a limit of the plan counts calls with equal arguments."""
+        limit = self.limits[self.reported.index(reported)]
+        return limit.n > 0 and ARGUMENTS in label_parts(self.counters[limit.counter].label).values
+
     def of_arguments(self, digest: str) -> "Plan":
         """The plan of a call with these arguments.
 

@@ -25,7 +25,7 @@ class InFlight(NamedTuple):
         tool: The tool that it calls; None if it is not a call.
         user: The caller.
         rounds: Its number among the free retries of one charge; 0 if it is not one.
-        plan: Its plan, if the store has to be told of its end; else None.
+        plan: Its plan, if the store has to be told of its end; else None. A request with a plan has a row.
     """
 
     row_id: int | None
@@ -85,9 +85,8 @@ class RequestsInFlight:
         self._chars -= len(request_id) + len(request.tool or "")
         if request.row_id is not None:
             self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
-        if request.plan is not None:
-            self.to_settle -= 1
-            if request.row_id is not None:
+            if request.plan is not None:
+                self.to_settle -= 1
                 self.endings.append(Ending(request.row_id, request.plan, failed=outcome in FAILED))
         return request
 

@@ -28,7 +28,8 @@ def denied(request_id: str, request: DecisionRequest, verdict: Verdict, *, denia
     reason = str(request.detail.get("reason", ""))
     if reason == SERVER_GONE:
         return ToClient(denial.error(request_id, denial.SERVER_GONE, request.why)) if waits else None
-    code, message, data = denial.describe(request.call, verdict, reason, request.why)
+    equal = verdict.reported in request.plan.reported and request.plan.counts_arguments(verdict.reported)
+    code, message, data = denial.describe(request.call, verdict, reason, request.why, equal=equal)
     params = request.frame.params if request.frame else None
     is_task = isinstance(params, dict) and params.get("task") is not None
     if denial.form(denials, request.client_name) == "result" and not is_task:

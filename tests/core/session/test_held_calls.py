@@ -307,3 +307,38 @@ def test_a_session_without_held_calls_asks_for_nothing() -> None:
     talk.client(call_line("search", 1))
     assert talk.machine.held_calls_due_us is None
     assert not talk.machine.settles
+
+
+def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it_is() -> None:
+    talk = Talk(RATE + CAP)
+    talk.client(call_line("search", 1), call_line("browse", 2), call_line("search", 3), call_line("browse", 4))
+    assert talk.client(cancel(3)) == ["forwarded notifications/cancelled"]
+    assert talk.attend() == []
+    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"] * 2
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 4"]
+
+
+def test_a_call_waits_behind_another_only_for_limits_that_let_it_wait() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "5s"\n[[rule]]\ntool = "b"\nper = ["user"]\nlimit = "9/2s"\n')
+    assert talk.client(call_line("a", 1), call_line("b", 2), call_line("b", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_the_denial_of_a_repeated_call_says_that_only_equal_calls_are_denied() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "1/10m"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
+    assert "1 call with these arguments per 10m" in talk.to_client[-1]["error"]["message"]
+    many = [call_line("search", 10 + at, arguments={"at": at}) for at in range(200)]
+    assert talk.client(*many) == [f"forwarded {10 + at}" for at in range(200)]
+    assert talk.client(call_line("search", 3)) == ["answered 3: 429"], "its counter is not forgotten"
+
+
+def test_the_denial_of_a_costly_call_names_its_cost_and_the_record_its_reason() -> None:
+    talk = Talk(BATCH)
+    assert talk.client(*(call_line("search", at) for at in range(3)))[:2] == ["forwarded 0", "forwarded 1"]
+    short = Talk(BATCH.replace('wait = "5s"\n', ""))
+    short.client(*(call_line("search", at) for at in range(3)))
+    message = short.to_client[-1]["error"]["message"]
+    assert message.endswith("4 units per 2s. This call costs 2 units. Retry in 2 seconds.")
+    assert "reason" not in short.records[-1], "a call over a rate limit has no other reason"

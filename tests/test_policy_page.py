@@ -1,0 +1,142 @@
+"""What `docs/policy.md` says about rules that do more than count calls is so."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.policy.model import Call
+from mcpguard.core.policy.parse import parse
+from mcpguard.core.policy.plan import Plan
+from mcpguard.core.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
+from mcpguard.core.session.held_calls import LOOK_US
+from mcpguard.core.waiting import MAX_WAITING
+from tests.core.build import Talk, call_line
+
+PAGE = (Path(__file__).parents[1] / "docs/policy.md").read_text()
+
+
+def chapter(title: str) -> str:
+    return re.split(r"\n##+ ", PAGE.split(f"\n### {title}\n")[1])[0]
+
+
+def policy(title: str) -> str:
+    (found,) = re.findall(r"```toml\n(.*?)```", chapter(title), re.DOTALL)
+    return str(found)
+
+
+def plan(title: str, user: str, tool: str) -> Plan:
+    return parse(policy(title)).plan(Call(user, "a::interactive::b", "crm", tool))
+
+
+def limits(title: str, user: str, tool: str) -> list[tuple[str, int]]:
+    """What the limits of a call count, and how much they allow."""
+    return [(limit.counts, limit.n) for limit in plan(title, user, tool).limits]
+
+
+REASONS = {
+    "search_customers": '[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n',
+    "generate_report": policy("Cost"),
+    "import_all": policy("Cost") + '[[cost]]\ntool = "import_all"\ncost = 500\n',
+    "sync_orders": policy("Errors"),
+    "open_page": policy("Calls in flight"),
+    "delete_user": '[[rule]]\ntool = "delete_user"\nlimit = "deny"\n',
+}
+
+
+def denial(tool: str) -> dict[str, object]:
+    """The error that a client gets for the first call of a tool that is denied, if calls fail."""
+    talk = Talk(REASONS[tool])
+    for at in range(102):
+        talk.client(call_line(tool, at))
+        if tool != "open_page":
+            talk.answer(at, isError=True)
+        if talk.to_client:
+            error: dict[str, object] = talk.to_client[-1]["error"]
+            return error
+    pytest.fail("no call was denied")
+
+
+@pytest.mark.parametrize(
+    "row", re.findall(r"^\| (4\d\d) \| `(\w+)` \| (T[^|]*) \| (.*?) ?\|$", chapter("Reasons"), re.MULTILINE)
+)
+def test_the_shown_messages_are_those_that_clients_get(row: tuple[str, str, str, str]) -> None:
+    code, reason, message, members = row
+    (tool,) = (name for name in REASONS if f"ool {name} " in message)
+    error = denial(tool)
+    data = error["data"]
+    assert isinstance(data, dict)
+    assert (str(error["code"]), data["reason"], error["message"]) == (code, reason, message)
+    shown = set(re.findall(r"`(\w+)`", members))
+    if "the same" in members:
+        shown |= {"limit", "window"}
+    if "the same" in members or "retry times" in members:
+        shown |= {"retry_after_ms", "retry_after_seconds"}
+    usual = {"reason", "axis", "tool", "user", "agent", "rule", "audit_id", "exceeded"}
+    assert set(data) - usual == shown
+
+
+def test_every_reason_of_a_limit_is_shown() -> None:
+    shown = re.findall(r"^\| \d\d\d \| `(\w+)`", chapter("Reasons"), re.MULTILINE)
+    assert set(shown) >= {"rate_limited", "too_costly", "failing", "concurrent", "denied"}
+    assert len([name for name in REASONS if f"ool {name} " in chapter("Reasons")]) == len(REASONS)
+
+
+def test_the_shown_progress_is_what_a_client_gets_after_three_seconds() -> None:
+    (shown,) = re.findall(r"```json\n(.*?)```", chapter("Waiting"), re.DOTALL)
+    talk = Talk('[[rule]]\ntool = "a"\nlimit = "1/10s"\nwait = "20s"\n')
+    talk.client(call_line("a", 1), call_line("a", 2, _meta={"progressToken": 7}))
+    talk.pass_ms(3000)
+    assert talk.to_client[-1] == json.loads(shown)
+
+    capped = Talk('[[rule]]\ntool = "a"\nconcurrent = 1\nwait = "20s"\n')
+    capped.client(call_line("a", 1), call_line("a", 2, _meta={"progressToken": 7}))
+    capped.pass_ms(3000)
+    assert f'"{capped.to_client[-1]["params"]["message"]}' in chapter("Waiting")
+
+
+def test_the_bounds_are_those_of_the_program() -> None:
+    assert f"# 1 to {MAX_CONCURRENT}," in policy("Calls in flight")
+    assert f"# 1 to {MAX_N}\n" in policy("Cost")
+    assert "s, m or h, at most 1h" in policy("Waiting")
+    assert MAX_WAIT_SECONDS == 3600
+    assert f"At most {MAX_WAITING} calls wait" in chapter("Waiting")
+    assert f"noticed within {LOOK_US // 1000} ms" in chapter("Waiting")
+
+
+def test_a_wait_in_a_rule_replaces_the_wait_at_the_top() -> None:
+    of_report = {(limit.n, limit.wait_us // 1_000_000) for limit in plan("Waiting", "alice", "generate_report").limits}
+    assert of_report == {(5, 2), (2, 30)}
+
+
+def test_the_polling_tool_is_an_exception() -> None:
+    assert limits("Equal arguments", "alice", "search") == [("calls", 5)]
+    assert limits("Equal arguments", "alice", "get_status") == []
+
+
+def test_each_part_of_a_rule_is_overridden_separately() -> None:
+    assert limits("Parts of a rule", "bob", "search") == [("calls", 20), ("concurrent", 2)]
+    assert sorted(limits("Parts of a rule", "alice", "search")) == [("calls", 100), ("concurrent", 2)]
+    waits = {limit.counts: limit.wait_us for limit in plan("Parts of a rule", "alice", "search").limits}
+    assert waits == {"calls": 0, "concurrent": 5_000_000}
+
+
+def test_what_the_page_says_of_equal_arguments_is_so() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "1/1h"\n', args_key=lambda: bytes(16))
+    at = 0
+
+    def is_denied(tool: str, **params: object) -> bool:
+        nonlocal at
+        at += 1
+        return talk.client(call_line(tool, at, **params)) == [f"answered {at}: 429"]
+
+    assert not is_denied("a", arguments={"x": 1, "y": 2})
+    assert is_denied("a", arguments={"y": 2, "x": 1.0})
+    assert is_denied("a", arguments={"x": 1, "y": 2}, _meta={"z": 1})
+    assert not is_denied("b", arguments={"x": 1, "y": 2}), "another tool"
+    assert not is_denied("a", arguments={"x": True, "y": 2})
+    assert not is_denied("a", arguments={"x": "1", "y": 2})
+    assert not is_denied("a")
+    assert is_denied("a", arguments={})
+    assert talk.to_client[-1]["error"]["data"]["axis"] == "user"

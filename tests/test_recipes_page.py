@@ -1,0 +1,134 @@
+"""The recipes in `docs/recipes.md` do what the page says, and clients see the messages that it quotes."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from mcpguard.core.agent import Agent
+from mcpguard.core.identity import Identity
+from tests.core.build import Talk, call_line
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/recipes.md").read_text()
+RECIPES = ("An expensive report", "A flaky API", "A browser that bears two pages at once", "An agent that repeats itself",
+           "A night job that may wait")  # fmt: skip
+
+
+def chapter(title: str) -> str:
+    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def policy(title: str) -> str:
+    (found,) = re.findall(r"```toml\n(.*?)```", chapter(title), re.DOTALL)
+    return str(found)
+
+
+def quoted(title: str) -> str:
+    (found,) = re.findall(r"^> (.*)$", chapter(title), re.MULTILINE)
+    return str(found)
+
+
+def talk(title: str, *, server: str = "crm", agent: str = "Claude Code::interactive::default") -> Talk:
+    """A conversation of Alice under the policy of a recipe."""
+    return Talk(policy(title), who=Identity("alice@acme.com", "config", server, Agent.parse(agent) or Agent()))
+
+
+def message(one: Talk) -> str:
+    """What the client was told last."""
+    return str(one.to_client[-1]["error"]["message"])
+
+
+def test_the_table_leads_to_every_recipe() -> None:
+    links = re.findall(r"^\| .* \| \[(.*)\]\(#.*\) \|$", PAGE, re.MULTILINE)
+    headings = re.findall(r"^###? (.*)$", PAGE, re.MULTILINE)
+    assert links == [heading for heading in headings if heading != "Limit who calls what"]
+
+
+def test_each_recipe_says_what_the_problem_is_what_the_client_sees_and_how_to_look_at_it() -> None:
+    for title in RECIPES:
+        text = chapter(title)
+        assert not text.strip().startswith("```"), f"{title}: the problem comes first"
+        assert "**What the client sees:**" in text, title
+        assert "**Look at it:**" in text, title
+
+
+def test_an_expensive_report_takes_more_of_the_budget_than_a_search() -> None:
+    one = talk("An expensive report")
+    assert [one.client(call_line("generate_report", at)) for at in range(5)] == [[f"forwarded {at}"] for at in range(5)]
+    assert one.client(call_line("generate_report", 5)) == ["answered 5: 429"]
+    assert message(one) == quoted("An expensive report")
+
+    other = talk("An expensive report")
+    for at in range(4):
+        other.client(call_line("generate_report", at))
+    assert other.client(call_line("export_orders", 4), call_line("search", 5)) == ["forwarded 4", "forwarded 5"]
+    assert other.client(call_line("generate_report", 6), call_line("search", 7)) == ["answered 6: 429", "forwarded 7"]
+
+
+def test_a_flaky_api_is_closed_after_three_errors_until_the_first_is_a_minute_old() -> None:
+    one = talk("A flaky API", server="weather")
+    for at in range(3):
+        assert one.client(call_line("forecast", at)) == [f"forwarded {at}"]
+        one.answer(at, content=[], isError=True)
+    assert one.client(call_line("forecast", 3)) == ["answered 3: 429"]
+    assert message(one) == quoted("A flaky API")
+    assert one.client(call_line("alerts", 4)) == ["forwarded 4"], "other tools stay open"
+    one.time.pass_s(60)
+    assert one.client(call_line("forecast", 5)) == ["forwarded 5"]
+
+
+def test_without_a_tool_the_recipe_for_a_flaky_api_closes_the_whole_server() -> None:
+    whole = policy("A flaky API").replace('tool   = "*"', "#")
+    one = Talk(whole, who=Identity("alice@acme.com", "config", "weather", Agent()))
+    for at in range(3):
+        one.client(call_line("forecast", at))
+        one.answer(at, content=[], isError=True)
+    assert one.client(call_line("alerts", 3)) == ["answered 3: 429"]
+
+
+def test_a_third_page_waits_until_one_is_closed_and_is_denied_after_twenty_seconds() -> None:
+    one = talk("A browser that bears two pages at once", server="browser")
+    lines = [call_line("open_page", at, _meta={"progressToken": at}) for at in range(4)]
+    assert one.client(*lines) == ["forwarded 0", "forwarded 1"]
+    assert sorted(one.pass_ms(1000)) == [f"told {at}: waiting for another call to end, 1 s" for at in (2, 3)]
+    one.answer(0, content=[])
+    assert one.attend() == ["forwarded 2"]
+    assert one.pass_ms(20_000)[-1] == "answered 3: 429"
+    assert message(one) == quoted("A browser that bears two pages at once")
+
+
+def test_a_call_is_repeated_five_times_at_most_except_by_a_polling_tool() -> None:
+    one = talk("An agent that repeats itself")
+    for at in range(5):
+        assert one.client(call_line("search_customers", at, arguments={"q": "x"})) == [f"forwarded {at}"]
+    assert one.client(call_line("search_customers", 5, arguments={"q": "x"})) == ["answered 5: 429"]
+    assert message(one) == quoted("An agent that repeats itself")
+    assert one.client(call_line("search_customers", 6, arguments={"q": "y"})) == ["forwarded 6"]
+    assert one.client(*(call_line("get_status", at) for at in range(7, 17))) == [f"forwarded {at}" for at in range(7, 17)]
+
+
+def test_twelve_calls_of_a_night_job_take_five_seconds_and_none_is_denied() -> None:
+    one = talk("A night job that may wait", agent="Cursor::background::nightly")
+    assert one.client(*(call_line("search_customers", at) for at in range(12))) == ["forwarded 0", "forwarded 1"]
+    assert one.pass_ms(4999) == [f"forwarded {at}" for at in range(2, 10)]
+    assert one.pass_ms(1) == ["forwarded 10", "forwarded 11"]
+
+
+def test_calls_of_a_night_job_that_cannot_be_served_in_time_are_denied() -> None:
+    one = talk("A night job that may wait", agent="Cursor::background::nightly")
+    answers = one.client(*(call_line("search_customers", at) for at in range(70)))
+    assert [answer for answer in answers if "429" in answer] == [f"answered {at}: 429" for at in range(62, 70)]
+    assert message(one) == quoted("A night job that may wait")
+    assert "60" in chapter("A night job that may wait")
+
+
+def test_an_interactive_agent_does_not_wait_under_the_recipe_for_a_night_job() -> None:
+    one = talk("A night job that may wait")
+    assert len(one.client(*(call_line("search_customers", at) for at in range(20)))) == 20
+
+
+def test_the_example_has_each_kind_of_rule_that_the_page_explains() -> None:
+    rules = tomllib.loads((ROOT / "examples/beyond_counting.toml").read_text())["rule"]
+    assert {rule.get("count", "concurrent" if "concurrent" in rule else "calls") for rule in rules} == {
+        "calls", "concurrent", "cost", "errors",
+    }  # fmt: skip
