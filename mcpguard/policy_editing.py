@@ -10,7 +10,8 @@ from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.errors import McpguardError
 from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_cost, with_mode
-from mcpguard.policy_writing import locked, read, write
+from mcpguard.policy_writing import locked, read
+from mcpguard.whole_files import write
 
 
 class Edit(NamedTuple):

@@ -1,7 +1,6 @@
 """Reads and replaces a policy file, and keeps a copy of it for an editor. A failed write leaves the file unchanged."""
 
 import contextlib
-import errno
 import os
 import sys
 import tempfile
@@ -15,15 +14,13 @@ from mcpguard.core.policy.parse import STARTER, parse, text_of
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.files import place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
+from mcpguard.whole_files import LEFT_AFTER_S, remove_leftovers, reported, require_writable, write
 
 if sys.platform != "win32":
     import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
 """How long to wait for other commands that edit the same file. Each takes some milliseconds."""
-
-LEFT_AFTER_S: Final = 3600.0
-"""If the folder cannot be locked, an unfinished file of this age was left by a command that was killed."""
 
 
 @contextlib.contextmanager
@@ -42,8 +39,8 @@ def locked(path: Path) -> Iterator[Path]:
     with reported(path), contextlib.ExitStack() as undo:
         target = place_to_make(path)
         private_folder(target.parent)
-        alone = _wait_for_lock(target, undo)
-        _remove_leftovers(target, older_than_s=0 if alone else LEFT_AFTER_S)
+        alone = _wait_for_lock(target, undo)  # if not, another command may be writing
+        remove_leftovers(target, older_than_s=0 if alone else LEFT_AFTER_S)
         yield target
 
 
@@ -66,31 +63,6 @@ def _wait_for_lock(path: Path, undo: contextlib.ExitStack) -> bool:
     return False
 
 
-def _new_files(path: Path) -> str:
-    """The prefix of the names of unfinished files, which replace a file when they are complete."""
-    return f".{path.name}.mcpguard-"
-
-
-def _remove_leftovers(path: Path, *, older_than_s: float) -> None:
-    """Remove unfinished files of commands that were killed."""
-    for entry in path.parent.iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.startswith(_new_files(path)) and entry.lstat().st_mtime <= time.time() - older_than_s:
-                entry.unlink()
-
-
-@contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Report errors of the operating system as `McpguardError`."""
-    try:
-        yield
-    except OSError as error:
-        raise McpguardError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            "the file is unchanged; check that the file and its folder are writable and the disk is not full",
-        ) from error
-
-
 def read(path: Path) -> str | None:
     """Read a policy file; None if it does not exist.
 
@@ -102,46 +74,6 @@ def read(path: Path) -> str | None:
     if isinstance(file.content, str):
         raise PolicyError(f"{path}: cannot be read: {file.content}", "a policy is a file in TOML")
     return None if file.content is None else text_of(file.content, source=str(path))
-
-
-def _require_writable(path: Path) -> None:
-    """Refuse a read-only file. Replacing it would work, but it is read-only on purpose."""
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically. An existing file keeps its mode and owner; a new one has mode 0600.
-
-    Raises:
-        McpguardError: The file cannot be written; it is unchanged.
-    """
-    with reported(path):
-        _require_writable(path)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=_new_files(path))
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                if sys.platform != "win32":
-                    os.fchmod(file.fileno(), 0o600)  # whatever the umask is
-                with contextlib.suppress(FileNotFoundError):
-                    stat = path.stat()
-                    if sys.platform != "win32":
-                        with contextlib.suppress(OSError):
-                            os.fchown(file.fileno(), stat.st_uid, stat.st_gid)
-                    Path(name).chmod(stat.st_mode & 0o7777)
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        with contextlib.suppress(OSError):  # some file systems cannot sync folders
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 def begin(path: Path) -> bool:
@@ -219,7 +151,7 @@ def draft_of(path: Path) -> Iterator[Draft]:
     """
     begin(path)
     with reported(path):
-        _require_writable(path)
+        require_writable(path)
     with tempfile.TemporaryDirectory(prefix="mcpguard-") as folder:
         try:
             draft = Draft(path, Path(folder))

@@ -109,6 +109,6 @@ def _write(output: Path, text: str) -> None:
     if output == _STDOUT:
         sys.stdout.write(text)
         return
-    from mcpguard import policy_writing
+    from mcpguard import whole_files
 
-    policy_writing.write(Path(os.path.realpath(output)), text.encode())
+    whole_files.write(Path(os.path.realpath(output)), text.encode())

@@ -8,19 +8,14 @@ import contextlib
 import errno
 import os
 import re
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from mcpguard import whole_files
 from mcpguard.errors import McpguardError
 from mcpguard.files import private_folder, read_at_once
-
-LEFT_AFTER_S: Final = 3600.0
-"""An unfinished file of this age was left by a command that was killed. Writing takes milliseconds."""
 
 _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -43,25 +38,20 @@ def replace(path: Path, old: bytes | None, new: bytes, *, backups: Path | None) 
             right afterwards.
     """
     target = Path(os.path.realpath(path))
+
+    def check() -> None:
+        if _content(target) != old or Path(os.path.realpath(path)) != target:
+            raise _changed(path)
+
     with _reported(path):
         if old is None:
             target.parent.mkdir(parents=True, exist_ok=True)
-        elif not os.access(target, os.W_OK):  # replacing it would work, but it is read-only on purpose
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        elif backups:
-            _save(target, old, backups)
-        _remove_leftovers(target)
-        fd, name = tempfile.mkstemp(dir=target.parent, prefix=_new_files(target))
-        try:
-            _fill(fd, Path(name), target, new, is_new=old is None)
-            if _content(target) != old or Path(os.path.realpath(path)) != target:
-                raise _changed(path)
-            os.replace(name, target)  # noqa: PTH105 - the tests stop the process at each function of `os`
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)  # noqa: PTH108
-            raise
-        _sync_folder(target.parent)
+        else:
+            whole_files.require_writable(target)
+            if backups:
+                _save(target, old, backups)
+        whole_files.remove_leftovers(target)
+        whole_files.replace(target, new, check=check)
         if _content(target) != new:
             raise NotWritten(f"{path}: another program has changed the file right afterwards", "quit it, then run this again")
 
@@ -77,7 +67,7 @@ def remove(path: Path, old: bytes, *, backups: Path) -> None:
         if _content(path) != old:
             raise _changed(path)
         os.unlink(path)  # noqa: PTH108
-        _sync_folder(path.parent)
+        whole_files.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -110,58 +100,6 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _new_files(path: Path) -> str:
-    """The prefix of the names of unfinished files, which replace a file when they are complete."""
-    return f".{path.name}.mcpguard-"
-
-
-def _remove_leftovers(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        for entry in path.parent.iterdir():
-            if entry.name.startswith(_new_files(path)) and entry.lstat().st_mtime <= time.time() - LEFT_AFTER_S:
-                entry.unlink()
-
-
-def _fill(fd: int, name: Path, target: Path, data: bytes, *, is_new: bool) -> None:
-    """Write the file that will replace `target`, onto the disk, with the mode, owner and attributes of `target`.
-
-    Raises:
-        OSError: The disk is full, or the file cannot have the owner of `target`.
-    """
-    try:
-        _write(fd, data)
-        if not is_new:
-            found = os.stat(target)  # noqa: PTH116
-            shutil.copystat(target, name)
-            if sys.platform != "win32" and (found.st_uid, found.st_gid) != _owner(fd):
-                os.fchown(fd, found.st_uid, found.st_gid)
-                os.fchmod(fd, found.st_mode & 0o7777)  # a change of owner clears some bits
-            os.utime(name)  # clients look at the time to see the change
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _owner(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_uid, found.st_gid
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot sync folders
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
 def _save(path: Path, data: bytes, backups: Path) -> None:
     """Save a file's bytes in a new file with mode 0600, whose name has the time and the path.
 
@@ -186,7 +124,7 @@ def _save_in(path: Path, data: bytes, backups: Path) -> None:
         except FileExistsError:
             continue
         try:
-            _write(fd, data)
+            whole_files.write_all(fd, data)
             os.fsync(fd)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mcpguard.clients import writing
-from mcpguard.clients.writing import LEFT_AFTER_S, NotWritten, remove, replace
+from mcpguard import whole_files
+from mcpguard.clients.writing import NotWritten, remove, replace
 from tests.end_to_end.host import DEADLINE_S, ROOT
 
 OLD, NEW = b'{"old": 1}\n', b'{"new": 22}\n'
@@ -94,13 +94,13 @@ def test_a_file_that_another_program_changes_in_the_meantime_is_left(file: Path,
 
 
 def test_a_change_right_before_the_rename_is_noticed(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = writing._fill
+    fill = whole_files._fill
 
     def slow(*args: Any, **kwargs: Any) -> None:
         fill(*args, **kwargs)
         file.write_bytes(b"the client's own")
 
-    monkeypatch.setattr(writing, "_fill", slow)
+    monkeypatch.setattr(whole_files, "_fill", slow)
     with pytest.raises(NotWritten, match="another program has changed it"):
         replace(file, OLD, NEW, backups=backups)
     assert file.read_bytes() == b"the client's own"
@@ -108,7 +108,7 @@ def test_a_change_right_before_the_rename_is_noticed(file: Path, backups: Path, 
 
 
 def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_sync_folder", lambda _: file.write_bytes(b"the client's own copy"))
+    monkeypatch.setattr(whole_files, "sync_folder", lambda _: file.write_bytes(b"the client's own copy"))
     with pytest.raises(NotWritten, match="right afterwards"):
         replace(file, OLD, NEW, backups=backups)
     assert file.read_bytes() == b"the client's own copy"
@@ -174,7 +174,7 @@ def test_the_owner_of_a_file_never_changes(file: Path, backups: Path, monkeypatc
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(writing, "_owner", lambda _: (0, 4711))
+    monkeypatch.setattr(whole_files, "_owner", lambda _: (0, 4711))
     monkeypatch.setattr(os, "fchown", refuse)
     with pytest.raises(NotWritten) as error:
         replace(file, OLD, NEW, backups=backups)
@@ -186,7 +186,7 @@ def test_what_a_killed_command_left_is_removed_later(file: Path, backups: Path) 
     old, young = file.parent / ".mcp.json.mcpguard-old", file.parent / ".mcp.json.mcpguard-young"
     for path in (old, young):
         path.write_bytes(b"half")
-    long_ago = time.time() - LEFT_AFTER_S - 60
+    long_ago = time.time() - whole_files.LEFT_AFTER_S - 60
     os.utime(old, (long_ago, long_ago))
     replace(file, OLD, NEW, backups=backups)
     assert names(file.parent) == [".mcp.json.mcpguard-young", "mcp.json"]

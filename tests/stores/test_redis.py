@@ -18,8 +18,9 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import rows, upkeep
+from mcpguard.stores.redis.duplicates import NEARBY_US
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.store import NEARBY_US, RedisStore
+from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import Session, Time
 from tests.redis_servers import Server, running, wait_for
 
@@ -459,7 +460,7 @@ def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Se
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcpguard.stores.redis.store.SEARCHED_ROWS", 50)
+    monkeypatch.setattr("mcpguard.stores.redis.duplicates.SEARCHED_ROWS", 50)
     session = Session(opened(), POLICY)
     time_us = wall_us()
     session.call("report", 3)

@@ -108,7 +108,7 @@ def hold(path: Path) -> None:
 def hold_transaction(path: Path) -> None:
     """Begin a decision and do not end it until told to."""
     store = SqliteStore(path)
-    with store._turn():
+    with store._follower.turn():
         say("begun")
         sys.stdin.readline()
     say("ended")

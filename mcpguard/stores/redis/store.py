@@ -9,25 +9,25 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, session_of
+from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.plan import Counter, counter_id, window_of
+from mcpguard.core.limiter import State
+from mcpguard.core.policy.plan import Counter, counter_id
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import boot_us, monotonic_us, wall_us
-from mcpguard.stores.groups import tally
 from mcpguard.stores.redis import checks, notes, rows, states
+from mcpguard.stores.redis.counters import Counters, parse_time_us
+from mcpguard.stores.redis.duplicates import duplicates
 from mcpguard.stores.redis.leases import Leases, Place
-from mcpguard.stores.redis.link import Command, Link, scan
+from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.reader import Reader
 from mcpguard.stores.redis.request import (
     Preparation,
     bounds,
@@ -51,22 +51,8 @@ SCHEMA: Final = 1
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening may take. No call waits for it."""
 
-SEARCHED_ROWS: Final = 20_000
-SEARCHED_US: Final = 10_000_000
-"""How many rows are searched for the rows of a decision without a reply, and how long before the decision the search begins."""
-
-NEARBY_US: Final = 200_000
-"""Rows within this time of the decision are searched even if many rows were written since."""
-
 _BATCH: Final = 500
-_FIRST_PAGE: Final = 8
-_LONG_BYTES: Final = 1 << 20
-"""A reply of this length arrives in time."""
-
 _TRIES: Final = 3
-
-_Found = tuple[bytes, Sequence[bytes]]
-"""A row as its stream returns it: stream id and fields."""
 
 
 class RedisStore:
@@ -120,6 +106,8 @@ class RedisStore:
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = time.monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
+        self._reader = Reader(self._ask, self._link.checked, self._prefix)
+        self._counters = Counters(self._ask, self._prefix, clock)
         try:
             self._begin(deadline_s)
         except BaseException:
@@ -135,7 +123,7 @@ class RedisStore:
     def _begin(self, deadline_s: float) -> None:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
         *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        self._note_time(_time_us(self._link.checked(server_time)))
+        self._note_time(parse_time_us(self._link.checked(server_time)))
         self._server_warnings = self.warnings = checks.check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
@@ -348,10 +336,10 @@ class RedisStore:
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
-        duplicates = self._duplicates(rows_to_write[0]) if self._reply_lost and rows_to_write else []
+        written = self._already_written(rows_to_write[0]) if self._reply_lost and rows_to_write else []
         row_ids: list[int] = []
         for at in range(0, len(rows_to_write), _BATCH):
-            replaced = duplicates if at == 0 else []
+            replaced = written if at == 0 else []
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
                 args += (str(rows.stream(row.decision)), rows.packed(row))
@@ -361,52 +349,10 @@ class RedisStore:
         self._reply_lost = False
         return row_ids
 
-    def _duplicates(self, first: Row) -> list[tuple[int, bytes]]:
-        """The streams and stream ids of rows that the session of `first` has already written, from `first.seq` on.
-
-        The decision wrote its rows near the time of `first`. Rows that were written back since are among the newest. A call may
-        wait for this search, so it ends after half of the call's budget.
-        """
-        end_s = time.monotonic() + self._timeout_s / 2
-        session = session_of(first)
+    def _already_written(self, first: Row) -> list[tuple[int, bytes]]:
         age_us = max(0, self._wall() - first.time_us)
         made_us = self._now_us() - age_us
-        begin_us = made_us - NEARBY_US - int(self._timeout_s * 1_000_000)  # `first` was made when the reply did not come
-        nearby = ("XRANGE", str(max(0, begin_us) // 1000), str(max(0, made_us + NEARBY_US) // 1000))
-        newest = ("XREVRANGE", "+", str(max(0, made_us - SEARCHED_US) // 1000))
-        duplicates: dict[tuple[int, bytes], None] = {}
-        for stream in (1, 2) if age_us > NEARBY_US else ():
-            for stream_id, seq in self._rows_of(session, stream, *nearby, end_s=end_s - self._timeout_s / 4):
-                if seq >= first.seq:
-                    duplicates[stream, stream_id] = None
-        for stream in (1, 2):
-            for stream_id, seq in self._rows_of(session, stream, *newest, end_s=end_s):
-                if seq < first.seq:
-                    break
-                duplicates[stream, stream_id] = None
-        return list(duplicates)
-
-    def _rows_of(
-        self, session: str, stream: int, command: str, begin: str, end: str, *, end_s: float
-    ) -> Iterator[tuple[bytes, int]]:
-        """Stream ids and numbers of a session's rows, in the order of a command, until a time.
-
-        The first page is small, because rows may be long.
-        """
-        count, seen, needle = _FIRST_PAGE, 0, session.encode()
-        while seen < SEARCHED_ROWS:
-            found = self._ask((command, self._audit[stream - 1], begin, end, "COUNT", count))[0]
-            for stream_id, fields in found:
-                if any(needle in part for part in fields):  # parsing all rows would take long
-                    row = rows.row(fields)
-                    if session_of(row) == session:
-                        yield stream_id, row.seq
-            seen += len(found)
-            if len(found) < count or time.monotonic() > end_s:
-                return
-            size = sum([len(part) for _, fields in found for part in fields])
-            count = max(1, min(8 * count, _BATCH, _LONG_BYTES * count // size))
-            begin = "(" + found[-1][0].decode()
+        return duplicates(self._ask, self._audit[:2], first, age_us=age_us, made_us=made_us, timeout_s=self._timeout_s)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
@@ -417,68 +363,31 @@ class RedisStore:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        for page in self.rows(after=after, wanted=wanted):
-            yield from map(rows.entry, page)
+        return self._reader.entries(after=after, wanted=wanted)
 
     def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
         """See `Readable`."""
-        for found in self._pages(after, wanted):
-            yield self._joined(found, wanted)
+        return self._reader.rows(after=after, wanted=wanted)
 
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
-        for found in self._pages(after, wanted):
-            yield tally(self._joined(found, wanted), rows.row_id(found[-1][0]))
-
-    def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
-        """The rows that may be wanted, oldest first, some at a time."""
-        streams = self._streams(wanted)
-        after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
-        while found := self._page(streams, "XRANGE", "(" + rows.stream_id(after), "+"):
-            yield found
-            after = rows.row_id(found[-1][0])
+        return self._reader.tally(after=after, wanted=wanted)
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        streams = self._streams(wanted)
-        before, first = "+", rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
-        while found := self._page(streams, "XREVRANGE", before, first):
-            yield from map(rows.entry, self._joined(found, wanted))
-            before = "(" + found[-1][0].decode()
-
-    def _streams(self, wanted: Wanted | None) -> Sequence[str]:
-        """The keys of the streams that may have wanted rows."""
-        both = self._audit[:2]
-        if wanted is None or wanted.decisions is None:
-            return both
-        return [key for number, key in enumerate(both, 1) if any(rows.stream(one) == number for one in wanted.decisions)]
-
-    def _page(self, streams: Sequence[str], command: str, begin: str, end: str) -> list[_Found]:
-        """The next rows of streams, in the order of a command, in one transaction."""
-        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in streams]
-        *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
-        sign = -1 if command == "XREVRANGE" else 1
-        found = [(sign * rows.row_id(one[0]), one) for page in pages for one in self._link.checked(page)]
-        found.sort(key=itemgetter(0))
-        for page in pages:
-            if len(page) == _BATCH:  # the stream may have rows after the last one of the page
-                last = sign * rows.row_id(page[-1][0])
-                found = [one for one in found if one[0] <= last]
-        return [one for _, one in found]
-
-    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
-        """The wanted rows, with their outcomes."""
-        outcomes = self._outcomes([stream_id for stream_id, _ in found])
-        joined = [rows.stored(*one, outcome) for one, outcome in zip(found, outcomes, strict=True)]
-        return [one for one in joined if wanted is None or wanted.admits_row(one.row, one.outcome)]
+        return self._reader.newest(wanted=wanted)
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Store`."""
-        values = self._outcomes([rows.stream_id(row_id) for row_id in row_ids])
-        return [rows.parse_outcome(row_id, value) for row_id, value in zip(row_ids, values, strict=True) if value is not None]
+        return self._reader.outcomes_of(row_ids)
 
-    def _outcomes(self, stream_ids: Sequence[bytes | str]) -> Sequence[bytes | None]:
-        return self._ask(("HMGET", self._key("outcomes"), *stream_ids))[0] if stream_ids else ()
+    def held(self) -> list[Held]:
+        """See `Store`."""
+        return self._counters.held()
+
+    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
+        """See `Store`."""
+        return self._counters.peek(counters)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -493,22 +402,6 @@ class RedisStore:
             args = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
             self._run("adopt", keys, *args)
 
-    def held(self) -> list[Held]:
-        """See `Store`."""
-        index: dict[bytes, bytes] = {}
-        for piece in scan(lambda command: self._ask(command)[0], self._key("counters")):
-            index |= piece
-        held: list[Held] = []
-        counters = [Counter(int(key), label.decode(), window_of(label.decode())) for key, label in index.items()]
-        for at in range(0, len(counters), _BATCH):
-            some = counters[at : at + _BATCH]
-            found, now_us = self.peek(some)
-            for (_, label, window_us), state in zip(some, found, strict=True):
-                live = limiter.live(state, window_us, now_us) if window_us else EMPTY
-                used = limiter.used(live) if window_us else len(state)
-                held += [Held(label, used, live)] if used else []
-        return held
-
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         gone = 0
@@ -519,19 +412,6 @@ class RedisStore:
             gone += count
             self._seen.forget(ids)
         return gone
-
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """See `Store`."""
-        logs = [self._counter_key(counter.id) for counter in counters if counter.window_us]
-        caps = self._cap_keys([counter for counter in counters if not counter.window_us])
-        read: list[Command] = [("MGET", *logs)] if logs else []
-        read += [("ZRANGE", key, 0, -1, "WITHSCORES") for key in caps]
-        server_time, *replies = self._ask(("TIME",), *read)
-        now_us = self._clock() if self._clock else _time_us(server_time)
-        values = iter(replies.pop(0) if logs else ())
-        in_flight = iter([_with_lease(reply, now_us) for reply in replies])
-        found = [states.state(next(values if one.window_us else in_flight), one.window_us) for one in counters]
-        return found, now_us
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
@@ -562,14 +442,3 @@ class RedisStore:
     def close(self) -> None:
         """See `Store`."""
         self._link.close()
-
-
-def _time_us(reply: Sequence[bytes]) -> int:
-    """The reply to `TIME` in microseconds."""
-    seconds, us = reply
-    return int(seconds) * 1_000_000 + int(us)
-
-
-def _with_lease(reply: Sequence[bytes], now_us: int) -> list[bytes]:
-    """The ids in the reply to `ZRANGE … WITHSCORES` whose leases have not ended."""
-    return [member for member, until in zip(reply[::2], reply[1::2], strict=True) if float(until) > now_us]

@@ -104,6 +104,7 @@ class CallLog:
 
     Attributes:
         header: The store's key and its time base, written when the log was created.
+        appended_bytes: How much this object has appended.
 
     Raises:
         OSError: It cannot be opened.
@@ -121,6 +122,7 @@ class CallLog:
         except BaseException:
             os.close(self.fd)
             raise
+        self.appended_bytes = 0
         self._room_until = 0
 
     def _read_header(self) -> Mapping[str, object]:
@@ -271,6 +273,7 @@ class CallLog:
             except OSError:
                 self._write(at.end, bytes(_HEAD.size))  # undo it: a power cut may lose it, so it must not count now
                 raise
+        self.appended_bytes += len(data)
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""

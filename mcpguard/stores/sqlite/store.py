@@ -13,9 +13,8 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
@@ -28,24 +27,14 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import call_log, database, entries
+from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.in_flight import InFlight
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
+from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
-
-TURN_SHARE: Final = 0.8
-"""The share of its timeout that a call may wait for its turn."""
-
-PACE_BYTES: Final = 64 * 1024
-PACE_SHARE: Final = 4
-"""Each time that a process has appended `PACE_BYTES`, it checks how much of the log is free. Once it has appended more than
-1 / `PACE_SHARE` of that since its last wait, it waits until the database has all records up to that wait. So a process has at
-most two such shares in the log, and n busy processes leave 2 / (n + 2) of the log free for others."""
-
-LOOK_EVERY_S: Final = 0.001
-"""How often a process that waits for the database checks how far it is."""
 
 
 class SqliteStore:
@@ -85,20 +74,16 @@ class SqliteStore:
         self._durable = durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
         self._log = self._files.log
-        self._turn_lock = self._files.turn
         self._reader = self._files.reader
         self._clock = self._reader.clock
-        self._memory = self._files.memory
-        self._at = self._files.at
+        self._follower = Follower(path, self._files, timeout_s=self._timeout_s, durable=self._durable)
         self._owners = Owners(path)
         self._owner = Ownership(self._owners)
         bounds = Bounds(namespace, keep_us, max_bytes)
         self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
-        self._own_bytes = 0  # appended since the last wait
-        self._checked_bytes = 0  # how many that were at the last check
-        self._pace_mark = self._at.end
+        self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
         self.warnings = self._files.warnings
 
@@ -106,8 +91,8 @@ class SqliteStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        if not self._memory.complete:
-            self._learn_ahead(requests)
+        if not self._follower.memory.complete:
+            self._follower.learn_ahead(requests)
         for request in requests:
             if request.plan.caps:
                 self._prepare_owner()
@@ -120,13 +105,14 @@ class SqliteStore:
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide requests in one turn. If the rows cannot be appended, nothing is charged."""
-        self._take_turn()  # without `_turn`: a call does not pay for a generator
+        follower = self._follower
+        follower.take_turn()
         try:
-            if not self._memory.complete:
-                self._learn_in_turn(requests)
+            if not follower.memory.complete:
+                follower.learn_in_turn(requests)
             if len(requests) == 1 and (verdict := self._admit(requests[0], journal)):
                 return [verdict]
-            memory, now_us, time_us, row_id = self._memory, self._clock(), self._wall(), self._at.row
+            memory, now_us, time_us, row_id = follower.memory, self._clock(), self._wall(), follower.at.row
             states, owner = memory.states, self._owner.name
             verdicts: list[Verdict] = []
             groups: list[str] = []
@@ -151,7 +137,7 @@ class SqliteStore:
                         groups.append(entries.decision_lines(row, counters, decision, row_id, owner))
                         row_id += 1
                     verdicts.append(verdict)
-                self._append(groups)
+                follower.append(groups)
             except BaseException:
                 journal.take_back()
                 states.update(reversed(before))
@@ -162,12 +148,13 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
-            self._turn_lock.release()
+            follower.turn_lock.release()
             self._decided_s = time.monotonic()
 
     def _admit(self, request: DecisionRequest, journal: Journal) -> Verdict | None:
         """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
-        states, now_us, counters = self._memory.states, self._clock(), request.plan.counters
+        follower = self._follower
+        states, now_us, counters = follower.memory.states, self._clock(), request.plan.counters
         logs = [states.get(one.id, EMPTY) for one in counters]
         admitted = None if request.decided else admit(request.plan, logs, now_us)
         if admitted is None:
@@ -175,9 +162,9 @@ class SqliteStore:
         verdict, after = admitted
         charged = entries.charges(counters, request.plan.limits)
         text = entries.admitted_line(request, verdict, self._wall(), journal.seq + 1, now_us, charged)
-        verdict.row_id, before = self._at.row, self._at.end
-        self._at = self._log.append(self._at, text, 1, durable=self._durable)
-        self._own_bytes += self._at.end - before
+        at = follower.at
+        verdict.row_id = at.row
+        follower.at = self._log.append(at, text, 1, durable=self._durable)
         journal.wrote(request, verdict)
         for counter, log in zip(counters, after, strict=True):
             states[counter.id] = log
@@ -185,11 +172,6 @@ class SqliteStore:
 
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S
-
-    def _states_of(self, counters: Sequence[Counter]) -> list[State]:
-        """The states of counters: their logs, or the calls in flight."""
-        states, in_flight = self._memory.states, self._memory.in_flight
-        return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
 
     def _decide_capped(
         self, request: DecisionRequest, now_us: int, row_id: int, alive: set[str]
@@ -206,17 +188,17 @@ class SqliteStore:
             The verdict, the decision, and the group of lines that frees places, if any.
         """
         counters = request.plan.counters
-        verdict, decision = decide_one(request, self._states_of(counters), now_us, row_id)
+        verdict, decision = decide_one(request, self._follower.states_of(counters), now_us, row_id)
         if not any(reported.counts == "concurrent" for reported, _ in verdict.exceeded):
             return verdict, decision, []
         freed = self._free_dead(counters, alive)
         if freed:
-            verdict, decision = decide_one(request, self._states_of(counters), now_us, row_id)
+            verdict, decision = decide_one(request, self._follower.states_of(counters), now_us, row_id)
         return verdict, decision, freed
 
     def _free_dead(self, counters: Sequence[Counter], alive: set[str]) -> list[str]:
         """Free all places of the processes that have places of these counters and have ended. Returns the group of lines."""
-        in_flight = self._memory.in_flight
+        in_flight = self._follower.memory.in_flight
         holders = {place.owner for place in in_flight.of([one.id for one in counters])}
         dead = self._owners.dead(holders - alive)
         alive |= holders - dead
@@ -229,32 +211,6 @@ class SqliteStore:
     def _prepare_owner(self) -> str:
         with database.reported(self.path):
             return self._owner.prepare()
-
-    def _learn_ahead(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """Read the database before the turn, so that others do not wait for that. If it has moved on, learn in the turn."""
-        with contextlib.suppress(Lost), database.reported(self.path):
-            self._follow()
-            self._learn(calls)
-
-    def _learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """See `_learn`. The caller has the turn, so this process has read the log to its end."""
-        try:
-            self._learn(calls)
-        except Lost:
-            raise damaged(self._log.path, "its database is beyond it") from None
-
-    def _learn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """Read the counters of calls that are not in memory from the database.
-
-        Raises:
-            Lost: The database is beyond what this process has read of the log.
-        """
-        memory = self._memory
-        counters = [counter for call in calls for counter in call.plan.counters]
-        unknown = {one.id: one.window_us for one in counters if one.window_us and one.id not in memory.states}
-        if unknown:
-            for key, log in zip(unknown, self._reader.logs(list(unknown), self._at), strict=True):
-                memory.remember(key, unknown[key], log)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
@@ -269,15 +225,15 @@ class SqliteStore:
         """See `Store`."""
 
         def lines() -> list[str]:
-            if not self._memory.complete:
-                self._learn_in_turn(endings)
+            if not self._follower.memory.complete:
+                self._follower.learn_in_turn(endings)
             now_us = self._clock()
-            found = [entries.ending_lines(one, self._states_of(one.plan.counters), now_us) for one in endings]
+            found = [entries.ending_lines(one, self._follower.states_of(one.plan.counters), now_us) for one in endings]
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
-            if not self._memory.complete:
-                self._learn_ahead(endings)
+            if not self._follower.memory.complete:
+                self._follower.learn_ahead(endings)
             self._publish(lines, drains=False)
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
@@ -288,13 +244,13 @@ class SqliteStore:
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
-        return dict(self._memory.states), self._clock()
+        return dict(self._follower.memory.states), self._clock()
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
 
         def lines() -> list[str]:
-            if write_back_id in self._memory.write_back_ids:
+            if write_back_id in self._follower.memory.write_back_ids:
                 return []
             now_us = self._clock()
             lines = [entries.counter_line(counter) for counter, _ in logs]
@@ -312,8 +268,8 @@ class SqliteStore:
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         with database.reported(self.path):
-            self._follow()
-        memory, wall_us = self._memory, self._wall()
+            self._follower.follow()
+        memory, wall_us = self._follower.memory, self._wall()
         noted = {one: memory.notes[namespace, one] for one in call_ids if (namespace, one) in memory.notes}
         unknown = [] if memory.has_all_notes else [one for one in call_ids if one not in noted]
         if unknown:
@@ -322,84 +278,11 @@ class SqliteStore:
 
     # the call log
 
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold the lock on the call log, with every record read that others have appended.
-
-        Raises:
-            StoreUnavailable: The lock did not come free in time, or the log is damaged.
-        """
-        self._take_turn()
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise database.unavailable(self.path, error) from error
-        finally:
-            self._turn_lock.release()
-
-    def _take_turn(self) -> None:
-        if self._memory.is_crowded:
-            self._memory.make_room(self._clock)  # before the turn, so that others do not wait for it
-        if not self._turn_lock.acquire(self._timeout_s * TURN_SHARE):
-            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
-        try:
-            self._log.check()
-            if not self._log.ends_at(self._at):
-                self._follow()
-        except BaseException as error:
-            self._turn_lock.release()
-            if isinstance(error, (sqlite3.Error, OSError)):
-                raise database.unavailable(self.path, error) from error
-            raise
-
-    def _follow(self) -> None:
-        """Read the records that others have appended."""
-        try:
-            if self._log.has_more(self._at):
-                for text, at in self._log.records(self._at):
-                    self._memory.apply(text)
-                    self._at = at
-        except Lost:
-            self._reload()
-
-    def _reload(self) -> None:
-        """Read the counters from the database again, because records that this process had not read yet were overwritten."""
-        if self._log.drained().end <= self._at.end:
-            raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
-        self._memory, self._at = self._reader.memory()
-        try:
-            for text, at in self._log.records(self._at):
-                self._memory.apply(text)
-                self._at = at
-        except Lost:
-            raise damaged(self._log.path, "it does not continue where the database is") from None
-
-    def _append(self, groups: Sequence[str]) -> None:
-        """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
-        if groups:
-            before = self._at.end
-            records = entries.records(groups)
-            self._at = self._log.append_all(self._at, records, durable=self._durable)
-            self._own_bytes += self._at.end - before
-
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`."""
-        if self._own_bytes <= self._checked_bytes + PACE_BYTES:
-            return
-        self._checked_bytes = self._own_bytes
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
-            free_bytes = call_log.RING_BYTES - (self._at.end - self._log.drained().end)
-            if self._own_bytes > free_bytes // PACE_SHARE:
-                hurry()
-                self._await_drained(self._pace_mark)
-                self._own_bytes, self._checked_bytes, self._pace_mark = 0, 0, self._at.end
-
-    def _await_drained(self, end: int) -> None:
-        """Wait until the database has the log up to a position, for at most the store's timeout."""
-        until_s = time.monotonic() + self._timeout_s
-        with self._upkeep.awaited():
-            while self._log.drained().end < end and time.monotonic() < until_s:
-                time.sleep(LOOK_EVERY_S)
+        if self._log.appended_bytes > self._pace.next_check_bytes:
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
+                self._pace.keep(hurry)
 
     def _make_room(self, *, drains: bool) -> None:
         """Wait until the full log has room, for at most the store's timeout.
@@ -409,7 +292,7 @@ class SqliteStore:
         """
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             if not (drains and self._with_lock(self._upkeep.drain)):
-                self._await_drained(self._at.end)
+                self._pace.await_drained(self._follower.at.end)
 
     def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], *, drains: bool = True) -> int:
         """Append groups of lines in a turn of their own, and apply them to this process's memory.
@@ -423,12 +306,12 @@ class SqliteStore:
         """
 
         def append() -> int:
-            with self._turn():
-                first_row = self._at.row
+            with self._follower.turn():
+                first_row = self._follower.at.row
                 lines = groups() if callable(groups) else groups
-                self._append(lines)
+                self._follower.append(lines)
                 for group in lines:
-                    self._memory.apply(group)
+                    self._follower.memory.apply(group)
                 return first_row
 
         try:
@@ -461,7 +344,7 @@ class SqliteStore:
     def needs_tending(self) -> bool:
         """See `Store`."""
         try:
-            return self._log.drained().end < self._at.end or self._upkeep.is_behind
+            return self._log.drained().end < self._follower.at.end or self._upkeep.is_behind
         except (OSError, StoreUnavailable):
             return False  # the store is closed, or the next call will report the error
 
@@ -473,7 +356,7 @@ class SqliteStore:
         """
         self._log.check()
         self._files.check_database()
-        if self._upkeep.is_due(self._at.end, self._clock()):
+        if self._upkeep.is_due(self._follower.at.end, self._clock()):
             try:
                 self._with_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
             except StoreDamaged:
@@ -507,8 +390,8 @@ class SqliteStore:
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             self._log.check()
             self._files.check_database()
-            if self._log.drained().end < self._at.end:
+            if self._log.drained().end < self._follower.at.end:
                 self._with_lock(self._upkeep.drain)
         name = self._owner.name
-        self._owner.close(has_places=any(place.owner == name for place in self._memory.in_flight))
+        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
         self._files.close()

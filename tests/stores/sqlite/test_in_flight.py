@@ -17,6 +17,7 @@ from mcpguard.files import open_private
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
 from mcpguard.stores.sqlite import call_log, entries, memory, owners, schema
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -380,7 +381,7 @@ def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     if not ahead:  # as if the database were always beyond the log that was read before the turn
-        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+        monkeypatch.setattr(Follower, "learn_ahead", lambda *_: None)
     policy = '[[rule]]\ntool = "*"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\n'
     callers = [Caller(open_store(), policy, session=f"{at:016x}") for at in range(2)]
     tools = [f"tool{at}" for at in range(40)]
@@ -405,7 +406,7 @@ def test_an_error_never_precedes_the_last_one_of_its_counter_even_if_that_is_onl
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     if not ahead:
-        monkeypatch.setattr(SqliteStore, "_learn_ahead", lambda *_: None)
+        monkeypatch.setattr(Follower, "learn_ahead", lambda *_: None)
     caller = Caller(open_store(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\ncount = "errors"\n')
     caller.decide("x", "x")
     caller.end(failed=True)
@@ -437,7 +438,7 @@ def test_a_decision_that_fails_takes_no_place(open_store: Open, monkeypatch: pyt
                 caller.decide("x")
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 caller.store.settle([Ending(*caller.flying[0], False)])
-        assert caller.store._memory.in_flight.state(caller.flying[0][1].counters[0].id) == (1,)  # type: ignore[attr-defined]
+        assert caller.store._follower.memory.in_flight.state(caller.flying[0][1].counters[0].id) == (1,)  # type: ignore[attr-defined]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
 
@@ -445,7 +446,7 @@ def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_sto
     caller, other = Caller(open_store(timeout_ms=20), CAPPED), open_store()
     caller.decide("x", "x")
     ending = Ending(*caller.flying[0], False)
-    with other._turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
+    with other._follower.turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
         caller.store.settle([ending])
     assert caller.words("x") == ["rate_limited"]
     caller.store.settle([ending])
@@ -462,7 +463,7 @@ def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeyp
             caller.decide("y")
     with contextlib.suppress(StoreUnavailable):
         while True:
-            store._append([entries.freed_line(1, 1)])
+            store._follower.append([entries.freed_line(1, 1)])
     with monkeypatch.context() as patched:
         patched.setattr(store, "_with_lock", None)
         with pytest.raises(StoreUnavailable, match="is full"):
@@ -475,7 +476,7 @@ def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeyp
 def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> None:
     caller, other = Caller(open_store(timeout_ms=1), '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'), open_store()
     caller.decide("x")
-    with other._turn():
+    with other._follower.turn():
         caller.end()
 
 

@@ -16,7 +16,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import call_log, database, entries, notes, reader, store, upkeep
+from mcpguard.stores.sqlite import call_log, database, entries, notes, pace, reader, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -53,7 +53,7 @@ def test_others_read_all_calls_of_a_turn_that_takes_several_records(open_store: 
     one, other = open_store(), open_store()
     long = Session(one, MANY, who=identity(roles=tuple("é" * 200 + str(number) for number in range(12))))
     assert {verdict.decision for verdict in long.call("x", 256)} == {"allowed"}
-    assert one._at.end > call_log.MAX_TEXT_BYTES
+    assert one._follower.at.end > call_log.MAX_TEXT_BYTES
     Session(other, MANY, session="b" * 16).call("x", 2)
     assert used(one) == used(other) == [258]
     assert [entry.row_id for entry in other.entries()] == list(range(1, 259))
@@ -81,7 +81,7 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
 def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr(store, "PACE_BYTES", 1000)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1000)
     busy = open_store(timeout_ms=1)
     session = Session(busy, MANY)
     session.one("x")
@@ -269,12 +269,12 @@ def test_outcomes_and_write_backs_make_room_in_a_full_log(open_store: Open, monk
     (verdict,) = Session(store, MANY).call("x")
     (counter,) = Session(store, MANY).charges("x")[0].plan.counters
     for _ in range(2):
-        while store._at.end - store._log.drained().end < 63 * 1024:
-            store._append(["x" * 500])
+        while store._follower.at.end - store._log.drained().end < 63 * 1024:
+            store._follower.append(["x" * 500])
         store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 100)
-        assert store._log.drained().end > store._at.end - 32 * 1024
-    while store._at.end - store._log.drained().end < 63 * 1024:
-        store._append(["x" * 500])
+        assert store._log.drained().end > store._follower.at.end - 32 * 1024
+    while store._follower.at.end - store._log.drained().end < 63 * 1024:
+        store._follower.append(["x" * 500])
     store.adopt([(counter, (-1, -1, 1))] * 100, token_hex())
     assert used(store) == [101]
     assert [entry.record["outcome"] for entry in store.entries()] == ["ok"]
@@ -313,11 +313,11 @@ def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_
 def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: Open) -> None:
     store, other = open_store(), open_store()
     os.lseek(store._log.fd, 5, os.SEEK_SET)
-    assert store._turn_lock.acquire(1)
-    os.lseek(store._turn_lock._fd, 7, os.SEEK_SET)
+    assert store._follower.turn_lock.acquire(1)
+    os.lseek(store._follower.turn_lock._fd, 7, os.SEEK_SET)
     assert os.lseek(store._log.fd, 0, os.SEEK_CUR) == 5
-    assert not other._turn_lock.acquire_by_trying(0)
-    store._turn_lock.release()
+    assert not other._follower.turn_lock.acquire_by_trying(0)
+    store._follower.turn_lock.release()
     path.with_name("mcpguard.db-calls").rename(path.with_name("away"))
     with pytest.raises(StoreUnavailable, match="removed or replaced"):
         store._log.turn()

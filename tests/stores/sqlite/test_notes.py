@@ -105,7 +105,7 @@ def test_the_newest_of_many_notes_are_kept_in_memory_and_the_others_are_read_fro
         leave(tmp_path / "a.db", AgentNote(name, name))
         Session(store, "mode = 'enforce'").call("x")
     store.tend()
-    assert len(store._memory.notes) <= 6
+    assert len(store._follower.memory.notes) <= 6
     assert store.noted_agents("default", names) == {name: name for name in names}
     store.close()
 

@@ -114,8 +114,8 @@ class Pair:
         """Let a wrapper keep only some counters in memory, as if there were too many."""
         store = self.files[at].store
         assert isinstance(store, SqliteStore)
-        store._memory.complete = False
-        store._memory.states.clear()
+        store._follower.memory.complete = False
+        store._follower.memory.states.clear()
 
     def compare(self) -> None:
         now_us = self.time()

@@ -408,7 +408,7 @@ def test_a_decision_does_not_wait_for_a_lock_on_the_database(path: Path, open_st
 
 def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_store: Open) -> None:
     store, other = open_store(timeout_ms=20), open_store()
-    with other._turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
+    with other._follower.turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
         decisions(store, 1)
     assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
@@ -419,9 +419,9 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 5)
     assert [session.one("x").has_own_row for _ in range(3)] == [True, False, False]
-    end = store._at
+    end = store._follower.at
     assert session.decisions("x") == ["rate_limited"]
-    assert store._at == end
+    assert store._follower.at == end
     other.reset([store.held()[0].label])
     assert session.decisions("x") == ["allowed"]
 

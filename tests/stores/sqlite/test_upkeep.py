@@ -14,8 +14,7 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
-from mcpguard.stores.sqlite import call_log, draining, upkeep
-from mcpguard.stores.sqlite import store as module
+from mcpguard.stores.sqlite import call_log, draining, pace, upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Session, Time, identity
 
@@ -85,7 +84,7 @@ def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
     times[0].now_us += upkeep.DRAIN_EVERY_US
     store.tend()
     assert (rows(path, "audit"), store.needs_tending) == (2, False)
-    while store._at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
+    while store._follower.at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
         session.call("free", 100)
     store.tend()
     assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
@@ -167,7 +166,7 @@ def test_records_appended_while_the_log_is_drained_are_kept(
 
 def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(module, "PACE_BYTES", 1024)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
@@ -180,11 +179,11 @@ def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Ope
 
 def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(module, "PACE_BYTES", 1024)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
     stormy, other = open_store(timeout_ms=2000), Session(open_store(), FIVE_A_MINUTE)
     session = Session(stormy, FIVE_A_MINUTE, session="b" * 16)
     waits: list[int] = []
-    monkeypatch.setattr(stormy, "_await_drained", waits.append)  # nobody does upkeep, so it would wait
+    monkeypatch.setattr(stormy._pace, "await_drained", waits.append)  # nobody does upkeep, so it would wait
     while not waits:
         session.call("free", 10)
         stormy.keep_pace(lambda: None)
@@ -206,12 +205,12 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it(
     with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
         assert store._with_lock(lambda: store._upkeep.tend(now_us=store._clock(), wall_us=store._wall()))
     assert bool(waits) is not is_awaited
-    assert store._log.drained() == store._at
+    assert store._log.drained() == store._follower.at
     assert store._is_busy()
 
 
 def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACE_BYTES", 1)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1)
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
 
@@ -220,13 +219,13 @@ def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monk
 
     for name in ("drain", "tend", "_connected"):
         monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
-    monkeypatch.setattr(store, "_await_drained", no_call_does)
+    monkeypatch.setattr(store._pace, "await_drained", no_call_does)
     assert set(session.decisions("free", 5000)) == {"allowed"}
 
 
 def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    monkeypatch.setattr(module, "PACE_BYTES", 1024)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
     store = open_store(timeout_ms=1)
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(8):
@@ -298,7 +297,7 @@ def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: O
     session.call("x", 2)
     tend(store)
     session.call("x", 2)
-    with store._turn():
+    with store._follower.turn():
         assert store._files.lock.acquire_by_trying(0)
         before = [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())]
         assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4]

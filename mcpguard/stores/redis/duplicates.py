@@ -1,0 +1,85 @@
+"""Finds the rows that a decision without a reply has written, so that they are not written a second time."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from mcpguard.core.audit import Row, session_of
+from mcpguard.stores.redis import rows
+
+SEARCHED_ROWS: Final = 20_000
+SEARCHED_US: Final = 10_000_000
+"""How many rows are searched for the rows of a decision without a reply, and how long before the decision the search begins."""
+
+NEARBY_US: Final = 200_000
+"""Rows within this time of the decision are searched even if many rows were written since."""
+
+_BATCH: Final = 500
+_FIRST_PAGE: Final = 8
+_LONG_BYTES: Final = 1 << 20
+"""A reply of this length arrives in time."""
+
+
+def duplicates(
+    ask: Callable[..., list[Any]], streams: Sequence[str], first: Row, *, age_us: int, made_us: int, timeout_s: float
+) -> list[tuple[int, bytes]]:
+    """The streams and stream ids of rows that the session of `first` has already written, from `first.seq` on.
+
+    The decision wrote its rows near the time of `first`. Rows that were written back since are among the newest. A call may
+    wait for this search, so it ends after half of the call's budget.
+
+    Args:
+        ask: Sends commands, and returns their replies.
+        streams: The keys of the streams.
+        first: The first of the rows that are to be written now.
+        age_us: How long ago `first` was made.
+        made_us: When that was, by the server's clock.
+        timeout_s: The call's budget.
+    """
+    end_s = time.monotonic() + timeout_s / 2
+    session = session_of(first)
+    begin_us = made_us - NEARBY_US - int(timeout_s * 1_000_000)  # `first` was made when the reply did not come
+    nearby = ("XRANGE", str(max(0, begin_us) // 1000), str(max(0, made_us + NEARBY_US) // 1000))
+    newest = ("XREVRANGE", "+", str(max(0, made_us - SEARCHED_US) // 1000))
+    found: dict[tuple[int, bytes], None] = {}
+    for stream in (1, 2) if age_us > NEARBY_US else ():
+        for stream_id, seq in _rows_of(ask, streams, session, stream, *nearby, end_s=end_s - timeout_s / 4):
+            if seq >= first.seq:
+                found[stream, stream_id] = None
+    for stream in (1, 2):
+        for stream_id, seq in _rows_of(ask, streams, session, stream, *newest, end_s=end_s):
+            if seq < first.seq:
+                break
+            found[stream, stream_id] = None
+    return list(found)
+
+
+def _rows_of(
+    ask: Callable[..., list[Any]],
+    streams: Sequence[str],
+    session: str,
+    stream: int,
+    command: str,
+    begin: str,
+    end: str,
+    *,
+    end_s: float,
+) -> Iterator[tuple[bytes, int]]:
+    """Stream ids and numbers of a session's rows, in the order of a command, until a time.
+
+    The first page is small, because rows may be long.
+    """
+    count, seen, needle = _FIRST_PAGE, 0, session.encode()
+    while seen < SEARCHED_ROWS:
+        found = ask((command, streams[stream - 1], begin, end, "COUNT", count))[0]
+        for stream_id, fields in found:
+            if any(needle in part for part in fields):  # parsing all rows would take long
+                row = rows.row(fields)
+                if session_of(row) == session:
+                    yield stream_id, row.seq
+        seen += len(found)
+        if len(found) < count or time.monotonic() > end_s:
+            return
+        size = sum([len(part) for _, fields in found for part in fields])
+        count = max(1, min(8 * count, _BATCH, _LONG_BYTES * count // size))
+        begin = "(" + found[-1][0].decode()

@@ -1,0 +1,94 @@
+"""Reads the audit rows of a namespace, which are in two streams, and joins them with their outcomes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, Final
+
+from mcpguard.core.audit import Outcome
+from mcpguard.stores.api import Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.groups import tally
+from mcpguard.stores.redis import rows
+
+_BATCH: Final = 500
+
+_Found = tuple[bytes, Sequence[bytes]]
+"""A row as its stream returns it: stream id and fields."""
+
+
+class Reader:
+    """Reads a namespace's audit rows.
+
+    Args:
+        ask: Sends commands, and returns their replies.
+        checked: Returns a reply within a transaction's reply, or raises what it tells.
+        prefix: The beginning of the namespace's keys.
+    """
+
+    def __init__(self, ask: Callable[..., list[Any]], checked: Callable[[Any], Any], prefix: str) -> None:
+        self._ask = ask
+        self._checked = checked
+        *self._both, self._outcomes_key, _ = rows.audit_keys(prefix)
+
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """See `Readable`."""
+        for page in self.rows(after=after, wanted=wanted):
+            yield from map(rows.entry, page)
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        for found in self._pages(after, wanted):
+            yield self._joined(found, wanted)
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        for found in self._pages(after, wanted):
+            yield tally(self._joined(found, wanted), rows.row_id(found[-1][0]))
+
+    def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
+        """The rows that may be wanted, oldest first, some at a time."""
+        streams = self._streams(wanted)
+        after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
+        while found := self._page(streams, "XRANGE", "(" + rows.stream_id(after), "+"):
+            yield found
+            after = rows.row_id(found[-1][0])
+
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+        """See `Readable`."""
+        streams = self._streams(wanted)
+        before, first = "+", rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
+        while found := self._page(streams, "XREVRANGE", before, first):
+            yield from map(rows.entry, self._joined(found, wanted))
+            before = "(" + found[-1][0].decode()
+
+    def _streams(self, wanted: Wanted | None) -> Sequence[str]:
+        """The keys of the streams that may have wanted rows."""
+        if wanted is None or wanted.decisions is None:
+            return self._both
+        return [key for number, key in enumerate(self._both, 1) if any(rows.stream(one) == number for one in wanted.decisions)]
+
+    def _page(self, streams: Sequence[str], command: str, begin: str, end: str) -> list[_Found]:
+        """The next rows of streams, in the order of a command, in one transaction."""
+        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in streams]
+        *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
+        sign = -1 if command == "XREVRANGE" else 1
+        found = [(sign * rows.row_id(one[0]), one) for page in pages for one in self._checked(page)]
+        found.sort(key=itemgetter(0))
+        for page in pages:
+            if len(page) == _BATCH:  # the stream may have rows after the last one of the page
+                last = sign * rows.row_id(page[-1][0])
+                found = [one for one in found if one[0] <= last]
+        return [one for _, one in found]
+
+    def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
+        """The wanted rows, with their outcomes."""
+        outcomes = self._outcomes([stream_id for stream_id, _ in found])
+        joined = [rows.stored(*one, outcome) for one, outcome in zip(found, outcomes, strict=True)]
+        return [one for one in joined if wanted is None or wanted.admits_row(one.row, one.outcome)]
+
+    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
+        """See `Readable`."""
+        values = self._outcomes([rows.stream_id(row_id) for row_id in row_ids])
+        return [rows.parse_outcome(row_id, value) for row_id, value in zip(row_ids, values, strict=True) if value is not None]
+
+    def _outcomes(self, stream_ids: Sequence[bytes | str]) -> Sequence[bytes | None]:
+        return self._ask(("HMGET", self._outcomes_key, *stream_ids))[0] if stream_ids else ()

@@ -1,0 +1,136 @@
+"""What one process knows of a store: the counters in its memory, as of a position of the call log.
+
+It follows the log: it reads the records that others have appended, and appends its own in its turn.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy.plan import Counter
+from mcpguard.core.verdict import DecisionRequest, Ending
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite.call_log import Lost, damaged
+from mcpguard.stores.sqlite.opening import Files
+
+TURN_SHARE: Final = 0.8
+"""The share of its timeout that a call may wait for its turn."""
+
+
+class Follower:
+    """A process that follows the call log.
+
+    Args:
+        path: The database.
+        files: The store's files.
+        timeout_s: How long a decision may take. It waits for its turn for a part of that.
+        durable: Whether each record is forced to the disk.
+
+    Attributes:
+        memory: The counters that the process has read.
+        at: The position up to which it has read the log.
+        turn_lock: The lock on the log.
+    """
+
+    def __init__(self, path: Path, files: Files, *, timeout_s: float, durable: bool) -> None:
+        self.memory = files.memory
+        self.at = files.at
+        self.turn_lock = files.turn
+        self._path = path
+        self._log = files.log
+        self._reader = files.reader
+        self._timeout_s = timeout_s
+        self._durable = durable
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the lock on the call log, with every record read that others have appended.
+
+        Raises:
+            StoreUnavailable: The lock did not come free in time, or the log is damaged.
+        """
+        self.take_turn()
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self._path, error) from error
+        finally:
+            self.turn_lock.release()
+
+    def take_turn(self) -> None:
+        """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
+        if self.memory.is_crowded:
+            self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
+        if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
+            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+        try:
+            self._log.check()
+            if not self._log.ends_at(self.at):
+                self.follow()
+        except BaseException as error:
+            self.turn_lock.release()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise database.unavailable(self._path, error) from error
+            raise
+
+    def follow(self) -> None:
+        """Read the records that others have appended."""
+        try:
+            if self._log.has_more(self.at):
+                for text, at in self._log.records(self.at):
+                    self.memory.apply(text)
+                    self.at = at
+        except Lost:
+            self._reload()
+
+    def _reload(self) -> None:
+        """Read the counters from the database again, because records that this process had not read yet were overwritten."""
+        if self._log.drained().end <= self.at.end:
+            raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
+        self.memory, self.at = self._reader.memory()
+        try:
+            for text, at in self._log.records(self.at):
+                self.memory.apply(text)
+                self.at = at
+        except Lost:
+            raise damaged(self._log.path, "it does not continue where the database is") from None
+
+    def append(self, groups: Sequence[str]) -> None:
+        """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
+        if groups:
+            self.at = self._log.append_all(self.at, entries.records(groups), durable=self._durable)
+
+    def learn_ahead(self, calls: Iterable[DecisionRequest | Ending]) -> None:
+        """Read the database before the turn, so that others do not wait for that. If it has moved on, learn in the turn."""
+        with contextlib.suppress(Lost), database.reported(self._path):
+            self.follow()
+            self._learn(calls)
+
+    def learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
+        """See `_learn`. The caller has the turn, so this process has read the log to its end."""
+        try:
+            self._learn(calls)
+        except Lost:
+            raise damaged(self._log.path, "its database is beyond it") from None
+
+    def _learn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
+        """Read the counters of calls that are not in memory from the database.
+
+        Raises:
+            Lost: The database is beyond what this process has read of the log.
+        """
+        memory = self.memory
+        counters = [counter for call in calls for counter in call.plan.counters]
+        unknown = {one.id: one.window_us for one in counters if one.window_us and one.id not in memory.states}
+        if unknown:
+            for key, log in zip(unknown, self._reader.logs(list(unknown), self.at), strict=True):
+                memory.remember(key, unknown[key], log)
+
+    def states_of(self, counters: Sequence[Counter]) -> list[State]:
+        """The states of counters: their logs, or the calls in flight."""
+        states, in_flight = self.memory.states, self.memory.in_flight
+        return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]

@@ -1,0 +1,138 @@
+"""Writes files as a whole: a file has its old bytes or its new bytes, whenever the process is killed.
+
+The new bytes go into an unfinished file beside the file, which takes its place when it is complete.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from mcpguard.errors import McpguardError
+
+LEFT_AFTER_S: Final = 3600.0
+"""An unfinished file of this age was left by a command that was killed. Writing takes milliseconds."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file's content, or make the file with mode 0600. A file that exists keeps its mode and, if it may, its owner.
+
+    Raises:
+        McpguardError: The file cannot be written; it is unchanged.
+    """
+    with reported(path):
+        require_writable(path)
+        replace(path, data, must_keep_owner=False)
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Report errors of the operating system as `McpguardError`."""
+    try:
+        yield
+    except OSError as error:
+        raise McpguardError(
+            f"{path}: cannot be written: {error.strerror or error}",
+            "the file is unchanged; check that the file and its folder are writable and the disk is not full",
+        ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a read-only file. Replacing it would work, but it is read-only on purpose.
+
+    Raises:
+        OSError: The file is read-only.
+    """
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def replace(path: Path, data: bytes, *, must_keep_owner: bool = True, check: Callable[[], None] = lambda: None) -> None:
+    """Replace a file's content, or make the file with mode 0600. A file that exists keeps its mode, owner and attributes.
+
+    Args:
+        path: The file, which is not a link. Its folder exists.
+        data: The new content.
+        must_keep_owner: Whether to fail if the new file cannot have the owner of the old one.
+        check: Called right before the new file takes the place of the old one. If it raises, the file is left as it is.
+
+    Raises:
+        OSError: The file cannot be written; it is unchanged.
+    """
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
+    try:
+        _fill(fd, Path(name), path, data, must_keep_owner=must_keep_owner)
+        check()
+        os.replace(name, path)  # noqa: PTH105 - the tests stop the process at each function of `os`
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)  # noqa: PTH108
+        raise
+    sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path, *, older_than_s: float = LEFT_AFTER_S) -> None:
+    """Remove unfinished files that commands left which were killed while they wrote a file."""
+    with contextlib.suppress(OSError):
+        for entry in path.parent.iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.startswith(_prefix(path)) and entry.lstat().st_mtime <= time.time() - older_than_s:
+                    entry.unlink()
+
+
+def _prefix(path: Path) -> str:
+    """The beginning of the names of unfinished files."""
+    return f".{path.name}.mcpguard-"
+
+
+def _fill(fd: int, name: Path, path: Path, data: bytes, *, must_keep_owner: bool) -> None:
+    """Write the file that will replace `path`, onto the disk, with the mode, owner and attributes of `path`.
+
+    Raises:
+        OSError: The disk is full, or the file cannot have the owner of `path`.
+    """
+    try:
+        write_all(fd, data)
+        try:
+            found = os.stat(path)  # noqa: PTH116
+        except FileNotFoundError:
+            if sys.platform != "win32":
+                os.fchmod(fd, 0o600)  # whatever the umask is
+        else:
+            shutil.copystat(path, name)
+            if sys.platform != "win32" and (found.st_uid, found.st_gid) != _owner(fd):
+                with contextlib.nullcontext() if must_keep_owner else contextlib.suppress(OSError):
+                    os.fchown(fd, found.st_uid, found.st_gid)
+                os.fchmod(fd, found.st_mode & 0o7777)  # a change of owner clears some bits
+            os.utime(name)  # other programs look at the time to see the change
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _owner(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_uid, found.st_gid
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all bytes to an open file."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk."""
+    with contextlib.suppress(OSError):  # some file systems cannot sync folders
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
