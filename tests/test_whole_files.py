@@ -48,3 +48,17 @@ def test_a_file_whose_owner_cannot_be_kept_is_replaced_unless_its_owner_matters(
 def test_a_file_that_cannot_be_written_is_left_and_named(tmp_path: Path) -> None:
     with pytest.raises(McpguardError, match=r"none.policy\.toml: cannot be written: No such file or directory$"):
         whole_files.write(tmp_path / "none" / "policy.toml", b"new")
+
+
+def test_a_new_file_gets_its_name_when_it_is_complete_and_takes_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with whole_files.new_file(path) as file:
+        file.write("é\n")
+        assert not path.exists()
+    assert path.read_text("utf-8") == "é\n"
+    with pytest.raises(FileExistsError), whole_files.new_file(path) as file:
+        file.write("other")
+    with pytest.raises(ZeroDivisionError), whole_files.new_file(tmp_path / "more.csv"):
+        raise ZeroDivisionError
+    assert path.read_text("utf-8") == "é\n"
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.csv"]
