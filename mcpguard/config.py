@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.redaction import holds_token
-from mcpguard.errors import ConfigError
+from mcpguard.errors import ConfigError, closest_word
 from mcpguard.files import named_path, read_at_once
 from mcpguard.stores.address import address, has_password
 from mcpguard.stores.api import Address, Options
@@ -353,7 +353,7 @@ def _toml(file: Path, *, where: str) -> dict[str, object]:
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:
     if key in _CHOICES and value not in _CHOICES[key]:
-        near = _closest(str(value), _CHOICES[key])
+        near = closest_word(str(value), _CHOICES[key])
         hint = f"did you mean {written(where, key, near)}?" if near else f"known: {' '.join(_CHOICES[key])}"
         raise ConfigError(f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", hint)
     if key in _RANGES:
@@ -388,14 +388,8 @@ def span_us(text: str, *, where: str) -> int:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    near = _closest(word, known)
+    near = closest_word(word, known)
     return f"did you mean {near}?" if near else f"known: {' '.join(known)}"
-
-
-def _closest(word: str, known: Sequence[str]) -> str | None:
-    import difflib  # loaded only for an error
-
-    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)
 
 
 def account() -> str:

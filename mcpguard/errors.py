@@ -3,7 +3,7 @@
 Every such error is a `McpguardError`: one line, and usually a hint. Any other exception that leaves this package is a bug.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -143,3 +143,14 @@ class CommandError(McpguardError):
     def __init__(self, message: str, hint: str, exit_status: ExitStatus) -> None:
         super().__init__(message, hint)
         self.exit_status = exit_status
+
+
+def closest_word(word: str, known: Collection[str]) -> str | None:
+    """The known word that was probably meant; None if none is like `word`.
+
+    >>> closest_word("limt", ("user", "limit"))
+    'limit'
+    """
+    import difflib  # loaded only for an error
+
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)

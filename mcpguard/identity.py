@@ -3,6 +3,7 @@
 from mcpguard.config import Settings, account
 from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity, parse_agent
+from mcpguard.errors import ConfigError
 
 
 def configured_identity(settings: Settings, server: str) -> Identity:
@@ -27,3 +28,11 @@ def configured_identity(settings: Settings, server: str) -> Identity:
         trust_client_info=settings.trust_client_info,
         trust_meta=settings.trust_meta,
     )
+
+
+def configured_tier(settings: Settings) -> str | None:
+    """The tier of the configured agent; None if there is none, or if it is not valid, which `configured_identity` reports."""
+    try:
+        return parse_agent(settings.agent, where="agent").tier if settings.agent else None
+    except ConfigError:
+        return None

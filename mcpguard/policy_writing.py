@@ -1,4 +1,4 @@
-"""Reads and replaces a policy file, and keeps a copy of it for an editor. A failed write leaves the file unchanged."""
+"""Reads and makes a policy file, locks it for a change, and keeps a copy of it for an editor."""
 
 import contextlib
 import os

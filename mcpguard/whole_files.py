@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from mcpguard.errors import McpguardError
 
@@ -75,6 +75,28 @@ def replace(path: Path, data: bytes, *, must_keep_owner: bool = True, check: Cal
             os.unlink(name)  # noqa: PTH108
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[str]]:
+    """A file to write, with mode 0600, which gets its name when it is complete. If the body raises, no file is left.
+
+    Raises:
+        FileExistsError: The file exists by now; it is unchanged.
+        OSError: The file cannot be written.
+    """
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            yield file
+        try:
+            os.link(name, path)  # unlike a rename it fails if the file exists by now
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            Path(name).rename(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path, *, older_than_s: float = LEFT_AFTER_S) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -12,7 +11,7 @@ from typing import IO, Any, Final
 import click
 from click.core import ParameterSource
 
-from mcpguard import config
+from mcpguard import config, whole_files
 from mcpguard.cli import _audit_otlp, _filters
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
@@ -152,19 +151,11 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
         return
     if mode is not None:
         raise UsageError(f"{output} exists, and is not replaced", "name another file, or remove it first")
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
-        os.close(fd)
-        with Path(name).open("w", encoding="utf-8") as file:
+        with whole_files.new_file(path.absolute()) as file:
             yield file, True
-        try:
-            os.link(name, path)  # unlike a rename it fails if the file exists by now
-        except FileExistsError:
-            raise UsageError(f"{output} exists by now, and is not replaced", "name another file") from None
-        except OSError:  # a file system without hard links
-            Path(name).rename(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    except FileExistsError:
+        raise UsageError(f"{output} exists by now, and is not replaced", "name another file") from None
 
 
 def _private(path: str, flags: int) -> int:

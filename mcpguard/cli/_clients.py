@@ -15,13 +15,12 @@ from mcpguard import run_options
 from mcpguard.cli._options import all_of
 from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
-from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, read, sources
-from mcpguard.clients.entries import Entry
+from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, readable_entries, sources
 from mcpguard.clients.installing import Change, Outcome, Plan
 from mcpguard.clients.launcher import Launcher
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
-from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 
 _LONG: Final = 200
 """A longer line is shown in pieces, of which only those that change: some clients write the whole file in one line."""
@@ -87,15 +86,8 @@ def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str
         found = sources(Machine.this(), project=project_folder(ctx.params.get("project")))
     except (OSError, McpguardError):
         return []
-    names = {entry.name: source.client.title for source in found for entry in _readable(source)}
+    names = {entry.name: source.client.title for source in found for entry in readable_entries(source)}
     return [CompletionItem(name, help=title) for name, title in sorted(names.items()) if name.startswith(incomplete)]
-
-
-def _readable(source: Source) -> list[Entry]:
-    try:
-        return entries_of(source, read(source.file))
-    except Fault:
-        return []
 
 
 project_option = click.option(
@@ -143,8 +135,8 @@ def named_clients(keys: Sequence[str]) -> list[Client]:
     """
     for key in keys:
         if key not in BY_KEY:
-            near = difflib.get_close_matches(key.lower().replace(" ", "-"), BY_KEY, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"clients: {' '.join(BY_KEY)}"
+            near = closest_word(key.lower().replace(" ", "-"), BY_KEY)
+            hint = f"did you mean {near}?" if near else f"clients: {' '.join(BY_KEY)}"
             raise UsageError(f"no such client: {key}", hint)
     return [BY_KEY[key] for key in dict.fromkeys(keys)] or list(CLIENTS)
 
@@ -192,12 +184,12 @@ def _missing(chosen: Chosen, words: Words) -> Iterator[Fault]:
 
 def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]) -> Iterator[Fault]:
     """A fault for each of the named servers that no file has, or that cannot be changed."""
-    known = {entry.name for source in found for entry in _readable(source)}
+    known = {entry.name for source in found for entry in readable_entries(source)}
     for server in dict.fromkeys(servers):
         outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
         if server not in known:
-            near = difflib.get_close_matches(server, known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"servers: {', '.join(sorted(known))}" if known else ""
+            near = closest_word(server, known)
+            hint = f"did you mean {near}?" if near else f"servers: {', '.join(sorted(known))}" if known else ""
             yield Fault(f"no file has a server named {server}", hint)
         elif outcomes and all(outcome.action == "leave" for outcome in outcomes):
             yield Fault(f"{server}: not changed: {outcomes[0].detail}")

@@ -13,13 +13,14 @@ from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen
 from mcpguard.cli._text import tolerant_output, warn
-from mcpguard.cli._tiers import configured_tier, tiers
+from mcpguard.cli._tiers import tiers
 from mcpguard.core.policy.lint import tier_warning, warnings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
+from mcpguard.identity import configured_tier
 from mcpguard.policy_file import load
 
 

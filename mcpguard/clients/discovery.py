@@ -202,6 +202,14 @@ def entries_of(source: Source, data: bytes) -> list[Entry]:
         raise unreadable(source.file, error) from error
 
 
+def readable_entries(source: Source) -> list[Entry]:
+    """The servers in a client's file; none if it cannot be read."""
+    try:
+        return entries_of(source, read(source.file))
+    except Fault:
+        return []
+
+
 def unreadable(file: Path, error: Unreadable) -> Fault:
     """The fault for a file that does not parse, or that cannot be edited."""
     if not error.line:

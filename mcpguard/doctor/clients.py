@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
-from mcpguard.clients.entries import Entry
+from mcpguard.clients.discovery import Machine, readable_entries, sources
 from mcpguard.doctor import client_files
 from mcpguard.doctor.check import Check
 from mcpguard.errors import ConfigError, UsageError
@@ -63,7 +62,7 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     machine = Machine.this()
     project = _project(machine)
     places = [*sources(machine), *(sources(machine, project=project) if project else ())]
-    known = [(source, entry) for source in places for entry in _entries(source) if entry.words]
+    known = [(source, entry) for source in places for entry in readable_entries(source) if entry.words]
     found = [(source, entry) for source, entry in known if entry.name == server]
     again = f"give its command: mcpguard doctor --server {server} -- COMMAND"
     if not found:
@@ -80,14 +79,6 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     if unknown:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
     return Command(words, env, entry.guard is not None)
-
-
-def _entries(source: Source) -> list[Entry]:
-    """The servers in a client's file; none if it cannot be read, which `checks` reports."""
-    try:
-        return entries_of(source, read(source.file))
-    except Fault:
-        return []
 
 
 def _filled(text: str, environ: Mapping[str, str]) -> str:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from mcpguard.config import Settings
-from mcpguard.core.identity import parse_agent
 from mcpguard.core.policy.lint import tier_warning, warnings
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
-from mcpguard.errors import ConfigError, PolicyError
+from mcpguard.errors import PolicyError
+from mcpguard.identity import configured_tier
 from mcpguard.policy_explaining import never_matched
 from mcpguard.policy_file import PolicyFile
 
@@ -29,7 +29,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield advice("policy", f"{where}: no rules, so nothing is limited", "add one: mcpguard policy set --user '*' 100/1h")
     else:
         yield good("policy", f"{where}: {rules}")
-    tier = _configured_tier(settings)
+    tier = configured_tier(settings)
     for warning in warnings(policy, tiers=[tier] if tier else []):
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     for warning in [] if file.is_starter else never_matched(policy, settings):
@@ -37,10 +37,3 @@ def checks(settings: Settings) -> Iterator[Check]:
     unlimited = tier_warning(policy, tier)
     if unlimited:
         yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")
-
-
-def _configured_tier(settings: Settings) -> str | None:
-    try:
-        return parse_agent(settings.agent, where="agent").tier if settings.agent else None
-    except ConfigError:
-        return None  # the check of the identity reports it

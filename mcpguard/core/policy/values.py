@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.core.agent import Agent, nearest
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.model import PER, SELECTORS, Rate
+from mcpguard.errors import closest_word
 
 if TYPE_CHECKING:
     from mcpguard.core.policy.places import Path
@@ -158,7 +159,7 @@ def _nearest_rate(text: str) -> str:
     several = re.split(r"[\s,;]+", text.strip())
     if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
         return f"write each limit by itself: {' '.join(several)}"
-    if near := _closest(text.strip().lower(), ("deny", "unlimited")):
+    if near := closest_word(text.strip().lower(), ("deny", "unlimited")):
         return f'did you mean "{near}"?'
     return 'a limit is a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
 
@@ -216,11 +217,5 @@ def shown_value(value: object) -> str:
 
 def nearest_word(word: str, known: Collection[str]) -> str:
     """A hint at the known word that is most like `word`, or at all of them."""
-    near = _closest(word, known)
+    near = closest_word(word, known)
     return f"did you mean {near!r}?" if near else f"known: {' '.join(known)}"
-
-
-def _closest(word: str, known: Collection[str]) -> str | None:
-    import difflib  # only for error messages
-
-    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)

@@ -1,0 +1,64 @@
+"""Files are replaced as a whole. `clients/test_writing.py` has the tests of a process that is killed."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mcpguard import whole_files
+from mcpguard.errors import McpguardError
+
+
+@pytest.mark.posix
+def test_a_new_file_is_for_this_account_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o377)
+    try:
+        whole_files.write(tmp_path / "policy.toml", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "policy.toml").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("must_keep_owner", [False, True])
+def test_a_file_whose_owner_cannot_be_kept_is_replaced_unless_its_owner_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, must_keep_owner: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    monkeypatch.setattr(whole_files, "_owner", lambda _: (0, 4711))
+    monkeypatch.setattr(os, "fchown", refuse)
+    if must_keep_owner:
+        with pytest.raises(PermissionError):
+            whole_files.replace(file, b"new")
+    else:
+        whole_files.replace(file, b"new", must_keep_owner=False)
+    assert file.read_bytes() == (b"old" if must_keep_owner else b"new")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+
+
+def test_a_file_that_cannot_be_written_is_left_and_named(tmp_path: Path) -> None:
+    with pytest.raises(McpguardError, match=r"none.policy\.toml: cannot be written: No such file or directory$"):
+        whole_files.write(tmp_path / "none" / "policy.toml", b"new")
+
+
+def test_a_new_file_gets_its_name_when_it_is_complete_and_takes_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with whole_files.new_file(path) as file:
+        file.write("é\n")
+        assert not path.exists()
+    assert path.read_text("utf-8") == "é\n"
+    with pytest.raises(FileExistsError), whole_files.new_file(path) as file:
+        file.write("other")
+    with pytest.raises(ZeroDivisionError), whole_files.new_file(tmp_path / "more.csv"):
+        raise ZeroDivisionError
+    assert path.read_text("utf-8") == "é\n"
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.csv"]
