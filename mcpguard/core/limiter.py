@@ -139,6 +139,8 @@ def charge(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> St
         return (*log[:-2], now_us, log[-1] + cost)
     if len(log) > 2 * MAX_ENTRIES - 1:
         log = _coalesce(log, grain_us)
+        if len(log) > 2 * MAX_ENTRIES - 1:  # more errors than a limit up to `EXACT`: it depends on the newest ones alone
+            log = (log[0], log[3], log[2] + log[4], *log[5:])
     return (now_us, *log[1:], now_us, cost)
 
 

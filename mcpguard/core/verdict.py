@@ -50,11 +50,13 @@ class DecisionRequest:
         client_name: The client's name, which selects the form of a denial; None if the client gave none.
         waited_us: How long the call has been held; None if it may not be held.
         is_behind: Whether an earlier call waits for one of its counters. Then it is held even if there is room.
+        whole_plan: Of a free retry, the plan with the limits that it need not pass; else None.
     """
 
     # few calls have others, and each attribute that is set takes time
     waited_us: int | None = None
     is_behind = False
+    whole_plan: Plan | None = None
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mcpguard.core.limiter import live
+from mcpguard.core.limiter import MAX_ENTRIES, live
 from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.stores.sqlite import call_log, upkeep
 from tests.callers import Caller
@@ -80,6 +80,20 @@ def test_errors_that_are_settled_together_are_all_counted(place: Place) -> None:
     assert caller.used == [2]
     reader = place.read()
     assert [held.used for held in reader.held()] == [2]
+
+
+def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_exact(place: Place) -> None:
+    callers = [Caller(place.open(), TWO_ERRORS, session=f"{at:016x}") for at in range(2)]
+    for caller in callers:
+        caller.decide(*["report"] * 75)
+    for at in range(150):
+        callers[at % 2].end(failed=True)
+        place.pass_us(10_000)
+    (held,) = place.read().held()
+    assert (held.used, len(held.log)) == (150, 1 + 2 * MAX_ENTRIES)
+    for caller in callers:
+        (denied,) = caller.decide("report")
+        assert denied.retry_after_us == 60_000_000 - 2 * 10_000, "when the last error but one leaves the window"
 
 
 # Calls in flight

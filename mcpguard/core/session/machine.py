@@ -71,7 +71,7 @@ from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle,
 from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.held_calls import HeldCalls
-from mcpguard.core.session.in_flight import InFlight, RequestsInFlight
+from mcpguard.core.session.in_flight import InFlight, RequestsInFlight, settled_plan
 from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
@@ -269,6 +269,7 @@ class Session:
 
     def _continue(self, request: DecisionRequest) -> None:
         """Let a free retry pass, which is not charged. While it is in flight it takes a place under each cap."""
+        request.whole_plan = request.plan
         request.plan = request.plan.only(lambda limit: limit.counts == "concurrent" or not limit.n)
         if not (request.plan.caps or request.plan.is_closed):
             request.decided, request.waited_us = "continued", None
@@ -316,7 +317,7 @@ class Session:
             return None
         if verdict.decision in FORWARDED:
             call, plan = request.call, request.plan
-            settled = plan if plan.settles else None
+            settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
             flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, settled)
             self._in_flight.add(request.request_id, flight)
             if request in exchange.withdrawn:

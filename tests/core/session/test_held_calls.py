@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mcpguard.core.session import in_flight
 from mcpguard.core.session.held_calls import LOOK_US
 from mcpguard.core.waiting import MAX_WAITING
 from mcpguard.errors import Unauthenticated
@@ -233,6 +234,43 @@ def test_a_place_is_free_when_its_call_is_answered_cancelled_or_cannot_be_answer
     assert talk.client(call_line("browse", 3)) == ["forwarded 3"]
 
 
+def test_calls_with_one_id_keep_their_places_until_there_is_an_answer_for_each() -> None:
+    talk = Talk(CAP.replace('concurrent = 1\nwait = "5s"', "concurrent = 2"))
+    assert [talk.client(call_line("browse", 1)) for _ in range(3)] == [["forwarded 1"], ["forwarded 1"], ["answered 1: 429"]]
+    talk.client(request("ping", 1))
+    talk.answer(1)
+    assert talk.client(call_line("browse", 2)) == ["answered 2: 429"], "it may have been the answer to the ping"
+    talk.answer(1)
+    assert talk.client(call_line("browse", 3)) == ["forwarded 3"]
+    assert talk.client(call_line("browse", 4)) == ["answered 4: 429"]
+    talk.client(cancel(1))
+    assert talk.client(call_line("browse", 5)) == ["forwarded 5"]
+    assert sorted((one.row_id, one.outcome) for one in talk.outcomes) == [(1, "no_answer"), (2, "no_answer")]
+    talk.server_exits("server exited with status 1")
+    assert talk.store.held() == []
+
+
+def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 100)
+    talk = Talk(CAP.replace('wait = "5s"\n', ""))
+    assert talk.client(call_line("browse", 1)) == ["forwarded 1"]
+    talk.client(request("ping", "a" * 101))
+    assert talk.client(call_line("browse", 2)) == ["answered 2: 429"], "the server may still work for the first call"
+    talk.server_exits("server exited with status 1")
+    assert talk.store.held() == []
+
+
+def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
+    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
+    for at in range(20):
+        talk.client(call_line("browse", at % 2))
+    (held,) = talk.store.held()
+    assert held.used <= 6, "three in flight, and three that were forgotten"
+    talk.server_exits("server exited with status 1")
+    assert talk.store.held() == []
+
+
 def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> None:
     talk = Talk(CAP + '[[rule]]\ntool = "browse"\nper = []\nlimit = "2/1h"\n')
     talk.client(call_line("browse", 1))
@@ -275,6 +313,31 @@ def test_a_tool_that_fails_is_closed_until_the_errors_have_left_the_window() -> 
     talk.answer(4)
     talk.time.pass_ms(59_000)
     assert talk.client(call_line("flaky", 6)) == ["forwarded 6"]
+
+
+def test_a_free_retry_that_fails_is_counted_as_an_error() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "1/1m"\n')
+    talk.client(call_line("flaky", 1), call_line("flaky", 2))
+    for at in (1, 2):
+        asked = {"resultType": "input_required", "requestState": f"s{at}", "inputRequests": {}}
+        talk.server({"jsonrpc": "2.0", "id": at, "result": asked})
+    assert talk.client(call_line("flaky", 3, requestState="s1")) == ["forwarded 3"]
+    talk.answer(3, isError=True)
+    assert talk.client(call_line("flaky", 4)) == ["answered 4: 429"]
+    assert talk.client(call_line("flaky", 5, requestState="s2")) == ["forwarded 5"], "its call was in flight already"
+
+
+def test_an_observed_limit_on_errors_counts_only_calls_for_which_it_had_room() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "2/1m"\nmode = "observe"\n')
+    for at in range(4):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+        talk.time.pass_ms(10_000)
+    assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "would_deny", "would_deny"]
+    assert [held.used for held in talk.store.held()] == [2]
+    talk.time.pass_ms(20_000)
+    talk.client(call_line("flaky", 5))
+    assert talk.records[-1]["decision"] == "allowed", "an enforced limit has room then, too"
 
 
 def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:
