@@ -42,12 +42,13 @@ class DecisionRequests:
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
         call_meta = meta_of(frame)
-        client_name = self._callers.client_name
-        if meta.CLIENT_INFO in call_meta:
-            client_name = name_in(call_meta[meta.CLIENT_INFO]) or client_name
-        noted = agents.get(call_id(call_meta) or "") if agents else None
-        tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
-        caller = self._callers.caller(client_name, call_meta.get(meta.AGENT), noted, tier, params["name"])
+        client_name, from_meta, noted, tier = self._callers.client_name, None, None, None
+        if call_meta:
+            client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
+            from_meta = call_meta.get(meta.AGENT)
+            noted = agents.get(call_id(call_meta) or "") if agents else None
+            tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
+        caller = self._callers.caller(client_name, from_meta, noted, tier, params["name"])
         request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":
@@ -57,7 +58,7 @@ class DecisionRequests:
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not caller.plan.is_plain:
             self._complete(request, caller, params)
-        trace = call_meta.get(meta.TRACEPARENT)
+        trace = call_meta.get(meta.TRACEPARENT) if call_meta else None
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request

@@ -46,24 +46,19 @@ class RequestsInFlight:
     Attributes:
         endings: The calls that have ended and that the store has to be told of at once. Whoever tells it empties the list.
         to_settle: How many of the requests in flight are such calls.
+        by_id: The requests; do not change them.
     """
 
     def __init__(self) -> None:
         self.endings: list[Ending] = []
         self.to_settle = 0
-        self._requests: dict[str, InFlight] = {}
+        self.by_id: dict[str, InFlight] = {}
         self._chars = 0
         self._outcomes: list[Outcome] = []
         # Calls that still have places: by id those before a later request with the same id, and those that were forgotten
         self._earlier: dict[str, list[Ending]] = {}
         self._earlier_count = 0
         self._forgotten: deque[Ending] = deque()
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __contains__(self, request_id: str | None) -> bool:
-        return request_id in self._requests
 
     @property
     def outcomes(self) -> int:
@@ -76,7 +71,7 @@ class RequestsInFlight:
         An earlier request with the same id ends as `no_answer`, because the answers to the two cannot be distinguished. Its
         places are freed when there were answers to both.
         """
-        requests = self._requests
+        requests = self.by_id
         if request_id in requests:
             self._keep_places(request_id, self._remove(request_id, "no_answer", request.since_us))
         requests[request_id] = request
@@ -101,7 +96,7 @@ class RequestsInFlight:
 
     def _remove(self, request_id: str, outcome: str, now_us: int) -> InFlight | None:
         """Remove a request and return it. Its outcome is kept if it has a row."""
-        request = self._requests.pop(request_id, None)
+        request = self.by_id.pop(request_id, None)
         if request is None:
             return None
         self._chars -= len(request_id) + len(request.tool or "")
@@ -132,7 +127,7 @@ class RequestsInFlight:
 
     def end_all(self, outcome: str, now_us: int) -> list[str]:
         """Forget all requests; returns their ids, oldest first."""
-        ids = list(self._requests)
+        ids = list(self.by_id)
         for request_id in ids:
             while self.end(request_id, outcome, now_us):
                 pass

@@ -137,7 +137,7 @@ class Session:
     @property
     def awaits_answers(self) -> bool:
         """Whether a request is in flight."""
-        return bool(self._in_flight)
+        return bool(self._in_flight.by_id)
 
     @property
     def has_outcomes(self) -> bool:
@@ -200,11 +200,11 @@ class Session:
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts depend on and the session does not know; None if it knows everything."""
         ids: dict[str, None] = {}  # an ordered set
-        needs_answers = False
+        needs_answers, in_flight = False, self._in_flight.by_id
         for message in exchange.messages:
             if not isinstance(message, Frame):
                 continue
-            if message.id in self._in_flight:  # used again: its first request may be answered
+            if message.id in in_flight:  # used again: its first request may be answered
                 needs_answers = True
             if message.method == TOOLS_CALL:
                 call_meta = meta_of(message)
@@ -412,7 +412,7 @@ class Session:
 
     def _server_wrote(self, event: events.ServerWrote) -> list[Command]:
         for line in event.lines:
-            if not self._in_flight:
+            if not self._in_flight.by_id:
                 break
             answer = answers.read_answer(line.frame, whole=line.whole)
             request = self._in_flight.end(answer.id, answer.outcome, event.now_us) if answer else None
