@@ -43,10 +43,12 @@ _LONG_BYTES: Final = 4096
 """Lines longer than this are skipped if their first bytes show that they are not answers."""
 
 _ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
-# The two orders in which today's SDKs write a response. Each pattern matches only at the outer level of the object.
-_ID_FIRST = re.compile(rb'\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
-_RESULT_FIRST = re.compile(rb'\s*\{\s*"(result|error)"\s*:')
-_ID_LAST = re.compile(rb',\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*' + _ID + rb"\s*\}\s*$")
+_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
+# The orders in which libraries write a response. Each pattern matches only at the outer level of the object.
+_ID_FIRST = re.compile(rb"\s*\{\s*" + _VERSION + rb',\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
+_VERSION_SECOND = re.compile(rb'\s*\{\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _VERSION + rb',\s*"(result|error)"\s*:')
+_RESULT_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb',\s*)?+"(result|error)"\s*:')
+_ID_LAST = re.compile(rb',\s*"id"\s*:\s*' + _ID + rb"\s*(?:,\s*" + _VERSION + rb")?+\}\s*$")
 # Requests and notifications, as every SDK writes them. The id of such a request is the server's
 _NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
 # Members of a result that is not simply `ok`
@@ -86,7 +88,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
 
 
 def _shape(frame: bytes) -> tuple[str, bytes] | None:
-    match = _ID_FIRST.match(frame)
+    match = _ID_FIRST.match(frame) or _VERSION_SECOND.match(frame)
     if match:
         return match[1].decode(), match[2]
     first = _RESULT_FIRST.match(frame)
@@ -108,6 +110,20 @@ def _answer(request_id: str, message: dict[str, object]) -> Answer:
             frozenset(inputs) if isinstance(inputs, dict) else frozenset(),
         )
     return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", wanted)
+
+
+def read_batch(frame: bytes) -> list[Answer]:
+    """Read a line from the server as a batch of answers, which protocol version 2025-03-26 allows.
+
+    Args:
+        frame: The whole line.
+    """
+    try:
+        messages = json.loads(frame)
+    except (ValueError, RecursionError):
+        return []
+    found = [read_answer(json.dumps(message).encode()) for message in messages] if isinstance(messages, list) else []
+    return [answer for answer in found if answer is not None]
 
 
 class Line(NamedTuple):

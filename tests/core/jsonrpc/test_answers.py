@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, RetryInput, read_answer
+from mcpguard.core.jsonrpc.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, RetryInput, read_answer, read_batch
 from tests.core.jsonrpc.test_frames import CORPUS, LONG
 
 
@@ -90,6 +90,21 @@ def test_keys_written_with_escapes_are_recognised() -> None:
 )
 def test_requests_notifications_and_invalid_lines_are_not_answers(line: bytes) -> None:
     assert read_answer(line) is None
+
+
+def test_every_answer_of_a_batch_is_read() -> None:
+    batch = [{"id": 1, "result": {}}, {"method": "ping", "id": 5}, 7, {"id": "a", "result": {"isError": True}}]
+    assert read_batch(json.dumps(batch).encode()) == [Answer("1", "ok"), Answer('"a"', "tool_error")]
+    assert read_batch(b'[{"id":1,"result":{}}') == read_batch(b"[" * 100_000) == read_batch(b"[]") == []
+
+
+@pytest.mark.parametrize("order", [("id", "jsonrpc", "result"), ("jsonrpc", "result", "id"), ("result", "id", "jsonrpc")])
+def test_the_id_of_a_large_answer_is_read_in_the_orders_of_all_libraries(order: tuple[str, ...]) -> None:
+    members = {"jsonrpc": "2.0", "id": 7, "result": {"text": ',"id":8}' * (MAX_PARSED_ANSWER_BYTES // 8)}}
+    frame = json.dumps({key: members[key] for key in order}).encode() + b"\n"
+    reader = AnswerLines()
+    found = [one for start in range(0, len(frame), 65_536) for one in reader.feed(frame[start : start + 65_536])]
+    assert [read_answer(one.frame, whole=one.whole) for one in found] == [Answer("7", "unparsed")]
 
 
 def test_an_input_required_result_states_what_the_retry_has_to_carry() -> None:
