@@ -8,6 +8,9 @@ from mcpguard.core.limiter import Exceeded, Limit, State, charge, live, retry_af
 MAX_WAITING: Final = 64
 """How many calls a wrapper holds. Further calls are denied at once."""
 
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+"""If the calls that a wrapper holds are longer together, further calls are denied at once, too: they are kept in memory."""
+
 
 def is_held(limits: Sequence[Limit], exceeded: Sequence[Exceeded], waited_us: int) -> bool:
     """Whether a refused call is held.

@@ -13,7 +13,7 @@ from mcpguard.core.session.decision_requests import meta_of
 from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Verdict
-from mcpguard.core.waiting import MAX_WAITING, wait_in_queue_us
+from mcpguard.core.waiting import MAX_WAITING, MAX_WAITING_BYTES, wait_in_queue_us
 
 LOOK_US: Final = 50_000
 """How often a call that waits for calls in flight is decided anew: a place that another process frees is not announced."""
@@ -95,7 +95,7 @@ class HeldCalls:
     @property
     def has_room(self) -> bool:
         """Whether another call may be held."""
-        return len(self.calls) < MAX_WAITING
+        return len(self.calls) < MAX_WAITING and sum(len(call.frame.raw) for call in self) < MAX_WAITING_BYTES
 
     @property
     def next_us(self) -> int | None:

@@ -79,9 +79,7 @@ class RequestsInFlight:
             self.to_settle += 1
         self._chars += len(request_id) + len(request.tool or "")
         while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
-            self._forgotten += _places(self._remove(next(iter(requests)), "no_answer", request.since_us))
-            if len(self._forgotten) > MAX_IN_FLIGHT:
-                self.endings.append(self._forgotten.popleft())
+            self._forget(next(iter(requests)), request.since_us)
 
     def end(self, request_id: str, outcome: str, now_us: int) -> InFlight | None:
         """Forget a request and return it; None if it is not in flight. Its outcome is kept if it has a row."""
@@ -106,15 +104,22 @@ class RequestsInFlight:
             self.to_settle -= 1
         return request
 
+    def _forget(self, request_id: str, now_us: int) -> None:
+        """Forget a request; its places stay taken."""
+        earlier = self._earlier.pop(request_id, [])
+        self._earlier_count -= len(earlier)
+        self._forgotten += [*earlier, *_places(self._remove(request_id, "no_answer", now_us))]
+        while len(self._forgotten) > MAX_IN_FLIGHT:
+            self.endings.append(self._forgotten.popleft())
+
     def _keep_places(self, request_id: str, request: InFlight | None) -> None:
         """Keep the places of a call whose id a later request has."""
         for ending in _places(request):
-            earlier = self._earlier.setdefault(request_id, [])
-            earlier.append(ending)
-            self._earlier_count += 1
-            if self._earlier_count > MAX_IN_FLIGHT:
-                self._earlier_count -= 1
-                self.endings.append(earlier.pop(0))
+            if self._earlier_count < MAX_IN_FLIGHT:
+                self._earlier.setdefault(request_id, []).append(ending)
+                self._earlier_count += 1
+            else:
+                self.endings.append(ending)
 
     def _expect_another_answer(self, request_id: str, now_us: int) -> None:
         """Let an earlier call with an id be in flight, after a later one has ended."""

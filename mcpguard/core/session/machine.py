@@ -63,6 +63,7 @@ from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc import answers, frames
+from mcpguard.core.jsonrpc.answers import Answer
 from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame, Refusal
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events, replies
@@ -414,11 +415,17 @@ class Session:
         for line in event.lines:
             if not self._in_flight.by_id:
                 break
-            answer = answers.read_answer(line.frame, whole=line.whole)
-            request = self._in_flight.end(answer.id, answer.outcome, event.now_us) if answer else None
-            if answer and answer.wanted and request and request.tool is not None:
-                self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
+            if line.frame.startswith(b"["):
+                for one in answers.read_batch(line.frame):
+                    self._answered(one, event.now_us)
+            elif answer := answers.read_answer(line.frame, whole=line.whole):
+                self._answered(answer, event.now_us)
         return []
+
+    def _answered(self, answer: Answer, now_us: int) -> None:
+        request = self._in_flight.end(answer.id, answer.outcome, now_us)
+        if answer.wanted and request and request.tool is not None:
+            self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
 
     def _undelivered(self, event: events.Undelivered) -> list[Command]:
         ids = replies.requests_in(event.data)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mcpguard.core.session import in_flight
+from mcpguard.core.session import held_calls, in_flight
 from mcpguard.core.session.held_calls import LOOK_US
 from mcpguard.core.waiting import MAX_WAITING
 from mcpguard.errors import Unauthenticated
@@ -177,6 +177,35 @@ def test_at_most_64_calls_are_held() -> None:
     talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
     lines = [call_line("search", at) for at in range(MAX_WAITING + 2)]
     assert talk.client(*lines) == ["forwarded 0", f"answered {MAX_WAITING + 1}: 429"]
+
+
+def test_calls_that_are_long_together_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_calls, "MAX_WAITING_BYTES", 3000)
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
+    lines = [call_line("search", at, arguments={"q": "x" * 1000}) for at in range(5)]
+    assert talk.client(*lines) == ["forwarded 0", "answered 4: 429"]
+
+
+def test_a_batch_of_answers_frees_the_place_of_each_call() -> None:
+    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 2"))
+    assert talk.client(*(call_line("browse", at) for at in range(1, 5))) == ["forwarded 1", "forwarded 2"]
+    talk.server([{"jsonrpc": "2.0", "id": 1, "result": {}}, {"jsonrpc": "2.0", "id": 2, "result": {"isError": True}}])
+    assert talk.attend() == ["forwarded 3", "forwarded 4"]
+    assert [outcome.outcome for outcome in talk.outcomes] == ["ok", "tool_error"]
+
+
+@pytest.mark.parametrize("ids", [1, 2, 3, 5])
+def test_calls_that_use_their_ids_again_without_end_can_still_be_answered(monkeypatch: pytest.MonkeyPatch, ids: int) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
+    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
+    for at in range(30):
+        talk.client(call_line("browse", at % ids))
+    assert sum(held.used for held in talk.store.held()) <= 9, "in flight, before those with the same ids, and forgotten"
+    for at in range(30):
+        talk.answer(at % ids)
+    assert not talk.awaits_answers
+    talk.server_exits("server exited with status 1")
+    assert talk.store.held() == []
 
 
 def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_waits() -> None:

@@ -1,0 +1,92 @@
+"""Clients and servers that misbehave, against what limits count beyond calls."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.host import Host, Message, call, policy, request, script, until
+
+CAP = '[[rule]]\ntool = "work"\nconcurrent = 2\n'
+ERRORS = '[[rule]]\ntool = "work"\ncount = "errors"\nlimit = "1/1h"\n'
+
+
+class Puppet(Host):
+    """A client, and a server that does what the client says; see `servers/puppet.py`."""
+
+    def __init__(self, home: Path, rules: str) -> None:
+        policy(home, rules)
+        self._notes = home / "notes.jsonl"
+        self._syncs = 0
+        super().__init__(home, *script("puppet", self._notes), options=("--user", "alice", "--server", "crm"))
+
+    def got(self, method: str) -> list[Message]:
+        """What the server has got with this method."""
+        lines = self._notes.read_bytes().split(b"\n")[:-1] if self._notes.exists() else []
+        return [message for message in map(json.loads, lines) if message.get("method") == method]
+
+    def forwarded(self, *messages: Message) -> list[object]:
+        """Send messages, wait until all are judged, and return the ids of all calls that the server has got."""
+        self._syncs += 1
+        self.send(*messages, request(f"sync {self._syncs}", "sync"))
+        until(lambda: len(self.got("sync")) == self._syncs, "the server gets what was sent")
+        return [message["id"] for message in self.got("tools/call")]
+
+    def write(self, *texts: str) -> None:
+        """Let the server write texts, one after another."""
+        self.send({"jsonrpc": "2.0", "method": "do", "params": {"write": texts}})
+
+    def end_call(self, request_id: int | str, **result: object) -> None:
+        """Let the server answer a request, and read the answer."""
+        self.write(json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {"content": [], **result}}) + "\n")
+        self.answer(request_id)
+
+
+def test_a_client_that_uses_one_id_for_all_its_calls_has_no_more_of_them_in_flight(tmp_path: Path) -> None:
+    with Puppet(tmp_path, CAP) as host:
+        for _ in range(5):
+            host.forwarded(call(1, "work"))
+        assert host.forwarded() == [1, 1]
+        for _ in range(3):  # three calls were denied
+            assert host.answer(1)["error"]["data"]["reason"] == "concurrent"
+        host.end_call(1)
+        assert host.forwarded(call(2, "work"), call(3, "work")) == [1, 1, 2]
+
+
+def test_a_request_with_a_very_long_id_makes_no_room_for_calls(tmp_path: Path) -> None:
+    with Puppet(tmp_path, CAP) as host:
+        host.forwarded(call(1, "work"), call(2, "work"))
+        with host.sending(json.dumps(request("x" * 9_000_000, "ping")).encode() + b"\n"):
+            pass
+        assert host.forwarded(call(3, "work")) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda text: [f'[{{"jsonrpc":"2.0","id":1,"result":{{"text":"{text}"}}}}]\n'],
+        lambda text: [f'{{"jsonrpc":"2.0","result":{{"text":"{text * 200_000}"}},"id":1}}\n'],
+        lambda text: [f'{{"id":1,"jsonrpc":"2.0","error":{{"code":1,"message":"{text * 200_000}"}}}}\n'],
+        lambda text: ['{"jsonrpc":"2.0"', ',"id":', f'1,"result":"{text}', '"}\n'],
+    ],
+    ids=["batch", "large, id last", "large, version second", "in pieces"],
+)
+def test_an_answer_frees_the_place_of_its_call_however_it_is_written(
+    tmp_path: Path, answer: Callable[[str], list[str]]
+) -> None:
+    with Puppet(tmp_path, CAP.replace("2", "1")) as host:
+        assert host.forwarded(call(1, "work"), call(2, "work")) == [1]
+        host.write(*answer("answer"))
+        while b'"answer' not in (line := host.line()) and b"answeranswer" not in line:
+            pass
+        assert host.forwarded(call(3, "work")) == [1, 3]
+
+
+def test_a_retry_that_the_server_asked_for_is_counted_if_it_fails(tmp_path: Path) -> None:
+    with Puppet(tmp_path, ERRORS) as host:
+        host.forwarded(call(1, "work"))
+        host.end_call(1, resultType="input_required", requestState="s", inputRequests={})
+        assert host.forwarded(call(2, "work", requestState="s")) == [1, 2]
+        host.end_call(2, isError=True)
+        assert host.call(3, "work")["error"]["data"]["reason"] == "failing"
