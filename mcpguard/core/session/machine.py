@@ -434,7 +434,8 @@ class Session:
 
     def _close_input(self, event: events.InputClosed) -> list[Command]:
         self._input_closed = self._input_closed or event.why
-        return self._answer_all(self._held.drop_all("the server ended while it waited"), self._input_closed)
+        self._held.hurry()  # they are answered with this reason, or before that with the server's exit status
+        return []
 
     def _client_left(self, _: events.ClientLeft) -> list[Command]:
         self._client_waits = False

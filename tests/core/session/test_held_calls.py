@@ -148,10 +148,11 @@ def test_held_calls_end_with_their_client() -> None:
 def test_held_calls_end_with_their_server(exits: bool) -> None:
     talk = Talk(RATE)
     talk.client(call_line("search", 1), call_line("search", 2))
-    came_out = (
-        talk.server_exits("server exited with status 1") if exits else talk.input_closes("the server has closed its input")
-    )
+    assert talk.input_closes("the server has closed its input") == []
+    came_out = talk.server_exits("server exited with status 1") if exits else talk.attend()
     assert "answered 2: -32000" in came_out
+    why = "server exited with status 1" if exits else "the server has closed its input"
+    assert talk.to_client[-1]["error"]["message"] == why
     assert talk.pass_ms(5000) == []
 
 
