@@ -19,6 +19,7 @@ TESTS = Path(__file__).parent
 POSIX = (
     "benchmarks",
     "cli",
+    "demo/test_beyond.py",
     "demo/test_story.py",
     "doctor",
     "end_to_end",

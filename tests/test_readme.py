@@ -30,6 +30,7 @@ from mcpguard.errors import ExitStatus
 from mcpguard.stores.address import address
 from mcpguard.stores.redis.url import SCHEMES
 from tests.core.build import Session
+from tests.demo.conftest import shared_run
 from tests.end_to_end.host import environment, program
 from tests.memory_store import MemoryStore
 
@@ -281,10 +282,10 @@ def test_the_shown_denial_is_what_a_client_receives() -> None:
     assert [json.loads(one.data) for one in replies] == [shown]
 
 
-def test_the_shown_output_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
-    done = run("demo", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    masked = re.sub(r"\d+ ms", "N ms", done.stdout)
+def test_the_shown_output_of_the_demo_is_what_it_prints(tmp_path_factory: pytest.TempPathFactory) -> None:
+    done = shared_run(tmp_path_factory)
+    assert done.status == 0, done.err
+    masked = re.sub(r"\d+ ms", "N ms", done.out)
     (shown,) = blocks("text")
     assert re.sub(r"\d+ ms", "N ms", shown) in masked
 

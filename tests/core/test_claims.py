@@ -192,6 +192,7 @@ def test_the_chain_of_actors_begins_with_the_innermost(act: object, actors: tupl
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda of: st.lists(of) | st.dictionaries(st.text(), of),
+    max_leaves=10,
 )
 NAMES = st.sampled_from(
     ["iss", "aud", "exp", "nbf", "iat", "sub", "email", "email_verified", "roles", "scope", "scp", "act", "agent", "a"]

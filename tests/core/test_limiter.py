@@ -138,7 +138,7 @@ class SteadyCounters(Counters):
 @pytest.mark.usefixtures("small_logs")
 @pytest.mark.parametrize("machine", [Counters, SteadyCounters])
 def test_a_log_decides_like_a_list_of_all_admissions(machine: type[RuleBasedStateMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=250, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40))
 
 
 def admit(states: list[State], n: int, at_us: int, window_us: int = WINDOW_US) -> bool:

@@ -1,5 +1,7 @@
 """One run of the demo, as a user starts it."""
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from tests.end_to_end import host
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "mcpguard", "demo"]
+SHORT_DEMO = host.program("demo", tuned={"mcpguard.demo.story.LOOP_CALLS": 30})
 
 
 def environment(temporary: Path) -> dict[str, str]:
@@ -32,8 +35,24 @@ class Run:
         return next(row[len(words) :] for row in rows if row[: len(words)] == list(words))
 
 
+def shared_run(factory: pytest.TempPathFactory) -> Run:
+    """A run of the demo. All processes that run tests at the same time share it."""
+    import fcntl  # Windows has none
+
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    file = folder / "demo.json"
+    with (folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            temporary = factory.mktemp("demo")
+            done = subprocess.run(DEMO, env=environment(temporary), cwd=ROOT, capture_output=True, text=True, check=False)
+            left_behind = [path.name for path in temporary.iterdir()]
+            file.write_text(json.dumps([done.returncode, done.stdout, done.stderr, left_behind]))
+    return Run(*json.loads(file.read_text()))
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(DEMO, env=environment(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-    return Run(done.returncode, done.stdout, done.stderr, [path.name for path in folder.iterdir()])
+    return shared_run(tmp_path_factory)

@@ -10,7 +10,7 @@ import pytest
 
 from mcpguard.demo import beyond, story
 from mcpguard.errors import McpguardError
-from tests.demo.conftest import DEMO, ROOT, Run, environment
+from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
 
 def test_it_ends_with_status_0_and_an_empty_stderr(run: Run) -> None:
@@ -122,13 +122,13 @@ def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
     env = environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(SHORT_DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert r" \xd7" in done.stdout
 
 
 def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
-    closed = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *DEMO]
+    closed = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *SHORT_DEMO]
     done = subprocess.run(closed, env=environment(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from tests.end_to_end.host import Host, Message, call, script, until
 
 WRAPPERS = 8
+MOST_PAUSE_S = 0.01
+"""How long a client pauses at most after a denial, so that the wrappers wait for the store and not for a CPU."""
 
 Arguments = Callable[[random.Random], Message]
 """Makes the arguments of the next call."""
@@ -154,6 +156,8 @@ class Load:
                     self._admitted += 1
                     if name not in self._killed_us:
                         self._answering[name] = host
+                else:
+                    self._is_over.wait(chance.random() * MOST_PAUSE_S)
 
     def _seen(self) -> list[Seen]:
         begun: dict[str, int] = {}

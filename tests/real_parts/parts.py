@@ -41,7 +41,7 @@ AGENTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The same for clients with agents. They take 600 MB, so only `test_agents` installs them."""
 
-_PIP = ("--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "15")
+_PIP = ("--quiet", "--disable-pip-version-check", "--no-compile", "--retries", "1", "--timeout", "15")
 _NPM = (
     *("--loglevel", "error", "--no-audit", "--no-fund", "--ignore-scripts"),
     *("--fetch-retries", "1", "--fetch-retry-mintimeout", "1000", "--fetch-timeout", "15000"),

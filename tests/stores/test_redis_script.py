@@ -242,7 +242,7 @@ class Pair:
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
-@settings(max_examples=1000)
+@settings(max_examples=400)  # changed operators in the scripts are found within 150, or not within 1000
 def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
     server: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:

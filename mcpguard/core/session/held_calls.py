@@ -161,20 +161,18 @@ class HeldCalls:
         """Note that a request was decided and is not held, or not any more."""
         call = self.get(request.request_id)
         if call is not None and call.frame is request.frame:
-            self.remove(request.request_id)
+            self._remove(str(request.request_id))
 
-    def remove(self, request_id: str | None) -> HeldCall | None:
-        """Forget a call and return it; None if it is not held. The next call for each of its counters is due."""
-        call = self.calls.pop(request_id, None) if request_id is not None else None
-        if call is not None:
-            self._hurry_next(call.waits_for)
+    def drop(self, request_id: str, why: str) -> None:
+        """Drop a call that is held."""
+        call = self._remove(request_id)
+        self.note_drop(call.request, call.verdict, why)
+
+    def _remove(self, request_id: str) -> HeldCall:
+        """Forget a call and return it. The next call for each of its counters is due."""
+        call = self.calls.pop(request_id)
+        self._hurry_next(call.waits_for)
         return call
-
-    def drop(self, request_id: str | None, why: str) -> None:
-        """Drop a call, if it is held."""
-        call = self.remove(request_id)
-        if call is not None:
-            self.note_drop(call.request, call.verdict, why)
 
     def drop_all(self, why: str) -> list[str]:
         """Drop all calls; returns their ids."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpguard.core.policy.explain import sentences
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Call, Rate, Rule
-from mcpguard.core.policy.parse import STARTER, parse, parse_rule, text_of
+from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of
 from mcpguard.core.policy.plan import Plan, label_parts
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
@@ -338,6 +338,12 @@ def test_an_error_in_a_single_rule_begins_with_the_given_place() -> None:
     assert parse_rule({"limit": "5/1m"}, where="policy set").line == 0
     with pytest.raises(PolicyError, match=r"^policy set: limit: 5 is not text$"):
         parse_rule({"limit": 5}, where="policy set")
+
+
+def test_an_error_in_a_single_cost_begins_with_the_given_place() -> None:
+    assert parse_cost({"tool": "report", "cost": 20}, where="policy set").units == 20
+    with pytest.raises(PolicyError, match=r"^policy set: cost: 0 is not a number of units$"):
+        parse_cost({"tool": "report", "cost": 0}, where="policy set")
 
 
 def test_rules_have_no_line_if_tables_and_headers_do_not_correspond() -> None:
