@@ -183,28 +183,26 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, call_i
         The decision. An observed rule is charged if the call is admitted and each of its limits has room. Limits on errors are
         not charged: see `fail`.
     """
-    charged = _smallest(tuple(limits))
-    caps = [limit.counter for limit in charged if not limit.window_us]
+    smallest, caps, charged = _tightest(tuple(limits))
     for counter, state in enumerate(states):
         if state and counter not in caps and state[-2] > now_us:
             now_us = state[-2]
     logs = list(states)
     totals = [0] * len(logs)
-    for _, window_us, counter, *_ in charged:
+    for _, window_us, counter, _, _, _, _, _ in smallest:
         if window_us:
             logs[counter] = live(logs[counter], window_us, now_us)
             totals[counter] = used(logs[counter])
         else:
             totals[counter] = len(logs[counter])
-    full = [at for at, one in enumerate(limits) if not one.n or totals[one.counter] + one.cost > one.n]
+    full = [at for at, (n, _, counter, _, _, _, cost, _) in enumerate(limits) if not n or totals[counter] + cost > n]
     enforced = [at for at in full if not limits[at].observe]
     exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us)) for at in enforced or full])
     if enforced:
         return Decision(False, tuple(totals), tuple(states), exceeded)
     if full:
         without_room = {limits[at].rule for at in full}
-        charged = _smallest(tuple([limit for limit in limits if limit.rule not in without_room]))
-    charged = tuple([limit for limit in charged if limit.counts != "errors"])
+        charged = _tightest(tuple([limit for limit in limits if limit.rule not in without_room]))[2]
     after = list(states)
     for n, window_us, counter, _, _, _, cost, _ in charged:
         log = logs[counter]
@@ -224,7 +222,7 @@ def fail(limits: Sequence[Limit], states: Sequence[State], now_us: int) -> tuple
         The counters' states after that, and the limits that were charged.
     """
     after = list(states)
-    charged = tuple([limit for limit in _smallest(tuple(limits)) if limit.counts == "errors"])
+    charged = tuple([limit for limit in _tightest(tuple(limits))[0] if limit.counts == "errors"])
     for n, window_us, counter, *_ in charged:
         log = after[counter]
         at_us = max(now_us, log[-2]) if log else now_us
@@ -238,14 +236,16 @@ def release(state: State, call_id: int) -> State:
 
 
 @lru_cache(maxsize=512)
-def _smallest(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
-    """The smallest limit of each counter."""
+def _tightest(limits: tuple[Limit, ...]) -> tuple[tuple[Limit, ...], frozenset[int], tuple[Limit, ...]]:
+    """The smallest limit of each counter; the counters of calls in flight; and those limits that an admission is charged on."""
     smallest: dict[int, Limit] = {}
     for limit in limits:
         other = smallest.get(limit.counter)
         if limit.n and (other is None or limit.n < other.n):
             smallest[limit.counter] = limit
-    return tuple(smallest.values())
+    found = tuple(smallest.values())
+    caps = frozenset(limit.counter for limit in found if not limit.window_us)
+    return found, caps, tuple([limit for limit in found if limit.counts != "errors"])
 
 
 def _wait(limit: Limit, logs: Sequence[State], now_us: int) -> int | None:

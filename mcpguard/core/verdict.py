@@ -187,7 +187,9 @@ def verdict(plan: Plan, decision: Decision) -> Verdict:
 
 
 def _exceeding(plan: Plan, decision: Decision) -> Verdict:
-    at, wait = max(decision.exceeded, key=lambda one: severity(plan.limits[one.limit], one.retry_after_us))
+    at, wait = decision.exceeded[0]
+    if len(decision.exceeded) > 1:
+        at, wait = max(decision.exceeded, key=lambda one: severity(plan.limits[one.limit], one.retry_after_us))
     limit = plan.limits[at]
     used = decision.used[limit.counter] if limit.n else None
     word: Decided = "would_deny" if decision.admitted else "rate_limited" if limit.n else "denied"
