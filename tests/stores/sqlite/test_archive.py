@@ -21,6 +21,12 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store = SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)
     yield store
     store.close()
+    while _readers:
+        _readers.pop().close()
+
+
+_readers: list[Reader] = []
+"""Those of the running test."""
 
 
 def fill(store: SqliteStore, count: int, *, detail: str | None = None, users: int = 1) -> Reader:
@@ -32,7 +38,8 @@ def fill(store: SqliteStore, count: int, *, detail: str | None = None, users: in
     store.append([Row(now_us + at, at + 1, "allowed", context, detail=detail) for at, context in enumerate(contexts)])
     while store.needs_tending:
         store.tend()
-    return Reader(store.path)
+    _readers.append(Reader(store.path))
+    return _readers[-1]
 
 
 def ids(pages: Iterator[list[StoredRow]]) -> list[list[int]]:
