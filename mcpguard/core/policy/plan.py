@@ -13,7 +13,8 @@ from mcpguard.core.limiter import Counts, Limit
 ARGUMENTS: Final = "arguments"
 """In `per`: calls of a tool with equal arguments have a counter of their own."""
 
-_SPLIT: Final = f'"{ARGUMENTS}":""'
+_BY_ARGUMENTS: Final = f'"{ARGUMENTS}":"'
+_SPLIT: Final = f'{_BY_ARGUMENTS}"'
 """What stands in the label of a counter for arguments that are not known yet. No name contains it: JSON escapes its quotes."""
 
 
@@ -124,7 +125,7 @@ class Plan:
     def counts_arguments(self, reported: Reported) -> bool:
         """Whether a limit of the plan counts calls with equal arguments."""
         limit = self.limits[self.reported.index(reported)]
-        return limit.n > 0 and ARGUMENTS in label_parts(self.counters[limit.counter].label).values
+        return limit.n > 0 and _BY_ARGUMENTS in self.counters[limit.counter].label
 
     def of_arguments(self, digest: str) -> "Plan":
         """The plan of a call with these arguments.
