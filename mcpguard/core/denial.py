@@ -95,9 +95,10 @@ def describe(
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
     reported = verdict.reported
     if reported and verdict.decision in {"rate_limited", "denied"}:
-        code, message, members = _refusal(tool, _whose(call, reported.axis), reported, verdict, equal=equal)
+        over = verdict.reason
+        code, message, members = _refusal(tool, _whose(call, reported.axis), reported, verdict, over, equal=equal)
         more = {"rule": reported.rule, **audit, "exceeded": _exceeded(verdict)}
-        return code, message, {"reason": verdict.reason, "axis": reported.axis, **members, **names, **more}
+        return code, message, {"reason": over, "axis": reported.axis, **members, **names, **more}
     message = f"Tool {tool} was not called: {why}"
     if verdict.decision == "unauthenticated":
         del names["user"]
@@ -105,7 +106,9 @@ def describe(
     return UNAVAILABLE, message, {"reason": reason, **names, **audit}
 
 
-def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict, *, equal: bool) -> tuple[int, str, dict[str, object]]:
+def _refusal(
+    tool: str, whose: str, reported: Reported, verdict: Verdict, reason: str | None, *, equal: bool
+) -> tuple[int, str, dict[str, object]]:
     """The code and the message of a denial by a limit, and the members of its data that depend on the reason."""
     n, window = reported.limit or 0, reported.window
     data: dict[str, object] = {"limit": n} if window is None else {"limit": n, "window": window}
@@ -115,7 +118,7 @@ def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict, *, equ
         wait_ms = ms_up(verdict.retry_after_us)
         wait_s = -(-wait_ms // 1000)
         data |= {"retry_after_seconds": wait_s, "retry_after_ms": wait_ms}
-        if verdict.reason == "failing":
+        if reason == "failing":
             what = f"Tool {tool} keeps failing for {whose}: {plural(n, 'error')} per {window}."
         else:
             limit = plural(n, "call" if verdict.cost is None else "unit") + (" with these arguments" if equal else "")
@@ -123,12 +126,12 @@ def _refusal(tool: str, whose: str, reported: Reported, verdict: Verdict, *, equ
         if verdict.cost is not None:
             what += f" This call costs {plural(verdict.cost, 'unit')}."
         return RATE_LIMITED, f"{what} Retry in {plural(wait_s, 'second')}.", data
-    if verdict.reason == "concurrent":
+    if reason == "concurrent":
         message = (
             f"Tool {tool} has too many calls in flight for {whose}: at most {n} at once. Retry when one of them has ended."
         )
         return RATE_LIMITED, message, data | {"in_flight": verdict.in_flight}
-    if verdict.reason == "too_costly":
+    if reason == "too_costly":
         message = (
             f"This call of tool {tool} costs {plural(verdict.cost or 0, 'unit')}, more than the whole limit for {whose}: "
             f"{plural(n, 'unit')} per {window}. Waiting does not help."
@@ -147,7 +150,9 @@ def _exceeded(verdict: Verdict) -> list[dict[str, object]]:
     return [
         {
             "axis": reported.axis,
-            **{key: value for key, value in reported.members().items() if key in {"limit", "window", "counts"}},
+            **({} if reported.limit is None else {"limit": reported.limit}),
+            **({} if reported.window is None else {"window": reported.window}),
+            **({} if reported.counts is None else {"counts": reported.counts}),
             **({} if wait is None else {"retry_after_ms": ms_up(wait)}),
             "rule": reported.rule,
         }

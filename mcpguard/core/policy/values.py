@@ -49,15 +49,31 @@ def parse_concurrent(value: object, faults: list[Fault]) -> int:
     """Parse a `concurrent`; 0 for `unlimited`."""
     if value == "unlimited":
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_CONCURRENT:
-        hint = f'a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
-        if value == 0:
-            hint = 'to close a tool write limit = "deny"'
-        elif isinstance(value, str) and value.strip().isdecimal():
-            hint = f"without quotes: concurrent = {value.strip()[:20]}"
-        faults.append(Fault(("concurrent",), f"concurrent: {shown_value(value)} is not a number of calls in flight", hint))
-        return 0
-    return value
+    hint = f'a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
+    zero = 'to close a tool write limit = "deny"'
+    return _whole_number("concurrent", value, MAX_CONCURRENT, faults, what="a number of calls in flight", hint=hint, zero=zero)
+
+
+def _whole_number(key: str, value: object, most: int, faults: list[Fault], *, what: str, hint: str, zero: str) -> int:
+    """Parse a whole number from 1 to `most`; 0 if it is none.
+
+    Args:
+        key: Its key.
+        value: Its value.
+        most: The largest.
+        faults: Receives the error.
+        what: What the number is.
+        hint: The hint for most errors.
+        zero: The hint for 0.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
+        return value
+    if value == 0:
+        hint = zero
+    elif isinstance(value, str) and value.strip().isdecimal():
+        hint = f"without quotes: {key} = {value.strip()[:20]}"
+    faults.append(Fault((key,), f"{key}: {shown_value(value)} is not {what}", hint))
+    return 0
 
 
 def parse_count(table: dict[str, object], faults: list[Fault]) -> Counts:
@@ -89,15 +105,9 @@ def parse_wait(value: object, faults: list[Fault]) -> int:
 
 def parse_units(value: object, faults: list[Fault]) -> int:
     """Parse the `cost` of a `[[cost]]`; in units."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_N:
-        hint = f"a whole number from 1 to {MAX_N}"
-        if value == 0:
-            hint = 'for calls that cost nothing write a narrower rule with limit = "unlimited" and count = "cost"'
-        elif isinstance(value, str) and value.strip().isdecimal():
-            hint = f"without quotes: cost = {value.strip()[:20]}"
-        faults.append(Fault(("cost",), f"cost: {shown_value(value)} is not a number of units", hint))
-        return 0
-    return value
+    hint = f"a whole number from 1 to {MAX_N}"
+    zero = 'for calls that cost nothing write a narrower rule with limit = "unlimited" and count = "cost"'
+    return _whole_number("cost", value, MAX_N, faults, what="a number of units", hint=hint, zero=zero)
 
 
 def parse_limit(value: object, faults: list[Fault]) -> list[Rate]:

@@ -389,9 +389,8 @@ class Session:
         for request in asked:
             request.detail = {**request.detail, "reason": "store_unavailable"}
             request.why = f"the store of counters is unavailable ({event.message})."
-        log = Log(f"store unavailable: {event.message}", kind="store unavailable", is_error=True)
-        for request in asked:
             self._held.decided(request)
+        log = Log(f"store unavailable: {event.message}", kind="store unavailable", is_error=True)
         self._exchange.verdicts += [Verdict("unavailable") for _ in asked]
         return [log, *self._go_on()]
 
