@@ -6,7 +6,7 @@ import selectors
 import signal
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,29 +22,12 @@ from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
-from tests.core.build import WALL_US, Time
+from tests.core.build import Time
 from tests.stores.conftest import ENOUGH_S, Worker, heard
+from tests.stores.sqlite.conftest import Open
 from tests.stores.worker import CAPPED, SEATS
 
 Start = Callable[[str, Path], Worker]
-Open = Callable[..., SqliteStore]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "mcpguard.db"
-
-
-@pytest.fixture
-def times() -> tuple[Time, Time]:
-    return Time(), Time(WALL_US)
-
-
-@pytest.fixture
-def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
-    with contextlib.ExitStack() as opened:
-        clocks = {"clock": times[0], "wall": times[1]}
-        yield lambda **options: opened.enter_context(contextlib.closing(SqliteStore(path, **{**clocks, **options})))
 
 
 def ask(worker: Worker, what: str) -> str:

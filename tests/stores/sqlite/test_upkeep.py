@@ -16,29 +16,11 @@ from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
 from mcpguard.stores.sqlite import call_log, draining, pace, upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time, identity
+from tests.core.build import Session, Time, identity
+from tests.stores.sqlite.conftest import Open
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 MINUTE_S = 61
-
-Open = Callable[..., SqliteStore]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "mcpguard.db"
-
-
-@pytest.fixture
-def times() -> tuple[Time, Time]:
-    return Time(), Time(WALL_US)
-
-
-@pytest.fixture
-def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
-    with contextlib.ExitStack() as opened:
-        clocks = {"clock": times[0], "wall": times[1]}
-        yield lambda **options: opened.enter_context(contextlib.closing(SqliteStore(path, **{**clocks, **options})))
 
 
 @pytest.fixture
