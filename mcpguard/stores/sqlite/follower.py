@@ -86,7 +86,7 @@ class Follower:
 
     def _read_on(self) -> None:
         while found := self._log.next_records(self.at):
-            for text, *_ in found:
+            for text, _, _, _ in found:
                 self.memory.apply(text)
             self.at = Position(*found[-1][1:])
             if self._log.ends_at(self.at):
