@@ -3,12 +3,14 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.machine import Session
+from mcpguard.core.verdict import DecisionRequest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
@@ -72,6 +74,20 @@ class Dispatcher:
                 self._handle_posted()
             return self._handle(event, self._reply)
 
+    def judge(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes:
+        """As `dispatch` of `ClientWrote`, but a call that came alone takes a short cut."""
+        with self._lock:
+            if self._posted:
+                self._handle_posted()
+            request = self._session.lone_call(messages)
+            if request is None:
+                return self._handle(events.ClientWrote(messages, now_us), self._reply)
+            decided = self._decide((request,))
+            if isinstance(decided, events.Decided) and decided.verdicts[0].decision == "allowed":
+                return self._session.forward(request, decided.verdicts[0], now_us)
+            self._session.resume(messages, request, now_us)
+            return self._handle(decided, self._reply)
+
     def last_answers(self, how: str) -> bytes:
         """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
 
@@ -128,7 +144,7 @@ class Dispatcher:
                 if isinstance(command, ToServer):
                     to_server.append(command.data)
                 elif isinstance(command, Decide):
-                    next_event = self._decide(command)
+                    next_event = self._decide(command.requests)
                 elif isinstance(command, ToClient):
                     to_client.append(command.data)
                 elif isinstance(command, Log):
@@ -143,9 +159,9 @@ class Dispatcher:
             reply(b"".join(to_client))
         return b"".join(to_server)
 
-    def _decide(self, command: Decide) -> events.Decided | events.StoreFailed:
+    def _decide(self, requests: Sequence[DecisionRequest]) -> events.Decided | events.StoreFailed:
         try:
-            return events.Decided(self._store.decide(command.requests, self._session.journal))
+            return events.Decided(self._store.decide(requests, self._session.journal))
         except StoreUnavailable as error:
             return events.StoreFailed(error.message)
 

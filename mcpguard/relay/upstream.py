@@ -174,6 +174,7 @@ class Upstream:
             to_server = self._dispatcher.dispatch(events.Unjudged(lines, monotonic_us()))
         if to_server:
             self._send(to_server)
+        self._judged()
         self._await_room()
 
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
@@ -184,9 +185,7 @@ class Upstream:
         self._poll_sources(for_call=self._identity is not None and any(map(_is_call, messages)))
         if self._is_input_closed:
             self.notice_client_end()
-        to_server = self._dispatcher.dispatch(events.ClientWrote(messages, monotonic_us()))
-        self._judged()
-        return to_server
+        return self._dispatcher.judge(messages, monotonic_us())
 
     def _poll_sources(self, *, for_call: bool) -> None:
         """Put the newest identity and policy in force."""

@@ -211,8 +211,7 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     """Check one JSON object."""
     method, params = message.get("method"), message.get("params")
     request_id = id_text(message["id"]) if "id" in message else None
-    fault = fault_in_keys(message, RESERVED)
-    if fault:
+    if fault := fault_in_keys(message, RESERVED):
         is_ambiguous = isinstance(message, FaultyObject) and message.has_two_ids
         return _refuse(message, INVALID_REQUEST, fault, None if is_ambiguous else request_id)
     if method is None and _waits(message):
@@ -221,14 +220,13 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         request_id = None
     elif type(method) is not str:
         return _refuse(message, INVALID_REQUEST, "a method that is not a string", request_id)
-    elif _unequal(method):
+    elif method != TOOLS_CALL and _unequal(method):
         return _refuse(message, INVALID_REQUEST, "U+0000 or a lone surrogate in the method", request_id)
     elif request_id is None and "id" in message:
         return _refuse(message, INVALID_REQUEST, "an id that is neither a string nor an integer", None)
     elif request_id is None and method == TOOLS_CALL:
         return _refuse(message, INVALID_REQUEST, "a tools/call without an id", None)
-    fault = _fault_in_params(method, params)
-    if fault:
+    if fault := _fault_in_params(method, params):
         return _refuse(message, INVALID_PARAMS, fault, request_id)
     return Frame(escape_line_separators(raw), method, request_id, params)
 

@@ -58,7 +58,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import audit
+from mcpguard.core import audit, meta
 from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
@@ -189,6 +189,36 @@ class Session:
         self._held.hurry()
         return []
 
+    # A call that comes alone
+
+    def lone_call(self, messages: Sequence[Frame | Refusal]) -> DecisionRequest | None:
+        """The request for a call that came alone; None if it did not, or if it depends on more than the store's decision.
+
+        Calls usually come alone. For such a call the relay asks the store itself, and hands the verdict to `forward` or
+        `resume`. `ClientWrote` leads to the same in three times as many steps.
+        """
+        frame, callers = messages[0], self._callers
+        if len(messages) > 1 or not isinstance(frame, Frame) or frame.method != TOOLS_CALL or self._needs_look_up(frame):
+            return None
+        if self._held.calls or self._input_closed or callers.unauthenticated or isinstance(callers.policy, PolicyError):
+            return None
+        request = self._requests.of_call(frame, _NO_AGENTS)
+        return request if request.waited_us is None else None
+
+    def forward(self, request: DecisionRequest, verdict: Verdict, now_us: int) -> bytes:
+        """Let a call be in flight that the store has let pass; returns the frame for the server."""
+        frame, request_id, call, plan = request.frame, request.request_id, request.call, request.plan
+        assert frame is not None and request_id is not None  # noqa: S101 - it is a call's request
+        settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
+        self._in_flight.add(request_id, InFlight(verdict.row_id, now_us, call.tool, call.user, request.rounds, settled))
+        return frame.raw + b"\n"
+
+    def resume(self, messages: Sequence[Frame | Refusal], request: DecisionRequest, now_us: int) -> None:
+        """Go on with a call that came alone as if `Decide` had asked for its verdict: `Decided` or `StoreFailed` comes next."""
+        self._exchange = exchange = Exchange(messages, now_us)
+        exchange.request(request)
+        exchange.ask()
+
     # The exchange
 
     def _client_wrote(self, event: events.ClientWrote) -> list[Command]:
@@ -214,6 +244,14 @@ class Session:
                 if message.is_retry:
                     exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
+
+    def _needs_look_up(self, call: Frame) -> bool:
+        """Whether the verdict on a call depends on something else than the store: see `_to_look_up`."""
+        return (
+            call.id in self._in_flight.by_id
+            or call.is_retry
+            or (not meta.CALL_IDS.isdisjoint(meta_of(call)) and not self._callers.identity.has_whole_agent)
+        )
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
         return self._judge(event.agents)
@@ -317,13 +355,10 @@ class Session:
         if request.frame is None or request.request_id is None:
             return None
         if verdict.decision in FORWARDED:
-            call, plan = request.call, request.plan
-            settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
-            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, settled)
-            self._in_flight.add(request.request_id, flight)
+            data = self.forward(request, verdict, exchange.now_us)
             if request in exchange.withdrawn:
                 self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
-            return ToServer(request.frame.raw + b"\n")
+            return ToServer(data)
         if verdict.decision == "held":
             return None
         self._retries.give_back(request)
