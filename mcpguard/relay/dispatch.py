@@ -10,7 +10,6 @@ from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.machine import Session
-from mcpguard.core.verdict import DecisionRequest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
@@ -82,9 +81,14 @@ class Dispatcher:
             request = self._session.lone_call(messages)
             if request is None:
                 return self._handle(events.ClientWrote(messages, now_us), self._reply)
-            decided = self._decide((request,))
-            if isinstance(decided, events.Decided) and decided.verdicts[0].decision == "allowed":
-                return self._session.forward(request, decided.verdicts[0], now_us)
+            try:
+                verdicts = self._store.decide((request,), self._session.journal)
+            except StoreUnavailable as error:
+                decided: events.Event = events.StoreFailed(error.message)
+            else:
+                if verdicts[0].decision == "allowed":
+                    return self._session.forward(request, verdicts[0], now_us)
+                decided = events.Decided(verdicts)
             self._session.resume(messages, request, now_us)
             return self._handle(decided, self._reply)
 
@@ -144,7 +148,7 @@ class Dispatcher:
                 if isinstance(command, ToServer):
                     to_server.append(command.data)
                 elif isinstance(command, Decide):
-                    next_event = self._decide(command.requests)
+                    next_event = self._decide(command)
                 elif isinstance(command, ToClient):
                     to_client.append(command.data)
                 elif isinstance(command, Log):
@@ -159,9 +163,9 @@ class Dispatcher:
             reply(b"".join(to_client))
         return b"".join(to_server)
 
-    def _decide(self, requests: Sequence[DecisionRequest]) -> events.Decided | events.StoreFailed:
+    def _decide(self, command: Decide) -> events.Decided | events.StoreFailed:
         try:
-            return events.Decided(self._store.decide(requests, self._session.journal))
+            return events.Decided(self._store.decide(command.requests, self._session.journal))
         except StoreUnavailable as error:
             return events.StoreFailed(error.message)
 

@@ -198,9 +198,13 @@ class Session:
         `resume`. `ClientWrote` leads to the same in three times as many steps.
         """
         frame, callers = messages[0], self._callers
-        if len(messages) > 1 or not isinstance(frame, Frame) or frame.method != TOOLS_CALL or self._needs_look_up(frame):
+        if len(messages) > 1 or not isinstance(frame, Frame) or frame.method != TOOLS_CALL:
             return None
-        if self._held.calls or self._input_closed or callers.unauthenticated or isinstance(callers.policy, PolicyError):
+        if self._held.calls or self._input_closed or self._server_exited:
+            return None
+        if callers.unauthenticated or isinstance(callers.policy, PolicyError):
+            return None
+        if frame.id in self._in_flight.by_id or frame.is_retry or self._names_its_agent(frame):
             return None
         request = self._requests.of_call(frame, _NO_AGENTS)
         return request if request.waited_us is None else None
@@ -245,13 +249,9 @@ class Session:
                     exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
-    def _needs_look_up(self, call: Frame) -> bool:
-        """Whether the verdict on a call depends on something else than the store: see `_to_look_up`."""
-        return (
-            call.id in self._in_flight.by_id
-            or call.is_retry
-            or (not meta.CALL_IDS.isdisjoint(meta_of(call)) and not self._callers.identity.has_whole_agent)
-        )
+    def _names_its_agent(self, call: Frame) -> bool:
+        """Whether a hook may have noted the agent of a call."""
+        return not meta.CALL_IDS.isdisjoint(meta_of(call)) and not self._callers.identity.has_whole_agent
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
         return self._judge(event.agents)

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import open_private
+from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import QueueLock
 
 FORMAT: Final = 1
@@ -114,6 +115,7 @@ class CallLog:
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
         self._name = str(path)
+        self._folder = FolderChanges(path.parent)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self.fd = os.open(path, flags)
         try:
@@ -121,6 +123,7 @@ class CallLog:
             self.header = self._read_header()
         except BaseException:
             os.close(self.fd)
+            self._folder.close()
             raise
         self.appended_bytes = 0
         self._room_until = 0
@@ -163,6 +166,11 @@ class CallLog:
             os.close(fd)
             self.check()
         return QueueLock(fd)
+
+    def check_name(self) -> None:
+        """As `check`, for each call: it costs less, and does not notice at once that the file was cut or its folder replaced."""
+        if self._folder.may_have_changed():
+            self.check()
 
     def check(self) -> None:
         """Check that the path still names this file, and that the file has its full size.
@@ -314,6 +322,7 @@ class CallLog:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self._folder.close()
 
 
 def _record_at(data: bytes, offset: int, at: Position) -> tuple[str, Position, int] | None:
