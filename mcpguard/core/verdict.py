@@ -274,7 +274,7 @@ def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, li
         return None
     after: list[State] = []
     tightest, count, least, is_observed = -1, 0, 0, False
-    for at, (n, window_us, _, _, observe, *_) in enumerate(plan.limits):
+    for at, (n, window_us, grain_us, observe) in enumerate(plan.plain_limits):
         log = states[at]
         if not log or log[-2] > now_us:
             return None
@@ -288,7 +288,9 @@ def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, li
             return None
         if tightest < 0 or (left < least if observe is is_observed else is_observed):
             tightest, count, least, is_observed = at, used + 1, left, observe
-        after.append(charge(log, n, window_us, now_us))
+        # As `charge` does it for most calls
+        shares = now_us - log[0] < grain_us
+        after.append((*log[:-2], now_us, log[-1] + 1) if shares else charge(log, n, window_us, now_us))
     return Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after
 
 
