@@ -44,8 +44,10 @@ class FollowedFile:
 
     def look(self) -> bool:
         """Read the file if it may have changed. Returns whether `content` may be new."""
-        if self._fd >= 0 and time.monotonic() < self._held_until_s and _stamp(os.fstat(self._fd)) == self._stamp:
-            return False
+        if self._fd >= 0 and time.monotonic() < self._held_until_s:
+            held = os.fstat(self._fd)
+            if (held.st_ino, held.st_nlink, held.st_size, held.st_mtime_ns, held.st_ctime_ns) == self._stamp:
+                return False
         self._let_go()
         try:
             stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast
@@ -57,7 +59,7 @@ class FollowedFile:
             before, self._stamp = self.content, None
             self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return self.content != before
-        stamp = _stamp(stat)
+        stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if stamp == self._stamp and self._settled:
             if self._may_hold:
                 self._hold()
@@ -86,8 +88,3 @@ class FollowedFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _stamp(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes with a file."""
-    return stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -130,7 +130,7 @@ class Dispatcher:
             return True
         try:
             self._read_answers()
-            return self._session.awaits_answers
+            return bool(self._session.in_flight.by_id)
         finally:
             self._lock.release()
 

@@ -52,7 +52,7 @@ class Scene:
         self.dispatcher = Dispatcher(self.session, self.store, self.unread, self.replies.append, console)
 
     def client(self, *lines: bytes) -> bytes:
-        return self.dispatcher.dispatch(events.ClientWrote(read(lines), 0))
+        return self.dispatcher.judge(read(lines), 0)
 
     def decisions(self) -> list[object]:
         return [entry.record["decision"] for entry in self.store.entries()]
@@ -106,9 +106,9 @@ def test_answers_are_left_unread_by_a_thread_that_must_not_wait_for_the_session(
     scene.unread.add(ANSWER, awaits_answers=True)
     with scene.dispatcher._lock:  # held while a store is used
         assert not scene.dispatcher.read_answers(waits=False)
-    assert scene.session.awaits_answers
+    assert scene.session.in_flight.by_id
     assert scene.dispatcher.read_answers(waits=False)
-    assert not scene.session.awaits_answers
+    assert not scene.session.in_flight.by_id
 
 
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:

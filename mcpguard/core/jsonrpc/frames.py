@@ -209,9 +209,22 @@ def _is_too_deep(line: bytes) -> bool:
 
 def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     """Check one JSON object."""
-    method, params = message.get("method"), message.get("params")
-    request_id = id_text(message["id"]) if "id" in message else None
-    if fault := fault_in_keys(message, RESERVED):
+    method, params, request_id = message.get("method"), message.get("params"), message.get("id")
+    if (
+        method == TOOLS_CALL
+        and type(request_id) is int
+        and message.keys() <= RESERVED
+        and type(message) is type(params) is dict
+        and params.keys() <= RESERVED_PARAMS
+        and type(name := params.get("name")) is str
+        and not _unequal(name)
+        and raw.isascii()
+        and b"\r" not in raw
+    ):  # a usual call, which has none of the faults below
+        return tuple.__new__(Frame, (raw, method, str(request_id), params))  # half the time of `Frame(…)`
+    request_id = id_text(request_id)
+    fault = fault_in_keys(message, RESERVED)
+    if fault:
         is_ambiguous = isinstance(message, FaultyObject) and message.has_two_ids
         return _refuse(message, INVALID_REQUEST, fault, None if is_ambiguous else request_id)
     if method is None and _waits(message):
@@ -220,13 +233,14 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         request_id = None
     elif type(method) is not str:
         return _refuse(message, INVALID_REQUEST, "a method that is not a string", request_id)
-    elif method != TOOLS_CALL and _unequal(method):
+    elif _unequal(method):
         return _refuse(message, INVALID_REQUEST, "U+0000 or a lone surrogate in the method", request_id)
     elif request_id is None and "id" in message:
         return _refuse(message, INVALID_REQUEST, "an id that is neither a string nor an integer", None)
     elif request_id is None and method == TOOLS_CALL:
         return _refuse(message, INVALID_REQUEST, "a tools/call without an id", None)
-    if fault := _fault_in_params(method, params):
+    fault = _fault_in_params(method, params)
+    if fault:
         return _refuse(message, INVALID_PARAMS, fault, request_id)
     return Frame(escape_line_separators(raw), method, request_id, params)
 

@@ -66,7 +66,9 @@ class LocalCounting:
 
     def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
         """Note which counters the store has just decided on, but for plans that settle. Their logs here are outdated."""
-        if self._mode != "local" or (requests[-1].plan is self._noted_plan and len(requests) == 1 and now_us < self._noted_until_us):
+        if self._mode != "local" or (
+            requests[-1].plan is self._noted_plan and len(requests) == 1 and now_us < self._noted_until_us
+        ):
             return
         for request in requests:
             plan = request.plan
