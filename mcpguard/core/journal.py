@@ -141,12 +141,13 @@ class Journal:
 
         For a store that knows the verdict only after it has written the row. `rows` does the same for each row that it returns.
         """
-        self.tally[_ALLOWED] += 1
-        if self._denials:
-            self._forget_denials(request.plan, range(len(request.plan.counters)))
-        self.seq += 1
-        verdict.has_own_row = True
-        verdict.audit_id = f"{self.session}-{self.seq}"
+        self._before.clear()
+        self._seq_before = self.seq
+        if verdict.decision == "allowed" and not self._denials:
+            self.tally[_ALLOWED] += 1
+        else:
+            self._count(request, verdict)
+        self._number(verdict)
 
     def _number(self, verdict: Verdict) -> None:
         """Give a verdict's row the next number."""
