@@ -53,13 +53,7 @@ class DecisionRequest:
         whole_plan: Of a free retry, the plan with the limits that it need not pass; else None.
     """
 
-    # few requests have others, and each attribute that is set takes time
-    args_hash: bytes | None = None
-    trace_id: str | None = None
-    decided: Decided | None = None
-    why = ""
-    rounds = 0
-    client_name: str | None = None
+    # few calls have others, and each attribute that is set takes time
     waited_us: int | None = None
     is_behind = False
     whole_plan: Plan | None = None
@@ -72,6 +66,8 @@ class DecisionRequest:
         frame: Frame | None = None,
         request_id: str | None = None,
         *,
+        args_hash: bytes | None = None,
+        trace_id: str | None = None,
         detail: dict[str, object] | None = None,
         decided: Decided | None = None,
     ) -> None:
@@ -80,9 +76,13 @@ class DecisionRequest:
         self.context = context
         self.frame = frame
         self.request_id = request_id
+        self.args_hash = args_hash
+        self.trace_id = trace_id
         self.detail = {} if detail is None else detail
-        if decided is not None:
-            self.decided = decided
+        self.decided = decided
+        self.why = ""
+        self.rounds = 0
+        self.client_name: str | None = None
 
 
 class Ending(NamedTuple):

@@ -146,11 +146,11 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
         Plan() if decided == "policy" else plans[which],
         f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
         request_id='"é"',
+        args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
+        trace_id="ab" * 16 if detailed else None,
         detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
         decided=decided,  # type: ignore[arg-type]
     )
-    if detailed:
-        request.args_hash, request.trace_id = b"\x00\xff\r\n\r\n", "ab" * 16
     request.waited_us, request.is_behind, request.rounds = choices
     return request
 
