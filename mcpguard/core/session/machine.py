@@ -52,6 +52,9 @@ Invariants
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
 - Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries`, `held_calls` and `journal`.
 - `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
+
+A call usually comes alone, and is allowed. `lone_call` and `forward` are a short cut for such a call, without an exchange. They
+lead to the same as the events.
 """
 
 import contextlib
@@ -190,8 +193,10 @@ class Session:
         Calls usually come alone. For such a call the relay asks the store itself, and hands the verdict to `forward` or
         `resume`. `ClientWrote` leads to the same in three times as many steps.
         """
+        if len(messages) != 1:
+            return None
         frame, callers = messages[0], self._callers
-        if len(messages) > 1 or not isinstance(frame, Frame) or frame.method != TOOLS_CALL:
+        if not isinstance(frame, Frame) or frame.method != TOOLS_CALL:
             return None
         if self._held.calls or self._input_closed or self._server_exited:
             return None
