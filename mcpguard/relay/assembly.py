@@ -1,5 +1,6 @@
 """Assembles a session from settings. It is imported after the server has started, so that it loads while the server boots."""
 
+import functools
 import gc
 import os
 import sys
@@ -58,7 +59,7 @@ def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, s
         namespace=settings.namespace,
         denials=settings.denials,
         arguments=settings.arguments,
-        args_key=lambda: store.args_key,
+        args_key=functools.partial(getattr, store, "args_key"),
     )
     output = ClientOutput(1, lambda: supervisor.ended("client"))
     traffic = Traffic(server, session, store, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)

@@ -66,7 +66,7 @@ class Downstream:
 
         If the store has to be told of the end of a call, it is told before the client can know of the end.
         """
-        if self._unread.add(chunk, awaits_answers=self._session.awaits_answers):
+        if self._unread.add(chunk, awaits_answers=bool(self._session.in_flight.by_id)):
             self._kept()
-            if self._session.settles:
+            if self._session.in_flight.to_settle:
                 self._dispatcher.read_answers()

@@ -1,5 +1,6 @@
 """The traffic of one session: the loops between client and server, and how they end."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -71,7 +72,7 @@ class Traffic:
             console,
             read_ahead=self._stream.read_ahead,
             judged=self._bookkeeper.wake,
-            keep_pace=lambda: store.keep_pace(self._bookkeeper.hurry),
+            keep_pace=functools.partial(store.keep_pace, self._bookkeeper.hurry),
             shut_down=self._shut_down,
             source=source,
             client_input=client_input,
