@@ -167,6 +167,11 @@ def told(verdict: Verdict) -> dict[str, object]:
     return found | {"states": list(verdict.states)}
 
 
+def kept(journal: Journal) -> dict[str, object]:
+    """What a journal keeps, but for what `take_back` would restore: the script's rows cannot be taken back."""
+    return vars(journal) | {"_before": None, "_seq_before": None}
+
+
 class Pair:
     """Makes the same calls on the server and on the reference store."""
 
@@ -201,7 +206,7 @@ class Pair:
         if step.flushes:
             self.store.append(mine.flush(self.wall()))
             self.reference.append(theirs.flush(self.wall()))
-        assert vars(mine) == vars(theirs)
+        assert kept(mine) == kept(theirs)
         if step.holds is not None:
             self.hold([counter for counter in plans[step.holds].counters if not counter.window_us])
         if self.forwarded:
@@ -229,9 +234,9 @@ class Pair:
 
     def check(self, counters: Sequence[Counter]) -> None:
         """Check that the states are the same."""
-        kept, now_us = self.store.peek(counters)
+        found, now_us = self.store.peek(counters)
         assert now_us == self.time()
-        assert [self.known(*one) for one in zip(kept, counters, strict=True)] == self.wanted(counters)
+        assert [self.known(*one) for one in zip(found, counters, strict=True)] == self.wanted(counters)
         held = [(one.label, one.used, one.log) for one in self.store.held()]
         assert sorted(held) == sorted((one.label, one.used, one.log) for one in self.reference.held())
 
