@@ -204,6 +204,11 @@ class Journal:
         return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
 
     @property
+    def is_blank(self) -> bool:
+        """Whether `remembered` and `allowance` have nothing to return."""
+        return not (self._storms or self._denials or self._sums or self._budgets)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether `flush` has rows to return, or something to forget, now or later."""
         return bool(self._storms or self._sums or self._budgets)
