@@ -12,6 +12,9 @@ from typing import Final
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
 
+SETTLING_NS: Final = 50_000_000
+"""A file or folder that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
+
 _MAX_LINKS: Final = 40
 """The number of links that Linux follows."""
 

@@ -8,10 +8,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from mcpguard.files import read_at_once
-
-SETTLING_NS: Final = 50_000_000
-"""A file that changed less than this ago is read again at each look: two edits can have the same time stamp."""
+from mcpguard.files import SETTLING_NS, read_at_once
 
 HELD_S: Final = 1.0
 """How long a file that is kept open is taken for the one that its path names. Only another folder in the place of one of the

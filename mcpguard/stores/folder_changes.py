@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from mcpguard.followed_file import SETTLING_NS
+from mcpguard.files import SETTLING_NS
 
 
 class FolderChanges:
