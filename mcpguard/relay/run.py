@@ -39,7 +39,8 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     """
     if settings.agent:
         parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
-    _ = settings.address
+    if settings.store:
+        _ = settings.address
     supervisor = Supervisor()
     server_process = spawn(argv, environment(os.environ))
     from mcpguard.relay.console import Console  # from here on the server boots at the same time
