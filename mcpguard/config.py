@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server: pathl
 
     from mcpguard.auth.settings import JwtSettings
     from mcpguard.stores.api import Address, Options, Readable, Store
+else:
+    JwtSettings = object  # a `NamedTuple` compiles annotations in quotes, and the first such compilation takes 2 ms
 
 PATIENCE_MS: Final = 5000
 """The shortest time that a command waits for the store. No call waits for a command."""
@@ -61,7 +63,7 @@ class Settings(NamedTuple):
     durability: str = "normal"
     user: str | None = None
     agent: str | None = None
-    jwt: "JwtSettings | None" = None
+    jwt: JwtSettings | None = None
     trust_client_info: bool = True
     trust_meta: bool = False
     denials: str = "auto"

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings
-from mcpguard.core.identity import parse_agent
-from mcpguard.identity import configured_identity
 from mcpguard.relay.command import environment
 from mcpguard.relay.process import spawn
 from mcpguard.relay.supervisor import Supervisor
@@ -38,6 +36,8 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         ConfigError: The configured agent or store is invalid.
     """
     if settings.agent:
+        from mcpguard.core.identity import parse_agent
+
         parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
     if settings.store:
         _ = settings.address
@@ -56,7 +56,8 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
 
     def begin() -> None:
         nonlocal guard
-        from mcpguard.relay.assembly import Guard  # while the client's first messages pass
+        from mcpguard.identity import configured_identity  # while the client's first messages pass
+        from mcpguard.relay.assembly import Guard
 
         identity = configured_identity(settings, server or _derived_name(argv))
         guard = Guard(server_process.pid, traffic, identity, settings, console, observe=observe)
