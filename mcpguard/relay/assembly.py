@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Final
 
 from mcpguard.config import Settings
+from mcpguard.core.audit import summary
 from mcpguard.core.digest import blake2b
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
+from mcpguard.core.session.machine import Session
+from mcpguard.errors import PolicyError
+from mcpguard.relay import judging
 from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
-from mcpguard.relay.watchdog import Watchdog
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
@@ -24,7 +28,6 @@ class Guard:
     """Loads what calls are judged by, and lets the traffic judge them.
 
     Args:
-        server: The number of the server's process group.
         traffic: The traffic, which has started.
         identity: The configured identity, and the server's name.
         settings: The settings of this machine.
@@ -32,18 +35,10 @@ class Guard:
         observe: Decide and log, deny nothing.
     """
 
-    def __init__(
-        self, server: int, traffic: Traffic, identity: Identity, settings: Settings, console: Console, *, observe: bool
-    ) -> None:
+    def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console, *, observe: bool) -> None:
         self._console = console
-        self._watchdog = Watchdog(server)
         settings.address.load()  # outside of the store's time budget, because calls wait for it
-        self._store = _store(settings, console)  # it is opened while the other modules are loaded
-        from mcpguard.core.journal import Journal
-        from mcpguard.core.session.machine import Session
-        from mcpguard.errors import PolicyError
-        from mcpguard.relay import judging
-
+        self._store = _store(settings, console)  # it is opened while the policy is read
         self._journal = Journal(os.urandom(8).hex())
         session = Session(
             identity,
@@ -64,9 +59,6 @@ class Guard:
         Args:
             at_most: How long a part of the shutdown may take; see `Supervisor`.
         """
-        from mcpguard.core.audit import summary
-
-        self._watchdog.dismiss()
         self._console.line(summary(self._journal.tally))
         closing = threading.Thread(target=self._store.close, name="mcpguard-close", daemon=True)
         closing.start()

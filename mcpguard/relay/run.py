@@ -46,23 +46,27 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
     from mcpguard.relay.console import Console  # from here on the server boots at the same time
     from mcpguard.relay.output import ClientOutput
     from mcpguard.relay.traffic import Traffic
+    from mcpguard.relay.watchdog import Watchdog
 
     server_process.confirm()
     sys.setswitchinterval(SWITCH_S)
     console = Console(quiet=settings.quiet)
     output = ClientOutput(1, lambda: supervisor.ended("client"))
     traffic = Traffic(server_process, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)
+    watchdog: Watchdog
     guard: Guard
 
     def begin() -> None:
-        nonlocal guard
+        nonlocal guard, watchdog
+        watchdog = Watchdog(server_process.pid)
         from mcpguard.identity import configured_identity  # while the client's first messages pass
         from mcpguard.relay.assembly import Guard
 
         identity = configured_identity(settings, server or _derived_name(argv))
-        guard = Guard(server_process.pid, traffic, identity, settings, console, observe=observe)
+        guard = Guard(traffic, identity, settings, console, observe=observe)
 
     status = supervisor.supervise(server_process, traffic, console, begin)
+    watchdog.dismiss()
     guard.close(supervisor.at_most)
     return status
 
