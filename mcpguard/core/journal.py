@@ -143,7 +143,10 @@ class Journal:
         """
         self._before.clear()
         self._seq_before = self.seq
-        self._count(request, verdict)
+        if verdict.decision == "allowed" and not self._denials:
+            self.tally[_ALLOWED] += 1
+        else:
+            self._count(request, verdict)
         self._number(verdict)
 
     def _number(self, verdict: Verdict) -> None:

@@ -1,5 +1,6 @@
 """Assembles what judges calls. It is imported after the traffic has started: the client's first messages do not wait for it."""
 
+import functools
 import gc
 import os
 import threading
@@ -47,7 +48,7 @@ class Guard:
             namespace=settings.namespace,
             denials=settings.denials,
             arguments=settings.arguments,
-            args_key=lambda: self._store.args_key,
+            args_key=functools.partial(getattr, self._store, "args_key"),
         )
         judging.begin(traffic, session, self._store, settings, console, observe=observe)
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it

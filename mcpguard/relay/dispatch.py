@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.opening import Opening
@@ -15,7 +16,6 @@ from mcpguard.relay.unread import Unread
 from mcpguard.stores.clock import monotonic_us
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.core.jsonrpc.frames import Frame, Refusal
     from mcpguard.core.session.machine import Session
     from mcpguard.stores.api import CallStore
 
@@ -57,7 +57,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._posted: deque[events.Event] = deque()
 
-    def open(self, messages: "Sequence[Frame | Refusal]", now_us: int) -> bytes | None:
+    def open(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
         """The frames for the server, of messages that need no session; None if they have to wait for `begin`."""
         with self._lock:
             return None if self._posted or self._begun.is_set() else self._opening.forward(messages, now_us)
@@ -94,6 +94,25 @@ class Dispatcher:
             if self._posted:
                 self._handle_posted()
             return self._handle(event, self._reply)
+
+    def judge(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes:
+        """As `dispatch` of `ClientWrote`, but a call that came alone takes a short cut."""
+        with self._lock:
+            if self._posted:
+                self._handle_posted()
+            request = self._session.lone_call(messages)
+            if request is None:
+                return self._handle(events.ClientWrote(messages, now_us), self._reply)
+            try:
+                verdicts = self._store.decide((request,), self._session.journal)
+            except StoreUnavailable as error:
+                decided: events.Event = events.StoreFailed(error.message)
+            else:
+                if verdicts[0].decision == "allowed":
+                    return self._session.forward(request, verdicts[0], now_us)
+                decided = events.Decided(verdicts)
+            self._session.resume(messages, request, now_us)
+            return self._handle(decided, self._reply)
 
     def last_answers(self, how: str) -> bytes:
         """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
@@ -137,7 +156,7 @@ class Dispatcher:
             return True
         try:
             self._read_answers()
-            return self._session.awaits_answers
+            return bool(self._session.in_flight.by_id)
         finally:
             self._lock.release()
 

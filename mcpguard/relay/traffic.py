@@ -1,5 +1,6 @@
 """The traffic of one session: the loops between client and server, and how they end."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -115,7 +116,11 @@ class Traffic:
         self._threads.append(threading.Thread(target=bookkeeper.run, name="mcpguard-bookkeeper", daemon=True))
         self._threads[-1].start()
         self._upstream.guard(
-            session, policies, identities, judged=bookkeeper.wake, keep_pace=lambda: store.keep_pace(bookkeeper.hurry)
+            session,
+            policies,
+            identities,
+            judged=bookkeeper.wake,
+            keep_pace=functools.partial(store.keep_pace, bookkeeper.hurry),
         )
 
     def close_input(self, why: str) -> None:

@@ -162,7 +162,8 @@ class Upstream:
             if self._client_input.wait(min(left_s, LOOK_S)):
                 return
             try:
-                self._poll_sources(for_call=True)
+                self._poll_identity(for_call=True)
+                self._poll_policy()
                 to_server = self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
             except Exception as error:
                 self._console.internal_error(error)
@@ -183,6 +184,7 @@ class Upstream:
             to_server = self._dispatcher.dispatch(events.Unjudged(lines, monotonic_us()))
         if to_server:
             self._send(to_server)
+        self._judged()
         self._await_room()
 
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
@@ -193,19 +195,21 @@ class Upstream:
             if to_server is not None:
                 return to_server
             self._is_guarding.wait()
-        self._poll_sources(for_call=self._identity is not None and any(map(_is_call, messages)))
+        if self._identity:
+            self._poll_identity(for_call=any(map(_is_call, messages)))
+        self._poll_policy()
         if self._is_input_closed:
             self.notice_client_end()
-        to_server = self._dispatcher.dispatch(events.ClientWrote(messages, monotonic_us()))
-        self._judged()
-        return to_server
+        return self._dispatcher.judge(messages, monotonic_us())
 
-    def _poll_sources(self, *, for_call: bool) -> None:
-        """Put the newest identity and policy in force."""
-        if self._identity:
-            identity = self._identity.poll(for_call=for_call)
-            if identity is not None:
-                self._dispatcher.post(events.IdentityChanged(identity))
+    def _poll_identity(self, *, for_call: bool) -> None:
+        """Put the newest identity in force."""
+        identity = self._identity.poll(for_call=for_call) if self._identity else None
+        if identity is not None:
+            self._dispatcher.post(events.IdentityChanged(identity))
+
+    def _poll_policy(self) -> None:
+        """Put the newest policy in force."""
         policy = self._policy.poll() if self._policy else None
         if policy is not None:
             self._dispatcher.post(events.PolicyChanged(policy))

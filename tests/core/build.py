@@ -276,7 +276,7 @@ class Talk(Session):
 
     @property
     def awaits_answers(self) -> bool:
-        return self.machine.awaits_answers
+        return bool(self.machine.in_flight.by_id)
 
     @property
     def logged(self) -> list[str]:

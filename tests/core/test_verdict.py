@@ -52,11 +52,11 @@ def plans(draw: st.DrawFn) -> tuple[Plan, Sequence[State]]:
 def test_a_call_that_is_admitted_in_one_pass_has_the_general_verdict_and_logs(found: tuple[Plan, Sequence[State]]) -> None:
     plan, states = found
     verdict, decision = decide_one(DecisionRequest(CALL, plan, ""), states, NOW_US)
-    admitted = admit(plan, states, NOW_US)
+    admitted = admit(plan, dict(zip([one.id for one in plan.counters], states, strict=True)), NOW_US)
     event(f"admitted in one pass: {admitted is not None}")
     if admitted is not None:
         assert vars(admitted[0]) == vars(verdict)
-        assert admitted[1] == list(decision.states)
+        assert admitted[1] == list(zip([one.id for one in plan.counters], decision.states, strict=True))
         assert decision.charged == plan.limits
 
 
@@ -64,10 +64,10 @@ def test_a_call_with_room_on_used_counters_is_admitted_in_one_pass() -> None:
     counters = (Counter(1, "[1]", 64), Counter(2, "[2]", 1_000))
     limits = (Limit(5, 64, 0), Limit(7, 1_000, 1, 1, True))
     plan = Plan(limits, (Reported("user", "one", 5, "64us"), Reported("tool", "two", 7, "1ms")), counters)
-    admitted = admit(plan, [(NOW_US - 9, NOW_US - 9, 1), (NOW_US - 9, NOW_US - 9, 1)], NOW_US)
+    admitted = admit(plan, {1: USED, 2: USED}, NOW_US)
     assert admitted is not None
     assert (admitted[0].count, admitted[0].remaining, admitted[0].reported) == (2, 3, plan.reported[0])
-    assert Tally(map(len, admitted[1])) == {5: 2}
+    assert Tally(len(log) for _, log in admitted[1]) == {5: 2}
 
 
 ONE = Counter(1, "[1]", 640)
@@ -90,7 +90,8 @@ USED: State = (NOW_US - 9, NOW_US - 9, 1)
     ids=["no limits", "a shared counter", "another order", "deny", "unused", "expired", "in the future", "no room"],
 )
 def test_any_other_call_is_left_to_the_general_decision(limits: tuple[Limit, ...], states: Sequence[State]) -> None:
-    assert admit(Plan(limits, (REPORTED,) * len(limits), (ONE,) * len(states)), states, NOW_US) is None
+    counters = [Counter(at, f"[{at}]", 640) for at in range(len(states))]
+    assert admit(Plan(limits, (REPORTED,) * len(limits), tuple(counters)), dict(enumerate(states)), NOW_US) is None
 
 
 def test_only_a_call_over_a_limit_has_a_reason() -> None:

@@ -235,7 +235,7 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     unguarded.close_client()
     assert unguarded.client_ended.wait(30)
     unguarded.traffic._dispatcher.read_answers()
-    assert [*unguarded.session._in_flight.by_id] == ['"ping"']
+    assert [*unguarded.session.in_flight.by_id] == ['"ping"']
 
 
 def test_a_message_that_the_server_does_not_take_before_the_policy_is_loaded_is_answered(

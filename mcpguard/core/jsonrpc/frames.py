@@ -205,8 +205,20 @@ def _is_too_deep(line: bytes) -> bool:
 
 def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
     """Check one JSON object."""
-    method, params = message.get("method"), message.get("params")
-    request_id = id_text(message["id"]) if "id" in message else None
+    method, params, request_id = message.get("method"), message.get("params"), message.get("id")
+    if (
+        method == TOOLS_CALL
+        and type(request_id) is int
+        and message.keys() <= RESERVED
+        and type(message) is type(params) is dict
+        and params.keys() <= RESERVED_PARAMS
+        and type(name := params.get("name")) is str
+        and not _unequal(name)
+        and raw.isascii()
+        and b"\r" not in raw
+    ):  # a usual call, which has none of the faults below
+        return tuple.__new__(Frame, (raw, method, str(request_id), params))  # half the time of `Frame(…)`
+    request_id = id_text(request_id)
     fault = fault_in_keys(message, RESERVED)
     if fault:
         is_ambiguous = isinstance(message, FaultyObject) and message.has_two_ids
