@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.relay import strays
@@ -176,8 +176,8 @@ def _die_with(parent: int) -> None:
     try:  # what ctypes does, which takes 3 ms to load. In the new process only: it costs memory
         import _ctypes
 
-        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
-        _ctypes.call_function(prctl, arguments)
+        this_program: Any = None  # typeshed does not know that `dlopen` takes it
+        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(this_program, 0), "prctl"), arguments)
     except (ImportError, AttributeError):
         import ctypes
 
