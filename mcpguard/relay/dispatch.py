@@ -4,17 +4,20 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
-from mcpguard.core.session.machine import Session
+from mcpguard.core.session.opening import Opening
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
-from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import monotonic_us
+
+if TYPE_CHECKING:  # the first messages pass before these are loaded
+    from mcpguard.core.session.machine import Session
+    from mcpguard.stores.api import CallStore
 
 BUSY_S: Final = 0.1
 """How long a shutdown waits for the session."""
@@ -26,9 +29,9 @@ class Dispatcher:
     The lock is held while a thread uses the session or the store, except for the store's upkeep. No thread holds it while it
     waits for a pipe.
 
+    Before `begin` there is no session: call only `open`, `post` and `read_answers`.
+
     Args:
-        session: The core's state machine.
-        store: Decides calls and writes audit rows.
         unread: The server's output that the session has not read.
         reply: Queues frames for the client, without waiting for it. It is called under the lock, so that the replies of earlier
             events precede the last answers.
@@ -38,21 +41,40 @@ class Dispatcher:
 
     def __init__(
         self,
-        session: Session,
-        store: CallStore,
         unread: Unread,
         reply: Callable[[bytes], None],
         console: Console,
         freed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._session = session
-        self._store = store
+        self._session: Session
+        self._store: CallStore
+        self._begun = threading.Event()
+        self._opening = Opening()
         self._unread = unread
         self._reply = reply
         self._console = console
         self._freed = freed
         self._lock = threading.Lock()
         self._posted: deque[events.Event] = deque()
+
+    def open(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
+        """The frames for the server, of messages that need no session; None if they have to wait for `begin`."""
+        with self._lock:
+            return None if self._posted or self._begun.is_set() else self._opening.forward(messages, now_us)
+
+    def begin(self, session: "Session", store: "CallStore") -> None:
+        """Use a session from now on. It is told of what has passed.
+
+        Args:
+            session: The core's state machine.
+            store: Decides calls and writes audit rows.
+        """
+        with self._lock:
+            self._session = session
+            self._store = store
+            for event in self._opening.passed:
+                self._handle(event, self._reply)  # the server has the frames that it returns
+            self._begun.set()
 
     def post(self, event: events.Event) -> None:
         """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs.
@@ -112,8 +134,12 @@ class Dispatcher:
 
         Args:
             most_bytes: About how much to read; None for everything.
-            waits: Whether to wait while another thread uses the session. Else nothing is read then.
+            waits: Whether to wait for `begin`, and while another thread uses the session. Else nothing is read then.
         """
+        if waits:
+            self._begun.wait()
+        elif not self._begun.is_set():
+            return False
         if self._lock.acquire(blocking=waits):
             try:
                 self._read_answers(most_bytes)

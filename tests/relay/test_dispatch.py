@@ -56,7 +56,8 @@ class Scene:
             Identity("alice", "os", "crm"), parse(policy), Journal("0" * 16), args_key=lambda: self.store.args_key
         )
         console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.session, self.store, self.unread, self.replies.append, console)
+        self.dispatcher = Dispatcher(self.unread, self.replies.append, console)
+        self.dispatcher.begin(self.session, self.store)
 
     def client(self, *lines: bytes) -> bytes:
         return self.dispatcher.judge(read(lines), 0)
@@ -85,6 +86,28 @@ def test_all_frames_of_a_read_are_written_at_once_each_way(scene: Scene) -> None
     lines = [CALL, request("ping", 2), b"not json", b"[]"]
     assert scene.client(*lines) == CALL + b"\n" + lines[1] + b"\n"
     assert [reply.count(b"\n") for reply in scene.replies] == [2]
+
+
+PING = request("ping", 2)
+
+
+def test_messages_pass_before_there_is_a_session_unless_an_event_was_posted_before_them(scene: Scene) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    assert early.open(read([PING]), 0) == PING + b"\n"
+    assert early.open(read([CALL]), 0) is None
+    early.post(events.InputClosed("the server has closed its input"))
+    assert early.open(read([request("ping", 3)]), 0) is None
+    early.begin(scene.session, scene.store)
+    assert scene.session.in_flight.by_id
+    assert early.open(read([request("ping", 3)]), 0) is None
+
+
+def test_answers_are_not_read_before_there_is_a_session(scene: Scene) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    scene.unread.add(b'{"id":2,"result":{}}\n', awaits_answers=True)
+    assert not early.read_answers(waits=False)
+    early.begin(scene.session, scene.store)
+    assert early.read_answers(waits=False)
 
 
 def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
