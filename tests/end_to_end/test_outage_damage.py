@@ -12,8 +12,8 @@ import pytest
 
 from mcpguard.stores.sqlite.call_log import log_path
 
-from .host import Host, audit, script
-from .outages import codes, is_back, is_drained, root_only, settings, told, used, wait_for
+from .host import audit, script
+from .outages import Host, codes, is_back, is_drained, root_only, settings, told, used, wait_for
 
 
 def overwrite_pages(path: Path) -> None:

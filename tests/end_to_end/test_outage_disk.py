@@ -14,8 +14,8 @@ import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
 
-from .host import Host, call, environment, program, script
-from .outages import codes, is_back, mounted, root_only, settings, told, used, wait_for
+from .host import call, environment, program, script
+from .outages import Host, codes, is_back, mounted, root_only, settings, told, used, wait_for
 
 MODES = ["local", "deny", "allow"]
 SIZE = resource.RLIMIT_FSIZE

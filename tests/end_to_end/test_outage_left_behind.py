@@ -9,8 +9,8 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import running
 
-from .host import DEADLINE_S, Host, Message, audit, script, until
-from .outages import codes, is_back, settings, stopped_holder, told, used
+from .host import DEADLINE_S, Message, audit, script, until
+from .outages import Host, codes, is_back, settings, stopped_holder, told, used
 
 
 def left(home: Path) -> list[Path]:

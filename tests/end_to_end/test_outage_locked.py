@@ -15,8 +15,8 @@ import pytest
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import log_path
 
-from .host import Host, audit, call, script, total, until
-from .outages import BUDGET_MS, SLOW_S, codes, is_back, settings, stopped_holder, told, used
+from .host import audit, call, script, total, until
+from .outages import BUDGET_MS, SLOW_S, Host, codes, is_back, settings, stopped_holder, told, used
 
 MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
 """How four calls are answered without a store, where two of five have been counted."""

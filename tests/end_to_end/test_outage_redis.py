@@ -13,8 +13,8 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import Server, running
 
-from .host import PATIENT_MS, Host, Message, call, script, total, until
-from .outages import BUDGET_MS, codes, is_back, settings, told, wait_for
+from .host import PATIENT_MS, Message, call, script, total, until
+from .outages import BUDGET_MS, Host, codes, is_back, settings, told, wait_for
 
 MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
 """How four calls are answered without a store, where two of five have been counted."""
