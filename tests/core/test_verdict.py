@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpguard.core.limiter import EMPTY, Limit, State, charge
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Counter, Plan, Reported
-from mcpguard.core.verdict import DecisionRequest, Verdict, admit, decide_one
+from mcpguard.core.verdict import DecisionRequest, Lease, Verdict, admit, decide_one
 
 NOW_US = 1_000_000_000
 WINDOWS_US = (640, 6_400, 20_000)
@@ -104,6 +104,13 @@ def test_any_other_call_is_left_to_the_general_decision(limits: tuple[Limit, ...
 def test_only_a_call_over_a_limit_has_a_reason() -> None:
     assert Verdict("allowed", REPORTED).reason is None
     assert Verdict("denied", REPORTED._replace(limit=None), exceeded=((REPORTED, None),)).reason == "denied"
+
+
+def test_a_lease_lasts_until_the_time_that_the_store_gives_it() -> None:
+    lease = Lease(NOW_US)
+    assert lease.until_us == NOW_US
+    lease.until_us += 1
+    assert lease.until_us == NOW_US + 1
 
 
 def test_a_plan_equals_a_plan_with_the_same_limits_and_nothing_else() -> None:

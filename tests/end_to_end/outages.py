@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ root_only = pytest.mark.skipif(
 
 
 class Host(host.Host):
-    """A client whose wrapper looks after a fifth of a second, and not after seconds, whether a store that failed is back."""
+    """A client whose wrapper looks after a second, and not after up to five, whether a store that failed is back."""
 
-    def __init__(self, home: Path, *command: str, **more: Any) -> None:
-        super().__init__(home, *command, tuned={"mcpguard.stores.failover.breaker.PROBE_US": (200_000, 400_000)}, **more)
+    def __init__(self, home: Path, *command: str, tuned: Mapping[str, object] | None = None, **more: Any) -> None:
+        soon = {"mcpguard.stores.failover.breaker.PROBE_US": (1_000_000, 1_200_000)}
+        super().__init__(home, *command, tuned=soon | dict(tuned or {}), **more)
 
 
 def settings(home: Path, mode: str = "local", limit: str = "5/1h", **store: str | int) -> None:

@@ -66,7 +66,8 @@ def test_a_full_disk_in_mid_session_loses_no_count_and_recovers_when_there_is_ro
     settings(tmp_path)
     place = tmp_path / "disk"
     options = ["--store", f"sqlite://{place}/mcpguard.db"]
-    with mounted(place, *SMALL), Host(tmp_path, *script("obedient"), options=options) as host:
+    small = {"mcpguard.stores.sqlite.call_log.RING_BYTES": 1 << 20}  # calls go on until it is full
+    with mounted(place, *SMALL), Host(tmp_path, *script("obedient"), options=options, tuned=small) as host:
         assert codes(host, 2) == [200, 200]
         fill(place)
         called_until(host, lambda: told(host, "store unavailable") > 0)
