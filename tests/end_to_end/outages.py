@@ -15,8 +15,7 @@ import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
 
-from . import host
-from .host import DEADLINE_S, ROOT, call, policy, rule, until
+from .host import DEADLINE_S, ROOT, Host, call, policy, rule, until
 
 BUDGET_MS = 1500
 """Short enough to be waited for where the store hangs; long enough for one that works, on a busy machine."""
@@ -28,7 +27,7 @@ root_only = pytest.mark.skipif(
 )
 
 
-class Host(host.Host):
+class EagerHost(Host):
     """A client whose wrapper looks after a second, and not after up to five, whether a store that failed is back."""
 
     def __init__(self, home: Path, *command: str, tuned: Mapping[str, object] | None = None, **more: Any) -> None:
