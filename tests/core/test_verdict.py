@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpguard.core.limiter import EMPTY, Limit, State, charge
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Counter, Plan, Reported
-from mcpguard.core.verdict import DecisionRequest, Verdict, admit, decide_one
+from mcpguard.core.verdict import DecisionRequest, Lease, Verdict, admit, decide_one
 
 NOW_US = 1_000_000_000
 WINDOWS_US = (640, 6_400, 20_000)
@@ -70,6 +70,14 @@ def test_a_call_with_room_on_used_counters_is_admitted_in_one_pass() -> None:
     assert Tally(len(log) for _, log in admitted[1]) == {5: 2}
 
 
+def test_entries_that_have_left_the_window_are_not_counted_in_one_pass() -> None:
+    log = charge(charge(EMPTY, 5, 640, NOW_US - 640), 5, 640, NOW_US - 9)
+    plan = Plan((Limit(5, 640, 0),), (REPORTED,), (ONE,))
+    admitted = admit(plan, [log], NOW_US)
+    assert admitted is not None
+    assert (admitted[0].count, admitted[0].remaining, admitted[1]) == (2, 3, [charge(USED, 5, 640, NOW_US)])
+
+
 ONE = Counter(1, "[1]", 640)
 REPORTED = Reported("tool", "one", 2, "640us")
 USED: State = (NOW_US - 9, NOW_US - 9, 1)
@@ -97,6 +105,13 @@ def test_any_other_call_is_left_to_the_general_decision(limits: tuple[Limit, ...
 def test_only_a_call_over_a_limit_has_a_reason() -> None:
     assert Verdict("allowed", REPORTED).reason is None
     assert Verdict("denied", REPORTED._replace(limit=None), exceeded=((REPORTED, None),)).reason == "denied"
+
+
+def test_a_lease_lasts_until_the_time_that_the_store_gives_it() -> None:
+    lease = Lease(NOW_US)
+    assert lease.until_us == NOW_US
+    lease.until_us += 1
+    assert lease.until_us == NOW_US + 1
 
 
 def test_a_plan_equals_a_plan_with_the_same_limits_and_nothing_else() -> None:
