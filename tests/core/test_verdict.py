@@ -73,9 +73,9 @@ def test_a_call_with_room_on_used_counters_is_admitted_in_one_pass() -> None:
 def test_entries_that_have_left_the_window_are_not_counted_in_one_pass() -> None:
     log = charge(charge(EMPTY, 5, 640, NOW_US - 640), 5, 640, NOW_US - 9)
     plan = Plan((Limit(5, 640, 0),), (REPORTED,), (ONE,))
-    admitted = admit(plan, [log], NOW_US)
+    admitted = admit(plan, {1: log}, NOW_US)
     assert admitted is not None
-    assert (admitted[0].count, admitted[0].remaining, admitted[1]) == (2, 3, [charge(USED, 5, 640, NOW_US)])
+    assert (admitted[0].count, admitted[0].remaining, admitted[1]) == (2, 3, [(1, charge(USED, 5, 640, NOW_US))])
 
 
 ONE = Counter(1, "[1]", 640)
