@@ -1,6 +1,6 @@
 """The request for a decision that the core sends to a store, and the verdict that comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from mcpguard.core import limiter
@@ -262,20 +262,25 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     return found, decision
 
 
-def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, list[State]] | None:
+def admit(plan: Plan, logs: Mapping[int, State], now_us: int) -> tuple[Verdict, list[tuple[int, State]]] | None:
     """Decide a usual call in half of the time of `decide_one`.
 
     A usual call has limits on calls, and each has room and a counter of its own that is in use.
 
+    Args:
+        plan: The call's plan.
+        logs: The logs of counters, by id.
+        now_us: The store's time.
+
     Returns:
-        The verdict, and the new logs of the counters. None if the call is not a usual one.
+        The verdict, and each counter's id and new log. None if the call is not a usual one.
     """
     if not plan.is_plain:
         return None
-    after: list[State] = []
+    after: list[tuple[int, State]] = []
     tightest, count, least, is_observed = -1, 0, 0, False
-    for at, (n, window_us, _, _, observe, *_) in enumerate(plan.limits):
-        log = states[at]
+    for at, (key, n, window_us, grain_us, observe) in enumerate(plan.plain_limits):
+        log = logs.get(key)
         if not log or log[-2] > now_us:
             return None
         if log[1] <= now_us - window_us:
@@ -288,7 +293,10 @@ def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, li
             return None
         if tightest < 0 or (left < least if observe is is_observed else is_observed):
             tightest, count, least, is_observed = at, used + 1, left, observe
-        after.append(charge(log, n, window_us, now_us))
+        if now_us - log[0] < grain_us:  # as `charge` does it
+            after.append((key, (*log[:-2], now_us, log[-1] + 1)))
+        else:
+            after.append((key, charge(log, n, window_us, now_us)))
     return Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after
 
 
