@@ -83,7 +83,7 @@ class Drain:
         values.append(bytes.fromhex(args_hash) if args_hash else None)
         self._rows[row_id] = [*values, *[value or None for value in rest], detail or None, None, None]
         if charged:
-            self._changes.append((int(charged_us), charged))
+            self._changes.append((charged_us, charged))
 
     def _context(self, text: str) -> tuple[int, int | None]:
         name = (json.loads(text)["namespace"],)
@@ -110,7 +110,7 @@ class Drain:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
         elif kind == entries.CHARGED:
-            self._changes.append((int(fields[1]), fields[2]))
+            self._changes.append((fields[1], fields[2]))
         elif kind == entries.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
         elif kind == entries.FREED:

@@ -14,7 +14,7 @@ from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import Lost, damaged
+from mcpguard.stores.sqlite.call_log import Lost, Position, damaged
 from mcpguard.stores.sqlite.opening import Files
 
 TURN_SHARE: Final = 0.8
@@ -81,13 +81,18 @@ class Follower:
     def follow(self) -> None:
         """Read the records that others have appended."""
         try:
-            if self._log.has_more(self.at):
-                for text, at in self._log.records(self.at):
-                    self.memory.apply(text)
-                    self.at = at
+            self._read_on()
         except Lost:
             self._log.check()
             self._reload()
+
+    def _read_on(self) -> None:
+        while found := self._log.next_records(self.at):
+            for text, _, _, _ in found:
+                self.memory.apply(text)
+            self.at = Position(*found[-1][1:])
+            if self._log.ends_at(self.at):
+                return
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
@@ -95,9 +100,7 @@ class Follower:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self.memory, self.at = self._reader.memory()
         try:
-            for text, at in self._log.records(self.at):
-                self.memory.apply(text)
-                self.at = at
+            self._read_on()
         except Lost:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 

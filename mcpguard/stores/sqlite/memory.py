@@ -6,6 +6,7 @@ and reads others from the database when a call needs them.
 """
 
 import itertools
+import operator
 import struct
 from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from functools import lru_cache
@@ -28,8 +29,11 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
-Change = tuple[int, str] | list[str]
-"""A change of counters: of a charge its store time and its counters, see `entries.charges`; else the fields of a line."""
+Charge = tuple[str, str]
+"""A charge as a line has it: its store time, and its counters, see `entries.charges`."""
+
+Change = Charge | list[str]
+"""A change of counters: a charge, or the fields of another line."""
 
 
 class Memory:
@@ -50,7 +54,7 @@ class Memory:
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
         self._states: dict[int, State] = {}
-        self._uncharged: list[tuple[int, str]] = []
+        self._uncharged: list[Charge] = []
         self.complete = complete
         self.in_flight = InFlight()
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -65,11 +69,7 @@ class Memory:
         """The logs, by counter id. Charges that were applied are made here, because many take little longer than one."""
         if self._uncharged:
             rows, self._uncharged = self._uncharged, []
-            if self.complete:
-                for key, window_us in windows(rows).items():
-                    if key not in self._states:
-                        self.remember(key, window_us, EMPTY)
-            charge(self._states, rows)
+            charge(self._states, rows, self._windows if self.complete else None)
         return self._states
 
     def remember(self, key: int, window_us: int, log: State) -> None:
@@ -101,12 +101,12 @@ class Memory:
 
     def apply(self, text: str) -> None:
         """Apply a record of the log."""
-        for line in text.split("\n"):
+        for line in text.split("\n") if "\n" in text else (text,):
             kind = line[0]
             if kind == entries.ROW:
                 _, charged_us, charged = line.rsplit("\t", 2)
                 if charged:
-                    self._uncharged.append((int(charged_us), charged))
+                    self._uncharged.append((charged_us, charged))
             elif kind in _FOLLOWED:
                 self._follow(kind, line.split("\t"))
 
@@ -119,7 +119,7 @@ class Memory:
             self.write_back_ids.add(fields[1])
             return
         if kind == entries.CHARGED:
-            self._uncharged.append((int(fields[1]), fields[2]))
+            self._uncharged.append((fields[1], fields[2]))
             return
         if kind in KINDS:
             self.in_flight.follow(fields)
@@ -170,31 +170,32 @@ _CHANGES: Final = frozenset({entries.MERGED, entries.EMPTIED})
 _FOLLOWED: Final = _CHANGES | KINDS | {entries.CHARGED, notes.KIND, entries.WRITTEN_BACK}
 
 
-def charge(states: MutableMapping[int, State], rows: Iterable[tuple[int, str]]) -> None:
-    """Charge the counters of rows, in order, as far as they are in `states`.
-
-    A log is copied when a row begins an entry. What later rows add to the entry is written at the end, all together.
+def charge(
+    states: MutableMapping[int, State], charges: Iterable[Charge], windows: MutableMapping[int, int] | None = None
+) -> None:
+    """Charge counters, in order.
 
     Args:
         states: The logs.
-        rows: The store time and the counters of each row or other charge, see `entries.charges`.
+        charges: The charges.
+        windows: The windows of the counters in `states`. Counters that are not there yet are added to both. With None they are
+            not charged.
     """
-    newest: dict[int, tuple[int, int, int, int]] = {}  # by counter: when its newest entry began, its time, cost and window
-    for now_us, charged in rows:
+    for charged, alike in itertools.groupby(charges, operator.itemgetter(1)):
+        times = [charged_us for charged_us, _ in alike]
+        last_us = int(times[-1])
         for key, window_us, n, grain_us, cost in _charges(charged):
-            entry = newest.get(key)
-            if entry is not None:
-                opened_us, _, total, _ = entry
-                if now_us - opened_us < grain_us:
-                    newest[key] = opened_us, now_us, total + cost, window_us
-                    continue
-                states[key] = (*states[key][:-2], *entry[1:3])
             log = states.get(key)
-            if log is not None:
-                log = states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
-                newest[key] = log[0], now_us, log[-1], window_us
-    for key, (_, now_us, total, window_us) in newest.items():
-        states[key] = limiter.live((*states[key][:-2], now_us, total), window_us, now_us)
+            if log is None:
+                if windows is None:
+                    continue
+                log, windows[key] = EMPTY, window_us
+            if log and last_us - log[0] < grain_us:  # all of them share the newest entry
+                log = limiter.live((*log[:-2], last_us, log[-1] + cost * len(times)), window_us, last_us)
+            else:
+                for now_us in map(int, times):
+                    log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+            states[key] = log
 
 
 @lru_cache(maxsize=512)
@@ -204,9 +205,9 @@ def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
     return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
 
 
-def windows(rows: Iterable[tuple[int, str]]) -> dict[int, int]:
-    """The windows in µs of the counters of rows, by counter id."""
-    texts = dict.fromkeys(charged for _, charged in rows)  # an ordered set
+def windows(charges: Iterable[Charge]) -> dict[int, int]:
+    """The windows in µs of the counters of charges, by counter id."""
+    texts = dict.fromkeys(charged for _, charged in charges)  # an ordered set
     return {key: window_us for charged in texts for key, window_us, *_ in _charges(charged)}
 
 
@@ -223,15 +224,15 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
 
 def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) -> None:
     """Make changes, in order, to the counters in `states`."""
-    rows: list[tuple[int, str]] = []
+    charges: list[Charge] = []
     for one in changes:
         if isinstance(one, tuple):
-            rows.append(one)
+            charges.append(one)
         else:
-            charge(states, rows)
-            rows = []
+            charge(states, charges)
+            charges = []
             change(states, one)
-    charge(states, rows)
+    charge(states, charges)
 
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
@@ -239,13 +240,10 @@ def replay(states: MutableMapping[int, State], text: str) -> None:
     changes: list[Change] = []
     for line in text.split("\n"):
         kind = line[0]
-        if kind == entries.ROW:
+        if kind in {entries.ROW, entries.CHARGED}:
             _, charged_us, charged = line.rsplit("\t", 2)
             if charged:
-                changes.append((int(charged_us), charged))
-        elif kind == entries.CHARGED:
-            _, charged_us, charged = line.split("\t")
-            changes.append((int(charged_us), charged))
+                changes.append((charged_us, charged))
         elif kind in _CHANGES:
             changes.append(line.split("\t"))
     change_all(states, changes)
