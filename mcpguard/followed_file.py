@@ -62,8 +62,7 @@ class FollowedFile:
                 self._hold()
             return False
         self._stamp = stamp
-        # Not on Windows, where others could not replace the file then, and not behind a link, which can be changed itself
-        self._may_hold = sys.platform != "win32" and os.path.realpath(self._name) == self._name
+        self._may_hold = os.path.realpath(self._name) == self._name  # not behind a link, which can be changed itself
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
@@ -77,9 +76,10 @@ class FollowedFile:
 
     def _hold(self) -> None:
         """Keep the file open, so that the next looks need not find it by its path."""
-        with contextlib.suppress(OSError):
-            self._fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            self._held_until_s = time.monotonic() + HELD_S
+        if sys.platform != "win32":  # where others could not replace the file then
+            with contextlib.suppress(OSError):
+                self._fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                self._held_until_s = time.monotonic() + HELD_S
 
     def _let_go(self) -> None:
         if self._fd >= 0:

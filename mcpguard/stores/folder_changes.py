@@ -22,8 +22,9 @@ class FolderChanges:
     """
 
     def __init__(self, folder: Path) -> None:
-        # Windows opens no folders
-        self._fd = -1 if sys.platform == "win32" else os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = -1
+        if sys.platform != "win32":  # which opens no folders
+            self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stamp: tuple[int, int] | None = None
 
     def may_have_changed(self) -> bool:
