@@ -271,7 +271,8 @@ class CallLog:
             try:
                 _sync(self.fd)
             except OSError:
-                self._write(at.end, bytes(_HEAD.size))  # undo it: a power cut may lose it, so it must not count now
+                # Undo it: a power cut may lose it, so it must not count now. All of it, so that who has read it notices
+                self._write(at.end, bytes(len(data)))
                 raise
         self.appended_bytes += len(data)
         return after
@@ -284,10 +285,8 @@ class CallLog:
         end, row, _ = at
         body = _HEAD.pack(end, row, rows, len(body)) + body
         checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
-        after = tuple.__new__(
-            Position, (end + len(body) + _CHECKSUM_BYTES, row + rows, checksum)
-        )  # half the time of `Position(…)`
-        return body + checksum, after
+        end += len(body) + _CHECKSUM_BYTES
+        return body + checksum, tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""

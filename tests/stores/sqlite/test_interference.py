@@ -324,6 +324,25 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
         store._log.turn()
 
 
+def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, durable = open_store(), open_store(durability="full")
+    one, other = Session(durable, MANY), Session(reader, MANY, session="b" * 16)
+    assert [*one.decisions("x"), *other.decisions("x")] == ["allowed"] * 2
+
+    def fail(_: int) -> None:
+        reader._follower.follow()  # without the turn, as for an agent's note
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call_log, "_sync", fail)
+        with pytest.raises(StoreUnavailable, match="Input/output"):
+            one.one("x")
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        other.one("x")
+    assert one.decisions("x") == ["allowed"]
+    assert used(open_store()) == [3]
+
+
 @pytest.mark.posix
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "cut"])
 def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(
