@@ -28,8 +28,11 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
-Change = tuple[int, str] | list[str]
-"""A change of counters: of a charge its store time and its counters, see `entries.charges`; else the fields of a line."""
+Charges = tuple[int, str, int]
+"""The charges of calls at one time: the store time, the counters that each charges, see `entries.charges`; how many calls."""
+
+Change = Charges | list[str]
+"""A change of counters: charges, or the fields of a line."""
 
 
 class Memory:
@@ -50,7 +53,7 @@ class Memory:
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
         self._states: dict[int, State] = {}
-        self._uncharged: list[tuple[int, str]] = []
+        self._uncharged: list[Charges] = []
         self.complete = complete
         self.in_flight = InFlight()
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -103,10 +106,9 @@ class Memory:
         """Apply a record of the log."""
         for line in text.split("\n"):
             kind = line[0]
-            if kind == entries.ROW:
-                _, charged_us, charged = line.rsplit("\t", 2)
-                if charged:
-                    self._uncharged.append((int(charged_us), charged))
+            if kind in _CHARGING:
+                if found := charges(line):
+                    self._uncharged.append(found)
             elif kind in _FOLLOWED:
                 self._follow(kind, line.split("\t"))
 
@@ -117,9 +119,6 @@ class Memory:
             return
         if kind == entries.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
-            return
-        if kind == entries.CHARGED:
-            self._uncharged.append((int(fields[1]), fields[2]))
             return
         if kind in KINDS:
             self.in_flight.follow(fields)
@@ -167,32 +166,43 @@ def _charged_us(log: State) -> int:
 
 
 _CHANGES: Final = frozenset({entries.MERGED, entries.EMPTIED})
-_FOLLOWED: Final = _CHANGES | KINDS | {entries.CHARGED, notes.KIND, entries.WRITTEN_BACK}
+_FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, entries.WRITTEN_BACK}
+_CHARGING: Final = frozenset({entries.ROW, entries.RUN, entries.CHARGED})
 
 
-def charge(states: MutableMapping[int, State], rows: Iterable[tuple[int, str]]) -> None:
+def charges(line: str) -> Charges | None:
+    """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
+    if line[0] == entries.RUN:
+        run = entries.read_run(line.split("\t"))
+        return run.charged_us, run.charged, run.calls
+    _, charged_us, charged = line.rsplit("\t", 2)
+    return (int(charged_us), charged, 1) if charged else None
+
+
+def charge(states: MutableMapping[int, State], rows: Iterable[Charges]) -> None:
     """Charge the counters of rows, in order, as far as they are in `states`.
 
     A log is copied when a row begins an entry. What later rows add to the entry is written at the end, all together.
 
     Args:
         states: The logs.
-        rows: The store time and the counters of each row or other charge, see `entries.charges`.
+        rows: The charges of each row, or others.
     """
     newest: dict[int, tuple[int, int, int, int]] = {}  # by counter: when its newest entry began, its time, cost and window
-    for now_us, charged in rows:
-        for key, window_us, n, grain_us, cost in _charges(charged):
-            entry = newest.get(key)
-            if entry is not None:
-                opened_us, _, total, _ = entry
-                if now_us - opened_us < grain_us:
-                    newest[key] = opened_us, now_us, total + cost, window_us
-                    continue
-                states[key] = (*states[key][:-2], *entry[1:3])
-            log = states.get(key)
-            if log is not None:
-                log = states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
-                newest[key] = log[0], now_us, log[-1], window_us
+    for now_us, charged, calls in rows:
+        for key, window_us, n, grain_us, each in _charges(charged):
+            for cost in (each * calls,) if grain_us else (each,) * calls:
+                entry = newest.get(key)
+                if entry is not None:
+                    opened_us, _, total, _ = entry
+                    if now_us - opened_us < grain_us:
+                        newest[key] = opened_us, now_us, total + cost, window_us
+                        continue
+                    states[key] = (*states[key][:-2], *entry[1:3])
+                log = states.get(key)
+                if log is not None:
+                    log = states[key] = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+                    newest[key] = log[0], now_us, log[-1], window_us
     for key, (_, now_us, total, window_us) in newest.items():
         states[key] = limiter.live((*states[key][:-2], now_us, total), window_us, now_us)
 
@@ -204,9 +214,9 @@ def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
     return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
 
 
-def windows(rows: Iterable[tuple[int, str]]) -> dict[int, int]:
-    """The windows in µs of the counters of rows, by counter id."""
-    texts = dict.fromkeys(charged for _, charged in rows)  # an ordered set
+def windows(rows: Iterable[Charges]) -> dict[int, int]:
+    """The windows in µs of the counters that are charged, by counter id."""
+    texts = dict.fromkeys(charged for _, charged, _ in rows)  # an ordered set
     return {key: window_us for charged in texts for key, window_us, *_ in _charges(charged)}
 
 
@@ -223,7 +233,7 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
 
 def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) -> None:
     """Make changes, in order, to the counters in `states`."""
-    rows: list[tuple[int, str]] = []
+    rows: list[Charges] = []
     for one in changes:
         if isinstance(one, tuple):
             rows.append(one)
@@ -239,13 +249,9 @@ def replay(states: MutableMapping[int, State], text: str) -> None:
     changes: list[Change] = []
     for line in text.split("\n"):
         kind = line[0]
-        if kind == entries.ROW:
-            _, charged_us, charged = line.rsplit("\t", 2)
-            if charged:
-                changes.append((int(charged_us), charged))
-        elif kind == entries.CHARGED:
-            _, charged_us, charged = line.split("\t")
-            changes.append((int(charged_us), charged))
+        if kind in _CHARGING:
+            if one := charges(line):
+                changes.append(one)
         elif kind in _CHANGES:
             changes.append(line.split("\t"))
     change_all(states, changes)
@@ -256,9 +262,9 @@ def touched(text: str) -> Collection[int]:
     found: set[int] = set()
     for line in text.split("\n"):
         kind = line[0]
-        if kind in {entries.ROW, entries.CHARGED}:
-            if charged := line.rpartition("\t")[2]:
-                found.update(key for key, *_ in entries.read_charges(charged))
+        if kind in _CHARGING:
+            if one := charges(line):
+                found.update(key for key, *_ in entries.read_charges(one[1]))
         elif kind in _CHANGES:
             found.add(int(line.split("\t")[1]))
     return found

@@ -386,6 +386,11 @@ def _stored(pending: Pending, after: int) -> Iterator[StoredRow]:
                 if number > after:
                     yield StoredRow(number, entries.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
                 number += 1
+            elif line[0] == entries.RUN:
+                rows = entries.read_run(line.split("\t")).rows()
+                found = [(number + at, row) for at, row in enumerate(rows) if number + at > after]
+                yield from (StoredRow(row_id, row, *outcomes.get(row_id, (None, None))) for row_id, row in found)
+                number += len(rows)
 
 
 def _entry(found: Sequence[object], outcomes: _Outcomes) -> Entry:
