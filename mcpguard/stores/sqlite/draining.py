@@ -26,7 +26,10 @@ _INSERT_RUN: Final = """
 """
 """One statement for many rows: SQLite works on it without the interpreter's lock."""
 
-_SET_OUTCOME: Final = "UPDATE audit SET outcome = ?, duration_us = ? WHERE id = ? AND outcome IS NULL"
+_SET_OUTCOMES: Final = """
+    UPDATE audit SET outcome = ?1, duration_us = CAST(substr(?2, (id - ?3) * ?4 + 1, ?4) AS INTEGER)
+    WHERE id BETWEEN ?3 AND ?5 AND outcome IS NULL
+"""
 _USE: Final = """
     INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
 """
@@ -50,9 +53,9 @@ class Drain:
         self._db = db
         self._key = key
         self._pauses = pauses
-        self._rows: dict[int, list[object]] = {}
+        self._rows: list[list[object]] = []
         self._runs: list[tuple[object, ...]] = []
-        self._outcomes: list[tuple[str, str, int]] = []
+        self._outcomes: list[tuple[str, str, int, int, int]] = []
         self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
@@ -87,7 +90,7 @@ class Drain:
         self._bytes[namespace] += row_bytes(len(detail) + len(request_id))
         values: list[object] = [row_id, namespace, time_us, seq, decision, context_id, limit, request_id or None]
         values.append(bytes.fromhex(args_hash) if args_hash else None)
-        self._rows[row_id] = [*values, *[value or None for value in rest], detail or None, None, None]
+        self._rows.append([*values, *[value or None for value in rest], detail or None, None, None])
         if charged:
             self._changes.append((int(charged_us), charged, 1))
 
@@ -128,11 +131,10 @@ class Drain:
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
         if kind == entries.OUTCOME:
-            row = self._rows.get(int(fields[1]))
-            if row is None:
-                self._outcomes.append((fields[2], fields[3], int(fields[1])))
-            elif row[-2] is None:
-                row[-2:] = fields[2:]
+            first, durations = int(fields[1]), fields[3].split(",")
+            width = max(map(len, durations))
+            digits = "".join([one.zfill(width) for one in durations])
+            self._outcomes.append((fields[2], digits, first, width, first + len(durations) - 1))
         elif kind == entries.COUNTER:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
@@ -156,9 +158,9 @@ class Drain:
     def _write_rows(self) -> None:
         uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
         self._write_all(_USE, uses)
-        self._write_all(_INSERT_ROW, self._rows.values())
+        self._write_all(_INSERT_ROW, self._rows)
         self._write_all(_INSERT_RUN, self._runs)
-        self._write_all(_SET_OUTCOME, self._outcomes)
+        self._write_all(_SET_OUTCOMES, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _write_counters(self) -> None:

@@ -8,7 +8,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
 | `*` | the rows of a run of admitted calls: the members of `Run`, with hashes as hexadecimal digits |
 | `=` | a counter: id, window in µs, label |
-| `o` | an outcome: row number, outcome, duration in µs |
+| `o` | equal outcomes of consecutive rows: number of the first row, outcome, durations in µs, separated by commas |
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
 | `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
 | `f` | a place that is free again: counter id, call id |
@@ -19,7 +19,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -265,9 +265,26 @@ def counter_line(counter: Counter) -> str:
     return f"{COUNTER}\t{counter.id}\t{counter.window_us}\t{counter.label}"
 
 
-def outcome_line(outcome: Outcome) -> str:
-    """The line of an outcome."""
-    return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
+def outcome_lines(outcomes: Iterable[Outcome]) -> list[str]:
+    """The lines of outcomes."""
+    runs: list[list[Outcome]] = []
+    for one in sorted(outcomes, key=_row_id):
+        last = runs[-1][-1] if runs else None
+        if last and last.row_id + 1 == one.row_id and last.outcome == one.outcome:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return [f"{OUTCOME}\t{run[0].row_id}\t{run[0].outcome}\t{','.join([str(one.duration_us) for one in run])}" for run in runs]
+
+
+def _row_id(outcome: Outcome) -> int:
+    return outcome.row_id
+
+
+def read_outcomes(fields: Sequence[str]) -> tuple[int, str, list[int]]:
+    """The id of the first row, the outcome, and the durations in µs in a line's fields."""
+    _, first, outcome, durations = fields
+    return int(first), outcome, list(map(int, durations.split(",")))
 
 
 def charged_line(charged_us: int, charged: str) -> str:

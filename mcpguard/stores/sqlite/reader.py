@@ -363,8 +363,9 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     for text in texts:
         for line in text.split("\n"):
             if line[0] == entries.OUTCOME:
-                _, row, outcome, duration_us = line.split("\t")
-                found.setdefault(int(row), (outcome, int(duration_us)))
+                first, outcome, durations = entries.read_outcomes(line.split("\t"))
+                for row_id, duration_us in enumerate(durations, first):
+                    found.setdefault(row_id, (outcome, duration_us))
     return found
 
 

@@ -160,7 +160,7 @@ class SqliteStore:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        self._publish([entries.outcome_line(one) for one in outcomes])
+        self._publish(entries.outcome_lines(outcomes))
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`."""
