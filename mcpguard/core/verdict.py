@@ -54,6 +54,11 @@ class DecisionRequest:
     """
 
     # few calls have others, and each attribute that is set takes time
+    trace_id: str | None = None
+    decided: Decided | None = None
+    why = ""
+    rounds = 0
+    client_name: str | None = None
     waited_us: int | None = None
     is_behind = False
     whole_plan: Plan | None = None
@@ -77,12 +82,11 @@ class DecisionRequest:
         self.frame = frame
         self.request_id = request_id
         self.args_hash = args_hash
-        self.trace_id = trace_id
         self.detail = {} if detail is None else detail
-        self.decided = decided
-        self.why = ""
-        self.rounds = 0
-        self.client_name: str | None = None
+        if trace_id is not None:
+            self.trace_id = trace_id
+        if decided is not None:
+            self.decided = decided
 
 
 class Ending(NamedTuple):

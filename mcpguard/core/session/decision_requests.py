@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from mcpguard.core import meta
 from mcpguard.core.arguments import args_hash, counted_hash
@@ -15,6 +16,7 @@ from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.callers import Caller, Callers
 from mcpguard.core.verdict import DecisionRequest
 
+_OF_REQUESTS: Final = meta.READ - {meta.PROGRESS_TOKEN}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -41,7 +43,7 @@ class DecisionRequests:
         """
         params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
-        call_meta = meta_of(frame)
+        call_meta = deciding_meta(params)
         client_name, from_meta, noted, tier = self._callers.client_name, None, None, None
         if call_meta:
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
@@ -103,6 +105,12 @@ def meta_of(call: Frame) -> dict[str, object]:
         return {}
     found = params["_meta"]
     return found if isinstance(found, dict) else {}
+
+
+def deciding_meta(params: dict[str, object]) -> dict[str, object]:
+    """The `_meta` in a call's `params`; empty if no member of it affects the request, as in most calls."""
+    found = params.get("_meta")
+    return found if isinstance(found, dict) and not _OF_REQUESTS.isdisjoint(found) else {}
 
 
 def name_in(client_info: object) -> str | None:

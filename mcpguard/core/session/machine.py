@@ -69,10 +69,11 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events, replies
 from mcpguard.core.session.callers import Callers
 from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle, ToClient, ToServer
-from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
+from mcpguard.core.session.decision_requests import DecisionRequests, deciding_meta, name_in
 from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.held_calls import HeldCalls
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight, settled_plan
+from mcpguard.core.session.replies import Denials
 from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
@@ -110,7 +111,7 @@ class Session:
     ) -> None:
         self.journal = journal
         self.namespace = namespace
-        self._denials = denials
+        self._denials = Denials(denials)
         self._callers = Callers(identity, policy, journal.session, namespace)
         self._requests = DecisionRequests(self._callers, arguments, args_key)
         self._in_flight = RequestsInFlight()
@@ -203,15 +204,16 @@ class Session:
         ids: dict[str, None] = {}  # an ordered set
         needs_answers, in_flight = False, self._in_flight.by_id
         for message in exchange.messages:
-            if not isinstance(message, Frame):
+            if isinstance(message, Refusal):
                 continue
-            if message.id in in_flight:  # used again: its first request may be answered
+            _, method, request_id, params = message
+            if request_id in in_flight:  # used again: its first request may be answered
                 needs_answers = True
-            if message.method == TOOLS_CALL:
-                call_meta = meta_of(message)
+            if method == TOOLS_CALL and isinstance(params, dict):
+                call_meta = deciding_meta(params)
                 if call_meta and (one := call_id(call_meta)) and not self._callers.identity.has_whole_agent:
                     ids[one] = None
-                if message.is_retry:
+                if "requestState" in params or "inputResponses" in params:
                     exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
@@ -321,13 +323,13 @@ class Session:
             settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
             flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, settled)
             self._in_flight.add(request.request_id, flight)
-            if request in exchange.withdrawn:
+            if exchange.withdrawn and request in exchange.withdrawn:
                 self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
             return ToServer(request.frame.raw + b"\n")
         if verdict.decision == "held":
             return None
         self._retries.give_back(request)
-        return replies.denied(request.request_id, request, verdict, denials=self._denials, waits=self._client_waits)
+        return self._denials.of(request.request_id, request, verdict, waits=self._client_waits)
 
     # Held calls
 

@@ -63,9 +63,11 @@ class LocalCounting:
         """Note which counters the store has just decided on, but for plans that settle. Their logs here are outdated."""
         if self._mode != "local":
             return
+        seen: Plan | None = None
         for request in requests:
             plan = request.plan
-            if request.decided is None and not plan.settles:
+            if plan is not seen and request.decided is None and not plan.settles:
+                seen = plan
                 for counter in plan.counters:
                     self._expiry_us[counter.id] = now_us + counter.window_us
                     if self._logs:
