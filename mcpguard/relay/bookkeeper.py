@@ -17,7 +17,7 @@ TICK_S: Final = 0.2
 """How long work is left to accumulate."""
 
 HANDFUL_BYTES: Final = 2 * 1024
-"""How much of the server's output is read at once: about 15 small answers."""
+"""How much of the server's output is read at once, or a 16th of what is unread, if that is more: about 15 small answers."""
 
 MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
@@ -91,7 +91,7 @@ class Bookkeeper:
     def _record(self) -> None:
         until_s = time.monotonic() + GIVE_WAY_S
         while True:  # in handfuls, so that calls are decided in between
-            is_read = self._dispatcher.read_answers(HANDFUL_BYTES)
+            is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread_bytes // 16))
             self._dispatcher.dispatch(events.RecordingDue(wall_us()))
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return

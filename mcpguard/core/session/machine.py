@@ -78,8 +78,8 @@ from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 
-MAX_OUTCOMES: Final = 16
-"""Outcomes in one `Record`, or a 64th of all, if that is more: calls are not decided while the store writes it."""
+MAX_OUTCOMES: Final = 64
+"""Outcomes in one `Record`, or a 16th of all, if that is more: calls are not decided while the store writes it."""
 
 _INPUT_CLOSED: Final = "the server has closed its input"
 _NO_AGENTS: Final[Mapping[str, str]] = {}
@@ -455,7 +455,7 @@ class Session:
     # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
-        outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 64))
+        outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 16))
         self._recording = self._held.rows(self.journal, event.wall_us)
         self._recording += self.journal.flush(event.wall_us, all_of_them=event.everything)
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []
