@@ -94,9 +94,17 @@ def test_answers_are_read_and_outcomes_recorded_in_handfuls(scene: Scene) -> Non
     scene.answered_calls(300)
     scene.bookkeeper._record()
     assert sum(scene.store.handfuls) == 300
-    assert max(scene.store.handfuls) <= 16
+    assert max(scene.store.handfuls) <= 30
     assert not scene.session.has_outcomes
     assert not scene.unread.held_bytes
+
+
+def test_handfuls_grow_with_what_there_is_to_read(scene: Scene) -> None:
+    scene.answered_calls(5000)
+    scene.bookkeeper._record()
+    assert sum(scene.store.handfuls) == 5000
+    assert max(scene.store.handfuls) > 100
+    assert len(scene.store.handfuls) < 100
 
 
 def test_all_outcomes_are_recorded_at_the_end(scene: Scene) -> None:

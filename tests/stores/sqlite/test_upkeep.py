@@ -250,6 +250,34 @@ def test_a_wrapper_that_was_idle_for_a_whole_round_of_the_ring_counts_all_calls(
     assert used(store) == [5]
 
 
+def test_calls_that_are_admitted_together_have_the_rows_of_calls_one_by_one(
+    path: Path, open_store: Open, tend: Callable[..., None], tmp_path: Path, times: tuple[Time, Time]
+) -> None:
+    """In the call log and in the database, to all that reads them, with outcomes and without."""
+    policy = "[[rule]]\ntool = 'x'\nlimit = ['40/1m', '90/1h']\n"
+    alone = SqliteStore(tmp_path / "alone.db", clock=times[0], wall=times[1])
+    both = (open_store(), alone)
+    sessions = [Session(store, policy, args_key=lambda: b"k" * 16) for store in both]
+    together = sessions[0].store.decide(sessions[0].charges("x", 50, arguments={"a": 1}), sessions[0].journal)
+    for request in sessions[1].charges("x", 50, arguments={"a": 1}):
+        sessions[1].store.decide([request], sessions[1].journal)
+    assert [verdict.row_id for verdict in together if verdict.forwards] == list(range(1, 41))
+    for _ in ("in the log", "in the database"):
+        for wanted in (None, Wanted(None, outcomes=frozenset({"ok"}))):
+            found, expected = ([entry.record for entry in store.entries(wanted=wanted)] for store in both)
+            assert found == expected
+            pages = [[row for page in store._reader.rows(after=7, wanted=wanted) for row in page] for store in both]
+            assert pages[0] == pages[1]
+        for store in both:
+            store.record([Outcome(row_id, "ok", 10 ** (20 - row_id)) for row_id in range(20, 4, -1)])
+            store.record([Outcome(row_id, "tool_error", row_id) for row_id in range(9, 30)])
+            tend(store)
+        assert both[0].held() == alone.held()
+    assert rows(path, "fragment") == rows(tmp_path / "alone.db", "fragment")
+    assert ask(path, "SELECT sum(uses) FROM fragment") == ask(tmp_path / "alone.db", "SELECT sum(uses) FROM fragment")
+    alone.close()
+
+
 def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
     path: Path, open_store: Open, tend: Callable[..., None]
 ) -> None:
