@@ -376,7 +376,7 @@ def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, 
     assert Counter(entry.record["namespace"] for entry in brief.entries()) == {"brief": 1, "long": 1200}
 
 
-@pytest.mark.parametrize("kind", ["short", "long names", "long arguments"])
+@pytest.mark.parametrize("kind", ["short", "together", "long names", "long arguments"])
 def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -385,12 +385,15 @@ def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 64 * 1024)
     most = 4_000_000
     store = open_store(max_bytes=most)
-    session = Session(store, FIVE_A_MINUTE, arguments="full" if kind == "long arguments" else "hash")
+    policy = FIVE_A_MINUTE + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n'
+    session = Session(store, policy, arguments="full" if kind == "long arguments" else "hash")
     session.call("x", 3)
     largest = 0
     for number in range(300):
         if kind == "short":
             session.call("free", 200)
+        elif kind == "together":
+            session.call("counted", 200)
         elif kind == "long names":
             for at in range(60):
                 session.call(f"{number}-{at}-{'n' * 200}")
