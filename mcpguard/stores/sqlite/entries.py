@@ -21,6 +21,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from mcpguard.core.audit import Outcome, Row, cut_id, fragment
@@ -268,17 +269,13 @@ def counter_line(counter: Counter) -> str:
 def outcome_lines(outcomes: Iterable[Outcome]) -> list[str]:
     """The lines of outcomes."""
     runs: list[list[Outcome]] = []
-    for one in sorted(outcomes, key=_row_id):
+    for one in sorted(outcomes, key=itemgetter(0)):
         last = runs[-1][-1] if runs else None
         if last and last.row_id + 1 == one.row_id and last.outcome == one.outcome:
             runs[-1].append(one)
         else:
             runs.append([one])
     return [f"{OUTCOME}\t{run[0].row_id}\t{run[0].outcome}\t{','.join([str(one.duration_us) for one in run])}" for run in runs]
-
-
-def _row_id(outcome: Outcome) -> int:
-    return outcome.row_id
 
 
 def read_outcomes(fields: Sequence[str]) -> tuple[int, str, list[int]]:
