@@ -97,7 +97,7 @@ class Drain:
     def _take_run(self, row_id: int, run: Run) -> int:
         """Take the rows of a run; returns how many they are."""
         context_id, namespace, limit = self._use(run.context, run.reported, run.calls)
-        self._bytes[namespace] += run.calls * row_bytes(0) + len(run.request_ids)
+        self._bytes[namespace] += run.calls * row_bytes(0) + sum(map(len, json.loads(run.request_ids)))
         length = len(run.args_hashes) // run.calls
         of_first = (row_id, namespace, run.time_us, run.seq, context_id, limit)
         hashes = (run.args_hashes or None, length, length)

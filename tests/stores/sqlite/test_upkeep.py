@@ -274,7 +274,8 @@ def test_calls_that_are_admitted_together_have_the_rows_of_calls_one_by_one(
             tend(store)
         assert both[0].held() == alone.held()
     assert rows(path, "fragment") == rows(tmp_path / "alone.db", "fragment")
-    assert ask(path, "SELECT sum(uses) FROM fragment") == ask(tmp_path / "alone.db", "SELECT sum(uses) FROM fragment")
+    for sums in ("sum(uses) FROM fragment", "sum(bytes) FROM namespace", "min(retry_after_ms) FROM audit"):
+        assert ask(path, f"SELECT {sums}") == ask(tmp_path / "alone.db", f"SELECT {sums}")
     alone.close()
 
 
