@@ -160,14 +160,12 @@ class Journal:
         self._set(self.tally, _ALLOWED, self.tally[_ALLOWED] + calls)
         if self._denials:
             self._forget_denials(plan, range(len(plan.counters)))
-        count, remaining = first.count or 0, first.remaining or 0
-        verdicts = [first]
-        self._number(first)
-        for at in range(1, calls):
-            verdict = first.copy()
-            verdict.count, verdict.remaining = count + at, remaining - at
+        verdicts = [first, *[first.copy() for _ in range(calls - 1)]]
+        for at, verdict in enumerate(verdicts):
+            if verdict.count is not None and verdict.remaining is not None:
+                verdict.count += at
+                verdict.remaining -= at
             self._number(verdict)
-            verdicts.append(verdict)
         return verdicts
 
     def repeated(self, request: DecisionRequest, verdict: Verdict, others: Sequence[DecisionRequest]) -> list[Verdict]:

@@ -54,7 +54,6 @@ class DecisionRequest:
     """
 
     # few calls have others, and each attribute that is set takes time
-    trace_id: str | None = None
     decided: Decided | None = None
     why = ""
     rounds = 0
@@ -83,8 +82,7 @@ class DecisionRequest:
         self.request_id = request_id
         self.args_hash = args_hash
         self.detail = {} if detail is None else detail
-        if trace_id is not None:
-            self.trace_id = trace_id
+        self.trace_id = trace_id
         if decided is not None:
             self.decided = decided
 
@@ -348,8 +346,10 @@ def admit_some(plan: Plan, states: Sequence[State], now_us: int, calls: int) -> 
 
     Returns:
         How many calls have room, the verdict of the first, and the new logs of the counters. The `count` of each further call
-        is one more, its `remaining` one less. None if the first call is not a usual one.
+        is one more, its `remaining` one less. None if the first call is not a usual one, nor one without limits.
     """
+    if not plan.limits:
+        return calls, Verdict("allowed"), []
     first = admit(plan, states, now_us)
     if first is None:
         return None

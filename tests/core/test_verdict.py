@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import event, given
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame
@@ -100,6 +100,7 @@ def test_calls_that_are_admitted_together_have_the_verdicts_and_logs_of_one_afte
     found: tuple[Plan, Sequence[State]], calls: int
 ) -> None:
     plan, states = found
+    assume(plan.limits)
     together = admit_some(plan, states, NOW_US, calls)
     one_by_one: list[Verdict] = []
     while len(one_by_one) < calls and (one := admit(plan, states, NOW_US)):
@@ -121,6 +122,13 @@ def test_calls_that_are_admitted_together_have_the_verdicts_and_logs_of_one_afte
         first.count + admitted - 1,
         first.remaining - admitted + 1,
     )
+
+
+def test_calls_without_limits_are_admitted_together() -> None:
+    admitted = admit_some(Plan(), (), NOW_US, 7)
+    verdict, decision = decide_one(DecisionRequest(CALL, Plan(), ""), (), NOW_US)
+    assert admitted is not None
+    assert (admitted[0], vars(admitted[1]), admitted[2], decision.charged) == (7, vars(verdict), [], ())
 
 
 PLAN = Plan((Limit(2, 640, 0),), (REPORTED,), (ONE,))

@@ -102,7 +102,8 @@ class Drain:
         of_first = (row_id, namespace, run.time_us, run.seq, context_id, limit)
         hashes = (run.args_hashes or None, length, length)
         self._runs.append((*of_first, *hashes, run.counted, run.remaining, run.request_ids))
-        self._changes.append((run.charged_us, run.charged, run.calls))
+        if run.charged:
+            self._changes.append((run.charged_us, run.charged, run.calls))
         return run.calls
 
     def _use(self, context: str, reported: str, rows: int) -> tuple[int, int, int | None]:

@@ -130,8 +130,9 @@ def run_line(requests: Sequence[DecisionRequest], first: Verdict, time_us: int, 
     hashes = "".join([one.args_hash.hex() for one in requests if one.args_hash])
     ids = compact([one.request_id for one in requests])
     reported = fragment(first.reported) if first.reported else ""
+    count, remaining = ("", "") if first.count is None else (first.count, first.remaining)
     return (
-        f"*\t{len(requests)}\t{time_us}\t{seq}\t{requests[0].context}\t{reported}\t{first.count}\t{first.remaining}\t"
+        f"*\t{len(requests)}\t{time_us}\t{seq}\t{requests[0].context}\t{reported}\t{count}\t{remaining}\t"
         f"{charged_us}\t{charged}\t{ids}\t{hashes}"
     )
 
@@ -145,10 +146,10 @@ class Run(NamedTuple):
         seq: The number of the first row in its session. The others follow.
         context: The context of all.
         reported: The limit with the least quota left; empty if there is none.
-        counted: `Row.counted` of the first; each further row has one more.
-        remaining: `Row.remaining` of the first; each further row has one less.
+        counted: `Row.counted` of the first; each further row has one more. None if there is no limit.
+        remaining: `Row.remaining` of the first; each further row has one less. None if there is no limit.
         charged_us: The store time of the charges.
-        charged: The counters that each call was charged on; see `charges`.
+        charged: The counters that each call was charged on; see `charges`. Empty if there are none.
         request_ids: A JSON list of the requests' ids, each as JSON text.
         args_hashes: The hashes of the arguments, all of the same length; empty if there are none.
     """
@@ -158,8 +159,8 @@ class Run(NamedTuple):
     seq: int
     context: str
     reported: str
-    counted: int
-    remaining: int
+    counted: int | None
+    remaining: int | None
     charged_us: int
     charged: str
     request_ids: str
@@ -178,8 +179,8 @@ class Run(NamedTuple):
                 self.reported or None,
                 request_id,
                 hashes[at],
-                counted=self.counted + at,
-                remaining=self.remaining - at,
+                counted=None if self.counted is None else self.counted + at,
+                remaining=None if self.remaining is None else self.remaining - at,
             )
             for at, request_id in enumerate(json.loads(self.request_ids))
         ]
@@ -194,8 +195,8 @@ def read_run(fields: Sequence[str]) -> Run:
         int(seq),
         context,
         reported,
-        int(counted),
-        int(remaining),
+        _number(counted),
+        _number(remaining),
         int(charged_us),
         charged,
         request_ids,

@@ -174,7 +174,7 @@ def charges(line: str) -> Charges | None:
     """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
     if line[0] == entries.RUN:
         run = entries.read_run(line.split("\t"))
-        return run.charged_us, run.charged, run.calls
+        return (run.charged_us, run.charged, run.calls) if run.charged else None
     _, charged_us, charged = line.rsplit("\t", 2)
     return (int(charged_us), charged, 1) if charged else None
 

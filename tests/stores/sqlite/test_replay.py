@@ -251,13 +251,14 @@ def test_the_line_of_a_run_has_the_rows_of_its_calls(
         DecisionRequest(caller, Plan(), '{"user":"alice"}', None, one, args_hash=digest if hashes else None)
         for one, digest in calls
     ]
-    first = Verdict("allowed", reported, count=2, remaining=300)
+    counts: list[tuple[int | None, int | None]] = [(2 + at, 300 - at) if reported else (None, None) for at in range(len(calls))]
+    verdicts = [Verdict("allowed", reported, count=count, remaining=remaining) for count, remaining in counts]
+    first = verdicts[0]
     line = entries.run_line(requests, first, 17, 4, 99, "[[1,2,3]]")
     assert "\n" not in line
     assert entries.rows_in(f"{line}\n{line}") == 2 * len(calls)
     run = entries.read_run(line.split("\t"))
     assert (run.charged_us, run.charged) == (99, "[[1,2,3]]")
-    verdicts = [Verdict("allowed", reported, count=2 + at, remaining=300 - at) for at in range(len(calls))]
     rows = [audit.row(*one, 17, 4 + at) for at, one in enumerate(zip(requests, verdicts, strict=True))]
     assert run.rows() == rows
 
