@@ -6,18 +6,23 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError
+
+if TYPE_CHECKING:  # `run` reads its settings without it, because it takes 3 ms to load
+    from pathlib import Path
+
+SETTLING_NS: Final = 50_000_000
+"""A file or folder that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
 
 _MAX_LINKS: Final = 40
 """The number of links that Linux follows."""
 
 
-def named_path(name: str, *, where: str) -> Path:
-    """The absolute path of a name. A leading `~` stands for a home folder.
+def absolute(name: str, *, where: str) -> str:
+    """The absolute path of a name, as text. A leading `~` stands for a home folder.
 
     Args:
         name: The name that the user wrote.
@@ -29,13 +34,24 @@ def named_path(name: str, *, where: str) -> Path:
     if holds_token(name):
         hint = "write the token into a file that only you can read, and name that file"
         raise ConfigError(f"{where} holds a token where a path belongs", hint)
+    if os.path.isabs(name) and os.path.normpath(name) == name:  # noqa: PTH117 - the usual case needs no Path
+        return name
+    from pathlib import Path
+
     try:
-        return Path(name).expanduser().absolute()
+        return str(Path(name).expanduser().absolute())
     except (RuntimeError, OSError) as error:  # an unknown account, an account without a home, or a deleted working folder
         raise ConfigError(f"{where}: the home or working folder for {name} does not exist", "write an absolute path") from error
 
 
-def read_at_once(path: Path, max_bytes: int = -1) -> bytes:
+def named_path(name: str, *, where: str) -> "Path":
+    """The same as a `Path`."""
+    from pathlib import Path
+
+    return Path(absolute(name, where=where))
+
+
+def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
     """Read a file, or its first bytes. A named pipe is refused, because reading it might never end.
 
     Raises:
@@ -54,7 +70,7 @@ def read_at_once(path: Path, max_bytes: int = -1) -> bytes:
         os.close(fd)
 
 
-def open_private(path: Path) -> int:
+def open_private(path: "Path") -> int:
     """Open a file for reading and writing, or create it with mode 0600 whatever the umask.
 
     Raises:
@@ -74,13 +90,15 @@ def open_private(path: Path) -> int:
     return fd
 
 
-def place_to_make(path: Path) -> Path:
+def place_to_make(path: "Path") -> "Path":
     """The path with all links followed, at which a missing file may be created.
 
     Raises:
         OSError: The file is missing, and a link to it is in a folder that others may write to. One of them may have made the
             link so that mcpguard creates a file somewhere else.
     """
+    from pathlib import Path
+
     place, link = Path(os.path.realpath(path)), path
     for _ in range(_MAX_LINKS):
         if place.exists() or not link.is_symlink():
@@ -91,7 +109,7 @@ def place_to_make(path: Path) -> Path:
     return place
 
 
-def exposed(paths: Iterable[Path]) -> list[str]:
+def exposed(paths: "Iterable[Path]") -> list[str]:
     """Which files other accounts may change, because another account owns or may write to the file or its folder.
 
     Args:
@@ -100,6 +118,8 @@ def exposed(paths: Iterable[Path]) -> list[str]:
     Returns:
         A line for each reason.
     """
+    from pathlib import Path
+
     files: dict[str, list[str]] = {}
     for path in paths:
         real = Path(os.path.realpath(path))
@@ -145,7 +165,7 @@ def _is_private(group: int) -> bool:
     return (group == 0 or found.gr_name == account) and {*found.gr_mem} <= {account, "root"}
 
 
-def private_folder(folder: Path) -> None:
+def private_folder(folder: "Path") -> None:
     """Create a folder and its parents with mode 0700 whatever the umask. An existing folder keeps its mode."""
     if folder.is_dir():
         return

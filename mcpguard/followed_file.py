@@ -1,19 +1,22 @@
 """Follows the content of a file that other programs write."""
 
+import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from mcpguard.files import read_at_once
+from mcpguard.files import SETTLING_NS, read_at_once
 
-SETTLING_NS: Final = 50_000_000
-"""A file that changed less than this ago is read again at each look: two edits can have the same time stamp."""
+HELD_S: Final = 1.0
+"""How long a file that is kept open is taken for the one that its path names. Only another folder in the place of one of the
+path's folders goes unnoticed for so long: if the file itself is edited, removed, renamed or replaced, its own times change."""
 
 
 class FollowedFile:
-    """A file's content as of the last look. A look at an unchanged file costs one `stat`.
+    """A file's content as of the last look. A look at an unchanged file costs one `fstat`, since the file is kept open.
 
     Args:
         path: The file.
@@ -32,9 +35,17 @@ class FollowedFile:
         self._max_bytes = max_bytes
         self._stamp: tuple[int, ...] | None = None
         self._settled = False
+        self._may_hold = False
+        self._fd = -1  # the file, once it has settled
+        self._held_until_s = 0.0
 
     def look(self) -> bool:
         """Read the file if it may have changed. Returns whether `content` may be new."""
+        if self._fd >= 0 and time.monotonic() < self._held_until_s:
+            held = os.fstat(self._fd)
+            if (held.st_ino, held.st_nlink, held.st_size, held.st_mtime_ns, held.st_ctime_ns) == self._stamp:
+                return False
+        self._let_go()
         try:
             stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast
         except (FileNotFoundError, NotADirectoryError):
@@ -45,10 +56,14 @@ class FollowedFile:
             before, self._stamp = self.content, None
             self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return self.content != before
-        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if stamp == self._stamp and self._settled:
+            if self._may_hold:
+                self._hold()
             return False
         self._stamp = stamp
+        # Not on Windows, where others could not replace the file then, and not behind a link, which can be changed itself
+        self._may_hold = sys.platform != "win32" and os.path.realpath(self._name) == self._name
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
@@ -59,3 +74,14 @@ class FollowedFile:
         except OSError as error:
             self.content = error.strerror or str(error)
         return True
+
+    def _hold(self) -> None:
+        """Keep the file open, so that the next looks need not find it by its path."""
+        with contextlib.suppress(OSError):
+            self._fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._held_until_s = time.monotonic() + HELD_S
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 if TYPE_CHECKING:
     from tests.real_parts.parts import Parts
@@ -72,10 +72,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of modules that need POSIX."""
+    """Mark the tests of modules that need POSIX, and measure no coverage in tests with generated input.
+
+    Measuring makes a test take two to three times as long. What only generated input reaches should have an example, too.
+    """
     for item in items:
         if _needs_posix(item.path):
             item.add_marker(pytest.mark.posix)
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.no_cover)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,9 +1,12 @@
 import os
 import pwd
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
 
 from mcpguard.config import Settings, account, folders, load, span_us
 from mcpguard.errors import ConfigError
@@ -30,9 +33,9 @@ def refusal(home: Path, text: str = "", environ: Mapping[str, str] | None = None
 
 def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path) -> None:
     assert load({"MCPGUARD_HOME": str(tmp_path)})._replace(places={}) == Settings(
-        policy=tmp_path / "policy.toml",
+        policy_path=str(tmp_path / "policy.toml"),
         policy_named=False,
-        database=tmp_path / "mcpguard.db",
+        database_path=str(tmp_path / "mcpguard.db"),
         store="",
         namespace="default",
         timeout_ms=250,
@@ -47,7 +50,7 @@ def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path
         keep_us=30 * DAY_US,
         max_mb=256,
         arguments="hash",
-        file=tmp_path / "config.toml",
+        file_path=str(tmp_path / "config.toml"),
     )
 
 
@@ -73,9 +76,9 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         arguments = "none"
     """
     assert loaded(tmp_path, text)._replace(places={}) == Settings(
-        policy=tmp_path / "policy.toml",
+        policy_path=str(tmp_path / "policy.toml"),
         policy_named=False,
-        database=tmp_path / "mcpguard.db",
+        database_path=str(tmp_path / "mcpguard.db"),
         store="sqlite:///elsewhere/x.db",
         namespace="team",
         timeout_ms=100,
@@ -91,7 +94,7 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         keep_us=14 * DAY_US,
         max_mb=10,
         arguments="none",
-        file=tmp_path / "config.toml",
+        file_path=str(tmp_path / "config.toml"),
     )
 
 
@@ -168,7 +171,7 @@ def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path
 
 def test_a_tilde_is_the_accounts_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folders({"MCPGUARD_HOME": "~/guard"}).config == tmp_path / "guard"
+    assert folders({"MCPGUARD_HOME": "~/guard"}).config == str(tmp_path / "guard")
     assert load({"MCPGUARD_HOME": "~/guard", "MCPGUARD_POLICY": "~/p.toml"}).policy == tmp_path / "p.toml"
 
 
@@ -409,13 +412,29 @@ def test_xdg_variables_move_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(f"XDG_{name}", "/elsewhere")
     assert folders(os.environ) == plain
     assert os.environ["XDG_CONFIG_HOME"] == "/elsewhere"
-    assert plain.config.is_relative_to(tmp_path)
-    assert plain.database.is_relative_to(tmp_path)
+    assert Path(plain.config).is_relative_to(tmp_path)
+    assert Path(plain.database).is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    monkeypatch.setattr(sys, "platform", system)
+    places = (Unix if system == "linux" else MacOS)("mcpguard", appauthor=False)
+    assert folders({}) == (places.user_config_dir, places.user_state_dir)
+
+
+def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match="this account has no home folder"):
+        folders({})
 
 
 def test_one_variable_moves_everything_to_one_folder(tmp_path: Path) -> None:
     places = folders({"MCPGUARD_HOME": str(tmp_path)})
-    assert {places.config_file.parent, places.policy_file.parent, places.database.parent} == {tmp_path}
+    names = [places.config_file, places.policy_file, places.database]
+    assert names == [str(tmp_path / name) for name in ("config.toml", "policy.toml", "mcpguard.db")]
 
 
 def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

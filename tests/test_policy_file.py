@@ -3,7 +3,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from mcpguard import policy_file
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.errors import PolicyError
+from mcpguard.followed_file import HELD_S
 from mcpguard.policy_file import AT_ONCE_BYTES, PolicyFile
 
 
@@ -95,6 +96,94 @@ def test_a_file_that_replaces_the_old_one_is_loaded(running: PolicyFile, path: P
     other.write_text(rule("2/1h"))
     other.replace(path)
     assert limit(running.poll()) == "2/1h"
+
+
+def edit(path: Path) -> None:
+    path.write_text(rule("2/1h"))
+
+
+def edit_and_keep_the_time(path: Path) -> None:
+    stamp = path.stat()
+    path.write_text(rule("2/1h"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def replace(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_text(rule("2/1h"))
+    other.replace(path)
+
+
+def rename_and_make_anew(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+    path.write_text(rule("2/1h"))
+
+
+def remove_and_make_anew(path: Path) -> None:
+    path.unlink()
+    path.write_text(rule("2/1h"))
+
+
+@pytest.fixture
+def held(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyFile:
+    """The file, kept open: a look at it no longer goes by its path."""
+    settle(path, monkeypatch)
+    assert [running.poll() for _ in range(2)] == [None] * 2
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", None)
+    assert running.poll() is None
+    monkeypatch.setattr(os, "stat", stat)
+    return running
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("change", [edit, edit_and_keep_the_time, replace, rename_and_make_anew, remove_and_make_anew])
+def test_every_change_of_a_file_that_is_kept_open_is_found_by_the_next_poll(
+    held: PolicyFile, path: Path, change: Callable[[Path], None]
+) -> None:
+    change(path)
+    assert limit(held.poll()) == "2/1h"
+    assert held.poll() is None
+
+
+@pytest.mark.posix
+def test_the_removal_of_a_file_that_is_kept_open_is_found_by_the_next_poll(held: PolicyFile, path: Path) -> None:
+    path.unlink()
+    assert limit(held.poll()) == f"{path}: no such file"
+
+
+@pytest.mark.posix
+def test_a_folder_in_the_place_of_the_files_folder_is_found_after_a_second(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    file = path.parent / "team" / "policy.toml"
+    for folder, text in ("team", "1/1h"), ("other", "2/1h"):
+        (path.parent / folder).mkdir()
+        (path.parent / folder / "policy.toml").write_text(rule(text))
+    running = PolicyFile(file)
+    running.begin()
+    settle(file, monkeypatch)
+    assert [running.poll() for _ in range(3)] == [None] * 3
+    file.parent.rename(path.parent / "before")
+    (path.parent / "other").rename(file.parent)
+    assert running.poll() is None
+    now_s += HELD_S
+    assert limit(running.poll()) == "2/1h"
+
+
+@pytest.mark.posix
+def test_another_target_of_a_link_is_found_by_the_next_poll(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = [path.with_name(f"{n}.toml") for n in (1, 2)]
+    for n, target in enumerate(targets, 1):
+        target.write_text(rule(f"{n}/1h"))
+    path.symlink_to(targets[0])
+    file = PolicyFile(path)
+    file.begin()
+    settle(targets[1], monkeypatch)
+    assert [file.poll() for _ in range(3)] == [None] * 3
+    path.unlink()
+    path.symlink_to(targets[1])
+    assert limit(file.poll()) == "2/1h"
 
 
 @pytest.mark.posix

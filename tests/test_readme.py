@@ -301,7 +301,7 @@ def test_the_files_are_where_the_manual_says_whatever_xdg_says(monkeypatch: pyte
     monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
     places = config.folders({})
     home = Path.home()
-    assert places.config_file == home / ".config/mcpguard/config.toml"
-    assert places.database == home / ".local/state/mcpguard/mcpguard.db"
+    assert places.config_file == str(home / ".config/mcpguard/config.toml")
+    assert places.database == str(home / ".local/state/mcpguard/mcpguard.db")
     assert "`~/.config/mcpguard`" in DOCS["configuration.md"]
     assert "`~/.local/state/mcpguard`" in DOCS["configuration.md"]

@@ -1,6 +1,7 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -62,12 +63,17 @@ LATER = {
     "bz2",
     "datetime",
     "lzma",
-    "mcpguard.core.policy.parse",
+    "mcpguard.core.policy.model",
     "mcpguard.core.server_name",
-    "mcpguard.stores.sqlite.store",
+    "mcpguard.core.session.machine",
+    "mcpguard.relay.bookkeeper",
+    "mcpguard.stores.api",
+    "pathlib",
+    "platformdirs",
     "shutil",
     "sqlite3",
     "tomllib",
+    "urllib.parse",
     "zlib",
 }
 
@@ -96,13 +102,36 @@ def test_run_loads_no_heavy_module(tmp_path: Path) -> None:
 def test_garbage_is_collected_once_run_has_loaded_its_modules(tmp_path: Path) -> None:
     python, *words = mcpguard("run", "--quiet", "--", "cat")
     at_exit = "import gc, os; leave = os._exit; os._exit = lambda status: leave(0 if gc.isenabled() else 1)"
-    (tmp_path / "sitecustomize.py").write_text(at_exit, encoding="utf-8")
-    env = environment(tmp_path)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), env.get("PYTHONPATH"))))
+    env = customized(tmp_path, at_exit)
     subprocess.run([python, *words], stdin=subprocess.DEVNULL, env=env, timeout=DEADLINE_S, check=True)
+
+
+def customized(tmp_path: Path, program: str) -> dict[str, str]:
+    """An environment in which Python executes a program when it starts."""
+    (tmp_path / "sitecustomize.py").write_text(program, encoding="utf-8")
+    env = environment(tmp_path)
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), env.get("PYTHONPATH"))))}
 
 
 def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: Path) -> None:
     loaded = modules_loaded_by_run(tmp_path)
-    before = loaded[: loaded.index("mcpguard.relay.assembly")]
+    before = loaded[: loaded.index("mcpguard.relay.traffic")]
     assert not LATER.intersection(before)
+
+
+COMPILES: Final = """
+import builtins, os, sys
+usual = builtins.compile
+def compile(source, *args, **kwargs):
+    if isinstance(source, str) and "mcpguard.relay.traffic" not in sys.modules:
+        os._exit(99)
+    return usual(source, *args, **kwargs)
+builtins.compile = compile
+"""
+
+
+def test_run_compiles_no_annotation_before_messages_pass(tmp_path: Path) -> None:
+    """The first compilation, such as that of an annotation in quotes in a `NamedTuple`, makes the types of the syntax tree."""
+    python, *words = mcpguard("run", "--quiet", "--", "cat")
+    env = customized(tmp_path, COMPILES)
+    subprocess.run([python, *words], stdin=subprocess.DEVNULL, env=env, timeout=DEADLINE_S, check=True)

@@ -30,7 +30,7 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
     headers = telemetry.headers(os.environ)
     options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
     try:
-        position = telemetry.Position(config.folders(os.environ).state, settings.address.shown, settings.namespace, url)
+        position = telemetry.Position(config.state_folder(os.environ), settings.address.shown, settings.namespace, url)
         with (
             contextlib.closing(position),
             contextlib.closing(telemetry.HttpCollector(url, headers)) as collector,

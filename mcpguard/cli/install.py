@@ -49,7 +49,7 @@ def command(
     chosen = _clients.chosen(clients, project)
     start = launcher(os.environ)
     _clients.check_options(start)
-    plan = Plan(config.folders(os.environ).state)
+    plan = Plan(config.state_folder(os.environ))
     plan_install(plan, chosen.sources, frozenset(servers), start)
     if hook:
         plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)

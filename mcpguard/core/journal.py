@@ -143,7 +143,10 @@ class Journal:
         """
         self._before.clear()
         self._seq_before = self.seq
-        self._count(request, verdict)
+        if verdict.decision == "allowed" and not self._denials:
+            self.tally[_ALLOWED] += 1
+        else:
+            self._count(request, verdict)
         self._number(verdict)
 
     def admitted(self, plan: Plan, first: Verdict, calls: int) -> list[Verdict]:
@@ -254,6 +257,11 @@ class Journal:
         """The row of the denials that wait in a storm."""
         self.seq += 1
         return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether `remembered` and `allowance` have nothing to return."""
+        return not (self._storms or self._denials or self._sums or self._budgets)
 
     @property
     def is_waiting(self) -> bool:

@@ -23,4 +23,7 @@ TRACEPARENT: Final = "traceparent"
 PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - no secret
 """The token of the progress notifications that the client asks for."""
 
-READ: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT, PROGRESS_TOKEN}) | CALL_IDS
+OF_CALLER: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT}) | CALL_IDS
+"""The members that tell who calls, or in which trace."""
+
+READ: Final = OF_CALLER | {PROGRESS_TOKEN}

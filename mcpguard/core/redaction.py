@@ -5,7 +5,7 @@ from typing import Final
 
 # Compiled when a text has a dot: `run` checks names before it starts the server.
 _MAY_BE_HEADER: Final = r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{8,}+)(?=\.)"
-_REST: Final = re.compile(r"[A-Za-z0-9_.-]*")
+_REST: Final = r"[A-Za-z0-9_.-]*"
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
@@ -26,7 +26,7 @@ def redacted(text: str) -> str:
     for found in re.finditer(_MAY_BE_HEADER, text):  # the text before every dot, because a name with a dot can precede a token
         if found.start() >= at and _has_algorithm(found[1]):
             kept += [text[at : found.start()], "(a token)"]
-            at = _REST.match(text, found.end()).end()  # type: ignore[union-attr]  # it also matches the empty text
+            at = re.compile(_REST).match(text, found.end()).end()  # type: ignore[union-attr]  # it also matches the empty text
     return "".join([*kept, text[at:]])
 
 

@@ -1,9 +1,10 @@
-"""Assembles a session from settings. It is imported after the server has started, so that it loads while the server boots."""
+"""Assembles what judges calls. It is imported after the traffic has started: the client's first messages do not wait for it."""
 
+import functools
 import gc
 import os
-import sys
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from mcpguard.config import Settings
@@ -13,84 +14,61 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.session.machine import Session
 from mcpguard.errors import PolicyError
+from mcpguard.relay import judging
 from mcpguard.relay.console import Console
-from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.supervisor import Supervisor
 from mcpguard.relay.traffic import Traffic
-from mcpguard.relay.watchdog import Watchdog
-from mcpguard.stores.api import Store
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
-
-SWITCH_S: Final = 0.0002
-"""How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
 
 CLOSE_S: Final = LAST_TRY_S + 0.25
 """How long the store may take to close. A store that hangs is left open."""
 
 
-def guarded(server: ServerProcess, supervisor: Supervisor, identity: Identity, settings: Settings, *, observe: bool) -> int:
-    """Relay and guard the traffic of a running server, until one side ends.
-
-    Messages that are not calls pass as soon as the traffic starts. Calls wait until what they are judged by is loaded.
+class Guard:
+    """Loads what calls are judged by, and lets the traffic judge them.
 
     Args:
-        server: The server's process.
-        supervisor: Starts the traffic and shuts it down.
+        traffic: The traffic, which has started.
         identity: The configured identity, and the server's name.
         settings: The settings of this machine.
+        console: Takes lines for stderr.
         observe: Decide and log, deny nothing.
-
-    Returns:
-        The exit status: the server's.
     """
-    sys.setswitchinterval(SWITCH_S)
-    console = Console(quiet=settings.quiet)
-    is_loaded = threading.Event()
-    store = _store(settings, console, is_loaded)
-    journal = Journal(os.urandom(8).hex())
-    session = Session(
-        identity,
-        PolicyError("the policy is being loaded"),
-        journal,
-        namespace=settings.namespace,
-        denials=settings.denials,
-        arguments=settings.arguments,
-        args_key=lambda: store.args_key,
-    )
-    output = ClientOutput(1, lambda: supervisor.ended("client"))
-    traffic = Traffic(server, session, store, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)
-    watchdog = Watchdog(server.pid)
 
-    def guard() -> None:
-        from mcpguard.relay import judging  # while the client's first messages pass
-
-        try:
-            settings.address.load()  # outside of the store's time budget, because calls wait for it
-        finally:
-            is_loaded.set()
-        judging.begin(traffic, identity, settings, console, observe=observe)
+    def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console, *, observe: bool) -> None:
+        self._console = console
+        settings.address.load()  # outside of the store's time budget, because calls wait for it
+        self._store = _store(settings, console)  # it is opened while the policy is read
+        self._journal = Journal(os.urandom(8).hex())
+        session = Session(
+            identity,
+            PolicyError("the policy is being loaded"),
+            self._journal,
+            namespace=settings.namespace,
+            denials=settings.denials,
+            arguments=settings.arguments,
+            args_key=functools.partial(getattr, self._store, "args_key"),
+        )
+        judging.begin(traffic, session, self._store, settings, console, observe=observe)
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()
 
-    status = supervisor.supervise(server, traffic, console, guard)
-    watchdog.dismiss()
-    console.line(summary(journal.tally))
-    closing = threading.Thread(target=store.close, name="mcpguard-close", daemon=True)
-    closing.start()
-    closing.join(supervisor.at_most(CLOSE_S))
-    return status
+    def close(self, at_most: Callable[[float], float]) -> None:
+        """Tell the user what the session's calls were, and close the store. The traffic has ended.
+
+        Args:
+            at_most: How long a part of the shutdown may take; see `Supervisor`.
+        """
+        self._console.line(summary(self._journal.tally))
+        closing = threading.Thread(target=self._store.close, name="mcpguard-close", daemon=True)
+        closing.start()
+        closing.join(at_most(CLOSE_S))
 
 
-def _store(settings: Settings, console: Console, is_loaded: threading.Event) -> FailoverStore:
-    def reopen() -> Store:
-        is_loaded.wait()
-        return settings.open_store()
-
+def _store(settings: Settings, console: Console) -> FailoverStore:
     return FailoverStore(
-        reopen,
+        settings.open_store,
         mode=settings.on_unavailable,
         notify=console.error,
         spills=_spills(settings),

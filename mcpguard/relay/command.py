@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import CommandError, ExitStatus
@@ -27,7 +26,7 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
     if found:
         return found
     if os.path.dirname(command) and os.path.exists(command):  # noqa: PTH110, PTH120 - a Path drops a leading ./
-        kind = "a folder" if Path(command).is_dir() else "not executable"
+        kind = "a folder" if os.path.isdir(command) else "not executable"  # noqa: PTH112
         raise CommandError(
             f"cannot run {command}: it is {kind}",
             "name a program, or an interpreter and a script",

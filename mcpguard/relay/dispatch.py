@@ -3,17 +3,21 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
+from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.session import events
 from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
-from mcpguard.core.session.machine import Session
+from mcpguard.core.session.opening import Opening
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
-from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import monotonic_us
+
+if TYPE_CHECKING:  # the first messages pass before these are loaded
+    from mcpguard.core.session.machine import Session
+    from mcpguard.stores.api import CallStore
 
 BUSY_S: Final = 0.1
 """How long a shutdown waits for the session."""
@@ -25,9 +29,9 @@ class Dispatcher:
     The lock is held while a thread uses the session or the store, except for the store's upkeep. No thread holds it while it
     waits for a pipe.
 
+    Before `begin` there is no session: call only `open`, `post` and `read_answers`.
+
     Args:
-        session: The core's state machine.
-        store: Decides calls and writes audit rows.
         unread: The server's output that the session has not read.
         reply: Queues frames for the client, without waiting for it. It is called under the lock, so that the replies of earlier
             events precede the last answers.
@@ -37,21 +41,40 @@ class Dispatcher:
 
     def __init__(
         self,
-        session: Session,
-        store: CallStore,
         unread: Unread,
         reply: Callable[[bytes], None],
         console: Console,
         freed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._session = session
-        self._store = store
+        self._session: Session
+        self._store: CallStore
+        self._begun = threading.Event()
+        self._opening = Opening()
         self._unread = unread
         self._reply = reply
         self._console = console
         self._freed = freed
         self._lock = threading.Lock()
         self._posted: deque[events.Event] = deque()
+
+    def open(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
+        """The frames for the server, of messages that need no session; None if they have to wait for `begin`."""
+        with self._lock:
+            return None if self._posted or self._begun.is_set() else self._opening.forward(messages, now_us)
+
+    def begin(self, session: "Session", store: "CallStore") -> None:
+        """Use a session from now on. It is told of what has passed.
+
+        Args:
+            session: The core's state machine.
+            store: Decides calls and writes audit rows.
+        """
+        with self._lock:
+            self._session = session
+            self._store = store
+            for event in self._opening.passed:
+                self._handle(event, self._reply)  # the server has the frames that it returns
+            self._begun.set()
 
     def post(self, event: events.Event) -> None:
         """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs.
@@ -71,6 +94,25 @@ class Dispatcher:
             if self._posted:
                 self._handle_posted()
             return self._handle(event, self._reply)
+
+    def judge(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes:
+        """As `dispatch` of `ClientWrote`, but a call that came alone takes a short cut."""
+        with self._lock:
+            if self._posted:
+                self._handle_posted()
+            request = self._session.lone_call(messages)
+            if request is None:
+                return self._handle(events.ClientWrote(messages, now_us), self._reply)
+            try:
+                verdicts = self._store.decide((request,), self._session.journal)
+            except StoreUnavailable as error:
+                decided: events.Event = events.StoreFailed(error.message)
+            else:
+                if verdicts[0].decision == "allowed":
+                    return self._session.forward(request, verdicts[0], now_us)
+                decided = events.Decided(verdicts)
+            self._session.resume(messages, request, now_us)
+            return self._handle(decided, self._reply)
 
     def last_answers(self, how: str) -> bytes:
         """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
@@ -92,8 +134,12 @@ class Dispatcher:
 
         Args:
             most_bytes: About how much to read; None for everything.
-            waits: Whether to wait while another thread uses the session. Else nothing is read then.
+            waits: Whether to wait for `begin`, and while another thread uses the session. Else nothing is read then.
         """
+        if waits:
+            self._begun.wait()
+        elif not self._begun.is_set():
+            return False
         if self._lock.acquire(blocking=waits):
             try:
                 self._read_answers(most_bytes)
@@ -115,7 +161,7 @@ class Dispatcher:
             return True
         try:
             self._read_answers()
-            return self._session.awaits_answers
+            return bool(self._session.in_flight.by_id)
         finally:
             self._lock.release()
 

@@ -1,13 +1,15 @@
 """The loop from the server to the client: bytes pass unchanged, and are kept until their outcomes are read."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from mcpguard.core.session.machine import Session
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
+
+if TYPE_CHECKING:  # the first answers pass before it is loaded
+    from mcpguard.core.session.machine import Session
 
 MUCH_UNREAD_BYTES: Final = 128 * 1024
 """If more is unread, this loop reads twice as much as it passes on, if no other thread uses the session. Usually the bookkeeper
@@ -23,27 +25,33 @@ class Downstream:
     Args:
         stream: The server's output.
         output: The client's side.
-        session: The core's state machine.
         unread: Keeps chunks that may contain answers.
         dispatcher: Lets the session read them.
-        kept: Called when a chunk was kept, so that there may be something to record.
     """
 
     def __init__(
         self,
         stream: ServerStream,
         output: ClientOutput,
-        session: Session,
         unread: Unread,
         dispatcher: Dispatcher,
-        kept: Callable[[], None],
     ) -> None:
         self._stream = stream
         self._output = output
-        self._session = session
         self._unread = unread
         self._dispatcher = dispatcher
+        self._session: Session | None = None
+        self._kept: Callable[[], None] = lambda: None
+
+    def begin(self, session: "Session", kept: Callable[[], None]) -> None:
+        """Let a session read answers. Until then every chunk is kept.
+
+        Args:
+            session: The core's state machine.
+            kept: Called when a chunk was kept, so that there may be something to record.
+        """
         self._kept = kept
+        self._session = session
 
     def run(self, ended: Callable[[], None]) -> None:
         """Move bytes until the stream ends.
@@ -66,7 +74,8 @@ class Downstream:
 
         If the store has to be told of the end of a call, it is told before the client can know of the end.
         """
-        if self._unread.add(chunk, awaits_answers=self._session.awaits_answers):
+        session = self._session
+        if self._unread.add(chunk, awaits_answers=session is None or bool(session.in_flight.by_id)):
             self._kept()
-            if self._session.settles:
+            if session is not None and session.in_flight.to_settle:
                 self._dispatcher.read_answers()

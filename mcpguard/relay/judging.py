@@ -1,7 +1,4 @@
-"""Loads what calls are judged by: the policy, the verified identity, the store's modules.
-
-It is imported after the traffic has started. The client's first messages, which are not calls, do not wait for it.
-"""
+"""Loads the policy and the verified identity, and begins to judge calls by them."""
 
 import os
 from collections.abc import Callable
@@ -12,6 +9,7 @@ from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.policy.model import Policy
+from mcpguard.core.session.machine import Session
 from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
@@ -19,14 +17,16 @@ from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
 from mcpguard.relay.upstream import IdentitySource
+from mcpguard.stores.api import CallStore
 
 
-def begin(traffic: Traffic, configured: Identity, settings: Settings, console: Console, *, observe: bool) -> None:
+def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settings, console: Console, *, observe: bool) -> None:
     """Load what calls are judged by, let the traffic judge them, and tell the user who calls and what is in force.
 
     Args:
         traffic: The traffic, which has started.
-        configured: The configured identity, and the server's name.
+        session: The core's state machine, with the configured identity.
+        store: Decides calls and writes audit rows.
         settings: The settings of this machine.
         console: Takes lines for stderr.
         observe: Decide and log, deny nothing.
@@ -34,10 +34,11 @@ def begin(traffic: Traffic, configured: Identity, settings: Settings, console: C
     policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=observe)
     policy = policy_file.begin()
     token: IdentitySource | None = None
+    configured = session.identity
     found: Identity | Unauthenticated = configured
     if settings.jwt:
         token, found = _verified(configured, settings, console)
-    traffic.guard(policy, found, policy_file, token)
+    traffic.guard(session, store, policy, found, policy_file, token)
     identity = found if isinstance(found, Identity) else configured
     user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
     where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)

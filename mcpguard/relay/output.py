@@ -70,7 +70,8 @@ class ClientOutput:
                 chunk = chunk[end:]
             self._write(chunk, len(chunk))
             self._in_frame = not chunk.endswith(b"\n") if chunk else self._in_frame
-            self._write_queued()
+            if self._queue:
+                self._write_queued()
         if self._queue:
             self._wake()
 
@@ -139,25 +140,20 @@ class ClientOutput:
 
     def _write(self, data: bytes, at_once: int = _AT_ONCE_BYTES) -> None:
         """Write in pieces of `at_once` bytes; discard the data if the client is gone. The caller holds `_writing`."""
-        if self._broken:
-            return
         written = 0
         try:
-            while written < len(data):
-                written += self._write_some(data[written : written + at_once])
+            while written < len(data) and not self._broken:
+                try:
+                    count = os.write(self._fd, data[written : written + at_once])
+                except BlockingIOError:
+                    await_room(self._fd)
+                    continue
+                written += count
+                self.taken += count
         except OSError:
             self._broken = True
             self._wake()
             self._gone()
-
-    def _write_some(self, data: bytes) -> int:
-        try:
-            count = os.write(self._fd, data)
-        except BlockingIOError:
-            await_room(self._fd)
-            return 0
-        self.taken += count
-        return count
 
     def _write_queued(self) -> None:
         """Write the queued replies unless a frame of the server's is open. The caller holds `_writing`."""

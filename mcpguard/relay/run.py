@@ -1,18 +1,26 @@
-"""Starts a session: first the server, then the modules that mcpguard needs, which are loaded while the server boots."""
+"""Starts a session: first the server, then the traffic, then the modules that judge calls, which are loaded meanwhile."""
 
 import os
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings
-from mcpguard.core.identity import parse_agent
-from mcpguard.identity import configured_identity
 from mcpguard.relay.command import environment
 from mcpguard.relay.process import spawn
 from mcpguard.relay.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from mcpguard.relay.assembly import Guard
+
+SWITCH_S: Final = 0.0002
+"""How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
+
 
 def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe: bool) -> int:
     """Start a server, and relay and guard its traffic until one side ends.
+
+    Messages that are not calls pass as soon as the traffic starts. Calls wait until what they are judged by is loaded.
 
     Args:
         argv: The server's command.
@@ -28,15 +36,39 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         ConfigError: The configured agent or store is invalid.
     """
     if settings.agent:
+        from mcpguard.core.identity import parse_agent
+
         parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
-    _ = settings.address
+    if settings.store:
+        _ = settings.address
     supervisor = Supervisor()
     server_process = spawn(argv, environment(os.environ))
-    from mcpguard.relay.assembly import guarded  # from here on the server boots at the same time
+    from mcpguard.relay.console import Console  # from here on the server boots at the same time
+    from mcpguard.relay.output import ClientOutput
+    from mcpguard.relay.traffic import Traffic
+    from mcpguard.relay.watchdog import Watchdog
 
     server_process.confirm()
-    identity = configured_identity(settings, server or _derived_name(argv))
-    return guarded(server_process, supervisor, identity, settings, observe=observe)
+    sys.setswitchinterval(SWITCH_S)
+    console = Console(quiet=settings.quiet)
+    output = ClientOutput(1, lambda: supervisor.ended("client"))
+    traffic = Traffic(server_process, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)
+    watchdog: Watchdog
+    guard: Guard
+
+    def begin() -> None:
+        nonlocal guard, watchdog
+        watchdog = Watchdog(server_process.pid)
+        from mcpguard.identity import configured_identity  # while the client's first messages pass
+        from mcpguard.relay.assembly import Guard
+
+        identity = configured_identity(settings, server or _derived_name(argv))
+        guard = Guard(traffic, identity, settings, console, observe=observe)
+
+    status = supervisor.supervise(server_process, traffic, console, begin)
+    watchdog.dismiss()
+    guard.close(supervisor.at_most)
+    return status
 
 
 def _derived_name(argv: Sequence[str]) -> str:

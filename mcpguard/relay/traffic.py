@@ -1,16 +1,12 @@
 """The traffic of one session: the loops between client and server, and how they end."""
 
+import functools
 import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from mcpguard.core.identity import Identity
 from mcpguard.core.jsonrpc import frames
-from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events
-from mcpguard.core.session.machine import Session
-from mcpguard.errors import PolicyError, Unauthenticated
-from mcpguard.relay.bookkeeper import Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.downstream import Downstream
@@ -20,7 +16,14 @@ from mcpguard.relay.readiness import ClientInput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
-from mcpguard.stores.api import CallStore
+
+if TYPE_CHECKING:  # the first messages pass before these are loaded
+    from mcpguard.core.identity import Identity
+    from mcpguard.core.policy.model import Policy
+    from mcpguard.core.session.machine import Session
+    from mcpguard.errors import PolicyError, Unauthenticated
+    from mcpguard.relay.bookkeeper import Bookkeeper
+    from mcpguard.stores.api import CallStore
 
 Ended = Literal["client", "server", "answers"]
 """What has ended: the client's stream, the server's stream, or the last answers to the client."""
@@ -33,8 +36,6 @@ class Traffic:
 
     Args:
         server: The server's process.
-        session: The core's state machine.
-        store: Decides calls and writes audit rows.
         output: The client's side.
         console: Takes lines for stderr.
         ended: Called with what has ended, from a thread of the traffic.
@@ -45,8 +46,6 @@ class Traffic:
     def __init__(
         self,
         server: ServerProcess,
-        session: Session,
-        store: CallStore,
         output: ClientOutput,
         console: Console,
         ended: Callable[[Ended], None],
@@ -55,23 +54,21 @@ class Traffic:
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self.output = output
+        self._console = console
         self._ended = ended
         self._shut_down = threading.Event()
         self._unread = Unread()
         self._stream = ServerStream(server.stdout)
         client_input = ClientInput(source)
-        self._dispatcher = Dispatcher(session, store, self._unread, output.reply, console, freed=client_input.wake)
-        self._bookkeeper = Bookkeeper(session, store, self._dispatcher, console, self._shut_down)
-        self._downstream = Downstream(self._stream, output, session, self._unread, self._dispatcher, kept=self._bookkeeper.wake)
+        self._dispatcher = Dispatcher(self._unread, output.reply, console, freed=client_input.wake)
+        self._bookkeeper: Bookkeeper
+        self._downstream = Downstream(self._stream, output, self._unread, self._dispatcher)
         self._upstream = Upstream(
             server,
-            session,
             self._dispatcher,
             output,
             console,
             read_ahead=self._stream.read_ahead,
-            judged=self._bookkeeper.wake,
-            keep_pace=lambda: store.keep_pace(self._bookkeeper.hurry),
             shut_down=self._shut_down,
             source=source,
             client_input=client_input,
@@ -82,7 +79,6 @@ class Traffic:
             threading.Thread(
                 target=self._downstream.run, args=(lambda: ended("server"),), name="mcpguard-downstream", daemon=True
             ),
-            threading.Thread(target=self._bookkeeper.run, name="mcpguard-bookkeeper", daemon=True),
         ]
 
     def start(self) -> None:
@@ -92,23 +88,40 @@ class Traffic:
 
     def guard(
         self,
-        policy: Policy | PolicyError,
-        identity: Identity | Unauthenticated,
+        session: "Session",
+        store: "CallStore",
+        policy: "Policy | PolicyError",
+        identity: "Identity | Unauthenticated",
         policies: PolicySource,
         identities: IdentitySource | None = None,
     ) -> None:
         """Write the row of the policy in force, and begin to judge calls.
 
         Args:
+            session: The core's state machine.
+            store: Decides calls and writes audit rows.
             policy: The policy, or why there is none.
             identity: The identity, or why no user is verified.
             policies: The source of later policies.
             identities: The source of later identities; None if the identity does not change.
         """
+        from mcpguard.relay.bookkeeper import Bookkeeper
+
+        self._dispatcher.begin(session, store)
+        bookkeeper = self._bookkeeper = Bookkeeper(session, store, self._dispatcher, self._console, self._shut_down)
+        self._downstream.begin(session, kept=bookkeeper.wake)
         self._dispatcher.post(events.IdentityChanged(identity))
         self._dispatcher.dispatch(events.Started(policy))
-        self._bookkeeper.wake()
-        self._upstream.guard(policies, identities)
+        bookkeeper.wake()
+        self._threads.append(threading.Thread(target=bookkeeper.run, name="mcpguard-bookkeeper", daemon=True))
+        self._threads[-1].start()
+        self._upstream.guard(
+            session,
+            policies,
+            identities,
+            judged=bookkeeper.wake,
+            keep_pace=functools.partial(store.keep_pace, bookkeeper.hurry),
+        )
 
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""

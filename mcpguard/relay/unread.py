@@ -2,10 +2,13 @@
 
 from collections import deque
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from mcpguard.core.jsonrpc.answers import AnswerLines
 from mcpguard.core.session.events import ServerWrote
 from mcpguard.stores.clock import monotonic_us
+
+if TYPE_CHECKING:
+    from mcpguard.core.jsonrpc.answers import AnswerLines
 
 
 class Unread:
@@ -15,7 +18,7 @@ class Unread:
         self._added_bytes = 0  # written only by the thread that adds
         self._taken_bytes = 0  # written only by the thread that takes
         self._chunks: deque[tuple[bytes, int]] = deque()
-        self._lines = AnswerLines()
+        self._lines: AnswerLines | None = None  # None until something is taken
 
     @property
     def held_bytes(self) -> int:
@@ -29,7 +32,11 @@ class Unread:
             chunk: What the server wrote.
             awaits_answers: Whether a request is in flight. If none is, chunks of whole frames are not kept.
         """
-        if not (self._chunks or awaits_answers) and self._lines.is_between_frames and chunk[-1:] == b"\n":
+        if (
+            not (self._chunks or awaits_answers)
+            and (self._lines is None or self._lines.is_between_frames)
+            and chunk[-1:] == b"\n"
+        ):
             return False
         self._chunks.append((chunk, monotonic_us()))
         self._added_bytes += len(chunk)
@@ -40,11 +47,18 @@ class Unread:
         until = None if most_bytes is None else self._taken_bytes + most_bytes
         while self._chunks and (until is None or self._taken_bytes < until):
             chunk, now_us = self._chunks[0]
-            lines = self._lines.feed(chunk)
+            lines = self._answer_lines().feed(chunk)
             self._chunks.popleft()  # after `feed`: `add` relies on `_lines` having the bytes of every chunk that is gone
             self._taken_bytes += len(chunk)
             yield ServerWrote(lines, now_us)
 
     def last(self, now_us: int) -> ServerWrote:
         """The unterminated answer that the stream ended with, if any."""
-        return ServerWrote(self._lines.last(), now_us)
+        return ServerWrote(self._answer_lines().last(), now_us)
+
+    def _answer_lines(self) -> "AnswerLines":
+        if self._lines is None:
+            from mcpguard.core.jsonrpc.answers import AnswerLines  # the first answer passes before it is loaded
+
+            self._lines = AnswerLines()
+        return self._lines

@@ -3,15 +3,11 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from mcpguard.core.identity import Identity
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Refusal
-from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events
-from mcpguard.core.session.machine import Session
-from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
@@ -19,6 +15,12 @@ from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES
 from mcpguard.stores.clock import monotonic_us
+
+if TYPE_CHECKING:  # the first messages pass before these are loaded
+    from mcpguard.core.identity import Identity
+    from mcpguard.core.policy.model import Policy
+    from mcpguard.core.session.machine import Session
+    from mcpguard.errors import PolicyError, Unauthenticated
 
 LOOK_S: Final = 0.2
 """How often the policy and the identity are looked at while calls are held."""
@@ -34,14 +36,14 @@ def _is_call(message: Frame | Refusal) -> bool:
 class PolicySource(Protocol):
     """The source of the policy in force."""
 
-    def poll(self) -> Policy | PolicyError | None:
+    def poll(self) -> "Policy | PolicyError | None":
         """The new policy, or the fault of the new policy file; None if nothing has changed."""
 
 
 class IdentitySource(Protocol):
     """The source of an identity that changes, such as a token."""
 
-    def poll(self, *, for_call: bool) -> Identity | Unauthenticated | None:
+    def poll(self, *, for_call: bool) -> "Identity | Unauthenticated | None":
         """The new identity; None if it has not changed. With `for_call` it may wait for keys."""
 
 
@@ -50,14 +52,11 @@ class Upstream:
 
     Args:
         server: The server's process.
-        session: The core's state machine.
         dispatcher: Takes events to the core.
         output: The client's side.
         console: Takes lines for stderr.
         read_ahead: Reads some of the server's output if no other thread does; returns whether there was any. Called while the
             server takes no input.
-        judged: Called after messages were judged, so that there may be something to record.
-        keep_pace: Waits until the store has room for more calls.
         shut_down: Set when the server has exited and its last requests are being answered.
         source: The descriptor that the client writes to.
         client_input: Waits for bytes from there; woken when a held call may be due.
@@ -67,28 +66,25 @@ class Upstream:
     def __init__(
         self,
         server: ServerProcess,
-        session: Session,
         dispatcher: Dispatcher,
         output: ClientOutput,
         console: Console,
         *,
         read_ahead: Callable[[], bool],
-        judged: Callable[[], None],
-        keep_pace: Callable[[], None],
         shut_down: threading.Event,
         client_input: ClientInput,
         source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self._server = server
-        self._session = session
         self._dispatcher = dispatcher
         self._output = output
         self._console = console
         self._read_ahead = read_ahead
-        self._judged = judged
-        self._keep_pace = keep_pace
         self._shut_down = shut_down
+        self._session: Session | None = None
+        self._judged: Callable[[], None] = lambda: None
+        self._keep_pace: Callable[[], None] = lambda: None
         self._policy: PolicySource | None = None
         self._identity: IdentitySource | None = None
         self._is_guarding = threading.Event()
@@ -99,14 +95,26 @@ class Upstream:
         self._input = ServerInput(server.stdin)
         self._is_input_closed = False
 
-    def guard(self, policy: PolicySource, identity: IdentitySource | None) -> None:
+    def guard(
+        self,
+        session: "Session",
+        policy: PolicySource,
+        identity: IdentitySource | None,
+        *,
+        judged: Callable[[], None],
+        keep_pace: Callable[[], None],
+    ) -> None:
         """Begin to judge calls. Until then they wait, with all that the client writes after them.
 
         Args:
+            session: The core's state machine.
             policy: The source of the policy.
             identity: The source of the identity; None if it does not change.
+            judged: Called after messages were judged, so that there may be something to record.
+            keep_pace: Waits until the store has room for more calls.
         """
-        self._policy, self._identity = policy, identity
+        self._judged, self._keep_pace = judged, keep_pace
+        self._session, self._identity, self._policy = session, identity, policy
         self._is_guarding.set()
 
     def run(self, ended: Callable[[], None]) -> None:
@@ -140,21 +148,22 @@ class Upstream:
 
     def _read(self) -> bytes:
         while True:
-            if self._session.held_calls_due_us is not None:
-                self._attend_held_calls()
+            if self._session is not None and self._session.held_calls_due_us is not None:
+                self._attend_held_calls(self._session)
             try:
                 return os.read(self._source, CHUNK_BYTES)
             except BlockingIOError:
                 await_bytes(self._source)
 
-    def _attend_held_calls(self) -> None:
+    def _attend_held_calls(self, session: "Session") -> None:
         """Until the client writes, or no call is held any more, decide the held calls that are due."""
-        while (due_us := self._session.held_calls_due_us) is not None:
+        while (due_us := session.held_calls_due_us) is not None:
             left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
             if self._client_input.wait(min(left_s, LOOK_S)):
                 return
             try:
-                self._poll_sources(for_call=True)
+                self._poll_identity(for_call=True)
+                self._poll_policy()
                 to_server = self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
             except Exception as error:
                 self._console.internal_error(error)
@@ -171,29 +180,36 @@ class Upstream:
             to_server = self._judge(lines)
         except Exception as error:  # the client would hang if this loop ended in silence
             self._console.internal_error(error)
+            self._is_guarding.wait()
             to_server = self._dispatcher.dispatch(events.Unjudged(lines, monotonic_us()))
         if to_server:
             self._send(to_server)
+        self._judged()
         self._await_room()
 
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
         """Have lines judged; returns the frames for the server."""
         messages = frames.read(lines)
-        if self._policy is None and any(isinstance(message, Refusal) or message.is_call for message in messages):
+        if self._policy is None:
+            to_server = self._dispatcher.open(messages, monotonic_us())
+            if to_server is not None:
+                return to_server
             self._is_guarding.wait()
-        self._poll_sources(for_call=self._identity is not None and any(map(_is_call, messages)))
+        if self._identity:
+            self._poll_identity(for_call=any(map(_is_call, messages)))
+        self._poll_policy()
         if self._is_input_closed:
             self.notice_client_end()
-        to_server = self._dispatcher.dispatch(events.ClientWrote(messages, monotonic_us()))
-        self._judged()
-        return to_server
+        return self._dispatcher.judge(messages, monotonic_us())
 
-    def _poll_sources(self, *, for_call: bool) -> None:
-        """Put the newest identity and policy in force."""
-        if self._identity:
-            identity = self._identity.poll(for_call=for_call)
-            if identity is not None:
-                self._dispatcher.post(events.IdentityChanged(identity))
+    def _poll_identity(self, *, for_call: bool) -> None:
+        """Put the newest identity in force."""
+        identity = self._identity.poll(for_call=for_call) if self._identity else None
+        if identity is not None:
+            self._dispatcher.post(events.IdentityChanged(identity))
+
+    def _poll_policy(self) -> None:
+        """Put the newest policy in force."""
         policy = self._policy.poll() if self._policy else None
         if policy is not None:
             self._dispatcher.post(events.PolicyChanged(policy))
@@ -219,6 +235,7 @@ class Upstream:
         if self._shut_down.wait(EXIT_S):
             return  # the server has exited, and all requests in flight are answered with its status
         self.notice_client_end()
+        self._is_guarding.wait()
         self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))
 
     def _await_room(self) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import time
-from pathlib import Path
 
 
 def wall_us() -> int:
@@ -51,6 +50,8 @@ def base_id() -> str:
         OSError: The system does not tell it.
     """
     if sys.platform == "linux":
+        from pathlib import Path  # loaded once a store is opened
+
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         with contextlib.suppress(OSError):  # kernels before 5.6 have no time namespaces
             boot += boottime_offset(Path("/proc/self/timens_offsets").read_text())

@@ -209,6 +209,7 @@ limit = "1/1h"
 """
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("decision", FLOODS)
 def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_none(place: Place, decision: str) -> None:
     session = Session(place.open(), FLOODED)
@@ -217,7 +218,7 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_no
         session.machine.handle(IdentityChanged(Unauthenticated("it has expired", "log in")))
     verdicts = []
     for at in range(20):
-        names = [f"{at} {one} ".ljust(200, "x") for one in range(250)]
+        names = [f"{at} {one} ".ljust(200, "x") for one in range(100)]
         requests = [request for name in names for request in FLOODS[decision](session, name)]
         verdicts += session.store.decide(requests, session.journal)
         place.pass_ms(100)
@@ -228,7 +229,7 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_no
     assert (first["id"], first["decision"]) == (admitted.audit_id, "allowed")
     assert {one["decision"] for one in refused} == {decision}
     assert len(refused) < (BURST_BYTES + 2 * REFILL_BYTES_PER_S) // (ROW_BYTES + 200) + 4
-    assert sum(int(str(one.get("repeats", 1))) for one in refused) == len(verdicts) == 5000
+    assert sum(int(str(one.get("repeats", 1))) for one in refused) == len(verdicts) == 2000
     assert Counter(one.audit_id for one in verdicts) == {one["id"]: one.get("repeats", 1) for one in refused}
     assert [one["seq"] for one in refused] == list(range(2, len(refused) + 2))
     for one in refused:

@@ -185,10 +185,7 @@ class Talk(Session):
             for command in commands:
                 assert next_event is None, "a command that asks for something is the last"
                 if isinstance(command, ToServer):
-                    self.forwarded_bytes.append(command.data)
-                    messages = [json.loads(line) for line in command.data.splitlines()]
-                    self.to_server += messages
-                    came_out += map(_forwarded, messages)
+                    came_out += self._forward(command.data)
                 elif isinstance(command, ToClient):
                     messages = [json.loads(line) for line in command.data.splitlines()]
                     self.to_client += messages
@@ -200,6 +197,12 @@ class Talk(Session):
                 else:
                     next_event = self._do(command)
         return came_out
+
+    def _forward(self, data: bytes) -> list[str]:
+        self.forwarded_bytes.append(data)
+        messages = [json.loads(line) for line in data.splitlines()]
+        self.to_server += messages
+        return [*map(_forwarded, messages)]
 
     def _do(self, command: Decide | LookUp | Record) -> events.Event:
         if isinstance(command, LookUp):
@@ -223,7 +226,15 @@ class Talk(Session):
     def client(self, *lines: bytes | Refusal, noted: Mapping[str, str] | None = None) -> list[str]:
         """The client writes lines, all read at once; hooks have noted agents for some of them."""
         self.noted = noted or {}
-        return self.handle(events.ClientWrote(read(lines), self.time()))
+        messages, now_us = read(lines), self.time()
+        request = self.machine.lone_call(messages)
+        if request is None:
+            return self.handle(events.ClientWrote(messages, now_us))
+        decided = self._do(Decide([request]))
+        if isinstance(decided, events.Decided) and decided.verdicts[0].decision == "allowed":
+            return self._forward(self.machine.forward(request, decided.verdicts[0], now_us))
+        self.machine.resume(messages, request, now_us)
+        return self.handle(decided)
 
     def server(self, *messages: object) -> list[str]:
         """The server writes messages, and outcomes are recorded some time later."""
@@ -276,7 +287,7 @@ class Talk(Session):
 
     @property
     def awaits_answers(self) -> bool:
-        return self.machine.awaits_answers
+        return bool(self.machine.in_flight.by_id)
 
     @property
     def logged(self) -> list[str]:

@@ -335,8 +335,10 @@ def test_a_journal_exports_what_its_rows_depend_on() -> None:
     session.call("closed", 2)
     (request,) = session.charges("closed")
     assert session.journal.remembered(request, WALL_US) is None
+    assert session.journal.is_blank
     session.call("closed", 3)
     assert session.journal.remembered(request, WALL_US) == ([True, False], [3, 0])
+    assert not session.journal.is_blank
     assert session.journal.remembered(request, WALL_US + 1_000_000) == ([True, False], [3, 0])  # some wait for their row
     session.journal.flush(WALL_US + 1_000_000)
     assert session.journal.remembered(request, WALL_US + 1_500_000) == ([True, False], [3, 0])

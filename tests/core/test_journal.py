@@ -59,6 +59,7 @@ def copied(verdict: Verdict) -> Verdict:
     return twin
 
 
+@pytest.mark.no_cover
 def test_taking_back_restores_what_was_forgotten_to_bound_memory() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     for at in range(4100):
@@ -273,6 +274,7 @@ def test_rows_of_a_kind_exceed_its_budget_in_no_period_but_for_the_last_row_of_e
             assert level <= BURST_BYTES + longest
 
 
+@pytest.mark.no_cover
 def test_a_flood_of_new_names_has_a_hundred_rows_and_then_a_few_a_second() -> None:
     flood = Flood()
     for at in range(2000):
@@ -294,6 +296,7 @@ def test_a_flood_of_one_kind_does_not_use_up_the_budget_of_another() -> None:
     assert len(flood.rows) - before == 15
 
 
+@pytest.mark.no_cover
 def test_three_loops_at_once_keep_their_row_a_second_all_day() -> None:
     flood = Flood()
     for _ in range(1200):
@@ -318,6 +321,7 @@ def test_loops_beyond_the_budget_are_summed_up_without_losing_a_denial() -> None
     assert sum(one.repeats or 1 for one in flood.rows) == 50 * 160
 
 
+@pytest.mark.no_cover
 def test_a_journal_that_is_never_flushed_remembers_a_bounded_number_of_storms() -> None:
     flood = Flood()
     for at in range(60):

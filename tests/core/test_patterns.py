@@ -65,6 +65,10 @@ def test_the_fast_comparison_of_patterns_that_match_one_text_is_exact(text: str,
     assert coverage(lists, meet=True) == coverage(lists, meet=False) == covering(lists, glob)
 
 
+def test_a_pattern_with_repeated_stars_covers_the_same_as_with_one() -> None:
+    assert coverage([["a**b"], ["a*b"], ["ab"]], meet=True) == [0b111, 0b111, 0b100]
+
+
 def test_comparing_patterns_takes_time_linear_in_their_number() -> None:
     letters = string.ascii_letters[:32]
     lists = [[f"*{one}*{two}*"] for one in letters for two in letters]

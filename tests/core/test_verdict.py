@@ -12,7 +12,7 @@ from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame
 from mcpguard.core.limiter import EMPTY, Limit, State, charge
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Counter, Plan, Reported
-from mcpguard.core.verdict import DecisionRequest, Verdict, admit, admit_some, decide_one, runs
+from mcpguard.core.verdict import DecisionRequest, Lease, Verdict, admit, admit_some, decide_one, runs
 
 NOW_US = 1_000_000_000
 WINDOWS_US = (640, 6_400, 20_000)
@@ -54,11 +54,11 @@ def plans(draw: st.DrawFn) -> tuple[Plan, Sequence[State]]:
 def test_a_call_that_is_admitted_in_one_pass_has_the_general_verdict_and_logs(found: tuple[Plan, Sequence[State]]) -> None:
     plan, states = found
     verdict, decision = decide_one(DecisionRequest(CALL, plan, ""), states, NOW_US)
-    admitted = admit(plan, states, NOW_US)
+    admitted = admit(plan, dict(zip([one.id for one in plan.counters], states, strict=True)), NOW_US)
     event(f"admitted in one pass: {admitted is not None}")
     if admitted is not None:
         assert vars(admitted[0]) == vars(verdict)
-        assert admitted[1] == list(decision.states)
+        assert admitted[1] == list(zip([one.id for one in plan.counters], decision.states, strict=True))
         assert decision.charged == plan.limits
 
 
@@ -66,10 +66,18 @@ def test_a_call_with_room_on_used_counters_is_admitted_in_one_pass() -> None:
     counters = (Counter(1, "[1]", 64), Counter(2, "[2]", 1_000))
     limits = (Limit(5, 64, 0), Limit(7, 1_000, 1, 1, True))
     plan = Plan(limits, (Reported("user", "one", 5, "64us"), Reported("tool", "two", 7, "1ms")), counters)
-    admitted = admit(plan, [(NOW_US - 9, NOW_US - 9, 1), (NOW_US - 9, NOW_US - 9, 1)], NOW_US)
+    admitted = admit(plan, {1: USED, 2: USED}, NOW_US)
     assert admitted is not None
     assert (admitted[0].count, admitted[0].remaining, admitted[0].reported) == (2, 3, plan.reported[0])
-    assert Tally(map(len, admitted[1])) == {5: 2}
+    assert Tally(len(log) for _, log in admitted[1]) == {5: 2}
+
+
+def test_entries_that_have_left_the_window_are_not_counted_in_one_pass() -> None:
+    log = charge(charge(EMPTY, 5, 640, NOW_US - 640), 5, 640, NOW_US - 9)
+    plan = Plan((Limit(5, 640, 0),), (REPORTED,), (ONE,))
+    admitted = admit(plan, {1: log}, NOW_US)
+    assert admitted is not None
+    assert (admitted[0].count, admitted[0].remaining, admitted[1]) == (2, 3, [(1, charge(USED, 5, 640, NOW_US))])
 
 
 ONE = Counter(1, "[1]", 640)
@@ -92,7 +100,8 @@ USED: State = (NOW_US - 9, NOW_US - 9, 1)
     ids=["no limits", "a shared counter", "another order", "deny", "unused", "expired", "in the future", "no room"],
 )
 def test_any_other_call_is_left_to_the_general_decision(limits: tuple[Limit, ...], states: Sequence[State]) -> None:
-    assert admit(Plan(limits, (REPORTED,) * len(limits), (ONE,) * len(states)), states, NOW_US) is None
+    counters = [Counter(at, f"[{at}]", 640) for at in range(len(states))]
+    assert admit(Plan(limits, (REPORTED,) * len(limits), tuple(counters)), dict(enumerate(states)), NOW_US) is None
 
 
 @given(plans(), st.integers(1, 80))
@@ -101,11 +110,12 @@ def test_calls_that_are_admitted_together_have_the_verdicts_and_logs_of_one_afte
 ) -> None:
     plan, states = found
     assume(plan.limits)
-    together = admit_some(plan, states, NOW_US, calls)
+    logs = {counter.id: log for counter, log in zip(plan.counters, states, strict=True)}
+    together = admit_some(plan, logs, NOW_US, calls)
     one_by_one: list[Verdict] = []
-    while len(one_by_one) < calls and (one := admit(plan, states, NOW_US)):
+    while len(one_by_one) < calls and (one := admit(plan, logs, NOW_US)):
         one_by_one.append(one[0])
-        states = one[1]
+        logs.update(one[1])
     event(f"admitted: {min(len(one_by_one), 2)}, all: {len(one_by_one) == calls}")
     if together is None:
         assert one_by_one == []
@@ -113,7 +123,7 @@ def test_calls_that_are_admitted_together_have_the_verdicts_and_logs_of_one_afte
     admitted, first, after = together
     assert admitted == len(one_by_one)
     assert vars(first) == vars(one_by_one[0])
-    assert after == list(states)
+    assert dict(after) == {key: logs[key] for key, _ in after}
     last = one_by_one[-1]
     assert first.count is not None
     assert first.remaining is not None
@@ -125,7 +135,7 @@ def test_calls_that_are_admitted_together_have_the_verdicts_and_logs_of_one_afte
 
 
 def test_calls_without_limits_are_admitted_together() -> None:
-    admitted = admit_some(Plan(), (), NOW_US, 7)
+    admitted = admit_some(Plan(), {}, NOW_US, 7)
     verdict, decision = decide_one(DecisionRequest(CALL, Plan(), ""), (), NOW_US)
     assert admitted is not None
     assert (admitted[0], vars(admitted[1]), admitted[2], decision.charged) == (7, vars(verdict), [], ())
@@ -181,6 +191,13 @@ def test_calls_with_a_cap_on_calls_in_flight_are_decided_one_by_one() -> None:
 def test_only_a_call_over_a_limit_has_a_reason() -> None:
     assert Verdict("allowed", REPORTED).reason is None
     assert Verdict("denied", REPORTED._replace(limit=None), exceeded=((REPORTED, None),)).reason == "denied"
+
+
+def test_a_lease_lasts_until_the_time_that_the_store_gives_it() -> None:
+    lease = Lease(NOW_US)
+    assert lease.until_us == NOW_US
+    lease.until_us += 1
+    assert lease.until_us == NOW_US + 1
 
 
 def test_a_plan_equals_a_plan_with_the_same_limits_and_nothing_else() -> None:

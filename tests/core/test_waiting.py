@@ -38,3 +38,8 @@ def test_the_wait_in_a_queue_is_when_a_call_is_admitted_if_those_before_it_go_as
 def test_the_wait_in_a_queue_begins_with_the_newest_entry_of_a_log_that_is_ahead_of_the_clock() -> None:
     limit = Limit(1, WINDOW_US, 0)
     assert wait_in_queue_us(limit, (1500, 1500, 1), 1400, [1]) == 100 + 2 * WINDOW_US
+
+
+def test_a_call_ahead_that_costs_more_than_the_whole_limit_is_not_waited_for() -> None:
+    limit = Limit(2, WINDOW_US, 0, counts="cost")
+    assert wait_in_queue_us(limit, (1000, 1000, 2), 1400, [3, 1]) == 600

@@ -67,13 +67,13 @@ def lines(messages: Sequence[Message]) -> bytes:
     return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
 
 
-def until(done: Callable[[], bool], what: str) -> None:
-    """Poll a condition until it is true."""
+def until(done: Callable[[], bool], what: str, most_pause_s: float = 0.005) -> None:
+    """Poll a condition until it is true, with pauses that grow to `most_pause_s`."""
     deadline, pause_s = time.monotonic() + DEADLINE_S, 0.001
     while not done():
         assert time.monotonic() < deadline, f"not in time: {what}"
         threading.Event().wait(pause_s)
-        pause_s = min(2 * pause_s, 0.005)
+        pause_s = min(2 * pause_s, most_pause_s)
 
 
 def budget(home: Path, timeout_ms: int) -> None:

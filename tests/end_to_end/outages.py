@@ -7,8 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,14 @@ SLOW_S = 15.0
 root_only = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts, namespaces and other users want Linux and its root"
 )
+
+
+class EagerHost(Host):
+    """A client whose wrapper looks after a second, and not after up to five, whether a store that failed is back."""
+
+    def __init__(self, home: Path, *command: str, tuned: Mapping[str, object] | None = None, **more: Any) -> None:
+        soon = {"mcpguard.stores.failover.breaker.PROBE_US": (1_000_000, 1_200_000)}
+        super().__init__(home, *command, tuned=soon | dict(tuned or {}), **more)
 
 
 def settings(home: Path, mode: str = "local", limit: str = "5/1h", **store: str | int) -> None:
@@ -57,7 +66,7 @@ def wait_for(host: Host, what: str, times: int = 1) -> None:
         codes(host, 1, "drop")
         return told(host, what) >= times
 
-    until(said, f"{what!r} {times} times: {host.err}")
+    until(said, f"{what!r} {times} times: {host.err}", most_pause_s=0.05)
 
 
 def is_back(host: Host, times: int = 1) -> None:

@@ -506,8 +506,8 @@ def test_a_client_that_only_waits_for_the_end_is_not_waited_for_with_answers_tha
 
 def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_path: Path) -> None:
     policy(tmp_path, rule("deny", tool="*"))
-    calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(150_000)])
-    with Host(tmp_path, "cat") as host:
+    calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(20_000)])
+    with Host(tmp_path, "cat", tuned={"mcpguard.relay.output.MAX_QUEUED_BYTES": 4 << 20}) as host:
         host.send_until_stuck(calls)
         host.stdin.close()
         host.wait()

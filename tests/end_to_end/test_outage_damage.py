@@ -12,8 +12,8 @@ import pytest
 
 from mcpguard.stores.sqlite.call_log import log_path
 
-from .host import Host, audit, script
-from .outages import codes, is_back, is_drained, root_only, settings, told, used, wait_for
+from .host import audit, script
+from .outages import EagerHost, codes, is_back, is_drained, root_only, settings, told, used, wait_for
 
 
 def overwrite_pages(path: Path) -> None:
@@ -44,13 +44,13 @@ def test_a_database_that_is_damaged_before_a_session_is_reported_left_alone_and_
     tmp_path: Path, damage: Callable[[Path], None], mode: str
 ) -> None:
     settings(tmp_path, mode)
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
         host.end()
     path = tmp_path / "mcpguard.db"
     damage(path)
     before = path.read_bytes()
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 6) == ([200] * 5 + [429] if mode == "local" else [503] * 6)
         assert codes(host, 1, "drop") == [403]
         assert f"store unavailable: {path} is damaged: " in host.err
@@ -73,9 +73,9 @@ def test_a_database_that_is_damaged_in_mid_session_is_reported_and_not_used_agai
 ) -> None:
     settings(tmp_path)
     path, copy = tmp_path / "mcpguard.db", tmp_path / "copy.db"
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         is_drained(path, 4)
         with contextlib.closing(sqlite3.connect(path)) as db, contextlib.closing(sqlite3.connect(copy)) as to:
@@ -102,16 +102,16 @@ def test_a_database_that_is_damaged_in_mid_session_is_left_as_it_is_when_the_ses
 ) -> None:
     settings(tmp_path)
     path = tmp_path / "mcpguard.db"
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         damage(path)
         before = path.read_bytes()
         wait_for(host, "is damaged")
         host.end()
     assert path.read_bytes() == before
-    with Host(tmp_path, *script("obedient")) as host:  # its log is still there
+    with EagerHost(tmp_path, *script("obedient")) as host:  # its log is still there
         assert codes(host, 1) == [200]
         host.end()
     assert path.read_bytes() == before
@@ -143,7 +143,7 @@ def test_a_store_that_is_removed_or_replaced_is_said_and_made_anew_with_what_was
 ) -> None:
     settings(tmp_path)
     path = tmp_path / "state" / "mcpguard.db"
-    with Host(tmp_path, *script("obedient"), options=["--store", f"sqlite://{path}"]) as host:
+    with EagerHost(tmp_path, *script("obedient"), options=["--store", f"sqlite://{path}"]) as host:
         assert codes(host, 2) == [200, 200]
         is_drained(path, 3)
         remove(path)
@@ -184,7 +184,11 @@ def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_i
     settings(tmp_path, mode, timeout_ms=5000)  # a busy machine is no outage here
     path = tmp_path / "mcpguard.db"
     log = log_path(path)
-    with Host(tmp_path, *script("obedient")) as one, Host(tmp_path, *script("obedient")) as other:
+    late = {"mcpguard.stores.failover.breaker.PROBE_US": (3_000_000, 3_200_000)}  # after all that is checked before
+    with (
+        EagerHost(tmp_path, *script("obedient"), tuned=late) as one,
+        EagerHost(tmp_path, *script("obedient"), tuned=late) as other,
+    ):
         assert codes(one, 1) == [200]
         is_drained(path, 3)
         before = log.read_bytes()
@@ -208,13 +212,13 @@ def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_i
 @pytest.mark.parametrize("mode", ["local", "deny", "allow"])
 def test_a_store_of_a_later_program_is_refused_with_a_word_and_left_alone(tmp_path: Path, mode: str) -> None:
     settings(tmp_path, mode)
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
     path = tmp_path / "mcpguard.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
         now = db.execute("PRAGMA user_version").fetchone()[0]
         db.execute("PRAGMA user_version = 99")
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 6) == {"local": [200] * 5 + [429], "deny": [503] * 6, "allow": [200] * 6}[mode]
         assert f"{path} has schema 99" in host.err
         with contextlib.closing(sqlite3.connect(path)) as db:
@@ -230,9 +234,9 @@ def test_a_file_that_a_machine_with_another_clock_uses_is_refused_until_that_one
     if subprocess.run([*elsewhere, "true"], check=False).returncode:
         pytest.skip("there are no time namespaces here")
     with contextlib.ExitStack() as stack:
-        with Host(tmp_path, *script("obedient"), under=elsewhere) as other:
+        with EagerHost(tmp_path, *script("obedient"), under=elsewhere) as other:
             assert codes(other, 2) == [200, 200]
-            host = stack.enter_context(Host(tmp_path, *script("obedient")))
+            host = stack.enter_context(EagerHost(tmp_path, *script("obedient")))
             assert codes(host, 6) == [200] * 5 + [429]
             assert "is in use by another machine, or by a container with a clock of its own" in host.err
             assert codes(other, 1) == [200]

@@ -14,15 +14,15 @@ import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
 
-from .host import Host, call, environment, program, script
-from .outages import codes, is_back, mounted, root_only, settings, told, used, wait_for
+from .host import call, environment, program, script
+from .outages import EagerHost, codes, is_back, mounted, root_only, settings, told, used, wait_for
 
 MODES = ["local", "deny", "allow"]
 SIZE = resource.RLIMIT_FSIZE
 SMALL = ("-t", "tmpfs", "-o", "size=10m", "none")
 
 
-def called_until(host: Host, done: Callable[[], bool]) -> int:
+def called_until(host: EagerHost, done: Callable[[], bool]) -> int:
     """Make calls that nothing limits, with long names, until something has happened; how many there were."""
     calls = 0
     while not done():
@@ -43,7 +43,7 @@ def fill(place: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_file_that_may_grow_no_more_is_an_outage_that_ends_when_it_may(tmp_path: Path, mode: str) -> None:
     settings(tmp_path, mode)
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
         before = resource.prlimit(host.process.pid, SIZE)
         resource.prlimit(host.process.pid, SIZE, (16_000, before[1]))
@@ -66,7 +66,8 @@ def test_a_full_disk_in_mid_session_loses_no_count_and_recovers_when_there_is_ro
     settings(tmp_path)
     place = tmp_path / "disk"
     options = ["--store", f"sqlite://{place}/mcpguard.db"]
-    with mounted(place, *SMALL), Host(tmp_path, *script("obedient"), options=options) as host:
+    small = {"mcpguard.stores.sqlite.call_log.RING_BYTES": 1 << 20}  # calls go on until it is full
+    with mounted(place, *SMALL), EagerHost(tmp_path, *script("obedient"), options=options, tuned=small) as host:
         assert codes(host, 2) == [200, 200]
         fill(place)
         called_until(host, lambda: told(host, "store unavailable") > 0)
@@ -85,7 +86,7 @@ def test_a_disk_that_is_full_before_a_session_is_told_and_used_when_there_is_roo
     place = tmp_path / "disk"
     with mounted(place, *SMALL):
         fill(place)
-        with Host(tmp_path, *script("obedient"), options=["--store", f"sqlite://{place}/mcpguard.db"]) as host:
+        with EagerHost(tmp_path, *script("obedient"), options=["--store", f"sqlite://{place}/mcpguard.db"]) as host:
             assert codes(host, 6) == {"local": [200] * 5 + [429], "deny": [503] * 6, "allow": [200] * 6}[mode]
             assert f"store unavailable: {place}/mcpguard.db" in host.err
             (place / "fill").unlink()
@@ -106,11 +107,11 @@ def test_a_file_system_that_is_read_only_is_told_and_used_when_it_may_be_written
     place.mkdir()
     with mounted(place, "--bind", str(place)):
         options = ["--store", f"sqlite://{place}/mcpguard.db"]
-        with Host(tmp_path, *script("obedient"), options=options) as host:
+        with EagerHost(tmp_path, *script("obedient"), options=options) as host:
             assert codes(host, 2) == [200, 200]
             host.end()
         remount(place, "ro")
-        with Host(tmp_path, *script("obedient"), options=options) as host:
+        with EagerHost(tmp_path, *script("obedient"), options=options) as host:
             assert codes(host, 6) == [200] * 5 + [429]
             assert "store unavailable" in host.err
             assert "ead-only" in host.err
@@ -129,7 +130,7 @@ def test_the_audit_on_a_file_system_that_is_read_only_is_read_all_the_same(tmp_p
     place.mkdir()
     with mounted(place, "--bind", str(place)):
         store = f"sqlite://{place}/mcpguard.db"
-        with Host(tmp_path, *script("obedient"), options=["--store", store]) as host:
+        with EagerHost(tmp_path, *script("obedient"), options=["--store", store]) as host:
             assert codes(host, 2) == [200, 200]
             if how == "killed":
                 host.kill(signal.SIGKILL)
@@ -149,14 +150,14 @@ def test_a_database_that_nobody_may_change_is_told_and_calls_are_counted_all_the
     settings(tmp_path)
     path = tmp_path / "state" / "mcpguard.db"
     options = ["--store", f"sqlite://{path}"]
-    with Host(tmp_path, *script("obedient"), options=options) as host:
+    with EagerHost(tmp_path, *script("obedient"), options=options) as host:
         assert codes(host, 2) == [200, 200]
         host.end()
     fixed = str(path.parent / what)
     if subprocess.run(["chattr", "+i", fixed], check=False).returncode:  # noqa: S607
         pytest.skip("this file system does not know files that nobody may change")
     try:
-        with Host(tmp_path, *script("obedient"), options=options) as host:
+        with EagerHost(tmp_path, *script("obedient"), options=options) as host:
             assert codes(host, 6) == [200] * 3 + [429] * 3
             wait_for(host, "calls go on as long as mcpguard.db-calls has room")
             subprocess.run(["chattr", "-i", fixed], check=True)  # noqa: S607
@@ -176,13 +177,13 @@ def test_a_store_of_another_account_is_told_and_does_what_is_configured(tmp_path
     settings(tmp_path, mode)
     path = tmp_path / "state" / "mcpguard.db"
     options = ["--store", f"sqlite://{path}"]
-    with Host(tmp_path, *script("obedient"), options=options) as host:
+    with EagerHost(tmp_path, *script("obedient"), options=options) as host:
         assert codes(host, 2) == [200, 200]
         host.end()
     for file in (*path.parent.iterdir(), path.parent):
         os.chown(file, 65534, 65534)
     bound = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # then permissions bind root, too
-    with Host(tmp_path, *script("obedient"), options=options, under=bound) as host:
+    with EagerHost(tmp_path, *script("obedient"), options=options, under=bound) as host:
         assert codes(host, 6) == {"local": [200] * 5 + [429], "deny": [503] * 6, "allow": [200] * 6}[mode]
         assert "store unavailable" in host.err
         assert "ermission denied" in host.err

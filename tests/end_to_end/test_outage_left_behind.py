@@ -9,15 +9,15 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import running
 
-from .host import DEADLINE_S, Host, Message, audit, script, until
-from .outages import codes, is_back, settings, stopped_holder, told, used
+from .host import DEADLINE_S, Message, audit, script, until
+from .outages import EagerHost, codes, is_back, settings, stopped_holder, told, used
 
 
 def left(home: Path) -> list[Path]:
     return [path for path in home.iterdir() if "-spill-" in path.name]
 
 
-def end(host: Host, how: str) -> None:
+def end(host: EagerHost, how: str) -> None:
     if how == "in order":
         assert host.end() == 0
     else:
@@ -34,17 +34,17 @@ def test_a_wrapper_that_ends_while_the_file_is_locked_leaves_all_that_it_forward
     tmp_path: Path, how: str
 ) -> None:
     settings(tmp_path)
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as first:
+    with EagerHost(tmp_path, *script("obedient", tmp_path / "calls")) as first:
         assert codes(first, 1) == [200]
     with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
-        with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+        with EagerHost(tmp_path, *script("obedient", tmp_path / "calls")) as host:
             assert codes(host, 3) == [200] * 3
             end(host, how)
             assert told(host, "kept on disk for the next wrapper") == (how == "in order")
         (path,) = left(tmp_path)
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.name.startswith("mcpguard.db-spill-")
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as after:
+    with EagerHost(tmp_path, *script("obedient", tmp_path / "calls")) as after:
         until(lambda: told(after, "a wrapper ended while the store was unavailable") == 1, "the next one takes it in")
         assert left(tmp_path) == []
         assert used(tmp_path) == [4]
@@ -62,7 +62,10 @@ def test_what_was_forwarded_while_a_server_was_away_is_taken_in_by_one_that_outl
     settings(tmp_path)
     with running(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
         env = {"MCPGUARD_STORE": server.url}
-        with Host(tmp_path, *script("obedient"), env=env) as host, Host(tmp_path, *script("obedient"), env=env) as other:
+        with (
+            EagerHost(tmp_path, *script("obedient"), env=env) as host,
+            EagerHost(tmp_path, *script("obedient"), env=env) as other,
+        ):
             assert codes(host, 1) == codes(other, 1) == [200]
             server.kill()
             assert codes(host, 2) == [200, 200]
@@ -82,16 +85,16 @@ def test_what_was_forwarded_while_a_server_was_away_is_taken_in_by_one_that_outl
 
 def test_wrappers_of_another_namespace_leave_it_alone(tmp_path: Path) -> None:
     settings(tmp_path)
-    with Host(tmp_path, *script("obedient")) as first:
+    with EagerHost(tmp_path, *script("obedient")) as first:
         assert codes(first, 1) == [200]
-    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), Host(tmp_path, *script("obedient")) as host:
+    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200] * 2
         end(host, "killed")
     settings(tmp_path, namespace="another")
-    with Host(tmp_path, *script("obedient")) as other:
+    with EagerHost(tmp_path, *script("obedient")) as other:
         assert codes(other, 5) == [200] * 5
     assert len(left(tmp_path)) == 1
     settings(tmp_path)
-    with Host(tmp_path, *script("obedient")) as after:
+    with EagerHost(tmp_path, *script("obedient")) as after:
         until(lambda: left(tmp_path) == [], "it is taken in")
         assert codes(after, 3) == [200, 200, 429]

@@ -15,8 +15,8 @@ import pytest
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import log_path
 
-from .host import Host, audit, call, script, total, until
-from .outages import BUDGET_MS, SLOW_S, codes, is_back, settings, stopped_holder, told, used
+from .host import audit, call, script, total, until
+from .outages import BUDGET_MS, SLOW_S, EagerHost, codes, is_back, settings, stopped_holder, told, used
 
 MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
 """How four calls are answered without a store, where two of five have been counted."""
@@ -40,7 +40,7 @@ def test_a_store_that_is_locked_in_mid_session_costs_one_call_its_budget_and_is_
     tmp_path: Path, hold: Holding, mode: str
 ) -> None:
     settings(tmp_path, mode)
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
         with hold():
             assert codes(host, 1) == MODES[mode][:1]
@@ -64,7 +64,7 @@ def test_a_store_that_is_locked_in_mid_session_costs_one_call_its_budget_and_is_
 def test_another_programs_lock_on_the_database_is_no_outage(tmp_path: Path) -> None:
     settings(tmp_path)
     path = tmp_path / "mcpguard.db"
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("BEGIN EXCLUSIVE")
@@ -77,11 +77,11 @@ def test_another_programs_lock_on_the_database_is_no_outage(tmp_path: Path) -> N
 
 def test_a_wrapper_that_starts_while_the_store_is_locked_answers_within_the_budget(tmp_path: Path, hold: Holding) -> None:
     settings(tmp_path)
-    with Host(tmp_path, *script("obedient")) as first:
+    with EagerHost(tmp_path, *script("obedient")) as first:
         assert codes(first, 1) == [200]
     with contextlib.ExitStack() as stack:
         with hold():
-            host = stack.enter_context(Host(tmp_path, *script("obedient")))
+            host = stack.enter_context(EagerHost(tmp_path, *script("obedient")))
             assert codes(host, 6) == [200] * 5 + [429]
             assert told(host, "store unavailable") == 1
         is_back(host)
@@ -96,9 +96,9 @@ def test_a_wrapper_that_starts_while_the_store_is_locked_answers_within_the_budg
 def test_a_wrapper_that_started_without_a_store_uses_the_stores_key_when_it_is_back(tmp_path: Path) -> None:
     settings(tmp_path)
     with contextlib.ExitStack() as stack:
-        assert codes(stack.enter_context(Host(tmp_path, *script("obedient"))), 1) == [200]
+        assert codes(stack.enter_context(EagerHost(tmp_path, *script("obedient"))), 1) == [200]
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
-            host = stack.enter_context(Host(tmp_path, *script("obedient")))
+            host = stack.enter_context(EagerHost(tmp_path, *script("obedient")))
             assert codes(host, 1) == [200]
         is_back(host)
         assert codes(host, 1) == [200]
@@ -113,7 +113,7 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
 ) -> None:
     settings(tmp_path, limit="6/1h")
     with contextlib.ExitStack() as stack:
-        hosts = [stack.enter_context(Host(tmp_path, *script("obedient"))) for _ in range(wrappers)]
+        hosts = [stack.enter_context(EagerHost(tmp_path, *script("obedient"))) for _ in range(wrappers)]
         for host in hosts:
             assert codes(host, 1) == [200]
         admitted = 0
@@ -130,7 +130,7 @@ def test_without_a_store_each_wrapper_admits_at_most_its_own_share_and_all_of_it
         assert [codes(host, 1) for host in hosts] == [[429]] * wrappers
 
 
-def stop_between_turns(host: Host, log: Path) -> None:
+def stop_between_turns(host: EagerHost, log: Path) -> None:
     """Stop a wrapper while it does not hold the lock on the call log: its bookkeeper may have it at any moment."""
     with contextlib.closing(lock_file(log)) as lock:
         while True:
@@ -144,7 +144,10 @@ def stop_between_turns(host: Host, log: Path) -> None:
 
 def test_a_stopped_wrapper_that_wakes_up_has_lost_nothing_and_doubled_nothing(tmp_path: Path) -> None:
     settings(tmp_path, timeout_ms=10_000)
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as sleeper, Host(tmp_path, *script("obedient")) as other:
+    with (
+        EagerHost(tmp_path, *script("obedient", tmp_path / "calls")) as sleeper,
+        EagerHost(tmp_path, *script("obedient")) as other,
+    ):
         assert codes(other, 1) == codes(sleeper, 1) == [200]
         stop_between_turns(sleeper, tmp_path / "mcpguard.db-calls")
         sleeper.send(call("late", "search"))
@@ -157,9 +160,9 @@ def test_a_stopped_wrapper_that_wakes_up_has_lost_nothing_and_doubled_nothing(tm
 
 def test_a_wrapper_that_ends_while_the_store_is_locked_ends_as_soon_as_ever(tmp_path: Path) -> None:
     settings(tmp_path)
-    with Host(tmp_path, *script("obedient")) as first:
+    with EagerHost(tmp_path, *script("obedient")) as first:
         assert codes(first, 1) == [200]
-    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), Host(tmp_path, *script("obedient")) as host:
+    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         since = time.monotonic()
         assert host.end() == 0
@@ -169,7 +172,7 @@ def test_a_wrapper_that_ends_while_the_store_is_locked_ends_as_soon_as_ever(tmp_
 
 def test_a_wrapper_that_ends_just_after_the_lock_came_free_hands_over_what_it_counted(tmp_path: Path) -> None:
     settings(tmp_path)
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
             assert codes(host, 2) == [200, 200]
@@ -184,7 +187,7 @@ def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_
     tmp_path: Path, number: int
 ) -> None:
     settings(tmp_path, timeout_ms=60_000)
-    with Host(tmp_path, *script("obedient")) as host:
+    with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
             host.send(call(1, "search"))

@@ -13,8 +13,8 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from tests.redis_servers import Server, running
 
-from .host import PATIENT_MS, Host, Message, call, script, total, until
-from .outages import BUDGET_MS, codes, is_back, settings, told, wait_for
+from .host import PATIENT_MS, Message, call, script, total, until
+from .outages import BUDGET_MS, EagerHost, codes, is_back, settings, told, wait_for
 
 MODES = {"local": [200, 200, 200, 429], "deny": [503] * 4, "allow": [200] * 4}
 """How four calls are answered without a store, where two of five have been counted."""
@@ -28,9 +28,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield one
 
 
-def wrapper(home: Path, server: Server, mode: str = "local", url: str = "", timeout_ms: int = PATIENT_MS) -> Host:
+def wrapper(home: Path, server: Server, mode: str = "local", url: str = "", timeout_ms: int = PATIENT_MS) -> EagerHost:
     settings(home, mode, timeout_ms=timeout_ms)
-    return Host(home, *script("obedient", home / "calls"), env={"MCPGUARD_STORE": url or server.url})
+    return EagerHost(home, *script("obedient", home / "calls"), env={"MCPGUARD_STORE": url or server.url})
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def audit(server: Server) -> list[Message]:
         return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
 
 
-def is_whole(host: Host, server: Server) -> None:
+def is_whole(host: EagerHost, server: Server) -> None:
     """The audit of one session has no gap, and every call that was forwarded has its outcome, once."""
     assert host.end() == 0
     assert "Traceback" not in host.err

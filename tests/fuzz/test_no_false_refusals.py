@@ -144,7 +144,7 @@ def test_recorded_answers_are_read_and_leave_nothing_open(path: Path) -> None:
         else:
             wire.answer(frame["frame"].encode() + b"\n")
     assert wire.machine.handle(ServerExited("server exited with status 0", 0)) == []
-    assert not wire.machine.awaits_answers
+    assert not wire.machine.in_flight.by_id
 
 
 @pytest.mark.parametrize("method", REQUESTS)

@@ -64,7 +64,8 @@ class Scene:
         self.unread = Unread()
         self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
         console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.session, self.store, self.unread, lambda _: None, console)
+        self.dispatcher = Dispatcher(self.unread, lambda _: None, console)
+        self.dispatcher.begin(self.session, self.store)
         self.bookkeeper = Bookkeeper(self.session, self.store, self.dispatcher, console, threading.Event())
         self.bookkeeper._hurry = time  # type: ignore[assignment]
 

@@ -3,6 +3,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
@@ -11,13 +13,14 @@ from mcpguard.core.jsonrpc import answers
 from mcpguard.core.jsonrpc.frames import read
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
+from mcpguard.core.session.in_flight import InFlight
 from mcpguard.core.session.machine import Session
-from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.unread import Unread
 from tests.core.build import call_line, request
-from tests.memory_store import MemoryStore
+from tests.memory_store import Memory, MemoryStore
 
 CALL = call_line("x", 1)
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}\n'
@@ -42,17 +45,30 @@ class Store(MemoryStore):
 class Scene:
     """A dispatcher, with what it replies and what it logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: str = "mode = 'enforce'") -> None:
         self.console, self.write = os.pipe()
-        self.store = Store()
+        self.store = Store(Memory(), clock=lambda: self.now_us, wall=lambda: self.now_us)
+        self.store.args_key = b"k" * 32
+        self.now_us = 1_000_000_000
         self.unread = Unread()
         self.replies: list[bytes] = []
-        self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
+        self.session = Session(
+            Identity("alice", "os", "crm"), parse(policy), Journal("0" * 16), args_key=lambda: self.store.args_key
+        )
         console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.session, self.store, self.unread, self.replies.append, console)
+        self.dispatcher = Dispatcher(self.unread, self.replies.append, console)
+        self.dispatcher.begin(self.session, self.store)
 
     def client(self, *lines: bytes) -> bytes:
-        return self.dispatcher.dispatch(events.ClientWrote(read(lines), 0))
+        return self.dispatcher.judge(read(lines), 0)
+
+    def records(self) -> list[dict[str, object]]:
+        """The audit records, without the durations, which are measured."""
+        return [{**entry.record, "duration_ms": None} for entry in self.store.entries()]
+
+    def in_flight(self) -> dict[str, InFlight]:
+        """The requests in flight, without their times, which are measured."""
+        return {request_id: one._replace(since_us=0) for request_id, one in self.session.in_flight.by_id.items()}
 
     def decisions(self) -> list[object]:
         return [entry.record["decision"] for entry in self.store.entries()]
@@ -70,6 +86,28 @@ def test_all_frames_of_a_read_are_written_at_once_each_way(scene: Scene) -> None
     lines = [CALL, request("ping", 2), b"not json", b"[]"]
     assert scene.client(*lines) == CALL + b"\n" + lines[1] + b"\n"
     assert [reply.count(b"\n") for reply in scene.replies] == [2]
+
+
+PING = request("ping", 2)
+
+
+def test_messages_pass_before_there_is_a_session_unless_an_event_was_posted_before_them(scene: Scene) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    assert early.open(read([PING]), 0) == PING + b"\n"
+    assert early.open(read([CALL]), 0) is None
+    early.post(events.InputClosed("the server has closed its input"))
+    assert early.open(read([request("ping", 3)]), 0) is None
+    early.begin(scene.session, scene.store)
+    assert scene.session.in_flight.by_id
+    assert early.open(read([request("ping", 3)]), 0) is None
+
+
+def test_answers_are_not_read_before_there_is_a_session(scene: Scene) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    scene.unread.add(b'{"id":2,"result":{}}\n', awaits_answers=True)
+    assert not early.read_answers(waits=False)
+    early.begin(scene.session, scene.store)
+    assert early.read_answers(waits=False)
 
 
 def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
@@ -106,9 +144,9 @@ def test_answers_are_left_unread_by_a_thread_that_must_not_wait_for_the_session(
     scene.unread.add(ANSWER, awaits_answers=True)
     with scene.dispatcher._lock:  # held while a store is used
         assert not scene.dispatcher.read_answers(waits=False)
-    assert scene.session.awaits_answers
+    assert scene.session.in_flight.by_id
     assert scene.dispatcher.read_answers(waits=False)
-    assert not scene.session.awaits_answers
+    assert not scene.session.in_flight.by_id
 
 
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:
@@ -157,3 +195,107 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_silently(scene: Scene) -> 
     scene.store.failure = StoreUnavailable("it is away")
     assert scene.dispatcher.dispatch(events.RecordingDue(0)) == b""
     assert not scene.session.has_outcomes
+
+
+# A call that comes alone
+
+POLICY = """
+[[rule]]
+tool = "x"
+limit = ["3/1s", "100/1h"]
+[[rule]]
+tool = "y"
+limit = "2/1s"
+mode = "observe"
+[[rule]]
+tool = "y"
+user = "*"
+limit = "2/1m"
+count = "errors"
+[[rule]]
+tool = "z"
+concurrent = 1
+[[rule]]
+tool = "closed"
+limit = "deny"
+"""
+ASKING = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","requestState":"s","inputRequests":{"a":{}}}}\n'
+META = {
+    "progress": {"progressToken": 1},
+    "named": {"claudecode/toolUseId": "t1"},
+    "traced": {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "io.modelcontextprotocol/clientInfo": {"name": "cursor-vscode"}},
+}
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> bytes:
+    tool = draw(st.sampled_from(["x", "x", "x", "y", "z", "closed", "free"]))
+    more: dict[str, object] = draw(st.sampled_from([{}, {"requestState": "s"}, {"task": {}}, {"arguments": {"a": [1]}}]))
+    if name := draw(st.sampled_from(["", *META])):
+        more = {**more, "_meta": META[name]}
+    return call_line(tool, draw(st.sampled_from([1, 1, 2, "three"])), **more)
+
+
+OTHERS = [
+    request("ping", 1),
+    b"{",
+    b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}',
+    b"[" + CALL + b"]",
+    ANSWER,
+    ASKING,
+    ANSWER.replace(b"result", b"error"),
+]
+
+
+@given(st.lists(st.one_of(lines(), lines(), st.sampled_from(OTHERS), st.sampled_from([0, 400_000])), max_size=30))
+def test_a_call_that_comes_alone_leads_to_the_same_as_the_events(steps: list[bytes | int]) -> None:
+    short, general = Scene(POLICY), Scene(POLICY)
+    forwarded: list[list[bytes]] = [[], []]
+    for step in steps:
+        for scene, told in zip((short, general), forwarded, strict=True):
+            if isinstance(step, int):
+                scene.now_us += step
+            elif step.endswith(b"\n"):
+                scene.unread.add(step, awaits_answers=True)
+                scene.dispatcher.read_answers()
+            elif scene is short:
+                told.append(scene.dispatcher.judge(read([step]), scene.now_us))
+            else:
+                told.append(scene.dispatcher.dispatch(events.ClientWrote(read([step]), scene.now_us)))
+    for scene in short, general:
+        scene.dispatcher.dispatch(events.RecordingDue(scene.now_us, everything=True))
+        os.close(scene.console)
+        os.close(scene.write)
+    event(f"forwarded: {sum(map(bool, forwarded[0])) > 0}, answered: {bool(short.replies)}")
+    assert forwarded[0] == forwarded[1]
+    assert short.replies == general.replies
+    assert short.records() == general.records()
+    assert short.in_flight() == general.in_flight()
+    assert short.session.journal.tally == general.session.journal.tally
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        (events.InputClosed("the server has closed its input"), b"closed its input"),
+        (events.ServerExited("server exited with status 1", 0), b""),
+        (events.PolicyChanged(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')), b'"code":403'),
+        (events.IdentityChanged(Unauthenticated("the token has expired", "renew it")), b'"code":401'),
+    ],
+    ids=["input closed", "server exited", "policy", "unauthenticated"],
+)
+def test_no_call_that_comes_alone_is_forwarded_after_such_an_event(scene: Scene, change: events.Event, answer: bytes) -> None:
+    assert scene.client(CALL)
+    scene.dispatcher.post(change)
+    assert scene.client(call_line("x", 2)) == b""
+    assert answer in b"".join(scene.replies)
+    assert not any(b'"id":2' in reply for reply in scene.replies) or answer
+
+
+def test_a_call_that_comes_alone_is_answered_if_the_store_fails(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(scene.store, "decide", fail)
+    assert scene.client(CALL) == b""
+    assert b'"code":503' in scene.replies[0]

@@ -211,12 +211,13 @@ def test_the_server_gets_exactly_the_given_environment(start: Start) -> None:
     assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]
 
 
+@pytest.mark.parametrize("before", ["pass", "del _ctypes.call_function"], ids=["_ctypes", "ctypes"])
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
-def test_the_server_dies_with_mcpguard_even_if_it_ignores_signals(tmp_path: Path) -> None:
+def test_the_server_dies_with_mcpguard_even_if_it_ignores_signals(before: str) -> None:
     read, write = os.pipe()
     server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.write({write}, b'up'); signal.pause()"
     parent = (
-        "import os, signal, sys; from mcpguard.relay.process import spawn;"
+        f"import _ctypes, os, signal, sys; {before}; from mcpguard.relay.process import spawn;"
         f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ).confirm(); signal.pause()"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -39,14 +39,15 @@ def test_all_parts_of_a_frame_are_kept(cut: int) -> None:
 def test_the_end_of_a_frame_is_kept_even_if_it_comes_while_the_start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     unread = Unread()
     unread.add(ANSWER[:5], awaits_answers=True)
-    feed = unread._lines.feed
+    answer_lines = unread._answer_lines()
+    feed = answer_lines.feed
 
     def feed_slowly(chunk: bytes) -> list[Line]:
         if chunk == ANSWER[:5]:
             assert unread.add(ANSWER[5:], awaits_answers=False)
         return feed(chunk)
 
-    monkeypatch.setattr(unread._lines, "feed", feed_slowly)
+    monkeypatch.setattr(answer_lines, "feed", feed_slowly)
     assert lines(unread) == [ANSWER[:-1]]
 
 

@@ -31,7 +31,7 @@ class Followed:
         def step(_: float) -> None:
             next(left, self._stop)()
 
-        settings = Settings(self.path, policy_named=False, database=self.path)
+        settings = Settings(str(self.path), policy_named=False, database_path=str(self.path))
         found: list[tuple[str, str | None]] = []
         try:
             for page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):

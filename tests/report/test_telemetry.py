@@ -79,7 +79,7 @@ def export(
     store: str = "",
 ) -> tuple[int, list[str], list[float]]:
     """Send the rows of the store in a folder. Returns how many, what was said, and the waits."""
-    settings = config.Settings(folder / "policy.toml", False, folder / "mcpguard.db", store)
+    settings = config.Settings(str(folder / "policy.toml"), False, str(folder / "mcpguard.db"), store)
     said: list[str] = []
     waits: list[float] = []
 

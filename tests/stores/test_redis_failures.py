@@ -124,11 +124,9 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     before = (list(store.entries()), store.held())
     requests = session.charges("report")
     past_us = store._now_us() - 10_000_000
-    too_late = (
-        store._charging.beginning(requests, request.counters_of(requests))
-        + request.bounds(past_us, session.journal.seq, 1)
-        + request.rest(requests, session.journal, 0)
-    )
+    commands = request.Commands(store._shas["charge"], store._prefix, max_bytes=1)
+    counters = request.counters_of(requests)
+    too_late = commands.command(requests, counters, session.journal, time_us=0, deadline_us=past_us)
     assert len(store._link.exchange(too_late, deadline_s=time.monotonic() + ENOUGH_S)) == 1
     assert (list(store.entries()), store.held()) == before
     store.close()

@@ -44,7 +44,7 @@ def counter(number: int, window_us: int = 5 * SECOND_US) -> Counter:
 
 
 def note(kept: Seen, number: int, newest_us: int | None, now_us: int = NOW_US, window_us: int = 5 * SECOND_US) -> None:
-    kept.note([counter(number, window_us)], [None if newest_us is None else value(newest_us)], now_us)
+    kept.note([counter(number, window_us)], [now_us, None if newest_us is None else value(newest_us), None])
 
 
 def ids(kept: Seen) -> list[int]:
@@ -88,6 +88,17 @@ def test_counters_in_constant_use_are_never_forgotten() -> None:
         note(kept, 1000, NOW_US - 1)
         note(kept, number, NOW_US)
     assert 1000 in ids(kept)
+
+
+def test_the_new_head_of_a_counter_counts_instead_of_the_one_in_its_value() -> None:
+    kept = Seen()
+    old, new = (struct.pack("<qqIq", NOW_US - 9 * SECOND_US, newest_us, 2, 3) for newest_us in (NOW_US - 8 * SECOND_US, NOW_US))
+    closed = struct.pack("<qI", NOW_US - 9_500_000, 1)
+    kept.note([counter(0)], [NOW_US, old + closed, new])
+    assert kept.logs() == {0: (NOW_US - 9 * SECOND_US, NOW_US - 9_500_000, 1, NOW_US, 2)}
+    for number in range(1, 9):
+        note(kept, number, None)
+    assert ids(kept) == [0]
 
 
 def test_a_counter_that_was_reset_is_forgotten() -> None:

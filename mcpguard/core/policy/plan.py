@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 from mcpguard.core.digest import number
-from mcpguard.core.limiter import Counts, Limit
+from mcpguard.core.limiter import Counts, Limit, grain
 
 ARGUMENTS: Final = "arguments"
 """In `per`: calls of a tool with equal arguments have a counter of their own."""
@@ -86,6 +86,8 @@ class Plan:
     Attributes:
         is_plain: Whether all limits count calls, each has a counter of its own, with the same index, no counter depends on the
             call's arguments, and no call waits.
+        plain_limits: Of such a plan, each limit's counter id, n, window in µs, grain in µs, and whether it is observed; else
+            empty.
         is_closed: Whether every call with this plan is denied.
         is_split: Whether a counter depends on the call's arguments: see `of_arguments`.
         settles: Whether the store has to be told when a call with this plan has ended.
@@ -113,6 +115,10 @@ class Plan:
             and all(limit.n and limit.counter == at for at, limit in enumerate(limits))
             and not (self.is_split or self.waits)
         )
+        self.plain_limits = [
+            (counter.id, one.n, one.window_us, grain(one.n, one.window_us), one.observe)
+            for one, counter in zip(limits if self.is_plain else (), counters, strict=False)
+        ]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):

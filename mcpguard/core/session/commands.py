@@ -5,9 +5,11 @@ event that its docstring names. Commands are not changed after they are made.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.verdict import DecisionRequest, Ending
+if TYPE_CHECKING:  # messages pass before these are loaded
+    from mcpguard.core.audit import Outcome, Row
+    from mcpguard.core.verdict import DecisionRequest, Ending
 
 
 class ToServer:
@@ -50,7 +52,7 @@ class Decide:
 
     __slots__ = ("requests",)
 
-    def __init__(self, requests: Sequence[DecisionRequest]) -> None:
+    def __init__(self, requests: "Sequence[DecisionRequest]") -> None:
         self.requests = requests
 
 
@@ -59,7 +61,7 @@ class Record:
 
     __slots__ = ("outcomes", "rows")
 
-    def __init__(self, outcomes: Sequence[Outcome], rows: Sequence[Row]) -> None:
+    def __init__(self, outcomes: "Sequence[Outcome]", rows: "Sequence[Row]") -> None:
         self.outcomes = outcomes
         self.rows = rows
 
@@ -69,7 +71,7 @@ class Settle:
 
     __slots__ = ("endings",)
 
-    def __init__(self, endings: Sequence[Ending]) -> None:
+    def __init__(self, endings: "Sequence[Ending]") -> None:
         self.endings = endings
 
 

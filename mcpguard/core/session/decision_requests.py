@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from mcpguard.core import meta
 from mcpguard.core.arguments import args_hash, counted_hash
@@ -16,7 +16,6 @@ from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.callers import Caller, Callers
 from mcpguard.core.verdict import DecisionRequest
 
-_OF_REQUESTS: Final = meta.READ - {meta.PROGRESS_TOKEN}
 _REMEMBERED_BYTES: Final = 4096
 """The arguments of a longer call are not remembered."""
 
@@ -38,22 +37,24 @@ class DecisionRequests:
         self._args_key = args_key
         self._hashed: tuple[object, bytes, bytes] | None = None  # the last arguments, the key, and the hash
 
-    def of_call(self, frame: Frame, agents: Mapping[str, str]) -> DecisionRequest:
+    def of_call(
+        self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], agents: Mapping[str, str]
+    ) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
         Args:
             frame: The call.
+            params: Its `params`.
+            call_meta: Its `_meta`; see `meta_of`.
             agents: The agents that hooks noted, by call id.
         """
-        params = frame.params
-        assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
-        call_meta = deciding_meta(params)
-        client_name, from_meta, noted, tier = self._callers.client_name, None, None, None
-        if call_meta:
+        client_name, from_meta, noted, tier, trace = self._callers.client_name, None, None, None, None
+        if not meta.OF_CALLER.isdisjoint(call_meta):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             from_meta = call_meta.get(meta.AGENT)
             noted = agents.get(call_id(call_meta) or "") if agents else None
             tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
+            trace = call_meta.get(meta.TRACEPARENT)
         caller = self._callers.caller(client_name, from_meta, noted, tier, params["name"])
         request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
@@ -66,7 +67,6 @@ class DecisionRequests:
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not caller.plan.is_plain:
             self._complete(request, caller, params)
-        trace = call_meta.get(meta.TRACEPARENT) if call_meta else None
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
@@ -110,19 +110,10 @@ class DecisionRequests:
         return DecisionRequest(Call("", "", server, ""), Plan(), context, detail=detail, decided="policy")
 
 
-def meta_of(call: Frame) -> dict[str, object]:
-    """A call's `_meta`; empty if it is not an object."""
-    params = call.params
-    if not isinstance(params, dict) or "_meta" not in params:
-        return {}
-    found = params["_meta"]
+def meta_of(params: object) -> dict[str, object]:
+    """The `_meta` in a call's `params`; empty if it is not an object."""
+    found = params.get("_meta") if isinstance(params, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def deciding_meta(params: dict[str, object]) -> dict[str, object]:
-    """The `_meta` in a call's `params`; empty if no member of it affects the request, as in most calls."""
-    found = params.get("_meta")
-    return found if isinstance(found, dict) and not _OF_REQUESTS.isdisjoint(found) else {}
 
 
 def name_in(client_info: object) -> str | None:

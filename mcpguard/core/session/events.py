@@ -4,13 +4,15 @@ Events are not changed after they are made. They are plain classes because each 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mcpguard.core.identity import Identity
-from mcpguard.core.jsonrpc.answers import Line
-from mcpguard.core.jsonrpc.frames import Frame, Refusal
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.verdict import Verdict
-from mcpguard.errors import PolicyError, Unauthenticated
+if TYPE_CHECKING:  # messages pass before these are loaded
+    from mcpguard.core.identity import Identity
+    from mcpguard.core.jsonrpc.answers import Line
+    from mcpguard.core.jsonrpc.frames import Frame, Refusal
+    from mcpguard.core.policy.model import Policy
+    from mcpguard.core.verdict import Verdict
+    from mcpguard.errors import PolicyError, Unauthenticated
 
 
 class Started:
@@ -22,7 +24,7 @@ class Started:
 
     __slots__ = ("policy",)
 
-    def __init__(self, policy: Policy | PolicyError | None = None) -> None:
+    def __init__(self, policy: "Policy | PolicyError | None" = None) -> None:
         self.policy = policy
 
 
@@ -31,7 +33,7 @@ class PolicyChanged:
 
     __slots__ = ("found",)
 
-    def __init__(self, found: Policy | PolicyError) -> None:
+    def __init__(self, found: "Policy | PolicyError") -> None:
         self.found = found
 
 
@@ -40,7 +42,7 @@ class IdentityChanged:
 
     __slots__ = ("found",)
 
-    def __init__(self, found: Identity | Unauthenticated) -> None:
+    def __init__(self, found: "Identity | Unauthenticated") -> None:
         self.found = found
 
 
@@ -54,7 +56,7 @@ class ClientWrote:
 
     __slots__ = ("messages", "now_us")
 
-    def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
+    def __init__(self, messages: "Sequence[Frame | Refusal]", now_us: int) -> None:
         self.messages = messages
         self.now_us = now_us
 
@@ -81,7 +83,7 @@ class Decided:
 
     __slots__ = ("verdicts",)
 
-    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+    def __init__(self, verdicts: "Sequence[Verdict]") -> None:
         self.verdicts = verdicts
 
 
@@ -104,7 +106,7 @@ class Unjudged:
 
     __slots__ = ("lines", "now_us")
 
-    def __init__(self, lines: Sequence[bytes | Refusal], now_us: int) -> None:
+    def __init__(self, lines: "Sequence[bytes | Refusal]", now_us: int) -> None:
         self.lines = lines
         self.now_us = now_us
 
@@ -134,7 +136,7 @@ class ServerWrote:
 
     __slots__ = ("lines", "now_us")
 
-    def __init__(self, lines: Sequence[Line], now_us: int) -> None:
+    def __init__(self, lines: "Sequence[Line]", now_us: int) -> None:
         self.lines = lines
         self.now_us = now_us
 

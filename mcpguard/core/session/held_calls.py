@@ -50,7 +50,7 @@ class HeldCall:
         self.due_us = arrived_us
         self.waits_for: dict[int, int] = {}
         self.needs_only_places = False
-        self._progress_token = id_text(meta_of(frame).get(meta.PROGRESS_TOKEN))
+        self._progress_token = id_text(meta_of(frame.params).get(meta.PROGRESS_TOKEN))
         self._told = 0  # how many times the client was told
 
     def progress(self, now_us: int) -> bytes:

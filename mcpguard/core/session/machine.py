@@ -52,13 +52,16 @@ Invariants
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
 - Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries`, `held_calls` and `journal`.
 - `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
+
+A call usually comes alone, and is allowed. `lone_call` and `forward` are a short cut for such a call, without an exchange. They
+lead to the same as the events.
 """
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import audit
+from mcpguard.core import audit, meta
 from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
@@ -69,7 +72,7 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events, replies
 from mcpguard.core.session.callers import Callers
 from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle, ToClient, ToServer
-from mcpguard.core.session.decision_requests import DecisionRequests, deciding_meta, name_in
+from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.held_calls import HeldCalls
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight, settled_plan
@@ -96,6 +99,9 @@ class Session:
         denials: The form of a denial: `error`, `result`, or `auto`, which depends on the client's name.
         arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
         args_key: Returns the key of the arguments' hash; empty for no hash. It is called for each call.
+
+    Attributes:
+        in_flight: The requests in flight. If it has any `to_settle`, answers have to be read before the client gets them.
     """
 
     def __init__(
@@ -114,8 +120,8 @@ class Session:
         self._denials = Denials(denials)
         self._callers = Callers(identity, policy, journal.session, namespace)
         self._requests = DecisionRequests(self._callers, arguments, args_key)
-        self._in_flight = RequestsInFlight()
-        self._endings = self._in_flight.endings
+        self.in_flight = RequestsInFlight()
+        self._endings = self.in_flight.endings
         self._retries = FreeRetries()
         self._held = HeldCalls(self._retries)
         self._client_waits = True
@@ -137,19 +143,9 @@ class Session:
         return Settle(endings)
 
     @property
-    def awaits_answers(self) -> bool:
-        """Whether a request is in flight."""
-        return bool(self._in_flight.by_id)
-
-    @property
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded, or rows of held calls that were dropped."""
-        return self._in_flight.outcomes > 0 or self._held.has_dropped
-
-    @property
-    def settles(self) -> bool:
-        """Whether answers have to be read before the client gets them, because the store has to be told of a call's end."""
-        return self._in_flight.to_settle > 0
+        return self.in_flight.outcomes > 0 or self._held.has_dropped
 
     @property
     def held_calls_due_us(self) -> int | None:
@@ -190,6 +186,48 @@ class Session:
         self._held.hurry()
         return []
 
+    # A call that comes alone
+
+    def lone_call(self, messages: Sequence[Frame | Refusal]) -> DecisionRequest | None:
+        """The request for a call that came alone; None if it did not, or if it depends on more than the store's decision.
+
+        Calls usually come alone. For such a call the relay asks the store itself, and hands the verdict to `forward` or
+        `resume`. `ClientWrote` leads to the same in three times as many steps.
+        """
+        if len(messages) != 1:
+            return None
+        frame, callers = messages[0], self._callers
+        if not isinstance(frame, Frame) or frame.method != TOOLS_CALL:
+            return None
+        if self._held.calls or self._input_closed or self._server_exited:
+            return None
+        if callers.unauthenticated or isinstance(callers.policy, PolicyError):
+            return None
+        params = frame.params
+        assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
+        if frame.id in self.in_flight.by_id or "requestState" in params or "inputResponses" in params:
+            return None
+        call_meta = meta_of(params)
+        if not meta.CALL_IDS.isdisjoint(call_meta) and not callers.identity.has_whole_agent:
+            return None
+        request = self._requests.of_call(frame, params, call_meta, _NO_AGENTS)
+        return request if request.waited_us is None else None
+
+    def forward(self, request: DecisionRequest, verdict: Verdict, now_us: int) -> bytes:
+        """Let a call be in flight that the store has let pass; returns the frame for the server."""
+        frame, request_id, call, plan = request.frame, request.request_id, request.call, request.plan
+        assert frame is not None  # noqa: S101 - it is a call's request
+        assert request_id is not None  # noqa: S101
+        settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
+        self.in_flight.add(request_id, InFlight(verdict.row_id, now_us, call.tool, call.user, request.rounds, settled))
+        return frame.raw + b"\n"
+
+    def resume(self, messages: Sequence[Frame | Refusal], request: DecisionRequest, now_us: int) -> None:
+        """Go on with a call that came alone as if `Decide` had asked for its verdict: `Decided` or `StoreFailed` comes next."""
+        self._exchange = exchange = Exchange(messages, now_us)
+        exchange.request(request)
+        exchange.ask()
+
     # The exchange
 
     def _client_wrote(self, event: events.ClientWrote) -> list[Command]:
@@ -202,7 +240,7 @@ class Session:
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts depend on and the session does not know; None if it knows everything."""
         ids: dict[str, None] = {}  # an ordered set
-        needs_answers, in_flight = False, self._in_flight.by_id
+        needs_answers, in_flight = False, self.in_flight.by_id
         for message in exchange.messages:
             if isinstance(message, Refusal):
                 continue
@@ -210,7 +248,7 @@ class Session:
             if request_id in in_flight:  # used again: its first request may be answered
                 needs_answers = True
             if method == TOOLS_CALL and isinstance(params, dict):
-                call_meta = deciding_meta(params)
+                call_meta = meta_of(params)
                 if call_meta and (one := call_id(call_meta)) and not self._callers.identity.has_whole_agent:
                     ids[one] = None
                 if "requestState" in params or "inputResponses" in params:
@@ -248,7 +286,8 @@ class Session:
             agents: The agents that hooks noted, by call id.
             rounds: The call's number among the free retries of one charge, if that is known already; else 0.
         """
-        request = self._requests.of_call(frame, agents)
+        assert isinstance(frame.params, dict)  # noqa: S101 - `Frame.is_call` promises it
+        request = self._requests.of_call(frame, frame.params, meta_of(frame.params), agents)
         unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
         if self._input_closed:
             request.decided = "unavailable"
@@ -264,7 +303,6 @@ class Session:
             request.detail = {**request.detail, "reason": "policy_invalid"}
             request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is mended."
         elif rounds or (self._exchange.has_retry and frame.is_retry and not request.plan.is_closed):
-            assert isinstance(frame.params, dict)  # noqa: S101 - `Frame.is_call` promises it
             request.rounds = rounds or self._retries.redeem(request.call.user, request.call.tool, frame.params)
             if request.rounds:
                 self._continue(request)
@@ -280,7 +318,7 @@ class Session:
     def _passing(self, frame: Frame) -> ToServer:
         """Forward a message that is not a call, after looking for the client's name and for a cancellation."""
         if frame.id is not None:
-            self._in_flight.add(frame.id, InFlight(None, self._exchange.now_us))
+            self.in_flight.add(frame.id, InFlight(None, self._exchange.now_us))
         params = frame.params
         if isinstance(params, dict):
             if frame.method == "initialize":
@@ -293,7 +331,7 @@ class Session:
         cancelled = frames.id_text(request_id)
         if cancelled in self._held.calls:
             self._held.drop(cancelled, "cancelled while it waited")
-        elif cancelled is not None and not self._in_flight.end(cancelled, "cancelled", self._exchange.now_us):
+        elif cancelled is not None and not self.in_flight.end(cancelled, "cancelled", self._exchange.now_us):
             # The request may be in the same exchange, and not sent yet
             self._exchange.withdrawn.update(request for request in self._exchange.requests if request.request_id == cancelled)
 
@@ -319,13 +357,10 @@ class Session:
         if request.frame is None or request.request_id is None:
             return None
         if verdict.decision in FORWARDED:
-            call, plan = request.call, request.plan
-            settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
-            flight = InFlight(verdict.row_id, exchange.now_us, call.tool, call.user, request.rounds, settled)
-            self._in_flight.add(request.request_id, flight)
+            data = self.forward(request, verdict, exchange.now_us)
             if exchange.withdrawn and request in exchange.withdrawn:
-                self._in_flight.end(request.request_id, "cancelled", exchange.now_us)
-            return ToServer(request.frame.raw + b"\n")
+                self.in_flight.end(request.request_id, "cancelled", exchange.now_us)
+            return ToServer(data)
         if verdict.decision == "held":
             return None
         self._retries.give_back(request)
@@ -405,7 +440,7 @@ class Session:
                     if isinstance(message, Refusal):
                         commands += [replies.refused(message)] if message.answered else []
                     elif message.id is not None:
-                        self._in_flight.end(message.id, "no_answer", event.now_us)
+                        self.in_flight.end(message.id, "no_answer", event.now_us)
                         commands += replies.unjudged([message.id])
         held = self._held.drop_all("mcpguard failed to judge it")  # the bug may be in judging them
         return commands + replies.unjudged(held)
@@ -414,7 +449,7 @@ class Session:
 
     def _server_wrote(self, event: events.ServerWrote) -> list[Command]:
         for line in event.lines:
-            if not self._in_flight.by_id:
+            if not self.in_flight.by_id:
                 break
             if line.frame.startswith(b"["):
                 for one in answers.read_batch(line.frame):
@@ -424,13 +459,13 @@ class Session:
         return []
 
     def _answered(self, answer: Answer, now_us: int) -> None:
-        request = self._in_flight.end(answer.id, answer.outcome, now_us)
+        request = self.in_flight.end(answer.id, answer.outcome, now_us)
         if answer.wanted and request and request.tool is not None:
             self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
 
     def _undelivered(self, event: events.Undelivered) -> list[Command]:
         ids = replies.requests_in(event.data)
-        unanswered = [request_id for request_id in ids if self._in_flight.end(request_id, "no_answer", event.now_us)]
+        unanswered = [request_id for request_id in ids if self.in_flight.end(request_id, "no_answer", event.now_us)]
         return self._answer_all(unanswered, _INPUT_CLOSED)
 
     def _close_input(self, event: events.InputClosed) -> list[Command]:
@@ -446,7 +481,7 @@ class Session:
     def _exit(self, event: events.ServerExited) -> list[Command]:
         self._server_exited = True
         held = self._held.drop_all("the server ended while it waited")
-        return self._answer_all([*self._in_flight.end_all("no_answer", event.now_us), *held], event.how)
+        return self._answer_all([*self.in_flight.end_all("no_answer", event.now_us), *held], event.how)
 
     def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
         """Answer requests in the server's place, if the client waits for answers."""
@@ -455,7 +490,7 @@ class Session:
     # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
-        outcomes = self._in_flight.take_outcomes(max(MAX_OUTCOMES, self._in_flight.outcomes // 16))
+        outcomes = self.in_flight.take_outcomes(max(MAX_OUTCOMES, self.in_flight.outcomes // 16))
         self._recording = self._held.rows(self.journal, event.wall_us)
         self._recording += self.journal.flush(event.wall_us, all_of_them=event.everything)
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []
@@ -466,7 +501,7 @@ class Session:
 
     def _recording_failed(self, _: events.RecordingFailed) -> list[Command]:
         self._recording = []
-        self._in_flight.drop_outcomes()  # the calls are counted; memory must not grow while the store is away
+        self.in_flight.drop_outcomes()  # the calls are counted; memory must not grow while the store is away
         return []
 
 

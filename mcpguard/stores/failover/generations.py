@@ -15,35 +15,35 @@ class Generations:
 
     Attributes:
         args_key: The key of the store that was used last; empty before the first one.
+        first_id: What is added to the row ids of this store; 0 for the first one.
     """
 
     def __init__(self) -> None:
         self.args_key = b""
-        self._first_id = 0  # added to the row ids of this store
+        self.first_id = 0
 
     def begin(self, args_key: bytes) -> None:
         """Note the key of the store that is used from now on."""
         if self.args_key and args_key != self.args_key:
-            self._first_id += 1 << _ROW_ID_BITS
+            self.first_id += 1 << _ROW_ID_BITS
         self.args_key = args_key
 
     def number_rows(self, verdicts: Sequence[Verdict]) -> None:
         """Put this store's number into the row ids of its verdicts."""
-        if self._first_id:
-            for verdict in verdicts:
-                if verdict.row_id is not None:
-                    verdict.row_id += self._first_id
+        for verdict in verdicts:
+            if verdict.row_id is not None:
+                verdict.row_id += self.first_id
 
     def in_this_store(self, row_id: int) -> int:
         """This store's own id of a row; less than 0 for a row of an earlier store, or in the write-behind buffer."""
-        return row_id - self._first_id
+        return row_id - self.first_id
 
     def of_this_store(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """The outcomes of rows in this store, with its own row ids, and of rows in the write-behind buffer.
 
         Outcomes of rows in an earlier store are left out.
         """
-        first = self._first_id
+        first = self.first_id
         if not first:
             return outcomes
         here = [outcome._replace(row_id=outcome.row_id - first) for outcome in outcomes if outcome.row_id >= first]

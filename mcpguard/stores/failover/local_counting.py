@@ -58,22 +58,35 @@ class LocalCounting:
         self._expiry_us: dict[int, int] = {}  # of used counters: when all that was seen in them has left the window
         self._unknown_expiry_us = 0  # the latest expiry of a used counter that was forgotten
         self._next_forget_us = 0
+        self._last_plan: Plan | None = None  # the plan that the store has decided by last, and when
+        self._last_us = 0
 
     def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
         """Note which counters the store has just decided on, but for plans that settle. Their logs here are outdated."""
         if self._mode != "local":
             return
-        seen: Plan | None = None
+        if len(requests) == 1 and requests[0].plan is self._last_plan:  # usually, so its counters are noted later
+            self._last_us = now_us
+            return
+        self._note_last()
         for request in requests:
             plan = request.plan
-            if plan is not seen and request.decided is None and not plan.settles:
-                seen = plan
+            if request.decided is None and not plan.settles:
+                self._last_plan, self._last_us = plan, now_us
                 for counter in plan.counters:
                     self._expiry_us[counter.id] = now_us + counter.window_us
                     if self._logs:
                         self._logs.pop(counter.id, None)
         if len(self._expiry_us) > MAX_SEEN:
             self._make_room_for_seen(now_us)
+
+    def _note_last(self) -> None:
+        """Note the counters of the plan that the store has decided by last, with the time of the last call."""
+        if self._last_plan is not None:
+            for counter in self._last_plan.counters:
+                expiry_us = self._last_us + counter.window_us
+                self._expiry_us[counter.id] = max(expiry_us, self._expiry_us.get(counter.id, 0))
+            self._last_plan = None
 
     def saw_settling(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], now_us: int) -> None:
         """The same for plans that settle. Note which calls have places, too."""
@@ -107,6 +120,7 @@ class LocalCounting:
         Logs of other counters that this wrapper has used are kept. Beyond `MAX_COUNTERS` the logs that were charged last are
         kept.
         """
+        self._note_last()
         self._unused.clear()
         for key, log in logs.items():
             if not log:  # an empty counter is counted from zero, as an unknown one is

@@ -110,7 +110,8 @@ class FailoverStore:
                     is_other = store.args_key != self._generations.args_key  # its server came back without its data
                     if is_other:
                         self._check_generation(store)
-                    self._generations.number_rows(verdicts)
+                    if self._generations.first_id:
+                        self._generations.number_rows(verdicts)
                     for request in requests:  # a usual call pays for this loop only
                         if request.plan.settles:
                             self._local.saw_settling(requests, verdicts, self._clock())

@@ -8,8 +8,6 @@
 
 local MAIN, REFUSALS = 1, 2
 local REFUSALS_SHARE = 1 / 4 -- the share of the memory that refusals keep when other rows need room
-local STATE = '<i8i8i8i8' -- the time in ms and the number of the newest stream id; the bytes of each stream
-local OUTCOME_BYTES = 110
 
 local newest_ms, newest_number, held_bytes = 0, 0, {0, 0}
 
@@ -24,10 +22,8 @@ local function write_audit()
   redis.call('SET', KEYS[4], struct.pack(STATE, newest_ms, newest_number, held_bytes[MAIN], held_bytes[REFUSALS]))
 end
 
--- The memory that a row of this length takes. As measured, a row takes at most 5 % more, where the server's allocator rounds up by
--- a quarter, and mostly a sixth less
 local function bytes_of(stream, length)
-  return math.ceil(1.2 * length) + 80 + (stream == MAIN and OUTCOME_BYTES or 0)
+  return math.ceil(ROW_GROWTH * length) + ROW_BYTES + (stream == MAIN and OUTCOME_BYTES or 0)
 end
 
 -- Returns functions that few runs need: a run spends time on each function that it makes
@@ -42,7 +38,11 @@ local function evicting()
     if stream == MAIN then
       redis.call('HDEL', KEYS[3], entry[1])
     end
-    local bytes = bytes_of(stream, #entry[2][2])
+    local length = 0
+    for at = 2, #entry[2], 2 do
+      length = length + #entry[2][at]
+    end
+    local bytes = bytes_of(stream, length)
     held_bytes[stream] = math.max(0, held_bytes[stream] - bytes)
     return bytes
   end
@@ -71,10 +71,10 @@ local function evicting()
   return oldest, drop, drop_one
 end
 
--- Makes room for a row and writes it. Returns its stream id. If the log is far over its bound, as after `max_mb` was lowered, two
+-- Makes room for a row and writes it: its lines up to the context, and the rest. Returns its stream id. If the log is far over its bound, as after `max_mb` was lowered, two
 -- rows are evicted for each new one, and not all at once, because calls wait.
-local function append(stream, row, max_bytes)
-  local bytes = bytes_of(stream, #row)
+local function append(stream, beginning, row, max_bytes)
+  local bytes = bytes_of(stream, #beginning + #row)
   if held_bytes[MAIN] + held_bytes[REFUSALS] + bytes > max_bytes then
     local _, _, drop_one = evicting()
     local freed, dropped = 0, 0
@@ -86,14 +86,8 @@ local function append(stream, row, max_bytes)
       freed, dropped = freed + gone, dropped + 1
     end
   end
-  local now_ms = math.floor(now / 1000)
-  if now_ms > newest_ms then
-    newest_ms, newest_number = now_ms, 0
-  else
-    newest_number = newest_number + 1
-  end
-  local id = string.format('%.0f-%.0f', newest_ms, newest_number)
-  redis.call('XADD', KEYS[stream], id, 'row', row)
+  -- INSERT id.lua
+  redis.call('XADD', KEYS[stream], id, 'call', beginning, 'row', row)
   held_bytes[stream] = held_bytes[stream] + bytes
   return id
 end

@@ -3,38 +3,34 @@
 -- KEYS  those of `audit.lua`; each counter, see `log.lua` and `places.lua`; the index of counters
 -- ARGV  1: the labels of the counters, a NUL after each
 --       then the limits of each request
---       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes
---       then the session's allowance of rows for denials, as JSON
---       then of each request, a NUL after each: its decision, if it does not depend on limits; what the session's journal
---       remembers, as JSON; of its row the lines up to the context, and the detail; and the shorter detail of a denial, if the
---       detail is too long for one. Instead of a decision there may be `?`, then how long the call has been held in us (nothing
---       if it may not be held), whether it is behind another call, and the decision if it is admitted
--- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request: the stream id of its row
---       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
---       wait, and the number of limits without room, followed by their indexes and waits, and by the number of calls in flight if
---       there is a cap on them. All of it is one flat table, because a server spends time on each table of a reply. Only if a call
---       is held, the value of a counter of calls in flight is not nil, but a table with their ids.
+--       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes, and
+--       whether this may be a usual call; then with a NUL after each: the session's allowance of rows for denials, as JSON; and of
+--       each request its decision, if it does not depend on limits; what the session's journal remembers, as JSON; the detail of
+--       its row; and the shorter detail of a denial, if the detail is too long for one. Instead of a decision there may be `?`,
+--       then how long the call has been held in us (nothing if it may not be held), whether it is behind another call, and the
+--       decision if it is admitted
+--       then of each request the lines of its row up to the context
+-- Returns the time. Unless the deadline has passed, also the value of each counter; of each counter the head that replaces the one
+--       in the value, if any; and for each request: the stream id of its row if it has one of its own, the decision, the index of
+--       the reported limit (0: none), what that limit's counter holds, the wait, and the number of limits without room, followed
+--       by their indexes and waits, and by the number of calls in flight if there is a cap on them. All of it is one flat table,
+--       because a server spends time on each table of a reply. Only if a call is held, the value of a counter of calls in flight
+--       is not nil, but a table with their ids.
 --
--- Every call waits for this script. The expensive parts are commands, numbers as text, tables that grow, and functions, which are
--- made anew in each run: {nil, nil, nil, nil} reserves room for four.
+-- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
+-- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
-local CALL = 'sssss'
-local NUMBERS = '<i8i8i8i8i8' -- of a row: seq, count, remaining, wait in ms, repeats; -1: none
--- n, window (0: calls in flight), index of the counter (0: none), rule, rank, fragment. The rank is 2 if the limit is observed, and
--- 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the longest wait follow
-local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4s', '<i8i8'
-local N, WINDOW, COUNTER, RULE, RANK, FRAGMENT, UNITS, WAIT = 1, 2, 3, 4, 5, 6, 8, 9
+local TEXTS = 'ssss'
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, and where the fragment begins and ends. The rank is 2
+-- if the limit is observed, and 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the
+-- longest wait follow. The fragments are after all limits
+local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4I4I4', '<i8i8'
+local N, WINDOW, COUNTER, RULE, RANK, FIRST, LAST, UNITS, WAIT = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local OBSERVED, MORE = 2, 4
 local NOTHING_EXCEEDED = {}
 local QUESTION_MARK = 63
 
-local requests = math.floor((#ARGV - 3) / 2)
-local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2 + requests])
-if now > deadline then
-  return {now}
-end
-local counters = #KEYS - 5
-local reply = read(4, 4 + counters)
+reply = reply or read(4, 4 + counters)
 read_audit(reply[1])
 reply[1] = now
 local logs = {nil, nil, nil, nil}
@@ -48,25 +44,31 @@ local allowance -- see core/journal.Journal.allowance; decoded when it is needed
 local plans -- limits by their text
 local in_flight, places -- by index of the counter: how many calls are in flight, and the ids of the calls that got a place
 local has_written, has_held = false, false -- whether a row was written, and whether a call is held
+for counter = 1, counters do
+  reply[1 + counters + counter] = false
+end
+local all_allowance
+all_allowance, texts_from = struct.unpack('s', ARGV[2 + requests], texts_from)
 
 for request = 1, requests do
-  local decision, memory, beginning, detail, short = struct.unpack(CALL, ARGV[3 + requests + request])
+  local beginning, decision, memory, detail, short = ARGV[2 + requests + request]
+  decision, memory, detail, short, texts_from = struct.unpack(TEXTS, ARGV[2 + requests], texts_from)
   local remembered = memory ~= '' and cjson.decode(memory)
   local fragment, is_storm, choices = '', remembered and remembered[1][1] == 1, nil
   if decision ~= '' and string.byte(decision) == QUESTION_MARK then
     decision, choices = '', decision
   end
   local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
-  local limits, flying, taken
+  local packed, limits, flying, taken = ARGV[1 + request]
   if decision == '' then
-    local packed = ARGV[1 + request]
     limits = plans and plans[packed]
     if not limits then
       limits = {nil, nil, nil, nil}
-      local from, at = 1, 1
-      while from <= #packed do
+      local from, at, last = 1, 1, #packed
+      while from <= last do
         local limit = {struct.unpack(LIMIT, packed, from)}
-        limits[at], from, at = limit, limit[7], at + 1
+        limits[at], from, at, last = limit, limit[UNITS], at + 1, math.min(last, limit[FIRST] - 1)
+        limit[UNITS] = 1
         if limit[RANK] >= MORE then
           limit[RANK] = limit[RANK] - MORE
           limit[UNITS], limit[WAIT], from = struct.unpack(MORE_OF_LIMIT, packed, from)
@@ -108,7 +110,7 @@ for request = 1, requests do
         end
         held[counter] = used
       end
-      if n == 0 or used + (limit[UNITS] or 1) > n then
+      if n == 0 or used + limit[UNITS] > n then
         full = full or {}
         full[#full + 1] = at
       else
@@ -116,7 +118,7 @@ for request = 1, requests do
           smallest[counter] = limit
         end
         local rank = limit[RANK]
-        local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS] or 1) -- a call takes no error
+        local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS]) -- a call takes no error
         if not remaining or rank < lowest or (rank == lowest and n - sum < remaining) then
           reported, held_by_reported, remaining, lowest = at, sum, n - sum, rank
         end
@@ -135,7 +137,7 @@ for request = 1, requests do
       exceeded, reported = {}, 0
       for _, at in ipairs(#enforced > 0 and enforced or full) do
         local limit = limits[at]
-        local n, window, units = limit[N], limit[WINDOW], limit[UNITS] or 1
+        local n, window, units = limit[N], limit[WINDOW], limit[UNITS]
         local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as core/verdict.severity; false: no wait is enough
         if window > 0 and units <= n then -- as core/limiter.retry_after
           local log = alive[limit[COUNTER]]
@@ -207,7 +209,7 @@ for request = 1, requests do
         in_flight[counter], taken = in_flight[counter] + 1, taken or {}
         taken[#taken + 1] = counter
       elseif limit[RANK] % 2 == 0 then
-        local log, n, cost = alive[counter], limit[N], limit[UNITS] or 1
+        local log, n, cost = alive[counter], limit[N], limit[UNITS]
         -- INSERT count.lua
         logs[counter], charged[counter] = log, window
       end
@@ -234,7 +236,8 @@ for request = 1, requests do
       end
     end
     if reported > 0 then
-      fragment, is_storm = limits[reported][FRAGMENT], remembered and remembered[1][reported] == 1
+      fragment = string.sub(packed, limits[reported][FIRST], limits[reported][LAST])
+      is_storm = remembered and remembered[1][reported] == 1
     end
   end
 
@@ -251,19 +254,19 @@ for request = 1, requests do
     local all = {}
     for at, one in ipairs(exceeded) do
       local after = one[2] and ',"retry_after_ms":' .. math.ceil(one[2] / 1000) or ''
-      all[at] = string.sub(limits[one[1]][FRAGMENT], 1, -2) .. after .. '}'
+      all[at] = string.sub(packed, limits[one[1]][FIRST], limits[one[1]][LAST] - 1) .. after .. '}'
     end
     local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
     detail = before .. '"exceeded":[' .. table.concat(all, ',') .. ']}'
   end
   if is_refused then
     -- As core/journal.Journal: equal denials share a row, and so do those of a kind over budget
-    local request_id, context = string.match(beginning, '^[^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n(.*)')
+    local request_id, context = string.match(beginning, '^[^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n(.*)\n')
     local key = decision .. '\n' .. fragment .. '\n' .. context
     storms = storms or {}
     has_own_row = not is_storm and not storms[key]
     if has_own_row then
-      allowance = allowance or cjson.decode(ARGV[3 + requests])
+      allowance = allowance or cjson.decode(all_allowance)
       local row_bytes, burst, budgets, summed = unpack(allowance)
       local kind = decision .. ' ' .. (string.match(fragment, '^{"axis":"(%a+)"') or '')
       local rest = (budgets[kind] or burst) - row_bytes - #context - #detail - #request_id
@@ -280,7 +283,7 @@ for request = 1, requests do
   local stream_id = false
   if has_own_row then
     seq, has_written = seq + 1, true
-    stream_id = append(is_refused and REFUSALS or MAIN, beginning .. '\n' .. decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
+    stream_id = append(is_refused and REFUSALS or MAIN, beginning, decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
       .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and math.ceil(wait / 1000) or -1, -1), max_bytes)
   end
   if taken then

@@ -94,7 +94,16 @@ class _Wire:
             while sent < len(packed):
                 self._wait_until(end_s)
                 sent += self._socket.send(packed[sent:] if sent else packed)
-            return [self._reply(end_s) for _ in range(count)]
+            replies: list[Any] = []
+            while len(replies) < count:
+                self._wait_until(end_s)
+                data = self._socket.recv(_READ_BYTES)
+                if not data:
+                    raise ConnectionResetError("the server closed the connection")
+                self._reader.feed(data)
+                while len(replies) < count and (reply := self._reader.gets()) is not _INCOMPLETE:
+                    replies.append(reply)
+            return replies
         except BaseException as error:
             self.close()
             if isinstance(error, TimeoutError | BlockingIOError):
@@ -102,15 +111,6 @@ class _Wire:
             if isinstance(error, OSError | ProtocolError):
                 raise ConnectionLost(str(error)) from error
             raise
-
-    def _reply(self, end_s: float) -> Any:
-        while (reply := self._reader.gets()) is _INCOMPLETE:
-            self._wait_until(end_s)
-            data = self._socket.recv(_READ_BYTES)
-            if not data:
-                raise ConnectionResetError("the server closed the connection")
-            self._reader.feed(data)
-        return reply
 
     def _wait_until(self, end_s: float) -> None:
         """Set how long the next wait may take. This is a system call, so a negligible difference is ignored."""
@@ -256,15 +256,15 @@ class Link:
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
-        return self._exchange_on(self._wire, packed, 1, deadline_s)[0]
+        try:
+            return self._wire.ask(packed, 1, deadline_s)[0]
+        except RedisError as error:
+            raise self._unavailable(error) from error
 
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
-        return self._exchange_on(wire, packed, len(commands), min(deadline_s, time.monotonic() + self._timeout_s))
-
-    def _exchange_on(self, wire: _Wire, packed: bytes, count: int, deadline_s: float) -> list[Any]:
         try:
-            return wire.ask(packed, count, deadline_s)
+            return wire.ask(packed, len(commands), min(deadline_s, time.monotonic() + self._timeout_s))
         except RedisError as error:
             raise self._unavailable(error) from error
 

@@ -1,14 +1,9 @@
 -- Logs of counters: core/limiter.py in Lua, with `live.lua` and `count.lua`. Each function does what the function of the same name
 -- does there.
 --
--- A log is {opened, newest, cost, total, closed}: the time at which its newest entry was opened; that entry's time and cost; the
--- cost of all entries; and the entries before the newest, packed, oldest first. nil is an empty log. So an admission costs the same
--- however long the log is. Times are in microseconds. All numbers are below 2^53, so that a double holds them exactly.
+-- A log is {opened, newest, cost, total, closed}, as `values.lua` describes it. `closed` is packed. nil is an empty log.
 
-local EXACT = 64
-local MAX_ENTRIES = EXACT + 2
 local OPENED, NEWEST, COST, TOTAL, CLOSED = 1, 2, 3, 4, 5
-local HEAD, ENTRY, ENTRY_BYTES = '<i8i8I4i8', '<i8I4', 12
 
 -- Returns functions that few runs need: a run spends time on each function that it makes
 local function coalescing()
@@ -49,8 +44,6 @@ local function coalescing()
   return entries_of, log_of, coalesce
 end
 
--- The value of a counter is its packed log. The client reads it, too.
-
 local function unpack_log(value)
   local log = {struct.unpack(HEAD, value)}
   log[CLOSED] = string.sub(value, log[CLOSED]) -- the last value of unpack is the position after the head
@@ -70,10 +63,10 @@ local function read(first, last)
   return values
 end
 
--- Writes a counter, whose key expires with the newest entry of its log. Returns the value.
+-- Writes a counter. Returns the value.
 local function write(key, log, window)
   local value = struct.pack(HEAD, log[OPENED], log[NEWEST], log[COST], log[TOTAL]) .. log[CLOSED]
-  local expiry = math.ceil((log[NEWEST] + window - EXPIRY_ORIGIN_US) / 1000) + EXPIRY_SLACK_MS
+  local expiry = math.ceil((log[NEWEST] + window * EXPIRY_WINDOWS - EXPIRY_ORIGIN_US) / 1000) + EXPIRY_SLACK_MS
   redis.call('SET', key, value, EXPIRY_OPTION, expiry)
   return value
 end

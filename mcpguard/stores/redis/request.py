@@ -1,24 +1,28 @@
-"""Builds the command that runs `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
+"""Makes the command that runs `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
 
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mcpguard.core.audit import MAX_DENIED_CHARS, fragment, shortened
 from mcpguard.core.journal import BURST_BYTES, ROW_BYTES, Journal
 from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import Decided, DecisionRequest, Verdict
+from mcpguard.stores.api import Clock
 from mcpguard.stores.redis import rows, states
 
 _RESULTS: Final = 6
 """How many values the script returns for each request, not counting the limits that had no room."""
 
+_MOST_USUAL: Final = 64
+"""How many counters a usual call may have."""
+
 _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
-_LIMIT: Final = struct.Struct("<qqIII")
+_LIMIT: Final = struct.Struct("<qqIIIII")
 _MORE_OF_LIMIT: Final = struct.Struct("<qq")
 
 _DECIDED: Final[dict[bytes, Decided]] = {
@@ -39,34 +43,81 @@ def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     return tuple(found.values())
 
 
-class Preparation:
-    """The beginning of the commands that run `charge.lua`: what depends only on the plans, in the server's protocol.
+class _Beginning(NamedTuple):
+    """The beginning of a command that decides one request: what depends only on its plan.
+
+    Attributes:
+        plan: The plan.
+        packed: The command up to the plan's limits.
+        is_usual: Whether the call may be a usual one: see `usual.lua`.
+    """
+
+    plan: Plan
+    packed: bytes
+    is_usual: bool
+
+
+class Commands:
+    """Makes the commands that run `charge.lua`, in the server's protocol.
 
     Args:
         sha: The script's hash.
         prefix: The beginning of all keys of the namespace.
-        more: How many arguments the caller adds to those that are described here.
+        max_bytes: The bound of the audit log.
+        clock: The store's time instead of the server's, for tests.
     """
 
-    def __init__(self, sha: bytes, prefix: str, *, more: int = 0) -> None:
+    def __init__(self, sha: bytes, prefix: str, *, max_bytes: int, clock: Clock | None = None) -> None:
         self._sha = sha
         self._prefix = prefix
-        self._more = more
-        self._last: dict[int, tuple[Plan, bytes]] = {}  # by the plan's identity: hashing a plan takes longer than all else
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._beginnings: dict[int, _Beginning] = {}  # by the plan's identity: hashing a plan takes longer than all else
 
-    def beginning(self, requests: Sequence[DecisionRequest], counters: Sequence[Counter]) -> bytes:
-        """The command up to the limits of the last request."""
-        if len(requests) > 1 or not requests or requests[0].decided is not None:
-            return self._begin([None if one.decided is not None else one.plan for one in requests], counters)
-        plan = requests[0].plan
-        found = self._last.get(id(plan))
-        if found is None:
-            if len(self._last) >= _MOST_PLANS:
-                self._last.clear()
-            found = self._last[id(plan)] = plan, self._begin([plan], counters)
-        return found[1]
+    def command(
+        self,
+        requests: Sequence[DecisionRequest],
+        counters: Sequence[Counter],
+        journal: Journal,
+        *,
+        time_us: int,
+        deadline_us: int,
+    ) -> bytes:
+        """The command that decides requests.
+
+        Args:
+            requests: The requests.
+            counters: Their counters; see `counters_of`.
+            journal: The session's journal.
+            time_us: Wall-clock time.
+            deadline_us: The deadline, in the server's time.
+        """
+        if len(requests) == 1 and requests[0].decided is None:
+            (request,) = requests
+            _, beginning, is_usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
+            is_usual = is_usual and not (request.detail or request.rounds) and request.waited_us is None
+        else:
+            beginning, is_usual = (
+                self._begin([None if one.decided is not None else one.plan for one in requests], counters),
+                False,
+            )
+        texts = _USUAL_TEXTS if is_usual and journal.is_blank else _texts(requests, journal, time_us)
+        head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
+        parts = [beginning, b"$%d\r\n" % (_HEAD.size + len(texts)), head, texts, b"\r\n"]
+        parts += [_bulk(rows.beginning(request, time_us)) for request in requests]
+        if self._clock is not None:
+            parts.append(_bulk(b"%d" % self._clock()))
+        return b"".join(parts)
+
+    def _begin_one(self, plan: Plan, counters: Sequence[Counter]) -> _Beginning:
+        if len(self._beginnings) >= _MOST_PLANS:
+            self._beginnings.clear()
+        is_usual = plan.is_plain and len(counters) <= _MOST_USUAL and not any(limit.observe for limit in plan.limits)
+        found = self._beginnings[id(plan)] = _Beginning(plan, self._begin([plan], counters), is_usual)
+        return found
 
     def _begin(self, plans: Sequence[Plan | None], counters: Sequence[Counter]) -> bytes:
+        """The command up to the limits of the last request, with these plans; None for a request that is decided already."""
         index = {counter.id: at for at, counter in enumerate(counters, 1)}
         keys = [
             *rows.audit_keys(self._prefix),
@@ -76,29 +127,26 @@ class Preparation:
         args = ["".join([f"{counter.label}\0" for counter in counters]).encode()]
         args += [b"" if plan is None else _limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
         parts = [b"EVALSHA", self._sha, b"%d" % len(keys), *[key.encode() for key in keys], *args]
-        return b"*%d\r\n%b" % (len(parts) + 2 + len(plans) + self._more, b"".join(map(bulk, parts)))
+        count = len(parts) + 1 + len(plans) + (self._clock is not None)
+        return b"*%d\r\n%b" % (count, b"".join(map(_bulk, parts)))
 
 
-def bulk(part: bytes) -> bytes:
+def _bulk(part: bytes) -> bytes:
     """An argument in the server's protocol."""
     return b"$%d\r\n%b\r\n" % (len(part), part)
 
 
-_WHOLE_ALLOWANCE: Final = bulk(compact((ROW_BYTES, BURST_BYTES, {}, {})).encode())
-"""The argument of `Journal.allowance` at the start of a session."""
+_HEAD: Final = struct.Struct("<qqqB")
+_WHOLE_ALLOWANCE: Final = compact((ROW_BYTES, BURST_BYTES, {}, {}))
+"""`Journal.allowance` at the start of a session."""
 
-_BOUNDS: Final = struct.Struct("<qqq")
-
-
-def bounds(deadline_us: int, seq: int, max_bytes: int) -> bytes:
-    """The argument with the deadline in the server's time, the session's newest row number, and the bound of the audit log."""
-    return b"$24\r\n%b\r\n" % _BOUNDS.pack(deadline_us, seq, max_bytes)
+_USUAL_TEXTS: Final = f"{_WHOLE_ALLOWANCE}\0\0\0\0\0".encode()
 
 
-def rest(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> bytes:
-    """The arguments after `bounds`: the session's allowance, and a text for each request."""
+def _texts(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> bytes:
+    """The session's allowance, and the texts of each request, with a NUL after each."""
     allowance = journal.allowance(time_us)
-    args = [_WHOLE_ALLOWANCE if allowance is None else bulk(compact(allowance).encode())]
+    texts = [_WHOLE_ALLOWANCE if allowance is None else compact(allowance)]
     for request in requests:
         remembered = journal.remembered(request, time_us)
         memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
@@ -110,28 +158,25 @@ def rest(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) ->
             detail = compact(request.detail)
             if len(detail) > MAX_DENIED_CHARS:
                 short = compact(shortened(request.detail))
-        args.append(
-            bulk(
-                f"{request.decided or choices}\0{memory}\0{rows.beginning(request, time_us)}\0{detail}\0"
-                f"{'' if short == detail else short}\0".encode()
-            )
-        )
-    return b"".join(args)
+        texts += (request.decided or choices, memory, detail, "" if short == detail else short)
+    return ("\0".join(texts) + "\0").encode()
 
 
 @lru_cache(maxsize=512)
 def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
-    """A plan's limits: see `LIMIT` in `charge.lua`. A NUL ends the fragment."""
+    """A plan's limits: see `LIMIT` in `charge.lua`."""
     packed: list[bytes] = []
-    for limit, reported in zip(plan.limits, plan.reported, strict=True):
+    fragments = [fragment(reported).encode() for reported in plan.reported]
+    have_more = [limit.counts != "calls" or limit.wait_us > 0 for limit in plan.limits]
+    last = _LIMIT.size * len(plan.limits) + _MORE_OF_LIMIT.size * sum(have_more)
+    for limit, text, has_more in zip(plan.limits, fragments, have_more, strict=True):
         counter = indexes[limit.counter] if limit.n else 0
-        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"})
-        has_more = limit.counts != "calls" or limit.wait_us > 0
-        packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank + 4 * has_more))
-        packed.append(fragment(reported).encode() + b"\0")
+        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"}) + 4 * has_more
+        first, last = last + 1, last + len(text)
+        packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank, first, last))
         if has_more:
             packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us))
-    return b"".join(packed)
+    return b"".join(packed + fragments)
 
 
 pack_append_head: Final = struct.Struct("<qq").pack
@@ -141,30 +186,32 @@ pack_append_head: Final = struct.Struct("<qq").pack
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
     """The verdicts in the reply of `charge.lua`, in the order of the requests."""
     found: list[Verdict] = []
-    here = 1 + len(counters)
+    here = 1 + 2 * len(counters)
     for request in requests:
+        plan, decided = request.plan, request.decided
         stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
         here += _RESULTS + 2 * full
-        one = Verdict(request.decided or _DECIDED[word], row_id=None if stream_id is None else rows.row_id(stream_id))
+        one = Verdict(decided or _DECIDED[word], row_id=None if stream_id is None else rows.row_id(stream_id))
         if at:
-            limit = request.plan.limits[at - 1]
-            one.reported = request.plan.reported[at - 1]
+            limit = plan.limits[at - 1]
+            one.reported = plan.reported[at - 1]
             if count is not None:
                 one.count = count
-                one.remaining = max(0, limit.n - count)
+                one.remaining = limit.n - count if limit.n > count else 0
             if limit.counts == "cost":
                 one.cost = limit.cost
         if full:
-            limits = request.plan.reported
             exceeded = reply[here - 2 * full : here]
             one.retry_after_us = wait_us
-            one.exceeded = tuple([(limits[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
-        if request.plan.caps and request.decided is None:
+            one.exceeded = tuple(
+                [(plan.reported[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)]
+            )
+        if plan.caps and decided is None:
             one.in_flight = reply[here]
             here += 1
-        if one.decision == "held":
+        if word == b"held":
             values = {counter.id: value for counter, value in zip(counters, reply[1:], strict=False)}
-            one.states = tuple([states.state(values[counter.id], counter.window_us) for counter in request.plan.counters])
+            one.states = tuple([states.state(values[counter.id], counter.window_us) for counter in plan.counters])
             one.now_us = reply[0]
         found.append(one)
     return found

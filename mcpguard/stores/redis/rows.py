@@ -9,26 +9,29 @@ from mcpguard.core.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import Entry, StoredRow
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
+_CALL_LINES: Final = 5
 _NUMBERS: Final = ("seq", "counted", "remaining", "retry_after_ms", "repeats")
 _PACKED: Final = struct.Struct("<5q")
-"""A row is one field of a stream entry: `_LINES` as a line each, then `_NUMBERS` packed, with -1 for None.
+"""A row is two fields of a stream entry: `call` has `_LINES` up to the context, a line each. `row` has the other lines, then
+`_NUMBERS` packed, with -1 for None.
 
-`charge.lua` writes the same form. Numbers as text would cost the server more than the rest of its work for a row.
+`charge.lua` writes the same form. `call` is known before a call is decided, so the script passes it on as it is. Numbers as
+text would cost the server more than the rest of its work for a row.
 """
 
 
-def beginning(request: DecisionRequest, time_us: int) -> str:
-    """The lines up to the context. They are known before a call is decided."""
+def beginning(request: DecisionRequest, time_us: int) -> bytes:
+    """The field `call` of a request's row."""
     request_id = cut_id(request.request_id) or ""
     args_hash = request.args_hash.hex() if request.args_hash else ""
-    return f"{time_us}\n{request_id}\n{args_hash}\n{request.trace_id or ''}\n{request.context}"
+    return f"{time_us}\n{request_id}\n{args_hash}\n{request.trace_id or ''}\n{request.context}\n".encode()
 
 
-def packed(row: Row) -> bytes:
-    """The field of a row."""
+def packed(row: Row) -> tuple[bytes, bytes]:
+    """The fields of a row."""
     lines = [_line(getattr(row, name)) + "\n" for name in _LINES]
     numbers = [-1 if (value := getattr(row, name)) is None else value for name in _NUMBERS]
-    return "".join(lines).encode() + _PACKED.pack(*numbers)
+    return "".join(lines[:_CALL_LINES]).encode(), "".join(lines[_CALL_LINES:]).encode() + _PACKED.pack(*numbers)
 
 
 def _line(value: object) -> str:
@@ -37,7 +40,8 @@ def _line(value: object) -> str:
 
 def row(fields: Sequence[bytes]) -> Row:
     """The row of a stream entry. Fields that a later version of the program added are ignored."""
-    whole = dict(zip(fields[::2], fields[1::2], strict=True))[b"row"]
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    whole = named.get(b"call", b"") + named[b"row"]
     *lines, numbers = whole.split(b"\n", len(_LINES))
     values: dict[str, Any] = {name: line.decode() or None for name, line in zip(_LINES, lines, strict=True)}
     values |= {name: None if value < 0 else value for name, value in zip(_NUMBERS, _PACKED.unpack(numbers), strict=True)}

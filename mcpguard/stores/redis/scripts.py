@@ -9,14 +9,14 @@ LEASE_US: Final = 30_000_000
 that."""
 
 PARTS: Final = {
-    "charge": ("log", "places", "audit"),
-    "settle": ("log",),
+    "charge": ("values", "usual", "log", "places", "audit"),
+    "settle": ("values", "log"),
     "hold": ("places",),
     "renew": ("places",),
-    "adopt": ("log", "merge"),
-    "append": ("audit",),
+    "adopt": ("values", "log", "merge"),
+    "append": ("values", "audit"),
     "record": (),
-    "prune": ("audit",),
+    "prune": ("values", "audit"),
 }
 """The scripts, each with the files that go before its own."""
 

@@ -1,7 +1,7 @@
 """Remembers the counters that a store has read or written last, for local counting."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
@@ -14,6 +14,10 @@ LEFT: Final = MOST * 3 // 4
 """How many counters are left when there were more than `MOST`, so that cleaning up is rare."""
 
 
+_Value = tuple[int, bytes | None, bytes | None]
+"""A counter's window, its value, and the head that replaces the one in the value, if any."""
+
+
 class Seen:
     """The counters' values, the most recently used last.
 
@@ -21,19 +25,26 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._values: dict[int, tuple[int, bytes | None]] = {}  # window and value by counter id
+        self._values: dict[int, _Value] = {}  # by counter id
 
-    def note(self, counters: Sequence[Counter], values: Sequence[bytes | None], now_us: int) -> None:
-        """Note the current values of counters, except those of calls in flight."""
-        for counter, value in zip(counters, values, strict=True):
+    def note(self, counters: Sequence[Counter], reply: Sequence[Any]) -> None:
+        """Note the current values of counters, except those of calls in flight.
+
+        Args:
+            counters: The counters.
+            reply: The reply of `charge.lua`: the server's time; the value of each counter; of each the head that replaces the
+                one in the value, if any.
+        """
+        count = len(counters)
+        for at, counter in enumerate(counters, 1):
             if counter.window_us:
                 self._values.pop(counter.id, None)
-                self._values[counter.id] = (counter.window_us, value)
+                self._values[counter.id] = (counter.window_us, reply[at], reply[at + count])
         if len(self._values) > MOST:  # takes some milliseconds, once for thousands of new counters
             alive = [
-                (key, (window_us, value))
-                for key, (window_us, value) in self._values.items()
-                if value and states.newest_us(value) + window_us > now_us
+                (key, (window_us, value, head))
+                for key, (window_us, value, head) in self._values.items()
+                if value and states.newest_us(head or value) + window_us > reply[0]
             ]
             self._values = dict(alive[-LEFT:])
 
@@ -44,4 +55,4 @@ class Seen:
 
     def logs(self) -> dict[int, State]:
         """The counters' logs, by id."""
-        return {key: states.log(value) for key, (_, value) in self._values.items()}
+        return {key: states.log(value, head) for key, (_, value, head) in self._values.items()}

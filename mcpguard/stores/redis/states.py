@@ -1,4 +1,4 @@
-"""Reads counters in their form on the server, which `log.lua` writes: the newest entry of the log stands before the others."""
+"""Reads counters in their form on the server, which `values.lua` describes."""
 
 import struct
 from typing import Any, Final
@@ -33,10 +33,15 @@ def newest_us(value: bytes) -> int:
     return newest
 
 
-def log(value: bytes | None) -> State:
-    """The log in a counter's value; None is the value of a counter that does not exist."""
+def log(value: bytes | None, head: bytes | None = None) -> State:
+    """The log in a counter's value; None is the value of a counter that does not exist.
+
+    Args:
+        value: The value.
+        head: What replaces the beginning of the value, if anything.
+    """
     if value is None:
         return EMPTY
-    opened_us, newest_us, cost, _ = _HEAD.unpack_from(value)
+    opened_us, newest_us, cost, _ = _HEAD.unpack_from(head or value)
     closed = [part for entry in _ENTRY.iter_unpack(value[_HEAD.size :]) for part in entry]
     return (opened_us, *closed, newest_us, cost)

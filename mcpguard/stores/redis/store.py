@@ -29,14 +29,11 @@ from mcpguard.stores.redis.leases import Leases, Place
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.reader import Reader
 from mcpguard.stores.redis.request import (
-    Preparation,
-    bounds,
-    bulk,
+    Commands,
     counters_of,
     errors_of,
     pack_append_head,
     pack_settle_head,
-    rest,
     taken_caps,
     verdicts_of,
 )
@@ -142,7 +139,7 @@ class RedisStore:
                 "use the mcpguard that wrote it, or another namespace",
             )
         self._shas = dict(zip(self._scripts, shas, strict=True))
-        self._charging = Preparation(self._shas["charge"], self._prefix, more=0 if self._clock is None else 1)
+        self._commands = Commands(self._shas["charge"], self._prefix, max_bytes=self._max_bytes, clock=self._clock)
 
     def _note_time(self, server_us: int) -> None:
         """Note how far the server's clock is ahead of ours, at least: the reply has taken some time."""
@@ -161,13 +158,14 @@ class RedisStore:
 
     def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
         deadline_s = deadline_s or time.monotonic() + self._timeout_s
-        self._renew_if_lost(deadline_s)
+        if self._link.is_lost:
+            self._reconnect(deadline_s)
         return self._link.ask(commands, deadline_s=deadline_s)
 
-    def _renew_if_lost(self, deadline_s: float) -> None:
-        if self._link.is_lost:
-            self._link.renew(deadline_s)
-            self._begin(deadline_s)
+    def _reconnect(self, deadline_s: float) -> None:
+        """Replace the connection."""
+        self._link.renew(deadline_s)
+        self._begin(deadline_s)
 
     def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
         """Run a script and return its reply."""
@@ -208,11 +206,11 @@ class RedisStore:
         has_caps = requests[0].plan.caps if len(requests) == 1 else any(one.plan.caps for one in requests)
         sent_us = self._ticks() if has_caps else 0
         reply = self._charge(requests, counters, journal, time_us)
-        self._seen.note(counters, reply[1 : 1 + len(counters)], self._now_us())
+        self._seen.note(counters, reply)
         verdicts = verdicts_of(requests, counters, reply)
         if has_caps and not self._keep_places(requests, verdicts, sent_us):
             return None
-        if len(verdicts) == 1 and verdicts[0].forwards:
+        if len(verdicts) == 1 and verdicts[0].decision == "allowed":
             journal.wrote(requests[0], verdicts[0])
             return verdicts
         journal.rows(requests, verdicts, time_us)  # the script has written these rows
@@ -221,16 +219,14 @@ class RedisStore:
     def _charge(
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
     ) -> Sequence[Any]:
-        """Let the server decide. Returns its time, the counters' values, and then the results of each request."""
+        """Let the server decide. Returns the reply of `charge.lua`."""
         end_s = time.monotonic() + self._timeout_s
-        arguments = rest(requests, journal, time_us)
-        if self._clock is not None:
-            arguments += bulk(b"%d" % self._clock())
         for _ in range(_TRIES):
-            self._renew_if_lost(end_s)
+            if self._link.is_lost:
+                self._reconnect(end_s)
             self._reply_lost = True
-            head = bounds(int(end_s * 1_000_000) + self._ahead_us, journal.seq, self._max_bytes)
-            command = self._charging.beginning(requests, counters) + head + arguments
+            deadline_us = int(end_s * 1_000_000) + self._ahead_us
+            command = self._commands.command(requests, counters, journal, time_us=time_us, deadline_us=deadline_us)
             reply = self._link.exchange(command, deadline_s=end_s)
             if isinstance(reply, ResponseError):
                 self._load_again("charge", reply, end_s)
@@ -342,7 +338,7 @@ class RedisStore:
             replaced = written if at == 0 else []
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
-                args += (str(rows.stream(row.decision)), rows.packed(row))
+                args += (str(rows.stream(row.decision)), *rows.packed(row))
             row_ids += map(
                 rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
             )

@@ -68,7 +68,8 @@ class Follower:
         if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
             raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
-            self._log.check()
+            if self._log.folder.may_have_changed():
+                self._log.check()
             if not self._log.ends_at(self.at):
                 self.follow()
         except BaseException as error:
@@ -85,6 +86,7 @@ class Follower:
                     self.memory.apply(text)
                     self.at = at
         except Lost:
+            self._log.check()
             self._reload()
 
     def _reload(self) -> None:

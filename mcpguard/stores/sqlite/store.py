@@ -20,7 +20,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter, counter_id
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
@@ -129,21 +129,18 @@ class SqliteStore:
 
     def _admit(self, request: DecisionRequest, journal: Journal) -> Verdict | None:
         """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
-        follower = self._follower
-        states, now_us, counters = follower.memory.states, self._clock(), request.plan.counters
-        logs = [states.get(one.id, EMPTY) for one in counters]
-        admitted = None if request.decided else admit(request.plan, logs, now_us)
+        follower, plan, now_us = self._follower, request.plan, self._clock()
+        states = follower.memory.states
+        admitted = None if request.decided else admit(plan, states, now_us)
         if admitted is None:
             return None
         verdict, after = admitted
-        charged = entries.charges(counters, request.plan.limits)
+        charged = entries.charges(plan.counters, plan.limits)
         text = entries.admitted_line(request, verdict, self._wall(), journal.seq + 1, now_us, charged)
-        at = follower.at
-        verdict.row_id = at.row
-        follower.at = self._log.append(at, text, 1, durable=self._durable)
+        verdict.row_id = follower.at.row
+        follower.at = self._log.append_all(follower.at, ((text, 1),), durable=self._durable)
         journal.wrote(request, verdict)
-        for counter, log in zip(counters, after, strict=True):
-            states[counter.id] = log
+        states.update(after)
         return verdict
 
     def _is_busy(self) -> bool:

@@ -66,8 +66,7 @@ class Turn:
     def _admit(self, run: Sequence[DecisionRequest]) -> int:
         """Admit as many calls of a run as have room, if they are usual ones; returns how many."""
         plan, states = run[0].plan, self._states
-        logs = [states.get(one.id, EMPTY) for one in plan.counters]
-        admitted = admit_some(plan, logs, self._now_us, len(run))
+        admitted = admit_some(plan, states, self._now_us, len(run))
         if admitted is None:
             return 0
         calls, first, after = admitted
@@ -79,9 +78,8 @@ class Turn:
             verdict.row_id = row_id
         self._row_id += calls
         self.verdicts += verdicts
-        for counter, log, new in zip(plan.counters, logs, after, strict=True):
-            self._before.append((counter.id, log))
-            states[counter.id] = new
+        self._before += [(key, states[key]) for key, _ in after]
+        states.update(after)
         return calls
 
     def _decide_one(self, request: DecisionRequest) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.core.policy.model import Call, Policy, Rule
 from mcpguard.core.policy.parse import parse
-from mcpguard.core.policy.plan import Label, Plan, Reported, label_parts
+from mcpguard.core.policy.plan import Label, Plan, Reported, label_parts, window_of
 from tests.core.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -324,6 +324,7 @@ def test_the_label_of_a_counter_tells_what_it_counts() -> None:
         Label("team", {"user": "alice"}, {}, "cost", 60_000_000),
         Label("team", {"user": "alice"}, {}, "calls", 60_000_000),
     ]
+    assert [window_of(counter.label) for counter in plan.counters] == [0, *[60_000_000] * 3]
     assert len({counter.id for counter in plan.counters}) == 4
 
 

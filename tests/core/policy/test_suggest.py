@@ -249,6 +249,7 @@ def test_the_busiest_window_is_that_of_comparing_all_windows(seconds: list[int],
     assert search.limits[0].peak.calls == busiest(seconds, window_s)
 
 
+@pytest.mark.no_cover
 def test_many_calls_in_a_window_are_counted_with_a_64th_of_a_window_more_at_most() -> None:
     times = sorted(at * 7_919_000_033 % (4 * HOUR_US) for at in range(2400))
     rows = [row(START_US + time) for time in times]

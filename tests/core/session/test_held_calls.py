@@ -401,7 +401,7 @@ def test_a_session_without_held_calls_asks_for_nothing() -> None:
     talk = Talk(RATE)
     talk.client(call_line("search", 1))
     assert talk.machine.held_calls_due_us is None
-    assert not talk.machine.settles
+    assert not talk.machine.in_flight.to_settle
 
 
 def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it_is() -> None:

@@ -156,7 +156,7 @@ def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest
     talk.answer("b" * 90)
     talk.answer(2)
     assert talk.outcomes[4:] == [Outcome(4, "ok", 0)]
-    assert (talk.awaits_answers, talk.machine._in_flight._chars) == (False, 0)
+    assert (talk.awaits_answers, talk.machine.in_flight._chars) == (False, 0)
 
 
 def test_a_call_without_a_row_can_be_answered_and_retried() -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -321,6 +322,30 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
     path.with_name("mcpguard.db-calls").rename(path.with_name("away"))
     with pytest.raises(StoreUnavailable, match="removed or replaced"):
         store._log.turn()
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "cut"])
+def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    session = Session(open_store(), MANY)
+    later = time.time_ns() + 60_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)  # the folder has settled
+    assert session.decisions("x", 3) == ["allowed"] * 3
+    log = log_path(path)
+    if how == "removed":
+        log.unlink()
+    elif how == "renamed":
+        log.rename(log.with_name("away"))
+    elif how == "replaced":
+        shutil.copy(log, log.with_name("other"))
+        log.with_name("other").rename(log)
+    else:
+        os.truncate(log, 0)
+    with pytest.raises(StoreUnavailable, match=r"removed or replaced|it was cut"):
+        session.one("x")
+    assert session.journal.seq == 3
 
 
 def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, open_store: Open) -> None:

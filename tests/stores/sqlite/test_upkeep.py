@@ -384,16 +384,16 @@ def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, 
 def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(upkeep, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 64 * 1024)
-    most = 4_000_000
+    monkeypatch.setattr(call_log, "RING_BYTES", 128 * 1024)
+    monkeypatch.setattr(upkeep, "RING_BYTES", 128 * 1024)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 32 * 1024)
+    most = 2_000_000
     store = open_store(max_bytes=most)
     policy = FIVE_A_MINUTE + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n'
     session = Session(store, policy, arguments="full" if kind == "long arguments" else "hash")
     session.call("x", 3)
     largest = 0
-    for number in range(300):
+    for number in range(150):
         if kind == "short":
             session.call("free", 200, _meta=ALONE)
         elif kind == "together":
