@@ -108,9 +108,9 @@ def test_denials_of_a_run_that_are_noted_together_are_noted_as_one_after_another
 
 def test_calls_that_are_admitted_together_are_noted_as_one_after_another() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
-    one_by_one, together = Journal("0" * 16), Journal("0" * 16)
+    one_by_one, together, alone = Journal("0" * 16), Journal("0" * 16), Journal("0" * 16)
     requests, verdicts = decided(talk, "a", 7)
-    for journal in (one_by_one, together):
+    for journal in (one_by_one, together, alone):
         journal.rows(requests, [*map(copied, verdicts)], WALL_US)
     talk.pass_ms(60_000)
     requests, verdicts = decided(talk, "a", 4)
@@ -118,7 +118,10 @@ def test_calls_that_are_admitted_together_are_noted_as_one_after_another() -> No
     before = everything(together)
     together.begin()
     found = together.admitted(requests[0].plan, first, 4)
+    for request, verdict in zip(requests, verdicts, strict=True):
+        alone.wrote(request, copied(verdict))
     one_by_one.rows(requests, verdicts, WALL_US)
+    assert everything(alone) == everything(one_by_one)
     assert [(one.audit_id, one.count, one.remaining, one.has_own_row) for one in found] == [
         (one.audit_id, one.count, one.remaining, one.has_own_row) for one in verdicts
     ]
