@@ -1,7 +1,7 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from mcpguard.core.audit import Row, audit_id, fragment, named, row, sum_of, summed
@@ -148,6 +148,61 @@ class Journal:
         else:
             self._count(request, verdict)
         self._number(verdict)
+
+    def admitted(self, plan: Plan, first: Verdict, calls: int) -> list[Verdict]:
+        """Note that rows are written of calls that were admitted together, with the numbers from `seq + 1` on.
+
+        Args:
+            plan: Their plan.
+            first: The verdict of the first call; see `verdict.admit_some`.
+            calls: How many they are.
+
+        Returns:
+            Their verdicts, completed.
+        """
+        self._set(self.tally, _ALLOWED, self.tally[_ALLOWED] + calls)
+        if self._denials:
+            self._forget_denials(plan, range(len(plan.counters)))
+        verdicts = [first, *[first.copy() for _ in range(calls - 1)]]
+        for at, verdict in enumerate(verdicts):
+            if verdict.count is not None and verdict.remaining is not None:
+                verdict.count += at
+                verdict.remaining -= at
+            self._number(verdict)
+        return verdicts
+
+    def repeated(self, request: DecisionRequest, verdict: Verdict, others: Sequence[DecisionRequest]) -> list[Verdict]:
+        """Note that calls were denied like one for which `row` has just returned None.
+
+        Args:
+            request: That call.
+            verdict: Its verdict.
+            others: Calls of the same run, denied at the same time.
+
+        Returns:
+            Their verdicts, completed. None if such denials share their rows with others: then `row` has to see each of them.
+        """
+        key = request.context, verdict.decision, fragment(verdict.reported) if verdict.reported else None
+        storm = self._storms.get(key)
+        if not others or storm is None or storm.last is None:
+            return []
+        calls = len(others)
+        self._set(self.tally, storm.kind, self.tally[storm.kind] + calls)
+        counters = _without_room(request.plan, verdict) if verdict.decision == "rate_limited" else {}
+        for counter_id in counters:
+            self._set(self._denials, counter_id, self._denials[counter_id] + calls)
+        more = sum(counters.values())
+        verdicts = [verdict]
+        for _ in others:
+            one = verdicts[-1].copy()
+            if one.count is not None:
+                one.count += more
+            verdicts.append(one)
+        del verdicts[0]
+        other = others[-1]
+        last = storm.last._replace(request_id=other.request_id, args_hash=other.args_hash, counted=verdicts[-1].count)
+        self._set(self._storms, key, storm._replace(waiting=storm.waiting + calls, last=last))
+        return verdicts
 
     def _number(self, verdict: Verdict) -> None:
         """Give a verdict's row the next number."""
@@ -320,24 +375,30 @@ class Journal:
         if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
-        exceeded = [reported for reported, _ in verdict.exceeded]
-        full = [(limit, one) for limit, one in zip(plan.limits, plan.reported, strict=True) if one in exceeded]
         charged: set[int] = set()
         if verdict.decision == "would_deny":
+            exceeded = [reported for reported, _ in verdict.exceeded]
+            full = [(limit, one) for limit, one in zip(plan.limits, plan.reported, strict=True) if one in exceeded]
             without_room = {limit.rule for limit, _ in full}
             charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
             self._forget_denials(plan, charged)
             if verdict.count is not None and any(one == verdict.reported and limit.counter in charged for limit, one in full):
                 verdict.count += 1
-        is_reported: dict[int, bool] = {}  # by counter, because several limits may have the same one
-        for limit, reported in full:
-            if limit.n and limit.counter not in charged:
-                counter_id = plan.counters[limit.counter].id
-                is_reported[counter_id] = is_reported.get(counter_id, False) or reported == verdict.reported
-        for counter_id, counts in is_reported.items():
+        for counter_id, is_reported in _without_room(plan, verdict, charged).items():
             self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
-            if counts and verdict.count is not None:
+            if is_reported and verdict.count is not None:
                 verdict.count += self._denials[counter_id]
+
+
+def _without_room(plan: Plan, verdict: Verdict, charged: Collection[int] = ()) -> dict[int, bool]:
+    """The counters without room that were not charged, by id; and whether the limit that decided has the counter."""
+    exceeded = [reported for reported, _ in verdict.exceeded]
+    found: dict[int, bool] = {}  # several limits may have the same counter
+    for limit, reported in zip(plan.limits, plan.reported, strict=True):
+        if reported in exceeded and limit.n and limit.counter not in charged:
+            counter_id = plan.counters[limit.counter].id
+            found[counter_id] = found.get(counter_id, False) or reported == verdict.reported
+    return found
 
 
 def _goes_on(storm: _Storm | None, time_us: int) -> TypeGuard[_Storm]:

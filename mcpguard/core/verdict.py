@@ -1,11 +1,11 @@
 """The request for a decision that the core sends to a store, and the verdict that comes back."""
 
-from collections.abc import Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, Self
 
 from mcpguard.core import limiter
 from mcpguard.core.jsonrpc.frames import Frame
-from mcpguard.core.limiter import Decision, Limit, State, charge, live
+from mcpguard.core.limiter import EXACT, Decision, Limit, State, charge, live, used
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Plan, Reported
 from mcpguard.core.waiting import is_held
@@ -54,6 +54,10 @@ class DecisionRequest:
     """
 
     # few calls have others, and each attribute that is set takes time
+    decided: Decided | None = None
+    why = ""
+    rounds = 0
+    client_name: str | None = None
     waited_us: int | None = None
     is_behind = False
     whole_plan: Plan | None = None
@@ -77,12 +81,10 @@ class DecisionRequest:
         self.frame = frame
         self.request_id = request_id
         self.args_hash = args_hash
-        self.trace_id = trace_id
         self.detail = {} if detail is None else detail
-        self.decided = decided
-        self.why = ""
-        self.rounds = 0
-        self.client_name: str | None = None
+        self.trace_id = trace_id
+        if decided is not None:
+            self.decided = decided
 
 
 class Ending(NamedTuple):
@@ -164,6 +166,12 @@ class Verdict:
         self.audit_id = audit_id
         self.row_id = row_id
         self.has_own_row = False
+
+    def copy(self) -> Self:
+        """A copy, which is cheaper than another verdict."""
+        made = self.__new__(type(self))
+        made.__dict__ |= self.__dict__
+        return made
 
     @property
     def forwards(self) -> bool:
@@ -298,6 +306,71 @@ def admit(plan: Plan, logs: Mapping[int, State], now_us: int) -> tuple[Verdict, 
         else:
             after.append((key, charge(log, n, window_us, now_us)))
     return Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after
+
+
+MAX_RUN_ID_CHARS: Final = 64
+"""The longest id of a request in a run."""
+
+
+def runs(requests: Sequence[DecisionRequest]) -> Iterator[Sequence[DecisionRequest]]:
+    """Split requests into runs, in order. A run consists of one request, or of calls that differ only in id and arguments.
+
+    At one time, the calls of a run are either admitted until a limit has no room, or all denied for the same reason.
+    """
+    start = 0
+    for at, request in enumerate(requests):
+        if at > start and not _is_alike(requests[start], request):
+            yield requests[start:at]
+            start = at
+    yield requests[start:] if start else requests
+
+
+def _is_alike(first: DecisionRequest, other: DecisionRequest) -> bool:
+    """Whether a request may be in a run with the one that the run begins with."""
+    return (
+        other.plan is first.plan
+        and other.context is first.context
+        and _can_repeat(other)
+        and (first.args_hash is None) is (other.args_hash is None)
+        and _can_repeat(first)
+    )
+
+
+def _can_repeat(request: DecisionRequest) -> bool:
+    """Whether a request is a call without anything that only some calls have."""
+    return (
+        request.decided is None
+        and request.frame is not None
+        and request.waited_us is None
+        and request.trace_id is None
+        and not (request.rounds or request.detail or request.plan.caps)
+        and request.request_id is not None
+        and len(request.request_id) <= MAX_RUN_ID_CHARS
+    )
+
+
+def admit_some(
+    plan: Plan, logs: Mapping[int, State], now_us: int, calls: int
+) -> tuple[int, Verdict, list[tuple[int, State]]] | None:
+    """Decide as many as possible of some equal calls, as `admit` decides one.
+
+    Returns:
+        How many calls have room, the verdict of the first, and each counter's id and new log. The `count` of each further call
+        is one more, its `remaining` one less. None if the first call is not a usual one, nor one without limits.
+    """
+    if not plan.limits:
+        return calls, Verdict("allowed"), []
+    first = admit(plan, logs, now_us)
+    if first is None:
+        return None
+    verdict, after = first
+    further = min([calls - 1, *(limit.n - used(log) for limit, (_, log) in zip(plan.limits, after, strict=True))])
+    for at, (n, window_us, *_) in enumerate(plan.limits):
+        key, log = after[at]
+        for cost in [further] if n > EXACT and further else [1] * further:
+            log = charge(log, n, window_us, now_us, cost)
+        after[at] = key, log
+    return 1 + further, verdict, after
 
 
 def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:

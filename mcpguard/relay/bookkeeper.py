@@ -17,7 +17,7 @@ TICK_S: Final = 0.2
 """How long work is left to accumulate."""
 
 HANDFUL_BYTES: Final = 2 * 1024
-"""How much of the server's output is read at once: about 15 small answers."""
+"""How much of the server's output is read at once, or a 16th of what is unread, if that is more: about 15 small answers."""
 
 MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
@@ -89,12 +89,16 @@ class Bookkeeper:
             self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=True))
 
     def _record(self) -> None:
-        until_s = time.monotonic() + GIVE_WAY_S
-        while True:  # in handfuls, so that calls are decided in between
-            is_read = self._dispatcher.read_answers(HANDFUL_BYTES)
+        """Record everything: in handfuls, so that calls are decided in between. If calls go on and on, tend in between, too."""
+        until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
+        while True:
+            is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread_bytes // 16))
             self._dispatcher.dispatch(events.RecordingDue(wall_us()))
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return
+            if time.monotonic() > tend_s:
+                self._store.tend()
+                tend_s = time.monotonic() + MOST_S
             time.sleep(PAUSE_S)
             self._give_way(until_s - time.monotonic())
 

@@ -147,6 +147,11 @@ class Dispatcher:
                 self._lock.release()
         return not self._unread.held_bytes
 
+    @property
+    def unread_bytes(self) -> int:
+        """How much the server has written that the session has not read."""
+        return self._unread.held_bytes
+
     def awaits_answers(self) -> bool:
         """Whether a request is in flight, by what the server has written so far.
 

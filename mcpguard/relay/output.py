@@ -17,6 +17,15 @@ _AT_ONCE_BYTES: Final = 4096
 longer write returns only when the client has taken all of it, so `taken` would not show that a slow client reads."""
 
 
+_MUCH_QUEUED_BYTES: Final = 512 * 1024
+_GIVE_WAY_S: Final = 0.001
+"""If more bytes are queued, the upstream loop waits this long, or until some are written: it can make denials faster than
+another thread gets to write them."""
+
+_TOGETHER_BYTES: Final = 16 * 1024
+"""Short replies are written together until they have this many bytes. The rest of the queue is not copied."""
+
+
 class ClientOutput:
     """Writes to the client, from several threads.
 
@@ -93,6 +102,9 @@ class ClientOutput:
             ConnectionAbortedError: The client has closed its side, and has taken nothing for `PAUSE_S`.
         """
         if self._queued_bytes <= MAX_QUEUED_BYTES:
+            if self._queued_bytes > _MUCH_QUEUED_BYTES:
+                with self._changed:
+                    self._changed.wait(_GIVE_WAY_S)
             return
         taken, since_s = -1, 0.0
         with self._changed:
@@ -146,12 +158,15 @@ class ClientOutput:
     def _write_queued(self) -> None:
         """Write the queued replies unless a frame of the server's is open. The caller holds `_writing`."""
         while self._queue and not self._in_frame:
+            together: list[bytes] = []
+            size = 0
             with self._changed:
-                batch = b"".join(self._queue)
-                self._queue.clear()
-            self._write(batch)
+                while self._queue and size < _TOGETHER_BYTES:
+                    together.append(self._queue.popleft())
+                    size += len(together[-1])
+            self._write(b"".join(together))
             with self._changed:
-                self._queued_bytes -= len(batch)
+                self._queued_bytes -= size
                 self._changed.notify_all()
 
     def _wake(self) -> None:

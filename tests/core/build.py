@@ -137,8 +137,8 @@ class Wrapper:
         """The verdicts on `times` calls, decided in one transaction."""
         return self.store.decide(self.charges(tool, times, **params), self.journal)
 
-    def decisions(self, tool: str, times: int = 1) -> list[str]:
-        return [verdict.decision for verdict in self.call(tool, times)]
+    def decisions(self, tool: str, times: int = 1, **params: object) -> list[str]:
+        return [verdict.decision for verdict in self.call(tool, times, **params)]
 
     def one(self, tool: str) -> Verdict:
         (verdict,) = self.call(tool)

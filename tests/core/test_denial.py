@@ -10,6 +10,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.meta import CLIENT_INFO
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Reported
+from mcpguard.core.session.replies import Denials
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import PolicyError, Unauthenticated
 from tests.core.build import Talk, call_line, identity, request
@@ -273,3 +274,21 @@ def test_a_denial_for_an_invalid_policy_names_file_and_line() -> None:
     assert (error["code"], error["data"]["reason"]) == (503, "policy_invalid")
     assert "policy.toml: line 3: not TOML" in error["message"]
     assert "a hint" not in error["message"]
+
+
+@pytest.mark.parametrize("form", ["error", "result"])
+def test_the_denials_of_a_run_are_equal_but_for_their_ids(form: str) -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n')
+    calls = talk.requests(*[call_line("x", one) for one in (1, "é", 3, 4)], call_line("x", 5, task={}))
+    verdict = limited(1000)
+    verdicts = [verdict, verdict.copy(), verdict.copy(), limited(2000), verdict.copy()]
+    verdicts[2].audit_id = "s-1.1"
+    denials = Denials(form)
+    for call, one in zip(calls, verdicts, strict=True):
+        assert call.request_id is not None
+        made = denials.of(call.request_id, call, one, waits=True)
+        alone = Denials(form).of(call.request_id, call, one, waits=True)
+        assert made is not None
+        assert alone is not None
+        assert made.data == alone.data
+        assert (b'"error":' in made.data) is (form == "error" or call is calls[-1])

@@ -2,15 +2,17 @@
 
 from collections import Counter as Tally
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from hypothesis import event, given
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
+from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame
 from mcpguard.core.limiter import EMPTY, Limit, State, charge
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Counter, Plan, Reported
-from mcpguard.core.verdict import DecisionRequest, Lease, Verdict, admit, decide_one
+from mcpguard.core.verdict import DecisionRequest, Lease, Verdict, admit, admit_some, decide_one, runs
 
 NOW_US = 1_000_000_000
 WINDOWS_US = (640, 6_400, 20_000)
@@ -100,6 +102,90 @@ USED: State = (NOW_US - 9, NOW_US - 9, 1)
 def test_any_other_call_is_left_to_the_general_decision(limits: tuple[Limit, ...], states: Sequence[State]) -> None:
     counters = [Counter(at, f"[{at}]", 640) for at in range(len(states))]
     assert admit(Plan(limits, (REPORTED,) * len(limits), tuple(counters)), dict(enumerate(states)), NOW_US) is None
+
+
+@given(plans(), st.integers(1, 80))
+def test_calls_that_are_admitted_together_have_the_verdicts_and_logs_of_one_after_another(
+    found: tuple[Plan, Sequence[State]], calls: int
+) -> None:
+    plan, states = found
+    assume(plan.limits)
+    logs = {counter.id: log for counter, log in zip(plan.counters, states, strict=True)}
+    together = admit_some(plan, logs, NOW_US, calls)
+    one_by_one: list[Verdict] = []
+    while len(one_by_one) < calls and (one := admit(plan, logs, NOW_US)):
+        one_by_one.append(one[0])
+        logs.update(one[1])
+    event(f"admitted: {min(len(one_by_one), 2)}, all: {len(one_by_one) == calls}")
+    if together is None:
+        assert one_by_one == []
+        return
+    admitted, first, after = together
+    assert admitted == len(one_by_one)
+    assert vars(first) == vars(one_by_one[0])
+    assert dict(after) == {key: logs[key] for key, _ in after}
+    last = one_by_one[-1]
+    assert first.count is not None
+    assert first.remaining is not None
+    assert (last.reported, last.count, last.remaining) == (
+        first.reported,
+        first.count + admitted - 1,
+        first.remaining - admitted + 1,
+    )
+
+
+def test_calls_without_limits_are_admitted_together() -> None:
+    admitted = admit_some(Plan(), {}, NOW_US, 7)
+    verdict, decision = decide_one(DecisionRequest(CALL, Plan(), ""), (), NOW_US)
+    assert admitted is not None
+    assert (admitted[0], vars(admitted[1]), admitted[2], decision.charged) == (7, vars(verdict), [], ())
+
+
+PLAN = Plan((Limit(2, 640, 0),), (REPORTED,), (ONE,))
+CONTEXT = "{}"
+
+
+def alike(request_id: str | None = "1", *, plan: Plan = PLAN, context: str = CONTEXT, **others: Any) -> DecisionRequest:
+    request = DecisionRequest(CALL, plan, context, Frame(b"", TOOLS_CALL, request_id, {}), request_id, args_hash=b"h")
+    for name, value in others.items():
+        setattr(request, name, value)
+    return request
+
+
+def test_calls_that_differ_in_id_and_arguments_alone_are_one_run() -> None:
+    requests = [alike("1"), alike('"two"', args_hash=b"other"), alike("3")]
+    assert list(runs(requests)) == [requests]
+    assert list(runs(requests[:1])) == [requests[:1]]
+
+
+OTHERS = {
+    "another plan": alike(plan=Plan(PLAN.limits, PLAN.reported, PLAN.counters)),
+    "another caller": alike(context=CONTEXT + " "),
+    "decided": alike(decided="unavailable"),
+    "no call": alike(frame=None),
+    "held": alike(waited_us=0),
+    "traced": alike(trace_id="ab" * 16),
+    "a free retry": alike(rounds=1),
+    "its own detail": alike(detail={"arguments": {}}),
+    "a long id": alike("1" * 65),
+    "no id": alike(request_id=None),
+    "no hash": alike(args_hash=None),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_request_with_something_of_its_own_is_a_run_of_its_own(other: DecisionRequest) -> None:
+    first, last = alike(), alike()
+    assert list(runs([first, other, last])) == [[first], [other], [last]]
+    assert list(runs([first, last, other])) == [[first, last], [other]]
+    if other.plan is PLAN and other.context is CONTEXT and other.args_hash is not None:
+        assert list(runs([other, other])) == [[other], [other]]
+
+
+def test_calls_with_a_cap_on_calls_in_flight_are_decided_one_by_one() -> None:
+    capped = Plan((Limit(2, 0, 0, counts="concurrent"),), (REPORTED,), (Counter(1, "[1]", 0),))
+    requests = [alike(plan=capped), alike(plan=capped)]
+    assert list(runs(requests)) == [requests[:1], requests[1:]]
 
 
 def test_only_a_call_over_a_limit_has_a_reason() -> None:

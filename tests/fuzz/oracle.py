@@ -7,7 +7,7 @@ code under test.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.core import audit
@@ -83,7 +83,7 @@ class Wire(Session):
         """The server writes this."""
         self.machine.handle(events.ServerWrote(self.answers.feed(data), 0))
 
-    def _take(self, lines: Iterable[bytes | Refusal]) -> None:
+    def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         """What the relay does with one read."""
         event: events.Event | None = events.ClientWrote(read(lines), 0)
         while event is not None:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -95,9 +96,31 @@ def test_answers_are_read_and_outcomes_recorded_in_handfuls(scene: Scene) -> Non
     scene.answered_calls(300)
     scene.bookkeeper._record()
     assert sum(scene.store.handfuls) == 300
-    assert max(scene.store.handfuls) <= 16
+    assert max(scene.store.handfuls) <= 30
     assert not scene.session.has_outcomes
     assert not scene.unread.held_bytes
+
+
+def test_handfuls_grow_with_what_there_is_to_read(scene: Scene) -> None:
+    scene.answered_calls(5000)
+    scene.bookkeeper._record()
+    assert sum(scene.store.handfuls) == 5000
+    assert max(scene.store.handfuls) > 100
+    assert len(scene.store.handfuls) < 100
+
+
+def test_the_store_is_tended_while_there_is_ever_more_to_record(
+    scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the log would fill up, and the client would have to wait."""
+    tended_s: list[float] = []
+    monkeypatch.setattr(scene.store, "tend", lambda: tended_s.append(time.now_s))
+    monkeypatch.setattr(bookkeeper, "PAUSE_S", MOST_S / 4)
+    scene.answered_calls(300)
+    scene.bookkeeper._record()
+    assert sum(scene.store.handfuls) == 300
+    assert len(tended_s) >= 2
+    assert all(MOST_S < later - at < 2 * MOST_S for at, later in pairwise([0.0, *tended_s]))
 
 
 def test_all_outcomes_are_recorded_at_the_end(scene: Scene) -> None:

@@ -282,6 +282,26 @@ def test_a_reply_to_a_client_that_is_gone_reports_the_client(client: Client) -> 
     assert client.losses == 1
 
 
+@pytest.mark.parametrize(("queued_bytes", "gives_way"), [(MIB // 4, False), (MIB, True)])
+def test_whoever_makes_many_replies_lets_some_be_written(
+    client: Client, monkeypatch: pytest.MonkeyPatch, queued_bytes: int, *, gives_way: bool
+) -> None:
+    client.output.relay(b"half", unseen)  # so that no reply is written
+    client.output.reply(b"r" * queued_bytes)
+    waits: list[float] = []
+    wait = client.output._changed.wait
+
+    def note(timeout: float | None = None) -> bool:
+        if timeout is None:  # the thread that writes replies
+            return wait()
+        waits.append(timeout)
+        return False
+
+    monkeypatch.setattr(client.output._changed, "wait", note)
+    client.output.await_room(lambda: False)
+    assert bool(waits) is gives_way
+
+
 def test_the_last_replies_follow_the_end_of_an_open_frame(client: Client) -> None:
     client.output.relay(b"half", unseen)
     client.output.reply(b"waiting\n")

@@ -73,7 +73,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
         if not whole:
             return Answer(request_id, "unparsed")
         # Without these bytes it is `ok` and needs no input, because no SDK writes its own keys with escapes
-        if not _NEEDS_PARSING.search(frame):
+        if not ((b"true" in frame or b"input_required" in frame) and _NEEDS_PARSING.search(frame)):
             return Answer(request_id, "ok")
     elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):
         return None

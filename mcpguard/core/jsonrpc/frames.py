@@ -8,10 +8,11 @@ values.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from json.scanner import make_scanner
 from typing import Final, NamedTuple
 
+from mcpguard.core.jsonrpc.form import Form
 from mcpguard.core.jsonrpc.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
 from mcpguard.core.jsonrpc.skim import Outline, TooDeep, is_heavy
 
@@ -28,6 +29,9 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
+
+_CALLS_A_FORM: Final = 16
+"""A form is looked for once in so many lines: it costs as much as a few lines."""
 
 TOOLS_CALL: Final = "tools/call"
 """The only method of MCP that invokes a tool."""
@@ -109,16 +113,45 @@ _scan_long = _scanner(parse_int=_integer)
 _BRACKET: Final = rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])'
 
 
-def read(lines: Iterable[bytes | Refusal]) -> list[Frame | Refusal]:
+def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
     """The messages in what the client wrote, in order.
 
     Args:
         lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
     """
     messages: list[Frame | Refusal] = []
+    form: Form | None = None
+    forms_left = len(lines) // _CALLS_A_FORM
     for line in lines:
-        messages += (line,) if isinstance(line, Refusal) else parse(line)
+        if isinstance(line, Refusal):
+            messages.append(line)
+        elif form and (call := _of_form(form, line)):
+            messages.append(call)
+        else:
+            found = parse(line)
+            messages += found
+            if forms_left and len(found) == 1:
+                form = _form(line, found[0]) or form
+                forms_left -= 1
     return messages
+
+
+def _form(line: bytes, message: Frame | Refusal) -> Form | None:
+    if isinstance(message, Refusal) or not message.is_call or len(line) > MAX_DEPTH or not isinstance(message.params, dict):
+        return None
+    return Form.of(line.decode(), message.params, _scan)
+
+
+def _of_form(form: Form, line: bytes) -> Frame | None:
+    """A call of a form, parsed in half the time; None for every other line. See `parse`."""
+    if len(line) > MAX_DEPTH:
+        return None
+    try:
+        found = form.read(line.decode())
+    except UnicodeDecodeError:
+        return None
+    request_id = id_text(found[0]) if found else None
+    return Frame(escape_line_separators(line), TOOLS_CALL, request_id, found[1]) if found and request_id is not None else None
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from mcpguard.core import meta
 from mcpguard.core.arguments import args_hash, counted_hash
@@ -15,6 +15,9 @@ from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.callers import Caller, Callers
 from mcpguard.core.verdict import DecisionRequest
+
+_REMEMBERED_BYTES: Final = 4096
+"""The arguments of a longer call are not remembered."""
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -32,6 +35,7 @@ class DecisionRequests:
         self._callers = callers
         self._arguments = arguments
         self._args_key = args_key
+        self._hashed: tuple[object, bytes, bytes] | None = None  # the last arguments, the key, and the hash
 
     def of_call(
         self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], agents: Mapping[str, str]
@@ -56,7 +60,9 @@ class DecisionRequests:
         request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
-                request.args_hash = args_hash(params.get("arguments"), key)
+                arguments = params.get("arguments")
+                is_short = len(frame.raw) <= _REMEMBERED_BYTES
+                request.args_hash = self._hash_of(arguments, key) if is_short else args_hash(arguments, key)
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not caller.plan.is_plain:
@@ -64,6 +70,12 @@ class DecisionRequests:
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
+
+    def _hash_of(self, arguments: object, key: bytes) -> bytes:
+        """The hash of a call's arguments, which may be the same object as those of the call before."""
+        if self._hashed is None or arguments is not self._hashed[0] or key is not self._hashed[1]:
+            self._hashed = arguments, key, args_hash(arguments, key)
+        return self._hashed[2]
 
     def _complete(self, request: DecisionRequest, caller: Caller, params: dict[str, object]) -> None:
         """Add what only the requests of some plans have."""

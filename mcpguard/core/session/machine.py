@@ -76,12 +76,13 @@ from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, n
 from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.held_calls import HeldCalls
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight, settled_plan
+from mcpguard.core.session.replies import Denials
 from mcpguard.core.session.retries import FreeRetries
 from mcpguard.core.verdict import FORWARDED, REFUSED, DecisionRequest, Verdict
 from mcpguard.errors import PolicyError
 
-MAX_OUTCOMES: Final = 16
-"""Outcomes in one `Record`, or a 64th of all, if that is more: calls are not decided while the store writes it."""
+MAX_OUTCOMES: Final = 64
+"""Outcomes in one `Record`, or a 16th of all, if that is more: calls are not decided while the store writes it."""
 
 _INPUT_CLOSED: Final = "the server has closed its input"
 _NO_AGENTS: Final[Mapping[str, str]] = {}
@@ -116,7 +117,7 @@ class Session:
     ) -> None:
         self.journal = journal
         self.namespace = namespace
-        self._denials = denials
+        self._denials = Denials(denials)
         self._callers = Callers(identity, policy, journal.session, namespace)
         self._requests = DecisionRequests(self._callers, arguments, args_key)
         self.in_flight = RequestsInFlight()
@@ -241,15 +242,16 @@ class Session:
         ids: dict[str, None] = {}  # an ordered set
         needs_answers, in_flight = False, self.in_flight.by_id
         for message in exchange.messages:
-            if not isinstance(message, Frame):
+            if isinstance(message, Refusal):
                 continue
-            if message.id in in_flight:  # used again: its first request may be answered
+            _, method, request_id, params = message
+            if request_id in in_flight:  # used again: its first request may be answered
                 needs_answers = True
-            if message.method == TOOLS_CALL:
-                call_meta = meta_of(message.params)
+            if method == TOOLS_CALL and isinstance(params, dict):
+                call_meta = meta_of(params)
                 if call_meta and (one := call_id(call_meta)) and not self._callers.identity.has_whole_agent:
                     ids[one] = None
-                if message.is_retry:
+                if "requestState" in params or "inputResponses" in params:
                     exchange.has_retry = needs_answers = True
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
@@ -356,13 +358,13 @@ class Session:
             return None
         if verdict.decision in FORWARDED:
             data = self.forward(request, verdict, exchange.now_us)
-            if request in exchange.withdrawn:
+            if exchange.withdrawn and request in exchange.withdrawn:
                 self.in_flight.end(request.request_id, "cancelled", exchange.now_us)
             return ToServer(data)
         if verdict.decision == "held":
             return None
         self._retries.give_back(request)
-        return replies.denied(request.request_id, request, verdict, denials=self._denials, waits=self._client_waits)
+        return self._denials.of(request.request_id, request, verdict, waits=self._client_waits)
 
     # Held calls
 
@@ -488,7 +490,7 @@ class Session:
     # Recording, which no call waits for
 
     def _recording_due(self, event: events.RecordingDue) -> list[Command]:
-        outcomes = self.in_flight.take_outcomes(max(MAX_OUTCOMES, self.in_flight.outcomes // 64))
+        outcomes = self.in_flight.take_outcomes(max(MAX_OUTCOMES, self.in_flight.outcomes // 16))
         self._recording = self._held.rows(self.journal, event.wall_us)
         self._recording += self.journal.flush(event.wall_us, all_of_them=event.everything)
         return [Record(outcomes, self._recording)] if outcomes or self._recording else []

@@ -12,29 +12,53 @@ from mcpguard.core.verdict import DecisionRequest, Verdict
 SERVER_GONE: Final = "server_gone"
 """The audit's reason for a call that came when the server took nothing more."""
 
+_ID: Final = b'{"jsonrpc":"2.0","id":'
 _UNJUDGED: Final = "mcpguard failed to judge this request; it was not forwarded"
 
 
-def denied(request_id: str, request: DecisionRequest, verdict: Verdict, *, denials: str, waits: bool) -> ToClient | None:
-    """The denial of a call. None if the server has gone and the client has left.
+class Denials:
+    """Makes the denials of calls. Those of one run differ only in their ids, so the rest is made once.
 
     Args:
-        request_id: The id of the answer as JSON text.
-        request: The call's request.
-        verdict: Its verdict.
-        denials: The configured form of a denial.
-        waits: Whether the client waits for answers in the server's place.
+        form: The configured form of a denial.
     """
-    reason = str(request.detail.get("reason", ""))
-    if reason == SERVER_GONE:
-        return ToClient(denial.error(request_id, denial.SERVER_GONE, request.why)) if waits else None
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._last = Verdict("denied")  # the verdict that `_rest` is of
+        self._rest = b""  # what follows the id
+
+    def of(self, request_id: str, request: DecisionRequest, verdict: Verdict, *, waits: bool) -> ToClient | None:
+        """The denial of a call. None if the server has gone and the client has left.
+
+        Args:
+            request_id: The id of the answer as JSON text.
+            request: The call's request.
+            verdict: Its verdict.
+            waits: Whether the client waits for answers in the server's place.
+        """
+        if request.detail.get("reason") == SERVER_GONE:
+            return ToClient(denial.error(request_id, denial.SERVER_GONE, request.why)) if waits else None
+        if _is_task(request):
+            return ToClient(_denial(request_id, request, verdict, "error"))
+        last = self._last
+        if verdict.exceeded and verdict.exceeded is last.exceeded and verdict.audit_id == last.audit_id:
+            return ToClient(_ID + request_id.encode() + self._rest)
+        frame = _denial(request_id, request, verdict, denial.form(self._form, request.client_name))
+        self._last, self._rest = verdict, frame[len(_ID) + len(request_id) :]
+        return ToClient(frame)
+
+
+def _denial(request_id: str, request: DecisionRequest, verdict: Verdict, form: str) -> bytes:
     equal = verdict.reported in request.plan.reported and request.plan.counts_arguments(verdict.reported)
+    reason = str(request.detail.get("reason", ""))
     code, message, data = denial.describe(request.call, verdict, reason, request.why, equal=equal)
+    return denial.result(request_id, message, data) if form == "result" else denial.error(request_id, code, message, data)
+
+
+def _is_task(request: DecisionRequest) -> bool:
     params = request.frame.params if request.frame else None
-    is_task = isinstance(params, dict) and params.get("task") is not None
-    if denial.form(denials, request.client_name) == "result" and not is_task:
-        return ToClient(denial.result(request_id, message, data))
-    return ToClient(denial.error(request_id, code, message, data))
+    return isinstance(params, dict) and params.get("task") is not None
 
 
 def refused(refusal: Refusal) -> ToClient:

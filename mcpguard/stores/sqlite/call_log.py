@@ -31,7 +31,7 @@ from mcpguard.stores.locks import QueueLock
 FORMAT: Final = 1
 
 RING_BYTES: Final = 8 * 1024 * 1024
-"""Room for about 15,000 single calls, or 60,000 that come in batches: seconds of a storm, or hours of usual work."""
+"""Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
 
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048

@@ -9,6 +9,7 @@ from typing import Final
 from mcpguard.core.digest import number
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, entries, notes
+from mcpguard.stores.sqlite.entries import Run
 from mcpguard.stores.sqlite.memory import Change, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
@@ -18,7 +19,17 @@ _LONG: Final = 1000
 """Bytes in the file for a row, and for a text that rows share, besides their characters: measured, and rounded up."""
 
 _INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
-_SET_OUTCOME: Final = "UPDATE audit SET outcome = ?, duration_us = ? WHERE id = ? AND outcome IS NULL"
+_INSERT_RUN: Final = """
+    INSERT INTO audit SELECT ? + key, ?, ?, ? + key, 'allowed', ?, ?, value, substr(?, key * ? + 1, ?), NULL, ? + key, ? - key,
+        NULL, NULL, NULL, NULL, NULL
+    FROM json_each(?)
+"""
+"""One statement for many rows: SQLite works on it without the interpreter's lock."""
+
+_SET_OUTCOMES: Final = """
+    UPDATE audit SET outcome = ?1, duration_us = CAST(substr(?2, (id - ?3) * ?4 + 1, ?4) AS INTEGER)
+    WHERE id BETWEEN ?3 AND ?5 AND outcome IS NULL
+"""
 _USE: Final = """
     INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
 """
@@ -42,8 +53,9 @@ class Drain:
         self._db = db
         self._key = key
         self._pauses = pauses
-        self._rows: dict[int, list[object]] = {}
-        self._outcomes: list[tuple[str, str, int]] = []
+        self._rows: list[list[object]] = []
+        self._runs: list[tuple[object, ...]] = []
+        self._outcomes: list[tuple[str, str, int, int, int]] = []
         self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
@@ -64,6 +76,8 @@ class Drain:
             if fields[0] == entries.ROW:
                 self._take_row(row, fields)
                 row += 1
+            elif fields[0] == entries.RUN:
+                row += self._take_run(row, entries.read_run(fields))
             else:
                 self._take(fields)
         self._write_rows()
@@ -72,18 +86,35 @@ class Drain:
     def _take_row(self, row_id: int, fields: list[str]) -> None:
         """Take a row as its line has it: SQLite converts digits to integers by the columns' types."""
         _, time_us, seq, decision, context, reported, request_id, args_hash, *rest, detail, charged_us, charged = fields
-        context_id, namespace = self._fragments.get(context) or self._context(context)
-        self._uses[context] += 1
-        limit = None
-        if reported:
-            limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
-            self._uses[reported] += 1
-        self._bytes[namespace or 0] += row_bytes(len(detail) + len(request_id))
+        context_id, namespace, limit = self._use(context, reported, 1)
+        self._bytes[namespace] += row_bytes(len(detail) + len(request_id))
         values: list[object] = [row_id, namespace, time_us, seq, decision, context_id, limit, request_id or None]
         values.append(bytes.fromhex(args_hash) if args_hash else None)
-        self._rows[row_id] = [*values, *[value or None for value in rest], detail or None, None, None]
+        self._rows.append([*values, *[value or None for value in rest], detail or None, None, None])
         if charged:
-            self._changes.append((charged_us, charged))
+            self._changes.append((charged_us, charged, 1))
+
+    def _take_run(self, row_id: int, run: Run) -> int:
+        """Take the rows of a run; returns how many they are."""
+        context_id, namespace, limit = self._use(run.context, run.reported, run.calls)
+        self._bytes[namespace] += run.calls * row_bytes(0) + sum(map(len, json.loads(run.request_ids)))
+        length = len(run.args_hashes) // run.calls
+        of_first = (row_id, namespace, run.time_us, run.seq, context_id, limit)
+        hashes = (run.args_hashes or None, length, length)
+        self._runs.append((*of_first, *hashes, run.counted, run.remaining, run.request_ids))
+        if run.charged:
+            self._changes.append((str(run.charged_us), run.charged, run.calls))
+        return run.calls
+
+    def _use(self, context: str, reported: str, rows: int) -> tuple[int, int, int | None]:
+        """Count rows with these texts; returns the ids of the context, of its namespace, and of the limit."""
+        context_id, namespace = self._fragments.get(context) or self._context(context)
+        self._uses[context] += rows
+        if not reported:
+            return context_id, namespace or 0, None
+        limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
+        self._uses[reported] += rows
+        return context_id, namespace or 0, limit
 
     def _context(self, text: str) -> tuple[int, int | None]:
         name = (json.loads(text)["namespace"],)
@@ -101,16 +132,15 @@ class Drain:
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
         if kind == entries.OUTCOME:
-            row = self._rows.get(int(fields[1]))
-            if row is None:
-                self._outcomes.append((fields[2], fields[3], int(fields[1])))
-            elif row[-2] is None:
-                row[-2:] = fields[2:]
+            first, durations = int(fields[1]), fields[3].split(",")
+            width = max(map(len, durations))
+            digits = "".join([one.zfill(width) for one in durations])
+            self._outcomes.append((fields[2], digits, first, width, first + len(durations) - 1))
         elif kind == entries.COUNTER:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
         elif kind == entries.CHARGED:
-            self._changes.append((fields[1], fields[2]))
+            self._changes.append((fields[1], fields[2], 1))
         elif kind == entries.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
         elif kind == entries.FREED:
@@ -129,8 +159,9 @@ class Drain:
     def _write_rows(self) -> None:
         uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
         self._write_all(_USE, uses)
-        self._write_all(_INSERT_ROW, self._rows.values())
-        self._write_all(_SET_OUTCOME, self._outcomes)
+        self._write_all(_INSERT_ROW, self._rows)
+        self._write_all(_INSERT_RUN, self._runs)
+        self._write_all(_SET_OUTCOMES, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _write_counters(self) -> None:

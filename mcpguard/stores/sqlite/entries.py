@@ -6,8 +6,9 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | kind | fields |
 |---|---|
 | `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
+| `*` | the rows of a run of admitted calls: the members of `Run`, with hashes as hexadecimal digits |
 | `=` | a counter: id, window in µs, label |
-| `o` | an outcome: row number, outcome, duration in µs |
+| `o` | equal outcomes of consecutive rows: number of the first row, outcome, durations in µs, separated by commas |
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
 | `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
 | `f` | a place that is free again: counter id, call id |
@@ -18,9 +19,10 @@ a tab or a line break in it: texts are compact ASCII JSON.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from mcpguard.core.audit import Outcome, Row, cut_id, fragment
 from mcpguard.core.limiter import Decision, Limit, State, fail
@@ -29,6 +31,7 @@ from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 
 ROW: Final = "+"
+RUN: Final = "*"
 COUNTER: Final = "="
 OUTCOME: Final = "o"
 CHARGED: Final = "c"
@@ -46,6 +49,7 @@ MAX_DETAIL_CHARS: Final = 1024 * 1024
 
 
 _LATER_ROW: Final = f"\n{ROW}"
+_LATER_RUN: Final = f"\n{RUN}"
 
 RECORD_CHARS: Final = 256 * 1024
 """About how long a record becomes if its groups of lines can be spread over several records."""
@@ -61,7 +65,15 @@ def records(groups: Sequence[str]) -> list[tuple[str, int]]:
             texts.append("\n".join(groups[together:at]))
             together, chars = at, len(group) + 1
     texts.append("\n".join(groups[together:]))
-    return [(text, text.count(_LATER_ROW) + (text[0] == ROW)) for text in texts]
+    return [(text, rows_in(text)) for text in texts]
+
+
+def rows_in(text: str) -> int:
+    """How many audit rows a record has."""
+    count = text.count(_LATER_ROW) + (text[0] == ROW)
+    if text[0] == RUN or _LATER_RUN in text:
+        count += sum(int(line.split("\t", 2)[1]) for line in text.split("\n") if line[0] == RUN)
+    return count
 
 
 def _kept(detail: str) -> str:
@@ -101,6 +113,94 @@ def admitted_line(request: DecisionRequest, verdict: Verdict, time_us: int, seq:
     return (
         f"+\t{time_us}\t{seq}\tallowed\t{request.context}\t{reported}\t{cut_id(request.request_id)}\t{args_hash}\t"
         f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{charged}"
+    )
+
+
+def run_line(requests: Sequence[DecisionRequest], first: Verdict, time_us: int, seq: int, charged_us: int, charged: str) -> str:
+    """The line of the rows of a run of admitted calls.
+
+    Args:
+        requests: The calls, of one run: see `verdict.runs`.
+        first: The verdict of the first. The count of each further call is one more, what remains one less.
+        time_us: Wall-clock time.
+        seq: The number of the first call's row in its session.
+        charged_us: The store time of the charges.
+        charged: The counters that each call was charged on.
+    """
+    hashes = "".join([one.args_hash.hex() for one in requests if one.args_hash])
+    ids = compact([one.request_id for one in requests])
+    reported = fragment(first.reported) if first.reported else ""
+    count, remaining = ("", "") if first.count is None else (first.count, first.remaining)
+    return (
+        f"*\t{len(requests)}\t{time_us}\t{seq}\t{requests[0].context}\t{reported}\t{count}\t{remaining}\t"
+        f"{charged_us}\t{charged}\t{ids}\t{hashes}"
+    )
+
+
+class Run(NamedTuple):
+    """The rows of a run of admitted calls, as their line has them.
+
+    Attributes:
+        calls: How many they are.
+        time_us: Wall-clock time.
+        seq: The number of the first row in its session. The others follow.
+        context: The context of all.
+        reported: The limit with the least quota left; empty if there is none.
+        counted: `Row.counted` of the first; each further row has one more. None if there is no limit.
+        remaining: `Row.remaining` of the first; each further row has one less. None if there is no limit.
+        charged_us: The store time of the charges.
+        charged: The counters that each call was charged on; see `charges`. Empty if there are none.
+        request_ids: A JSON list of the requests' ids, each as JSON text.
+        args_hashes: The hashes of the arguments, all of the same length; empty if there are none.
+    """
+
+    calls: int
+    time_us: int
+    seq: int
+    context: str
+    reported: str
+    counted: int | None
+    remaining: int | None
+    charged_us: int
+    charged: str
+    request_ids: str
+    args_hashes: bytes
+
+    def rows(self) -> list[Row]:
+        """The rows."""
+        length = len(self.args_hashes) // self.calls
+        hashes = [self.args_hashes[at * length : at * length + length] or None for at in range(self.calls)]
+        return [
+            Row(
+                self.time_us,
+                self.seq + at,
+                "allowed",
+                self.context,
+                self.reported or None,
+                request_id,
+                hashes[at],
+                counted=None if self.counted is None else self.counted + at,
+                remaining=None if self.remaining is None else self.remaining - at,
+            )
+            for at, request_id in enumerate(json.loads(self.request_ids))
+        ]
+
+
+def read_run(fields: Sequence[str]) -> Run:
+    """The run in a line's fields."""
+    _, calls, time_us, seq, context, reported, counted, remaining, charged_us, charged, request_ids, hashes = fields
+    return Run(
+        int(calls),
+        int(time_us),
+        int(seq),
+        context,
+        reported,
+        _number(counted),
+        _number(remaining),
+        int(charged_us),
+        charged,
+        request_ids,
+        bytes.fromhex(hashes),
     )
 
 
@@ -167,9 +267,22 @@ def counter_line(counter: Counter) -> str:
     return f"{COUNTER}\t{counter.id}\t{counter.window_us}\t{counter.label}"
 
 
-def outcome_line(outcome: Outcome) -> str:
-    """The line of an outcome."""
-    return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
+def outcome_lines(outcomes: Iterable[Outcome]) -> list[str]:
+    """The lines of outcomes."""
+    runs: list[list[Outcome]] = []
+    for one in sorted(outcomes, key=itemgetter(0)):
+        last = runs[-1][-1] if runs else None
+        if last and last.row_id + 1 == one.row_id and last.outcome == one.outcome:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return [f"{OUTCOME}\t{run[0].row_id}\t{run[0].outcome}\t{','.join([str(one.duration_us) for one in run])}" for run in runs]
+
+
+def read_outcomes(fields: Sequence[str]) -> tuple[int, str, list[int]]:
+    """The id of the first row, the outcome, and the durations in µs in a line's fields."""
+    _, first, outcome, durations = fields
+    return int(first), outcome, list(map(int, durations.split(",")))
 
 
 def charged_line(charged_us: int, charged: str) -> str:

@@ -29,11 +29,11 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
-Charge = tuple[str, str]
-"""A charge as a line has it: its store time, and its counters, see `entries.charges`."""
+Charges = tuple[str, str, int]
+"""The charges of calls at one time: the store time, and the counters that each charges, as a line has them; how many calls."""
 
-Change = Charge | list[str]
-"""A change of counters: a charge, or the fields of another line."""
+Change = Charges | list[str]
+"""A change of counters: charges, or the fields of another line."""
 
 
 class Memory:
@@ -54,7 +54,7 @@ class Memory:
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
         self._states: dict[int, State] = {}
-        self._uncharged: list[Charge] = []
+        self._uncharged: list[Charges] = []
         self.complete = complete
         self.in_flight = InFlight()
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -103,10 +103,9 @@ class Memory:
         """Apply a record of the log."""
         for line in text.split("\n") if "\n" in text else (text,):
             kind = line[0]
-            if kind == entries.ROW:
-                _, charged_us, charged = line.rsplit("\t", 2)
-                if charged:
-                    self._uncharged.append((charged_us, charged))
+            if kind in _CHARGING:
+                if found := charges(line):
+                    self._uncharged.append(found)
             elif kind in _FOLLOWED:
                 self._follow(kind, line.split("\t"))
 
@@ -117,9 +116,6 @@ class Memory:
             return
         if kind == entries.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
-            return
-        if kind == entries.CHARGED:
-            self._uncharged.append((fields[1], fields[2]))
             return
         if kind in KINDS:
             self.in_flight.follow(fields)
@@ -167,23 +163,33 @@ def _charged_us(log: State) -> int:
 
 
 _CHANGES: Final = frozenset({entries.MERGED, entries.EMPTIED})
-_FOLLOWED: Final = _CHANGES | KINDS | {entries.CHARGED, notes.KIND, entries.WRITTEN_BACK}
+_FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, entries.WRITTEN_BACK}
+_CHARGING: Final = frozenset({entries.ROW, entries.RUN, entries.CHARGED})
+
+
+def charges(line: str) -> Charges | None:
+    """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
+    if line[0] == entries.RUN:
+        run = entries.read_run(line.split("\t"))
+        return (str(run.charged_us), run.charged, run.calls) if run.charged else None
+    _, charged_us, charged = line.rsplit("\t", 2)
+    return (charged_us, charged, 1) if charged else None
 
 
 def charge(
-    states: MutableMapping[int, State], charges: Iterable[Charge], windows: MutableMapping[int, int] | None = None
+    states: MutableMapping[int, State], rows: Iterable[Charges], windows: MutableMapping[int, int] | None = None
 ) -> None:
     """Charge counters, in order.
 
     Args:
         states: The logs.
-        charges: The charges.
+        rows: The charges of each row, or others.
         windows: The windows of the counters in `states`. Counters that are not there yet are added to both. With None they are
             not charged.
     """
-    for charged, alike in itertools.groupby(charges, operator.itemgetter(1)):
-        times = [charged_us for charged_us, _ in alike]
-        last_us = int(times[-1])
+    for charged, alike in itertools.groupby(rows, operator.itemgetter(1)):
+        times = [(charged_us, calls) for charged_us, _, calls in alike]
+        last_us, total = int(times[-1][0]), sum([calls for _, calls in times])
         for key, window_us, n, grain_us, cost in _charges(charged):
             log = states.get(key)
             if log is None:
@@ -191,10 +197,12 @@ def charge(
                     continue
                 log, windows[key] = EMPTY, window_us
             if log and last_us - log[0] < grain_us:  # all of them share the newest entry
-                log = limiter.live((*log[:-2], last_us, log[-1] + cost * len(times)), window_us, last_us)
+                log = limiter.live((*log[:-2], last_us, log[-1] + cost * total), window_us, last_us)
             else:
-                for now_us in map(int, times):
-                    log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+                for now_us, calls in times:
+                    for one in (cost * calls,) if grain_us else (cost,) * calls:
+                        log = limiter.live(log, window_us, int(now_us))
+                        log = limiter.charge(log, n, window_us, int(now_us), one)
             states[key] = log
 
 
@@ -205,9 +213,9 @@ def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
     return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
 
 
-def windows(charges: Iterable[Charge]) -> dict[int, int]:
-    """The windows in µs of the counters of charges, by counter id."""
-    texts = dict.fromkeys(charged for _, charged in charges)  # an ordered set
+def windows(rows: Iterable[Charges]) -> dict[int, int]:
+    """The windows in µs of the counters that are charged, by counter id."""
+    texts = dict.fromkeys(charged for _, charged, _ in rows)  # an ordered set
     return {key: window_us for charged in texts for key, window_us, *_ in _charges(charged)}
 
 
@@ -224,15 +232,15 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
 
 def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) -> None:
     """Make changes, in order, to the counters in `states`."""
-    charges: list[Charge] = []
+    rows: list[Charges] = []
     for one in changes:
         if isinstance(one, tuple):
-            charges.append(one)
+            rows.append(one)
         else:
-            charge(states, charges)
-            charges = []
+            charge(states, rows)
+            rows = []
             change(states, one)
-    charge(states, charges)
+    charge(states, rows)
 
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
@@ -240,10 +248,9 @@ def replay(states: MutableMapping[int, State], text: str) -> None:
     changes: list[Change] = []
     for line in text.split("\n"):
         kind = line[0]
-        if kind in {entries.ROW, entries.CHARGED}:
-            _, charged_us, charged = line.rsplit("\t", 2)
-            if charged:
-                changes.append((charged_us, charged))
+        if kind in _CHARGING:
+            if one := charges(line):
+                changes.append(one)
         elif kind in _CHANGES:
             changes.append(line.split("\t"))
     change_all(states, changes)
@@ -254,9 +261,9 @@ def touched(text: str) -> Collection[int]:
     found: set[int] = set()
     for line in text.split("\n"):
         kind = line[0]
-        if kind in {entries.ROW, entries.CHARGED}:
-            if charged := line.rpartition("\t")[2]:
-                found.update(key for key, *_ in entries.read_charges(charged))
+        if kind in _CHARGING:
+            if one := charges(line):
+                found.update(key for key, *_ in entries.read_charges(one[1]))
         elif kind in _CHANGES:
             found.add(int(line.split("\t")[1]))
     return found

@@ -363,8 +363,9 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     for text in texts:
         for line in text.split("\n"):
             if line[0] == entries.OUTCOME:
-                _, row, outcome, duration_us = line.split("\t")
-                found.setdefault(int(row), (outcome, int(duration_us)))
+                first, outcome, durations = entries.read_outcomes(line.split("\t"))
+                for row_id, duration_us in enumerate(durations, first):
+                    found.setdefault(row_id, (outcome, duration_us))
     return found
 
 
@@ -386,6 +387,11 @@ def _stored(pending: Pending, after: int) -> Iterator[StoredRow]:
                 if number > after:
                     yield StoredRow(number, entries.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
                 number += 1
+            elif line[0] == entries.RUN:
+                rows = entries.read_run(line.split("\t")).rows()
+                found = [(number + at, row) for at, row in enumerate(rows) if number + at > after]
+                yield from (StoredRow(row_id, row, *outcomes.get(row_id, (None, None))) for row_id, row in found)
+                number += len(rows)
 
 
 def _entry(found: Sequence[object], outcomes: _Outcomes) -> Entry:

@@ -20,9 +20,9 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, Decision, State
+from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter, counter_id
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit, decide_one
+from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
@@ -30,10 +30,10 @@ from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.follower import Follower
-from mcpguard.stores.sqlite.in_flight import InFlight
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.pace import Pace
+from mcpguard.stores.sqlite.turn import Turn
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 
@@ -112,39 +112,15 @@ class SqliteStore:
                 follower.learn_in_turn(requests)
             if len(requests) == 1 and (verdict := self._admit(requests[0], journal)):
                 return [verdict]
-            memory, now_us, time_us, row_id = follower.memory, self._clock(), self._wall(), follower.at.row
-            states, owner = memory.states, self._owner.name
-            verdicts: list[Verdict] = []
-            groups: list[str] = []
-            before: list[tuple[int, State]] = []
-            in_flight_before: InFlight | None = None
-            alive = {owner}
-            journal.begin()
+            now_us, time_us = self._clock(), self._wall()
+            turn = Turn(follower, self._owners, self._owner.name, journal, now_us=now_us, time_us=time_us)
             try:
-                for request in requests:
-                    counters = request.plan.counters
-                    if request.plan.caps:
-                        in_flight_before = in_flight_before or memory.in_flight.copy()
-                        verdict, decision, freed = self._decide_capped(request, now_us, row_id, alive)
-                        groups += freed
-                    else:
-                        verdict, decision = decide_one(request, [states.get(one.id, EMPTY) for one in counters], now_us)
-                    if decision.charged:
-                        before += memory.take(counters, decision, row_id, owner)
-                    row = journal.row(request, verdict, time_us)
-                    if row is not None:
-                        verdict.row_id = row_id
-                        groups.append(entries.decision_lines(row, counters, decision, row_id, owner))
-                        row_id += 1
-                    verdicts.append(verdict)
-                follower.append(groups)
+                turn.decide(requests)
+                follower.append(turn.groups)
             except BaseException:
-                journal.take_back()
-                states.update(reversed(before))
-                if in_flight_before is not None:
-                    memory.in_flight = in_flight_before
+                turn.take_back()
                 raise
-            return verdicts
+            return turn.verdicts
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
@@ -170,41 +146,6 @@ class SqliteStore:
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S
 
-    def _decide_capped(
-        self, request: DecisionRequest, now_us: int, row_id: int, alive: set[str]
-    ) -> tuple[Verdict, Decision, list[str]]:
-        """Decide a call with a cap on calls in flight. If the cap has no room, free the places of processes that have ended.
-
-        Args:
-            request: The call.
-            now_us: The store's time.
-            row_id: The id of the call's row, if it gets one.
-            alive: The processes that were found alive in this turn.
-
-        Returns:
-            The verdict, the decision, and the group of lines that frees places, if any.
-        """
-        counters = request.plan.counters
-        verdict, decision = decide_one(request, self._follower.states_of(counters), now_us, row_id)
-        if not any(reported.counts == "concurrent" for reported, _ in verdict.exceeded):
-            return verdict, decision, []
-        freed = self._free_dead(counters, alive)
-        if freed:
-            verdict, decision = decide_one(request, self._follower.states_of(counters), now_us, row_id)
-        return verdict, decision, freed
-
-    def _free_dead(self, counters: Sequence[Counter], alive: set[str]) -> list[str]:
-        """Free all places of the processes that have places of these counters and have ended. Returns the group of lines."""
-        in_flight = self._follower.memory.in_flight
-        holders = {place.owner for place in in_flight.of([one.id for one in counters])}
-        dead = self._owners.dead(holders - alive)
-        alive |= holders - dead
-        freed = [place for place in in_flight if place.owner in dead]
-        for place in freed:
-            in_flight.free(place.counter_id, place.call_id)
-        lines = [entries.freed_line(place.counter_id, place.call_id) for place in freed]
-        return ["\n".join(lines)] if lines else []
-
     def _prepare_owner(self) -> str:
         with database.reported(self.path):
             return self._owner.prepare()
@@ -216,7 +157,7 @@ class SqliteStore:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        self._publish([entries.outcome_line(one) for one in outcomes])
+        self._publish(entries.outcome_lines(outcomes))
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`."""

@@ -30,7 +30,7 @@ URGENT_BYTES: Final = 2 * 1024 * 1024
 PRUNE_EVERY_US: Final = 60_000_000
 
 _DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
-"""A larger transaction would make a large rollback journal, which counts as disk space of the store."""
+"""Records and rows. A larger transaction would make a large rollback journal, which counts as disk space of the store."""
 
 _PRUNED_AT_ONCE: Final = 2000
 _PRUNED_STEP: Final = 100
@@ -193,8 +193,8 @@ class Upkeep:
         pauses = self._pauses()
         for text, after in pauses.between(self._log.records(at)):
             batch.append(text)
+            size += len(text) + row_bytes(0) * (after.row - last.row)
             last = after
-            size += len(text)
             if size > _DRAINED_AT_ONCE_BYTES:
                 self._write(db, at, batch, last, pauses)
                 at, batch, size = last, [], 0

@@ -234,6 +234,50 @@ def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
 
 
 @given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["7", '"a\\t\\"\\u00e9"', '""', "-12345678901234567890"]), st.binary(min_size=12, max_size=12)
+        ),
+        min_size=1,
+    ),
+    st.booleans(),
+    st.none() | st.just(Reported("user", "user=*", 5, "1m")),
+)
+def test_the_line_of_a_run_has_the_rows_of_its_calls(
+    calls: list[tuple[str, bytes]], hashes: bool, reported: Reported | None
+) -> None:
+    caller = Call("alice", "Codex::interactive::default", "crm", "search")
+    requests = [
+        DecisionRequest(caller, Plan(), '{"user":"alice"}', None, one, args_hash=digest if hashes else None)
+        for one, digest in calls
+    ]
+    counts: list[tuple[int | None, int | None]] = [(2 + at, 300 - at) if reported else (None, None) for at in range(len(calls))]
+    verdicts = [Verdict("allowed", reported, count=count, remaining=remaining) for count, remaining in counts]
+    first = verdicts[0]
+    line = entries.run_line(requests, first, 17, 4, 99, "[[1,2,3]]")
+    assert "\n" not in line
+    assert entries.rows_in(f"{line}\n{line}") == 2 * len(calls)
+    run = entries.read_run(line.split("\t"))
+    assert (run.charged_us, run.charged) == (99, "[[1,2,3]]")
+    rows = [audit.row(*one, 17, 4 + at) for at, one in enumerate(zip(requests, verdicts, strict=True))]
+    assert run.rows() == rows
+
+
+outcomes = st.lists(
+    st.builds(audit.Outcome, st.integers(1, 12), st.sampled_from(["ok", "ok", "tool_error"]), st.integers(0, 10**13)),
+    unique_by=lambda one: one.row_id,
+)
+
+
+@given(outcomes)
+def test_outcomes_are_read_from_their_lines_as_they_were_written(outcomes: list[audit.Outcome]) -> None:
+    found = [entries.read_outcomes(line.split("\t")) for line in entries.outcome_lines(outcomes)]
+    assert sorted(outcomes) == [
+        audit.Outcome(first + at, outcome, us) for first, outcome, durations in found for at, us in enumerate(durations)
+    ]
+
+
+@given(
     st.builds(
         DecisionRequest,
         st.just(Call("alice", "Codex::interactive::default", "crm", "search")),

@@ -21,6 +21,8 @@ from tests.stores.sqlite.conftest import Open
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 MINUTE_S = 61
+ALONE = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+"""The `_meta` of calls that have lines of their own in the log, and fill it."""
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
     store.tend()
     assert (rows(path, "audit"), store.needs_tending) == (2, False)
     while store._follower.at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
-        session.call("free", 100)
+        session.call("free", 100, _meta=ALONE)
     store.tend()
     assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
     assert used(store) == [2]
@@ -154,7 +156,7 @@ def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Ope
     session = Session(store, FIVE_A_MINUTE)
     with tended(store):
         for _ in range(60):
-            assert set(session.decisions("free", 50)) == {"allowed"}
+            assert set(session.decisions("free", 50, _meta=ALONE)) == {"allowed"}
             store.keep_pace(lambda: None)
     assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 3001))
 
@@ -167,9 +169,9 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
     waits: list[int] = []
     monkeypatch.setattr(stormy._pace, "await_drained", waits.append)  # nobody does upkeep, so it would wait
     while not waits:
-        session.call("free", 10)
+        session.call("free", 10, _meta=ALONE)
         stormy.keep_pace(lambda: None)
-    assert other.decisions("free", 250) == ["allowed"] * 250  # the same again
+    assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
 
 
 @pytest.mark.parametrize("is_awaited", [False, True])
@@ -202,7 +204,7 @@ def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monk
     for name in ("drain", "tend", "_connected"):
         monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
     monkeypatch.setattr(store._pace, "await_drained", no_call_does)
-    assert set(session.decisions("free", 5000)) == {"allowed"}
+    assert set(session.decisions("free", 5000, _meta=ALONE)) == {"allowed"}
 
 
 def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +213,7 @@ def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypa
     store = open_store(timeout_ms=1)
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(8):
-        assert session.decisions("free", 10) == ["allowed"] * 10
+        assert session.decisions("free", 10, _meta=ALONE) == ["allowed"] * 10
         store.keep_pace(lambda: None)  # nobody does upkeep
 
 
@@ -244,10 +246,40 @@ def test_a_wrapper_that_was_idle_for_a_whole_round_of_the_ring_counts_all_calls(
     busy = Session(store, FIVE_A_MINUTE, session="b" * 16)
     busy.call("x", 3)
     for _ in range(30):
-        busy.call("free", 50)
+        busy.call("free", 50, _meta=ALONE)
         store.tend()
     assert sleeper.decisions("x", 2) == ["allowed", "rate_limited"]
     assert used(store) == [5]
+
+
+@pytest.mark.parametrize(("limit", "admitted"), [("['40/1m', '90/1h']", 40), ("'unlimited'", 50)])
+def test_calls_that_are_admitted_together_have_the_rows_of_calls_one_by_one(
+    path: Path, open_store: Open, tend: Callable[..., None], tmp_path: Path, times: tuple[Time, Time], limit: str, admitted: int
+) -> None:
+    """In the call log and in the database, to all that reads them, with outcomes and without."""
+    policy = f"[[rule]]\ntool = 'x'\nlimit = {limit}\n"
+    alone = SqliteStore(tmp_path / "alone.db", clock=times[0], wall=times[1])
+    both = (open_store(), alone)
+    sessions = [Session(store, policy, args_key=lambda: b"k" * 16) for store in both]
+    together = sessions[0].store.decide(sessions[0].charges("x", 50, arguments={"a": 1}), sessions[0].journal)
+    for request in sessions[1].charges("x", 50, arguments={"a": 1}):
+        sessions[1].store.decide([request], sessions[1].journal)
+    assert [verdict.row_id for verdict in together if verdict.forwards] == list(range(1, admitted + 1))
+    for _ in ("in the log", "in the database"):
+        for wanted in (None, Wanted(None, outcomes=frozenset({"ok"}))):
+            found, expected = ([entry.record for entry in store.entries(wanted=wanted)] for store in both)
+            assert found == expected
+            pages = [[row for page in store._reader.rows(after=7, wanted=wanted) for row in page] for store in both]
+            assert pages[0] == pages[1]
+        for store in both:
+            store.record([Outcome(row_id, "ok", 10 ** (20 - row_id)) for row_id in range(20, 4, -1)])
+            store.record([Outcome(row_id, "tool_error", row_id) for row_id in range(9, 30)])
+            tend(store)
+        assert both[0].held() == alone.held()
+    assert rows(path, "fragment") == rows(tmp_path / "alone.db", "fragment")
+    for sums in ("sum(uses) FROM fragment", "sum(bytes) FROM namespace", "min(retry_after_ms) FROM audit"):
+        assert ask(path, f"SELECT {sums}") == ask(tmp_path / "alone.db", f"SELECT {sums}")
+    alone.close()
 
 
 def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
@@ -348,7 +380,7 @@ def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, 
     assert Counter(entry.record["namespace"] for entry in brief.entries()) == {"brief": 1, "long": 1200}
 
 
-@pytest.mark.parametrize("kind", ["short", "long names", "long arguments"])
+@pytest.mark.parametrize("kind", ["short", "together", "long names", "long arguments"])
 def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -357,12 +389,15 @@ def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 32 * 1024)
     most = 2_000_000
     store = open_store(max_bytes=most)
-    session = Session(store, FIVE_A_MINUTE, arguments="full" if kind == "long arguments" else "hash")
+    policy = FIVE_A_MINUTE + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n'
+    session = Session(store, policy, arguments="full" if kind == "long arguments" else "hash")
     session.call("x", 3)
     largest = 0
     for number in range(150):
         if kind == "short":
-            session.call("free", 200)
+            session.call("free", 200, _meta=ALONE)
+        elif kind == "together":
+            session.call("counted", 200)
         elif kind == "long names":
             for at in range(60):
                 session.call(f"{number}-{at}-{'n' * 200}")
@@ -382,7 +417,7 @@ def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(
     store = open_store(keep_us=100_000_000)
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(200):
-        session.call("free", 200)
+        session.call("free", 200, _meta=ALONE)
         store.tend()
     before = path.stat().st_size
     for time in times:

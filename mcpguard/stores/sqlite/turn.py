@@ -1,0 +1,123 @@
+"""The decisions of one turn: with the call log's lock held, on counters that are up to date."""
+
+from collections.abc import Sequence
+
+from mcpguard.core.journal import Journal
+from mcpguard.core.limiter import EMPTY, Decision, State
+from mcpguard.core.policy.plan import Counter
+from mcpguard.core.verdict import DecisionRequest, Verdict, admit_some, decide_one, runs
+from mcpguard.stores.sqlite import entries
+from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.in_flight import InFlight
+from mcpguard.stores.sqlite.owners import Owners
+
+
+class Turn:
+    """Decides requests in order. Nothing counts before `groups` are appended to the log.
+
+    Args:
+        follower: This process.
+        owners: The processes with calls in flight.
+        owner: The name of this process.
+        journal: The session's journal.
+        now_us: The store's time.
+        time_us: Wall-clock time.
+
+    Attributes:
+        groups: The groups of lines to append.
+        verdicts: The verdicts so far.
+    """
+
+    def __init__(self, follower: Follower, owners: Owners, owner: str, journal: Journal, *, now_us: int, time_us: int) -> None:
+        self.groups: list[str] = []
+        self.verdicts: list[Verdict] = []
+        self._follower = follower
+        self._memory = follower.memory
+        self._states = follower.memory.states
+        self._owners = owners
+        self._owner = owner
+        self._alive = {owner}  # the processes that were found alive in this turn
+        self._journal = journal
+        self._now_us = now_us
+        self._time_us = time_us
+        self._row_id = follower.at.row
+        self._before: list[tuple[int, State]] = []
+        self._in_flight_before: InFlight | None = None
+        journal.begin()
+
+    def decide(self, requests: Sequence[DecisionRequest]) -> None:
+        """Decide requests, and charge the counters in memory."""
+        for run in runs(requests):
+            rest = run[self._admit(run) :] if len(run) > 1 else run
+            while rest:
+                row = self._decide_one(rest[0])
+                others = rest[1:]
+                repeated = self._journal.repeated(rest[0], self.verdicts[-1], others) if others and not row else []
+                self.verdicts += repeated
+                rest = others[len(repeated) :]
+
+    def take_back(self) -> None:
+        """Undo the decisions, because their lines were not appended."""
+        self._journal.take_back()
+        self._states.update(reversed(self._before))
+        if self._in_flight_before is not None:
+            self._memory.in_flight = self._in_flight_before
+
+    def _admit(self, run: Sequence[DecisionRequest]) -> int:
+        """Admit as many calls of a run as have room, if they are usual ones; returns how many."""
+        plan, states = run[0].plan, self._states
+        admitted = admit_some(plan, states, self._now_us, len(run))
+        if admitted is None:
+            return 0
+        calls, first, after = admitted
+        charged = entries.charges(plan.counters, plan.limits)
+        seq = self._journal.seq + 1
+        self.groups.append(entries.run_line(run[:calls], first, self._time_us, seq, self._now_us, charged))
+        verdicts = self._journal.admitted(plan, first, calls)
+        for row_id, verdict in enumerate(verdicts, self._row_id):
+            verdict.row_id = row_id
+        self._row_id += calls
+        self.verdicts += verdicts
+        self._before += [(key, states[key]) for key, _ in after]
+        states.update(after)
+        return calls
+
+    def _decide_one(self, request: DecisionRequest) -> bool:
+        """Decide one request; returns whether it has a row."""
+        counters = request.plan.counters
+        if request.plan.caps:
+            verdict, decision = self._decide_capped(request)
+        else:
+            verdict, decision = decide_one(request, [self._states.get(one.id, EMPTY) for one in counters], self._now_us)
+        if decision.charged:
+            self._before += self._memory.take(counters, decision, self._row_id, self._owner)
+        self.verdicts.append(verdict)
+        row = self._journal.row(request, verdict, self._time_us)
+        if row is None:
+            return False
+        verdict.row_id = self._row_id
+        self.groups.append(entries.decision_lines(row, counters, decision, self._row_id, self._owner))
+        self._row_id += 1
+        return True
+
+    def _decide_capped(self, request: DecisionRequest) -> tuple[Verdict, Decision]:
+        """Decide a call with a cap on calls in flight. If the cap has no room, free the places of processes that have ended."""
+        self._in_flight_before = self._in_flight_before or self._memory.in_flight.copy()
+        counters = request.plan.counters
+        verdict, decision = decide_one(request, self._follower.states_of(counters), self._now_us, self._row_id)
+        if any(reported.counts == "concurrent" for reported, _ in verdict.exceeded) and self._free_dead(counters):
+            verdict, decision = decide_one(request, self._follower.states_of(counters), self._now_us, self._row_id)
+        return verdict, decision
+
+    def _free_dead(self, counters: Sequence[Counter]) -> bool:
+        """Free all places of the processes that have places of these counters and have ended; returns whether there are any."""
+        in_flight = self._memory.in_flight
+        holders = {place.owner for place in in_flight.of([one.id for one in counters])}
+        dead = self._owners.dead(holders - self._alive)
+        self._alive |= holders - dead
+        freed = [place for place in in_flight if place.owner in dead]
+        for place in freed:
+            in_flight.free(place.counter_id, place.call_id)
+        if freed:
+            self.groups.append("\n".join(entries.freed_line(place.counter_id, place.call_id) for place in freed))
+        return bool(freed)
