@@ -106,8 +106,8 @@ def _steps(data: bytes) -> int:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_memory_is_bounded_by_a_multiple_of_the_line(shape: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skim, "HEAVY_PARTS", skim.HEAVY_PARTS // 4)
-    line = shape(1 << 18)  # a quarter of a line of 1 MiB, and heavy if that one is
+    monkeypatch.setattr(skim, "HEAVY_PARTS", skim.HEAVY_PARTS // 2)
+    line = shape(1 << 19)  # half a line of 1 MiB, and heavy if that one is
     tracemalloc.start()
     try:
         _write(line)  # quadratic work would take hours
@@ -124,9 +124,8 @@ def test_steps_grow_no_faster_than_the_line(shape: Callable[[int], bytes]) -> No
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_long_line_takes_few_steps_whatever_it_holds(shape: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skim, "HEAVY_PARTS", skim.HEAVY_PARTS // 2)
-    line = shape(1 << 17)  # half a line of 256 KiB, and heavy if that one is
+def test_a_long_line_takes_few_steps_whatever_it_holds(shape: Callable[[int], bytes]) -> None:
+    line = shape(1 << 18)
     assert _steps(line) <= STEPS_FOR_EACH * len(line)
 
 
