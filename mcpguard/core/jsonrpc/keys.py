@@ -17,7 +17,8 @@ _FOLDED: Final = {keys: frozenset(map(str.casefold, keys)) for keys in (RESERVED
 # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: it reads "method\ud800" as "method". JavaScript's
 # Object.assign sets the prototype from __proto__. Rust's serde_json with its feature raw_value parses the text below
 # the other key: it reads `{"$serde_json::private::RawValue": "…"}` as whatever the text holds, such as a call.
-_SPECIAL: Final = ("__proto__", "$serde_json::private::")
+_PROTOTYPE: Final = "\0__proto__"
+_PRIVATE: Final = "\0$serde_json::private::"
 
 AT_ONCE: Final = 4096
 """How many keys are checked in one step."""
@@ -100,7 +101,8 @@ def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
     """`fault_in_keys` for `count` keys, joined with U+0000, so that each step checks all of them at once."""
     if text.count("\0") >= count or has_surrogate(text):
         return "U+0000 or a lone surrogate in a key"
-    if text.startswith(_SPECIAL) or any(f"\0{key}" in text for key in _SPECIAL):
+    each = f"\0{text}"
+    if _PROTOTYPE in each or _PRIVATE in each:
         return "a key to which some parsers give a special meaning"
     if len(set(text.casefold().split("\0"))) < count:
         return "two keys that differ only by case"
