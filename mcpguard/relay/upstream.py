@@ -163,7 +163,8 @@ class Upstream:
                 return
             try:
                 self._poll_identity(for_call=True)
-                self._poll_policy()
+                if self._policy and (policy := self._policy.poll()) is not None:
+                    self._dispatcher.post(events.PolicyChanged(policy))
                 to_server = self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
             except Exception as error:
                 self._console.internal_error(error)
@@ -197,7 +198,8 @@ class Upstream:
             self._is_guarding.wait()
         if self._identity:
             self._poll_identity(for_call=any(map(_is_call, messages)))
-        self._poll_policy()
+        if self._policy and (policy := self._policy.poll()) is not None:
+            self._dispatcher.post(events.PolicyChanged(policy))
         if self._is_input_closed:
             self.notice_client_end()
         return self._dispatcher.judge(messages, monotonic_us())
@@ -207,12 +209,6 @@ class Upstream:
         identity = self._identity.poll(for_call=for_call) if self._identity else None
         if identity is not None:
             self._dispatcher.post(events.IdentityChanged(identity))
-
-    def _poll_policy(self) -> None:
-        """Put the newest policy in force."""
-        policy = self._policy.poll() if self._policy else None
-        if policy is not None:
-            self._dispatcher.post(events.PolicyChanged(policy))
 
     def _send(self, data: bytes) -> None:
         """Write frames to the server; answer the requests that it does not take.

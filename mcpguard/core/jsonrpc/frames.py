@@ -246,7 +246,8 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         and type(message) is type(params) is dict
         and params.keys() <= RESERVED_PARAMS
         and type(name := params.get("name")) is str
-        and not _unequal(name)
+        and name.isascii()
+        and "\0" not in name
         and raw.isascii()
         and b"\r" not in raw
     ):  # a usual call, which has none of the faults below

@@ -219,7 +219,8 @@ class Session:
         assert frame is not None  # noqa: S101 - it is a call's request
         assert request_id is not None  # noqa: S101
         settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
-        self.in_flight.add(request_id, InFlight(verdict.row_id, now_us, call.tool, call.user, request.rounds, settled))
+        flight = (verdict.row_id, now_us, call.tool, call.user, request.rounds, settled, False)
+        self.in_flight.add(request_id, tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
         return frame.raw + b"\n"
 
     def resume(self, messages: Sequence[Frame | Refusal], request: DecisionRequest, now_us: int) -> None:
