@@ -332,9 +332,12 @@ class Session:
         cancelled = frames.id_text(request_id)
         if cancelled in self._held.calls:
             self._held.drop(cancelled, "cancelled while it waited")
-        elif cancelled is not None and not self.in_flight.end(cancelled, "cancelled", self._exchange.now_us):
-            # The request may be in the same exchange, and not sent yet
-            self._exchange.withdrawn.update(request for request in self._exchange.requests if request.request_id == cancelled)
+        elif cancelled is not None:
+            unsent = [request for request in self._exchange.requests if request.request_id == cancelled]
+            if unsent:  # the request is in the same exchange; if an earlier one has its id, that one ends when it is sent
+                self._exchange.withdrawn.update(unsent)
+            else:
+                self.in_flight.end(cancelled, "cancelled", self._exchange.now_us)
 
     def _go_on(self) -> list[Command]:
         """Ask for the next verdicts. When all have come, end the exchange: forward and answer its messages."""

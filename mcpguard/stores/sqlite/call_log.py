@@ -14,6 +14,7 @@ wrote them, or they are left from an earlier round of the ring. The file is read
 it, a read fails, where access to a mapped page would kill the process (SIGBUS).
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -265,15 +266,16 @@ class CallLog:
             if after.end > self._room_until:
                 raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
         place = at.end % RING_BYTES
-        if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
-            self._write(at.end, data)  # in two places, or again because the file took only a part
-        if durable:
-            try:
+        try:
+            if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
+                self._write(at.end, data)  # in two places, or again because the file took only a part
+            if durable:
                 _sync(self.fd)
-            except OSError:
-                # Undo it: a power cut may lose it, so it must not count now. All of it, so that who has read it notices
+        except OSError:
+            # Undo it: a record may be whole, and a power cut may lose it. All of it, so that who has read it notices
+            with contextlib.suppress(OSError):
                 self._write(at.end, bytes(len(data)))
-                raise
+            raise
         self.appended_bytes += len(data)
         return after
 

@@ -105,6 +105,15 @@ def test_a_cancellation_does_not_cancel_a_later_call() -> None:
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok", "cancelled", "ok"]
 
 
+def test_a_cancellation_cancels_the_call_that_was_written_last_with_its_id() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(call_line("x", 1))
+    talk.client(call_line("x", 1), cancel(1))
+    assert not talk.awaits_answers
+    talk.record()
+    assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(1, "no_answer"), (2, "cancelled")]
+
+
 def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
     talk = Talk(ANYTHING)
     number = b"9" * 5000

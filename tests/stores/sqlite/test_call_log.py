@@ -156,6 +156,25 @@ def test_a_later_format_is_refused(path: Path, log: CallLog) -> None:
         CallLog(path)
 
 
+def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, done = call_log._pwrite, []
+
+    def fail_in_the_middle(fd: int, data: bytes, at: int) -> int:
+        done.append(at)
+        if len(done) == 1:
+            return pwrite(fd, data[:-3], at)
+        if len(done) == 2:
+            raise OSError(5, "Input/output error")
+        return pwrite(fd, data, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call_log, "_pwrite", fail_in_the_middle)
+        with pytest.raises(OSError, match="Input/output"):
+            log.append_all(START, [("+ one", 1), ("+ two", 1)])
+    assert not log.has_more(START)
+    assert log.end(START) == START
+
+
 def test_a_record_that_cannot_be_forced_to_the_disk_is_undone(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")
