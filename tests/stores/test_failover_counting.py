@@ -67,6 +67,19 @@ def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_windo
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
+def test_the_last_of_several_calls_of_one_tool_counts_for_when_its_unknown_log_has_left_the_window() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    for _ in range(3):
+        place.call(1, "echo")
+        place.time.now_us += 1_000_000
+    forget(place, "echo")
+    place.break_down()
+    place.time.now_us += 3600_000_000 - 1_000_001
+    assert place.call(1, "echo") == ["unavailable"]
+    place.time.now_us += 1
+    assert place.call(1, "echo") == ["allowed"]
+
+
 def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_the_store_last_told() -> None:
     other = Place(policy=EACH_TOOL_5)
     other.call(3, "echo")

@@ -48,6 +48,13 @@ def test_held_calls_go_first_come_first_served_and_other_calls_pass_them() -> No
     assert talk.pass_ms(2000) == ["forwarded 4"]
 
 
+def test_a_call_of_another_tool_with_the_id_of_a_held_call_takes_its_place() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("other", 2)) == ["forwarded 2"]
+    assert talk.machine.held_calls_due_us is None
+
+
 def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_the_same_counter() -> None:
     policy = '[[rule]]\nuser = "*"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "large"\ncost = 3\n'
     talk = Talk(policy)
