@@ -180,7 +180,7 @@ class Journal:
             others: Calls of the same run, denied at the same time.
 
         Returns:
-            Their verdicts, completed. None if such denials share their rows with others: then `row` has to see each of them.
+            Their verdicts, completed; empty if such denials share their rows with others, since `row` has to see each then.
         """
         key = request.context, verdict.decision, fragment(verdict.reported) if verdict.reported else None
         storm = self._storms.get(key)

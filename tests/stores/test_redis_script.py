@@ -240,6 +240,14 @@ class Pair:
         held = [(one.label, one.used, one.log) for one in self.store.held()]
         assert sorted(held) == sorted((one.label, one.used, one.log) for one in self.reference.held())
 
+    def take_all(self, plans: Sequence[Plan], steps: Sequence[Step]) -> Iterator[None]:
+        """Take steps, and compare the counters after each."""
+        counters = list({counter.id: counter for plan in plans for counter in plan.counters}.values())
+        for step in steps:
+            self.take(step, plans)
+            self.check(counters)
+            yield
+
     def rows(self) -> list[Row]:
         """The audit rows on the server."""
         found = [one for key in self.store._audit[:2] for one in self.store._ask(("XRANGE", key, "-", "+"))[0]]
@@ -251,12 +259,9 @@ class Pair:
 def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
     server: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:
-    plans, steps = world
     pair = Pair(server)
-    counters = list({counter.id: counter for plan in plans for counter in plan.counters}.values())
-    for step in steps:
-        pair.take(step, plans)
-        pair.check(counters)
+    for _ in pair.take_all(*world):
+        pass
     assert pair.rows() == pair.memory.rows
     assert [entry.record for entry in pair.store.entries()] == [entry.record for entry in pair.reference.entries()]
     pair.store.close()
@@ -293,12 +298,8 @@ def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
 def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
     server: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:
-    plans, steps = world
     pair = Pair(server)
-    counters = list({counter.id: counter for plan in plans for counter in plan.counters}.values())
-    for step in steps:
-        pair.take(step, plans)
-        pair.check(counters)
+    for _ in pair.take_all(*world):
         seen, _ = pair.store.last_seen()
         assert seen == {key: pair.memory.states.get(key, EMPTY) for key in seen}
     assert pair.rows() == pair.memory.rows
