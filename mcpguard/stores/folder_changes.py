@@ -1,5 +1,6 @@
 """Whether a folder's entries have changed, at less cost than a look at each of them."""
 
+import contextlib
 import os
 import sys
 import time
@@ -16,19 +17,20 @@ class FolderChanges:
 
     Args:
         folder: The folder. What replaces the folder itself is not noticed.
-
-    Raises:
-        OSError: The folder cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
         self._fd = -1
         if sys.platform != "win32":  # which opens no folders
-            self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):  # files in a folder that may not be read can be used nevertheless
+                self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stamp: tuple[int, int] | None = None
 
     def may_have_changed(self) -> bool:
-        """Whether there may have been a change since the last call that returned True. Always true on Windows."""
+        """Whether there may have been a change since the last call that returned True.
+
+        Always true if the folder cannot be opened.
+        """
         if self._fd < 0:
             return True
         stat = os.fstat(self._fd)

@@ -73,3 +73,14 @@ def test_a_folder_that_has_just_changed_may_have_changed_again(
     assert [folder.may_have_changed() for _ in range(3)] == [True, True, True]
     os.utime(file.parent, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert folder.may_have_changed()
+
+
+def test_a_folder_that_cannot_be_opened_may_always_have_changed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    folder = FolderChanges(file.parent)
+    settle(file.parent, monkeypatch)
+    assert [folder.may_have_changed() for _ in range(3)] == [True] * 3
+    folder.close()

@@ -119,15 +119,14 @@ class CallLog:
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
         self._name = str(path)
-        self.folder = FolderChanges(path.parent)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self.fd = os.open(path, flags)
         try:
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
+            self.folder = FolderChanges(path.parent)
         except BaseException:
             os.close(self.fd)
-            self.folder.close()
             raise
         self.appended_bytes = 0
         self._room_until = 0

@@ -141,6 +141,18 @@ def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, p
         log.check()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
+@pytest.mark.parametrize("content", [None, b"not a log"], ids=["missing", "no log"])
+def test_a_log_that_cannot_be_opened_leaves_no_file_open(path: Path, content: bytes | None) -> None:
+    path.unlink(missing_ok=True)
+    if content:
+        path.write_bytes(content)
+    before = list(Path("/proc/self/fd").iterdir())
+    with pytest.raises((OSError, StoreUnavailable)):
+        CallLog(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a log", b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)])
 def test_a_file_that_is_not_a_call_log_is_refused_and_unchanged(path: Path, content: bytes) -> None:
     path.write_bytes(content)
