@@ -42,9 +42,13 @@ class FollowedFile:
     def look(self) -> bool:
         """Read the file if it may have changed. Returns whether `content` may be new."""
         if self._fd >= 0 and time.monotonic() < self._held_until_s:
-            held = os.fstat(self._fd)
-            if (held.st_ino, held.st_nlink, held.st_size, held.st_mtime_ns, held.st_ctime_ns) == self._stamp:
-                return False
+            try:
+                held = os.fstat(self._fd)
+            except OSError:  # on a network file system the file may be gone
+                pass
+            else:
+                if (held.st_ino, held.st_nlink, held.st_size, held.st_mtime_ns, held.st_ctime_ns) == self._stamp:
+                    return False
         self._let_go()
         try:
             stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast

@@ -1,3 +1,4 @@
+import errno
 import gc
 import os
 import shlex
@@ -150,6 +151,23 @@ def test_every_change_of_a_file_that_is_kept_open_is_found_by_the_next_poll(
 def test_the_removal_of_a_file_that_is_kept_open_is_found_by_the_next_poll(held: PolicyFile, path: Path) -> None:
     path.unlink()
     assert limit(held.poll()) == f"{path}: no such file"
+
+
+@pytest.mark.posix
+def test_a_file_that_was_kept_open_and_cannot_be_examined_any_more_is_looked_for_by_its_path(
+    held: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(rule("2/1h"))
+    fstat, asked = os.fstat, []
+
+    def stale_at_first(fd: int) -> os.stat_result:
+        asked.append(fd)
+        if len(asked) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fstat(fd)
+
+    monkeypatch.setattr(os, "fstat", stale_at_first)
+    assert limit(held.poll()) == "2/1h"
 
 
 @pytest.mark.posix
