@@ -14,7 +14,7 @@ from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import Lost, Position, damaged
+from mcpguard.stores.sqlite.call_log import Lost, damaged
 from mcpguard.stores.sqlite.opening import Files
 
 TURN_SHARE: Final = 0.8
@@ -87,12 +87,10 @@ class Follower:
             self._reload()
 
     def _read_on(self) -> None:
-        while found := self._log.next_records(self.at):
-            for text, _, _, _ in found:
-                self.memory.apply(text)
-            self.at = Position(*found[-1][1:])
-            if self._log.ends_at(self.at):
-                return
+        may_have_more = True
+        while may_have_more:
+            changes, self.at, may_have_more = self._log.next_changes(self.at)
+            self.memory.follow(changes)
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""

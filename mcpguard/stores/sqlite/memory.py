@@ -17,6 +17,7 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
+from mcpguard.stores.sqlite.call_log import Change
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 
 REMEMBERED: Final = 65_536
@@ -29,10 +30,10 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
-Charges = tuple[str, str, int]
+Charges = tuple[int, str, int]
 """The charges of calls at one time: the store time, and the counters that each charges, as a line has them; how many calls."""
 
-Change = Charges | list[str]
+LineChange = Charges | list[str]
 """A change of counters: charges, or the fields of another line."""
 
 
@@ -98,6 +99,14 @@ class Memory:
             else:
                 self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
         return before
+
+    def follow(self, changes: Iterable[Change]) -> None:
+        """Apply what records of the log change."""
+        for time_us, text in changes:
+            if time_us is None:
+                self.apply(text)
+            else:
+                self._uncharged.append((time_us, text, 1))
 
     def apply(self, text: str) -> None:
         """Apply a record of the log."""
@@ -171,9 +180,9 @@ def charges(line: str) -> Charges | None:
     """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
     if line[0] == entries.RUN:
         run = entries.read_run(line.split("\t"))
-        return (str(run.charged_us), run.charged, run.calls) if run.charged else None
+        return (run.charged_us, run.charged, run.calls) if run.charged else None
     _, charged_us, charged = line.rsplit("\t", 2)
-    return (charged_us, charged, 1) if charged else None
+    return (int(charged_us), charged, 1) if charged else None
 
 
 def charge(
@@ -189,7 +198,7 @@ def charge(
     """
     for charged, alike in itertools.groupby(rows, operator.itemgetter(1)):
         times = [(charged_us, calls) for charged_us, _, calls in alike]
-        last_us, total = int(times[-1][0]), sum([calls for _, calls in times])
+        last_us, total = times[-1][0], sum([calls for _, calls in times])
         for key, window_us, n, grain_us, cost in _charges(charged):
             log = states.get(key)
             if log is None:
@@ -201,8 +210,7 @@ def charge(
             else:
                 for now_us, calls in times:
                     for one in (cost * calls,) if grain_us else (cost,) * calls:
-                        log = limiter.live(log, window_us, int(now_us))
-                        log = limiter.charge(log, n, window_us, int(now_us), one)
+                        log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, one)
             states[key] = log
 
 
@@ -230,7 +238,7 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
         states[key] = limiter.merge(states[key], tuple(map(int, fields[3].split(","))), int(fields[2]))
 
 
-def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) -> None:
+def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]) -> None:
     """Make changes, in order, to the counters in `states`."""
     rows: list[Charges] = []
     for one in changes:
@@ -245,7 +253,7 @@ def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) ->
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
     """Apply a record to the counters in `states`."""
-    changes: list[Change] = []
+    changes: list[LineChange] = []
     for line in text.split("\n"):
         kind = line[0]
         if kind in _CHARGING:

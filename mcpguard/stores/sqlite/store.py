@@ -138,7 +138,7 @@ class SqliteStore:
         charged = entries.charges(plan.counters, plan.limits)
         text = entries.admitted_line(request, verdict, self._wall(), journal.seq + 1, now_us, charged)
         verdict.row_id = follower.at.row
-        follower.at = self._log.append_all(follower.at, ((text, 1),), durable=self._durable)
+        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(charged))),), durable=self._durable)
         journal.wrote(request, verdict)
         states.update(after)
         return verdict

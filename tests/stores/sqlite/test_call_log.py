@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import call_log
-from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, create
+from mcpguard.stores.sqlite.call_log import NO_CHARGE, START, CallLog, Lost, Position, create
 
 HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
 SMALL = 128 * 1024
@@ -182,7 +182,7 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
     with monkeypatch.context() as patch:
         patch.setattr(call_log, "_pwrite", fail_in_the_middle)
         with pytest.raises(OSError, match="Input/output"):
-            log.append_all(START, [("+ one", 1), ("+ two", 1)])
+            log.append_all(START, [("+ one", 1, NO_CHARGE), ("+ two", 1, NO_CHARGE)])
     assert not log.has_more(START)
     assert log.end(START) == START
 
@@ -200,9 +200,9 @@ def test_a_record_that_cannot_be_forced_to_the_disk_is_undone(log: CallLog, monk
 def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
     at = log.append(START, "before", 0)
     with pytest.raises(StoreUnavailable, match="is full"):
-        log.append_all(at, [("x" * 50_000, 1)] * 3)
+        log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 3)
     assert texts(log) == ["before"]
-    after = log.append_all(at, [("x" * 50_000, 1)] * 2, durable=True)
+    after = log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 2, durable=True)
     assert [len(text) for text in texts(log)] == [6, 50_000, 50_000]
     assert (after, after.row) == (log.end(START), 3)
 
@@ -211,6 +211,6 @@ def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypa
     monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 70_000)
     at = log.append(START, "ä" * 35_000, 0)
     with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):
-        log.append_all(at, [("before", 0), ("x" * 70_001, 0)])
+        log.append_all(at, [("before", 0, NO_CHARGE), ("x" * 70_001, 0, NO_CHARGE)])
     assert texts(log) == ["ä" * 35_000]
     assert log.end(START) == at
