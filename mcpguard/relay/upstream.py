@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from mcpguard.core.jsonrpc import frames
-from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Refusal
+from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Reader, Refusal
 from mcpguard.core.session import events
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -91,6 +91,7 @@ class Upstream:
         self._source = source
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
+        self._reader = Reader()
         self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(server.stdin)
         self._is_input_closed = False
@@ -190,7 +191,7 @@ class Upstream:
 
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
         """Have lines judged; returns the frames for the server."""
-        messages = frames.read(lines)
+        messages = self._reader.read(lines)
         if self._policy is None:
             to_server = self._dispatcher.open(messages, monotonic_us())
             if to_server is not None:
