@@ -380,8 +380,7 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines or blank lines; a `Refusal` stands for one that was too long."""
         if not self._held and chunk.find(b"\n") == len(chunk) - 1 <= self._max:  # usually it is one line
-            line = chunk[:-1]
-            return [line] if line.strip(b" \t\r") else []
+            return [chunk[:-1]] if chunk.strip(b" \t\r\n") else []
         *complete, rest = chunk.split(b"\n")
         lines = [line for part in complete if (part or self._held) and (line := self._end(part))]
         if rest:
