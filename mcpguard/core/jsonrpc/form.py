@@ -61,8 +61,8 @@ class Form(NamedTuple):
         has_id = any(value.member == "id" for value in values)
         return cls(tuple(values), text[at:], params, scan) if has_id else None
 
-    def read(self, text: str) -> tuple[object, dict[str, object]] | None:
-        """The id and the `params` of a call of this form; None if the text has another form, or is not JSON.
+    def read(self, line: bytes) -> tuple[object, dict[str, object]] | None:
+        """The id and the `params` of a call of this form; None if the line has another form, or is not JSON in UTF-8.
 
         A client in a loop repeats its arguments. Then they are the same object as in the other calls.
         """
@@ -71,6 +71,7 @@ class Form(NamedTuple):
         request_id: object = None
         at = 0
         try:
+            text = line.decode()
             for before, member, same in differing:
                 if not text.startswith(before, at):
                     return None

@@ -140,13 +140,19 @@ class Reader:
         for line in lines:
             if isinstance(line, Refusal):
                 messages.append(line)
-            elif form is not None and len(line) <= MAX_DEPTH and (call := _of_form(form, line)):
-                messages.append(call)
-            else:
+                continue
+            call = form.read(line) if form is not None and len(line) <= MAX_DEPTH else None
+            if call is None:
                 found = parse(line)
                 messages += found
                 if len(line) <= MAX_DEPTH and len(found) == 1:
                     form = self._learn(line, found[0])
+            elif type(call[0]) is int and line.isascii() and b"\r" not in line:
+                messages.append(tuple.__new__(Frame, (line, TOOLS_CALL, str(call[0]), call[1])))
+            elif (request_id := id_text(call[0])) is None:
+                messages += parse(line)
+            else:
+                messages.append(Frame(escape_line_separators(line), TOOLS_CALL, request_id, call[1]))
         return messages
 
     def _learn(self, line: bytes, message: Frame | Refusal) -> Form | None:
@@ -160,21 +166,6 @@ class Reader:
                 self._parsed = 0
             self._tool = tool
         return self._form
-
-
-def _of_form(form: Form, line: bytes) -> Frame | None:
-    """A call of a form, parsed in half the time; None for every other line. See `parse`."""
-    try:
-        found = form.read(line.decode())
-    except UnicodeDecodeError:
-        return None
-    if found is None:
-        return None
-    request_id, params = found
-    if type(request_id) is int and line.isascii() and b"\r" not in line:
-        return tuple.__new__(Frame, (line, TOOLS_CALL, str(request_id), params))
-    text = id_text(request_id)
-    return None if text is None else Frame(escape_line_separators(line), TOOLS_CALL, text, params)
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
