@@ -21,7 +21,7 @@ class Value(NamedTuple):
     Attributes:
         before: The text between the value before it and this one.
         member: What it is: `id`, or a member of `params`.
-        text: Its text in the call that the form was made from.
+        text: Its text in the call that the form was made from; empty if it is a number or a word, which can go on.
     """
 
     before: str
@@ -56,13 +56,13 @@ class Form(NamedTuple):
         values: list[Value] = []
         at = 0
         for key, begin, end in _values(text, scan) if text.startswith("{") else ():
-            values.append(Value(text[at:begin], key, text[begin:end]))
+            values.append(Value(text[at:begin], key, text[begin:end] if text[end - 1] in '}]"' else ""))
             at = end
         has_id = any(value.member == "id" for value in values)
         return cls(tuple(values), text[at:], params, scan) if has_id else None
 
-    def read(self, text: str) -> tuple[object, dict[str, object]] | None:
-        """The id and the `params` of a call of this form; None if the text has another form, or is not JSON.
+    def read(self, line: bytes) -> tuple[object, dict[str, object]] | None:
+        """The id and the `params` of a call of this form; None if the line has another form, or is not JSON in UTF-8.
 
         A client in a loop repeats its arguments. Then they are the same object as in the other calls.
         """
@@ -71,14 +71,15 @@ class Form(NamedTuple):
         request_id: object = None
         at = 0
         try:
+            text = line.decode()
             for before, member, same in differing:
                 if not text.startswith(before, at):
                     return None
                 at += len(before)
                 if member == "id":
                     request_id, at = scan(text, at)
-                elif text.startswith(same, at):
-                    at += len(same)  # if the value goes on, what follows is not as it must be
+                elif same and text.startswith(same, at):
+                    at += len(same)
                 else:
                     params[member], at = scan(text, at)
         except (ValueError, StopIteration):

@@ -30,8 +30,8 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
-_CALLS_A_FORM: Final = 16
-"""A form is looked for once in so many lines: it costs as much as a few lines."""
+_CALLS_A_FORM: Final = 4
+"""How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
 TOOLS_CALL: Final = "tools/call"
 """The only method of MCP that invokes a tool."""
@@ -114,44 +114,58 @@ _BRACKET: Final = rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])'
 
 
 def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
-    """The messages in what the client wrote, in order.
+    """The messages in some lines; see `Reader.read`."""
+    return Reader().read(lines)
 
-    Args:
-        lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
+
+class Reader:
+    """Reads the messages of one client.
+
+    Clients repeat themselves, so it remembers the form of the last call that came twice.
     """
-    messages: list[Frame | Refusal] = []
-    form: Form | None = None
-    forms_left = len(lines) // _CALLS_A_FORM
-    for line in lines:
-        if isinstance(line, Refusal):
-            messages.append(line)
-        elif form and (call := _of_form(form, line)):
-            messages.append(call)
-        else:
-            found = parse(line)
-            messages += found
-            if forms_left and len(found) == 1:
-                form = _form(line, found[0]) or form
-                forms_left -= 1
-    return messages
 
+    def __init__(self) -> None:
+        self._form: Form | None = None
+        self._tool: object = None  # of the last call that was parsed
+        self._parsed = _CALLS_A_FORM  # since a form was made
 
-def _form(line: bytes, message: Frame | Refusal) -> Form | None:
-    if isinstance(message, Refusal) or not message.is_call or len(line) > MAX_DEPTH or not isinstance(message.params, dict):
-        return None
-    return Form.of(line.decode(), message.params, _scan)
+    def read(self, lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
+        """The messages in what the client wrote, in order.
 
+        Args:
+            lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
+        """
+        messages: list[Frame | Refusal] = []
+        form = self._form
+        for line in lines:
+            if isinstance(line, Refusal):
+                messages.append(line)
+                continue
+            call = form.read(line) if form is not None and len(line) <= MAX_DEPTH else None
+            if call is None:
+                found = parse(line)
+                messages += found
+                if len(line) <= MAX_DEPTH and len(found) == 1:
+                    form = self._learn(line, found[0])
+            elif type(call[0]) is int and line.isascii() and b"\r" not in line:
+                messages.append(tuple.__new__(Frame, (line, TOOLS_CALL, str(call[0]), call[1])))
+            elif (request_id := id_text(call[0])) is None:
+                messages += parse(line)
+            else:
+                messages.append(Frame(escape_line_separators(line), TOOLS_CALL, request_id, call[1]))
+        return messages
 
-def _of_form(form: Form, line: bytes) -> Frame | None:
-    """A call of a form, parsed in half the time; None for every other line. See `parse`."""
-    if len(line) > MAX_DEPTH:
-        return None
-    try:
-        found = form.read(line.decode())
-    except UnicodeDecodeError:
-        return None
-    request_id = id_text(found[0]) if found else None
-    return Frame(escape_line_separators(line), TOOLS_CALL, request_id, found[1]) if found and request_id is not None else None
+    def _learn(self, line: bytes, message: Frame | Refusal) -> Form | None:
+        """Make a form if a call is to the same tool as the one before it; returns the form to go on with."""
+        self._parsed += 1
+        params = message.params if isinstance(message, Frame) and message.is_call else None
+        if isinstance(params, dict):
+            tool = params["name"]
+            if tool == self._tool and self._parsed > _CALLS_A_FORM:
+                self._form = Form.of(line.decode(), params, _scan) or self._form
+                self._parsed = 0
+            self._tool = tool
+        return self._form
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
@@ -356,6 +370,8 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines or blank lines; a `Refusal` stands for one that was too long."""
+        if not self._held and chunk.find(b"\n") == len(chunk) - 1 <= self._max:  # usually it is one line
+            return [chunk[:-1]] if chunk.strip(b" \t\r\n") else []
         *complete, rest = chunk.split(b"\n")
         lines = [line for part in complete if (part or self._held) and (line := self._end(part))]
         if rest:

@@ -89,43 +89,42 @@ class SqliteStore:
 
     # calls
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """See `Store`."""
-        if not self._follower.memory.complete:
-            self._follower.learn_ahead(requests)
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
+        """See `Store`. With `may_wait` it waits for room in a full log."""
+        follower = self._follower
+        if not follower.memory.complete:
+            follower.learn_ahead(requests)
         for request in requests:
             if request.plan.caps:
                 self._prepare_owner()
                 break
-        try:
-            return self._decide(requests, journal)
-        except LogFull:
-            self._make_room(drains=False)
-            return self._decide(requests, journal)
-
-    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide requests in one turn. If the rows cannot be appended, nothing is charged."""
-        follower = self._follower
         follower.take_turn()
         try:
             if not follower.memory.complete:
                 follower.learn_in_turn(requests)
-            if len(requests) == 1 and (verdict := self._admit(requests[0], journal)):
-                return [verdict]
-            now_us, time_us = self._clock(), self._wall()
-            turn = Turn(follower, self._owners, self._owner.name, journal, now_us=now_us, time_us=time_us)
-            try:
-                turn.decide(requests)
-                follower.append(turn.groups)
-            except BaseException:
-                turn.take_back()
+            verdict = self._admit(requests[0], journal) if len(requests) == 1 else None
+            return [verdict] if verdict else self._decide(requests, journal)
+        except LogFull:
+            if not may_wait:
                 raise
-            return turn.verdicts
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
+        self._make_room(drains=False)
+        return self.decide(requests, journal, may_wait=False)
+
+    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        """Decide requests in this process's turn. If the rows cannot be appended, nothing is charged."""
+        turn = Turn(self._follower, self._owners, self._owner.name, journal, now_us=self._clock(), time_us=self._wall())
+        try:
+            turn.decide(requests)
+            self._follower.append(turn.groups)
+        except BaseException:
+            turn.take_back()
+            raise
+        return turn.verdicts
 
     def _admit(self, request: DecisionRequest, journal: Journal) -> Verdict | None:
         """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.form import Form
-from mcpguard.core.jsonrpc.frames import Frame, Refusal, parse, read
+from mcpguard.core.jsonrpc.frames import Frame, Reader, Refusal, parse, read
 
 FORMS = [
     '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"x","arguments":%s,"_meta":%s}}',
@@ -37,11 +37,13 @@ MARKS = [*'{}[],:"\\ 19ax\0', "\u2028", "\r", "\ud800", '"id":2,', '"params":{},
 
 def assert_read_as_one_by_one(lines: list[bytes | Refusal]) -> list[Frame | Refusal]:
     found = read(lines)
+    reader = Reader()
+    alone = [one for line in lines for one in reader.read([line])]
     expected: list[Frame | Refusal] = []
     for line in lines:
         expected += [line] if isinstance(line, Refusal) else parse(line)
-    assert found == expected
-    assert [repr(one) for one in found] == [repr(one) for one in expected]  # `True` equals 1
+    assert found == alone == expected
+    assert repr(found) == repr(alone) == repr(expected)  # `True` equals 1
     return found
 
 
@@ -78,15 +80,35 @@ def test_calls_of_one_form_are_parsed_once(form: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(frames, "parse", noting)
     calls: list[bytes | Refusal] = [(form % (at, '{"a":"b"}' if at % 2 else at, at)).encode() for at in range(40)]
-    assert len(read(calls)) == 40
-    assert len(parsed) <= 2
+    reader = Reader()
+    assert len(reader.read(calls[:20])) == 20
+    assert sum(len(reader.read([call])) for call in calls[20:]) == 20
+    assert parsed == calls[:2]
+
+
+def test_the_form_of_another_tool_is_made_when_its_calls_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def noting(line: bytes) -> Sequence[Frame | Refusal]:
+        parsed.append(line)
+        return parse(line)
+
+    monkeypatch.setattr(frames, "parse", noting)
+    calls = [(FORMS[0] % (at, 1, 1)).encode() for at in range(20)]
+    others = [call.replace(b'"x"', b'"y"') for call in calls]
+    reader = Reader()
+    for call in [*calls, *others]:
+        assert len(reader.read([call])) == 1
+    assert calls[2] not in parsed
+    assert others[0] in parsed
+    assert others[10] not in parsed
 
 
 def test_equal_arguments_are_one_object() -> None:
     found = read([(FORMS[0] % (at, '{"a":1}', at)).encode() for at in range(20)])
     params = [one.params for one in found if isinstance(one, Frame)]
     assert all(isinstance(one, dict) for one in params)
-    assert len({id(one["arguments"]) for one in params if isinstance(one, dict)}) == 1
+    assert len({id(one["arguments"]) for one in params[1:] if isinstance(one, dict)}) == 1
     assert [one["_meta"] for one in params if isinstance(one, dict)] == list(range(20))
 
 
