@@ -105,8 +105,9 @@ _BY_TEXT: Final = (1 << 32) - 1
 NO_CHARGE: Final[Charge] = (0, 0)
 IN_TEXT: Final[Charge] = (0, _BY_TEXT)
 
-Change = tuple[int | None, str]
-"""What a record changes: the store time at which counters were charged, and the text that names them; or None and all its text."""
+Change = tuple[int, str, int] | str
+"""What a record changes: the store time at which counters were charged, the text that names them, and 1 for the one call; or all
+its text."""
 
 
 class Lost(Exception):
@@ -258,9 +259,9 @@ class CallLog:
         changes: list[Change] = []
         for begin, stop, _, _, time_us, length in found:
             if length == _BY_TEXT:
-                changes.append((None, data[begin:stop].decode()))
+                changes.append(data[begin:stop].decode())
             elif length:
-                changes.append((time_us, data[stop - length : stop].decode()))
+                changes.append((time_us, data[stop - length : stop].decode(), 1))
         if not found:
             return [], at, False
         _, stop, end, row, _, _ = found[-1]

@@ -81,16 +81,10 @@ class Follower:
     def follow(self) -> None:
         """Read the records that others have appended."""
         try:
-            self._read_on()
+            self.at = self.memory.read_on(self._log, self.at)
         except Lost:
             self._log.check()
             self._reload()
-
-    def _read_on(self) -> None:
-        may_have_more = True
-        while may_have_more:
-            changes, self.at, may_have_more = self._log.next_changes(self.at)
-            self.memory.follow(changes)
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
@@ -98,7 +92,7 @@ class Follower:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self.memory, self.at = self._reader.memory()
         try:
-            self._read_on()
+            self.at = self.memory.read_on(self._log, self.at)
         except Lost:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 

@@ -17,7 +17,7 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
-from mcpguard.stores.sqlite.call_log import Change
+from mcpguard.stores.sqlite.call_log import CallLog, Change, Position
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 
 REMEMBERED: Final = 65_536
@@ -54,8 +54,7 @@ class Memory:
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
-        self._states: dict[int, State] = {}
-        self._uncharged: list[Charges] = []
+        self.states: dict[int, State] = {}
         self.complete = complete
         self.in_flight = InFlight()
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -64,14 +63,6 @@ class Memory:
         self._windows: dict[int, int] = {}
         for key, window_us, log in logs:
             self.remember(key, window_us, log)
-
-    @property
-    def states(self) -> dict[int, State]:
-        """The logs, by counter id. Charges that were applied are made here, because many take little longer than one."""
-        if self._uncharged:
-            rows, self._uncharged = self._uncharged, []
-            charge(self._states, rows, self._windows if self.complete else None)
-        return self._states
 
     def remember(self, key: int, window_us: int, log: State) -> None:
         """Remember a counter's log."""
@@ -100,23 +91,47 @@ class Memory:
                 self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
         return before
 
-    def follow(self, changes: Iterable[Change]) -> None:
-        """Apply what records of the log change."""
-        for time_us, text in changes:
-            if time_us is None:
-                self.apply(text)
+    def read_on(self, log: CallLog, at: Position) -> Position:
+        """Apply the records of the log after a position. Returns the position after them.
+
+        Raises:
+            Lost: The log does not continue there.
+        """
+        may_have_more = True
+        while may_have_more:
+            changes, after, may_have_more = log.next_changes(at)
+            self._apply_all(changes)
+            at = after
+        return at
+
+    def _apply_all(self, changes: Iterable[Change]) -> None:
+        rows: list[Charges] = []  # charged together, because many take little longer than one
+        for one in changes:
+            if isinstance(one, str):
+                self._charge(rows)
+                rows = []
+                self.apply(one)
             else:
-                self._uncharged.append((time_us, text, 1))
+                rows.append(one)
+        self._charge(rows)
+
+    def _charge(self, rows: Sequence[Charges]) -> None:
+        if rows:
+            charge(self.states, rows, self._windows if self.complete else None)
 
     def apply(self, text: str) -> None:
         """Apply a record of the log."""
-        for line in text.split("\n") if "\n" in text else (text,):
+        rows: list[Charges] = []
+        for line in text.split("\n"):
             kind = line[0]
             if kind in _CHARGING:
                 if found := charges(line):
-                    self._uncharged.append(found)
+                    rows.append(found)
             elif kind in _FOLLOWED:
+                self._charge(rows)
+                rows = []
                 self._follow(kind, line.split("\t"))
+        self._charge(rows)
 
     def _follow(self, kind: str, fields: list[str]) -> None:
         if kind == notes.KIND:
@@ -141,7 +156,7 @@ class Memory:
     @property
     def is_crowded(self) -> bool:
         """Whether `make_room` has anything to drop."""
-        return len(self._states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
+        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
 
     def make_room(self, clock: Clock) -> None:
         """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.

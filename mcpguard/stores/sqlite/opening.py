@@ -106,10 +106,9 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             memory, at = reader.memory()
             turn = log.turn()
             undo.callback(turn.close)
+            at = memory.read_on(log, at)  # before the turn, so that others do not wait for it
             with _held(turn, log, max(OPEN_TIMEOUT_S, timeout_s)):
-                for text, after in log.records(at):
-                    memory.apply(text)
-                    at = after
+                at = memory.read_on(log, at)
             newest = [wall, memory.latest_us, reader.latest_us]
             reader.clock = own_clock or _time_base(path, log, hold, lambda: max(ask() for ask in newest))
             hold.share()
