@@ -13,10 +13,10 @@ The last byte of a record commits it. A reader ignores bytes whose position or c
 wrote them, or they are left from an earlier round of the ring. The file is read with `pread`, not mapped: if somebody truncates
 it, a read fails, where access to a mapped page would kill the process (SIGBUS).
 
-Each process reads the records of all others before it decides. Two things make that cheap. The charge, `Charge`, is in the head:
-of most records it is all that the reader needs. And one checksum checks many records: the CRC of each begins with `_RESIDUE`,
-which is the CRC of every sequence of bytes that ends with its own CRC. So the CRC of several records is `_RESIDUE` if each is
-whole. If one is not, the CRC after it is another, and stays another: whole records after it do not hide the fault.
+Each process reads the records of all others before it decides. Two things make that cheap. The head has the charge, see
+`Charge`: it is all that a reader needs of most records. And many records are checked at once: the CRC of each begins with
+`_RESIDUE`, which is the CRC of all bytes that end with their own CRC. So the CRC of several records is `_RESIDUE` if each is
+whole. If one is not, the CRC after it differs, and goes on to differ: whole records after it do not hide the fault.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.stores.folder_changes import FolderChanges
-from mcpguard.stores.locks import QueueLock
+from mcpguard.stores.locks import FileLock
 
 FORMAT: Final = 2
 
@@ -98,16 +98,16 @@ START: Final = Position(_CHECKSUM_BYTES, 1, bytes(_CHECKSUM_BYTES))
 
 
 Charge = tuple[int, int]
-"""What a record changes, for readers that count: the store time at which counters were charged, and the length of the end of its
-text that names them; `NO_CHARGE` if it changes nothing; `IN_TEXT` if only its text tells."""
+"""What a record changes: the store time at which counters were charged, and the length of the end of its text that names them.
+`NO_CHARGE` if it changes nothing, `IN_TEXT` if only its text tells."""
 
 _BY_TEXT: Final = (1 << 32) - 1
 NO_CHARGE: Final[Charge] = (0, 0)
 IN_TEXT: Final[Charge] = (0, _BY_TEXT)
 
 Change = tuple[int, str, int] | str
-"""What a record changes: the store time at which counters were charged, the text that names them, and 1 for the one call; or all
-its text."""
+"""What a record changes: the store time at which counters were charged, the text that names them, and 1 for the one call. Or
+all of its text."""
 
 
 class Lost(Exception):
@@ -176,7 +176,7 @@ class CallLog:
         """The store's key."""
         return bytes.fromhex(str(self.header["key"]))
 
-    def turn(self) -> QueueLock:
+    def turn(self) -> FileLock:
         """The lock on the log. It has a file descriptor of its own, since on Windows locking moves the file's offset.
 
         Raises:
@@ -187,7 +187,7 @@ class CallLog:
         if _identity(os.fstat(fd)) != self._identity:
             os.close(fd)
             self.check()
-        return QueueLock(fd)
+        return FileLock(fd)
 
     def check(self) -> None:
         """Check that the path still names this file, and that the file has its full size.
@@ -382,7 +382,12 @@ def _records(data: bytes, end: int, row: int) -> list[_Found]:
     """The complete records in data that begins with the checksum before a position; see `CallLog.next_records`."""
     found = []
     head = _CHECKSUM_BYTES
-    unpack, head_bytes, last_head, last_stop = _HEAD.unpack_from, _HEAD.size, len(data) - _HEAD.size, len(data) - _CHECKSUM_BYTES
+    unpack, head_bytes, last_head, last_stop = (
+        _HEAD.unpack_from,
+        _HEAD.size,
+        len(data) - _HEAD.size,
+        len(data) - _CHECKSUM_BYTES,
+    )
     while head <= last_head:
         at, first_row, rows, length, time_us, charge_bytes = unpack(data, head)
         begin = head + head_bytes

@@ -293,9 +293,10 @@ class SqliteStore:
         """
         self._log.check()
         self._files.check_database()
-        if self._upkeep.is_due(self._follower.at.end, self._clock()):
+        end = self._follower.at.end
+        if self._upkeep.is_due(end, self._clock()):
             try:
-                self._with_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+                self._with_lock(lambda: self._upkeep.tend(end, now_us=self._clock(), wall_us=self._wall()))
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:

@@ -111,10 +111,12 @@ class Upkeep:
         """Whether `tend` has more to do at once."""
         return self._has_more_to_do or not self._told_bounds
 
-    def tend(self, *, now_us: int, wall_us: int) -> None:
+    def tend(self, end: int, *, now_us: int, wall_us: int) -> None:
         """Drain the log, and from time to time prune and shrink.
 
         Args:
+            end: The newest position of the log that the caller knows of. Much that follows is left to others, because draining
+                slows this process's calls down.
             now_us: The store's time.
             wall_us: Wall-clock time.
 
@@ -126,7 +128,7 @@ class Upkeep:
         self._drained_us = now_us
         with self._connected() as db:
             self._tell_bounds(db)
-            self._drain(db)
+            self._drain(db, end)
             (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
             if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
                 self._prune_shared(db, now_us, wall_us)
@@ -186,8 +188,10 @@ class Upkeep:
                 self._has_more_to_do = True
             self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection) -> None:
+    def _drain(self, db: sqlite3.Connection, end: int | None = None) -> None:
+        """Move records into the database: those before a position, and some more; or all."""
         at = last = database.position(db)
+        enough = None if end is None else max(end, at.end + DRAIN_BYTES)
         batch: list[str] = []
         size = 0
         pauses = self._pauses()
@@ -198,6 +202,8 @@ class Upkeep:
             if size > _DRAINED_AT_ONCE_BYTES:
                 self._write(db, at, batch, last, pauses)
                 at, batch, size = last, [], 0
+                if enough is not None and at.end >= enough:
+                    break
         if batch:
             self._write(db, at, batch, last, pauses)
 
