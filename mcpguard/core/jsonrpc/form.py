@@ -1,4 +1,4 @@
-"""The form of a call: its text without the values that differ between the calls of one client to one tool.
+"""The form of a call: its text without the values that differ between the calls of one client.
 
 A JSON parser reads from left to right. So where two texts are equal up to a value, both values are in the same place. And if
 only such values differ, and each is one JSON value, the texts have the same members.
@@ -64,7 +64,8 @@ class Form(NamedTuple):
     def read(self, line: bytes) -> tuple[object, dict[str, object]] | None:
         """The id and the `params` of a call of this form; None if the line has another form, or is not JSON in UTF-8.
 
-        A client in a loop repeats its arguments. Then they are the same object as in the other calls.
+        The caller checks the id and the name. A client in a loop repeats its arguments. Then they are the same object as in the
+        other calls.
         """
         differing, end, params, scan = self
         params = params.copy()
@@ -93,7 +94,7 @@ def _values(text: str, scan: _Scan) -> Iterator[tuple[str, int, int]]:
         if key == "id":
             yield key, begin, end
         elif key == "params":
-            yield from (one for one in _members(text, begin, scan) if one[0] in {"arguments", "_meta"})
+            yield from (one for one in _members(text, begin, scan) if one[0] in {"name", "arguments", "_meta"})
 
 
 def _members(text: str, at: int, scan: _Scan) -> Iterator[tuple[str, int, int]]:
