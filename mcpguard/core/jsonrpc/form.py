@@ -6,13 +6,14 @@ only such values differ, and each is one JSON value, the texts have the same mem
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 _Scan = Callable[[str, int], tuple[object, int]]
 """Parses the value at an index; returns it and the index after it. Raises `ValueError` or `StopIteration` if there is none."""
 
-_key = re.compile(r'[ \t\n\r]*"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*').match
-_after = re.compile(r"[ \t\n\r]*[,}]").match
+# Compiled when the first form is made, because the client's first messages pass before that
+_KEY: Final = r'[ \t\n\r]*"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*'
+_AFTER: Final = r"[ \t\n\r]*[,}]"
 
 
 class Value(NamedTuple):
@@ -99,10 +100,11 @@ def _values(text: str, scan: _Scan) -> Iterator[tuple[str, int, int]]:
 
 def _members(text: str, at: int, scan: _Scan) -> Iterator[tuple[str, int, int]]:
     """The members of the object at an index, up to one with an escape in its key."""
-    while key := _key(text, at + 1):
+    key_at, after_at = re.compile(_KEY).match, re.compile(_AFTER).match
+    while key := key_at(text, at + 1):
         _, end = scan(text, key.end())
         yield key[1], key.end(), end
-        after = _after(text, end)
+        after = after_at(text, end)
         if after is None or after[0].endswith("}"):
             return
         at = after.end() - 1
