@@ -143,7 +143,7 @@ class SqliteStore:
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
-        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(charged))),), durable=self._durable)
+        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(texts.charged))),), durable=self._durable)
         journal.wrote(request, verdict)
         states.update(after)
         return verdict
