@@ -45,7 +45,6 @@ class Follower:
         self._reader = files.reader
         self._timeout_s = timeout_s
         self._durable = durable
-        self._has_company = False  # whether others appended something between the last two turns
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -66,20 +65,13 @@ class Follower:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         if self.memory.is_crowded:
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
+        if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
+            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
             if self._log.folder.may_have_changed():
                 self._log.check()
-            before = self.at
-            if self._has_company:
-                self.follow()  # before the turn, so that it is short
-            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE, self.follow):
-                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
-        except (sqlite3.Error, OSError) as error:
-            raise database.unavailable(self._path, error) from error
-        try:
             if not self._log.ends_at(self.at):
                 self.follow()
-            self._has_company = before is not self.at
         except BaseException as error:
             self.turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
@@ -89,10 +81,15 @@ class Follower:
     def follow(self) -> None:
         """Read the records that others have appended."""
         try:
-            self.at = self.memory.read_on(self._log, self.at)
+            self._read_on()
         except Lost:
             self._log.check()
             self._reload()
+
+    def _read_on(self) -> None:
+        may_have_more = True
+        while may_have_more:
+            self.at, may_have_more = self.memory.read_some(self._log, self.at)
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
@@ -100,7 +97,7 @@ class Follower:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self.memory, self.at = self._reader.memory()
         try:
-            self.at = self.memory.read_on(self._log, self.at)
+            self._read_on()
         except Lost:
             raise damaged(self._log.path, "it does not continue where the database is") from None
 

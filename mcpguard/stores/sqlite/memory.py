@@ -91,18 +91,15 @@ class Memory:
                 self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
         return before
 
-    def read_on(self, log: CallLog, at: Position) -> Position:
-        """Apply the records of the log after a position. Returns the position after them.
+    def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
+        """Apply some records of the log after a position. Returns the position after them, and whether there may be more.
 
         Raises:
             Lost: The log does not continue there.
         """
-        may_have_more = True
-        while may_have_more:
-            changes, after, may_have_more = log.next_changes(at)
-            self._apply_all(changes)
-            at = after
-        return at
+        changes, after, may_have_more = log.next_changes(at)
+        self._apply_all(changes)
+        return after, may_have_more
 
     def _apply_all(self, changes: Iterable[Change]) -> None:
         rows: list[Charges] = []  # charged together, because many take little longer than one
