@@ -49,7 +49,7 @@ def _tried(fd: int, how: int) -> bool:
 TRY_EVERY_S: Final = 0.002
 
 FIRST_PAUSE_S: Final = 0.0001
-LAST_PAUSE_S: Final = 0.0016
+LAST_PAUSE_S: Final = 0.0008
 """The pauses of a process that waits for its turn. A decision holds the lock for some 20 µs. If the pauses became longer still,
 the process that has waited longest would try least often."""
 
