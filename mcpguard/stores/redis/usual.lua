@@ -63,25 +63,23 @@ if is_usual == 1 then
       -- The row first, as in `charge.lua`. After it each command is tried before a counter depends on it
       redis.call('XADD', KEYS[1], id, 'call', beginning, 'row', row)
       redis.call('SETRANGE', KEYS[4], 0, struct.pack(STATE, newest_ms, newest_number, main + bytes, refusals))
-      reply[1] = now
+      local parts, sizes = {nil, nil, nil, nil, nil, nil, nil, nil}, {nil, nil, nil, nil}
       for counter = 1, counters do
         if tails[counter] then
           local window = struct.unpack('<i8', ARGV[2], 9 + (counter - 1) * LIMIT_BYTES)
           local expiry = math.ceil((now + window * EXPIRY_WINDOWS - EXPIRY_ORIGIN_US) / 1000) + EXPIRY_SLACK_MS
-          reply[1 + counter], heads[counter] = heads[counter] .. tails[counter], false
+          reply[1 + counter] = heads[counter] .. tails[counter]
           redis.call('SET', KEYS[4 + counter], reply[1 + counter], EXPIRY_OPTION, expiry)
         end
       end
       for counter = 1, counters do
-        if heads[counter] then
-          redis.call('SETRANGE', KEYS[4 + counter], 0, heads[counter])
+        local head, value = heads[counter], reply[1 + counter]
+        if not tails[counter] then
+          redis.call('SETRANGE', KEYS[4 + counter], 0, head)
         end
-        reply[1 + counters + counter] = heads[counter]
+        parts[2 * counter - 1], parts[2 * counter], sizes[counter] = head, value, (#value - HEAD_BYTES) / ENTRY_BYTES
       end
-      local slot = 1 + 2 * counters
-      reply[slot + 1], reply[slot + 2], reply[slot + 3] = id, 'allowed', reported
-      reply[slot + 4], reply[slot + 5], reply[slot + 6] = count, false, 0
-      return reply
+      return struct.pack('<i8i8i8I4i8', now, newest_ms, newest_number, reported, count) .. string.char(unpack(sizes)) .. table.concat(parts)
     end
   end
 end
