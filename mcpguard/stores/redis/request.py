@@ -47,7 +47,7 @@ class _Beginning(NamedTuple):
     Attributes:
         plan: The plan.
         packed: The command up to the plan's limits.
-        usual: The same for a usual call, up to the next argument's values: see `usual.lua`. Empty if no call with this plan is one.
+        usual: As `packed`, with the size of the next argument of a usual call: see `usual.lua`. Empty if there is no such call.
     """
 
     plan: Plan
@@ -206,7 +206,7 @@ def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
     """The verdicts in the reply of `charge.lua`, in the order of the requests."""
     found: list[Verdict] = []
-    here = 1 + 2 * len(counters)
+    here = 1 + len(counters)
     for request in requests:
         plan, decided = request.plan, request.decided
         stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]

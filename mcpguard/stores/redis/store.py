@@ -234,7 +234,7 @@ class RedisStore:
             if isinstance(reply, ResponseError):
                 self._load_again("charge", reply, end_s)
                 reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
-            self._note_time(time_in(reply))
+            self._ahead_us = time_in(reply) - monotonic_ns() // 1000
             self._reply_lost = False
             if len(reply) > 1 or not requests:
                 return reply  # type: ignore[no-any-return]
