@@ -91,6 +91,15 @@ def test_a_connection_with_unasked_data_counts_as_lost(peer: Peer) -> None:
     wait_for(link.is_lost, "it is taken for a reply")
 
 
+def test_a_first_wait_of_less_than_a_millisecond_ends(peer: Peer) -> None:
+    def hear(link: socket.socket) -> None:
+        link.recv(100)
+
+    link = peer(hear)
+    with pytest.raises(StoreUnavailable, match="does not answer within"):
+        link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + 0.0005)
+
+
 def test_surplus_replies_are_not_taken_for_those_of_later_commands(peer: Peer) -> None:
     def answer(link: socket.socket) -> None:
         link.recv(100)

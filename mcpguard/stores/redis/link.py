@@ -79,7 +79,7 @@ class _Wire:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self._socket = connection._sock
-        self._waits_s = -1.0
+        self._waits_s = -1.0  # for ever
         self._readable = _readable(self._socket)
         self._set_timeout = _timeout_setter(self._socket)
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
