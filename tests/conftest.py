@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import signal
 import sys
 from collections import Counter
@@ -62,6 +64,7 @@ def parts(request: pytest.FixtureRequest) -> Parts:
     return Parts(Path(request.config.cache.mkdir("real-parts")), own={"python-2": sys.executable})
 
 
+@functools.cache
 def _needs_posix(path: Path) -> bool:
     return any(path.is_relative_to(TESTS / name) for name in POSIX)
 
@@ -81,6 +84,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.posix)
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of all later garbage collections: it stays until the end."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
