@@ -147,7 +147,9 @@ class Journal:
             self.tally[_ALLOWED] += 1
         else:
             self._count(request, verdict)
-        self._number(verdict)
+        self.seq += 1
+        verdict.has_own_row = True
+        verdict.audit_id = audit_id(self.session, self.seq)
 
     def admitted(self, plan: Plan, first: Verdict, calls: int) -> list[Verdict]:
         """Note that rows are written of calls that were admitted together, with the numbers from `seq + 1` on.

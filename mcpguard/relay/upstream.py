@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from mcpguard.core.jsonrpc import frames
-from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Refusal
+from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Reader, Refusal
 from mcpguard.core.session import events
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -91,6 +91,7 @@ class Upstream:
         self._source = source
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
+        self._reader = Reader()
         self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(server.stdin)
         self._is_input_closed = False
@@ -178,7 +179,16 @@ class Upstream:
         if not lines:
             return
         try:
-            to_server = self._judge(lines)
+            messages = self._reader.read(lines)
+            to_server = self._open(messages) if self._policy is None else None
+            if to_server is None:
+                if self._identity:
+                    self._poll_identity(for_call=any(map(_is_call, messages)))
+                if self._policy and (policy := self._policy.poll()) is not None:
+                    self._dispatcher.post(events.PolicyChanged(policy))
+                if self._is_input_closed:
+                    self.notice_client_end()
+                to_server = self._dispatcher.judge(messages, monotonic_us())
         except Exception as error:  # the client would hang if this loop ended in silence
             self._console.internal_error(error)
             self._is_guarding.wait()
@@ -188,21 +198,12 @@ class Upstream:
         self._judged()
         self._await_room()
 
-    def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
-        """Have lines judged; returns the frames for the server."""
-        messages = frames.read(lines)
-        if self._policy is None:
-            to_server = self._dispatcher.open(messages, monotonic_us())
-            if to_server is not None:
-                return to_server
+    def _open(self, messages: Sequence[Frame | Refusal]) -> bytes | None:
+        """The frames for the server, of messages that need no session; None when there is a session that judges them."""
+        to_server = self._dispatcher.open(messages, monotonic_us())
+        if to_server is None:
             self._is_guarding.wait()
-        if self._identity:
-            self._poll_identity(for_call=any(map(_is_call, messages)))
-        if self._policy and (policy := self._policy.poll()) is not None:
-            self._dispatcher.post(events.PolicyChanged(policy))
-        if self._is_input_closed:
-            self.notice_client_end()
-        return self._dispatcher.judge(messages, monotonic_us())
+        return to_server
 
     def _poll_identity(self, *, for_call: bool) -> None:
         """Put the newest identity in force."""

@@ -17,15 +17,15 @@ def monotonic_us() -> int:
 
 if sys.platform == "linux":
 
-    def boot_us() -> int:
-        """Microseconds since the machine started, sleep included."""
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+    def boot_us(offset_us: int = 0) -> int:
+        """Microseconds since the machine started, sleep included, plus an offset."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + offset_us
 
 else:
 
-    def boot_us() -> int:
+    def boot_us(offset_us: int = 0) -> int:
         """Microseconds since the machine started, sleep included: macOS's and Windows' monotonic clocks count it."""
-        return time.monotonic_ns() // 1000
+        return time.monotonic_ns() // 1000 + offset_us
 
 
 def boottime_offset(offsets: str) -> str:

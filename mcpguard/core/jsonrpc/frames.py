@@ -30,8 +30,8 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
-_CALLS_A_FORM: Final = 16
-"""A form is looked for once in so many lines: it costs as much as a few lines."""
+CALLS_A_FORM: Final = 4
+"""How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
 TOOLS_CALL: Final = "tools/call"
 """The only method of MCP that invokes a tool."""
@@ -114,44 +114,56 @@ _BRACKET: Final = rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])'
 
 
 def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
-    """The messages in what the client wrote, in order.
-
-    Args:
-        lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
-    """
-    messages: list[Frame | Refusal] = []
-    form: Form | None = None
-    forms_left = len(lines) // _CALLS_A_FORM
-    for line in lines:
-        if isinstance(line, Refusal):
-            messages.append(line)
-        elif form and (call := _of_form(form, line)):
-            messages.append(call)
-        else:
-            found = parse(line)
-            messages += found
-            if forms_left and len(found) == 1:
-                form = _form(line, found[0]) or form
-                forms_left -= 1
-    return messages
+    """The messages in some lines; see `Reader.read`."""
+    return Reader().read(lines)
 
 
-def _form(line: bytes, message: Frame | Refusal) -> Form | None:
-    if isinstance(message, Refusal) or not message.is_call or len(line) > MAX_DEPTH or not isinstance(message.params, dict):
-        return None
-    return Form.of(line.decode(), message.params, _scan)
+class Reader:
+    """Reads the messages of one client. It remembers the form of a call, because a client writes all its calls alike."""
+
+    def __init__(self) -> None:
+        self._form: Form | None = None
+        self._parsed = CALLS_A_FORM  # since the form was made
+
+    def read(self, lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
+        """The messages in what the client wrote, in order.
+
+        Args:
+            lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
+        """
+        messages: list[Frame | Refusal] = []
+        for line in lines:
+            if isinstance(line, Refusal):
+                messages.append(line)
+                continue
+            found = self._form.read(line) if self._form is not None and len(line) <= MAX_DEPTH else None
+            if found is None:
+                parsed = parse(line)
+                messages += parsed
+                if len(parsed) == 1:
+                    self._learn(line, parsed[0])
+                continue
+            request_id, params = found
+            id_as_text = str(request_id) if type(request_id) is int else id_text(request_id)
+            if id_as_text is None or not _is_plain(params["name"]):
+                messages += parse(line)
+            else:
+                raw = line if line.isascii() and b"\r" not in line else escape_line_separators(line)
+                messages.append(tuple.__new__(Frame, (raw, TOOLS_CALL, id_as_text, params)))
+        return messages
+
+    def _learn(self, line: bytes, message: Frame | Refusal) -> None:
+        """Make a form of a call that has another one than calls before it, unless one was made just before."""
+        if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= MAX_DEPTH:
+            self._parsed += 1
+            if self._parsed > CALLS_A_FORM:
+                self._form = Form.of(line.decode(), message.params, _scan) or self._form
+                self._parsed = 0
 
 
-def _of_form(form: Form, line: bytes) -> Frame | None:
-    """A call of a form, parsed in half the time; None for every other line. See `parse`."""
-    if len(line) > MAX_DEPTH:
-        return None
-    try:
-        found = form.read(line.decode())
-    except UnicodeDecodeError:
-        return None
-    request_id = id_text(found[0]) if found else None
-    return Frame(escape_line_separators(line), TOOLS_CALL, request_id, found[1]) if found and request_id is not None else None
+def _is_plain(name: object) -> bool:
+    """Whether a tool's name is a text that no parser can read differently."""
+    return type(name) is str and name.isascii() and "\0" not in name
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
@@ -245,9 +257,7 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         and message.keys() <= RESERVED
         and type(message) is type(params) is dict
         and params.keys() <= RESERVED_PARAMS
-        and type(name := params.get("name")) is str
-        and name.isascii()
-        and "\0" not in name
+        and _is_plain(params.get("name"))
         and raw.isascii()
         and b"\r" not in raw
     ):  # a usual call, which has none of the faults below
@@ -356,6 +366,8 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines or blank lines; a `Refusal` stands for one that was too long."""
+        if not self._held and chunk.find(b"\n") == len(chunk) - 1 <= self._max:  # usually it is one line
+            return [chunk[:-1]] if chunk.strip(b" \t\r\n") else []
         *complete, rest = chunk.split(b"\n")
         lines = [line for part in complete if (part or self._held) and (line := self._end(part))]
         if rest:

@@ -60,6 +60,7 @@ class Callers:
         policy: The policy in force, or the reason why there is none.
         client_name: The client's name in the handshake; None if it gave none.
         session: The session's id.
+        known: The callers that are remembered, by the arguments of `new`.
     """
 
     def __init__(self, identity: Identity, policy: Policy | PolicyError, session: str, namespace: str) -> None:
@@ -70,50 +71,47 @@ class Callers:
         self._configured = identity
         self.session = session
         self._namespace = namespace
-        self._callers: dict[tuple[str | None, str | None, str | None, str | None, str], Caller] = {}
+        self.known: dict[tuple[str | None, str | None, str | None, str | None, str], Caller] = {}
 
     def __len__(self) -> int:
-        return len(self._callers)
+        return len(self.known)
 
     def identify(self, caller: Identity | Unauthenticated) -> None:
         """Put an identity in force, or the reason why no user is verified."""
         self.unauthenticated = caller if isinstance(caller, Unauthenticated) else None
         self.identity = caller if isinstance(caller, Identity) else self._configured
-        self._callers.clear()
+        self.known.clear()
 
     def take_up(self, policy: Policy | PolicyError) -> None:
         """Put a policy in force. An error leaves the last good policy in force."""
         if isinstance(policy, Policy) or isinstance(self.policy, PolicyError):
             self.policy = policy
-            self._callers.clear()
+            self.known.clear()
 
-    def caller(
-        self, client_name: str | None, meta_agent: object, noted: str | None, codex_tier: str | None, tool: str
+    def new(
+        self, client_name: str | None, from_meta: str | None, noted: str | None, codex_tier: str | None, tool: str
     ) -> Caller:
-        """The caller of one call.
+        """A caller that is not among `known`. It is remembered.
 
         Args:
             client_name: The client's name; None if it gave none.
-            meta_agent: The agent in the call's `_meta`; ignored unless it is a string.
+            from_meta: The agent in the call's `_meta`; None if there is none.
             noted: The agent that a hook noted for the call; None if no hook did.
             codex_tier: The tier that Codex reports in the call's `_meta`; None if there is none.
             tool: The tool.
         """
-        from_meta = meta_agent if isinstance(meta_agent, str) else None
         key = (client_name, from_meta, noted, codex_tier, tool)
-        caller = self._callers.get(key)
-        if caller is None:
-            identity = self.identity
-            agent, source = identity.agent(client_name, from_meta, noted, codex_tier)
-            call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
-            plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
-            members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
-            members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
-            caller = Caller(call, plan, self.context(members), {})
-            if len(self._callers) >= MAX_CALLERS:
-                self._callers.clear()
-            if sum(len(name) for name in (*key, agent) if name) <= MAX_CALLER_CHARS:
-                self._callers[key] = caller
+        identity = self.identity
+        agent, source = identity.agent(client_name, from_meta, noted, codex_tier)
+        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
+        plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
+        members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
+        members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
+        caller = Caller(call, plan, self.context(members), {})
+        if len(self.known) >= MAX_CALLERS:
+            self.known.clear()
+        if sum(len(name) for name in (*key, agent) if name) <= MAX_CALLER_CHARS:
+            self.known[key] = caller
         return caller
 
     def context(self, members: Mapping[str, object], *, with_user: bool = True) -> str:

@@ -35,7 +35,8 @@ class DecisionRequests:
         self._callers = callers
         self._arguments = arguments
         self._args_key = args_key
-        self._hashed: tuple[object, bytes, bytes] | None = None  # the last arguments, the key, and the hash
+        # The last arguments, the key, and the hash: the next arguments may be the same object
+        self._hashed: tuple[object, bytes, bytes] | None = None
 
     def of_call(
         self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], agents: Mapping[str, str]
@@ -51,18 +52,23 @@ class DecisionRequests:
         client_name, from_meta, noted, tier, trace = self._callers.client_name, None, None, None, None
         if not meta.OF_CALLER.isdisjoint(call_meta):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
-            from_meta = call_meta.get(meta.AGENT)
+            agent = call_meta.get(meta.AGENT)
+            from_meta = agent if isinstance(agent, str) else None
             noted = agents.get(call_id(call_meta) or "") if agents else None
             tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-        caller = self._callers.caller(client_name, from_meta, noted, tier, params["name"])
+        names = (client_name, from_meta, noted, tier, params["name"])
+        caller = self._callers.known.get(names) or self._callers.new(*names)
         request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
                 arguments = params.get("arguments")
-                is_short = len(frame.raw) <= _REMEMBERED_BYTES
-                request.args_hash = self._hash_of(arguments, key) if is_short else args_hash(arguments, key)
+                hashed = self._hashed
+                if hashed is None or arguments is not hashed[0] or key is not hashed[1]:
+                    hashed = arguments, key, args_hash(arguments, key)
+                    self._hashed = hashed if len(frame.raw) <= _REMEMBERED_BYTES else None
+                request.args_hash = hashed[2]
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not caller.plan.is_plain:
@@ -70,12 +76,6 @@ class DecisionRequests:
         if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
-
-    def _hash_of(self, arguments: object, key: bytes) -> bytes:
-        """The hash of a call's arguments, which may be the same object as those of the call before."""
-        if self._hashed is None or arguments is not self._hashed[0] or key is not self._hashed[1]:
-            self._hashed = arguments, key, args_hash(arguments, key)
-        return self._hashed[2]
 
     def _complete(self, request: DecisionRequest, caller: Caller, params: dict[str, object]) -> None:
         """Add what only the requests of some plans have."""

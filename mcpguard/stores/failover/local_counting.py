@@ -47,6 +47,11 @@ class LocalCounting:
             everything. A tool that a rule closes stays closed in every mode.
         buffer: Gets the charges and the audit rows. A call is forwarded only if the buffer has room for its row.
         in_flight: This wrapper's calls in flight. Gets those that are admitted here.
+
+    Attributes:
+        last_plan: The plan that the store has decided by last; None if it is not known. If the next call has the same, as
+            usual, the caller only sets `last_us`, instead of calling `saw`: the counters are noted later.
+        last_us: When that was.
     """
 
     def __init__(self, mode: str, buffer: WriteBehindBuffer, in_flight: CallsInFlight) -> None:
@@ -58,21 +63,18 @@ class LocalCounting:
         self._expiry_us: dict[int, int] = {}  # of used counters: when all that was seen in them has left the window
         self._unknown_expiry_us = 0  # the latest expiry of a used counter that was forgotten
         self._next_forget_us = 0
-        self._last_plan: Plan | None = None  # the plan that the store has decided by last, and when
-        self._last_us = 0
+        self.last_plan: Plan | None = None
+        self.last_us = 0
 
     def saw(self, requests: Sequence[DecisionRequest], now_us: int) -> None:
         """Note which counters the store has just decided on, but for plans that settle. Their logs here are outdated."""
         if self._mode != "local":
             return
-        if len(requests) == 1 and requests[0].plan is self._last_plan:  # usually, so its counters are noted later
-            self._last_us = now_us
-            return
         self._note_last()
         for request in requests:
             plan = request.plan
             if request.decided is None and not plan.settles:
-                self._last_plan, self._last_us = plan, now_us
+                self.last_plan, self.last_us = plan, now_us
                 for counter in plan.counters:
                     self._expiry_us[counter.id] = now_us + counter.window_us
                     if self._logs:
@@ -82,11 +84,11 @@ class LocalCounting:
 
     def _note_last(self) -> None:
         """Note the counters of the plan that the store has decided by last, with the time of the last call."""
-        if self._last_plan is not None:
-            for counter in self._last_plan.counters:
-                expiry_us = self._last_us + counter.window_us
+        if self.last_plan is not None:
+            for counter in self.last_plan.counters:
+                expiry_us = self.last_us + counter.window_us
                 self._expiry_us[counter.id] = max(expiry_us, self._expiry_us.get(counter.id, 0))
-            self._last_plan = None
+            self.last_plan = None
 
     def saw_settling(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], now_us: int) -> None:
         """The same for plans that settle. Note which calls have places, too."""

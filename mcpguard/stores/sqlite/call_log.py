@@ -258,8 +258,15 @@ class CallLog:
         """
         data, after = b"", at
         for text, rows in records:
-            record, after = self._record(after, text, rows)
-            data += record
+            body = text.encode()
+            if len(body) > MAX_TEXT_BYTES:
+                raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
+            end, row, _ = after
+            body = _HEAD.pack(end, row, rows, len(body)) + body
+            checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
+            end += len(body) + _CHECKSUM_BYTES
+            after = tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
+            data += body + checksum
         if after.end > self._room_until:
             self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
             if after.end > self._room_until:
@@ -277,17 +284,6 @@ class CallLog:
             raise
         self.appended_bytes += len(data)
         return after
-
-    def _record(self, at: Position, text: str, rows: int) -> tuple[bytes, Position]:
-        """The bytes of a record at a position, and the position after it."""
-        body = text.encode()
-        if len(body) > MAX_TEXT_BYTES:
-            raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
-        end, row, _ = at
-        body = _HEAD.pack(end, row, rows, len(body)) + body
-        checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
-        end += len(body) + _CHECKSUM_BYTES
-        return body + checksum, tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""

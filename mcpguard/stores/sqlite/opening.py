@@ -1,6 +1,7 @@
 """Opens a store's files, creates missing ones, and checks that they belong together."""
 
 import contextlib
+import functools
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -219,5 +220,4 @@ def _time_base(path: Path, log: CallLog, hold: SharedHold, begin_us: Clock) -> C
         offset_us = begin_us() - clock.boot_us()
         header = {**header, "time_base": mine, "time_offset_us": offset_us}
         log.write_header(header)
-    offset = int(str(header["time_offset_us"]))
-    return lambda: clock.boot_us() + offset
+    return functools.partial(clock.boot_us, int(str(header["time_offset_us"])))

@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter, counter_id
+from mcpguard.core.policy.plan import Counter, Plan, counter_id
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
@@ -29,12 +30,16 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
+from mcpguard.stores.sqlite.entries import PlanTexts
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.turn import Turn
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
+
+MAX_PLANS: Final = 1024
+"""Of how many plans texts are remembered."""
 
 
 class SqliteStore:
@@ -82,6 +87,7 @@ class SqliteStore:
         bounds = Bounds(namespace, keep_us, max_bytes)
         self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
+        self._texts: dict[int, PlanTexts] = {}  # by the identity of the plan, since its hash takes ten times as long
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
@@ -89,43 +95,42 @@ class SqliteStore:
 
     # calls
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """See `Store`."""
-        if not self._follower.memory.complete:
-            self._follower.learn_ahead(requests)
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
+        """See `Store`. With `may_wait` it waits for room in a full log."""
+        follower = self._follower
+        if not follower.memory.complete:
+            follower.learn_ahead(requests)
         for request in requests:
             if request.plan.caps:
                 self._prepare_owner()
                 break
-        try:
-            return self._decide(requests, journal)
-        except LogFull:
-            self._make_room(drains=False)
-            return self._decide(requests, journal)
-
-    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide requests in one turn. If the rows cannot be appended, nothing is charged."""
-        follower = self._follower
         follower.take_turn()
         try:
             if not follower.memory.complete:
                 follower.learn_in_turn(requests)
-            if len(requests) == 1 and (verdict := self._admit(requests[0], journal)):
-                return [verdict]
-            now_us, time_us = self._clock(), self._wall()
-            turn = Turn(follower, self._owners, self._owner.name, journal, now_us=now_us, time_us=time_us)
-            try:
-                turn.decide(requests)
-                follower.append(turn.groups)
-            except BaseException:
-                turn.take_back()
+            verdict = self._admit(requests[0], journal) if len(requests) == 1 else None
+            return [verdict] if verdict else self._decide(requests, journal)
+        except LogFull:
+            if not may_wait:
                 raise
-            return turn.verdicts
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
+        self._make_room(drains=False)
+        return self.decide(requests, journal, may_wait=False)
+
+    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        """Decide requests in this process's turn. If the rows cannot be appended, nothing is charged."""
+        turn = Turn(self._follower, self._owners, self._owner.name, journal, now_us=self._clock(), time_us=self._wall())
+        try:
+            turn.decide(requests)
+            self._follower.append(turn.groups)
+        except BaseException:
+            turn.take_back()
+            raise
+        return turn.verdicts
 
     def _admit(self, request: DecisionRequest, journal: Journal) -> Verdict | None:
         """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
@@ -135,13 +140,19 @@ class SqliteStore:
         if admitted is None:
             return None
         verdict, after = admitted
-        charged = entries.charges(plan.counters, plan.limits)
-        text = entries.admitted_line(request, verdict, self._wall(), journal.seq + 1, now_us, charged)
+        texts = self._texts.get(id(plan)) or self._remember_texts(plan)
+        text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
         follower.at = self._log.append_all(follower.at, ((text, 1),), durable=self._durable)
         journal.wrote(request, verdict)
         states.update(after)
         return verdict
+
+    def _remember_texts(self, plan: Plan) -> PlanTexts:
+        if len(self._texts) >= MAX_PLANS:
+            self._texts.clear()
+        texts = self._texts[id(plan)] = PlanTexts.of(plan)
+        return texts
 
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.form import Form
-from mcpguard.core.jsonrpc.frames import Frame, Refusal, parse, read
+from mcpguard.core.jsonrpc.frames import Frame, Reader, Refusal, parse, read
 
 FORMS = [
     '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"x","arguments":%s,"_meta":%s}}',
@@ -37,15 +37,18 @@ MARKS = [*'{}[],:"\\ 19ax\0', "\u2028", "\r", "\ud800", '"id":2,', '"params":{},
 
 def assert_read_as_one_by_one(lines: list[bytes | Refusal]) -> list[Frame | Refusal]:
     found = read(lines)
+    reader = Reader()
+    alone = [one for line in lines for one in reader.read([line])]
     expected: list[Frame | Refusal] = []
     for line in lines:
         expected += [line] if isinstance(line, Refusal) else parse(line)
-    assert found == expected
-    assert [repr(one) for one in found] == [repr(one) for one in expected]  # `True` equals 1
+    assert found == alone == expected
+    assert repr(found) == repr(alone) == repr(expected)  # `True` equals 1
     return found
 
 
 values = st.sampled_from(VALUES) | st.integers().map(str) | st.text().map(json.dumps)
+names = st.sampled_from(['"x"', '"y"', '"x"', '"\\u00e9"', '"é"', '"\\u0000"', '"\\ud800"', '"a\\"b"', "1", "null", ""])
 
 
 @st.composite
@@ -54,7 +57,7 @@ def lines(draw: st.DrawFn) -> list[bytes | Refusal]:
     form = draw(st.sampled_from(FORMS))
     found: list[bytes | Refusal] = []
     for _ in range(16):
-        text = form % (draw(values), draw(values), draw(values))
+        text = form.replace('"x"', draw(names)) % (draw(values), draw(values), draw(values))
         if draw(st.integers(0, 2)) == 2:
             at, end = draw(st.integers(0, len(text))), draw(st.integers(0, 3))
             text = text[:at] + draw(st.sampled_from(["", *MARKS])) + text[at + end :]
@@ -78,8 +81,28 @@ def test_calls_of_one_form_are_parsed_once(form: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(frames, "parse", noting)
     calls: list[bytes | Refusal] = [(form % (at, '{"a":"b"}' if at % 2 else at, at)).encode() for at in range(40)]
-    assert len(read(calls)) == 40
-    assert len(parsed) <= 2
+    reader = Reader()
+    assert len(reader.read(calls[:20])) == 20
+    assert sum(len(reader.read([call])) for call in calls[20:]) == 20
+    assert parsed == calls[:1]
+
+
+def test_another_form_is_made_when_its_calls_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def noting(line: bytes) -> Sequence[Frame | Refusal]:
+        parsed.append(line)
+        return parse(line)
+
+    monkeypatch.setattr(frames, "parse", noting)
+    calls = [(FORMS[0] % (at, 1, 1)).encode() for at in range(20)]
+    others = [call.replace(b'"_meta"', b'"task"') for call in calls]
+    reader = Reader()
+    for call in [*calls, *others]:
+        assert len(reader.read([call])) == 1
+    assert calls[2] not in parsed
+    assert others[0] in parsed
+    assert others[10] not in parsed
 
 
 def test_equal_arguments_are_one_object() -> None:
@@ -104,7 +127,11 @@ OTHERS: dict[str, bytes | Refusal] = {
     "a value that goes on": (FORMS[0] % (1, 12, 1)).encode(),
     "a value that is missing": (FORMS[0] % (1, "", 1)).encode(),
     "more after it": (FORMS[0] % (1, 1, 1)).encode() + b"{}",
-    "another text": (FORMS[0] % (1, 1, 1)).replace('"x"', '"y"').encode(),
+    "another text": (FORMS[0] % (1, 1, 1)).replace('"_meta"', '"task"').encode(),
+    "another name": (FORMS[0] % (1, 1, 1)).replace('"x"', '"y"').encode(),
+    "a name that parsers read differently": (FORMS[0] % (1, 1, 1)).replace('"x"', '"y\\u0000"').encode(),
+    "a name that is none": (FORMS[0] % (1, 1, 1)).replace('"x"', "1").encode(),
+    "a name that is not ASCII": (FORMS[0] % (1, 1, 1)).replace('"x"', '"é"').encode(),
     "a batch": b"[%s]" % (FORMS[0] % (1, 1, 1)).encode(),
 }
 

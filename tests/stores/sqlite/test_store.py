@@ -232,7 +232,7 @@ class Machine:
         self.boot = Time(100_000_000)
         self.base = "boot 1"
         self.wall = Time(WALL_US)
-        monkeypatch.setattr(clock, "boot_us", lambda: self.boot())
+        monkeypatch.setattr(clock, "boot_us", lambda offset_us=0: self.boot() + offset_us)
         monkeypatch.setattr(clock, "base_id", lambda: self.base)
 
     def reboots(self) -> None:
