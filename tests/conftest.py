@@ -96,7 +96,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Trace nothing in a test without coverage.
 
-    In a process of pytest-xdist, pytest-cov starts two measurements, and pauses the second one only: then the first one goes on.
+    In a process of pytest-xdist, pytest-cov starts two measurements, and pauses only the second one. Then the first goes on.
     """
     tracer = sys.gettrace()
     if item.get_closest_marker("no_cover"):
