@@ -68,7 +68,11 @@ limit = "5/1s"
 def mixed(chance: random.Random) -> tuple[str, Message]:
     """A call that costs something, one that may fail, or one with arguments that others have, too."""
     tool = chance.choice(["cost", "fail", "same"])
-    arguments = {"cost": {}, "fail": {"fail": chance.random() < 0.5}, "same": {"which": chance.randrange(3)}}
+    arguments: dict[str, Message] = {
+        "cost": {},
+        "fail": {"fail": chance.random() < 0.5},
+        "same": {"which": chance.randrange(3)},
+    }
     return tool, arguments[tool]
 
 
