@@ -95,6 +95,10 @@ class Reader:
 
     def all(self, text: str) -> list[Value]:
         """The values that follow one another in `text`, as far as they can be read."""
+        try:
+            return [self.whole(text)]
+        except ValueError:
+            pass
         values = []
         at = self.skip(text, 0)
         while at < len(text):
