@@ -10,7 +10,7 @@ from .calls import PLACES, SETTLE, WARM_UP, cpus, ping_pong
 from .effort import Effort
 from .report import Row, Section, added, medians, percentile
 from .variants import BARE, BENCH_SERVER, GUARD, LEAST, PROGRAMS, Variant
-from .wrappers import redis
+from .wrappers import OUTAGE, redis
 
 ASKING = "asking"
 
@@ -40,6 +40,8 @@ def measure(effort: Effort, folder: Path, place: str) -> Section:
                 times_us = ping_pong(session, first_id, SETTLE + effort.calls)[SETTLE:]
                 p50[session.name].append(percentile(times_us, 50))
             first_id += SETTLE + effort.calls
+        if sessions[-1].has_said(OUTAGE):
+            raise sessions[-1].failure("lost its store, and counted on its own")
     more = added(p50, BARE.name)
     trip_us = added(p50, LEAST.name)[ASKING]
     rows = [

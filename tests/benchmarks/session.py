@@ -141,6 +141,10 @@ class Session:
         """CPU time of the started process alone, without the server it started."""
         return time.clock_gettime_ns(~self._process.pid << 3 | 2)  # as Linux makes the id of a process's CPU clock
 
+    def has_said(self, text: str) -> bool:
+        """Whether a text stands in what the command has written to stderr."""
+        return text in self._stderr_file.read_text(encoding="utf-8", errors="replace")
+
     def failure(self, what: str) -> BenchmarkError:
         said = self._stderr_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
         return BenchmarkError("\n  ".join([f"{self.name} {what}", *said]))

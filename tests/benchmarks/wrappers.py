@@ -17,7 +17,7 @@ from .session import BenchmarkError
 from .variants import BARE, BENCH_SERVER, GUARD, POLICY, PROGRAMS, ROOT, Variant
 
 NUMBERS = (1, 2, 4, 8, 16)
-_OUTAGE = "until it is back"  # a wrapper says so when it loses its store; from then on it counts on its own, which is faster
+OUTAGE = "until it is back"  # a wrapper says so when it loses its store; from then on it counts on its own, which is faster
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _together(variant: Variant, number: int, effort: Effort, folder: Path, env: 
     return {
         "rate": rate,
         "share": min(one["rate"] for one in found) * number / rate,
-        "outages": sum(_OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file()),
+        "outages": sum(OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file()),
         "p50": statistics.median(one["p50"] for one in found),
         "p99": statistics.median(one["p99"] for one in found),
     }

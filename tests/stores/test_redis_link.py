@@ -80,7 +80,7 @@ def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_co
     with pytest.raises(StoreUnavailable, match="does not answer within 1000 ms"):
         ask(link)
     enough.set()
-    assert link.is_lost
+    assert link.is_lost()
     with pytest.raises(StoreUnavailable):  # nothing more is sent on it
         ask(link)
     assert heard == QUESTION
@@ -88,7 +88,16 @@ def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_co
 
 def test_a_connection_with_unasked_data_counts_as_lost(peer: Peer) -> None:
     link = peer(lambda link: link.sendall(b"+surprise\r\n"))
-    wait_for(lambda: link.is_lost, "it is taken for a reply")
+    wait_for(link.is_lost, "it is taken for a reply")
+
+
+def test_a_first_wait_of_less_than_a_millisecond_ends(peer: Peer) -> None:
+    def hear(link: socket.socket) -> None:
+        link.recv(100)
+
+    link = peer(hear)
+    with pytest.raises(StoreUnavailable, match="does not answer within"):
+        link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + 0.0005)
 
 
 def test_surplus_replies_are_not_taken_for_those_of_later_commands(peer: Peer) -> None:
@@ -98,7 +107,7 @@ def test_surplus_replies_are_not_taken_for_those_of_later_commands(peer: Peer) -
 
     link = peer(answer)
     assert ask(link) == [b"one"]
-    assert link.is_lost
+    assert link.is_lost()
 
 
 def test_a_malformed_reply_closes_the_connection(peer: Peer) -> None:
@@ -109,4 +118,4 @@ def test_a_malformed_reply_closes_the_connection(peer: Peer) -> None:
     link = peer(answer)
     with pytest.raises(StoreUnavailable, match="does not answer"):
         ask(link)
-    assert link.is_lost
+    assert link.is_lost()

@@ -44,7 +44,7 @@ def counter(number: int, window_us: int = 5 * SECOND_US) -> Counter:
 
 
 def note(kept: Seen, number: int, newest_us: int | None, now_us: int = NOW_US, window_us: int = 5 * SECOND_US) -> None:
-    kept.note([counter(number, window_us)], [now_us, None if newest_us is None else value(newest_us), None])
+    kept.note([counter(number, window_us)], [now_us, None if newest_us is None else value(newest_us)])
 
 
 def ids(kept: Seen) -> list[int]:
@@ -90,15 +90,31 @@ def test_counters_in_constant_use_are_never_forgotten() -> None:
     assert 1000 in ids(kept)
 
 
-def test_the_new_head_of_a_counter_counts_instead_of_the_one_in_its_value() -> None:
+def usual(now_us: int, *values: bytes) -> bytes:
+    """The reply to a usual call after which counters have these values: see `usual.lua`."""
+    told = struct.pack("<qqqIq", now_us, 0, 0, 1, 1)
+    return told + b"".join(one[:28] for one in values) + bytes(12).join(one[28:] for one in values)
+
+
+def test_the_last_reply_to_a_usual_call_is_the_one_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen, "MOST_UNREAD", 2)
     kept = Seen()
-    old, new = (struct.pack("<qqIq", NOW_US - 9 * SECOND_US, newest_us, 2, 3) for newest_us in (NOW_US - 8 * SECOND_US, NOW_US))
-    closed = struct.pack("<qI", NOW_US - 9_500_000, 1)
-    kept.note([counter(0)], [NOW_US, old + closed, new])
-    assert kept.logs() == {0: (NOW_US - 9 * SECOND_US, NOW_US - 9_500_000, 1, NOW_US, 2)}
-    for number in range(1, 9):
-        note(kept, number, None)
-    assert ids(kept) == [0]
+    one, other = (counter(0), counter(1)), (counter(1), counter(2))
+    closed = struct.pack("<qI", NOW_US - SECOND_US, 3)
+    longer = struct.pack("<qqIq", NOW_US, NOW_US, 1, 4) + closed
+    for newest_us in range(3):
+        kept.note(one, usual(NOW_US, value(NOW_US + newest_us), longer))
+    kept.note(other, usual(NOW_US, value(NOW_US + 7), value(NOW_US + 8)))
+    assert kept.logs() == {0: log(value(NOW_US + 2)), 1: log(value(NOW_US + 7)), 2: log(value(NOW_US + 8))}
+    kept.note(one, usual(NOW_US, value(NOW_US), longer))
+    kept.forget([0])
+    assert kept.logs() == {2: log(value(NOW_US + 8)), 1: (NOW_US, NOW_US - SECOND_US, 3, NOW_US, 1)}
+    kept.note(one, usual(NOW_US, longer, longer))
+    note(kept, 1, None)
+    assert kept.logs()[1] == EMPTY
+    for number in range(10, 17):
+        kept.note((counter(number),), usual(NOW_US, value(NOW_US)))
+    assert len(kept._values) == 6
 
 
 def test_a_counter_that_was_reset_is_forgotten() -> None:

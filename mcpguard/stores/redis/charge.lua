@@ -10,12 +10,12 @@
 --       then how long the call has been held in us (nothing if it may not be held), whether it is behind another call, and the
 --       decision if it is admitted
 --       then of each request the lines of its row up to the context
--- Returns the time. Unless the deadline has passed, also the value of each counter; of each counter the head that replaces the one
---       in the value, if any; and for each request: the stream id of its row if it has one of its own, the decision, the index of
---       the reported limit (0: none), what that limit's counter holds, the wait, and the number of limits without room, followed
---       by their indexes and waits, and by the number of calls in flight if there is a cap on them. All of it is one flat table,
---       because a server spends time on each table of a reply. Only if a call is held, the value of a counter of calls in flight
---       is not nil, but a table with their ids.
+-- Returns the time. Unless the deadline has passed, also the value of each counter; and for each request: the stream id of its row
+--       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
+--       wait, and the number of limits without room, followed by their indexes and waits, and by the number of calls in flight if
+--       there is a cap on them. All of it is one flat table, because a server spends time on each table of a reply. Only if a call
+--       is held, the value of a counter of calls in flight is not nil, but a table with their ids. For a usual call it returns
+--       something else: see `usual.lua`.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
 -- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.
@@ -44,9 +44,6 @@ local allowance -- see core/journal.Journal.allowance; decoded when it is needed
 local plans -- limits by their text
 local in_flight, places -- by index of the counter: how many calls are in flight, and the ids of the calls that got a place
 local has_written, has_held = false, false -- whether a row was written, and whether a call is held
-for counter = 1, counters do
-  reply[1 + counters + counter] = false
-end
 local all_allowance
 all_allowance, texts_from = struct.unpack('s', ARGV[2 + requests], texts_from)
 

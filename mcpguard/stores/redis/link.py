@@ -11,9 +11,9 @@ import ssl
 import struct
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from hiredis import ProtocolError, Reader, pack_command
@@ -79,7 +79,7 @@ class _Wire:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self._socket = connection._sock
-        self._waits_s = 0.0
+        self._waits_s = -1.0  # for ever
         self._readable = _readable(self._socket)
         self._set_timeout = _timeout_setter(self._socket)
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
@@ -92,11 +92,13 @@ class _Wire:
         try:
             sent = 0
             while sent < len(packed):
-                self._wait_until(end_s)
+                if abs(end_s - monotonic() - self._waits_s) > _NEGLIGIBLE_S:
+                    self._wait_until(end_s)
                 sent += self._socket.send(packed[sent:] if sent else packed)
             replies: list[Any] = []
             while len(replies) < count:
-                self._wait_until(end_s)
+                if abs(end_s - monotonic() - self._waits_s) > _NEGLIGIBLE_S:
+                    self._wait_until(end_s)
                 data = self._socket.recv(_READ_BYTES)
                 if not data:
                     raise ConnectionResetError("the server closed the connection")
@@ -113,15 +115,13 @@ class _Wire:
             raise
 
     def _wait_until(self, end_s: float) -> None:
-        """Set how long the next wait may take. This is a system call, so a negligible difference is ignored."""
-        left_s = end_s - time.monotonic()
+        """Set how long the next wait may take. This is a system call, so the callers ignore a negligible difference."""
+        left_s = end_s - monotonic()
         if left_s <= 0:
             raise TimeoutError
-        if abs(left_s - self._waits_s) > _NEGLIGIBLE_S:
-            self._set_timeout(left_s)
-            self._waits_s = left_s
+        self._set_timeout(left_s)
+        self._waits_s = left_s
 
-    @property
     def is_lost(self) -> bool:
         """Whether the server has closed the connection or sent something unasked."""
         return self._socket.fileno() < 0 or self._reader.has_data() or bool(self._readable())
@@ -165,6 +165,9 @@ class Link:
         key: The key.
         deadline_s: When to give up connecting, by `time.monotonic`.
 
+    Attributes:
+        is_lost: Tells whether the server has closed the connection or sent something unasked.
+
     Raises:
         StoreUnavailable: No server answers, or it refuses us.
     """
@@ -173,7 +176,11 @@ class Link:
         self._address = address
         self._timeout_s = timeout_s
         self._key = key
-        self._wire = self._connect(deadline_s)
+        self._use(self._connect(deadline_s))
+
+    def _use(self, wire: _Wire) -> None:
+        self._wire = wire
+        self.is_lost = wire.is_lost
 
     def _connect(self, deadline_s: float) -> _Wire:
         if self._address.path:
@@ -202,7 +209,7 @@ class Link:
         raise StoreUnavailable(f"{self._address.shown}: no node owns our keys", "is the cluster being moved?")
 
     def _left_s(self, deadline_s: float) -> float:
-        return min(self._timeout_s, deadline_s - time.monotonic())
+        return min(self._timeout_s, deadline_s - monotonic())
 
     def _options(self, timeout_s: float) -> dict[str, object]:
         address = self._address
@@ -264,14 +271,9 @@ class Link:
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
-            return wire.ask(packed, len(commands), min(deadline_s, time.monotonic() + self._timeout_s))
+            return wire.ask(packed, len(commands), min(deadline_s, monotonic() + self._timeout_s))
         except RedisError as error:
             raise self._unavailable(error) from error
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the server has closed the connection or sent something unasked."""
-        return self._wire.is_lost
 
     def renew(self, deadline_s: float) -> None:
         """Replace the connection by a new one.
@@ -283,7 +285,7 @@ class Link:
             StoreUnavailable: No server answers, or it refuses us.
         """
         self._wire.close()
-        self._wire = self._connect(deadline_s)
+        self._use(self._connect(deadline_s))
 
     def close(self) -> None:
         """Close the connection."""

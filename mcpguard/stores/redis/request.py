@@ -37,8 +37,6 @@ _DECIDED: Final[dict[bytes, Decided]] = {
 
 def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     """The counters of all requests that are to be decided, each once."""
-    if len(requests) == 1:
-        return () if requests[0].decided is not None else requests[0].plan.counters
     found = {counter.id: counter for request in requests if request.decided is None for counter in request.plan.counters}
     return tuple(found.values())
 
@@ -49,12 +47,12 @@ class _Beginning(NamedTuple):
     Attributes:
         plan: The plan.
         packed: The command up to the plan's limits.
-        is_usual: Whether the call may be a usual one: see `usual.lua`.
+        usual: As `packed`, with the size of the next argument of a usual call: see `usual.lua`. Empty if there is no such call.
     """
 
     plan: Plan
     packed: bytes
-    is_usual: bool
+    usual: bytes
 
 
 class Commands:
@@ -94,17 +92,19 @@ class Commands:
         """
         if len(requests) == 1 and requests[0].decided is None:
             (request,) = requests
-            _, beginning, is_usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
-            is_usual = is_usual and not (request.detail or request.rounds) and request.waited_us is None
+            _, beginning, usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
+            is_usual = usual and not (request.detail or request.rounds) and request.waited_us is None
+            if is_usual and journal.is_blank:
+                head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, True)
+                row = rows.beginning(request, time_us)
+                end = b"" if self._clock is None else _bulk(b"%d" % self._clock())
+                return b"%b%b%b%d\r\n%b\r\n%b" % (usual, head, _AFTER_USUAL_HEAD, len(row), row, end)
         else:
-            beginning, is_usual = (
-                self._begin([None if one.decided is not None else one.plan for one in requests], counters),
-                False,
-            )
-        texts = _USUAL_TEXTS if is_usual and journal.is_blank else _texts(requests, journal, time_us)
-        head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
-        parts = [beginning, b"$%d\r\n" % (_HEAD.size + len(texts)), head, texts, b"\r\n"]
-        parts += [_bulk(rows.beginning(request, time_us)) for request in requests]
+            beginning = self._begin([None if one.decided is not None else one.plan for one in requests], counters)
+            is_usual = False
+        texts = _texts(requests, journal, time_us)
+        head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, bool(is_usual))
+        parts = [beginning, _bulk(head + texts), *[_bulk(rows.beginning(request, time_us)) for request in requests]]
         if self._clock is not None:
             parts.append(_bulk(b"%d" % self._clock()))
         return b"".join(parts)
@@ -113,7 +113,8 @@ class Commands:
         if len(self._beginnings) >= _MOST_PLANS:
             self._beginnings.clear()
         is_usual = plan.is_plain and len(counters) <= _MOST_USUAL and not any(limit.observe for limit in plan.limits)
-        found = self._beginnings[id(plan)] = _Beginning(plan, self._begin([plan], counters), is_usual)
+        packed = self._begin([plan], counters)
+        found = self._beginnings[id(plan)] = _Beginning(plan, packed, packed + _USUAL_SIZE if is_usual else b"")
         return found
 
     def _begin(self, plans: Sequence[Plan | None], counters: Sequence[Counter]) -> bytes:
@@ -141,6 +142,8 @@ _WHOLE_ALLOWANCE: Final = compact((ROW_BYTES, BURST_BYTES, {}, {}))
 """`Journal.allowance` at the start of a session."""
 
 _USUAL_TEXTS: Final = f"{_WHOLE_ALLOWANCE}\0\0\0\0\0".encode()
+_USUAL_SIZE: Final = b"$%d\r\n" % (_HEAD.size + len(_USUAL_TEXTS))
+_AFTER_USUAL_HEAD: Final = b"%b\r\n$" % _USUAL_TEXTS
 
 
 def _texts(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> bytes:
@@ -183,10 +186,27 @@ pack_append_head: Final = struct.Struct("<qq").pack
 """Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
 
 
+USUAL_REPLY: Final = struct.Struct("<qqqIq")
+"""The beginning of the reply to a usual call: see `usual.lua`."""
+
+
+def time_in(reply: Sequence[Any]) -> int:
+    """The server's time in a reply of `charge.lua`."""
+    return int.from_bytes(reply[:8], "little") if type(reply) is bytes else reply[0]
+
+
+def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
+    """The verdict in the reply to a usual call."""
+    _, ms, number, at, count = USUAL_REPLY.unpack_from(reply)
+    return Verdict(
+        "allowed", plan.reported[at - 1], count=count, remaining=plan.limits[at - 1].n - count, row_id=ms << 64 | number
+    )
+
+
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
     """The verdicts in the reply of `charge.lua`, in the order of the requests."""
     found: list[Verdict] = []
-    here = 1 + 2 * len(counters)
+    here = 1 + len(counters)
     for request in requests:
         plan, decided = request.plan, request.decided
         stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]

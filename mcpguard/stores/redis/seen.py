@@ -6,6 +6,7 @@ from typing import Any, Final
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.redis import states
+from mcpguard.stores.redis.request import USUAL_REPLY, time_in
 
 MOST: Final = 20_000
 """How many counters are remembered: as many as local counting keeps."""
@@ -13,9 +14,11 @@ MOST: Final = 20_000
 LEFT: Final = MOST * 3 // 4
 """How many counters are left when there were more than `MOST`, so that cleaning up is rare."""
 
+MOST_UNREAD: Final = 64
+"""How many replies to usual calls are kept unread. Mostly a later one with the same counters replaces one before it is read."""
 
-_Value = tuple[int, bytes | None, bytes | None]
-"""A counter's window, its value, and the head that replaces the one in the value, if any."""
+_Value = tuple[int, bytes | None]
+"""A counter's window and value."""
 
 
 class Seen:
@@ -26,33 +29,51 @@ class Seen:
 
     def __init__(self) -> None:
         self._values: dict[int, _Value] = {}  # by counter id
+        self._unread: dict[
+            int, tuple[Sequence[Counter], bytes]
+        ] = {}  # replies to usual calls, by the identity of their counters
 
     def note(self, counters: Sequence[Counter], reply: Sequence[Any]) -> None:
         """Note the current values of counters, except those of calls in flight.
 
         Args:
             counters: The counters.
-            reply: The reply of `charge.lua`: the server's time; the value of each counter; of each the head that replaces the
-                one in the value, if any.
+            reply: The reply of `charge.lua`.
         """
-        count = len(counters)
-        for at, counter in enumerate(counters, 1):
+        if type(reply) is bytes:
+            self._unread.pop(id(counters), None)
+            self._unread[id(counters)] = counters, reply
+            if len(self._unread) > MOST_UNREAD:
+                self._read_all()
+        else:
+            self._read_all()
+            self._keep(counters, reply[1:], reply[0])
+
+    def _read_all(self) -> None:
+        for counters, reply in self._unread.values():
+            self._keep(counters, states.values(reply[USUAL_REPLY.size :], len(counters)), time_in(reply))
+        self._unread.clear()
+
+    def _keep(self, counters: Sequence[Counter], values: Sequence[Any], now_us: int) -> None:
+        for counter, value in zip(counters, values, strict=False):
             if counter.window_us:
                 self._values.pop(counter.id, None)
-                self._values[counter.id] = (counter.window_us, reply[at], reply[at + count])
+                self._values[counter.id] = counter.window_us, value
         if len(self._values) > MOST:  # takes some milliseconds, once for thousands of new counters
             alive = [
-                (key, (window_us, value, head))
-                for key, (window_us, value, head) in self._values.items()
-                if value and states.newest_us(head or value) + window_us > reply[0]
+                (key, (window_us, value))
+                for key, (window_us, value) in self._values.items()
+                if value and states.newest_us(value) + window_us > now_us
             ]
             self._values = dict(alive[-LEFT:])
 
     def forget(self, ids: Sequence[int]) -> None:
         """Forget these counters, because they were emptied."""
+        self._read_all()
         for key in ids:
             self._values.pop(key, None)
 
     def logs(self) -> dict[int, State]:
         """The counters' logs, by id."""
-        return {key: states.log(value, head) for key, (_, value, head) in self._values.items()}
+        self._read_all()
+        return {key: states.log(value) for key, (_, value) in self._values.items()}

@@ -20,6 +20,7 @@ def counter_key(prefix: str, counter_id: int, *, window_us: int = 1) -> str:
 
 _HEAD: Final = struct.Struct("<qqIq")
 _ENTRY: Final = struct.Struct("<qI")
+_ENDS: Final = (b"", bytes(_ENTRY.size))
 
 
 def state(value: Any, window_us: int) -> State:
@@ -33,15 +34,27 @@ def newest_us(value: bytes) -> int:
     return newest
 
 
-def log(value: bytes | None, head: bytes | None = None) -> State:
-    """The log in a counter's value; None is the value of a counter that does not exist.
+def values(packed: bytes, count: int) -> list[bytes]:
+    """The values of counters, as the reply to a usual call has them: first their heads, then the rest of each; see `usual.lua`.
 
-    Args:
-        value: The value.
-        head: What replaces the beginning of the value, if anything.
+    >>> values(b"a" * 28 + b"b" * 28 + bytes(12) + b"c" * 12, 2) == [b"a" * 28, b"b" * 28 + b"c" * 12]
+    True
     """
+    found = []
+    at = count * _HEAD.size
+    for head in range(0, count * _HEAD.size, _HEAD.size):
+        first = at
+        while packed[at : at + _ENTRY.size] not in _ENDS:
+            at += _ENTRY.size
+        found.append(packed[head : head + _HEAD.size] + packed[first:at])
+        at += _ENTRY.size
+    return found
+
+
+def log(value: bytes | None) -> State:
+    """The log in a counter's value; None is the value of a counter that does not exist."""
     if value is None:
         return EMPTY
-    opened_us, newest_us, cost, _ = _HEAD.unpack_from(head or value)
+    opened_us, newest_us, cost, _ = _HEAD.unpack_from(value)
     closed = [part for entry in _ENTRY.iter_unpack(value[_HEAD.size :]) for part in entry]
     return (opened_us, *closed, newest_us, cost)

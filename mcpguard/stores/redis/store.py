@@ -7,8 +7,8 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import monotonic, monotonic_ns
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -35,6 +35,8 @@ from mcpguard.stores.redis.request import (
     pack_append_head,
     pack_settle_head,
     taken_caps,
+    time_in,
+    usual_verdict,
     verdicts_of,
 )
 from mcpguard.stores.redis.scripts import LEASE_US, script
@@ -101,7 +103,7 @@ class RedisStore:
         self._seen = Seen()
         self._reply_lost = True
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
-        deadline_s = time.monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
+        deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
         self._reader = Reader(self._ask, self._link.checked, self._prefix)
         self._counters = Counters(self._ask, self._prefix, clock)
@@ -157,8 +159,8 @@ class RedisStore:
         return [self._link.checked(reply) for reply in self._replies(commands, deadline_s)]
 
     def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
-        deadline_s = deadline_s or time.monotonic() + self._timeout_s
-        if self._link.is_lost:
+        deadline_s = deadline_s or monotonic() + self._timeout_s
+        if self._link.is_lost():
             self._reconnect(deadline_s)
         return self._link.ask(commands, deadline_s=deadline_s)
 
@@ -169,7 +171,7 @@ class RedisStore:
 
     def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
         """Run a script and return its reply."""
-        deadline_s = deadline_s or time.monotonic() + self._timeout_s
+        deadline_s = deadline_s or monotonic() + self._timeout_s
         command: Command = ("EVALSHA", self._shas[name], *self._arguments(keys, *args))
         reply = self._replies([command], deadline_s)[0]
         if isinstance(reply, ResponseError):
@@ -194,35 +196,36 @@ class RedisStore:
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
         for _ in range(_TRIES):
-            verdicts = self._decide(requests, journal)
-            if verdicts is not None:
-                return verdicts
-        raise StoreUnavailable(f"{self._shown} gave the place of a call to another each time", "is this process often stopped?")
-
-    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict] | None:
-        """Decide requests. None if a place was given to another call before this process could use it."""
-        time_us = self._wall()
-        counters = counters_of(requests)
-        has_caps = requests[0].plan.caps if len(requests) == 1 else any(one.plan.caps for one in requests)
-        sent_us = self._ticks() if has_caps else 0
-        reply = self._charge(requests, counters, journal, time_us)
-        self._seen.note(counters, reply)
-        verdicts = verdicts_of(requests, counters, reply)
-        if has_caps and not self._keep_places(requests, verdicts, sent_us):
-            return None
-        if len(verdicts) == 1 and verdicts[0].decision == "allowed":
-            journal.wrote(requests[0], verdicts[0])
+            time_us = self._wall()
+            if len(requests) == 1 and requests[0].decided is None:
+                plan = requests[0].plan
+                counters, has_caps = plan.counters, plan.caps
+            else:
+                counters, has_caps = counters_of(requests), any(one.plan.caps for one in requests)
+            sent_us = self._ticks() if has_caps else 0
+            reply = self._charge(requests, counters, journal, time_us)
+            self._seen.note(counters, reply)
+            if type(reply) is bytes:
+                verdict = usual_verdict(requests[0].plan, reply)
+                journal.wrote(requests[0], verdict)
+                return [verdict]
+            verdicts = verdicts_of(requests, counters, reply)
+            if has_caps and not self._keep_places(requests, verdicts, sent_us):
+                continue  # a place was given to another call before this process could use it
+            if len(verdicts) == 1 and verdicts[0].decision == "allowed":
+                journal.wrote(requests[0], verdicts[0])
+            else:
+                journal.rows(requests, verdicts, time_us)  # the script has written these rows
             return verdicts
-        journal.rows(requests, verdicts, time_us)  # the script has written these rows
-        return verdicts
+        raise StoreUnavailable(f"{self._shown} gave the place of a call to another each time", "is this process often stopped?")
 
     def _charge(
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
     ) -> Sequence[Any]:
         """Let the server decide. Returns the reply of `charge.lua`."""
-        end_s = time.monotonic() + self._timeout_s
+        end_s = monotonic() + self._timeout_s
         for _ in range(_TRIES):
-            if self._link.is_lost:
+            if self._link.is_lost():
                 self._reconnect(end_s)
             self._reply_lost = True
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
@@ -231,7 +234,7 @@ class RedisStore:
             if isinstance(reply, ResponseError):
                 self._load_again("charge", reply, end_s)
                 reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
-            self._note_time(reply[0])
+            self._ahead_us = time_in(reply) - monotonic_ns() // 1000
             self._reply_lost = False
             if len(reply) > 1 or not requests:
                 return reply  # type: ignore[no-any-return]
@@ -291,7 +294,7 @@ class RedisStore:
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""
-        end_s = time.monotonic() + self._timeout_s
+        end_s = monotonic() + self._timeout_s
         places: list[tuple[Ending, str]] = []
         errors: list[tuple[Counter, int]] = []
         for ending in endings:

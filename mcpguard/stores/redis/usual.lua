@@ -1,8 +1,13 @@
 -- Decides the usual call: a single request whose limits are enforced and count calls, each on a counter of its own, which exists and
 -- has room. See `charge.lua`, which decides every other call, and this one if it turns out to be another: then nothing has been
 -- written yet. This comes before all else, because every run makes the script's functions and tables anew.
+--
+-- Returns one string, because a server spends time on each table and each value of a reply: the time, the two numbers of the row's
+-- stream id, the index of the reported limit and what its counter holds, packed; the head of each counter's value; the rest of each
+-- value, with END between them.
 
 local LIMIT_BYTES = 36 -- see LIMIT in `charge.lua`
+local END = '\0\0\0\0\0\0\0\0\0\0\0\0' -- no entry is like this
 
 local requests = math.floor(#ARGV / 2) - 1
 local deadline, seq, max_bytes, is_usual, texts_from = struct.unpack('<i8i8i8B', ARGV[2 + requests])
@@ -10,7 +15,7 @@ if now > deadline then
   return {now}
 end
 local counters = #KEYS - 5
-local reply -- see `charge.lua`; at first the state of the audit log, then the value of each counter
+local reply -- the state of the audit log, and the value of each counter; from `charge.lua` on what it returns
 
 if is_usual == 1 then
   reply = redis.call('MGET', unpack(KEYS, 4, 4 + counters))
@@ -63,25 +68,21 @@ if is_usual == 1 then
       -- The row first, as in `charge.lua`. After it each command is tried before a counter depends on it
       redis.call('XADD', KEYS[1], id, 'call', beginning, 'row', row)
       redis.call('SETRANGE', KEYS[4], 0, struct.pack(STATE, newest_ms, newest_number, main + bytes, refusals))
-      reply[1] = now
       for counter = 1, counters do
         if tails[counter] then
           local window = struct.unpack('<i8', ARGV[2], 9 + (counter - 1) * LIMIT_BYTES)
           local expiry = math.ceil((now + window * EXPIRY_WINDOWS - EXPIRY_ORIGIN_US) / 1000) + EXPIRY_SLACK_MS
-          reply[1 + counter], heads[counter] = heads[counter] .. tails[counter], false
-          redis.call('SET', KEYS[4 + counter], reply[1 + counter], EXPIRY_OPTION, expiry)
+          redis.call('SET', KEYS[4 + counter], heads[counter] .. tails[counter], EXPIRY_OPTION, expiry)
         end
       end
       for counter = 1, counters do
-        if heads[counter] then
+        if not tails[counter] then
           redis.call('SETRANGE', KEYS[4 + counter], 0, heads[counter])
+          tails[counter] = string.sub(reply[1 + counter], 1 + HEAD_BYTES)
         end
-        reply[1 + counters + counter] = heads[counter]
       end
-      local slot = 1 + 2 * counters
-      reply[slot + 1], reply[slot + 2], reply[slot + 3] = id, 'allowed', reported
-      reply[slot + 4], reply[slot + 5], reply[slot + 6] = count, false, 0
-      return reply
+      local told = struct.pack('<i8i8i8I4i8', now, newest_ms, newest_number, reported, count)
+      return told .. table.concat(heads) .. table.concat(tails, END)
     end
   end
 end
