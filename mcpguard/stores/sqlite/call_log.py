@@ -41,6 +41,9 @@ _HEAD: Final = struct.Struct("<qqII")
 _CHECKSUM_BYTES: Final = 4
 _END_BYTES: Final = _CHECKSUM_BYTES + 8
 _BLOCK_BYTES: Final = 64 * 1024
+_RESERVED_SHARE: Final = 32
+"""Calls leave this share of the ring to records that no call may wait for, such as outcomes and the ends of calls."""
+
 _CHUNK_BYTES: Final = 8 * 1024
 """How much is read at once: about 20 single calls. More would only push other data out of the CPU's caches."""
 
@@ -96,7 +99,16 @@ class Lost(Exception):
 
 
 class LogFull(StoreUnavailable):
-    """The log has no room, since the database has not taken its records."""
+    """The log has no room, since the database has not taken its records.
+
+    Args:
+        path: The log.
+        drained_end: There is room once the database has the log up to this position.
+    """
+
+    def __init__(self, path: Path, drained_end: int) -> None:
+        super().__init__(f"{path} is full", "the database beside it takes nothing: is the disk full?")
+        self.drained_end = drained_end
 
 
 class CallLog:
@@ -243,13 +255,16 @@ class CallLog:
         """Append one record: see `append_all`."""
         return self.append_all(at, ((text, rows),), durable=durable)
 
-    def append_all(self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False) -> Position:
+    def append_all(
+        self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False, uses_reserve: bool = False
+    ) -> Position:
         """Append all records or none. The caller has the lock, and has read the log to its end.
 
         Args:
             at: The end.
             records: Each record's lines, and how many of them are audit rows.
             durable: Whether to force them to the disk.
+            uses_reserve: Whether they may take the room that calls leave.
 
         Raises:
             LogFull: There is no room, since the database has not taken enough records.
@@ -268,9 +283,12 @@ class CallLog:
             after = tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
             data += body + checksum
         if after.end > self._room_until:
-            self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
-            if after.end > self._room_until:
-                raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
+            reserve = RING_BYTES // _RESERVED_SHARE
+            drained_end = self.drained().end
+            self._room_until = drained_end - _CHECKSUM_BYTES + RING_BYTES - reserve
+            lacking_bytes = after.end - self._room_until - (reserve if uses_reserve else 0)
+            if lacking_bytes > 0:
+                raise LogFull(self.path, drained_end + lacking_bytes)
         place = at.end % RING_BYTES
         try:
             if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):

@@ -5,7 +5,7 @@ It follows the log: it reads the records that others have appended, and appends 
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,9 @@ from mcpguard.stores.sqlite.opening import Files
 
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
+
+_TRIES: Final = 5
+"""How often to start over if the log moves on while the database is read."""
 
 
 class Follower:
@@ -80,40 +83,63 @@ class Follower:
 
     def follow(self) -> None:
         """Read the records that others have appended."""
-        try:
-            self._read_on()
-        except Lost:
-            self._log.check()
-            self._reload()
-
-    def _read_on(self) -> None:
-        while found := self._log.next_records(self.at):
-            for text, _, _, _ in found:
-                self.memory.apply(text)
-            self.at = Position(*found[-1][1:])
-            if self._log.ends_at(self.at):
+        for _ in range(_TRIES):
+            try:
+                while self._read_some():
+                    pass
+            except Lost:
+                self._log.check()
+                self._reload()
+            else:
                 return
+        raise damaged(self._log.path, "it does not continue where the database is")
+
+    def follow_ahead(self) -> None:
+        """Read before the turn what others have appended. It may be long, or need the database, and others wait for a turn."""
+        with database.reported(self._path):
+            if not self._log.ends_at(self.at):
+                self.follow()
+
+    def follow_some(self) -> bool:
+        """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""
+        try:
+            may_have_more = self._read_some()
+        except Lost:
+            self.follow()
+            return False
+        self.memory.charge_all()
+        if self.memory.is_crowded:
+            self.memory.make_room(self._reader.clock)
+        return may_have_more
+
+    def _read_some(self) -> bool:
+        found = self._log.next_records(self.at)
+        if not found:
+            return False
+        for text, _, _, _ in found:
+            self.memory.apply(text)
+        self.at = Position(*found[-1][1:])
+        return not self._log.ends_at(self.at)
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self.at.end:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self.memory, self.at = self._reader.memory()
-        try:
-            self._read_on()
-        except Lost:
-            raise damaged(self._log.path, "it does not continue where the database is") from None
 
-    def append(self, groups: Sequence[str]) -> None:
+    def append(self, groups: Sequence[str], *, uses_reserve: bool = False) -> None:
         """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
-            self.at = self._log.append_all(self.at, entries.records(groups), durable=self._durable)
+            records = entries.records(groups)
+            self.at = self._log.append_all(self.at, records, durable=self._durable, uses_reserve=uses_reserve)
 
-    def learn_ahead(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """Read the database before the turn, so that others do not wait for that. If it has moved on, learn in the turn."""
-        with contextlib.suppress(Lost), database.reported(self._path):
-            self.follow()
-            self._learn(calls)
+    def learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
+        """Read the database before the turn, so that others do not wait for that."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(Lost), database.reported(self._path):
+                self.follow()
+                self._learn(calls)
+                return
 
     def learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
         """See `_learn`. The caller has the turn, so this process has read the log to its end."""

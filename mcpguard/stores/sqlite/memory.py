@@ -68,9 +68,13 @@ class Memory:
     def states(self) -> dict[int, State]:
         """The logs, by counter id. Charges that were applied are made here, because many take little longer than one."""
         if self._uncharged:
-            rows, self._uncharged = self._uncharged, []
-            charge(self._states, rows, self._windows if self.complete else None)
+            self.charge_all()
         return self._states
+
+    def charge_all(self) -> None:
+        """Make the charges that were applied. `states` does so, too, when a call needs them."""
+        rows, self._uncharged = self._uncharged, []
+        charge(self._states, rows, self._windows if self.complete else None)
 
     def remember(self, key: int, window_us: int, log: State) -> None:
         """Remember a counter's log."""

@@ -106,10 +106,10 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             memory, at = reader.memory()
             turn = log.turn()
             undo.callback(turn.close)
+            at = _followed(log, memory, at)  # most of it before the turn, because others wait for a turn
+            memory.charge_all()
             with _held(turn, log, max(OPEN_TIMEOUT_S, timeout_s)):
-                for text, after in log.records(at):
-                    memory.apply(text)
-                    at = after
+                at = _followed(log, memory, at)
             newest = [wall, memory.latest_us, reader.latest_us]
             reader.clock = own_clock or _time_base(path, log, hold, lambda: max(ask() for ask in newest))
             hold.share()
@@ -117,6 +117,14 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             lock.release()
         undo.pop_all()
         return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
+
+
+def _followed(log: CallLog, memory: Memory, at: Position) -> Position:
+    """Apply the records after a position; returns the position after them."""
+    for text, after in log.records(at):
+        memory.apply(text)
+        at = after
+    return at
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
@@ -35,6 +36,12 @@ from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.turn import Turn
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
+
+AWAY_S: Final = 0.1
+"""A process that made no call for this long may have much to read in the log. It reads that before its turn."""
+
+ROOM_BYTES: Final = 256 * 1024
+"""A call that has no room in a full log is decided again when there is so much more than it needs: others wait for room, too."""
 
 
 class SqliteStore:
@@ -92,6 +99,8 @@ class SqliteStore:
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
         """See `Store`. With `may_wait` it waits for room in a full log."""
         follower = self._follower
+        if time.monotonic() - self._decided_s > AWAY_S:
+            follower.follow_ahead()
         if not follower.memory.complete:
             follower.learn_ahead(requests)
         for request in requests:
@@ -104,15 +113,17 @@ class SqliteStore:
                 follower.learn_in_turn(requests)
             verdict = self._admit(requests[0], journal) if len(requests) == 1 else None
             return [verdict] if verdict else self._decide(requests, journal)
-        except LogFull:
+        except LogFull as full:
             if not may_wait:
                 raise
+            drained_end = full.drained_end
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
-        self._make_room(drains=False)
+        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+            self._pace.await_drained(drained_end + ROOM_BYTES)
         return self.decide(requests, journal, may_wait=False)
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
@@ -171,7 +182,7 @@ class SqliteStore:
         if any(ending.failed or ending.plan.caps for ending in endings):
             if not self._follower.memory.complete:
                 self._follower.learn_ahead(endings)
-            self._publish(lines, drains=False)
+            self._publish(lines)
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
@@ -199,7 +210,14 @@ class SqliteStore:
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         held = {one.label for one in self.held()}
-        self._publish([entries.emptied_line(counter_id(label)) for label in labels])
+        lines = [entries.emptied_line(counter_id(label)) for label in labels]
+        try:
+            self._publish(lines)
+        except LogFull as full:
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                if not self._with_lock(self._upkeep.drain):
+                    self._pace.await_drained(full.drained_end + ROOM_BYTES)
+            self._publish(lines)
         return len(held & set(labels))
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
@@ -221,41 +239,31 @@ class SqliteStore:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
                 self._pace.keep(hurry)
 
-    def _make_room(self, *, drains: bool) -> None:
-        """Wait until the full log has room, for at most the store's timeout.
+    def catch_up(self) -> bool:
+        """See `CallStore`."""
+        with database.reported(self.path):
+            return self._follower.follow_some()
 
-        Args:
-            drains: Whether this process may drain the log itself. That takes disk operations, so no call may wait for it.
-        """
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-            if not (drains and self._with_lock(self._upkeep.drain)):
-                self._pace.await_drained(self._follower.at.end)
-
-    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], *, drains: bool = True) -> int:
+    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
         """Append groups of lines in a turn of their own, and apply them to this process's memory.
+
+        A call may wait for the caller, so this does not wait for room in the log: calls leave some.
 
         Args:
             groups: The lines, or a function that makes them in the turn.
-            drains: See `_make_room`.
 
         Returns:
             The id of the first audit row among them.
         """
-
-        def append() -> int:
-            with self._follower.turn():
-                first_row = self._follower.at.row
-                lines = groups() if callable(groups) else groups
-                self._follower.append(lines)
-                for group in lines:
-                    self._follower.memory.apply(group)
-                return first_row
-
-        try:
-            return append()
-        except LogFull:
-            self._make_room(drains=drains)
-            return append()
+        follower = self._follower
+        follower.follow_ahead()
+        with follower.turn():
+            first_row = follower.at.row
+            lines = groups() if callable(groups) else groups
+            follower.append(lines, uses_reserve=True)
+            for group in lines:
+                follower.memory.apply(group)
+            return first_row
 
     # reading
 
