@@ -41,7 +41,7 @@ AWAY_S: Final = 0.1
 """A process that made no call for this long may have much to read in the log. It reads that before its turn."""
 
 ROOM_BYTES: Final = 256 * 1024
-"""A call that has no room in a full log is decided again when there is so much more than it needs: others wait for room, too."""
+"""A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
 
 
 class SqliteStore:
