@@ -43,6 +43,12 @@ AWAY_S: Final = 0.1
 ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
 
+LOCK_GAP_S: Final = 0.005
+"""For how long upkeep releases the store's lock. Who waits for it tries more often."""
+
+DRAIN_AT_CLOSE_S: Final = 0.5
+"""After this long a drain at the end stops. The next wrapper drains the rest."""
+
 
 class SqliteStore:
     """A store for the processes of one machine.
@@ -312,31 +318,37 @@ class SqliteStore:
             else:
                 self.warnings = self._files.warnings
 
-    def _with_lock(self, work: Callable[[], None]) -> bool:
-        """Run a function with the store's lock held. Returns False if another process has the lock, which then does upkeep."""
+    def _with_lock(self, work: Callable[[], bool]) -> bool:
+        """Run a function with the store's lock held, again while it returns True. Others can take the lock in between.
+
+        Returns:
+            False if another process has the lock, which then does upkeep.
+        """
         with database.reported(self.path):
             if not self._tending.acquire(blocking=False):
                 return False
             try:
-                if not self._files.lock.acquire_by_trying(0):
-                    return False
-                try:
-                    work()
-                except Lost:
-                    raise damaged(self._log.path, "it does not continue where the database is") from None
-                finally:
-                    self._files.lock.release()
+                while self._files.lock.acquire_by_trying(0):
+                    try:
+                        if not work():
+                            return True
+                    except Lost:
+                        raise damaged(self._log.path, "it does not continue where the database is") from None
+                    finally:
+                        self._files.lock.release()
+                    time.sleep(LOCK_GAP_S)
+                return False
             finally:
                 self._tending.release()
-        return True
 
     def close(self) -> None:
-        """See `Store`. Drains the log first, if the database can be written."""
+        """See `Store`. Drains the log first, if the database can be written, or some of it, if that takes long."""
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._follower.at.end:
-                self._with_lock(self._upkeep.drain)
+                until_s = time.monotonic() + DRAIN_AT_CLOSE_S
+                self._with_lock(lambda: self._upkeep.drain() and time.monotonic() < until_s)
         name = self._owner.name
         self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
         self._files.close()
