@@ -23,7 +23,11 @@ from mcpguard.stores.sqlite.owners import Owners
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
-"""The log is drained when it holds this many new bytes, or when it was last drained this long ago."""
+"""The log is drained when it holds this many new bytes, or when a process last drained it this long ago."""
+
+REST_SHARE: Final = 9
+"""After a drain the disk has a rest of so many times its duration, unless the log fills up. On a slow disk a drain takes a
+second, in which nobody can read the database."""
 
 URGENT_BYTES: Final = 2 * 1024 * 1024
 """After so many bytes, upkeep makes no more pauses, because calls may soon have to wait for room in the log."""
@@ -91,6 +95,8 @@ class Upkeep:
         self._log = log
         self._bounds = bounds
         self._drained_us = now_us
+        self._drained_end = log.drained().end
+        self._rest_us = DRAIN_EVERY_US
         self._told_bounds = False
         self._has_more_to_do = False
         self._busy = busy
@@ -104,10 +110,13 @@ class Upkeep:
             end: The newest position of the log that the caller knows of.
             now_us: The store's time.
         """
-        waiting_bytes = end - self._log.drained().end
+        drained_end = self._log.drained().end
+        if drained_end != self._drained_end:  # another process has drained it
+            self._drained_end, self._drained_us = drained_end, now_us
+        waiting_bytes = end - drained_end
         return (
             waiting_bytes >= DRAIN_BYTES
-            or (waiting_bytes > 0 and now_us - self._drained_us >= DRAIN_EVERY_US)
+            or (waiting_bytes > 0 and now_us - self._drained_us >= self._rest_us)
             or self._has_more_to_do
             or not self._told_bounds
         )
@@ -135,8 +144,10 @@ class Upkeep:
         self._drained_us = now_us
         with self._connected() as db:
             self._tell_bounds(db)
+            began_s = time.monotonic()
             if not self._drain(db):
                 return True
+            self._rest_us = max(DRAIN_EVERY_US, round(REST_SHARE * (time.monotonic() - began_s) * 1_000_000))
             (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
             if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
                 self._prune_shared(db, now_us, wall_us)
@@ -231,6 +242,7 @@ class Upkeep:
             more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)), pauses)
         self._has_more_to_do |= more
         self._log.set_drained(upto)
+        self._drained_end = upto.end
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
         """Delete expired counters, old agent notes, old ids of write-backs, and places and files of processes that have ended.
