@@ -1,4 +1,4 @@
-"""The form of a call: its text without the values that differ between the calls of one client to one tool.
+"""The form of a call: its text without the values that differ between the calls of one client.
 
 A JSON parser reads from left to right. So where two texts are equal up to a value, both values are in the same place. And if
 only such values differ, and each is one JSON value, the texts have the same members.
@@ -6,13 +6,14 @@ only such values differ, and each is one JSON value, the texts have the same mem
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 _Scan = Callable[[str, int], tuple[object, int]]
 """Parses the value at an index; returns it and the index after it. Raises `ValueError` or `StopIteration` if there is none."""
 
-_key = re.compile(r'[ \t\n\r]*"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*').match
-_after = re.compile(r"[ \t\n\r]*[,}]").match
+# Compiled when the first form is made, because the client's first messages pass before that
+_KEY: Final = r'[ \t\n\r]*"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*'
+_AFTER: Final = r"[ \t\n\r]*[,}]"
 
 
 class Value(NamedTuple):
@@ -64,7 +65,8 @@ class Form(NamedTuple):
     def read(self, line: bytes) -> tuple[object, dict[str, object]] | None:
         """The id and the `params` of a call of this form; None if the line has another form, or is not JSON in UTF-8.
 
-        A client in a loop repeats its arguments. Then they are the same object as in the other calls.
+        The caller checks the id and the name. A client in a loop repeats its arguments. Then they are the same object as in the
+        other calls.
         """
         differing, end, params, scan = self
         params = params.copy()
@@ -93,15 +95,16 @@ def _values(text: str, scan: _Scan) -> Iterator[tuple[str, int, int]]:
         if key == "id":
             yield key, begin, end
         elif key == "params":
-            yield from (one for one in _members(text, begin, scan) if one[0] in {"arguments", "_meta"})
+            yield from (one for one in _members(text, begin, scan) if one[0] in {"name", "arguments", "_meta"})
 
 
 def _members(text: str, at: int, scan: _Scan) -> Iterator[tuple[str, int, int]]:
     """The members of the object at an index, up to one with an escape in its key."""
-    while key := _key(text, at + 1):
+    key_at, after_at = re.compile(_KEY).match, re.compile(_AFTER).match
+    while key := key_at(text, at + 1):
         _, end = scan(text, key.end())
         yield key[1], key.end(), end
-        after = _after(text, end)
+        after = after_at(text, end)
         if after is None or after[0].endswith("}"):
             return
         at = after.end() - 1

@@ -30,7 +30,7 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
-_CALLS_A_FORM: Final = 4
+CALLS_A_FORM: Final = 4
 """How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
 TOOLS_CALL: Final = "tools/call"
@@ -119,15 +119,11 @@ def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
 
 
 class Reader:
-    """Reads the messages of one client.
-
-    Clients repeat themselves, so it remembers the form of the last call that came twice.
-    """
+    """Reads the messages of one client. It remembers the form of a call, because a client writes all its calls alike."""
 
     def __init__(self) -> None:
         self._form: Form | None = None
-        self._tool: object = None  # of the last call that was parsed
-        self._parsed = _CALLS_A_FORM  # since a form was made
+        self._parsed = CALLS_A_FORM  # since the form was made
 
     def read(self, lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
         """The messages in what the client wrote, in order.
@@ -136,36 +132,38 @@ class Reader:
             lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
         """
         messages: list[Frame | Refusal] = []
-        form = self._form
         for line in lines:
             if isinstance(line, Refusal):
                 messages.append(line)
                 continue
-            call = form.read(line) if form is not None and len(line) <= MAX_DEPTH else None
-            if call is None:
-                found = parse(line)
-                messages += found
-                if len(line) <= MAX_DEPTH and len(found) == 1:
-                    form = self._learn(line, found[0])
-            elif type(call[0]) is int and line.isascii() and b"\r" not in line:
-                messages.append(tuple.__new__(Frame, (line, TOOLS_CALL, str(call[0]), call[1])))
-            elif (request_id := id_text(call[0])) is None:
+            found = self._form.read(line) if self._form is not None and len(line) <= MAX_DEPTH else None
+            if found is None:
+                parsed = parse(line)
+                messages += parsed
+                if len(parsed) == 1:
+                    self._learn(line, parsed[0])
+                continue
+            request_id, params = found
+            id_as_text = str(request_id) if type(request_id) is int else id_text(request_id)
+            if id_as_text is None or not _is_plain(params["name"]):
                 messages += parse(line)
             else:
-                messages.append(Frame(escape_line_separators(line), TOOLS_CALL, request_id, call[1]))
+                raw = line if line.isascii() and b"\r" not in line else escape_line_separators(line)
+                messages.append(tuple.__new__(Frame, (raw, TOOLS_CALL, id_as_text, params)))
         return messages
 
-    def _learn(self, line: bytes, message: Frame | Refusal) -> Form | None:
-        """Make a form if a call is to the same tool as the one before it; returns the form to go on with."""
-        self._parsed += 1
-        params = message.params if isinstance(message, Frame) and message.is_call else None
-        if isinstance(params, dict):
-            tool = params["name"]
-            if tool == self._tool and self._parsed > _CALLS_A_FORM:
-                self._form = Form.of(line.decode(), params, _scan) or self._form
+    def _learn(self, line: bytes, message: Frame | Refusal) -> None:
+        """Make a form of a call that has another one than calls before it, unless one was made just before."""
+        if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= MAX_DEPTH:
+            self._parsed += 1
+            if self._parsed > CALLS_A_FORM:
+                self._form = Form.of(line.decode(), message.params, _scan) or self._form
                 self._parsed = 0
-            self._tool = tool
-        return self._form
+
+
+def _is_plain(name: object) -> bool:
+    """Whether a tool's name is a text that no parser can read differently."""
+    return type(name) is str and name.isascii() and "\0" not in name
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
@@ -259,9 +257,7 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         and message.keys() <= RESERVED
         and type(message) is type(params) is dict
         and params.keys() <= RESERVED_PARAMS
-        and type(name := params.get("name")) is str
-        and name.isascii()
-        and "\0" not in name
+        and _is_plain(params.get("name"))
         and raw.isascii()
         and b"\r" not in raw
     ):  # a usual call, which has none of the faults below

@@ -60,7 +60,7 @@ class Callers:
         policy: The policy in force, or the reason why there is none.
         client_name: The client's name in the handshake; None if it gave none.
         session: The session's id.
-        known: The callers that are remembered, by the arguments of `caller`.
+        known: The callers that are remembered, by the arguments of `new`.
     """
 
     def __init__(self, identity: Identity, policy: Policy | PolicyError, session: str, namespace: str) -> None:
@@ -88,10 +88,10 @@ class Callers:
             self.policy = policy
             self.known.clear()
 
-    def caller(
+    def new(
         self, client_name: str | None, from_meta: str | None, noted: str | None, codex_tier: str | None, tool: str
     ) -> Caller:
-        """The caller of one call.
+        """A caller that is not among `known`. It is remembered.
 
         Args:
             client_name: The client's name; None if it gave none.
@@ -101,19 +101,17 @@ class Callers:
             tool: The tool.
         """
         key = (client_name, from_meta, noted, codex_tier, tool)
-        caller = self.known.get(key)
-        if caller is None:
-            identity = self.identity
-            agent, source = identity.agent(client_name, from_meta, noted, codex_tier)
-            call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
-            plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
-            members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
-            members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
-            caller = Caller(call, plan, self.context(members), {})
-            if len(self.known) >= MAX_CALLERS:
-                self.known.clear()
-            if sum(len(name) for name in (*key, agent) if name) <= MAX_CALLER_CHARS:
-                self.known[key] = caller
+        identity = self.identity
+        agent, source = identity.agent(client_name, from_meta, noted, codex_tier)
+        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
+        plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
+        members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
+        members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
+        caller = Caller(call, plan, self.context(members), {})
+        if len(self.known) >= MAX_CALLERS:
+            self.known.clear()
+        if sum(len(name) for name in (*key, agent) if name) <= MAX_CALLER_CHARS:
+            self.known[key] = caller
         return caller
 
     def context(self, members: Mapping[str, object], *, with_user: bool = True) -> str:

@@ -57,10 +57,8 @@ class DecisionRequests:
             noted = agents.get(call_id(call_meta) or "") if agents else None
             tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-        name = params["name"]
-        caller = self._callers.known.get((client_name, from_meta, noted, tier, name)) or self._callers.caller(
-            client_name, from_meta, noted, tier, name
-        )
+        names = (client_name, from_meta, noted, tier, params["name"])
+        caller = self._callers.known.get(names) or self._callers.new(*names)
         request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":

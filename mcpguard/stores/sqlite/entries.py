@@ -22,11 +22,11 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from mcpguard.core.audit import Outcome, Row, cut_id, fragment
 from mcpguard.core.limiter import Decision, Limit, State, fail
-from mcpguard.core.policy.plan import Counter
+from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 
@@ -96,23 +96,42 @@ def row_line(row: Row, charged_us: int | None = None, charged: str = "") -> str:
     )
 
 
-def admitted_line(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int, charged_us: int, charged: str) -> str:
-    """The line that `row_line` makes of the row of a call that a limit admitted, in half the time.
+class PlanTexts(NamedTuple):
+    """The texts that the lines of admitted calls with one plan have in common.
+
+    Attributes:
+        plan: The plan. Its limits are all charged.
+        charged: The counters charged; see `charges`.
+        reported: Each limit, as the row has it.
+    """
+
+    plan: Plan
+    charged: str
+    reported: Sequence[str]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """The texts of a plan."""
+        return cls(plan, charges(plan.counters, plan.limits), [fragment(one) for one in plan.reported])
+
+
+def admitted_line(request: DecisionRequest, verdict: Verdict, texts: PlanTexts, time_us: int, seq: int, charged_us: int) -> str:
+    """The line that `row_line` makes of the row of a call that its limits admitted, in half the time.
 
     Args:
         request: The call.
         verdict: Its verdict, which has no exceeded limits.
+        texts: The texts of its plan.
         time_us: Wall-clock time.
         seq: The row's number in its session.
         charged_us: The store time of the charge.
-        charged: The counters charged.
     """
-    reported = fragment(verdict.reported) if verdict.reported else ""
+    reported = texts.reported[texts.plan.reported.index(verdict.reported)] if verdict.reported else ""
     args_hash = request.args_hash.hex() if request.args_hash else ""
     detail = _kept(compact(request.detail)) if request.detail else ""
     return (
         f"+\t{time_us}\t{seq}\tallowed\t{request.context}\t{reported}\t{cut_id(request.request_id)}\t{args_hash}\t"
-        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{charged}"
+        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{texts.charged}"
     )
 
 

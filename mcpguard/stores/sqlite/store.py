@@ -22,7 +22,7 @@ from mcpguard.core.audit import Outcome, Row
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter, counter_id
+from mcpguard.core.policy.plan import Counter, Plan, counter_id
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
@@ -30,6 +30,7 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, entries
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
+from mcpguard.stores.sqlite.entries import PlanTexts
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
@@ -48,6 +49,9 @@ LOCK_GAP_S: Final = 0.005
 
 DRAIN_AT_CLOSE_S: Final = 0.5
 """After this long a drain at the end stops. The next wrapper drains the rest."""
+
+MAX_PLANS: Final = 1024
+"""Of how many plans texts are remembered."""
 
 
 class SqliteStore:
@@ -95,6 +99,7 @@ class SqliteStore:
         bounds = Bounds(namespace, keep_us, max_bytes)
         self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
+        self._texts: dict[int, PlanTexts] = {}  # by the identity of the plan, since its hash takes ten times as long
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
@@ -151,13 +156,19 @@ class SqliteStore:
         if admitted is None:
             return None
         verdict, after = admitted
-        charged = entries.charges(plan.counters, plan.limits)
-        text = entries.admitted_line(request, verdict, self._wall(), journal.seq + 1, now_us, charged)
+        texts = self._texts.get(id(plan)) or self._remember_texts(plan)
+        text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
         follower.at = self._log.append_all(follower.at, ((text, 1),), durable=self._durable)
         journal.wrote(request, verdict)
         states.update(after)
         return verdict
+
+    def _remember_texts(self, plan: Plan) -> PlanTexts:
+        if len(self._texts) >= MAX_PLANS:
+            self._texts.clear()
+        texts = self._texts[id(plan)] = PlanTexts.of(plan)
+        return texts
 
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S

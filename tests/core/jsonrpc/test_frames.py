@@ -453,10 +453,13 @@ LIMIT = 40
 line_bytes = st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"") or b" ")
 
 
-@given(st.lists(line_bytes, max_size=8), st.booleans(), st.lists(st.integers(0, 500), max_size=12))
-def test_the_chunks_of_a_stream_make_no_difference_to_its_lines(lines: list[bytes], ended: bool, cuts: list[int]) -> None:
+@given(st.lists(line_bytes, max_size=8), st.booleans(), st.booleans(), st.lists(st.integers(0, 500), max_size=12))
+def test_the_chunks_of_a_stream_make_no_difference_to_its_lines(
+    lines: list[bytes], ended: bool, one_by_one: bool, cuts: list[int]
+) -> None:
     stream = b"\n".join(lines) + (b"\n" if ended else b"")
-    places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
+    ends = {at + 1 for at, byte in enumerate(stream) if byte == ord("\n")} if one_by_one else set()
+    places = sorted({min(cut, len(stream)) for cut in cuts} | ends | {0, len(stream)})
     splitter = LineSplitter(LIMIT)
     found: list[bytes | Refusal] = []
     for start, end in itertools.pairwise(places):
@@ -474,6 +477,8 @@ def test_a_line_one_byte_over_the_maximum_is_refused() -> None:
     assert splitter.feed(b"aaaa\naaaaa\nbb") == [b"aaaa", Refusal(PARSE_ERROR, "longer than 4 bytes")]
     assert splitter.feed(b"bb\ncc") == [b"bbbb"]
     assert splitter.feed(b"ccc\n") == [Refusal(PARSE_ERROR, "longer than 4 bytes")]
+    assert splitter.feed(b"dddd\n") == [b"dddd"]
+    assert splitter.feed(b"ddddd\n") == [Refusal(PARSE_ERROR, "longer than 4 bytes")]
     assert splitter.finish() == []
 
 
@@ -481,6 +486,7 @@ def test_an_unterminated_last_line_counts_and_blank_lines_do_not() -> None:
     splitter = LineSplitter()
     splitter.feed(b"a\n \r\nb")
     assert splitter.finish() == [b"b"]
+    assert splitter.feed(b" \t\r\n") == []
     assert splitter.feed(b" \t\r") == []
     assert splitter.finish() == []
 

@@ -277,11 +277,18 @@ def test_outcomes_are_read_from_their_lines_as_they_were_written(outcomes: list[
     ]
 
 
+TWO_LIMITS = Plan(
+    (Limit(2, 3, 0), Limit(5, 6, 1)),
+    (Reported("user", "user=*", 2, "1m"), Reported("tool", "tool=*", 5, "1m")),
+    (Counter(1, "a", 3), Counter(4, "b", 6)),
+)
+
+
 @given(
     st.builds(
         DecisionRequest,
         st.just(Call("alice", "Codex::interactive::default", "crm", "search")),
-        st.just(Plan()),
+        st.just(TWO_LIMITS),
         st.just('{"user":"alice"}'),
         st.none(),
         st.sampled_from(["7", '"a"', '"' + "x" * 3000 + '"']),
@@ -291,6 +298,8 @@ def test_outcomes_are_read_from_their_lines_as_they_were_written(outcomes: list[
     )
 )
 def test_the_line_of_an_admitted_call_is_the_line_of_its_row(request: DecisionRequest) -> None:
-    verdict = Verdict("allowed", Reported("user", "user=*", 5, "1m"), count=2, remaining=3)
-    line = entries.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,2,3]]")
-    assert entries.admitted_line(request, verdict, 17, 4, 99, "[[1,2,3]]") == line
+    texts = entries.PlanTexts.of(request.plan)
+    for reported in (*TWO_LIMITS.reported, None):
+        verdict = Verdict("allowed", reported, count=2, remaining=3)
+        line = entries.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,3,2],[4,6,5]]")
+        assert entries.admitted_line(request, verdict, texts, 17, 4, 99) == line
