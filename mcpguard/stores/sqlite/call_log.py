@@ -251,19 +251,16 @@ class CallLog:
             at = after
         return at
 
-    def append(self, at: Position, text: str, rows: int, *, durable: bool = False) -> Position:
+    def append(self, at: Position, text: str, rows: int) -> Position:
         """Append one record: see `append_all`."""
-        return self.append_all(at, ((text, rows),), durable=durable)
+        return self.append_all(at, ((text, rows),))
 
-    def append_all(
-        self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False, uses_reserve: bool = False
-    ) -> Position:
+    def append_all(self, at: Position, records: Iterable[tuple[str, int]], *, uses_reserve: bool = False) -> Position:
         """Append all records or none. The caller has the lock, and has read the log to its end.
 
         Args:
             at: The end.
             records: Each record's lines, and how many of them are audit rows.
-            durable: Whether to force them to the disk.
             uses_reserve: Whether they may take the room that calls leave.
 
         Raises:
@@ -293,15 +290,20 @@ class CallLog:
         try:
             if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
                 self._write(at.end, data)  # in two places, or again because the file took only a part
-            if durable:
-                _sync(self.fd)
-        except OSError:
-            # Undo it: a record may be whole, and a power cut may lose it. All of it, so that who has read it notices
+        except OSError:  # undo it: a record may be whole. All of it, so that who has read it notices
             with contextlib.suppress(OSError):
                 self._write(at.end, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
         return after
+
+    def force(self) -> None:
+        """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.
+
+        Raises:
+            OSError: The disk did not take it. It stays in the log, since others may have read it and gone on.
+        """
+        _sync(self.fd)
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""

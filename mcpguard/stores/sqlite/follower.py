@@ -31,7 +31,6 @@ class Follower:
         path: The database.
         files: The store's files.
         timeout_s: How long a decision may take. It waits for its turn for a part of that.
-        durable: Whether each record is forced to the disk.
 
     Attributes:
         memory: The counters that the process has read.
@@ -39,7 +38,7 @@ class Follower:
         turn_lock: The lock on the log.
     """
 
-    def __init__(self, path: Path, files: Files, *, timeout_s: float, durable: bool) -> None:
+    def __init__(self, path: Path, files: Files, *, timeout_s: float) -> None:
         self.memory = files.memory
         self.at = files.at
         self.turn_lock = files.turn
@@ -47,7 +46,6 @@ class Follower:
         self._log = files.log
         self._reader = files.reader
         self._timeout_s = timeout_s
-        self._durable = durable
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -130,8 +128,7 @@ class Follower:
     def append(self, groups: Sequence[str], *, uses_reserve: bool = False) -> None:
         """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
-            records = entries.records(groups)
-            self.at = self._log.append_all(self.at, records, durable=self._durable, uses_reserve=uses_reserve)
+            self.at = self._log.append_all(self.at, entries.records(groups), uses_reserve=uses_reserve)
 
     def learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
         """Read the database before the turn, so that others do not wait for that."""

@@ -93,12 +93,13 @@ class SqliteStore:
         self._log = self._files.log
         self._reader = self._files.reader
         self._clock = self._reader.clock
-        self._follower = Follower(path, self._files, timeout_s=self._timeout_s, durable=self._durable)
+        self._follower = Follower(path, self._files, timeout_s=self._timeout_s)
         self._owners = Owners(path)
         self._owner = Ownership(self._owners)
         bounds = Bounds(namespace, keep_us, max_bytes)
         self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
+        self._forced_bytes = 0
         self._texts: dict[int, PlanTexts] = {}  # by the identity of the plan, since its hash takes ten times as long
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
@@ -108,7 +109,10 @@ class SqliteStore:
     # calls
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
-        """See `Store`. With `may_wait` it waits for room in a full log."""
+        """See `Store`. With `may_wait` it waits for room in a full log.
+
+        With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
+        """
         follower = self._follower
         if time.monotonic() - self._decided_s > AWAY_S:
             follower.follow_ahead()
@@ -118,12 +122,14 @@ class SqliteStore:
             if request.plan.caps:
                 self._prepare_owner()
                 break
+        verdicts: list[Verdict] | None = None
+        drained_end = 0
         follower.take_turn()
         try:
             if not follower.memory.complete:
                 follower.learn_in_turn(requests)
             verdict = self._admit(requests[0], journal) if len(requests) == 1 else None
-            return [verdict] if verdict else self._decide(requests, journal)
+            verdicts = [verdict] if verdict else self._decide(requests, journal)
         except LogFull as full:
             if not may_wait:
                 raise
@@ -133,9 +139,20 @@ class SqliteStore:
         finally:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
+        if verdicts is not None:
+            if self._durable:
+                self._force()
+            return verdicts
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             self._pace.await_drained(drained_end + ROOM_BYTES)
         return self.decide(requests, journal, may_wait=False)
+
+    def _force(self) -> None:
+        """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk."""
+        if self._forced_bytes < (appended_bytes := self._log.appended_bytes):
+            with database.reported(self.path):
+                self._log.force()
+            self._forced_bytes = appended_bytes
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide requests in this process's turn. If the rows cannot be appended, nothing is charged."""
@@ -159,7 +176,7 @@ class SqliteStore:
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
-        follower.at = self._log.append_all(follower.at, ((text, 1),), durable=self._durable)
+        follower.at = self._log.append_all(follower.at, ((text, 1),))
         journal.wrote(request, verdict)
         states.update(after)
         return verdict

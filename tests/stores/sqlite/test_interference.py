@@ -334,16 +334,20 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
 
 
 def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, durable = open_store(), open_store(durability="full")
-    one, other = Session(durable, MANY), Session(reader, MANY, session="b" * 16)
+    reader, failing = open_store(), open_store()
+    one, other = Session(failing, MANY), Session(reader, MANY, session="b" * 16)
     assert [*one.decisions("x"), *other.decisions("x")] == ["allowed"] * 2
+    write = call_log._pwrite
 
-    def fail(_: int) -> None:
+    def fail(fd: int, data: bytes, at: int) -> int:
+        write(fd, data, at)
+        if not data.strip(b"\0"):
+            return len(data)  # it is undone
         reader._follower.follow()  # without the turn, as for an agent's note
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(call_log, "_sync", fail)
+        patch.setattr(call_log, "_pwrite", fail)
         with pytest.raises(StoreUnavailable, match="Input/output"):
             one.one("x")
     with pytest.raises(StoreUnavailable, match="damaged"):

@@ -17,6 +17,7 @@ import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
 from mcpguard.stores.sqlite import store as store_module
@@ -41,6 +42,8 @@ tool = "x"
 limit = "2/1h"
 count = "errors"
 """
+
+DENIED = '[[rule]]\ntool = "no"\nlimit = "deny"\n'
 
 Open = Callable[..., SqliteStore]
 
@@ -290,6 +293,46 @@ def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_dra
         assert session.one("x").decision == "allowed"
     assert store._follower.at.end - store._log.drained().end > 50 * 1024
     assert store._log.drained().end >= waits[0]
+
+
+def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_else_is(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_store(durability="full"), open_store(durability="full")
+    session, others = Session(store, MANY + DENIED), Session(other, MANY, session="b" * 16)
+    others.one("x")
+    forced: list[bool] = []
+
+    def force(_: int) -> None:
+        forced.append(turn_is_free(other))
+
+    monkeypatch.setattr(call_log, "_sync", force)
+    row_id = session.one("x").row_id or 0
+    assert forced == [True]
+    assert session.decisions("no", 3) == ["denied"] * 3  # of which the first has a row
+    assert forced == [True] * 2
+    assert session.decisions("no") == ["denied"]
+    store.record([Outcome(row_id, "ok", 1)])
+    store.append([])
+    assert forced == [True] * 2
+
+
+def test_a_call_that_cannot_be_forced_to_the_disk_is_not_forwarded_and_stays_counted(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_store(durability="full"), open_store()
+    session, others = Session(store, MANY), Session(other, MANY, session="b" * 16)
+
+    def fail(_: int) -> None:
+        assert others.one("x").remaining == 99_998  # others have read it, and gone on
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(call_log, "_sync", fail)
+        with pytest.raises(StoreUnavailable, match="Input/output"):
+            session.one("x")
+    assert session.one("x").remaining == 99_997
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 1, 2]
 
 
 @pytest.mark.skipif(not hasattr(os, "O_NOATIME"), reason="only Linux")
