@@ -26,8 +26,9 @@ DRAIN_EVERY_US: Final = 2_000_000
 """The log is drained when it holds this many new bytes, or when a process last drained it this long ago."""
 
 REST_SHARE: Final = 9
-"""After a drain the disk has a rest of so many times its duration, unless the log fills up. On a slow disk a drain takes a
-second, in which nobody can read the database."""
+LONGEST_REST_US: Final = 10_000_000
+"""After a drain the disk has a rest of so many times its duration, but not longer than this, unless the log fills up. On a slow
+disk a drain takes a second, in which nobody can read the database."""
 
 URGENT_BYTES: Final = 2 * 1024 * 1024
 """After so many bytes, upkeep makes no more pauses, because calls may soon have to wait for room in the log."""
@@ -147,7 +148,8 @@ class Upkeep:
             began_s = time.monotonic()
             if not self._drain(db):
                 return True
-            self._rest_us = max(DRAIN_EVERY_US, round(REST_SHARE * (time.monotonic() - began_s) * 1_000_000))
+            took_us = round((time.monotonic() - began_s) * 1_000_000)
+            self._rest_us = min(max(DRAIN_EVERY_US, REST_SHARE * took_us), LONGEST_REST_US)
             (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
             if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
                 self._prune_shared(db, now_us, wall_us)
