@@ -21,7 +21,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
 from mcpguard.stores.sqlite import store as store_module
-from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
@@ -220,6 +220,23 @@ def test_a_wrapper_that_starts_reads_the_log_before_its_turn(open_store: Open, m
     assert turns
     assert all(turns)
     assert Session(late, MANY, session="b" * 16).one("x").remaining == 100_000 - 6
+
+
+def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = open_store()
+    Session(busy, MANY).call("x", 5)
+    turns: list[bool] = []
+    read = CallLog.records
+
+    def noted(self: CallLog, at: Position) -> Iterator[tuple[str, Position]]:
+        for record in read(self, at):
+            turns.append(turn_is_free(busy))
+            yield record
+
+    monkeypatch.setattr(CallLog, "records", noted)
+    assert notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
+    assert turns
+    assert all(turns)
 
 
 def test_records_that_come_before_the_turn_of_a_wrapper_that_starts_are_counted(
