@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import open_private
+from mcpguard.files import open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import QueueLock
 
@@ -132,7 +132,7 @@ class CallLog:
         self.path = path
         self._name = str(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self.fd = _open(path, flags)
+        self.fd = open_unnoted(path, flags)
         try:
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
@@ -345,17 +345,6 @@ class CallLog:
             os.close(self.fd)
             self.fd = -1
             self.folder.close()
-
-
-def _open(path: Path, flags: int) -> int:
-    """Open a log.
-
-    The system need not note the times at which it is read. That takes a microsecond, and waits while the system writes an
-    earlier note to a slow disk. Only the owner of the file may ask for it.
-    """
-    with contextlib.suppress(PermissionError):
-        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
-    return os.open(path, flags)
 
 
 def _records(data: bytes, end: int, row: int) -> list[tuple[str, int, int, bytes]]:
