@@ -14,7 +14,7 @@ from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import Lost, Position, damaged
+from mcpguard.stores.sqlite.call_log import Lost, damaged
 from mcpguard.stores.sqlite.opening import Files
 
 TURN_SHARE: Final = 0.8
@@ -46,6 +46,7 @@ class Follower:
         self._log = files.log
         self._reader = files.reader
         self._timeout_s = timeout_s
+        self._has_company = False  # whether others appended something between the last two turns
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -66,13 +67,20 @@ class Follower:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         if self.memory.is_crowded:
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
-        if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
-            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
             if self._log.folder.may_have_changed():
                 self._log.check()
+            before = self.at
+            if self._has_company:
+                self.follow()  # before the turn, so that it is short
+            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE, self.follow):
+                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self._path, error) from error
+        try:
             if not self._log.ends_at(self.at):
                 self.follow()
+            self._has_company = before is not self.at
         except BaseException as error:
             self.turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
@@ -83,8 +91,7 @@ class Follower:
         """Read the records that others have appended."""
         for _ in range(_TRIES):
             try:
-                while self._read_some():
-                    pass
+                self.at = self.memory.read_on(self._log, self.at)
             except Lost:
                 self._log.check()
                 self._reload()
@@ -101,23 +108,13 @@ class Follower:
     def follow_some(self) -> bool:
         """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""
         try:
-            may_have_more = self._read_some()
+            self.at, may_have_more = self.memory.read_some(self._log, self.at)
         except Lost:
             self.follow()
             return False
-        self.memory.charge_all()
         if self.memory.is_crowded:
             self.memory.make_room(self._reader.clock)
         return may_have_more
-
-    def _read_some(self) -> bool:
-        found = self._log.next_records(self.at)
-        if not found:
-            return False
-        for text, _, _, _ in found:
-            self.memory.apply(text)
-        self.at = Position(*found[-1][1:])
-        return not self._log.ends_at(self.at)
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""

@@ -176,7 +176,7 @@ class SqliteStore:
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
-        follower.at = self._log.append_all(follower.at, ((text, 1),))
+        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(texts.charged))),))
         journal.wrote(request, verdict)
         states.update(after)
         return verdict
@@ -335,9 +335,10 @@ class SqliteStore:
         """
         self._log.check()
         self._files.check_database()
-        if self._upkeep.is_due(self._follower.at.end, self._clock()):
+        end = self._follower.at.end
+        if self._upkeep.is_due(end, self._clock()):
             try:
-                self._with_lock(lambda: self._upkeep.tend(now_us=self._clock(), wall_us=self._wall()))
+                self._with_lock(lambda: self._upkeep.tend(end, now_us=self._clock(), wall_us=self._wall()))
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:

@@ -127,10 +127,12 @@ class Upkeep:
         """Whether `tend` has more to do at once."""
         return self._has_more_to_do or not self._told_bounds
 
-    def tend(self, *, now_us: int, wall_us: int) -> bool:
+    def tend(self, end: int, *, now_us: int, wall_us: int) -> bool:
         """Drain the log, and from time to time prune and shrink.
 
         Args:
+            end: The newest position of the log that the caller knows of. Much that follows is left to others, because draining
+                slows this process's calls down.
             now_us: The store's time.
             wall_us: Wall-clock time.
 
@@ -146,7 +148,7 @@ class Upkeep:
         with self._connected() as db:
             self._tell_bounds(db)
             began_s = time.monotonic()
-            if not self._drain(db):
+            if not self._drain(db, end):
                 return True
             took_us = round((time.monotonic() - began_s) * 1_000_000)
             self._rest_us = min(max(DRAIN_EVERY_US, REST_SHARE * took_us), LONGEST_REST_US)
@@ -211,11 +213,12 @@ class Upkeep:
                 self._has_more_to_do = True
             self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection) -> bool:
-        """Drain the log; returns False if it stops after `HOLD_S`."""
+    def _drain(self, db: sqlite3.Connection, end: int | None = None) -> bool:
+        """Move records into the database: those before a position, and some more; or all. False if it is not done in `HOLD_S`."""
         until_s = time.monotonic() + HOLD_S
         at = last = database.position(db)
         self._begun_at = at.end if self._begun_at is None else self._begun_at
+        enough = None if end is None else max(end, self._begun_at + DRAIN_BYTES)
         batch: list[str] = []
         size = 0
         pauses = self._pauses()
@@ -226,6 +229,8 @@ class Upkeep:
             if size > _DRAINED_AT_ONCE_BYTES:
                 self._write(db, at, batch, last, pauses)
                 at, batch, size = last, [], 0
+                if enough is not None and at.end >= enough:
+                    break
                 if time.monotonic() > until_s:
                     return False
         if batch:

@@ -188,6 +188,22 @@ def test_records_appended_while_the_log_is_drained_are_kept(
     assert used(store) == used(other) == used(open_store()) == expected
 
 
+def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 3000)
+    store, other = open_store(), open_store()
+    Session(store, FIVE_A_MINUTE).call("free", 2, _meta=ALONE)
+    known = store._follower.at.end
+    session = Session(other, FIVE_A_MINUTE, session="b" * 16)
+    for _ in range(30):
+        session.call("free", _meta=ALONE)
+    store.tend()
+    drained = store._log.drained().end
+    assert known + 1000 < drained < 3000 + 2 * 1000 < other._follower.at.end
+    other.tend()
+    assert store._log.drained() == other._follower.at
+
+
 def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(pace, "PACE_BYTES", 1024)
@@ -227,7 +243,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it(
     monkeypatch.setattr(store, "_decided_s", 1e18)  # as if each moment a call was decided
     monkeypatch.setattr("time.sleep", waits.append)
     with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
-        assert store._with_lock(lambda: store._upkeep.tend(now_us=store._clock(), wall_us=store._wall()))
+        assert store._with_lock(lambda: store._upkeep.tend(0, now_us=store._clock(), wall_us=store._wall()))
     assert bool(waits) is not is_awaited
     assert store._log.drained() == store._follower.at
     assert store._is_busy()
