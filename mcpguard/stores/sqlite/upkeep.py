@@ -214,7 +214,7 @@ class Upkeep:
             self._told_bounds = True
 
     def _drain(self, db: sqlite3.Connection, end: int | None = None) -> bool:
-        """Move records into the database: those before a position, and some more; or all. False if it is not done in `HOLD_S`."""
+        """Move records into the database: those before a position, and some more; or all. False if `HOLD_S` is too short."""
         until_s = time.monotonic() + HOLD_S
         at = last = database.position(db)
         self._begun_at = at.end if self._begun_at is None else self._begun_at
