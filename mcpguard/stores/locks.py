@@ -1,15 +1,10 @@
-"""Locks files, for processes of one machine. The kernel releases a lock when its holder dies.
-
-A blocking `flock` takes no timeout, so `QueueLock` calls it in a helper thread. It also starves while many processes hold the
-lock shortly, one after another: when its thread has woken up, another process has the lock again. So `QueueLock` first tries
-several times, with pauses in between.
-"""
+"""Locks files, for processes of one machine. The kernel releases a lock when its holder dies."""
 
 import contextlib
 import os
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +15,12 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 
     _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the end of the file, because other processes cannot read a locked byte
 
-    _TRY, _WAIT, _RELEASE = msvcrt.LK_NBLCK, -1, msvcrt.LK_UNLCK
+    _TRY, _RELEASE = msvcrt.LK_NBLCK, msvcrt.LK_UNLCK
 
     _TRY_SHARED = _TRY
 
     def _lock(fd: int, how: int) -> None:
         os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        if how == _WAIT:
-            while not try_lock(fd):
-                time.sleep(0.001)
-            return
         try:
             msvcrt.locking(fd, how, 1)
         except OSError as error:
@@ -38,7 +29,7 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
 else:
     import fcntl
 
-    _TRY, _WAIT, _RELEASE = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX, fcntl.LOCK_UN
+    _TRY, _RELEASE = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
     _TRY_SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
     _lock = fcntl.flock
 
@@ -59,12 +50,20 @@ def _tried(fd: int, how: int) -> bool:
 TRY_EVERY_S: Final = 0.002
 
 FIRST_PAUSE_S: Final = 0.0001
-LAST_PAUSE_S: Final = 0.0064
-"""The pauses before a process waits in the queue: 12.7 ms in all. A decision holds the lock for some 20 µs."""
+LAST_PAUSE_S: Final = 0.0016
+"""The pauses of a process that waits for its turn. A decision holds the lock for some 20 µs. If the pauses became longer still,
+the process that has waited longest would try least often."""
+
+LEAST_PAUSED: Final = 0.25
+"""The share of its timeout that a process must have paused before it gives up. On a busy machine a pause lasts many times as
+long as it should, and the time would be over after a few tries."""
 
 
-class QueueLock:
-    """A lock between processes, whose shares are about equal if many want it. One thread at a time may call it.
+class FileLock:
+    """A lock between processes.
+
+    A blocking `flock` takes no timeout, and who waits in it has no advantage: when it has woken up, another process has the
+    lock again. So a process that waits tries again and again, with pauses.
 
     Args:
         fd: The open file. The lock closes it.
@@ -72,51 +71,35 @@ class QueueLock:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._mutex = threading.Lock()
-        self._wanted = False
-        self._closed = False
-        self._helper_busy = False
-        self._asked = threading.Semaphore(0)
-        self._granted = threading.Semaphore(0)
-        self._helper: threading.Thread | None = None
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Wait for the lock. Returns False after the timeout; the lock is then released as soon as it is granted."""
-        if not self._helper_busy:
-            try:
-                _lock(self._fd, _TRY)
-            except BlockingIOError:
-                pass
-            else:
-                return True
+    def acquire(self, timeout_s: float, meanwhile: Callable[[], None] | None = None) -> bool:
+        """Wait for a lock that others hold shortly, one after another; return whether it was taken.
+
+        Args:
+            timeout_s: How long to wait; on a busy machine it may take longer, see `LEAST_PAUSED`.
+            meanwhile: Called after each pause.
+        """
+        try:
+            _lock(self._fd, _TRY)  # a usual call pays for no more
+        except BlockingIOError:
+            return self._wait(timeout_s, meanwhile)
+        return True
+
+    def _wait(self, timeout_s: float, meanwhile: Callable[[], None] | None) -> bool:
         until_s = time.monotonic() + timeout_s
-        if not self._helper_busy and self._retried(until_s):
-            return True
-        with self._mutex:
-            if not self._helper_busy:
-                self._helper_busy = True
-                self._ask()
-            self._wanted = True
-        if self._granted.acquire(timeout=max(0, until_s - time.monotonic())):
-            return True
-        with self._mutex:
-            if self._wanted:
-                self._wanted = False
-                return False
-        return self._granted.acquire()  # it was granted between the timeout and the mutex
-
-    def _retried(self, until_s: float) -> bool:
-        """Try to take the lock after pauses that double, as long as there is time for another one."""
-        pause_s = FIRST_PAUSE_S
-        while pause_s <= LAST_PAUSE_S and time.monotonic() + pause_s < until_s:
+        pause_s, paused_s = FIRST_PAUSE_S, 0.0
+        while paused_s < timeout_s * LEAST_PAUSED or time.monotonic() < until_s:
             time.sleep(pause_s)
+            if meanwhile:
+                meanwhile()
             if try_lock(self._fd):
                 return True
-            pause_s *= 2
+            paused_s += pause_s
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
         return False
 
     def acquire_by_trying(self, timeout_s: float) -> bool:
-        """Poll for the lock, without a place in the queue. After the timeout nothing waits for it."""
+        """Wait for a lock that others may hold for long."""
         deadline = time.monotonic() + timeout_s
         while not try_lock(self._fd):
             if time.monotonic() >= deadline:
@@ -129,44 +112,19 @@ class QueueLock:
         _lock(self._fd, _RELEASE)
 
     def close(self) -> None:
-        """Close the file, which releases the lock. A helper thread that waits closes the file when it gets the lock."""
-        with self._mutex:
-            if not self._closed and not self._helper_busy:
-                os.close(self._fd)
-            self._closed = True
-            if self._helper is not None and not self._helper_busy:
-                self._asked.release()
-
-    def _ask(self) -> None:
-        if self._helper is None:
-            self._helper = threading.Thread(target=self._help, name="mcpguard-queue", daemon=True)
-            self._helper.start()
-        self._asked.release()
-
-    def _help(self) -> None:
-        while self._asked.acquire() and not (self._closed and not self._helper_busy):
-            _lock(self._fd, _WAIT)
-            with self._mutex:
-                if self._closed:
-                    _lock(self._fd, _RELEASE)  # closing does not, if another descriptor shares the open file
-                    os.close(self._fd)
-                    self._helper_busy = False
-                    return
-                if self._wanted:
-                    self._wanted = False
-                    self._granted.release()
-                else:
-                    _lock(self._fd, _RELEASE)
-                self._helper_busy = False  # after the release: `acquire` reads it without the mutex
+        """Close the file, which releases the lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
-def lock_file(path: Path) -> QueueLock:
+def lock_file(path: Path) -> FileLock:
     """A lock on a file, which is made if it is missing.
 
     Raises:
         OSError: The file cannot be opened.
     """
-    return QueueLock(open_private(path))
+    return FileLock(open_private(path))
 
 
 class SharedHold:

@@ -7,11 +7,16 @@ database later, in one transaction with the position up to which the database ha
 The file is a ring buffer of fixed size. All of it is written once when the file is created, so a full disk stops no call.
 A position is the number of bytes ever appended; modulo the size of the ring it is an offset in the file. A record is:
 
-    position (8 bytes) · id of its first row (8) · number of rows (4) · length of the text (4) · text · CRC-32 (4)
+    position (8 bytes) · id of its first row (8) · number of rows (4) · length of the text (4) · charge (12) · text · CRC-32 (4)
 
 The last byte of a record commits it. A reader ignores bytes whose position or checksum is wrong: a process was killed while it
 wrote them, or they are left from an earlier round of the ring. The file is read with `pread`, not mapped: if somebody truncates
 it, a read fails, where access to a mapped page would kill the process (SIGBUS).
+
+Each process reads the records of all others before it decides. Two things make that cheap. The head has the charge, see
+`Charge`: it is all that a reader needs of most records. And many records are checked at once: the CRC of each begins with
+`_RESIDUE`, which is the CRC of all bytes that end with their own CRC. So the CRC of several records is `_RESIDUE` if each is
+whole. If one is not, the CRC after it differs, and goes on to differ: whole records after it do not hide the fault.
 """
 
 import contextlib
@@ -25,11 +30,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import open_private
+from mcpguard.files import open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
-from mcpguard.stores.locks import QueueLock
+from mcpguard.stores.locks import FileLock
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 RING_BYTES: Final = 8 * 1024 * 1024
 """Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
@@ -37,10 +42,14 @@ RING_BYTES: Final = 8 * 1024 * 1024
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048
 _DRAINED: Final = struct.Struct("<qq4sI")
-_HEAD: Final = struct.Struct("<qqII")
+_HEAD: Final = struct.Struct("<qqIIqI")
 _CHECKSUM_BYTES: Final = 4
+_RESIDUE: Final = 0x2144DF1C
 _END_BYTES: Final = _CHECKSUM_BYTES + 8
 _BLOCK_BYTES: Final = 64 * 1024
+_RESERVED_SHARE: Final = 32
+"""Calls leave this share of the ring to records that no call may wait for, such as outcomes and the ends of calls."""
+
 _CHUNK_BYTES: Final = 8 * 1024
 """How much is read at once: about 20 single calls. More would only push other data out of the CPU's caches."""
 
@@ -91,12 +100,34 @@ START: Final = Position(_CHECKSUM_BYTES, 1, bytes(_CHECKSUM_BYTES))
 """The start of an empty log, after four zero bytes in place of a checksum."""
 
 
+Charge = tuple[int, int]
+"""What a record changes: the store time at which counters were charged, and the length of the end of its text that names them.
+`NO_CHARGE` if it changes nothing, `IN_TEXT` if only its text tells."""
+
+_BY_TEXT: Final = (1 << 32) - 1
+NO_CHARGE: Final[Charge] = (0, 0)
+IN_TEXT: Final[Charge] = (0, _BY_TEXT)
+
+Change = tuple[int, str, int] | str
+"""What a record changes: the store time at which counters were charged, the text that names them, and 1 for the one call. Or
+all of its text."""
+
+
 class Lost(Exception):
     """The log does not continue at a position: the records there were overwritten, or this is another log."""
 
 
 class LogFull(StoreUnavailable):
-    """The log has no room, since the database has not taken its records."""
+    """The log has no room, since the database has not taken its records.
+
+    Args:
+        path: The log.
+        drained_end: There is room once the database has the log up to this position.
+    """
+
+    def __init__(self, path: Path, drained_end: int) -> None:
+        super().__init__(f"{path} is full", "the database beside it takes nothing: is the disk full?")
+        self.drained_end = drained_end
 
 
 class CallLog:
@@ -120,7 +151,7 @@ class CallLog:
         self.path = path
         self._name = str(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self.fd = os.open(path, flags)
+        self.fd = open_unnoted(path, flags)
         try:
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
@@ -157,7 +188,7 @@ class CallLog:
         """The store's key."""
         return bytes.fromhex(str(self.header["key"]))
 
-    def turn(self) -> QueueLock:
+    def turn(self) -> FileLock:
         """The lock on the log. It has a file descriptor of its own, since on Windows locking moves the file's offset.
 
         Raises:
@@ -168,7 +199,7 @@ class CallLog:
         if _identity(os.fstat(fd)) != self._identity:
             os.close(fd)
             self.check()
-        return QueueLock(fd)
+        return FileLock(fd)
 
     def check(self) -> None:
         """Check that the path still names this file, and that the file has its full size.
@@ -225,13 +256,41 @@ class CallLog:
         Raises:
             Lost: See `has_more`.
         """
+        data, found = self._next(at)
+        return [
+            (data[begin:stop].decode(), end, row, data[stop : stop + _CHECKSUM_BYTES]) for begin, stop, end, row, _, _ in found
+        ]
+
+    def next_changes(self, at: Position) -> tuple[list[Change], Position, bool]:
+        """What some of the records after a position change, the position after them, and whether there may be more.
+
+        Raises:
+            Lost: See `has_more`.
+        """
+        data, found = self._next(at)
+        changes: list[Change] = []
+        for begin, stop, _, _, time_us, length in found:
+            if length == _BY_TEXT:
+                changes.append(data[begin:stop].decode())
+            elif length:
+                changes.append((time_us, data[stop - length : stop].decode(), 1))
+        if not found:
+            return [], at, False
+        _, stop, end, row, _, _ = found[-1]
+        head = stop + _CHECKSUM_BYTES
+        next_end = data[head : head + 8]
+        return changes, Position(end, row, data[stop:head]), len(next_end) < 8 or next_end == end.to_bytes(8, "little")
+
+    def _next(self, at: Position) -> tuple[bytes, list["_Found"]]:
+        """Bytes from the checksum before a position on, and the records in them."""
         data = self._read(at.end - _CHECKSUM_BYTES, _CHUNK_BYTES)
         if data[:_CHECKSUM_BYTES] != at.checksum:
             raise Lost
         found = _records(data, at.end, at.row)
         if not found and (length := _length(data, at.end)) > len(data):
-            return _records(self._read(at.end - _CHECKSUM_BYTES, length), at.end, at.row)
-        return found
+            data = self._read(at.end - _CHECKSUM_BYTES, length)
+            found = _records(data, at.end, at.row)
+        return data, found
 
     def end(self, at: Position) -> Position:
         """The end of the log, found by reading on from a position."""
@@ -239,17 +298,17 @@ class CallLog:
             at = after
         return at
 
-    def append(self, at: Position, text: str, rows: int, *, durable: bool = False) -> Position:
+    def append(self, at: Position, text: str, rows: int) -> Position:
         """Append one record: see `append_all`."""
-        return self.append_all(at, ((text, rows),), durable=durable)
+        return self.append_all(at, ((text, rows, IN_TEXT),))
 
-    def append_all(self, at: Position, records: Iterable[tuple[str, int]], *, durable: bool = False) -> Position:
+    def append_all(self, at: Position, records: Iterable[tuple[str, int, Charge]], *, uses_reserve: bool = False) -> Position:
         """Append all records or none. The caller has the lock, and has read the log to its end.
 
         Args:
             at: The end.
-            records: Each record's lines, and how many of them are audit rows.
-            durable: Whether to force them to the disk.
+            records: Each record's lines, how many of them are audit rows, and what it changes.
+            uses_reserve: Whether they may take the room that calls leave.
 
         Raises:
             LogFull: There is no room, since the database has not taken enough records.
@@ -257,33 +316,41 @@ class CallLog:
             OSError: The write failed, and nothing was appended.
         """
         data, after = b"", at
-        for text, rows in records:
+        for text, rows, charge in records:
             body = text.encode()
             if len(body) > MAX_TEXT_BYTES:
                 raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
             end, row, _ = after
-            body = _HEAD.pack(end, row, rows, len(body)) + body
-            checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little")
+            body = _HEAD.pack(end, row, rows, len(body), *charge) + body
+            checksum = zlib.crc32(body, _RESIDUE).to_bytes(_CHECKSUM_BYTES, "little")
             end += len(body) + _CHECKSUM_BYTES
             after = tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
             data += body + checksum
         if after.end > self._room_until:
-            self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
-            if after.end > self._room_until:
-                raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
+            reserve = RING_BYTES // _RESERVED_SHARE
+            drained_end = self.drained().end
+            self._room_until = drained_end - _CHECKSUM_BYTES + RING_BYTES - reserve
+            lacking_bytes = after.end - self._room_until - (reserve if uses_reserve else 0)
+            if lacking_bytes > 0:
+                raise LogFull(self.path, drained_end + lacking_bytes)
         place = at.end % RING_BYTES
         try:
             if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
                 self._write(at.end, data)  # in two places, or again because the file took only a part
-            if durable:
-                _sync(self.fd)
-        except OSError:
-            # Undo it: a record may be whole, and a power cut may lose it. All of it, so that who has read it notices
+        except OSError:  # undo it: a record may be whole. All of it, so that who has read it notices
             with contextlib.suppress(OSError):
                 self._write(at.end, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
         return after
+
+    def force(self) -> None:
+        """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.
+
+        Raises:
+            OSError: The disk did not take it. It stays in the log, since others may have read it and gone on.
+        """
+        _sync(self.fd)
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""
@@ -327,25 +394,40 @@ class CallLog:
             self.folder.close()
 
 
-def _records(data: bytes, end: int, row: int) -> list[tuple[str, int, int, bytes]]:
+_Found = tuple[int, int, int, int, int, int]
+"""A record in data: where its text begins and stops, the position after it and the id of the next row, its charge."""
+
+
+def _records(data: bytes, end: int, row: int) -> list[_Found]:
     """The complete records in data that begins with the checksum before a position; see `CallLog.next_records`."""
     found = []
     head = _CHECKSUM_BYTES
-    unpack, crc32, size = _HEAD.unpack_from, zlib.crc32, len(data) - _HEAD.size
-    while head <= size:
-        at, first_row, rows, length = unpack(data, head)
-        if at != end or first_row != row:
-            break
-        begin = head + _HEAD.size
+    unpack, head_bytes, last_head, last_stop = (
+        _HEAD.unpack_from,
+        _HEAD.size,
+        len(data) - _HEAD.size,
+        len(data) - _CHECKSUM_BYTES,
+    )
+    while head <= last_head:
+        at, first_row, rows, length, time_us, charge_bytes = unpack(data, head)
+        begin = head + head_bytes
         stop = begin + length
-        next_head = stop + _CHECKSUM_BYTES
-        checksum = data[stop:next_head]
-        if crc32(data[head:stop]).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
+        if at != end or first_row != row or stop > last_stop:
             break
-        end += next_head - head
+        head = stop + _CHECKSUM_BYTES
+        end += head_bytes + length + _CHECKSUM_BYTES
         row += rows
-        found.append((data[begin:stop].decode(), end, row, checksum))
-        head = next_head
+        found.append((begin, stop, end, row, time_us, charge_bytes))
+    if zlib.crc32(data[_CHECKSUM_BYTES:head], _RESIDUE) != _RESIDUE:
+        return _whole(data, found)
+    return found
+
+
+def _whole(data: bytes, found: list[_Found]) -> list[_Found]:
+    """The records before the first one that is not whole."""
+    for at, (begin, stop, *_) in enumerate(found):
+        if zlib.crc32(data[begin - _HEAD.size : stop + _CHECKSUM_BYTES], _RESIDUE) != _RESIDUE:
+            return found[:at]
     return found
 
 
@@ -353,7 +435,7 @@ def _length(data: bytes, end: int) -> int:
     """The length of a record and of the checksum before it, by its head; 0 if there is no head of a record that can be read."""
     if len(data) < _CHECKSUM_BYTES + _HEAD.size:
         return 0
-    at, _, _, length = _HEAD.unpack_from(data, _CHECKSUM_BYTES)
+    at, _, _, length, _, _ = _HEAD.unpack_from(data, _CHECKSUM_BYTES)
     return 2 * _CHECKSUM_BYTES + _HEAD.size + length if at == end and length <= MAX_TEXT_BYTES else 0
 
 

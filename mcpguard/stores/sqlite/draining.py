@@ -10,7 +10,7 @@ from mcpguard.core.digest import number
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, entries, notes
 from mcpguard.stores.sqlite.entries import Run
-from mcpguard.stores.sqlite.memory import Change, change_all, pack, windows
+from mcpguard.stores.sqlite.memory import LineChange, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 _ROW_BYTES: Final = 160
@@ -61,7 +61,7 @@ class Drain:
         self._bytes: Counter[int] = Counter()
         self._labels: dict[int, str] = {}
         self._windows: dict[int, int] = {}
-        self._changes: list[Change] = []
+        self._changes: list[LineChange] = []
 
     def write(self, first_row: int, batch: Sequence[str]) -> None:
         """Write records.
@@ -92,7 +92,7 @@ class Drain:
         values.append(bytes.fromhex(args_hash) if args_hash else None)
         self._rows.append([*values, *[value or None for value in rest], detail or None, None, None])
         if charged:
-            self._changes.append((charged_us, charged, 1))
+            self._changes.append((int(charged_us), charged, 1))
 
     def _take_run(self, row_id: int, run: Run) -> int:
         """Take the rows of a run; returns how many they are."""
@@ -103,7 +103,7 @@ class Drain:
         hashes = (run.args_hashes or None, length, length)
         self._runs.append((*of_first, *hashes, run.counted, run.remaining, run.request_ids))
         if run.charged:
-            self._changes.append((str(run.charged_us), run.charged, run.calls))
+            self._changes.append((run.charged_us, run.charged, run.calls))
         return run.calls
 
     def _use(self, context: str, reported: str, rows: int) -> tuple[int, int, int | None]:
@@ -140,7 +140,7 @@ class Drain:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
         elif kind == entries.CHARGED:
-            self._changes.append((fields[1], fields[2], 1))
+            self._changes.append((int(fields[1]), fields[2], 1))
         elif kind == entries.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
         elif kind == entries.FREED:

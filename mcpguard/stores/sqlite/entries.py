@@ -19,6 +19,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -29,6 +30,7 @@ from mcpguard.core.limiter import Decision, Limit, State, fail
 from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.stores.sqlite.call_log import IN_TEXT, NO_CHARGE, Charge
 
 ROW: Final = "+"
 RUN: Final = "*"
@@ -51,12 +53,15 @@ MAX_DETAIL_CHARS: Final = 1024 * 1024
 _LATER_ROW: Final = f"\n{ROW}"
 _LATER_RUN: Final = f"\n{RUN}"
 
+_CHANGING: Final = re.compile(rf"^(?!{OUTCOME}|\{ROW}.*\t$)", re.MULTILINE)
+"""A line that changes more than the audit: not an outcome, and not a row that was not charged."""
+
 RECORD_CHARS: Final = 256 * 1024
 """About how long a record becomes if its groups of lines can be spread over several records."""
 
 
-def records(groups: Sequence[str]) -> list[tuple[str, int]]:
-    """Put groups of lines into records, and count the rows in each. No group is split."""
+def records(groups: Sequence[str]) -> list[tuple[str, int, Charge]]:
+    """Put groups of lines into records: of each the text, how many rows it has, and what it changes. No group is split."""
     texts: list[str] = []
     together, chars = 0, 0  # the groups from `together` on fit into one record
     for at, group in enumerate(groups):
@@ -65,7 +70,7 @@ def records(groups: Sequence[str]) -> list[tuple[str, int]]:
             texts.append("\n".join(groups[together:at]))
             together, chars = at, len(group) + 1
     texts.append("\n".join(groups[together:]))
-    return [(text, rows_in(text)) for text in texts]
+    return [(text, rows_in(text), IN_TEXT if _CHANGING.search(text) else NO_CHARGE) for text in texts]
 
 
 def rows_in(text: str) -> int:

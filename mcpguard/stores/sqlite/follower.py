@@ -5,7 +5,7 @@ It follows the log: it reads the records that others have appended, and appends 
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +14,14 @@ from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import Lost, Position, damaged
+from mcpguard.stores.sqlite.call_log import Lost, damaged
 from mcpguard.stores.sqlite.opening import Files
 
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
+
+_TRIES: Final = 5
+"""How often to start over if the log moves on while the database is read."""
 
 
 class Follower:
@@ -28,7 +31,6 @@ class Follower:
         path: The database.
         files: The store's files.
         timeout_s: How long a decision may take. It waits for its turn for a part of that.
-        durable: Whether each record is forced to the disk.
 
     Attributes:
         memory: The counters that the process has read.
@@ -36,7 +38,7 @@ class Follower:
         turn_lock: The lock on the log.
     """
 
-    def __init__(self, path: Path, files: Files, *, timeout_s: float, durable: bool) -> None:
+    def __init__(self, path: Path, files: Files, *, timeout_s: float) -> None:
         self.memory = files.memory
         self.at = files.at
         self.turn_lock = files.turn
@@ -44,7 +46,7 @@ class Follower:
         self._log = files.log
         self._reader = files.reader
         self._timeout_s = timeout_s
-        self._durable = durable
+        self._has_company = False  # whether others appended something between the last two turns
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -65,13 +67,20 @@ class Follower:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         if self.memory.is_crowded:
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
-        if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
-            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
         try:
             if self._log.folder.may_have_changed():
                 self._log.check()
+            before = self.at
+            if self._has_company:
+                self.follow()  # before the turn, so that it is short
+            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE, self.follow):
+                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self._path, error) from error
+        try:
             if not self._log.ends_at(self.at):
                 self.follow()
+            self._has_company = before is not self.at
         except BaseException as error:
             self.turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
@@ -80,40 +89,51 @@ class Follower:
 
     def follow(self) -> None:
         """Read the records that others have appended."""
-        try:
-            self._read_on()
-        except Lost:
-            self._log.check()
-            self._reload()
-
-    def _read_on(self) -> None:
-        while found := self._log.next_records(self.at):
-            for text, _, _, _ in found:
-                self.memory.apply(text)
-            self.at = Position(*found[-1][1:])
-            if self._log.ends_at(self.at):
+        for _ in range(_TRIES):
+            try:
+                self.at = self.memory.read_on(self._log, self.at)
+            except Lost:
+                self._log.check()
+                self._reload()
+            else:
                 return
+        raise damaged(self._log.path, "it does not continue where the database is")
+
+    def follow_ahead(self) -> None:
+        """Read before the turn what others have appended. It may be long, or need the database, and others wait for a turn."""
+        with database.reported(self._path):
+            if not self._log.ends_at(self.at):
+                self.follow()
+
+    def follow_some(self) -> bool:
+        """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""
+        try:
+            self.at, may_have_more = self.memory.read_some(self._log, self.at)
+        except Lost:
+            self.follow()
+            return False
+        if self.memory.is_crowded:
+            self.memory.make_room(self._reader.clock)
+        return may_have_more
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self.at.end:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self.memory, self.at = self._reader.memory()
-        try:
-            self._read_on()
-        except Lost:
-            raise damaged(self._log.path, "it does not continue where the database is") from None
 
-    def append(self, groups: Sequence[str]) -> None:
+    def append(self, groups: Sequence[str], *, uses_reserve: bool = False) -> None:
         """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
-            self.at = self._log.append_all(self.at, entries.records(groups), durable=self._durable)
+            self.at = self._log.append_all(self.at, entries.records(groups), uses_reserve=uses_reserve)
 
-    def learn_ahead(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """Read the database before the turn, so that others do not wait for that. If it has moved on, learn in the turn."""
-        with contextlib.suppress(Lost), database.reported(self._path):
-            self.follow()
-            self._learn(calls)
+    def learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
+        """Read the database before the turn, so that others do not wait for that."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(Lost), database.reported(self._path):
+                self.follow()
+                self._learn(calls)
+                return
 
     def learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
         """See `_learn`. The caller has the turn, so this process has read the log to its end."""

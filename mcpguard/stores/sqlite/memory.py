@@ -17,6 +17,7 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
+from mcpguard.stores.sqlite.call_log import CallLog, Change, Position
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 
 REMEMBERED: Final = 65_536
@@ -29,10 +30,10 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 
-Charges = tuple[str, str, int]
+Charges = tuple[int, str, int]
 """The charges of calls at one time: the store time, and the counters that each charges, as a line has them; how many calls."""
 
-Change = Charges | list[str]
+LineChange = Charges | list[str]
 """A change of counters: charges, or the fields of another line."""
 
 
@@ -53,8 +54,7 @@ class Memory:
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
-        self._states: dict[int, State] = {}
-        self._uncharged: list[Charges] = []
+        self.states: dict[int, State] = {}
         self.complete = complete
         self.in_flight = InFlight()
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -63,14 +63,6 @@ class Memory:
         self._windows: dict[int, int] = {}
         for key, window_us, log in logs:
             self.remember(key, window_us, log)
-
-    @property
-    def states(self) -> dict[int, State]:
-        """The logs, by counter id. Charges that were applied are made here, because many take little longer than one."""
-        if self._uncharged:
-            rows, self._uncharged = self._uncharged, []
-            charge(self._states, rows, self._windows if self.complete else None)
-        return self._states
 
     def remember(self, key: int, window_us: int, log: State) -> None:
         """Remember a counter's log."""
@@ -99,15 +91,51 @@ class Memory:
                 self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
         return before
 
+    def read_on(self, log: CallLog, at: Position) -> Position:
+        """Apply the records of the log after a position. Returns the position after them.
+
+        Raises:
+            Lost: The log does not continue there.
+        """
+        may_have_more = True
+        while may_have_more:
+            at, may_have_more = self.read_some(log, at)
+        return at
+
+    def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
+        """As `read_on`, but only some of them; returns also whether there may be more."""
+        changes, after, may_have_more = log.next_changes(at)
+        self._apply_all(changes)
+        return after, may_have_more
+
+    def _apply_all(self, changes: Iterable[Change]) -> None:
+        rows: list[Charges] = []  # charged together, because many take little longer than one
+        for one in changes:
+            if isinstance(one, str):
+                self._charge(rows)
+                rows = []
+                self.apply(one)
+            else:
+                rows.append(one)
+        self._charge(rows)
+
+    def _charge(self, rows: Sequence[Charges]) -> None:
+        if rows:
+            charge(self.states, rows, self._windows if self.complete else None)
+
     def apply(self, text: str) -> None:
         """Apply a record of the log."""
-        for line in text.split("\n") if "\n" in text else (text,):
+        rows: list[Charges] = []
+        for line in text.split("\n"):
             kind = line[0]
             if kind in _CHARGING:
                 if found := charges(line):
-                    self._uncharged.append(found)
+                    rows.append(found)
             elif kind in _FOLLOWED:
+                self._charge(rows)
+                rows = []
                 self._follow(kind, line.split("\t"))
+        self._charge(rows)
 
     def _follow(self, kind: str, fields: list[str]) -> None:
         if kind == notes.KIND:
@@ -132,7 +160,7 @@ class Memory:
     @property
     def is_crowded(self) -> bool:
         """Whether `make_room` has anything to drop."""
-        return len(self._states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
+        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
 
     def make_room(self, clock: Clock) -> None:
         """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
@@ -171,9 +199,9 @@ def charges(line: str) -> Charges | None:
     """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
     if line[0] == entries.RUN:
         run = entries.read_run(line.split("\t"))
-        return (str(run.charged_us), run.charged, run.calls) if run.charged else None
+        return (run.charged_us, run.charged, run.calls) if run.charged else None
     _, charged_us, charged = line.rsplit("\t", 2)
-    return (charged_us, charged, 1) if charged else None
+    return (int(charged_us), charged, 1) if charged else None
 
 
 def charge(
@@ -189,7 +217,7 @@ def charge(
     """
     for charged, alike in itertools.groupby(rows, operator.itemgetter(1)):
         times = [(charged_us, calls) for charged_us, _, calls in alike]
-        last_us, total = int(times[-1][0]), sum([calls for _, calls in times])
+        last_us, total = times[-1][0], sum([calls for _, calls in times])
         for key, window_us, n, grain_us, cost in _charges(charged):
             log = states.get(key)
             if log is None:
@@ -201,8 +229,7 @@ def charge(
             else:
                 for now_us, calls in times:
                     for one in (cost * calls,) if grain_us else (cost,) * calls:
-                        log = limiter.live(log, window_us, int(now_us))
-                        log = limiter.charge(log, n, window_us, int(now_us), one)
+                        log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, one)
             states[key] = log
 
 
@@ -230,7 +257,7 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
         states[key] = limiter.merge(states[key], tuple(map(int, fields[3].split(","))), int(fields[2]))
 
 
-def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) -> None:
+def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]) -> None:
     """Make changes, in order, to the counters in `states`."""
     rows: list[Charges] = []
     for one in changes:
@@ -245,7 +272,7 @@ def change_all(states: MutableMapping[int, State], changes: Iterable[Change]) ->
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
     """Apply a record to the counters in `states`."""
-    changes: list[Change] = []
+    changes: list[LineChange] = []
     for line in text.split("\n"):
         kind = line[0]
         if kind in _CHARGING:

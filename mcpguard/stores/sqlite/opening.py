@@ -13,7 +13,7 @@ from mcpguard.files import open_private, private_folder
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
-from mcpguard.stores.locks import QueueLock, SharedHold, lock_file
+from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import call_log, database, integrity
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, log_path
 from mcpguard.stores.sqlite.memory import Memory
@@ -46,8 +46,8 @@ class Files(NamedTuple):
     path: Path
     identity: tuple[int, int]
     log: CallLog
-    turn: QueueLock
-    lock: QueueLock
+    turn: FileLock
+    lock: FileLock
     hold: SharedHold
     reader: Reader
     memory: Memory
@@ -106,10 +106,9 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             memory, at = reader.memory()
             turn = log.turn()
             undo.callback(turn.close)
+            at = memory.read_on(log, at)  # before the turn, so that others do not wait for it
             with _held(turn, log, max(OPEN_TIMEOUT_S, timeout_s)):
-                for text, after in log.records(at):
-                    memory.apply(text)
-                    at = after
+                at = memory.read_on(log, at)
             newest = [wall, memory.latest_us, reader.latest_us]
             reader.clock = own_clock or _time_base(path, log, hold, lambda: max(ask() for ask in newest))
             hold.share()
@@ -120,7 +119,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
 
 
 @contextlib.contextmanager
-def _held(turn: QueueLock, log: CallLog, timeout_s: float) -> Iterator[None]:
+def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
     """Hold the lock on the call log; an error if another process does not release it in time."""
     if not turn.acquire_by_trying(timeout_s):
         raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import call_log
-from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, create
+from mcpguard.stores.sqlite.call_log import IN_TEXT, NO_CHARGE, START, CallLog, Lost, Position, create
 
 HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
 SMALL = 128 * 1024
@@ -182,27 +182,17 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
     with monkeypatch.context() as patch:
         patch.setattr(call_log, "_pwrite", fail_in_the_middle)
         with pytest.raises(OSError, match="Input/output"):
-            log.append_all(START, [("+ one", 1), ("+ two", 1)])
+            log.append_all(START, [("+ one", 1, NO_CHARGE), ("+ two", 1, NO_CHARGE)])
     assert not log.has_more(START)
     assert log.end(START) == START
-
-
-def test_a_record_that_cannot_be_forced_to_the_disk_is_undone(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(call_log, "_sync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        log.append(START, "x", 1, durable=True)
-    assert texts(log) == []
 
 
 def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
     at = log.append(START, "before", 0)
     with pytest.raises(StoreUnavailable, match="is full"):
-        log.append_all(at, [("x" * 50_000, 1)] * 3)
+        log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 3)
     assert texts(log) == ["before"]
-    after = log.append_all(at, [("x" * 50_000, 1)] * 2, durable=True)
+    after = log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 2)
     assert [len(text) for text in texts(log)] == [6, 50_000, 50_000]
     assert (after, after.row) == (log.end(START), 3)
 
@@ -211,6 +201,59 @@ def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypa
     monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 70_000)
     at = log.append(START, "ä" * 35_000, 0)
     with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):
-        log.append_all(at, [("before", 0), ("x" * 70_001, 0)])
+        log.append_all(at, [("before", 0, NO_CHARGE), ("x" * 70_001, 0, NO_CHARGE)])
     assert texts(log) == ["ä" * 35_000]
     assert log.end(START) == at
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=12), st.integers(0), st.integers(1, 255))
+@settings(max_examples=200, deadline=None)
+def test_a_reader_takes_the_records_before_one_that_is_not_whole_and_none_after_it(
+    lengths: list[int], where: int, damage: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call_log, "RING_BYTES", SMALL)
+        create(Path(folder) / "log", HEADER)
+        log = CallLog(Path(folder) / "log")
+        at, ends = START, list[int]()
+        for number, length in enumerate(lengths):
+            text = f"{number} {'x' * length}"
+            at = log.append_all(at, [(text, 1, (number, len(text)))])
+            ends.append(at.end)
+        damaged = START.end + where % (at.end - START.end)
+        (byte,) = os.pread(log.fd, 1, 4096 + damaged)
+        os.pwrite(log.fd, bytes([byte ^ damage]), 4096 + damaged)
+        whole = sum(end <= damaged for end in ends)
+        assert [int(text.split()[0]) for text in texts(log)] == list(range(whole))
+        assert [one[0] for one in changes(log)] == list(range(whole))
+        log.close()
+
+
+def changes(log: CallLog, at: Position = START) -> list[call_log.Change]:
+    found, may_have_more = list[call_log.Change](), True
+    while may_have_more:
+        some, at, may_have_more = log.next_changes(at)
+        found += some
+    assert at == log.end(at)
+    return found
+
+
+def test_readers_that_count_get_what_records_change_and_no_more(log: CallLog) -> None:
+    long = "m" + "x" * 100_000
+    records = [
+        ("+\trow\t12\t[[1]]", 1, (12, 5)),
+        ("o\t1\tok\t5", 0, NO_CHARGE),
+        (long, 0, IN_TEXT),
+        ("+\trow\t-1\t[[2]]", 1, (-1, 5)),
+    ]
+    at = log.append_all(START, records)
+    assert changes(log) == [(12, "[[1]]", 1), long, (-1, "[[2]]", 1)]
+    assert log.next_changes(at) == ([], at, False)
+    log.append_all(at, records[:1])
+    assert log.next_changes(at)[::2] == ([(12, "[[1]]", 1)], False)
+
+
+def test_a_reader_that_counts_is_lost_where_the_log_does_not_continue(log: CallLog) -> None:
+    at = log.append(START, "x", 0)
+    with pytest.raises(Lost):
+        log.next_changes(at._replace(checksum=b"none"))

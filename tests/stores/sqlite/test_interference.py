@@ -18,7 +18,7 @@ from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import call_log, database, entries, notes, pace, reader, upkeep
-from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, LogFull, Position, log_path
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, identity
@@ -264,21 +264,30 @@ def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_
         notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
 
 
-def test_outcomes_and_write_backs_make_room_in_a_full_log(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def fill(write: Callable[[], object]) -> None:
+    """Write until the log is full."""
+    with contextlib.suppress(LogFull):
+        while True:
+            write()
+
+
+def test_outcomes_and_write_backs_have_room_in_a_log_that_is_full_for_calls(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    store = open_store()
-    (verdict,) = Session(store, MANY).call("x")
-    (counter,) = Session(store, MANY).charges("x")[0].plan.counters
-    for _ in range(2):
-        while store._follower.at.end - store._log.drained().end < 63 * 1024:
-            store._follower.append(["x" * 500])
-        store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 100)
-        assert store._log.drained().end > store._follower.at.end - 32 * 1024
-    while store._follower.at.end - store._log.drained().end < 63 * 1024:
-        store._follower.append(["x" * 500])
-    store.adopt([(counter, (-1, -1, 1))] * 100, token_hex())
-    assert used(store) == [101]
-    assert [entry.record["outcome"] for entry in store.entries()] == ["ok"]
+    store = open_store(timeout_ms=0)
+    session = Session(store, MANY)
+    (verdict,) = session.call("x")
+    (counter,) = session.charges("x")[0].plan.counters
+    fill(lambda: session.one("x"))
+    calls = session.journal.seq
+    monkeypatch.setattr(store, "_with_lock", None)  # a call may wait: it is not drained here
+    monkeypatch.setattr(store._pace, "await_drained", None)
+    store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20)
+    store.adopt([(counter, (-1, -1, 1))], token_hex())
+    assert used(store) == [calls + 1]
+    fill(lambda: store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20))
+    assert next(iter(store.entries())).record["outcome"] == "ok"
 
 
 def ends_after(work: Callable[..., None]) -> Callable[..., None]:
@@ -324,17 +333,57 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
         store._log.turn()
 
 
-def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, durable = open_store(), open_store(durability="full")
-    one, other = Session(durable, MANY), Session(reader, MANY, session="b" * 16)
-    assert [*one.decisions("x"), *other.decisions("x")] == ["allowed"] * 2
+def test_a_process_with_company_reads_before_its_turn_and_while_it_waits(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, second = open_store(), open_store()
+    mine, other = Session(store, MANY), Session(second, MANY, session="b" * 16)
+    store._decided_s = 1e18  # as if it had just decided a call
+    follower = store._follower
+    acquire = follower.turn_lock.acquire
+    read: list[bool] = []
 
-    def fail(_: int) -> None:
+    def wait(timeout_s: float, meanwhile: Callable[[], None]) -> bool:
+        read.append(store._log.ends_at(follower.at))
+        other.call("x", 2)
+        meanwhile()
+        read.append(store._log.ends_at(follower.at))
+        return acquire(timeout_s)
+
+    monkeypatch.setattr(follower.turn_lock, "acquire", wait)
+    other.call("x", 2)
+    remaining = [mine.one("x").remaining]
+    other.call("x", 2)
+    remaining.append(mine.one("x").remaining)
+    assert read == [False, True, True, True]  # at first it does not know that it has company
+    assert remaining == [99_995, 99_990]
+
+
+def test_others_need_not_read_the_text_of_rows_and_outcomes_that_change_no_counter(open_store: Open) -> None:
+    store = open_store()
+    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "1/1h"\n')
+    first, at = session.one("x"), store._follower.at
+    assert session.one("x").row_id == 2
+    store.record([Outcome(first.row_id or 0, "ok", 5)])
+    assert [text[0] for text, _ in store._log.records(at)] == ["+", "o"]
+    assert store._log.next_changes(at) == ([], store._follower.at, False)
+
+
+def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, failing = open_store(), open_store()
+    one, other = Session(failing, MANY), Session(reader, MANY, session="b" * 16)
+    assert [*one.decisions("x"), *other.decisions("x")] == ["allowed"] * 2
+    write = call_log._pwrite
+
+    def fail(fd: int, data: bytes, at: int) -> int:
+        write(fd, data, at)
+        if not data.strip(b"\0"):
+            return len(data)  # it is undone
         reader._follower.follow()  # without the turn, as for an agent's note
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(call_log, "_sync", fail)
+        patch.setattr(call_log, "_pwrite", fail)
         with pytest.raises(StoreUnavailable, match="Input/output"):
             one.one("x")
     with pytest.raises(StoreUnavailable, match="damaged"):

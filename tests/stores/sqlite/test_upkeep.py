@@ -1,6 +1,7 @@
 """Upkeep drains the log into the database and prunes old and surplus rows. No call waits for it."""
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +88,44 @@ def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, ti
     assert used(one) == [4]
 
 
+def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+    one, other = open_store(), open_store()
+    session = Session(one, FIVE_A_MINUTE)
+    for store in one, other:
+        store.tend()
+    session.call("x", 2)
+    other._follower.follow()
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    one.tend()
+    session.call("free", 1, _meta=ALONE)
+    other._follower.follow()
+    other.tend()
+    assert (rows(path, "audit"), other.needs_tending) == (2, True)
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    other.tend()
+    assert rows(path, "audit") == 3
+
+
+def test_after_a_drain_that_took_long_the_disk_has_a_rest(
+    path: Path, open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.tend()
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 1)
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    with monkeypatch.context() as patched:
+        patched.setattr(upkeep, "time", SimpleNamespace(monotonic=itertools.count(step=0.5).__next__))
+        store.tend()
+    session.call("x", 1)
+    times[0].now_us += upkeep.REST_SHARE * 500_000
+    store.tend()
+    assert rows(path, "audit") == 1
+    times[0].now_us += upkeep.LONGEST_REST_US - upkeep.REST_SHARE * 500_000
+    store.tend()
+    assert rows(path, "audit") == 2
+
+
 def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
     one, other = open_store(), open_store(timeout_ms=1)
     assert one._files.lock.acquire_by_trying(0)
@@ -148,6 +188,22 @@ def test_records_appended_while_the_log_is_drained_are_kept(
     assert used(store) == used(other) == used(open_store()) == expected
 
 
+def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 3000)
+    store, other = open_store(), open_store()
+    Session(store, FIVE_A_MINUTE).call("free", 2, _meta=ALONE)
+    known = store._follower.at.end
+    session = Session(other, FIVE_A_MINUTE, session="b" * 16)
+    for _ in range(30):
+        session.call("free", _meta=ALONE)
+    store.tend()
+    drained = store._log.drained().end
+    assert known + 1000 < drained < 3000 + 2 * 1000 < other._follower.at.end
+    other.tend()
+    assert store._log.drained() == other._follower.at
+
+
 def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(pace, "PACE_BYTES", 1024)
@@ -187,7 +243,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it(
     monkeypatch.setattr(store, "_decided_s", 1e18)  # as if each moment a call was decided
     monkeypatch.setattr("time.sleep", waits.append)
     with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
-        assert store._with_lock(lambda: store._upkeep.tend(now_us=store._clock(), wall_us=store._wall()))
+        assert store._with_lock(lambda: store._upkeep.tend(0, now_us=store._clock(), wall_us=store._wall()))
     assert bool(waits) is not is_awaited
     assert store._log.drained() == store._follower.at
     assert store._is_busy()
