@@ -57,7 +57,7 @@ def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
     Raises:
         OSError: The file cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    fd = open_unnoted(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
@@ -68,6 +68,20 @@ def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
             return file.read(max_bytes)
     finally:
         os.close(fd)
+
+
+def open_unnoted(path: "Path | str", flags: int) -> int:
+    """Open a file that calls read.
+
+    The system need not note the times at which it is read. That takes a microsecond, and waits while the system writes an
+    earlier change of the inode to a slow disk. Only the owner of the file may ask for it.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    with contextlib.suppress(PermissionError):
+        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
+    return os.open(path, flags)
 
 
 def open_private(path: "Path") -> int:

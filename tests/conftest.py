@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +65,7 @@ def parts(request: pytest.FixtureRequest) -> Parts:
     return Parts(Path(request.config.cache.mkdir("real-parts")), own={"python-2": sys.executable})
 
 
+@functools.cache
 def _needs_posix(path: Path) -> bool:
     return any(path.is_relative_to(TESTS / name) for name in POSIX)
 
@@ -81,6 +85,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.posix)
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of all later garbage collections: it stays until the end."""
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Trace nothing in a test without coverage.
+
+    In a process of pytest-xdist, pytest-cov starts two measurements, and pauses only the second one. Then the first goes on.
+    """
+    tracer = sys.gettrace()
+    if item.get_closest_marker("no_cover"):
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

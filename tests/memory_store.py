@@ -102,6 +102,10 @@ class MemoryStore:
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         pass
 
+    def catch_up(self) -> bool:
+        """See `Store`. There is nothing to do."""
+        return False
+
     def tend(self) -> None:
         """See `Store`. Drops counters whose windows have passed, and old notes."""
         self._drop_old_notes()

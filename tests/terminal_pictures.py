@@ -8,6 +8,7 @@ import struct
 import subprocess
 import tempfile
 import termios
+from collections.abc import Mapping
 from html import unescape
 from io import StringIO
 from pathlib import Path
@@ -27,11 +28,11 @@ FORMAT: Final = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=
 """Rich's format, without fonts from another host."""
 
 
-def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
+def on_a_terminal(*argv: str, env: dict[str, str], tuned: Mapping[str, object] | None = None) -> str:
     """The output of a command on a terminal with colours, without the lines that it erased."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
-    process = subprocess.Popen(program(*argv), env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(program(*argv, tuned=tuned), env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written = bytearray()
     try:
@@ -46,15 +47,16 @@ def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
     return re.sub(r"[^\n]*\r\x1b\[2K", "", text)
 
 
-def shown(*, rows: int = 12) -> dict[str, Text]:
+def shown(*, rows: int = 12, loop_calls: int = story.LOOP_CALLS) -> dict[str, Text]:
     """The text of each picture, by the picture's name.
 
     Args:
         rows: How many rows of the audit log are shown.
+        loop_calls: How many calls the demo's loop has.
     """
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder), TERM="xterm-256color", TMPDIR=folder)
-        demo = on_a_terminal("demo", "--keep", env=env)
+        demo = on_a_terminal("demo", "--keep", env=env, tuned={"mcpguard.demo.story.LOOP_CALLS": loop_calls})
         (home,) = Path(folder).glob("mcpguard-demo-*")
         env["MCPGUARD_HOME"] = str(home)
         (home / "policy.toml").write_text(story.POLICY)  # the demo has replaced it

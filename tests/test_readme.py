@@ -78,7 +78,7 @@ def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
     assert second.count("\n") == 1
     assert "pip install --quiet --editable '.[dev]'" in second
     assert second.rstrip().endswith("python -m pytest -n 4")
-    assert "together=(-n 4 " in (ROOT / ".ci/run").read_text()
+    assert "step python -m pytest -n " in (ROOT / ".ci/run").read_text()
 
 
 def test_the_other_shell_blocks_install_an_existing_package_or_extra() -> None:

@@ -11,7 +11,7 @@ from tests.terminal_pictures import IMAGES, shown, svg, words
 
 
 def test_the_pictures_have_the_words_of_a_fresh_run() -> None:
-    texts = shown(rows=10_000)
+    texts = shown(rows=10_000, loop_calls=300)
     fresh = {name: set(words(svg(name, text))) for name, text in texts.items()}
     drawn = {path.stem: set(words(path.read_text())) for path in IMAGES.glob("*.svg")}
     # How many rows a loop of calls leaves, and so which rows are the last ones, depends on how long it takes

@@ -22,6 +22,9 @@ HANDFUL_BYTES: Final = 2 * 1024
 MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
+CATCH_UP_S: Final = 5.0
+"""How often a wrapper without calls takes in what others have written."""
+
 
 class Bookkeeper:
     """The loop that does what no call waits for.
@@ -60,12 +63,14 @@ class Bookkeeper:
     def run(self) -> None:
         """Until the shutdown, wait for work, then for more of it and for a moment without calls; then tend and record."""
         while not self._shut_down.is_set():
-            self._work.wait()
-            self._hurry.wait(TICK_S)
-            self._give_way(MOST_S - TICK_S)
-            self._hurry.clear()
-            self._work.clear()
             try:
+                if not self._work.wait(CATCH_UP_S):
+                    self._catch_up()
+                    continue
+                self._hurry.wait(TICK_S)
+                self._give_way(MOST_S - TICK_S)
+                self._hurry.clear()
+                self._work.clear()
                 self._store.tend()  # first: it makes room for what is recorded next
                 self._record()
             except StoreUnavailable:
@@ -74,6 +79,11 @@ class Bookkeeper:
                 self._console.internal_error(error)
             if self._session.journal.is_waiting or self._session.has_outcomes or self._store.needs_tending:
                 self._work.set()
+
+    def _catch_up(self) -> None:
+        """While there are no calls, take in what other wrappers have written, so that the next call need not read much."""
+        while self._store.catch_up() and not self._work.is_set():
+            time.sleep(PAUSE_S)
 
     def finish(self, timeout_s: float) -> None:
         """Write the session's last rows, but do not wait longer than this for a store that hangs."""

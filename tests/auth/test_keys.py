@@ -324,7 +324,8 @@ def test_a_file_of_keys_is_read_again_on_seek_and_its_last_good_keys_stay(tmp_pa
 # With a real server
 
 
-def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path) -> None:
+def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpguard.auth.keys.FETCH_S", 30.0)
     keys = RemoteKeys(server.url, tmp_path)
     keys.wait(30)
     assert knows(keys)

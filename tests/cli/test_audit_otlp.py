@@ -1,3 +1,4 @@
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,19 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two calls by Alice, the second over a limit; made once."""
+    home = tmp_path_factory.mktemp("used")
+    policy(home, rule("1/1h", user="*", tool="echo"))
+    calls(home, "echo", 2)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Two calls by Alice, the second over a limit."""
-    policy(tmp_path, rule("1/1h", user="*", tool="echo"))
-    calls(tmp_path, "echo", 2)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

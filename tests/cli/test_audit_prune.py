@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,18 @@ from tests.cli.command import calls, mcpguard, on_terminal
 from tests.end_to_end.host import audit
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three calls, made once."""
+    home = tmp_path_factory.mktemp("used")
+    calls(home, "echo", 3)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    calls(tmp_path, "echo", 3)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

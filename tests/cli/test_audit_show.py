@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,22 @@ POLICY = (
 )
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calls of some kinds, made once."""
+    home = tmp_path_factory.mktemp("used")
+    policy(home, POLICY)
+    calls(home, "echo", 4)
+    calls(home, "closed", 1)
+    calls(home, "watched", 2)
+    calls(home, "free", 1)
+    return home
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    policy(tmp_path, POLICY)
-    calls(tmp_path, "echo", 4)
-    calls(tmp_path, "closed", 1)
-    calls(tmp_path, "watched", 2)
-    calls(tmp_path, "free", 1)
+def home(used: Path, tmp_path: Path) -> Path:
+    """A copy of what `used` holds."""
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

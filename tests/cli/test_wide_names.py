@@ -22,12 +22,13 @@ SHOWN = [
 ]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
     rules = rule("3/1h", user=USER, tool=TOOL, server=SERVER) + rule("5/1h", user="*", agent=AGENT)
-    policy(tmp_path, rules + '[[rule]]\nname = "所有的工具都在一起计算，没有例外"\ntool = "查*"\nlimit = ["7/1m", "70/1h"]\n')
-    calls(tmp_path, TOOL, 4, *WHO)
-    return tmp_path
+    policy(home, rules + '[[rule]]\nname = "所有的工具都在一起计算，没有例外"\ntool = "查*"\nlimit = ["7/1m", "70/1h"]\n')
+    calls(home, TOOL, 4, *WHO)
+    return home
 
 
 @pytest.mark.parametrize("argv", SHOWN, ids=lambda argv: " ".join(argv[:2]))

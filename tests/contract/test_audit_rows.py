@@ -211,6 +211,7 @@ limit = "1/1h"
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("decision", FLOODS)
+@pytest.mark.no_cover
 def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_none(place: Place, decision: str) -> None:
     session = Session(place.open(), FLOODED)
     admitted = session.call("limited")[0]

@@ -127,6 +127,7 @@ def test_calls_decided_together_get_the_same_verdicts_as_calls_decided_one_by_on
     assert told(1) == told(24) == told(5)
 
 
+@pytest.mark.no_cover
 def test_one_transaction_may_charge_ten_thousand_counters(place: Place) -> None:
     windows = ", ".join(f'"5/{seconds}s"' for seconds in range(60, 100))
     session = Session(place.open(), f'[[rule]]\ntool = "*"\nlimit = [{windows}]\n')
@@ -256,6 +257,7 @@ def test_the_log_of_an_unknown_counter_can_be_adopted(place: Place) -> None:
     assert used(place) == {counter.label: 5}
 
 
+@pytest.mark.no_cover
 def test_many_counters_in_one_transaction_are_all_counted(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
     requests = [request for at in range(700) for request in session.charges(f"tool{at}")]

@@ -75,6 +75,7 @@ WRITTEN_ODDLY = [
 
 @pytest.mark.parametrize("line", WRITTEN_ODDLY, ids=range(len(WRITTEN_ODDLY)))
 @pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
+@pytest.mark.no_cover
 def test_the_note_of_a_call_is_looked_up_by_its_id_in_any_spelling(line: str, heavy: bool) -> None:
     if heavy:
         line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -169,6 +170,7 @@ def kind_of(row: Row) -> tuple[str, str | None]:
     return row.decision, row.reported and row.reported[:12]  # the axis comes first
 
 
+@cache
 def id_of(row: Row) -> str:
     return str(record(row)["id"])
 

@@ -11,7 +11,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.demo import beyond
 from mcpguard.demo.stage import ALICE, BOB, Stage
 from mcpguard.errors import McpguardError
-from tests.demo.conftest import DEMO, ROOT, Run, environment
+from tests.demo.conftest import ROOT, SHORT_DEMO, Run, environment
 
 
 def part(run: Run, label: str) -> str:
@@ -67,7 +67,7 @@ def test_a_budget_of_a_hundred_units_is_five_reports(run: Run) -> None:
 
 def test_it_ends_quietly_when_the_reader_goes_away_while_calls_wait(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        SHORT_DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None

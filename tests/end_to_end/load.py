@@ -15,8 +15,8 @@ WRAPPERS = 8
 MOST_PAUSE_S = 0.01
 """How long a client pauses at most after a denial, so that the wrappers wait for the store and not for a CPU."""
 
-Arguments = Callable[[random.Random], Message]
-"""Makes the arguments of the next call."""
+Next = Callable[[random.Random], tuple[str, Message]]
+"""Chooses the tool and the arguments of the next call."""
 
 
 def now_us() -> int:
@@ -29,6 +29,7 @@ class Seen(NamedTuple):
     Attributes:
         wrapper: The life of a wrapper that the call was sent to.
         number: The call's number in that life.
+        tool: Its tool.
         arguments: Its arguments.
         sent_us: When the client was about to send it.
         begun_us: When the server got it; None if it did not.
@@ -39,6 +40,7 @@ class Seen(NamedTuple):
 
     wrapper: str
     number: int
+    tool: str
     arguments: Message
     sent_us: int
     begun_us: int | None
@@ -61,7 +63,7 @@ class Load:
 
     Args:
         home: The folder for `MCPGUARD_HOME`, with the policy.
-        arguments: Makes the arguments of a call.
+        choose: Chooses the tool and the arguments of a call.
         at_once: How many calls a client has in flight.
         kills: How many wrappers are killed meanwhile.
         env: Further environment variables of the wrappers.
@@ -71,17 +73,17 @@ class Load:
     def __init__(
         self,
         home: Path,
-        arguments: Arguments,
+        choose: Next,
         *,
         at_once: int = 1,
         kills: int = 4,
         env: Mapping[str, str] | None = None,
         tuned: Mapping[str, object] | None = None,
     ) -> None:
-        self._home, self._arguments, self._at_once, self._kills = home, arguments, at_once, kills
+        self._home, self._choose, self._at_once, self._kills = home, choose, at_once, kills
         self._env, self._tuned = dict(env or {}), tuned
         self._log = home / "calls.jsonl"
-        self._sent: dict[str, tuple[str, int, Message, int]] = {}
+        self._sent: dict[str, tuple[str, int, str, Message, int]] = {}
         self._answers: dict[str, tuple[int, Message]] = {}
         self._killed_us: dict[str, int] = {}
         self._answering: dict[str, Host] = {}  # lives of wrappers that have answered, and were not killed
@@ -137,10 +139,10 @@ class Load:
                 if self._is_over.is_set():
                     host.stdin.close()
                 elif waiting < self._at_once:
-                    arguments = self._arguments(chance)
-                    self._sent[f"{name}.{number}"] = name, number, arguments, now_us()
+                    tool, arguments = self._choose(chance)
+                    self._sent[f"{name}.{number}"] = name, number, tool, arguments, now_us()
                     try:
-                        host.send(call(f"{name}.{number}", "work", arguments))
+                        host.send(call(f"{name}.{number}", tool, arguments))
                     except BrokenPipeError:
                         return
                     waiting += 1
@@ -166,10 +168,10 @@ class Load:
             at_us, what, request_id = json.loads(line)
             (begun if what == "begin" else ended)[request_id] = at_us
         found = []
-        for request_id, (name, number, arguments, sent_us) in self._sent.items():
+        for request_id, (name, number, tool, arguments, sent_us) in self._sent.items():
             answered_us, answer = self._answers.get(request_id, (None, None))
             end_us = ended.get(request_id, self._killed_us.get(name))
-            found.append(Seen(name, number, arguments, sent_us, begun.get(request_id), end_us, answered_us, answer))
+            found.append(Seen(name, number, tool, arguments, sent_us, begun.get(request_id), end_us, answered_us, answer))
         return sorted(found, key=lambda one: one.sent_us)
 
 

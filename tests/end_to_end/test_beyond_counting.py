@@ -1,11 +1,12 @@
 """What limits count beyond calls, over eight wrappers that are killed at random, against what was seen at both ends."""
 
+import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.host import audit, policy
+from tests.end_to_end.host import Message, audit, policy
 from tests.end_to_end.load import Load, Seen, most_at_once, most_in_a_window
 from tests.redis_servers import running
 
@@ -27,29 +28,70 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mapping[st
 def test_calls_in_flight_never_exceed_their_cap(tmp_path: Path, store: Mapping[str, str]) -> None:
     policy(tmp_path, '[[rule]]\ntool = "work"\nconcurrent = 3\n')
     kills, tuned = (2, SHORT_LEASE) if store else (4, None)
-    load = Load(tmp_path, lambda chance: {"ms": chance.randrange(1, 30)}, at_once=2, kills=kills, env=store, tuned=tuned)
+    load = Load(
+        tmp_path, lambda chance: ("work", {"ms": chance.randrange(1, 30)}), at_once=2, kills=kills, env=store, tuned=tuned
+    )
     calls = load.run(150)
     assert most_at_once(calls) == 3
     assert {one.reason for one in calls} == {"", "concurrent"}
 
 
-def test_no_window_holds_more_cost_than_the_limit(tmp_path: Path, store: Mapping[str, str]) -> None:
-    policy(
-        tmp_path,
-        '[[rule]]\ntool = "work"\ncount = "cost"\nlimit = "20/1s"\n[[rule]]\nuser = "*"\ncount = "cost"\nlimit = "60/3s"\n'
-        '[[cost]]\ntool = "work"\ncost = 3\n',
-    )
-    calls = Load(tmp_path, lambda _: {}, env=store).run(20)
-    assert most_in_a_window(calls, WINDOW_US, lambda _: 3) <= 20
-    assert most_in_a_window(calls, 3 * WINDOW_US, lambda _: 3) <= 60
-    assert {one.reason for one in calls} == {"", "rate_limited"}
+MIXED = """
+[[rule]]
+tool = "cost"
+count = "cost"
+limit = "20/1s"
+
+[[rule]]
+user = "*"
+tool = "cost"
+count = "cost"
+limit = "60/3s"
+
+[[cost]]
+tool = "cost"
+cost = 3
+
+[[rule]]
+tool = "fail"
+count = "errors"
+limit = "4/1s"
+
+[[rule]]
+user = "*"
+tool = "same"
+per = ["user", "arguments"]
+limit = "5/1s"
+"""
 
 
-def test_a_tool_that_has_failed_so_often_is_closed_for_every_client(tmp_path: Path, store: Mapping[str, str]) -> None:
-    policy(tmp_path, '[[rule]]\ntool = "work"\ncount = "errors"\nlimit = "4/1s"\n')
-    calls = Load(tmp_path, lambda chance: {"fail": chance.random() < 0.5}, env=store).run(30)
+def mixed(chance: random.Random) -> tuple[str, Message]:
+    """A call that costs something, one that may fail, or one with arguments that others have, too."""
+    tool = chance.choice(["cost", "fail", "same"])
+    arguments: dict[str, Message] = {
+        "cost": {},
+        "fail": {"fail": chance.random() < 0.5},
+        "same": {"which": chance.randrange(3)},
+    }
+    return tool, arguments[tool]
+
+
+def test_cost_errors_and_equal_arguments_are_counted_over_all_wrappers(tmp_path: Path, store: Mapping[str, str]) -> None:
+    policy(tmp_path, MIXED)
+    calls = Load(tmp_path, mixed, kills=8, env=store).run(110)
+    costly, failing, same = ([one for one in calls if one.tool == tool] for tool in ("cost", "fail", "same"))
+    assert most_in_a_window(costly, WINDOW_US, lambda _: 3) <= 20
+    assert most_in_a_window(costly, 3 * WINDOW_US, lambda _: 3) <= 60
+    for which in range(3):
+        assert most_in_a_window([one for one in same if one.arguments == {"which": which}], WINDOW_US) <= 5
+    assert {one.reason for one in costly} == {one.reason for one in same} == {"", "rate_limited"}
+    assert {one.reason for one in failing} == {"", "failing"}
+    assert_is_closed(failing)
+
+
+def assert_is_closed(calls: list[Seen]) -> None:
+    """Check that a tool that may fail four times in a second is closed for every client when it has."""
     failures = [one for one in calls if one.failed]
-    assert {one.reason for one in calls} == {"", "failing"}
     assert len(failures) >= 8, "the tool was opened again"
 
     def surely_counted(one: Seen) -> int:
@@ -66,16 +108,9 @@ def test_a_tool_that_has_failed_so_often_is_closed_for_every_client(tmp_path: Pa
     assert max(surely_counted(one) for one in calls if one.begun_us is not None) < 4
 
 
-def test_calls_with_equal_arguments_are_counted_together_by_all_wrappers(tmp_path: Path, store: Mapping[str, str]) -> None:
-    policy(tmp_path, '[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "5/1s"\n')
-    calls = Load(tmp_path, lambda chance: {"which": chance.randrange(3)}, env=store).run(40)
-    for which in range(3):
-        assert most_in_a_window([one for one in calls if one.arguments == {"which": which}], WINDOW_US) <= 5
-
-
 def test_calls_that_wait_are_forwarded_in_order_and_never_over_the_limit(tmp_path: Path, store: Mapping[str, str]) -> None:
     policy(tmp_path, 'wait = "2s"\n[[rule]]\ntool = "work"\nlimit = "10/1s"\n[[rule]]\nuser = "*"\nconcurrent = 4\n')
-    calls = Load(tmp_path, lambda chance: {"ms": chance.randrange(1, 20)}, at_once=3, env=store).run(30)
+    calls = Load(tmp_path, lambda chance: ("work", {"ms": chance.randrange(1, 20)}), at_once=3, env=store).run(30)
     assert most_in_a_window(calls, WINDOW_US) <= 10
     assert most_at_once(calls) <= 4
     begun = [one for one in calls if one.begun_us is not None]

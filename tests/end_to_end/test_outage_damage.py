@@ -12,7 +12,7 @@ import pytest
 
 from mcpguard.stores.sqlite.call_log import log_path
 
-from .host import audit, script
+from .host import PATIENT_MS, audit, script
 from .outages import EagerHost, codes, is_back, is_drained, root_only, settings, told, used, wait_for
 
 
@@ -43,7 +43,7 @@ DAMAGES: list[Callable[[Path], None]] = [overwrite_pages, cut_in_half, empty, ov
 def test_a_database_that_is_damaged_before_a_session_is_reported_left_alone_and_replaced_by_hand(
     tmp_path: Path, damage: Callable[[Path], None], mode: str
 ) -> None:
-    settings(tmp_path, mode)
+    settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
         host.end()
@@ -71,7 +71,7 @@ def test_a_database_that_is_damaged_before_a_session_is_reported_left_alone_and_
 def test_a_database_that_is_damaged_in_mid_session_is_reported_and_not_used_again_until_it_is_whole(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     path, copy = tmp_path / "mcpguard.db", tmp_path / "copy.db"
     with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
@@ -100,7 +100,7 @@ def test_a_database_that_is_damaged_in_mid_session_is_reported_and_not_used_agai
 def test_a_database_that_is_damaged_in_mid_session_is_left_as_it_is_when_the_session_ends(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     path = tmp_path / "mcpguard.db"
     with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 1) == [200]
@@ -141,7 +141,7 @@ def rename_another_over_it(path: Path) -> None:
 def test_a_store_that_is_removed_or_replaced_is_said_and_made_anew_with_what_was_admitted_meanwhile(
     tmp_path: Path, remove: Callable[[Path], None]
 ) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     path = tmp_path / "state" / "mcpguard.db"
     with EagerHost(tmp_path, *script("obedient"), options=["--store", f"sqlite://{path}"]) as host:
         assert codes(host, 2) == [200, 200]
@@ -181,7 +181,7 @@ LOG_DAMAGES: dict[str, Callable[[Path, bytes], object]] = {
 def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_is_counted_by_itself(
     tmp_path: Path, damage: str, mode: str
 ) -> None:
-    settings(tmp_path, mode, timeout_ms=5000)  # a busy machine is no outage here
+    settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     path = tmp_path / "mcpguard.db"
     log = log_path(path)
     late = {"mcpguard.stores.failover.breaker.PROBE_US": (3_000_000, 3_200_000)}  # after all that is checked before
@@ -211,7 +211,7 @@ def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_i
 
 @pytest.mark.parametrize("mode", ["local", "deny", "allow"])
 def test_a_store_of_a_later_program_is_refused_with_a_word_and_left_alone(tmp_path: Path, mode: str) -> None:
-    settings(tmp_path, mode)
+    settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
     path = tmp_path / "mcpguard.db"
@@ -229,7 +229,7 @@ def test_a_store_of_a_later_program_is_refused_with_a_word_and_left_alone(tmp_pa
 
 @root_only
 def test_a_file_that_a_machine_with_another_clock_uses_is_refused_until_that_one_has_gone(tmp_path: Path) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     elsewhere = ["unshare", "--time", "--boottime", "100000"]
     if subprocess.run([*elsewhere, "true"], check=False).returncode:
         pytest.skip("there are no time namespaces here")

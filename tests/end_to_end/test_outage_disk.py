@@ -14,7 +14,7 @@ import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
 
-from .host import call, environment, program, script
+from .host import PATIENT_MS, call, environment, program, script
 from .outages import EagerHost, codes, is_back, mounted, root_only, settings, told, used, wait_for
 
 MODES = ["local", "deny", "allow"]
@@ -42,7 +42,7 @@ def fill(place: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_file_that_may_grow_no_more_is_an_outage_that_ends_when_it_may(tmp_path: Path, mode: str) -> None:
-    settings(tmp_path, mode)
+    settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     with EagerHost(tmp_path, *script("obedient")) as host:
         assert codes(host, 2) == [200, 200]
         before = resource.prlimit(host.process.pid, SIZE)
@@ -63,7 +63,7 @@ def test_a_file_that_may_grow_no_more_is_an_outage_that_ends_when_it_may(tmp_pat
 
 @root_only
 def test_a_full_disk_in_mid_session_loses_no_count_and_recovers_when_there_is_room(tmp_path: Path) -> None:
-    settings(tmp_path)
+    settings(tmp_path)  # each call waits for all of the budget
     place = tmp_path / "disk"
     options = ["--store", f"sqlite://{place}/mcpguard.db"]
     small = {"mcpguard.stores.sqlite.call_log.RING_BYTES": 1 << 20}  # calls go on until it is full
@@ -82,7 +82,7 @@ def test_a_full_disk_in_mid_session_loses_no_count_and_recovers_when_there_is_ro
 @root_only
 @pytest.mark.parametrize("mode", MODES)
 def test_a_disk_that_is_full_before_a_session_is_told_and_used_when_there_is_room(tmp_path: Path, mode: str) -> None:
-    settings(tmp_path, mode)
+    settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     place = tmp_path / "disk"
     with mounted(place, *SMALL):
         fill(place)
@@ -102,7 +102,7 @@ def remount(place: Path, how: str) -> None:
 
 @root_only
 def test_a_file_system_that_is_read_only_is_told_and_used_when_it_may_be_written(tmp_path: Path) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     place = tmp_path / "disk"
     place.mkdir()
     with mounted(place, "--bind", str(place)):
@@ -125,7 +125,7 @@ def test_a_file_system_that_is_read_only_is_told_and_used_when_it_may_be_written
 @root_only
 @pytest.mark.parametrize("how", ["ended", "killed"])
 def test_the_audit_on_a_file_system_that_is_read_only_is_read_all_the_same(tmp_path: Path, how: str) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     place = tmp_path / "disk"
     place.mkdir()
     with mounted(place, "--bind", str(place)):
@@ -147,7 +147,7 @@ def test_the_audit_on_a_file_system_that_is_read_only_is_read_all_the_same(tmp_p
 @root_only
 @pytest.mark.parametrize("what", ["mcpguard.db", "."])
 def test_a_database_that_nobody_may_change_is_told_and_calls_are_counted_all_the_same(tmp_path: Path, what: str) -> None:
-    settings(tmp_path)
+    settings(tmp_path, timeout_ms=PATIENT_MS)
     path = tmp_path / "state" / "mcpguard.db"
     options = ["--store", f"sqlite://{path}"]
     with EagerHost(tmp_path, *script("obedient"), options=options) as host:
@@ -174,7 +174,7 @@ def test_a_database_that_nobody_may_change_is_told_and_calls_are_counted_all_the
 @root_only
 @pytest.mark.parametrize("mode", MODES)
 def test_a_store_of_another_account_is_told_and_does_what_is_configured(tmp_path: Path, mode: str) -> None:
-    settings(tmp_path, mode)
+    settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     path = tmp_path / "state" / "mcpguard.db"
     options = ["--store", f"sqlite://{path}"]
     with EagerHost(tmp_path, *script("obedient"), options=options) as host:

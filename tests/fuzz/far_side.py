@@ -135,8 +135,13 @@ def _by_serde(line: str) -> list[Value]:
     except ValueError:
         return []
     if isinstance(value, Pairs):
-        return [Pairs((name, _not_raw(one) if name == "params" else one) for name, one in value)]
-    return [[_not_raw(one) for one in value]] if _is_array(value) else [value]
+        read = Pairs((name, _not_raw(one) if name == "params" else one) for name, one in value)
+    elif _is_array(value):
+        return [[_not_raw(one) for one in value]]
+    else:
+        return [value]
+    is_same = all(one is other for (_, one), (_, other) in zip(read, value, strict=True))
+    return [value if is_same else read]
 
 
 TAKERS: Final[dict[str, Callable[[str], list[Value]]]] = {
@@ -263,8 +268,14 @@ def _values(stream: bytes) -> dict[str, list[Value]]:
 
 def readings(stream: bytes) -> dict[str, list[Reading]]:
     """The messages that each kind of parser sees in what it reads from its stdin."""
-    return {
-        f"{kind}; {keys}": [_reading(message, lookup, text) for value in values for message in _messages(value)]
-        for kind, values in _values(stream).items()
-        for keys, (lookup, text) in KEYS.items()
-    }
+    found = {}
+    known: dict[tuple[int, ...], dict[str, list[Reading]]] = {}  # several kinds often take the same objects off a line
+    for kind, values in _values(stream).items():
+        same = tuple(map(id, values))
+        if same not in known:
+            known[same] = {
+                keys: [_reading(message, lookup, text) for value in values for message in _messages(value)]
+                for keys, (lookup, text) in KEYS.items()
+            }
+        found.update({f"{kind}; {keys}": readings for keys, readings in known[same].items()})
+    return found

@@ -36,7 +36,7 @@ def test_what_stands_before_or_after_an_odd_line_changes_nothing_for_the_worse(l
 streams = st.builds(lambda seed: stream(Draw(seed)), st.integers(0, 2**64 - 1))
 
 
-@settings(max_examples=3000)
+@settings(max_examples=2000)  # planted faults were found within 1000
 @given(
     streams, st.sampled_from([1, 7, 64, 1 << 16]), st.sampled_from([300, 1 << 20]), st.sampled_from(["hash", "full", "none"])
 )

@@ -75,8 +75,8 @@ class Parts:
         requirement = VENVS[name]
 
         def install(place: Path) -> None:
-            _carry_out(sys.executable, "-m", "venv", str(place))
-            _carry_out(str(place / "bin" / "python"), "-m", "pip", "install", *_PIP, requirement)
+            _carry_out(sys.executable, "-m", "venv", "--without-pip", str(place))
+            _carry_out(sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", *_PIP, requirement)
 
         return str(self._installed(name, requirement, install) / "bin" / "python")
 

@@ -52,6 +52,9 @@ class Time:
     def is_set(self) -> bool:
         return self.now_s >= self.hurries_at_s
 
+    def clear(self) -> None:
+        self.hurries_at_s = 1e9
+
     def wait(self, timeout: float) -> bool:
         self.now_s += timeout
         return self.is_set()
@@ -153,3 +156,39 @@ def test_work_begins_at_once_if_somebody_waits_for_it(scene: Scene, time: Time) 
     time.hurries_at_s = 0.0
     scene.bookkeeper._give_way(MOST_S)
     assert time.now_s <= QUIET_S
+
+
+def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
+    left = [True, True, False, True, False]
+
+    def catch_up() -> bool:
+        if len(left) == 1:
+            scene.bookkeeper._shut_down.set()
+        return left.pop(0)
+
+    def tend() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(scene.store, "catch_up", catch_up)
+    monkeypatch.setattr(scene.store, "tend", tend)
+    scene.bookkeeper.run()
+    assert left == []
+
+
+def test_a_call_ends_the_catching_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
+    tended: list[None] = []
+
+    def catch_up() -> bool:
+        scene.bookkeeper.wake()
+        return True
+
+    def tend() -> None:
+        tended.append(None)
+        scene.bookkeeper._shut_down.set()
+
+    monkeypatch.setattr(scene.store, "catch_up", catch_up)
+    monkeypatch.setattr(scene.store, "tend", tend)
+    scene.bookkeeper.run()
+    assert tended == [None]

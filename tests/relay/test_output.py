@@ -35,12 +35,12 @@ class Client:
 
     def read(self, size: int) -> bytes:
         """Read exactly so many bytes."""
-        data = b""
+        data = bytearray()
         while len(data) < size:
             more = os.read(self.fd, size - len(data))
             assert more
             data += more
-        return data
+        return bytes(data)
 
     def ended(self, replies: bytes = b"") -> bytes:
         """End the stream, and read the rest of it."""

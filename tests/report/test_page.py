@@ -109,12 +109,18 @@ def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
         assert [int(value.replace("\u202f", "")) for value in values[:7]] == expected
 
 
+@pytest.fixture(scope="module")
+def plain() -> Parsed:
+    """A page of calls with usual names."""
+    rows = [stored(at, "rate_limited") for at in range(9)]
+    return Parsed(page_of(of(*rows, stored(100, "allowed", outcome="ok"))))
+
+
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_name_changes_nothing_but_its_own_text(name: str) -> None:
+def test_a_name_changes_nothing_but_its_own_text(name: str, plain: Parsed) -> None:
     rows = [stored(at, "rate_limited", user=name, tool=name, outcome=None) for at in range(9)]
     rows += [stored(100, "allowed", user=name, tool=name, outcome="ok")]
     hostile = Parsed(page_of(of(*rows), filters=f"--user {name}"))
-    plain = Parsed(page_of(of(*[stored(at, "rate_limited") for at in range(9)], stored(100, "allowed", outcome="ok"))))
     assert set(hostile.tags) - {"code"} <= set(plain.tags)
     assert not [attribute for attribute in hostile.attributes if attribute[0].startswith("on") or "alert" in attribute[1]]
     shown = "".join(hostile.texts)

@@ -134,9 +134,10 @@ class Place:
 
     def kill(self) -> None:
         """Release the locks on spill files, as the system does when the process is killed."""
-        file = self.store._buffer.spill._file
-        if file is not None:
-            file.close()
+        spill = self.store._buffer.spill
+        for file in (spill._file, *spill._given_up):
+            if file is not None:
+                file.close()
         self.store._leftovers.close()
 
     def mend(self) -> None:

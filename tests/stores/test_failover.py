@@ -158,7 +158,11 @@ def test_a_store_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tm
     place.write_text("in the way")
     time = Time()
     store = FailoverStore(
-        lambda: SqliteStore(place / "mcpguard.db", clock=time), mode="local", notify=lambda _: None, clock=time
+        lambda: SqliteStore(place / "mcpguard.db", clock=time),
+        mode="local",
+        notify=lambda _: None,
+        timeout_ms=30_000,
+        clock=time,
     )
     session = Wrapper(store, LIMIT_3)
     assert [session.one("search").decision for _ in range(4)] == ["allowed"] * 3 + ["rate_limited"]

@@ -218,6 +218,25 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
     assert moments > 20
 
 
+def test_a_spill_file_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    assert spill_files(tmp_path)
+    held: list[bool] = []
+    remove = SpillFile.remove
+
+    def noted(self: SpillFile) -> None:
+        held.append(place.store._lock.locked())
+        remove(self)
+
+    monkeypatch.setattr(SpillFile, "remove", noted)
+    place.mend()
+    while place.store.needs_tending:
+        place.store.tend()
+    assert spill_files(tmp_path) == []
+    assert held == [False]
+
+
 def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path)
     place.call(3)

@@ -141,6 +141,27 @@ def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     assert place.opened[0].closed_by is not None
 
 
+def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_by_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    door = Door(timeout_ms=30_000)
+    session = Wrapper(door.store, LIMIT_3)
+    door.store.decide([session.policy_row()], session.journal)  # it is written when the store opens
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("it is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStore, "append", fail)
+        door.go_on.set()
+        assert session.decisions("x") == ["allowed"]
+    assert "it is full" in door.said[0]
+    assert not door.closed.is_set()
+    door.store.tend()
+    assert door.closed.is_set()
+    door.store.close()
+
+
 def test_probes_are_one_to_five_seconds_apart_at_random() -> None:
     place = Place()
     place.break_down()

@@ -139,6 +139,7 @@ class Leftovers:
         while buffer.has_outcomes:
             _record_some(buffer, with_store)
         buffer.spill.clear()
+        buffer.spill.sweep()
         if buffer.written:
             self._notify(f"a wrapper ended while the store was unavailable: {buffer.end_write_back()}")
         return True

@@ -216,6 +216,7 @@ class SpillLog:
         self._clock = clock
         self._wall = wall
         self._file = file
+        self._given_up: list[SpillFile] = []
         self._waiting: list[Record] = []
         self._retry_us: int | None = None  # when to try again; None if the last write succeeded
         self._is_off = folder is None and file is None
@@ -258,20 +259,29 @@ class SpillLog:
     def drop(self) -> None:
         """Remove the file, because it cannot be kept up to date. No new one is made until `clear`."""
         self._is_off = True
-        self._remove()
-
-    def clear(self) -> None:
-        """Remove the file, because the buffer is empty. The next change that is written makes a new one."""
-        self._remove()
-        self._is_off = self._folder is None
-        self.active = False
-        self._retry_us = None
-
-    def _remove(self) -> None:
         self._waiting.clear()
         if self._file is not None:
             self._file.remove()
             self._file = None
+
+    def clear(self) -> None:
+        """Give the file up, because the buffer is empty. The next change that is written makes a new one.
+
+        `sweep` removes the file. If this process ends before that, another one finds that all in the file is written.
+        """
+        self._waiting.clear()
+        if self._file is not None:
+            self._given_up.append(self._file)
+            self._file = None
+        self._is_off = self._folder is None
+        self.active = False
+        self._retry_us = None
+
+    def sweep(self) -> None:
+        """Remove the files that were given up. A disk may take its time for that, so no call may wait for it."""
+        while self._given_up:
+            self._given_up[0].remove()
+            del self._given_up[0]
 
     def _write(self, most: int) -> bool:
         """Write at most `most` of the records that wait. Returns whether it succeeded."""

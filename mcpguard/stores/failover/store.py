@@ -9,6 +9,7 @@ Two locks: `_lock` is held for what a call needs, which is at most one operation
 `_tending` is held while `tend` or `close` works, and taken before `_lock`.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -205,13 +206,14 @@ class FailoverStore:
             self._tell_failure(NOT_IN_TIME)
             return
         self._connector = None
+        opened: Recoverable | None = None
         try:
-            store = connector.store()
-            self._check_generation(store)
-            self._write_back.write_all(store)
-            self._use(store)
+            opened = connector.store()
+            self._check_generation(opened)
+            self._write_back.write_all(opened)
+            self._use(opened)
         except Exception as error:
-            connector.abandon()
+            self._failed = opened
             self._fail(error)
         else:
             self._buffer.end_write_back()
@@ -284,6 +286,7 @@ class FailoverStore:
             store = self._store
             if store is None:
                 self._probe(self._timeout_s)
+                self._buffer.spill.sweep()
                 return
             try:
                 store.tend()
@@ -297,11 +300,18 @@ class FailoverStore:
             self._tell_warnings(store)
             self._leftovers.work(self._with_store)
             self._join_outcomes()
+            self._buffer.spill.sweep()
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`."""
         if store := self._store:
             store.keep_pace(hurry)
+
+    def catch_up(self) -> bool:
+        """See `CallStore`."""
+        with self._lock, contextlib.suppress(StoreUnavailable):  # the next call reports it
+            return self._store is not None and self._store.catch_up()
+        return False
 
     def _join_outcomes(self) -> None:
         """Write some of the outcomes in the buffer."""

@@ -252,7 +252,7 @@ class WriteBehindBuffer:
         self._key = key
 
     def clear_spill(self) -> None:
-        """Remove the spill file, because nothing waits. The next change in an outage makes a new one."""
+        """Give up the spill file, because nothing waits. `spill.sweep` removes it; the next outage makes a new one."""
         self.spill.clear()
         if self._key:
             self.spill.note(("key", self._key))
@@ -261,6 +261,7 @@ class WriteBehindBuffer:
         """Leave the spill file to other wrappers; the buffer is not used any more. Returns how many rows the file has."""
         if self.is_empty and not self._outcomes:
             self.spill.clear()
+            self.spill.sweep()
             return 0
         return max(0, self.row_count - self.spill.finish())
 

@@ -422,6 +422,10 @@ class RedisStore:
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""
 
+    def catch_up(self) -> bool:
+        """See `CallStore`. There is nothing to do: the server decides."""
+        return False
+
     def tend(self) -> None:
         """See `Store`. Renews leases. Once a minute one wrapper deletes old rows for all.
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import open_private
+from mcpguard.files import open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
 
@@ -47,6 +47,9 @@ _CHECKSUM_BYTES: Final = 4
 _RESIDUE: Final = 0x2144DF1C
 _END_BYTES: Final = _CHECKSUM_BYTES + 8
 _BLOCK_BYTES: Final = 64 * 1024
+_RESERVED_SHARE: Final = 32
+"""Calls leave this share of the ring to records that no call may wait for, such as outcomes and the ends of calls."""
+
 _CHUNK_BYTES: Final = 8 * 1024
 """How much is read at once: about 20 single calls. More would only push other data out of the CPU's caches."""
 
@@ -115,7 +118,16 @@ class Lost(Exception):
 
 
 class LogFull(StoreUnavailable):
-    """The log has no room, since the database has not taken its records."""
+    """The log has no room, since the database has not taken its records.
+
+    Args:
+        path: The log.
+        drained_end: There is room once the database has the log up to this position.
+    """
+
+    def __init__(self, path: Path, drained_end: int) -> None:
+        super().__init__(f"{path} is full", "the database beside it takes nothing: is the disk full?")
+        self.drained_end = drained_end
 
 
 class CallLog:
@@ -139,7 +151,7 @@ class CallLog:
         self.path = path
         self._name = str(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self.fd = os.open(path, flags)
+        self.fd = open_unnoted(path, flags)
         try:
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
@@ -286,17 +298,17 @@ class CallLog:
             at = after
         return at
 
-    def append(self, at: Position, text: str, rows: int, *, durable: bool = False) -> Position:
+    def append(self, at: Position, text: str, rows: int) -> Position:
         """Append one record: see `append_all`."""
-        return self.append_all(at, ((text, rows, IN_TEXT),), durable=durable)
+        return self.append_all(at, ((text, rows, IN_TEXT),))
 
-    def append_all(self, at: Position, records: Iterable[tuple[str, int, Charge]], *, durable: bool = False) -> Position:
+    def append_all(self, at: Position, records: Iterable[tuple[str, int, Charge]], *, uses_reserve: bool = False) -> Position:
         """Append all records or none. The caller has the lock, and has read the log to its end.
 
         Args:
             at: The end.
             records: Each record's lines, how many of them are audit rows, and what it changes.
-            durable: Whether to force them to the disk.
+            uses_reserve: Whether they may take the room that calls leave.
 
         Raises:
             LogFull: There is no room, since the database has not taken enough records.
@@ -315,22 +327,30 @@ class CallLog:
             after = tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
             data += body + checksum
         if after.end > self._room_until:
-            self._room_until = self.drained().end - _CHECKSUM_BYTES + RING_BYTES
-            if after.end > self._room_until:
-                raise LogFull(f"{self.path} is full", "the database beside it takes nothing: is the disk full?")
+            reserve = RING_BYTES // _RESERVED_SHARE
+            drained_end = self.drained().end
+            self._room_until = drained_end - _CHECKSUM_BYTES + RING_BYTES - reserve
+            lacking_bytes = after.end - self._room_until - (reserve if uses_reserve else 0)
+            if lacking_bytes > 0:
+                raise LogFull(self.path, drained_end + lacking_bytes)
         place = at.end % RING_BYTES
         try:
             if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
                 self._write(at.end, data)  # in two places, or again because the file took only a part
-            if durable:
-                _sync(self.fd)
-        except OSError:
-            # Undo it: a record may be whole, and a power cut may lose it. All of it, so that who has read it notices
+        except OSError:  # undo it: a record may be whole. All of it, so that who has read it notices
             with contextlib.suppress(OSError):
                 self._write(at.end, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
         return after
+
+    def force(self) -> None:
+        """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.
+
+        Raises:
+            OSError: The disk did not take it. It stays in the log, since others may have read it and gone on.
+        """
+        _sync(self.fd)
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""

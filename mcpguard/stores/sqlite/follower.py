@@ -5,7 +5,7 @@ It follows the log: it reads the records that others have appended, and appends 
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,9 @@ from mcpguard.stores.sqlite.opening import Files
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
 
+_TRIES: Final = 5
+"""How often to start over if the log moves on while the database is read."""
+
 
 class Follower:
     """A process that follows the call log.
@@ -28,7 +31,6 @@ class Follower:
         path: The database.
         files: The store's files.
         timeout_s: How long a decision may take. It waits for its turn for a part of that.
-        durable: Whether each record is forced to the disk.
 
     Attributes:
         memory: The counters that the process has read.
@@ -36,7 +38,7 @@ class Follower:
         turn_lock: The lock on the log.
     """
 
-    def __init__(self, path: Path, files: Files, *, timeout_s: float, durable: bool) -> None:
+    def __init__(self, path: Path, files: Files, *, timeout_s: float) -> None:
         self.memory = files.memory
         self.at = files.at
         self.turn_lock = files.turn
@@ -44,7 +46,6 @@ class Follower:
         self._log = files.log
         self._reader = files.reader
         self._timeout_s = timeout_s
-        self._durable = durable
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -80,37 +81,53 @@ class Follower:
 
     def follow(self) -> None:
         """Read the records that others have appended."""
-        try:
-            self._read_on()
-        except Lost:
-            self._log.check()
-            self._reload()
+        for _ in range(_TRIES):
+            try:
+                may_have_more = True
+                while may_have_more:
+                    self.at, may_have_more = self.memory.read_some(self._log, self.at)
+            except Lost:
+                self._log.check()
+                self._reload()
+            else:
+                return
+        raise damaged(self._log.path, "it does not continue where the database is")
 
-    def _read_on(self) -> None:
-        may_have_more = True
-        while may_have_more:
+    def follow_ahead(self) -> None:
+        """Read before the turn what others have appended. It may be long, or need the database, and others wait for a turn."""
+        with database.reported(self._path):
+            if not self._log.ends_at(self.at):
+                self.follow()
+
+    def follow_some(self) -> bool:
+        """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""
+        try:
             self.at, may_have_more = self.memory.read_some(self._log, self.at)
+        except Lost:
+            self.follow()
+            return False
+        if self.memory.is_crowded:
+            self.memory.make_room(self._reader.clock)
+        return may_have_more
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self.at.end:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
         self.memory, self.at = self._reader.memory()
-        try:
-            self._read_on()
-        except Lost:
-            raise damaged(self._log.path, "it does not continue where the database is") from None
 
-    def append(self, groups: Sequence[str]) -> None:
+    def append(self, groups: Sequence[str], *, uses_reserve: bool = False) -> None:
         """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
-            self.at = self._log.append_all(self.at, entries.records(groups), durable=self._durable)
+            self.at = self._log.append_all(self.at, entries.records(groups), uses_reserve=uses_reserve)
 
-    def learn_ahead(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """Read the database before the turn, so that others do not wait for that. If it has moved on, learn in the turn."""
-        with contextlib.suppress(Lost), database.reported(self._path):
-            self.follow()
-            self._learn(calls)
+    def learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
+        """Read the database before the turn, so that others do not wait for that."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(Lost), database.reported(self._path):
+                self.follow()
+                self._learn(calls)
+                return
 
     def learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
         """See `_learn`. The caller has the turn, so this process has read the log to its end."""

@@ -91,12 +91,19 @@ class Memory:
                 self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
         return before
 
-    def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
-        """Apply some records of the log after a position. Returns the position after them, and whether there may be more.
+    def read_on(self, log: CallLog, at: Position) -> Position:
+        """Apply the records of the log after a position. Returns the position after them.
 
         Raises:
             Lost: The log does not continue there.
         """
+        may_have_more = True
+        while may_have_more:
+            at, may_have_more = self.read_some(log, at)
+        return at
+
+    def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
+        """As `read_on`, but only some of them; returns also whether there may be more."""
         changes, after, may_have_more = log.next_changes(at)
         self._apply_all(changes)
         return after, may_have_more

@@ -44,13 +44,15 @@ def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_
         OSError, StoreUnavailable: The log is missing, is not a call log, or cannot be written.
     """
     with contextlib.closing(CallLog(log_path(path))) as log, contextlib.closing(log.turn()) as lock:
-        if not lock.acquire(timeout_s):
-            return False
         try:
-            log.check()
-            log.append(log.end(log.drained()), line(namespace, note, wall_us), 0)
+            at = log.end(log.drained())  # before the turn, because calls wait for it
+            if not lock.acquire(timeout_s):
+                return False
+            try:
+                log.check()
+                log.append(log.end(at), line(namespace, note, wall_us), 0)
+            finally:
+                lock.release()
         except Lost:
             raise damaged(log.path, "it does not continue where the database is") from None
-        finally:
-            lock.release()
     return True

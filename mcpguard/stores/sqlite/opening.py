@@ -106,9 +106,9 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             memory, at = reader.memory()
             turn = log.turn()
             undo.callback(turn.close)
-            at = _read_on(memory, log, at)  # before the turn, so that others do not wait for it
+            at = memory.read_on(log, at)  # before the turn, so that others do not wait for it
             with _held(turn, log, max(OPEN_TIMEOUT_S, timeout_s)):
-                at = _read_on(memory, log, at)
+                at = memory.read_on(log, at)
             newest = [wall, memory.latest_us, reader.latest_us]
             reader.clock = own_clock or _time_base(path, log, hold, lambda: max(ask() for ask in newest))
             hold.share()
@@ -116,14 +116,6 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             lock.release()
         undo.pop_all()
         return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
-
-
-def _read_on(memory: Memory, log: CallLog, at: Position) -> Position:
-    """Read the log from a position to its end."""
-    may_have_more = True
-    while may_have_more:
-        at, may_have_more = memory.read_some(log, at)
-    return at
 
 
 @contextlib.contextmanager

@@ -72,8 +72,10 @@ def require_schema(db: sqlite3.Connection, *, path: str) -> int:
     Raises:
         StoreUnavailable: Another program, a later version of mcpguard, or an unreleased one wrote the file.
     """
-    found = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if not found and not log_path(Path(path)).exists() and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+    # In one statement, because another process may be creating the store
+    question = "SELECT user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_user_version"
+    found, has_tables = map(int, db.execute(question).fetchone())
+    if not found and has_tables and not log_path(Path(path)).exists():
         raise no_store(path, OF_ANOTHER)  # each store has a call log
     if found > VERSION:
         raise StoreUnavailable(
@@ -86,7 +88,7 @@ def require_schema(db: sqlite3.Connection, *, path: str) -> int:
 
 
 def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None) -> None:
-    """Bring a file to the newest schema. The caller holds the store's lock.
+    """Bring a file to the newest schema, in one step for readers. The caller holds the store's lock.
 
     Args:
         db: A connection in autocommit mode.
@@ -100,14 +102,16 @@ def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None
     if not found:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # pruning can then free disk space in small steps
-    for number, step in enumerate(STEPS[max(0, found - _PREVIEWS) : stop_before], max(found, _PREVIEWS) + 1):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in step.split(";"):
-                if statement.strip():
-                    db.execute(statement)
-            db.execute(f"PRAGMA user_version = {number}")
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
+    steps = STEPS[max(0, found - _PREVIEWS) : stop_before]
+    if not steps:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in ";".join(steps).split(";"):
+            if statement.strip():
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {max(found, _PREVIEWS) + len(steps)}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise

@@ -38,6 +38,18 @@ from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.turn import Turn
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
+AWAY_S: Final = 0.1
+"""A process that made no call for this long may have much to read in the log. It reads that before its turn."""
+
+ROOM_BYTES: Final = 256 * 1024
+"""A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
+
+LOCK_GAP_S: Final = 0.005
+"""For how long upkeep releases the store's lock. Who waits for it tries more often."""
+
+DRAIN_AT_CLOSE_S: Final = 0.5
+"""After this long a drain at the end stops. The next wrapper drains the rest."""
+
 MAX_PLANS: Final = 1024
 """Of how many plans texts are remembered."""
 
@@ -81,12 +93,13 @@ class SqliteStore:
         self._log = self._files.log
         self._reader = self._files.reader
         self._clock = self._reader.clock
-        self._follower = Follower(path, self._files, timeout_s=self._timeout_s, durable=self._durable)
+        self._follower = Follower(path, self._files, timeout_s=self._timeout_s)
         self._owners = Owners(path)
         self._owner = Ownership(self._owners)
         bounds = Bounds(namespace, keep_us, max_bytes)
         self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
+        self._forced_bytes = 0
         self._texts: dict[int, PlanTexts] = {}  # by the identity of the plan, since its hash takes ten times as long
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
@@ -96,30 +109,50 @@ class SqliteStore:
     # calls
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
-        """See `Store`. With `may_wait` it waits for room in a full log."""
+        """See `Store`. With `may_wait` it waits for room in a full log.
+
+        With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
+        """
         follower = self._follower
+        if time.monotonic() - self._decided_s > AWAY_S:
+            follower.follow_ahead()
         if not follower.memory.complete:
             follower.learn_ahead(requests)
         for request in requests:
             if request.plan.caps:
                 self._prepare_owner()
                 break
+        verdicts: list[Verdict] | None = None
+        drained_end = 0
         follower.take_turn()
         try:
             if not follower.memory.complete:
                 follower.learn_in_turn(requests)
             verdict = self._admit(requests[0], journal) if len(requests) == 1 else None
-            return [verdict] if verdict else self._decide(requests, journal)
-        except LogFull:
+            verdicts = [verdict] if verdict else self._decide(requests, journal)
+        except LogFull as full:
             if not may_wait:
                 raise
+            drained_end = full.drained_end
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
-        self._make_room(drains=False)
+        if verdicts is not None:
+            if self._durable:
+                self._force()
+            return verdicts
+        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+            self._pace.await_drained(drained_end + ROOM_BYTES)
         return self.decide(requests, journal, may_wait=False)
+
+    def _force(self) -> None:
+        """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk."""
+        if self._forced_bytes < (appended_bytes := self._log.appended_bytes):
+            with database.reported(self.path):
+                self._log.force()
+            self._forced_bytes = appended_bytes
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """Decide requests in this process's turn. If the rows cannot be appended, nothing is charged."""
@@ -143,7 +176,7 @@ class SqliteStore:
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
-        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(texts.charged))),), durable=self._durable)
+        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(texts.charged))),))
         journal.wrote(request, verdict)
         states.update(after)
         return verdict
@@ -183,7 +216,7 @@ class SqliteStore:
         if any(ending.failed or ending.plan.caps for ending in endings):
             if not self._follower.memory.complete:
                 self._follower.learn_ahead(endings)
-            self._publish(lines, drains=False)
+            self._publish(lines)
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
@@ -211,7 +244,14 @@ class SqliteStore:
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         held = {one.label for one in self.held()}
-        self._publish([entries.emptied_line(counter_id(label)) for label in labels])
+        lines = [entries.emptied_line(counter_id(label)) for label in labels]
+        try:
+            self._publish(lines)
+        except LogFull as full:
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                if not self._with_lock(self._upkeep.drain):
+                    self._pace.await_drained(full.drained_end + ROOM_BYTES)
+            self._publish(lines)
         return len(held & set(labels))
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
@@ -233,41 +273,31 @@ class SqliteStore:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
                 self._pace.keep(hurry)
 
-    def _make_room(self, *, drains: bool) -> None:
-        """Wait until the full log has room, for at most the store's timeout.
+    def catch_up(self) -> bool:
+        """See `CallStore`."""
+        with database.reported(self.path):
+            return self._follower.follow_some()
 
-        Args:
-            drains: Whether this process may drain the log itself. That takes disk operations, so no call may wait for it.
-        """
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-            if not (drains and self._with_lock(self._upkeep.drain)):
-                self._pace.await_drained(self._follower.at.end)
-
-    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], *, drains: bool = True) -> int:
+    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
         """Append groups of lines in a turn of their own, and apply them to this process's memory.
+
+        A call may wait for the caller, so this does not wait for room in the log: calls leave some.
 
         Args:
             groups: The lines, or a function that makes them in the turn.
-            drains: See `_make_room`.
 
         Returns:
             The id of the first audit row among them.
         """
-
-        def append() -> int:
-            with self._follower.turn():
-                first_row = self._follower.at.row
-                lines = groups() if callable(groups) else groups
-                self._follower.append(lines)
-                for group in lines:
-                    self._follower.memory.apply(group)
-                return first_row
-
-        try:
-            return append()
-        except LogFull:
-            self._make_room(drains=drains)
-            return append()
+        follower = self._follower
+        follower.follow_ahead()
+        with follower.turn():
+            first_row = follower.at.row
+            lines = groups() if callable(groups) else groups
+            follower.append(lines, uses_reserve=True)
+            for group in lines:
+                follower.memory.apply(group)
+            return first_row
 
     # reading
 
@@ -317,31 +347,37 @@ class SqliteStore:
             else:
                 self.warnings = self._files.warnings
 
-    def _with_lock(self, work: Callable[[], None]) -> bool:
-        """Run a function with the store's lock held. Returns False if another process has the lock, which then does upkeep."""
+    def _with_lock(self, work: Callable[[], bool]) -> bool:
+        """Run a function with the store's lock held, again while it returns True. Others can take the lock in between.
+
+        Returns:
+            False if another process has the lock, which then does upkeep.
+        """
         with database.reported(self.path):
             if not self._tending.acquire(blocking=False):
                 return False
             try:
-                if not self._files.lock.acquire_by_trying(0):
-                    return False
-                try:
-                    work()
-                except Lost:
-                    raise damaged(self._log.path, "it does not continue where the database is") from None
-                finally:
-                    self._files.lock.release()
+                while self._files.lock.acquire_by_trying(0):
+                    try:
+                        if not work():
+                            return True
+                    except Lost:
+                        raise damaged(self._log.path, "it does not continue where the database is") from None
+                    finally:
+                        self._files.lock.release()
+                    time.sleep(LOCK_GAP_S)
+                return False
             finally:
                 self._tending.release()
-        return True
 
     def close(self) -> None:
-        """See `Store`. Drains the log first, if the database can be written."""
+        """See `Store`. Drains the log first, if the database can be written, or some of it, if that takes long."""
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._follower.at.end:
-                self._with_lock(self._upkeep.drain)
+                until_s = time.monotonic() + DRAIN_AT_CLOSE_S
+                self._with_lock(lambda: self._upkeep.drain() and time.monotonic() < until_s)
         name = self._owner.name
         self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
         self._files.close()

@@ -6,6 +6,7 @@ a transaction of upkeep, and upkeep for them.
 
 import contextlib
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +23,19 @@ from mcpguard.stores.sqlite.owners import Owners
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
-"""The log is drained when it holds this many new bytes, or when it was last drained this long ago."""
+"""The log is drained when it holds this many new bytes, or when a process last drained it this long ago."""
+
+REST_SHARE: Final = 9
+LONGEST_REST_US: Final = 10_000_000
+"""After a drain the disk has a rest of so many times its duration, but not longer than this, unless the log fills up. On a slow
+disk a drain takes a second, in which nobody can read the database."""
 
 URGENT_BYTES: Final = 2 * 1024 * 1024
 """After so many bytes, upkeep makes no more pauses, because calls may soon have to wait for room in the log."""
+
+HOLD_S: Final = 0.25
+"""A drain that takes longer stops after a transaction, so that the store's lock can be released for a moment. Who opens the
+store waits for it, and on a slow disk a transaction takes a second."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
@@ -86,10 +96,13 @@ class Upkeep:
         self._log = log
         self._bounds = bounds
         self._drained_us = now_us
+        self._drained_end = log.drained().end
+        self._rest_us = DRAIN_EVERY_US
         self._told_bounds = False
         self._has_more_to_do = False
         self._busy = busy
         self._awaited = 0
+        self._begun_at: int | None = None  # the position at which a drain began that is not finished
 
     def is_due(self, end: int, now_us: int) -> bool:
         """Whether `tend` would do something now.
@@ -98,10 +111,13 @@ class Upkeep:
             end: The newest position of the log that the caller knows of.
             now_us: The store's time.
         """
-        waiting_bytes = end - self._log.drained().end
+        drained_end = self._log.drained().end
+        if drained_end != self._drained_end:  # another process has drained it
+            self._drained_end, self._drained_us = drained_end, now_us
+        waiting_bytes = end - drained_end
         return (
             waiting_bytes >= DRAIN_BYTES
-            or (waiting_bytes > 0 and now_us - self._drained_us >= DRAIN_EVERY_US)
+            or (waiting_bytes > 0 and now_us - self._drained_us >= self._rest_us)
             or self._has_more_to_do
             or not self._told_bounds
         )
@@ -111,7 +127,7 @@ class Upkeep:
         """Whether `tend` has more to do at once."""
         return self._has_more_to_do or not self._told_bounds
 
-    def tend(self, end: int, *, now_us: int, wall_us: int) -> None:
+    def tend(self, end: int, *, now_us: int, wall_us: int) -> bool:
         """Drain the log, and from time to time prune and shrink.
 
         Args:
@@ -119,6 +135,9 @@ class Upkeep:
                 slows this process's calls down.
             now_us: The store's time.
             wall_us: Wall-clock time.
+
+        Returns:
+            Whether it stopped after `HOLD_S`. Then release the store's lock for a moment, and call it again.
 
         Raises:
             StoreUnavailable: The database is damaged.
@@ -128,7 +147,11 @@ class Upkeep:
         self._drained_us = now_us
         with self._connected() as db:
             self._tell_bounds(db)
-            self._drain(db, end)
+            began_s = time.monotonic()
+            if not self._drain(db, end):
+                return True
+            took_us = round((time.monotonic() - began_s) * 1_000_000)
+            self._rest_us = min(max(DRAIN_EVERY_US, REST_SHARE * took_us), LONGEST_REST_US)
             (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
             if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
                 self._prune_shared(db, now_us, wall_us)
@@ -139,11 +162,12 @@ class Upkeep:
                     more = _prune_old(db, wall_us, pauses)
                     more |= _prune_surplus(db, _PRUNED_AT_ONCE, pauses)
                 self._has_more_to_do = self._shrink(db) or more
+        return False
 
-    def drain(self) -> None:
-        """Move all records of the log into the database, while somebody waits for it. Raises as `tend` does."""
+    def drain(self) -> bool:
+        """Move all records of the log into the database, while somebody waits for it. Returns and raises as `tend` does."""
         with self._connected() as db, self.awaited():
-            self._drain(db)
+            return not self._drain(db)
 
     def prune(self, before_us: int) -> tuple[int, bool]:
         """Delete some of the namespace's rows of before a time, and return disk space.
@@ -152,7 +176,8 @@ class Upkeep:
             How many rows were deleted, and whether there may be more to do.
         """
         with self._connected() as db, self.awaited():
-            self._drain(db)
+            if not self._drain(db):
+                return 0, True
             with database.writing(db):
                 dropped, more = _drop_before(db, self._bounds.namespace, before_us, self._pauses())
             return dropped, self._shrink(db) or more
@@ -167,7 +192,7 @@ class Upkeep:
             self._awaited -= 1
 
     def _pauses(self) -> Pauses:
-        begin = self._log.drained().end
+        begin = self._log.drained().end if self._begun_at is None else self._begun_at
         return Pauses(self._busy, lambda: self._awaited > 0 or self._log.drained().end - begin > URGENT_BYTES)
 
     @contextlib.contextmanager
@@ -188,10 +213,12 @@ class Upkeep:
                 self._has_more_to_do = True
             self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection, end: int | None = None) -> None:
-        """Move records into the database: those before a position, and some more; or all."""
+    def _drain(self, db: sqlite3.Connection, end: int | None = None) -> bool:
+        """Move records into the database: those before a position, and some more; or all. False if `HOLD_S` is too short."""
+        until_s = time.monotonic() + HOLD_S
         at = last = database.position(db)
-        enough = None if end is None else max(end, at.end + DRAIN_BYTES)
+        self._begun_at = at.end if self._begun_at is None else self._begun_at
+        enough = None if end is None else max(end, self._begun_at + DRAIN_BYTES)
         batch: list[str] = []
         size = 0
         pauses = self._pauses()
@@ -204,8 +231,12 @@ class Upkeep:
                 at, batch, size = last, [], 0
                 if enough is not None and at.end >= enough:
                     break
+                if time.monotonic() > until_s:
+                    return False
         if batch:
             self._write(db, at, batch, last, pauses)
+        self._begun_at = None
+        return True
 
     def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position, pauses: Pauses) -> None:
         """Write a batch into the database, and delete as many old rows as that takes to stay within the bounds."""
@@ -218,6 +249,7 @@ class Upkeep:
             more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)), pauses)
         self._has_more_to_do |= more
         self._log.set_drained(upto)
+        self._drained_end = upto.end
 
     def _prune_shared(self, db: sqlite3.Connection, now_us: int, wall_us: int) -> None:
         """Delete expired counters, old agent notes, old ids of write-backs, and places and files of processes that have ended.

@@ -228,9 +228,12 @@ def test_no_suggested_limit_would_have_denied_a_call_that_was_seen(seen: list[tu
         if suggestion.kind == "few":
             continue
         rule = parse_rule({**suggestion.table, "limit": limits(suggestion)}, where="test")
+        policy = Policy((rule,))
+        pairs = {(user, tool) for _, user, tool in seen}
+        plans = {pair: policy.plan(Call(pair[0], "Cursor::interactive::default", "crm", pair[1])) for pair in pairs}
         states: dict[int, State] = {}
         for at, user, tool in sorted(seen):
-            plan = Policy((rule,)).plan(Call(user, "Cursor::interactive::default", "crm", tool))
+            plan = plans[user, tool]
             held = [states.get(counter.id, EMPTY) for counter in plan.counters]
             decision = limiter.decide(plan.limits, held, START_US + at * SECOND_US)
             assert decision.admitted

@@ -224,6 +224,7 @@ def test_memory_for_callers_is_bounded() -> None:
     assert len(talk.to_server) == 3000
 
 
+@pytest.mark.no_cover
 def test_equal_calls_share_a_plan_and_the_number_of_plans_is_bounded() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
     first, second = talk.charges("search", 2)

@@ -187,22 +187,12 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
     assert log.end(START) == START
 
 
-def test_a_record_that_cannot_be_forced_to_the_disk_is_undone(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(call_log, "_sync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        log.append(START, "x", 1, durable=True)
-    assert texts(log) == []
-
-
 def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
     at = log.append(START, "before", 0)
     with pytest.raises(StoreUnavailable, match="is full"):
         log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 3)
     assert texts(log) == ["before"]
-    after = log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 2, durable=True)
+    after = log.append_all(at, [("x" * 50_000, 1, NO_CHARGE)] * 2)
     assert [len(text) for text in texts(log)] == [6, 50_000, 50_000]
     assert (after, after.row) == (log.end(START), 3)
 

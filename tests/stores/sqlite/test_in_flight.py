@@ -436,17 +436,22 @@ def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_sto
     assert caller.words("x") == ["allowed"]
 
 
-def test_an_ending_whose_log_is_full_does_not_drain_it(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ending_has_room_in_a_log_that_is_full_for_calls_and_never_waits(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
     store = open_store(timeout_ms=1)
     caller = Caller(store, CAPPED)
     caller.decide("x")
+    caller.decide("x")
     with contextlib.suppress(StoreUnavailable):
         while True:
             caller.decide("y")
+    monkeypatch.setattr(store._pace, "await_drained", None)
+    caller.end()
     with contextlib.suppress(StoreUnavailable):
         while True:
-            store._follower.append([entries.freed_line(1, 1)])
+            store._follower.append([entries.freed_line(1, 1)], uses_reserve=True)
     with monkeypatch.context() as patched:
         patched.setattr(store, "_with_lock", None)
         with pytest.raises(StoreUnavailable, match="is full"):

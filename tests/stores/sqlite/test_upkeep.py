@@ -1,6 +1,7 @@
 """Upkeep drains the log into the database and prunes old and surplus rows. No call waits for it."""
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +86,44 @@ def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, ti
     other.tend()
     assert not one.needs_tending
     assert used(one) == [4]
+
+
+def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+    one, other = open_store(), open_store()
+    session = Session(one, FIVE_A_MINUTE)
+    for store in one, other:
+        store.tend()
+    session.call("x", 2)
+    other._follower.follow()
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    one.tend()
+    session.call("free", 1, _meta=ALONE)
+    other._follower.follow()
+    other.tend()
+    assert (rows(path, "audit"), other.needs_tending) == (2, True)
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    other.tend()
+    assert rows(path, "audit") == 3
+
+
+def test_after_a_drain_that_took_long_the_disk_has_a_rest(
+    path: Path, open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.tend()
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x", 1)
+    times[0].now_us += upkeep.DRAIN_EVERY_US
+    with monkeypatch.context() as patched:
+        patched.setattr(upkeep, "time", SimpleNamespace(monotonic=itertools.count(step=0.5).__next__))
+        store.tend()
+    session.call("x", 1)
+    times[0].now_us += upkeep.REST_SHARE * 500_000
+    store.tend()
+    assert rows(path, "audit") == 1
+    times[0].now_us += upkeep.LONGEST_REST_US - upkeep.REST_SHARE * 500_000
+    store.tend()
+    assert rows(path, "audit") == 2
 
 
 def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:

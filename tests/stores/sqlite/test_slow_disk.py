@@ -1,0 +1,370 @@
+"""No call waits for the disk that the database is on, or for another wrapper that waits for it.
+
+A disk that takes its time shows in two locks: upkeep holds the store's lock, and, while it commits, the database. A test holds
+both instead, as if the disk took for ever. What then needs one of them fails, since it waits for no longer than `timeout_ms`.
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.core.audit import Outcome
+from mcpguard.core.client_agents import AgentNote
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
+from mcpguard.stores.sqlite import store as store_module
+from mcpguard.stores.sqlite.call_log import CallLog, Position, log_path
+from mcpguard.stores.sqlite.memory import Memory
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.callers import Caller
+from tests.core.build import WALL_US, Session
+
+MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
+ALL_KINDS = """
+[[rule]]
+tool = "x"
+limit = "100/1h"
+
+[[rule]]
+tool = "x"
+concurrent = 3
+
+[[rule]]
+tool = "x"
+limit = "2/1h"
+count = "errors"
+"""
+
+DENIED = '[[rule]]\ntool = "no"\nlimit = "deny"\n'
+
+Open = Callable[..., SqliteStore]
+
+
+@contextlib.contextmanager
+def hanging_disk(path: Path, upkeeping: SqliteStore) -> Iterator[None]:
+    """The locks that upkeep holds while it waits for the disk."""
+    assert upkeeping._files.lock.acquire_by_trying(0)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield
+        db.execute("ROLLBACK")
+    upkeeping._files.lock.release()
+
+
+def drain(store: SqliteStore) -> None:
+    assert store._with_lock(store._upkeep.drain)
+
+
+def turn_is_free(store: SqliteStore) -> bool:
+    """Whether another process could take its turn now."""
+    is_free = store._follower.turn_lock.acquire_by_trying(0)
+    if is_free:
+        store._follower.turn_lock.release()
+    return is_free
+
+
+def overtake(writer: Session, drains: SqliteStore, *, keeping_up: SqliteStore | None = None) -> None:
+    """Let a writer append more than the log holds, while upkeep goes on."""
+    for _ in range(200):
+        writer.one("x")
+        drain(drains)
+        while keeping_up and keeping_up.catch_up():
+            pass
+
+
+def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: Path, open_store: Open) -> None:
+    upkeeping = open_store()
+    told: list[str] = []
+    stores = [FailoverStore(lambda: open_store(timeout_ms=20), mode="deny", notify=told.append) for _ in range(2)]
+    one, other = [Caller(store, ALL_KINDS, session=name * 16) for store, name in zip(stores, "ab", strict=True)]  # type: ignore[arg-type]
+    for caller in one, other:  # the stores are open, and have their owners' files
+        assert caller.words("x") == ["allowed"]
+        caller.end()
+    with hanging_disk(path, upkeeping):
+        assert other.words("x", "x", "x") == ["allowed"] * 3
+        assert one.words("x") == ["rate_limited"]  # by the cap
+        stores[1].record([Outcome(row_id, "ok", 5) for row_id, _ in other.flying])
+        other.end(failed=True)
+        other.end()
+        assert one.words("x") == ["allowed"]
+        other.end(failed=True)
+        assert [one.words("x"), other.words("x"), one.words("y")] == [["rate_limited"], ["rate_limited"], ["allowed"]]
+        notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=0.02)
+        assert stores[0].noted_agents("default", ["toolu_1", "toolu_2"]) == {"toolu_1": "a::b::c"}
+        for store in stores:
+            while store.catch_up():
+                pass
+            store.keep_pace(lambda: None)
+            store.tend()
+    assert told == []
+    for store in stores:
+        store.close()
+
+
+def test_a_wrapper_that_keeps_up_while_it_is_idle_needs_no_database_later(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    busy, idle = open_store(), open_store(timeout_ms=20)
+    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+    sleeper.one("x")
+    overtake(writer, busy, keeping_up=idle)
+    assert busy._follower.at.end > call_log.RING_BYTES
+    with hanging_disk(path, busy):
+        assert sleeper.one("x").remaining == 100_000 - 202
+
+
+def test_a_wrapper_catches_up_in_small_parts_and_counts_what_it_reads(open_store: Open) -> None:
+    busy, idle = open_store(), open_store()
+    Session(busy, MANY).call("x", 1)
+    for _ in range(100):
+        Session(busy, MANY).one("x")
+    parts = 0
+    while idle.catch_up():
+        parts += 1
+    assert parts > 3
+    assert [log[-1] for log in idle.last_seen()[0].values()] == [101]
+
+
+@pytest.mark.parametrize("writes", ["a call", "an outcome"])
+def test_a_wrapper_whose_records_were_overwritten_reads_the_database_before_its_turn(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, writes: str
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    monkeypatch.setattr(store_module, "AWAY_S", 0)
+    busy, idle = open_store(), open_store()
+    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+    row_id = sleeper.one("x").row_id or 0
+    overtake(writer, busy)
+    read = idle._reader.memory
+    turns: list[bool] = []
+
+    def noted() -> Any:
+        turns.append(turn_is_free(busy))
+        return read()
+
+    monkeypatch.setattr(idle._reader, "memory", noted)
+    if writes == "a call":
+        assert sleeper.one("x").remaining == 100_000 - 202
+    else:
+        idle.record([Outcome(row_id, "ok", 1)])
+    assert turns == [True]
+
+
+def test_a_wrapper_that_others_overtake_again_while_it_reads_the_database_starts_over(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    busy, idle = open_store(), open_store()
+    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+    sleeper.one("x")
+    overtake(writer, busy)
+    read = idle._reader.memory
+
+    def overtaken() -> Any:
+        monkeypatch.setattr(idle._reader, "memory", read)
+        found = read()
+        overtake(writer, busy)
+        return found
+
+    monkeypatch.setattr(idle._reader, "memory", overtaken)
+    assert sleeper.one("x").remaining == 100_000 - 402
+
+
+def test_a_counter_that_is_read_from_the_database_is_read_before_the_turn_even_if_upkeep_goes_on(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "REMEMBERED", 0)
+    busy = open_store()
+    writer = Session(busy, MANY)
+    writer.call("x", 3)
+    drain(busy)
+    asking = open_store()
+    logs = asking._reader.logs
+    turns: list[bool] = []
+
+    def overtaken(*args: Any) -> Any:
+        turns.append(turn_is_free(busy))
+        if len(turns) < 3:
+            writer.one("x")
+            drain(busy)
+        return logs(*args)
+
+    monkeypatch.setattr(asking._reader, "logs", overtaken)
+    assert Session(asking, MANY, session="b" * 16).one("x").remaining == 100_000 - 6
+    assert turns == [True, True, True]
+
+
+def test_a_wrapper_that_starts_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = open_store()
+    Session(busy, MANY).call("x", 5)
+    turns: list[bool] = []
+    read_some = Memory.read_some
+
+    def noted(self: Memory, log: CallLog, at: Position) -> tuple[Position, bool]:
+        after, may_have_more = read_some(self, log, at)
+        if after != at:
+            turns.append(turn_is_free(busy))
+        return after, may_have_more
+
+    monkeypatch.setattr(Memory, "read_some", noted)
+    late = open_store()
+    monkeypatch.undo()
+    assert turns
+    assert all(turns)
+    assert Session(late, MANY, session="b" * 16).one("x").remaining == 100_000 - 6
+
+
+def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = open_store()
+    Session(busy, MANY).call("x", 5)
+    turns: list[bool] = []
+    read = CallLog.records
+
+    def noted(self: CallLog, at: Position) -> Iterator[tuple[str, Position]]:
+        for record in read(self, at):
+            turns.append(turn_is_free(busy))
+            yield record
+
+    monkeypatch.setattr(CallLog, "records", noted)
+    assert notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
+    assert turns
+    assert all(turns)
+
+
+def test_records_that_come_before_the_turn_of_a_wrapper_that_starts_are_counted(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = open_store()
+    held = opening._held
+
+    def overtaken(*args: Any) -> Any:
+        Session(busy, MANY).call("x", 2)
+        return held(*args)
+
+    monkeypatch.setattr(opening, "_held", overtaken)
+    assert Session(open_store(), MANY, session="b" * 16).one("x").remaining == 100_000 - 3
+
+
+def test_a_long_drain_lets_others_open_the_store_between_its_transactions(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
+    busy = open_store()
+    Session(busy, MANY).call("x", 1)
+    for _ in range(20):
+        Session(busy, MANY).one("x")
+    opened: list[int] = []
+
+    def meanwhile(pause_s: float) -> None:
+        if pause_s == store_module.LOCK_GAP_S:
+            opened.append(open_store()._follower.at.end)
+
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    busy.tend()
+    assert len(opened) > 3
+    assert busy._log.drained().end == busy._follower.at.end
+    assert sum(held.used for held in busy.held()) == 21
+
+
+def test_the_drain_at_the_end_of_a_session_has_a_bound(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+    monkeypatch.setattr(store_module, "DRAIN_AT_CLOSE_S", 0)
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    busy = open_store()
+    for _ in range(20):
+        Session(busy, MANY).one("x")
+    busy.close()
+    with contextlib.closing(CallLog(log_path(path))) as log:
+        assert 0 < log.drained().end < busy._follower.at.end
+    assert Session(open_store(), MANY, session="b" * 16).one("x").remaining == 100_000 - 21
+
+
+def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_drain(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    monkeypatch.setattr(store_module, "ROOM_BYTES", 0)
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+    store = open_store(timeout_ms=60_000)
+    session = Session(store, MANY)
+    waits: list[int] = []
+
+    def one_transaction(end: int) -> None:
+        waits.append(end)
+        while store._log.drained().end < end:
+            store._with_lock(lambda: bool(store._upkeep.drain() and False))
+
+    monkeypatch.setattr(store._pace, "await_drained", one_transaction)
+    while not waits:
+        assert session.one("x").decision == "allowed"
+    assert store._follower.at.end - store._log.drained().end > 50 * 1024
+    assert store._log.drained().end >= waits[0]
+
+
+def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_else_is(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_store(durability="full"), open_store(durability="full")
+    session, others = Session(store, MANY + DENIED), Session(other, MANY, session="b" * 16)
+    others.one("x")
+    forced: list[bool] = []
+
+    def force(_: int) -> None:
+        forced.append(turn_is_free(other))
+
+    monkeypatch.setattr(call_log, "_sync", force)
+    row_id = session.one("x").row_id or 0
+    assert forced == [True]
+    assert session.decisions("no", 3) == ["denied"] * 3  # of which the first has a row
+    assert forced == [True] * 2
+    assert session.decisions("no") == ["denied"]
+    store.record([Outcome(row_id, "ok", 1)])
+    store.append([])
+    assert forced == [True] * 2
+
+
+def test_a_call_that_cannot_be_forced_to_the_disk_is_not_forwarded_and_stays_counted(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_store(durability="full"), open_store()
+    session, others = Session(store, MANY), Session(other, MANY, session="b" * 16)
+
+    def fail(_: int) -> None:
+        assert others.one("x").remaining == 99_998  # others have read it, and gone on
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(call_log, "_sync", fail)
+        with pytest.raises(StoreUnavailable, match="Input/output"):
+            session.one("x")
+    assert session.one("x").remaining == 99_997
+    assert [entry.record["seq"] for entry in store.entries()] == [1, 1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOATIME"), reason="only Linux")
+def test_reading_the_log_is_not_noted_in_its_inode_if_the_system_allows_that(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fcntl.fcntl(open_store()._log.fd, fcntl.F_GETFL) & os.O_NOATIME
+    real = os.open
+
+    def of_another(name: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_NOATIME:
+            raise PermissionError(1, "Operation not permitted")
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", of_another)
+    with contextlib.closing(CallLog(log_path(path))) as log:
+        assert not fcntl.fcntl(log.fd, fcntl.F_GETFL) & os.O_NOATIME
