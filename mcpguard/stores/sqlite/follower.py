@@ -72,7 +72,7 @@ class Follower:
             if self._log.folder.may_have_changed():
                 self._log.check()
             if not self._log.ends_at(self.at):
-                self.follow()  # not before the turn: 16 wrappers would make a fifth more calls, but some less than half their share
+                self.follow()  # not before the turn: of 16 wrappers, some would get less than half their share
         except BaseException as error:
             self.turn_lock.release()
             if isinstance(error, (sqlite3.Error, OSError)):
