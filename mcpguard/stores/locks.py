@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +49,7 @@ def _tried(fd: int, how: int) -> bool:
 TRY_EVERY_S: Final = 0.002
 
 FIRST_PAUSE_S: Final = 0.0001
-LAST_PAUSE_S: Final = 0.0016
+LAST_PAUSE_S: Final = 0.0008
 """The pauses of a process that waits for its turn. A decision holds the lock for some 20 µs. If the pauses became longer still,
 the process that has waited longest would try least often."""
 
@@ -72,26 +71,23 @@ class FileLock:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def acquire(self, timeout_s: float, meanwhile: Callable[[], None] | None = None) -> bool:
+    def acquire(self, timeout_s: float) -> bool:
         """Wait for a lock that others hold shortly, one after another; return whether it was taken.
 
         Args:
             timeout_s: How long to wait; on a busy machine it may take longer, see `LEAST_PAUSED`.
-            meanwhile: Called after each pause.
         """
         try:
             _lock(self._fd, _TRY)  # a usual call pays for no more
         except BlockingIOError:
-            return self._wait(timeout_s, meanwhile)
+            return self._wait(timeout_s)
         return True
 
-    def _wait(self, timeout_s: float, meanwhile: Callable[[], None] | None) -> bool:
+    def _wait(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
         pause_s, paused_s = FIRST_PAUSE_S, 0.0
         while paused_s < timeout_s * LEAST_PAUSED or time.monotonic() < until_s:
             time.sleep(pause_s)
-            if meanwhile:
-                meanwhile()
             if try_lock(self._fd):
                 return True
             paused_s += pause_s

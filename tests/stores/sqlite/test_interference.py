@@ -333,32 +333,6 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
         store._log.turn()
 
 
-def test_a_process_with_company_reads_before_its_turn_and_while_it_waits(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, second = open_store(), open_store()
-    mine, other = Session(store, MANY), Session(second, MANY, session="b" * 16)
-    store._decided_s = 1e18  # as if it had just decided a call
-    follower = store._follower
-    acquire = follower.turn_lock.acquire
-    read: list[bool] = []
-
-    def wait(timeout_s: float, meanwhile: Callable[[], None]) -> bool:
-        read.append(store._log.ends_at(follower.at))
-        other.call("x", 2)
-        meanwhile()
-        read.append(store._log.ends_at(follower.at))
-        return acquire(timeout_s)
-
-    monkeypatch.setattr(follower.turn_lock, "acquire", wait)
-    other.call("x", 2)
-    remaining = [mine.one("x").remaining]
-    other.call("x", 2)
-    remaining.append(mine.one("x").remaining)
-    assert read == [False, True, True, True]  # at first it does not know that it has company
-    assert remaining == [99_995, 99_990]
-
-
 def test_others_need_not_read_the_text_of_rows_and_outcomes_that_change_no_counter(open_store: Open) -> None:
     store = open_store()
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = "1/1h"\n')
