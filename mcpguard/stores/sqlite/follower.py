@@ -20,6 +20,9 @@ from mcpguard.stores.sqlite.opening import Files
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
 
+BLOCKS_IN_TURN: Final = 8
+"""How much of the log is read in a turn, in blocks of some 15 records. While a process reads more, others may take turns."""
+
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
 
@@ -66,18 +69,35 @@ class Follower:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         if self.memory.is_crowded:
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
-        if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
-            raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
-        try:
-            if self._log.folder.may_have_changed():
-                self._log.check()
-            if not self._log.ends_at(self.at):
-                self.follow()  # not before the turn: of 16 wrappers, some would get less than half their share
-        except BaseException as error:
+        for tries_left in range(_TRIES, -1, -1):
+            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
+                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+            try:
+                if self._log.folder.may_have_changed():
+                    self._log.check()
+                # Not before the turn: of 16 wrappers, some would get less than half their share
+                if self._log.ends_at(self.at) or self._follow_in_turn(all_of_it=not tries_left):
+                    return
+            except BaseException as error:
+                self.turn_lock.release()
+                if isinstance(error, (sqlite3.Error, OSError)):
+                    raise database.unavailable(self._path, error) from error
+                raise
             self.turn_lock.release()
-            if isinstance(error, (sqlite3.Error, OSError)):
-                raise database.unavailable(self._path, error) from error
-            raise
+            with database.reported(self._path):
+                self.follow()  # it may be long, or need the database
+
+    def _follow_in_turn(self, *, all_of_it: bool) -> bool:
+        """Read the records that others have appended. Returns False if that takes so long that others must not wait for it."""
+        if all_of_it:
+            self.follow()
+            return True
+        with contextlib.suppress(Lost):
+            for _ in range(BLOCKS_IN_TURN):
+                self.at, may_have_more = self.memory.read_some(self._log, self.at)
+                if not may_have_more:
+                    return True
+        return False
 
     def follow(self) -> None:
         """Read the records that others have appended."""
@@ -92,12 +112,6 @@ class Follower:
             else:
                 return
         raise damaged(self._log.path, "it does not continue where the database is")
-
-    def follow_ahead(self) -> None:
-        """Read before the turn what others have appended. It may be long, or need the database, and others wait for a turn."""
-        with database.reported(self._path):
-            if not self._log.ends_at(self.at):
-                self.follow()
 
     def follow_some(self) -> bool:
         """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""

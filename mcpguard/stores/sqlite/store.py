@@ -38,9 +38,6 @@ from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.turn import Turn
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
-AWAY_S: Final = 0.1
-"""A process that made no call for this long may have much to read in the log. It reads that before its turn."""
-
 ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
 
@@ -114,8 +111,6 @@ class SqliteStore:
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
         follower = self._follower
-        if time.monotonic() - self._decided_s > AWAY_S:
-            follower.follow_ahead()
         if not follower.memory.complete:
             follower.learn_ahead(requests)
         for request in requests:
@@ -290,7 +285,6 @@ class SqliteStore:
             The id of the first audit row among them.
         """
         follower = self._follower
-        follower.follow_ahead()
         with follower.turn():
             first_row = follower.at.row
             lines = groups() if callable(groups) else groups
