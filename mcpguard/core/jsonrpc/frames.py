@@ -144,8 +144,9 @@ class Reader:
                     self._learn(line, parsed[0])
                 continue
             request_id, params = found
+            name = params["name"]
             id_as_text = str(request_id) if type(request_id) is int else id_text(request_id)
-            if id_as_text is None or not _is_plain(params["name"]):
+            if id_as_text is None or type(name) is not str or not name.isascii() or "\0" in name:
                 messages += parse(line)
             else:
                 raw = line if line.isascii() and b"\r" not in line else escape_line_separators(line)
@@ -159,11 +160,6 @@ class Reader:
             if self._parsed > CALLS_A_FORM:
                 self._form = Form.of(line.decode(), message.params, _scan) or self._form
                 self._parsed = 0
-
-
-def _is_plain(name: object) -> bool:
-    """Whether a tool's name is a text that no parser can read differently."""
-    return type(name) is str and name.isascii() and "\0" not in name
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
@@ -257,7 +253,9 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         and message.keys() <= RESERVED
         and type(message) is type(params) is dict
         and params.keys() <= RESERVED_PARAMS
-        and _is_plain(params.get("name"))
+        and type(name := params.get("name")) is str
+        and name.isascii()
+        and "\0" not in name
         and raw.isascii()
         and b"\r" not in raw
     ):  # a usual call, which has none of the faults below
