@@ -285,11 +285,13 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
     opens: Callable[[], Store] = opens_file(tmp_path) if kind == "file" else request.getfixturevalue("opens_server")
     opens().close()  # it has been made
     time, is_away = Time(), [True]
+    opened: list[Store] = []
 
     def reopen() -> Store:
         if is_away[0]:
             raise StoreUnavailable("it is away")
-        return opens()
+        opened.append(opens())
+        return opened[-1]
 
     def wrapper(session: str) -> tuple[FailoverStore, Wrapper]:
         folder = SpillFolder(tmp_path, "db-spill-")
@@ -321,6 +323,7 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
     with contextlib.closing(opens()) as reader:
         assert len(list(reader.entries())) == 3 + 1
         assert [held.used for held in reader.held()] == [3 + 1]
+    opened[0].close()  # nobody else closes that of the killed wrapper
 
 
 # time
