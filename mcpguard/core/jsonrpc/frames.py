@@ -30,7 +30,7 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
-CALLS_A_FORM: Final = 4
+_CALLS_A_FORM: Final = 4
 """How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
 TOOLS_CALL: Final = "tools/call"
@@ -123,7 +123,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._form: Form | None = None
-        self._parsed = CALLS_A_FORM  # since the form was made
+        self._parsed = _CALLS_A_FORM  # since the form was made
 
     def read(self, lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
         """The messages in what the client wrote, in order.
@@ -157,7 +157,7 @@ class Reader:
         """Make a form of a call that has another one than calls before it, unless one was made just before."""
         if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= MAX_DEPTH:
             self._parsed += 1
-            if self._parsed > CALLS_A_FORM:
+            if self._parsed > _CALLS_A_FORM:
                 self._form = Form.of(line.decode(), message.params, _scan) or self._form
                 self._parsed = 0
 

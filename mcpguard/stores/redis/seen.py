@@ -29,9 +29,8 @@ class Seen:
 
     def __init__(self) -> None:
         self._values: dict[int, _Value] = {}  # by counter id
-        self._unread: dict[
-            int, tuple[Sequence[Counter], bytes]
-        ] = {}  # replies to usual calls, by the identity of their counters
+        # Replies to usual calls, by the identity of their counters
+        self._unread: dict[int, tuple[Sequence[Counter], bytes]] = {}
 
     def note(self, counters: Sequence[Counter], reply: Sequence[Any]) -> None:
         """Note the current values of counters, except those of calls in flight.

@@ -51,7 +51,7 @@ _RESERVED_SHARE: Final = 32
 """Calls leave this share of the ring to records that no call may wait for, such as outcomes and the ends of calls."""
 
 _CHUNK_BYTES: Final = 8 * 1024
-"""How much is read at once: about 20 single calls. More would only push other data out of the CPU's caches."""
+"""How much is read at once: about 15 single calls. More would only push other data out of the CPU's caches."""
 
 MAX_TEXT_BYTES: Final = RING_BYTES // 4
 """The longest text of one record."""

@@ -20,8 +20,8 @@ from mcpguard.stores.sqlite.opening import Files
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
 
-BLOCKS_IN_TURN: Final = 8
-"""How much of the log is read in a turn, in blocks of some 15 records. While a process reads more, others may take turns."""
+CHUNKS_IN_TURN: Final = 8
+"""How much of the log is read in a turn, in chunks of some 15 records. While a process reads more, others may take turns."""
 
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
@@ -93,7 +93,7 @@ class Follower:
             self.follow()
             return True
         with contextlib.suppress(Lost):
-            for _ in range(BLOCKS_IN_TURN):
+            for _ in range(CHUNKS_IN_TURN):
                 self.at, may_have_more = self.memory.read_some(self._log, self.at)
                 if not may_have_more:
                     return True

@@ -103,7 +103,7 @@ class Memory:
         return at
 
     def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
-        """As `read_on`, but for a block of them; returns also whether there may be more."""
+        """As `read_on`, but for a chunk of them; returns also whether there may be more."""
         changes, after, may_have_more = log.next_changes(at)
         self._apply_all(changes)
         return after, may_have_more

@@ -180,7 +180,7 @@ def test_others_may_take_their_turns_while_a_wrapper_reads_much(
 
 
 def test_a_wrapper_that_always_has_much_to_read_reads_it_in_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower_module, "BLOCKS_IN_TURN", 1)
+    monkeypatch.setattr(follower_module, "CHUNKS_IN_TURN", 1)
     busy, idle = open_store(), open_store()
     writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
     follow = idle._follower.follow
