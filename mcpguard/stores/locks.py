@@ -46,11 +46,9 @@ def _tried(fd: int, how: int) -> bool:
     return True
 
 
-TRY_EVERY_S: Final = 0.002
-
 FIRST_PAUSE_S: Final = 0.0001
 LAST_PAUSE_S: Final = 0.0008
-"""The pauses of a process that waits for its turn. A decision holds the lock for some 20 µs. If the pauses became longer still,
+"""The pauses of a process that waits. A decision holds the lock for some 20 µs. If the pauses became longer still,
 the process that has waited longest would try least often."""
 
 LEAST_PAUSED: Final = 0.25
@@ -72,10 +70,10 @@ class FileLock:
         self._fd = fd
 
     def acquire(self, timeout_s: float) -> bool:
-        """Wait for a lock that others hold shortly, one after another; return whether it was taken.
+        """Wait for the lock; return whether it was taken.
 
         Args:
-            timeout_s: How long to wait; on a busy machine it may take longer, see `LEAST_PAUSED`.
+            timeout_s: How long to wait; 0 to try once. On a busy machine it may take longer, see `LEAST_PAUSED`.
         """
         try:
             _lock(self._fd, _TRY)  # a usual call pays for no more
@@ -93,15 +91,6 @@ class FileLock:
             paused_s += pause_s
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
         return False
-
-    def acquire_by_trying(self, timeout_s: float) -> bool:
-        """Wait for a lock that others may hold for long."""
-        deadline = time.monotonic() + timeout_s
-        while not try_lock(self._fd):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(TRY_EVERY_S)
-        return True
 
     def release(self) -> None:
         """Release the lock to the next process."""

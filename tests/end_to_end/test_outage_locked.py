@@ -136,7 +136,7 @@ def stop_between_turns(host: EagerHost, log: Path) -> None:
         while True:
             host.process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, host.process.pid, os.WSTOPPED | os.WNOWAIT)
-            if lock.acquire_by_trying(0):
+            if lock.acquire(0):
                 lock.release()
                 return
             host.process.send_signal(signal.SIGCONT)

@@ -93,7 +93,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         undo.callback(lock.close)
         hold = SharedHold(beside(path, "-open"))
         undo.callback(hold.close)
-        if not lock.acquire_by_trying(max(OPEN_TIMEOUT_S, timeout_s)):
+        if not lock.acquire(max(OPEN_TIMEOUT_S, timeout_s)):
             raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
         try:
             warnings: list[str] = []
@@ -121,7 +121,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
 @contextlib.contextmanager
 def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
     """Hold the lock on the call log; an error if another process does not release it in time."""
-    if not turn.acquire_by_trying(timeout_s):
+    if not turn.acquire(timeout_s):
         raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
     try:
         yield

@@ -40,7 +40,7 @@ def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
         before_us = min(before_us, wall_us())
         more = True
         while more:
-            if not lock.acquire_by_trying(LOCK_S):
+            if not lock.acquire(LOCK_S):
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             try:
                 dropped, more = upkeep.prune(before_us)

@@ -351,7 +351,7 @@ class SqliteStore:
             if not self._tending.acquire(blocking=False):
                 return False
             try:
-                while self._files.lock.acquire_by_trying(0):
+                while self._files.lock.acquire(0):
                     try:
                         if not work():
                             return True

@@ -326,7 +326,7 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
     assert store._follower.turn_lock.acquire(1)
     os.lseek(store._follower.turn_lock._fd, 7, os.SEEK_SET)
     assert os.lseek(store._log.fd, 0, os.SEEK_CUR) == 5
-    assert not other._follower.turn_lock.acquire_by_trying(0)
+    assert not other._follower.turn_lock.acquire(0)
     store._follower.turn_lock.release()
     path.with_name("mcpguard.db-calls").rename(path.with_name("away"))
     with pytest.raises(StoreUnavailable, match="removed or replaced"):

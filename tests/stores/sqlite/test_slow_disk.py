@@ -52,7 +52,7 @@ Open = Callable[..., SqliteStore]
 @contextlib.contextmanager
 def hanging_disk(path: Path, upkeeping: SqliteStore) -> Iterator[None]:
     """The locks that upkeep holds while it waits for the disk."""
-    assert upkeeping._files.lock.acquire_by_trying(0)
+    assert upkeeping._files.lock.acquire(0)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         yield
@@ -66,7 +66,7 @@ def drain(store: SqliteStore) -> None:
 
 def turn_is_free(store: SqliteStore) -> bool:
     """Whether another process could take its turn now."""
-    is_free = store._follower.turn_lock.acquire_by_trying(0)
+    is_free = store._follower.turn_lock.acquire(0)
     if is_free:
         store._follower.turn_lock.release()
     return is_free

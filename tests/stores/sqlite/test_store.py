@@ -446,7 +446,7 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
 def test_opening_waits_for_others_and_then_reports_the_lock(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
     first = open_store()
-    assert first._files.lock.acquire_by_trying(0)
+    assert first._files.lock.acquire(0)
     with pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store(timeout_ms=1)
     first._files.lock.release()

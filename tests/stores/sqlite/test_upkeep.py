@@ -128,7 +128,7 @@ def test_after_a_drain_that_took_long_the_disk_has_a_rest(
 
 def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
     one, other = open_store(), open_store(timeout_ms=1)
-    assert one._files.lock.acquire_by_trying(0)
+    assert one._files.lock.acquire(0)
     session = Session(other, FIVE_A_MINUTE)
     assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
     times[0].now_us += upkeep.DRAIN_EVERY_US
@@ -368,7 +368,7 @@ def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: O
     tend(store)
     session.call("x", 2)
     with store._follower.turn():
-        assert store._files.lock.acquire_by_trying(0)
+        assert store._files.lock.acquire(0)
         before = [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())]
         assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4]
         assert [entry.record["seq"] for entry in store.entries(after=3)] == [4]
