@@ -54,11 +54,8 @@ class DecisionRequest:
     """
 
     # few calls have others, and each attribute that is set takes time
-    decided: Decided | None = None
     why = ""
-    rounds = 0
     client_name: str | None = None
-    waited_us: int | None = None
     is_behind = False
     whole_plan: Plan | None = None
 
@@ -69,7 +66,6 @@ class DecisionRequest:
         context: str,
         frame: Frame | None = None,
         request_id: str | None = None,
-        *,
         args_hash: bytes | None = None,
         trace_id: str | None = None,
         detail: dict[str, object] | None = None,
@@ -83,8 +79,9 @@ class DecisionRequest:
         self.args_hash = args_hash
         self.detail = {} if detail is None else detail
         self.trace_id = trace_id
-        if decided is not None:
-            self.decided = decided
+        self.decided = decided
+        self.rounds = 0
+        self.waited_us: int | None = None
 
     def with_plan(self, plan: Plan) -> Self:
         """A copy with another plan."""
@@ -156,7 +153,6 @@ class Verdict:
         self,
         decision: Decided,
         reported: Reported | None = None,
-        *,
         count: int | None = None,
         remaining: int | None = None,
         retry_after_us: int | None = None,
@@ -312,7 +308,7 @@ def admit(plan: Plan, logs: Mapping[int, State], now_us: int) -> tuple[Verdict, 
             after.append((key, (*log[:-2], now_us, log[-1] + 1)))
         else:
             after.append((key, charge(log, n, window_us, now_us)))
-    return Verdict("allowed", plan.reported[tightest], count=count, remaining=least), after
+    return Verdict("allowed", plan.reported[tightest], count, least), after
 
 
 MAX_RUN_ID_CHARS: Final = 64

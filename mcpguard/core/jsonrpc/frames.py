@@ -36,6 +36,8 @@ MAX_BATCH: Final = 1024
 _CALLS_A_FORM: Final = 4
 """How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
+_CR: Final = ord("\r")  # a search for a byte as a number takes a tenth of the time
+
 TOOLS_CALL: Final = "tools/call"
 """The only method of MCP that invokes a tool."""
 
@@ -137,7 +139,7 @@ class Reader:
         """
         messages: list[Frame | Refusal] = []
         for line in lines:
-            if isinstance(line, Refusal):
+            if not isinstance(line, bytes):
                 messages.append(line)
                 continue
             found = self._form.read(line) if self._form is not None and len(line) <= MAX_DEPTH else None
@@ -153,7 +155,7 @@ class Reader:
             if id_as_text is None or type(name) is not str or not name.isascii() or "\0" in name:
                 messages += parse(line)
             else:
-                raw = line if line.isascii() and b"\r" not in line else escape_line_separators(line)
+                raw = line if line.isascii() and _CR not in line else escape_line_separators(line)
                 messages.append(tuple.__new__(Frame, (raw, TOOLS_CALL, id_as_text, params)))
         return messages
 
@@ -266,7 +268,7 @@ def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
         and name.isascii()
         and "\0" not in name
         and raw.isascii()
-        and b"\r" not in raw
+        and _CR not in raw
     ):  # a usual call, which has none of the faults below
         return tuple.__new__(Frame, (raw, method, str(request_id), params))  # half the time of `Frame(…)`
     request_id = id_text(request_id)

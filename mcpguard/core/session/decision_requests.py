@@ -59,7 +59,8 @@ class DecisionRequests:
             trace = call_meta.get(meta.TRACEPARENT)
         names = (client_name, from_meta, noted, tier, params["name"])
         caller = self._callers.known.get(names) or self._callers.new(*names)
-        request = DecisionRequest(caller.call, caller.plan, caller.context, frame, frame.id)
+        call, plan, context, _ = caller
+        request = DecisionRequest(call, plan, context, frame, frame.id)
         request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
@@ -71,9 +72,9 @@ class DecisionRequests:
                 request.args_hash = hashed[2]
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
-        if not caller.plan.is_plain:
+        if not plan.is_plain:
             self._complete(request, caller, params)
-        if isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
+        if trace and isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
 

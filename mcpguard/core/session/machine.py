@@ -197,15 +197,17 @@ class Session:
         if len(messages) != 1:
             return None
         frame, callers = messages[0], self._callers
-        if not isinstance(frame, Frame) or frame.method != TOOLS_CALL:
+        if not isinstance(frame, Frame):
+            return None
+        _, method, request_id, params = frame
+        if method != TOOLS_CALL:
             return None
         if self._held.calls or self._input_closed or self._server_exited:
             return None
-        if callers.unauthenticated or isinstance(callers.policy, PolicyError):
+        if callers.unauthenticated or not isinstance(callers.policy, Policy):
             return None
-        params = frame.params
         assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
-        if frame.id in self.in_flight.by_id or "requestState" in params or "inputResponses" in params:
+        if request_id in self.in_flight.by_id or "requestState" in params or "inputResponses" in params:
             return None
         call_meta = meta_of(params)
         if not meta.CALL_IDS.isdisjoint(call_meta) and not callers.identity.has_whole_agent:

@@ -7,16 +7,15 @@ database later, in one transaction with the position up to which the database ha
 The file is a ring buffer of fixed size. All of it is written once when the file is created, so a full disk stops no call.
 A position is the number of bytes ever appended; modulo the size of the ring it is an offset in the file. A record is:
 
-    position (8 bytes) · id of its first row (8) · number of rows (4) · length of the text (4) · charge (12) · text · CRC-32 (4)
+    position (8 bytes) · first row's id (8) · number of rows (4) · length of the text (4) · charge (12) · text · checksum (4)
 
 The last byte of a record commits it. A reader ignores bytes whose position or checksum is wrong: a process was killed while it
 wrote them, or they are left from an earlier round of the ring. The file is read with `pread`, not mapped: if somebody truncates
 it, a read fails, where access to a mapped page would kill the process (SIGBUS).
 
 Each process reads the records of all others before it decides. Two things make that cheap. The head has the charge, see
-`Charge`: it is all that a reader needs of most records. And many records are checked at once: the CRC of each begins with
-`_RESIDUE`, which is the CRC of all bytes that end with their own CRC. So the CRC of several records is `_RESIDUE` if each is
-whole. If one is not, the CRC after it differs, and goes on to differ: whole records after it do not hide the fault.
+`Charge`: it is all that a reader needs of most records. And one checksum checks many records, because each is the checksum of
+all bytes before it (Adler-32, RFC 1950, section 9), as in SQLite's write-ahead log.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ from mcpguard.files import open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 RING_BYTES: Final = 8 * 1024 * 1024
 """Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
@@ -44,7 +43,6 @@ _DRAINED_AT: Final = 2048
 _DRAINED: Final = struct.Struct("<qq4sI")
 _HEAD: Final = struct.Struct("<qqIIqI")
 _CHECKSUM_BYTES: Final = 4
-_RESIDUE: Final = 0x2144DF1C
 _END_BYTES: Final = _CHECKSUM_BYTES + 8
 _BLOCK_BYTES: Final = 64 * 1024
 _RESERVED_SHARE: Final = 32
@@ -219,12 +217,13 @@ class CallLog:
 
     def ends_at(self, at: Position) -> bool:
         """Whether the log ends at a position. If not, it has more there, or not the record that ends there."""
-        place = at.end % RING_BYTES - _CHECKSUM_BYTES
+        end, _, checksum = at
+        place = end % RING_BYTES - _CHECKSUM_BYTES
         if not 0 <= place <= RING_BYTES - _END_BYTES:
-            found = self._read(at.end - _CHECKSUM_BYTES, _END_BYTES)
+            found = self._read(end - _CHECKSUM_BYTES, _END_BYTES)
         else:
             found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + place)
-        return found[:_CHECKSUM_BYTES] == at.checksum and found[_CHECKSUM_BYTES:] != at.end.to_bytes(8, "little")
+        return found[:_CHECKSUM_BYTES] == checksum and found[_CHECKSUM_BYTES:] != end.to_bytes(8, "little")
 
     def has_more(self, at: Position) -> bool:
         """Whether there may be a record after a position.
@@ -315,34 +314,34 @@ class CallLog:
             StoreUnavailable: A record is longer than `MAX_TEXT_BYTES`, the most that a reader can read.
             OSError: The write failed, and nothing was appended.
         """
-        data, after = b"", at
-        for text, rows, charge in records:
+        begin, row, checksum = at
+        data, end = b"", begin
+        for text, rows, (time_us, charge_bytes) in records:
             body = text.encode()
             if len(body) > MAX_TEXT_BYTES:
                 raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
-            end, row, _ = after
-            body = _HEAD.pack(end, row, rows, len(body), *charge) + body
-            checksum = zlib.crc32(body, _RESIDUE).to_bytes(_CHECKSUM_BYTES, "little")
-            end += len(body) + _CHECKSUM_BYTES
-            after = tuple.__new__(Position, (end, row + rows, checksum))  # half the time of `Position(…)`
+            body = _HEAD.pack(end, row, rows, len(body), time_us, charge_bytes) + body
+            checksum = _checksum(checksum + body)
             data += body + checksum
-        if after.end > self._room_until:
+            end = begin + len(data)
+            row += rows
+        if end > self._room_until:
             reserve = RING_BYTES // _RESERVED_SHARE
             drained_end = self.drained().end
             self._room_until = drained_end - _CHECKSUM_BYTES + RING_BYTES - reserve
-            lacking_bytes = after.end - self._room_until - (reserve if uses_reserve else 0)
+            lacking_bytes = end - self._room_until - (reserve if uses_reserve else 0)
             if lacking_bytes > 0:
                 raise LogFull(self.path, drained_end + lacking_bytes)
-        place = at.end % RING_BYTES
+        place = begin % RING_BYTES
         try:
             if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
-                self._write(at.end, data)  # in two places, or again because the file took only a part
+                self._write(begin, data)  # in two places, or again because the file took only a part
         except OSError:  # undo it: a record may be whole. All of it, so that who has read it notices
             with contextlib.suppress(OSError):
-                self._write(at.end, bytes(len(data)))
+                self._write(begin, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
-        return after
+        return tuple.__new__(Position, (end, row, checksum))  # half the time of `Position(…)`
 
     def force(self) -> None:
         """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.
@@ -418,17 +417,14 @@ def _records(data: bytes, end: int, row: int) -> list[_Found]:
         end += head_bytes + length + _CHECKSUM_BYTES
         row += rows
         found.append((begin, stop, end, row, time_us, charge_bytes))
-    if zlib.crc32(data[_CHECKSUM_BYTES:head], _RESIDUE) != _RESIDUE:
-        return _whole(data, found)
+    while found and _checksum(data[: found[-1][1]]) != data[found[-1][1] : found[-1][1] + _CHECKSUM_BYTES]:
+        found.pop()  # it is not whole, or one before it
     return found
 
 
-def _whole(data: bytes, found: list[_Found]) -> list[_Found]:
-    """The records before the first one that is not whole."""
-    for at, (begin, stop, *_) in enumerate(found):
-        if zlib.crc32(data[begin - _HEAD.size : stop + _CHECKSUM_BYTES], _RESIDUE) != _RESIDUE:
-            return found[:at]
-    return found
+def _checksum(data: bytes) -> bytes:
+    """The checksum of all bytes up to the end of data that begins with the checksum before it."""
+    return zlib.adler32(data, int.from_bytes(data[:_CHECKSUM_BYTES], "little")).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _length(data: bytes, end: int) -> int:

@@ -131,12 +131,13 @@ def admitted_line(request: DecisionRequest, verdict: Verdict, texts: PlanTexts, 
         seq: The row's number in its session.
         charged_us: The store time of the charge.
     """
-    reported = texts.reported[texts.plan.reported.index(verdict.reported)] if verdict.reported else ""
+    plan, charged, fragments = texts
+    reported = fragments[plan.reported.index(verdict.reported)] if verdict.reported else ""
     args_hash = request.args_hash.hex() if request.args_hash else ""
     detail = _kept(compact(request.detail)) if request.detail else ""
     return (
         f"+\t{time_us}\t{seq}\tallowed\t{request.context}\t{reported}\t{cut_id(request.request_id)}\t{args_hash}\t"
-        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{texts.charged}"
+        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{charged}"
     )
 
 

@@ -67,7 +67,7 @@ class Follower:
 
     def take_turn(self) -> None:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
-        if self.memory.is_crowded:
+        if self.memory.is_crowded():
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
         for tries_left in range(_TRIES, -1, -1):
             if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
@@ -120,7 +120,7 @@ class Follower:
         except Lost:
             self.follow()
             return False
-        if self.memory.is_crowded:
+        if self.memory.is_crowded():
             self.memory.make_room(self._reader.clock)
         return may_have_more
 

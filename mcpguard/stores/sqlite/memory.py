@@ -157,7 +157,6 @@ class Memory:
         """The store time of the newest charge; 0 if there is none."""
         return max(map(_charged_us, self.states.values()), default=0)
 
-    @property
     def is_crowded(self) -> bool:
         """Whether `make_room` has anything to drop."""
         return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
