@@ -55,6 +55,11 @@ class Bookkeeper:
         if not self._work.is_set():
             self._work.set()
 
+    def judged(self) -> None:
+        """As `wake`. Waits until the store has room for more calls. From the thread that reads from the client."""
+        self.wake()
+        self._store.keep_pace(self.hurry)
+
     def hurry(self) -> None:
         """Tend and record at once, because somebody waits for it. From any thread."""
         self._work.set()

@@ -1,6 +1,5 @@
 """The traffic of one session: the loops between client and server, and how they end."""
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -119,8 +118,7 @@ class Traffic:
             session,
             policies,
             identities,
-            judged=bookkeeper.wake,
-            keep_pace=functools.partial(store.keep_pace, bookkeeper.hurry),
+            judged=bookkeeper.judged,
         )
 
     def close_input(self, why: str) -> None:

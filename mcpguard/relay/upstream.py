@@ -84,7 +84,6 @@ class Upstream:
         self._shut_down = shut_down
         self._session: Session | None = None
         self._judged: Callable[[], None] = lambda: None
-        self._keep_pace: Callable[[], None] = lambda: None
         self._policy: PolicySource | None = None
         self._identity: IdentitySource | None = None
         self._is_guarding = threading.Event()
@@ -103,7 +102,6 @@ class Upstream:
         identity: IdentitySource | None,
         *,
         judged: Callable[[], None],
-        keep_pace: Callable[[], None],
     ) -> None:
         """Begin to judge calls. Until then they wait, with all that the client writes after them.
 
@@ -111,10 +109,9 @@ class Upstream:
             session: The core's state machine.
             policy: The source of the policy.
             identity: The source of the identity; None if it does not change.
-            judged: Called after messages were judged, so that there may be something to record.
-            keep_pace: Waits until the store has room for more calls.
+            judged: Called after messages were judged. It may wait until the store has room for more calls.
         """
-        self._judged, self._keep_pace = judged, keep_pace
+        self._judged = judged
         self._session, self._identity, self._policy = session, identity, policy
         self._is_guarding.set()
 
@@ -170,10 +167,10 @@ class Upstream:
             except Exception as error:
                 self._console.internal_error(error)
                 to_server = self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))
-            self._judged()
             if to_server:
                 self._send(to_server)
-            self._await_room()
+            self._judged()
+            self._output.await_room(self._client_has_ended)
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         if not lines:
@@ -196,7 +193,7 @@ class Upstream:
         if to_server:
             self._send(to_server)
         self._judged()
-        self._await_room()
+        self._output.await_room(self._client_has_ended)  # backpressure
 
     def _open(self, messages: Sequence[Frame | Refusal]) -> bytes | None:
         """The frames for the server, of messages that need no session; None when there is a session that judges them."""
@@ -234,12 +231,3 @@ class Upstream:
         self.notice_client_end()
         self._is_guarding.wait()
         self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))
-
-    def _await_room(self) -> None:
-        """Backpressure: wait while the store or the client has too much to process.
-
-        Raises:
-            ConnectionAbortedError: The client has left, and takes nothing.
-        """
-        self._keep_pace()
-        self._output.await_room(self._client_has_ended)
