@@ -102,11 +102,12 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: The URL is not the URL of a store.
         """
-        from mcpguard.stores.address import address
-        from mcpguard.stores.sqlite.address import SqliteAddress
-
         if not self.store:
+            from mcpguard.stores.sqlite.address import SqliteAddress
+
             return SqliteAddress(self.database)
+        from mcpguard.stores.address import address
+
         try:
             return address(self.store, self.store_password)
         except ConfigError as error:

@@ -11,7 +11,7 @@ from mcpguard.config import Settings
 from mcpguard.core.arguments import counted_hash
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State, decide
-from mcpguard.core.policy.lint import label, tier_warning
+from mcpguard.core.policy.lint import label
 from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.core.policy.model import AXES, Call, Policy
 from mcpguard.core.policy.plan import Plan
@@ -133,7 +133,7 @@ def explain(
         places: The places of a configured `user` and `agent`: an option, a variable or a file.
         notify: Receives warnings.
     """
-    unlimited = tier_warning(policy, who.agent_parts.tier)
+    unlimited = policy.tier_warning(who.agent_parts.tier)
     if unlimited:
         notify(unlimited)
     agent, agent_source = who.agent(None)

@@ -45,6 +45,7 @@ HEAVY = {
     "anyio",
     "asyncio",
     "click",
+    "copy",
     "dataclasses",
     "hashlib",
     "httpx2",
@@ -52,6 +53,8 @@ HEAVY = {
     "jwt",
     "logging",
     "mcp",
+    "mcpguard.core.jsonrpc.skim",
+    "mcpguard.core.policy.lint",
     "redis",
     "rich",
     "tomlkit",
@@ -59,10 +62,15 @@ HEAVY = {
 
 
 LATER = {
+    "array",
     "binascii",
+    "bisect",
     "bz2",
     "datetime",
+    "json",
     "lzma",
+    "math",
+    "mcpguard.core.jsonrpc.form",
     "mcpguard.core.policy.model",
     "mcpguard.core.server_name",
     "mcpguard.core.session.machine",

@@ -14,7 +14,7 @@ from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen
 from mcpguard.cli._text import tolerant_output, warn
 from mcpguard.cli._tiers import tiers
-from mcpguard.core.policy.lint import tier_warning, warnings
+from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import printable
@@ -183,7 +183,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         click.echo(json.dumps(_policy_show.errors_as_json(error, settings.policy), indent=2))
         return error.exit_status
     unmatched = [] if is_starter else never_matched(found, settings)
-    unlimited = tier_warning(found, configured_tier(settings))
+    unlimited = found.tier_warning(configured_tier(settings))
     found_warnings = [
         *warnings(found, tiers=tiers(settings)),
         *([unlimited] if unlimited else []),

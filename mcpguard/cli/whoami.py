@@ -17,7 +17,6 @@ from mcpguard.cli._seen import files
 from mcpguard.cli._text import new_table, tolerant_output
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.server_name import server_name
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError
@@ -82,7 +81,7 @@ def _caller(settings: Settings, identity: Identity) -> Report:
     ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
     warnings = ["MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"] if ignored else []
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
-    unlimited = None if isinstance(policy, PolicyError) else tier_warning(policy, identity.agent_parts.tier)
+    unlimited = None if isinstance(policy, PolicyError) else policy.tier_warning(identity.agent_parts.tier)
     warnings += [unlimited] if unlimited else []
     return report | {"problems": [], "warnings": warnings}
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from mcpguard.core.digest import blake2b
-from mcpguard.core.jsonrpc.skim import Unbuilt
+from mcpguard.core.jsonrpc.heavy import Unbuilt
 from mcpguard.core.text import canonical
 
 _MAX_CHARS: Final = 64 * 1024

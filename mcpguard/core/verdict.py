@@ -83,6 +83,13 @@ class DecisionRequest:
         self.rounds = 0
         self.waited_us: int | None = None
 
+    def with_plan(self, plan: Plan) -> Self:
+        """A copy with another plan."""
+        made = self.__new__(type(self))
+        made.__dict__ |= self.__dict__
+        made.plan = plan
+        return made
+
 
 class Ending(NamedTuple):
     """A forwarded call that has ended. The store is told if the call's plan `settles`.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mcpguard.config import Settings
-from mcpguard.core.policy.lint import tier_warning, warnings
+from mcpguard.core.policy.lint import warnings
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import PolicyError
@@ -34,6 +34,6 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     for warning in [] if file.is_starter else never_matched(policy, settings):
         yield advice("policy", warning, "is each name right? compare with mcpguard audit tail")
-    unlimited = tier_warning(policy, tier)
+    unlimited = policy.tier_warning(tier)
     if unlimited:
         yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")

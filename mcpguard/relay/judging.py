@@ -7,7 +7,6 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
-from mcpguard.core.policy.lint import tier_warning
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session.machine import Session
 from mcpguard.core.text import plural, quoted
@@ -64,7 +63,7 @@ def _introduce(
     names = {"server": identity.server, "user": user, "agent": identity.agent(None)[0]}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
     tell(f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(store)}")
-    unlimited = tier_warning(policy, identity.agent_parts.tier) if isinstance(policy, Policy) else None
+    unlimited = policy.tier_warning(identity.agent_parts.tier) if isinstance(policy, Policy) else None
     if unlimited:
         tell(unlimited)
 

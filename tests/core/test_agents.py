@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity
-from mcpguard.core.jsonrpc.skim import HEAVY_PARTS
+from mcpguard.core.jsonrpc.heavy import HEAVY_PARTS
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.parse import parse
 from tests.core.build import Talk, call_line, request

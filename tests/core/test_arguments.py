@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from mcpguard.core.arguments import args_hash, counted_hash
-from mcpguard.core.jsonrpc.skim import Unbuilt
+from mcpguard.core.jsonrpc.heavy import Unbuilt
 
 
 def test_equal_arguments_have_the_same_hash_in_any_order_and_spelling() -> None:

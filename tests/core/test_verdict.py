@@ -206,3 +206,12 @@ def test_a_plan_equals_a_plan_with_the_same_limits_and_nothing_else() -> None:
     assert hash(plan) == hash(Plan((Limit(2, 640, 0),), (REPORTED,), (ONE,)))
     assert plan != Plan()
     assert plan != (Limit(2, 640, 0),)
+
+
+def test_a_request_with_another_plan_is_a_copy() -> None:
+    request = DecisionRequest(CALL, Plan(), "context", request_id="7", detail={"x": 1})
+    request.rounds = 2
+    plan = Plan(counters=(Counter(1, "[1]", 640),))
+    copy = request.with_plan(plan)
+    assert (request.plan, copy.plan) == (Plan(), plan)
+    assert vars(copy) | {"plan": None} == vars(request) | {"plan": None}

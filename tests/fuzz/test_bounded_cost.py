@@ -7,7 +7,7 @@ from types import FrameType
 
 import pytest
 
-from mcpguard.core.jsonrpc import skim
+from mcpguard.core.jsonrpc import heavy
 from mcpguard.core.jsonrpc.frames import MAX_FRAME_BYTES
 from tests.fuzz.oracle import Wire
 
@@ -112,7 +112,7 @@ LARGE = ("deep objects", "deep lists and objects in params")
 def test_memory_is_bounded_by_a_multiple_of_the_line(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(SHAPES[shape](1 << 19))  # quadratic work would take hours
     size = 1 << (19 if shape in LARGE else 17)  # tracing takes ten times as long as the work
-    monkeypatch.setattr(skim, "HEAVY_PARTS", skim.HEAVY_PARTS * size >> 20)  # heavy if a line of 1 MiB is
+    monkeypatch.setattr(heavy, "HEAVY_PARTS", heavy.HEAVY_PARTS * size >> 20)  # heavy if a line of 1 MiB is
     line = SHAPES[shape](size)
     tracemalloc.start()
     try:

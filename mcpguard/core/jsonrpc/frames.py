@@ -6,15 +6,18 @@ U+0000, or read without its lone surrogates); one with an encoding that one pars
 values.
 """
 
-import json
 import re
+from _json import encode_basestring_ascii, make_scanner  # `json` takes a millisecond to load
 from collections.abc import Callable, Sequence
-from json.scanner import make_scanner
-from typing import Final, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mcpguard.core.jsonrpc.form import Form
+from mcpguard.core.jsonrpc.heavy import TooDeep, is_heavy
 from mcpguard.core.jsonrpc.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
-from mcpguard.core.jsonrpc.skim import Outline, TooDeep, is_heavy
+
+if TYPE_CHECKING:  # loaded with the first line that needs them
+    from mcpguard.core.jsonrpc.form import Form
+    from mcpguard.core.jsonrpc.skim import Outline
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -101,14 +104,15 @@ def _integer(digits: str) -> int | LongInteger:
         return LongInteger(digits)
 
 
-def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
-    """The parser that `JSONDecoder.raw_decode` calls. It raises `StopIteration` if a value is missing."""
-    return make_scanner(json.JSONDecoder(object_pairs_hook=as_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
+def _scanner(parse_int: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
+    """The parser that `json.JSONDecoder` makes. It raises `StopIteration` if a value is missing."""
+    hooks = {"object_hook": None, "object_pairs_hook": as_object, "parse_float": float, "parse_constant": _constant}
+    return make_scanner(SimpleNamespace(strict=True, parse_int=parse_int, **hooks))  # type: ignore[arg-type]
 
 
-_scan = _scanner()
+_scan = _scanner(int)
 # This parser calls a hook for each integer, so it is used only for a line on which `_scan` has failed.
-_scan_long = _scanner(parse_int=_integer)
+_scan_long = _scanner(_integer)
 
 # Matches up to the next bracket that is not in a string. In linear time even in invalid JSON, because the quantifiers are
 # possessive and the closing quote is optional.
@@ -160,6 +164,8 @@ class Reader:
         if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= MAX_DEPTH:
             self._parsed += 1
             if self._parsed > _CALLS_A_FORM:
+                from mcpguard.core.jsonrpc.form import Form
+
                 self._form = Form.of(line.decode(), message.params, _scan) or self._form
                 self._parsed = 0
 
@@ -204,7 +210,9 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     ]
 
 
-def _outline(line: bytes) -> Outline:
+def _outline(line: bytes) -> "Outline":
+    from mcpguard.core.jsonrpc.skim import Outline
+
     return Outline(line, _whole, max_depth=MAX_DEPTH, max_batch=MAX_BATCH)
 
 
@@ -218,9 +226,10 @@ def _whole(text: str) -> object:
     try:
         try:
             value, end = _scan(text, start)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:  # an integer with too many digits, or NaN or Infinity, on which the second try fails, too
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise  # a `JSONDecodeError`
+            # An integer with too many digits; or NaN or Infinity, on which the second try fails, too
             value, end = _scan_long(text, start)
     except StopIteration:
         raise ValueError("a value is missing") from None
@@ -307,7 +316,7 @@ def id_text(value: object) -> str | None:
     if type(value) is int or type(value) is LongInteger:
         return str(value)
     if type(value) is str:
-        return json.dumps(value)
+        return encode_basestring_ascii(value)
     return None
 
 

@@ -1,6 +1,5 @@
 """Finds keys of a JSON object that two parsers could read differently."""
 
-from array import array
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import islice
@@ -136,6 +135,8 @@ class ManyKeys:
         self._reserved = reserved
         self._fault: str | None = None
         self._ids = 0
+        from array import array  # loaded with the first heavy line
+
         self._hashes = array("q")
 
     def add(self, keys: list[str]) -> None:

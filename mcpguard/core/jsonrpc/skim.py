@@ -11,15 +11,12 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
-from functools import cache
 from itertools import compress, pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
 from mcpguard.core import meta
+from mcpguard.core.jsonrpc.heavy import TooDeep, Unbuilt
 from mcpguard.core.jsonrpc.keys import AT_ONCE, RESERVED, RESERVED_PARAMS, ManyKeys
-
-HEAVY_PARTS: Final = 50_000
-"""A line with more commas and opening brackets than this is heavy."""
 
 _BUILT_BYTES: Final = 65_536
 """How many bytes of a line's arrays and objects are built. Strings and numbers are always built, because they do not grow."""
@@ -46,20 +43,15 @@ _INNERMOST: Final = rb"(?:" + _STRING + rb"|\{" + _WS + rb"\}|(?=\])|true|false|
 _CLOSED: Final = rb"[\]} \t\n\r]*+"
 
 
-@cache  # compiled on first use: most sessions never see a heavy line, and compiling would slow each start
-def _compiled(pattern: bytes) -> re.Pattern[bytes]:
-    return re.compile(pattern)
-
-
 # Opening brackets, with their keys; the innermost value, which is nothing in an empty array; and closing brackets
-_FIRST: Final = _OPENED + _INNERMOST + _CLOSED
+_FIRST: Final = re.compile(_OPENED + _INNERMOST + _CLOSED)
 # The same after a comma, where a string may be a key or a value
-_OTHERS: Final = (
+_OTHERS: Final = re.compile(
     rb"(?:," + _WS + rb"(?!\])(?:" + _STRING + rb"(?:" + _COLON + _OPENED + _INNERMOST + rb")?+|" + _OPENED + _INNERMOST + rb")"
     + _CLOSED + rb"){1,64}+"
 )  # fmt: skip
-_KEY: Final = _WS + rb"(" + _STRING + rb")" + _WS + rb":" + _WS
-_KEYS: Final = rb"(" + _STRING + rb")" + _WS + rb":|" + _STRING
+_KEY: Final = re.compile(_WS + rb"(" + _STRING + rb")" + _WS + rb":" + _WS)
+_KEYS: Final = re.compile(rb"(" + _STRING + rb")" + _WS + rb":|" + _STRING)
 
 _SPACE: Final = b" \t\n\r"
 _MARKS: Final = b"[]{},"
@@ -71,22 +63,7 @@ _END: Final = {_ARRAY: _END_OF_ARRAY, _OBJECT: _END_OF_OBJECT}
 _COMMA_IN: Final = {_END_OF_ARRAY: _COMMA, _END_OF_OBJECT: _COMMA_BEFORE_KEY}
 
 
-class TooDeep(ValueError):
-    """Arrays and objects are nested deeper than allowed."""
-
-
-class Unbuilt(NamedTuple):
-    """The text of a value that was checked but not built."""
-
-    text: str
-
-
 Decode = Callable[[str], object]
-
-
-def is_heavy(line: bytes) -> bool:
-    """Whether building all of a line could take many times its size."""
-    return len(line) > HEAVY_PARTS and line.count(b",") + line.count(b"[") + line.count(b"{") > HEAVY_PARTS
 
 
 class Outline:
@@ -158,15 +135,15 @@ class Outline:
         start, end, count = marks[0] + 1, marks[-1], len(marks) - 1
         keys: list[bytes] = []
         if end - start < _SHORT_BYTES * count:
-            keys = [key for key in _compiled(_KEYS).findall(self._line, start, end) if key]
+            keys = [key for key in _KEYS.findall(self._line, start, end) if key]
         if len(keys) != count:  # the pattern has found keys of inner objects, too; or there is no member
-            matches = [_compiled(_KEY).match(self._line, mark + 1) for mark in marks[:-1]]
+            matches = [_KEY.match(self._line, mark + 1) for mark in marks[:-1]]
             keys = [match[1] for match in matches if match]
         return self._decode(f"[{b','.join(keys).decode()}]")  # type: ignore[return-value]
 
     def _member(self, key: str, start: int, end: int, level: int, where: str) -> object:
         """The value of a member; `Unbuilt` if it is not built."""
-        match = _compiled(_KEY).match(self._line, start)
+        match = _KEY.match(self._line, start)
         start, end = self._trimmed(match.end() if match else start, end)
         first = self._line[start]
         if first == _OBJECT and key == _INSIDE.get(where):
@@ -212,11 +189,11 @@ class _Check:
         self._inner: list[int] = []  # of the values inside them, except the innermost; 0 stands for the outer values
         self._end = 0  # of the innermost value; 0 if that is an outer one
         at = 0
-        match = _compiled(_FIRST).match(line)
+        match = _FIRST.match(line)
         while match:
             self._check_brackets(line[at : match.end()], at)
             at = match.end()
-            match = _compiled(_OTHERS).match(line, at)
+            match = _OTHERS.match(line, at)
         if at != len(line) or self._outer or self._end:
             raise ValueError("not JSON")
 

@@ -42,18 +42,6 @@ def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
     ]
 
 
-def tier_warning(policy: Policy, tier: str | None) -> str | None:
-    """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can.
-
-    Args:
-        policy: A policy.
-        tier: The configured tier; None or empty if there is none.
-    """
-    if not tier or not policy.rules or policy.reaches_tier(tier):
-        return None
-    return f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?"
-
-
 def label(policy: Policy, at: int) -> str:
     """A rule in a warning: its line if it is known, its number and its text."""
     rule = policy.rules[at]

@@ -258,10 +258,12 @@ class Policy:
             names = tuple([rule.selectors[axis][0] for axis in axes])
             self._places.setdefault(axes, {}).setdefault(names, []).append(at)
 
-    def reaches_tier(self, tier: str) -> bool:
-        """Whether a rule can match calls of agents with this tier. If none can, nothing limits those calls."""
+    def tier_warning(self, tier: str | None) -> str | None:
+        """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can, or if there is no tier."""
         agents = [rule.agent for rule in self.rules]
-        return any(agent is None or glob(agent.tier, tier) for agent in agents)
+        if not tier or not agents or any(agent is None or glob(agent.tier, tier) for agent in agents):
+            return None
+        return f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?"
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
         """The plan of `call`. It takes long to make: cache it."""

@@ -31,7 +31,7 @@ _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _COUNTS: Final[tuple[Counts, ...]] = ("calls", "cost", "errors")
 _WAIT = re.compile(r"([0-9]+)([smh])")
 _RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
-_LOOSE_RATE = re.compile(r"\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*", re.IGNORECASE)
+_LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
 _UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
 
@@ -155,7 +155,7 @@ def _rate(value: object) -> Rate | tuple[str, str]:
 
 
 def _nearest_rate(text: str) -> str:
-    match = _LOOSE_RATE.fullmatch(text)
+    match = re.fullmatch(_LOOSE_RATE, text)
     if match and len(text) <= 64:
         word = match[3].lower()
         if word in _MILLISECONDS:

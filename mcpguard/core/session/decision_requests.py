@@ -10,7 +10,7 @@ from mcpguard.core.arguments import args_hash, counted_hash
 from mcpguard.core.client_agents import call_id, codex_tier
 from mcpguard.core.digest import cut
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
-from mcpguard.core.jsonrpc.skim import Unbuilt
+from mcpguard.core.jsonrpc.heavy import Unbuilt
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.callers import Caller, Callers

@@ -1,6 +1,5 @@
 """The calls that are held until their limits have room: who is next, and when."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -184,7 +183,7 @@ class HeldCalls:
     def note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
         """Let the row of a call be written that was dropped, or cancelled before it was held."""
         request.detail = {**request.detail, "reason": why}
-        refused = copy.copy(verdict)
+        refused = verdict.copy()
         refused.decision, refused.states = "rate_limited", ()
         self._dropped.append((request, refused))
         self._retries.give_back(request)

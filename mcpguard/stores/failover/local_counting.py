@@ -16,7 +16,6 @@ A counter of calls in flight has no log. It is counted from this wrapper's own c
 """
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from typing import Final
 
 from mcpguard.core import limiter
@@ -184,8 +183,7 @@ class LocalCounting:
         if countable is None:
             return _refused(plan)
         if countable is not plan:
-            request = copy(request)
-            request.plan = countable
+            request = request.with_plan(countable)
         return self._count(request, now_us)
 
     def _count(self, request: DecisionRequest, now_us: int) -> Verdict:

@@ -18,6 +18,9 @@ _FRAGMENT_BYTES: Final = 100
 _LONG: Final = 1000
 """Bytes in the file for a row, and for a text that rows share, besides their characters: measured, and rounded up."""
 
+_ROWS_AT_ONCE: Final = 32
+"""How many rows are kept until they are inserted. A row takes about a kilobyte as Python's values."""
+
 _INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
 _INSERT_RUN: Final = """
     INSERT INTO audit SELECT ? + key, ?, ?, ? + key, 'allowed', ?, ?, value, substr(?, key * ? + 1, ?), NULL, ? + key, ? - key,
@@ -76,6 +79,8 @@ class Drain:
             if fields[0] == entries.ROW:
                 self._take_row(row, fields)
                 row += 1
+                if len(self._rows) == _ROWS_AT_ONCE:
+                    self._insert_rows()
             elif fields[0] == entries.RUN:
                 row += self._take_run(row, entries.read_run(fields))
             else:
@@ -159,10 +164,14 @@ class Drain:
     def _write_rows(self) -> None:
         uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
         self._write_all(_USE, uses)
-        self._write_all(_INSERT_ROW, self._rows)
+        self._insert_rows()
         self._write_all(_INSERT_RUN, self._runs)
         self._write_all(_SET_OUTCOMES, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
+
+    def _insert_rows(self) -> None:
+        self._write_all(_INSERT_ROW, self._rows)
+        self._rows.clear()
 
     def _write_counters(self) -> None:
         """Write the counters that the records change."""

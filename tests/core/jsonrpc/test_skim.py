@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mcpguard.core.arguments import args_hash
 from mcpguard.core.jsonrpc import frames, skim
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
+from mcpguard.core.jsonrpc.heavy import HEAVY_PARTS, TooDeep, Unbuilt, is_heavy
 from tests.core.build import Talk, call_line
 
 VALUES = st.recursive(
@@ -67,11 +68,11 @@ def test_the_depth_of_a_heavy_line_is_exact(opening: str, around: str) -> None:
     depth = around.replace("[0]", "").count("[") + around.count("{") + 20
     text = around % (opening * 20 + "0" + closing * 20)
     outline(text, max_depth=depth)
-    with pytest.raises(skim.TooDeep):
+    with pytest.raises(TooDeep):
         outline(text, max_depth=depth - 1)
 
 
-HEAVY = "[" + "[]," * skim.HEAVY_PARTS + "0]"
+HEAVY = "[" + "[]," * HEAVY_PARTS + "0]"
 LINES = [
     b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{"a":1,"traceparent":"x"},"arguments":%s}}',
     b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{},"arguments":%s}}',
@@ -100,8 +101,8 @@ LINES = [
 @pytest.mark.parametrize("line", LINES)
 def test_a_heavy_line_is_checked_like_any_other(line: bytes) -> None:
     heavy, light = line % HEAVY.encode(), line % b"[0]"
-    assert skim.is_heavy(heavy)
-    assert not skim.is_heavy(light)
+    assert is_heavy(heavy)
+    assert not is_heavy(light)
     for one, other in zip(frames.parse(heavy), frames.parse(light), strict=False):
         assert type(one) is type(other)
         if isinstance(one, Frame) and isinstance(other, Frame):
@@ -114,11 +115,11 @@ def test_a_heavy_line_is_checked_like_any_other(line: bytes) -> None:
 def test_only_the_members_that_are_read_are_built_of_a_heavy_line() -> None:
     (frame,) = frames.parse(LINES[0] % HEAVY.encode())
     assert isinstance(frame, Frame)
-    assert frame.params == {"name": "t", "_meta": {"traceparent": "x"}, "arguments": skim.Unbuilt(HEAVY)}
+    assert frame.params == {"name": "t", "_meta": {"traceparent": "x"}, "arguments": Unbuilt(HEAVY)}
 
 
 def test_heavy_arguments_are_hashed_as_text() -> None:
-    assert args_hash(skim.Unbuilt("[1]"), b"k") == args_hash([1], b"k")
+    assert args_hash(Unbuilt("[1]"), b"k") == args_hash([1], b"k")
 
 
 def test_heavy_arguments_are_kept_in_full_as_text() -> None:
@@ -133,18 +134,18 @@ def test_heavy_arguments_are_kept_in_full_as_text() -> None:
     [
         ("{ }", {}),
         (' {"id" : 1 , "x":2}\r', {"id": 1}),
-        ('{"id":"a\\u0062","result":[0]}', {"id": "ab", "result": skim.Unbuilt("[0]")}),
+        ('{"id":"a\\u0062","result":[0]}', {"id": "ab", "result": Unbuilt("[0]")}),
         ('{"\\u0069d":1,"params":{"a":{"name":0},"name": "t" ,"arguments": {"a":[1]} }}',
-         {"id": 1, "params": {"name": "t", "arguments": skim.Unbuilt('{"a":[1]}')}}),
+         {"id": 1, "params": {"name": "t", "arguments": Unbuilt('{"a":[1]}')}}),
         ('{"params":{"clientInfo":{"name":"c"},"requestId":7}}', {"params": {"clientInfo": {"name": "c"}, "requestId": 7}}),
-        ('{"params":{"_meta":{"traceparent":"x","y":1},"_meta":[]}}', {"params": {"_meta": skim.Unbuilt("[]")}}),
+        ('{"params":{"_meta":{"traceparent":"x","y":1},"_meta":[]}}', {"params": {"_meta": Unbuilt("[]")}}),
         ('{"params":{"_meta":{"mcpguard/agent":{"params":1}}}}',
-         {"params": {"_meta": {"mcpguard/agent": skim.Unbuilt('{"params":1}')}}}),
+         {"params": {"_meta": {"mcpguard/agent": Unbuilt('{"params":1}')}}}),
         ("[ ]", []),
-        ('[{"id":1},[3],{"id":[0]}]', [{"id": 1}, None, {"id": skim.Unbuilt("[0]")}]),
+        ('[{"id":1},[3],{"id":[0]}]', [{"id": 1}, None, {"id": Unbuilt("[0]")}]),
         ("[{},{},{}]", [{}, {}, {}]),
         ("[0,0,0,0]", [None] * 4),
-        ("7", skim.Unbuilt("7")),
+        ("7", Unbuilt("7")),
     ],
 )  # fmt: skip
 def test_a_heavy_line_gives_the_members_that_are_read(text: str, value: object) -> None:
@@ -155,7 +156,7 @@ def test_a_heavy_line_gives_the_members_that_are_read(text: str, value: object) 
 def test_arrays_and_objects_are_built_only_up_to_a_bound() -> None:
     large = '{"a":' + HEAVY + "}"
     value = outline('{"params":{"inputResponses":' + large + ',"name":"t"}}').value()
-    assert value == {"params": {"inputResponses": skim.Unbuilt(large), "name": "t"}}
+    assert value == {"params": {"inputResponses": Unbuilt(large), "name": "t"}}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, Limit
 from mcpguard.core.policy.explain import series
-from mcpguard.core.policy.lint import counted_in_grains, superfluous, tier_warning, warnings
+from mcpguard.core.policy.lint import counted_in_grains, superfluous, warnings
 from mcpguard.core.policy.model import SELECTORS, Call, Policy, Rate, Rule
 from mcpguard.core.policy.parse import STARTER, parse
 from tests.core.build import steps
@@ -209,7 +209,7 @@ TIERS = [
 
 @pytest.mark.parametrize(("text", "tier", "warned"), TIERS)
 def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
-    found = tier_warning(parse(text or "mode = 'enforce'"), tier)
+    found = parse(text or "mode = 'enforce'").tier_warning(tier)
     assert found == (
         f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?" if warned else None
     )

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import sqlite3
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -75,6 +76,22 @@ def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
     store.tend()
     assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
     assert used(store) == [2]
+
+
+def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("free", 400, _meta=ALONE)
+    tend(store)  # what is loaded or made once
+    session.call("free", 400, _meta=ALONE)
+    tracemalloc.start()
+    try:
+        tend(store)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows(path, "audit") == 800
+    assert peak < 1.5 * upkeep._DRAINED_AT_ONCE_BYTES  # mostly the records themselves
 
 
 def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, times: tuple[Time, Time]) -> None:
