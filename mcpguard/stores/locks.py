@@ -46,10 +46,10 @@ def _tried(fd: int, how: int) -> bool:
     return True
 
 
-FIRST_PAUSE_S: Final = 0.0001
+FIRST_PAUSE_S: Final = 0.0004
 LAST_PAUSE_S: Final = 0.0008
-"""The pauses of a process that waits. A decision holds the lock for some 20 µs. If the pauses became longer still,
-the process that has waited longest would try least often."""
+"""The pauses of a process that waits. A decision holds the lock for some 20 µs, or 100 µs among many processes. A process that
+waited less at first would overtake the ones that have waited longer, and with longer pauses these would try least often."""
 
 LEAST_PAUSED: Final = 0.25
 """The share of its timeout that a process must have paused before it gives up. On a busy machine a pause lasts many times as
