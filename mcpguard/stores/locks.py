@@ -46,10 +46,14 @@ def _tried(fd: int, how: int) -> bool:
     return True
 
 
-FIRST_PAUSE_S: Final = 0.0001
-LAST_PAUSE_S: Final = 0.0008
-"""The pauses of a process that waits. A decision holds the lock for some 20 µs. If the pauses became longer still,
-the process that has waited longest would try least often."""
+QUICK_TRIES: Final = 12
+"""How often a process that waits tries again at once, in some 25 µs. A decision on another CPU ends about that soon, and after
+a pause the caches have gone cold."""
+
+FIRST_PAUSE_S: Final = 0.0008
+LAST_PAUSE_S: Final = 0.0016
+"""The pauses of a process that waits then. If the first were shorter, a process that has just come would overtake those that
+have waited longer. If the last were longer, these would try too seldom."""
 
 LEAST_PAUSED: Final = 0.25
 """The share of its timeout that a process must have paused before it gives up. On a busy machine a pause lasts many times as
@@ -83,6 +87,9 @@ class FileLock:
 
     def _wait(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
+        for _ in range(QUICK_TRIES if timeout_s else 0):
+            if try_lock(self._fd):
+                return True
         pause_s, paused_s = FIRST_PAUSE_S, 0.0
         while paused_s < timeout_s * LEAST_PAUSED or time.monotonic() < until_s:
             time.sleep(pause_s)

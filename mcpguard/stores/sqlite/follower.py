@@ -23,6 +23,9 @@ TURN_SHARE: Final = 0.8
 CHUNKS_IN_TURN: Final = 8
 """How much of the log is read in a turn, in chunks of some 15 records. While a process reads more, others may take turns."""
 
+COMPANY_CALLS: Final = 100
+"""After a turn in which there were records of others, so many calls read the log before their turns, too."""
+
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
 
@@ -49,6 +52,7 @@ class Follower:
         self._log = files.log
         self._reader = files.reader
         self._timeout_s = timeout_s
+        self._calls_in_company = 0  # how many of the next calls read ahead
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -69,14 +73,18 @@ class Follower:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         if self.memory.is_crowded():
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
+        if self._calls_in_company:
+            self._read_ahead()
         for tries_left in range(_TRIES, -1, -1):
             if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
                 raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
             try:
                 if self._log.folder.may_have_changed():
                     self._log.check()
-                # Not before the turn: of 16 wrappers, some would get less than half their share
-                if self._log.ends_at(self.at) or self._follow_in_turn(all_of_it=not tries_left):
+                if self._log.ends_at(self.at):
+                    return
+                self._calls_in_company = COMPANY_CALLS
+                if self._follow_in_turn(all_of_it=not tries_left):
                     return
             except BaseException as error:
                 self.turn_lock.release()
@@ -87,11 +95,23 @@ class Follower:
             with database.reported(self._path):
                 self.follow()  # it may be long, or need the database
 
+    def _read_ahead(self) -> None:
+        """Read the records that others have appended before the turn, which is shorter then. A wrapper alone saves the look."""
+        self._calls_in_company -= 1
+        with database.reported(self._path):
+            if not self._log.ends_at(self.at):
+                self._calls_in_company = COMPANY_CALLS
+                self._read_chunks()
+
     def _follow_in_turn(self, *, all_of_it: bool) -> bool:
         """Read the records that others have appended. Returns False if that takes so long that others must not wait for it."""
         if all_of_it:
             self.follow()
             return True
+        return self._read_chunks()
+
+    def _read_chunks(self) -> bool:
+        """Read at most `CHUNKS_IN_TURN`. Returns whether the end of the log was reached."""
         with contextlib.suppress(Lost):
             for _ in range(CHUNKS_IN_TURN):
                 self.at, may_have_more = self.memory.read_some(self._log, self.at)

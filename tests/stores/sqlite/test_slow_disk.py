@@ -248,6 +248,44 @@ def test_a_counter_that_is_read_from_the_database_is_read_before_the_turn_even_i
     assert turns == [True, True, True]
 
 
+def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, other = open_store(), open_store()
+    writer, reader_ = Session(busy, MANY), Session(other, MANY, session="b" * 16)
+    turns: list[bool] = []
+    read_some = Memory.read_some
+
+    def noted(self: Memory, log: CallLog, at: Position) -> tuple[Position, bool]:
+        after, may_have_more = read_some(self, log, at)
+        turns.append(turn_is_free(busy))
+        return after, may_have_more
+
+    monkeypatch.setattr(Memory, "read_some", noted)
+    for call in range(2):
+        writer.one("x")
+        turns.clear()
+        assert reader_.one("x").remaining == 100_000 - 2 * call - 2
+        assert turns == [call > 0]  # in its turn the first time: it did not know of the other
+
+
+def test_a_wrapper_alone_does_not_look_at_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower_module, "COMPANY_CALLS", 2)
+    busy, other = open_store(), open_store()
+    Session(busy, MANY).one("x")
+    alone = Session(other, MANY, session="b" * 16)
+    alone.one("x")
+    looks: list[bool] = []
+    ends_at = CallLog.ends_at
+
+    def noted(self: CallLog, at: Position) -> bool:
+        looks.append(turn_is_free(busy))
+        return ends_at(self, at)
+
+    monkeypatch.setattr(CallLog, "ends_at", noted)
+    for _ in range(4):
+        alone.one("x")
+    assert looks == [True, False, True, False, False, False]
+
+
 def test_a_wrapper_that_starts_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = open_store()
     Session(busy, MANY).call("x", 5)
