@@ -17,7 +17,8 @@ TICK_S: Final = 0.2
 """How long work is left to accumulate."""
 
 HANDFUL_BYTES: Final = 2 * 1024
-"""How much of the server's output is read at once, or a 16th of what is unread, if that is more: about 15 small answers."""
+"""How much of the server's output is read and recorded together, or a 16th of what is unread, if that is more: about 15 small
+answers."""
 
 MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
@@ -107,7 +108,7 @@ class Bookkeeper:
         """Record everything: in handfuls, so that calls are decided in between. If calls go on and on, tend in between, too."""
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
-            is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread_bytes // 16))
+            is_read = self._read_handful()
             self._dispatcher.dispatch(events.RecordingDue(wall_us()))
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return
@@ -116,6 +117,14 @@ class Bookkeeper:
                 tend_s = time.monotonic() + MOST_S
             time.sleep(PAUSE_S)
             self._give_way(until_s - time.monotonic())
+
+    def _read_handful(self) -> bool:
+        """Read a handful of answers in two halves, since a call may wait for one. Returns whether everything is read."""
+        half_bytes = max(HANDFUL_BYTES, self._dispatcher.unread_bytes // 16) // 2
+        if self._dispatcher.read_answers(half_bytes):
+            return True
+        time.sleep(PAUSE_S)
+        return self._dispatcher.read_answers(half_bytes)
 
     def _give_way(self, most_s: float) -> None:
         """Wait until there was no call for `QUIET_S`; at most this long, and not if somebody waits for this loop."""

@@ -15,7 +15,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
 from mcpguard.core.session.machine import Session
 from mcpguard.relay import bookkeeper
-from mcpguard.relay.bookkeeper import MOST_S, TICK_S, Bookkeeper
+from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.unread import Unread
@@ -102,6 +102,16 @@ def test_answers_are_read_and_outcomes_recorded_in_handfuls(scene: Scene) -> Non
     assert max(scene.store.handfuls) <= 30
     assert not scene.session.has_outcomes
     assert not scene.unread.held_bytes
+
+
+def test_no_more_than_half_a_handful_of_answers_is_read_between_two_pauses(
+    scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.answered_calls(300)
+    unread = [scene.unread.held_bytes]
+    monkeypatch.setattr(time, "sleep", lambda _: unread.append(scene.unread.held_bytes))
+    scene.bookkeeper._record()
+    assert max(before - after for before, after in pairwise(unread)) <= HANDFUL_BYTES // 2 + 100
 
 
 def test_handfuls_grow_with_what_there_is_to_read(scene: Scene) -> None:
