@@ -67,7 +67,6 @@ LATER = {
     "bisect",
     "bz2",
     "datetime",
-    "json",
     "lzma",
     "math",
     "mcpguard.core.jsonrpc.form",

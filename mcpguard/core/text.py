@@ -1,10 +1,10 @@
 """Printable and quoted text, counted nouns, and compact JSON."""
 
-from _json import encode_basestring_ascii, make_encoder  # `json` takes a millisecond to load
+from json import encoder
 
 # The encoders that `JSONEncoder.encode` makes for each value, in a third of its time
-_encode = make_encoder(None, None, encode_basestring_ascii, None, ":", ",", False, False, True)  # type: ignore[arg-type]
-_encode_sorted = make_encoder(None, None, encode_basestring_ascii, None, ":", ",", True, False, True)  # type: ignore[arg-type]
+_encode = encoder.c_make_encoder(None, None, encoder.encode_basestring_ascii, None, ":", ",", False, False, True)  # type: ignore[attr-defined]
+_encode_sorted = encoder.c_make_encoder(None, None, encoder.encode_basestring_ascii, None, ":", ",", True, False, True)  # type: ignore[attr-defined]
 
 
 def compact(value: object) -> str:

@@ -6,10 +6,10 @@ U+0000, or read without its lone surrogates); one with an encoding that one pars
 values.
 """
 
+import json
 import re
-from _json import encode_basestring_ascii, make_scanner  # `json` takes a millisecond to load
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.jsonrpc.heavy import TooDeep, is_heavy
@@ -104,15 +104,14 @@ def _integer(digits: str) -> int | LongInteger:
         return LongInteger(digits)
 
 
-def _scanner(parse_int: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
-    """The parser that `json.JSONDecoder` makes. It raises `StopIteration` if a value is missing."""
-    hooks = {"object_hook": None, "object_pairs_hook": as_object, "parse_float": float, "parse_constant": _constant}
-    return make_scanner(SimpleNamespace(strict=True, parse_int=parse_int, **hooks))  # type: ignore[arg-type]
+def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
+    """The parser that `JSONDecoder.raw_decode` calls. It raises `StopIteration` if a value is missing."""
+    return make_scanner(json.JSONDecoder(object_pairs_hook=as_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
 
 
-_scan = _scanner(int)
+_scan = _scanner()
 # This parser calls a hook for each integer, so it is used only for a line on which `_scan` has failed.
-_scan_long = _scanner(_integer)
+_scan_long = _scanner(parse_int=_integer)
 
 # Matches up to the next bracket that is not in a string. In linear time even in invalid JSON, because the quantifiers are
 # possessive and the closing quote is optional.
@@ -226,10 +225,9 @@ def _whole(text: str) -> object:
     try:
         try:
             value, end = _scan(text, start)
-        except ValueError as error:
-            if type(error) is not ValueError:
-                raise  # a `JSONDecodeError`
-            # An integer with too many digits; or NaN or Infinity, on which the second try fails, too
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer with too many digits, or NaN or Infinity, on which the second try fails, too
             value, end = _scan_long(text, start)
     except StopIteration:
         raise ValueError("a value is missing") from None
@@ -316,7 +314,7 @@ def id_text(value: object) -> str | None:
     if type(value) is int or type(value) is LongInteger:
         return str(value)
     if type(value) is str:
-        return encode_basestring_ascii(value)
+        return json.dumps(value)
     return None
 
 
