@@ -53,7 +53,7 @@ class DecisionRequest:
         whole_plan: Of a free retry, the plan with the limits that it need not pass; else None.
     """
 
-    # few calls have others, and each attribute that is set takes time
+    # few calls have others, and each attribute that is set takes time; so does each default of a keyword-only argument
     why = ""
     client_name: str | None = None
     is_behind = False
@@ -142,7 +142,7 @@ class Verdict:
         lease: Of a call that has a place, its lease, if the place has one; else None.
     """
 
-    # few verdicts have others, and each attribute that is set takes time
+    # few verdicts have others, and each attribute that is set takes time; so does each default of a keyword-only argument
     in_flight: int | None = None
     cost: int | None = None
     states: Sequence[State] = ()

@@ -52,8 +52,7 @@ a pause the caches have gone cold."""
 
 FIRST_PAUSE_S: Final = 0.0008
 LAST_PAUSE_S: Final = 0.0016
-"""The pauses of a process that waits then. If the first were shorter, a process that has just come would overtake those that
-have waited longer. If the last were longer, these would try too seldom."""
+"""The pauses of a process that waits longer. With shorter ones, the slowest of 16 busy processes gets less of its share."""
 
 LEAST_PAUSED: Final = 0.25
 """The share of its timeout that a process must have paused before it gives up. On a busy machine a pause lasts many times as
@@ -64,7 +63,7 @@ class FileLock:
     """A lock between processes.
 
     A blocking `flock` takes no timeout, and who waits in it has no advantage: when it has woken up, another process has the
-    lock again. So a process that waits tries again and again, with pauses.
+    lock again. So a process that waits tries some times at once, and then again and again, with pauses.
 
     Args:
         fd: The open file. The lock closes it.

@@ -71,6 +71,34 @@ def test_a_process_that_hardly_runs_still_tries_often(
     assert max(clock.slept) == module.LAST_PAUSE_S
 
 
+class Tries:
+    """A lock that comes free at a later try."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free_at: int) -> None:
+        self.count = 0
+        self._free_at = free_at
+        monkeypatch.setattr(module, "_lock", self._lock)
+
+    def _lock(self, fd: int, how: int) -> None:
+        self.count += 1
+        if self.count < self._free_at:
+            raise BlockingIOError
+
+
+def test_a_lock_that_comes_free_soon_is_taken_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, tries = Clock(1), Tries(monkeypatch, free_at=1 + module.QUICK_TRIES)
+    monkeypatch.setattr(module, "time", clock)
+    assert FileLock(-1).acquire(1)
+    assert tries.count == 1 + module.QUICK_TRIES
+    assert clock.slept == []
+
+
+def test_without_a_timeout_the_lock_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = Tries(monkeypatch, free_at=2)
+    assert not FileLock(-1).acquire(0)
+    assert tries.count == 1
+
+
 def test_the_lock_can_be_requested_again_after_a_timeout(locks: list[FileLock]) -> None:
     first, second, _ = locks
     assert first.acquire(0)

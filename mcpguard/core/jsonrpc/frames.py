@@ -36,7 +36,7 @@ MAX_BATCH: Final = 1024
 _CALLS_A_FORM: Final = 4
 """How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
-_CR: Final = ord("\r")  # a search for a byte as a number takes a tenth of the time
+_CR: Final = ord("\r")  # found in bytes in a tenth of the time that b"\r" takes
 
 TOOLS_CALL: Final = "tools/call"
 """The only method of MCP that invokes a tool."""

@@ -1,4 +1,4 @@
-"""Which lines are heavy: they are checked by `skim`, which is loaded for the first of them, because few sessions see one."""
+"""Tells which lines are heavy. `skim` checks those. It is loaded with the first of them, because few sessions see one."""
 
 from typing import Final, NamedTuple
 

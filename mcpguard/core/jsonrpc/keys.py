@@ -132,11 +132,11 @@ class ManyKeys:
     """
 
     def __init__(self, reserved: frozenset[str]) -> None:
+        from array import array  # few sessions see an object with so many keys
+
         self._reserved = reserved
         self._fault: str | None = None
         self._ids = 0
-        from array import array  # loaded with the first heavy line
-
         self._hashes = array("q")
 
     def add(self, keys: list[str]) -> None:

@@ -86,7 +86,7 @@ class Position(NamedTuple):
     Attributes:
         end: The position after the last record that it has read.
         row: The id of the next audit row.
-        checksum: The checksum of that record. If it is still there, the log continues where the process stopped reading.
+        checksum: The checksum that ends that record. If it is still there, the log continues where the process stopped reading.
     """
 
     end: int
@@ -423,7 +423,7 @@ def _records(data: bytes, end: int, row: int) -> list[_Found]:
 
 
 def _checksum(data: bytes) -> bytes:
-    """The checksum of all bytes up to the end of data that begins with the checksum before it."""
+    """The checksum that follows some data, which begin with the checksum before them."""
     return zlib.adler32(data, int.from_bytes(data[:_CHECKSUM_BYTES], "little")).to_bytes(_CHECKSUM_BYTES, "little")
 
 

@@ -23,8 +23,8 @@ TURN_SHARE: Final = 0.8
 CHUNKS_IN_TURN: Final = 8
 """How much of the log is read in a turn, in chunks of some 15 records. While a process reads more, others may take turns."""
 
-COMPANY_CALLS: Final = 100
-"""After a turn in which there were records of others, so many calls read the log before their turns, too."""
+READ_AHEAD_CALLS: Final = 100
+"""How many calls read the log before their turns, too, after there were records of others."""
 
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
@@ -52,7 +52,7 @@ class Follower:
         self._log = files.log
         self._reader = files.reader
         self._timeout_s = timeout_s
-        self._calls_in_company = 0  # how many of the next calls read ahead
+        self._read_ahead_calls = 0  # how many of the next calls read ahead
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -73,7 +73,7 @@ class Follower:
         """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         if self.memory.is_crowded():
             self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
-        if self._calls_in_company:
+        if self._read_ahead_calls:
             self._read_ahead()
         for tries_left in range(_TRIES, -1, -1):
             if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
@@ -83,7 +83,7 @@ class Follower:
                     self._log.check()
                 if self._log.ends_at(self.at):
                     return
-                self._calls_in_company = COMPANY_CALLS
+                self._read_ahead_calls = READ_AHEAD_CALLS
                 if self._follow_in_turn(all_of_it=not tries_left):
                     return
             except BaseException as error:
@@ -96,11 +96,11 @@ class Follower:
                 self.follow()  # it may be long, or need the database
 
     def _read_ahead(self) -> None:
-        """Read the records that others have appended before the turn, which is shorter then. A wrapper alone saves the look."""
-        self._calls_in_company -= 1
+        """Read the records that others have appended. Their calls go on meanwhile, and the turn is shorter."""
+        self._read_ahead_calls -= 1
         with database.reported(self._path):
             if not self._log.ends_at(self.at):
-                self._calls_in_company = COMPANY_CALLS
+                self._read_ahead_calls = READ_AHEAD_CALLS
                 self._read_chunks()
 
     def _follow_in_turn(self, *, all_of_it: bool) -> bool:

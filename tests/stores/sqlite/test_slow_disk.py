@@ -268,7 +268,7 @@ def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, 
 
 
 def test_a_wrapper_alone_does_not_look_at_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower_module, "COMPANY_CALLS", 2)
+    monkeypatch.setattr(follower_module, "READ_AHEAD_CALLS", 2)
     busy, other = open_store(), open_store()
     Session(busy, MANY).one("x")
     alone = Session(other, MANY, session="b" * 16)
