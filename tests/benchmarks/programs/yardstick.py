@@ -1,8 +1,8 @@
 """A relay that never changes, so that mcpguard can be compared with it on any machine: `yardstick.py COMMAND...`.
 
-For each line it does work like mcpguard's: it parses JSON, runs a loop of Python, and appends to the file `ring` under a lock.
-It answers calls of the tool `full` itself. A slow or busy machine slows both programs down, so the ratio of their times stays
-the same. After a change of this file the references must be renewed.
+For each line it does work like mcpguard's: it parses JSON, runs much Python code once, and appends to the file `ring` under a
+lock. It answers calls of the tool `full` itself. A slow or busy machine slows both programs down, so the ratio of their times
+stays the same. After a change of this file the references must be renewed.
 """
 
 import fcntl
@@ -22,26 +22,30 @@ import re
 import sqlite3  # noqa: F401
 import subprocess  # noqa: F401
 import tempfile  # noqa: F401
-import tomllib  # noqa: F401
+import tomllib
 
 from least_relay import start  # type: ignore[import-not-found]
 
-STEPS = 120
 RING_BYTES = 8 * 1024 * 1024
+RULE = """\
+[[rule]]
+user = "*"
+tool = "echo"
+limit = "100/1h"
+"""
+"""Parsed anew for each line. The parser is Python code of many functions, as mcpguard is. A loop would run at another speed: it
+stays in the innermost caches, and processors differ in how much slower other code is."""
+
 ID = re.compile(rb'"id"\s*:\s*(\d+)')
 
 
-def judge(line: bytes, fd: int, at: int, logs: dict[str, list[int]]) -> tuple[dict[str, object], int]:
+def judge(line: bytes, fd: int, at: int) -> tuple[dict[str, object], int]:
     """The line's message, and where the next record is to be written."""
     message = json.loads(line)
     name = message.get("params", {}).get("name", "")
-    log = logs.setdefault(name, [])
-    for step in range(STEPS):
-        log.append(step)
-        if len(log) > STEPS:
-            log[:] = log[-STEPS // 2 :]
+    limit = tomllib.loads(RULE)["rule"][0]["limit"]
     digest = hashlib.blake2b(line, digest_size=16).hexdigest()
-    record = f"{at}\t{name}\t{digest}\t{sum(log)}\n".encode().ljust(320)
+    record = f"{at}\t{name}\t{digest}\t{limit}\n".encode().ljust(320)
     fcntl.flock(fd, fcntl.LOCK_EX)
     os.pread(fd, 64, at)
     os.pwrite(fd, record, at)
@@ -52,13 +56,12 @@ def judge(line: bytes, fd: int, at: int, logs: dict[str, list[int]]) -> tuple[di
 def client_to_server(sink: int, writing: threading.Lock) -> None:
     fd = os.open("ring", os.O_RDWR | os.O_CREAT, 0o600)
     at = 0
-    logs: dict[str, list[int]] = {}
     rest = b""
     while data := os.read(0, 65536):
         *lines, rest = (rest + data).split(b"\n")
         passed, denied = [], []
         for line in lines:
-            message, at = judge(line, fd, at, logs)
+            message, at = judge(line, fd, at)
             if b'"full"' in line:
                 error = {"code": 429, "message": "rate limit exceeded"}
                 denied.append(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}).encode() + b"\n")
