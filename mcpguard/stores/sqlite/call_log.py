@@ -302,17 +302,20 @@ class CallLog:
         return self.append_all(at, ((text, rows, IN_TEXT),))
 
     def append_all(self, at: Position, records: Iterable[tuple[str, int, Charge]], *, uses_reserve: bool = False) -> Position:
-        """Append all records or none. The caller has the lock, and has read the log to its end.
+        """Append all records or none: see `append_packed`."""
+        data, after = self.pack(at, records)
+        self.append_packed(at, data, uses_reserve=uses_reserve)
+        return after
+
+    def pack(self, at: Position, records: Iterable[tuple[str, int, Charge]]) -> tuple[bytes, Position]:
+        """Records as the log has them if they follow a position, and the position after them.
 
         Args:
-            at: The end.
+            at: The position.
             records: Each record's lines, how many of them are audit rows, and what it changes.
-            uses_reserve: Whether they may take the room that calls leave.
 
         Raises:
-            LogFull: There is no room, since the database has not taken enough records.
             StoreUnavailable: A record is longer than `MAX_TEXT_BYTES`, the most that a reader can read.
-            OSError: The write failed, and nothing was appended.
         """
         begin, row, checksum = at
         data, end = b"", begin
@@ -325,6 +328,22 @@ class CallLog:
             data += body + checksum
             end = begin + len(data)
             row += rows
+        return data, tuple.__new__(Position, (end, row, checksum))  # half the time of `Position(…)`
+
+    def append_packed(self, at: Position, data: bytes, *, uses_reserve: bool = False) -> None:
+        """Append all packed records or none. The caller has the lock.
+
+        Args:
+            at: The end of the log, for which they were packed.
+            data: The records.
+            uses_reserve: Whether they may take the room that calls leave.
+
+        Raises:
+            LogFull: There is no room, since the database has not taken enough records.
+            OSError: The write failed, and nothing was appended.
+        """
+        begin = at[0]
+        end = begin + len(data)
         if end > self._room_until:
             reserve = RING_BYTES // _RESERVED_SHARE
             drained_end = self.drained().end
@@ -341,7 +360,6 @@ class CallLog:
                 self._write(begin, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
-        return tuple.__new__(Position, (end, row, checksum))  # half the time of `Position(…)`
 
     def force(self) -> None:
         """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.

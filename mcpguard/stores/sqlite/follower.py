@@ -61,6 +61,7 @@ class Follower:
         Raises:
             StoreUnavailable: The lock did not come free in time, or the log is damaged.
         """
+        self.prepare()
         self.take_turn()
         try:
             yield
@@ -69,12 +70,19 @@ class Follower:
         finally:
             self.turn_lock.release()
 
-    def take_turn(self) -> None:
-        """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
+    def prepare(self) -> None:
+        """Do what can be done before a turn, so that others do not wait for it: drop counters, and read the log.
+
+        Raises:
+            StoreUnavailable: The log cannot be read.
+        """
         if self.memory.is_crowded():
-            self.memory.make_room(self._reader.clock)  # before the turn, so that others do not wait for it
+            self.memory.make_room(self._reader.clock)
         if self._read_ahead_calls:
             self._read_ahead()
+
+    def take_turn(self) -> None:
+        """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
         for tries_left in range(_TRIES, -1, -1):
             if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
                 raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")

@@ -29,7 +29,7 @@ from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
+from mcpguard.stores.sqlite.call_log import LogFull, Lost, Position, damaged
 from mcpguard.stores.sqlite.entries import PlanTexts
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.opening import open_files
@@ -49,6 +49,10 @@ DRAIN_AT_CLOSE_S: Final = 0.5
 
 MAX_PLANS: Final = 1024
 """Of how many plans texts are remembered."""
+
+_Draft = tuple[Verdict, list[tuple[int, State]], bytes, Position]
+"""A call that is decided, but neither charged nor written: the verdict, the new logs of its counters, its record, and the
+position after that."""
 
 
 class SqliteStore:
@@ -119,12 +123,25 @@ class SqliteStore:
                 break
         verdicts: list[Verdict] | None = None
         drained_end = 0
+        follower.prepare()
+        at = follower.at
+        draft = self._draft(requests, journal)  # before the turn, because others wait while it lasts
         follower.take_turn()
         try:
             if not follower.memory.complete:
                 follower.learn_in_turn(requests)
-            verdict = self._admit(requests[0], journal) if len(requests) == 1 else None
-            verdicts = [verdict] if verdict else self._decide(requests, journal)
+            if follower.at is not at:  # others have decided calls meanwhile
+                at = follower.at
+                draft = self._draft(requests, journal)
+            if draft:
+                verdict, logs, record, after = draft
+                self._log.append_packed(at, record)
+                follower.at = after
+                journal.wrote(requests[0], verdict)
+                follower.memory.states.update(logs)
+                verdicts = [verdict]
+            else:
+                verdicts = self._decide(requests, journal)
         except LogFull as full:
             if not may_wait:
                 raise
@@ -160,21 +177,24 @@ class SqliteStore:
             raise
         return turn.verdicts
 
-    def _admit(self, request: DecisionRequest, journal: Journal) -> Verdict | None:
-        """Decide one usual call with fewer steps than `_decide` takes; None if it is not a usual one."""
-        follower, plan, now_us = self._follower, request.plan, self._clock()
-        states = follower.memory.states
-        admitted = None if request.decided else admit(plan, states, now_us)
+    def _draft(self, requests: Sequence[DecisionRequest], journal: Journal) -> _Draft | None:
+        """Decide one usual call, with fewer steps than `_decide` takes; None if it is not a usual one.
+
+        The draft holds as long as the log ends where this process has read it to.
+        """
+        if len(requests) != 1 or requests[0].decided:
+            return None
+        request, follower, now_us = requests[0], self._follower, self._clock()
+        plan = request.plan
+        admitted = admit(plan, follower.memory.states, now_us)
         if admitted is None:
             return None
-        verdict, after = admitted
+        verdict, logs = admitted
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
-        follower.at = self._log.append_all(follower.at, ((text, 1, (now_us, len(texts.charged))),))
-        journal.wrote(request, verdict)
-        states.update(after)
-        return verdict
+        record, after = self._log.pack(follower.at, ((text, 1, (now_us, len(texts.charged))),))
+        return verdict, logs, record, after
 
     def _remember_texts(self, plan: Plan) -> PlanTexts:
         if len(self._texts) >= MAX_PLANS:

@@ -163,6 +163,45 @@ def test_records_appended_while_a_call_reads_the_database_are_counted(
     assert used(before) == [6]
 
 
+def test_a_call_that_another_process_overtakes_after_it_was_decided_is_decided_anew(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = open_store(), open_store()
+    limit = '[[rule]]\ntool = "x"\nlimit = "3/1h"\n'
+    late, early = Session(one, limit), Session(other, limit, session="b" * 16)
+    late.one("x")
+    take_turn = one._follower.take_turn
+
+    def overtaken() -> None:
+        early.one("x")
+        take_turn()
+
+    monkeypatch.setattr(one._follower, "take_turn", overtaken)
+    assert late.one("x").remaining == 0
+    assert late.one("x").decision == "rate_limited"
+    assert used(one) == [3]
+    assert [entry.row_id for entry in one.entries()] == [1, 2, 3, 4, 5]
+
+
+def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_store(), open_store()
+    calls = Session(store, MANY)
+    calls.one("x")
+    at_work: list[bool] = []
+    line = entries.admitted_line
+
+    def noted(*args: Any) -> str:
+        at_work.append(other._follower.turn_lock.acquire(0))
+        other._follower.turn_lock.release()
+        return line(*args)
+
+    monkeypatch.setattr(entries, "admitted_line", noted)
+    calls.one("x")
+    assert at_work == [True]
+
+
 # Two processes that do the same
 
 
