@@ -46,13 +46,13 @@ def _tried(fd: int, how: int) -> bool:
     return True
 
 
-QUICK_TRIES: Final = 12
-"""How often a process that waits tries again at once, in some 25 µs. A decision on another CPU ends about that soon, and after
-a pause the caches have gone cold."""
+QUICK_TRIES: Final = 25
+"""How often a process that waits tries again at once, in some 50 µs. Most decisions on another CPU end sooner, and after a
+pause the caches have gone cold."""
 
-FIRST_PAUSE_S: Final = 0.0008
-LAST_PAUSE_S: Final = 0.0016
-"""The pauses of a process that waits longer. With shorter ones, the slowest of 16 busy processes gets less of its share."""
+FIRST_PAUSE_S: Final = 0.0004
+LAST_PAUSE_S: Final = 0.0008
+"""The pauses of a process that waits longer."""
 
 LEAST_PAUSED: Final = 0.25
 """The share of its timeout that a process must have paused before it gives up. On a busy machine a pause lasts many times as

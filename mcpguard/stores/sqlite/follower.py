@@ -70,15 +70,20 @@ class Follower:
         finally:
             self.turn_lock.release()
 
-    def prepare(self) -> None:
-        """Do what can be done before a turn, so that others do not wait for it: drop counters, and read the log.
+    def prepare(self, calls: Collection[DecisionRequest | Ending] = ()) -> None:
+        """Do what can be done before a turn, so that others do not wait for it: drop counters, read the log and the database.
+
+        Args:
+            calls: The calls whose counters will be needed.
 
         Raises:
-            StoreUnavailable: The log cannot be read.
+            StoreUnavailable: The log or the database cannot be read.
         """
         if self.memory.is_crowded():
             self.memory.make_room(self._reader.clock)
-        if self._read_ahead_calls:
+        if calls and not self.memory.complete:
+            self._learn_ahead(calls)
+        elif self._read_ahead_calls:
             self._read_ahead()
 
     def take_turn(self) -> None:
@@ -163,8 +168,8 @@ class Follower:
         if groups:
             self.at = self._log.append_all(self.at, entries.records(groups), uses_reserve=uses_reserve)
 
-    def learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
-        """Read the database before the turn, so that others do not wait for that."""
+    def _learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
+        """Read the log and the database before the turn, so that others do not wait for that."""
         for _ in range(_TRIES):
             with contextlib.suppress(Lost), database.reported(self._path):
                 self.follow()

@@ -115,15 +115,13 @@ class SqliteStore:
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
         follower = self._follower
-        if not follower.memory.complete:
-            follower.learn_ahead(requests)
         for request in requests:
             if request.plan.caps:
                 self._prepare_owner()
                 break
         verdicts: list[Verdict] | None = None
         drained_end = 0
-        follower.prepare()
+        follower.prepare(requests)
         at = follower.at
         draft = self._draft(requests, journal)  # before the turn, because others wait while it lasts
         follower.take_turn()
@@ -134,23 +132,23 @@ class SqliteStore:
                 at = follower.at
                 draft = self._draft(requests, journal)
             if draft:
-                verdict, logs, record, after = draft
-                self._log.append_packed(at, record)
-                follower.at = after
-                journal.wrote(requests[0], verdict)
-                follower.memory.states.update(logs)
-                verdicts = [verdict]
+                self._log.append_packed(at, draft[2])
             else:
                 verdicts = self._decide(requests, journal)
         except LogFull as full:
             if not may_wait:
                 raise
-            drained_end = full.drained_end
+            draft, drained_end = None, full.drained_end
         except (sqlite3.Error, OSError) as error:
             raise database.unavailable(self.path, error) from error
         finally:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
+        if draft:
+            verdict, logs, _, follower.at = draft
+            journal.wrote(requests[0], verdict)
+            follower.memory.states.update(logs)
+            verdicts = [verdict]
         if verdicts is not None:
             if self._durable:
                 self._force()
@@ -229,8 +227,7 @@ class SqliteStore:
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
-            if not self._follower.memory.complete:
-                self._follower.learn_ahead(endings)
+            self._follower.prepare(endings)
             self._publish(lines)
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
@@ -342,7 +339,7 @@ class SqliteStore:
             return False  # the store is closed, or the next call will report the error
 
     def tend(self) -> None:
-        """See `Store`. One process at a time does upkeep for all.
+        """See `Store`. One process at a time does upkeep for all, and another one the next time, as it slows a process down.
 
         Damage is an error. If the database cannot be written for another reason, calls go on until the log is full: that is
         only a warning.
@@ -351,8 +348,13 @@ class SqliteStore:
         self._files.check_database()
         end = self._follower.at.end
         if self._upkeep.is_due(end, self._clock()):
+
+            def tend_once() -> bool:
+                self._upkeep.tend(end, now_us=self._clock(), wall_us=self._wall())
+                return False
+
             try:
-                self._with_lock(lambda: self._upkeep.tend(end, now_us=self._clock(), wall_us=self._wall()))
+                self._with_lock(tend_once)
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:

@@ -31,11 +31,11 @@ LONGEST_REST_US: Final = 10_000_000
 disk a drain takes a second, in which nobody can read the database."""
 
 URGENT_BYTES: Final = 2 * 1024 * 1024
-"""After so many bytes, upkeep makes no more pauses, because calls may soon have to wait for room in the log."""
+"""If the log holds more new bytes, a drain makes no pauses, because calls may soon have to wait for room."""
 
 HOLD_S: Final = 0.25
-"""A drain that takes longer stops after a transaction, so that the store's lock can be released for a moment. Who opens the
-store waits for it, and on a slow disk a transaction takes a second."""
+"""A drain that takes longer stops after a transaction, so that the store's lock can be released. Who opens the store waits for
+it, and on a slow disk a transaction takes a second."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
@@ -102,7 +102,6 @@ class Upkeep:
         self._has_more_to_do = False
         self._busy = busy
         self._awaited = 0
-        self._begun_at: int | None = None  # the position at which a drain began that is not finished
 
     def is_due(self, end: int, now_us: int) -> bool:
         """Whether `tend` would do something now.
@@ -127,17 +126,13 @@ class Upkeep:
         """Whether `tend` has more to do at once."""
         return self._has_more_to_do or not self._told_bounds
 
-    def tend(self, end: int, *, now_us: int, wall_us: int) -> bool:
-        """Drain the log, and from time to time prune and shrink.
+    def tend(self, end: int, *, now_us: int, wall_us: int) -> None:
+        """Drain the log, and from time to time prune and shrink. What takes longer than `HOLD_S` is left to the next process.
 
         Args:
-            end: The newest position of the log that the caller knows of. Much that follows is left to others, because draining
-                slows this process's calls down.
+            end: The newest position of the log that the caller knows of.
             now_us: The store's time.
             wall_us: Wall-clock time.
-
-        Returns:
-            Whether it stopped after `HOLD_S`. Then release the store's lock for a moment, and call it again.
 
         Raises:
             StoreUnavailable: The database is damaged.
@@ -149,7 +144,7 @@ class Upkeep:
             self._tell_bounds(db)
             began_s = time.monotonic()
             if not self._drain(db, end):
-                return True
+                return
             took_us = round((time.monotonic() - began_s) * 1_000_000)
             self._rest_us = min(max(DRAIN_EVERY_US, REST_SHARE * took_us), LONGEST_REST_US)
             (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
@@ -162,10 +157,13 @@ class Upkeep:
                     more = _prune_old(db, wall_us, pauses)
                     more |= _prune_surplus(db, _PRUNED_AT_ONCE, pauses)
                 self._has_more_to_do = self._shrink(db) or more
-        return False
 
     def drain(self) -> bool:
-        """Move all records of the log into the database, while somebody waits for it. Returns and raises as `tend` does."""
+        """Move records of the log into the database, while somebody waits for it. Raises as `tend` does.
+
+        Returns:
+            Whether it stopped after `HOLD_S`. Then release the store's lock for a moment, and call it again.
+        """
         with self._connected() as db, self.awaited():
             return not self._drain(db)
 
@@ -191,9 +189,8 @@ class Upkeep:
         finally:
             self._awaited -= 1
 
-    def _pauses(self) -> Pauses:
-        begin = self._log.drained().end if self._begun_at is None else self._begun_at
-        return Pauses(self._busy, lambda: self._awaited > 0 or self._log.drained().end - begin > URGENT_BYTES)
+    def _pauses(self, *, is_urgent: bool = False) -> Pauses:
+        return Pauses(self._busy, lambda: is_urgent or self._awaited > 0)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -217,11 +214,10 @@ class Upkeep:
         """Move records into the database: those before a position, and some more; or all. False if `HOLD_S` is too short."""
         until_s = time.monotonic() + HOLD_S
         at = last = database.position(db)
-        self._begun_at = at.end if self._begun_at is None else self._begun_at
-        enough = None if end is None else max(end, self._begun_at + DRAIN_BYTES)
+        enough = None if end is None else max(end, at.end + DRAIN_BYTES)
         batch: list[str] = []
         size = 0
-        pauses = self._pauses()
+        pauses = self._pauses(is_urgent=end is not None and end - at.end > URGENT_BYTES)
         for text, after in pauses.between(self._log.records(at)):
             batch.append(text)
             size += len(text) + row_bytes(0) * (after.row - last.row)
@@ -235,7 +231,6 @@ class Upkeep:
                     return False
         if batch:
             self._write(db, at, batch, last, pauses)
-        self._begun_at = None
         return True
 
     def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position, pauses: Pauses) -> None:

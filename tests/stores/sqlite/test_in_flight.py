@@ -364,7 +364,7 @@ def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     if not ahead:  # as if the database were always beyond the log that was read before the turn
-        monkeypatch.setattr(Follower, "learn_ahead", lambda *_: None)
+        monkeypatch.setattr(Follower, "_learn_ahead", lambda *_: None)
     policy = '[[rule]]\ntool = "*"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\n'
     callers = [Caller(open_store(), policy, session=f"{at:016x}") for at in range(2)]
     tools = [f"tool{at}" for at in range(40)]
@@ -389,7 +389,7 @@ def test_an_error_never_precedes_the_last_one_of_its_counter_even_if_that_is_onl
     for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
         monkeypatch.setattr(memory, name, 10)
     if not ahead:
-        monkeypatch.setattr(Follower, "learn_ahead", lambda *_: None)
+        monkeypatch.setattr(Follower, "_learn_ahead", lambda *_: None)
     caller = Caller(open_store(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\ncount = "errors"\n')
     caller.decide("x", "x")
     caller.end(failed=True)

@@ -247,11 +247,13 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
     assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
 
 
-@pytest.mark.parametrize("is_awaited", [False, True])
-def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool
+@pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
+def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
 ) -> None:
     store = open_store()
+    while store._upkeep.is_behind:
+        store.tend()
     Session(store, FIVE_A_MINUTE).call("x", 3)
     assert store._decided_s
     waits: list[float] = []
@@ -259,9 +261,12 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it(
     monkeypatch.setattr(pauses, "GIVE_WAY_S", 1e-9)
     monkeypatch.setattr(store, "_decided_s", 1e18)  # as if each moment a call was decided
     monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
+    if is_urgent:
+        monkeypatch.setattr(upkeep, "URGENT_BYTES", 1)
     with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
-        assert store._with_lock(lambda: store._upkeep.tend(0, now_us=store._clock(), wall_us=store._wall()))
-    assert bool(waits) is not is_awaited
+        store.tend()
+    assert bool(waits) is not (is_awaited or is_urgent)
     assert store._log.drained() == store._follower.at
     assert store._is_busy()
 
