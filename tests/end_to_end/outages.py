@@ -82,12 +82,13 @@ def used(home: Path) -> list[int]:
         store.close()
 
 
-def is_drained(path: Path, rows: int) -> None:
-    """Wait until a database has so many audit rows."""
+def is_drained(path: Path, rows: int, *, outcomes: int = 0) -> None:
+    """Wait until a database has so many audit rows and outcomes."""
 
     def has() -> bool:
         with contextlib.closing(sqlite3.connect(path)) as db:
-            return bool(db.execute("SELECT count(*) FROM audit").fetchone()[0] >= rows)
+            found = db.execute("SELECT count(*), count(outcome) FROM audit").fetchone()
+            return bool(found[0] >= rows and found[1] >= outcomes)
 
     until(has, f"{rows} rows in {path}")
 

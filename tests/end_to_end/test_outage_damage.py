@@ -193,7 +193,7 @@ def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_i
         is_drained(path, 3)
         before = log.read_bytes()
         assert codes(other, 1) == codes(one, 1) == [200]
-        is_drained(path, 5)
+        is_drained(path, 5, outcomes=3)  # so that no wrapper appends to the log while it is touched
         LOG_DAMAGES[damage](log, before)
         found = codes(one, 1) + codes(other, 1)
         assert found == ([200, 200] if mode == "local" else [503, 503])

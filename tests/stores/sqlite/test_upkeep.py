@@ -73,8 +73,9 @@ def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
     assert (rows(path, "audit"), store.needs_tending) == (2, False)
     while store._follower.at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
         session.call("free", 100, _meta=ALONE)
-    store.tend()
-    assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
+    while store.needs_tending:  # on a busy machine it stops after `HOLD_S`
+        store.tend()
+    assert rows(path, "audit") == session.calls
     assert used(store) == [2]
 
 
