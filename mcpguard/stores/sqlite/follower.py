@@ -61,7 +61,8 @@ class Follower:
         Raises:
             StoreUnavailable: The lock did not come free in time, or the log is damaged.
         """
-        self.prepare()
+        self.make_room()
+        self.look_ahead(())
         self.take_turn()
         try:
             yield
@@ -70,24 +71,24 @@ class Follower:
         finally:
             self.turn_lock.release()
 
-    def prepare(self, calls: Collection[DecisionRequest | Ending] = ()) -> None:
-        """Do what can be done before a turn, so that others do not wait for it: drop counters, read the log and the database.
+    def make_room(self) -> None:
+        """Drop counters if there are too many in memory: before a turn, so that others do not wait for that."""
+        if self.memory.is_crowded():
+            self.memory.make_room(self._reader.clock)
 
-        Args:
-            calls: The calls whose counters will be needed.
+    def look_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
+        """Read what calls need of the database, and of the log, before their turn, so that others do not wait for that.
 
         Raises:
             StoreUnavailable: The log or the database cannot be read.
         """
-        if self.memory.is_crowded():
-            self.memory.make_room(self._reader.clock)
-        if calls and not self.memory.complete:
+        if not self.memory.complete:
             self._learn_ahead(calls)
         elif self._read_ahead_calls:
             self._read_ahead()
 
     def take_turn(self) -> None:
-        """As `turn`, for callers that release `turn_lock` themselves, so that a call does not pay for a generator."""
+        """Hold the lock on the call log as `turn` does. The caller releases `turn_lock`: so a call pays for no generator."""
         for tries_left in range(_TRIES, -1, -1):
             if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
                 raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
@@ -153,8 +154,7 @@ class Follower:
         except Lost:
             self.follow()
             return False
-        if self.memory.is_crowded():
-            self.memory.make_room(self._reader.clock)
+        self.make_room()
         return may_have_more
 
     def _reload(self) -> None:

@@ -115,15 +115,13 @@ class SqliteStore:
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
         follower = self._follower
-        for request in requests:
-            if request.plan.caps:
-                self._prepare_owner()
-                break
         verdicts: list[Verdict] | None = None
         drained_end = 0
-        follower.prepare(requests)
+        follower.look_ahead(requests)
         at = follower.at
         draft = self._draft(requests, journal)  # before the turn, because others wait while it lasts
+        if draft is None:
+            self._prepare(requests)
         follower.take_turn()
         try:
             if not follower.memory.complete:
@@ -203,6 +201,12 @@ class SqliteStore:
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S
 
+    def _prepare(self, requests: Sequence[DecisionRequest]) -> None:
+        """Do what calls need that add counters or places, before the turn."""
+        self._follower.make_room()
+        if any(request.plan.caps for request in requests):
+            self._prepare_owner()
+
     def _prepare_owner(self) -> str:
         with database.reported(self.path):
             return self._owner.prepare()
@@ -227,7 +231,7 @@ class SqliteStore:
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
-            self._follower.prepare(endings)
+            self._follower.look_ahead(endings)
             self._publish(lines)
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
