@@ -34,8 +34,8 @@ URGENT_BYTES: Final = 2 * 1024 * 1024
 """If the log holds more new bytes, a drain makes no pauses, because calls may soon have to wait for room."""
 
 HOLD_S: Final = 0.25
-"""A drain that takes longer stops after a transaction, so that the store's lock can be released. Who opens the store waits for
-it, and on a slow disk a transaction takes a second."""
+"""A drain that takes longer stops after a transaction, and the store's lock is released: for the next process to go on, and for
+who opens the store. On a slow disk a transaction takes a second."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
