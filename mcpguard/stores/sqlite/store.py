@@ -343,7 +343,7 @@ class SqliteStore:
             return False  # the store is closed, or the next call will report the error
 
     def tend(self) -> None:
-        """See `Store`. One process at a time does upkeep for all. It slows that one down, so what takes long is left to the next.
+        """See `Store`. One process at a time does upkeep for all. That slows it down, so a long drain is left to the next.
 
         Damage is an error. If the database cannot be written for another reason, calls go on until the log is full: that is
         only a warning.
