@@ -90,7 +90,7 @@ def is_drained(path: Path, rows: int, *, outcomes: int = 0) -> None:
             found = db.execute("SELECT count(*), count(outcome) FROM audit").fetchone()
             return bool(found[0] >= rows and found[1] >= outcomes)
 
-    until(has, f"{rows} rows in {path}")
+    until(has, f"{rows} rows and {outcomes} outcomes in {path}")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,28 @@ def test_records_that_come_before_the_turn_of_a_wrapper_that_starts_are_counted(
 
     monkeypatch.setattr(opening, "_held", overtaken)
     assert Session(open_store(), MANY, session="b" * 16).one("x").remaining == 100_000 - 3
+
+
+def test_a_long_drain_that_somebody_waits_for_lets_others_open_the_store_between_its_transactions(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    busy = open_store()
+    Session(busy, MANY).call("x", 1)
+    for _ in range(20):
+        Session(busy, MANY).one("x")
+    opened: list[int] = []
+
+    def meanwhile(pause_s: float) -> None:
+        if pause_s == store_module.LOCK_GAP_S:
+            opened.append(open_store()._follower.at.end)
+
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    assert busy._with_lock(busy._upkeep.drain)
+    assert len(opened) > 3
+    assert busy._log.drained().end == busy._follower.at.end
+    assert sum(held.used for held in busy.held()) == 21
 
 
 def test_a_long_drain_is_left_to_the_next_process_after_a_transaction(

@@ -60,8 +60,9 @@ def used(store: SqliteStore) -> list[int]:
 
 
 def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
-    path: Path, open_store: Open, times: tuple[Time, Time]
+    path: Path, open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(upkeep, "HOLD_S", 60)  # on a busy machine a drain of a megabyte takes longer than usual
     store = open_store()
     store.tend()
     session = Session(store, FIVE_A_MINUTE)
@@ -73,9 +74,8 @@ def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
     assert (rows(path, "audit"), store.needs_tending) == (2, False)
     while store._follower.at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
         session.call("free", 100, _meta=ALONE)
-    while store.needs_tending:  # on a busy machine it stops after `HOLD_S`
-        store.tend()
-    assert rows(path, "audit") == session.calls
+    store.tend()
+    assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
     assert used(store) == [2]
 
 
