@@ -55,14 +55,17 @@ class Follower:
         self._read_ahead_calls = 0  # how many of the next calls read ahead
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, calls: Collection[DecisionRequest | Ending] = ()) -> Iterator[None]:
         """Hold the lock on the call log, with every record read that others have appended.
+
+        Args:
+            calls: See `look_ahead`.
 
         Raises:
             StoreUnavailable: The lock did not come free in time, or the log is damaged.
         """
         self.make_room()
-        self.look_ahead(())
+        self.look_ahead(calls)
         self.take_turn()
         try:
             yield

@@ -231,8 +231,7 @@ class SqliteStore:
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
-            self._follower.look_ahead(endings)
-            self._publish(lines)
+            self._publish(lines, endings)
 
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
@@ -294,19 +293,20 @@ class SqliteStore:
         with database.reported(self.path):
             return self._follower.follow_some()
 
-    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], endings: Sequence[Ending] = ()) -> int:
         """Append groups of lines in a turn of their own, and apply them to this process's memory.
 
         A call may wait for the caller, so this does not wait for room in the log: calls leave some.
 
         Args:
             groups: The lines, or a function that makes them in the turn.
+            endings: The ends of calls whose counters that function needs.
 
         Returns:
             The id of the first audit row among them.
         """
         follower = self._follower
-        with follower.turn():
+        with follower.turn(endings):
             first_row = follower.at.row
             lines = groups() if callable(groups) else groups
             follower.append(lines, uses_reserve=True)

@@ -31,7 +31,7 @@ LONGEST_REST_US: Final = 10_000_000
 disk a drain takes a second, in which nobody can read the database."""
 
 URGENT_BYTES: Final = 2 * 1024 * 1024
-"""If the log holds more new bytes, a drain makes no pauses, because calls may soon have to wait for room."""
+"""If more than this waits in the log, a drain makes no pauses, because calls may soon have to wait for room."""
 
 HOLD_S: Final = 0.25
 """A drain that takes longer stops after a transaction, and the store's lock is released: for the next process to go on, and for
