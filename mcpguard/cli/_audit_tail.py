@@ -17,9 +17,8 @@ from mcpguard.core.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.core.text import printable
 from mcpguard.core.times import rfc3339
 from mcpguard.core.verdict import FORWARDED
+from mcpguard.report.following import until_replaced
 from mcpguard.stores.api import Entry, Readable, Wanted
-from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.stores.sqlite.integrity import identity
 
 POLL_S: Final = 0.25
 """How often new rows and outcomes are looked for."""
@@ -122,21 +121,27 @@ class Tail:
             is_new = follow and self._store_appears()
             if not is_new:
                 return
-        while True:
-            file = self._file()  # asked before the store is opened, so that a replacement in between is noticed
+        if not follow:
             with contextlib.closing(self._settings.read_store()) as store:
-                last_id = 0
-                if not is_new:
-                    last_id, newest = self._newest(store, rows, follow=follow)
-                    if not self._show(newest) and rows != 0:
-                        self._found_none(store)
-                if not (follow and self._follow_until_replaced(store, file, last_id)):
+                self._show_newest(store, rows, follow=False)
+            return
+        while True:
+            with until_replaced(self._settings) as is_replaced, contextlib.closing(self._settings.read_store()) as store:
+                last_id = 0 if is_new else self._show_newest(store, rows, follow=True)
+                if not self._follow_until_replaced(store, is_replaced, last_id):
                     return
             _say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
             self._awaited.clear()
             is_new = self._store_appears()
             if not is_new:
                 return
+
+    def _show_newest(self, store: Readable, rows: int | None, *, follow: bool) -> int:
+        """Show the newest rows. Returns the id of the newest row of all."""
+        last_id, newest = self._newest(store, rows, follow=follow)
+        if not self._show(newest) and rows != 0:
+            self._found_none(store)
+        return last_id
 
     def _newest(self, store: Readable, rows: int | None, *, follow: bool) -> tuple[int, list[Entry]]:
         """The id of the newest row, and the newest rows to show; with `follow` also those whose outcome may still come."""
@@ -154,16 +159,16 @@ class Tail:
                 break
         return last_id, found
 
-    def _follow_until_replaced(self, store: Readable, file: tuple[int, int] | None, last_id: int) -> bool:
+    def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
         """Show new rows until the store is in another file. False if the reader of stdout goes away first."""
         while True:
-            is_replaced = self._file() != file  # asked first: rows written before the replacement are in the open file
+            is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
             self._show_outcomes(store)
             entries = store.entries(after=last_id)
             while some := list(islice(entries, MAX_AWAITED)):
                 last_id = some[-1].row_id
                 self._show([one for one in some if self._of_any_outcome.admits(one.record) and self._is_to_show(one.record)])
-            if is_replaced:
+            if is_last:
                 return True
             if _reader_is_gone():
                 return False
@@ -202,15 +207,6 @@ class Tail:
             if _reader_is_gone():
                 return False
         return True
-
-    def _file(self) -> tuple[int, int] | None:
-        """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
-        if not isinstance(self._settings.address, SqliteAddress):
-            return None
-        try:
-            return identity(self._settings.address.path)
-        except OSError:
-            return (0, 0)  # opening the store reports the error
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from mcpguard.config import Settings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import printable
 from mcpguard.policy_file import PolicyFile
-from mcpguard.report.following import file_of
+from mcpguard.report.following import until_replaced
 from mcpguard.report.watching import DENIALS, NO_AXIS, View, Watcher
 
 if TYPE_CHECKING:
@@ -74,10 +74,9 @@ def show(
             while True:  # again if the store is replaced
                 while not settings.address.exists():
                     time.sleep(PERIOD_S)
-                in_file = file_of(settings)
-                with contextlib.closing(settings.read_store()) as store:
+                with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
                     watcher = Watcher(store, file, policy, settings.namespace, is_selected)
-                    while file_of(settings) == in_file:
+                    while not is_replaced():
                         began_s = time.process_time()
                         live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
                         time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))

@@ -7,6 +7,7 @@ from typing import Final
 
 from mcpguard.config import Settings
 from mcpguard.core.verdict import FORWARDED
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.integrity import identity
@@ -47,13 +48,12 @@ def follow(
     while True:
         while not settings.address.exists():
             sleep(POLL_S)
-        file = file_of(settings)  # asked before the store is opened, so that a replacement in between is noticed
-        with contextlib.closing(settings.read_store()) as store:
+        with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
             rows = _Rows(store, wanted, after, outcome_s)
             while True:
-                is_replaced = file_of(settings) != file  # asked first: rows written before the replacement are in the open file
-                yield from rows.new(is_last=is_replaced)
-                if is_replaced:
+                is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
+                yield from rows.new(is_last=is_last)
+                if is_last:
                     break
                 sleep(POLL_S)
         after = 0
@@ -96,7 +96,21 @@ class _Rows:
         return time.monotonic() >= self._waiting[1]
 
 
-def file_of(settings: Settings) -> tuple[int, int] | None:
+@contextlib.contextmanager
+def until_replaced(settings: Settings) -> Iterator[Callable[[], bool]]:
+    """Work with a store until its file is removed or replaced. An error is none if that has happened by then.
+
+    Gives a function that tells whether it has. A Redis store is never replaced.
+    """
+    file = _file_of(settings)  # asked before the store is opened, so that a replacement in between is noticed
+    try:
+        yield lambda: _file_of(settings) != file
+    except StoreUnavailable:
+        if _file_of(settings) == file:
+            raise
+
+
+def _file_of(settings: Settings) -> tuple[int, int] | None:
     """The identity of an SQLite store's file. None for a Redis store, which reports an error when it goes away."""
     if not isinstance(settings.address, SqliteAddress):
         return None

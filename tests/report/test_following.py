@@ -7,8 +7,10 @@ import pytest
 
 from mcpguard.config import Settings
 from mcpguard.core.audit import Outcome
+from mcpguard.errors import StoreUnavailable
 from mcpguard.report import following
 from mcpguard.stores.api import Wanted
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, identity
 
@@ -42,6 +44,18 @@ class Followed:
 
     def _stop(self) -> None:
         raise InterruptedError
+
+    def call(self) -> None:
+        """Make a call that ends, in a store that is opened for it."""
+        store = SqliteStore(self.path, timeout_ms=20_000)
+        session = Session(store, POLICY, who=identity("alice"))
+        end(session, session.one("echo").row_id)
+        store.close()
+
+    def remove(self) -> None:
+        """Remove the store."""
+        for path in self.path.parent.glob("mcpguard.db*"):
+            path.unlink()
 
 
 @pytest.fixture
@@ -92,17 +106,27 @@ def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followe
 
 
 def test_it_waits_for_a_store_and_goes_on_in_one_that_replaces_it(followed: Followed) -> None:
-    def call() -> None:
-        store = SqliteStore(followed.path, timeout_ms=20_000)
-        session = Session(store, POLICY, who=identity("alice"))
-        end(session, session.one("echo").row_id)
-        store.close()
-
     def replace() -> None:
-        for path in followed.path.parent.glob("mcpguard.db*"):
-            path.unlink()
-        call()
+        followed.remove()
+        followed.call()
 
-    assert followed.rows(call, lambda: None, replace, lambda: None) == [("allowed", "ok")] * 2
+    assert followed.rows(followed.call, lambda: None, replace, lambda: None) == [("allowed", "ok")] * 2
     assert "no audit log yet" in followed.said[0]
     assert "was removed or replaced" in followed.said[1]
+
+
+def test_an_error_of_a_store_that_was_replaced_meanwhile_is_none(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        if is_removed:
+            followed.remove()
+        monkeypatch.undo()
+        raise StoreUnavailable("it cannot be read", "")
+
+    followed.call()
+    is_removed = True
+    monkeypatch.setattr(Reader, "rows", fail)
+    assert followed.rows(followed.call, lambda: None) == [("allowed", "ok")]
+    is_removed = False
+    monkeypatch.setattr(Reader, "rows", fail)
+    with pytest.raises(StoreUnavailable, match="it cannot be read"):
+        followed.rows(lambda: None)

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from mcpguard.errors import StoreDamaged
+from mcpguard.errors import StoreDamaged, StoreUnavailable
 
 _suspects: Final[set[Path]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
@@ -20,6 +20,11 @@ def identity(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return (0, 0)
     return (stat.st_dev, stat.st_ino)
+
+
+def replaced(path: Path) -> StoreUnavailable:
+    """The error for a database that was open and is not at its path any more."""
+    return StoreUnavailable(f"{path} was removed or replaced", "its counters went with it")
 
 
 def damaged(path: Path, how: str) -> StoreDamaged:

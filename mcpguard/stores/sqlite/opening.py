@@ -61,7 +61,7 @@ class Files(NamedTuple):
             StoreUnavailable: It was removed or replaced.
         """
         if self.identity != integrity.identity(self.path):
-            raise StoreUnavailable(f"{self.path} was removed or replaced", "its counters went with it")
+            raise integrity.replaced(self.path)
 
     def close(self) -> None:
         """Close all of them."""

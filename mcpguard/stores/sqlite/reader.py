@@ -18,9 +18,9 @@ from mcpguard.core.policy.plan import Counter
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
-from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite import database, entries, integrity
 from mcpguard.stores.sqlite.archive import Archive, Condition
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, damaged, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.owners import Owners
@@ -82,6 +82,7 @@ class Reader:
     def __init__(self, path: Path, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
         self.path = path
         self._own_log: CallLog | None = None
+        self._identity = integrity.identity(path)
         with contextlib.ExitStack() as undo, database.reported(path):
             self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
             self._db.execute("PRAGMA query_only = ON")
@@ -90,6 +91,18 @@ class Reader:
         self._archive = Archive(self._db)
         self._log = log
         self.clock: Clock = self._shared_clock
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Query the database, and report errors.
+
+        SQLite looks for a transaction to roll back by the file's name. If the file was replaced, that is one of its successor,
+        which would lose it.
+        """
+        with database.reported(self.path):
+            if beside(self.path, "-journal").exists() and integrity.identity(self.path) != self._identity:
+                raise integrity.replaced(self.path)
+            yield
 
     def _call_log(self) -> CallLog | None:
         """The call log; None while another process creates the store."""
@@ -169,7 +182,7 @@ class Reader:
 
     def memory(self) -> tuple[Memory, Position]:
         """The database's counters and notes, and the position from which a process then follows the call log."""
-        with database.reported(self.path), database.reading(self._db):
+        with self._asking(), database.reading(self._db):
             complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
             memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
             memory.in_flight = InFlight(database.places(self._db))
@@ -181,13 +194,13 @@ class Reader:
 
     def latest_us(self) -> int:
         """The store time of the newest charge in the database; 0 if there is none."""
-        with database.reported(self.path):
+        with self._asking():
             return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
 
     def notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Agent and wall-clock time of these calls' notes in the database, by call id."""
         found: dict[str, tuple[str, int]] = {}
-        with database.reported(self.path):
+        with self._asking():
             for some in database.batches(call_ids):
                 question = f"{_NOTES_OF} ({database.marks(some)})"
                 found |= {call: (agent, us) for call, agent, us in self._db.execute(question, (namespace, *some))}
@@ -231,7 +244,7 @@ class Reader:
         wanted: Wanted | None,
     ) -> Iterator[tuple[_Found, int]]:
         """What a method of `Archive` reads of the database's rows, page by page."""
-        with database.reported(self.path):
+        with self._asking():
             condition = self._condition(wanted)
             first = self._first_since(wanted.written_since_us if wanted else 0)
         if condition is None:
@@ -239,7 +252,7 @@ class Reader:
         outcomes = _outcomes(pending.texts)
         last = max(after, first - 1)
         while last < pending.first - 1:
-            with database.reported(self.path):
+            with self._asking():
                 found, last = read(last, pending.first, condition, outcomes)
             yield found, last
 
@@ -258,12 +271,12 @@ class Reader:
         outcomes: _Outcomes,
     ) -> Iterator[Entry]:
         """Rows of the database. Each query reads a few, so that upkeep does not wait long."""
-        with database.reported(self.path):
+        with self._asking():
             condition = self._condition(wanted)
         if condition is None:
             return
         while True:
-            with database.reported(self.path):
+            with self._asking():
                 found = self._db.execute(question % condition.sql, bounds(last)).fetchall()
             for one in found:
                 entry = _entry(one, outcomes)
@@ -330,7 +343,7 @@ class Reader:
     ) -> tuple[_Found, list[str]]:
         """The result of a query, and the log's records since then."""
         for _ in range(_TRIES):
-            with database.reported(self.path), database.reading(self._db):
+            with self._asking(), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
             if upto is not None and at.end > upto.end:

@@ -269,6 +269,25 @@ def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_rea
             reader._db.execute("DELETE FROM audit")
 
 
+def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor_alone(path: Path, open_store: Open) -> None:
+    store = open_store()
+    Session(store, MANY).call("x", 2)
+    with contextlib.closing(Reader(path)) as reader:
+        assert [held.used for held in reader.held()] == [2]
+        for file in path.parent.glob("mcpguard.db*"):
+            file.unlink()
+        assert [held.used for held in reader.held()] == [2]
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+            writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("CREATE TABLE new (x)")
+            writer.execute("INSERT INTO new VALUES (zeroblob(50000))")
+            with pytest.raises(StoreUnavailable, match="was removed or replaced"):
+                reader.held()
+            writer.execute("COMMIT")
+            assert writer.execute("SELECT length(x) FROM new").fetchone() == (50_000,)
+
+
 def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_listed(path: Path, open_store: Open) -> None:
     store = open_store()
     policy = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
