@@ -1,4 +1,4 @@
-"""Keeps a process that decides many calls from filling the call log, so that there is room for the calls of others."""
+"""Keeps processes that decide many calls from filling the call log, so that there is room for the calls of others."""
 
 import time
 from collections.abc import Callable
@@ -10,12 +10,18 @@ from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 PACE_BYTES: Final = 64 * 1024
-PACE_SHARE: Final = 4
-"""Each time that a process has appended `PACE_BYTES`, it checks how much of the log is free. Once it has appended more than
-1 / `PACE_SHARE` of that since its last wait, it waits until the database has all records up to that wait. So a process has at
-most two such shares in the log, and n busy processes leave 2 / (n + 2) of the log free for others."""
+"""A process checks how full the log is each time that it has appended this much. If the log is crowded, after each call."""
 
-LOOK_EVERY_S: Final = 0.001
+CROWDED_SHARE: Final = 1 / 2
+CLEARED_SHARE: Final = 1 / 4
+"""When more of the log than the first waits for the database, it is crowded. Then processes wait before they take more calls,
+until only the second is left. All of them wait, also those that appended little: so upkeep has the processor to itself."""
+
+STUCK_SHARE: Final = 4
+"""If the database takes nothing while a process waits, the process may append 1 / `STUCK_SHARE` of what is free before it waits
+again: so calls go on for long, and n processes leave room for others."""
+
+LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""
 
 
@@ -37,15 +43,10 @@ class Pace:
         self._follower = follower
         self._upkeep = upkeep
         self._timeout_s = timeout_s
-        self._note_wait()
-
-    def _note_wait(self) -> None:
-        self._waited_bytes = self._log.appended_bytes
-        self._mark = self._follower.at.end
-        self.next_check_bytes = self._waited_bytes + PACE_BYTES
+        self.next_check_bytes = log.appended_bytes + PACE_BYTES
 
     def keep(self, hurry: Callable[[], None]) -> None:
-        """Wait for the database, if this process has filled its share of the log.
+        """Wait for the database, if the log is crowded.
 
         Args:
             hurry: Called before the wait, to start upkeep.
@@ -53,13 +54,17 @@ class Pace:
         Raises:
             StoreUnavailable, OSError: The log cannot be read.
         """
-        appended_bytes = self._log.appended_bytes
-        self.next_check_bytes = appended_bytes + PACE_BYTES
-        free_bytes = call_log.RING_BYTES - (self._follower.at.end - self._log.drained().end)
-        if appended_bytes - self._waited_bytes > free_bytes // PACE_SHARE:
+        end, before = self._follower.at.end, self._log.drained().end
+        step_bytes = PACE_BYTES
+        if end - before > CROWDED_SHARE * call_log.RING_BYTES:
             hurry()
-            self.await_drained(self._mark)
-            self._note_wait()
+            self.await_drained(end - round(CLEARED_SHARE * call_log.RING_BYTES))
+            drained_end = self._log.drained().end
+            if drained_end == before:
+                step_bytes = (call_log.RING_BYTES - (end - before)) // STUCK_SHARE
+            elif end - drained_end > CROWDED_SHARE * call_log.RING_BYTES:
+                step_bytes = 0
+        self.next_check_bytes = self._log.appended_bytes + step_bytes
 
     def await_drained(self, end: int) -> None:
         """Wait until the database has the log up to a position, for at most the timeout."""

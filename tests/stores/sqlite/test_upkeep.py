@@ -248,6 +248,55 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
     assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
 
 
+def test_many_processes_that_each_append_little_do_not_fill_the_log(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+    stores = [open_store() for _ in range(16)]
+    sessions = [Session(store, FIVE_A_MINUTE, session=f"{at:016x}") for at, store in enumerate(stores)]
+    waiting: list[int] = []
+
+    def drain(self: pace.Pace, end: int) -> None:
+        waiting.append(self._follower.at.end - self._log.drained().end)
+        assert stores[0]._with_lock(stores[0]._upkeep.drain)
+        assert self._log.drained().end >= end
+
+    monkeypatch.setattr(pace.Pace, "await_drained", drain)
+    for _ in range(20):
+        for store, session in zip(stores, sessions, strict=True):
+            assert set(session.decisions("free", 5, _meta=ALONE)) == {"allowed"}
+            store.keep_pace(lambda: None)
+    assert waiting
+    assert max(waiting) < 256 * 1024 * 0.6
+
+
+@pytest.mark.parametrize("is_stuck", [True, False])
+def test_a_process_waits_before_each_call_until_the_log_is_not_crowded_unless_nothing_moves(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_stuck: bool
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    waits: list[int] = []
+
+    def drain_a_little(end: int) -> None:
+        waits.append(end)
+        if not is_stuck:
+            store._with_lock(lambda: bool(store._upkeep.drain() and False))
+
+    monkeypatch.setattr(store._pace, "await_drained", drain_a_little)
+    for _ in range(450):  # not all in one record, which would be drained at once
+        session.call("free", _meta=ALONE)
+    store.keep_pace(lambda: None)
+    assert len(waits) == 1
+    for _ in range(10):
+        session.call("free", _meta=ALONE)
+        store.keep_pace(lambda: None)
+    assert len(waits) == (1 if is_stuck else 11)
+
+
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
 def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
