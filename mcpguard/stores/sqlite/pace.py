@@ -9,8 +9,8 @@ from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
-PACE_BYTES: Final = 64 * 1024
-"""A process checks how full the log is each time that it has appended this much. If the log is crowded, after each call."""
+PACE_BYTES: Final = 16 * 1024
+"""A process checks how full the log is each time that it has appended this much."""
 
 CROWDED_SHARE: Final = 1 / 2
 CLEARED_SHARE: Final = 1 / 4
@@ -18,8 +18,7 @@ CLEARED_SHARE: Final = 1 / 4
 until only the second is left. All of them wait, also those that appended little: so upkeep has the processor to itself."""
 
 STUCK_SHARE: Final = 4
-"""If the database takes nothing while a process waits, the process may append 1 / `STUCK_SHARE` of what is free before it waits
-again: so calls go on for long, and n processes leave room for others."""
+"""If the database cannot be written, a process does not wait until it has appended 1 / `STUCK_SHARE` of what is free."""
 
 LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""
@@ -54,16 +53,17 @@ class Pace:
         Raises:
             StoreUnavailable, OSError: The log cannot be read.
         """
-        end, before = self._follower.at.end, self._log.drained().end
+        end, drained_end = self._follower.at.end, self._log.drained().end
+        crowded_end = end - round(CROWDED_SHARE * call_log.RING_BYTES)
         step_bytes = PACE_BYTES
-        if end - before > CROWDED_SHARE * call_log.RING_BYTES:
-            hurry()
-            self.await_drained(end - round(CLEARED_SHARE * call_log.RING_BYTES))
-            drained_end = self._log.drained().end
-            if drained_end == before:
-                step_bytes = (call_log.RING_BYTES - (end - before)) // STUCK_SHARE
-            elif end - drained_end > CROWDED_SHARE * call_log.RING_BYTES:
-                step_bytes = 0
+        if drained_end < crowded_end:
+            if self._upkeep.is_failing:
+                step_bytes = (call_log.RING_BYTES - (end - drained_end)) // STUCK_SHARE
+            else:
+                hurry()
+                self.await_drained(end - round(CLEARED_SHARE * call_log.RING_BYTES))
+                if drained_end < self._log.drained().end < crowded_end:
+                    step_bytes = 0  # upkeep goes on: wait again after the next call
         self.next_check_bytes = self._log.appended_bytes + step_bytes
 
     def await_drained(self, end: int) -> None:

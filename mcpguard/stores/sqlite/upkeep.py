@@ -89,6 +89,9 @@ class Upkeep:
         bounds: The bounds of this process's namespace. It tells them to the database, so that any process can prune by them.
         now_us: The store's time.
         busy: Whether this process has decided a call within the last `QUIET_S`.
+
+    Attributes:
+        is_failing: Whether this process could not write the database when it last tried.
     """
 
     def __init__(self, path: Path, log: CallLog, bounds: Bounds, *, now_us: int, busy: Callable[[], bool]) -> None:
@@ -102,6 +105,7 @@ class Upkeep:
         self._has_more_to_do = False
         self._busy = busy
         self._awaited = 0
+        self.is_failing = False
 
     def is_due(self, end: int, now_us: int) -> bool:
         """Whether `tend` would do something now.
@@ -195,10 +199,15 @@ class Upkeep:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A new connection to the database: cached pages of an old one would hide damage."""
-        with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
-            db.execute("PRAGMA synchronous = FULL")  # no call waits for it
-            integrity.check_pages(db, self._path)
-            yield db
+        try:
+            with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
+                db.execute("PRAGMA synchronous = FULL")  # no call waits for it
+                integrity.check_pages(db, self._path)
+                yield db
+        except (sqlite3.Error, OSError):
+            self.is_failing = True
+            raise
+        self.is_failing = False
 
     def _tell_bounds(self, db: sqlite3.Connection) -> None:
         """Store the namespace's bounds, for all processes that do upkeep."""

@@ -269,9 +269,9 @@ def test_many_processes_that_each_append_little_do_not_fill_the_log(open_store: 
     assert max(waiting) < 256 * 1024 * 0.6
 
 
-@pytest.mark.parametrize("is_stuck", [True, False])
-def test_a_process_waits_before_each_call_until_the_log_is_not_crowded_unless_nothing_moves(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_stuck: bool
+@pytest.mark.parametrize(("upkeep_is", "expected"), [("slow", 11), ("stuck", 3), ("failing", 0)])
+def test_while_the_log_is_crowded_a_process_waits_after_each_call_if_upkeep_goes_on_less_if_not_and_never_if_it_fails(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, upkeep_is: str, expected: int
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(pace, "PACE_BYTES", 1024)
@@ -283,18 +283,22 @@ def test_a_process_waits_before_each_call_until_the_log_is_not_crowded_unless_no
 
     def drain_a_little(end: int) -> None:
         waits.append(end)
-        if not is_stuck:
+        if upkeep_is == "slow":
             store._with_lock(lambda: bool(store._upkeep.drain() and False))
 
     monkeypatch.setattr(store._pace, "await_drained", drain_a_little)
+    if upkeep_is == "failing":
+        with monkeypatch.context() as patched:
+            patched.setattr(draining, "_INSERT_ROW", "INSERT INTO missing")
+            session.call("free", _meta=ALONE)
+            store.tend()
+        assert "calls go on" in store.warnings[0]
     for _ in range(450):  # not all in one record, which would be drained at once
         session.call("free", _meta=ALONE)
-    store.keep_pace(lambda: None)
-    assert len(waits) == 1
-    for _ in range(10):
+    for _ in range(11):
         session.call("free", _meta=ALONE)
         store.keep_pace(lambda: None)
-    assert len(waits) == (1 if is_stuck else 11)
+    assert len(waits) == expected
 
 
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
