@@ -37,7 +37,7 @@ FULL = Effort(
     stream_seconds=0.5,
     tiny_starts=21,
     sdk_starts=9,
-    wrapper_seconds=2,
+    wrapper_seconds=5,
     flat_rounds=20,
 )
 QUICK = Effort(
