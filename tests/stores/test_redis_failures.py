@@ -117,6 +117,29 @@ def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is
     assert used(server) == [1]
 
 
+def test_calls_and_their_ends_that_a_busy_machine_sends_too_late_are_no_outage_and_count_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(opened(server), '[[rule]]\ntool = "report"\nlimit = "5/1h"\ncount = "errors"\n')
+    session.call("free")  # the server's time is known
+    seen_s: list[float] = []
+
+    def stopped_after_the_first_look() -> float:
+        seen_s.append(time.monotonic() - (0 if seen_s else 60))
+        return seen_s[-1]
+
+    monkeypatch.setattr("mcpguard.stores.redis.store.monotonic", stopped_after_the_first_look)
+    (request,) = session.charges("report")
+    (verdict,) = session.store.decide([request], session.journal)
+    assert verdict.decision == "allowed"
+    assert len(seen_s) > 1
+    seen_s.clear()
+    session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
+    assert len(seen_s) > 1
+    assert used(server) == [1]
+    assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2]
+
+
 def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_row(server: Server) -> None:
     store = RedisStore(server.address, Options(timeout_ms=5000, max_bytes=100_000))
     session = Session(store, POLICY)

@@ -87,6 +87,15 @@ def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_co
     assert heard == QUESTION
 
 
+def test_a_command_whose_time_was_over_before_it_was_sent_still_has_some_time_for_its_reply(peer: Peer) -> None:
+    def answer(link: socket.socket) -> None:
+        assert link.recv(100) == QUESTION
+        link.sendall(b"$2\r\nhi\r\n")
+
+    link = peer(answer)
+    assert link.ask([("ECHO", "hi")], deadline_s=time.monotonic() - ENOUGH_S) == [b"hi"]
+
+
 def test_a_connection_with_unasked_data_counts_as_lost(peer: Peer) -> None:
     link = peer(lambda link: link.sendall(b"+surprise\r\n"))
     wait_for(link.is_lost, "it is taken for a reply")

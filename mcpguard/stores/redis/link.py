@@ -53,6 +53,10 @@ _READ_BYTES: Final = 32 * 1024
 _TIMEVAL: Final = struct.Struct("ll")
 _NEGLIGIBLE_S: Final = 0.001
 
+LEAST_WAITED: Final = 0.25
+"""The share of its timeout that a link waits for a reply at least. On a busy machine the time may be over before the command is
+sent, or while the reply waits to be read: then the server is not to blame."""
+
 
 def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]]:
     """Read a hash in pieces, so that no decision waits for all of it. A field may come twice."""
@@ -74,10 +78,16 @@ class _Connection(Protocol):
 
 
 class _Wire:
-    """An open connection, and the bytes that it has received."""
+    """An open connection, and the bytes that it has received.
 
-    def __init__(self, connection: _Connection) -> None:
+    Args:
+        connection: The connection.
+        least_s: How long a wait may take at least.
+    """
+
+    def __init__(self, connection: _Connection, least_s: float) -> None:
         self._connection = connection
+        self._least_s = least_s
         self._socket = connection._sock
         self._waits_s = -1.0  # for ever
         self._readable = _readable(self._socket)
@@ -105,6 +115,8 @@ class _Wire:
                 self._reader.feed(data)
                 while len(replies) < count and (reply := self._reader.gets()) is not _INCOMPLETE:
                     replies.append(reply)
+                if len(replies) < count and monotonic() > end_s:
+                    raise TimeoutError
             return replies
         except BaseException as error:
             self.close()
@@ -116,11 +128,8 @@ class _Wire:
 
     def _wait_until(self, end_s: float) -> None:
         """Set how long the next wait may take. This is a system call, so the callers ignore a negligible difference."""
-        left_s = end_s - monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self._set_timeout(left_s)
-        self._waits_s = left_s
+        self._waits_s = max(self._least_s, end_s - monotonic())
+        self._set_timeout(self._waits_s)
 
     def is_lost(self) -> bool:
         """Whether the server has closed the connection or sent something unasked."""
@@ -235,14 +244,14 @@ class Link:
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
             raise self._unavailable(error) from error
-        return _Wire(connection)
+        return _Wire(connection, self._timeout_s * LEAST_WAITED)
 
     def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
         """Send commands in one packet and read their replies. Nothing is sent twice.
 
         Args:
             commands: The commands with their arguments.
-            deadline_s: When to give up, by `time.monotonic`. After `timeout_s` it gives up in any case.
+            deadline_s: When to give up, by `time.monotonic`; but see `LEAST_WAITED`. After `timeout_s` it gives up in any case.
 
         Returns:
             The replies, with strings as bytes. An error reply is a `ResponseError` in its place; the commands after it have

@@ -223,8 +223,8 @@ class RedisStore:
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
     ) -> Sequence[Any]:
         """Let the server decide. Returns the reply of `charge.lua`."""
-        end_s = monotonic() + self._timeout_s
         for _ in range(_TRIES):
+            end_s = monotonic() + self._timeout_s
             if self._link.is_lost():
                 self._reconnect(end_s)
             self._reply_lost = True
@@ -238,7 +238,8 @@ class RedisStore:
             self._reply_lost = False
             if len(reply) > 1 or not requests:
                 return reply  # type: ignore[no-any-return]
-            # The server's clock is further ahead than we knew. It has charged nothing, and now we know its time
+            # The server's clock is further ahead than we knew, or the command was sent too late, because this machine is busy.
+            # It has charged nothing, and now we know its time
         raise self._too_late()
 
     def _too_late(self) -> StoreUnavailable:
@@ -294,7 +295,6 @@ class RedisStore:
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""
-        end_s = monotonic() + self._timeout_s
         places: list[tuple[Ending, str]] = []
         errors: list[tuple[Counter, int]] = []
         for ending in endings:
@@ -308,6 +308,7 @@ class RedisStore:
         args = [rows.member(ending.row_id) for ending, _ in places]
         args += [part for counter, n in errors for part in (str(n), str(counter.window_us), counter.label)]
         for _ in range(_TRIES):
+            end_s = monotonic() + self._timeout_s
             deadline_us = int(end_s * 1_000_000) + self._ahead_us
             reply = self._run("settle", keys, pack_settle_head(deadline_us, len(places)), *args, deadline_s=end_s)
             self._note_time(reply[0])
