@@ -140,6 +140,10 @@ class SharedHold:
             return True
         return try_lock(self._fd)
 
+    def try_share(self) -> bool:
+        """Hold it together with others, unless one holds it exclusively. Returns whether it does; never on Windows."""
+        return sys.platform != "win32" and _tried(self._fd, _TRY_SHARED)
+
     def share(self) -> None:
         """Hold it together with others.
 

@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite import call_log, database, integrity
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, log_path
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.reader import Reader
-from mcpguard.stores.sqlite.schema import migrate
+from mcpguard.stores.sqlite.schema import VERSION, migrate, require_schema
 
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening waits, at least, for processes that open the store or do upkeep. No call waits for it."""
@@ -93,8 +93,13 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         undo.callback(lock.close)
         hold = SharedHold(beside(path, "-open"))
         undo.callback(hold.close)
-        if not lock.acquire(max(OPEN_TIMEOUT_S, timeout_s)):
-            raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+        if not lock.acquire(0):
+            with contextlib.suppress(StoreUnavailable, Lost):
+                joined = _join(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock)
+                undo.pop_all()
+                return joined
+            if not lock.acquire(max(OPEN_TIMEOUT_S, timeout_s)):
+                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
         try:
             warnings: list[str] = []
             with contextlib.closing(_database(path)) as db:
@@ -116,6 +121,34 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
             lock.release()
         undo.pop_all()
         return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
+
+
+def _join(path: Path, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
+    """Open a store that others have open, while one of them holds the store's lock for upkeep.
+
+    Whoever opens a store may create or repair it under the lock, if no other process has it open. So this tells others that it
+    is open only when nothing is left to create or to repair.
+
+    Raises:
+        StoreUnavailable, Lost: It has to be opened with the lock.
+    """
+    with contextlib.ExitStack() as undo, database.reported(path):
+        log = CallLog(log_path(path))
+        undo.callback(log.close)
+        reader = Reader(path, log, timeout_s=timeout_s)
+        undo.callback(reader.close)
+        turn = log.turn()
+        undo.callback(turn.close)
+        with contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)) as db:
+            belongs = require_schema(db, path=str(path)) == VERSION and database.key(db) == log.key
+        is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
+        memory, at = reader.memory()
+        at = memory.read_on(log, at)
+        if not (belongs and is_of_this_boot and hold.try_share()):
+            raise StoreUnavailable(f"{path} is being opened by another process")
+        reader.clock = own_clock or _clock_of(log)
+        undo.pop_all()
+        return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, ())
 
 
 @contextlib.contextmanager
@@ -219,4 +252,9 @@ def _time_base(path: Path, log: CallLog, hold: SharedHold, begin_us: Clock) -> C
         offset_us = begin_us() - clock.boot_us()
         header = {**header, "time_base": mine, "time_offset_us": offset_us}
         log.write_header(header)
-    return functools.partial(clock.boot_us, int(str(header["time_offset_us"])))
+    return _clock_of(log)
+
+
+def _clock_of(log: CallLog) -> Clock:
+    """The time by a log's time base, which is this machine's."""
+    return functools.partial(clock.boot_us, int(str(log.header["time_offset_us"])))

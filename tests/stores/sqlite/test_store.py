@@ -12,8 +12,9 @@ import pytest
 from mcpguard.errors import ExitStatus, StoreUnavailable
 from mcpguard.stores import clock
 from mcpguard.stores.filesystem import refuse_network
+from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import call_log, memory, opening, schema
-from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -443,13 +444,16 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
     assert session.decisions("x") == ["allowed"]
 
 
-def test_opening_waits_for_others_and_then_reports_the_lock(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_new_store_waits_for_others_and_then_reports_the_lock(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
-    first = open_store()
-    assert first._files.lock.acquire(0)
+    path.parent.mkdir(parents=True)
+    theirs = lock_file(beside(path, "-lock"))
+    assert theirs.acquire(0)
     with pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store(timeout_ms=1)
-    first._files.lock.release()
+    theirs.close()
     open_store()
 
 

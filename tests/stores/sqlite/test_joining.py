@@ -1,0 +1,138 @@
+"""A store that others have open opens while one of them holds its lock for upkeep, unless something is left to repair."""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import clock
+from mcpguard.stores.locks import FileLock, SharedHold, lock_file
+from mcpguard.stores.sqlite import opening
+from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.core.build import Session
+
+FIVE = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
+
+Open = Callable[[], SqliteStore]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "mcpguard.db"
+
+
+@pytest.fixture
+def open_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
+    with contextlib.ExitStack() as opened:
+        yield lambda: opened.enter_context(contextlib.closing(SqliteStore(path, timeout_ms=100)))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[FileLock]:
+    """Another process's hold of the store's lock."""
+    lock = lock_file(beside(path, "-lock"))
+    try:
+        assert lock.acquire(0)
+        yield lock
+    finally:
+        lock.close()
+
+
+@pytest.mark.parametrize("drained", [0, 1, 2])
+def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, open_store: Open, drained: int) -> None:
+    one = open_store()
+    session = Session(one, FIVE)
+    session.call("x", drained)
+    assert one._with_lock(one._upkeep.drain)
+    session.call("x", 2 - drained)
+    with locked(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as upkeep:
+        upkeep.execute("BEGIN IMMEDIATE")
+        upkeep.execute("UPDATE counter SET log = zeroblob(20)")
+        other = open_store()
+        upkeep.execute("ROLLBACK")
+    assert [held.used for held in other.held()] == [2]
+    assert Session(other, FIVE, session="b" * 16).decisions("x", 2) == ["allowed"] * 2
+    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
+    assert abs(one._clock() - other._clock()) < 1_000_000
+
+
+def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_store: Open) -> None:
+    first = open_store()
+    with locked(path):
+        second = open_store()
+    first.close()
+    hold = SharedHold(beside(path, "-open"))
+    assert not hold.alone()
+    second.close()
+    assert hold.alone()
+    hold.close()
+
+
+def lacks_its_log(path: Path, _: pytest.MonkeyPatch) -> None:
+    log_path(path).unlink()
+
+
+def has_another_stores_log(path: Path, _: pytest.MonkeyPatch) -> None:
+    other = path.with_name("other.db")
+    SqliteStore(other).close()
+    log_path(other).replace(log_path(path))
+
+
+def has_a_log_that_ends_before_its_database(path: Path, _: pytest.MonkeyPatch) -> None:
+    log = CallLog(log_path(path))
+    log._write(log.drained().end - 4, bytes(64))
+    log.close()
+
+
+def has_the_time_of_another_boot(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "base_id", lambda: "another boot")
+
+
+def has_an_earlier_schema(path: Path, _: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DROP TABLE in_flight")
+        db.execute("PRAGMA user_version = 4")
+
+
+def is_cut(path: Path, _: pytest.MonkeyPatch) -> None:
+    with path.open("r+b") as file:
+        file.truncate(8192)
+
+
+@pytest.mark.parametrize(
+    "store_that",
+    [
+        lacks_its_log,
+        has_another_stores_log,
+        has_a_log_that_ends_before_its_database,
+        has_the_time_of_another_boot,
+        has_an_earlier_schema,
+        is_cut,
+    ],
+)
+def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_count_as_open(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, store_that: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    store = open_store()
+    Session(store, FIVE).call("x", 3)
+    store.close()
+    store_that(path, monkeypatch)
+    shared: list[SharedHold] = []
+    monkeypatch.setattr(SharedHold, "try_share", shared.append)
+    with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
+        open_store()
+    assert shared == []
+
+
+def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
+    open_store().close()
+    hold = SharedHold(beside(path, "-open"))
+    assert hold.alone()  # as whoever repairs it asks; it holds it until the store is open
+    with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
+        open_store()
+    hold.close()
