@@ -10,7 +10,7 @@ import pytest
 from mcpguard.core.audit import Outcome, Row
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.connector import Connector
+from mcpguard.stores.failover.connector import STEP_S, Connector
 from mcpguard.stores.failover.store import FailoverStore
 from tests.core.build import Time, Wrapper
 from tests.memory_store import Memory, MemoryStore
@@ -120,6 +120,31 @@ def test_a_store_that_opens_after_the_end_of_the_session_is_closed(door: Door) -
     door.store.close()
     door.go_on.set()
     assert door.closed.wait(ENOUGH_S)
+
+
+@pytest.mark.parametrize(("step", "in_time"), [(50, True), (51, False)])
+def test_a_wait_for_the_store_has_as_many_steps_as_fit_into_its_timeout_however_long_a_busy_machine_takes_for_each(
+    monkeypatch: pytest.MonkeyPatch, step: int, *, in_time: bool
+) -> None:
+    door = Door(timeout_ms=0)
+    connector = Connector(door.open)
+    until_done = connector._done.wait
+    steps_s: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        steps_s.append(seconds)
+        if len(steps_s) < step:
+            return False
+        door.go_on.set()
+        return until_done(ENOUGH_S)
+
+    monkeypatch.setattr(connector._done, "wait", wait)
+    assert connector.wait(50 * STEP_S) is in_time
+    assert steps_s == [STEP_S] * 50
+    door.go_on.set()
+    assert until_done(ENOUGH_S)
+    connector.abandon()
+    door.store.close()
 
 
 def test_an_abandoned_attempt_closes_the_store_that_it_opened() -> None:

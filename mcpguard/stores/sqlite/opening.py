@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +23,9 @@ from mcpguard.stores.sqlite.schema import VERSION, migrate, require_schema
 
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening waits, at least, for processes that open the store or do upkeep. No call waits for it."""
+
+JOIN_EVERY_S: Final = 0.02
+"""How often a process that waits for the store's lock tries whether it can do without it."""
 
 _ROWS_SKIPPED: Final = call_log.RING_BYTES
 """How many row ids are skipped after a call log was removed: more than it can have held, so that no id is used twice."""
@@ -93,13 +97,16 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         undo.callback(lock.close)
         hold = SharedHold(beside(path, "-open"))
         undo.callback(hold.close)
-        if not lock.acquire(0):
+        until_s = time.monotonic() + max(OPEN_TIMEOUT_S, timeout_s)
+        wait_s = 0.0
+        while not lock.acquire(wait_s):
             with contextlib.suppress(StoreUnavailable, Lost):
                 joined = _join(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock)
                 undo.pop_all()
                 return joined
-            if not lock.acquire(max(OPEN_TIMEOUT_S, timeout_s)):
+            if time.monotonic() > until_s:
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+            wait_s = JOIN_EVERY_S
         try:
             warnings: list[str] = []
             with contextlib.closing(_database(path)) as db:
