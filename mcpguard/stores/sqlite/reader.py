@@ -83,6 +83,7 @@ class Reader:
         self.path = path
         self._own_log: CallLog | None = None
         self._identity = integrity.identity(path)
+        self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
             self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
             self._db.execute("PRAGMA query_only = ON")
@@ -100,7 +101,7 @@ class Reader:
         which would lose it.
         """
         with database.reported(self.path):
-            if beside(self.path, "-journal").exists() and integrity.identity(self.path) != self._identity:
+            if self._journal.exists() and integrity.identity(self.path) != self._identity:
                 raise integrity.replaced(self.path)
             yield
 
