@@ -10,12 +10,15 @@ from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 PACE_BYTES: Final = 16 * 1024
-"""A process checks how full the log is each time that it has appended this much."""
+"""A process checks how full the log is each time that it has appended this much: about 30 single calls."""
+
+UNHURRIED_S: Final = 1.0
+"""A process that takes longer to append `PACE_BYTES` never waits: it does not fill the log."""
 
 CROWDED_SHARE: Final = 1 / 2
 CLEARED_SHARE: Final = 1 / 4
-"""When more of the log than the first waits for the database, it is crowded. Then processes wait before they take more calls,
-until only the second is left. All of them wait, also those that appended little: so upkeep has the processor to itself."""
+"""When more of the log than the first waits for the database, it is crowded. Then busy processes wait before they take more
+calls, until only the second is left. All of them wait, however little each appended: so upkeep has the processor to itself."""
 
 STUCK_SHARE: Final = 4
 """If the database cannot be written, a process does not wait until it has appended 1 / `STUCK_SHARE` of what is free."""
@@ -43,9 +46,10 @@ class Pace:
         self._upkeep = upkeep
         self._timeout_s = timeout_s
         self.next_check_bytes = log.appended_bytes + PACE_BYTES
+        self._checked_s = time.monotonic()
 
     def keep(self, hurry: Callable[[], None]) -> None:
-        """Wait for the database, if the log is crowded.
+        """Wait for the database, if the log is crowded and this process is busy.
 
         Args:
             hurry: Called before the wait, to start upkeep.
@@ -53,10 +57,11 @@ class Pace:
         Raises:
             StoreUnavailable, OSError: The log cannot be read.
         """
+        is_busy = time.monotonic() - self._checked_s < UNHURRIED_S
         end, drained_end = self._follower.at.end, self._log.drained().end
         crowded_end = end - round(CROWDED_SHARE * call_log.RING_BYTES)
         step_bytes = PACE_BYTES
-        if drained_end < crowded_end:
+        if is_busy and drained_end < crowded_end:
             if self._upkeep.is_failing:
                 step_bytes = (call_log.RING_BYTES - (end - drained_end)) // STUCK_SHARE
             else:
@@ -65,6 +70,7 @@ class Pace:
                 if drained_end < self._log.drained().end < crowded_end:
                     step_bytes = 0  # upkeep goes on: wait again after the next call
         self.next_check_bytes = self._log.appended_bytes + step_bytes
+        self._checked_s = time.monotonic()
 
     def await_drained(self, end: int) -> None:
         """Wait until the database has the log up to a position, for at most the timeout."""

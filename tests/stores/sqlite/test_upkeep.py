@@ -301,6 +301,26 @@ def test_while_the_log_is_crowded_a_process_waits_after_each_call_if_upkeep_goes
     assert len(waits) == expected
 
 
+def test_a_process_that_makes_few_calls_a_second_waits_for_no_other_that_fills_the_log(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
+    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+    time_s = 0.0
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: time_s))
+    store, other = open_store(), open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    Session(other, FIVE_A_MINUTE, session="b" * 16).call("free", 500, _meta=ALONE)
+    waits: list[int] = []
+    monkeypatch.setattr(store._pace, "await_drained", waits.append)
+    for step_s in (0.3, 0.1):
+        for _ in range(20):
+            time_s += step_s
+            session.call("free", _meta=ALONE)
+            store.keep_pace(lambda: None)
+        assert bool(waits) is (step_s < 0.2)
+
+
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
 def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
