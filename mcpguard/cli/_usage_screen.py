@@ -76,11 +76,13 @@ def show(
                     time.sleep(PERIOD_S)
                 with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
                     watcher = Watcher(store, file, policy, settings.namespace, is_selected)
-                    while not is_replaced():
-                        began_s = time.process_time()
-                        live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
-                        time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
-                    policy = watcher.policy
+                    try:
+                        while not is_replaced():
+                            began_s = time.process_time()
+                            live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
+                            time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
+                    finally:  # after an error, too: the file tells each new policy only once
+                        policy = watcher.policy
     except _Ended as ended:
         return 128 + ended.number
 

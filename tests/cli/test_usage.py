@@ -13,18 +13,23 @@ import subprocess
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
+from mcpguard.cli import _usage_screen
 from mcpguard.cli._usage_screen import screen
 from mcpguard.cli._usage_table import Table, as_json, limit_text, plain
+from mcpguard.config import Settings
 from mcpguard.core.limiter import EMPTY, charge
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
+from mcpguard.errors import StoreUnavailable
 from mcpguard.report.usage import Limits, Usage
 from mcpguard.report.watching import View
 from mcpguard.stores.api import Held
+from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 
@@ -387,3 +392,32 @@ def test_the_screen_goes_on_in_a_store_that_replaces_its_own(tmp_path: Path) -> 
         calls(tmp_path, "echo", 1, *BOB)
         shown.wait_for("user=bob")
         assert shown.end(signal.SIGTERM) == 143
+
+
+def test_the_screen_keeps_the_policy_that_it_took_up_when_its_store_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mcpguard.db"
+    SqliteStore(path).close()
+    policies: list[str] = []
+
+    class Watching:
+        def __init__(self, _store: object, _file: object, policy: str, *_: object) -> None:
+            policies.append(policy)
+            self.policy = policy
+
+        def look(self) -> None:
+            if len(policies) == 2:
+                raise _usage_screen._Ended(signal.SIGTERM)
+            self.policy = "the new one"
+            for file in tmp_path.glob("mcpguard.db*"):
+                file.unlink()
+            SqliteStore(path).close()
+            raise StoreUnavailable("it was removed")
+
+    monkeypatch.setattr(_usage_screen, "Watcher", Watching)
+    settings = Settings(str(path), policy_named=False, database_path=str(path))
+    file: Any = None
+    old: Any = "the old one"
+    assert _usage_screen.show(settings, file, old, lambda _: True, None) == 143
+    assert policies == ["the old one", "the new one"]
