@@ -12,16 +12,13 @@ from mcpguard.stores.sqlite.upkeep import Upkeep
 PACE_BYTES: Final = 16 * 1024
 """A process checks how full the log is each time that it has appended this much: about 30 single calls."""
 
-UNHURRIED_S: Final = 1.0
-"""A process that takes longer to append `PACE_BYTES` never waits: it does not fill the log."""
+SLOW_S: Final = 1.0
+"""A process that takes longer than this to append `PACE_BYTES` never waits: it does not fill the log."""
 
 CROWDED_SHARE: Final = 1 / 2
 CLEARED_SHARE: Final = 1 / 4
-"""When more of the log than the first waits for the database, it is crowded. Then busy processes wait before they take more
-calls, until only the second is left. All of them wait, however little each appended: so upkeep has the processor to itself."""
-
-STUCK_SHARE: Final = 4
-"""If the database cannot be written, a process does not wait until it has appended 1 / `STUCK_SHARE` of what is free."""
+"""When more than the first of these shares of the log waits for the database, the log is crowded. Then all processes but slow
+ones wait before they take more calls, until only the second share waits: so upkeep has the processor to itself."""
 
 LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""
@@ -49,7 +46,7 @@ class Pace:
         self._checked_s = time.monotonic()
 
     def keep(self, hurry: Callable[[], None]) -> None:
-        """Wait for the database, if the log is crowded and this process is busy.
+        """Wait for the database if the log is crowded, unless this process is slow, or could not write the database itself.
 
         Args:
             hurry: Called before the wait, to start upkeep.
@@ -57,18 +54,15 @@ class Pace:
         Raises:
             StoreUnavailable, OSError: The log cannot be read.
         """
-        is_busy = time.monotonic() - self._checked_s < UNHURRIED_S
+        is_slow = time.monotonic() - self._checked_s > SLOW_S
         end, drained_end = self._follower.at.end, self._log.drained().end
         crowded_end = end - round(CROWDED_SHARE * call_log.RING_BYTES)
         step_bytes = PACE_BYTES
-        if is_busy and drained_end < crowded_end:
-            if self._upkeep.is_failing:
-                step_bytes = (call_log.RING_BYTES - (end - drained_end)) // STUCK_SHARE
-            else:
-                hurry()
-                self.await_drained(end - round(CLEARED_SHARE * call_log.RING_BYTES))
-                if drained_end < self._log.drained().end < crowded_end:
-                    step_bytes = 0  # upkeep goes on: wait again after the next call
+        if drained_end < crowded_end and not is_slow and not self._upkeep.is_failing:
+            hurry()
+            self.await_drained(end - round(CLEARED_SHARE * call_log.RING_BYTES))
+            if drained_end < self._log.drained().end < crowded_end:
+                step_bytes = 0  # upkeep goes on: wait again after the next call
         self.next_check_bytes = self._log.appended_bytes + step_bytes
         self._checked_s = time.monotonic()
 
