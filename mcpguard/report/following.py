@@ -98,9 +98,9 @@ class _Rows:
 
 @contextlib.contextmanager
 def until_replaced(settings: Settings) -> Iterator[Callable[[], bool]]:
-    """Work with a store until its file is removed or replaced. An error is none if that has happened by then.
+    """Work with a store until its file is removed or replaced. If it was, errors of the old file are ignored.
 
-    Gives a function that tells whether it has. A Redis store is never replaced.
+    Gives a function that tells whether it was. A Redis store never is.
     """
     file = _file_of(settings)  # asked before the store is opened, so that a replacement in between is noticed
     try:

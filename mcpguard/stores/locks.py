@@ -141,7 +141,7 @@ class SharedHold:
         return try_lock(self._fd)
 
     def try_share(self) -> bool:
-        """Hold it together with others, unless one holds it exclusively. Returns whether it does; never on Windows."""
+        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held; false on Windows."""
         return sys.platform != "win32" and _tried(self._fd, _TRY_SHARED)
 
     def share(self) -> None:

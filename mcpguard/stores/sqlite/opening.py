@@ -133,8 +133,8 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
 def _join(path: Path, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
     """Open a store that others have open, while one of them holds the store's lock for upkeep.
 
-    Whoever opens a store may create or repair it under the lock, if no other process has it open. So this tells others that it
-    is open only when nothing is left to create or to repair.
+    Who has the lock may repair the store as long as no other process has it open. So `hold` is shared last, when nothing is
+    left to create or to repair.
 
     Raises:
         StoreUnavailable, Lost: It has to be opened with the lock.

@@ -97,8 +97,8 @@ class Reader:
     def _asking(self) -> Iterator[None]:
         """Query the database, and report errors.
 
-        SQLite looks for a transaction to roll back by the file's name. If the file was replaced, that is one of its successor,
-        which would lose it.
+        SQLite finds the journal of an unfinished transaction by the database's name, and rolls the transaction back. If the
+        database was replaced, the journal is its successor's, and would be destroyed.
         """
         with database.reported(self.path):
             if self._journal.exists() and integrity.identity(self.path) != self._identity:

@@ -5,8 +5,9 @@ counters in its memory, and appends one record: the audit row, and the counters 
 notes and resets are records too, so all processes that follow the log have the same counters. Upkeep moves records into the
 database.
 
-Files beside the database: `-calls` is the call log; `-lock` is locked while a process opens the store or does upkeep; `-open`
-is locked, shared, by every process that has the store open; each `-owner-…` is locked by a process that caps calls in flight.
+Files beside the database: `-calls` is the call log; `-lock` is locked while a process creates or repairs the store, or does
+upkeep; `-open` is locked, shared, by every process that has the store open; each `-owner-…` is locked by a process that caps
+calls in flight.
 """
 
 import contextlib
