@@ -85,7 +85,7 @@ class Follower:
         Raises:
             StoreUnavailable: The log or the database cannot be read.
         """
-        if not self.memory.complete:
+        if self._unknown(calls):
             self._learn_ahead(calls)
         elif self._read_ahead_calls:
             self._read_ahead()
@@ -176,6 +176,7 @@ class Follower:
         for _ in range(_TRIES):
             with contextlib.suppress(Lost), database.reported(self._path):
                 self.follow()
+                self.make_room()
                 self._learn(calls)
                 return
 
@@ -192,12 +193,17 @@ class Follower:
         Raises:
             Lost: The database is beyond what this process has read of the log.
         """
-        memory = self.memory
-        counters = [counter for call in calls for counter in call.plan.counters]
-        unknown = {one.id: one.window_us for one in counters if one.window_us and one.id not in memory.states}
-        if unknown:
+        if unknown := self._unknown(calls):
             for key, log in zip(unknown, self._reader.logs(list(unknown), self.at), strict=True):
-                memory.remember(key, unknown[key], log)
+                self.memory.remember(key, unknown[key], log)
+
+    def _unknown(self, calls: Iterable[DecisionRequest | Ending]) -> dict[int, int]:
+        """Id and window in µs of those counters of calls that the database may have, and the memory does not."""
+        memory = self.memory
+        if memory.complete:
+            return {}
+        counters = (one for call in calls for one in call.plan.counters)
+        return {one.id: one.window_us for one in counters if one.window_us and one.id not in memory.states}
 
     def states_of(self, counters: Sequence[Counter]) -> list[State]:
         """The states of counters: their logs, or the calls in flight."""

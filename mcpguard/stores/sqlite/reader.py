@@ -176,7 +176,8 @@ class Reader:
         Raises:
             Lost: The database is beyond that position.
         """
-        states, texts = self._with_log(lambda db: database.logs(db, ids), upto)
+        names = [str(key).encode() for key in ids]
+        states, texts = self._with_log(lambda db: database.logs(db, ids), upto, naming=names)
         for text in texts:
             replay(states, text)
         return [states[key] for key in ids]
@@ -340,9 +341,13 @@ class Reader:
         return Pending(at.row, texts)
 
     def _with_log(
-        self, question: Callable[[sqlite3.Connection], _Found], upto: Position | None = None
+        self,
+        question: Callable[[sqlite3.Connection], _Found],
+        upto: Position | None = None,
+        *,
+        naming: Sequence[bytes] = (),
     ) -> tuple[_Found, list[str]]:
-        """The result of a query, and the log's records since then."""
+        """The result of a query, and the log's records since then; none of them if none has one of the words in `naming`."""
         for _ in range(_TRIES):
             with self._asking(), database.reading(self._db):
                 at = database.position(self._db)
@@ -354,6 +359,8 @@ class Reader:
             if log is None:
                 return found, []
             try:
+                if upto is not None and naming and not log.has_any(naming, at, upto.end):
+                    return found, []
                 records = log.records(at)
                 return found, [text for text, after in records if upto is None or after.end <= upto.end]
             except Lost:

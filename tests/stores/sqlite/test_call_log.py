@@ -107,6 +107,32 @@ def test_a_log_that_is_never_drained_becomes_full_and_loses_no_record(log: CallL
     assert texts(log, at) == ["room again"]
 
 
+@pytest.mark.parametrize("drained", [0, SMALL - 30_000])
+def test_a_word_is_found_wherever_it_is_between_two_positions_and_only_there(log: CallLog, drained: int) -> None:
+    begin = log.append(START, "x" * drained, 0)  # the second time the ring ends in the middle
+    log.set_drained(begin)
+    ends = [log.append(begin, "word " + "y" * 9000, 0)]
+    for number in range(5):
+        ends.append(log.append(ends[-1], f"{'y' * (8150 + 7 * number)} {number}word{number} {'y' * 3000}", 0))
+    end = ends[-1].end
+    assert log.has_any([b"word"], begin, end)
+    for number in range(5):
+        word = b"%dword%d" % (number, number)
+        assert log.has_any([b"absent", word], begin, end)
+        assert log.has_any([word], ends[number], ends[number + 1].end)
+        assert not log.has_any([word], begin, ends[number].end)
+        assert not log.has_any([word, b"absent"], ends[number + 1], end)
+
+
+def test_who_seeks_a_word_where_records_were_overwritten_is_lost(log: CallLog) -> None:
+    sleeper = at = log.append(START, "x", 0)
+    for _ in range(300):
+        at = log.append(at, "y" * 1000, 0)
+        log.set_drained(at)
+    with pytest.raises(Lost):
+        log.has_any([b"x"], sleeper, sleeper.end + 1000)
+
+
 def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
     sleeper = at = log.append(START, "x", 0)
     for _ in range(300):

@@ -13,12 +13,12 @@ from mcpguard.errors import ExitStatus, StoreUnavailable
 from mcpguard.stores import clock
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, memory, opening, schema
+from mcpguard.stores.sqlite import call_log, memory, opening, reader, schema
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time, call_line, identity
+from tests.core.build import WALL_US, Session, Time, call_line, identity, steps
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 
@@ -510,6 +510,42 @@ def test_memory_for_counters_is_bounded_however_many_a_turn_adds(
     for session in (busy, seldom):
         session.decisions("last")
         assert len(session.store.last_seen()[0]) <= 20 + 3 * 2 * 30  # what the last turn has added
+
+
+def test_memory_for_counters_that_the_database_has_is_bounded(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    time, policy, tools = Time(), '[[rule]]\ntool = "*"\nlimit = "2/1h"\n', [f"tool{at}" for at in range(100)]
+    first = Session(open_store(clock=time), policy)
+    for tool in tools:
+        first.one(tool)
+    first.store.close()
+    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
+        monkeypatch.setattr(memory, name, 10)
+    monkeypatch.setattr(reader, "REMEMBERED", 10)
+    late = Session(open_store(clock=time), policy, session="b" * 16)
+    assert [late.decisions(tool) for tool in tools] == [["allowed"]] * 100
+    assert len(late.store.last_seen()[0]) <= 30
+    assert [late.decisions(tool) for tool in tools] == [["rate_limited"]] * 100
+
+
+def test_a_counter_that_is_not_in_memory_is_found_however_much_the_log_holds(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = '[[rule]]\ntool = "*"\nlimit = "100000/1h"\n'
+    first = Session(open_store(), policy)
+    first.one("usual")
+    first.store.close()
+    monkeypatch.setattr(reader, "REMEMBERED", 0)
+    busy, late = Session(open_store(), policy), Session(open_store(), policy, session="b" * 16)
+
+    def steps_of_first_call(tool: str) -> int:
+        while late.store.catch_up():
+            pass
+        return steps(lambda: late.one(tool))
+
+    few = steps_of_first_call("a")
+    for _ in range(300):
+        busy.one("usual")
+    assert steps_of_first_call("b") < few + 200
 
 
 def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
