@@ -57,7 +57,7 @@ class Bookkeeper:
             self._work.set()
 
     def judged(self) -> None:
-        """Wake, then wait until the store has room for more calls. From the thread that reads from the client."""
+        """Wake, then wait if the store needs time before it takes more calls. From the thread that reads from the client."""
         self.wake()
         self._store.keep_pace(self.hurry)
 

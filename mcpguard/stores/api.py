@@ -185,7 +185,7 @@ class CallStore(Protocol):
         """
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
-        """If much was written that upkeep has not processed, wait for upkeep, at most for the store's timeout.
+        """If much was written that upkeep has not processed, wait a little, at most for the store's timeout, so that it can.
 
         Call it after calls were forwarded and before more are read: then the client waits, and no call does.
 

@@ -13,12 +13,11 @@ PACE_BYTES: Final = 16 * 1024
 """A process checks how full the log is each time that it has appended this much: about 30 single calls."""
 
 SLOW_S: Final = 1.0
-"""A process that takes longer than this to append `PACE_BYTES` never waits: it does not fill the log."""
+"""A process that takes longer than this from one check to the next never waits: it does not fill the log."""
 
 CROWDED_SHARE: Final = 1 / 2
-CLEARED_SHARE: Final = 1 / 4
-"""When more than the first of these shares of the log waits for the database, the log is crowded. Then all processes but slow
-ones wait before they take more calls, until only the second share waits: so upkeep has the processor to itself."""
+"""When more than this share of the log waits for the database, the log is crowded. The fuller it is, the longer a process waits
+before it takes more calls, and the sooner it checks again. So who makes many calls waits most, and upkeep can work."""
 
 LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""
@@ -46,7 +45,7 @@ class Pace:
         self._checked_s = time.monotonic()
 
     def keep(self, hurry: Callable[[], None]) -> None:
-        """Wait for the database if the log is crowded, unless this process is slow, or could not write the database itself.
+        """Wait for a moment if the log is crowded, unless this process is slow, or could not write the database itself.
 
         Args:
             hurry: Called before the wait, to start upkeep.
@@ -55,16 +54,18 @@ class Pace:
             StoreUnavailable, OSError: The log cannot be read.
         """
         is_slow = time.monotonic() - self._checked_s > SLOW_S
-        end, drained_end = self._follower.at.end, self._log.drained().end
-        crowded_end = end - round(CROWDED_SHARE * call_log.RING_BYTES)
-        step_bytes = PACE_BYTES
-        if drained_end < crowded_end and not is_slow and not self._upkeep.is_failing:
+        crowding = 0.0 if is_slow or self._upkeep.is_failing else self._crowding()
+        if crowding:
             hurry()
-            self.await_drained(end - round(CLEARED_SHARE * call_log.RING_BYTES))
-            if drained_end < self._log.drained().end < crowded_end:
-                step_bytes = 0  # upkeep goes on: wait again after the next call
-        self.next_check_bytes = self._log.appended_bytes + step_bytes
+            with self._upkeep.awaited():
+                time.sleep(self._timeout_s * crowding)
+        self.next_check_bytes = self._log.appended_bytes + round(PACE_BYTES * (1 - crowding))
         self._checked_s = time.monotonic()
+
+    def _crowding(self) -> float:
+        """From 0, the log is not crowded, to 1, it is full."""
+        waiting_share = (self._follower.at.end - self._log.drained().end) / call_log.RING_BYTES
+        return max(0.0, (waiting_share - CROWDED_SHARE) / (1 - CROWDED_SHARE))
 
     def await_drained(self, end: int) -> None:
         """Wait until the database has the log up to a position, for at most the timeout."""

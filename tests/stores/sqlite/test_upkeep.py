@@ -222,9 +222,25 @@ def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: 
     assert store._log.drained() == other._follower.at
 
 
-def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The size of a log in which a process checks its pace after two calls."""
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+    return call_log.RING_BYTES
+
+
+def waiting_bytes(store: SqliteStore) -> int:
+    return store._follower.at.end - store._log.drained().end
+
+
+def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object], now_s: Callable[[], float] = float) -> None:
+    """Call a function where a process would wait between calls."""
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=now_s, sleep=sleep))
+
+
+@pytest.mark.usefixtures("small_log")
+def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
@@ -235,90 +251,89 @@ def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Ope
     assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 3001))
 
 
+@pytest.mark.usefixtures("small_log")
 def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
-    stormy, other = open_store(timeout_ms=2000), Session(open_store(), FIVE_A_MINUTE)
+    stormy, other = open_store(), Session(open_store(), FIVE_A_MINUTE)
     session = Session(stormy, FIVE_A_MINUTE, session="b" * 16)
-    waits: list[int] = []
-    monkeypatch.setattr(stormy._pace, "await_drained", waits.append)  # nobody does upkeep, so it would wait
+    waits: list[float] = []
+    let_it_wait(monkeypatch, waits.append)
     while not waits:
         session.call("free", 10, _meta=ALONE)
         stormy.keep_pace(lambda: None)
     assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
 
 
-def test_many_processes_that_each_append_little_do_not_fill_the_log(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+def test_many_processes_that_each_append_little_do_not_fill_the_log(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, small_log: int
+) -> None:
     stores = [open_store() for _ in range(16)]
     sessions = [Session(store, FIVE_A_MINUTE, session=f"{at:016x}") for at, store in enumerate(stores)]
     waiting: list[int] = []
 
-    def drain(self: pace.Pace, end: int) -> None:
-        waiting.append(self._follower.at.end - self._log.drained().end)
+    def drain(_: float) -> None:
+        waiting.append(max(map(waiting_bytes, stores)))
         assert stores[0]._with_lock(stores[0]._upkeep.drain)
-        assert self._log.drained().end >= end
 
-    monkeypatch.setattr(pace.Pace, "await_drained", drain)
+    let_it_wait(monkeypatch, drain)
     for _ in range(20):
         for store, session in zip(stores, sessions, strict=True):
             assert set(session.decisions("free", 5, _meta=ALONE)) == {"allowed"}
             store.keep_pace(lambda: None)
     assert waiting
-    assert max(waiting) < 256 * 1024 * 0.6
+    assert max(waiting) < 0.6 * small_log
 
 
-@pytest.mark.parametrize(("upkeep_is", "expected"), [("slow", 11), ("stuck", 3), ("failing", 0)])
-def test_while_the_log_is_crowded_a_process_waits_after_each_call_if_upkeep_goes_on_less_if_not_and_never_if_it_fails(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, upkeep_is: str, expected: int
+def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_again(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, small_log: int
 ) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
-    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
-    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+    store = open_store(timeout_ms=1000)
+    session = Session(store, FIVE_A_MINUTE)
+    waits: list[tuple[float, float]] = []
+    hurried: list[int] = []
+    let_it_wait(monkeypatch, lambda wait_s: waits.append((waiting_bytes(store) / small_log, wait_s)))
+    while waiting_bytes(store) < 0.95 * small_log:
+        session.call("free", _meta=ALONE)
+        store.keep_pace(lambda: hurried.append(len(waits)))
+    assert hurried == list(range(len(waits)))  # before each wait
+    assert waits == sorted(waits)
+    assert all(0.5 < share < 1 and wait_s == pytest.approx(2 * share - 1) for share, wait_s in waits)
+    steps = [after - before for before, after in itertools.pairwise(share for share, _ in waits)]
+    assert sum(steps[:10]) > 1.5 * sum(steps[-10:])
+
+
+@pytest.mark.usefixtures("small_log")
+def test_a_process_whose_upkeep_fails_does_not_wait_for_it(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
-    waits: list[int] = []
-
-    def drain_a_little(end: int) -> None:
-        waits.append(end)
-        if upkeep_is == "slow":
-            store._with_lock(lambda: bool(store._upkeep.drain() and False))
-
-    monkeypatch.setattr(store._pace, "await_drained", drain_a_little)
-    if upkeep_is == "failing":
-        with monkeypatch.context() as patched:
-            patched.setattr(draining, "_INSERT_ROW", "INSERT INTO missing")
-            session.call("free", _meta=ALONE)
-            store.tend()
-        assert "calls go on" in store.warnings[0]
-    for _ in range(450):  # not all in one record, which would be drained at once
+    waits: list[float] = []
+    let_it_wait(monkeypatch, waits.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(draining, "_INSERT_ROW", "INSERT INTO missing")
         session.call("free", _meta=ALONE)
-    for _ in range(11):
+        store.tend()
+    assert "calls go on" in store.warnings[0]
+    for _ in range(461):
         session.call("free", _meta=ALONE)
         store.keep_pace(lambda: None)
-    assert len(waits) == expected
+    assert not waits
 
 
+@pytest.mark.usefixtures("small_log")
 def test_a_process_that_makes_few_calls_a_second_waits_for_no_other_that_fills_the_log(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
     time_s = 0.0
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: time_s))
+    waits: list[float] = []
+    let_it_wait(monkeypatch, waits.append, lambda: time_s)
     store, other = open_store(), open_store()
     session = Session(store, FIVE_A_MINUTE)
-    Session(other, FIVE_A_MINUTE, session="b" * 16).call("free", 500, _meta=ALONE)
-    waits: list[int] = []
-    monkeypatch.setattr(store._pace, "await_drained", waits.append)
-    for step_s in (0.3, 0.1):
+    Session(other, FIVE_A_MINUTE, session="b" * 16).call("free", 550, _meta=ALONE)
+    for step_s in (0.4, 0.1):
         for _ in range(20):
             time_s += step_s
             session.call("free", _meta=ALONE)
             store.keep_pace(lambda: None)
-        assert bool(waits) is (step_s < 0.2)
+        assert bool(waits) is (step_s < 0.3)
 
 
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
