@@ -109,7 +109,7 @@ class Upstream:
             session: The core's state machine.
             policy: The source of the policy.
             identity: The source of the identity; None if it does not change.
-            judged: Called after messages were judged. It may wait until the store has room for more calls.
+            judged: Called after messages were judged. It may wait if the store needs time before it takes more calls.
         """
         self._judged = judged
         self._session, self._identity, self._policy = session, identity, policy

@@ -237,7 +237,7 @@ class CallLog:
         return found[_CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
 
     def has_any(self, words: Collection[bytes], at: Position, end: int) -> bool:
-        """Whether one of these words is in the records between two positions. To read all of them takes ten times as long.
+        """Whether one of these words is in the records between two positions. To read the records takes ten times as long.
 
         Raises:
             Lost: See `has_more`.

@@ -9,10 +9,10 @@ from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
-PACE_BYTES: Final = 16 * 1024
-"""A process checks how full the log is each time that it has appended this much: about 30 single calls."""
+PACE_BYTES: Final = 32 * 1024
+"""A process checks how full the log is each time that it has appended this much: about 60 single calls."""
 
-SLOW_S: Final = 1.0
+SLOW_S: Final = 2.0
 """A process that takes longer than this from one check to the next never waits: it does not fill the log."""
 
 CROWDED_SHARE: Final = 1 / 2
@@ -58,7 +58,7 @@ class Pace:
         if crowding:
             hurry()
             with self._upkeep.awaited():
-                time.sleep(self._timeout_s * crowding)
+                time.sleep(self._timeout_s * crowding**0.5)  # a root, to slow processes down as soon as it is crowded
         self.next_check_bytes = self._log.appended_bytes + round(PACE_BYTES * (1 - crowding))
         self._checked_s = time.monotonic()
 
