@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.stores.sqlite import upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Time
 
@@ -20,6 +21,14 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def times() -> tuple[Time, Time]:
     return Time(), Time(WALL_US)
+
+
+@pytest.fixture(autouse=True)
+def patient_upkeep() -> Iterator[None]:
+    """A busy machine interrupts no drain: what it leaves would never be due, because the store's time stands still."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(upkeep, "HOLD_S", 600)
+        yield
 
 
 @pytest.fixture
