@@ -67,6 +67,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._signalled_s = 0.0
         self._is_launcher = False  # whether the server exited with 0 before the client left
+        self._had_client_at_exit = False  # whether the client had not left when the server exited
         self._woken = Wake()
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -86,6 +87,7 @@ class Supervisor:
         self._woken.set()
 
     def _on_exit(self, *_: object) -> None:
+        self._had_client_at_exit = self._has_client
         self._woken.set()
 
     def supervise(self, server: ServerProcess, traffic: "Traffic", console: "Console", guard: Callable[[], None]) -> int:
@@ -104,11 +106,10 @@ class Supervisor:
             threading.Thread(target=server.wait, args=(self._on_exit,), daemon=True).start()
         else:  # a client may start mcpguard with blocked signals; the server has inherited that already
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING})
-        self._is_launcher = server.poll() == 0
         traffic.start()
         guard()
         self._wait(lambda: server.poll() is not None or self._is_ending)
-        if server.status == 0 and "client" not in self._ended:
+        if server.status == 0 and (self._had_client_at_exit or self._has_client):
             self._is_launcher = True  # a process that it started may have its pipes, and serve
             self._wait(lambda: self._is_ending)
         is_ended_by_us = not self._has_exited(server) and self._end_server(server, traffic)
@@ -118,7 +119,7 @@ class Supervisor:
         how = f"server exited with {status_text(status)}"
         traffic.close_input(how)
         self._drain_stream(server, traffic)
-        if self._signals or "client" in self._ended:
+        if self._signals or not self._has_client:
             traffic.client_left()
         else:
             (console.error if status else console.line)(how)
@@ -126,6 +127,11 @@ class Supervisor:
         self._drain_answers(traffic)
         traffic.finish(self.at_most(LAST_ROWS_S))
         return status
+
+    @property
+    def _has_client(self) -> bool:
+        """Whether the client has not left."""
+        return "client" not in self._ended
 
     @property
     def _is_ending(self) -> bool:

@@ -3,7 +3,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
@@ -117,8 +117,8 @@ class Scene:
         child.confirm()
         return child
 
-    def supervise(self) -> int:
-        return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write), lambda: None)
+    def supervise(self, guard: Callable[[], None] = lambda: None) -> int:
+        return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write), guard)
 
     def stream_ends_with(self, child: ServerProcess) -> threading.Thread:
         """Read the server's output to its end, as the downstream loop does."""
@@ -322,6 +322,21 @@ def test_a_launchers_child_that_ignores_sigterm_is_killed(scene: Scene, ends_wit
     thread.start()
     assert scene.supervise() == 0
     thread.join()
+    downstream.join(30)
+    assert not downstream.is_alive()
+
+
+def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_is_loaded(scene: Scene) -> None:
+    child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and (os.read(0, 1), os._exit(0));" + IGNORING)
+    assert os.read(child.stdout, 2) == b"up"
+    downstream = scene.stream_ends_with(child)
+
+    def load() -> None:
+        os.write(child.stdin, b"x")
+        until(lambda: child.poll() == 0, "the launcher is gone")
+        scene.supervisor.ended("client")
+
+    assert scene.supervise(load) == 0
     downstream.join(30)
     assert not downstream.is_alive()
 
