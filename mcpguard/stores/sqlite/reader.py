@@ -347,7 +347,13 @@ class Reader:
         *,
         naming: Sequence[bytes] = (),
     ) -> tuple[_Found, list[str]]:
-        """The result of a query, and the log's records since then; none of them if none has one of the words in `naming`."""
+        """The result of a query, and the log's records since then.
+
+        Args:
+            question: The query.
+            upto: The position up to which to read the log; None for all of it.
+            naming: With `upto`: leave the records out if none has one of these words.
+        """
         for _ in range(_TRIES):
             with self._asking(), database.reading(self._db):
                 at = database.position(self._db)
