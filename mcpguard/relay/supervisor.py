@@ -109,6 +109,7 @@ class Supervisor:
         traffic.start()
         guard()
         self._wait(lambda: server.poll() is not None or self._is_ending)
+        # Asked twice: the guard may have taken long to load, and the exit may be seen before its signal is handled
         if server.status == 0 and (self._had_client_at_exit or self._has_client):
             self._is_launcher = True  # a process that it started may have its pipes, and serve
             self._wait(lambda: self._is_ending)

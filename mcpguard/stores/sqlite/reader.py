@@ -365,7 +365,7 @@ class Reader:
             if log is None:
                 return found, []
             try:
-                if upto is not None and naming and not log.has_any(naming, at, upto.end):
+                if naming and upto and not log.has_any(naming, at, upto.end):
                     return found, []
                 records = log.records(at)
                 return found, [text for text, after in records if upto is None or after.end <= upto.end]

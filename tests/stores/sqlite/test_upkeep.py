@@ -233,7 +233,9 @@ def waiting_bytes(store: SqliteStore) -> int:
     return store._follower.at.end - store._log.drained().end
 
 
-def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object], now_s: Callable[[], float] = float) -> None:
+def let_it_wait(
+    monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object], now_s: Callable[[], float] = lambda: 0.0
+) -> None:
     """Call a function where a process would wait between calls."""
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=now_s, sleep=sleep))
 
