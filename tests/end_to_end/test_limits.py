@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mcpguard.stores.sqlite import entries
-from mcpguard.stores.sqlite.call_log import START, CallLog, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.log_records import START
 
 from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, total
 

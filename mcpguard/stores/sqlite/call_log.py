@@ -5,17 +5,11 @@ this file alone, under one short lock: it reads what others appended, decides, a
 database later, in one transaction with the position up to which the database has them.
 
 The file is a ring buffer of fixed size. All of it is written once when the file is created, so a full disk stops no call.
-A position is the number of bytes ever appended; modulo the size of the ring it is an offset in the file. A record is:
+A position is the number of bytes ever appended; modulo the size of the ring it is an offset in the file. `log_records` says how
+a record is written, and why reading is cheap: each process reads the records of all others before it decides.
 
-    position (8 bytes) · first row's id (8) · number of rows (4) · length of the text (4) · charge (12) · text · checksum (4)
-
-The last byte of a record commits it. A reader ignores bytes whose position or checksum is wrong: a process was killed while it
-wrote them, or they are left from an earlier round of the ring. The file is read with `pread`, not mapped: if somebody truncates
-it, a read fails, where access to a mapped page would kill the process (SIGBUS).
-
-Each process reads the records of all others before it decides. Two things make that cheap. The head has the charge, see
-`Charge`: it is all that a reader needs of most records. And one checksum checks many records, because each is the checksum of
-all bytes before it (Adler-32, RFC 1950, section 9), as in SQLite's write-ahead log.
+The file is read with `pread`, not mapped: if somebody truncates it, a read fails, where access to a mapped page would kill the
+process (SIGBUS).
 """
 
 import contextlib
@@ -26,12 +20,14 @@ import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
+from mcpguard.stores.sqlite import log_records
+from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Charge, Position
 
 FORMAT: Final = 3
 
@@ -41,18 +37,13 @@ RING_BYTES: Final = 8 * 1024 * 1024
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048
 _DRAINED: Final = struct.Struct("<qq4sI")
-_HEAD: Final = struct.Struct("<qqIIqI")
-_CHECKSUM_BYTES: Final = 4
-_END_BYTES: Final = _CHECKSUM_BYTES + 8
+_END_BYTES: Final = CHECKSUM_BYTES + 8
 _BLOCK_BYTES: Final = 64 * 1024
 _RESERVED_SHARE: Final = 32
 """Calls leave this share of the ring to records that no call may wait for, such as outcomes and the ends of calls."""
 
 _CHUNK_BYTES: Final = 8 * 1024
 """How much is read at once: about 15 single calls. More would only push other data out of the CPU's caches."""
-
-MAX_TEXT_BYTES: Final = RING_BYTES // 4
-"""The longest text of one record."""
 
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import threading
@@ -78,37 +69,6 @@ else:
         _sync = os.fsync
     else:
         _sync = os.fdatasync
-
-
-class Position(NamedTuple):
-    """How far a process has read the log.
-
-    Attributes:
-        end: The position after the last record that it has read.
-        row: The id of the next audit row.
-        checksum: The checksum that ends that record. If it is still there, the log continues where the process stopped reading.
-    """
-
-    end: int
-    row: int
-    checksum: bytes
-
-
-START: Final = Position(_CHECKSUM_BYTES, 1, bytes(_CHECKSUM_BYTES))
-"""The start of an empty log, after four zero bytes in place of a checksum."""
-
-
-Charge = tuple[int, int]
-"""What a record changes: the store time at which counters were charged, and the length of the end of its text that names them.
-`NO_CHARGE` if it changes nothing, `IN_TEXT` if only its text tells."""
-
-_BY_TEXT: Final = (1 << 32) - 1
-NO_CHARGE: Final[Charge] = (0, 0)
-IN_TEXT: Final[Charge] = (0, _BY_TEXT)
-
-Change = tuple[int, str, int] | str
-"""What a record changes: the store time at which counters were charged, the text that names them, and 1 for the one call. Or
-all of its text."""
 
 
 class Lost(Exception):
@@ -218,12 +178,12 @@ class CallLog:
     def ends_at(self, at: Position) -> bool:
         """Whether the log ends at a position. If not, it has more there, or not the record that ends there."""
         end, _, checksum = at
-        place = end % RING_BYTES - _CHECKSUM_BYTES
+        place = end % RING_BYTES - CHECKSUM_BYTES
         if not 0 <= place <= RING_BYTES - _END_BYTES:
-            found = self._read(end - _CHECKSUM_BYTES, _END_BYTES)
+            found = self._read(end - CHECKSUM_BYTES, _END_BYTES)
         else:
             found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + place)
-        return found[:_CHECKSUM_BYTES] == checksum and found[_CHECKSUM_BYTES:] != end.to_bytes(8, "little")
+        return found[:CHECKSUM_BYTES] == checksum and found[CHECKSUM_BYTES:] != end.to_bytes(8, "little")
 
     def has_more(self, at: Position) -> bool:
         """Whether there may be a record after a position.
@@ -231,10 +191,10 @@ class CallLog:
         Raises:
             Lost: The log does not have the record that ends there.
         """
-        found = self._read(at.end - _CHECKSUM_BYTES, _END_BYTES)
-        if found[:_CHECKSUM_BYTES] != at.checksum:
+        found = self._read(at.end - CHECKSUM_BYTES, _END_BYTES)
+        if found[:CHECKSUM_BYTES] != at.checksum:
             raise Lost
-        return found[_CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
+        return found[CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
 
     def has_any(self, words: Collection[bytes], at: Position, end: int) -> bool:
         """Whether one of these words is in the records between two positions. To read the records takes ten times as long.
@@ -249,28 +209,17 @@ class CallLog:
         return found
 
     def records(self, at: Position) -> Iterator[tuple[str, Position]]:
-        """The records after a position, each with the position after it. Reads without a lock.
+        """The text of each record after a position, with the position after it. Reads without a lock.
 
         Raises:
             Lost: See `has_more`.
         """
-        found = self.next_records(at)
-        while found:
-            for text, end, row, checksum in found:
-                at = Position(end, row, checksum)
+        is_end = False
+        while not is_end:
+            is_end = True
+            for text, after in log_records.texts(self._next(at), at):
+                at, is_end = after, False
                 yield text, at
-            found = self.next_records(at)
-
-    def next_records(self, at: Position) -> list[tuple[str, int, int, bytes]]:
-        """Some of the records after a position, each with the members of the position after it; none at the end of the log.
-
-        Raises:
-            Lost: See `has_more`.
-        """
-        data, found = self._next(at)
-        return [
-            (data[begin:stop].decode(), end, row, data[stop : stop + _CHECKSUM_BYTES]) for begin, stop, end, row, _, _ in found
-        ]
 
     def next_changes(self, at: Position) -> tuple[list[Change], Position, bool]:
         """What some of the records after a position change, the position after them, and whether there may be more.
@@ -278,30 +227,16 @@ class CallLog:
         Raises:
             Lost: See `has_more`.
         """
-        data, found = self._next(at)
-        changes: list[Change] = []
-        for begin, stop, _, _, time_us, length in found:
-            if length == _BY_TEXT:
-                changes.append(data[begin:stop].decode())
-            elif length:
-                changes.append((time_us, data[stop - length : stop].decode(), 1))
-        if not found:
-            return [], at, False
-        _, stop, end, row, _, _ = found[-1]
-        head = stop + _CHECKSUM_BYTES
-        next_end = data[head : head + 8]
-        return changes, Position(end, row, data[stop:head]), len(next_end) < 8 or next_end == end.to_bytes(8, "little")
+        return log_records.changes(self._next(at), at)
 
-    def _next(self, at: Position) -> tuple[bytes, list["_Found"]]:
-        """Bytes from the checksum before a position on, and the records in them."""
-        data = self._read(at.end - _CHECKSUM_BYTES, _CHUNK_BYTES)
-        if data[:_CHECKSUM_BYTES] != at.checksum:
+    def _next(self, at: Position) -> bytes:
+        """Bytes from the checksum before a position on: some records, or one that is long, if there is one."""
+        data = self._read(at.end - CHECKSUM_BYTES, _CHUNK_BYTES)
+        if data[:CHECKSUM_BYTES] != at.checksum:
             raise Lost
-        found = _records(data, at.end, at.row)
-        if not found and (length := _length(data, at.end)) > len(data):
-            data = self._read(at.end - _CHECKSUM_BYTES, length)
-            found = _records(data, at.end, at.row)
-        return data, found
+        if (length := log_records.first_length(data, at)) > len(data):
+            data = self._read(at.end - CHECKSUM_BYTES, length)
+        return data
 
     def end(self, at: Position) -> Position:
         """The end of the log, found by reading on from a position."""
@@ -315,32 +250,9 @@ class CallLog:
 
     def append_all(self, at: Position, records: Iterable[tuple[str, int, Charge]], *, uses_reserve: bool = False) -> Position:
         """Append all records or none: see `append_packed`."""
-        data, after = self.pack(at, records)
+        data, after = log_records.pack(at, records)
         self.append_packed(at, data, uses_reserve=uses_reserve)
         return after
-
-    def pack(self, at: Position, records: Iterable[tuple[str, int, Charge]]) -> tuple[bytes, Position]:
-        """Records as the log has them if they follow a position, and the position after them.
-
-        Args:
-            at: The position.
-            records: Each record's lines, how many of them are audit rows, and what it changes.
-
-        Raises:
-            StoreUnavailable: A record is longer than `MAX_TEXT_BYTES`, the most that a reader can read.
-        """
-        begin, row, checksum = at
-        data, end = b"", begin
-        for text, rows, (time_us, charge_bytes) in records:
-            body = text.encode()
-            if len(body) > MAX_TEXT_BYTES:
-                raise StoreUnavailable(f"{self.path} takes no record of {len(body)} bytes")
-            body = _HEAD.pack(end, row, rows, len(body), time_us, charge_bytes) + body
-            checksum = _checksum(checksum + body)
-            data += body + checksum
-            end = begin + len(data)
-            row += rows
-        return data, tuple.__new__(Position, (end, row, checksum))  # half the time of `Position(…)`
 
     def append_packed(self, at: Position, data: bytes, *, uses_reserve: bool = False) -> None:
         """Append all packed records or none. The caller has the lock.
@@ -359,7 +271,7 @@ class CallLog:
         if end > self._room_until:
             reserve = RING_BYTES // _RESERVED_SHARE
             drained_end = self.drained().end
-            self._room_until = drained_end - _CHECKSUM_BYTES + RING_BYTES - reserve
+            self._room_until = drained_end - CHECKSUM_BYTES + RING_BYTES - reserve
             lacking_bytes = end - self._room_until - (reserve if uses_reserve else 0)
             if lacking_bytes > 0:
                 raise LogFull(self.path, drained_end + lacking_bytes)
@@ -398,7 +310,7 @@ class CallLog:
 
     def begin_at(self, at: Position) -> None:
         """Empty the log and let it continue at a position. The caller has the lock; no other process has the log open."""
-        self._write(at.end - _CHECKSUM_BYTES, at.checksum + bytes(_HEAD.size))
+        self._write(at.end - CHECKSUM_BYTES, at.checksum + bytes(HEAD.size))
         self.set_drained(at)
 
     def _read(self, at: int, count: int) -> bytes:
@@ -421,48 +333,6 @@ class CallLog:
             os.close(self.fd)
             self.fd = -1
             self.folder.close()
-
-
-_Found = tuple[int, int, int, int, int, int]
-"""A record in data: where its text begins and stops, the position after it and the id of the next row, its charge."""
-
-
-def _records(data: bytes, end: int, row: int) -> list[_Found]:
-    """The complete records in data that begins with the checksum before a position; see `CallLog.next_records`."""
-    found = []
-    head = _CHECKSUM_BYTES
-    unpack, head_bytes, last_head, last_stop = (
-        _HEAD.unpack_from,
-        _HEAD.size,
-        len(data) - _HEAD.size,
-        len(data) - _CHECKSUM_BYTES,
-    )
-    while head <= last_head:
-        at, first_row, rows, length, time_us, charge_bytes = unpack(data, head)
-        begin = head + head_bytes
-        stop = begin + length
-        if at != end or first_row != row or stop > last_stop:
-            break
-        head = stop + _CHECKSUM_BYTES
-        end += head_bytes + length + _CHECKSUM_BYTES
-        row += rows
-        found.append((begin, stop, end, row, time_us, charge_bytes))
-    while found and _checksum(data[: found[-1][1]]) != data[found[-1][1] : found[-1][1] + _CHECKSUM_BYTES]:
-        found.pop()  # it is not whole, or one before it
-    return found
-
-
-def _checksum(data: bytes) -> bytes:
-    """The checksum that follows some data, which begin with the checksum before them."""
-    return zlib.adler32(data, int.from_bytes(data[:_CHECKSUM_BYTES], "little")).to_bytes(_CHECKSUM_BYTES, "little")
-
-
-def _length(data: bytes, end: int) -> int:
-    """The length of a record and of the checksum before it, by its head; 0 if there is no head of a record that can be read."""
-    if len(data) < _CHECKSUM_BYTES + _HEAD.size:
-        return 0
-    at, _, _, length, _, _ = _HEAD.unpack_from(data, _CHECKSUM_BYTES)
-    return 2 * _CHECKSUM_BYTES + _HEAD.size + length if at == end and length <= MAX_TEXT_BYTES else 0
 
 
 def create(path: Path, header: Mapping[str, object], at: Position = START) -> None:

@@ -14,8 +14,9 @@ from typing import Final, TypeVar
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import integrity
-from mcpguard.stores.sqlite.call_log import START, Position, log_path
+from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.in_flight import Place
+from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import unpack
 from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 

@@ -30,7 +30,7 @@ from mcpguard.core.limiter import Decision, Limit, State, fail
 from mcpguard.core.policy.plan import Counter, Plan
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.sqlite.call_log import IN_TEXT, NO_CHARGE, Charge
+from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, Charge
 
 ROW: Final = "+"
 RUN: Final = "*"

@@ -17,8 +17,9 @@ from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import entries, notes
-from mcpguard.stores.sqlite.call_log import CallLog, Change, Position
+from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
+from mcpguard.stores.sqlite.log_records import Change, Position
 
 REMEMBERED: Final = 65_536
 """The most counters that a process keeps in memory. A usual one takes about 300 bytes, and 1.5 µs when a store is opened."""

@@ -16,7 +16,8 @@ from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import call_log, database, integrity
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
+from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.schema import VERSION, migrate, require_schema
@@ -191,7 +192,7 @@ def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLo
     """The call log, created if it is missing."""
     log_file = log_path(path)
     if not log_file.exists():
-        key, at = database.key(db), call_log.START
+        key, at = database.key(db), START
         if key is not None:
             warnings.append(f"{log_file} was removed: calls that only it held are counted and audited no more")
             at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)

@@ -20,8 +20,9 @@ from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, entries, integrity
 from mcpguard.stores.sqlite.archive import Archive, Condition
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, Position, beside, damaged, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
+from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import require_schema

@@ -29,10 +29,11 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import database, entries
-from mcpguard.stores.sqlite.call_log import LogFull, Lost, Position, damaged
+from mcpguard.stores.sqlite import database, entries, log_records
+from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.entries import PlanTexts
 from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.pace import Pace
@@ -190,7 +191,7 @@ class SqliteStore:
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
-        record, after = self._log.pack(follower.at, ((text, 1, (now_us, len(texts.charged))),))
+        record, after = log_records.pack(follower.at, ((text, 1, (now_us, len(texts.charged))),))
         return verdict, logs, record, after
 
     def _remember_texts(self, plan: Plan) -> PlanTexts:

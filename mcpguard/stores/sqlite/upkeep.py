@@ -17,8 +17,9 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity
-from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, Position
+from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
+from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.owners import Owners
 
 DRAIN_BYTES: Final = 1024 * 1024

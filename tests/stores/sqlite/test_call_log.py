@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import call_log
-from mcpguard.stores.sqlite.call_log import IN_TEXT, NO_CHARGE, START, CallLog, Lost, Position, create
+from mcpguard.stores.sqlite import call_log, log_records
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, create
+from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, START, Change, Position
 
 HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
 SMALL = 128 * 1024
@@ -217,7 +218,7 @@ def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
 
 
 def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 70_000)
+    monkeypatch.setattr(log_records, "MAX_TEXT_BYTES", 70_000)
     at = log.append(START, "ä" * 35_000, 0)
     with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):
         log.append_all(at, [("before", 0, NO_CHARGE), ("x" * 70_001, 0, NO_CHARGE)])
@@ -248,8 +249,8 @@ def test_a_reader_takes_the_records_before_one_that_is_not_whole_and_none_after_
         log.close()
 
 
-def changes(log: CallLog, at: Position = START) -> list[call_log.Change]:
-    found, may_have_more = list[call_log.Change](), True
+def changes(log: CallLog, at: Position = START) -> list[Change]:
+    found, may_have_more = list[Change](), True
     while may_have_more:
         some, at, may_have_more = log.next_changes(at)
         found += some

@@ -17,8 +17,9 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import call_log, database, entries, notes, pace, reader, upkeep
-from mcpguard.stores.sqlite.call_log import CallLog, LogFull, Position, log_path
+from mcpguard.stores.sqlite import call_log, database, entries, log_records, notes, pace, reader, upkeep
+from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
+from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, identity
@@ -54,7 +55,7 @@ def test_others_read_all_calls_of_a_turn_that_takes_several_records(open_store: 
     one, other = open_store(), open_store()
     long = Session(one, MANY, who=identity(roles=tuple("é" * 200 + str(number) for number in range(12))))
     assert {verdict.decision for verdict in long.call("x", 256)} == {"allowed"}
-    assert one._follower.at.end > call_log.MAX_TEXT_BYTES
+    assert one._follower.at.end > log_records.MAX_TEXT_BYTES
     Session(other, MANY, session="b" * 16).call("x", 2)
     assert used(one) == used(other) == [258]
     assert [entry.row_id for entry in other.entries()] == list(range(1, 259))
@@ -65,7 +66,7 @@ def test_others_read_all_calls_of_a_turn_that_takes_several_records(open_store: 
 def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_log, "MAX_TEXT_BYTES", 40_000)
+    monkeypatch.setattr(log_records, "MAX_TEXT_BYTES", 40_000)
     monkeypatch.setattr(entries, "RECORD_CHARS", 10_000, raising=False)
     one, other = open_store(), open_store()
     Session(other, MANY).call("x", 3)

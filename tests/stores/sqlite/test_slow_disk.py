@@ -22,7 +22,8 @@ from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
-from mcpguard.stores.sqlite.call_log import START, CallLog, Position, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
