@@ -1,6 +1,7 @@
 """The caller according to the settings of this machine."""
 
-from mcpguard.config import Settings, account
+from mcpguard.account import account_name
+from mcpguard.config import Settings
 from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.errors import ConfigError
@@ -16,7 +17,7 @@ def configured_identity(settings: Settings, server: str) -> Identity:
     if settings.jwt:
         user, source = "", "jwt"
     elif settings.user is None:
-        user, source = account(), "os"
+        user, source = account_name(), "os"
     else:
         user, source = settings.user, "config"
     return Identity(

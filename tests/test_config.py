@@ -8,7 +8,8 @@ import pytest
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 
-from mcpguard.config import Settings, account, folders, load, span_us
+from mcpguard.account import account_name, folders
+from mcpguard.config import Settings, load, span_us
 from mcpguard.errors import ConfigError
 from mcpguard.identity import configured_identity
 from mcpguard.stores.address import has_password
@@ -439,13 +440,13 @@ def test_one_variable_moves_everything_to_one_folder(tmp_path: Path) -> None:
 
 def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 4_711_000)
-    assert account() == "4711000"
+    assert account_name() == "4711000"
 
 
 def test_the_account_is_the_systems_whatever_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "mallory")
-    assert account() == pwd.getpwuid(os.getuid()).pw_name
+    assert account_name() == pwd.getpwuid(os.getuid()).pw_name
 
 
 def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:

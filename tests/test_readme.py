@@ -18,6 +18,7 @@ import click
 import pytest
 
 from mcpguard import config
+from mcpguard.account import folders
 from mcpguard.cli import commands
 from mcpguard.core.agent import Agent
 from mcpguard.core.client_agents import HOOKS
@@ -204,7 +205,8 @@ def test_every_setting_and_every_variable_is_documented() -> None:
     page = DOCS["configuration.md"]
     settings = {key for keys in config._TABLES.values() for key in keys}
     assert {key for key in settings if not re.search(rf"\b{key}\b", page)} == set()
-    variables = set(re.findall(r"MCPGUARD_[A-Z_]+[A-Z]", (ROOT / "mcpguard/config.py").read_text()))
+    code = "".join((ROOT / "mcpguard" / name).read_text() for name in ("config.py", "account.py"))
+    variables = set(re.findall(r"MCPGUARD_[A-Z_]+[A-Z]", code))
     assert {name for name in variables if f"`{name}`" not in page} == set()
 
 
@@ -299,7 +301,7 @@ def test_the_documented_exit_statuses_are_those_of_the_program() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the table has a column for each system")
 def test_the_files_are_where_the_manual_says_whatever_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
-    places = config.folders({})
+    places = folders({})
     home = Path.home()
     assert places.config_file == str(home / ".config/mcpguard/config.toml")
     assert places.database == str(home / ".local/state/mcpguard/mcpguard.db")

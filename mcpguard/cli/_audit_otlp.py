@@ -5,7 +5,7 @@ import os
 
 import click
 
-from mcpguard import config
+from mcpguard.account import state_folder
 from mcpguard.config import Settings
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError
@@ -30,7 +30,7 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
     headers = telemetry.headers(os.environ)
     options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
     try:
-        position = telemetry.Position(config.state_folder(os.environ), settings.address.shown, settings.namespace, url)
+        position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)
         with (
             contextlib.closing(position),
             contextlib.closing(telemetry.HttpCollector(url, headers)) as collector,

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from mcpguard import config
+from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
 from mcpguard.cli._text import tolerant_output
@@ -49,7 +49,7 @@ def command(
     chosen = _clients.chosen(clients, project)
     start = launcher(os.environ)
     _clients.check_options(start)
-    plan = Plan(config.state_folder(os.environ))
+    plan = Plan(state_folder(os.environ))
     plan_install(plan, chosen.sources, frozenset(servers), start)
     if hook:
         plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from mcpguard import config
+from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
 from mcpguard.cli._text import tolerant_output
@@ -32,7 +32,7 @@ def command(
 
     tolerant_output()
     chosen = _clients.chosen(clients, project)
-    plan = Plan(config.state_folder(os.environ))
+    plan = Plan(state_folder(os.environ))
     plan_uninstall(plan, chosen.sources, frozenset(servers))
     if hook or not servers:
         plan_no_hooks(plan, chosen.machine, chosen.clients, chosen.project)
