@@ -30,8 +30,8 @@ _INSERT_RUN: Final = """
 """One statement for many rows: SQLite works on it without the interpreter's lock."""
 
 _SET_OUTCOMES: Final = """
-    UPDATE audit SET outcome = ?1, duration_us = CAST(substr(?2, (id - ?3) * ?4 + 1, ?4) AS INTEGER)
-    WHERE id BETWEEN ?3 AND ?5 AND outcome IS NULL
+    UPDATE audit SET outcome = ?, duration_us = CAST(substr(?, (id - ?) * ? + 1, ?) AS INTEGER)
+    WHERE id BETWEEN ? AND ? AND outcome IS NULL
 """
 _USE: Final = """
     INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
@@ -58,7 +58,7 @@ class Drain:
         self._pauses = pauses
         self._rows: list[list[object]] = []
         self._runs: list[tuple[object, ...]] = []
-        self._outcomes: list[tuple[str, str, int, int, int]] = []
+        self._outcomes: list[tuple[str, str, int, int, int, int, int]] = []
         self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
@@ -140,7 +140,7 @@ class Drain:
             first, durations = int(fields[1]), fields[3].split(",")
             width = max(map(len, durations))
             digits = "".join([one.zfill(width) for one in durations])
-            self._outcomes.append((fields[2], digits, first, width, first + len(durations) - 1))
+            self._outcomes.append((fields[2], digits, first, width, width, first, first + len(durations) - 1))
         elif kind == entries.COUNTER:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
