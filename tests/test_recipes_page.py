@@ -10,7 +10,7 @@ from tests.core.build import Talk, call_line
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/recipes.md").read_text()
-RECIPES = ("An expensive report", "A flaky API", "A browser that bears two pages at once", "An agent that repeats itself",
+RECIPES = ("An expensive report", "A flaky API", "A browser that can open two pages at once", "An agent that repeats itself",
            "A night job that may wait")  # fmt: skip
 
 
@@ -87,14 +87,14 @@ def test_without_a_tool_the_recipe_for_a_flaky_api_closes_the_whole_server() -> 
 
 
 def test_a_third_page_waits_until_one_is_closed_and_is_denied_after_twenty_seconds() -> None:
-    one = talk("A browser that bears two pages at once", server="browser")
+    one = talk("A browser that can open two pages at once", server="browser")
     lines = [call_line("open_page", at, _meta={"progressToken": at}) for at in range(4)]
     assert one.client(*lines) == ["forwarded 0", "forwarded 1"]
     assert sorted(one.pass_ms(1000)) == [f"told {at}: waiting for another call to end, 1 s" for at in (2, 3)]
     one.answer(0, content=[])
     assert one.attend() == ["forwarded 2"]
     assert one.pass_ms(20_000)[-1] == "answered 3: 429"
-    assert message(one) == quoted("A browser that bears two pages at once")
+    assert message(one) == quoted("A browser that can open two pages at once")
 
 
 def test_a_call_is_repeated_five_times_at_most_except_by_a_polling_tool() -> None:

@@ -22,7 +22,7 @@ tool  = "search_customers"
 limit = "2/1s"
 wait  = "10s"
 
-# The browser bears two pages at a time; the others wait.
+# The browser can open two pages at a time; the others wait.
 [[rule]]
 tool = "open_page"
 concurrent = 2
