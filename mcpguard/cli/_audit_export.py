@@ -57,8 +57,8 @@ def command(
     its call has ended, or after ten seconds.
 
     With --otlp rows become spans and metrics. The next command with the same store and URL goes on after the last row sent.
-    The first one with --follow begins with new rows unless --since is given. Headers of requests, such as an API key, are in
-    OTEL_EXPORTER_OTLP_HEADERS.
+    The first one with --follow begins with new rows unless --since is given. OTEL_EXPORTER_OTLP_HEADERS has the headers of
+    requests, such as an API key.
 
     \b
     Examples:

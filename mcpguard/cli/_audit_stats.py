@@ -31,7 +31,7 @@ _MEMBERS = ("calls", "allowed", "denied", "would_deny", "errors", "p50_ms", "p95
 def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     """Count the calls in the audit log, with their denials, errors and durations.
 
-    A row that stands for several denials counts as so many calls. Durations are exact to 0.5 %. Hours are in UTC. Errors are
+    A row that stands for several denials counts as that many calls. Durations are exact to 0.5 %. Hours are in UTC. Errors are
     the outcomes tool_error and rpc_error.
 
     \b

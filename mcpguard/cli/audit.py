@@ -57,8 +57,8 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
 
     COUNT is how many calls the limit's counter holds. In a denial it also has the denials of this session since its last
     allowed call, so it is the size of a loop. A tool with ×7 stands for 7 equal denials. With -f, a call that was shown
-    before it ended has a second row, "ended", with its outcome. Rows that only tell with which policy a session started
-    are shown with --decision policy and with --json.
+    before it ended has a second row, "ended", with its outcome. A row that only names the policy with which a session
+    started is left out, unless --decision policy or --json is given.
 
     \b
     Examples:
@@ -106,8 +106,8 @@ def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *
 def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
     """Show a row, the rule that decided, and what its counters held then and hold now.
 
-    ID is the audit_id of a denial, or the id of a row in `audit tail --json`. The last lines are the command that changes
-    the rule: for a denial, so that the rule would have admitted the call.
+    ID is the audit_id of a denial, or the id of a row in `audit tail --json`. The last lines are a command that changes
+    the rule. For a denial, the rule would have admitted the call with the limits in this command.
 
     \b
     Example:

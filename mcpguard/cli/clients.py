@@ -78,7 +78,8 @@ class Row(NamedTuple):
 def command(project: str | None, as_json: bool) -> None:
     """List the clients on this machine and their servers: which are guarded, by which mcpguard, with how many rules.
 
-    A file that cannot be read is listed with its fault. The version of a mcpguard comes from that program, which is run.
+    A file that cannot be read is listed with its fault. If an entry names another mcpguard, that program is run to learn its
+    version.
 
     \b
     Examples:

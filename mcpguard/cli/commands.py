@@ -50,10 +50,11 @@ class _Commands(Group):
 def cli() -> None:
     """Limit how often AI agents call MCP tools, by user, tool and agent.
 
-    In a client's configuration, put `mcpguard run --` before the server's command.
+    `mcpguard install` puts `mcpguard run --` before the servers' commands in your clients' files.
 
     \b
     Examples:
+      mcpguard install --dry-run
       mcpguard run --server crm -- npx -y @acme/crm-server
       mcpguard policy set --user '*' --tool search_customers 100/1h
       mcpguard audit tail -f

@@ -99,7 +99,7 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
     "--scope", metavar="S", multiple=True, shell_complete=seen("scope"), help="A scope of the caller. May be repeated."
 )
 @click.option(
-    "--arguments", metavar="JSON", help="The call's arguments, a JSON object, for rules that count equal arguments apart."
+    "--arguments", metavar="JSON", help="The call's arguments, a JSON object, for rules that count equal arguments separately."
 )
 @click.option(
     "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the caller from the token, or from the token in FILE."
@@ -241,8 +241,8 @@ def path_(policy: str | None) -> None:
 def edit(policy: str | None) -> int:
     """Open a copy of the policy file in the editor that VISUAL or EDITOR names, check it, and save it if it is valid.
 
-    If the text has errors, it asks whether to edit it again, to discard it, or to save it anyway. Without a terminal it is
-    discarded. If the file does not exist, it is created with the starter rules.
+    If the text has errors, mcpguard asks whether to edit it again, to discard it, or to save it anyway. Without a terminal it
+    discards the text. If there is no policy file, it first creates one with the starter rules.
 
     \b
     Example:
@@ -284,16 +284,16 @@ def mode(policy: str | None, mode: str) -> None:
 @command.command(short_help="Suggest limits from the audit log.")
 @click.option("--since", metavar="D", default="7d", show_default=True, help="How far back to look: 12h, 7d, 4w …")
 @click.option("--toml", "only", flag_value="toml", help="Print only the suggested policy.")
-@click.option("--diff", "only", flag_value="diff", help="Print only the difference to the policy in force, for patch.")
+@click.option("--diff", "only", flag_value="diff", help="Print only the difference from the policy in force, for patch.")
 @policy_option
 @store_option
 @json_option
 def suggest(since: str, only: str | None, policy: str | None, store: str | None, as_json: bool) -> int:
-    """Suggest limits from the calls in the audit log, as a policy and as its difference to the policy in force.
+    """Suggest limits from the calls in the audit log, as a policy and as its difference from the policy in force.
 
     A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
     reason beside it. Limits that fit, and rules that deny, stay. So do caps, limits on cost or errors, and limits that count
-    equal arguments apart. Nothing is written.
+    equal arguments separately. Nothing is written.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ def command(
     """Undo `mcpguard install`: clients start their servers directly again, and nothing limits their calls.
 
     Without CLIENT, all clients that are found are changed; without --server, all their servers, and their hooks. Only what
-    `install` has added is removed, also if the client or you changed the file since then. Policy, counters and audit log stay.
+    `install` has added is removed, even if the client or you changed the file since then. Policy, counters and audit log stay.
 
     \b
     Examples:

@@ -35,9 +35,9 @@ from mcpguard.policy_file import PolicyFile
 def command(watch: bool, rows: int | None, policy: str | None, store: str | None, as_json: bool, **names: str | None) -> int:
     """Show how full each counter is, the least quota left first.
 
-    A line has the number of calls that a counter holds, its limit, how many calls are left, and when the next call is free.
-    Limits on cost count units, limits on errors count calls that failed, and caps count calls in flight. Rule and limit are
-    those of the policy in force. A counter that no rule has any more comes last, without a limit.
+    A line has the number of calls that a counter holds, its limit, how many calls are left, and when the limit allows the next
+    call. Limits on cost count units, limits on errors count calls that failed, and caps count calls in flight. Rule and limit
+    are those of the policy in force. A counter that no longer belongs to a rule comes last, without a limit.
 
     \b
     Examples:
