@@ -213,7 +213,11 @@ def parse_per(value: object, faults: list[Fault]) -> tuple[str, ...]:
 def parse_mode(value: object, faults: list[Fault]) -> str:
     """Parse a `mode`."""
     if value not in ("enforce", "observe"):
-        faults.append(Fault(("mode",), f"mode: {shown_value(value)} is neither", 'mode = "enforce" or mode = "observe"'))
+        faults.append(
+            Fault(
+                ("mode",), f"mode: {shown_value(value)} is neither enforce nor observe", 'mode = "enforce" or mode = "observe"'
+            )
+        )
     return "observe" if value == "observe" else "enforce"
 
 

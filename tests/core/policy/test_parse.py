@@ -203,7 +203,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
             "p.toml: line 12: cost 2: the same selectors as cost 1: tool=a",
             "keep one of them",
         ),
-        (f"mode = 0x{'f' * 5000}", "mode: this number is neither", "observe"),
+        (f"mode = 0x{'f' * 5000}", "mode: this number is neither enforce nor observe", "observe"),
         (f"[[rule]]\nlimit = 0x{'f' * 5000}", "limit: this number is not text", '"100/1h"'),
         (f"[[rule]]\nlimit = 'deny'\nper = 0x{'f' * 5000}", "per: this number is not a list", 'per = ["user"]'),
         (f"[[rule]]\nlimit = 'deny'\nper = [0x{'f' * 5000}]", "per: unknown axis this number", "known: user"),
