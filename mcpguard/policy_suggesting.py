@@ -18,7 +18,7 @@ from mcpguard.policy_writing import read
 from mcpguard.stores.api import Wanted
 
 OLDER_ROWS: Final = HELD_ROWS
-"""Reading stops after so many older rows in a row. Rows of an outage are older than the rows before them."""
+"""Reading stops after this many older rows in a row. Rows of an outage are older than the rows before them."""
 
 
 class Suggested(NamedTuple):

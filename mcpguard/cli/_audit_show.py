@@ -25,7 +25,7 @@ from mcpguard.report.usage import rates_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
-"""The members that tell of the limits that decided. They are not shown among the others."""
+"""The members that describe the limits that decided. They are not shown among the others."""
 
 _SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
 """Members that are shown in one line with their sources, which are members, too."""

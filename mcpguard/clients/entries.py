@@ -80,7 +80,7 @@ class _Start(NamedTuple):
 
 
 def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
-    """The servers in a file; none if the file is blank. Of several with one name the last counts, as for the client.
+    """The servers in a file; none if the file is blank. If several have one name, the last counts, as for the client.
 
     Raises:
         Unreadable: The file does not parse in this dialect.

@@ -260,7 +260,7 @@ def _may_write(data: bytes, source: Source, state: Path) -> bool:
 
 
 def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
-    """Replace the path of a mcpguard that is gone."""
+    """Replace the path of an mcpguard that is gone."""
     assert entry.guard  # noqa: S101 - see the caller
     program = entry.guard[0]
     if may_vary(program) or find(program, os.environ):

@@ -174,7 +174,7 @@ def may_vary(program: str) -> bool:
 
 
 def version_of(program: Path, this: Path | None = None) -> str | None:
-    """The version of a mcpguard; None if it does not say. A program with another name is not run.
+    """The version of an mcpguard; None if it does not say. A program with another name is not run.
 
     Args:
         program: Its path.

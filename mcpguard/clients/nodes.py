@@ -91,7 +91,7 @@ class Object(NamedTuple):
     is_block: bool = False
 
     def member(self, key: str) -> Member | None:
-        """The member of this name. Of several the last counts, as for parsers."""
+        """The member of this name. If there are several, the last counts, as for parsers."""
         return next((member for member in reversed(self.members) if member.key == key), None)
 
     def get(self, key: str) -> "Node | None":

@@ -133,7 +133,7 @@ def codex_tier(call_meta: Mapping[str, object]) -> str | None:
 
 
 def _thread_source(call_meta: Mapping[str, object]) -> object:
-    """Who has started the thread that makes the call, as Codex says: `user` or `subagent`."""
+    """Who started the thread that makes the call, as Codex says: `user` or `subagent`."""
     turn = call_meta.get(meta.CODEX_TURN)
     return turn.get("thread_source") if isinstance(turn, dict) else None
 

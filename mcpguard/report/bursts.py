@@ -38,7 +38,7 @@ class Burst(NamedTuple):
 
 
 class Bursts:
-    """The bursts among rows, which come about in the order of time."""
+    """The bursts among rows, which come roughly in the order of time."""
 
     def __init__(self) -> None:
         self._open: dict[Kind, Burst] = {}  # the burst with the newest row is the last

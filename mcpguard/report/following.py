@@ -1,4 +1,4 @@
-"""Follows the audit log from its first rows on, over the replacement of its store."""
+"""Follows the audit log from its first rows on, across a replacement of its store."""
 
 import contextlib
 import time
@@ -36,7 +36,7 @@ def follow(
         settings: They name the store, which need not exist yet.
         wanted: Which rows. Its outcomes are of rows that have ended.
         say: Tells a person what happened to the store.
-        sleep: Waits for so many seconds.
+        sleep: Waits for this many seconds.
         after: Only rows after the row with this id. If the store is replaced, all rows of the new one.
         outcome_s: How long a row waits for its outcome.
 

@@ -18,7 +18,7 @@ AXES: Final = ("user", "agent", "tool", "none")
 """The axes of a denial. `none` stands for a denial that no limit made, such as of an invalid line."""
 
 NAMES: Final = 500
-"""The most names of a kind that are counted apart. Beyond twice as many, the rarest are counted together."""
+"""The most names of a kind that are counted separately. Beyond twice as many, the rarest are counted together."""
 
 MAX_SLOTS: Final = 170
 """The most points of a chart: a week has 168 hours."""
@@ -26,7 +26,7 @@ MAX_SLOTS: Final = 170
 SLOTS_US: Final = tuple(seconds * 1_000_000 for seconds in (60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400))
 
 _BUCKETS: Final = 24
-"""Durations are counted in so many buckets per power of ten. A bucket is 10 % wide."""
+"""How many buckets a power of ten has, in which durations are counted. A bucket is 10 % wide."""
 
 
 def bucket(duration_us: int) -> int:

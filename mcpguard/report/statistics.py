@@ -26,8 +26,8 @@ class Statistic(NamedTuple):
     """The calls with one key.
 
     Attributes:
-        key: The user, the tool … For `hour` its begin in UTC, RFC 3339. None for calls that have none.
-        calls: How many. A row with `repeats` stands for so many.
+        key: The user, the tool … For `hour` its start in UTC, RFC 3339. None for calls that have none.
+        calls: How many. A row with `repeats` stands for that many.
         allowed: The calls that were forwarded, without those of `would_deny`.
         denied: The calls that were not forwarded.
         would_deny: The calls that were forwarded, but that a rule in observe mode would have denied.

@@ -232,7 +232,7 @@ class Exporter:
         position: Where to begin, and where this is kept.
         options: See `Options`.
         say: Tells a person something.
-        sleep: Waits for so many seconds.
+        sleep: Waits for this many seconds.
 
     Attributes:
         sent: How many rows were sent.
@@ -342,6 +342,6 @@ def _wall_us() -> int:
 
 
 def _wait_s(failures: int) -> float:
-    """How long to wait after so many failures in a row, with some chance so that processes do not retry all at once."""
+    """How long to wait after this many failures in a row, with some chance so that processes do not retry all at once."""
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 10))
     return longest * random.uniform(0.5, 1)  # noqa: S311 - it only spreads requests

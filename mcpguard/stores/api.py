@@ -71,7 +71,7 @@ class Tally(NamedTuple):
     Attributes:
         last_id: The id of the last row that was looked at.
         calls: The number of calls by group, and in a group by duration in µs, see `groups.rounded_us`; None for calls without
-            an outcome. A row with `repeats` stands for so many calls.
+            an outcome. A row with `repeats` stands for that many calls.
     """
 
     last_id: int
@@ -352,7 +352,7 @@ class Address(Protocol):
         """
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
-        """Delete the audit rows of before a time in a store that exists, in small portions. No call waits for one.
+        """Delete the audit rows from before a time in a store that exists, in small portions. No call waits for one.
 
         The newest row of the store may stay. A server deletes the rows that were written before that time by its own clock.
 

@@ -62,8 +62,8 @@ long as it should, and the time would be over after a few tries."""
 class FileLock:
     """A lock between processes.
 
-    A blocking `flock` takes no timeout, and who waits in it has no advantage: when it has woken up, another process has the
-    lock again. So a process that waits tries some times at once, and then again and again, with pauses.
+    A blocking `flock` takes no timeout, and a process that waits in it has no advantage: when it wakes up, another process has
+    the lock again. So a process that waits tries some times at once, and then again and again, with pauses.
 
     Args:
         fd: The open file. The lock closes it.

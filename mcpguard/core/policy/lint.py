@@ -58,7 +58,7 @@ def admitted_at_most(rate: Rate, window_us: int) -> int:
 
 
 def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
-    """The limits of a rule that can never deny a call, each with another limit that denies it earlier."""
+    """The limits of a rule that can never deny a call, each with another limit that denies earlier."""
     for rate in rates:
         grain_us = -(-rate.window_us // EXACT) if rate.n > EXACT else 0  # a call may count that much longer than the window
         for other in rates:

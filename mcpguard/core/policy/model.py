@@ -30,7 +30,7 @@ COMPETING: Final = ("user", "agent", "tool")
 
 
 class Call(NamedTuple):
-    """The parts of a `tools/call` that rules select on.
+    """The parts of a `tools/call` that rules select by.
 
     Attributes:
         user: The user; empty if unknown.
@@ -230,7 +230,7 @@ class Policy:
         digest: A hash of the file's text, for the audit.
         observe: Whether all rules only report.
         costs: What calls cost, in the order of the file.
-        wait_us: How long a call may be held that rules without a `wait` of their own refuse; 0 for not at all.
+        wait_us: How long a call may be held if the rules that refuse it have no `wait` of their own; 0 for not at all.
 
     Attributes:
         parts: The parts of the rules, in order, each with the index of its rule.

@@ -58,7 +58,7 @@ _KEYS: Final = ("mode", "wait", "rule", "cost")
 _RULE_KEYS: Final = (*SELECTORS, "per", "limit", "concurrent", "count", "wait", "mode", "name")
 _ELSEWHERE: Final = {
     "cost": 'what a call costs is a table of its own: [[cost]]; to count it write count = "cost"',
-    "arguments": 'rules do not select by arguments; to count equal arguments apart write per = ["user", "arguments"]',
+    "arguments": 'rules do not select by arguments; to count equal arguments separately write per = ["user", "arguments"]',
 }
 """Hints for keys that a rule does not have, although they are words of a policy."""
 

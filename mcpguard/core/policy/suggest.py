@@ -3,8 +3,8 @@
 A survey counts the calls of each rule as its counters would, in sliding windows, and remembers the busiest window. A suggested
 limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
 
-Caps on calls in flight, limits on cost or errors, and limits that count equal arguments apart stay as they are: the audit does
-not tell enough about what they count.
+Caps on calls in flight, limits on cost or errors, and limits that count equal arguments separately stay as they are: the audit
+does not tell enough about what they count.
 """
 
 import heapq
@@ -41,7 +41,7 @@ LEAST_HISTORY_CALLS: Final = 100
 """Less than a day, or fewer calls, is too little history."""
 
 MAX_NEW_TOOLS: Final = 20
-"""Only for so many tools, the most called ones, there are new rules."""
+"""For how many tools, the most called ones, there are new rules."""
 
 HELD_ROWS: Final = 4096
 """How many rows may be out of order. Several processes write them, and rows of an outage are written after it."""

@@ -10,8 +10,8 @@ from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
 """How many requests are remembered, and the length of their ids and tool names. Beyond either bound the oldest request is
-forgotten, because some are never answered. If it has places it keeps them, since the server may still be busy with it: until
-the server has ended, or `MAX_IN_FLIGHT` others were forgotten."""
+forgotten, because some are never answered. A forgotten request keeps its places until the server has ended or `MAX_IN_FLIGHT`
+others were forgotten, because the server may still be busy with it."""
 
 
 FAILED: Final = frozenset({"tool_error", "rpc_error"})
@@ -69,7 +69,7 @@ class RequestsInFlight:
         """Remember a request that is being sent.
 
         An earlier request with the same id ends as `no_answer`, because the answers to the two cannot be distinguished. Its
-        places are freed when there were answers to both.
+        places are freed when both are answered.
         """
         requests = self.by_id
         if request_id in requests:

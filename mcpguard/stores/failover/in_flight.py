@@ -120,7 +120,7 @@ class CallsInFlight:
     def give(self, store: Recoverable, clock: Clock, *, until_us: int | None = None) -> None:
         """Let a store hold the calls that it has not admitted itself, and free what they have left in it.
 
-        After a failure it may be done again, also with another store: a store holds a call once, whenever it is told.
+        After a failure it may be done again, even with another store: a store holds a call once, whenever it is told.
 
         Args:
             store: The store.

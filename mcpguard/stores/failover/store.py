@@ -156,7 +156,7 @@ class FailoverStore:
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `CallStore`. What the store does not take is kept: places are freed, and errors counted, when it is back.
 
-        With `allow`, calls that were forwarded without the store are not counted, also if they fail.
+        With `allow`, calls that were forwarded without the store are not counted, even if they fail.
         """
         with self._lock:
             if self._mode == "allow":

@@ -71,7 +71,7 @@ class Leases:
 
     @property
     def has_work(self) -> bool:
-        """Whether there are leases to renew, or a loss to tell."""
+        """Whether there are leases to renew, or a loss to report."""
         return bool(self._places) or self._is_lost
 
     def renew_due(self, run: Run, clock: Clock) -> None:

@@ -217,7 +217,9 @@ class RedisStore:
             else:
                 journal.rows(requests, verdicts, time_us)  # the script has written these rows
             return verdicts
-        raise StoreUnavailable(f"{self._shown} gave the place of a call to another each time", "is this process often stopped?")
+        raise StoreUnavailable(
+            f"{self._shown} gave the call's place to another call each time", "is this process often stopped?"
+        )
 
     def _charge(
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
@@ -243,7 +245,7 @@ class RedisStore:
         raise self._too_late()
 
     def _too_late(self) -> StoreUnavailable:
-        return StoreUnavailable(f"{self._shown} takes up calls too late", "is its machine, or its clock, in trouble?")
+        return StoreUnavailable(f"{self._shown} starts scripts too late", "is its machine, or its clock, in trouble?")
 
     def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> bool:
         """Keep the places that calls have just got.

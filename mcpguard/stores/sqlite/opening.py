@@ -134,7 +134,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
 def _join(path: Path, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
     """Open a store that others have open, while one of them holds the store's lock for upkeep.
 
-    Who has the lock may repair the store as long as no other process has it open. So `hold` is shared last, when nothing is
+    A process with the lock may repair the store while no other process has it open. So `hold` is shared last, when nothing is
     left to create or to repair.
 
     Raises:
@@ -255,7 +255,7 @@ def _time_base(path: Path, log: CallLog, hold: SharedHold, begin_us: Clock) -> C
         if "time_base" in header and not hold.alone():  # a log without a time base was just created
             raise StoreUnavailable(
                 f"{path} is in use by another machine, or by a container with a clock of its own",
-                "counters that machines share belong into Redis; here, name a file of its own with --store",
+                "counters that machines share belong in Redis; here, name a file of its own with --store",
             )
         offset_us = begin_us() - clock.boot_us()
         header = {**header, "time_base": mine, "time_offset_us": offset_us}

@@ -17,7 +17,7 @@ SLOW_S: Final = 2.0
 
 CROWDED_SHARE: Final = 1 / 2
 """When more than this share of the log waits for the database, the log is crowded. The fuller it is, the longer a process waits
-before it takes more calls, and the sooner it checks again. So who makes many calls waits most, and upkeep can work."""
+before it takes more calls, and the sooner it checks again. So a process with many calls waits most, and upkeep can work."""
 
 LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""

@@ -21,7 +21,7 @@ _PAUSE_S: Final = 0.01
 
 
 def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
-    """Delete a namespace's rows of before a time. Yields the number of rows of each portion, after it is deleted.
+    """Delete a namespace's rows from before a time. Yields the number of rows of each portion, after it is deleted.
 
     Args:
         path: The database, which exists.

@@ -1,7 +1,7 @@
 """Reads the database and the newer records of the call log as one store. It writes nothing and delays no call.
 
 It works on a read-only file system. If a process was killed while it wrote to the database, SQLite rolls that back when the
-next connection that may write to the file opens it, also a reader's.
+next connection that may write to the file opens it, even a reader's.
 """
 
 import collections

@@ -44,7 +44,7 @@ ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
 
 LOCK_GAP_S: Final = 0.005
-"""For how long upkeep releases the store's lock. Who waits for it tries more often."""
+"""For how long upkeep releases the store's lock. A process that waits for it tries more often."""
 
 DRAIN_AT_CLOSE_S: Final = 0.5
 """After this long a drain at the end stops. The next wrapper drains the rest."""

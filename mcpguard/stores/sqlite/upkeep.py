@@ -28,15 +28,15 @@ DRAIN_EVERY_US: Final = 2_000_000
 
 REST_SHARE: Final = 9
 LONGEST_REST_US: Final = 10_000_000
-"""After a drain the disk has a rest of so many times its duration, but not longer than this, unless the log fills up. On a slow
-disk a drain takes a second, in which nobody can read the database."""
+"""After a drain the disk rests for `REST_SHARE` times the drain's duration, but at most for this long, unless the log fills up.
+On a slow disk a drain takes a second, in which nobody can read the database."""
 
 URGENT_BYTES: Final = 2 * 1024 * 1024
 """If more than this waits in the log, a drain makes no pauses, because calls may soon have to wait for room."""
 
 HOLD_S: Final = 0.25
-"""A drain that takes longer stops after a transaction, and the store's lock is released: for the next process to go on, and for
-who opens the store. On a slow disk a transaction takes a second."""
+"""A drain that takes longer stops after a transaction and releases the store's lock: for the next process to go on, and for a
+process that opens the store. On a slow disk a transaction takes a second."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
@@ -173,7 +173,7 @@ class Upkeep:
             return not self._drain(db)
 
     def prune(self, before_us: int) -> tuple[int, bool]:
-        """Delete some of the namespace's rows of before a time, and return disk space.
+        """Delete some of the namespace's rows from before a time, and return disk space.
 
         Returns:
             How many rows were deleted, and whether there may be more to do.
@@ -298,7 +298,7 @@ def _prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
 
 
 def _drop_before(db: sqlite3.Connection, name: str, before_us: int, pauses: Pauses) -> tuple[int, bool]:
-    """Delete some of a namespace's rows of before a time. See `Upkeep.prune`."""
+    """Delete some of a namespace's rows from before a time. See `Upkeep.prune`."""
     (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (name,)).fetchone() or (0,)
     found = []
     for one in db.execute(_OLDEST, (namespace, _ALL)):
