@@ -208,7 +208,7 @@ def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, 
     _report(plan, errors, words)
     steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
     if steps:
-        click.echo("\nso that the changes take effect:")
+        click.echo("\nTo make the changes take effect:")
     for client, step in steps.items():
         paragraph(f"  {client.title}: {step}")
     return max(status, _complain(errors.values()))

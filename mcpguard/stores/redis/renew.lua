@@ -2,7 +2,7 @@
 --
 -- KEYS  the counter of each place
 -- ARGV  for each place the call's id
--- Returns for each place 1; 0 if the call has it no more.
+-- Returns for each place 1; 0 if the call no longer has it.
 
 local found = {}
 for at = 1, #KEYS do
