@@ -198,7 +198,7 @@ def _server_of(store: Readable, namespace: str, tool: str) -> str:
 
 
 def never_matched(policy: Policy, settings: Settings) -> list[str]:
-    """One warning for each rule that matched no call in the audit. Rules on scopes are skipped: the audit has no scopes."""
+    """One warning for each rule that matched no call in the audit log, which has no scopes: rules on scopes are skipped."""
     calls: set[Call] = set()
     rows = 0
     try:

@@ -81,7 +81,7 @@ class Bookkeeper:
                 self._record()
             except StoreUnavailable:
                 pass  # the store tries again when it is tended next
-            except Exception as error:  # the loop goes on: audit, upkeep and recovery depend on it
+            except Exception as error:  # the loop goes on: audit log, upkeep and recovery depend on it
                 self._console.internal_error(error)
             if self._session.journal.is_waiting or self._session.has_outcomes or self._store.needs_tending:
                 self._work.set()

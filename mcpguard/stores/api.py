@@ -310,7 +310,7 @@ class Options(NamedTuple):
     """How a store is used.
 
     Attributes:
-        namespace: Counters and audit are per namespace.
+        namespace: Each namespace has its own counters and audit log.
         timeout_ms: How long a decision waits.
         durability: `full` or `normal`, see `[store]` in `config.toml`. A server has its own setting.
         keep_us: How long audit rows are kept.

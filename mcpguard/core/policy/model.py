@@ -227,7 +227,7 @@ class Policy:
 
     Args:
         rules: The rules, in the order of the file.
-        digest: A hash of the file's text, for the audit.
+        digest: A hash of the file's text, for the audit log.
         observe: Whether all rules only report.
         costs: What calls cost, in the order of the file.
         wait_us: How long a call may be held if the rules that refuse it have no `wait` of their own; 0 for not at all.

@@ -39,7 +39,7 @@ class Counter(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A limit in a denial and in the audit.
+    """A limit in a denial and in the audit log.
 
     Attributes:
         axis: `user`, `tool` or `agent`.

@@ -4,7 +4,7 @@ A survey counts the calls of each rule as its counters would, in sliding windows
 limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
 
 Caps on calls in flight, limits on cost or errors, and limits that count equal arguments separately stay as they are: the audit
-does not tell enough about what they count.
+log does not tell enough about what they count.
 """
 
 import heapq
@@ -288,12 +288,12 @@ def _newest_first(rows: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str,
 
 
 def _can_be_exact(name: str) -> bool:
-    """Whether a rule can select exactly this name. A long name is cut in the audit."""
+    """Whether a rule can select exactly this name. A long name is cut in the audit log."""
     return bool(name) and "*" not in name and len(name.encode(errors="replace")) < MAX_NAME_BYTES and name.isprintable()
 
 
 def _can_be_surveyed(rule: Rule) -> bool:
-    """Whether the audit tells which calls a rule counts. It has no scopes."""
+    """Whether the audit log shows which calls a rule counts. It has no scopes."""
     return rule.counts == "calls" and ARGUMENTS not in rule.per and "scope" not in rule.selectors
 
 

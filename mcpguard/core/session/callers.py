@@ -52,7 +52,7 @@ class Callers:
         identity: The configured identity.
         policy: The policy, or the reason why there is none.
         session: The session's id.
-        namespace: The namespace of counters and audit.
+        namespace: The namespace of counters and audit log.
 
     Attributes:
         identity: The identity in force.

@@ -27,7 +27,7 @@ class DecisionRequests:
 
     Args:
         callers: The identity and the policy in force.
-        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
         args_key: Returns the key of the hash; empty for no hash. It is called for each call.
     """
 
@@ -124,7 +124,7 @@ def name_in(client_info: object) -> str | None:
 
 
 def _in_full(arguments: object) -> object:
-    """Arguments as the audit keeps them: as text if they were not built, or have a number beyond the range of doubles."""
+    """Arguments as the audit log keeps them: as text if they were not built, or have a number beyond the range of doubles."""
     if isinstance(arguments, Unbuilt):
         return arguments.text
     try:

@@ -1,1 +1,1 @@
-"""Counters and audit in files of one machine."""
+"""Stores counters and audit log in files of one machine."""

@@ -47,7 +47,7 @@ NO_LABEL: Final = ""
 """The label of a counter whose label was lost with a removed database."""
 
 MAX_DETAIL_CHARS: Final = 1024 * 1024
-"""The longest detail of a row. It holds the call's arguments if the audit keeps them in full."""
+"""The longest detail of a row. It holds the call's arguments if the audit log keeps them in full."""
 
 
 _LATER_ROW: Final = f"\n{ROW}"

@@ -1,4 +1,4 @@
-"""Counters and audit on one machine: a call log that calls share, and an SQLite database that follows it.
+"""Stores counters and audit log on one machine: a call log that calls share, and an SQLite database that follows it.
 
 To decide, a process takes the lock on the call log (its turn), reads the records that others have appended, decides by the
 counters in its memory, and appends one record: the audit row, and the counters that the call was charged on. Outcomes, agent
@@ -69,7 +69,7 @@ class SqliteStore:
         keep_us: How long audit rows are kept.
         max_bytes: Disk space for the audit rows and the call log. Above it the oldest rows are deleted.
         clock: The store's time, instead of the machine's clock.
-        wall: Wall-clock time, for the audit.
+        wall: Wall-clock time, for the audit log.
 
     Raises:
         StoreUnavailable: The files cannot be created, are damaged, lie on a network file system, were written by a later

@@ -1,4 +1,4 @@
-"""Upkeep: one process at a time drains the call log into the database, prunes the audit and returns disk space.
+"""Upkeep: one process at a time drains the call log into the database, prunes the audit log and returns disk space.
 
 None of it delays a call: calls use the call log alone, and never the store's lock. Readers of the database may have to wait for
 a transaction of upkeep, and upkeep for them.
@@ -68,7 +68,7 @@ _PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
 
 class Bounds(NamedTuple):
-    """The bounds of a namespace's audit.
+    """The bounds of a namespace's audit log.
 
     Attributes:
         namespace: Its name.
