@@ -16,7 +16,7 @@ LONGEST_WAIT_MS = 10_000
 CRM = StdioServerParameters(
     command="mcpguard",
     args=[
-        # A program needs the numbers in an error. By default a client on this SDK gets a tool result, for its model
+        # A program reads the wait from an error. By default a client of this SDK gets a tool result, which is for a model
         *("run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--denials", "error", "--"),
         *(sys.executable, str(EXAMPLES / "crm_server.py")),
     ],

@@ -12,9 +12,9 @@ WIDTH = 80
 
 HEAD = """# Commands
 
-This page is generated from the commands' `--help`. Results go to stdout, everything else to stderr. Tables on a terminal
-are plain text in a pipe. Colours appear only on a terminal, and never if `NO_COLOR` is set. The exit statuses are in
-[Configuration](configuration.md#exit-statuses).
+This page is generated from the commands' `--help`. Results go to stdout, everything else to stderr. On a terminal lists are
+tables; in a pipe they are plain text. Colours appear only on a terminal, and never if `NO_COLOR` is set. The exit statuses
+are in [Configuration](configuration.md#exit-statuses).
 """
 
 
