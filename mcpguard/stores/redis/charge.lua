@@ -3,19 +3,23 @@
 -- KEYS  those of `audit.lua`; each counter, see `log.lua` and `places.lua`; the index of counters
 -- ARGV  1: the labels of the counters, a NUL after each
 --       then the limits of each request
---       then the deadline in this server's time, the number of the session's newest row, the bound of the audit log in bytes, and
---       whether this may be a usual call; then with a NUL after each: the session's allowance of rows for denials, as JSON; and of
---       each request its decision, if it does not depend on limits; what the session's journal remembers, as JSON; the detail of
---       its row; and the shorter detail of a denial, if the detail is too long for one. Instead of a decision there may be `?`,
---       then how long the call has been held in us (nothing if it may not be held), whether it is behind another call, and the
---       decision if it is admitted
+--       then, packed: the deadline in this server's time, the number of the session's newest row, the bound of the audit log in
+--       bytes, and whether this may be a usual call. In the same argument follow texts with a NUL after each: the session's
+--       allowance of rows for denials, as JSON; then for each request
+--         - its decision, if it does not depend on limits. Or `?`, then the microseconds that the call has been held (nothing if
+--           it may not be held), whether it is behind another call, and the decision if it is admitted
+--         - what the session's journal remembers, as JSON
+--         - the detail of its row
+--         - the shorter detail of a denial, if the detail is too long for one
 --       then of each request the lines of its row up to the context
--- Returns the time. Unless the deadline has passed, also the value of each counter; and for each request: the stream id of its row
---       if it has one of its own, the decision, the index of the reported limit (0: none), what that limit's counter holds, the
---       wait, and the number of limits without room, followed by their indexes and waits, and by the number of calls in flight if
---       there is a cap on them. All of it is one flat table, because a server spends time on each table of a reply. Only if a call
---       is held, the value of a counter of calls in flight is not nil, but a table with their ids. For a usual call it returns
---       something else: see `usual.lua`.
+-- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request
+--         - the stream id of its row if it has one of its own, and the decision
+--         - the index of the reported limit (0: none), what that limit's counter holds, and the wait
+--         - the number of limits without room, then their indexes and waits
+--         - the number of calls in flight, if there is a cap on them
+--       All of it is one flat table, because a server spends time on each table of a reply. Only if a call is held, the value of a
+--       counter of calls in flight is not nil, but a table with their ids. For a usual call it returns something else: see
+--       `usual.lua`.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
 -- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.
