@@ -50,8 +50,8 @@ def set_(
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
-    rule with the same selectors, the same --per and the same --count, its limit is replaced, and it keeps its other values
-    unless you give new ones. Otherwise a rule is added. Comments and the order of the file are kept.
+    rule with the same selectors, --per and --count, its limit is replaced. The rule keeps its other values unless you give
+    new ones. Otherwise a rule is added. Comments and the order of the file are kept.
 
     \b
     Examples:

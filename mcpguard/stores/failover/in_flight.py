@@ -5,7 +5,7 @@ of its row. A call that is admitted without a store, or outlives its store, has 
 later store is asked to hold its place.
 
 While a store is used, it has the places of all these calls. When it fails, each call that it admitted gets a negative id. The
-place with the row's id is freed in the next store, after that holds the place with the new one: so the call has a place at any
+next store first holds the place with the new id, and then frees the place with the row's id. So the call has a place at any
 time. A store that comes back without its data has nothing to free.
 """
 

@@ -1,6 +1,6 @@
 """Reads the database and the newer records of the call log as one store. It writes nothing and delays no call.
 
-It works on a read-only file system. If a process was killed while it wrote to the database, SQLite rolls that back when the
+It works on a read-only file system. A process may be killed while it writes to the database. SQLite rolls that back when the
 next connection that may write to the file opens it, even a reader's.
 """
 
