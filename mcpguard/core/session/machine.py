@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 `Session.handle` takes an event of `events` and returns commands of `commands`. The relay carries the commands out, in order,
-before it hands over the next event. The session does no I/O and reads no clock. It has three independent parts of its state.
+before it hands over the next event. The session does no I/O and reads no clock. Its state has three independent parts.
 
 **The client** *waits* until `ClientLeft`, then *has left*. mcpguard answers requests in the server's place only while the
 client waits: a client that has closed its side may fail on a frame that it no longer expects. Denials and refusals are sent in
@@ -97,7 +97,7 @@ class Session:
         journal: What the session remembers in order to write its audit rows.
         namespace: Counters and audit rows of one namespace are separate from all others'.
         denials: The form of a denial: `error`, `result`, or `auto`, which depends on the client's name.
-        arguments: What the audit keeps of a call's arguments: `hash`, `none` or `full`.
+        arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
         args_key: Returns the key of the arguments' hash; empty for no hash. It is called for each call.
 
     Attributes:

@@ -279,7 +279,7 @@ class CallLog:
         try:
             if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
                 self._write(begin, data)  # in two places, or again because the file took only a part
-        except OSError:  # undo it: a record may be whole. All of it, so that who has read it notices
+        except OSError:  # undo all of it: a record may be whole, and a process that has read it must notice
             with contextlib.suppress(OSError):
                 self._write(begin, bytes(len(data)))
             raise
