@@ -141,7 +141,7 @@ class Settings(NamedTuple):
         return self.address.read(self._store_options(PATIENCE_MS))
 
     def prune_store(self, before_us: int) -> Iterator[int]:
-        """Delete the audit rows of before a time in an existing store; see `Address.prune`."""
+        """Delete the audit rows from before a time in an existing store; see `Address.prune`."""
         return self.address.prune(self._store_options(PATIENCE_MS), before_us)
 
     def _store_options(self, least_timeout_ms: int) -> "Options":
