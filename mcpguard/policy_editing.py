@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.model import Cost, Policy, Rule
 from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
-from mcpguard.errors import McpguardError
+from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_cost, with_mode
 from mcpguard.policy_writing import locked, read
@@ -287,8 +287,17 @@ def _checked(
         rules: The rules that it must have now; None for those before, and so on.
         costs: The costs.
         observe: Whether it only observes.
+
+    Raises:
+        McpguardError: It changed something else.
     """
-    policy = parse(text, source=str(path))
+    refusal = McpguardError(
+        f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
+    )
+    try:
+        policy = parse(text, source=str(path))
+    except PolicyError as error:  # about a text that the user has never seen
+        raise refusal from error
     expected = (
         before.observe if observe is None else observe,
         before.wait_us,
@@ -297,9 +306,7 @@ def _checked(
     )
     found = policy.observe, policy.wait_us, [_content(rule) for rule in policy.rules], [cost[:2] for cost in policy.costs]
     if found != expected:
-        raise McpguardError(
-            f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
-        )
+        raise refusal
     return policy
 
 
