@@ -619,6 +619,37 @@ def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path
     assert kept.read_text() == BY_HAND.replace("100", "200")
 
 
+def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nrm {file}\n')
+    editor.chmod(0o700)
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
+    kept = tmp_path / "policy.toml.edited"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: another process has changed it while you edited",
+        f"hint: your text is in {kept}",
+    ]
+    assert kept.read_text() == BY_HAND.replace("100", "200")
+    assert not file.exists()
+
+
+def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
+    editor, drafts = tmp_path / "editor", tmp_path / "drafts"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n')
+    editor.chmod(0o700)
+    drafts.mkdir()
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=str(editor), TMPDIR=str(drafts))
+    tmp_path.chmod(0o700)
+    assert (done.returncode, done.stdout) == (1, "")
+    (kept,) = drafts.glob("*/policy.toml")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: cannot be written: Permission denied",
+        f"hint: the file is unchanged, and your text is in {kept}",
+    ]
+    assert (file.read_text(), kept.read_text()) == (BY_HAND, BY_HAND.replace("100", "200"))
+
+
 def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
     file.chmod(0o444)
     done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path}/opened")
