@@ -149,19 +149,22 @@ def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
     return next((at for at, other in enumerate(policy.costs) if other.pattern.key == cost.pattern.key), None)
 
 
-def set_mode(path: Path, mode: str) -> Edit:
+def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
     """Set the mode of a policy file: `observe` or `enforce`. The modes of single rules stay.
 
     Args:
         path: The file. If it does not exist and the mode changes, it is made with the starter rules.
         mode: The mode.
+        named: Whether an option or a variable names the file. Then it must exist.
 
     Raises:
-        PolicyError: The file is not a valid policy; it is unchanged.
+        PolicyError: The file does not exist although `named`, or is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written; it is unchanged.
     """
     with locked(path) as target:
         text = read(target)
+        if text is None and named:
+            raise no_such_file(path, named=True)
         old = STARTER if text is None else text
         before = parse(old, source=str(path))
         observe = mode == "observe"

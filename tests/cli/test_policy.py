@@ -287,6 +287,27 @@ def test_without_a_file_mode_observe_makes_one_with_the_starter_rules(tmp_path: 
     assert file.read_text().splitlines()[:4] == [*STARTER.splitlines()[:3], 'mode = "observe"']
 
 
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_the_mode_of_a_missing_file_that_is_named_cannot_be_set(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / "typo.toml"
+    for named in (
+        mcpguard(tmp_path, "policy", "mode", mode, MCPGUARD_POLICY=str(file)),
+        mcpguard(tmp_path, "policy", "mode", mode, "--policy", str(file)),
+    ):
+        assert (named.returncode, named.stdout) == (78, "")
+        assert named.stderr.startswith(f"mcpguard: {file}: no such file\nhint: is the name right?")
+    assert not file.exists()
+
+
+def test_set_does_not_say_that_rules_were_in_force_where_a_named_file_was_missing(tmp_path: Path) -> None:
+    file = tmp_path / "team.toml"
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "5/1m")
+    assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: added rule 5\n")
+    file.unlink()
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "--cost", "5")
+    assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: the cost of tool=a: added\n")
+
+
 def test_a_star_as_the_agent_is_any_agent(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
     file.write_text('[[rule]]\nagent = "*"\nlimit = "5/1m"\n')
