@@ -58,12 +58,17 @@ def _excerpt(problem: Problem) -> Iterator[str]:
     begin = problem.column - 1
     room = _width() - _MARGIN
     first, last = 0, len(cells)
-    while _columns(cells[first:last]) > room and last > begin + problem.width:
+    widths = [_columns([cell]) for cell in cells]
+    over = sum(widths) - room
+    while over > 0 and last > begin + problem.width:
         last -= 1
-    while _columns(cells[first:last]) > room and first < begin:
+        over -= widths[last]
+    while over > 0 and first < begin:
+        over -= widths[first]
         first += 1
-    while _columns(cells[first:last]) > room:
+    while over > 0:
         last -= 1
+        over -= widths[last]
     before = "…" if first else ""
     shown = f"{before}{''.join(cells[first:last])}{'…' if last < len(cells) else ''}"
     gap = " " * (len(before) + _columns(cells[first:begin]))

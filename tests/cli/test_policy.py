@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.cli import _errors
 from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.errors import PolicyError
 from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal, process
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 from tests.test_policy_editing import BY_HAND
@@ -370,6 +372,26 @@ def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) 
     before = lines[6][: lines[6].index("limt")]
     assert len(lines[7]) - len("limt") == sum(2 if char == "検" else 1 for char in before)
     assert lines[7].endswith(" ^^^^")
+
+
+def test_the_effort_to_show_an_error_grows_with_its_line_and_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = 0
+
+    def counted(cells: list[str]) -> int:
+        nonlocal measured
+        measured += len(cells)
+        return columns(cells)
+
+    columns = _errors._columns
+    monkeypatch.setattr(_errors, "_columns", counted)
+    rules = "".join([f'{{tool = "a{at}", limit = "5/1m"}}, ' for at in range(1000)])
+    line = f'rule = [{rules}{{tool = "b", limit = "x"}}]{" " * 10_000}'
+    with pytest.raises(PolicyError) as raised:
+        parse(line)
+    shown = _errors.lines(raised.value)[1]
+    assert shown.endswith('limit = "x"…')
+    assert len(shown) <= 80
+    assert measured < 2 * len(line)
 
 
 @pytest.mark.parametrize("columns", [40, 80, 160])
