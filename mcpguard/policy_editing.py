@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.model import Cost, Policy, Rule
 from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
-from mcpguard.errors import McpguardError
+from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_cost, with_mode
 from mcpguard.policy_writing import locked, read
@@ -149,19 +149,22 @@ def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
     return next((at for at, other in enumerate(policy.costs) if other.pattern.key == cost.pattern.key), None)
 
 
-def set_mode(path: Path, mode: str) -> Edit:
+def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
     """Set the mode of a policy file: `observe` or `enforce`. The modes of single rules stay.
 
     Args:
         path: The file. If it does not exist and the mode changes, it is made with the starter rules.
         mode: The mode.
+        named: Whether an option or a variable names the file. Then it must exist.
 
     Raises:
-        PolicyError: The file is not a valid policy; it is unchanged.
+        PolicyError: The file does not exist although `named`, or is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written; it is unchanged.
     """
     with locked(path) as target:
         text = read(target)
+        if text is None and named:
+            raise no_such_file(path, named=True)
         old = STARTER if text is None else text
         before = parse(old, source=str(path))
         observe = mode == "observe"
@@ -287,8 +290,17 @@ def _checked(
         rules: The rules that it must have now; None for those before, and so on.
         costs: The costs.
         observe: Whether it only observes.
+
+    Raises:
+        McpguardError: It changed something else.
     """
-    policy = parse(text, source=str(path))
+    refusal = McpguardError(
+        f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
+    )
+    try:
+        policy = parse(text, source=str(path))
+    except PolicyError as error:  # about a text that the user has never seen
+        raise refusal from error
     expected = (
         before.observe if observe is None else observe,
         before.wait_us,
@@ -297,9 +309,7 @@ def _checked(
     )
     found = policy.observe, policy.wait_us, [_content(rule) for rule in policy.rules], [cost[:2] for cost in policy.costs]
     if found != expected:
-        raise McpguardError(
-            f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
-        )
+        raise refusal
     return policy
 
 

@@ -13,7 +13,7 @@ from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.policy.suggest import COUNTED, HELD_ROWS, Findings, Survey
 from mcpguard.core.text import printable
 from mcpguard.policy_file import no_such_file
-from mcpguard.policy_text import appended, ended_alike, with_limits
+from mcpguard.policy_text import appended, ended_alike, lines_of, with_limits
 from mcpguard.policy_writing import read
 from mcpguard.stores.api import Wanted
 
@@ -40,8 +40,8 @@ class Suggested(NamedTuple):
 
     def diff(self, path: Path) -> str:
         """The change as a unified diff; empty if there is none."""
-        before, after = (text.splitlines(keepends=True) for text in (self.before, self.after))
-        return "".join(difflib.unified_diff(before, after, str(path), f"{path} (suggested)"))
+        found = difflib.unified_diff(lines_of(self.before), lines_of(self.after), str(path), f"{path} (suggested)")
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
 
 
 def suggest(settings: Settings, *, since_us: int) -> Suggested:

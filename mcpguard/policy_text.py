@@ -2,6 +2,7 @@
 
 import io
 import re
+import tomllib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ def _whole(text: str) -> Any:
     return document
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """A text's lines with their ends, by the rules of TOML: Python's other line ends can be part of a comment or a name."""
     return list(io.StringIO(text, newline="\n"))
 
@@ -54,8 +55,8 @@ def ended_alike(old: str, new: str) -> str:
     """Give new lines the line ends of the old text: this module and tomlkit write LF."""
     if "\r\n" not in old:
         return new
-    kept = set(_lines(old))
-    return "".join(line if line in kept else re.sub(r"\r?\n$", "\r\n", line) for line in _lines(new))
+    kept = set(lines_of(old))
+    return "".join(line if line in kept else re.sub(r"\r?\n$", "\r\n", line) for line in lines_of(new))
 
 
 def appended(text: str, table: dict[str, Any], reasons: dict[str, str] | None = None, *, name: str = "rule") -> str:
@@ -107,11 +108,11 @@ def replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
         found = document["rule"][at]
         found.update(_edited(found, table))
         return tomlkit.dumps(document)
-    lines = _lines(text)
+    lines = lines_of(text)
     end = _end(policy, line, lines)
     document = _document("".join(lines[line - 1 : end]))  # other tables stay as they are, even the spacing of their headers
     added = _edited(document["rule"][0], table)
-    new = _lines(tomlkit.dumps(document))
+    new = lines_of(tomlkit.dumps(document))
     last = max(at for at, one in enumerate(new) if not _is_aside(one))
     if not new[last].endswith("\n"):
         new[last] += "\n"
@@ -144,7 +145,7 @@ def with_cost(text: str, policy: Policy, at: int, units: int) -> str:
         document = _whole(text)
         document["cost"][at]["cost"] = units
         return tomlkit.dumps(document)
-    lines = _lines(text)
+    lines = lines_of(text)
     end = _end(policy, line, lines)
     document = _document("".join(lines[line - 1 : end]))
     document["cost"][0]["cost"] = units
@@ -165,7 +166,7 @@ def with_limits(text: str, policy: Policy, at: int, limits: list[tuple[str, str]
         document = _whole(text)
         document["rule"][at]["limit"] = _commented(limits, document["rule"][at]["limit"].as_string())
         return tomlkit.dumps(document)
-    lines = _lines(text)
+    lines = lines_of(text)
     end = _end(policy, line, lines)
     document = _document("".join(lines[line - 1 : end]))
     found = document["rule"][0]
@@ -187,7 +188,7 @@ def _commented(limits: list[tuple[str, str]], old: str = "") -> Any:
 
 def with_mode(text: str, policy: Policy, mode: str) -> str:
     """Change the policy's mode, or add it below the comment that begins the file."""
-    lines = _lines(text)
+    lines = lines_of(text)
     end = _end(policy, 0, lines)
     document = _document("".join(lines[:end]))
     if "mode" in document:
@@ -204,18 +205,20 @@ def with_mode(text: str, policy: Policy, mode: str) -> str:
 def _set_limit(found: Any, limit: str | list[str]) -> None:
     """Change a limit.
 
-    In a list with comments, limits that do not change keep their place and comment. If a word such as `deny` replaces the list,
-    the comments are put after it.
+    In a list with comments, limits that do not change keep their place and comment. If tomlkit cannot put new limits beside the
+    comments, these are put above all limits. If a word such as `deny` replaces the list, the comments are put after it.
     """
     array = found["limit"]
-    if "#" not in array.as_string():  # a limit never contains #
+    old = array.as_string()
+    if "#" not in old:  # a limit never contains #
         found["limit"] = limit
         return
     if limit in ("deny", "unlimited"):
         found["limit"] = limit
-        found["limit"].comment("; ".join(re.findall(r"#[ \t]*(.*\S)", array.as_string() + array.trivia.comment)))
+        found["limit"].comment("; ".join(re.findall(r"#[ \t]*(.*\S)", old + array.trivia.comment)))
         return
-    wanted = {text.partition("/")[2]: text for text in ([limit] if isinstance(limit, str) else limit)}
+    limits = [limit] if isinstance(limit, str) else limit
+    wanted = {text.partition("/")[2]: text for text in limits}
     for place in reversed(range(len(array))):
         text = wanted.pop(str(array[place]).partition("/")[2], None)
         if text is None:
@@ -223,6 +226,16 @@ def _set_limit(found: Any, limit: str | list[str]) -> None:
         else:
             array[place] = text
     array.extend(wanted.values())
+    if sorted(_texts(array)) != sorted(limits):
+        found["limit"] = _commented([(text, "") for text in limits], old)
+
+
+def _texts(array: Any) -> list[str]:
+    """The texts in an array as it is written; none if it is not TOML. Beside comments tomlkit misplaces texts and commas."""
+    try:
+        return list(tomllib.loads(f"texts = {array.as_string()}")["texts"])
+    except tomllib.TOMLDecodeError:
+        return []
 
 
 def removed(text: str, policy: Policy, at: int, *, name: str = "rule") -> str:

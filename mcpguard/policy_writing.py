@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -98,13 +99,21 @@ class Draft:
 
     Attributes:
         file: The copy.
+        is_kept: Whether the copy stays, because its text could not be saved anywhere else.
+
+    Raises:
+        PolicyError: The file cannot be read.
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.file = folder / path.name
+        self.is_kept = False
         self._path = path
-        self._before = read_at_once(path)
-        self.file.write_bytes(self._before)
+        try:
+            self._before = read_at_once(path)
+            self.file.write_bytes(self._before)
+        except OSError as error:
+            raise PolicyError(f"{path}: cannot be read: {error.strerror}", "a policy is a file in TOML") from error
 
     @property
     def is_changed(self) -> bool:
@@ -123,16 +132,20 @@ class Draft:
         """Replace the policy file by the copy.
 
         Raises:
-            McpguardError: The file cannot be written, or another process changed it since the copy was made. It is unchanged.
+            McpguardError: The file cannot be written, or another process changed it since the copy was made. It is unchanged,
+                and the hint names a file with the text.
         """
         content = self._content()
-        with locked(self._path) as target:
-            if read_at_once(target) != self._before:
-                kept = self._path.with_name(f"{self._path.name}.edited")
-                write(kept, content)
-                hint = f"your text is in {kept}"
-                raise McpguardError(f"{self._path}: another process has changed it while you edited", hint)
-            write(target, content)
+        try:
+            with locked(self._path) as target:
+                is_as_before = target.exists() and read_at_once(target) == self._before
+                kept = None if is_as_before else self._path.with_name(f"{self._path.name}.edited")
+                write(kept or target, content)
+        except McpguardError as error:
+            self.is_kept = True
+            raise McpguardError(error.message, f"the file is unchanged, and your text is in {self.file}") from error
+        if kept:
+            raise McpguardError(f"{self._path}: another process has changed it while you edited", f"your text is in {kept}")
 
     def _content(self) -> bytes:
         try:
@@ -144,7 +157,9 @@ class Draft:
 
 @contextlib.contextmanager
 def draft_of(path: Path) -> Iterator[Draft]:
-    """A copy of a policy file for an editor, removed at the end. A missing file is made with the starter rules first.
+    """A copy of a policy file for an editor, removed at the end unless it must be kept.
+
+    A missing file is made with the starter rules first.
 
     Raises:
         McpguardError: The file cannot be read or made.
@@ -152,9 +167,11 @@ def draft_of(path: Path) -> Iterator[Draft]:
     begin(path)
     with reported(path):
         require_writable(path)
-    with tempfile.TemporaryDirectory(prefix="mcpguard-") as folder:
-        try:
-            draft = Draft(path, Path(folder))
-        except OSError as error:
-            raise PolicyError(f"{path}: cannot be read: {error.strerror}", "a policy is a file in TOML") from error
+    folder = Path(tempfile.mkdtemp(prefix="mcpguard-"))
+    draft: Draft | None = None
+    try:
+        draft = Draft(path, folder)
         yield draft
+    finally:
+        if draft is None or not draft.is_kept:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -187,6 +187,22 @@ def test_the_comments_in_a_list_of_limits_stay_with_their_limits(
     assert file.read_text() == COMMENTED.replace(before, after)
 
 
+@pytest.mark.parametrize(
+    "old",
+    [
+        '[\n  "5/1m"\n  # "9/1h" was too few\n]',
+        '[ "5/1m" # "9/1h" was too few\n]',
+        '[ # "9/1h" was too few\n  "5/1d", "5/1w"]',
+    ],
+    ids=["below", "beside", "above"],
+)
+def test_a_comment_that_has_no_limit_of_its_own_stays_above_the_new_limits(tmp_path: Path, old: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(f'[[rule]]\ntool = "a"\nlimit = {old}\n')
+    put(file, {"tool": "a", "limit": ["6/1m", "60/1h"]})
+    assert file.read_text() == ('[[rule]]\ntool = "a"\nlimit = [\n  # "9/1h" was too few\n  "6/1m",\n  "60/1h",\n]\n')
+
+
 def test_an_edit_changes_no_other_rule(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(COMMENTED)
@@ -310,6 +326,17 @@ def test_an_edit_that_would_change_more_than_its_rule_is_refused(file: Path, mon
     with pytest.raises(McpguardError, match="would change more than it should"):
         put(file, {"tool": "x", "limit": "5/1m"})
     assert file.read_text() == BY_HAND
+
+
+def test_an_edit_that_would_break_a_valid_file_does_not_report_the_file_as_invalid(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    valid = 'rule = [\n  {tool = "a", limit = "5/1m"}\n  # more to come\n]\n'
+    file.write_text(valid)
+    with pytest.raises(McpguardError) as raised:
+        put(file, {"tool": "b", "limit": "6/1m"})
+    assert raised.value.message == f"{file}: this edit would change more than it should"
+    assert raised.value.exit_status == ExitStatus.FAILURE
+    assert file.read_text() == valid
 
 
 def test_an_error_while_writing_leaves_the_file_and_nothing_beside_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,17 @@ def _excerpt(problem: Problem) -> Iterator[str]:
     begin = problem.column - 1
     room = _width() - _MARGIN
     first, last = 0, len(cells)
-    while _columns(cells[first:last]) > room and last > begin + problem.width:
+    widths = [_columns([cell]) for cell in cells]
+    over = sum(widths) - room
+    while over > 0 and last > begin + problem.width:
         last -= 1
-    while _columns(cells[first:last]) > room and first < begin:
+        over -= widths[last]
+    while over > 0 and first < begin:
+        over -= widths[first]
         first += 1
-    while _columns(cells[first:last]) > room:
+    while over > 0:
         last -= 1
+        over -= widths[last]
     before = "…" if first else ""
     shown = f"{before}{''.join(cells[first:last])}{'…' if last < len(cells) else ''}"
     gap = " " * (len(before) + _columns(cells[first:begin]))
@@ -97,7 +102,8 @@ def by_click(error: click.ClickException) -> tuple[str, str]:
         return f"{error.option_name}: {_plain(error.message.partition(' ')[2].partition(' ')[2])}", see
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param is not None:
         return f"{error.param.opts[-1]}: {_plain(error.message)}", see
-    return _plain(error.format_message()), see
+    text = error.format_message().partition(". Choose from:\n")[0]  # the name of a missing argument lists its values already
+    return _plain(text), see
 
 
 def _likely(error: click.NoSuchOption) -> str:
@@ -109,5 +115,5 @@ def _likely(error: click.NoSuchOption) -> str:
 def _plain(text: str) -> str:
     """A message without a capital letter at the beginning, a full stop at the end, and quotation marks around names."""
     text = re.sub(r"Got unexpected extra arguments? \((.*)\)", r"unexpected argument: \1", text)
-    text = re.sub(r"'([\w.-]+)'(?=,|\.?$)", r"\1", text.replace("is not a valid integer range", "is not a whole number"))
+    text = re.sub(r"'([\w.|{}-]+)'(?=,|\.?$)", r"\1", text.replace("is not a valid integer range", "is not a whole number"))
     return (text[:1].lower() + text[1:]).removesuffix(".")

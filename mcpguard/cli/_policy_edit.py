@@ -22,11 +22,18 @@ OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguar
 """Printed after a rule was set."""
 
 
-def say_new_file(path: Path, edit: "Edit") -> None:
-    """Say if an edit made the file."""
+def say_new_file(path: Path, edit: "Edit", *, named: bool) -> None:
+    """Say if an edit made the file.
+
+    Args:
+        path: The file.
+        edit: The edit.
+        named: Whether an option or a variable names the file. Then no policy was in force without it.
+    """
     if edit.is_new_file:
         rules = plural(len(edit.before.rules), "starter rule")
-        click.echo(printable(f"{path}: new file with the {rules}, which were in force without a file"))
+        were = "" if named else ", which were in force without a file"
+        click.echo(printable(f"{path}: new file with the {rules}{were}"))
 
 
 def what_changed(edit: "Edit", at: int) -> str:

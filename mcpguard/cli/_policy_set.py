@@ -86,7 +86,7 @@ def set_(
 
     settings = config.load(os.environ, policy=policy)
     edit, at = put(settings.policy, table)
-    _policy_edit.say_new_file(settings.policy, edit)
+    _policy_edit.say_new_file(settings.policy, edit, named=settings.policy_named)
     click.echo(printable(f"{settings.policy}: {_policy_edit.what_changed(edit, at)}"))
     click.echo(printable(sentences(edit.after)[at]))
     before, after = edit.before, edit.after
@@ -110,7 +110,7 @@ def _set_cost(table: dict[str, Any], policy: str | None) -> None:
 
     settings = config.load(os.environ, policy=policy)
     edit, at = put_cost(settings.policy, table)
-    _policy_edit.say_new_file(settings.policy, edit)
+    _policy_edit.say_new_file(settings.policy, edit, named=settings.policy_named)
     was = edit.before.costs[at].units if at < len(edit.before.costs) else None
     cost = edit.after.costs[at]
     done = "unchanged" if edit.is_unchanged else "added" if was is None else f"changed (it was {was:,})"

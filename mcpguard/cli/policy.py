@@ -268,9 +268,10 @@ def mode(policy: str | None, mode: str) -> None:
     """
     from mcpguard.policy_editing import set_mode
 
-    path = config.load(os.environ, policy=policy).policy
-    edit = set_mode(path, mode)
-    _policy_edit.say_new_file(path, edit)
+    settings = config.load(os.environ, policy=policy)
+    path = settings.policy
+    edit = set_mode(path, mode, named=settings.policy_named)
+    _policy_edit.say_new_file(path, edit, named=settings.policy_named)
     was = " (unchanged)" if edit.is_unchanged else f" (it was {'enforce' if mode == 'observe' else 'observe'})"
     click.echo(printable(f"{path}: mode: {mode}{was}"))
     if mode == "observe":

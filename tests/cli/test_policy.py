@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.cli import _errors
 from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.errors import PolicyError
 from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, mcpguard, on_terminal, process
 from tests.end_to_end.host import DEADLINE_S, Host, environment
 from tests.test_policy_editing import BY_HAND
@@ -287,6 +289,27 @@ def test_without_a_file_mode_observe_makes_one_with_the_starter_rules(tmp_path: 
     assert file.read_text().splitlines()[:4] == [*STARTER.splitlines()[:3], 'mode = "observe"']
 
 
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_the_mode_of_a_missing_file_that_is_named_cannot_be_set(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / "typo.toml"
+    for named in (
+        mcpguard(tmp_path, "policy", "mode", mode, MCPGUARD_POLICY=str(file)),
+        mcpguard(tmp_path, "policy", "mode", mode, "--policy", str(file)),
+    ):
+        assert (named.returncode, named.stdout) == (78, "")
+        assert named.stderr.startswith(f"mcpguard: {file}: no such file\nhint: is the name right?")
+    assert not file.exists()
+
+
+def test_set_does_not_say_that_rules_were_in_force_where_a_named_file_was_missing(tmp_path: Path) -> None:
+    file = tmp_path / "team.toml"
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "5/1m")
+    assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: added rule 5\n")
+    file.unlink()
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "--cost", "5")
+    assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: the cost of tool=a: added\n")
+
+
 def test_a_star_as_the_agent_is_any_agent(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
     file.write_text('[[rule]]\nagent = "*"\nlimit = "5/1m"\n')
@@ -349,6 +372,26 @@ def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) 
     before = lines[6][: lines[6].index("limt")]
     assert len(lines[7]) - len("limt") == sum(2 if char == "検" else 1 for char in before)
     assert lines[7].endswith(" ^^^^")
+
+
+def test_the_effort_to_show_an_error_grows_with_its_line_and_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = 0
+
+    def counted(cells: list[str]) -> int:
+        nonlocal measured
+        measured += len(cells)
+        return columns(cells)
+
+    columns = _errors._columns
+    monkeypatch.setattr(_errors, "_columns", counted)
+    rules = "".join([f'{{tool = "a{at}", limit = "5/1m"}}, ' for at in range(1000)])
+    line = f'rule = [{rules}{{tool = "b", limit = "x"}}]{" " * 10_000}'
+    with pytest.raises(PolicyError) as raised:
+        parse(line)
+    shown = _errors.lines(raised.value)[1]
+    assert shown.endswith('limit = "x"…')
+    assert len(shown) <= 80
+    assert measured < 2 * len(line)
 
 
 @pytest.mark.parametrize("columns", [40, 80, 160])
@@ -617,6 +660,37 @@ def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path
     kept = tmp_path / "policy.toml.edited"
     assert f"your text is in {kept}" in done.stderr
     assert kept.read_text() == BY_HAND.replace("100", "200")
+
+
+def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nrm {file}\n')
+    editor.chmod(0o700)
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
+    kept = tmp_path / "policy.toml.edited"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: another process has changed it while you edited",
+        f"hint: your text is in {kept}",
+    ]
+    assert kept.read_text() == BY_HAND.replace("100", "200")
+    assert not file.exists()
+
+
+def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
+    editor, drafts = tmp_path / "editor", tmp_path / "drafts"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n')
+    editor.chmod(0o700)
+    drafts.mkdir()
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=str(editor), TMPDIR=str(drafts))
+    tmp_path.chmod(0o700)
+    assert (done.returncode, done.stdout) == (1, "")
+    (kept,) = drafts.glob("*/policy.toml")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: cannot be written: Permission denied",
+        f"hint: the file is unchanged, and your text is in {kept}",
+    ]
+    assert (file.read_text(), kept.read_text()) == (BY_HAND, BY_HAND.replace("100", "200"))
 
 
 def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:

@@ -212,6 +212,19 @@ def test_names_do_not_reach_the_terminal_with_control_characters(tmp_path: Path,
     assert parse(mcpguard(tmp_path, "policy", "suggest", "--toml").stdout).rules
 
 
+@pytest.mark.parametrize("end", ["", "# a\u2028b", "\r\n", "# a\x85b\n"])
+def test_the_difference_can_be_applied_whatever_ends_the_lines_of_the_file(tmp_path: Path, local: str, end: str) -> None:
+    patch = shutil.which("patch") or pytest.skip("patch is not installed")
+    fill(local, WEEK)
+    file = tmp_path / "policy.toml"
+    file.write_bytes(f'[[rule]]\nuser = "*"\ntool = "search"\nlimit = "9000/1h"{end}'.encode())
+    new = mcpguard(tmp_path, "policy", "suggest", "--store", local, "--toml").stdout
+    diff = mcpguard(tmp_path, "policy", "suggest", "--store", local, "--diff").stdout
+    done = subprocess.run([patch, "--binary", file], input=diff.encode(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert file.read_bytes().decode() == new
+
+
 def test_the_difference_is_coloured_only_on_a_terminal(tmp_path: Path, local: str) -> None:
     fill(local, WEEK)
     assert "\x1b[32m+" in on_terminal(tmp_path, "policy", "suggest")[1]
