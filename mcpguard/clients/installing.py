@@ -99,7 +99,7 @@ class Plan:
         self.state = state
         self._changes: dict[str, Change] = {}
         self._records = load(state)
-        self._kept = set(self._records)
+        self._notes: dict[Record, bool] = {}
 
     def content(self, file: Path) -> bytes:
         """A file's content with the changes so far.
@@ -139,7 +139,7 @@ class Plan:
 
     def note(self, record: Record, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
-        (self._kept.add if holds else self._kept.discard)(record)
+        self._notes[record] = holds
 
     def holds(self, record: Record) -> bool:
         """Whether there is a record."""
@@ -151,7 +151,8 @@ class Plan:
         Raises:
             McpguardError: mcpguard's own folder cannot be written to. No file was changed.
         """
-        save(self.state, self._records | self._kept)  # first, so that a command that is killed leaves too many, not too few
+        added = {record for record, holds in self._notes.items() if holds}
+        save(self.state, added=added)  # first, so that a command that is killed leaves too many, not too few
         failed = False
         for change in self.changes:
             try:
@@ -163,7 +164,7 @@ class Plan:
                 yield change, None
         if not failed:
             with contextlib.suppress(McpguardError):  # a record too many does no harm
-                save(self.state, self._kept)
+                save(self.state, dropped=self._notes.keys() - added)
 
 
 def _write(change: Change, backups: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.cli import _clients
 from mcpguard.clients import installing, running
 from mcpguard.clients.catalog import BY_KEY
 from tests.cli.account import CODEX, CURSOR, Account
@@ -181,6 +182,25 @@ def test_without_its_record_uninstall_leaves_an_empty_list(account: Account) -> 
     (account.state / "installed.json").unlink()
     account.run("uninstall", "--yes")
     assert servers(file) == {"a": {"command": "a", "args": []}}
+
+
+def test_a_record_that_another_install_makes_while_the_user_reads_the_diff_is_kept(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.cursor('{"mcpServers": {"a": {"command": "a"}}}\n')
+    account.write("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"b": {"command": "b"}}}\n')
+    before = account.files()
+    agreed = _clients._agreed
+
+    def late(*args: Any, **options: Any) -> bool:
+        monkeypatch.setattr(_clients, "_agreed", agreed)
+        assert account.run("install", "windsurf", "--yes").returncode == 0
+        return agreed(*args, **options)
+
+    monkeypatch.setattr(_clients, "_agreed", late)
+    assert account.run("install", "cursor", "--yes").returncode == 0
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.files() == before
 
 
 def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:
