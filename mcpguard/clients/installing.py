@@ -137,6 +137,11 @@ class Plan:
         same = (one.action for one in self.outcomes if one.server == server and _record(one.source, server) == key)
         return next((action for action in same if action != "keep"), "")
 
+    def fail(self, fault: Fault) -> None:
+        """Note what could not be done, once for all clients and scopes that share the file."""
+        if not any(known.message == fault.message for known in self.faults):
+            self.faults.append(fault)
+
     def note(self, record: Record, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
         self._notes[record] = holds
@@ -209,8 +214,7 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
                 raise Fault(f"{source.file}: not changed: {title} is running, and would write its own copy back", hint)
             found = entries_of(source, plan.content(source.file))
         except Fault as fault:
-            if not any(known.message == fault.message for known in plan.faults):  # several scopes may be in one file
-                plan.faults.append(fault)
+            plan.fail(fault)
             continue
         for entry in found:
             if servers and entry.name not in servers:
@@ -218,9 +222,9 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
             try:
                 plan.outcomes.append(edit(source, entry))
             except Unreadable as error:
-                plan.faults.append(unreadable(source.file, error))
+                plan.fail(unreadable(source.file, error))
             except Fault as fault:
-                plan.faults.append(fault)
+                plan.fail(fault)
 
 
 def _record(source: Source, server: str) -> Record:
@@ -228,6 +232,8 @@ def _record(source: Source, server: str) -> Record:
 
 
 def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
+    if entry.may_start:
+        raise Fault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
     if entry.kind != "stdio":
         return Outcome(source, entry.name, "leave", entry.detail if entry.kind == "faulty" else _LEFT[entry.kind])
     if not entry.name:

@@ -74,8 +74,9 @@ def test_the_files_of_all_clients_are_guarded_in_one_run_and_given_back_byte_for
         account.write(place, (FOLDER / name).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", end.encode()))
     before = account.files()
     done = account.run("install", "--yes")
-    (refused,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
-    assert ": sandboxed: its sandbox would keep mcpguard from its counters" in refused
+    refused = [line.partition(": ")[2] for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
+    assert [line.split(": ")[1] for line in refused] == ["sandboxed", "old-form", "shared", "tagged"]
+    assert "sandboxed: its sandbox would keep mcpguard from its counters" in refused[0]
     project = account.run("install", "--yes", "--project", str(account.project))
     assert (done.returncode, project.returncode) == (1, 0)
     after = account.files()
@@ -272,6 +273,47 @@ def test_an_entry_without_a_name_or_without_a_command_is_left(account: Account) 
     assert "  : not changed (it has no name)" in done.stdout
     assert "  b: not changed (it has no command)" in done.stdout
     assert "  c: not changed (it is not an object)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "detail"),
+    [
+        (
+            "home/.config/goose/config.yaml",
+            "extensions:\n  a: &x\n    cmd: npx\n",
+            "it has a YAML anchor, alias, tag or merge key",
+        ),
+        (
+            "home/.config/goose/config.yaml",
+            "extensions:\n  a:\n    cmd: >-\n      npx\n",
+            "its command is written on several lines",
+        ),
+        (
+            "home/.config/zed/settings.json",
+            '{"context_servers": {"a": {"command": {"path": "npx", "args": []}}}}',
+            "its command or an argument of it is not a text",
+        ),
+        ("project/.mcp.json", '{"mcpServers": {"a": {"command": "npx", "args": "-y"}}}', "its args is not an array"),
+    ],
+    ids=["anchor", "lines", "object", "shared"],
+)
+def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a_guard(
+    account: Account, place: str, text: str, detail: str
+) -> None:
+    file = account.write(place, text)
+    done = account.run("install", "--yes", *(["--project", str(account.project)] if "project" in place else []))
+    assert (done.returncode, file.read_text()) == (1, text)
+    assert done.stderr.startswith(f"mcpguard: {file}: a: not changed: {detail}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_entry_that_starts_nothing_is_no_failure(account: Account) -> None:
+    text = """{"mcpServers": {"a": {"command": null, "url": "https://x"}, "b": {"command": ""}, "c": {"command": []},
+        "d": {"command": ["npx"], "disabled": true}}}"""
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, done.stderr, file.read_text()) == (0, "", text)
+    assert "  a: not changed (remote: " in done.stdout
 
 
 # Projects and shared files
