@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -53,14 +53,19 @@ class Launcher(NamedTuple):
         """The words that go before a server's own command."""
         return self.program, "run", "--server", server, *(word for option in self.options for word in option), "--"
 
-    def hook(self, client: str) -> str:
-        """The command line of a client's hook. It must use the same store as the entries."""
-        words = [self.program, "hook", client]
-        words += [word for option in self.options if option[0] in ("--config", "--store") for word in option]
+    def hook(self, client: str, options: Sequence[str] | None = None) -> str:
+        """The command line of a client's hook. It must use the same store as the entries.
+
+        Args:
+            client: The client.
+            options: The hook's options; None for those of the entries that name the store.
+        """
+        if options is None:
+            options = [word for option in self.options if option[0] in ("--config", "--store") for word in option]
+        words = [self.program, "hook", client, *options]
         if sys.platform != "win32":
             return shlex.join(words)
-        words[0] = words[0].replace("\\", "/")  # a POSIX shell may run it
-        line = subprocess.list2cmdline(words)
+        line = subprocess.list2cmdline([word.replace("\\", "/") for word in words])  # a POSIX shell may run it
         return f"& {line}" if client == "copilot" and line.startswith('"') else line  # PowerShell
 
 

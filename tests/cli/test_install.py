@@ -706,6 +706,39 @@ def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex"
 
 
+def test_a_hook_whose_mcpguard_is_gone_keeps_its_options_as_the_entries_do(account: Account) -> None:
+    account.codex()
+    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex --store redis://h/0"}]}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0")
+    (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
+    assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex --store redis://h/0"
+
+
+@pytest.mark.parametrize(
+    "command", [f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex", "~/tools/mcpguard hook codex"]
+)
+def test_a_hook_whose_mcpguard_a_shell_finds_stays(account: Account, command: str) -> None:
+    account.codex()
+    account.write("home/tools/mcpguard", "")
+    hook = {"type": "command", "command": command}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
+    before = hooks.read_bytes()
+    assert "the hook is there already" in account.run("install", "--hook", "--yes").stdout
+    assert hooks.read_bytes() == before
+
+
+def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
+    account.codex()
+    target = account.write("home/dotfiles/hooks.json", "")
+    hooks = account.home / ".codex/hooks.json"
+    hooks.symlink_to(target)
+    account.run("install", "--hook", "--yes")
+    assert target.read_bytes() != b""
+    account.run("uninstall", "--yes")
+    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
+
+
 def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     before = account.files()
