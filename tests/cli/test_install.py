@@ -580,6 +580,19 @@ def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
     assert PROGRAM in codex.read_text()
 
 
+def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: Account) -> None:
+    codex, hooks = account.codex(), account.home / ".codex/hooks.json"
+    account.run("install", "codex", "--hook", "--yes")
+    codex.unlink()
+    done = account.run("uninstall", "cursor", "codex", "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == [
+        f"Cursor: no file {account.home}/.cursor/mcp.json",
+        f"Codex: no file {codex}",
+    ]
+    assert not hooks.exists()
+
+
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
     done = account.run("install", "--yes")
     assert done.returncode == 1
