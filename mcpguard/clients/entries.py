@@ -50,6 +50,7 @@ class Entry(NamedTuple):
         is_sandboxed: Whether VS Code runs it in a sandbox.
         detail: The URL of a remote entry; what is wrong with a faulty one.
         env: The variables that it sets for the server.
+        cwd: The folder in which it starts; empty for the client's choice.
         may_start: Whether a faulty entry has a command, which its client may be able to start.
     """
 
@@ -60,6 +61,7 @@ class Entry(NamedTuple):
     is_sandboxed: bool
     detail: str
     env: Mapping[str, str] = MappingProxyType({})
+    cwd: str = ""
     may_start: bool = False
 
 
@@ -251,7 +253,8 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
         else:
             kind, words = "stdio", start.words
             guard = words[: start.guard] if start.guard else None
-    return Entry(name, "disabled" if is_disabled else kind, words, guard, is_sandboxed, detail, _env(holder), may_start)
+    kind, env, cwd = "disabled" if is_disabled else kind, _env(holder), _text(holder, "cwd")
+    return Entry(name, kind, words, guard, is_sandboxed, detail, env, cwd, may_start)
 
 
 def _names_command(holder: Object, layout: Layout) -> bool:

@@ -22,11 +22,13 @@ class Command(NamedTuple):
     Attributes:
         words: The command and its arguments, those of mcpguard included.
         env: The variables that the client sets for it.
+        cwd: The folder in which it starts; empty for the working folder.
         is_guarded: Whether it starts through mcpguard.
     """
 
     words: tuple[str, ...]
     env: dict[str, str]
+    cwd: str
     is_guarded: bool
 
 
@@ -68,17 +70,18 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     if not found:
         names = " ".join(sorted({entry.name for _, entry in known}))
         raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
-    commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items())): entry for _, entry in found}
+    commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items()), entry.cwd) for _, entry in found}
     if len(commands) > 1:
         where = ", ".join(dict.fromkeys(source.client.title for source, _ in found))
         raise UsageError(f"--server: {where} start {server} with different commands or variables", again)
     entry = next((entry for _, entry in found if entry.guard), found[0][1])
     words = tuple(_filled(word, environ) for word in entry.words)
     env = {name: _filled(value, environ) for name, value in entry.env.items()}
-    unknown = [name for text in (*words, *env.values()) for name in _VARIABLE.findall(text)]
+    cwd = _filled(entry.cwd, environ)
+    unknown = [name for text in (*words, *env.values(), cwd) for name in _VARIABLE.findall(text)]
     if unknown:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
-    return Command(words, env, entry.guard is not None)
+    return Command(words, env, cwd, entry.guard is not None)
 
 
 def _filled(text: str, environ: Mapping[str, str]) -> str:
