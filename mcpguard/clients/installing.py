@@ -208,10 +208,6 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
     """Edit the entries of the named servers. What cannot be done is a fault of the plan, and the rest is done."""
     for source in sources:
         try:
-            if source.client.rewrites and is_running(source.client):
-                title = source.client.title
-                hint = f"quit {title}, also in the tray, then run this again"
-                raise Fault(f"{source.file}: not changed: {title} is running, and would write its own copy back", hint)
             found = entries_of(source, plan.content(source.file))
         except Fault as fault:
             plan.fail(fault)
@@ -225,6 +221,19 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
                 plan.fail(unreadable(source.file, error))
             except Fault as fault:
                 plan.fail(fault)
+
+
+def _put(plan: Plan, source: Source, new: bytes) -> None:
+    """Change a file of servers.
+
+    Raises:
+        Fault: The client is running, and would undo the change.
+    """
+    if source.client.rewrites and is_running(source.client):
+        title = source.client.title
+        hint = f"quit {title}, also in the tray, then run this again"
+        raise Fault(f"{source.file}: not changed: {title} is running, and would write its own copy back", hint)
+    plan.put(source.file, new)
 
 
 def _record(source: Source, server: str) -> Record:
@@ -246,7 +255,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     where = (source.layout, source.dialect, entry.name)
     new = guarded(data, *where, launcher.words(entry.name))
-    plan.put(source.file, new)
+    _put(plan, source, new)
     plan.note(_record(source, entry.name), holds=unguarded(new, *where) != data)  # an empty list would be left
     other = Path(entry.words[0]).name if entry.words else ""
     return Outcome(source, entry.name, "guard", f"it also runs through {other}" if other in _OTHER_GUARDS else "")
@@ -273,7 +282,7 @@ def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outco
     if may_vary(program) or find(program, os.environ):
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     data = plan.content(source.file)
-    plan.put(source.file, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))
+    _put(plan, source, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))
     return Outcome(source, entry.name, "mend", f"{program} is gone")
 
 
@@ -282,6 +291,6 @@ def _unguard(plan: Plan, source: Source, entry: Entry) -> Outcome:
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     record = _record(source, entry.name)
     data, drops = plan.content(source.file), plan.holds(record)
-    plan.put(source.file, unguarded(data, source.layout, source.dialect, entry.name, drop_empty_args=drops))
+    _put(plan, source, unguarded(data, source.layout, source.dialect, entry.name, drop_empty_args=drops))
     plan.note(record, holds=False)
     return Outcome(source, entry.name, "unguard")

@@ -491,6 +491,18 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
 
 
+@pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
+def test_claude_desktop_may_run_if_nothing_is_to_be_written(
+    account: Account, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    account.write("home/.config/Claude/claude_desktop_config.json", content)
+    account.codex()
+    assert account.run("install", "--yes").returncode == 0
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    again = account.run("install", "--yes")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 # Asking and showing
 
 
