@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from mcpguard import run_options
+from mcpguard import config, run_options
 from mcpguard.cli._options import all_of
 from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
@@ -21,6 +21,7 @@ from mcpguard.clients.launcher import Launcher
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
+from mcpguard.identity import configured_identity
 
 _LONG: Final = 200
 """A longer line is shown in pieces, of which only those that change: some clients write the whole file in one line."""
@@ -142,14 +143,17 @@ def named_clients(keys: Sequence[str]) -> list[Client]:
 
 
 def check_options(start: Launcher) -> None:
-    """Check that `mcpguard run` accepts the options that are written.
+    """Check that `mcpguard run` accepts the options that are written. No server would start otherwise.
 
     Raises:
         UsageError: It does not.
+        ConfigError: A variable or a setting is not valid.
     """
     if run_options.parse([*start.words("server")[1:], "command"]) is None:
         words = " ".join(word for option in start.options for word in option)
         raise UsageError(f"mcpguard run does not accept these options: {words}", "check the MCPGUARD_ variables of this shell")
+    settings = config.load(os.environ)
+    _ = settings.address, configured_identity(settings, "server")
 
 
 def chosen(keys: Sequence[str], project: str | None) -> "Chosen":

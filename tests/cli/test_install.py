@@ -672,6 +672,21 @@ def test_a_value_that_run_does_not_accept_is_not_written(account: Account) -> No
     assert cursor.read_text() == CURSOR
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MCPGUARD_STORE", "counters.db", "MCPGUARD_STORE: this is not a URL"),
+        ("MCPGUARD_AGENT", "nightly", "MCPGUARD_AGENT: 'nightly' does not have three parts"),
+        ("MCPGUARD_CONFIG", "/gone.toml", "MCPGUARD_CONFIG: /gone.toml: no such file"),
+    ],
+)
+def test_a_value_with_which_no_server_would_start_is_not_written(account: Account, name: str, value: str, message: str) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--yes", **{name: value})
+    assert (done.returncode, done.stderr.splitlines()[0]) == (78, f"mcpguard: {message}")
+    assert cursor.read_text() == CURSOR
+
+
 def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
     account.cursor()
     done = account.run("install", "--yes", MCPGUARD_NAMESPACE="team")
