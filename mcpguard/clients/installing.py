@@ -279,7 +279,7 @@ def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outco
     """Replace the path of a mcpguard that is gone."""
     assert entry.guard  # noqa: S101 - see the caller
     program = entry.guard[0]
-    if may_vary(program) or find(program, os.environ):
+    if may_vary(program) or find(program, os.environ, source.start):
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     data = plan.content(source.file)
     _put(plan, source, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))

@@ -165,12 +165,18 @@ def _chosen(environ: Mapping[str, str]) -> list[tuple[str, ...]]:
     return options
 
 
-def find(program: str, environ: Mapping[str, str]) -> Path | None:
-    """The file of a program that an entry names; None if it is gone. A bare name is looked for on `PATH`."""
+def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Path | None:
+    """The file of a program that an entry names; None if it is gone. A bare name is looked for on `PATH`.
+
+    Args:
+        program: Its name or path.
+        environ: The environment.
+        folder: Where a relative path begins.
+    """
     import shutil
 
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
-    return Path(found) if found and Path(found).is_file() else None
+    return folder / found if found and (folder / found).is_file() else None
 
 
 def may_vary(program: str) -> bool:

@@ -64,7 +64,7 @@ def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, st
     if may_vary(program):
         return None
     option = _option(source.folder)
-    path = find(program, os.environ)
+    path = find(program, os.environ, source.start)
     if path is None:
         return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{option}"
     if this is None or os.path.realpath(path) == os.path.realpath(this.program):

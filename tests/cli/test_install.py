@@ -352,6 +352,21 @@ def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Acco
     assert account.files() == before
 
 
+def test_a_relative_path_of_mcpguard_begins_in_the_project(account: Account) -> None:
+    account.write("project/tools/mcpguard", "")
+    text = '{"mcpServers": {"a": {"command": "./tools/mcpguard", "args": ["run", "--", "a"]}}}'
+    file = account.write("project/.mcp.json", text)
+    local = account.write("home/.claude.json", json.dumps({"projects": {str(account.project): json.loads(text)}}))
+    before = account.files()
+    done = account.run("install", "--project", str(account.project), "--yes")
+    assert account.files() == before
+    assert done.stdout.count("a: guarded already") == 4
+    assert "missing" not in account.run("clients", "--project", str(account.project)).stdout
+    (account.project / "tools/mcpguard").unlink()
+    account.run("install", "--project", str(account.project), "--yes")
+    assert all(PROGRAM in one.read_text() for one in (file, local))
+
+
 def test_one_edit_of_a_file_that_several_clients_read_serves_them_all(account: Account) -> None:
     file = account.write("project/.mcp.json", '{"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
     done = account.run("install", "--project", str(account.project), "--yes")
