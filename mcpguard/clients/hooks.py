@@ -12,6 +12,7 @@ from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, find, may_vary, words_of
+from mcpguard.clients.records import Record
 
 TIMEOUT_S: Final = 5
 """The time limit that the client sets for the hook. The hook's own limit is a second."""
@@ -66,7 +67,8 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
                 plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
                 continue
             version = None if client.hook.is_matched else 1
-            data = plan.content(file) if os.path.lexists(file) else b""
+            exists = os.path.lexists(file)
+            data = plan.content(file) if exists else b""
             line = launcher.hook(client.key, _parts(commands[0])[1] if commands else None)
             new = with_hook(data, client.hook.event, _entry(client.hook, line), version=version)
         except Unreadable as error:
@@ -75,6 +77,8 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
             plan.faults.append(fault)
         else:
             plan.put(file, new)
+            if not data:
+                plan.note(_was_empty(file), holds=exists)
             plan.hooks.append(HookOutcome(client, file, "the hook was added", client.hook.after or client.after))
 
 
@@ -87,12 +91,19 @@ def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], proje
         try:
             if commands_in(file, client.hook):
                 new = without_hook(plan.content(file), client.hook.event)
-                plan.put(file, new if new or file.is_symlink() else None)  # a link stays a link
+                stays = plan.holds(_was_empty(file)) or file.is_symlink()
+                plan.put(file, new if new or stays else None)
+                plan.note(_was_empty(file), holds=False)
                 plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
         except Unreadable as error:
             plan.faults.append(unreadable(file, error))
         except Fault as fault:
             plan.faults.append(fault)
+
+
+def _was_empty(file: Path) -> Record:
+    """The record of a file that was there and had no content."""
+    return Record(os.path.realpath(file), ())
 
 
 def _entry(hook: Hook, command: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What `install` notes for `uninstall`: what the files themselves do not tell.
 
-`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`.
-Without it, `uninstall` leaves them an empty list.
+`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
+and the files of hooks that were empty. Without it, `uninstall` leaves the entries an empty list, and removes the files.
 """
 
 import json
@@ -17,11 +17,11 @@ NAME: Final = "installed.json"
 
 
 class Record(NamedTuple):
-    """An entry that had no `args`.
+    """An entry that had no `args`, or a file that was empty.
 
     Attributes:
         file: The client's file.
-        keys: The path of the entry in the file; the server's name is the last key.
+        keys: The path of the entry in the file; the server's name is the last key. Empty for a file.
     """
 
     file: str

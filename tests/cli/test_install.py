@@ -783,6 +783,20 @@ def test_a_hook_whose_mcpguard_a_shell_finds_stays(account: Account, command: st
     assert hooks.read_bytes() == before
 
 
+def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:
+    account.codex()
+    hooks = account.write("home/.codex/hooks.json", "")
+    account.run("install", "--hook", "--yes")
+    account.run("install", "--hook", "--yes")
+    assert hooks.read_bytes() != b""
+    account.run("uninstall", "--yes")
+    assert hooks.read_bytes() == b""
+    hooks.unlink()
+    account.run("install", "--hook", "--yes")
+    account.run("uninstall", "--yes")
+    assert not hooks.exists()
+
+
 def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
     account.codex()
     target = account.write("home/dotfiles/hooks.json", "")
