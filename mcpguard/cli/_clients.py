@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from mcpguard import run_options
+from mcpguard import config, run_options
 from mcpguard.cli._options import all_of
 from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
@@ -21,6 +21,7 @@ from mcpguard.clients.launcher import Launcher
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
+from mcpguard.identity import configured_identity
 
 _LONG: Final = 200
 """A longer line is shown in pieces, of which only those that change: some clients write the whole file in one line."""
@@ -142,14 +143,17 @@ def named_clients(keys: Sequence[str]) -> list[Client]:
 
 
 def check_options(start: Launcher) -> None:
-    """Check that `mcpguard run` accepts the options that are written.
+    """Check that `mcpguard run` accepts the options that are written. No server would start otherwise.
 
     Raises:
         UsageError: It does not.
+        ConfigError: A variable or a setting is not valid.
     """
     if run_options.parse([*start.words("server")[1:], "command"]) is None:
         words = " ".join(word for option in start.options for word in option)
         raise UsageError(f"mcpguard run does not accept these options: {words}", "check the MCPGUARD_ variables of this shell")
+    settings = config.load(os.environ)
+    _ = settings.address, configured_identity(settings, "server")
 
 
 def chosen(keys: Sequence[str], project: str | None) -> "Chosen":
@@ -169,15 +173,20 @@ def without_hook(chosen: Chosen) -> list[Fault]:
     return [Fault(f"{name}: mcpguard has no hook for it", f"clients with a hook: {able}") for name in names]
 
 
-def _missing(chosen: Chosen, words: Words) -> Iterator[Fault]:
-    """A fault for each of the named clients that has no file."""
+def _missing(chosen: Chosen) -> Iterator[str]:
+    """For each of the named clients that has no file, where the file would be."""
     have = {source.client.key for source in chosen.sources}
     for client in chosen.clients if chosen.is_named else ():
         if client.key not in have:
             paths = [str(path) for path in client_paths(chosen.machine, client, chosen.project)]
-            where = f"no file {paths[0]}" if paths else "it has no files in a project"
-            yield Fault(f"{client.title}: {where}", "add a server in the client first")
-    if words is INSTALL and not chosen.sources and not chosen.is_named:
+            yield f"{client.title}: no file {paths[0]}" if paths else f"{client.title}: it has no files in a project"
+
+
+def _nothing_to_guard(chosen: Chosen) -> Iterator[Fault]:
+    """A fault for each of the named clients that has no file, or for no file at all."""
+    for missing in _missing(chosen):
+        yield Fault(missing, "add a server in the client first")
+    if not chosen.sources and not chosen.is_named:
         where = f" in {chosen.project}" if chosen.project else ""
         yield Fault(f"no file of a client is found{where}", "see the clients and their files: mcpguard install --help")
 
@@ -197,7 +206,8 @@ def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]
 
 def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, *, dry_run: bool, yes: bool) -> int:
     """Show a plan, ask, change the files, and print what was done; return the exit status."""
-    status = _complain([*plan.faults, *_missing(chosen, words), *_unknown_servers(servers, plan, chosen.sources)])
+    missing = _nothing_to_guard(chosen) if words is INSTALL else ()
+    status = _complain([*plan.faults, *missing, *_unknown_servers(servers, plan, chosen.sources)])
     changes = plan.changes
     if changes and not _agreed(changes, words, dry_run=dry_run, yes=yes):
         if dry_run:
@@ -205,6 +215,8 @@ def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, 
         click.echo("nothing was changed", err=True)
         return ExitStatus.FAILURE
     errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
+    for line in _missing(chosen) if words is UNINSTALL else ():
+        click.echo(printable(line))
     _report(plan, errors, words)
     steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
     if steps:

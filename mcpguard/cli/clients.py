@@ -139,7 +139,7 @@ def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
 def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
     guard = entry.guard or ()
     program, command = guard[0], entry.words[len(guard) :]
-    found = None if may_vary(program) else find(program, os.environ)
+    found = None if may_vary(program) else find(program, os.environ, source.start)
     version = lookup.version(found) if found and not source.may_have_brought(found) else None
     if not found and not may_vary(program):
         note = "missing"

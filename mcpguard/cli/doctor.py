@@ -52,15 +52,16 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
       mcpguard doctor --server crm -- npx -y @acme/crm-server
     """
     tolerant_output()
+    folder = ""
     if options["server"] and not argv:
         from mcpguard.doctor.clients import command_of
 
         entry = command_of(options["server"], os.environ)
         os.environ.update(entry.env)
-        argv = entry.words
+        argv, folder = entry.words, entry.cwd
         if entry.is_guarded:  # the entry names its server itself
             options["server"] = None
-    found = _all(*_without_guard(argv, options))
+    found = _all(*_without_guard(argv, options), folder)
     if as_json:
         results = list(found)
         click.echo(json.dumps([one._asdict() for one in results], indent=2))
@@ -85,7 +86,7 @@ def _without_guard(argv: Sequence[str], options: dict[str, Any]) -> tuple[Sequen
     return guarded.pop("argv"), guarded | {key: value for key, value in options.items() if value}
 
 
-def _all(argv: Sequence[str], options: dict[str, Any]) -> Iterator[Check]:
+def _all(argv: Sequence[str], options: dict[str, Any], folder: str) -> Iterator[Check]:
     """The checks of this machine, and those of the server if there is a command."""
     read = {key: value for key, value in options.items() if key not in {"observe", "quiet"}}
     yield from checkup(os.environ, **read)
@@ -95,7 +96,7 @@ def _all(argv: Sequence[str], options: dict[str, Any]) -> Iterator[Check]:
         settings = config.load(os.environ, **read)
         from mcpguard.doctor import server  # loads mcp
 
-        yield from server.checks(settings, argv, options=_words(options), server=options["server"])
+        yield from server.checks(settings, argv, options=_words(options), server=options["server"], folder=folder)
 
 
 def _words(options: dict[str, Any]) -> list[str]:

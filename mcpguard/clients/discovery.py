@@ -112,6 +112,11 @@ class Source(NamedTuple):
         )
 
     @property
+    def start(self) -> Path:
+        """Where the servers start, if the file tells: in its project. Else the working folder."""
+        return self.folder or Path(self.project)
+
+    @property
     def place(self) -> str:
         """The client, the scope and the file, for a message."""
         scope = f"{self.scope} scope, {self.project}" if self.project else f"{self.scope} scope"

@@ -41,6 +41,10 @@ def without_first(document: Document, array: Array, count: int) -> list[Splice]:
             kept = gap if array.is_block and gap.strip() else _without_comma(gap)
             splices.append(Splice(array.leads[at], array.leads[at + 1], kept))
         return splices
+    gaps = zip(array.items, array.leads[1:], strict=False)
+    if not array.is_block and (comments := "".join(_without_comma(text[item.end : lead]) for item, lead in gaps)):
+        rest = _without_comma(text[array.items[-1].end : array.end - 1], or_all=True)
+        return [Splice(array.leads[0], array.end - 1, comments + rest)]
     whole = (array.items[0].start, array.items[-1].end)
     return [without_child(document, array, [whole], 0)]
 

@@ -50,6 +50,8 @@ class Entry(NamedTuple):
         is_sandboxed: Whether VS Code runs it in a sandbox.
         detail: The URL of a remote entry; what is wrong with a faulty one.
         env: The variables that it sets for the server.
+        cwd: The folder in which it starts; empty for the client's choice.
+        may_start: Whether a faulty entry has a command, which its client may be able to start.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Entry(NamedTuple):
     is_sandboxed: bool
     detail: str
     env: Mapping[str, str] = MappingProxyType({})
+    cwd: str = ""
+    may_start: bool = False
 
 
 class _Start(NamedTuple):
@@ -231,21 +235,32 @@ def _holder(node: Object, layout: Layout) -> Object:
 
 def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
     if not isinstance(node, Object):
-        return Entry(name, "faulty", (), None, False, _OPAQUE if isinstance(node, Opaque) else "it is not an object")
+        if isinstance(node, Opaque):
+            return Entry(name, "faulty", (), None, False, _OPAQUE, may_start=True)
+        return Entry(name, "faulty", (), None, False, "it is not an object")
     holder = _holder(node, layout)
     is_sandboxed = _says(node, "sandboxEnabled", True)
     is_disabled = _says(node, "disabled", True) or _says(node, "enabled", False)
     kind, detail = _without_command(holder, layout)
     words: tuple[str, ...] = ()
     guard = None
+    may_start = False
     if not kind:
         start = _start(document, layout, node)
         if isinstance(start, str):
             kind, detail = "faulty", start
+            may_start = not is_disabled and (detail == _OPAQUE or _names_command(holder, layout))
         else:
             kind, words = "stdio", start.words
             guard = words[: start.guard] if start.guard else None
-    return Entry(name, "disabled" if is_disabled else kind, words, guard, is_sandboxed, detail, _env(holder))
+    kind, env, cwd = "disabled" if is_disabled else kind, _env(holder), _text(holder, "cwd")
+    return Entry(name, kind, words, guard, is_sandboxed, detail, env, cwd, may_start)
+
+
+def _names_command(holder: Object, layout: Layout) -> bool:
+    """Whether an entry has a command that is neither empty nor null."""
+    command = holder.get(layout.command)
+    return command is not None and bool(plain(command))
 
 
 def _env(holder: Object) -> dict[str, str]:
@@ -263,7 +278,7 @@ def _without_command(holder: Object, layout: Layout) -> tuple[str, str]:
     """The kind and the detail of an entry that starts no command; empty for all others."""
     url = next((url for url in (_text(holder, key) for key in _URLS) if url), "")
     kind = _text(holder, "type")
-    if holder.member(layout.command) is None:
+    if not _names_command(holder, layout):
         if url:
             return "remote", url
         if kind in _BUNDLED or _text(holder, "source") == "extension" or holder.member("settings"):

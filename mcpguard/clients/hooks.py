@@ -11,7 +11,8 @@ from mcpguard.clients.discovery import Fault, Machine, hook_file, read, unreadab
 from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
-from mcpguard.clients.launcher import Launcher, find, words_of
+from mcpguard.clients.launcher import Launcher, find, may_vary, words_of
+from mcpguard.clients.records import Record
 
 TIMEOUT_S: Final = 5
 """The time limit that the client sets for the hook. The hook's own limit is a second."""
@@ -34,13 +35,20 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
 
 
 def is_gone(command: str) -> bool:
-    """Whether the program of a hook's command line does not exist."""
+    """Whether the mcpguard of a hook's command line does not exist. A path with a variable counts as one that exists."""
+    program = _parts(command)[0]
+    return not may_vary(program) and find(os.path.expanduser(program), os.environ) is None  # noqa: PTH111
+
+
+def _parts(command: str) -> tuple[str, list[str]]:
+    """The program of a hook's command line, behind the variables that it sets, and the options; without one, the first word."""
     words = words_of(command)
-    return not words or find(words[0], os.environ) is None
+    at = next((at for at, word in enumerate(words[1:]) if word == "hook"), None)
+    return ("".join(words[:1]), []) if at is None else (words[at], words[at + 3 :])
 
 
 def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:
-    """Plan to add the hooks of clients. A hook that is there stays, unless its mcpguard is gone.
+    """Plan to add the hooks of clients. A hook that is there stays. If its mcpguard is gone, a new one takes over its options.
 
     Args:
         plan: The plan.
@@ -59,14 +67,18 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
                 plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
                 continue
             version = None if client.hook.is_matched else 1
-            data = plan.content(file) if os.path.lexists(file) else b""
-            new = with_hook(data, client.hook.event, _entry(client.hook, launcher.hook(client.key)), version=version)
+            exists = os.path.lexists(file)
+            data = plan.content(file) if exists else b""
+            line = launcher.hook(client.key, _parts(commands[0])[1] if commands else None)
+            new = with_hook(data, client.hook.event, _entry(client.hook, line), version=version)
         except Unreadable as error:
             plan.faults.append(unreadable(file, error))
         except Fault as fault:
             plan.faults.append(fault)
         else:
             plan.put(file, new)
+            if not data:
+                plan.note(_was_empty(file), holds=exists)
             plan.hooks.append(HookOutcome(client, file, "the hook was added", client.hook.after or client.after))
 
 
@@ -78,12 +90,20 @@ def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], proje
         file = hook_file(machine, client.hook, project)
         try:
             if commands_in(file, client.hook):
-                plan.put(file, without_hook(plan.content(file), client.hook.event) or None)
+                new = without_hook(plan.content(file), client.hook.event)
+                stays = plan.holds(_was_empty(file)) or file.is_symlink()
+                plan.put(file, new if new or stays else None)
+                plan.note(_was_empty(file), holds=False)
                 plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
         except Unreadable as error:
             plan.faults.append(unreadable(file, error))
         except Fault as fault:
             plan.faults.append(fault)
+
+
+def _was_empty(file: Path) -> Record:
+    """The record of a file that was there and had no content."""
+    return Record(os.path.realpath(file), ())
 
 
 def _entry(hook: Hook, command: str) -> dict[str, Any]:

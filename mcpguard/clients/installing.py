@@ -99,7 +99,7 @@ class Plan:
         self.state = state
         self._changes: dict[str, Change] = {}
         self._records = load(state)
-        self._kept = set(self._records)
+        self._notes: dict[Record, bool] = {}
 
     def content(self, file: Path) -> bytes:
         """A file's content with the changes so far.
@@ -137,9 +137,14 @@ class Plan:
         same = (one.action for one in self.outcomes if one.server == server and _record(one.source, server) == key)
         return next((action for action in same if action != "keep"), "")
 
+    def fail(self, fault: Fault) -> None:
+        """Note what could not be done, once for all clients and scopes that share the file."""
+        if not any(known.message == fault.message for known in self.faults):
+            self.faults.append(fault)
+
     def note(self, record: Record, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
-        (self._kept.add if holds else self._kept.discard)(record)
+        self._notes[record] = holds
 
     def holds(self, record: Record) -> bool:
         """Whether there is a record."""
@@ -151,7 +156,8 @@ class Plan:
         Raises:
             McpguardError: mcpguard's own folder cannot be written to. No file was changed.
         """
-        save(self.state, self._records | self._kept)  # first, so that a command that is killed leaves too many, not too few
+        added = {record for record, holds in self._notes.items() if holds}
+        save(self.state, added=added)  # first, so that a command that is killed leaves too many, not too few
         failed = False
         for change in self.changes:
             try:
@@ -163,7 +169,7 @@ class Plan:
                 yield change, None
         if not failed:
             with contextlib.suppress(McpguardError):  # a record too many does no harm
-                save(self.state, self._kept)
+                save(self.state, dropped=self._notes.keys() - added)
 
 
 def _write(change: Change, backups: Path) -> None:
@@ -202,14 +208,9 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
     """Edit the entries of the named servers. What cannot be done is a fault of the plan, and the rest is done."""
     for source in sources:
         try:
-            if source.client.rewrites and is_running(source.client):
-                title = source.client.title
-                hint = f"quit {title}, also in the tray, then run this again"
-                raise Fault(f"{source.file}: not changed: {title} is running, and would write its own copy back", hint)
             found = entries_of(source, plan.content(source.file))
         except Fault as fault:
-            if not any(known.message == fault.message for known in plan.faults):  # several scopes may be in one file
-                plan.faults.append(fault)
+            plan.fail(fault)
             continue
         for entry in found:
             if servers and entry.name not in servers:
@@ -217,9 +218,22 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
             try:
                 plan.outcomes.append(edit(source, entry))
             except Unreadable as error:
-                plan.faults.append(unreadable(source.file, error))
+                plan.fail(unreadable(source.file, error))
             except Fault as fault:
-                plan.faults.append(fault)
+                plan.fail(fault)
+
+
+def _put(plan: Plan, source: Source, new: bytes) -> None:
+    """Change a file of servers.
+
+    Raises:
+        Fault: The client is running, and would undo the change.
+    """
+    if source.client.rewrites and is_running(source.client):
+        title = source.client.title
+        hint = f"quit {title}, also in the tray, then run this again"
+        raise Fault(f"{source.file}: not changed: {title} is running, and would write its own copy back", hint)
+    plan.put(source.file, new)
 
 
 def _record(source: Source, server: str) -> Record:
@@ -227,6 +241,8 @@ def _record(source: Source, server: str) -> Record:
 
 
 def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
+    if entry.may_start:
+        raise Fault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
     if entry.kind != "stdio":
         return Outcome(source, entry.name, "leave", entry.detail if entry.kind == "faulty" else _LEFT[entry.kind])
     if not entry.name:
@@ -239,7 +255,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     where = (source.layout, source.dialect, entry.name)
     new = guarded(data, *where, launcher.words(entry.name))
-    plan.put(source.file, new)
+    _put(plan, source, new)
     plan.note(_record(source, entry.name), holds=unguarded(new, *where) != data)  # an empty list would be left
     other = Path(entry.words[0]).name if entry.words else ""
     return Outcome(source, entry.name, "guard", f"it also runs through {other}" if other in _OTHER_GUARDS else "")
@@ -263,10 +279,10 @@ def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outco
     """Replace the path of an mcpguard that is gone."""
     assert entry.guard  # noqa: S101 - see the caller
     program = entry.guard[0]
-    if may_vary(program) or find(program, os.environ):
+    if may_vary(program) or find(program, os.environ, source.start):
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     data = plan.content(source.file)
-    plan.put(source.file, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))
+    _put(plan, source, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))
     return Outcome(source, entry.name, "mend", f"{program} is gone")
 
 
@@ -275,6 +291,6 @@ def _unguard(plan: Plan, source: Source, entry: Entry) -> Outcome:
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     record = _record(source, entry.name)
     data, drops = plan.content(source.file), plan.holds(record)
-    plan.put(source.file, unguarded(data, source.layout, source.dialect, entry.name, drop_empty_args=drops))
+    _put(plan, source, unguarded(data, source.layout, source.dialect, entry.name, drop_empty_args=drops))
     plan.note(record, holds=False)
     return Outcome(source, entry.name, "unguard")

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -53,14 +53,19 @@ class Launcher(NamedTuple):
         """The words that go before a server's own command."""
         return self.program, "run", "--server", server, *(word for option in self.options for word in option), "--"
 
-    def hook(self, client: str) -> str:
-        """The command line of a client's hook. It must use the same store as the entries."""
-        words = [self.program, "hook", client]
-        words += [word for option in self.options if option[0] in ("--config", "--store") for word in option]
+    def hook(self, client: str, options: Sequence[str] | None = None) -> str:
+        """The command line of a client's hook. It must use the same store as the entries.
+
+        Args:
+            client: The client.
+            options: The hook's options; None for those of the entries that name the store.
+        """
+        if options is None:
+            options = [word for option in self.options if option[0] in ("--config", "--store") for word in option]
+        words = [self.program, "hook", client, *options]
         if sys.platform != "win32":
             return shlex.join(words)
-        words[0] = words[0].replace("\\", "/")  # a POSIX shell may run it
-        line = subprocess.list2cmdline(words)
+        line = subprocess.list2cmdline([word.replace("\\", "/") for word in words])  # a POSIX shell may run it
         return f"& {line}" if client == "copilot" and line.startswith('"') else line  # PowerShell
 
 
@@ -160,12 +165,18 @@ def _chosen(environ: Mapping[str, str]) -> list[tuple[str, ...]]:
     return options
 
 
-def find(program: str, environ: Mapping[str, str]) -> Path | None:
-    """The file of a program that an entry names; None if it is gone. A bare name is looked for on `PATH`."""
+def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Path | None:
+    """The file of a program that an entry names; None if it is gone. A bare name is looked for on `PATH`.
+
+    Args:
+        program: Its name or path.
+        environ: The environment.
+        folder: Where a relative path begins.
+    """
     import shutil
 
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
-    return Path(found) if found and Path(found).is_file() else None
+    return folder / found if found and (folder / found).is_file() else None
 
 
 def may_vary(program: str) -> bool:

@@ -1,10 +1,11 @@
 """What `install` notes for `uninstall`: what the files themselves do not tell.
 
-`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`.
-Without it, `uninstall` leaves them an empty list.
+`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
+and the files of hooks that were empty. Without it, `uninstall` leaves the entries an empty list, and removes the files.
 """
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,11 +17,11 @@ NAME: Final = "installed.json"
 
 
 class Record(NamedTuple):
-    """An entry that had no `args`.
+    """An entry that had no `args`, or a file that was empty.
 
     Attributes:
         file: The client's file.
-        keys: The path of the entry in the file; the server's name is the last key.
+        keys: The path of the entry in the file; the server's name is the last key. Empty for a file.
     """
 
     file: str
@@ -30,25 +31,32 @@ class Record(NamedTuple):
 def load(state: Path) -> set[Record]:
     """The notes. A missing or damaged file has none."""
     try:
-        found = json.loads(read_at_once(state / NAME))
-        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in found}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return _records(read_at_once(state / NAME))
+    except OSError:
         return set()
 
 
-def save(state: Path, records: set[Record]) -> None:
-    """Replace the notes.
+def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] = frozenset()) -> None:
+    """Add notes and drop notes. The others stay, also those that another command has added meanwhile.
 
     Raises:
         McpguardError: The file cannot be written.
     """
     path = state / NAME
-    if load(state) == records:
+    known = load(state)
+    if added <= known and not dropped & known:
         return
     try:
         private_folder(state)
         old = read_at_once(path) if path.exists() else None
     except OSError as error:
         raise McpguardError(f"{path}: cannot be written: {error.strerror}", "check who may write to the folder") from error
-    data = json.dumps([one._asdict() for one in sorted(records)], indent=1).encode() + b"\n"
-    replace(path, old, data, backups=None)
+    records = (_records(old or b"") | added) - dropped
+    replace(path, old, json.dumps([one._asdict() for one in sorted(records)], indent=1).encode() + b"\n", backups=None)
+
+
+def _records(data: bytes) -> set[Record]:
+    try:
+        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in json.loads(data)}
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return set()

@@ -35,7 +35,7 @@ def checks(machine: Machine, project: Path | None = None) -> Iterator[Check]:
     named = {source.client.key for source in found}
     for client in CLIENTS:
         if client.key in named and client.hook:
-            yield from _hook(client, hook_file(machine, client.hook, project))
+            yield from _hook(client, hook_file(machine, client.hook, project), _option(project))
 
 
 def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
@@ -63,8 +63,8 @@ def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, st
     """What is wrong with the mcpguard of an entry, and a hint; None if nothing is."""
     if may_vary(program):
         return None
-    option = f" --project {shlex.quote(str(source.folder))}" if source.folder else ""
-    path = find(program, os.environ)
+    option = _option(source.folder)
+    path = find(program, os.environ, source.start)
     if path is None:
         return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{option}"
     if this is None or os.path.realpath(path) == os.path.realpath(this.program):
@@ -80,7 +80,11 @@ def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, st
     return f"{path} is mcpguard {version}; this is {__version__}", again
 
 
-def _hook(client: Client, file: Path) -> Iterator[Check]:
+def _option(project: Path | None) -> str:
+    return f" --project {shlex.quote(str(project))}" if project else ""
+
+
+def _hook(client: Client, file: Path, option: str) -> Iterator[Check]:
     assert client.hook  # noqa: S101 - see the caller
     name = f"{client.title} (hook), {file}"
     try:
@@ -90,6 +94,6 @@ def _hook(client: Client, file: Path) -> Iterator[Check]:
         return
     for command in commands:
         if is_gone(command):
-            yield failed(name, f"its mcpguard is missing: {command}", f"{_MEND} {client.key} --hook")
+            yield failed(name, f"its mcpguard is missing: {command}", f"{_MEND} {client.key}{option} --hook")
         else:
             yield good(name, command)

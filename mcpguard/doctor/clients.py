@@ -10,8 +10,11 @@ from mcpguard.doctor import client_files
 from mcpguard.doctor.check import Check
 from mcpguard.errors import ConfigError, UsageError
 
-_FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}")
-"""Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`."""
+_FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\$(\w+)")
+"""Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`; some also `$A`."""
+
+_FILL_BARE: Final = ("copilot", "gemini")
+"""The clients that also fill in `$A`."""
 
 _VARIABLE: Final = re.compile(r"\$\{[^}]*\}|\{env:\w+\}")
 
@@ -22,11 +25,13 @@ class Command(NamedTuple):
     Attributes:
         words: The command and its arguments, those of mcpguard included.
         env: The variables that the client sets for it.
+        cwd: The folder in which it starts; empty for the working folder.
         is_guarded: Whether it starts through mcpguard.
     """
 
     words: tuple[str, ...]
     env: dict[str, str]
+    cwd: str
     is_guarded: bool
 
 
@@ -68,21 +73,25 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     if not found:
         names = " ".join(sorted({entry.name for _, entry in known}))
         raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
-    commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items())): entry for _, entry in found}
+    commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items()), entry.cwd) for _, entry in found}
     if len(commands) > 1:
         where = ", ".join(dict.fromkeys(source.client.title for source, _ in found))
         raise UsageError(f"--server: {where} start {server} with different commands or variables", again)
-    entry = next((entry for _, entry in found if entry.guard), found[0][1])
-    words = tuple(_filled(word, environ) for word in entry.words)
-    env = {name: _filled(value, environ) for name, value in entry.env.items()}
-    unknown = [name for text in (*words, *env.values()) for name in _VARIABLE.findall(text)]
+    source, entry = next((one for one in found if one[1].guard), found[0])
+    bare = source.client.key in _FILL_BARE
+    words = tuple(_filled(word, environ, bare=bare) for word in entry.words)
+    env = {name: _filled(value, environ, bare=bare) for name, value in entry.env.items()}
+    cwd = _filled(entry.cwd, environ, bare=bare)
+    unknown = [name for text in (*words, *env.values(), cwd) for name in _VARIABLE.findall(text)]
     if unknown:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
-    return Command(words, env, entry.guard is not None)
+    return Command(words, env, cwd, entry.guard is not None)
 
 
-def _filled(text: str, environ: Mapping[str, str]) -> str:
+def _filled(text: str, environ: Mapping[str, str], *, bare: bool) -> str:
     def value(found: re.Match[str]) -> str:
-        return environ.get(found[1] or found[3], found[0] if found[2] is None else found[2])
+        if found[4] and not bare:
+            return found[0]
+        return environ.get(found[1] or found[3] or found[4], found[0] if found[2] is None else found[2])
 
     return _FILLED.sub(value, text)

@@ -45,7 +45,13 @@ class _Listed(NamedTuple):
 
 
 def checks(
-    settings: Settings, command: Sequence[str], *, options: Sequence[str], server: str | None, answer_s: float = ANSWER_S
+    settings: Settings,
+    command: Sequence[str],
+    *,
+    options: Sequence[str],
+    server: str | None,
+    folder: str = "",
+    answer_s: float = ANSWER_S,
 ) -> Iterator[Check]:
     """Start a server behind mcpguard, and check that it answers.
 
@@ -54,20 +60,25 @@ def checks(
         command: The server's command, without mcpguard.
         options: The options of `mcpguard run`.
         server: The server's name; None to derive it from the command.
+        folder: Where it starts; empty for the working folder.
         answer_s: How long the server may take.
     """
     name = server or os.environ.get("MCPGUARD_SERVER") or server_name(command)
+    cwd = Path(folder)
+    if not cwd.is_dir():
+        yield failed("server", printable(f"{name}: there is no folder {folder}"), "correct cwd in the client's file")
+        return
     try:
-        find_program(command[0], os.environ)
+        find_program(os.path.join(folder, command[0]) if os.path.dirname(command[0]) else command[0], os.environ)  # noqa: PTH118, PTH120
     except CommandError as error:
         yield failed_by("server", error)
         return
     begin_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / "stderr"
-        guarded = [sys.executable, "-m", "mcpguard", "run", *options, "--", *command]
+    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as temporary:
+        file = Path(temporary) / "stderr"
+        guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
         with file.open("w", encoding="utf-8") as errors:
-            found = _listed(guarded, errors, answer_s)
+            found = _listed(guarded, cwd, errors, answer_s)
         said = [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
     if isinstance(found, str):
         yield _failure(found, said, secrets_of(command, os.environ))
@@ -78,17 +89,18 @@ def checks(
     yield from _rules(settings, name, found.tools)
 
 
-def _listed(command: Sequence[str], errors: TextIO, answer_s: float) -> _Listed | str:
+def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float) -> _Listed | str:
     """What a server lists, or in a few words why it lists nothing.
 
     Args:
         command: The whole command.
+        cwd: Where it starts.
         errors: The file for stderr.
         answer_s: How long the server may take.
     """
     logging.getLogger("mcp").setLevel(logging.CRITICAL + 1)  # the SDK logs what the result says anyway
     try:
-        return anyio.run(_ask, command, errors, answer_s)
+        return anyio.run(_ask, command, cwd, errors, answer_s)
     except Exception as error:  # the SDK raises almost anything for a server that misbehaves
         cause: BaseException = error
         while isinstance(cause, BaseExceptionGroup):
@@ -100,14 +112,14 @@ def _listed(command: Sequence[str], errors: TextIO, answer_s: float) -> _Listed 
         return f"it does not speak MCP: {type(cause).__name__}"
 
 
-async def _ask(command: Sequence[str], errors: TextIO, answer_s: float) -> _Listed:
+async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float) -> _Listed:
     """Connect to a server and list its tools.
 
     Raises:
         Exception: It does not answer, or not as it should.
     """
     environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
-    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ)
+    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ, cwd=cwd)
     transport = stdio_client(parameters, errlog=errors)
     info = Implementation(name="mcpguard-doctor", version=__version__)
     with anyio.fail_after(answer_s):

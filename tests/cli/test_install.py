@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.cli import _clients
 from mcpguard.clients import installing, running
 from mcpguard.clients.catalog import BY_KEY
 from tests.cli.account import CODEX, CURSOR, Account
@@ -73,8 +74,9 @@ def test_the_files_of_all_clients_are_guarded_in_one_run_and_given_back_byte_for
         account.write(place, (FOLDER / name).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", end.encode()))
     before = account.files()
     done = account.run("install", "--yes")
-    (refused,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
-    assert ": sandboxed: its sandbox would keep mcpguard from its counters" in refused
+    refused = [line.partition(": ")[2] for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
+    assert [line.split(": ")[1] for line in refused] == ["sandboxed", "old-form", "shared", "tagged"]
+    assert "sandboxed: its sandbox would keep mcpguard from its counters" in refused[0]
     project = account.run("install", "--yes", "--project", str(account.project))
     assert (done.returncode, project.returncode) == (1, 0)
     after = account.files()
@@ -183,6 +185,25 @@ def test_without_its_record_uninstall_leaves_an_empty_list(account: Account) -> 
     assert servers(file) == {"a": {"command": "a", "args": []}}
 
 
+def test_a_record_that_another_install_makes_while_the_user_reads_the_diff_is_kept(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.cursor('{"mcpServers": {"a": {"command": "a"}}}\n')
+    account.write("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"b": {"command": "b"}}}\n')
+    before = account.files()
+    agreed = _clients._agreed
+
+    def late(*args: Any, **options: Any) -> bool:
+        monkeypatch.setattr(_clients, "_agreed", agreed)
+        assert account.run("install", "windsurf", "--yes").returncode == 0
+        return agreed(*args, **options)
+
+    monkeypatch.setattr(_clients, "_agreed", late)
+    assert account.run("install", "cursor", "--yes").returncode == 0
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.files() == before
+
+
 def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:
     gone = "/gone/bin/mcpguard"
     other = account.write("other/mcpguard", "#!/bin/sh\n")
@@ -254,6 +275,47 @@ def test_an_entry_without_a_name_or_without_a_command_is_left(account: Account) 
     assert "  c: not changed (it is not an object)" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("place", "text", "detail"),
+    [
+        (
+            "home/.config/goose/config.yaml",
+            "extensions:\n  a: &x\n    cmd: npx\n",
+            "it has a YAML anchor, alias, tag or merge key",
+        ),
+        (
+            "home/.config/goose/config.yaml",
+            "extensions:\n  a:\n    cmd: >-\n      npx\n",
+            "its command is written on several lines",
+        ),
+        (
+            "home/.config/zed/settings.json",
+            '{"context_servers": {"a": {"command": {"path": "npx", "args": []}}}}',
+            "its command or an argument of it is not a text",
+        ),
+        ("project/.mcp.json", '{"mcpServers": {"a": {"command": "npx", "args": "-y"}}}', "its args is not an array"),
+    ],
+    ids=["anchor", "lines", "object", "shared"],
+)
+def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a_guard(
+    account: Account, place: str, text: str, detail: str
+) -> None:
+    file = account.write(place, text)
+    done = account.run("install", "--yes", *(["--project", str(account.project)] if "project" in place else []))
+    assert (done.returncode, file.read_text()) == (1, text)
+    assert done.stderr.startswith(f"mcpguard: {file}: a: not changed: {detail}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_entry_that_starts_nothing_is_no_failure(account: Account) -> None:
+    text = """{"mcpServers": {"a": {"command": null, "url": "https://x"}, "b": {"command": ""}, "c": {"command": []},
+        "d": {"command": ["npx"], "disabled": true}}}"""
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, done.stderr, file.read_text()) == (0, "", text)
+    assert "  a: not changed (remote: " in done.stdout
+
+
 # Projects and shared files
 
 
@@ -288,6 +350,21 @@ def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Acco
     account.run("uninstall", "--yes")
     account.run("uninstall", "--project", str(account.project), "--yes")
     assert account.files() == before
+
+
+def test_a_relative_path_of_mcpguard_begins_in_the_project(account: Account) -> None:
+    account.write("project/tools/mcpguard", "")
+    text = '{"mcpServers": {"a": {"command": "./tools/mcpguard", "args": ["run", "--", "a"]}}}'
+    file = account.write("project/.mcp.json", text)
+    local = account.write("home/.claude.json", json.dumps({"projects": {str(account.project): json.loads(text)}}))
+    before = account.files()
+    done = account.run("install", "--project", str(account.project), "--yes")
+    assert account.files() == before
+    assert done.stdout.count("a: guarded already") == 4
+    assert "missing" not in account.run("clients", "--project", str(account.project)).stdout
+    (account.project / "tools/mcpguard").unlink()
+    account.run("install", "--project", str(account.project), "--yes")
+    assert all(PROGRAM in one.read_text() for one in (file, local))
 
 
 def test_one_edit_of_a_file_that_several_clients_read_serves_them_all(account: Account) -> None:
@@ -429,6 +506,18 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
 
 
+@pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
+def test_claude_desktop_may_run_if_nothing_is_to_be_written(
+    account: Account, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    account.write("home/.config/Claude/claude_desktop_config.json", content)
+    account.codex()
+    assert account.run("install", "--yes").returncode == 0
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    again = account.run("install", "--yes")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 # Asking and showing
 
 
@@ -518,6 +607,19 @@ def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
     assert PROGRAM in codex.read_text()
 
 
+def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: Account) -> None:
+    codex, hooks = account.codex(), account.home / ".codex/hooks.json"
+    account.run("install", "codex", "--hook", "--yes")
+    codex.unlink()
+    done = account.run("uninstall", "cursor", "codex", "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == [
+        f"Cursor: no file {account.home}/.cursor/mcp.json",
+        f"Codex: no file {codex}",
+    ]
+    assert not hooks.exists()
+
+
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
     done = account.run("install", "--yes")
     assert done.returncode == 1
@@ -585,6 +687,21 @@ def test_a_value_that_run_does_not_accept_is_not_written(account: Account) -> No
     assert cursor.read_text() == CURSOR
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MCPGUARD_STORE", "counters.db", "MCPGUARD_STORE: this is not a URL"),
+        ("MCPGUARD_AGENT", "nightly", "MCPGUARD_AGENT: 'nightly' does not have three parts"),
+        ("MCPGUARD_CONFIG", "/gone.toml", "MCPGUARD_CONFIG: /gone.toml: no such file"),
+    ],
+)
+def test_a_value_with_which_no_server_would_start_is_not_written(account: Account, name: str, value: str, message: str) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--yes", **{name: value})
+    assert (done.returncode, done.stderr.splitlines()[0]) == (78, f"mcpguard: {message}")
+    assert cursor.read_text() == CURSOR
+
+
 def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
     account.cursor()
     done = account.run("install", "--yes", MCPGUARD_NAMESPACE="team")
@@ -642,6 +759,53 @@ def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     account.run("install", "--hook", "--yes")
     (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
     assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex"
+
+
+def test_a_hook_whose_mcpguard_is_gone_keeps_its_options_as_the_entries_do(account: Account) -> None:
+    account.codex()
+    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex --store redis://h/0"}]}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0")
+    (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
+    assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex --store redis://h/0"
+
+
+@pytest.mark.parametrize(
+    "command", [f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex", "~/tools/mcpguard hook codex"]
+)
+def test_a_hook_whose_mcpguard_a_shell_finds_stays(account: Account, command: str) -> None:
+    account.codex()
+    account.write("home/tools/mcpguard", "")
+    hook = {"type": "command", "command": command}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
+    before = hooks.read_bytes()
+    assert "the hook is there already" in account.run("install", "--hook", "--yes").stdout
+    assert hooks.read_bytes() == before
+
+
+def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:
+    account.codex()
+    hooks = account.write("home/.codex/hooks.json", "")
+    account.run("install", "--hook", "--yes")
+    account.run("install", "--hook", "--yes")
+    assert hooks.read_bytes() != b""
+    account.run("uninstall", "--yes")
+    assert hooks.read_bytes() == b""
+    hooks.unlink()
+    account.run("install", "--hook", "--yes")
+    account.run("uninstall", "--yes")
+    assert not hooks.exists()
+
+
+def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
+    account.codex()
+    target = account.write("home/dotfiles/hooks.json", "")
+    hooks = account.home / ".codex/hooks.json"
+    hooks.symlink_to(target)
+    account.run("install", "--hook", "--yes")
+    assert target.read_bytes() != b""
+    account.run("uninstall", "--yes")
+    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
 
 
 def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:

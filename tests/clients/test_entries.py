@@ -161,6 +161,15 @@ def test_a_comment_that_somebody_put_among_the_inserted_words_stays() -> None:
     assert entries(old, SERVERS, Dialect.JSONC)[0].words == ("npx", "-y")
 
 
+def test_a_comment_that_somebody_put_among_the_only_words_stays_in_an_empty_list() -> None:
+    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
+    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
+    new = new.replace(b'"--server",', b'"--server", /* a, b */').replace(b'"--",', b'"--", // the end\n')
+    new = new.replace(b'"npx"]', b'"npx",]')
+    old = unguarded(new, SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
+    assert old == b'{"mcpServers": {"crm": {"command": "npx", "args": [ /* a, b */  // the end\n ]}}}'
+
+
 def test_arguments_that_somebody_added_after_ours_keep_a_list_that_was_missing() -> None:
     new = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
     assert b'"--", "npx"]' in new

@@ -112,6 +112,8 @@ def test_a_windows_path_in_a_hook_has_slashes_and_powershell_calls_it(monkeypatc
     assert start.hook("claude-code") == '"C:/my programs/mcpguard.exe" hook claude-code'
     assert start.hook("copilot") == '& "C:/my programs/mcpguard.exe" hook copilot'
     assert words_of(start.hook("copilot"))[0] == "C:/my programs/mcpguard.exe"
+    start = Launcher("C:\\mcpguard.exe", (("--config", "C:\\acme\\config.toml"),))
+    assert start.hook("claude-code") == "C:/mcpguard.exe hook claude-code --config C:/acme/config.toml"
 
 
 def test_a_version_is_what_the_program_says(tmp_path: Path) -> None:

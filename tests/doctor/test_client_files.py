@@ -97,6 +97,20 @@ def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
     assert hook(f"{PROGRAM} hook codex") == Check(name, True, f"{PROGRAM} hook codex")
     gone = "/gone/mcpguard hook codex"
     assert hook(gone) == Check(name, False, f"its mcpguard is missing: {gone}", "mcpguard install codex --hook")
+    for command in (f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex"):
+        assert hook(command) == Check(name, True, command)
+    gone = f"MCPGUARD_STORE=redis://h/0 {gone}"
+    assert hook(gone).detail == f"its mcpguard is missing: {gone}"
     hooks.write_text("{")
     (check,) = checks(machine)
     assert (check.check, check.ok) == (name, False)
+
+
+def test_a_hook_of_a_project_is_mended_in_the_project(machine: Machine) -> None:
+    project = machine.home / "my project"
+    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook claude-code"}]}
+    (project / ".claude").mkdir(parents=True)
+    (project / ".claude/settings.local.json").write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    (project / ".mcp.json").write_text("{}")
+    (check,) = checks(machine, project)
+    assert check.hint == f"mcpguard install claude-code --project '{project}' --hook"

@@ -58,6 +58,29 @@ def test_the_options_and_variables_of_a_guarded_entry_are_used(tmp_path: Path) -
     assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=customers)"
 
 
+def test_a_variable_without_braces_is_filled_in_as_the_client_does_it(tmp_path: Path) -> None:
+    file = tmp_path / "account/.gemini/settings.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"mcpServers": {"crm": {"command": "$TOOL", "args": ["$SCRIPT"]}}}))
+    assert only(doctor(tmp_path, "--server", "crm", TOOL=PYTHON, SCRIPT=SDK), "server").ok
+    file.unlink()
+    cursor(tmp_path, crm={"command": "$TOOL", "args": [SDK]})
+    found = only(doctor(tmp_path, "--server", "crm", status=1, TOOL=PYTHON), "server")
+    assert found.detail == "cannot run $TOOL: no such command"
+
+
+def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> None:
+    folder = tmp_path / "crm server"
+    folder.mkdir()
+    (folder / "server").write_text(f'#!/bin/sh\ntest -f mcpguard.py && exec "{PYTHON}" "{SDK}"\n')
+    (folder / "server").chmod(0o755)
+    (folder / "mcpguard.py").write_text("raise SystemExit('the wrong mcpguard')")
+    cursor(tmp_path, crm={"command": "./server", "cwd": "${FOLDER}"}, erp={**SERVER, "cwd": "/gone"})
+    assert only(doctor(tmp_path, "--server", "crm", FOLDER=str(folder)), "server").ok
+    found = only(doctor(tmp_path, "--server", "erp", status=1), "server")
+    assert (found.detail, found.hint) == ("erp: there is no folder /gone", "correct cwd in the client's file")
+
+
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
