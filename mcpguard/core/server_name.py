@@ -292,7 +292,7 @@ def _program(launcher: _Launcher, words: list[str]) -> list[str]:
     has_code = False
     while words:
         word, *words = words
-        if word in launcher.ahead.split() or (re.match(r"\w+=", word) and not has_code):
+        if word in launcher.ahead.split() or (re.match(r"\w+=(?!=)", word) and not has_code):
             continue
         if word == "--" and not has_code:
             return words[skipped:]

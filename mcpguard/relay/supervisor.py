@@ -163,7 +163,7 @@ class Supervisor:
             traffic.client_left()
         server.signal(self._signals[0] if self._signals else signal.SIGTERM)
         traffic.close_input("mcpguard is about to end")
-        if not self._wait(lambda: self._has_exited(server), GRACE_AFTER_TERM_S, GRACE_AFTER_SIGNAL_S):
+        if not self._wait(lambda: self._has_exited(server), self.at_most(GRACE_AFTER_TERM_S), GRACE_AFTER_SIGNAL_S):
             server.kill()
             self._wait(lambda: self._has_exited(server), GRACE_AFTER_KILL_S)
         return True

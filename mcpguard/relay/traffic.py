@@ -155,6 +155,7 @@ class Traffic:
         threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
 
     def _answer_rest(self, how: str) -> None:
+        self._upstream.await_judged()  # the session discards what comes after the last answers
         self.output.finish(lambda: self._last_answers(how))
         self._ended("answers")
 

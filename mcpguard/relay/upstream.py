@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -12,7 +13,7 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes
+from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes, has_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES
 from mcpguard.stores.clock import monotonic_us
 
@@ -27,6 +28,12 @@ LOOK_S: Final = 0.2
 
 EXIT_S: Final = 0.3
 """How long to wait for the exit of a server that has closed its input, so that requests are answered with its status."""
+
+JUDGED_S: Final = 0.5
+"""How long to wait after the server's exit until what the client has written is judged."""
+
+WAIT_S: Final = 0.005
+"""How often to look whether it is."""
 
 
 def _is_call(message: Frame | Refusal) -> bool:
@@ -94,6 +101,8 @@ class Upstream:
         self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(server.stdin)
         self._is_input_closed = False
+        self._is_judging = False
+        self._is_over = False
 
     def guard(
         self,
@@ -123,11 +132,14 @@ class Upstream:
         """
         try:
             while chunk := self._read():
+                self._is_judging = True
                 self._take(self._splitter.feed(chunk))
+                self._is_judging = False
             self._take(self._splitter.finish())
         except OSError:
             pass  # a broken stream counts as ended, and so does one whose server or client takes nothing any more
         finally:
+            self._is_over = True
             self._dispatcher.post(events.ClientLeft())
             ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
@@ -138,6 +150,14 @@ class Upstream:
         self._is_input_closed = True
         self._dispatcher.post(events.InputClosed(why))
         self._server.close_stdin()
+
+    def await_judged(self) -> None:
+        """Wait until all that the client has written is judged, at most for `JUDGED_S`. From any thread."""
+        until_s = time.monotonic() + JUDGED_S
+        while not self._is_over and time.monotonic() < until_s:
+            time.sleep(WAIT_S)  # first: the loop may have just read something
+            if not (self._is_judging or has_bytes(self._source)):
+                return
 
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""

@@ -145,7 +145,7 @@ GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
 @pytest.fixture
 def _patient(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the server as much time as a busy machine may need."""
-    for name in GRACES:
+    for name in (*GRACES, "END_AFTER_SIGNAL_S"):
         monkeypatch.setattr(supervisor, name, 30.0)
 
 
@@ -225,6 +225,18 @@ def test_a_server_that_ignores_a_passed_on_signal_is_killed(scene: Scene) -> Non
     child = scene.server(sys.executable, "-S", "-c", IGNORING)
     assert os.read(child.stdout, 2) == b"up"
     os.kill(os.getpid(), signal.SIGTERM)
+    assert scene.supervise() == 128 + signal.SIGKILL
+
+
+def test_a_server_has_less_time_after_a_signal_if_the_guard_took_long_to_load(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in GRACES:
+        monkeypatch.setattr(supervisor, name, 1000.0)
+    child = scene.server(sys.executable, "-S", "-c", IGNORING)
+    assert os.read(child.stdout, 2) == b"up"
+    os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(supervisor, "END_AFTER_SIGNAL_S", 0.0)  # as long as the guard has taken
     assert scene.supervise() == 128 + signal.SIGKILL
 
 
@@ -422,7 +434,7 @@ def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
 ) -> None:
     scene.server(*(["cat"] if heeds == "its input" else ["sleep", "1000"]))
     if heeds == "its input":
-        for name in GRACES:
+        for name in (*GRACES, "END_AFTER_SIGNAL_S"):
             monkeypatch.setattr(supervisor, name, 30.0)
     os.kill(os.getpid(), signal.SIGTERM)
     with monkeypatch.context() as patched:

@@ -2,8 +2,10 @@ import json
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -450,6 +452,33 @@ def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_sta
     line.traffic.answer_rest("server exited with status 3")
     errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
     assert errors == [(1, -32000, "server exited with status 3")]
+
+
+@pytest.mark.parametrize("messages", [[call(1)], [call(1), PING]])
+def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exited_since(
+    unguarded: Line, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
+) -> None:
+    looked = threading.Event()  # the end of the session looks whether everything is judged
+    monkeypatch.setattr(upstream, "JUDGED_S", 1000.0)
+    monkeypatch.setattr(upstream, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: looked.set()))
+    monkeypatch.setattr(unguarded.policy, "poll", lambda: None if looked.wait(30) else pytest.fail("it does not look"))
+    for message in messages:
+        unguarded.send(message)
+    unguarded.guard()
+    unguarded.traffic.close_input("server exited with status 3")
+    unguarded.traffic.answer_rest("server exited with status 3")
+    errors = [(one["id"], one["error"]["message"]) for one in unguarded.client_has(len(messages))]
+    assert errors == [(message["id"], "server exited with status 3") for message in messages]
+    assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "unavailable"]
+
+
+def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "JUDGED_S", 0.0)
+    monkeypatch.setattr(line.policy, "poll", lambda: line.answered.wait(30) and None)
+    line.send(call(1))
+    until(lambda: line.traffic._upstream._is_judging, "the call is read")
+    line.traffic.answer_rest("server exited with status 3")
+    assert line.answered.wait(30)
 
 
 ONE_AT_ONCE = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "1h"\n')

@@ -45,10 +45,16 @@ _LONG_BYTES: Final = 4096
 _ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
 # The orders in which libraries write a response. Each pattern matches only at the outer level of the object.
-_ID_FIRST = re.compile(rb"\s*\{\s*" + _VERSION + rb',\s*"id"\s*:\s*' + _ID + rb'\s*,\s*"(result|error)"\s*:')
-_VERSION_SECOND = re.compile(rb'\s*\{\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _VERSION + rb',\s*"(result|error)"\s*:')
-_RESULT_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb',\s*)?+"(result|error)"\s*:')
+_KIND = rb'"(result|error)"\s*:\s*+(?!null)'  # some servers write both, and null for the one that there is not
+_ID_FIRST = re.compile(rb"\s*\{\s*" + _VERSION + rb',\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _KIND)
+_VERSION_SECOND = re.compile(rb'\s*\{\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _VERSION + rb",\s*" + _KIND)
+_RESULT_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb",\s*)?+" + _KIND)
 _ID_LAST = re.compile(rb',\s*"id"\s*:\s*' + _ID + rb"\s*(?:,\s*" + _VERSION + rb")?+\}\s*$")
+# The two ends of a large answer cannot be parsed. So any id is found there, in any order, and without a version
+_ANY_ID = rb'"id"\s*:\s*(-?[0-9]+|"(?:[^"\\\x00-\x1f]++|\\.)*+")\s*'
+_OTHER = rb'"(?:jsonrpc"\s*:\s*"2\.0"|(?:result|error)"\s*:\s*null)\s*'
+_BEGINNING = re.compile(rb"\s*\{\s*(?:" + _OTHER + rb",\s*)*+(?:" + _ANY_ID + rb",\s*)?+(?:" + _OTHER + rb",\s*)*+" + _KIND)
+_END = re.compile(rb",\s*" + _ANY_ID + rb"(?:,\s*" + _OTHER + rb")*+\}\s*$")
 # Requests and notifications, as every SDK writes them. The id of such a request is the server's
 _NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
 # Members of a result that is not simply `ok`
@@ -65,17 +71,17 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
     Returns:
         The answer; None for a request, a notification, or anything else that is not a response.
     """
+    if not whole:
+        return _read_ends(frame)
     found = _shape(frame)
     if found:
         request_id, kind = found
         if kind == b"error":
             return Answer(request_id, "rpc_error")
-        if not whole:
-            return Answer(request_id, "unparsed")
         # Without these bytes it is `ok` and needs no input, because no SDK writes its own keys with escapes
         if not ((b"true" in frame or b"input_required" in frame) and _NEEDS_PARSING.search(frame)):
             return Answer(request_id, "ok")
-    elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):
+    elif b'"id"' not in frame or _NO_ANSWER.match(frame):
         return None
     try:
         message = json.loads(frame)
@@ -94,6 +100,18 @@ def _shape(frame: bytes) -> tuple[str, bytes] | None:
     first = _RESULT_FIRST.match(frame)
     last = _ID_LAST.search(frame, max(0, len(frame) - 512)) if first else None
     return (last[1].decode(), first[1]) if first and last else None
+
+
+def _read_ends(frame: bytes) -> Answer | None:
+    beginning = _BEGINNING.match(frame)
+    with_id = beginning if beginning is None or beginning[1] else _END.search(frame)
+    if beginning is None or with_id is None:
+        return None
+    try:
+        request_id = id_text(json.loads(with_id[1]))
+    except ValueError:
+        return None
+    return None if request_id is None else Answer(request_id, "rpc_error" if beginning[2] == b"error" else "unparsed")
 
 
 def _answer(request_id: str, message: dict[str, object]) -> Answer:

@@ -98,13 +98,42 @@ def test_every_answer_of_a_batch_is_read() -> None:
     assert read_batch(b'[{"id":1,"result":{}}') == read_batch(b"[" * 100_000) == read_batch(b"[]") == []
 
 
-@pytest.mark.parametrize("order", [("id", "jsonrpc", "result"), ("jsonrpc", "result", "id"), ("result", "id", "jsonrpc")])
-def test_the_id_of_a_large_answer_is_read_in_the_orders_of_all_libraries(order: tuple[str, ...]) -> None:
-    members = {"jsonrpc": "2.0", "id": 7, "result": {"text": ',"id":8}' * (MAX_PARSED_ANSWER_BYTES // 8)}}
-    frame = json.dumps({key: members[key] for key in order}).encode() + b"\n"
+def read_large(frame: bytes) -> list[Answer | None]:
+    """What is read of a line of a large answer, which comes in chunks."""
     reader = AnswerLines()
     found = [one for start in range(0, len(frame), 65_536) for one in reader.feed(frame[start : start + 65_536])]
-    assert [read_answer(one.frame, whole=one.whole) for one in found] == [Answer("7", "unparsed")]
+    assert [one.whole for one in found] == [False]
+    return [read_answer(one.frame, whole=one.whole) for one in found]
+
+
+LARGE = {"text": ',"id":8}' * (MAX_PARSED_ANSWER_BYTES // 8)}
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize("request_id", [7, -1, 10**30, "a", "", "é", 'q"\\', "\x7f", "\n"])
+@pytest.mark.parametrize("order", ["id result", *map(" ".join, itertools.permutations(("jsonrpc", "id", "result")))])
+def test_any_id_of_a_large_answer_is_read_in_any_order(order: str, request_id: object, escaped: bool) -> None:
+    members = {"jsonrpc": "2.0", "id": request_id, "result": LARGE}
+    frame = json.dumps({key: members[key] for key in order.split()}, ensure_ascii=escaped).encode() + b"\n"
+    assert read_large(frame) == [Answer(json.dumps(request_id), "unparsed")]
+
+
+@pytest.mark.parametrize("order", [*map(" ".join, itertools.permutations(("id", "result", "error")))])
+def test_an_error_or_a_result_that_is_null_is_none(order: str) -> None:
+    for members, outcome in (
+        ({"id": 7, "result": LARGE, "error": None}, "ok"),
+        ({"id": 7, "result": None, "error": LARGE}, "rpc_error"),
+    ):
+        frame = json.dumps({key: members[key] for key in order.split()} | {"jsonrpc": "2.0"}).encode() + b"\n"
+        version_first = b'{"jsonrpc": "2.0", ' + frame.replace(b', "jsonrpc": "2.0"', b"")[1:]
+        for line in (frame, version_first):
+            assert read_answer(line) == Answer("7", outcome)
+            assert read_large(line) == [Answer("7", outcome.replace("ok", "unparsed"))]
+
+
+def test_a_large_line_without_an_id_in_sight_is_no_answer() -> None:
+    for line in (b'{"result":%b}', b'{"id":null,"error":%b}', b'{"id":7,"params":%b}', b'{"id":"\xff","result":%b}', b"[%b]"):
+        assert read_large(line % json.dumps(LARGE).encode() + b"\n") == [None]
 
 
 def test_an_input_required_result_states_what_the_retry_has_to_carry() -> None:
@@ -121,7 +150,7 @@ def test_only_the_id_and_an_error_are_read_from_the_ends_of_a_line() -> None:
     assert read_answer(ok, whole=False) == read_answer(ok_id_last, whole=False) == Answer("7", "unparsed")
     assert read_answer(orders(7, error={})[0], whole=False) == Answer("7", "rpc_error")
     assert read_answer(orders(7, error={})[2], whole=False) == Answer("7", "rpc_error")
-    assert read_answer(orders(7, result={})[4], whole=False) is None
+    assert read_answer(orders(7, result={})[4], whole=False) == Answer("7", "unparsed")
 
 
 @pytest.mark.parametrize("file", sorted({entry["file"] for entry in CORPUS}))
