@@ -105,7 +105,7 @@ def stable(script: Path, environ: Mapping[str, str]) -> Path:
     real = os.path.realpath(script)
     for shim in _shims(script, environ):
         inside = Path(os.path.realpath(shim.parent)) == Path(real).parent
-        if not inside and shim.is_file() and os.path.realpath(shim) == real:
+        if not inside and os.path.isfile(shim) and os.path.realpath(shim) == real:  # noqa: PTH113 - as in `find`
             return shim
     return script
 
@@ -165,7 +165,7 @@ def find(program: str, environ: Mapping[str, str]) -> Path | None:
     import shutil
 
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
-    return Path(found) if found and Path(found).is_file() else None
+    return Path(found) if found and os.path.isfile(found) else None  # noqa: PTH113 - `Path.is_file` raises without permission
 
 
 def may_vary(program: str) -> bool:
