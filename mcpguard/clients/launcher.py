@@ -110,7 +110,7 @@ def stable(script: Path, environ: Mapping[str, str]) -> Path:
     real = os.path.realpath(script)
     for shim in _shims(script, environ):
         inside = Path(os.path.realpath(shim.parent)) == Path(real).parent
-        if not inside and shim.is_file() and os.path.realpath(shim) == real:
+        if not inside and os.path.isfile(shim) and os.path.realpath(shim) == real:  # noqa: PTH113 - as in `find`
             return shim
     return script
 
@@ -176,7 +176,8 @@ def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Pat
     import shutil
 
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
-    return folder / found if found and (folder / found).is_file() else None
+    file = os.path.join(folder, found or "")  # noqa: PTH118
+    return Path(file) if found and os.path.isfile(file) else None  # noqa: PTH113 - `Path.is_file` raises without permission
 
 
 def may_vary(program: str) -> bool:

@@ -47,6 +47,13 @@ def test_the_link_in_the_accounts_folder_of_programs_or_on_the_path_is_taken(tmp
     assert stable(venv / "bin/mcpguard", {"PATH": f"{venv}/bin:{tmp_path}/brew"}) == usual
 
 
+def test_folders_on_the_path_that_cannot_be_looked_into_are_passed_over(tmp_path: Path, venv: Path) -> None:
+    too_long = f"{tmp_path}/{'x' * 300}"
+    on_path = link(tmp_path / "brew/mcpguard", venv / "bin/mcpguard")
+    assert stable(venv / "bin/mcpguard", {"PATH": f"{too_long}:{tmp_path}/brew"}) == on_path
+    assert find(f"{too_long}/mcpguard", {}) is None
+
+
 def test_the_link_that_uvs_receipt_names_is_taken_first(tmp_path: Path, venv: Path) -> None:
     link(tmp_path / "home/.local/bin/mcpguard", venv / "bin/mcpguard")
     shim = link(tmp_path / "my bin/mcpguard", venv / "bin/mcpguard")

@@ -416,6 +416,23 @@ def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(serve
     assert [held.used for held in session.store.held()] == [5]
 
 
+def test_rows_of_a_wrapper_that_ended_replace_the_rows_of_its_decision_whose_reply_was_lost(
+    server: Server, opened: Opened
+) -> None:
+    """A wrapper ended during the outage. Another one, which uses the store already, takes in its rows."""
+    ended = Session(opened(), POLICY)
+    ended.call("report", 2)
+    deaf = Journal(ended.journal.session)
+    deaf.seq = 1  # the reply to the last one was lost
+    rows_of_the_outage = deaf.rows(ended.charges("free", 2), [Verdict("allowed") for _ in range(2)], wall_us())
+    other = Session(opened(), POLICY, session="00000000000000bb")
+    other.call("report")
+    other.store.append(rows_of_the_outage)
+    told = [(entry.record["session"], entry.record["seq"]) for entry in other.store.entries()]
+    mine, its = other.journal.session, ended.journal.session
+    assert sorted(told) == sorted([(its, 1), (its, 2), (its, 3), (mine, 1)])
+
+
 def test_a_wrapper_that_starts_does_not_search_all_rows_of_a_fleet(server: Server, opened: Opened) -> None:
     for minute in range(1, 1500):
         call, row = rows.packed(Row(minute * 60_000_000, 1, "allowed", "{}"))

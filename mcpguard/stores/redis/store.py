@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from mcpguard.core.audit import Outcome, Row
+from mcpguard.core.audit import Outcome, Row, session_of
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter, counter_id
@@ -102,6 +102,7 @@ class RedisStore:
         self._ahead_us = 0
         self._seen = Seen()
         self._reply_lost = True
+        self._sessions: set[str] = set()  # whose rows are known to have no doubles: this process's, and those that it took in
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
@@ -225,6 +226,7 @@ class RedisStore:
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
     ) -> Sequence[Any]:
         """Let the server decide. Returns the reply of `charge.lua`."""
+        self._sessions.add(journal.session)
         for _ in range(_TRIES):
             end_s = monotonic() + self._timeout_s
             if self._link.is_lost():
@@ -338,7 +340,9 @@ class RedisStore:
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
-        written = self._already_written(rows_to_write[0]) if self._reply_lost and rows_to_write else []
+        session = session_of(rows_to_write[0]) if rows_to_write else ""
+        is_in_doubt = self._reply_lost or session not in self._sessions
+        written = self._already_written(rows_to_write[0]) if rows_to_write and is_in_doubt else []
         row_ids: list[int] = []
         for at in range(0, len(rows_to_write), _BATCH):
             replaced = written if at == 0 else []
@@ -348,6 +352,7 @@ class RedisStore:
             row_ids += map(
                 rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
             )
+        self._sessions.add(session)
         self._reply_lost = False
         return row_ids
 

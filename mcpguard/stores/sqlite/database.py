@@ -158,7 +158,7 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
     if "not a database" in words and not log_path(path).exists():  # each store has a call log
         return no_store(path, words)
     if "no such table" in words:
-        return no_store(path, OF_ANOTHER)
+        return no_store(path, OF_ANOTHER) if integrity.size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
     if "malformed" in words or "not a database" in words:
         return integrity.damaged(path, words)
     if "unable to open" in words and path.is_dir():

@@ -9,6 +9,8 @@ from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 
+EMPTY: Final = "it is empty"
+
 _suspects: Final[set[Path]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
 
@@ -41,7 +43,7 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
     """
     size = size_bytes(path)
     if not size:
-        raise damaged(path, "it is empty")
+        raise damaged(path, EMPTY)
     pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     if path in _suspects or pages * page_bytes > size:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()

@@ -19,6 +19,9 @@ CROWDED_SHARE: Final = 1 / 2
 """When more than this share of the log waits for the database, the log is crowded. The fuller it is, the longer a process waits
 before it takes more calls, and the sooner it checks again. So a process with many calls waits most, and upkeep can work."""
 
+LONGEST_WAIT_S: Final = 0.25
+"""The longest wait before a process takes more calls, however long the timeout is."""
+
 LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""
 
@@ -58,7 +61,8 @@ class Pace:
         if crowding:
             hurry()
             with self._upkeep.awaited():
-                time.sleep(self._timeout_s * crowding**0.5)  # a root, to slow processes down as soon as it is crowded
+                longest_s = min(self._timeout_s, LONGEST_WAIT_S)
+                time.sleep(longest_s * crowding**0.5)  # a root, to slow processes down as soon as it is crowded
         self.next_check_bytes = self._log.appended_bytes + round(PACE_BYTES * (1 - crowding))
         self._checked_s = time.monotonic()
 

@@ -350,10 +350,12 @@ class SqliteStore:
         Damage is an error. If the database cannot be written for another reason, calls go on until the log is full: that is
         only a warning.
         """
-        self._log.check()
-        self._files.check_database()
-        end = self._follower.at.end
-        if self._upkeep.is_due(end, self._clock()):
+        with database.reported(self.path):
+            self._log.check()
+            self._files.check_database()
+            end = self._follower.at.end
+            is_due = self._upkeep.is_due(end, self._clock())
+        if is_due:
 
             def tend_once() -> bool:
                 self._upkeep.tend(end, now_us=self._clock(), wall_us=self._wall())

@@ -449,6 +449,15 @@ def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(
     assert session.journal.seq == 3
 
 
+def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: Path, open_store: Open) -> None:
+    store = open_store()
+    Session(store, MANY).call("x")
+    path.parent.rename(path.parent.with_name("moved"))
+    path.parent.touch()
+    with pytest.raises(StoreUnavailable, match="cannot be used: Not a directory"):
+        store.tend()
+
+
 def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, open_store: Open) -> None:
     idle = open_store()
     session = Session(idle, MANY)

@@ -116,6 +116,30 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     assert "MCPGUARD_HOME" in raised.value.hint
 
 
+def test_a_reader_of_an_emptied_database_is_told_that_it_is_damaged(path: Path, open_store: Open) -> None:
+    open_store().close()
+    path.write_bytes(b"")
+    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match="is damaged: it is empty"):
+        list(reader.entries())
+
+
+@pytest.mark.parametrize("name", ["", "-calls"])
+def test_a_file_that_cannot_be_looked_at_is_an_unavailable_store_to_a_reader(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    open_store().close()
+    look = os.stat
+
+    def refused(which: str | Path, **options: bool) -> os.stat_result:
+        if str(which) == f"{path}{name}":
+            raise PermissionError(13, "Permission denied", str(which))
+        return look(which, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(StoreUnavailable, match=f"{path}{name} cannot be used: Permission denied"):
+        Reader(path).clock()
+
+
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
 def test_a_damaged_file_is_reported_and_not_recreated(path: Path, open_store: Open, content: bytes) -> None:
     open_store().close()

@@ -284,10 +284,11 @@ def test_many_processes_that_each_append_little_do_not_fill_the_log(
     assert max(waiting) < 0.6 * small_log
 
 
-def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_again(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, small_log: int
+@pytest.mark.parametrize(("timeout_ms", "longest_s"), [(100, 0.1), (60_000, 0.25)])
+def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_again_but_never_for_long(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, small_log: int, timeout_ms: int, longest_s: float
 ) -> None:
-    store = open_store(timeout_ms=1000)
+    store = open_store(timeout_ms=timeout_ms)
     session = Session(store, FIVE_A_MINUTE)
     waits: list[tuple[float, float]] = []
     hurried: list[int] = []
@@ -297,7 +298,7 @@ def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_a
         store.keep_pace(lambda: hurried.append(len(waits)))
     assert hurried == list(range(len(waits)))  # before each wait
     assert waits == sorted(waits)
-    assert all(0.5 < share < 1 and wait_s == pytest.approx((2 * share - 1) ** 0.5) for share, wait_s in waits)
+    assert all(0.5 < share < 1 and wait_s == pytest.approx(longest_s * (2 * share - 1) ** 0.5) for share, wait_s in waits)
     steps = [after - before for before, after in itertools.pairwise(share for share, _ in waits)]
     assert sum(steps[:10]) > 1.5 * sum(steps[-10:])
 
