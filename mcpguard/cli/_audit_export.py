@@ -117,7 +117,7 @@ def _write_all(
 @contextlib.contextmanager
 def _progress(store: Readable, *, is_file: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, if that is a terminal and stdout goes elsewhere."""
-    if not sys.stderr.isatty() or not (is_file or not sys.stdout.isatty()):
+    if not (sys.stderr and sys.stderr.isatty()) or not (is_file or not sys.stdout.isatty()):
         yield lambda _row_id, _rows: None
         return
     from rich.console import Console
