@@ -112,6 +112,7 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
         (["--since", "1h", "--user", "alice*"], ["echo", "echo"]),
         (["--since", "2020-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
         (["--since", "2020-01-01T00:00:00+02:00", "-n", "1"], ["watched"]),
+        (["--since", "2020-01-01t00:00:00z", "-n", "1"], ["watched"]),  # RFC 3339 allows small letters
         (["--since", "9999-01-01T00:00:00Z"], []),
         (["--until", "9999-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
         (["--until", "1h"], []),
