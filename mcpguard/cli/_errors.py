@@ -97,7 +97,7 @@ def by_click(error: click.ClickException) -> tuple[str, str]:
         return f"{error.option_name}: {_plain(error.message.partition(' ')[2].partition(' ')[2])}", see
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param is not None:
         return f"{error.param.opts[-1]}: {_plain(error.message)}", see
-    return _plain(error.format_message()), see
+    return _plain(error.format_message().partition(" Choose from:")[0]), see  # click has a line for each choice
 
 
 def _likely(error: click.NoSuchOption) -> str:
@@ -109,5 +109,5 @@ def _likely(error: click.NoSuchOption) -> str:
 def _plain(text: str) -> str:
     """A message without a capital letter at the beginning, a full stop at the end, and quotation marks around names."""
     text = re.sub(r"Got unexpected extra arguments? \((.*)\)", r"unexpected argument: \1", text)
-    text = re.sub(r"'([\w.-]+)'(?=,|\.?$)", r"\1", text.replace("is not a valid integer range", "is not a whole number"))
+    text = re.sub(r"'([\w.{}|-]+)'(?=,|\.?$)", r"\1", text.replace("is not a valid integer range", "is not a whole number"))
     return (text[:1].lower() + text[1:]).removesuffix(".")

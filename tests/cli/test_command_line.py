@@ -67,6 +67,8 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
         (["policy", "set", "--tool"], "--tool: requires an argument", None),
         (["policy", "set", "--tool", "x"], "missing argument LIMIT..., or --concurrent", None),
         (["policy", "explain"], "missing option --tool", None),
+        (["policy", "mode"], "missing argument {observe|enforce}", None),
+        (["completion"], "missing argument bash|zsh|fish|powershell", None),
         (["policy", "show", "x"], "unexpected argument: x", None),
         (["policy", "show", "--json=1"], "--json: does not take a value", None),
         (
