@@ -82,9 +82,9 @@ class Reader:
     def __init__(self, path: Path, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
         self.path = path
         self._own_log: CallLog | None = None
-        self._identity = integrity.identity(path)
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
+            self._identity = integrity.identity(path)
             self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
             self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path=str(path))
@@ -107,8 +107,9 @@ class Reader:
 
     def _call_log(self) -> CallLog | None:
         """The call log; None while another process creates the store."""
-        if self._log is None and log_path(self.path).exists():
-            self._log = self._own_log = CallLog(log_path(self.path), writable=False)
+        with database.reported(self.path):
+            if self._log is None and log_path(self.path).exists():
+                self._log = self._own_log = CallLog(log_path(self.path), writable=False)
         return self._log
 
     def _shared_clock(self) -> int:
