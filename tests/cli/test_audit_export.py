@@ -131,6 +131,20 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
         following.communicate()
 
 
+def test_follow_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home: Path) -> None:
+    following = start(home, "audit", "export", "--follow")
+    line_of(following)
+    assert following.stdout
+    assert following.stderr
+    following.stdout.close()
+    try:
+        assert following.wait(DEADLINE_S) == 0
+    finally:
+        following.kill()
+        with following.stderr:
+            assert following.stderr.read() == b""
+
+
 def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.csv"
