@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -17,7 +18,7 @@ from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import until_reader_leaves
+from mcpguard.cli._text import reader_leaves, until_reader_leaves
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
@@ -85,7 +86,7 @@ def command(
                 file.write(heading + "\n")
             write = Writer(FORMATS[form]).lines
             if follow:
-                for page in follow_rows(settings, wanted, _say):
+                for page in follow_rows(settings, wanted, _say, _wait_for_reader if file is sys.stdout else time.sleep):
                     file.write(write(page))
                     file.flush()
             else:
@@ -93,6 +94,16 @@ def command(
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK
+
+
+def _wait_for_reader(seconds: float) -> None:
+    """Wait, but not for rows that nobody would read.
+
+    Raises:
+        BrokenPipeError: The reader of stdout has gone away.
+    """
+    if reader_leaves(within_s=seconds):
+        raise BrokenPipeError
 
 
 def _say(text: str) -> None:
@@ -117,7 +128,7 @@ def _write_all(
 @contextlib.contextmanager
 def _progress(store: Readable, *, is_file: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, if that is a terminal and stdout goes elsewhere."""
-    if not sys.stderr.isatty() or not (is_file or not sys.stdout.isatty()):
+    if not (sys.stderr and sys.stderr.isatty()) or not (is_file or not sys.stdout.isatty()):
         yield lambda _row_id, _rows: None
         return
     from rich.console import Console

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import select
-import sys
-import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final, Protocol
@@ -12,6 +9,7 @@ from typing import Final, Protocol
 import click
 
 from mcpguard.cli import _audit_table
+from mcpguard.cli._text import reader_leaves
 from mcpguard.config import Settings
 from mcpguard.core.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.core.text import printable
@@ -170,7 +168,7 @@ class Tail:
                 self._show([one for one in some if self._of_any_outcome.admits(one.record) and self._is_to_show(one.record)])
             if is_last:
                 return True
-            if _reader_is_gone():
+            if reader_leaves(within_s=POLL_S):
                 return False
 
     def _is_to_show(self, record: _Record) -> bool:
@@ -204,20 +202,10 @@ class Tail:
     def _store_appears(self) -> bool:
         """Wait until there is a store. False if the reader of stdout goes away first."""
         while not self._settings.address.exists():
-            if _reader_is_gone():
+            if reader_leaves(within_s=POLL_S):
                 return False
         return True
 
 
 def _say(text: str) -> None:
     click.echo(printable(f"mcpguard: {text}"), err=True)
-
-
-def _reader_is_gone() -> bool:
-    """Wait for `POLL_S`. True as soon as the reader of stdout has gone away."""
-    if not hasattr(select, "poll"):
-        time.sleep(POLL_S)
-        return False
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
-    return bool(poll.poll(POLL_S * 1000))

@@ -203,5 +203,5 @@ def time_us(option: str, text: str) -> int:
             return time.time_ns() // 1000 - span_us(text, where=option)
     else:
         with contextlib.suppress(ValueError, OverflowError, OSError):
-            return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
+            return round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000)
     raise UsageError(f"{option}: {text!r} is neither a span nor a time", "write 90m, 2h, 7d, or 2026-01-31T09:00:00Z")

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import select
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,6 +70,16 @@ def until_reader_leaves() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+
+
+def reader_leaves(*, within_s: float) -> bool:
+    """Wait so long. True as soon as the reader of stdout has gone away."""
+    if not hasattr(select, "poll"):
+        time.sleep(within_s)
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
+    return bool(poll.poll(within_s * 1000))
 
 
 def is_coloured() -> bool:

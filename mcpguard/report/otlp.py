@@ -68,10 +68,10 @@ def spans(rows: Iterable[StoredRow], source: Resource, *, with_user: bool) -> Ex
 def _span(stored: StoredRow, *, with_user: bool) -> Span:
     row, outcome = stored.row, stored.outcome
     context = members(row.context)
-    name = audit_id(str(context["session"]), row.seq)
     limit = members(row.reported) if row.reported else {}
     error = _error(row.decision, outcome)
     found = record(row) if row.detail or row.decision in REFUSED else {}
+    name = str(found.get("id") or audit_id(str(context["session"]), row.seq))
     attributes = _METHOD | {
         "gen_ai.tool.name": context["tool"],
         "gen_ai.agent.name": context.get("agent"),

@@ -1,6 +1,8 @@
 import contextlib
 import json
+import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 
 from mcpguard.cli._audit_table import Table
 from mcpguard.core.audit import MEMBERS, Outcome, line, with_outcome
-from tests.cli.command import ALICE, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, start
+from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, process, start
 from tests.core.build import WALL_US, Talk
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, environment, policy, rule
 
@@ -112,6 +114,7 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
         (["--since", "1h", "--user", "alice*"], ["echo", "echo"]),
         (["--since", "2020-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
         (["--since", "2020-01-01T00:00:00+02:00", "-n", "1"], ["watched"]),
+        (["--since", "2020-01-01t00:00:00z", "-n", "1"], ["watched"]),  # RFC 3339 allows small letters
         (["--since", "9999-01-01T00:00:00Z"], []),
         (["--until", "9999-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
         (["--until", "1h"], []),
@@ -267,6 +270,28 @@ def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (69, "")
     assert "is damaged" in done.stderr
     assert "hint: move it away" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@pytest.mark.parametrize("closed", [".", "mcpguard.db", "mcpguard.db-calls"])
+def test_a_store_that_another_account_keeps_to_itself_is_unavailable_and_not_the_output(tmp_path: Path, closed: str) -> None:
+    theirs = tmp_path / "theirs"
+    calls(theirs, "echo", 1)
+    mode = (theirs / closed).stat().st_mode
+    (theirs / closed).chmod(0)
+    try:
+        for argv in (["audit", "tail"], ["usage"]):
+            done = process(tmp_path, *argv, "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
+            assert (done.returncode, done.stdout) == (69, "")
+            assert re.match(f"mcpguard: {theirs}/mcpguard.db(-calls)? cannot be used: ", done.stderr)
+        done = process(tmp_path, "policy", "explain", "--tool", "x", "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Next call: unknown, because the store cannot be read" in done.stdout
+        done = process(tmp_path, "doctor", "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
+        assert f"FAIL  store: {theirs}/mcpguard.db" in done.stdout
+        assert "ok    identity: " in done.stdout
+    finally:
+        (theirs / closed).chmod(mode)
 
 
 def a_text(path: Path) -> None:

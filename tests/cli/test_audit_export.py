@@ -109,6 +109,11 @@ def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> Non
     assert "exporting" not in on_terminal(home, "audit", "export")[1]
 
 
+def test_all_rows_are_written_also_if_stderr_is_closed(home: Path) -> None:
+    done = process(home, "audit", "export", under=("sh", "-c", 'exec "$@" 2>&-', "sh"))
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines_of(home))
+
+
 def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="echo"))
     calls(tmp_path, "echo", 1)
@@ -124,6 +129,20 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
     finally:
         following.kill()
         following.communicate()
+
+
+def test_follow_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home: Path) -> None:
+    following = start(home, "audit", "export", "--follow")
+    line_of(following)
+    assert following.stdout
+    assert following.stderr
+    following.stdout.close()
+    try:
+        assert following.wait(DEADLINE_S) == 0
+    finally:
+        following.kill()
+        with following.stderr:
+            assert following.stderr.read() == b""
 
 
 def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:

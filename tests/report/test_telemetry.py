@@ -149,6 +149,17 @@ def test_a_span_tells_which_kind_of_limit_decided(store: SqliteStore, tmp_path: 
     assert "mcpguard.reason" not in waited
 
 
+def test_a_span_has_the_id_of_its_row_also_if_denials_share_the_row(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver
+) -> None:
+    add(store, "allowed", "rate_limited")
+    add(store, "rate_limited", repeats=3, detail=json.dumps({"id": f"{SESSION}-2.1"}))
+    export(tmp_path, receiver)
+    ids = [values(span.attributes)["mcpguard.audit_id"] for span in receiver.spans]
+    assert ids == [entry.record["id"] for entry in store.entries()]
+    assert ids[2] == f"{SESSION}-2.1"
+
+
 def test_a_denial_and_a_failed_call_are_errors(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "rate_limited", "denied", repeats=3, retry_after_ms=9000)
     add(store, "allowed", outcome="tool_error")
