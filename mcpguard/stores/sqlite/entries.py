@@ -304,6 +304,11 @@ def outcome_lines(outcomes: Iterable[Outcome]) -> list[str]:
     return [f"{OUTCOME}\t{run[0].row_id}\t{run[0].outcome}\t{','.join([str(one.duration_us) for one in run])}" for run in runs]
 
 
+def outcomes_in(text: str) -> int:
+    """How many outcomes a record has. Those have records of their own."""
+    return text.count(",") + text.count("\n") + 1 if text[0] == OUTCOME else 0
+
+
 def read_outcomes(fields: Sequence[str]) -> tuple[int, str, list[int]]:
     """The id of the first row, the outcome, and the durations in µs in a line's fields."""
     _, first, outcome, durations = fields

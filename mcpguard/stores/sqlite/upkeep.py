@@ -16,11 +16,12 @@ from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, integrity
+from mcpguard.stores.sqlite import database, entries, integrity
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.owners import Owners
+from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
@@ -42,6 +43,12 @@ PRUNE_EVERY_US: Final = 60_000_000
 
 _DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
 """Records and rows. A larger transaction would make a large rollback journal, which counts as disk space of the store."""
+
+_JOURNAL_SHARE: Final = 16
+"""This share of a namespace's bound is for the rollback journal. An outcome may put a page into it, if it is a long row's."""
+
+_LEAST_OUTCOMES: Final = 256
+"""This many outcomes may be in one transaction, however small the bound is."""
 
 _PRUNED_AT_ONCE: Final = 2000
 _PRUNED_STEP: Final = 100
@@ -106,6 +113,7 @@ class Upkeep:
         self._has_more_to_do = False
         self._busy = busy
         self._awaited = 0
+        self._most_outcomes = max(_LEAST_OUTCOMES, bounds.max_bytes // _JOURNAL_SHARE // PAGE_BYTES)
         self.is_failing = False
 
     def is_due(self, end: int, now_us: int) -> bool:
@@ -226,15 +234,16 @@ class Upkeep:
         at = last = database.position(db)
         enough = None if end is None else max(end, at.end + DRAIN_BYTES)
         batch: list[str] = []
-        size = 0
+        size = outcomes = 0
         pauses = self._pauses(is_urgent=end is not None and end - at.end > URGENT_BYTES)
         for text, after in pauses.between(self._log.records(at)):
             batch.append(text)
             size += len(text) + row_bytes(0) * (after.row - last.row)
+            outcomes += entries.outcomes_in(text)
             last = after
-            if size > _DRAINED_AT_ONCE_BYTES:
+            if size > _DRAINED_AT_ONCE_BYTES or outcomes > self._most_outcomes:
                 self._write(db, at, batch, last, pauses)
-                at, batch, size = last, [], 0
+                at, batch, size, outcomes = last, [], 0, 0
                 if enough is not None and at.end >= enough:
                     break
                 if time.monotonic() > until_s:
@@ -333,7 +342,7 @@ def _prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
 
 def _share(max_bytes: int) -> int:
     """The part of a namespace's bound for its rows: the call log and a rollback journal take the rest."""
-    return max(max_bytes - max_bytes // 16 - RING_BYTES, max_bytes // 2)
+    return max(max_bytes - max_bytes // _JOURNAL_SHARE - RING_BYTES, max_bytes // 2)
 
 
 def _size(db: sqlite3.Connection, namespace: int) -> int:

@@ -17,7 +17,9 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
-from mcpguard.stores.sqlite import call_log, draining, pace, upkeep
+from mcpguard.stores.sqlite import call_log, database, draining, pace, upkeep
+from mcpguard.stores.sqlite.call_log import beside
+from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, Time, identity
 from tests.stores.sqlite.conftest import Open
@@ -92,6 +94,34 @@ def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Callabl
         tracemalloc.stop()
     assert rows(path, "audit") == 800
     assert peak < 1.5 * upkeep._DRAINED_AT_ONCE_BYTES  # mostly the records themselves
+
+
+def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_changes_a_page(
+    path: Path, open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share_bytes = 2 << 20
+    store = open_store(max_bytes=16 * share_bytes)
+    session = Session(store, FIVE_A_MINUTE)
+    ids: list[int] = []
+    for _ in range(20):
+        requests = session.charges("free", 100)
+        for request in requests:
+            request.detail = {"arguments": "x" * 3000}
+        ids += [verdict.row_id or 0 for verdict in store.decide(requests, session.journal)]
+        tend(store)
+    for at in range(0, len(ids), 50):
+        store.record([Outcome(row_id, "ok", 1) for row_id in ids[at : at + 50]])
+    sizes: list[int] = []
+    set_position = database.set_position
+
+    def look(db: sqlite3.Connection, upto: Position) -> None:
+        sizes.append(beside(path, "-journal").stat().st_size)
+        set_position(db, upto)
+
+    monkeypatch.setattr(database, "set_position", look)
+    tend(store)
+    assert ask(path, "SELECT count(*) FROM audit WHERE outcome = 'ok'") == len(ids) == 2000
+    assert share_bytes / 2 < max(sizes) < 1.2 * share_bytes
 
 
 def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, times: tuple[Time, Time]) -> None:
