@@ -45,7 +45,7 @@ _DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
 """Records and rows. A larger transaction would make a large rollback journal, which counts as disk space of the store."""
 
 _JOURNAL_SHARE: Final = 16
-"""This share of a namespace's bound is for the rollback journal. An outcome may put a page into it, if it is a long row's."""
+"""This share of a namespace's bound is for the rollback journal. Outcomes have half of it: each may put a page into it."""
 
 _LEAST_OUTCOMES: Final = 256
 """This many outcomes may be in one transaction, however small the bound is."""
@@ -113,7 +113,7 @@ class Upkeep:
         self._has_more_to_do = False
         self._busy = busy
         self._awaited = 0
-        self._most_outcomes = max(_LEAST_OUTCOMES, bounds.max_bytes // _JOURNAL_SHARE // PAGE_BYTES)
+        self._most_outcomes = max(_LEAST_OUTCOMES, bounds.max_bytes // (2 * _JOURNAL_SHARE) // PAGE_BYTES)
         self.is_failing = False
 
     def is_due(self, end: int, now_us: int) -> bool:

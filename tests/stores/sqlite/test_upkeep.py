@@ -121,7 +121,7 @@ def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_chang
     monkeypatch.setattr(database, "set_position", look)
     tend(store)
     assert ask(path, "SELECT count(*) FROM audit WHERE outcome = 'ok'") == len(ids) == 2000
-    assert share_bytes / 2 < max(sizes) < 1.2 * share_bytes
+    assert share_bytes / 4 < max(sizes) < share_bytes
 
 
 def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, times: tuple[Time, Time]) -> None:
