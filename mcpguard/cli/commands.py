@@ -21,7 +21,7 @@ _COMMANDS: Final = {
     "whoami": "show which user and agent a server would have, and why",
     "hook": "tell a client's subagents apart",
     "completion": "let your shell complete commands, options and names",
-    "demo": "see mcpguard at work in half a minute",
+    "demo": "see mcpguard at work in ten seconds",
 }
 """Each command and its line in the help, so that the help loads no command."""
 

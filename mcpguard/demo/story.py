@@ -50,7 +50,7 @@ ALICE_REPORTS = 4
 AUDIT_ROWS = 8
 
 _STORY_TIMEOUT_S = 120.0
-"""The story takes half a minute. After this time the demo gives up."""
+"""The story takes some ten seconds. After this time the demo gives up."""
 
 
 def run_demo(*, keep: bool) -> int:
