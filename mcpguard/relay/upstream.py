@@ -246,8 +246,8 @@ class Upstream:
                 return
 
     def _answer_undelivered(self, data: bytes) -> None:
+        self._is_guarding.wait()  # an exit is noticed only after that
         if self._shut_down.wait(EXIT_S):
             return  # the server has exited, and all requests in flight are answered with its status
         self.notice_client_end()
-        self._is_guarding.wait()
         self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))

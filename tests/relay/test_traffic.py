@@ -253,6 +253,24 @@ def test_a_message_that_the_server_does_not_take_before_the_policy_is_loaded_is_
     assert errors == [("ping", "the server has closed its input"), (2, "the server has closed its input")]
 
 
+def test_the_exit_of_a_server_that_takes_nothing_is_awaited_from_when_the_guard_is_loaded(
+    unguarded: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarding: list[bool] = []
+
+    def wait(_: float) -> bool:
+        guarding.append(unguarded.traffic._upstream._is_guarding.is_set())
+        return False
+
+    monkeypatch.setattr(unguarded.traffic._shut_down, "wait", wait)
+    unguarded.close_server_input()
+    unguarded.send(PING)
+    until(lambda: unguarded.traffic._upstream._is_input_closed, "the server has been found to take nothing")
+    unguarded.guard()
+    assert [one["id"] for one in unguarded.client_has()] == ["ping"]
+    assert guarding == [True]
+
+
 def test_after_a_bug_messages_are_answered_once_the_policy_is_loaded(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
