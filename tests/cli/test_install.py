@@ -819,6 +819,10 @@ def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
     assert target.read_bytes() != b""
     account.run("uninstall", "--yes")
     assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
+    account.run("install", "--hook", "--yes")
+    (account.state / "installed.json").unlink()
+    account.run("uninstall", "--yes")
+    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
 
 
 def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
