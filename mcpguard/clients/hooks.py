@@ -11,7 +11,7 @@ from mcpguard.clients.discovery import Fault, Machine, hook_file, read, unreadab
 from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
-from mcpguard.clients.launcher import Launcher, find, may_vary, words_of
+from mcpguard.clients.launcher import Launcher, find, may_vary, program_of
 from mcpguard.clients.records import Record
 
 TIMEOUT_S: Final = 5
@@ -36,19 +36,12 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
 
 def is_gone(command: str) -> bool:
     """Whether the mcpguard of a hook's command line does not exist. A path with a variable counts as one that exists."""
-    program = _parts(command)[0]
+    program = program_of(command)
     return not may_vary(program) and find(os.path.expanduser(program), os.environ) is None  # noqa: PTH111
 
 
-def _parts(command: str) -> tuple[str, list[str]]:
-    """The program of a hook's command line, behind the variables that it sets, and the options; without one, the first word."""
-    words = words_of(command)
-    at = next((at for at, word in enumerate(words[1:]) if word == "hook"), None)
-    return ("".join(words[:1]), []) if at is None else (words[at], words[at + 3 :])
-
-
 def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:
-    """Plan to add the hooks of clients. A hook that is there stays. If its mcpguard is gone, a new one takes over its options.
+    """Plan to add the hooks of clients. A hook that is there stays. If its mcpguard is gone, it gets the path of this one.
 
     Args:
         plan: The plan.
@@ -69,7 +62,7 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
             version = None if client.hook.is_matched else 1
             exists = os.path.lexists(file)
             data = plan.content(file) if exists else b""
-            line = launcher.hook(client.key, _parts(commands[0])[1] if commands else None)
+            line = launcher.hook(client.key, commands[0] if commands else "")
             new = with_hook(data, client.hook.event, _entry(client.hook, line), version=version)
         except Unreadable as error:
             plan.faults.append(unreadable(file, error))

@@ -1,13 +1,15 @@
 """Chooses the command that `install` writes into entries: a path that outlives upgrades, and the shell's choices as options."""
 
+import itertools
 import os
+import re
 import shlex
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -53,20 +55,33 @@ class Launcher(NamedTuple):
         """The words that go before a server's own command."""
         return self.program, "run", "--server", server, *(word for option in self.options for word in option), "--"
 
-    def hook(self, client: str, options: Sequence[str] | None = None) -> str:
+    def hook(self, client: str, old: str = "") -> str:
         """The command line of a client's hook. It must use the same store as the entries.
 
         Args:
             client: The client.
-            options: The hook's options; None for those of the entries that name the store.
+            old: The line of a hook whose program is gone. Only the program is replaced, if a shell reads it as it stands.
         """
-        if options is None:
-            options = [word for option in self.options if option[0] in ("--config", "--store") for word in option]
-        words = [self.program, "hook", client, *options]
-        if sys.platform != "win32":
-            return shlex.join(words)
-        line = subprocess.list2cmdline([word.replace("\\", "/") for word in words])  # a POSIX shell may run it
-        return f"& {line}" if client == "copilot" and line.startswith('"') else line  # PowerShell
+        program = _line(self.program)
+        if sys.platform == "win32" and client == "copilot" and program.startswith('"'):
+            program = f"& {program}"  # PowerShell
+        gone = program_of(old)
+        if gone and (place := re.search(rf"""(?:^& )?(["']?){re.escape(gone)}\1(?=\s+hook\b)""", old)):
+            return old[: place.start()] + program + old[place.end() :]
+        options = [word for option in self.options if option[0] in ("--config", "--store") for word in option]
+        return f"{program} {_line('hook', client, *options)}"
+
+
+def _line(*words: str) -> str:
+    if sys.platform != "win32":
+        return shlex.join(words)
+    return subprocess.list2cmdline([word.replace("\\", "/") for word in words])  # a POSIX shell may run it
+
+
+def program_of(command: str) -> str:
+    """The word before `hook` in a hook's command line, or the first word; empty if it is not a command line."""
+    words = words_of(command)
+    return next((word for word, after in itertools.pairwise(words) if after == "hook"), "".join(words[:1]))
 
 
 def words_of(command: str) -> list[str]:

@@ -16,6 +16,9 @@ _FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\
 _FILL_BARE: Final = ("copilot", "gemini")
 """The clients that also fill in `$A`."""
 
+_PROJECT: Final = "${workspaceFolder}"
+"""The folder of the project, as VS Code and Cursor name it."""
+
 _VARIABLE: Final = re.compile(r"\$\{[^}]*\}|\{env:\w+\}")
 
 
@@ -81,7 +84,7 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     bare = source.client.key in _FILL_BARE
     words = tuple(_filled(word, environ, bare=bare) for word in entry.words)
     env = {name: _filled(value, environ, bare=bare) for name, value in entry.env.items()}
-    cwd = _filled(entry.cwd, environ, bare=bare)
+    cwd = _filled(entry.cwd.replace(_PROJECT, str(source.start)), environ, bare=bare)
     unknown = [name for text in (*words, *env.values(), cwd) for name in _VARIABLE.findall(text)]
     if unknown:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)

@@ -761,13 +761,26 @@ def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex"
 
 
-def test_a_hook_whose_mcpguard_is_gone_keeps_its_options_as_the_entries_do(account: Account) -> None:
+@pytest.mark.parametrize(
+    ("command", "mended"),
+    [
+        ("/gone/mcpguard hook codex --store redis://h/0", f"{PROGRAM} hook codex --store redis://h/0"),
+        ("MCPGUARD_STORE=redis://h/0 /gone/mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
+        ('"/go ne/mcpguard" hook codex --config "$C"', f'{PROGRAM} hook codex --config "$C"'),
+        ("/gone/mcpguard hook codex 2>/dev/null || true", f"{PROGRAM} hook codex 2>/dev/null || true"),
+        (r"/go\ ne/mcpguard hook codex", f"{PROGRAM} hook codex --store redis://other/0"),
+        ('"unfinished/mcpguard hook codex', f"{PROGRAM} hook codex --store redis://other/0"),
+    ],
+)
+def test_of_a_hook_whose_mcpguard_is_gone_only_the_program_is_replaced_if_it_can_be(
+    account: Account, command: str, mended: str
+) -> None:
     account.codex()
-    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex --store redis://h/0"}]}
+    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": command}]}
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
     account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0")
     (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
-    assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex --store redis://h/0"
+    assert group["hooks"][0]["command"] == mended
 
 
 @pytest.mark.parametrize(
@@ -804,6 +817,10 @@ def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
     hooks.symlink_to(target)
     account.run("install", "--hook", "--yes")
     assert target.read_bytes() != b""
+    account.run("uninstall", "--yes")
+    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
+    account.run("install", "--hook", "--yes")
+    (account.state / "installed.json").unlink()
     account.run("uninstall", "--yes")
     assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
 

@@ -119,6 +119,8 @@ def test_a_windows_path_in_a_hook_has_slashes_and_powershell_calls_it(monkeypatc
     assert start.hook("claude-code") == '"C:/my programs/mcpguard.exe" hook claude-code'
     assert start.hook("copilot") == '& "C:/my programs/mcpguard.exe" hook copilot'
     assert words_of(start.hook("copilot"))[0] == "C:/my programs/mcpguard.exe"
+    assert start.hook("copilot", "C:/gone/mcpguard.exe hook copilot") == start.hook("copilot")
+    assert start.hook("copilot", '& "C:/go ne/mcpguard.exe" hook copilot') == start.hook("copilot")
     start = Launcher("C:\\mcpguard.exe", (("--config", "C:\\acme\\config.toml"),))
     assert start.hook("claude-code") == "C:/mcpguard.exe hook claude-code --config C:/acme/config.toml"
 

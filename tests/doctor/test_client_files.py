@@ -114,3 +114,13 @@ def test_a_hook_of_a_project_is_mended_in_the_project(machine: Machine) -> None:
     (project / ".mcp.json").write_text("{}")
     (check,) = checks(machine, project)
     assert check.hint == f"mcpguard install claude-code --project '{project}' --hook"
+
+
+def test_a_relative_path_of_mcpguard_begins_in_the_project(machine: Machine) -> None:
+    project = machine.home / "project"
+    brought = program(project / "tools/mcpguard", __version__)
+    entry = {"command": "./tools/mcpguard", "args": ["run", "--", "npx"]}
+    (project / ".cursor").mkdir()
+    (project / ".cursor/mcp.json").write_text(json.dumps({"mcpServers": {"a": entry}}))
+    (check,) = checks(machine, project)
+    assert check.detail == f"a: its mcpguard is a file of the project: {brought}"

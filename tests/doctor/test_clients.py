@@ -81,6 +81,19 @@ def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> N
     assert (found.detail, found.hint) == ("erp: there is no folder /gone", "correct cwd in the client's file")
 
 
+def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "project/.vscode/mcp.json"
+    (file.parents[1] / "src").mkdir(parents=True)
+    file.parent.mkdir()
+    (file.parents[1] / "src/server").write_text(f'#!/bin/sh\nexec "{PYTHON}" "{SDK}"\n')
+    (file.parents[1] / "src/server").chmod(0o755)
+    file.write_text(json.dumps({"servers": {"crm": {"command": "./server", "cwd": "${workspaceFolder}/src"}}}))
+    monkeypatch.chdir(file.parents[1])
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+
+
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [

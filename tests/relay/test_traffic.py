@@ -499,6 +499,14 @@ def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line:
     assert line.answered.wait(30)
 
 
+def test_the_end_of_a_session_does_not_wait_for_a_client_that_has_left(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "JUDGED_S", 1000.0)
+    line.close_client()
+    assert line.client_ended.wait(30)
+    line.traffic.answer_rest("server exited with status 3")
+    assert line.answered.wait(30)
+
+
 ONE_AT_ONCE = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "1h"\n')
 
 

@@ -106,7 +106,8 @@ def read_large(frame: bytes) -> list[Answer | None]:
     return [read_answer(one.frame, whole=one.whole) for one in found]
 
 
-LARGE = {"text": ',"id":8}' * (MAX_PARSED_ANSWER_BYTES // 8)}
+ROWS = [{"name": "a row", "id": 8}] * 50
+LARGE = {"first": ROWS, "text": ',"id":8}' * (MAX_PARSED_ANSWER_BYTES // 8), "last": ROWS}
 
 
 @pytest.mark.parametrize("escaped", [True, False])
