@@ -48,8 +48,8 @@ QUIET_S: Final = 0.25
 LAST_ROWS_S: Final = 0.5
 """For the session's last audit rows."""
 
-END_AFTER_SIGNAL_S: Final = 1.9
-"""After a signal to mcpguard: for the whole shutdown."""
+END_AFTER_SIGNAL_S: Final = 1.7
+"""After a signal to mcpguard: for the whole shutdown. Clients wait two seconds, and the process takes a moment to end."""
 
 _NAMES: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 _ENDING: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
