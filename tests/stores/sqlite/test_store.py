@@ -136,8 +136,11 @@ def test_a_file_that_cannot_be_looked_at_is_an_unavailable_store_to_a_reader(
         return look(which, **options)
 
     monkeypatch.setattr(os, "stat", refused)
-    with pytest.raises(StoreUnavailable, match=f"{path}{name} cannot be used: Permission denied"):
-        Reader(path).clock()
+    with (
+        pytest.raises(StoreUnavailable, match=f"{path}{name} cannot be used: Permission denied"),
+        contextlib.closing(Reader(path)) as reader,
+    ):
+        reader.clock()
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
