@@ -154,10 +154,10 @@ class Upstream:
     def await_judged(self) -> None:
         """Wait until all that the client has written is judged, at most for `JUDGED_S`. From any thread."""
         until_s = time.monotonic() + JUDGED_S
-        while not self._is_over and time.monotonic() < until_s:
-            time.sleep(WAIT_S)  # first: the loop may have just read something
-            if not (self._is_judging or has_bytes(self._source)):
-                return
+        looks = 0  # in a row that found nothing: two, since the loop may have read something and not noted it yet
+        while looks < 2 and not self._is_over and time.monotonic() < until_s:
+            time.sleep(WAIT_S)
+            looks = 0 if has_bytes(self._source) or self._is_judging else looks + 1
 
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""

@@ -478,7 +478,12 @@ def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exi
 ) -> None:
     looked = threading.Event()  # the end of the session looks whether everything is judged
     monkeypatch.setattr(upstream, "JUDGED_S", 1000.0)
-    monkeypatch.setattr(upstream, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: looked.set()))
+
+    def look(wait_s: float) -> None:
+        looked.set()
+        time.sleep(wait_s)
+
+    monkeypatch.setattr(upstream, "time", SimpleNamespace(monotonic=time.monotonic, sleep=look))
     monkeypatch.setattr(unguarded.policy, "poll", lambda: None if looked.wait(30) else pytest.fail("it does not look"))
     for message in messages:
         unguarded.send(message)
