@@ -73,7 +73,7 @@ def until_reader_leaves() -> Iterator[None]:
 
 
 def reader_leaves(*, within_s: float) -> bool:
-    """Wait so long. True as soon as the reader of stdout has gone away."""
+    """Wait for this long. True as soon as the reader of stdout has gone away."""
     if not hasattr(select, "poll"):
         time.sleep(within_s)
         return False

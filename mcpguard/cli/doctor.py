@@ -38,8 +38,8 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
     Also checks the files and hooks of your clients, and those of the project in the current folder.
 
-    With --server or COMMAND, also starts that server behind mcpguard as a client would, and lists its tools with the rules that
-    apply to each. No tool is called. Takes the options of `run`, so that you can paste the arguments of a client's entry.
+    With --server or COMMAND, it also starts that server behind mcpguard as a client would, and lists its tools with the rules
+    that apply. No tool is called. It takes the options of `run`, so that you can paste the arguments of a client's entry.
 
     "ok" means that all is well, "note" that something could be better, "FAIL" that something is broken. If a check failed, the
     exit status is 1. Secrets are not shown.

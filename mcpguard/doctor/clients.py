@@ -79,7 +79,7 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items()), entry.cwd) for _, entry in found}
     if len(commands) > 1:
         where = ", ".join(dict.fromkeys(source.client.title for source, _ in found))
-        raise UsageError(f"--server: {where} start {server} with different commands or variables", again)
+        raise UsageError(f"--server: {where} start {server} with different commands, folders or variables", again)
     source, entry = next((one for one in found if one[1].guard), found[0])
     bare = source.client.key in _FILL_BARE
     words = tuple(_filled(word, environ, bare=bare) for word in entry.words)

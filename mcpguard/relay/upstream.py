@@ -33,7 +33,7 @@ JUDGED_S: Final = 0.5
 """How long to wait after the server's exit until what the client has written is judged."""
 
 WAIT_S: Final = 0.005
-"""How often to look whether it is."""
+"""How often to look whether it is judged."""
 
 
 def _is_call(message: Frame | Refusal) -> bool:

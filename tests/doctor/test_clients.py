@@ -98,7 +98,11 @@ def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
     ("name", "message", "hint"),
     [
         ("none", "no client has a server none with a command", "known: crm key"),
-        ("crm", "Cursor, Windsurf start crm with different commands or variables", "give its command: mcpguard doctor "),
+        (
+            "crm",
+            "Cursor, Windsurf start crm with different commands, folders or variables",
+            "give its command: mcpguard doctor ",
+        ),
         ("key", "only the client can fill in ${input:key} for key", "give its command: mcpguard doctor "),
     ],
 )
