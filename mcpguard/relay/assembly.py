@@ -21,7 +21,7 @@ from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 
-CLOSE_S: Final = LAST_TRY_S + 0.25
+CLOSE_S: Final = LAST_TRY_S + 0.5
 """How long the store may take to close. A store that hangs is left open."""
 
 

@@ -346,7 +346,7 @@ class FailoverStore:
                 self._breaker.begin_probe()
                 self._connector = Connector(self._reopen)
             connector = self._connector
-        if connector is None or not connector.wait(timeout_s):
+        if connector is None or not connector.wait(timeout_s, is_patient=until_us is None):
             return
         with self._lock:
             self._end_opening(0)
