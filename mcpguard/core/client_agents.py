@@ -91,7 +91,7 @@ def agent_note(hook: AgentHook, hook_input: object) -> AgentNote | None:
     if not _is_id(one):
         return None
     kind = hook_input.get(hook.agent_type)
-    name = cut(escape_part(kind)) if isinstance(kind, str) and kind else DEFAULT.name
+    name = cut(escape_part(_storable(kind))) if isinstance(kind, str) and kind else DEFAULT.name
     agent = Agent(hook.client, SUBAGENT if hook_input.get(hook.agent_id) else DEFAULT.tier, name)
     return AgentNote(one, str(agent)) if agent[1:] != DEFAULT[1:] else None
 
@@ -136,6 +136,11 @@ def _thread_source(call_meta: Mapping[str, object]) -> object:
     """Who started the thread that makes the call, as Codex says: `user` or `subagent`."""
     turn = call_meta.get(meta.CODEX_TURN)
     return turn.get("thread_source") if isinstance(turn, dict) else None
+
+
+def _storable(text: str) -> str:
+    """A text with its lone surrogates escaped, because no store can hold a note with one."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_id(value: object) -> TypeGuard[str]:

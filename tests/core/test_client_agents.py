@@ -98,6 +98,13 @@ def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
 
 
 @given(st.text())
+def test_a_note_of_any_type_can_be_stored_as_utf_8(kind: str) -> None:
+    note = noted(without(agent_type="\ud800" + kind))
+    assert note is not None
+    assert note.agent.encode()
+
+
+@given(st.text())
 def test_a_note_has_three_parts_of_bounded_length_for_any_type(kind: str) -> None:
     note = noted(without(agent_type=kind))
     assert note is not None
