@@ -229,6 +229,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     for key in places:
         if given := options.get(key) or environ.get(f"MCPGUARD_{key.upper()}"):
             values[key] = given
+    if any("\ud800" <= char <= "\udfff" for char in str(values.get("namespace", ""))):  # the bytes that are not UTF-8
+        raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "MCPGUARD_NAMESPACE=team")
     if "denials" in values:
         _setting("denials", values["denials"], places["denials"])
     if word := environ.get("MCPGUARD_QUIET"):

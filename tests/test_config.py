@@ -139,6 +139,11 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: Path, key: str) -> None:
     assert loaded(tmp_path, environ={f"MCPGUARD_{key}": ""}) == loaded(tmp_path)
 
 
+def test_a_namespace_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, environ={"MCPGUARD_NAMESPACE": "team\udcff"})  # so Python decodes a byte that is not UTF-8
+    assert (error.message, error.hint) == (r"MCPGUARD_NAMESPACE: 'team\udcff' is not UTF-8", "MCPGUARD_NAMESPACE=team")
+
+
 def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> None:
     assert loaded(tmp_path, 'denials = "error"', {"MCPGUARD_DENIALS": "result"}).denials == "result"
     assert loaded(tmp_path, 'denials = "error"', denials="auto").denials == "auto"
