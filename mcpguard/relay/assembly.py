@@ -80,5 +80,6 @@ def _spills(settings: Settings) -> SpillFolder:
     """The spill files of this store and namespace: beside a store that is a file, else in the state folder."""
     address = settings.address
     beside = address.path if isinstance(address, SqliteAddress) else settings.database.with_name("mcpguard")
-    which = blake2b(f"{address.shown}\0{settings.namespace}".encode(), digest_size=8).hexdigest()
+    names = f"{address.shown}\0{settings.namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
+    which = blake2b(names, digest_size=8).hexdigest()
     return SpillFolder(beside.parent, f"{beside.name}-spill-{which}-")

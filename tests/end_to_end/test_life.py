@@ -32,6 +32,16 @@ def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, sta
         assert "Traceback" not in host.err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_store_in_a_folder_whose_name_is_not_utf_8_counts_calls(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", tool="echo"))
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with Host(tmp_path, *script("obedient"), options=("--store", f"sqlite://{folder}/calls.db")) as host:
+        assert ["result" in host.call(nth, "echo") for nth in (1, 2)] == [True, False]
+        assert host.end() == 0
+
+
 @pytest.mark.parametrize("status", [0, 7])
 def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp_path: Path, status: int) -> None:
     with Host(tmp_path, "sh", "-c", f"cat >/dev/null; exit {status}") as host:
