@@ -241,7 +241,7 @@ _GENERIC: Final = frozenset("__main__ app bin build cli cmd dist index lib main 
 _EXTENSION = re.compile(r"\.(?:bat|cjs|cmd|dll|exe|git|go|jar|js|mjs|mts|php|pl|ps1|py|pyz|rb|sh|ts)$", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:npm|jsr|github|gitlab|bitbucket|gist|file|git|https?|ssh|git\+\w+):(?://)?")
 _USER_INFO = re.compile(r"(?<=://)[^/]*@")
-_VERSION = re.compile(r"(?<=.)@|[=<>~!]=|[<>\[;]|:(?=[\w.-]+$)")
+_VERSION = re.compile(r"(?<=.)@|[=<>~!]=|[<>\[;]|:(?=[\w.-]+(?:@|$))")
 
 _NAME = re.compile(r"\w[\w.+-]{0,63}")
 """The form of a program's, module's, package's or image's name."""

@@ -97,6 +97,7 @@ from mcpguard.core.server_name import server_name
         ("bunx --bun @acme/crm", "crm"),
         ("docker run -it --rm -p 80:80 -m 512m --name box --entrypoint sh localhost:5000/acme/crm:1.2 --port 80", "crm"),
         ("docker run --rm ghcr.io/acme/crm@sha256:0123abcd", "crm"),
+        ("docker run --rm ghcr.io/acme/crm:1.2@sha256:0123abcd", "crm"),
         ("docker container run crm:latest serve", "crm"),
         ("podman run -i -v /srv:/data:ro docker.io/acme/crm", "crm"),
         ("java -cp /lib -jar /opt/crm-1.2.3.jar", "crm"),
