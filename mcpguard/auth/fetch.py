@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
         return "the proxy refuses the connection"
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted: {cause.verify_message}"
+            return f"its certificate is not trusted: {cause.verify_message.rstrip('.')}"
         if isinstance(cause, ssl.SSLError):
             return f"the TLS handshake fails: {(cause.reason or type(cause).__name__).replace('_', ' ').lower()}"
         if isinstance(cause, socket.gaierror | UnicodeError):

@@ -223,6 +223,17 @@ def test_a_certificate_must_be_trusted(secure: KeyServer, certificate: Path, mon
     assert get(secure.url, 30, 1 << 20) == secure.body
 
 
+def test_a_certificate_for_another_name_is_an_error_without_a_full_stop(
+    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    without_proxy(monkeypatch)
+    resolve_to(monkeypatch, "127.0.0.1")
+    error = fails(secure.url.replace("127.0.0.1", "idp.test"))
+    assert error.startswith("its certificate is not trusted: ")
+    assert error.endswith("certificate is not valid for 'idp.test'")
+
+
 def test_a_server_without_tls_at_an_https_url_is_a_one_line_error(server: KeyServer) -> None:
     assert fails(server.url.replace("http:", "https:")).startswith("the TLS handshake fails: ")
 
