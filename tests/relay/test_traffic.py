@@ -430,6 +430,24 @@ def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line
         assert [one["id"] for one in line.server_has()] == [request_id]
 
 
+def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piece(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    write = os.write
+
+    def written(fd: int, data: bytes) -> int:
+        if fd == line.server.stdin and isinstance(data, bytes):
+            copied.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", written)
+    note = {"jsonrpc": "2.0", "method": "note", "params": {"text": "x" * 1_000_000}}
+    line.send(note)
+    assert line.server_has() == [note]
+    assert sum(copied) < 2_000_000
+
+
 def test_after_the_end_of_the_servers_input_no_call_is_charged_and_the_error_says_why(line: Line) -> None:
     line.traffic.close_input("the server has closed its output")
     line.send(call(1), {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}, {"jsonrpc": "2.0", "method": "note"})
