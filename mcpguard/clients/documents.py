@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from mcpguard.clients import jsonc, toml, yaml
 from mcpguard.clients.nodes import Node, Splice, Unreadable, place, spliced
 
-__all__ = ["Dialect", "Document", "Unreadable", "is_blank", "quoted", "read"]
+__all__ = ["Dialect", "Document", "Unreadable", "encoded", "is_blank", "quoted", "read"]
 
 
 class Dialect(Enum):
@@ -29,6 +29,18 @@ class Dialect(Enum):
         return self not in (Dialect.TOML, Dialect.YAML)
 
 
+def encoded(text: str) -> bytes:
+    """The bytes of a file that mcpguard has edited or made.
+
+    Raises:
+        Unreadable: What mcpguard has written into it is not UTF-8.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable("not changed: the server's name, an option or the path of mcpguard is not UTF-8") from None
+
+
 class Document(NamedTuple):
     """A parsed file.
 
@@ -45,8 +57,12 @@ class Document(NamedTuple):
     root: Node
 
     def after(self, splices: Iterable[Splice]) -> bytes:
-        """The file after edits."""
-        return self.mark + spliced(self.text, splices).encode()
+        """The file after edits.
+
+        Raises:
+            Unreadable: An edit is not UTF-8.
+        """
+        return self.mark + encoded(spliced(self.text, splices))
 
     def unreadable(self, message: str, at: int) -> Unreadable:
         """The error for a form that cannot be edited."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from mcpguard.clients.documents import Dialect, Document, is_blank, read
+from mcpguard.clients.documents import Dialect, Document, encoded, is_blank, read
 from mcpguard.clients.edits import without_child
 from mcpguard.clients.nodes import Array, Node, Object, Splice, Unreadable, plain
 
@@ -56,7 +56,7 @@ def with_hook(
     data = without_hook(data, event, dialect=dialect)
     if is_blank(data):
         head = {} if version is None else {"version": version}
-        made = _new_file(head | {"hooks": {event: [dict(entry)]}}).encode()
+        made = encoded(_new_file(head | {"hooks": {event: [dict(entry)]}}))
         mark = data[: len(data) - len(data.removeprefix(codecs.BOM_UTF8))]
         return mark + made + data.removeprefix(mark)
     document = read(data, dialect)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 import sysconfig
 import tomllib
 from pathlib import Path
@@ -659,6 +660,27 @@ def test_what_the_variables_choose_is_written_as_options(account: Account) -> No
     options = ["--policy", f"{account.home}/policy.toml", "--store", "redis://cache/0", "--user", "alice"]
     options += ["--agent", "::background::", "--denials", "error", "--quiet"]
     assert servers(file)["a"] == guarded("a", "a", options=tuple(options))
+
+
+def test_a_server_whose_name_is_not_utf_8_is_left_and_the_others_are_done(account: Account) -> None:
+    text = r'{"mcpServers": {"a\ud800": {"command": "a"}, "b": {"command": "b", "args": []}}}'
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    why = "not changed: the server's name, an option or the path of mcpguard is not UTF-8"
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"mcpguard: {file}: {why}\n")
+    assert servers(file) == {"a\ud800": {"command": "a"}, "b": guarded("b", "b")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="variables are Unicode")
+def test_an_option_that_is_not_utf_8_is_not_written_into_a_file(account: Account) -> None:
+    text = '{"mcpServers": {"a": {"command": "a"}}}'
+    file = account.write("home/.claude.json", text)
+    done = account.run("install", "--hook", "--yes", MCPGUARD_STORE="sqlite:///caf\udce9.db")
+    assert done.returncode == 1
+    assert done.stderr.count("an option or the path of mcpguard is not UTF-8\n") == 2  # of the server and of the hook
+    assert "Traceback" not in done.stderr
+    assert file.read_text() == text
 
 
 @pytest.mark.parametrize(
