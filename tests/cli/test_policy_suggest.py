@@ -171,6 +171,11 @@ def test_little_history_is_said_plainly(tmp_path: Path, local: str) -> None:
     assert suggestion(tmp_path, local)["enough"] is False
 
 
+def test_one_call_is_one_call(tmp_path: Path, local: str) -> None:
+    fill(local, rows(1, MINUTE_US))
+    assert mcpguard(tmp_path, "policy", "suggest").stderr.startswith("1 call in the last 7d, from 20")
+
+
 @pytest.mark.parametrize("filled", [False, True], ids=["no store", "no calls"])
 def test_without_calls_it_suggests_nothing_and_says_so(tmp_path: Path, local: str, filled: bool) -> None:
     if filled:
