@@ -572,7 +572,7 @@ def test_check_warns_of_rules_that_matched_no_call(tmp_path: Path, file: Path) -
     assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
     calls(tmp_path, "report", 1)
     done = mcpguard(tmp_path, "policy", "check")
-    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit" in done.stdout
+    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit log" in done.stdout
     assert "rule 2" not in done.stdout
 
 
