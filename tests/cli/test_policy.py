@@ -835,7 +835,7 @@ def test_a_limit_that_counts_something_else_is_another_rule(tmp_path: Path, file
 
 def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
-    assert "calls with different arguments are counted apart." in done.stdout
+    assert "calls with different arguments are counted separately." in done.stdout
     assert parse(file.read_text()).rules[2].per_text == "user,arguments"
 
 
