@@ -1,6 +1,7 @@
 """Checks of clients' files for `mcpguard doctor`."""
 
 import json
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
     (check,) = checks(machine)
     assert (check.ok, check.hint) == (False, "mend the file, then run this again")
     assert check.detail.startswith(f"{file}:1:2: ")
+
+
+def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+    file = machine.home / ".config/goose/config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("extensions: {}\n")
+    (check,) = checks(machine)
+    assert (check.ok, check.hint) == (False, "pip install 'mcpguard-cli[yaml]'")
 
 
 def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
