@@ -72,6 +72,14 @@ def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
     ]
 
 
+def test_an_entry_whose_options_mcpguard_run_does_not_accept_is_not_ok(machine: Machine) -> None:
+    file = machine.home / ".cursor/mcp.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"mcpServers": {"crm": {"command": PROGRAM, "args": ["run", "--agnt", "x", "--", "npx"]}}}))
+    (check,) = checks(machine)
+    assert (check.ok, check.detail) == (False, "crm: mcpguard run does not accept its options")
+
+
 def test_a_mcpguard_of_another_version_is_not_ok_and_one_of_the_same_is(machine: Machine) -> None:
     other, same = program(machine.home / "x/mcpguard", "0.0.1"), program(machine.home / "y/mcpguard", __version__)
     mute = program(machine.home / "z/mcpguard", "")
