@@ -14,10 +14,10 @@ EXAMPLES = Path(__file__).parent
 LONGEST_WAIT_MS = 10_000
 
 CRM = StdioServerParameters(
-    command="mcpguard",
+    command=sys.executable,  # with -m: the mcpguard of this environment, even if its folder is not on the PATH
     args=[
         # A program reads the wait from an error. By default a client of this SDK gets a tool result, which is for a model
-        *("run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--denials", "error", "--"),
+        *("-m", "mcpguard", "run", "--server", "crm", "--policy", str(EXAMPLES / "policy.toml"), "--denials", "error", "--"),
         *(sys.executable, str(EXAMPLES / "crm_server.py")),
     ],
     # The SDK passes only a few variables on, so name those of mcpguard

@@ -1,4 +1,4 @@
-"""The CRM server that comes with mcpguard, as a script: an MCP server on stdin and stdout with two tools."""
+"""The CRM server that comes with mcpguard, as a script: an MCP server on stdin and stdout with four tools."""
 
 from mcpguard.demo.crm import server
 

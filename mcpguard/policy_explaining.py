@@ -219,7 +219,7 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
     matched = {policy.parts[part][1] for call in calls for part in policy.matched(call)}
     since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
     return [
-        f"{label(policy, at)} has matched none of {since} calls in the audit"
+        f"{label(policy, at)} has matched none of {since} calls in the audit log"
         for at, rule in enumerate(policy.rules)
         if calls and "scope" not in rule.selectors and at not in matched
     ]

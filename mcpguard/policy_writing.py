@@ -1,6 +1,7 @@
 """Reads and makes a policy file, locks it for a change, and keeps a copy of it for an editor."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -139,7 +140,7 @@ class Draft:
         try:
             with locked(self._path) as target:
                 is_as_before = target.exists() and read_at_once(target) == self._before
-                kept = None if is_as_before else self._path.with_name(f"{self._path.name}.edited")
+                kept = None if is_as_before else _unused(self._path.with_name(f"{self._path.name}.edited"))
                 write(kept or target, content)
         except McpguardError as error:
             self.is_kept = True
@@ -153,6 +154,12 @@ class Draft:
         except OSError as error:
             message = f"the text cannot be read after the editor: {error.strerror}"
             raise McpguardError(message, f"{self._path} is unchanged") from error
+
+
+def _unused(path: Path) -> Path:
+    """This path, or one with a number if there is such a file: it may be the only copy of an earlier text."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 @contextlib.contextmanager

@@ -420,7 +420,7 @@ def test_rules_that_matched_no_call_in_the_audit_are_named(home: Home) -> None:
     home.policy = parse('[[rule]]\nuser = "*"\ntool = "search"\nlimit = "1/1h"\n[[rule]]\ntool = "report"\nlimit = "5/1m"\n')
     assert home.never_matched() == []
     home.call("report")
-    assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit"]
+    assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit log"]
     home.call("search")
     assert home.never_matched() == []
 
@@ -433,13 +433,13 @@ def test_rows_that_are_not_calls_match_no_rule(home: Home) -> None:
         requests = session.requests(call_line("search", None))
         assert [one.decided for one in requests] == ["invalid"]
         store.decide(requests, session.journal)
-    assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit"]
+    assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit log"]
 
 
 def test_rules_for_roles_are_compared_with_the_roles_of_the_calls(home: Home) -> None:
     policy = parse('[[rule]]\nrole = "dev"\nlimit = "1/1h"\n[[rule]]\nrole = "admin"\nlimit = "5/1m"\n')
     home.call("search", who=identity(roles=("dev",)))
-    assert home.never_matched(policy) == ["line 4: rule 2 (role=admin) has matched none of the calls in the audit"]
+    assert home.never_matched(policy) == ["line 4: rule 2 (role=admin) has matched none of the calls in the audit log"]
 
 
 def test_rules_for_scopes_are_never_named_since_the_audit_has_no_scopes(home: Home) -> None:
@@ -465,4 +465,6 @@ def test_only_the_newest_calls_are_looked_at(home: Home, monkeypatch: pytest.Mon
     monkeypatch.setattr("mcpguard.policy_explaining.CALLS_LOOKED_AT", 2)
     home.call("report")
     home.call("echo", 2)
-    assert [line.rpartition(" has ")[2] for line in home.never_matched()] == ["matched none of the newest 2 calls in the audit"]
+    assert [line.rpartition(" has ")[2] for line in home.never_matched()] == [
+        "matched none of the newest 2 calls in the audit log"
+    ]

@@ -85,7 +85,7 @@ class CounterNow(NamedTuple):
         n: The limit in force; that of the row if the policy has none for this window.
         in_force: Whether the policy has a limit for this window.
         used: The calls, units or errors in the counter, or the calls in flight.
-        retry_after_us: The wait until the limit admits one more; 0 if it does now, None if nobody knows.
+        retry_after_us: The wait until the limit admits such a call; 0 if it does now. None if nobody knows, or it never will.
     """
 
     counter: Counter
@@ -161,7 +161,7 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
             found = _counter(limit, record)
             if found is not None:
                 rates = {rate.window_us: rate.n for part in in_force if part.counts == limit.counts for rate in rates_of(part)}
-                counters[at] = _now(store, found, rates, limit)
+                counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
     commands = []
     for rule in rules:
         part = None if rule.at is None else policy.rules[rule.at]
@@ -186,7 +186,7 @@ def _rules(policy: Policy, limits: Sequence[LimitThen]) -> list[RuleThen]:
     return list(found.values())
 
 
-def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen) -> CounterNow:
+def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen, cost: int) -> CounterNow:
     """What a counter holds now.
 
     Args:
@@ -194,6 +194,7 @@ def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: Lim
         counter: The counter.
         rates: The limits in force of its rule, by window.
         limit: The limit of the row.
+        cost: The units that the call of the row takes.
     """
     (state,), now_us = store.peek([counter])
     n = rates.get(counter.window_us, limit.limit or 0)
@@ -201,7 +202,7 @@ def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: Lim
     if not counter.window_us:
         return CounterNow(counter, n, in_force, len(state), 0 if len(state) < n else None)
     log = limiter.live(state, counter.window_us, now_us)
-    wait_us = limiter.retry_after(log, n, counter.window_us, now_us)
+    wait_us = limiter.retry_after(log, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
     return CounterNow(counter, n, in_force, limiter.used(log), wait_us)
 
 
@@ -355,7 +356,10 @@ def print_all(shown: Shown, policy: Policy, file: str) -> None:
         for number in one.limits:
             _print_limit(shown.limits[number], shown.counters.get(number), record)
     if shown.commands:
-        click.echo("\nTo let the rule admit such a call:" if shown.was_refused else "\nTo change the rule, edit its limit in:")
+        what = "rule" if len(shown.commands) == 1 else "rules"
+        click.echo(
+            f"\nTo let the {what} admit such a call:" if shown.was_refused else "\nTo change the rule, edit its limit in:"
+        )
     for command in shown.commands:
         click.echo(printable(f"    {command}"))
 

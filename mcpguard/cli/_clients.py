@@ -24,7 +24,7 @@ from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 from mcpguard.identity import configured_identity
 
 _LONG: Final = 200
-"""A longer line is shown in pieces, of which only those that change: some clients write the whole file in one line."""
+"""A longer line that changes is shown in pieces, of which only those that change: some clients write a file in one line."""
 
 
 class Words(NamedTuple):
@@ -255,16 +255,26 @@ def _coloured(line: str) -> str:
 
 def diff(change: Change) -> Iterator[str]:
     """A unified diff without context: the lines around an entry's command may hold the server's keys."""
-    old, new = (_lines(data) for data in (change.old, change.new))
+    old, new = _in_pieces(_lines(change.old), _lines(change.new))
     before, after = (str(change.file) if data is not None else os.devnull for data in (change.old, change.new))
     for line in difflib.unified_diff(old, new, before, after, n=0, lineterm=""):
         yield printable(redacted(line))
 
 
 def _lines(data: bytes | None) -> list[str]:
-    text = (data or b"").decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
-    pieces = ([line] if len(line) <= _LONG else re.findall(r".+?[,{}\[\]]|.+", line) for line in text.split("\n"))
-    return [piece for line in pieces for piece in line]
+    return (data or b"").decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+
+
+def _in_pieces(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Cut lines that change into pieces if one of them is long: on both sides, so that equal pieces are not shown."""
+    shown: tuple[list[str], list[str]] = ([], [])
+    for tag, old_start, old_end, new_start, new_end in difflib.SequenceMatcher(None, old, new).get_opcodes():
+        sides = old[old_start:old_end], new[new_start:new_end]
+        is_cut = tag != "equal" and any(len(line) > _LONG for side in sides for line in side)
+        for pieces, side in zip(shown, sides, strict=True):
+            for line in side:
+                pieces += re.findall(r".+?[,{}\[\]]|.+", line) or [line] if is_cut else [line]
+    return shown
 
 
 def _report(plan: Plan, failed: Collection[Path], words: Words) -> None:

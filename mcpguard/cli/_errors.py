@@ -115,5 +115,8 @@ def _likely(error: click.NoSuchOption) -> str:
 def _plain(text: str) -> str:
     """A message without a capital letter at the beginning, a full stop at the end, and quotation marks around names."""
     text = re.sub(r"Got unexpected extra arguments? \((.*)\)", r"unexpected argument: \1", text)
-    text = re.sub(r"'([\w.|{}-]+)'(?=,|\.?$)", r"\1", text.replace("is not a valid integer range", "is not a whole number"))
+    text = text.replace("is not a valid integer range", "is not a whole number").replace(
+        "is not in the range x>=0", "is less than 0"
+    )
+    text = re.sub(r"'([\w.|{}-]+)'(?=,|\.?$)", r"\1", text)
     return (text[:1].lower() + text[1:]).removesuffix(".")

@@ -218,5 +218,5 @@ def readable_entries(source: Source) -> list[Entry]:
 def unreadable(file: Path, error: Unreadable) -> Fault:
     """The fault for a file that does not parse, or that cannot be edited."""
     if not error.line:
-        return Fault(redacted(f"{file}: {error.message}"))
+        return Fault(redacted(f"{file}: {error.message}"), error.hint)
     return Fault(redacted(f"{file}:{error.line}:{error.column}: {error.message}"), "mend the file, then run this again")

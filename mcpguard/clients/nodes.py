@@ -15,11 +15,13 @@ class Unreadable(Exception):
         message: One line: what is wrong.
         line: The line, from 1; 0 if the fault has no place in the file.
         column: The column in characters, from 1; 0 if the fault has no place in the file.
+        hint: What to do if it is not the file that has to be corrected; else empty.
     """
 
-    def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
+    def __init__(self, message: str, line: int = 0, column: int = 0, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
+        self.hint = hint
         self.line = line
         self.column = column
 

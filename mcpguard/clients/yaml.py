@@ -22,7 +22,8 @@ def parse(text: str) -> Node:
         from ruamel.yaml import YAML  # an extra, which only clients with YAML files need
         from ruamel.yaml.error import YAMLError
     except ImportError as error:
-        raise Unreadable("to edit YAML, install the extra: pip install 'mcpguard-cli[yaml]'") from error
+        hint = "pip install 'mcpguard-cli[yaml]'"
+        raise Unreadable("YAML needs the extra mcpguard-cli[yaml], which is not installed", hint=hint) from error
     try:
         root = YAML(typ="safe", pure=True).compose(text)
     except YAMLError as error:

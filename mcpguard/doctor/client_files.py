@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mcpguard import __version__
+from mcpguard import __version__, run_options
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, hook_file, read, sources
 from mcpguard.clients.hooks import commands_in, is_gone
@@ -54,6 +54,12 @@ def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
         if found_fault := _fault(program, this, source):
             are_ok = False
             yield failed(name, f"{', '.join(servers)}: {found_fault[0]}", found_fault[1])
+    for entry in found:
+        if entry.guard and run_options.parse([*entry.guard[1:], "command"]) is None:
+            are_ok = False
+            yield failed(
+                name, f"{entry.name}: mcpguard run does not accept its options", "compare them with mcpguard run --help"
+            )
     if found and are_ok:
         guarded = sum(entry.guard is not None for entry in found)
         yield good(name, f"{guarded} of {plural(len(found), 'server')} guarded")

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
@@ -142,8 +143,9 @@ def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> Check:
     """The check of a server that lists no tools, with the last line that it wrote to stderr."""
     theirs = [line for line in said if not line.startswith((_OURS, "hint: "))]
     exited = next((line.removeprefix(_OURS) for line in said if line.startswith(_EXITED)), "")
-    if not exited and said and said[-1].startswith("hint: "):  # mcpguard itself has ended with an error
-        message, hint = (said[-2].removeprefix(_OURS), said[-1].removeprefix("hint: "))
+    own = [pair for pair in pairwise(said) if pair[0].startswith(_OURS) and pair[1].startswith("hint: ")]
+    if own and not (theirs and exited):  # mcpguard itself has ended with an error, or one that the entry starts
+        message, hint = (own[-1][0].removeprefix(_OURS), own[-1][1].removeprefix("hint: "))
         return failed("server", printable(masked_output(message, secrets)), printable(masked_output(hint, secrets)))
     last = f"; its last line on stderr: {theirs[-1]}" if theirs else "; it wrote nothing to stderr"
     hint = "run the command by itself in a terminal: it must be an MCP server on stdio"

@@ -18,4 +18,6 @@ def checks(settings: Settings) -> Iterator[Check]:
         what, _, hint = warning.partition(": ")
         yield advice("config", what, hint)
     for warning in exposed(settings.files):
-        yield advice("config", warning, "whoever can change one of these files can lift a limit: take the right to write away")
+        yield advice(
+            "config", warning, "whoever can change one of these files can raise a limit: let only your account write to them"
+        )

@@ -56,7 +56,7 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
     used = sum(file.stat().st_size for file in files)
     opened = "" if held is None else f", {_held(held)}"
     yield good("store", f"{path}: {size(used)}, {oldest}{opened}")
-    yield from _warned(warnings, "if this comes again, is the disk sound, and does another program touch these files?")
+    yield from _warned(warnings, "if this happens again, check the disk, and whether another program changes these files")
     yield from _space(path.parent, settings, used)
 
 
@@ -147,7 +147,7 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {holds}"
     if took_ms > settings.timeout_ms:
         yield advice(
-            "store", detail, f"a call waits {settings.timeout_ms} ms at most: raise store.timeout_ms, or move it nearer"
+            "store", detail, f"a call waits {settings.timeout_ms} ms at most: raise store.timeout_ms, or use a nearer server"
         )
     else:
         yield good("store", detail)

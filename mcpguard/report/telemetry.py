@@ -181,7 +181,7 @@ class Position:
         self._lock = open_private(self.path.with_suffix(".lock"))
         if not try_lock(self._lock):
             os.close(self._lock)
-            raise McpguardError(f"another process sends this audit log to {url}", "end it, or use it")
+            raise McpguardError(f"another process sends this audit log to {url}", "let it go on, or end it first")
 
     def read(self) -> int | None:
         """The id of the last row that was sent; None if there is none."""

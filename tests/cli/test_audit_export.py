@@ -86,10 +86,11 @@ def test_a_full_disk_is_one_line(home: Path, argv: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot write the output: No space left on device\n")
 
 
-def test_an_export_that_fails_leaves_no_file(home: Path, tmp_path: Path) -> None:
-    done = process(home, "audit", "export", "-o", str(tmp_path / "missing" / "out"))
-    assert done.returncode == 1
-    assert done.stderr == "mcpguard: cannot write the output: No such file or directory\n"
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+def test_an_export_into_a_folder_that_does_not_exist_leaves_no_file(home: Path, tmp_path: Path, options: list[str]) -> None:
+    done = process(home, "audit", "export", "-o", str(tmp_path / "missing" / "out"), *options)
+    assert done.returncode == 2
+    assert done.stderr == f"mcpguard: -o: there is no folder {tmp_path}/missing\nhint: create it, or name another file\n"
     assert list(tmp_path.iterdir()) == []
 
 

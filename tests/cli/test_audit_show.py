@@ -261,8 +261,21 @@ def test_a_limit_on_cost_is_raised_so_far_that_the_call_fits() -> None:
     found = kinds.shown(record)
     (limit,) = found.limits
     assert (limit.text, limit.retry_after_ms) == ("30-units/1h", 3_600_000)
-    assert found.counters[0].used == 20
+    assert (found.counters[0].used, found.counters[0].retry_after_us) == (20, 3_600_000_000), (
+        "10 units are left, and it takes 20"
+    )
     assert found.commands == ["mcpguard policy set --tool sum --count cost 40/1h 40/1d"]
+
+
+def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = Kinds('[[rule]]\nuser = "*"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "1/1h"\n')
+    found = kinds.shown(kinds.last("echo", 2))
+    _audit_show.print_all(found, kinds.policy, "policy.toml")
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "To let the rules admit such a call:",
+        "    mcpguard policy set --user '*' 2/1h",
+        "    mcpguard policy set --tool echo 2/1h",
+    ]
 
 
 def test_a_limit_on_errors_shows_the_errors_that_it_counts() -> None:

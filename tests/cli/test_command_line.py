@@ -64,6 +64,7 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
         (["polcy"], "no such command: polcy", "did you mean mcpguard policy?"),
         (["run", "--denials", "none", "cat"], "--denials: 'none' is not one of auto, error, result", None),
         (["audit", "tail", "-n", "x"], "--lines: 'x' is not a whole number", None),
+        (["audit", "tail", "-n", "-1"], "--lines: -1 is less than 0", None),
         (["policy", "set", "--tool"], "--tool: requires an argument", None),
         (["policy", "set", "--tool", "x"], "missing argument LIMIT..., or --concurrent", None),
         (["policy", "explain"], "missing option --tool", None),

@@ -561,6 +561,16 @@ def test_the_diff_of_a_file_in_one_line_shows_only_the_parts_that_change(account
     assert "secret" not in done.stdout
 
 
+def test_the_diff_of_a_line_that_only_becomes_long_shows_only_the_parts_that_change(account: Account) -> None:
+    entry = {"env": {"CRM_KEY": "secret"}, "command": "npx", "args": ["-y", "@acme/" + "x" * 80]}
+    account.cursor(json.dumps({"mcpServers": {"crm": entry}}))
+    for command in ("install", "uninstall"):
+        done = account.run(command, "--dry-run")
+        assert PROGRAM in done.stdout
+        assert "secret" not in done.stdout
+        account.run("install", "--yes")
+
+
 def test_it_asks_on_a_terminal_and_changes_nothing_without_a_yes(account: Account) -> None:
     cursor = account.cursor()
     status, said = account.on_terminal("install", typed=b"\n")

@@ -572,7 +572,7 @@ def test_check_warns_of_rules_that_matched_no_call(tmp_path: Path, file: Path) -
     assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
     calls(tmp_path, "report", 1)
     done = mcpguard(tmp_path, "policy", "check")
-    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit" in done.stdout
+    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit log" in done.stdout
     assert "rule 2" not in done.stdout
 
 
@@ -660,6 +660,18 @@ def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path
     kept = tmp_path / "policy.toml.edited"
     assert f"your text is in {kept}" in done.stderr
     assert kept.read_text() == BY_HAND.replace("100", "200")
+
+
+def test_edit_keeps_each_text_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\ncat {file} > "$1"\necho "# mine" >> "$1"\necho "# other" >> {file}\n')
+    editor.chmod(0o700)
+    first, second = tmp_path / "policy.toml.edited", tmp_path / "policy.toml.edited.2"
+    assert f"your text is in {first}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
+    text = first.read_text()
+    assert f"your text is in {second}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
+    assert first.read_text() == text
+    assert second.read_text() != text
 
 
 def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path, file: Path) -> None:
@@ -835,7 +847,7 @@ def test_a_limit_that_counts_something_else_is_another_rule(tmp_path: Path, file
 
 def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
-    assert "calls with different arguments are counted apart." in done.stdout
+    assert "calls with different arguments are counted separately." in done.stdout
     assert parse(file.read_text()).rules[2].per_text == "user,arguments"
 
 

@@ -1,6 +1,7 @@
 """Checks of clients' files for `mcpguard doctor`."""
 
 import json
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -55,11 +56,28 @@ def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
     assert check.detail.startswith(f"{file}:1:2: ")
 
 
+def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+    file = machine.home / ".config/goose/config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("extensions: {}\n")
+    (check,) = checks(machine)
+    assert (check.ok, check.hint) == (False, "pip install 'mcpguard-cli[yaml]'")
+
+
 def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
     file = cursor(machine, a="/gone/mcpguard", b="/gone/mcpguard", c=PROGRAM)
     assert checks(machine) == [
         Check(f"Cursor (user scope), {file}", False, "a, b: its mcpguard is missing: /gone/mcpguard", "mcpguard install cursor")
     ]
+
+
+def test_an_entry_whose_options_mcpguard_run_does_not_accept_is_not_ok(machine: Machine) -> None:
+    file = machine.home / ".cursor/mcp.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"mcpServers": {"crm": {"command": PROGRAM, "args": ["run", "--agnt", "x", "--", "npx"]}}}))
+    (check,) = checks(machine)
+    assert (check.ok, check.detail) == (False, "crm: mcpguard run does not accept its options")
 
 
 def test_a_mcpguard_of_another_version_is_not_ok_and_one_of_the_same_is(machine: Machine) -> None:

@@ -28,7 +28,7 @@ def test_each_warning_of_policy_check_is_a_note(tmp_path: Path) -> None:
     assert [one.is_advice for one in found] == [False, True, True, True]
     told = " ".join(one.detail for one in found)
     assert "mcp__crm__search" in told
-    assert "rule 2 (user=* agent=*::api::*) has matched none of the calls in the audit" in told
+    assert "rule 2 (user=* agent=*::api::*) has matched none of the calls in the audit log" in told
 
 
 def test_a_tier_that_no_rule_matches_is_a_note(tmp_path: Path) -> None:

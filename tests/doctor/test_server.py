@@ -41,6 +41,13 @@ def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path) -> None
     assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol)"
 
 
+def test_what_mcpguard_does_not_accept_in_an_entry_is_told_with_its_hint(tmp_path: Path) -> None:
+    entry = [sys.executable, "-m", "mcpguard", "run", "--agnt", "x", "--", *SDK]
+    found = only(doctor(tmp_path, "--server", "crm", "--", *entry, status=1), "server")
+    assert found.detail == "no such option: --agnt"
+    assert found.hint.startswith("did you mean --agent?")
+
+
 def test_a_command_that_does_not_exist_is_told_without_starting_anything(tmp_path: Path) -> None:
     found = only(doctor(tmp_path, "--", "no-such-server", "--key", "tango-s3cret", status=1), "server")
     assert found.detail == "cannot run no-such-server: no such command"

@@ -89,6 +89,18 @@ def test_the_client_is_never_denied_twice_for_one_call_after_obeying_a_denial(
     assert sum(line.startswith("call ") for line in lines) == 12
 
 
+def test_the_client_runs_if_mcpguard_is_not_on_the_path(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "client.py"), "1"],
+        env={"PATH": os.defpath, "HOME": str(tmp_path), "MCPGUARD_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["1 calls answered; at most 0 denial(s) for one call."], done.stderr
+
+
 @pytest.fixture(scope="module")
 def example_client() -> ModuleType:
     spec = importlib.util.spec_from_file_location("example_client", EXAMPLES / "client.py")

@@ -35,7 +35,7 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
         calls = f"at most {_some(rule.concurrent, 'call')}" if rule.concurrent else "any number of calls"
         clauses.append(f"{calls} may be in flight at once")
     if ARGUMENTS in rule.per and any(_is_counted(part) for part in rule.parts):
-        clauses.append("calls with different arguments are counted apart")
+        clauses.append("calls with different arguments are counted separately")
     clauses += _prices(rule, costs)
     if rule.wait_us is not None:
         clauses.append(

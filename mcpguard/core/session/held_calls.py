@@ -63,6 +63,10 @@ class HeldCall:
         message = compact(f"waiting for {what}, {seconds} s")
         return f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{{{params},"message":{message}}}}}\n'.encode()
 
+    def waited_us(self, now_us: int) -> int:
+        """How long the call has been held."""
+        return max(0, now_us - self.arrived_us)
+
     @property
     def next_us(self) -> int:
         """When there is something to do for the call."""
@@ -162,10 +166,9 @@ class HeldCalls:
         if call is not None and call.frame is request.frame:
             self._remove(str(request.request_id))
 
-    def drop(self, request_id: str, why: str) -> None:
+    def drop(self, request_id: str, why: str, now_us: int) -> None:
         """Drop a call that is held."""
-        call = self._remove(request_id)
-        self.note_drop(call.request, call.verdict, why)
+        self._note_end(self._remove(request_id), why, now_us)
 
     def _remove(self, request_id: str) -> HeldCall:
         """Forget a call and return it. The next call for each of its counters is due."""
@@ -173,12 +176,16 @@ class HeldCalls:
         self._hurry_next(call.waits_for)
         return call
 
-    def drop_all(self, why: str) -> list[str]:
+    def drop_all(self, why: str, now_us: int) -> list[str]:
         """Drop all calls; returns their ids."""
         calls, self.calls = self.calls, {}
         for call in calls.values():
-            self.note_drop(call.request, call.verdict, why)
+            self._note_end(call, why, now_us)
         return [*calls]
+
+    def _note_end(self, call: HeldCall, why: str, now_us: int) -> None:
+        call.request.detail = {**call.request.detail, "waited_ms": call.waited_us(now_us) // 1000}
+        self.note_drop(call.request, call.verdict, why)
 
     def note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
         """Let the row of a call be written that was dropped, or cancelled before it was held."""

@@ -247,7 +247,7 @@ class RedisStore:
         raise self._too_late()
 
     def _too_late(self) -> StoreUnavailable:
-        return StoreUnavailable(f"{self._shown} starts scripts too late", "is its machine, or its clock, in trouble?")
+        return StoreUnavailable(f"{self._shown} starts scripts too late", "check the load and the clock of its machine")
 
     def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> bool:
         """Keep the places that calls have just got.

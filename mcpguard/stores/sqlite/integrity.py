@@ -26,7 +26,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def replaced(path: Path) -> StoreUnavailable:
     """The error for a database that was open and is not at its path any more."""
-    return StoreUnavailable(f"{path} was removed or replaced", "its counters went with it")
+    return StoreUnavailable(f"{path} was removed or replaced", "its counters are lost")
 
 
 def damaged(path: Path, how: str) -> StoreDamaged:

@@ -194,7 +194,7 @@ def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLo
     if not log_file.exists():
         key, at = database.key(db), START
         if key is not None:
-            warnings.append(f"{log_file} was removed: calls that only it held are counted and audited no more")
+            warnings.append(f"{log_file} was removed: calls that only it held are no longer counted, and have no audit rows")
             at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
         with database.writing(db):  # first, so that a crash between the two leaves no log with another position
             database.set_position(db, at)

@@ -256,7 +256,7 @@ class Upkeep:
         """Write a batch into the database, and delete as many old rows as that takes to stay within the bounds."""
         with database.writing(db):
             if database.position(db) != since:
-                hint = f"was {self._path.name}-lock removed, which is to keep them apart?"
+                hint = f"was {self._path.name}-lock removed? its lock lets only one process do that"
                 raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
             Drain(db, self._log.key, pauses).write(since.row, batch)
             database.set_position(db, upto)

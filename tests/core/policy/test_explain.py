@@ -250,10 +250,10 @@ def test_an_exception_from_cost_or_errors_says_what_it_does_not_count() -> None:
 
 def test_a_sentence_says_that_arguments_are_counted_apart() -> None:
     assert said("user='*'", "tool='t'", "per=['user', 'arguments']", "limit='5/10m'") == (
-        "Each user may call t 5 times in any 10 minutes; calls with different arguments are counted apart."
+        "Each user may call t 5 times in any 10 minutes; calls with different arguments are counted separately."
     )
     assert said("per=['arguments']", "concurrent=2").endswith(
-        "in flight at once; calls with different arguments are counted apart."
+        "in flight at once; calls with different arguments are counted separately."
     )
     assert "arguments" not in said("per=['arguments']", "limit='unlimited'")
 

@@ -1,6 +1,7 @@
 """Held calls: calls that wait until their limits have room."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -149,6 +150,26 @@ def test_held_calls_end_with_their_client() -> None:
     talk.record()
     assert talk.records[-1]["reason"] == "the client left while it waited"
     assert talk.client(call_line("search", 3), call_line("search", 4))[-1:] == ["answered 4: 429"], "nobody waits any more"
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda talk: talk.client(cancel(2)), "cancelled while it waited"),
+        (lambda talk: talk.client(request("ping", 2)), "its id was used again"),
+        (lambda talk: talk.client_leaves(), "the client left while it waited"),
+        (lambda talk: talk.server_exits("server exited with status 1"), "the server ended while it waited"),
+    ],
+)
+def test_the_row_of_a_call_that_is_dropped_says_how_long_it_was_held(end: Callable[[Talk], object], reason: str) -> None:
+    talk = Talk(CAP)
+    talk.client(call_line("browse", 1), call_line("browse", 2))
+    talk.pass_ms(500)
+    talk.time.pass_ms(20)
+    end(talk)
+    talk.record()
+    record = next(one for one in talk.records if one.get("request_id") == 2)
+    assert (record["reason"], record["waited_ms"]) == (reason, 520)
 
 
 @pytest.mark.parametrize("exits", [True, False])
