@@ -783,6 +783,20 @@ def test_of_a_hook_whose_mcpguard_is_gone_only_the_program_is_replaced_if_it_can
     assert group["hooks"][0]["command"] == mended
 
 
+def test_a_hook_whose_mcpguard_is_gone_keeps_its_matcher_its_time_limit_and_its_neighbours(account: Account) -> None:
+    account.codex()
+    text = """{ "hooks": {"PreToolUse": [
+        {"matcher": "mcp__crm__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex", "timeout": 9},
+                                              {"type": "command", "command": "lint"}]},
+        {"matcher": "mcp__erp__.*", "hooks": [{"command": "/gone/mcpguard hook codex --store redis://h/0"}]}
+    ]} }
+"""
+    hooks = account.write("home/.codex/hooks.json", text)
+    done = account.run("install", "--hook", "--yes")
+    assert f"Codex, {hooks}: the hook's mcpguard is this one now" in done.stdout.replace("\n    ", " ")
+    assert hooks.read_text() == text.replace("/gone/mcpguard", PROGRAM)
+
+
 @pytest.mark.parametrize(
     "command", [f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex", "~/tools/mcpguard hook codex"]
 )
