@@ -233,6 +233,15 @@ def test_a_variable_of_the_client_stays_as_it_is(account: Account) -> None:
     assert servers(file)["a"]["args"][4:] == ["${env:NODE}", "${workspaceFolder}", "$HOME", "${input:key}"]
 
 
+def test_a_name_with_half_a_character_keeps_no_other_server_from_being_guarded(account: Account) -> None:
+    text = r'{"mcpServers": {"\ud800": {"command": "a", "args": []}, "b": {"command": "b", "args": []}}}'
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, servers(file)) == (0, {"\ud800": guarded("\ud800", "a"), "b": guarded("b", "b")})
+    account.run("uninstall", "--yes")
+    assert file.read_text() == text
+
+
 def test_a_link_to_a_file_of_dotfiles_stays_a_link(account: Account) -> None:
     real = account.write("dotfiles/cursor.json", CURSOR)
     link = account.home / ".cursor/mcp.json"

@@ -87,3 +87,8 @@ def test_a_quoted_text_is_read_alike_in_every_dialect(text: str) -> None:
     assert plain(read(token.encode(), Dialect.JSON).root) == text
     assert plain(read(b"x = " + token.encode(), Dialect.TOML).root) == {"x": text}
     assert plain(read(b"x: " + token.encode(), Dialect.YAML).root) == {"x": text}
+
+
+def test_half_a_character_which_json_can_name_is_quoted_by_its_escape() -> None:
+    token = quoted("a\ud800b")
+    assert plain(read(token.encode(), Dialect.JSON).root) == "a\ud800b"
