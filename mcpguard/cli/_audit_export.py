@@ -149,12 +149,16 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
     A new file is written beside its place and gets its name at the end. With `follow` the file is appended to.
 
     Raises:
-        UsageError: The file exists.
+        UsageError: The file exists, is a folder, or its folder is missing.
     """
     if output is None or output == "-":
         yield sys.stdout, True
         return
     path = Path(output)
+    if path.is_dir():
+        raise UsageError(f"-o: {output} is a folder", "name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o: there is no folder {path.parent}", "create it, or name another file")
     mode = path.stat().st_mode if path.exists() else None
     if follow or (mode is not None and not stat.S_ISREG(mode)):  # such as /dev/null or a named pipe
         with open(path, "a", encoding="utf-8", opener=_private) as file:

@@ -86,10 +86,15 @@ def test_a_full_disk_is_one_line(home: Path, argv: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot write the output: No space left on device\n")
 
 
-def test_an_export_that_fails_leaves_no_file(home: Path, tmp_path: Path) -> None:
-    done = process(home, "audit", "export", "-o", str(tmp_path / "missing" / "out"))
-    assert done.returncode == 1
-    assert done.stderr == "mcpguard: cannot write the output: No such file or directory\n"
+@pytest.mark.parametrize("more", [(), ("--follow",)])
+def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
+    home: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    done = process(home, "audit", "export", *more, "-o", str(tmp_path / "missing" / "out"))
+    hint = "hint: create it, or name another file\n"
+    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: there is no folder {tmp_path}/missing\n{hint}")
+    done = process(home, "audit", "export", *more, "-o", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n")
     assert list(tmp_path.iterdir()) == []
 
 
