@@ -72,7 +72,7 @@ def command(
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     if not settings.address.exists() and not follow:
-        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}")
+        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
     if collector is not None:
         if output is not None or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
             raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")
@@ -149,12 +149,14 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
     A new file is written beside its place and gets its name at the end. With `follow` the file is appended to.
 
     Raises:
-        UsageError: The file exists, or its folder does not.
+        UsageError: The file exists, is a folder, or its folder is missing.
     """
     if output is None or output == "-":
         yield sys.stdout, True
         return
     path = Path(output)
+    if path.is_dir():
+        raise UsageError(f"-o: {output} is a folder", "name a file")
     if not path.parent.is_dir():
         raise UsageError(f"-o: there is no folder {path.parent}", "create it, or name another file")
     mode = path.stat().st_mode if path.exists() else None

@@ -11,13 +11,12 @@ from typing import Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from mcpguard import config, run_options
+from mcpguard import config
 from mcpguard.cli._options import all_of
 from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, readable_entries, sources
 from mcpguard.clients.installing import Change, Outcome, Plan
-from mcpguard.clients.launcher import Launcher
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
@@ -142,16 +141,12 @@ def named_clients(keys: Sequence[str]) -> list[Client]:
     return [BY_KEY[key] for key in dict.fromkeys(keys)] or list(CLIENTS)
 
 
-def check_options(start: Launcher) -> None:
-    """Check that `mcpguard run` accepts the options that are written. No server would start otherwise.
+def check_settings() -> None:
+    """Check the settings that servers would start with. They include the variables that are written as options.
 
     Raises:
-        UsageError: It does not.
         ConfigError: A variable or a setting is not valid.
     """
-    if run_options.parse([*start.words("server")[1:], "command"]) is None:
-        words = " ".join(word for option in start.options for word in option)
-        raise UsageError(f"mcpguard run does not accept these options: {words}", "check the MCPGUARD_ variables of this shell")
     settings = config.load(os.environ)
     _ = settings.address, configured_identity(settings, "server")
 

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from typing import NamedTuple
@@ -111,10 +111,10 @@ class _Lookup:
         self.server_patterns = cache(_server_patterns)
 
 
-def _server_patterns(policy: str | None, file: str | None) -> list[str] | str:
+def _server_patterns(policy: str | None, file: str | None, variables: frozenset[tuple[str, str]]) -> list[str] | str:
     """The server pattern of each rule of a policy; or why there is no policy."""
     try:
-        settings = config.load(os.environ, policy=policy, config=file)
+        settings = config.load(os.environ | dict(variables), policy=policy, config=file)
         found, _ = load(settings.policy, named=settings.policy_named)
     except McpguardError:
         return "its policy is not valid"
@@ -143,18 +143,19 @@ def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
     version = lookup.version(found) if found and not source.may_have_brought(found) else None
     if not found and not may_vary(program):
         note = "missing"
-    return Row(source, entry.name, command, program, version, _limits(guard, lookup), note)
+    return Row(source, entry.name, command, program, version, _limits(guard, entry.env, lookup), note)
 
 
-def _limits(guard: Sequence[str], lookup: _Lookup) -> str:
+def _limits(guard: Sequence[str], env: Mapping[str, str], lookup: _Lookup) -> str:
     """How many rules can match the calls of a guarded server."""
     options = run_options.parse([*guard[1:], "command"])
     if options is None:
         return "its options are not valid"
-    patterns = lookup.server_patterns(options["policy"], options["config"])
+    ours = frozenset((name, value) for name, value in env.items() if name.startswith("MCPGUARD_"))
+    patterns = lookup.server_patterns(options["policy"], options["config"], ours)
     if isinstance(patterns, str):
         return patterns
-    server = options["server"]
+    server = options["server"] or env.get("MCPGUARD_SERVER")
     return plural(sum(server is None or glob(pattern, server) for pattern in patterns), "rule")
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
 from typing import Any, Final
 
 import click
@@ -19,7 +18,7 @@ from mcpguard.cli._text import is_coloured, tolerant_output
 from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import checkup
-from mcpguard.errors import ConfigError, ExitStatus
+from mcpguard.errors import ConfigError, ExitStatus, UsageError
 
 _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
@@ -57,11 +56,15 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
         from mcpguard.doctor.clients import command_of
 
         entry = command_of(options["server"], os.environ)
-        os.environ.update(entry.env)
+        try:
+            os.environ.update(entry.env)
+        except (OSError, ValueError) as error:
+            what = f"--server: the variables of {options['server']} cannot be set: {printable(str(error))}"
+            raise UsageError(what, "correct its env in the client's file") from error
         argv, folder = entry.words, entry.cwd
         if entry.is_guarded:  # the entry names its server itself
             options["server"] = None
-    found = _all(*_without_guard(argv, options), folder)
+    found = _all(*run.without_guard(argv, options), folder)
     if as_json:
         results = list(found)
         click.echo(json.dumps([one._asdict() for one in results], indent=2))
@@ -76,14 +79,6 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
 # The arguments of a client's entry can be pasted: `doctor` takes the options of `run`
 command.params[1:1] = [param for param in run.command.params if isinstance(param, click.Option) and param.name != "server"]
-
-
-def _without_guard(argv: Sequence[str], options: dict[str, Any]) -> tuple[Sequence[str], dict[str, Any]]:
-    """The server's own command and the options of `run`, if `argv` is `mcpguard run ...` already; else both unchanged."""
-    guarded = run_options.parse(argv[1:]) if argv and PurePath(argv[0]).stem == "mcpguard" else None
-    if guarded is None:
-        return argv, options
-    return guarded.pop("argv"), guarded | {key: value for key, value in options.items() if value}
 
 
 def _all(argv: Sequence[str], options: dict[str, Any], folder: str) -> Iterator[Check]:

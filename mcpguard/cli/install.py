@@ -47,7 +47,7 @@ def command(
     tolerant_output()
     chosen = _clients.chosen(clients, project)
     start = launcher(os.environ)
-    _clients.check_options(start)
+    _clients.check_settings()
     plan = Plan(state_folder(os.environ))
     plan_install(plan, chosen.sources, frozenset(servers), start)
     if hook:

@@ -1,9 +1,12 @@
 """`mcpguard run` for click, which prints its help and reports errors of its command line."""
 
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, Final
 
 import click
 
+from mcpguard import run_options
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files, seen
 from mcpguard.errors import UsageError
@@ -48,3 +51,17 @@ def command(argv: tuple[str, ...], **options: Any) -> None:
     from mcpguard.cli.start import start
 
     start(list(argv), **options)
+
+
+def without_guard(argv: Sequence[str], options: dict[str, Any]) -> tuple[Sequence[str], dict[str, Any]]:
+    """The server's own command and the options of `run`, if `argv` is `[mcpguard] run ...` as in a client's entry; else both.
+
+    Args:
+        argv: The words after the options of a command that takes the options of `run`.
+        options: These options. They win over those in `argv`.
+    """
+    words = argv[1:] if argv and PurePath(argv[0]).stem == "mcpguard" else argv
+    guarded = run_options.parse(words)
+    if guarded is None:
+        return argv, options
+    return guarded.pop("argv"), guarded | {key: value for key, value in options.items() if value}

@@ -38,7 +38,7 @@ _SOURCES: Final = {
 @click.command("whoami", Command, context_settings=run.command.context_settings)
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options: Any) -> int:
+def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Show which user and agent a server started here would have, and where they come from.
 
     Takes the options of `run`, so that you can paste the arguments of a client's entry. Shows the claims of a token, but never
@@ -51,9 +51,10 @@ def command(argv: tuple[str, ...], as_json: bool, server: str | None, **options:
       mcpguard whoami --server crm -- npx -y @acme/crm-server
     """
     tolerant_output()
+    words, options = run.without_guard(argv, given)
     del options["observe"]
-    settings = config.load(os.environ, server=server, **options)
-    named = server or os.environ.get("MCPGUARD_SERVER") or (server_name(argv) if argv else "")
+    settings = config.load(os.environ, **options)
+    named = options["server"] or os.environ.get("MCPGUARD_SERVER") or (server_name(words) if words else "")
     identity = configured_identity(settings, named)
     report = _verified(settings, settings.jwt, identity) if settings.jwt else _caller(settings, identity)
     report |= {

@@ -161,8 +161,15 @@ def _local(client: Client, place: Place, file: Path, project: Path | None) -> It
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # the same file in the user's scope is reported, if it cannot be read
     for key in named:
-        if project is None or os.path.realpath(key) == os.path.realpath(project):
+        if project is None or _is_same(key, project):
             yield Source(client, place.scope, file, Layout(("projects", key, "mcpServers")), place.dialect, key)
+
+
+def _is_same(key: str, project: Path) -> bool:
+    try:
+        return os.path.realpath(key) == os.path.realpath(project)
+    except ValueError:  # the text is not a path, because of a U+0000 or half a character
+        return False
 
 
 def client_paths(machine: Machine, client: Client, project: Path | None = None) -> Iterator[Path]:

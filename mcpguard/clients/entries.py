@@ -196,7 +196,12 @@ def _without_guard(document: Document, start: _Start, array: Array, key: str, *,
         return splices
     (inside,) = splices
     left = document.text[array.start + 1 : inside.start] + inside.text + document.text[inside.end : array.end - 1]
-    if drop_empty and (array.is_block or not left.strip()) and (removal := without_member(document, start.holder, member)):
+    beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
+    if (
+        drop_empty
+        and (array.is_block or not (beside + left).strip())
+        and (removal := without_member(document, start.holder, member))
+    ):
         return [removal]
     return [emptied_block(array, member)] if array.is_block else splices
 

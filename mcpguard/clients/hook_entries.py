@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from mcpguard.clients.documents import Dialect, Document, encoded, is_blank, read
+from mcpguard.clients.documents import Dialect, Document, encoded, is_blank, quoted, read
 from mcpguard.clients.edits import without_child
-from mcpguard.clients.nodes import Array, Node, Object, Splice, Unreadable, plain
+from mcpguard.clients.nodes import Array, Node, Object, Scalar, Splice, Unreadable, plain
 
 _OURS: Final = re.compile(r"""(?:^|[\\/\s"'])mcpguard(?:\.exe)?["']?\s+hook(?:\s|$)""", re.IGNORECASE)
 _COMMANDS: Final = ("command", "bash", "powershell")
@@ -66,6 +66,25 @@ def with_hook(
     return new
 
 
+def with_commands(data: bytes, event: str, new: Mapping[str, str], *, dialect: Dialect = Dialect.JSON) -> bytes:
+    """Replace command lines of hooks. Everything else in the file stays as it is.
+
+    Args:
+        data: The file.
+        event: The client's name for the event.
+        new: The new command line for each one that is replaced.
+        dialect: What the client can read.
+
+    Raises:
+        Unreadable: The file does not parse in this dialect.
+    """
+    document = read(data, dialect)
+    hooks = document.root.get("hooks") if isinstance(document.root, Object) else None
+    lines = _lines(hooks.get(event) if isinstance(hooks, Object) else None)
+    found = [(line, new.get(str(line.value))) for line in lines]
+    return document.after(Splice(line.start, line.end, quoted(text)) for line, text in found if text)
+
+
 def without_hook(data: bytes, event: str, *, dialect: Dialect = Dialect.JSON) -> bytes:
     """Remove the hooks of mcpguard for an event, and what `with_hook` has added for them.
 
@@ -86,6 +105,19 @@ def without_hook(data: bytes, event: str, *, dialect: Dialect = Dialect.JSON) ->
     if _others(document.root, event) != others:
         raise Unreadable("the hook cannot be removed in place")
     return document.after([])
+
+
+def _lines(node: Node | None) -> Iterator[Scalar]:
+    """The command lines in the entries of an event."""
+    if isinstance(node, Array):
+        for item in node.items:
+            yield from _lines(item)
+    elif isinstance(node, Object):
+        for member in node.members:
+            if member.key in _COMMANDS and isinstance(member.node, Scalar):
+                yield member.node
+            else:
+                yield from _lines(member.node)
 
 
 def _command(hook: Any) -> str:

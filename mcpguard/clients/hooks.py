@@ -9,7 +9,7 @@ from typing import Any, Final
 from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, read, unreadable
 from mcpguard.clients.documents import Unreadable
-from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
+from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, find, may_vary, program_of
 from mcpguard.clients.records import Record
@@ -56,14 +56,18 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
         file = hook_file(machine, client.hook, project)
         try:
             commands = commands_in(file, client.hook)
-            if commands and not any(is_gone(command) for command in commands):
+            mended = {command: launcher.hook(client.key, command) for command in commands if is_gone(command)}
+            if commands and not mended:
                 plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
                 continue
             version = None if client.hook.is_matched else 1
             exists = os.path.lexists(file)
             data = plan.content(file) if exists else b""
-            line = launcher.hook(client.key, commands[0] if commands else "")
-            new = with_hook(data, client.hook.event, _entry(client.hook, line), version=version)
+            if mended:
+                new = with_commands(data, client.hook.event, mended)
+            else:
+                entry = _entry(client.hook, launcher.hook(client.key))
+                new = with_hook(data, client.hook.event, entry, version=version)
         except Unreadable as error:
             plan.faults.append(unreadable(file, error))
         except Fault as fault:
@@ -72,7 +76,8 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
             plan.put(file, new)
             if not data:
                 plan.note(_was_empty(file), holds=exists)
-            plan.hooks.append(HookOutcome(client, file, "the hook was added", client.hook.after or client.after))
+            text = "the hook's mcpguard is this one now" if mended else "the hook was added"
+            plan.hooks.append(HookOutcome(client, file, text, client.hook.after or client.after))
 
 
 def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None) -> None:

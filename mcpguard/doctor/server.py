@@ -169,7 +169,7 @@ def _applying(policy: Policy, who: Identity, server: str, tool: str) -> str:
     call = Call(who.user, who.agent(None)[0], server, tool, who.roles, who.scopes)
     found = [one for one in rule_matches(policy, call) if one.status == "applies"]
     rules = [
-        f"{one.rule.limit_text.replace(' ', ' and ')} by rule {one.at + 1} ({one.rule.text})"
+        f"{one.rule.limits_text.replace(' ', ' and ')} by rule {one.at + 1} ({one.rule.text})"
         + (" in observe mode" if one.rule.observe else "")
         for one in found
     ]

@@ -86,11 +86,15 @@ def test_a_full_disk_is_one_line(home: Path, argv: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot write the output: No space left on device\n")
 
 
-@pytest.mark.parametrize("options", [[], ["--follow"]])
-def test_an_export_into_a_folder_that_does_not_exist_leaves_no_file(home: Path, tmp_path: Path, options: list[str]) -> None:
-    done = process(home, "audit", "export", "-o", str(tmp_path / "missing" / "out"), *options)
-    assert done.returncode == 2
-    assert done.stderr == f"mcpguard: -o: there is no folder {tmp_path}/missing\nhint: create it, or name another file\n"
+@pytest.mark.parametrize("more", [(), ("--follow",)])
+def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
+    home: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    done = process(home, "audit", "export", *more, "-o", str(tmp_path / "missing" / "out"))
+    hint = "hint: create it, or name another file\n"
+    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: there is no folder {tmp_path}/missing\n{hint}")
+    done = process(home, "audit", "export", *more, "-o", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,6 +175,7 @@ def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "export")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no audit log yet: there is no store at" in done.stderr
+    assert done.stderr.endswith("\nhint: mcpguard run creates it\n")
 
 
 def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:

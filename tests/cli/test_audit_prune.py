@@ -1,4 +1,6 @@
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,25 @@ def test_without_a_store_there_is_nothing_to_delete(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "no rows: there is no store at" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argv", [("audit", "prune", "--before", "1d", "--yes"), ("audit", "tail"), ("usage",)])
+def test_a_file_of_another_program_is_refused_and_gets_no_files_beside_it(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    (tmp_path / "mcpguard").mkdir()
+    (tmp_path / "notes.txt").write_text("notes " * 1000)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as db:
+        db.execute("CREATE TABLE other (x)")
+    before = sorted(tmp_path.iterdir())
+    for name in ("notes.txt", "other.db"):
+        done = mcpguard(tmp_path / "mcpguard", *argv, "--store", f"sqlite://{tmp_path}/{name}")
+        assert done.returncode == 69
+        assert done.stderr.startswith(f"mcpguard: {tmp_path}/{name} is not a store of mcpguard: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_store_of_a_later_version_is_refused(home: Path) -> None:
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db:
+        db.execute("PRAGMA user_version = 99")
+    done = mcpguard(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
+    assert done.returncode == 69
+    assert done.stderr.startswith(f"mcpguard: {home}/mcpguard.db has schema 99, and this mcpguard knows schemas up to ")

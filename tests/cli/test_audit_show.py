@@ -153,6 +153,7 @@ def test_an_unknown_id_and_a_missing_store_are_reported(home: Path, tmp_path: Pa
         )
     done = mcpguard(tmp_path / "empty", "audit", "show", "x-1")
     assert (done.returncode, done.stderr.startswith("mcpguard: no audit log yet: there is no store at ")) == (1, True)
+    assert done.stderr.endswith("\nhint: mcpguard run creates it\n")
 
 
 def test_names_reach_the_output_without_control_characters(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_the_limits_are_the_rules_that_can_match_the_server(account: Account, tm
     }
 
 
+def test_the_limits_are_those_that_the_variables_of_the_entry_choose(account: Account, tmp_path: Path) -> None:
+    policy(account.state, rule("5/1m", server="crm") + rule("7/1m", server="x") + rule("3/1m"))
+    other = policy(tmp_path / "other", rule("1/1m", tool="t"))
+    entry = {"command": PROGRAM, "args": ["run", "--", "npx"]}
+    variables = {"other": {"MCPGUARD_POLICY": str(other)}, "crm": {"MCPGUARD_SERVER": "crm"}, "none": {"A": "b"}}
+    account.cursor(json.dumps({"mcpServers": {name: entry | {"env": env} for name, env in variables.items()}}))
+    assert {row["server"]: row["limits"] for row in rows(account)} == {"other": "1 rule", "crm": "2 rules", "none": "3 rules"}
+
+
 def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
     old = account.write("old/mcpguard", "#!/bin/sh\necho mcpguard 0.0.9\n")
     old.chmod(0o755)

@@ -712,19 +712,13 @@ def test_a_secret_is_never_written_into_a_clients_file(account: Account, name: s
     assert cursor.read_text() == CURSOR
 
 
-def test_a_value_that_run_does_not_accept_is_not_written(account: Account) -> None:
-    cursor = account.cursor()
-    done = account.run("install", "--yes", MCPGUARD_DENIALS="loud")
-    assert done.returncode == 2
-    assert cursor.read_text() == CURSOR
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("MCPGUARD_STORE", "counters.db", "MCPGUARD_STORE: this is not a URL"),
         ("MCPGUARD_AGENT", "nightly", "MCPGUARD_AGENT: 'nightly' does not have three parts"),
         ("MCPGUARD_CONFIG", "/gone.toml", "MCPGUARD_CONFIG: /gone.toml: no such file"),
+        ("MCPGUARD_DENIALS", "never", "MCPGUARD_DENIALS: 'never' is none of auto, error, result"),
     ],
 )
 def test_a_value_with_which_no_server_would_start_is_not_written(account: Account, name: str, value: str, message: str) -> None:
@@ -813,6 +807,20 @@ def test_of_a_hook_whose_mcpguard_is_gone_only_the_program_is_replaced_if_it_can
     account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0")
     (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
     assert group["hooks"][0]["command"] == mended
+
+
+def test_a_hook_whose_mcpguard_is_gone_keeps_its_matcher_its_time_limit_and_its_neighbours(account: Account) -> None:
+    account.codex()
+    text = """{ "hooks": {"PreToolUse": [
+        {"matcher": "mcp__crm__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex", "timeout": 9},
+                                              {"type": "command", "command": "lint"}]},
+        {"matcher": "mcp__erp__.*", "hooks": [{"command": "/gone/mcpguard hook codex --store redis://h/0"}]}
+    ]} }
+"""
+    hooks = account.write("home/.codex/hooks.json", text)
+    done = account.run("install", "--hook", "--yes")
+    assert f"Codex, {hooks}: the hook's mcpguard is this one now" in done.stdout.replace("\n    ", " ")
+    assert hooks.read_text() == text.replace("/gone/mcpguard", PROGRAM)
 
 
 @pytest.mark.parametrize(

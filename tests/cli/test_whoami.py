@@ -55,6 +55,14 @@ def test_it_takes_the_arguments_of_run(tmp_path: Path) -> None:
     assert "server" not in whoami(tmp_path)
 
 
+@pytest.mark.parametrize("before", [["run"], ["/opt/mcpguard", "run"]])
+def test_the_arguments_of_a_clients_entry_can_be_pasted_as_they_are(tmp_path: Path, before: list[str]) -> None:
+    entry = [*before, "--server", "crm", "--user", "alice@acme.com", "--", "npx", "-y", "@acme/crm-server"]
+    report = whoami(tmp_path, *entry)
+    assert (report["user"], report["user_from"], report["server"]) == ("alice@acme.com", "--user", "crm")
+    assert whoami(tmp_path, "--user", "bob@acme.com", *entry)["user"] == "bob@acme.com"
+
+
 def test_it_warns_of_a_token_that_is_not_used(tmp_path: Path) -> None:
     report = whoami(tmp_path, MCPGUARD_TOKEN="s3cret")
     assert (report["user_source"], len(report["warnings"])) == ("os", 1)

@@ -157,6 +157,13 @@ def test_claude_codes_servers_of_a_project_are_found_in_the_accounts_file(tmp_pa
     assert found(tmp_path) == []
 
 
+def test_projects_of_claude_code_whose_names_are_no_paths_are_passed_over(tmp_path: Path) -> None:
+    projects = {name: {"mcpServers": {"a": SERVER}} for name in ("a\0b", "\ud800", str(tmp_path))}
+    (tmp_path / ".claude.json").write_text(json.dumps({"projects": projects}))
+    (source,) = sources(Machine(tmp_path, {}, "linux"), project=tmp_path)
+    assert source.project == str(tmp_path)
+
+
 def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> None:
     for content in (b"", b"\xef\xbb\xbf\r\n", b"{}", b'{"mcpServers": {}}', b'{"mcpServers": null}', b"[]"):
         assert (

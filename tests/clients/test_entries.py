@@ -170,6 +170,14 @@ def test_a_comment_that_somebody_put_among_the_only_words_stays_in_an_empty_list
     assert old == b'{"mcpServers": {"crm": {"command": "npx", "args": [ /* a, b */  // the end\n ]}}}'
 
 
+@pytest.mark.parametrize("noted", ['"args" /* why */: [', '"args": /* why */ ['])
+def test_a_comment_that_somebody_put_before_the_list_stays_with_an_empty_list(noted: str) -> None:
+    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
+    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD).replace(b'"args": [', noted.encode())
+    old = unguarded(new, SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
+    assert old == data.replace(b'"npx"', f'"npx", {noted}]'.encode())
+
+
 def test_arguments_that_somebody_added_after_ours_keep_a_list_that_was_missing() -> None:
     new = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
     assert b'"--", "npx"]' in new

@@ -58,6 +58,23 @@ def test_the_options_and_variables_of_a_guarded_entry_are_used(tmp_path: Path) -
     assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=customers)"
 
 
+def test_the_arguments_of_an_entry_can_be_pasted_as_they_are(tmp_path: Path) -> None:
+    policy(tmp_path, rule("7/1h", user="carol", server="crm"))
+    checks = doctor(tmp_path, "run", "--server", "crm", "--user", "carol", "--", PYTHON, SDK)
+    assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
+    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=crm)"
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "a\0b"}, {"A": "\ud800"}])
+def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
+    cursor(tmp_path, crm={**SERVER, "env": env})
+    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("mcpguard: --server: the variables of crm cannot be set: ")
+    assert second == "hint: correct its env in the client's file"
+
+
 def test_a_variable_without_braces_is_filled_in_as_the_client_does_it(tmp_path: Path) -> None:
     file = tmp_path / "account/.gemini/settings.json"
     file.parent.mkdir(parents=True)

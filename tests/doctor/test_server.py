@@ -33,6 +33,16 @@ def test_the_tools_of_a_server_are_listed_with_the_rules_that_apply(tmp_path: Pa
     assert mcpguard(tmp_path, "audit", "tail", "--json", "--decision", "allowed").stdout == ""
 
 
+def test_caps_and_limits_on_errors_are_listed_as_policy_show_lists_them(tmp_path: Path) -> None:
+    cap = '[[rule]]\ntool = "search_customers"\nconcurrent = 2\n'
+    errors = '[[rule]]\ntool = "import_customers"\nlimit = "3/1m"\ncount = "errors"\nconcurrent = 1\n'
+    policy(tmp_path, cap + errors)
+    checks = doctor(tmp_path, "--", *SDK)
+    assert only(checks, "tool search_customers").detail == "2-in-flight by rule 1 (tool=search_customers)"
+    both = "3-errors/1m and 1-in-flight by rule 2 (tool=import_customers)"
+    assert only(checks, "tool import_customers").detail == both
+
+
 def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path) -> None:
     policy(tmp_path, rule("7/1h", user="carol"))
     entry = ["/usr/local/bin/mcpguard", "run", "--server", "crm", "--user", "carol", "--quiet", "--", *SDK]

@@ -11,6 +11,7 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
+from mcpguard.stores.sqlite.schema import require_schema
 from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
 
 LOCK_S: Final = 5.0
@@ -29,9 +30,12 @@ def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
         before_us: The time, in wall-clock time.
 
     Raises:
-        StoreUnavailable: The database cannot be written, or another process does not release the store's lock.
+        StoreUnavailable: The database is not one of this mcpguard, it cannot be written, or another process does not release
+            the store's lock.
     """
     with contextlib.ExitStack() as undo, database.reported(path):
+        with contextlib.closing(database.connect(path, mode="ro")) as db:
+            require_schema(db, path=str(path))
         lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
         log = CallLog(log_path(path))
