@@ -255,6 +255,21 @@ def test_a_valid_traceparent_gives_the_trace_id() -> None:
     assert [one["trace_id"] == trace for one in talk.records] == [True, False, False, False]
 
 
+@pytest.mark.parametrize(
+    "parent",
+    [
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ],
+)
+def test_a_traceparent_with_zeroes_or_a_forbidden_version_gives_no_trace_id(parent: str) -> None:
+    """W3C Trace Context has them ignored, and a collector drops spans whose trace id is zero."""
+    talk = Talk(ANYTHING, session="00000000000000aa")
+    talk.client(call_line("x", _meta={"traceparent": parent}))
+    assert talk.records[0]["trace_id"] == f"00000000000000aa{1:016x}"
+
+
 def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
     talk = Talk(ANYTHING, arguments="full")
     talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
