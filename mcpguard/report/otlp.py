@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mcpguard import __version__
 from mcpguard.core.agent import Agent
-from mcpguard.core.audit import audit_id, axis_of, limit_text, members, record
+from mcpguard.core.audit import Row, audit_id, axis_of, limit_text, members, record
 from mcpguard.core.digest import blake2b
 from mcpguard.core.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
@@ -49,7 +49,7 @@ def resource(service: str, namespace: str) -> Resource:
 
 
 def spans(rows: Iterable[StoredRow], source: Resource, *, with_user: bool) -> ExportTraceServiceRequest:
-    """The spans of calls. A row about a line that is no call has none.
+    """The spans of calls. A row about lines that are no calls has none.
 
     The same row always has the same span id, so a backend can tell that it got a span twice.
 
@@ -61,8 +61,13 @@ def spans(rows: Iterable[StoredRow], source: Resource, *, with_user: bool) -> Ex
     message = ExportTraceServiceRequest()
     group = message.resource_spans.add(resource=source)
     scope = group.scope_spans.add(scope=_scope())
-    scope.spans.extend(_span(one, with_user=with_user) for one in rows if "tool" in members(one.row.context))
+    scope.spans.extend(_span(one, with_user=with_user) for one in rows if _is_of_calls(one.row))
     return message
+
+
+def _is_of_calls(row: Row) -> bool:
+    """Whether a row is about a call. One that sums up denials names no tool if they are of several."""
+    return "tool" in members(row.context) or row.decision not in {"policy", "invalid"}
 
 
 def _span(stored: StoredRow, *, with_user: bool) -> Span:
@@ -73,7 +78,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
     found = record(row) if row.detail or row.decision in REFUSED else {}
     name = str(found.get("id") or audit_id(str(context["session"]), row.seq))
     attributes = _METHOD | {
-        "gen_ai.tool.name": context["tool"],
+        "gen_ai.tool.name": context.get("tool"),
         "gen_ai.agent.name": context.get("agent"),
         "jsonrpc.request.id": None if row.request_id is None else _id_text(row.request_id),
         "network.transport": "pipe",
@@ -99,7 +104,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
     return Span(
         trace_id=bytes.fromhex(row.trace_id or f"{context['session']}{row.seq:016x}"),
         span_id=blake2b(name.encode(), digest_size=8).digest(),
-        name=_text(f"tools/call {context['tool']}"),
+        name=_text(f"tools/call {context['tool']}") if "tool" in context else "tools/call",
         kind=Span.SpanKind.SPAN_KIND_SERVER,
         start_time_unix_nano=begin_ns,
         end_time_unix_nano=begin_ns + 1000 * (stored.duration_us or 0),

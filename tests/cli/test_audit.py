@@ -514,3 +514,13 @@ def test_a_row_for_many_denials_shows_their_number_at_any_width(width: int) -> N
     assert re.search(r" denied +user .*x+… ×7 +deny", lines[0])
     assert re.search(rf" denied +user .*mor.* ×{summed['repeats']} +deny", lines[1])
     assert f'repeats={summed["repeats"]} reason="more of this kind, not kept one by one"' in line(summed)
+
+
+def test_a_row_for_denials_by_limits_of_one_size_and_several_windows_shows_no_limit() -> None:
+    talk = Talk('[[rule]]\ntool = "a*"\nper = []\nlimit = "1/1m"\n[[rule]]\ntool = "b*"\nper = []\nlimit = "1/1h"\n')
+    for at in range(300):
+        talk.call(f"a{at}")
+        talk.call(f"b{at}")
+    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
+    shown = Table(80, coloured=False).lines(talk.records[-1])[-1]
+    assert re.search(r" rate_limited tool  more.* ×\d+ +more of th…$", shown)
