@@ -158,10 +158,15 @@ def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> s
         pattern = filters[key][0] if isinstance(filters[key], tuple) else filters[key]
         values = _by_likeness(pattern, {str(record[key]) for record in found if key in record})
         if values:
-            tries = [f"--{key} {shlex.quote(value)}" for value in values[:MAX_OFFERED]]
+            tries = [f"--{key} {shlex.quote(_typable(value))}" for value in values[:MAX_OFFERED]]
             tries += ["--denied"] if key == "decision" and REFUSED & set(values) else []
             return f"other filters find rows: {', '.join(tries)}"
     return ""
+
+
+def _typable(value: str) -> str:
+    """A pattern that matches a value, with * in place of characters that a terminal cannot show."""
+    return value if value.isprintable() else "".join(char if char.isprintable() else "*" for char in value)
 
 
 def _by_likeness(pattern: str, values: set[str]) -> list[str]:

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -254,6 +255,14 @@ def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path:
     for text in (shown, mcpguard(tmp_path, "audit", "tail").stdout, mcpguard(tmp_path, "audit", "tail", "--json").stdout):
         assert [char for char in text if char != "\n" and not char.isprintable()] == []
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == [evil]
+
+
+def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1, "--user", "bob\x1b[2J\u202e x", "--server", "crm")
+    hint = mcpguard(tmp_path, "audit", "tail", "--user", "bob").stderr.splitlines()[-1]
+    offered = shlex.split(hint.removeprefix("hint: other filters find rows: "))
+    assert offered == ["--user", "bob*[2J* x"]
+    assert tools(mcpguard(tmp_path, "audit", "tail", "--json", *offered)) == ["echo"]
 
 
 def test_without_a_store_it_says_so_on_stderr(tmp_path: Path) -> None:
