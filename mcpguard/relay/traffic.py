@@ -15,6 +15,7 @@ from mcpguard.relay.readiness import ClientInput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
+from mcpguard.stores.clock import monotonic_us
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.core.identity import Identity
@@ -127,7 +128,7 @@ class Traffic:
 
     def client_left(self) -> None:
         """Note that the client has left, or wants mcpguard to end: mcpguard answers nothing in the server's place."""
-        self._dispatcher.post(events.ClientLeft())
+        self._dispatcher.post(events.ClientLeft(monotonic_us()))
 
     def awaits_answers(self) -> bool:
         """Whether a request may be in flight; see `Dispatcher.awaits_answers`."""

@@ -140,7 +140,7 @@ class Upstream:
             pass  # a broken stream counts as ended, and so does one whose server or client takes nothing any more
         finally:
             self._is_over = True
-            self._dispatcher.post(events.ClientLeft())
+            self._dispatcher.post(events.ClientLeft(monotonic_us()))
             ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
             self._client_input.close()
@@ -162,7 +162,7 @@ class Upstream:
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""
         if self._client_has_ended():
-            self._dispatcher.post(events.ClientLeft())
+            self._dispatcher.post(events.ClientLeft(monotonic_us()))
 
     def _read(self) -> bytes:
         while True:

@@ -273,7 +273,7 @@ class Talk(Session):
         return self.handle(events.IdentityChanged(found))
 
     def client_leaves(self) -> list[str]:
-        return self.handle(events.ClientLeft())
+        return self.handle(events.ClientLeft(self.time()))
 
     def input_closes(self, why: str) -> list[str]:
         """The server receives nothing more."""

@@ -151,9 +151,16 @@ class InputClosed:
 
 
 class ClientLeft:
-    """The client has closed its side, or mcpguard was told to end."""
+    """The client has closed its side, or mcpguard was told to end.
 
-    __slots__ = ()
+    Args:
+        now_us: A monotone clock's reading.
+    """
+
+    __slots__ = ("now_us",)
+
+    def __init__(self, now_us: int) -> None:
+        self.now_us = now_us
 
 
 class ServerExited:

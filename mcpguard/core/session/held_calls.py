@@ -52,6 +52,10 @@ class HeldCall:
         self._progress_token = id_text(meta_of(frame.params).get(meta.PROGRESS_TOKEN))
         self._told = 0  # how many times the client was told
 
+    def waited_us(self, now_us: int) -> int:
+        """How long the call has been held."""
+        return max(0, now_us - self.arrived_us)
+
     def progress(self, now_us: int) -> bytes:
         """The notification that tells the client that the call waits; empty if it is not due."""
         seconds = (now_us - self.arrived_us) // PROGRESS_US
@@ -162,10 +166,9 @@ class HeldCalls:
         if call is not None and call.frame is request.frame:
             self._remove(str(request.request_id))
 
-    def drop(self, request_id: str, why: str) -> None:
+    def drop(self, request_id: str, why: str, now_us: int) -> None:
         """Drop a call that is held."""
-        call = self._remove(request_id)
-        self.note_drop(call.request, call.verdict, why)
+        self._drop(self._remove(request_id), why, now_us)
 
     def _remove(self, request_id: str) -> HeldCall:
         """Forget a call and return it. The next call for each of its counters is due."""
@@ -173,12 +176,16 @@ class HeldCalls:
         self._hurry_next(call.waits_for)
         return call
 
-    def drop_all(self, why: str) -> list[str]:
+    def drop_all(self, why: str, now_us: int) -> list[str]:
         """Drop all calls; returns their ids."""
         calls, self.calls = self.calls, {}
         for call in calls.values():
-            self.note_drop(call.request, call.verdict, why)
+            self._drop(call, why, now_us)
         return [*calls]
+
+    def _drop(self, call: HeldCall, why: str, now_us: int) -> None:
+        call.request.detail = {**call.request.detail, "waited_ms": call.waited_us(now_us) // 1000}
+        self.note_drop(call.request, call.verdict, why)
 
     def note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
         """Let the row of a call be written that was dropped, or cancelled before it was held."""

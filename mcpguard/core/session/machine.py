@@ -266,7 +266,8 @@ class Session:
         exchange.agents = agents
         for message in exchange.messages:
             if held and isinstance(message, Frame) and message.id in held:
-                self._held.drop(message.id, "its id was used again")  # the answers to the two could not be distinguished
+                # the answers to the two could not be distinguished
+                self._held.drop(message.id, "its id was used again", exchange.now_us)
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
                 if message.answered:
@@ -333,7 +334,7 @@ class Session:
     def _cancelled(self, request_id: object) -> None:
         cancelled = frames.id_text(request_id)
         if cancelled in self._held.calls:
-            self._held.drop(cancelled, "cancelled while it waited")
+            self._held.drop(cancelled, "cancelled while it waited", self._exchange.now_us)
         elif cancelled is not None:
             unsent = [request for request in self._exchange.requests if request.request_id == cancelled]
             if unsent:  # the request is in the same exchange; if an earlier one has its id, that one ends when it is sent
@@ -403,7 +404,7 @@ class Session:
         due = self._held.due(now_us)
         for call in due:
             request = self._call(call.frame, call.agents, call.rounds)
-            waited_us = max(0, now_us - call.arrived_us)
+            waited_us = call.waited_us(now_us)
             request.detail = {**request.detail, "waited_ms": waited_us // 1000}
             request.waited_us = None if request.waited_us is None else waited_us
             steps.append(request)
@@ -448,7 +449,7 @@ class Session:
                     elif message.id is not None:
                         self.in_flight.end(message.id, "no_answer", event.now_us)
                         commands += replies.unjudged([message.id])
-        held = self._held.drop_all("mcpguard failed to judge it")  # the bug may be in judging them
+        held = self._held.drop_all("mcpguard failed to judge it", event.now_us)  # the bug may be in judging them
         return commands + replies.unjudged(held)
 
     # The server, and the end
@@ -479,14 +480,14 @@ class Session:
         self._held.hurry()  # they are answered with this reason, or before that with the server's exit status
         return []
 
-    def _client_left(self, _: events.ClientLeft) -> list[Command]:
+    def _client_left(self, event: events.ClientLeft) -> list[Command]:
         self._client_waits = False
-        self._held.drop_all("the client left while it waited")
+        self._held.drop_all("the client left while it waited", event.now_us)
         return []
 
     def _exit(self, event: events.ServerExited) -> list[Command]:
         self._server_exited = True
-        held = self._held.drop_all("the server ended while it waited")
+        held = self._held.drop_all("the server ended while it waited", event.now_us)
         return self._answer_all([*self.in_flight.end_all("no_answer", event.now_us), *held], event.how)
 
     def _answer_all(self, ids: Sequence[str], why: str) -> list[Command]:
