@@ -4,6 +4,7 @@ Source: https://github.com/open-telemetry/semantic-conventions-genai, docs/gen-a
 """
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -19,6 +20,8 @@ from mcpguard import __version__
 from mcpguard.core.agent import Agent
 from mcpguard.core.audit import Row, audit_id, axis_of, limit_text, members, record
 from mcpguard.core.digest import blake2b
+from mcpguard.core.masking import MASK
+from mcpguard.core.policy.model import SELECTORS
 from mcpguard.core.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
 
@@ -30,6 +33,9 @@ MAX_SERIES: Final = 2000
 
 FAILED: Final = frozenset({"tool_error", "rpc_error", "cancelled", "no_answer"})
 """Outcomes that are the `error.type` of a call."""
+
+_USER: Final = re.compile(rf"^user=[^*]+?(?= (?:{'|'.join(SELECTORS)}|per)=|$)")
+"""What selects one user in the text of a rule."""
 
 _METHOD: Final = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool"}
 _CUMULATIVE: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -88,7 +94,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
         "mcpguard.server": context.get("server"),
         "mcpguard.decision": row.decision,
         "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
-        "mcpguard.rule": limit.get("rule"),
+        "mcpguard.rule": limit.get("rule") if with_user else _without_user(limit.get("rule")),
         "mcpguard.limit": limit_text(limit) if "limit" in limit else None,
         "mcpguard.reason": found.get("reason"),
         "mcpguard.cost": found.get("cost"),
@@ -111,6 +117,11 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
         attributes=_key_values(attributes),
         status=Status(code=Status.StatusCode.STATUS_CODE_ERROR, message=error) if error else Status(),
     )
+
+
+def _without_user(rule: object) -> object:
+    """A rule's text, with a mask in place of the user that it names. A pattern of users stays."""
+    return _USER.sub(f"user={MASK}", rule) if isinstance(rule, str) else rule
 
 
 def _error(decision: str, outcome: str | None) -> str | None:

@@ -219,6 +219,26 @@ def test_users_are_named_only_if_asked(store: SqliteStore, tmp_path: Path, recei
     assert ("carol" in sent) is with_user
 
 
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [
+        ("user=carol@acme.com", "user=***"),
+        ("user=carol b. tool=a b", "user=*** tool=a b"),
+        ("user=carol tool=x per=none", "user=*** tool=x per=none"),
+        ("user=*@acme.com tool=x", "user=*@acme.com tool=x"),
+        ("tool=user=x", "tool=user=x"),
+    ],
+)
+def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, rule: str, shown: str
+) -> None:
+    limit = json.dumps({"axis": "user", "rule": rule, "limit": 1, "window": "1h"})
+    for with_user in (False, True):
+        add(store, "rate_limited", reported=limit)
+        export(tmp_path, receiver, with_user=with_user)
+    assert [values(span.attributes)["mcpguard.rule"] for span in receiver.spans] == [shown, rule]
+
+
 def test_a_further_export_goes_on_after_the_last_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "allowed", "denied")
     assert export(tmp_path, receiver)[0] == 2
