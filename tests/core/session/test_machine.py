@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from mcpguard.core.audit import Outcome
+from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.frames import Refusal
@@ -245,6 +246,14 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
     assert not talk.machine._callers
     assert all(len(held.label) < 600 for held in talk.store.held())
+
+
+def test_all_names_in_a_row_are_cut() -> None:
+    talk = Talk(ANYTHING, who=identity("u" * 300, f"{'a' * 300}::b::c", "s" * 300))
+    talk.client(call_line("t" * 300))
+    (record,) = talk.records
+    for member, name in {"user": "u" * 300, "agent": f"{'a' * 300}::b::c", "server": "s" * 300, "tool": "t" * 300}.items():
+        assert record[member] == cut(name) != name
 
 
 def test_a_valid_traceparent_gives_the_trace_id() -> None:
