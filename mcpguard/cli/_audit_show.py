@@ -15,7 +15,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import MEMBERS
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import sentence
-from mcpguard.core.policy.model import Call, Policy, Rule
+from mcpguard.core.policy.model import AXES, Call, Policy, Rule
 from mcpguard.core.policy.plan import Counter, Reported
 from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
@@ -102,8 +102,8 @@ class Shown(NamedTuple):
         record: The row.
         limits: The limits that said no, or the one with the least quota left.
         rules: Their rules.
-        counters: By the index of a limit, what its counter holds now. Counters that depend on arguments are absent: a row does
-            not tell which of them it was.
+        counters: By the index of a limit, what its counter holds now. Absent are counters that depend on arguments, or on what
+            a row that sums up denials leaves out: the row does not tell which of them it was.
         commands: For each rule, the command that changes it.
     """
 
@@ -228,7 +228,7 @@ def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
 def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
     """The counter of a limit. It does not depend on the policy in force. None if the row does not tell enough."""
     rule = rule_of_text(limit.rule, limit.value, limit.counts)
-    if limit.limit is None or rule is None:
+    if limit.limit is None or rule is None or any(axis not in record for axis in AXES if axis in rule.per):
         return None
     roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
     user, agent, server, tool = (str(record.get(key, "")) for key in ("user", "agent", "server", "tool"))
@@ -311,16 +311,19 @@ def as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str, obje
 def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, object]:
     left = _left_then(limit, record)
     return {
-        "used": None if limit.limit is None else limit.limit - left,
+        "used": None if limit.limit is None or left is None else limit.limit - left,
         "remaining": left,
         "count": record.get("count") if limit.is_reported else None,
         "retry_after_ms": limit.retry_after_ms,
     }
 
 
-def _left_then(limit: LimitThen, record: Mapping[str, Any]) -> int:
-    """The quota that a limit had left after the decision. A row has that of the limit that decided; others are full."""
-    return record.get("remaining", 0) if limit.is_reported else 0
+def _left_then(limit: LimitThen, record: Mapping[str, Any]) -> int | None:
+    """The quota that a limit had left after the decision. A row has that of the limit that decided; others are full.
+
+    None if nobody knows: the row sums up denials.
+    """
+    return record.get("remaining") if limit.is_reported else 0
 
 
 def _now_as_json(now: CounterNow) -> dict[str, object]:
@@ -342,7 +345,7 @@ def print_all(shown: Shown, policy: Policy, file: str) -> None:
             source = f" ({record[_SOURCES[key]]})" if key in _SOURCES and _SOURCES[key] in record else ""
             paragraph(f"{key + ':':13}{text}{source}")
     if not shown.limits:
-        click.echo("\nNo rule decided.")
+        click.echo("\nSeveral limits decided. The row does not tell which." if shown.was_refused else "\nNo rule decided.")
         return
     for one in shown.rules:
         click.echo()
@@ -370,11 +373,13 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
         return
     paragraph(f"{limit.text} for {Counted.of(now.counter.label).text}" if now else f"{limit.text}", indent="    ")
     left, count = _left_then(limit, record), record.get("count")
-    used, word = limit.limit - left, "in flight" if limit.counts == "concurrent" else "used"
-    parts = [f"{used:,} {word}", f"{left:,} left"]
-    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-    parts += [f"count {count} with denials"] if limit.is_reported and count != used else []
-    paragraph(f"then: {', '.join(parts)}", indent="      ")
+    word = "in flight" if limit.counts == "concurrent" else "used"
+    if left is not None:
+        used = limit.limit - left
+        parts = [f"{used:,} {word}", f"{left:,} left"]
+        parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
+        parts += [f"count {count} with denials"] if limit.is_reported and count != used else []
+        paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now is None:
         return
     parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]

@@ -37,6 +37,9 @@ LOOKED_AT: Final = 10_000
 MAX_OFFERED: Final = 3
 """How many values `nearest` offers."""
 
+_LATEST_US: Final = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, after which no time can be shown."""
+
 
 def name_filters(what: str) -> Callable[[_F], _F]:
     """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
@@ -155,10 +158,15 @@ def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> s
         pattern = filters[key][0] if isinstance(filters[key], tuple) else filters[key]
         values = _by_likeness(pattern, {str(record[key]) for record in found if key in record})
         if values:
-            tries = [f"--{key} {shlex.quote(value)}" for value in values[:MAX_OFFERED]]
+            tries = [f"--{key} {shlex.quote(_typable(value))}" for value in values[:MAX_OFFERED]]
             tries += ["--denied"] if key == "decision" and REFUSED & set(values) else []
             return f"other filters find rows: {', '.join(tries)}"
     return ""
+
+
+def _typable(value: str) -> str:
+    """A pattern that matches a value, with * in place of characters that a terminal cannot show."""
+    return value if value.isprintable() else "".join(char if char.isprintable() else "*" for char in value)
 
 
 def _by_likeness(pattern: str, values: set[str]) -> list[str]:
@@ -195,13 +203,21 @@ def _among(option: str, patterns: tuple[str, ...] | list[str], known: tuple[str,
 def time_us(option: str, text: str) -> int:
     """The time that `--since` or `--until` names: a span before now, or a time. A time without an offset is local.
 
+    Returns:
+        A time from 1970 to 9999, the nearest one to the time that the text names.
+
     Raises:
         UsageError: The text is neither.
     """
     if re.fullmatch(r"[0-9]+[a-z]", text):
         with contextlib.suppress(ConfigError):
-            return time.time_ns() // 1000 - span_us(text, where=option)
+            return _shown_us(time.time_ns() // 1000 - span_us(text, where=option))
     else:
         with contextlib.suppress(ValueError, OverflowError, OSError):
-            return round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000)
+            return _shown_us(round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000))
     raise UsageError(f"{option}: {text!r} is neither a span nor a time", "write 90m, 2h, 7d, or 2026-01-31T09:00:00Z")
+
+
+def _shown_us(at_us: int) -> int:
+    """A time, or the nearest one that can be shown: no row is of an earlier or a later one."""
+    return min(max(0, at_us), _LATEST_US)

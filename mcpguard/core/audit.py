@@ -130,8 +130,10 @@ def shortened(detail: dict[str, object]) -> dict[str, object]:
 
 
 def summed(one: Row, other: Row) -> Row:
-    """A row with what two denials of one kind have in common."""
-    reported = _common(one.reported, other.reported) if one.reported and other.reported else None
+    """A row with what two denials of one kind have in common: of different limits only the axis, since half a limit is none."""
+    reported = one.reported
+    if one.reported != other.reported:
+        reported = compact({"axis": members(one.reported)["axis"]}) if one.reported and other.reported else None
     context, detail = _common(one.context, other.context), _common(one.detail or "{}", other.detail or "{}")
     return Row(other.time_us, other.seq, other.decision, context, reported, detail=detail)
 

@@ -183,7 +183,7 @@ class Findings:
         self.tools: Named[tuple[str, str]] = Named()  # by server and tool
         self.limits: dict[Reported, Use] = {}
         self.bursts = Bursts()
-        self._limit_of: dict[str, Reported] = {}  # by the limit's text in a row
+        self._limit_of: dict[str, Reported | None] = {}  # by the limit's text in a row
         self._names_of: dict[str, tuple[str, str, str, str]] = {}  # by the context's text in a row
 
     def add(self, stored: StoredRow) -> None:
@@ -232,13 +232,14 @@ class Findings:
             found = self._names_of[context] = user, agent, server, tool
         return found
 
-    def _limit(self, text: str) -> Reported:
-        found = self._limit_of.get(text)
-        if found is None:
+    def _limit(self, text: str) -> Reported | None:
+        """The limit of a row; None if the row sums up denials of several limits."""
+        if text not in self._limit_of:
             if len(self._limit_of) >= NAMES:
                 self._limit_of.clear()
-            found = self._limit_of[text] = Reported.of(json.loads(text))
-        return found
+            found = json.loads(text)
+            self._limit_of[text] = Reported.of(found) if "rule" in found else None
+        return self._limit_of[text]
 
     def _use(self, limit: Reported) -> Use:
         """The use of a limit. The rules of edited policies are kept too, but at most `NAMES` limits."""

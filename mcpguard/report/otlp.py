@@ -4,6 +4,7 @@ Source: https://github.com/open-telemetry/semantic-conventions-genai, docs/gen-a
 """
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -17,8 +18,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mcpguard import __version__
 from mcpguard.core.agent import Agent
-from mcpguard.core.audit import audit_id, axis_of, limit_text, members, record
+from mcpguard.core.audit import Row, audit_id, axis_of, limit_text, members, record
 from mcpguard.core.digest import blake2b
+from mcpguard.core.masking import MASK
+from mcpguard.core.policy.model import SELECTORS
 from mcpguard.core.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
 
@@ -30,6 +33,9 @@ MAX_SERIES: Final = 2000
 
 FAILED: Final = frozenset({"tool_error", "rpc_error", "cancelled", "no_answer"})
 """Outcomes that are the `error.type` of a call."""
+
+_USER: Final = re.compile(rf"^user=[^*]+?(?= (?:{'|'.join(SELECTORS)}|per)=|$)")
+"""What selects one user in the text of a rule."""
 
 _METHOD: Final = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool"}
 _CUMULATIVE: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -49,7 +55,7 @@ def resource(service: str, namespace: str) -> Resource:
 
 
 def spans(rows: Iterable[StoredRow], source: Resource, *, with_user: bool) -> ExportTraceServiceRequest:
-    """The spans of calls. A row about a line that is no call has none.
+    """The spans of calls. A row about lines that are no calls has none.
 
     The same row always has the same span id, so a backend can tell that it got a span twice.
 
@@ -61,8 +67,13 @@ def spans(rows: Iterable[StoredRow], source: Resource, *, with_user: bool) -> Ex
     message = ExportTraceServiceRequest()
     group = message.resource_spans.add(resource=source)
     scope = group.scope_spans.add(scope=_scope())
-    scope.spans.extend(_span(one, with_user=with_user) for one in rows if "tool" in members(one.row.context))
+    scope.spans.extend(_span(one, with_user=with_user) for one in rows if _is_of_calls(one.row))
     return message
+
+
+def _is_of_calls(row: Row) -> bool:
+    """Whether a row is about a call. One that sums up denials names no tool if they are of several."""
+    return "tool" in members(row.context) or row.decision not in {"policy", "invalid"}
 
 
 def _span(stored: StoredRow, *, with_user: bool) -> Span:
@@ -73,7 +84,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
     found = record(row) if row.detail or row.decision in REFUSED else {}
     name = str(found.get("id") or audit_id(str(context["session"]), row.seq))
     attributes = _METHOD | {
-        "gen_ai.tool.name": context["tool"],
+        "gen_ai.tool.name": context.get("tool"),
         "gen_ai.agent.name": context.get("agent"),
         "jsonrpc.request.id": None if row.request_id is None else _id_text(row.request_id),
         "network.transport": "pipe",
@@ -83,7 +94,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
         "mcpguard.server": context.get("server"),
         "mcpguard.decision": row.decision,
         "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
-        "mcpguard.rule": limit.get("rule"),
+        "mcpguard.rule": limit.get("rule") if with_user else _without_user(limit.get("rule")),
         "mcpguard.limit": limit_text(limit) if "limit" in limit else None,
         "mcpguard.reason": found.get("reason"),
         "mcpguard.cost": found.get("cost"),
@@ -99,13 +110,18 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
     return Span(
         trace_id=bytes.fromhex(row.trace_id or f"{context['session']}{row.seq:016x}"),
         span_id=blake2b(name.encode(), digest_size=8).digest(),
-        name=_text(f"tools/call {context['tool']}"),
+        name=_text(f"tools/call {context['tool']}") if "tool" in context else "tools/call",
         kind=Span.SpanKind.SPAN_KIND_SERVER,
         start_time_unix_nano=begin_ns,
         end_time_unix_nano=begin_ns + 1000 * (stored.duration_us or 0),
         attributes=_key_values(attributes),
         status=Status(code=Status.StatusCode.STATUS_CODE_ERROR, message=error) if error else Status(),
     )
+
+
+def _without_user(rule: object) -> object:
+    """A rule's text, with a mask in place of the user that it names. A pattern of users stays."""
+    return _USER.sub(f"user={MASK}", rule) if isinstance(rule, str) else rule
 
 
 def _error(decision: str, outcome: str | None) -> str | None:

@@ -119,7 +119,7 @@ class Wanted(NamedTuple):
             and (self.until_us is None or time_us < self.until_us)
             and (self.decisions is None or record["decision"] in self.decisions)
             and (self.outcomes is None or record.get("outcome") in self.outcomes)
-            and (self.axis is None or self.axis(str(record.get("axis"))))
+            and (self.axis is None or ("axis" in record and self.axis(str(record["axis"]))))
             and (self.context is None or self.context(record))
         )
 
@@ -127,13 +127,9 @@ class Wanted(NamedTuple):
         """Whether a row passes the filter."""
         from mcpguard.core.audit import axis_of, members
 
-        found = {
-            "time_us": row.time_us,
-            "decision": row.decision,
-            "outcome": outcome,
-            "axis": axis_of(row.decision, row.reported, row.detail),
-        }
-        return self.admits(members(row.context) | found)
+        found = {"time_us": row.time_us, "decision": row.decision, "outcome": outcome}
+        axis = axis_of(row.decision, row.reported, row.detail)
+        return self.admits(members(row.context) | found | ({} if axis is None else {"axis": axis}))
 
     @property
     def written_since_us(self) -> int:

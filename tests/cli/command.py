@@ -87,7 +87,7 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
     """Run a command on a terminal of its own; return its exit status and what the terminal received."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    variables = environment(home, TERM="xterm", **env)
+    variables = environment(home, **{"TERM": "xterm", **env})
     process = subprocess.Popen(command(*argv), env=variables, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     os.write(master, typed)

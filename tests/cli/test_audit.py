@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -254,6 +255,14 @@ def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path:
     for text in (shown, mcpguard(tmp_path, "audit", "tail").stdout, mcpguard(tmp_path, "audit", "tail", "--json").stdout):
         assert [char for char in text if char != "\n" and not char.isprintable()] == []
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == [evil]
+
+
+def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1, "--user", "bob\x1b[2J\u202e x", "--server", "crm")
+    hint = mcpguard(tmp_path, "audit", "tail", "--user", "bob").stderr.splitlines()[-1]
+    offered = shlex.split(hint.removeprefix("hint: other filters find rows: "))
+    assert offered == ["--user", "bob*[2J* x"]
+    assert tools(mcpguard(tmp_path, "audit", "tail", "--json", *offered)) == ["echo"]
 
 
 def test_without_a_store_it_says_so_on_stderr(tmp_path: Path) -> None:
@@ -514,3 +523,13 @@ def test_a_row_for_many_denials_shows_their_number_at_any_width(width: int) -> N
     assert re.search(r" denied +user .*x+… ×7 +deny", lines[0])
     assert re.search(rf" denied +user .*mor.* ×{summed['repeats']} +deny", lines[1])
     assert f'repeats={summed["repeats"]} reason="more of this kind, not kept one by one"' in line(summed)
+
+
+def test_a_row_for_denials_by_limits_of_one_size_and_several_windows_shows_no_limit() -> None:
+    talk = Talk('[[rule]]\ntool = "a*"\nper = []\nlimit = "1/1m"\n[[rule]]\ntool = "b*"\nper = []\nlimit = "1/1h"\n')
+    for at in range(300):
+        talk.call(f"a{at}")
+        talk.call(f"b{at}")
+    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
+    shown = Table(80, coloured=False).lines(talk.records[-1])[-1]
+    assert re.search(r" rate_limited tool  more.* ×\d+ +more of th…$", shown)

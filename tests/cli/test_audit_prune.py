@@ -32,6 +32,12 @@ def test_rows_of_before_a_time_are_deleted_but_for_the_newest(home: Path) -> Non
     assert len(audit(home)) == 1
 
 
+@pytest.mark.parametrize("before", ["999999d", "0001-01-01T00:00:00+09:00"])
+def test_no_row_is_older_than_a_time_before_the_first_year(home: Path, before: str) -> None:
+    done = mcpguard(home, "audit", "prune", "--before", before, "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 rows deleted\n", "")
+
+
 def test_rows_of_other_namespaces_stay(home: Path) -> None:
     argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
     assert mcpguard(home, *argv, MCPGUARD_NAMESPACE="other").stdout == "0 rows deleted\n"

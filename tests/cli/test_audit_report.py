@@ -85,6 +85,13 @@ def test_a_file_that_exists_is_replaced_whole_and_keeps_its_mode(home: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.parametrize("period", [("--since", "999999d"), ("--until", "9999-12-31T23:59:59-09:00")])
+def test_a_period_may_begin_before_the_first_year_and_end_after_the_last(home: Path, period: tuple[str, str]) -> None:
+    done = mcpguard(home, "audit", "report", "-o", "-", *period)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

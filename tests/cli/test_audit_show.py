@@ -13,7 +13,7 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.verdict import Ending
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
-from tests.core.build import Session, Time
+from tests.core.build import WALL_US, Session, Time
 from tests.end_to_end.host import Host, audit, policy, rule
 from tests.memory_store import MemoryStore
 
@@ -302,3 +302,34 @@ def test_rules_with_the_same_text_are_told_apart_by_what_they_count() -> None:
     without = kinds.shown(kinds.last("sync", 1), parse(text.partition('[[rule]]\ntool = "sync"\nlimit = "2')[0]))
     assert [(one.text, one.at) for one in without.rules] == [("tool=sync", None)]
     assert without.commands == ["mcpguard policy set --tool sync --count errors 3/1m"]
+
+
+def flooded(kinds: Kinds, *tools: str) -> dict[str, Any]:
+    """The row that sums up most of 400 denials of each of several families of tools."""
+    for at in range(400):
+        for tool in tools:
+            kinds.session.call(f"{tool}{at}", 2)
+    rows = kinds.session.journal.flush(WALL_US, all_of_them=True)
+    kinds.store.append(rows)
+    (*_, last) = kinds.store.entries()
+    assert "tool" not in last.record
+    return last.record
+
+
+def test_a_row_for_denials_of_many_tools_has_a_limit_but_no_count_and_no_counter(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = Kinds('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
+    found = kinds.shown(flooded(kinds, "a"))
+    assert ([limit.text for limit in found.limits], found.counters) == (["1/1h"], {})
+    _audit_show.print_all(found, kinds.policy, "policy.toml")
+    assert (
+        "    1/1h\n\nTo let the rule admit such a call:\n    mcpguard policy set --tool '*' 2/1h\n" in capsys.readouterr().out
+    )
+    told: dict[str, object]
+    (told,) = _audit_show.as_json(found, kinds.policy, is_starter=False)["limits"]  # type: ignore[misc]
+    assert told["then"] == {"used": None, "remaining": None, "count": None, "retry_after_ms": None}
+
+
+def test_a_row_for_denials_by_several_limits_says_that_it_does_not_tell_which(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = Kinds('[[rule]]\ntool = "a*"\nlimit = "1/1h"\n[[rule]]\ntool = "b*"\nlimit = "1/1d"\n')
+    _audit_show.print_all(kinds.shown(flooded(kinds, "a", "b")), kinds.policy, "policy.toml")
+    assert capsys.readouterr().out.endswith("\nSeveral limits decided. The row does not tell which.\n")

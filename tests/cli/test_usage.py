@@ -316,6 +316,11 @@ def test_watch_needs_a_terminal(home: Path, argv: list[str]) -> None:
     assert "hint: for programs: mcpguard usage --json" in done.stderr
 
 
+def test_watch_needs_a_terminal_that_can_move_its_cursor(home: Path) -> None:
+    status, shown = on_terminal(home, "usage", "--watch", TERM="dumb")
+    assert (status, shown.splitlines()[-1]) == (2, "hint: leave out --watch")
+
+
 class Screen:
     """`usage --watch` on a terminal of its own."""
 

@@ -101,6 +101,23 @@ def test_a_filter_by_time_finds_rows_that_other_wrappers_wrote_out_of_order(day:
         ]
 
 
+@pytest.mark.parametrize("kept", ["hash", "full"])
+@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
+def test_no_filter_by_axis_selects_a_row_that_no_limit_decided(day: Place, kept: str, *, is_drained: bool) -> None:
+    session = Session(day.open(), POLICY, session="c" * 16, who=identity("carol"))
+    session.keep_arguments(kept)
+    session.call("free", arguments={"q": 1})
+    if is_drained:
+        while session.store.needs_tending:
+            session.store.tend()
+    of_any_axis = ANY._replace(axis=lambda _: True)
+    for reader in (day.open(), day.read()):
+        found = [one.record["tool"] for one in reader.entries(wanted=of_any_axis)]
+        assert found == ["report", "report", "closed", "report", "report"]
+    groups = [group for tally in day.read().tally(wanted=of_any_axis) for group in tally.calls]
+    assert {group.axis for group in groups} == {"user", "tool"}
+
+
 def test_after_and_a_filter_by_time_bound_the_rows_together(day: Place) -> None:
     store = day.open()
     ids = [one.row_id for one in store.entries()]

@@ -314,6 +314,17 @@ def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
     assert summed(bare, bare)._replace(detail=None) == bare
 
 
+@pytest.mark.parametrize(
+    "other", ['{"axis":"user","limit":5,"rule":"r","window":"1h"}', '{"axis":"user","limit":6,"rule":"r","window":"1m"}']
+)
+def test_a_row_for_denials_by_different_limits_names_none_of_them_in_part(other: str) -> None:
+    one = Row(WALL_US, 1, "rate_limited", '{"session":"s"}', '{"axis":"user","limit":5,"rule":"r","window":"1m"}')
+    sum_row = sum_of(summed(one, one._replace(reported=other)))
+    assert sum_row.reported == '{"axis":"user"}'
+    assert sum_of(summed(sum_row, one)).reported == '{"axis":"user"}'
+    assert line(record(sum_row)) == 'rate_limited axis=user reason="more of this kind, not kept one by one"'
+
+
 def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
     policy = "mode = 'enforce'"
     hashed, none, full = (Talk(policy, arguments=kept, args_key=lambda: b"k") for kept in ("hash", "none", "full"))

@@ -29,6 +29,12 @@ def test_a_row_that_sums_up_denials_counts_as_many_calls() -> None:
     assert found.limits[Reported("user", "user=*", 5, "1m")].denied == 7
 
 
+def test_a_row_that_sums_up_denials_of_several_limits_counts_for_none_of_them() -> None:
+    one = stored(0, "rate_limited", repeats=7)
+    found = of(one._replace(row=one.row._replace(reported='{"axis":"user"}')))
+    assert (found.all.denied, found.slots[0].denied, found.limits) == (7, {"user": 7}, {})
+
+
 def test_a_row_about_the_policy_is_no_call() -> None:
     assert of(stored(0, "policy")).all.calls == 0
 

@@ -107,6 +107,11 @@ def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
         values = re.findall(r"<td class=\"n\">(.*?)</td>", cells)
         expected = [slot.figures.calls, slot.figures.allowed, slot.figures.denied, *(slot.denied[axis] for axis in gather.AXES)]
         assert [int(value.replace("\u202f", "")) for value in values[:7]] == expected
+        would_deny = [slot.figures.would_deny, *(slot.would_deny[axis] for axis in gather.AXES[:3])]
+        assert [int(value.replace("\u202f", "")) for value in values[7:11]] == would_deny
+        errors = [slot.figures.outcomes[word] for word in ("tool_error", "rpc_error")]
+        assert [int(value.replace("\u202f", "")) for value in values[12:14]] == errors
+        assert values[14:] == [page._ms(slot.figures.durations.quantile_us(share)) for share in (0.5, 0.95, 0.99)]
 
 
 @pytest.fixture(scope="module")

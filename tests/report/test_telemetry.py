@@ -160,6 +160,22 @@ def test_a_span_has_the_id_of_its_row_also_if_denials_share_the_row(
     assert ids[2] == f"{SESSION}-2.1"
 
 
+def test_a_row_that_sums_up_denials_of_several_tools_is_a_span_unless_it_is_of_lines_that_are_no_calls(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver
+) -> None:
+    context = json.dumps({"namespace": "default", "session": SESSION, "server": "crm"})
+    for decision in ("rate_limited", "unauthenticated", "invalid", "policy"):
+        add(store, decision, repeats=3, context=context)
+    export(tmp_path, receiver)
+    assert [span.name for span in receiver.spans] == ["tools/call", "tools/call"]
+    found = [values(span.attributes) for span in receiver.spans]
+    assert [(one["mcpguard.decision"], one["mcpguard.repeats"]) for one in found] == [
+        ("rate_limited", 3),
+        ("unauthenticated", 3),
+    ]
+    assert not any("gen_ai.tool.name" in one for one in found)
+
+
 def test_a_denial_and_a_failed_call_are_errors(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "rate_limited", "denied", repeats=3, retry_after_ms=9000)
     add(store, "allowed", outcome="tool_error")
@@ -201,6 +217,26 @@ def test_users_are_named_only_if_asked(store: SqliteStore, tmp_path: Path, recei
     export(tmp_path, receiver, with_user=with_user)
     sent = str(receiver.spans) + str(receiver.metrics)
     assert ("carol" in sent) is with_user
+
+
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [
+        ("user=carol@acme.com", "user=***"),
+        ("user=carol b. tool=a b", "user=*** tool=a b"),
+        ("user=carol tool=x per=none", "user=*** tool=x per=none"),
+        ("user=*@acme.com tool=x", "user=*@acme.com tool=x"),
+        ("tool=user=x", "tool=user=x"),
+    ],
+)
+def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, rule: str, shown: str
+) -> None:
+    limit = json.dumps({"axis": "user", "rule": rule, "limit": 1, "window": "1h"})
+    for with_user in (False, True):
+        add(store, "rate_limited", reported=limit)
+        export(tmp_path, receiver, with_user=with_user)
+    assert [values(span.attributes)["mcpguard.rule"] for span in receiver.spans] == [shown, rule]
 
 
 def test_a_further_export_goes_on_after_the_last_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:

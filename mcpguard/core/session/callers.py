@@ -117,7 +117,7 @@ class Callers:
     def context(self, members: Mapping[str, object], *, with_user: bool = True) -> str:
         """The context of an audit row: a JSON object with the session, the server, the user, and these members."""
         identity = self.identity
-        context: dict[str, object] = {"session": self.session, "namespace": self._namespace, "server": identity.server}
+        context: dict[str, object] = {"session": self.session, "namespace": self._namespace, "server": cut(identity.server)}
         if with_user and not self.unauthenticated:
             context |= {"user": cut(identity.user), "user_source": identity.user_source}
             if identity.email:

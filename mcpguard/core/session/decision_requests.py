@@ -19,7 +19,7 @@ from mcpguard.core.verdict import DecisionRequest
 _REMEMBERED_BYTES: Final = 4096
 """The arguments of a longer call are not remembered."""
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class DecisionRequests:

@@ -52,6 +52,10 @@ class HeldCall:
         self._progress_token = id_text(meta_of(frame.params).get(meta.PROGRESS_TOKEN))
         self._told = 0  # how many times the client was told
 
+    def waited_us(self, now_us: int) -> int:
+        """How long the call has been held."""
+        return max(0, now_us - self.arrived_us)
+
     def progress(self, now_us: int) -> bytes:
         """The notification that tells the client that the call waits; empty if it is not due."""
         seconds = (now_us - self.arrived_us) // PROGRESS_US
@@ -62,10 +66,6 @@ class HeldCall:
         params = f'"progressToken":{self._progress_token},"progress":{seconds * _PROGRESS_STEP:.3f}'
         message = compact(f"waiting for {what}, {seconds} s")
         return f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{{{params},"message":{message}}}}}\n'.encode()
-
-    def waited_us(self, now_us: int) -> int:
-        """How long the call has been held."""
-        return max(0, now_us - self.arrived_us)
 
     @property
     def next_us(self) -> int:
@@ -168,7 +168,7 @@ class HeldCalls:
 
     def drop(self, request_id: str, why: str, now_us: int) -> None:
         """Drop a call that is held."""
-        self._note_end(self._remove(request_id), why, now_us)
+        self._drop(self._remove(request_id), why, now_us)
 
     def _remove(self, request_id: str) -> HeldCall:
         """Forget a call and return it. The next call for each of its counters is due."""
@@ -180,10 +180,10 @@ class HeldCalls:
         """Drop all calls; returns their ids."""
         calls, self.calls = self.calls, {}
         for call in calls.values():
-            self._note_end(call, why, now_us)
+            self._drop(call, why, now_us)
         return [*calls]
 
-    def _note_end(self, call: HeldCall, why: str, now_us: int) -> None:
+    def _drop(self, call: HeldCall, why: str, now_us: int) -> None:
         call.request.detail = {**call.request.detail, "waited_ms": call.waited_us(now_us) // 1000}
         self.note_drop(call.request, call.verdict, why)
 

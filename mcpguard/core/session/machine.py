@@ -266,9 +266,8 @@ class Session:
         exchange.agents = agents
         for message in exchange.messages:
             if held and isinstance(message, Frame) and message.id in held:
-                self._held.drop(
-                    message.id, "its id was used again", exchange.now_us
-                )  # the two answers could not be distinguished
+                # the answers to the two could not be distinguished
+                self._held.drop(message.id, "its id was used again", exchange.now_us)
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
                 if message.answered:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mcpguard.core.session import held_calls, in_flight
+from mcpguard.core.session import events, held_calls, in_flight
 from mcpguard.core.session.held_calls import LOOK_US
 from mcpguard.core.waiting import MAX_WAITING
 from mcpguard.errors import Unauthenticated
@@ -119,6 +119,27 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     talk.record()
     record = talk.records[-1]
     assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
+
+
+@pytest.mark.parametrize(
+    ("drop", "why"),
+    [
+        (lambda talk: talk.client(cancel(2)), "cancelled while it waited"),
+        (lambda talk: talk.client(request("ping", 2)), "its id was used again"),
+        (lambda talk: talk.client_leaves(), "the client left while it waited"),
+        (lambda talk: talk.server_exits("server exited with status 1"), "the server ended while it waited"),
+        (lambda talk: talk.handle(events.Unjudged([], talk.time())), "mcpguard failed to judge it"),
+    ],
+    ids=["cancelled", "id", "client", "server", "bug"],
+)
+def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited(drop: Callable[[Talk], object], why: str) -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 3)))
+    talk.pass_ms(1500)
+    drop(talk)
+    talk.record()
+    (record,) = [one for one in talk.records if one["request_id"] == 2]
+    assert (record["reason"], record["waited_ms"]) == (why, 1500)
 
 
 def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from mcpguard.core.audit import Outcome
+from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.jsonrpc.frames import Refusal
@@ -247,12 +248,35 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
     assert all(len(held.label) < 600 for held in talk.store.held())
 
 
+def test_all_names_in_a_row_are_cut() -> None:
+    talk = Talk(ANYTHING, who=identity("u" * 300, f"{'a' * 300}::b::c", "s" * 300))
+    talk.client(call_line("t" * 300))
+    (record,) = talk.records
+    for member, name in {"user": "u" * 300, "agent": f"{'a' * 300}::b::c", "server": "s" * 300, "tool": "t" * 300}.items():
+        assert record[member] == cut(name) != name
+
+
 def test_a_valid_traceparent_gives_the_trace_id() -> None:
     talk = Talk(ANYTHING)
     trace = "0af7651916cd43dd8448eb211c80319c"
     parents: list[object] = [f"00-{trace}-b7ad6b7169203331-01", f"00-{trace}-b7ad6b7169203331", 7, "x" * 100]
     talk.client(*[call_line("x", at, _meta={"traceparent": parent}) for at, parent in enumerate(parents)])
     assert [one["trace_id"] == trace for one in talk.records] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ],
+)
+def test_a_traceparent_with_zeroes_or_a_forbidden_version_gives_no_trace_id(parent: str) -> None:
+    """W3C Trace Context has them ignored, and a collector drops spans whose trace id is zero."""
+    talk = Talk(ANYTHING, session="00000000000000aa")
+    talk.client(call_line("x", _meta={"traceparent": parent}))
+    assert talk.records[0]["trace_id"] == f"00000000000000aa{1:016x}"
 
 
 def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
