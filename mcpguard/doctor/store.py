@@ -49,7 +49,7 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
         yield failed_by("store", error)
         return
     files = [file for file in path.parent.glob(f"{path.name}*") if file.is_file()]
-    closed = [file for file in files if not os.access(file, os.W_OK)]
+    closed = [one for one in (*files, path.parent) if not os.access(one, os.W_OK)]
     if closed:
         yield failed("store", f"{closed[0]} cannot be written to", "give this account the right to write to it")
         return

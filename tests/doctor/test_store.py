@@ -50,6 +50,16 @@ def test_a_store_that_cannot_be_written_to_fails(tmp_path: Path, is_made: bool) 
     assert f"FAIL  store: {tmp_path}/mcpguard.db" in done.stdout
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_store_in_a_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    tmp_path.chmod(0o500)
+    done = process(tmp_path, "doctor", under=BOUND)
+    tmp_path.chmod(0o700)
+    assert done.returncode == 1
+    assert f"FAIL  store: {tmp_path} cannot be written to" in done.stdout
+
+
 def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = only(doctor(tmp_path, "--store", f"sqlite://{tmp_path}/file/mcpguard.db", status=1), "store")

@@ -129,6 +129,19 @@ def test_after_an_outage_a_store_has_the_calls_in_flight_the_errors_and_the_cost
     assert used(opens) == {"errors": 5, "cost": 5 * 7}
 
 
+@pytest.mark.parametrize("ends_together", [True, False])
+def test_a_wrapper_that_loses_its_store_knows_the_errors_of_its_own_calls(
+    guards: tuple[Guard, Guard], *, ends_together: bool
+) -> None:
+    guard, _ = guards
+    calls = [guard.starts() for _ in range(3)]
+    for some in [calls] if ends_together else [[call] for call in calls]:
+        guard.stops(*some, failed=True)
+    guard.cut_off()
+    guard.stops(guard.starts(), failed=True)  # the fourth error
+    assert guard.refusal() == "failing"
+
+
 def test_no_other_wrapper_gets_the_place_of_a_call_whose_wrapper_is_cut_off_for_a_while(
     opens: Opens, guards: tuple[Guard, Guard]
 ) -> None:

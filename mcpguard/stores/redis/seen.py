@@ -37,7 +37,7 @@ class Seen:
 
         Args:
             counters: The counters.
-            reply: The reply of `charge.lua`.
+            reply: The reply of `charge.lua`; or the time and the counters' values.
         """
         if type(reply) is bytes:
             self._unread.pop(id(counters), None)
