@@ -170,7 +170,8 @@ class Load:
         found = []
         for request_id, (name, number, tool, arguments, sent_us) in self._sent.items():
             answered_us, answer = self._answers.get(request_id, (None, None))
-            end_us = ended.get(request_id, self._killed_us.get(name))
+            ends = (ended.get(request_id), self._killed_us.get(name))  # the server of a killed wrapper may go on for a moment
+            end_us = min((end_us for end_us in ends if end_us is not None), default=None)
             found.append(Seen(name, number, tool, arguments, sent_us, begun.get(request_id), end_us, answered_us, answer))
         return sorted(found, key=lambda one: one.sent_us)
 
