@@ -655,6 +655,20 @@ def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "mcpguard: --project: /nowhere: no such folder")
 
 
+def test_a_project_relative_to_a_folder_that_is_gone_is_a_usage_error(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = account.project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = account.run("install", "--project", ".", "--yes")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n",
+    )
+
+
 # What the shell chooses
 
 
