@@ -124,7 +124,7 @@ def project_folder(name: str | None) -> Path | None:
     if name is None:
         return None
     folder = named_path(name, where="--project")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` raises without permission
         raise UsageError(f"--project: {name}: no such folder", "name the folder that holds the project's files")
     return folder
 
