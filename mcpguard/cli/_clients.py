@@ -20,6 +20,7 @@ from mcpguard.clients.installing import Change, Outcome, Plan
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
+from mcpguard.files import named_path
 from mcpguard.identity import configured_identity
 
 _LONG: Final = 200
@@ -118,11 +119,12 @@ def project_folder(name: str | None) -> Path | None:
 
     Raises:
         UsageError: There is no such folder.
+        ConfigError: The working folder, to which the name is relative, does not exist any more.
     """
     if name is None:
         return None
-    folder = Path(name).absolute()
-    if not folder.is_dir():
+    folder = named_path(name, where="--project")
+    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` raises without permission
         raise UsageError(f"--project: {name}: no such folder", "name the folder that holds the project's files")
     return folder
 

@@ -80,7 +80,12 @@ class Machine(NamedTuple):
         base = project if match[1] == PROJECT else self.base(match[1])
         if base is None:
             return []
-        return sorted(base.glob(match[2])) if "*" in match[2] else [base / match[2]]
+        if "*" not in match[2]:
+            return [base / match[2]]
+        try:
+            return sorted(base.glob(match[2]))
+        except PermissionError:  # the base is in a folder that may not be looked into
+            return []
 
 
 class Source(NamedTuple):

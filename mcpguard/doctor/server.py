@@ -66,7 +66,7 @@ def checks(
     """
     name = server or os.environ.get("MCPGUARD_SERVER") or server_name(command)
     cwd = Path(folder)
-    if not cwd.is_dir():
+    if not os.path.isdir(cwd):  # noqa: PTH112 - `Path.is_dir` raises without permission
         yield failed("server", printable(f"{name}: there is no folder {folder}"), "correct cwd in the client's file")
         return
     try:

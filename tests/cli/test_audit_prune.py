@@ -1,11 +1,12 @@
 import contextlib
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import calls, mcpguard, on_terminal
+from tests.cli.command import BOUND, calls, mcpguard, on_terminal, process
 from tests.end_to_end.host import audit
 
 
@@ -81,6 +82,17 @@ def test_a_file_of_another_program_is_refused_and_gets_no_files_beside_it(tmp_pa
         assert done.returncode == 69
         assert done.stderr.startswith(f"mcpguard: {tmp_path}/{name} is not a store of mcpguard: ")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_store_in_a_folder_that_may_not_be_looked_into_is_unavailable(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    argv = ("audit", "prune", "--before", "1d", "--yes", "--store", f"sqlite://{closed}/mcpguard.db")
+    done = process(tmp_path, *argv, under=BOUND)
+    closed.chmod(0o700)
+    assert done.returncode == 69
+    assert done.stderr.startswith(f"mcpguard: {closed}/mcpguard.db cannot be used: Permission denied\n")
 
 
 def test_a_store_of_a_later_version_is_refused(home: Path) -> None:

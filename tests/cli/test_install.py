@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import sys
 import sysconfig
 import tomllib
@@ -655,6 +656,34 @@ def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) 
 def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
     done = account.run("install", "--project", "/nowhere")
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "mcpguard: --project: /nowhere: no such folder")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_folder_that_may_not_be_looked_into_has_no_projects_and_no_files_of_clients(account: Account) -> None:
+    closed = account.project / "closed"
+    (closed / "project").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        project = account.in_process("install", "--yes", "--project", str(closed / "project"), under=BOUND)
+        home = account.in_process("clients", under=BOUND, HOME=str(closed / "home"))
+    finally:
+        closed.chmod(0o700)
+    assert (project.returncode, project.stderr.splitlines()[0]) == (2, f"mcpguard: --project: {closed}/project: no such folder")
+    assert (home.returncode, home.stdout) == (0, "no client with servers is found\n")
+
+
+def test_a_project_relative_to_a_folder_that_is_gone_is_a_usage_error(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = account.project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = account.run("install", "--project", ".", "--yes")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n",
+    )
 
 
 # What the shell chooses

@@ -1,9 +1,11 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard
+from tests.cli.command import BOUND, mcpguard, process
 from tests.doctor.checks import doctor, only
 from tests.end_to_end.host import policy, rule, script
 
@@ -96,6 +98,17 @@ def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> N
     assert only(doctor(tmp_path, "--server", "crm", FOLDER=str(folder)), "server").ok
     found = only(doctor(tmp_path, "--server", "erp", status=1), "server")
     assert (found.detail, found.hint) == ("erp: there is no folder /gone", "correct cwd in the client's file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_folder_that_may_not_be_looked_into_is_a_failed_check(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    cursor(tmp_path, crm={**SERVER, "cwd": f"{closed}/crm"})
+    done = process(tmp_path, "doctor", "--server", "crm", under=BOUND, HOME=str(tmp_path / "account"))
+    closed.chmod(0o700)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"FAIL  server: crm: there is no folder {closed}/crm\n" in done.stdout
 
 
 def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(

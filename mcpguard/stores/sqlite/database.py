@@ -6,6 +6,7 @@ uses a rollback journal, not WAL: a truncated `-shm` file, which is mapped, woul
 
 import contextlib
 import errno
+import os
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -155,13 +156,14 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
         what = f"{error.filename or path} cannot be used: {error.strerror or error}"
         return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
     words = str(error)
-    if "not a database" in words and not log_path(path).exists():  # each store has a call log
+    # Not `Path.exists` and `Path.is_dir`, which raise without permission
+    if "not a database" in words and not os.path.exists(log_path(path)):  # noqa: PTH110 - each store has a call log
         return no_store(path, words)
     if "no such table" in words:
         return no_store(path, OF_ANOTHER) if integrity.size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
     if "malformed" in words or "not a database" in words:
         return integrity.damaged(path, words)
-    if "unable to open" in words and path.is_dir():
+    if "unable to open" in words and os.path.isdir(path):  # noqa: PTH112
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:
         return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")

@@ -34,6 +34,7 @@ def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
             the store's lock.
     """
     with contextlib.ExitStack() as undo, database.reported(path):
+        path.stat()  # the system says more plainly than SQLite why it cannot be opened
         with contextlib.closing(database.connect(path, mode="ro")) as db:
             require_schema(db, path=str(path))
         lock = lock_file(beside(path, "-lock"))
