@@ -320,7 +320,9 @@ class RedisStore:
                 break
         else:
             raise self._too_late()
-        freed = {(ending.row_id, key) for (ending, key), was_there in zip(places, reply[2:], strict=True) if was_there}
+        were_there, values = reply[2 : 2 + len(places)], reply[2 + len(places) :]
+        self._seen.note([counter for counter, _ in errors], [reply[0], *values])
+        freed = {(ending.row_id, key) for (ending, key), was_there in zip(places, were_there, strict=True) if was_there}
         now_us = self._ticks()
         for call_id, place in kept.items():
             if place is not None:
