@@ -134,31 +134,34 @@ class HeldCalls:
         found = refusing | set(self._contested(request))
         left_us = min(plan.limits[at].wait_us for at in found) - waited_us
         due_us = left_us
+        waits_for: dict[int, int] = {}
+        for at in found:
+            limit = plan.limits[at]
+            waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
         for at in found:
             limit = plan.limits[at]
             counter = plan.counters[limit.counter].id
-            ahead = [call.waits_for[counter] for call in self._before(request) if counter in call.waits_for]
+            ahead = [call.waits_for for call in self._before(request) if counter in call.waits_for]
             if limit.counts == "concurrent":
                 if not ahead:
                     due_us = min(due_us, LOOK_US)
                 continue
-            wait_us = wait_in_queue_us(limit, verdict.states[limit.counter], verdict.now_us, ahead)
+            taken = [one[counter] for one in ahead if one.keys() <= waits_for.keys()]  # it may pass the others
+            wait_us = wait_in_queue_us(limit, verdict.states[limit.counter], verdict.now_us, taken)
             if at in refusing and (wait_us is None or wait_us > limit.wait_us - waited_us):
                 return False
             if wait_us:
                 due_us = min(due_us, wait_us)
-            else:  # there is room, but the calls before it do not know that, because the counter was reset
+            else:  # there is room: the first call that waits for it is decided anew, as after a reset
                 self._hurry_next([counter])
         call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
         call.request, call.verdict = request, verdict
         call.due_us = now_us + due_us
         call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)
-        before, call.waits_for = call.waits_for, {}
-        for at in found:
-            limit = plan.limits[at]
-            call.waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
+        lost = call.waits_for.keys() - waits_for.keys()
+        call.waits_for = waits_for
         self.calls[frame.id] = call
-        self._hurry_next(before.keys() - call.waits_for.keys())
+        self._hurry_next(lost)
         return True
 
     def decided(self, request: DecisionRequest) -> None:

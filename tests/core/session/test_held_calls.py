@@ -441,6 +441,15 @@ def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_commo
     assert talk.pass_ms(8000) == ["forwarded 3"]
 
 
+def test_a_wait_is_begun_that_is_enough_if_the_call_passes_one_that_waits_for_another_counter() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "3s"\n[[rule]]\ntool = "report"\nlimit = "1/9s"\nwait = "20s"\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("report", 1), call_line("report", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("search", 3), call_line("search", 4)) == ["answered 4: 429"]
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+    assert talk.pass_ms(7000) == ["forwarded 2"]
+
+
 def test_a_freed_place_goes_to_the_next_call_if_the_first_waits_for_another_place_as_well() -> None:
     talk = Talk('wait = "30s"\n[[rule]]\nuser = "*"\nconcurrent = 2\n[[rule]]\ntool = "browse"\nconcurrent = 1\n')
     assert talk.client(call_line("browse", 1), call_line("search", 2)) == ["forwarded 1", "forwarded 2"]
