@@ -258,7 +258,7 @@ def edit(policy: str | None) -> int:
 def mode(policy: str | None, mode: str) -> None:
     """Set the mode of the whole policy. In observe mode, calls that would be denied are logged, and nothing is denied.
 
-    Running servers obey from their next call on. A rule with a mode of its own keeps it.
+    Running servers obey from their next call on. A rule in observe mode stays in it.
 
     \b
     Examples:

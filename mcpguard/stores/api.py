@@ -274,7 +274,8 @@ class Recoverable(CallStore, AuditReader, Protocol):
 
         Counters of calls in flight are not among them.
 
-        A counter may be absent. If it is present, its log is the one that this store last decided on.
+        A counter may be absent. If it is present, its log is the one after this store's last decision, and after the errors
+        that it has counted since.
         """
 
     def hold(self, calls: Mapping[int, Sequence["Counter"]]) -> None:

@@ -162,6 +162,17 @@ def test_calls_in_flight_are_not_among_the_logs_last_seen(place: Place) -> None:
     assert {windows[key] for key in seen} == {60_000_000}
 
 
+def test_errors_are_in_the_logs_last_seen_as_soon_as_they_are_counted(place: Place) -> None:
+    caller = Caller(place.open(), TWO_ERRORS)
+    caller.decide("report")
+    place.pass_ms(1000)
+    _, plan = caller.end(failed=True)
+    seen, _ = caller.store.last_seen()
+    states, _ = place.read().peek(plan.counters)
+    assert [seen[counter.id] for counter in plan.counters] == states
+    assert states[0][-1] == 1
+
+
 def test_reset_frees_all_places_of_a_cap_and_later_endings_are_harmless(place: Place) -> None:
     caller, other = Caller(place.open(), TWO_IN_FLIGHT), Caller(place.open(), TWO_IN_FLIGHT, session="b" * 16)
     caller.decide("report", "report")

@@ -1,6 +1,6 @@
 """The calls that are held until their limits have room: who is next, and when."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from mcpguard.core import limiter, meta
@@ -137,27 +137,35 @@ class HeldCalls:
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
         found = refusing | set(self._contested(request))
         left_us = min(plan.limits[at].wait_us for at in found) - waited_us
-        due_us = 0
+        due_us = left_us
+        waits_for: dict[int, int] = {}
+        for at in found:
+            limit = plan.limits[at]
+            waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
         for at in found:
             limit = plan.limits[at]
             counter = plan.counters[limit.counter].id
-            ahead = [call.waits_for[counter] for call in self._before(request) if counter in call.waits_for]
+            ahead = [call.waits_for for call in self._before(request) if counter in call.waits_for]
             if limit.counts == "concurrent":
-                due_us = max(due_us, left_us if ahead else LOOK_US)
+                if not ahead:
+                    due_us = min(due_us, LOOK_US)
                 continue
-            wait_us = wait_in_queue_us(limit, verdict.states[limit.counter], verdict.now_us, ahead)
+            taken = [one[counter] for one in ahead if one.keys() <= waits_for.keys()]  # it may pass the others
+            wait_us = wait_in_queue_us(limit, verdict.states[limit.counter], verdict.now_us, taken)
             if at in refusing and (wait_us is None or wait_us > limit.wait_us - waited_us):
                 return False
-            due_us = max(due_us, left_us if wait_us is None else wait_us)
+            if wait_us:
+                due_us = min(due_us, wait_us)
+            else:  # there is room: the first call that waits for it is decided anew, as after a reset
+                self._hurry_next([counter])
         call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
         call.request, call.verdict = request, verdict
-        call.due_us = now_us + max(0, min(due_us, left_us))
+        call.due_us = now_us + due_us
         call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)
-        call.waits_for = {}
-        for at in found:
-            limit = plan.limits[at]
-            call.waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
+        lost = call.waits_for.keys() - waits_for.keys()
+        call.waits_for = waits_for
         self.calls[frame.id] = call
+        self._hurry_next(lost)
         return True
 
     def decided(self, request: DecisionRequest) -> None:
@@ -222,7 +230,7 @@ class HeldCalls:
         if self.calls:
             self._hurry_next([plan.counters[limit.counter].id for limit in plan.limits if limit.counts == "concurrent"])
 
-    def _hurry_next(self, counters: Iterator[int] | list[int] | dict[int, int]) -> None:
+    def _hurry_next(self, counters: Iterable[int]) -> None:
         for counter in counters:
             following = next((call for call in self if counter in call.waits_for), None)
             if following is not None:
@@ -238,6 +246,8 @@ class HeldCalls:
     def _contested(self, request: DecisionRequest) -> Iterator[int]:
         """The indexes of the limits that the call may wait for, and an earlier call waits for."""
         waited_for = {counter for call in self._before(request) for counter in call.waits_for}
+        waited_us = request.waited_us or 0
         for at, limit in enumerate(request.plan.limits if waited_for else ()):
-            if limit.wait_us and not limit.observe and limit.n and request.plan.counters[limit.counter].id in waited_for:
+            may_wait = limit.wait_us > waited_us and not limit.observe and limit.n
+            if may_wait and request.plan.counters[limit.counter].id in waited_for:
                 yield at

@@ -3,8 +3,8 @@
 -- KEYS  the index of counters; the counter of each place; the counter of each error
 -- ARGV  1: the deadline in this server's time, and the number of places
 --       then the id of the call that has each place; then for each error the limit's n, the window, and the counter's label
--- Returns the time. Unless the deadline has passed, also for each place 1, or 0 if the call no longer had it; then for each error
--- the counter's value.
+-- Returns the time. Unless the deadline has passed, also 1; for each place 1, or 0 if the call no longer had it; and for each
+-- error the counter's new value.
 
 local deadline, places = struct.unpack('<i8i8', ARGV[1])
 if now > deadline then

@@ -6,9 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from mcpguard.core.session import events, held_calls, in_flight
+from mcpguard.core.session.events import HeldCallsDue
 from mcpguard.core.session.held_calls import LOOK_US
 from mcpguard.core.waiting import MAX_WAITING
 from mcpguard.errors import Unauthenticated
+from tests.callers import Caller
 from tests.core.build import Talk, call_line, request
 
 RATE = '[[rule]]\ntool = "search"\nlimit = "1/2s"\nwait = "5s"\n'
@@ -467,6 +469,71 @@ def test_a_call_waits_behind_another_only_for_limits_that_let_it_wait() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "5s"\n[[rule]]\ntool = "b"\nper = ["user"]\nlimit = "9/2s"\n')
     assert talk.client(call_line("a", 1), call_line("b", 2), call_line("b", 3)) == ["forwarded 1"]
     assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_common_counter_has_room() -> None:
+    policy = 'wait = "30s"\n[[rule]]\nuser = "*"\nlimit = "2/2s"\n[[rule]]\ntool = "report"\nlimit = "1/10s"\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("report", 1), call_line("search", 2)) == ["forwarded 1", "forwarded 2"]
+    assert talk.client(call_line("report", 3), call_line("search", 4)) == []
+    assert talk.pass_ms(1999) == []
+    talk.time.pass_ms(1)
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
+    assert talk.machine.held_calls_due_us == talk.time() + 8_000_000, "call 3 is decided anew only when there is room for it"
+    assert talk.pass_ms(8000) == ["forwarded 3"]
+
+
+def test_a_wait_is_begun_that_is_enough_if_the_call_passes_one_that_waits_for_another_counter() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "3s"\n[[rule]]\ntool = "report"\nlimit = "1/9s"\nwait = "20s"\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("report", 1), call_line("report", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("search", 3), call_line("search", 4)) == ["answered 4: 429"]
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+    assert talk.pass_ms(7000) == ["forwarded 2"]
+
+
+def test_a_freed_place_goes_to_the_next_call_if_the_first_waits_for_another_place_as_well() -> None:
+    talk = Talk('wait = "30s"\n[[rule]]\nuser = "*"\nconcurrent = 2\n[[rule]]\ntool = "browse"\nconcurrent = 1\n')
+    assert talk.client(call_line("browse", 1), call_line("search", 2)) == ["forwarded 1", "forwarded 2"]
+    assert talk.client(call_line("browse", 3), call_line("search", 4)) == []
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 4"]
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 3"]
+
+
+def test_a_place_that_another_session_frees_is_seen_although_the_first_call_waits_longer_for_another_limit() -> None:
+    caps = 'wait = "30s"\n[[rule]]\nuser = "*"\nconcurrent = 1\n'
+    talk = Talk(caps + '[[rule]]\ntool = "report"\nlimit = "1/10s"\n')
+    other = Caller(talk.store, caps, session="b" * 16)
+    assert talk.client(call_line("report", 1)) == ["forwarded 1"]
+    talk.answer(1)
+    assert other.words("search") == ["allowed"]
+    assert talk.client(call_line("report", 2), call_line("search", 3)) == []
+    other.end()
+    assert talk.pass_ms(LOOK_US // 1000) == ["forwarded 3"]
+
+
+def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "2/2s"\nwait = "5s"\n')
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1", "forwarded 2"]
+    talk.store.reset([held.label for held in talk.store.held()])
+    assert talk.client(call_line("search", 4)) == []
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 3"]
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
+
+
+def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_rule() -> None:
+    talk = Talk(
+        '[[rule]]\ntool = "crm_*"\nconcurrent = 1\nwait = "20s"\n[[rule]]\ntool = "*_read"\nconcurrent = 3\nwait = "5s"\n'
+    )
+    assert talk.client(*(call_line("crm_read", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.pass_ms(4999) == []
+    talk.time.pass_ms(1)
+    assert talk.handle(HeldCallsDue(talk.time())) == []
+    assert (talk.machine.held_calls_due_us or 0) > talk.time()
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
 
 
 def test_the_denial_of_a_repeated_call_says_that_only_equal_calls_are_denied() -> None:
