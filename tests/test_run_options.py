@@ -126,6 +126,10 @@ def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: 
     assert not LATER.intersection(before)
 
 
+def test_run_loads_at_its_start_what_later_calls_and_policies_need_since_an_upgrade_may_replace_it(tmp_path: Path) -> None:
+    assert {"mcpguard.core.jsonrpc.form", "mcpguard.core.policy.places"} <= set(modules_loaded_by_run(tmp_path))
+
+
 COMPILES: Final = """
 import builtins, os, sys
 usual = builtins.compile

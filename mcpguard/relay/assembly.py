@@ -51,6 +51,10 @@ class Guard:
             args_key=functools.partial(getattr, self._store, "args_key"),
         )
         judging.begin(traffic, session, self._store, settings, console, observe=observe)
+        # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
+        import mcpguard.core.jsonrpc.form
+        import mcpguard.core.policy.places  # noqa: F401
+
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()
 

@@ -67,8 +67,8 @@ class ServerProcess:
     def poll(self) -> int | None:
         """Its exit status; None while it runs.
 
-        On Linux it stays a zombie until mcpguard ends, so that its number is not used again. Processes that it started may
-        outlive it by hours, and a signal to its group must not reach another group with the same number.
+        On Linux it stays a zombie until `reap`, so that its number is not used again. Processes that it started may outlive it
+        by hours, and a signal to its group must not reach another group with the same number.
         """
         if self.status is None:
             try:
@@ -105,6 +105,11 @@ class ServerProcess:
     def close_stdin(self) -> None:
         """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
         os.dup2(self._devnull, self.stdin, inheritable=False)
+
+    def reap(self) -> None:
+        """Remove the zombie: in a container, process 1 may not do it. From now on send no signal."""
+        with contextlib.suppress(OSError):
+            os.waitpid(self.pid, os.WNOHANG)
 
 
 def _exit_code(pid: int) -> int | None:

@@ -68,6 +68,9 @@ class ServerProcess:
         """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
         os.dup2(self._devnull, self.stdin, inheritable=False)
 
+    def reap(self) -> None:
+        """Do nothing: on Windows nothing is left of a process that has ended."""
+
 
 def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
     """Start a server in a process group of its own, with pipes for input and output and mcpguard's stderr.

@@ -67,6 +67,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
 
     status = supervisor.supervise(server_process, traffic, console, begin)
     watchdog.dismiss()
+    server_process.reap()
     guard.close(supervisor.at_most)
     return status
 

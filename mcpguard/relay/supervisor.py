@@ -161,12 +161,32 @@ class Supervisor:
                 return False
         if self._signals:
             traffic.client_left()
-        server.signal(self._signals[0] if self._signals else signal.SIGTERM)
+        sent: set[int] = set()
+
+        def has_ended() -> bool:
+            self._pass_on_signals(server, sent)
+            return self._has_exited(server)
+
+        self._pass_on_signals(server, sent)  # before its input ends: a server that heeds both ends by the signal
         traffic.close_input("mcpguard is about to end")
-        if not self._wait(lambda: self._has_exited(server), self.at_most(GRACE_AFTER_TERM_S), GRACE_AFTER_SIGNAL_S):
+        if not self._wait(has_ended, self.at_most(GRACE_AFTER_TERM_S), GRACE_AFTER_SIGNAL_S):
             server.kill()
             self._wait(lambda: self._has_exited(server), GRACE_AFTER_KILL_S)
         return True
+
+    def _pass_on_signals(self, server: ServerProcess, sent: set[int]) -> None:
+        """Send a server the signals that it has not got: those to mcpguard, or SIGTERM if there is none.
+
+        A client may send SIGINT and, a moment later, SIGTERM, which a server that ignores SIGINT heeds.
+
+        Args:
+            server: The server.
+            sent: The signals that it has got. The others are added.
+        """
+        for number in self._signals or [signal.SIGTERM]:
+            if number not in sent:
+                sent.add(number)
+                server.signal(number)
 
     def _drain_stream(self, server: ServerProcess, traffic: "Traffic") -> None:
         """Wait until the client has received what the server wrote last.

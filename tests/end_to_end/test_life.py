@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from mcpguard.relay import supervisor
 
-from .host import Host, audit, call, environment, lines, policy, request, rule, script, until
+from .host import DEADLINE_S, Host, audit, call, environment, lines, policy, program, request, rule, script, until
 
 GONE = -32000
 
@@ -410,6 +411,26 @@ def test_nothing_is_left_of_a_session_that_could_not_begin(tmp_path: Path) -> No
         host.end()
         assert host.nobody_is_left()
         assert "Traceback" not in host.err
+
+
+ADOPTS: Final = """
+import ctypes, os, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, check=True)
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    sys.exit(0)
+sys.exit("something is left")
+"""
+"""Stands for process 1 of a container that adopts what mcpguard leaves, and collects no ended processes."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a process")
+def test_a_session_leaves_no_ended_process_to_be_collected(tmp_path: Path) -> None:
+    adopts = [sys.executable, "-c", ADOPTS, *program("run", "--quiet", "--", "cat")]
+    assert subprocess.run(adopts, env=environment(tmp_path), timeout=DEADLINE_S, check=False).returncode == 0
 
 
 def test_the_server_is_the_guards_child_in_a_process_group_of_its_own(tmp_path: Path) -> None:

@@ -221,6 +221,38 @@ def test_a_signal_is_passed_on(scene: Scene, number: signal.Signals) -> None:
     downstream.join()
 
 
+def signal_at_output(child: ServerProcess, length: int) -> threading.Thread:
+    """Send SIGTERM to this process once the server has written so many bytes more."""
+
+    def client() -> None:
+        os.read(child.stdout, length)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("_patient")
+def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
+    child = scene.server("sh", "-c", "trap 'echo got' INT; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
+    assert os.read(child.stdout, 3) == b"up\n"
+    client = signal_at_output(child, 4)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert scene.supervise() == 5
+    client.join()
+
+
+def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 30.0)
+    child = scene.server("sh", "-c", "trap \"trap 'exit 5' TERM; echo got\" TERM; echo up; while :; do sleep 0.01; done")
+    assert os.read(child.stdout, 3) == b"up\n"
+    client = signal_at_output(child, 4)
+    scene.supervisor.ended("client")
+    assert scene.supervise() == 128 + signal.SIGKILL
+    client.join()
+
+
 def test_a_server_that_ignores_a_passed_on_signal_is_killed(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", IGNORING)
     assert os.read(child.stdout, 2) == b"up"

@@ -423,6 +423,15 @@ def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer(line: Lin
     assert line.store.outcomes.get(timeout=30) == "cancelled"
 
 
+def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_answer(line: Line) -> None:
+    line.send(call(1))
+    line.server_has()
+    line.answer(1)
+    line.client_has()
+    line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+    assert line.store.outcomes.get(timeout=30) == "ok"
+
+
 def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line) -> None:
     os.set_blocking(line.source, False)
     for request_id in (1, 2):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from secrets import token_hex
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states
+from mcpguard.stores.redis.scripts import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
@@ -32,6 +34,17 @@ NOW_US = WALL_US
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(tmp_path_factory.mktemp("script")) as server:
         yield server
+
+
+def test_scripts_are_assembled_from_the_files_that_came_with_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade of mcpguard may replace them while a wrapper runs, which may connect again."""
+    before = [script(name) for name in PARTS]
+
+    def gone(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    assert [script(name) for name in PARTS] == before
 
 
 WINDOWS_US = (1_000_000, 60_000_000, 1_000_001, 3_600_000_000, 3650 * 86400 * 1_000_000)

@@ -36,8 +36,8 @@ class LookUp:
     Args:
         call_ids: The calls whose agents a hook may have noted in the store, each once.
         answers: Whether to first hand over everything that the server has written, as `ServerWrote`. It is needed if a call
-            claims to be a retry that the server has asked for, or if a request has the id of one in flight, which the server
-            may have answered.
+            claims to be a retry that the server has asked for, or if a request has the id of one in flight, or a cancellation
+            names one, which the server may have answered.
     """
 
     __slots__ = ("answers", "call_ids")

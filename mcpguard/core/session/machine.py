@@ -84,6 +84,7 @@ from mcpguard.errors import PolicyError
 MAX_OUTCOMES: Final = 64
 """Outcomes in one `Record`, or a 16th of all, if that is more: calls are not decided while the store writes it."""
 
+_CANCELLED: Final = "notifications/cancelled"
 _INPUT_CLOSED: Final = "the server has closed its input"
 _NO_AGENTS: Final[Mapping[str, str]] = {}
 
@@ -256,6 +257,8 @@ class Session:
                     ids[one] = None
                 if "requestState" in params or "inputResponses" in params:
                     exchange.has_retry = needs_answers = True
+            elif method == _CANCELLED and isinstance(params, dict) and frames.id_text(params.get("requestId")) in in_flight:
+                needs_answers = True  # the request may be answered: a client may cancel what it has the answer to
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
@@ -327,7 +330,7 @@ class Session:
         if isinstance(params, dict):
             if frame.method == "initialize":
                 self._callers.client_name = name_in(params.get("clientInfo"))
-            elif frame.method == "notifications/cancelled":
+            elif frame.method == _CANCELLED:
                 self._cancelled(params.get("requestId"))
         return ToServer(frame.raw + b"\n")
 

@@ -23,6 +23,9 @@ PARTS: Final = {
 _INSERT: Final = re.compile(r"^ *-- INSERT (\w+\.lua)\n", re.MULTILINE)
 """A line that is replaced by a file. A function would cost each run more than the same statements in two places."""
 
+_LUA: Final = {file.name: file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("*.lua")}
+"""The files. They are read only once: an upgrade of mcpguard may replace them while a wrapper runs, which may connect again."""
+
 _SERVERS_TIME: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -44,8 +47,7 @@ def script(name: str, *, is_time_given: bool = False, lease_us: int = LEASE_US) 
             no argument can change that.
         lease_us: How long a place of a call in flight is kept without being renewed.
     """
-    here = Path(__file__).parent
     clock = _GIVEN_TIME if is_time_given else _SERVERS_TIME
     lease = f"local LEASE_US = {lease_us}\n" if "places" in PARTS[name] else ""
-    parts = [(here / f"{part}.lua").read_text(encoding="utf-8") for part in (*PARTS[name], name)]
-    return _INSERT.sub(lambda one: (here / one[1]).read_text(encoding="utf-8"), "".join([clock, lease, *parts]))
+    parts = [_LUA[f"{part}.lua"] for part in (*PARTS[name], name)]
+    return _INSERT.sub(lambda one: _LUA[one[1]], "".join([clock, lease, *parts]))

@@ -477,6 +477,15 @@ def test_before_the_id_of_a_request_in_flight_is_used_again_the_relay_is_told_to
     assert talk.looked_up == [((), True)]
 
 
+def test_before_a_request_in_flight_is_cancelled_the_relay_is_told_to_read_answers() -> None:
+    talk = Talk()
+    talk.client(b'{"method":"notifications/cancelled","params":{"requestId":1}}', call_line("x", 1))
+    talk.client(b'{"method":"notifications/cancelled","params":[1]}')
+    assert talk.looked_up == []
+    talk.client(b'{"method":"notifications/cancelled","params":{"requestId":1}}')
+    assert talk.looked_up == [((), True)]
+
+
 def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
     talk = Talk(ANYTHING)
     for line in (call_line("x", 1), request("ping", "two"), call_line("x", 3), call_line("x", 4)):
