@@ -165,7 +165,8 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
     commands = []
     for rule in rules:
         part = None if rule.at is None else policy.rules[rule.at]
-        command = _command(rule.text, part, [limits[at] for at in rule.limits], record)
+        held = [counters[at].used if at in counters else 0 for at in rule.limits]
+        command = _command(rule.text, part, [limits[at] for at in rule.limits], held, record)
         commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
     return Shown(record, limits, rules, counters, commands)
 
@@ -237,13 +238,16 @@ def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
     return plan.counters[0] if plan.counters and not plan.is_split else None
 
 
-def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: Mapping[str, Any]) -> list[str] | None:
+def _command(
+    text: str, rule: Rule | None, limits: Sequence[LimitThen], held: Sequence[int], record: Mapping[str, Any]
+) -> list[str] | None:
     """The arguments of the command that changes a rule: so that it admits such a call, if it refused it.
 
     Args:
         text: The rule's text.
         rule: The rule, if it is in force.
         limits: Its limits that the row names.
+        held: What their counters hold now; 0 if nobody knows.
         record: The row.
     """
     first = limits[0]
@@ -252,7 +256,9 @@ def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: 
         return None
     words = [word for key, patterns in rule.selectors.items() for one in patterns for word in (f"--{key}", one)]
     words += ["--per", rule.per_text] if rule.per_text else []
-    refused = {(one.counts, one.window): one for one in limits} if "exceeded" in record else {}
+    refused = (
+        {(one.counts, one.window): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
+    )
     if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
         words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", "")), record))]
     if all(one.counts == "concurrent" for one in limits):
@@ -262,21 +268,24 @@ def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: 
     return [*words, *(rates or ["unlimited"])]
 
 
-def _raised(n: int, refused: LimitThen | None, record: Mapping[str, Any]) -> int:
+def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, Any]) -> int:
     """A limit that admits such a call.
 
     Args:
         n: The limit in force.
-        refused: The same limit in the row, if it had no room; else None.
+        refused: The same limit in the row, if it had no room, and what its counter holds now; else None.
         record: The row.
     """
     if refused is None or not n:
         return n
-    cost = record.get("cost", 1) if refused.counts == "cost" else 1
-    least = (refused.limit or 0) + cost
-    if refused.is_reported and refused.counts == "cost":
+    limit, held = refused
+    cost = record.get("cost", 1) if limit.counts == "cost" else 1
+    least = (limit.limit or 0) + cost
+    if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
+        least = max(least, held + cost)
+    elif limit.counts == "cost":
         least -= record.get("remaining", 0)
-    elif refused.is_reported:
+    else:
         least = max(least, record.get("count") or 0)
     return max(n, least)
 

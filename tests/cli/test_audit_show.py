@@ -284,6 +284,16 @@ def test_each_limit_on_cost_is_raised_so_far_that_the_call_fits(capsys: pytest.C
     assert [one["then"]["used"] for one in limits] == [None, 30], "the row tells it for the limit that decided only"
 
 
+def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_lowered() -> None:
+    text = '[[rule]]\ntool = "echo"\nlimit = ["{0}/1h", "{0}/1d"]\n'
+    kinds = Kinds(text.format(9))
+    kinds.last("echo", 9)
+    lowered = Kinds(text.format(2))
+    lowered.store = kinds.store
+    found = lowered.shown(lowered.last("echo", 1))
+    assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
+
+
 def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = Kinds('[[rule]]\nuser = "*"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "1/1h"\n')
     found = kinds.shown(kinds.last("echo", 2))
