@@ -39,7 +39,7 @@ class Explanation(NamedTuple):
         matches: How each rule matches the call.
         headrooms: The quota left of each limit, by the index of its rule in the policy.
         verdict: The verdict that the next such call would get; None if the store cannot be read, or if it depends on arguments
-            that are not given.
+            that are not given. A call that a rule with `deny` refuses does not depend on them.
         is_held: Whether the next such call would first wait for room.
         failure: Why the store cannot be read; empty if it can.
         agent_open: What can name another agent in a real call, as a clause; empty if nothing can.
@@ -162,7 +162,7 @@ def explain(
     }
     sources |= {f"{key}_from": places[key] for key in ("user", "agent") if sources[key] == "config"}
     decision = decide(plan.limits, states, now_us)
-    known = not failure and not plan.is_split
+    known = not failure and (plan.is_closed or not plan.is_split)
     return Explanation(
         call,
         sources,

@@ -38,7 +38,8 @@ def _by_click() -> int:
     if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
         from mcpguard.cli import _completion
 
-        click.echo(_completion.answer(cli, instruction))
+        values = _completion.answer(cli, instruction)
+        click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
     try:
         status = cli.main(standalone_mode=False)

@@ -165,7 +165,8 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
     commands = []
     for rule in rules:
         part = None if rule.at is None else policy.rules[rule.at]
-        command = _command(rule.text, part, [limits[at] for at in rule.limits], record)
+        held = [counters[at].used if at in counters else 0 for at in rule.limits]
+        command = _command(rule.text, part, [limits[at] for at in rule.limits], held, record)
         commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
     return Shown(record, limits, rules, counters, commands)
 
@@ -237,13 +238,16 @@ def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
     return plan.counters[0] if plan.counters and not plan.is_split else None
 
 
-def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: Mapping[str, Any]) -> list[str] | None:
+def _command(
+    text: str, rule: Rule | None, limits: Sequence[LimitThen], held: Sequence[int], record: Mapping[str, Any]
+) -> list[str] | None:
     """The arguments of the command that changes a rule: so that it admits such a call, if it refused it.
 
     Args:
         text: The rule's text.
         rule: The rule, if it is in force.
         limits: Its limits that the row names.
+        held: What their counters hold now; 0 if nobody knows.
         record: The row.
     """
     first = limits[0]
@@ -252,7 +256,9 @@ def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: 
         return None
     words = [word for key, patterns in rule.selectors.items() for one in patterns for word in (f"--{key}", one)]
     words += ["--per", rule.per_text] if rule.per_text else []
-    refused = {(one.counts, one.window): one for one in limits} if "exceeded" in record else {}
+    refused = (
+        {(one.counts, one.window): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
+    )
     if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
         words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", "")), record))]
     if all(one.counts == "concurrent" for one in limits):
@@ -262,22 +268,26 @@ def _command(text: str, rule: Rule | None, limits: Sequence[LimitThen], record: 
     return [*words, *(rates or ["unlimited"])]
 
 
-def _raised(n: int, refused: LimitThen | None, record: Mapping[str, Any]) -> int:
+def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, Any]) -> int:
     """A limit that admits such a call.
 
     Args:
         n: The limit in force.
-        refused: The same limit in the row, if it had no room; else None.
+        refused: The same limit in the row, if it had no room, and what its counter holds now; else None.
         record: The row.
     """
     if refused is None or not n:
         return n
-    least = 0
-    if refused.is_reported:
-        least = record.get("count") or 0
-        if refused.counts == "cost" and "cost" in record:
-            least = (refused.limit or 0) - record.get("remaining", 0) + record["cost"]
-    return max(n, (refused.limit or 0) + 1, least)
+    limit, held = refused
+    cost = record.get("cost", 1) if limit.counts == "cost" else 1
+    least = (limit.limit or 0) + cost
+    if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
+        least = max(least, held + cost)
+    elif limit.counts == "cost":
+        least -= record.get("remaining", 0)
+    else:
+        least = max(least, record.get("count") or 0)
+    return max(n, least)
 
 
 def as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str, object]:
@@ -321,9 +331,11 @@ def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, o
 def _left_then(limit: LimitThen, record: Mapping[str, Any]) -> int | None:
     """The quota that a limit had left after the decision. A row has that of the limit that decided; others are full.
 
-    None if nobody knows: the row sums up denials.
+    None if nobody knows: the row sums up denials, or another limit may have had room for a part of the call's cost.
     """
-    return record.get("remaining") if limit.is_reported else 0
+    if limit.is_reported:
+        return record.get("remaining")
+    return None if limit.counts == "cost" and record.get("cost", 1) > 1 else 0
 
 
 def _now_as_json(now: CounterNow) -> dict[str, object]:
@@ -374,11 +386,10 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
     paragraph(f"{limit.text} for {Counted.of(now.counter.label).text}" if now else f"{limit.text}", indent="    ")
     left, count = _left_then(limit, record), record.get("count")
     word = "in flight" if limit.counts == "concurrent" else "used"
-    if left is not None:
-        used = limit.limit - left
-        parts = [f"{used:,} {word}", f"{left:,} left"]
-        parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-        parts += [f"count {count} with denials"] if limit.is_reported and count != used else []
+    parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
+    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
+    parts += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
+    if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now is None:
         return

@@ -268,6 +268,32 @@ def test_a_limit_on_cost_is_raised_so_far_that_the_call_fits() -> None:
     assert found.commands == ["mcpguard policy set --tool sum --count cost 40/1h 40/1d"]
 
 
+def test_each_limit_on_cost_is_raised_so_far_that_the_call_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = ["30/1h", "35/1d"]\n[[cost]]\ntool = "sum"\ncost = {}\n'
+    kinds = Kinds(text.format(10))
+    kinds.last("sum", 3)
+    dearer = Kinds(text.format(20))
+    dearer.store = kinds.store
+    found = dearer.shown(dearer.last("sum", 1))
+    assert found.commands == ["mcpguard policy set --tool sum --count cost 50/1h 50/1d"], "30 units are used, and it takes 20"
+    _audit_show.print_all(found, dearer.policy, "policy.toml")
+    out = capsys.readouterr().out
+    assert "30-units/1h for tool=sum server=crm\n      then: retry in 3,600 s\n      now:  30 used, 0 left" in out
+    assert "35-units/1d for tool=sum server=crm\n      then: 30 used, 5 left, retry in 86,400 s" in out
+    limits: Any = _audit_show.as_json(found, dearer.policy, is_starter=False)["limits"]
+    assert [one["then"]["used"] for one in limits] == [None, 30], "the row tells it for the limit that decided only"
+
+
+def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_lowered() -> None:
+    text = '[[rule]]\ntool = "echo"\nlimit = ["{0}/1h", "{0}/1d"]\n'
+    kinds = Kinds(text.format(9))
+    kinds.last("echo", 9)
+    lowered = Kinds(text.format(2))
+    lowered.store = kinds.store
+    found = lowered.shown(lowered.last("echo", 1))
+    assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
+
+
 def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = Kinds('[[rule]]\nuser = "*"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "1/1h"\n')
     found = kinds.shown(kinds.last("echo", 2))

@@ -300,6 +300,18 @@ def test_caps_cost_errors_and_arguments_are_explained(tmp_path: Path) -> None:
     ]
 
 
+def test_a_closed_tool_is_denied_whatever_the_arguments_are(tmp_path: Path) -> None:
+    policy(tmp_path, '[[rule]]\nper = ["arguments"]\nlimit = "5/10m"\n[[rule]]\ntool = "echo"\nlimit = "deny"\n')
+    out = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo", "--server", "crm").stdout
+    assert out.endswith("Next call: denied by the rule tool=echo\n")
+    assert explained(tmp_path, *WHO, "--tool", "echo", "--server", "crm")["next"] == {
+        "decision": "denied",
+        "axis": "tool",
+        "rule": "tool=echo",
+        "reason": "denied",
+    }
+
+
 def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
     policy(tmp_path, '[[rule]]\ntool = "echo"\nper = ["arguments"]\nlimit = "5/10m"\n')
     calls(tmp_path, "plain", 1)
