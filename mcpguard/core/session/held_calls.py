@@ -129,10 +129,11 @@ class HeldCalls:
         Returns:
             Whether it is held. It is not if a limit that refuses it will have no room in time, because of the calls before it.
         """
-        plan, frame, waited_us = request.plan, request.frame, request.waited_us
+        plan, frame = request.plan, request.frame
         assert frame is not None  # noqa: S101 - only calls are held
         assert frame.id is not None  # noqa: S101
-        assert waited_us is not None  # noqa: S101 - the store holds no other
+        call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
+        waited_us = request.waited_us = call.waited_us(now_us)
         decision = limiter.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
         found = refusing | set(self._contested(request))
@@ -158,7 +159,6 @@ class HeldCalls:
                 due_us = min(due_us, wait_us)
             else:  # there is room: the first call that waits for it is decided anew, as after a reset
                 self._hurry_next([counter])
-        call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
         call.request, call.verdict = request, verdict
         call.due_us = now_us + due_us
         call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)

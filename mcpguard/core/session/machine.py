@@ -387,8 +387,10 @@ class Session:
         exchange = self._exchange
         if request in exchange.withdrawn:
             self._held.note_drop(request, verdict, "cancelled while it waited")
+        elif exchange.is_used_again(request):
+            self._held.note_drop(request, verdict, "its id was used again")
         elif not self._held.hold(request, verdict, exchange.agents, exchange.now_us):
-            request.waited_us, request.is_behind = None, False
+            request.waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
             return False
         return True
 
