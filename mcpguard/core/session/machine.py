@@ -424,6 +424,8 @@ class Session:
         elif self._held.calls:
             for request in self._exchange.asked:
                 self._held.decided(request)
+            if any(verdict.decision == "allowed_unavailable" for verdict in event.verdicts):
+                self._held.hurry()  # nothing is limited, so nothing has to wait
         for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):
             if verdict.has_own_row and verdict.decision in REFUSED:
                 lines.append(replies.line_of(audit.row(request, verdict, 0)))

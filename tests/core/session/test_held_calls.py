@@ -228,6 +228,14 @@ def test_the_row_of_a_call_that_is_dropped_says_how_long_it_was_held(end: Callab
     assert (record["reason"], record["waited_ms"]) == (reason, 520)
 
 
+def test_held_calls_go_on_as_soon_as_calls_are_forwarded_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    monkeypatch.setattr(talk.store, "decide", lambda requests, _: [Verdict("allowed_unavailable") for _ in requests])
+    assert talk.client(call_line("search", 4)) == ["forwarded 4"]
+    assert talk.attend() == ["forwarded 2", "forwarded 3"]
+
+
 @pytest.mark.parametrize("exits", [True, False])
 def test_held_calls_end_with_their_server(exits: bool) -> None:
     talk = Talk(RATE)
