@@ -176,6 +176,13 @@ class Verdict:
         made.__dict__ |= self.__dict__
         return made
 
+    def later(self, passed_us: int) -> Self:
+        """The verdict some time later, if nothing else has happened: all waits are shorter."""
+        found = self.copy()
+        found.retry_after_us = _shorter(self.retry_after_us, passed_us)
+        found.exceeded = tuple([(reported, _shorter(wait_us, passed_us)) for reported, wait_us in self.exceeded])
+        return found
+
     @property
     def forwards(self) -> bool:
         """Whether the call is forwarded to the server."""
@@ -187,6 +194,10 @@ class Verdict:
         if not self.exceeded or self.reported is None:
             return None
         return "denied" if self.reported.limit is None else reason(self.reported.counts, self.retry_after_us)
+
+
+def _shorter(wait_us: int | None, passed_us: int) -> int | None:
+    return None if wait_us is None else max(0, wait_us - passed_us)
 
 
 def verdict(plan: Plan, decision: Decision) -> Verdict:

@@ -153,7 +153,9 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     ],
     ids=["cancelled", "id", "client", "server", "bug"],
 )
-def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited(drop: Callable[[Talk], object], why: str) -> None:
+def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_to_wait(
+    drop: Callable[[Talk], object], why: str
+) -> None:
     talk = Talk(RATE)
     talk.client(*(call_line("search", at) for at in range(1, 3)))
     talk.pass_ms(1500)
@@ -161,6 +163,7 @@ def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited(drop: Callable[[
     talk.record()
     (record,) = [one for one in talk.records if one["request_id"] == 2]
     assert (record["reason"], record["waited_ms"]) == (why, 1500)
+    assert record["retry_after_ms"] == 500
 
 
 def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
