@@ -383,7 +383,7 @@ class Session:
             request.is_behind = self._held.is_behind(request)
 
     def _hold(self, request: DecisionRequest, verdict: Verdict) -> bool:
-        """Hold a call. Returns False if it has to be decided again, without being held."""
+        """Hold a call. Returns False if it has to be decided again, so that it is denied."""
         exchange = self._exchange
         if request in exchange.withdrawn:
             self._held.note_drop(request, verdict, "cancelled while it waited")
