@@ -120,6 +120,11 @@ class MemoryStore:
         states, counters = self._memory.states, self._memory.counters
         return {key: log for key, log in states.items() if counters[key].window_us}, self._clock()
 
+    @property
+    def absent_are_empty(self) -> bool:
+        """See `Store`. As on Redis, nobody knows."""
+        return False
+
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
         if write_back_id in self._memory.adopted:

@@ -48,8 +48,8 @@ class DecisionRequest:
         why: A sentence for the client that states the cause of a denial that no rule made.
         rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
         client_name: The client's name, which selects the form of a denial; None if the client gave none.
-        waited_us: How long the call has been held; None if it may not be held.
-        is_behind: Whether an earlier call waits for one of its counters. Then it is held even if there is room.
+        waited_us: How long the call has been held; None if it is denied at once without room.
+        is_behind: Whether an earlier call waits for one of its counters. Then it is held if there is room.
         whole_plan: Of a free retry, the plan with the limits that it need not pass; else None.
     """
 
@@ -176,6 +176,13 @@ class Verdict:
         made.__dict__ |= self.__dict__
         return made
 
+    def later(self, passed_us: int) -> Self:
+        """The verdict some time later, if nothing else has happened: all waits are shorter."""
+        found = self.copy()
+        found.retry_after_us = _shorter(self.retry_after_us, passed_us)
+        found.exceeded = tuple([(reported, _shorter(wait_us, passed_us)) for reported, wait_us in self.exceeded])
+        return found
+
     @property
     def forwards(self) -> bool:
         """Whether the call is forwarded to the server."""
@@ -187,6 +194,10 @@ class Verdict:
         if not self.exceeded or self.reported is None:
             return None
         return "denied" if self.reported.limit is None else reason(self.reported.counts, self.retry_after_us)
+
+
+def _shorter(wait_us: int | None, passed_us: int) -> int | None:
+    return None if wait_us is None else max(0, wait_us - passed_us)
 
 
 def verdict(plan: Plan, decision: Decision) -> Verdict:
@@ -263,8 +274,10 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     plan = request.plan
     decision = limiter.decide(plan.limits, states, now_us, call_id)
     found = verdict(plan, decision)
-    if request.waited_us is not None and (
-        request.is_behind if decision.admitted else is_held(plan.limits, decision.exceeded, request.waited_us)
+    if (
+        request.is_behind
+        if decision.admitted
+        else request.waited_us is not None and is_held(plan.limits, decision.exceeded, request.waited_us)
     ):
         found.decision, found.states, found.now_us = "held", states, now_us
         return found, _NOTHING

@@ -278,6 +278,10 @@ class Recoverable(CallStore, AuditReader, Protocol):
         that it has counted since.
         """
 
+    @property
+    def absent_are_empty(self) -> bool:
+        """Whether the counters that `last_seen` leaves out were empty when this store last read or wrote any."""
+
     def hold(self, calls: Mapping[int, Sequence["Counter"]]) -> None:
         """Give places to calls in flight that were admitted without this store, whether there is room or not.
 

@@ -235,6 +235,15 @@ def test_a_usual_call_behind_another_is_held_though_it_has_room(place: Place) ->
     assert caller.used == [1]
 
 
+def test_a_call_that_may_not_be_held_is_denied_without_room_and_held_if_room_comes_that_is_for_others(place: Place) -> None:
+    caller = Caller(place.open(), '[[rule]]\ntool = "report"\nlimit = "1/1s"\nwait = "5s"\n')
+    caller.decide("report")
+    assert caller.words("report", is_behind=True) == ["rate_limited"]
+    place.pass_ms(1000)
+    assert caller.words("report", is_behind=True) == ["held"]
+    assert caller.words("report") == ["allowed"]
+
+
 # All of it
 
 MIXED = """

@@ -73,7 +73,7 @@ class AllThatIsCounted(RuleBasedStateMachine):
         full = [limit for limit in plan.limits if not model.has_room(limit, now_us)]
         if full:
             self.refused(plan, verdict, full, waited_us)
-        elif waited_us is not None and is_behind:
+        elif is_behind:
             assert (verdict.decision, verdict.exceeded) == ("held", ())
         else:
             assert verdict.decision == "allowed"

@@ -52,13 +52,13 @@ def opens(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opens]:
 class Guard:
     """A wrapper that a test cuts off from its store."""
 
-    def __init__(self, opens: Opens, session: str = "00000000000000aa") -> None:
+    def __init__(self, opens: Opens, session: str = "00000000000000aa", policy: str = POLICY) -> None:
         self.is_away = False
         self.time = Time()
         self._opens = opens
         self.store = FailoverStore(self._open, mode="local", notify=lambda _: None, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
-        self.session = Wrapper(self.store, POLICY, session=session)
+        self.session = Wrapper(self.store, policy, session=session)
 
     def _open(self) -> Store:
         if self.is_away:
@@ -159,3 +159,14 @@ def test_no_other_wrapper_gets_the_place_of_a_call_whose_wrapper_is_cut_off_for_
     other.starts()
     guard.stops(*calls[1:])
     assert used(opens)["concurrent"] == 1
+
+
+def test_a_counter_that_only_refused_calls_have_used_is_counted_from_zero(opens: Opens) -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "1/1m"\n[[rule]]\ntool = "*"\nlimit = "2/1h"\n'
+    guard = Guard(opens, policy=policy)
+    assert guard.session.decisions("other") + guard.session.decisions("search") == ["allowed", "rate_limited"]
+    guard.cut_off()
+    for expected in ("allowed", "allowed", "rate_limited"):
+        guard.time.now_us += 61_000_000
+        assert guard.session.decisions("search") == [expected]
+    guard.store.close()

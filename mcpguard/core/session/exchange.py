@@ -48,6 +48,12 @@ class Exchange:
         self.steps.append(request)
         self.requests.append(request)
 
+    def is_used_again(self, request: DecisionRequest) -> bool:
+        """Whether a later message of the exchange has a call's id."""
+        frames = [message for message in self.messages if isinstance(message, Frame)]
+        later = next((frames[at + 1 :] for at, frame in enumerate(frames) if frame is request.frame), [])
+        return any(frame.id == request.request_id for frame in later)
+
     def ask(self) -> Decide:
         """Ask for the next portion of verdicts. A call that may be held is decided alone: others may have to wait for it."""
         requests, start = self.requests, len(self.verdicts)

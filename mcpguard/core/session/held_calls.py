@@ -33,6 +33,7 @@ class HeldCall:
         rounds: Its number among the free retries of one charge; 0 if it is not one.
         request: The request of the last decision.
         verdict: The verdict of the last decision.
+        decided_us: When that was.
         arrived_us: When it arrived, by a monotone clock.
         due_us: When it is decided anew.
         waits_for: What it will take of each counter that it waits for, by counter id.
@@ -45,7 +46,7 @@ class HeldCall:
         self.rounds = request.rounds
         self.request = request
         self.verdict = Verdict("held")
-        self.arrived_us = arrived_us
+        self.decided_us = self.arrived_us = arrived_us
         self.due_us = arrived_us
         self.waits_for: dict[int, int] = {}
         self.needs_only_places = False
@@ -129,10 +130,11 @@ class HeldCalls:
         Returns:
             Whether it is held. It is not if a limit that refuses it will have no room in time, because of the calls before it.
         """
-        plan, frame, waited_us = request.plan, request.frame, request.waited_us
+        plan, frame = request.plan, request.frame
         assert frame is not None  # noqa: S101 - only calls are held
         assert frame.id is not None  # noqa: S101
-        assert waited_us is not None  # noqa: S101 - the store holds no other
+        call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
+        waited_us = request.waited_us = call.waited_us(now_us)
         decision = limiter.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
         found = refusing | set(self._contested(request))
@@ -158,8 +160,7 @@ class HeldCalls:
                 due_us = min(due_us, wait_us)
             else:  # there is room: the first call that waits for it is decided anew, as after a reset
                 self._hurry_next([counter])
-        call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
-        call.request, call.verdict = request, verdict
+        call.request, call.verdict, call.decided_us = request, verdict, now_us
         call.due_us = now_us + due_us
         call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)
         lost = call.waits_for.keys() - waits_for.keys()
@@ -193,7 +194,7 @@ class HeldCalls:
 
     def _drop(self, call: HeldCall, why: str, now_us: int) -> None:
         call.request.detail = {**call.request.detail, "waited_ms": call.waited_us(now_us) // 1000}
-        self.note_drop(call.request, call.verdict, why)
+        self.note_drop(call.request, call.verdict.later(now_us - call.decided_us), why)
 
     def note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
         """Let the row of a call be written that was dropped, or cancelled before it was held."""

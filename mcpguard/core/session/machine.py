@@ -386,12 +386,14 @@ class Session:
             request.is_behind = self._held.is_behind(request)
 
     def _hold(self, request: DecisionRequest, verdict: Verdict) -> bool:
-        """Hold a call. Returns False if it has to be decided again, without being held."""
+        """Hold a call. Returns False if it has to be decided again, so that it is denied."""
         exchange = self._exchange
         if request in exchange.withdrawn:
             self._held.note_drop(request, verdict, "cancelled while it waited")
+        elif exchange.is_used_again(request):
+            self._held.note_drop(request, verdict, "its id was used again")
         elif not self._held.hold(request, verdict, exchange.agents, exchange.now_us):
-            request.waited_us, request.is_behind = None, False
+            request.waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
             return False
         return True
 
@@ -425,6 +427,8 @@ class Session:
         elif self._held.calls:
             for request in self._exchange.asked:
                 self._held.decided(request)
+            if any(verdict.decision == "allowed_unavailable" for verdict in event.verdicts):
+                self._held.hurry()  # nothing is limited, so nothing has to wait
         for request, verdict in zip(self._exchange.asked, event.verdicts, strict=True):
             if verdict.has_own_row and verdict.decision in REFUSED:
                 lines.append(replies.line_of(audit.row(request, verdict, 0)))

@@ -115,13 +115,20 @@ class LocalCounting:
             if len(self._expiry_us) > MAX_SEEN:
                 self._make_room_for_seen(now_us)
 
-    def learn(self, logs: Mapping[int, State]) -> None:
-        """Take over the logs that the store last read or wrote, with times by the clock of `decide`.
+    def learn(self, logs: Mapping[int, State], *, absent_are_empty: bool) -> None:
+        """Take over the logs that the store last read or wrote.
 
         Logs of other counters that this wrapper has used are kept. Beyond `MAX_COUNTERS` the logs that were charged last are
         kept.
+
+        Args:
+            logs: The logs, with times by the clock of `decide`.
+            absent_are_empty: Whether the counters without one were empty.
         """
         self._note_last()
+        if absent_are_empty:
+            known = logs.keys() | self._logs.keys()
+            self._expiry_us = {key: expiry_us for key, expiry_us in self._expiry_us.items() if key in known}
         self._unused.clear()
         for key, log in logs.items():
             if not log:  # an empty counter is counted from zero, as an unknown one is

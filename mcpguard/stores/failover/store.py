@@ -252,7 +252,8 @@ class FailoverStore:
         if self._store is not None:
             logs, store_now_us = self._store.last_seen()
             ahead_us = self._clock() - store_now_us
-            self._local.learn({key: limiter.shift(log, ahead_us) for key, log in logs.items()})
+            shifted = {key: limiter.shift(log, ahead_us) for key, log in logs.items()}
+            self._local.learn(shifted, absent_are_empty=self._store.absent_are_empty)
             self._in_flight.lose_store()
             self._failed, self._store = self._store, None
         self._buffer.spill.active = True

@@ -7,7 +7,7 @@
 --       bytes, and whether this may be a usual call. In the same argument follow texts with a NUL after each: the session's
 --       allowance of rows for denials, as JSON; then for each request
 --         - its decision, if it does not depend on limits. Or `?`, then the microseconds that the call has been held (nothing if
---           it may not be held), whether it is behind another call, and the decision if it is admitted
+--           it is denied at once without room), whether it is behind another call, and the decision if it is admitted
 --         - what the session's journal remembers, as JSON
 --         - the detail of its row
 --         - the shorter detail of a denial, if the detail is too long for one
@@ -190,7 +190,10 @@ for request = 1, requests do
     end
     if choices then -- as core/verdict.decide_one
       local waited_us, behind, admitted = string.match(choices, '^%?(%d*) (%d) (%a+)$')
-      local is_held = waited_us ~= '' and (is_denied or behind == '1')
+      local is_held = behind == '1'
+      if is_denied then
+        is_held = waited_us ~= ''
+      end
       if is_held and is_denied then -- as core/waiting.is_held
         for _, one in ipairs(exceeded) do
           local limit = limits[one[1]]

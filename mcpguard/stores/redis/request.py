@@ -154,7 +154,7 @@ def _texts(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) 
         remembered = journal.remembered(request, time_us)
         memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
         detail = short = choices = ""
-        if request.waited_us is not None or request.rounds:
+        if request.waited_us is not None or request.is_behind or request.rounds:
             waited = "" if request.waited_us is None else request.waited_us
             choices = f"?{waited} {request.is_behind:d} {'continued' if request.rounds else 'allowed'}"
         if request.detail:

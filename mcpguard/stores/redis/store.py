@@ -402,6 +402,11 @@ class RedisStore:
         """See `Store`."""
         return self._seen.logs(), self._now_us()
 
+    @property
+    def absent_are_empty(self) -> bool:
+        """See `Store`. Empty counters are among those last seen, unless they are too many."""
+        return False
+
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):

@@ -245,6 +245,11 @@ class SqliteStore:
         """See `Store`."""
         return dict(self._follower.memory.states), self._clock()
 
+    @property
+    def absent_are_empty(self) -> bool:
+        """See `Store`."""
+        return self._follower.memory.complete
+
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
 

@@ -1,13 +1,15 @@
 """Held calls: calls that wait until their limits have room."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from mcpguard.core.journal import Journal
 from mcpguard.core.session import events, held_calls, in_flight
 from mcpguard.core.session.events import HeldCallsDue
 from mcpguard.core.session.held_calls import LOOK_US
+from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.core.waiting import MAX_WAITING
 from mcpguard.errors import Unauthenticated
 from tests.callers import Caller
@@ -78,6 +80,23 @@ def test_a_wait_that_cannot_be_enough_is_not_begun() -> None:
     assert longer.pass_ms(5000) == ["forwarded 3"]
 
 
+def test_a_call_that_is_about_to_be_denied_takes_no_room_of_the_calls_before_it() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/5s"\nwait = "5s"\n')
+    talk.client(call_line("search", 1), call_line("search", 2))
+    talk.time.pass_ms(4999)
+    decide = talk.store.decide
+
+    def decide_slowly(requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        verdicts = decide(requests, journal)
+        talk.time.pass_ms(1)  # so room comes between the first decision on call 3 and the second
+        return verdicts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(talk.store, "decide", decide_slowly)
+        assert talk.client(call_line("search", 3)) == []
+    assert talk.attend() == ["forwarded 2", "answered 3: 429"]
+
+
 def test_a_call_is_held_only_if_every_limit_that_refuses_it_lets_it_wait() -> None:
     talk = Talk(RATE + '[[rule]]\nuser = "*"\nlimit = "1/2s"\n')
     assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
@@ -134,7 +153,9 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     ],
     ids=["cancelled", "id", "client", "server", "bug"],
 )
-def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited(drop: Callable[[Talk], object], why: str) -> None:
+def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_to_wait(
+    drop: Callable[[Talk], object], why: str
+) -> None:
     talk = Talk(RATE)
     talk.client(*(call_line("search", at) for at in range(1, 3)))
     talk.pass_ms(1500)
@@ -142,6 +163,7 @@ def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited(drop: Callable[[
     talk.record()
     (record,) = [one for one in talk.records if one["request_id"] == 2]
     assert (record["reason"], record["waited_ms"]) == (why, 1500)
+    assert record["retry_after_ms"] == 500
 
 
 def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
@@ -156,6 +178,20 @@ def test_a_call_that_uses_the_id_of_a_held_one_ends_that_one() -> None:
     talk.client(call_line("search", 1), call_line("search", 2))
     assert talk.client(request("ping", 2)) == ["forwarded 2"]
     assert talk.pass_ms(5000) == []
+
+
+@pytest.mark.parametrize("later", [call_line("search", 2, arguments={"newer": 1}), request("ping", 2)], ids=["call", "ping"])
+def test_a_call_whose_id_is_used_again_in_the_same_read_is_not_held(later: bytes) -> None:
+    talk = Talk(RATE)
+    lines = [call_line("search", 1), call_line("search", 2), later, call_line("search", 3)]
+    is_call = later != request("ping", 2)
+    assert talk.client(*lines) == ["forwarded 1"] + ["forwarded 2"] * (not is_call)
+    assert talk.pass_ms(2000) == ["forwarded 2" if is_call else "forwarded 3"]
+    talk.record()
+    assert [(one["request_id"], one["reason"]) for one in talk.records if "reason" in one] == [(2, "its id was used again")]
+    if is_call:
+        assert talk.to_server[-1]["params"]["arguments"] == {"newer": 1}
+        assert talk.pass_ms(2000) == ["forwarded 3"], "it waits behind one call, and not behind two"
 
 
 def test_a_refused_frame_with_the_id_of_a_held_call_does_not_end_it() -> None:
@@ -193,6 +229,14 @@ def test_the_row_of_a_call_that_is_dropped_says_how_long_it_was_held(end: Callab
     talk.record()
     record = next(one for one in talk.records if one.get("request_id") == 2)
     assert (record["reason"], record["waited_ms"]) == (reason, 520)
+
+
+def test_held_calls_go_on_as_soon_as_calls_are_forwarded_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    monkeypatch.setattr(talk.store, "decide", lambda requests, _: [Verdict("allowed_unavailable") for _ in requests])
+    assert talk.client(call_line("search", 4)) == ["forwarded 4"]
+    assert talk.attend() == ["forwarded 2", "forwarded 3"]
 
 
 @pytest.mark.parametrize("exits", [True, False])
