@@ -272,11 +272,9 @@ def _raised(n: int, refused: LimitThen | None, record: Mapping[str, Any]) -> int
     """
     if refused is None or not n:
         return n
-    least = 0
-    if refused.is_reported:
-        least = record.get("count") or 0
-        if refused.counts == "cost" and "cost" in record:
-            least = (refused.limit or 0) - record.get("remaining", 0) + record["cost"]
+    least = record.get("count") or 0 if refused.is_reported else 0
+    if refused.counts == "cost" and "cost" in record:
+        least = (refused.limit or 0) - (_left_then(refused, record) or 0) + record["cost"]
     return max(n, (refused.limit or 0) + 1, least)
 
 
@@ -321,9 +319,11 @@ def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, o
 def _left_then(limit: LimitThen, record: Mapping[str, Any]) -> int | None:
     """The quota that a limit had left after the decision. A row has that of the limit that decided; others are full.
 
-    None if nobody knows: the row sums up denials.
+    None if nobody knows: the row sums up denials, or the limit is another one on cost, which need not be full.
     """
-    return record.get("remaining") if limit.is_reported else 0
+    if limit.is_reported:
+        return record.get("remaining")
+    return None if limit.counts == "cost" else 0
 
 
 def _now_as_json(now: CounterNow) -> dict[str, object]:
@@ -374,11 +374,10 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
     paragraph(f"{limit.text} for {Counted.of(now.counter.label).text}" if now else f"{limit.text}", indent="    ")
     left, count = _left_then(limit, record), record.get("count")
     word = "in flight" if limit.counts == "concurrent" else "used"
-    if left is not None:
-        used = limit.limit - left
-        parts = [f"{used:,} {word}", f"{left:,} left"]
-        parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-        parts += [f"count {count} with denials"] if limit.is_reported and count != used else []
+    parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
+    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
+    parts += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
+    if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now is None:
         return
