@@ -116,7 +116,7 @@ class Shown(NamedTuple):
     @property
     def was_refused(self) -> bool:
         """Whether limits said no, perhaps in observe mode."""
-        return "exceeded" in self.record
+        return self.record["decision"] in {"rate_limited", "would_deny", "denied"}
 
 
 def find(store: AuditReader, namespace: str, row_id: str) -> dict[str, object]:

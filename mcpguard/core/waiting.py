@@ -45,7 +45,7 @@ def wait_in_queue_us(limit: Limit, log: State, now_us: int, ahead: Sequence[int]
     """
     n, window_us = limit.n, limit.window_us
     at_us = max(now_us, log[-2]) if log else now_us
-    for cost in ahead:
+    for cost in filter(None, ahead):  # entries without cost would push others together in a full log
         log = live(log, window_us, at_us)
         wait_us = retry_after(log, n, window_us, at_us, cost)
         if wait_us is not None:

@@ -39,6 +39,21 @@ def test_no_row_is_older_than_a_time_before_the_first_year(home: Path, before: s
     assert (done.returncode, done.stdout, done.stderr) == (0, "0 rows deleted\n", "")
 
 
+def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_it(home: Path, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db", isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
+        writer.execute("BEGIN IMMEDIATE")
+        writer.executemany("INSERT INTO agent_note VALUES ('a', ?, 'b', 1)", [(f"{at:0500}",) for at in range(200)])
+        left = tmp_path / "left"
+        left.mkdir()
+        for file in home.glob("mcpguard.db*"):
+            shutil.copy(file, left)  # as a SIGKILL at this moment leaves it
+        writer.execute("ROLLBACK")
+    assert (left / "mcpguard.db-journal").stat().st_size > 4096
+    done = mcpguard(left, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows deleted\n", "")
+
+
 def test_rows_of_other_namespaces_stay(home: Path) -> None:
     argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
     assert mcpguard(home, *argv, MCPGUARD_NAMESPACE="other").stdout == "0 rows deleted\n"

@@ -294,6 +294,16 @@ def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_low
     assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
 
 
+def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsys: pytest.CaptureFixture[str]) -> None:
+    cost = '[[rule]]\ntool = "sum"\nlimit = "30/1h"\ncount = "cost"\n[[cost]]\ntool = "sum"\ncost = 20\n'
+    kinds = Kinds(cost + '[[rule]]\nuser = "*"\nlimit = "1/1d"\n')
+    found = kinds.shown(kinds.last("sum", 2))
+    _audit_show.print_all(found, kinds.policy, "policy.toml")
+    out = capsys.readouterr().out
+    assert "      then: retry in 3,600 s\n      now:  20 used, 10 left, retry in 3,600 s\n" in out
+    assert out.endswith("    mcpguard policy set --tool sum --count cost 50/1h\n    mcpguard policy set --user '*' 2/1d\n")
+
+
 def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = Kinds('[[rule]]\nuser = "*"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "1/1h"\n')
     found = kinds.shown(kinds.last("echo", 2))

@@ -322,6 +322,7 @@ def test_a_row_for_denials_by_different_limits_names_none_of_them_in_part(other:
     sum_row = sum_of(summed(one, one._replace(reported=other)))
     assert sum_row.reported == '{"axis":"user"}'
     assert sum_of(summed(sum_row, one)).reported == '{"axis":"user"}'
+    assert record(sum_row).keys().isdisjoint({"rule", "limit", "window", "exceeded"})
     assert line(record(sum_row)) == 'rate_limited axis=user reason="more of this kind, not kept one by one"'
 
 

@@ -166,9 +166,12 @@ def test_a_row_that_sums_up_denials_of_several_tools_is_a_span_unless_it_is_of_l
     context = json.dumps({"namespace": "default", "session": SESSION, "server": "crm"})
     for decision in ("rate_limited", "unauthenticated", "invalid", "policy"):
         add(store, decision, repeats=3, context=context)
+    add(store, "invalid", context=json.dumps(json.loads(context) | {"tool": "search"}))
     export(tmp_path, receiver)
-    assert [span.name for span in receiver.spans] == ["tools/call", "tools/call"]
-    found = [values(span.attributes) for span in receiver.spans]
+    *of_several, of_one = receiver.spans
+    assert [span.name for span in of_several] == ["tools/call", "tools/call"]
+    assert of_one.name == "tools/call search", "a call that is not strict JSON-RPC is a call"
+    found = [values(span.attributes) for span in of_several]
     assert [(one["mcpguard.decision"], one["mcpguard.repeats"]) for one in found] == [
         ("rate_limited", 3),
         ("unauthenticated", 3),

@@ -138,12 +138,9 @@ class HeldCalls:
         decision = limiter.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
         found = refusing | set(self._contested(request))
-        left_us = min(plan.limits[at].wait_us for at in found) - waited_us
-        due_us = left_us
-        waits_for: dict[int, int] = {}
-        for at in found:
-            limit = plan.limits[at]
-            waits_for[plan.counters[limit.counter].id] = 0 if limit.counts == "errors" else limit.cost
+        limits = [plan.limits[at] for at in found]
+        waits_for = {plan.counters[one.counter].id: 0 if one.counts == "errors" else one.cost for one in limits}
+        due_us = min(one.wait_us for one in limits) - waited_us
         for at in found:
             limit = plan.limits[at]
             counter = plan.counters[limit.counter].id
@@ -162,7 +159,7 @@ class HeldCalls:
                 self._hurry_next([counter])
         call.request, call.verdict, call.decided_us = request, verdict, now_us
         call.due_us = now_us + due_us
-        call.needs_only_places = all(plan.limits[at].counts == "concurrent" for at in found)
+        call.needs_only_places = all(one.counts == "concurrent" for one in limits)
         lost = call.waits_for.keys() - waits_for.keys()
         call.waits_for = waits_for
         self.calls[frame.id] = call

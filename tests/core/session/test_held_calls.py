@@ -68,6 +68,13 @@ def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_the_same_coun
     assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
 
 
+def test_a_small_call_does_not_overtake_a_large_one_although_it_will_have_no_room_in_time_after_that() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "3/2s"\ncount = "cost"\nwait = "3s"\n[[cost]]\ntool = "large"\ncost = 3\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("small", 1), call_line("large", 2), call_line("small", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(2000) == ["forwarded 2", "answered 3: 429"]
+
+
 def test_a_wait_that_cannot_be_enough_is_not_begun() -> None:
     talk = Talk(RATE)
     assert talk.client(*(call_line("search", at) for at in range(1, 5))) == ["forwarded 1", "answered 4: 429"]
@@ -211,26 +218,6 @@ def test_held_calls_end_with_their_client() -> None:
     assert talk.client(call_line("search", 3), call_line("search", 4))[-1:] == ["answered 4: 429"], "nobody waits any more"
 
 
-@pytest.mark.parametrize(
-    ("end", "reason"),
-    [
-        (lambda talk: talk.client(cancel(2)), "cancelled while it waited"),
-        (lambda talk: talk.client(request("ping", 2)), "its id was used again"),
-        (lambda talk: talk.client_leaves(), "the client left while it waited"),
-        (lambda talk: talk.server_exits("server exited with status 1"), "the server ended while it waited"),
-    ],
-)
-def test_the_row_of_a_call_that_is_dropped_says_how_long_it_was_held(end: Callable[[Talk], object], reason: str) -> None:
-    talk = Talk(CAP)
-    talk.client(call_line("browse", 1), call_line("browse", 2))
-    talk.pass_ms(500)
-    talk.time.pass_ms(20)
-    end(talk)
-    talk.record()
-    record = next(one for one in talk.records if one.get("request_id") == 2)
-    assert (record["reason"], record["waited_ms"]) == (reason, 520)
-
-
 def test_held_calls_go_on_as_soon_as_calls_are_forwarded_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk(RATE)
     talk.client(*(call_line("search", at) for at in range(1, 4)))
@@ -332,6 +319,14 @@ def test_a_call_that_waits_for_a_place_is_forwarded_when_the_call_before_it_is_a
     assert talk.attend() == ["forwarded 2"]
     talk.answer(2)
     assert talk.attend() == ["forwarded 3"]
+
+
+def test_of_the_calls_that_wait_for_a_place_only_the_first_is_decided_anew_all_the_time() -> None:
+    talk = Talk(CAP)
+    talk.client(*(call_line("browse", at) for at in range(1, 5)))
+    talk.together.clear()
+    talk.pass_ms(1000)
+    assert len(talk.together) == 1_000_000 // LOOK_US
 
 
 def test_a_call_that_waits_for_a_place_soon_finds_one_that_another_session_has_freed() -> None:
@@ -440,6 +435,25 @@ def test_a_tool_that_fails_is_closed_until_the_errors_have_left_the_window() -> 
     talk.answer(4)
     talk.time.pass_ms(59_000)
     assert talk.client(call_line("flaky", 6)) == ["forwarded 6"]
+
+
+def test_calls_that_wait_for_errors_to_leave_the_window_take_no_room_from_each_other() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "1/2s"\nwait = "3s"\n')
+    talk.client(call_line("flaky", 1))
+    talk.answer(1, isError=True)
+    assert talk.client(call_line("flaky", 2), call_line("flaky", 3)) == []
+    assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_many_calls_that_wait_for_the_first_of_many_errors_to_leave_the_window_wait_equally_long() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "64/100s"\nwait = "36s"\n')
+    for at in range(64):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+        talk.time.pass_ms(1000)
+    ids = range(100, 120)
+    assert talk.client(*(call_line("flaky", at) for at in ids)) == []
+    assert talk.pass_ms(36_000) == [f"forwarded {at}" for at in ids]
 
 
 def test_a_free_retry_that_fails_is_counted_as_an_error() -> None:

@@ -243,6 +243,12 @@ def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, p
     assert other.warnings == ()
 
 
+@pytest.mark.parametrize("words", ["unable to open database file", "file is not a database"])
+def test_an_error_at_a_path_that_cannot_be_looked_at_is_reported(tmp_path: Path, words: str) -> None:
+    path = tmp_path / ("x" * 300)  # so long that the system refuses to look, as it does in a folder without permission
+    assert isinstance(database.unavailable(path, sqlite3.OperationalError(words)), StoreUnavailable)
+
+
 # Processes that end
 
 
