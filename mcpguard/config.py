@@ -326,7 +326,9 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
             raise ConfigError(f"{file}: begins with a byte order mark", "save it as UTF-8 without one")
         import tomllib  # loaded before the server is started, so only if there is a file
 
-        return tomllib.loads(text)
+        data = tomllib.loads(text)
+        repr(data)  # fails now, and not in an error about it, if a hexadecimal number has too many digits
+        return data
     except FileNotFoundError:
         if where:
             raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
@@ -335,7 +337,7 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it must be a TOML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8", "save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:  # tomllib raises these for a very long number and for deep nesting
+    except (ValueError, RecursionError) as error:  # a very long number, or deep nesting
         raise ConfigError(f"{file}: not TOML: {error}", "write text in quotes, and table names in [brackets]") from error
 
 
