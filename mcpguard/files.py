@@ -29,11 +29,14 @@ def absolute(name: str, *, where: str) -> str:
         where: The setting, option or variable that holds the name.
 
     Raises:
-        ConfigError: The home folder or the working folder is not known; or the name is a token, which the message leaves out.
+        ConfigError: The home folder or the working folder is not known; or the name has a NUL character; or it is a token,
+            which the message leaves out.
     """
     if holds_token(name):
         hint = "write the token into a file that only you can read, and name that file"
         raise ConfigError(f"{where} holds a token where a path belongs", hint)
+    if "\0" in name:
+        raise ConfigError(f"{where}: {name!r} is not a path: it has a NUL character", "write a path without it")
     if os.path.isabs(name) and os.path.normpath(name) == name:  # noqa: PTH117 - the usual case needs no Path
         return name
     from pathlib import Path

@@ -245,8 +245,8 @@ def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "content",
-    [b"[store", b"user = alice", b"a = 1\na = 2", b"a = " + b"9" * 5000, b"a = " + b"[" * 100_000],
-    ids=range(5),
+    [b"[store", b"user = alice", b"a = 1\na = 2", b"a = " + b"9" * 5000, b"a = " + b"[" * 100_000, b"quiet = 0x" + b"f" * 5000],
+    ids=range(6),
 )
 def test_a_file_of_settings_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.toml").write_bytes(content)
@@ -335,7 +335,9 @@ def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None
     assert loaded(tmp_path, store=url).address == SqliteAddress(Path(path))
 
 
-@pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///", "/var/x.db", "postgres://user:s3cret@host/db", ""])
+@pytest.mark.parametrize(
+    "url", ["sqlite://relative.db", "sqlite:///", "sqlite:///a%00b.db", "/var/x.db", "postgres://user:s3cret@host/db", ""]
+)
 def test_an_unknown_store_address_is_refused_without_repeating_its_password(tmp_path: Path, url: str) -> None:
     settings = loaded(tmp_path, store=url or "x")
     with pytest.raises(ConfigError) as caught:
@@ -428,6 +430,15 @@ def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str
     monkeypatch.setattr(sys, "platform", system)
     places = (Unix if system == "linux" else MacOS)("mcpguard", appauthor=False)
     assert folders({}) == (places.user_config_dir, places.user_state_dir)
+
+
+def test_a_path_with_a_nul_character_is_refused(tmp_path: Path) -> None:
+    jwt = '[identity.jwt]\nissuer = "i"\naudience = "a"\njwks = "keys.json"\ntoken_file = "a\\u0000b"'
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, jwt)
+    where = f"{tmp_path}/config.toml: identity.jwt.token_file"
+    assert caught.value.message == f"{where}: '{tmp_path}/a\\x00b' is not a path: it has a NUL character"
+    assert caught.value.hint == "write a path without it"
 
 
 def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
