@@ -364,6 +364,9 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
 
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # the policy's units; its parser is loaded later
 
+_LONGEST_SPAN_S: Final = 999_999 * 604_800
+"""In microseconds it fits into the 64 bits that a store has for a time."""
+
 
 def span_us(text: str, *, where: str) -> int:
     """A span of time such as `30d` in microseconds.
@@ -371,10 +374,11 @@ def span_us(text: str, *, where: str) -> int:
     Raises:
         ConfigError: The text is not a span of time.
     """
-    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
-    if not match or not int(match[1]):
+    match = re.fullmatch(r"([0-9]{1,12})([smhdw])", text)
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= _LONGEST_SPAN_S:
         raise ConfigError(f"{where}: {text!r} is not a span of time", "write a number and one of s m h d w, such as 30d")
-    return int(match[1]) * _UNIT_SECONDS[match[2]] * 1_000_000
+    return seconds * 1_000_000
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
