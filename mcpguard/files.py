@@ -55,7 +55,7 @@ def named_path(name: str, *, where: str) -> "Path":
 
 
 def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
-    """Read a file, or its first bytes. A named pipe is refused, because reading it might never end.
+    """Read a file, or its first bytes. A named pipe and a device, unless it is empty, are refused: reading might never end.
 
     Raises:
         OSError: The file cannot be read.
@@ -67,6 +67,10 @@ def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if stat.S_ISFIFO(mode):
             raise OSError(errno.EINVAL, "a pipe, not a file", str(path))
+        if not stat.S_ISREG(mode):
+            if os.read(fd, 1):
+                raise OSError(errno.EINVAL, "a device, not a file", str(path))
+            return b""
         with open(fd, "rb", closefd=False) as file:
             return file.read(max_bytes)
     finally:

@@ -482,6 +482,15 @@ def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
     assert caught.value.message == f"{tmp_path}/config.toml: cannot be read: a pipe, not a file"
 
 
+def test_an_endless_device_is_no_file_of_settings(tmp_path: Path) -> None:
+    error = refusal(tmp_path, config="/dev/zero")
+    assert (error.message, error.hint) == ("/dev/zero: cannot be read: a device, not a file", "it must be a TOML file")
+
+
+def test_the_empty_device_is_a_file_without_settings(tmp_path: Path) -> None:
+    assert loaded(tmp_path, '[identity]\nuser = "usual"', config=os.devnull).user is None
+
+
 def test_the_repr_of_settings_has_no_secret(tmp_path: Path) -> None:
     settings = load(
         {"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_STORE": "redis://u:s3cret@x", "MCPGUARD_STORE_PASSWORD": "hidden"}
