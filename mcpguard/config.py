@@ -326,7 +326,9 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
             raise ConfigError(f"{file}: begins with a byte order mark", "save it as UTF-8 without one")
         import tomllib  # loaded before the server is started, so only if there is a file
 
-        return tomllib.loads(text)
+        data = tomllib.loads(text)
+        repr(data)  # fails now, and not in an error about it, if a hexadecimal number has too many digits
+        return data
     except FileNotFoundError:
         if where:
             raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
@@ -335,7 +337,7 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it must be a TOML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8", "save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:  # tomllib raises these for a very long number and for deep nesting
+    except (ValueError, RecursionError) as error:  # a very long number, or deep nesting
         raise ConfigError(f"{file}: not TOML: {error}", "write text in quotes, and table names in [brackets]") from error
 
 
@@ -362,6 +364,9 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
 
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # the policy's units; its parser is loaded later
 
+_LONGEST_SPAN_S: Final = 999_999 * 604_800
+"""In microseconds it fits into the 64 bits that a store has for a time."""
+
 
 def span_us(text: str, *, where: str) -> int:
     """A span of time such as `30d` in microseconds.
@@ -369,10 +374,11 @@ def span_us(text: str, *, where: str) -> int:
     Raises:
         ConfigError: The text is not a span of time.
     """
-    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
-    if not match or not int(match[1]):
+    match = re.fullmatch(r"([0-9]{1,12})([smhdw])", text)
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= _LONGEST_SPAN_S:
         raise ConfigError(f"{where}: {text!r} is not a span of time", "write a number and one of s m h d w, such as 30d")
-    return int(match[1]) * _UNIT_SECONDS[match[2]] * 1_000_000
+    return seconds * 1_000_000
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

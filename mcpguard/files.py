@@ -29,11 +29,14 @@ def absolute(name: str, *, where: str) -> str:
         where: The setting, option or variable that holds the name.
 
     Raises:
-        ConfigError: The home folder or the working folder is not known; or the name is a token, which the message leaves out.
+        ConfigError: The home folder or the working folder is not known; or the name has a NUL character; or it is a token,
+            which the message leaves out.
     """
     if holds_token(name):
         hint = "write the token into a file that only you can read, and name that file"
         raise ConfigError(f"{where} holds a token where a path belongs", hint)
+    if "\0" in name:
+        raise ConfigError(f"{where}: {name!r} is not a path: it has a NUL character", "write a path without it")
     if os.path.isabs(name) and os.path.normpath(name) == name:  # noqa: PTH117 - the usual case needs no Path
         return name
     from pathlib import Path
@@ -52,7 +55,7 @@ def named_path(name: str, *, where: str) -> "Path":
 
 
 def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
-    """Read a file, or its first bytes. A named pipe is refused, because reading it might never end.
+    """Read a file, or its first bytes. A named pipe and a device, unless it is empty, are refused: reading might never end.
 
     Raises:
         OSError: The file cannot be read.
@@ -64,6 +67,10 @@ def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if stat.S_ISFIFO(mode):
             raise OSError(errno.EINVAL, "a pipe, not a file", str(path))
+        if not stat.S_ISREG(mode):
+            if os.read(fd, 1):
+                raise OSError(errno.EINVAL, "a device, not a file", str(path))
+            return b""
         with open(fd, "rb", closefd=False) as file:
             return file.read(max_bytes)
     finally:

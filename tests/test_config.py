@@ -245,8 +245,8 @@ def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "content",
-    [b"[store", b"user = alice", b"a = 1\na = 2", b"a = " + b"9" * 5000, b"a = " + b"[" * 100_000],
-    ids=range(5),
+    [b"[store", b"user = alice", b"a = 1\na = 2", b"a = " + b"9" * 5000, b"a = " + b"[" * 100_000, b"quiet = 0x" + b"f" * 5000],
+    ids=range(6),
 )
 def test_a_file_of_settings_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.toml").write_bytes(content)
@@ -311,13 +311,23 @@ def test_an_invalid_setting_is_reported_with_a_hint(tmp_path: Path, text: str, w
 
 @pytest.mark.parametrize(
     ("text", "us"),
-    [("1s", 1_000_000), ("90m", 5_400_000_000), ("3h", 10_800_000_000), ("30d", 30 * DAY_US), ("2w", 14 * DAY_US)],
+    [
+        ("1s", 1_000_000),
+        ("90m", 5_400_000_000),
+        ("3h", 10_800_000_000),
+        ("30d", 30 * DAY_US),
+        ("2w", 14 * DAY_US),
+        ("2592000s", 30 * DAY_US),
+        ("604799395200s", 6999993 * DAY_US),
+    ],
 )
 def test_a_span_of_time_is_a_number_and_a_unit(text: str, us: int) -> None:
     assert span_us(text, where="keep") == us
 
 
-@pytest.mark.parametrize("text", ["", "d", "1", "1y", "-1d", "1.5h", "1d ", "1234567d", "１d"])
+@pytest.mark.parametrize(
+    "text", ["", "d", "1", "1y", "-1d", "1.5h", "1d ", "1000000w", "604799395201s", "9" * 5000 + "s", "１d"]
+)
 def test_anything_else_is_no_span_of_time(text: str) -> None:
     with pytest.raises(ConfigError):
         span_us(text, where="keep")
@@ -335,7 +345,9 @@ def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None
     assert loaded(tmp_path, store=url).address == SqliteAddress(Path(path))
 
 
-@pytest.mark.parametrize("url", ["sqlite://relative.db", "sqlite:///", "/var/x.db", "postgres://user:s3cret@host/db", ""])
+@pytest.mark.parametrize(
+    "url", ["sqlite://relative.db", "sqlite:///", "sqlite:///a%00b.db", "/var/x.db", "postgres://user:s3cret@host/db", ""]
+)
 def test_an_unknown_store_address_is_refused_without_repeating_its_password(tmp_path: Path, url: str) -> None:
     settings = loaded(tmp_path, store=url or "x")
     with pytest.raises(ConfigError) as caught:
@@ -430,6 +442,15 @@ def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str
     assert folders({}) == (places.user_config_dir, places.user_state_dir)
 
 
+def test_a_path_with_a_nul_character_is_refused(tmp_path: Path) -> None:
+    jwt = '[identity.jwt]\nissuer = "i"\naudience = "a"\njwks = "keys.json"\ntoken_file = "a\\u0000b"'
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, jwt)
+    where = f"{tmp_path}/config.toml: identity.jwt.token_file"
+    assert caught.value.message == f"{where}: '{tmp_path}/a\\x00b' is not a path: it has a NUL character"
+    assert caught.value.hint == "write a path without it"
+
+
 def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
@@ -459,6 +480,15 @@ def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load({"MCPGUARD_HOME": str(tmp_path)})
     assert caught.value.message == f"{tmp_path}/config.toml: cannot be read: a pipe, not a file"
+
+
+def test_an_endless_device_is_no_file_of_settings(tmp_path: Path) -> None:
+    error = refusal(tmp_path, config="/dev/zero")
+    assert (error.message, error.hint) == ("/dev/zero: cannot be read: a device, not a file", "it must be a TOML file")
+
+
+def test_the_empty_device_is_a_file_without_settings(tmp_path: Path) -> None:
+    assert loaded(tmp_path, '[identity]\nuser = "usual"', config=os.devnull).user is None
 
 
 def test_the_repr_of_settings_has_no_secret(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def command(before: str, yes: bool, store: str | None) -> int:
     if not settings.address.exists():
         click.echo(printable(f"no rows: there is no store at {settings.address.shown}"))
         return ExitStatus.OK
-    when = datetime.fromtimestamp(before_us / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    when = datetime.fromtimestamp(before_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     where = printable(settings.address.shown)
     if not yes and not click.confirm(f"Delete the audit rows before {when} in {where}?", err=True):
         click.echo("nothing was deleted", err=True)

@@ -28,8 +28,7 @@ def address(url: str, password: str = "") -> Address:
         ConfigError: The URL names no store. The message does not repeat the URL, because that may contain a password.
     """
     match = re.fullmatch(r"sqlite://(/.+)", url)
-    if match:
-        path = unquote(match[1])
+    if match and "\0" not in (path := unquote(match[1])):
         return SqliteAddress(Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path))
     scheme = url.partition("://")[0]
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url, re.DOTALL):

@@ -54,6 +54,11 @@ def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_it(ho
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows deleted\n", "")
 
 
+def test_all_rows_are_older_than_the_last_time_that_can_be_shown(home: Path) -> None:
+    done = mcpguard(home, "audit", "prune", "--before", "9999-12-31T23:59:59.999999Z", "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows deleted\n", "")
+
+
 def test_rows_of_other_namespaces_stay(home: Path) -> None:
     argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
     assert mcpguard(home, *argv, MCPGUARD_NAMESPACE="other").stdout == "0 rows deleted\n"

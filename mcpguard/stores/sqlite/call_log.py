@@ -123,7 +123,7 @@ class CallLog:
     def _read_header(self) -> Mapping[str, object]:
         try:
             header = json.loads(_pread(self.fd, _DRAINED_AT, 0).rstrip(b"\0"))
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or "key" not in header:
             raise damaged(self.path, "it does not begin as a call log does")

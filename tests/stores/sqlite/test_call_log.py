@@ -173,7 +173,9 @@ def test_a_log_that_cannot_be_opened_leaves_no_file_open(path: Path, content: by
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a log", b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a log", b"[" * 5000, b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)]
+)
 def test_a_file_that_is_not_a_call_log_is_refused_and_unchanged(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreUnavailable, match="damaged") as raised:
