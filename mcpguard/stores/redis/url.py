@@ -97,7 +97,7 @@ def parse(url: str, password: str = "") -> RedisUrl:
         database=int(database),
         username=unquote(username),
         password=unquote(given) or (_content(names["password_file"]) if "password_file" in names else password),
-        files={name: _readable(names[name]) for name in _FILES if name in names},
+        files={setting: _readable(names[setting], setting) for setting in _FILES if setting in names},
     )
 
 
@@ -116,13 +116,12 @@ def _content(name: str) -> str:
         raise _wrong(f"password_file {name} cannot be read: {why}", "it holds the password and nothing else") from error
 
 
-def _readable(name: str) -> str:
-    path = named_path(name, where="store")
+def _readable(name: str, setting: str) -> str:
+    path = named_path(name, where=f"store: {setting}")
     try:
         read_at_once(path, 1)
-    except (OSError, ValueError) as error:  # ValueError for a name with U+0000
-        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        raise _wrong(f"{name} cannot be read: {why}", "it is a file in PEM format") from error
+    except OSError as error:
+        raise _wrong(f"{setting} {name} cannot be read: {error.strerror}", "it is a file in PEM format") from error
     return str(path)
 
 
