@@ -1,6 +1,7 @@
 """One exchange: the messages of one read from the client, while they are judged."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
@@ -50,9 +51,12 @@ class Exchange:
 
     def is_used_again(self, request: DecisionRequest) -> bool:
         """Whether a later message of the exchange has a call's id."""
-        frames = [message for message in self.messages if isinstance(message, Frame)]
-        later = next((frames[at + 1 :] for at, frame in enumerate(frames) if frame is request.frame), [])
-        return any(frame.id == request.request_id for frame in later)
+        last = self._last_by_id.get(request.request_id)
+        return last is not None and last is not request.frame
+
+    @cached_property
+    def _last_by_id(self) -> dict[str | None, Frame]:
+        return {message.id: message for message in self.messages if isinstance(message, Frame)}
 
     def ask(self) -> Decide:
         """Ask for the next portion of verdicts. A call that may be held is decided alone: others may have to wait for it."""
