@@ -234,10 +234,10 @@ class Upstream:
         Raises:
             ConnectionAbortedError: The client has left, and the server takes nothing.
         """
-        written, view = 0, memoryview(data)  # a pipe takes 64 KiB at a time: slices of bytes would copy the rest each time
+        written = 0
         while written < len(data):
-            try:
-                written += os.write(self._server.stdin, view[written:] if written else data)
+            try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
+                written += os.write(self._server.stdin, memoryview(data)[written:] if written else data)
             except BlockingIOError:
                 self._input.wait(self._source, self._read_ahead)
             except OSError:
