@@ -12,7 +12,7 @@ from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import rule_as_json
 from mcpguard.cli._text import paragraph
 from mcpguard.core import limiter
-from mcpguard.core.audit import MEMBERS
+from mcpguard.core.audit import BY_RULES, MEMBERS
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import AXES, Call, Policy, Rule
@@ -116,7 +116,7 @@ class Shown(NamedTuple):
     @property
     def was_refused(self) -> bool:
         """Whether limits said no, perhaps in observe mode."""
-        return self.record["decision"] in {"rate_limited", "would_deny", "denied"}
+        return self.record["decision"] in BY_RULES
 
 
 def find(store: AuditReader, namespace: str, row_id: str) -> dict[str, object]:

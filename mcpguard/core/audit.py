@@ -36,6 +36,9 @@ MEMBERS: Final = (
 DECISIONS: Final = tuple(word for word in get_args(Decided) if word != "held")
 """The values of `decision` in a record."""
 
+BY_RULES: Final = frozenset({"rate_limited", "would_deny", "denied"})
+"""The decisions of rules that had no room for a call, or close its tool."""
+
 
 class Row(NamedTuple):
     """The audit row of a decision, as a store keeps it.
@@ -206,7 +209,7 @@ def record(row: Row, *, outcome: str | None = None, duration_us: int | None = No
     }
     if "tool" in context:
         values["trace_id"] = row.trace_id or f"{session}{row.seq:016x}"
-    if row.decision in {"rate_limited", "would_deny", "denied"} and "exceeded" not in values and "rule" in values:
+    if row.decision in BY_RULES and "exceeded" not in values and "rule" in values:
         limit = {key: values[key] for key in ("axis", "rule", "limit", "window", "counts") if key in values}
         values["exceeded"] = [limit | ({} if row.retry_after_ms is None else {"retry_after_ms": row.retry_after_ms})]
     if row.decision in {"rate_limited", "would_deny"} and values.get("counts") is not None and "reason" not in values:
