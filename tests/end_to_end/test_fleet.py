@@ -100,14 +100,13 @@ def test_a_server_that_is_killed_and_comes_back_keeps_every_count(tmp_path: Path
                 server.start()
                 assert host.end() == 0
             admitted += sum("result" in answer for answer in answers)
-            rest = loop(tmp_path, server.url, 10, f"{life}-rest")
-            assert all("result" in answer for answer in rest)
-            admitted += 10
+        assert admitted >= 180
+        admitted += sum("result" in answer for answer in loop(tmp_path, server.url, 300, "rest"))
         emptied = mcpguard(tmp_path, "reset", "--yes", MCPGUARD_STORE=server.url).stdout
-        counted = int(emptied.split(": ")[1].split()[0])
+        assert ": 300 calls in the last hour" in emptied
         rows = tail(tmp_path, server.url, "--decision", "allowed")
         # A call whose reply was lost is counted, and denied; the row that says so takes the place of the server's
-        assert 180 <= admitted <= len(rows) <= counted <= 300
+        assert admitted <= len(rows) <= 300
         assert len({row["id"] for row in rows}) == len(rows)
 
 

@@ -75,7 +75,6 @@ class Place:
     Args:
         mode: What becomes of calls without the store.
         policy: The policy.
-        timeout_ms: The budget of a call.
         folder: Where spill files are; None for nowhere.
         other: A place whose store and clocks this one has too.
         session: The wrapper's session.
@@ -86,7 +85,6 @@ class Place:
         mode: str = "local",
         policy: str = LIMIT_3,
         *,
-        timeout_ms: int = 30_000,
         folder: Path | None = None,
         other: "Place | None" = None,
         session: str = "00000000000000aa",
@@ -106,7 +104,7 @@ class Place:
             mode=mode,
             notify=self.said.append,
             spills=SpillFolder(folder, "db-spill-", base=lambda: self.base) if folder else None,
-            timeout_ms=timeout_ms,
+            timeout_ms=30_000,
             clock=self.time,
             wall=self.wall,
         )

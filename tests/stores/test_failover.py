@@ -178,7 +178,7 @@ def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> Non
     broken.store.close()
     for file in broken.path.parent.glob("mcpguard.db*"):
         file.write_bytes(b"not a database at all" * 100)
-    broken.store = FailoverStore(broken.open, mode="local", notify=broken.said.append, clock=broken.time)
+    broken.store = FailoverStore(broken.open, mode="local", notify=broken.said.append, timeout_ms=30_000, clock=broken.time)
     broken.probe()
     assert "damaged" in broken.said[-1]
     assert broken.store.needs_tending

@@ -271,12 +271,12 @@ def test_a_call_that_was_held_without_a_reply_has_one_place() -> None:
 
 
 def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call_waits() -> None:
-    place = Place(policy=CAP_2, timeout_ms=250)
+    place = Place(policy=CAP_2)
     place.starts()
     place.break_down()
     place.starts()
     place.failing.clear()
-    place.before["hold"] = lambda: place.time.pass_ms(200)
+    place.before["hold"] = lambda: place.time.pass_s(20)
     told: list[str] = []
     place.before["settle"] = lambda: told.append("settle")
     place.probe()

@@ -136,10 +136,10 @@ def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written() ->
 
 
 def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call_waits() -> None:
-    place = Place(timeout_ms=250)
+    place = Place()
     place.break_down()
     place.call(2)
-    place.before["adopt"] = lambda: place.time.pass_ms(200)
+    place.before["adopt"] = lambda: place.time.pass_s(20)
     place.failing.clear()
     place.probe()
     assert place.store.needs_tending
@@ -149,10 +149,10 @@ def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call
 
 def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "BATCH", 1)
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', timeout_ms=250)
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n')
     place.break_down()
     place.call(1)
-    place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_ms(200))  # the second batch has no row
+    place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_s(20))  # the second batch has no row
     place.mend()
     assert (place.used(), len(place.records())) == ([1, 1], 1)
 
@@ -289,11 +289,11 @@ def test_long_rows_are_written_a_few_at_a_time_and_one_that_the_store_does_not_t
 
 
 def test_a_long_row_keeps_its_arguments_if_only_counting_was_slow() -> None:
-    place = Place(timeout_ms=250)
+    place = Place()
     place.session.keep_arguments("full")
     place.break_down()
     place.session.call("x", arguments={"text": "a" * BATCH_CHARS})
-    place.before["adopt"] = lambda: place.time.pass_ms(200)
+    place.before["adopt"] = lambda: place.time.pass_s(20)
     place.failing.clear()
     place.probe()
     assert place.store.needs_tending

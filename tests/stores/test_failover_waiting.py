@@ -363,7 +363,9 @@ def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
             raise OSError(errno.EBADF, "Bad file descriptor")
 
     said: list[str] = []
-    store = FailoverStore(lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append)
+    store = FailoverStore(
+        lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S
+    )
     session = Wrapper(store, LIMIT_3)
     assert session.decisions("x") == ["allowed"]
     bookkeeper = threading.Thread(target=store.tend)

@@ -130,7 +130,7 @@ class Gone(MemoryStore):
 
 def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
     gone, said = Gone(), list[str]()
-    store = FailoverStore(lambda: gone, mode="local", notify=said.append)
+    store = FailoverStore(lambda: gone, mode="local", notify=said.append, timeout_ms=30_000)
     for _ in range(3):
         assert store.noted_agents("default", ["t1"]) == {}
     assert gone.asked == 1

@@ -85,7 +85,11 @@ def overtake(writer: Session, drains: SqliteStore, *, keeping_up: SqliteStore | 
 def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: Path, open_store: Open) -> None:
     upkeeping = open_store()
     told: list[str] = []
-    stores = [FailoverStore(lambda: open_store(timeout_ms=20), mode="deny", notify=told.append) for _ in range(2)]
+
+    def opened() -> SqliteStore:
+        return open_store(timeout_ms=20)
+
+    stores = [FailoverStore(opened, mode="deny", notify=told.append, timeout_ms=30_000) for _ in range(2)]
     one, other = [Caller(store, ALL_KINDS, session=name * 16) for store, name in zip(stores, "ab", strict=True)]  # type: ignore[arg-type]
     for caller in one, other:  # the stores are open, and have their owners' files
         assert caller.words("x") == ["allowed"]
