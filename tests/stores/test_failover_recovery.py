@@ -8,9 +8,9 @@ from mcpguard.core.audit import Row
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.failover import store as failover_store
 from mcpguard.stores.failover import write_behind
 from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.store import LAST_TRY_S
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
 from tests.core.build import START_US
 from tests.memory_store import Memory
@@ -198,7 +198,8 @@ def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
     assert (place.used(), len(place.records())) == ([], 5)
 
 
-def test_closing_tries_once_more_to_write_the_buffer() -> None:
+def test_closing_tries_once_more_to_write_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failover_store, "LAST_TRY_S", 30.0)
     place = Place()
     place.break_down()
     during = place.one()
@@ -217,7 +218,7 @@ def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
     place.break_down()
     place.call(10 * BATCH)
     place.failing.clear()
-    place.before["append"] = lambda: place.time.pass_ms(round(LAST_TRY_S * 1000) + 1)
+    place.before["append"] = lambda: place.time.pass_ms(round(failover_store.LAST_TRY_S * 1000) + 1)
     place.store.close()
     assert len(place.records()) == BATCH
 
