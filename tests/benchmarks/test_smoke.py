@@ -3,9 +3,12 @@
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from tests.end_to_end.host import PATIENT_MS
 
 from . import __main__ as program
 from . import calls, pipelined, redis_calls, streams, wrappers
@@ -31,6 +34,16 @@ TINY = Effort(
     wrapper_seconds=0.1,
     flat_rounds=1,
 )
+
+
+@pytest.fixture
+def _patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrappers wait for their stores as long as a busy machine needs."""
+    config = tmp_path / "config.toml"
+    config.write_text(f"[store]\ntimeout_ms = {PATIENT_MS}\n")
+    guard = replace(GUARD, env={**GUARD.env, "MCPGUARD_CONFIG": str(config)})
+    for module in redis_calls, wrappers:
+        monkeypatch.setattr(module, "GUARD", guard)
 
 
 def test_every_variant_answers_every_call_and_its_memory_is_read(tmp_path: Path) -> None:
@@ -79,6 +92,7 @@ def test_a_stream_is_counted_to_its_last_byte(tmp_path: Path) -> None:
             assert streams.stream(session, shape, 3 << 20) > 0
 
 
+@pytest.mark.usefixtures("_patient")
 def test_calls_with_counters_on_a_server_are_measured_beside_a_round_trip_to_it(tmp_path: Path) -> None:
     section = redis_calls.measure(TINY, tmp_path, "split")
     figures = {row.label: row.values for row in section.rows}
@@ -86,6 +100,7 @@ def test_calls_with_counters_on_a_server_are_measured_beside_a_round_trip_to_it(
     assert figures["one round trip there, us"].keys() == {"mcpguard"}
 
 
+@pytest.mark.usefixtures("_patient")
 def test_wrappers_of_both_stores_are_measured_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrappers, "NUMBERS", (1, 2))
     sections = wrappers.measure(TINY, tmp_path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.end_to_end.host import audit, environment, policy, rule, total
+from tests.end_to_end.host import PATIENT_MS, audit, budget, environment, policy, rule, total
 
 from .matrix import Client, Feature, Json, Server, step
 from .parts import MissingError, Parts
@@ -60,6 +60,7 @@ class Pair:
     def run(self) -> Outcome:
         """Do and judge everything."""
         limited = {self.server.tool, *(f.charged for f in self.server.features.values() if f.charged)}
+        budget(self.home, PATIENT_MS)
         policy(self.home, "".join(rule("1/1h", user="*", tool=tool) for tool in sorted(limited)))
         try:
             if self.client.command is None:
