@@ -1,7 +1,8 @@
 """Ends the server's process group when mcpguard is killed.
 
 On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the end of a
-pipe that only mcpguard holds, and then kills the group.
+pipe that only mcpguard holds, and then kills the group. It ignores the signals that all processes of a session may get when the
+session ends.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import sys
 from typing import Final
 
 _SHELL: Final = "/bin/sh"
-_SCRIPT: Final = 'read -r word; kill -s KILL -- "-$1"'
+_SCRIPT: Final = 'trap "" HUP INT TERM; read -r word; kill -s KILL -- "-$1"'
 
 
 class Watchdog:

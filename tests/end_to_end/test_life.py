@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -360,6 +361,26 @@ def test_the_death_of_the_guards_whole_group_leaves_nothing_behind_either(tmp_pa
         host.notification("notifications/ready")
         until(lambda: " store=" in host.err, "the guard is up")
         os.killpg(host.process.pid, signal.SIGKILL)
+        assert host.nobody_is_left()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks for a child in /proc")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anything_behind(tmp_path: Path, number: int) -> None:
+    with Host(tmp_path, *script("stubborn")) as host:
+        host.notification("notifications/ready")
+        until(lambda: " store=" in host.err, "the guard is up")
+        children = Path(f"/proc/{host.process.pid}/task/{host.process.pid}/children").read_text().split()
+        (watchdog,) = (int(pid) for pid in children if b"mcpguard-watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        ignored = re.compile(r"^SigIgn:\t([0-9a-f]+)$", re.MULTILINE)
+
+        def heeds_nothing() -> bool:
+            found = ignored.search(Path(f"/proc/{watchdog}/status").read_text())
+            return bool(found and int(found[1], 16) >> (number - 1) & 1)
+
+        until(heeds_nothing, "the watchdog is up")
+        os.kill(watchdog, number)
+        host.kill(signal.SIGKILL)
         assert host.nobody_is_left()
 
 
