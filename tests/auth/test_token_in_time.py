@@ -88,7 +88,9 @@ def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wra
         assert go_on.wait(30)
         return published.pop(0)
 
-    keys = RemoteKeys("https://idp.acme.com/keys", wrapper.home, wall=lambda: now["now_s"], fetch=fetch)
+    keys = RemoteKeys(
+        "https://idp.acme.com/keys", wrapper.home, clock=lambda: now["now_s"], wall=lambda: now["now_s"], fetch=fetch
+    )
     keys.wait(30)
     wrapper.file.write_text(token(exp=int(wrapper.now_s) + 9999))
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys, clock=lambda: now["now_s"])

@@ -65,7 +65,7 @@ def test_a_verified_user_is_limited_and_on_record_with_all_that_the_token_says(t
         ),
     )
     policy(tmp_path, rule("1/1h", user="*", role="dev", scope="crm.read") + rule("9/1h", user="*", role="boss"))
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert "result" in host.call(1, "search")
         assert host.call(2, "search")["error"]["data"]["user"] == "alice"
         assert host.end() == 0
@@ -84,7 +84,7 @@ def test_a_verified_user_is_limited_and_on_record_with_all_that_the_token_says(t
 
 def test_without_a_token_every_call_is_denied_and_all_else_passes_until_there_is_one(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert "result" in host.ask("tools", "tools/list")
         error = denied(host.call(1, "search"))
         assert error["message"].startswith(f"Tool search was not called: there is no token: {file} does not exist. ")
@@ -105,7 +105,7 @@ def test_a_renewed_token_counts_from_the_next_call_on(tmp_path: Path, keys: KeyS
     file = settings(tmp_path, keys.url)
     policy(tmp_path, rule("1/1h", user="*"))
     write_token(file, token())
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert "result" in host.call(1, "search")
         write_token(file, token(exp=int(time.time()) + 3600))
         assert host.call(2, "search")["error"]["data"]["user"] == "alice"
@@ -122,7 +122,7 @@ def test_a_renewed_token_counts_from_the_next_call_on(tmp_path: Path, keys: KeyS
 def test_a_token_that_expires_in_mid_session_is_noticed_at_the_next_call(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
     policy(tmp_path, 'mode = "enforce"\n')
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         write_token(file, token())
         assert "result" in call_until(host, "search", "result")
         expires_s, bobs = 0, Message()
@@ -141,7 +141,7 @@ def test_a_token_that_expires_in_mid_session_is_noticed_at_the_next_call(tmp_pat
 def test_a_token_in_the_environment_is_used_and_hidden_from_the_server(tmp_path: Path, keys: KeyServer) -> None:
     settings(tmp_path, keys.url)
     secret = token()
-    with Host(tmp_path, *OBEDIENT, env={"MCPGUARD_TOKEN": secret}) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, env={"MCPGUARD_TOKEN": secret}) as host:
         text = host.call(1, "variables")["result"]["content"][0]["text"]
         assert host.end() == 0
         assert "MCPGUARD_TOKEN" not in text
@@ -155,7 +155,7 @@ def test_no_part_of_a_token_is_in_the_audit_on_stderr_on_disk_or_in_an_answer(
     file = settings(tmp_path / "home", keys.url)
     secret = token() if good else token(number=7, headers={"kid": "RS256-0"}, sub="mallory")
     write_token(file, secret)
-    with Host(tmp_path / "home", *OBEDIENT) as host:
+    with Host(tmp_path / "home", *OBEDIENT, tuned=PATIENT) as host:
         host.send(call(1, "search"))
         answers = json.dumps(host.answer(1))
         assert ("result" in answers) == good
@@ -200,11 +200,11 @@ def test_a_provider_that_is_down_stops_nobody_whose_key_is_known(tmp_path: Path)
     with provider.serving() as server:
         file = settings(tmp_path, server.url)
         write_token(file, token())
-        with Host(tmp_path, *OBEDIENT) as host:
+        with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
             assert "result" in call_until(host, "search", "result")
             assert host.end() == 0
         url = server.url
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert "result" in host.call(1, "search")
         write_token(file, token(number=1))
         message = denied(call_until(host, "search", "error"))["message"]
@@ -244,7 +244,7 @@ def test_who_the_user_is_stands_in_the_first_line_where_the_keys_are_known(tmp_p
     jwks.write_bytes(provider.key_set(provider.jwk()))
     file = settings(tmp_path, "keys.json")
     write_token(file, token())
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert "result" in host.call(1, "search")
         assert host.end() == 0
         assert " user=alice agent=" in host.err.splitlines()[0]
@@ -254,7 +254,7 @@ def test_a_token_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path
     file = settings(tmp_path, keys.url)
     file.write_text(token())
     file.chmod(0o644)
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert "result" in call_until(host, "search", "result")
         assert host.end() == 0
         assert host.err.count(f"others can read the token in {file} (mode 0644): chmod 600 {file}") == 1
@@ -268,7 +268,7 @@ def test_nothing_but_the_token_may_name_the_user(
     tmp_path: Path, options: list[str], env: dict[str, str], named: str, status: int
 ) -> None:
     settings(tmp_path, "keys.json")
-    with Host(tmp_path, *OBEDIENT, options=options, env=env) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, options=options, env=env) as host:
         assert host.wait() == status
         assert host.err.splitlines()[0] == f"mcpguard: {named}: only a verified token may name the user here"
 
@@ -276,7 +276,7 @@ def test_nothing_but_the_token_may_name_the_user(
 def test_a_token_where_its_file_belongs_ends_the_start_and_is_not_repeated(tmp_path: Path) -> None:
     secret = token()
     settings(tmp_path, "keys.json", token_file=secret)
-    with Host(tmp_path, *OBEDIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
         assert host.wait() == 78
         assert host.err.splitlines()[0] == (
             f"mcpguard: {tmp_path}/config.toml: identity.jwt.token_file holds a token where a path belongs"
@@ -289,14 +289,14 @@ def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: 
     with (tmp_path / "config.toml").open("a") as file:
         file.write('[store]\non_unavailable = "allow"\n')
     (tmp_path / "mcpguard.db").mkdir()
-    with Host(tmp_path, *OBEDIENT, options=["--observe"]) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, options=["--observe"]) as host:
         denied(host.call(1, "search"))
         assert host.end() == 0
 
 
 def test_a_denial_can_be_a_result_here_too(tmp_path: Path, keys: KeyServer) -> None:
     settings(tmp_path, keys.url)
-    with Host(tmp_path, *OBEDIENT, options=["--denials", "result"]) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, options=["--denials", "result"]) as host:
         result = host.call(1, "search")["result"]
         assert host.end() == 0
     assert result["isError"] is True
@@ -318,7 +318,7 @@ def test_the_http_client_is_loaded_only_if_keys_are_fetched(tmp_path: Path, keys
     (tmp_path / "keys.json").write_bytes(keys.body)
     write_token(settings(tmp_path, tmp_path / "keys.json" if where == "file" else keys.url), token())
     if where == "cache":
-        with Host(tmp_path, *OBEDIENT) as host:
+        with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
             assert "result" in call_until(host, "search", "result")
             assert host.end() == 0
     with Host(tmp_path, *OBEDIENT, env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:

@@ -1,7 +1,7 @@
 """A wrapper on a Redis server: `python -m tests.stores.redis_worker URL LEASE_MS`. The tests control it through pipes.
 
 It answers each line with one line: `call` with the decision, `end` with `ended` when its last call was settled, and `told`
-with the warnings that it has told so far.
+with the losses of places that it has told so far.
 """
 
 import os
@@ -27,7 +27,7 @@ def run(url: str, lease_ms: int) -> None:
         while not ends.wait(0.02):
             if store.needs_tending:
                 store.tend()
-                told.extend(store.warnings)
+                told.extend(store.warnings[len(store._server_warnings) :])
 
     threading.Thread(target=tend, daemon=True).start()
     ending: Ending | None = None
