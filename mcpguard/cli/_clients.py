@@ -185,7 +185,9 @@ def _nothing_to_guard(chosen: Chosen) -> Iterator[Fault]:
         yield Fault(missing, "add a server in the client first")
     if not chosen.sources and not chosen.is_named:
         where = f" in {chosen.project}" if chosen.project else ""
-        yield Fault(f"no file of a client is found{where}", "see the clients and their files: mcpguard install --help")
+        yield Fault(
+            f"no file of a client is found{where}", "add a server in a client first; mcpguard install --help names the clients"
+        )
 
 
 def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]) -> Iterator[Fault]:

@@ -635,7 +635,10 @@ def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: 
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
     done = account.run("install", "--yes")
     assert done.returncode == 1
-    assert "no file of a client is found" in done.stderr
+    assert done.stderr == (
+        "mcpguard: no file of a client is found "
+        "(hint: add a server in a client first; mcpguard install --help names the clients)\n"
+    )
     done = account.run("uninstall", "--yes")
     assert (done.returncode, done.stderr) == (0, "")
     done = account.run("install", "--project", str(account.project))
