@@ -442,6 +442,12 @@ def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str
     assert folders({}) == (places.user_config_dir, places.user_state_dir)
 
 
+def test_a_home_folder_at_the_root_is_not_named_with_two_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": "/"})
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert folders({}) == ("/.config/mcpguard", "/.local/state/mcpguard")
+
+
 def test_a_path_with_a_nul_character_is_refused(tmp_path: Path) -> None:
     jwt = '[identity.jwt]\nissuer = "i"\naudience = "a"\njwks = "keys.json"\ntoken_file = "a\\u0000b"'
     with pytest.raises(ConfigError) as caught:
