@@ -356,7 +356,7 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
             raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
     elif not isinstance(value, str) or not value:
         shown = "this" if key == "url" else repr(value)  # it may hold a password
-        raise ConfigError(f"{where}: {shown} is not text", f'{key} = "…"')
+        raise ConfigError(f"{where}: {shown} is {'empty' if value == '' else 'not text'}", f'{key} = "…"')
     if key == "keep":
         return {"keep_us": span_us(str(value), where=where)}
     return {"store" if key == "url" else key: value}

@@ -158,4 +158,4 @@ def closest_word(word: str, known: Collection[str]) -> str | None:
     """
     import difflib  # loaded only for an error
 
-    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), None)

@@ -269,6 +269,7 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
 
 
+OUTAGE = "known: local deny allow"
 HASH = 'did you mean arguments = "hash"?'
 SPAN = "write a number and one of s m h d w, such as 30d"
 
@@ -284,7 +285,8 @@ SPAN = "write a number and one of s m h d w, such as 30d"
         ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),
         ("denials = 'x'", "denials", "'x' is none of auto, error, result", "known: auto error result"),
         ("denials = ['error']", "denials", "['error'] is none of auto, error, result", 'did you mean denials = "error"?'),
-        ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", "known: local deny allow"),
+        ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", OUTAGE),
+        ("[store]\non_unavailable = 'open'", "store.on_unavailable", "'open' is none of local, deny, allow", OUTAGE),
         ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "known: normal full"),
         ("[audit]\narguments = 'hashs'", "audit.arguments", "'hashs' is none of hash, none, full", HASH),
         ("[store]\ntimeout_ms = 0", "store.timeout_ms", "0 is not a number from 1 to 60000", "timeout_ms = 250"),
@@ -295,7 +297,7 @@ SPAN = "write a number and one of s m h d w, such as 30d"
         ("[audit]\nmax_mb = -1", "audit.max_mb", "-1 is not a number from 1 to 1000000", "max_mb = 256"),
         ("max_frame_bytes = 10", "max_frame_bytes", "10 is not a number from 1024 to 1073741824", "max_frame_bytes = 10485760"),
         ("[identity]\ntrust_meta = 1", "identity.trust_meta", "1 is neither true nor false", "trust_meta = false"),
-        ("[identity]\nuser = ''", "identity.user", "'' is not text", 'user = "…"'),
+        ("[identity]\nuser = ''", "identity.user", "'' is empty", 'user = "…"'),
         ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
         ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
