@@ -170,19 +170,21 @@ def without_hook(chosen: Chosen) -> list[Fault]:
     return [Fault(f"{name}: mcpguard has no hook for it", f"clients with a hook: {able}") for name in names]
 
 
-def _missing(chosen: Chosen) -> Iterator[str]:
-    """For each of the named clients that has no file, where the file would be."""
+def _missing(chosen: Chosen) -> Iterator[Fault]:
+    """A fault for each of the named clients that has no file. It says where the file would be."""
     have = {source.client.key for source in chosen.sources}
     for client in chosen.clients if chosen.is_named else ():
         if client.key not in have:
             paths = [str(path) for path in client_paths(chosen.machine, client, chosen.project)]
-            yield f"{client.title}: no file {paths[0]}" if paths else f"{client.title}: it has no files in a project"
+            if paths:
+                yield Fault(f"{client.title}: no file {paths[0]}", "add a server in the client first")
+            else:
+                yield Fault(f"{client.title}: it has no files in a project", "leave out --project")
 
 
 def _nothing_to_guard(chosen: Chosen) -> Iterator[Fault]:
     """A fault for each of the named clients that has no file, or for no file at all."""
-    for missing in _missing(chosen):
-        yield Fault(missing, "add a server in the client first")
+    yield from _missing(chosen)
     if not chosen.sources and not chosen.is_named:
         where = f" in {chosen.project}" if chosen.project else ""
         yield Fault(
@@ -214,8 +216,8 @@ def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, 
         click.echo("nothing was changed", err=True)
         return ExitStatus.FAILURE
     errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
-    for line in _missing(chosen) if words is UNINSTALL else ():
-        click.echo(printable(line))
+    for absent in _missing(chosen) if words is UNINSTALL else ():
+        click.echo(printable(absent.message))
     _report(plan, errors, words)
     steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
     if steps:

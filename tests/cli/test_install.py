@@ -632,6 +632,13 @@ def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: 
     assert not hooks.exists()
 
 
+def test_the_hint_for_a_client_without_files_in_a_project_is_to_leave_the_project_out(account: Account) -> None:
+    done = account.run("install", "windsurf", "--project", str(account.project), "--yes")
+    assert (done.returncode, done.stderr) == (
+        1, "mcpguard: Windsurf: it has no files in a project (hint: leave out --project)\n",
+    )  # fmt: skip
+
+
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
     done = account.run("install", "--yes")
     assert done.returncode == 1
