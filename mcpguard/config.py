@@ -295,7 +295,7 @@ def _read(file: str, state: str, *, where: str) -> dict[str, object]:
     if "jwt" in tables.get("identity", {}):
         tables["identity.jwt"] = _table(tables["identity"].pop("jwt"), file, "identity.jwt")
     for key in data:
-        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*outer, *_TABLES[""]]))
+        raise ConfigError(f"{file}: {key}: unknown setting", _hint_at_top(key, [*outer, *_TABLES[""]]))
     values: dict[str, object] = {}
     for name, table in tables.items():
         prefix = f"{file}: {name}." if name else f"{file}: "
@@ -379,6 +379,13 @@ def span_us(text: str, *, where: str) -> int:
     if not 0 < seconds <= _LONGEST_SPAN_S:
         raise ConfigError(f"{where}: {text!r} is not a span of time", "write a number and one of s m h d w, such as 30d")
     return seconds * 1_000_000
+
+
+def _hint_at_top(key: str, known: Sequence[str]) -> str:
+    if key in {"rule", "cost", "mode", "wait"}:
+        return f"{key} is for policy.toml"
+    table = next((name for name, keys in _TABLES.items() if key in keys), "")
+    return f"write {key} below a line [{table}]" if table else _nearest(key, known)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
