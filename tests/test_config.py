@@ -240,7 +240,10 @@ def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
 
 def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path))
-    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it must be a TOML file")
+    assert (error.message, error.hint) == (
+        f"{tmp_path}: cannot be read: Is a directory",
+        "it must be a TOML file that this account may read",
+    )
 
 
 @pytest.mark.parametrize(
@@ -496,7 +499,10 @@ def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_an_endless_device_is_no_file_of_settings(tmp_path: Path) -> None:
     error = refusal(tmp_path, config="/dev/zero")
-    assert (error.message, error.hint) == ("/dev/zero: cannot be read: a device, not a file", "it must be a TOML file")
+    assert (error.message, error.hint) == (
+        "/dev/zero: cannot be read: a device, not a file",
+        "it must be a TOML file that this account may read",
+    )
 
 
 def test_the_empty_device_is_a_file_without_settings(tmp_path: Path) -> None:

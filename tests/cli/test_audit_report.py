@@ -115,6 +115,17 @@ def test_without_a_store_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_file_that_cannot_be_written_is_named_with_a_hint(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.html"
+    with patch("mcpguard.whole_files.write", side_effect=PermissionError(13, "Permission denied")):
+        done = mcpguard(home, "audit", "report", "-o", str(file))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"mcpguard: -o: {file} cannot be written: Permission denied\n"
+        "hint: check that its folder is writable and the disk is not full\n",
+    )
+
+
 @pytest.mark.parametrize("module", ["pygal", "jinja2"])
 def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path, module: str) -> None:
     with (
