@@ -23,6 +23,8 @@ from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 from mcpguard.files import named_path
 from mcpguard.identity import configured_identity
 
+NO_SERVERS: Final = "no client with servers is found"
+
 _LONG: Final = 200
 """A longer line that changes is shown in pieces, of which only those that change: some clients write a file in one line."""
 
@@ -216,8 +218,11 @@ def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, 
         click.echo("nothing was changed", err=True)
         return ExitStatus.FAILURE
     errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
-    for absent in _missing(chosen) if words is UNINSTALL else ():
-        click.echo(printable(absent.message))
+    absent = list(_missing(chosen)) if words is UNINSTALL else []
+    for one in absent:
+        click.echo(printable(one.message))
+    if not (plan.outcomes or plan.hooks or absent or status):
+        click.echo(NO_SERVERS)
     _report(plan, errors, words)
     steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
     if steps:

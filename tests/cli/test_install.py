@@ -647,9 +647,16 @@ def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(accoun
         "(hint: add a server in a client first; mcpguard install --help names the clients)\n"
     )
     done = account.run("uninstall", "--yes")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
     done = account.run("install", "--project", str(account.project))
     assert f"no file of a client is found in {account.project}" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["install"], ["install", "cursor", "--dry-run"], ["uninstall", "--yes"]])
+def test_a_file_without_servers_is_not_passed_over_in_silence(account: Account, argv: list[str]) -> None:
+    account.write("home/.cursor/mcp.json", '{"mcpServers": {}}')
+    done = account.run(*argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
 
 
 def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) -> None:
